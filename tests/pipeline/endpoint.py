@@ -1,13 +1,11 @@
 """A local server that scores prompts by a real model, in the formats of vLLM's completions and of SGLang's own API.
 
-`with Server(model) as server:` serves on a port of its own. Run as a program, it serves a model until it is stopped:
-`python -m tests.pipeline.endpoint MODEL PORT`.
+`with Server(model) as server:` serves on a port of its own.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +25,7 @@ class Server:
     key     that requests must bring
     """
 
-    def __init__(self, model: Path, *, port: int = 0) -> None:
+    def __init__(self, model: Path) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(model).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.answered: list[tuple[int, ...]] = []
@@ -35,7 +33,7 @@ class Server:
         self.change: Callable[[list[Any]], list[Any] | None] = lambda positions: positions
         self.key: str | None = None
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"server_of": self}))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Server:
@@ -102,9 +100,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *words: object) -> None:
         """Say nothing."""
-
-
-if __name__ == "__main__":
-    with Server(Path(sys.argv[1]), port=int(sys.argv[2])) as server:
-        print(server.url, flush=True)
-        threading.Event().wait()

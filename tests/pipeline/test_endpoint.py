@@ -46,9 +46,9 @@ def asked(tiny, server, *words: str) -> list[str]:
     return words_of(tiny, "FromEndpoint", "--reference.url", f"{server.url}/v1", *words)
 
 
-def from_weights(tiny, sftmix, *paths, out: str = "weights") -> dict[str, list]:
+def from_weights(tiny, sftmix, *paths) -> dict[str, list]:
     """The dynamics of models on disk."""
-    place = tiny.model.parent / out
+    place = tiny.model.parent / "weights"
     names = f"[{', '.join(map(str, paths))}]"
     words = ("--reference", "FromCheckpoints", "--reference.paths", names)
     assert sftmix("confidence", *tiny.bare, "--out", str(place), *words).code == 0
