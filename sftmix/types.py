@@ -13,7 +13,7 @@ A suffix names the shape: `hidden_TD` is [T, D], `lam_M` is [M].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -107,6 +107,9 @@ class RowScores:
     n_correct: Int64
     token_nll: Sequence[npt.NDArray[np.float32]] | None = None
 
+
+RowScorer: TypeAlias = Callable[[Encoded], tuple[float, int]]
+"""A row -> the summed NLL of its response tokens (nats), and the number of those that are the argmax."""
 
 NOT_COUNTED = -1
 """Marker in place of a number of correct tokens: they were not counted."""

@@ -38,8 +38,20 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = (".ci", "benchmarks", "docs", "sftmix", "tests")
 """The folders of the repository; a checkout may hold others, such as runs/."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-PROGRAMS = {"sftmix", "torchrun", "python", "pip", "pytest", "ruff", "mypy", "mkdocs", ".ci/run", ".ci/versions"}
-PROGRAMS |= {"git", "cd", "hf", "transformers", "vllm", "llama-server"}
+PROGRAMS = {
+    "sftmix",
+    "torchrun",
+    "python",
+    "pip",
+    "pytest",
+    "ruff",
+    "mypy",
+    "mkdocs",
+    ".ci/run",
+    ".ci/versions",
+    ".ci/dist",
+}
+PROGRAMS |= {".ci/dist", "git", "cd", "hf", "transformers", "vllm", "llama-server"}
 
 
 def name_of(path: Path) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,6 +63,24 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_batches(file: Path) -> list[dict[str, Any]]:
+    """Return what `append_batch` has added to a file so far, and drop a last batch that was cut short."""
+    if not file.exists():
+        return []
+    whole, newline, _ = file.read_bytes().rpartition(b"\n")
+    os.truncate(file, len(whole) + len(newline))
+    return [record for batch in whole.splitlines() for record in json.loads(batch)]
+
+
+def append_batch(file: Path, batch: Sequence[Mapping[str, Any]], *, sync: bool = True) -> None:
+    """Add a batch of records to a file, all or none; they are on disk when this returns, or with the system's cache."""
+    with naming_full_disk(file), file.open("ab") as part:
+        part.write(f"{json.dumps(batch)}\n".encode())
+        part.flush()
+        if sync:
+            os.fsync(part.fileno())
 
 
 def is_full(error: BaseException) -> bool:

@@ -43,6 +43,13 @@ _INTEGERS = ("checkpoint", "step", "n_tokens", "n_correct")
 # ------------------------------------------------------------------------------------------- any table
 
 
+def existing_file(key: str, path: str | os.PathLike[str]) -> str:
+    """Return the path of an option; DataError if there is no such file. A run asks before it stores its inputs."""
+    if not os.path.isfile(path):
+        raise DataError(f"{key}: {path}: there is no such file")
+    return os.fspath(path)
+
+
 def write_table(path: PathLike, ids: Sequence[str], metadata: dict[bytes, str] | None = None, **columns: Any) -> None:
     """Write a column of ids and others: arrays, or lists of text. None leaves a column out."""
     import pyarrow as pa

@@ -29,6 +29,8 @@ _PUBLIC = {
     "Evaluate": "callbacks",
     "LossSpikeGuard": "callbacks",
     "MeasureMixing": "mixing",
+    "FromEndpoint": "endpoint",
+    "FromSGLang": "endpoint",
     "IFD": "confidence",
     "Correctness": "confidence",
     "LearningPercentage": "confidence",

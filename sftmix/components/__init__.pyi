@@ -25,6 +25,8 @@ from sftmix.components.confidence import LogPerplexity as LogPerplexity
 from sftmix.components.confidence import LowVariability as LowVariability
 from sftmix.components.confidence import Perplexity as Perplexity
 from sftmix.components.confidence import variability as variability
+from sftmix.components.endpoint import FromEndpoint as FromEndpoint
+from sftmix.components.endpoint import FromSGLang as FromSGLang
 from sftmix.components.listing import Shipped as Shipped
 from sftmix.components.listing import catalogue as catalogue
 from sftmix.components.mixing import MeasureMixing as MeasureMixing

@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import ConfigError
 from sftmix.common.plain import plain_value
 from sftmix.components.view import LossView
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
@@ -30,6 +30,7 @@ from sftmix.types import (
     Float64,
     Plan,
     Rows,
+    RowScorer,
     RowScores,
     Scores,
     Split,
@@ -160,6 +161,16 @@ class ReferenceContext(Protocol):
         """Score every example by each of the models, untrained; see FromCheckpoints."""
         ...
 
+    def score_rows(
+        self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
+    ) -> TrainingDynamics:
+        """Score every example by functions of a row, which so many threads of the first rank call.
+
+        scorers  by name, each for one checkpoint: gets the tokenizer, which it may refuse, and returns the function
+        model    whose tokenizer, template and length the rows have, as for FromCheckpoints
+        """
+        ...
+
 
 class Reference(Component, ABC):
     """A source of training dynamics.
@@ -169,8 +180,7 @@ class Reference(Component, ABC):
     """
 
     needs: AbstractSet[Need] = frozenset({Need.TRAINING, Need.SCORING})
-    """Without TRAINING, seed and training options do not matter to the dynamics; without SCORING, `collect` needs no
-    ranks to share a model."""
+    """Without TRAINING, seed and training options do not matter; without SCORING, `collect` needs no ranks."""
     gives: AbstractSet[Need] = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
     """What the dynamics hold; a confidence that needs something else is refused before any work."""
     model: ReferenceModel | None = None
@@ -179,6 +189,8 @@ class Reference(Component, ABC):
     """Differences from the run's training options; None inherits them all."""
     token_nll: bool = False
     """True if the dynamics hold the NLL of every response token."""
+    layout: AbstractSet[str] = frozenset()
+    """Options that do not decide the dynamics: a stage that has begun may change them."""
     window: int | None = 1
     """Past epochs that count as checkpoints, where the losses are the target's own; None: all."""
 
@@ -229,13 +241,6 @@ def check_number(key: str, value: float, *, above: float | None = None, least: f
     low = (above is not None and value <= above) or (least is not None and value < least)
     if not math.isfinite(value) or low:
         raise ConfigError(f"{key} is {value}; allowed: {hint}")
-
-
-def existing_file(key: str, path: str | os.PathLike[str]) -> str:
-    """Return the path of an option; DataError if there is no such file. A run asks before it stores its inputs."""
-    if not os.path.isfile(path):
-        raise DataError(f"{key}: {path}: there is no such file")
-    return os.fspath(path)
 
 
 class PairSampler(Component, ABC):

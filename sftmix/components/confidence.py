@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.components.base import ConfidenceEstimator, Need, check_choice, existing_file
+from sftmix.common.tables import existing_file
+from sftmix.components.base import ConfidenceEstimator, Need, check_choice
 from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
 
 Checkpoint = Literal["first", "last", "mean"]

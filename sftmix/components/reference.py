@@ -12,7 +12,8 @@ from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.hub import HUB, fetched_scores, hub_name
-from sftmix.components.base import Need, Reference, ReferenceContext, existing_file
+from sftmix.common.tables import existing_file
+from sftmix.components.base import Need, Reference, ReferenceContext
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
@@ -71,9 +72,7 @@ class TrainedReference(Reference):
         return None if epochs is None else int(epochs)  # online: one for each full epoch
 
     def files(self) -> Sequence[str]:
-        if self.model is None:
-            return []
-        return [*filter(None, [self.model.path]), *_template_file(self.model.template)]
+        return [] if self.model is None else self.model.files()
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.train_and_score(
@@ -126,7 +125,7 @@ class FromCheckpoints(Reference):
         return len(self.paths)
 
     def files(self) -> Sequence[str]:
-        return [*self.paths, *_template_file(self.template)]
+        return [*self.paths, *ReferenceModel(template=self.template).files()]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.score_models(
@@ -187,12 +186,6 @@ class FromFile(Reference):
         if len(context.ids) and not dynamics.scored.any():
             raise DataError(f"{self.path} holds none of the {len(context.ids)} examples: it is of other data")
         return dynamics
-
-
-def _template_file(template: str | None) -> list[str]:
-    """Return the file of a template, if it is one and not the name of a template."""
-    path = os.path.expanduser(template or "")
-    return [path] if os.path.isfile(path) else []
 
 
 def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:

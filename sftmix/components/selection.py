@@ -12,7 +12,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator, stable_hash
-from sftmix.components.base import Selector, check_number, existing_file
+from sftmix.common.tables import existing_file
+from sftmix.components.base import Selector, check_number
 from sftmix.types import Rows, Scores
 
 

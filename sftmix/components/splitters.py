@@ -10,7 +10,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import stable_hash
-from sftmix.components.base import Splitter, existing_file
+from sftmix.common.tables import existing_file
+from sftmix.components.base import Splitter
 from sftmix.types import MOST_GROUPS, UNPAIRED, Scores, Split
 
 HALVES = ("half_a", "half_b")

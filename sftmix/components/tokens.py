@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.components.base import Need, Objective, check_number, existing_file
+from sftmix.common.tables import existing_file
+from sftmix.components.base import Need, Objective, check_number
 from sftmix.components.objectives import NTP
 from sftmix.components.view import LossView
 from sftmix.types import Batch, Plan, Tensor, TrainingDynamics

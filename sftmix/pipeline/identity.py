@@ -202,8 +202,10 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     deciding = _deciding([callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs])
     with_training = [config.optimizer, *deciding] if Need.TRAINING in reference.needs else []
     spec = reference.spec()
+    decided = dict.fromkeys(spec["init_args"].keys() & reference.layout)
     if Need.TRAINING in reference.needs and "training" in spec["init_args"]:  # "training" below has what decides
-        spec = {**spec, "init_args": {**spec["init_args"], "training": None}}
+        decided["training"] = None
+    spec = {**spec, "init_args": {**spec["init_args"], **decided}}
     inputs = {
         "data": _data(known),
         "model": _model(known),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import training_of_reference
 from sftmix.pipeline.models import scoring_model
 from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
+from sftmix.pipeline.scores import score_each
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
     ScoreAtCheckpoints,
@@ -38,7 +39,7 @@ from sftmix.training.dynamics import (
 )
 from sftmix.training.loop import Stage as TrainingStage
 from sftmix.training.online import OnlineLosses
-from sftmix.types import TrainingDynamics
+from sftmix.types import RowScorer, TrainingDynamics
 
 MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
@@ -74,7 +75,7 @@ def rows_of_reference(
     model: ReferenceModel,
     world: World,
     *,
-    option: str = "reference.model",
+    key: str = "reference.model.path",
     say: Callable[[str], object] = lambda line: None,
 ) -> tuple[str, Encoder, EncodedDataset]:
     """Return model path, encoder and rows of a reference; lines tell how it reads rows of its own.
@@ -82,13 +83,15 @@ def rows_of_reference(
     What is not set is the run's where the tokenizer is the target's: the confidence is then that of the tokens which
     the target sees. Of another tokenizer template and length have another meaning, so they are the model's. Windows of
     plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut others.
+
+    key  the option that names the model, beside those of its template and length
     """
     if not (model.path or model.template or model.max_length):
         return config.model.path, rows.encoder, rows.data.train
     path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length
     assert length is not None, "tokenised rows have a length"
-    of_model = "reference.paths" if option == "reference" else "reference.model.path"
-    with named(of_model if model.path else "model.path"):
+    option = key.rpartition(".")[0]
+    with named(key if model.path else "model.path"):
         tokenizer = world.node_first(lambda: load_tokenizer(path))
         same = world.share(same_tokenizer(tokenizer, rows.encoder.tokenizer))
         if model.template is not None or not same:
@@ -200,7 +203,7 @@ class ReferenceRun:
         parts = []
         with named("reference.paths"):
             _, encoder, data = rows_of_reference(
-                run.config, run.rows, model, run.world, option="reference", say=run.say
+                run.config, run.rows, model, run.world, key="reference.paths", say=run.say
             )
             for number, name in enumerate(paths, start=1):
                 run.say(f"reference: {name} scores {len(data):,} examples")
@@ -214,3 +217,29 @@ class ReferenceRun:
                 del module  # before the next one comes
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
+
+    def score_rows(
+        self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
+    ) -> TrainingDynamics:
+        run = self._run
+        _, encoder, data = rows_of_reference(
+            run.config, run.rows, model, run.world, key="reference.tokenizer", say=run.say
+        )
+        if data.packed:
+            raise ConfigError(
+                "data.format text packs documents into windows, which a reference that scores single rows cannot keep "
+                "apart: set data.packing false"
+            )
+
+        def collected() -> TrainingDynamics:
+            ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
+            parts = []
+            for number, (name, score) in enumerate(ready.items(), start=1):
+                run.say(f"reference: {name} scores {len(data):,} examples")
+                file = run.directory.path / "reference" / f"scores-{number}.jsonl"
+                scores = score_each(score, data, file, threads=threads)
+                parts.append(one_checkpoint(data.ids, number, scores))
+                tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
+            return merge(parts)
+
+        return run.world.share(run.world.on_main(collected))

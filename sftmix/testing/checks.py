@@ -230,11 +230,10 @@ class _Lent:
     def content_hashes(self) -> list[str]:
         return list(self.ids)  # made-up examples have no text
 
-    def train_and_score(self, **_: object) -> TrainingDynamics:
+    def train_and_score(self, *_: object, **__: object) -> TrainingDynamics:
         return self._stored
 
-    def score_models(self, paths: object, **_: object) -> TrainingDynamics:
-        return self._stored
+    score_models = score_rows = train_and_score
 
 
 def check_reference(reference: Reference, *, examples: int = 20) -> None:

@@ -10,14 +10,23 @@ import sftmix.components as components
 from sftmix.components.base import Component
 from sftmix.config.schema import options_of
 
-REQUIRED = {"value": 0.5, "start": 0.1, "end": 0.9, "fraction": 0.25, "k": 3, "threshold": 4.5, "shares": {"a": 1.0}}
+REQUIRED = {
+    "value": 0.5,
+    "start": 0.1,
+    "end": 0.9,
+    "fraction": 0.25,
+    "k": 3,
+    "url": "http://h",
+    "threshold": 4.5,
+    "shares": {"a": 1.0},
+}
 """Values of required options that are not text."""
 
 
 def test_the_catalogue_lists_each_base_with_default_and_alternative():
     found = {base: [shipped.name for shipped in shipped_ones] for base, shipped_ones in components.catalogue()}
     assert found == {
-        "Reference": ["TrainedReference", "FromCheckpoints", "Online", "FromFile"],
+        "Reference": ["FromEndpoint", "FromSGLang", "TrainedReference", "FromCheckpoints", "Online", "FromFile"],
         "ConfidenceEstimator": [
             "Perplexity",
             "LogPerplexity",

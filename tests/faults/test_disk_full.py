@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from sftmix.common.errors import NoSpaceError
-from sftmix.common.files import verify_directory
+from sftmix.common.files import append_batch, verify_directory
 from sftmix.common.world import World
 from sftmix.data.report import DataReport
 from sftmix.measure.summary import summarise
-from sftmix.tools.answers.store import append_answers
 from sftmix.training.log import MetricsLog
 from tests.faults.runs import assert_same, checkpoints, from_split, words_of
 from tests.forked import Ended, done, ended, on_ranks
@@ -111,7 +110,7 @@ def test_answers_without_room_name_their_file(disk: Disk) -> None:
     place = disk("64k")
     (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
     with pytest.raises(NoSpaceError, match=r"answers\.jsonl\.parts"):
-        append_answers(place / "answers.jsonl.parts", [{"key": ("m", "a", 0), "answers": "x" * 5000}])
+        append_batch(place / "answers.jsonl.parts", [{"key": ("m", "a", 0), "answers": "x" * 5000}])
 
 
 def summarises(world: World, place: str) -> None:

@@ -32,6 +32,7 @@ CHECKS = {
 }
 OPTIONS = {
     "sftmix.components.reference.FromCheckpoints": {"paths": ["somewhere"]},
+    **{f"sftmix.components.endpoint.{name}": {"url": "http://somewhere"} for name in ("FromEndpoint", "FromSGLang")},
     "sftmix.components.selection.Longest": {"k": 3},
     "sftmix.components.selection.Random": {"k": 3},
     "sftmix.components.selection.ScoreAtLeast": {"field": "score", "threshold": 1.0},

@@ -13,7 +13,7 @@ from typing import Any
 from sftmix.cli.results import say
 from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, sha256_json, write_json, write_text
+from sftmix.common.files import append_batch, read_json, sha256_json, write_json, write_text
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
@@ -146,7 +146,7 @@ def _lines(
     """
     from sftmix.pipeline.loaded import load_finished
     from sftmix.tools.answers.answering import answered
-    from sftmix.tools.answers.store import append_answers, lines_of, read_answers
+    from sftmix.tools.answers.store import lines_of, read_answers
 
     inputs, file = inputs_of(form, questions, models, options), Path(f"{path}.inputs.json")
     if not path.exists() and not file.exists():
@@ -165,7 +165,7 @@ def _lines(
             loaded = load_finished(model, options.dtype)
             with progress_bar(f"{model.name}: answering", total=total, unit=" answers", done=done) as bar:
                 for batch in answered(loaded, questions, answers, options):
-                    append_answers(parts, batch)
+                    append_batch(parts, batch)
                     bar.update(len(batch))
             del loaded  # before the next one
     lines = lines_of(questions, [model.name for model in models], answers)

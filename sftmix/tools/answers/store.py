@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.files import naming_full_disk
+from sftmix.common.files import read_batches
 from sftmix.tools.answers.questions import Question
 
 Key = tuple[str, str, int]
@@ -20,20 +18,8 @@ COLUMNS = ("answers", "finish", "prompt_tokens", "answer_tokens")
 
 
 def read_answers(file: Path) -> dict[Key, Answer]:
-    """Return the answers so far, and drop a last batch that was cut short."""
-    if not file.exists():
-        return {}
-    whole, newline, _ = file.read_bytes().rpartition(b"\n")
-    os.truncate(file, len(whole) + len(newline))
-    return {tuple(answer["key"]): answer for batch in whole.splitlines() for answer in json.loads(batch)}
-
-
-def append_answers(file: Path, batch: Sequence[Answer]) -> None:
-    """Add a batch of answers, all or none; they are on disk when this returns."""
-    with naming_full_disk(file), file.open("ab") as part:
-        part.write(f"{json.dumps(batch)}\n".encode())
-        part.flush()
-        os.fsync(part.fileno())
+    """Return the answers so far."""
+    return {tuple(answer["key"]): answer for answer in read_batches(file)}
 
 
 def lines_of(

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import append_batch
 from sftmix.tools.answers.answering import answered, generated
 from sftmix.tools.answers.generate import generate
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.answers.questions import Question, read_questions
-from sftmix.tools.answers.store import COLUMNS, append_answers
+from sftmix.tools.answers.store import COLUMNS
 
 SHORT_ANSWERS = AnswerOptions(max_new_tokens=12)
 
@@ -139,7 +140,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, tmp_path, c
     for line in made.read_text().splitlines():
         row = json.loads(line)
         columns = {name: row[name]["target"] for name in COLUMNS}
-        append_answers(part, [{"key": ("target", row["id"], 0), **columns}])
+        append_batch(part, [{"key": ("target", row["id"], 0), **columns}])
     part.write_bytes(part.read_bytes()[:cut])
     names = ["target", "base"]
     generate(str(finished.path), to, models=names, options=SHORT_ANSWERS)

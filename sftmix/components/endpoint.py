@@ -1,0 +1,154 @@
+"""A reference behind a server, which is asked for the log-probabilities of each row's tokens."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.plain import as_list
+from sftmix.components.base import Need, Reference, ReferenceContext, check_number
+from sftmix.options import ReferenceModel
+from sftmix.types import Encoded, Float64, RowScorer, TrainingDynamics
+
+PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
+"""A text that the server's tokenizer and the reference's must make the same ids of."""
+
+TIMEOUT, LONGEST_PAUSE = 600.0, 60.0
+"""Seconds without an answer after which a request is made again, and the longest pause before that."""
+
+Positions: TypeAlias = Sequence[Mapping[int, tuple[float, bool]]]
+"""Of each position some ids, the prompt's own among them: log-probability, and whether it is the highest."""
+
+
+class FromEndpoint(Reference):
+    """A model behind vLLM's OpenAI-compatible server scores every example; nothing is trained.
+
+    Its log-probabilities depend a little on what it computes at the same time, so two runs may differ.
+    """
+
+    needs = frozenset()
+    gives = frozenset({Need.CORRECT})
+    layout = frozenset({"concurrency", "retries", "key_variable"})
+
+    def __init__(
+        self,
+        *,
+        url: list[str] | str,
+        model: str | None = None,
+        tokenizer: str | None = None,
+        template: str | None = None,
+        max_length: int | None = None,
+        concurrency: int = 32,
+        retries: int = 6,
+        key_variable: str | None = None,
+    ) -> None:
+        """
+        url: http://HOST:8000/v1; several are several checkpoints, in order.
+        model: name that the server gives the model; null: its only one.
+        tokenizer: directory or hub id of the model's; null: the target's.
+        template: as in FromCheckpoints, for that tokenizer.
+        max_length: as in FromCheckpoints; the server needs room for one token more.
+        concurrency: requests at a time.
+        retries: further attempts where the server is busy (429), fails (5xx) or is not reached, after growing pauses.
+        key_variable: environment variable that holds the server's key; null: `EMPTY`.
+        """
+        self.urls = [one.rstrip("/") for one in as_list(url)]
+        if not all(one.startswith(("http://", "https://")) for one in self.urls):
+            raise ConfigError(f"reference.url is {url}; allowed: http://HOST:PORT/v1, or https")
+        check_number("reference.concurrency", concurrency, least=1, hint="1 and above")
+        self.rows = ReferenceModel(path=tokenizer or "", template=template, max_length=max_length)
+        self.name, self.concurrency, self.retries, self.key_variable = model, concurrency, retries, key_variable
+
+    def most_checkpoints(self, epochs: float | None) -> int | None:
+        return len(self.urls)
+
+    def files(self) -> Sequence[str]:
+        return self.rows.files()
+
+    def collect(self, context: ReferenceContext) -> TrainingDynamics:
+        scorers = {url: partial(self._connected, url) for url in self.urls}
+        return context.score_rows(scorers, model=self.rows, threads=self.concurrency)
+
+    def _connected(self, url: str, tokenizer: Any) -> RowScorer:
+        """Return the function of a row, once a text has shown that the server reads it as the tokenizer does."""
+        try:
+            self._own(url, PROBE, tokenizer(PROBE)["input_ids"], 0)
+        except ValueError as error:
+            raise ConfigError(
+                f"reference.url: {url} does not read a text as the tokenizer of the rows does: its answer {error}. "
+                "Serve a model with that tokenizer, or name the server's as reference.tokenizer"
+            ) from error
+
+        def score(row: Encoded) -> tuple[float, int]:
+            ids, start = row.input_ids.tolist(), max(int(row.target.argmax()) - 1, 0)
+            try:
+                logprob, highest = self._own(url, ids, ids[start:], start)[row.target[start + 1 :]].sum(axis=0)
+            except ValueError as error:
+                raise DataError(f"reference.url: {url}, row {row.id}: the answer {error}") from error
+            return -logprob, highest
+
+        return score
+
+    def _own(self, url: str, prompt: str | list[int], ids: Sequence[int], start: int) -> Float64:
+        """Return f64[n - 1, 2], what the server says of n ids, the prompt's from `start` on; ValueError for others."""
+        try:
+            positions = self.positions(url, prompt, start)
+            return np.array([at[own] for at, own in zip(positions[1:], ids[1:], strict=True)])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"does not hold each of {len(ids)} tokens ({error!r})") from error
+
+    def positions(self, url: str, prompt: str | list[int], start: int) -> Positions:
+        """Ask for a prompt, a text or ids, and return its positions from `start` on; KeyError for other answers."""
+        body = {"model": self.name, "prompt": prompt, "max_tokens": 1, "prompt_logprobs": 1}
+        found = self.answer(f"{url}/completions", body)["choices"][0]["prompt_logprobs"][start:]
+        return [{int(name): (one["logprob"], one["rank"] == 1) for name, one in (at or {}).items()} for at in found]
+
+    def answer(self, url: str, body: Mapping[str, Any]) -> Any:
+        """Return the server's answer to a request, made again where it is busy, fails or is not reached."""
+        key = os.environ.get(self.key_variable or "", "EMPTY")
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        attempt = 0
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                    return json.load(response)
+            except urllib.error.HTTPError as error:
+                reason = f"answers {error.code}: {error.read(500)!r}"
+                if error.code != 429 and error.code < 500:
+                    raise ConfigError(f"reference.url: {url} {reason}") from error
+            except (OSError, ValueError, http.client.HTTPException) as error:  # also an answer that was cut short
+                reason = f"gives no answer: {error}"
+            if attempt >= self.retries:
+                raise DataError(f"reference.url: {url} {reason} ({1 + attempt} attempts); the same command goes on")
+            time.sleep(min(2.0**attempt / 2, LONGEST_PAUSE))
+            attempt += 1
+
+
+class FromSGLang(FromEndpoint):
+    """A model behind an SGLang server's own API scores every example: `reference.url` is http://HOST:30000.
+
+    It computes log-probabilities of the response alone. As in FromEndpoint they depend a little on its other work.
+    """
+
+    def positions(self, url: str, prompt: str | list[int], start: int) -> Positions:
+        body = {
+            "text" if isinstance(prompt, str) else "input_ids": prompt,
+            "sampling_params": {"max_new_tokens": 1},
+            "return_logprob": True,
+            "logprob_start_len": start,
+            "top_logprobs_num": 1,
+        }
+        about = self.answer(f"{url}/generate", body)["meta_info"]
+        both = zip(about["input_token_logprobs"], about["input_top_logprobs"], strict=True)
+        return [{own[1]: (own[0], bool(top) and top[0][1] == own[1])} for own, top in both]
