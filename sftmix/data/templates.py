@@ -118,7 +118,9 @@ class Encoder:
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Tokenise rendered texts; no token is added. Raises ConfigError if `content` cannot be encoded as text."""
         broken = [text for text in texts if NUL in text]
-        as_text = iter(self.spellings.tokenize(broken) if self.spellings is not None and broken else ())
+        if self.spellings is None or not broken:
+            return self._as_they_are(texts)
+        as_text = iter(self.spellings.tokenize(broken))
         others = iter(self._as_they_are([text for text in texts if NUL not in text]))
         return [next(as_text if NUL in text else others) for text in texts]
 

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from sftmix.batches.rows import TokenisedRows
 from sftmix.common.rng import stable_hash
 from sftmix.functional.fused import block_rows, statistics_dtype
-from sftmix.model.head import Head
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Column, Scorer, refuse_nan, split_by_row, sum_by_row
 from sftmix.types import Batch, Float64, Int64, RowScores
@@ -87,8 +86,8 @@ class TokenStatistics(NamedTuple):
     tempered: Tensor
 
 
-def token_statistics(hidden: Tensor, head: Head, labels: Tensor) -> TokenStatistics:
-    """Return the statistics of T token rows through the model's own head (scale, soft-cap and bias included).
+def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> TokenStatistics:
+    """Return the statistics of T token rows through the model's own Head (scale, soft-cap and bias included).
 
     Two buffers of a block of logits are alive at once.
     """

@@ -194,9 +194,12 @@ class Replay(RunContext):
 
     def _make(self, stage: Stage[Any]) -> None:
         self.recorded = self.world.share(self.world.on_main(lambda: _recorded(self.window)))
-        if self.recorded:  # sums of another number of parts are rounded differently
-            torch.set_num_threads(self.recorded[0]["threads"])
-        made = stage.make()
+        threads = torch.get_num_threads()
+        try:  # sums of another number of parts are rounded differently
+            torch.set_num_threads(self.recorded[0]["threads"] if self.recorded else threads)
+            made = stage.make()
+        finally:
+            torch.set_num_threads(threads)
         # After the last stage, so that the summary tells of all.
         has_summary = self.window.finished and (self.window.run / "base" / "figures.json").exists()
         if has_summary:

@@ -81,12 +81,16 @@ def test_the_table_holds_what_the_runs_say(ran: SimpleNamespace) -> None:
     assert " table 4/4 (100%), SFTMix/seed-2" in ran.errors
 
 
-def test_the_same_command_reads_what_is_there(
+def test_the_same_command_reads_what_is_there_and_a_refused_change_leaves_it(
     ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path
 ) -> None:
+    """Also a change of a later variant, before which the unchanged runs are read back."""
     shutil.copytree(ran.out, tmp_path / "table")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "table").glob("*/*/train/model/model.safetensors")}
     assert sftmix(*words(finished, tmp_path)).code == 0
+    changed = sftmix(*words(finished, tmp_path, {**VARIANTS, "SFTMix": {"objective.mu": 0.7}}))
+    assert (changed.code, "variant SFTMix, seed 1" in changed.err) == (2, True), changed.err
+    assert "objective.mu: 0.2 -> 0.7" in changed.err
     assert {p: p.stat().st_mtime_ns for p in times} == times
     for name in ("compare.yaml", "table.md", "table.json", "cells.csv"):
         assert (tmp_path / "table" / name).read_text() == (ran.out / name).read_text(), name
