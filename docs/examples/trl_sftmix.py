@@ -61,9 +61,9 @@ class SFTMixSFTTrainer(SFTMixTrainer, SFTTrainer):
     Here both terms and mu_effective, what Mixup weighs per token where NTP weighs 1, are added to TRL's metrics.
     """
 
-    def compute_loss(self, model, inputs, *more, num_items_in_batch=None, **given):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         training = "sftmix" in inputs
-        loss = super().compute_loss(model, inputs, *more, num_items_in_batch=num_items_in_batch, **given)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if training:
             counts = num_items_in_batch.clamp(min=1)  # [tokens, token pairs] of the global batch
             sums = torch.stack([self.outputs["nll"].sum(), self.outputs["mixup"].sum()])

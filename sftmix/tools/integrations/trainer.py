@@ -24,8 +24,10 @@ from sftmix.types import UNPAIRED, Int64
 GROUP = "sftmix_group"
 """Column of the training set, and key of a batch: the group of each row."""
 
-UNFIT = ("packing", "padding_free", "sample_packing", "compute_loss_func", "use_liger_kernel", "label_smoothing_factor")
-UNFIT += ("deepspeed", "parallelism_config", "loss_type")
+UNFIT = (
+    *("packing", "padding_free", "sample_packing", "compute_loss_func", "use_liger_kernel", "label_smoothing_factor"),
+    *("deepspeed", "parallelism_config", "loss_type"),
+)
 """Options of trainers that SFTMix does not work with."""
 
 
@@ -88,6 +90,9 @@ class SFTMixTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = True
+    args: Any
+    train_dataset: Any
+    _signature_columns: Any
 
     def __init__(self, model, args, *more, **given):
         refuse(args, given)
@@ -97,7 +102,7 @@ class SFTMixTrainer(Trainer):
         self.data_collator = functools.partial(_collate, self.data_collator)
         self._set_signature_columns_if_needed()
         self._signature_columns = [*self._signature_columns, GROUP]
-        base = getattr(self.model, "get_base_model", lambda: self.model)()
+        base: Any = getattr(self.model, "get_base_model", lambda: self.model)()
         base.forward = _with_loss(base, args)
 
     def _get_train_sampler(self, train_dataset=None):
@@ -118,10 +123,10 @@ class SFTMixTrainer(Trainer):
             counts[1] += len(aligned_pairs(batch["labels"], pairs)[0])
         return self.accelerator.reduce(counts, "sum")
 
-    def compute_loss(self, model, inputs, *more, num_items_in_batch=None, **given):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs.pop(GROUP, None)
         if "sftmix" not in inputs:
-            return super().compute_loss(model, inputs, *more, num_items_in_batch=num_items_in_batch, **given)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs["sftmix"] += tuple(num_items_in_batch)
         self.outputs = model(**inputs)
         return self.outputs["loss"] * self.accelerator.num_processes
