@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -284,11 +283,6 @@ class ReferenceModel(PlainFields):
     lora: LoraOptions | None = None
     """Adapters of the reference. null: those of model.lora if the base model is the target's, else none; r 0
     trains all weights."""
-
-    def files(self) -> list[str]:
-        """Return the path, if there is one, and the file of the template, if that is one and not a template's name."""
-        template = os.path.expanduser(self.template or "")
-        return [*filter(None, [self.path]), *filter(os.path.isfile, [template])]
 
 
 @dataclass(kw_only=True)

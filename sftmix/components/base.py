@@ -107,9 +107,8 @@ class Component:
 def missing_package(component: Component) -> str:
     """Return `needs the package NAME: pip install NAME` if the package of a component is not installed, else ""."""
     package = component.package
-    if package is None or importlib.util.find_spec(package) is not None:
-        return ""
-    return f"needs the package {package}: pip install {package}"
+    missing = package is not None and importlib.util.find_spec(package) is None
+    return f"needs the package {package}: pip install {package}" if missing else ""
 
 
 def files_of(component: Component) -> list[str]:
@@ -137,11 +136,9 @@ class ReferenceContext(Protocol):
     @property
     def ids(self) -> Sequence[str]:
         """The N example ids, in row order."""
-        ...
 
     def content_hashes(self) -> Sequence[str]:
         """Return the hash of each example's turns, in row order; examples of the same text have the same."""
-        ...
 
     def train_and_score(
         self,
@@ -153,13 +150,11 @@ class ReferenceContext(Protocol):
         response_alone: bool = False,
     ) -> TrainingDynamics:
         """Train by NTP and score every example at the checkpoints; the options are those of TrainedReference."""
-        ...
 
     def score_models(
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
     ) -> TrainingDynamics:
         """Score every example by each of the models, untrained; see FromCheckpoints."""
-        ...
 
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
@@ -169,7 +164,6 @@ class ReferenceContext(Protocol):
         scorers  by name, each for one checkpoint: gets the tokenizer, which it may refuse, and returns the function
         model    whose tokenizer, template and length the rows have, as for FromCheckpoints
         """
-        ...
 
 
 class Reference(Component, ABC):
@@ -241,6 +235,12 @@ def check_number(key: str, value: float, *, above: float | None = None, least: f
     low = (above is not None and value <= above) or (least is not None and value < least)
     if not math.isfinite(value) or low:
         raise ConfigError(f"{key} is {value}; allowed: {hint}")
+
+
+def model_files(model: ReferenceModel) -> list[str]:
+    """Return the path, if there is one, and the file of the template, if that is one and not a template's name."""
+    template = os.path.expanduser(model.template or "")
+    return [*filter(None, [model.path]), *filter(os.path.isfile, [template])]
 
 
 class PairSampler(Component, ABC):

@@ -16,7 +16,7 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.plain import as_list
-from sftmix.components.base import Need, Reference, ReferenceContext, check_number
+from sftmix.components.base import Need, Reference, ReferenceContext, check_number, model_files
 from sftmix.options import ReferenceModel
 from sftmix.types import Encoded, Float64, RowScorer, TrainingDynamics
 
@@ -73,7 +73,7 @@ class FromEndpoint(Reference):
         return len(self.urls)
 
     def files(self) -> Sequence[str]:
-        return self.rows.files()
+        return model_files(self.rows)
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         scorers = {url: partial(self._connected, url) for url in self.urls}

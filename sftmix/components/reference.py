@@ -13,7 +13,7 @@ from typing import Literal
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.hub import HUB, fetched_scores, hub_name
 from sftmix.common.tables import existing_file
-from sftmix.components.base import Need, Reference, ReferenceContext
+from sftmix.components.base import Need, Reference, ReferenceContext, model_files
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
@@ -72,7 +72,7 @@ class TrainedReference(Reference):
         return None if epochs is None else int(epochs)  # online: one for each full epoch
 
     def files(self) -> Sequence[str]:
-        return [] if self.model is None else self.model.files()
+        return [] if self.model is None else model_files(self.model)
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.train_and_score(
@@ -125,7 +125,7 @@ class FromCheckpoints(Reference):
         return len(self.paths)
 
     def files(self) -> Sequence[str]:
-        return [*self.paths, *ReferenceModel(template=self.template).files()]
+        return [*self.paths, *model_files(ReferenceModel(template=self.template))]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.score_models(
