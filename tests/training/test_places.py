@@ -5,6 +5,7 @@ In float64 on a GPT-2, through plans, counts, the module and both layouts, cut i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from sftmix.model.layers import recompute_activations
 from sftmix.testing import RowsInMemory
 from sftmix.training.module import TrainingModule
 from tests.toy import toy_model
-from tests.training.test_step import DATA, STEP, UNITS, Exact, assert_same, gradients, ours
+from tests.training.test_step import DATA, STEP, UNITS, Exact, assert_same, naive, nll, ours, response
 
 MU, AT = 0.75, {"step": STEP, "total_steps": 9, "seed": 5}
 CUTS = [
@@ -71,41 +72,32 @@ def own_way(mine: torch.Tensor, theirs: torch.Tensor, ahead: int, behind: int, l
     return torch.stack(rows)
 
 
-def naive(model, case: Case, layer: int) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss of the global batch, an example after the other."""
+def mixture_of(model, case: Case, layer: int) -> Callable[[int, int, torch.Tensor], torch.Tensor]:
+    """The Mixup term of a pair: both of its halves, in each of which one example is mixed with the other."""
     head, wte = model.get_output_embeddings().weight, model.transformer.wte.weight
 
     def ce(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(states @ head.T, labels, reduction="sum")
+        return nll(states @ head.T, labels).sum()
 
-    ntp, tokens, mixup, count = torch.zeros(()), 0, torch.zeros(()), 0
-    for unit in UNITS:
-        ids = [torch.from_numpy(DATA[slot.row].input_ids) for slot in unit]
-        first = [int(np.flatnonzero(DATA[slot.row].target)[0]) for slot in unit]
-        for slot, x, begin in zip(unit, ids, first, strict=True):
-            if slot.ntp_weight:
-                ntp, tokens = ntp + ce(run(model, wte[x])[begin - 1 : -1], x[begin:]), tokens + len(x) - begin
-        if len(unit) < 2:
-            continue
-        key = DATA[unit[0].row].id, DATA[unit[1].row].id
-        lam, n = case.seen[key][0], min(len(x) - begin for x, begin in zip(ids, first, strict=True))
-        count += n
+    def mix(c: int, u: int, lam: torch.Tensor) -> torch.Tensor:
+        n, share, total = len(lam), float(lam[0]), torch.zeros(())
+        ids = [torch.from_numpy(DATA[row].input_ids) for row in (c, u)]
+        first = [int(np.flatnonzero(DATA[row].target)[0]) for row in (c, u)]
         y = [x[begin : begin + n] for x, begin in zip(ids, first, strict=True)]
-        if isinstance(case.objective, CutMix):
-            swapped = torch.tensor(case.swapped[key])
         for a, b in ((0, 1), (1, 0)):
             at = slice(first[a] - 1, first[a] - 1 + n)
             if isinstance(case.objective, CutMix):
+                swapped = torch.tensor(case.swapped[DATA[c].id, DATA[u].id])
                 cut, labels = ids[a].clone(), torch.where(swapped, y[b], y[a])
                 cut[first[a] : first[a] + n] = labels
-                mixup = mixup + 0.5 * ce(run(model, wte[cut])[at], labels)
+                total = total + 0.5 * ce(run(model, wte[cut])[at], labels)
                 continue
             mine, theirs = (wte[ids[k]] if layer == 0 else run(model, wte[ids[k]], end=layer) for k in (a, b))
-            states = run(model, own_way(mine, theirs, first[a], first[b], lam), start=layer)[at]
-            mixup = mixup + 0.5 * (lam * ce(states, y[a]) + (1 - lam) * ce(states, y[b]))
-    loss = ntp / tokens + MU * mixup / count
-    loss.backward()
-    return float(loss.detach()), gradients(model)
+            states = run(model, own_way(mine, theirs, first[a], first[b], share), start=layer)[at]
+            total = total + 0.5 * (share * ce(states, y[a]) + (1 - share) * ce(states, y[b]))
+        return total
+
+    return mix
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -114,36 +106,27 @@ def naive(model, case: Case, layer: int) -> tuple[float, dict[str, torch.Tensor]
 )
 def test_a_global_batch_cut_up_is_the_formula(model, objective, layer, cut):
     case = Case(objective)
-    assert_same(ours(model, case, UNITS, **cut), naive(model, case, layer))
+    found, mix = ours(model, case, UNITS, **cut), mixture_of(model, case, layer)
+    assert_same(found, naive(model, DATA, UNITS, case.seen, mu=MU, mixup_mean="own", mix=mix))
 
 
 @pytest.mark.parametrize("divergence", ["js", "kl"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_the_divergence_of_mixtures(model, divergence, cut):
+    def mix(c: int, u: int, lam: torch.Tensor) -> torch.Tensor:
+        z_c, z_u = (
+            response(model, DATA[row])[0][: len(lam)] @ model.get_output_embeddings().weight.T for row in (c, u)
+        )
+        share = lam[:, None]
+        q = share * torch.softmax(z_c, -1) + (1 - share) * torch.softmax(z_u, -1)
+        p = torch.softmax(share * z_c + (1 - share) * z_u, -1)
+        middle = (q + p) / 2
+        js = (F.kl_div(middle.log(), q, reduction="sum") + F.kl_div(middle.log(), p, reduction="sum")) / 2
+        return js if divergence == "js" else F.kl_div(p.log(), q, reduction="sum")
+
     case = Case(MixtureDivergence(mu=MU, divergence=divergence))
     found = ours(model, case, UNITS, **cut)
-    head, wte = model.get_output_embeddings().weight, model.transformer.wte.weight
-    total, tokens, mixup, count = torch.zeros(()), 0, torch.zeros(()), 0
-    for unit in UNITS:
-        states = []
-        for slot in unit:
-            x, begin = torch.from_numpy(DATA[slot.row].input_ids), int(np.flatnonzero(DATA[slot.row].target)[0])
-            states.append(run(model, wte[x])[begin - 1 : -1])
-            if slot.ntp_weight:
-                total = total + F.cross_entropy(states[-1] @ head.T, x[begin:], reduction="sum")
-                tokens += len(x) - begin
-        if len(unit) == 2:
-            lam, n = case.seen[DATA[unit[0].row].id, DATA[unit[1].row].id][0], min(map(len, states))
-            p_i, p_j = (torch.softmax(z[:n] @ head.T, -1) for z in states)
-            q = lam * p_i + (1 - lam) * p_j
-            p = torch.softmax((lam * states[0][:n] + (1 - lam) * states[1][:n]) @ head.T, -1)
-            middle = (q + p) / 2
-            js = (F.kl_div(middle.log(), q, reduction="sum") + F.kl_div(middle.log(), p, reduction="sum")) / 2
-            mixup = mixup + (js if divergence == "js" else F.kl_div(p.log(), q, reduction="sum"))
-            count += n
-    loss = total / tokens + MU * mixup / count
-    loss.backward()
-    assert_same(found, (float(loss.detach()), gradients(model)))
+    assert_same(found, naive(model, DATA, UNITS, case.seen, mu=MU, mixup_mean="own", mix=mix))
 
 
 def test_the_cut_is_one_stretch_of_the_partners_share():

@@ -15,14 +15,15 @@ from sftmix.batches.collate import collate
 from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, Unit, global_batches
 from sftmix.common.world import World
-from sftmix.components import DFT, IRDRO, NTP, SFTMix
+from sftmix.components import IRDRO, NTP, Need, SFTMix
 from sftmix.components.base import Objective
 from sftmix.components.contracts import check_loss, check_plan
 from sftmix.options import TrainingOptions
 from sftmix.testing import RowsInMemory
 from sftmix.training.module import TrainingModule
+from sftmix.training.scoring import with_batch_nll
 from sftmix.training.step import StepResult, StepSetup, clip_gradients, normalise, prepare_step, train_step
-from sftmix.types import Plan
+from sftmix.types import Encoded, Plan
 from tests.toy import ToyRows, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8), (2, 2), (3, 17)])
@@ -49,7 +50,7 @@ class Exact(Objective):
     """An objective whose weights are divided in float64, and whose lambdas the test reads off, by the pair's ids."""
 
     def __init__(self, *, objective: Objective, seen: dict) -> None:
-        self.objective, self.seen = objective, seen
+        self.objective, self.seen, self.needs = objective, seen, objective.needs
 
     def plan(self, batch, *, step, total_steps, seed) -> Plan:
         plan = self.objective.plan(batch, step=step, total_steps=total_steps, seed=seed)
@@ -95,6 +96,8 @@ def ours(
     batches = [
         collate(rank, data, n_segments=s.n_segments, padding_free=padding_free) for s in steps for rank in s.ranks
     ]
+    if Need.BATCH_NLL in objective.needs:
+        batches = with_batch_nll(batches, data.ids, module, World(), "fp32")
     plans = [check_plan(objective, objective.plan(b, step=STEP, total_steps=9, seed=5), b) for b in batches]
     ntp, mixup = sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)
     total = 0.0
@@ -107,41 +110,55 @@ def ours(
     return total, gradients(model)
 
 
-def naive(model, data: ToyRows, units: list[Unit], lambdas: dict, *, mu: float, mixup_mean: str, factor=None):
+def response(model, row: Encoded) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(hidden states [T, D] before, labels [T] and weights [T]) of the response tokens of a row, which stands alone."""
+    ids = torch.from_numpy(row.input_ids)
+    hidden = model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+    at = np.flatnonzero(row.target)
+    at = at[at > 0]
+    return hidden[at - 1], ids[at], torch.ones(len(at)) if row.weight is None else torch.from_numpy(row.weight[at])
+
+
+def nll(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return -torch.log_softmax(logits, -1)[torch.arange(len(labels)), labels]
+
+
+def naive(model, data: ToyRows, units: list[Unit], lambdas: dict, *, mu: float, mixup_mean: str, factor=None, mix=None):
     """The formula, an example at a time: no padding, no chunks, hidden states mixed and multiplied by the head.
 
     factor  (row, logits, labels) -> the factors of the tokens' NLL, and what each token adds to the NTP count
+    mix     (row c, row u, lambdas [n]) -> the sum of another Mixup term over n tokens
     """
     head = model.get_output_embeddings().weight
 
-    def states(row: int):
-        ids = torch.from_numpy(data[row].input_ids)
-        hidden = model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0]
-        at = np.flatnonzero(data[row].target)
-        at = at[at > 0]
-        weight = data[row].weight
-        return hidden[at - 1], ids[at], torch.ones(len(at)) if weight is None else torch.from_numpy(weight[at])
-
-    def nll(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return -torch.log_softmax(z @ head.T, -1)[torch.arange(len(y)), y]
+    def mixture(c: int, u: int, lam: torch.Tensor) -> torch.Tensor:
+        n = len(lam)
+        (z_c, y_c, w_c), (z_u, y_u, w_u) = (response(model, data[row]) for row in (c, u))
+        logits = (lam[:, None] * z_c[:n] + (1 - lam[:, None]) * z_u[:n]) @ head.T
+        w = lam * w_c[:n] + (1 - lam) * w_u[:n]
+        return (w * (lam * nll(logits, y_c[:n]) + (1 - lam) * nll(logits, y_u[:n]))).sum()
 
     ntp, n_ntp, mixed, n_mixed = torch.zeros(()), 0, torch.zeros(()), 0
     for unit in units:
+        weights = []
         for slot in unit:
-            z, y, w = states(slot.row)
+            z, y, w = response(model, data[slot.row])
+            weights.append(w)
             by, counted = (1.0, w) if factor is None else factor(slot.row, (z @ head.T).detach(), y)
-            ntp = ntp + slot.ntp_weight * (w * by * nll(z, y)).sum()
+            ntp = ntp + slot.ntp_weight * (w * by * nll(z @ head.T, y)).sum()
             n_ntp += slot.ntp_weight * float(counted.sum())
         if len(unit) == 2 and mu:
-            (z_c, y_c, w_c), (z_u, y_u, w_u) = (states(slot.row) for slot in unit)
-            n = min(len(y_c), len(y_u))
-            lam = torch.tensor(lambdas[data[unit[0].row].id, data[unit[1].row].id], dtype=torch.float64)[:n]
-            z = lam[:, None] * z_c[:n] + (1 - lam[:, None]) * z_u[:n]
-            w = lam * w_c[:n] + (1 - lam) * w_u[:n]
-            mixed = mixed + (w * (lam * nll(z, y_c[:n]) + (1 - lam) * nll(z, y_u[:n]))).sum()
-            n_mixed += float(w.sum())
+            c, u = (slot.row for slot in unit)
+            n = min(map(len, weights))
+            lam = torch.tensor(lambdas[data[c].id, data[u].id], dtype=torch.float64)[:n]
+            mixed = mixed + (mix or mixture)(c, u, lam)
+            n_mixed += float((lam * weights[0][:n] + (1 - lam) * weights[1][:n]).sum())
     divisor = n_ntp if mixup_mean == "ntp" else n_mixed
     loss = (ntp / n_ntp if n_ntp else 0 * ntp) + (mu * mixed / divisor if divisor else 0 * mixed)
+    return value_and_gradients(model, loss)
+
+
+def value_and_gradients(model, loss: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
     loss.backward()
     return float(loss.detach()), gradients(model)
 
@@ -152,57 +169,41 @@ def assert_same(left, right) -> None:
         torch.testing.assert_close(left[1][name], expected, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
+CUTS = [
+    *({"world": w, "micro": m, "segments": s} for w, m, s in [(1, 12, 1), (1, 2, 1), (2, 4, 2), (2, 6, 4), (8, 2, 1)]),
+    *({"micro": None, "tokens": 30, "world": world, "segments": 4} for world in (1, 2)),
+    {"micro": None, "tokens": 1},
+    {"micro": None, "tokens": 25, "world": 3, "padding_free": True},
+    {"micro": 12, "padding_free": True},
+]
+"""Among them token budgets, and rows without padding, whose positions start again."""
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize(
-    ("world", "micro", "segments"),
-    [(1, 12, 1), (1, 4, 2), (1, 2, 1), (2, 4, 2), (3, 2, 1), (2, 6, 4), (8, 2, 1)],
-    ids=lambda x: str(x),
+    ("data", "mixup_mean", "lambda_per"),
+    [(DATA, "own", "pair"), (WEIGHTED, "ntp", "token"), (WEIGHTED, "own", "pair")],
+    ids=["plain", "weighted ntp", "weighted own"],
 )
-@pytest.mark.parametrize(("mixup_mean", "lambda_per"), [("own", "pair"), ("ntp", "token")])
-def test_a_global_batch_cut_up_is_the_formula(model, world, micro, segments, mixup_mean, lambda_per):
+def test_a_global_batch_cut_up_is_the_formula(model, data, cut, mixup_mean, lambda_per):
+    """Weights of rows multiply both terms and their counts."""
     lambdas: dict = {}
     objective = Exact(objective=SFTMix(mu=0.75, mixup_mean=mixup_mean, lambda_per=lambda_per), seen=lambdas)
-    found = ours(model, objective, UNITS, world=world, micro=micro, segments=segments)
-    assert_same(found, naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean=mixup_mean))
-
-
-@pytest.mark.parametrize("mixup_mean", ["own", "ntp"])
-@pytest.mark.parametrize("cut", [{}, {"world": 3, "micro": 2}, {"world": 2, "padding_free": True}], ids=str)
-def test_weights_of_the_rows_multiply_both_terms_and_their_counts(model, cut, mixup_mean):
-    lambdas: dict = {}
-    objective = Exact(objective=SFTMix(mu=0.75, mixup_mean=mixup_mean), seen=lambdas)
-    found = ours(model, objective, UNITS, data=WEIGHTED, **cut)
-    assert_same(found, naive(model, WEIGHTED, UNITS, lambdas, mu=0.75, mixup_mean=mixup_mean))
-
-
-@pytest.mark.parametrize(
-    ("world", "limit"),
-    [
-        (1, {"micro": None, "tokens": 30}),
-        (1, {"micro": None, "tokens": 1}),
-        (2, {"micro": None, "tokens": 40, "segments": 4}),
-        (3, {"micro": None, "tokens": 25, "padding_free": True}),
-        (1, {"micro": 12, "padding_free": True}),
-        (2, {"micro": 4, "padding_free": True}),
-    ],
-    ids=lambda x: " ".join(f"{k} {v}" for k, v in x.items()) if isinstance(x, dict) else str(x),
-)
-def test_token_budgets_and_rows_without_padding_are_the_formula(model, world, limit):
-    """The attention of the model sees positions that start again in place of padding."""
-    lambdas: dict = {}
-    objective = Exact(objective=SFTMix(mu=0.75), seen=lambdas)
-    found = ours(model, objective, UNITS, world=world, **limit)
-    assert_same(found, naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean="own"))
+    found = ours(model, objective, UNITS, data=data, **cut)
+    assert_same(found, naive(model, data, UNITS, lambdas, mu=0.75, mixup_mean=mixup_mean))
 
 
 def test_a_short_last_batch_divides_by_its_own_counts(model):
-    """T1: the last global batch of an epoch holds a pair and a single, where the one before holds three pairs."""
+    """T1: the last global batch of an epoch holds a pair and a single, where the one before holds three pairs. And
+    where all slots are repeats, the NTP count is 0, nothing is divided by it, and only Mixup is left."""
     batches = global_batches(UNITS[:5], 6)
     assert [sum(map(len, b)) for b in batches] == [6, 3]
-    for units in batches:
+    for units in [*batches, [(Slot(0, 0.0), Slot(1, 0.0)), (Slot(2, 0.0), Slot(3, 0.0))]]:
         lambdas: dict = {}
-        objective = Exact(objective=SFTMix(mu=1.0), seen=lambdas)
-        found = ours(model, objective, units, world=2, micro=2)
-        assert_same(found, naive(model, DATA, units, lambdas, mu=1.0, mixup_mean="own"))
+        found = ours(model, Exact(objective=SFTMix(mu=0.5), seen=lambdas), units, world=2, micro=2)
+        expected = naive(model, DATA, units, lambdas, mu=0.5, mixup_mean="own")
+        assert_same(found, expected)
+        assert any(g.abs().max() > 1e-3 for g in expected[1].values())
 
 
 def test_ranks_without_work_get_a_filler_without_weight(model):
@@ -214,31 +215,6 @@ def test_ranks_without_work_get_a_filler_without_weight(model):
         found = ours(model, objective, units, world=8, micro=2)
         assert_same(found, naive(model, DATA, units, {}, mu=0.0, mixup_mean="own"))
     assert any(g.abs().max() > 1e-3 for g in found[1].values())
-
-
-def test_without_ntp_tokens_only_mixup_is_left(model):
-    """All slots are repeats: the NTP count is 0 and nothing is divided by it."""
-    units: list[Unit] = [(Slot(0, 0.0), Slot(1, 0.0)), (Slot(2, 0.0), Slot(3, 0.0))]
-    lambdas: dict = {}
-    found = ours(model, Exact(objective=SFTMix(mu=0.5), seen=lambdas), units, world=2, micro=2)
-    expected = naive(model, DATA, units, lambdas, mu=0.5, mixup_mean="own")
-    assert_same(found, expected)
-    assert any(g.abs().max() > 1e-3 for g in expected[1].values())
-
-
-def test_a_row_rule_is_divided_by_the_same_count(model):
-    """The rule of DFT multiplies the weights, and leaves out the slots that carry no NTP loss."""
-    units = [*UNITS[:2], (Slot(UNITS[0][0].row, 0.0),)]
-    batch = collate(units, DATA)
-    module = TrainingModule(model)
-    plan = NTP().plan(batch, step=0, total_steps=1, seed=0)
-    with torch.no_grad():
-        nll = module(batch, plan).nll
-    scaled = normalise(plan, ntp_count=17.0, mixup_count=0.0, world_size=3)
-    found = module(batch, scaled, loss=DFT().loss).loss.detach()
-    counted = batch.ntp_weight[batch.slot]
-    assert counted.min() == 0
-    assert float(found) == pytest.approx(3 / 17 * float((counted * torch.exp(-nll) * nll).sum()), abs=1e-12)
 
 
 def test_labels_are_shifted_once():
@@ -267,38 +243,6 @@ def one_step(model, objective: Objective, *, rate: float, units: Sequence[Unit] 
         total_steps=9,
     )
     return train_step(setup, prepare_step(setup, STEP, units, None))
-
-
-def test_a_step_moves_the_weights_against_the_gradient_and_says_what_it_was(model):
-    before, lambdas = {name: p.detach().clone() for name, p in model.named_parameters()}, {}
-    done = one_step(model, Exact(objective=SFTMix(mu=0.75), seen=lambdas), rate=0.125)
-    moved = {name: (before[name] - p.detach()) / 0.125 for name, p in model.named_parameters()}
-    assert all(p.grad is None for p in model.parameters())
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(before[name])
-    loss, expected = naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean="own")
-    assert_same((done.loss, moved), (loss, expected))
-    assert done.loss == pytest.approx(done.ntp + 0.75 * done.mixup, rel=1e-12)
-    assert done.grad_norm == pytest.approx(float(torch.stack([g.norm() for g in expected.values()]).norm()), rel=1e-9)
-    assert (done.ntp_tokens, done.mixup_tokens) == (5 + 2 + 11 + 4 + 1 + 6 + 3 + 1 + 8, 2 + 4 + 1 + 3)
-    assert (done.ntp_count, done.mixup_count, done.mu, done.mixup_mean) == (41, 10, 0.75, "own")
-    assert (done.learning_rate, done.skipped) == (0.125, False)
-    assert sum(map(float, (b.ntp_weight[b.slot] @ n.float() for b, n in zip(done.batches, done.nll, strict=True)))) == (
-        pytest.approx(done.ntp * 41, rel=1e-5)
-    )
-    assert not any(n.requires_grad for n in done.nll)
-
-
-class NTPWithoutPairs(SFTMix):
-    def plan(self, batch, **given):
-        return super().plan(batch, **given) if len(batch.pairs) else NTP().plan(batch, **given)
-
-
-def test_mu_is_that_of_the_micro_batches_that_mix(model):
-    units = [(Slot(0),), (Slot(1),), (Slot(2),), (Slot(3), Slot(8))]
-    done = one_step(model, NTPWithoutPairs(mu=0.75), rate=0.125, units=units)
-    assert ([plan.mu for plan in done.plans], done.mu) == ([0, 0.75], 0.75)
 
 
 @pytest.mark.parametrize("objective", [NTP(), IRDRO(), IRDRO(tau=1e-3)])

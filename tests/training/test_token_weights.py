@@ -15,7 +15,7 @@ from sftmix.common.tables import write_dynamics
 from sftmix.components import ASFT, EAFT, EmbeddingMixup, Need, PriFT, ProFit, Rho1, SFTMix, TailSFT
 from sftmix.testing import check_objective, rows_in_memory
 from sftmix.types import TrainingDynamics
-from tests.training.test_step import DATA, UNITS, Exact, assert_same, naive, one_step, ours
+from tests.training.test_step import DATA, UNITS, Exact, assert_same, naive, nll, one_step, ours
 
 CUTS = [{}, {"world": 3, "micro": 2}, {"world": 2, "padding_free": True}]
 
@@ -45,12 +45,8 @@ def reference(row: int, checkpoint: int) -> torch.Tensor:
     return torch.from_numpy(REFERENCE.token_nll[row][checkpoint]).double()
 
 
-def label_nll(logits, y):
-    return -torch.log_softmax(logits, -1)[torch.arange(len(y)), y]
-
-
 def profit(row, logits, y):
-    return ((-label_nll(logits, y)).exp() > 0.02).double(), torch.ones(len(y))
+    return ((-nll(logits, y)).exp() > 0.02).double(), torch.ones(len(y))
 
 
 def eaft(row, logits, y):
@@ -67,11 +63,11 @@ def prift(row, logits, y):
 
 def asft(row, logits, y):
     """The gradient of p NLL, p detached, and of the label's term of KL(p_ref || p), by its logarithm."""
-    return (-label_nll(logits, y)).exp() + 0.25 * (-reference(row, 0)).exp(), torch.ones(len(y))
+    return (-nll(logits, y)).exp() + 0.25 * (-reference(row, 0)).exp(), torch.ones(len(y))
 
 
 def rho1(row, logits, y):
-    excess = (label_nll(logits, y) - reference(row, 1)).tolist()
+    excess = (nll(logits, y) - reference(row, 1)).tolist()
     largest = sorted(range(len(y)), key=lambda t: -excess[t])[: math.ceil(0.6 * len(y) - 1e-9)]
     chosen = torch.tensor([float(t in largest) for t in range(len(y))], dtype=torch.float64)
     return chosen, chosen
@@ -109,17 +105,17 @@ def test_some_tokens_are_trained_and_some_are_not(model, path, name):
 def test_the_examples_that_have_fallen_most_are_left_out(model, path):
     """G = 9 examples, of which round(0.5 x 9) = 4 are left out."""
     rows = [slot.row for unit in UNITS for slot in unit if slot.ntp_weight]
-    nll = {}
+    means = {}
 
     def noted(row, logits, y):
-        nll[row] = float(label_nll(logits, y).mean())
+        means[row] = float(nll(logits, y).mean())
         return torch.ones(len(y)), torch.ones(len(y))
 
     naive(model, DATA, UNITS, {}, mu=0, mixup_mean="own", factor=noted)
-    fallen = {row: float(reference(row, 0).mean()) - nll[row] for row in rows}
+    fallen = {row: float(reference(row, 0).mean()) - means[row] for row in rows}
     stay = sorted(rows, key=lambda row: fallen[row])[:5]
     size = {row: len(REFERENCE.token_nll[row][0]) for row in rows}
-    expected = sum(nll[row] * size[row] for row in stay) / sum(size[row] for row in stay)
+    expected = sum(means[row] * size[row] for row in stay) / sum(size[row] for row in stay)
     done = one_step(model, TailSFT(dynamics=path), rate=0.125)
     assert done.loss == pytest.approx(expected, rel=1e-6)
     assert done.ntp_count == sum(size[row] for row in stay)
