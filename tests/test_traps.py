@@ -40,10 +40,9 @@ T14  streaming
        test_traps.py::test_a_streaming_dataset_is_refused
 T15  a checkpoint of one rank's shard
        training/test_checkpoint.py::test_two_fsdp_ranks_to_one
-       training/test_adapter_checkpoint.py::test_two_fsdp_ranks_to_one
 T16  tied embeddings
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
-       training/test_checkpoint.py::test_a_tied_head_is_stored_once
+       training/test_checkpoint.py::test_only_what_is_trained_is_stored
        model/test_models.py::test_tied_weights_are_stored_once
 T17  the wrapper's forward is skipped
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas

@@ -1,4 +1,5 @@
-"""Checkpoints: exact at any world size, verified when read, and nothing but safetensors and JSON (T15, T16)."""
+"""Checkpoints, also of adapters: exact at any world size, verified when read, and nothing but safetensors and JSON
+(T15, T16)."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from sftmix.batches.order import Slot
 from sftmix.common.errors import CheckpointError, ConfigError, NoSpaceError
 from sftmix.common.world import World
-from sftmix.options import CheckpointOptions
+from sftmix.model.adapters import add_adapters
+from sftmix.options import CheckpointOptions, LoraOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
 from sftmix.training.scoring import Scorer
@@ -24,67 +27,90 @@ from tests.forked import on_ranks
 from tests.toy import logged, toy_model, toy_stage
 from tests.trained import DATA, Trained, assert_exact
 
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "everywhere": {"target_modules": ["c_attn", "c_fc", "wte", "lm_head"]},
+    "head in full": {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+    "dora": {"use_dora": True, "bias": "all"},
+}
+KINDS = ("untied", "tied", *ADAPTERS)
 
-def trained(*, tied: bool, seed: int = 0, **how) -> Trained:
-    return Trained(toy_model(dtype=torch.float32, tied=tied, seed=seed), **how)
+
+def trained(kind: str, *, seed: int = 0, **how) -> Trained:
+    """A model of its own, or a tied one with adapters."""
+    model = toy_model(dtype=torch.float32, tied=kind != "untied", seed=0 if kind in ADAPTERS else seed)
+    if kind in ADAPTERS:
+        add_adapters(model, LoraOptions(r=4, **ADAPTERS[kind]), seed=seed)
+    return Trained(model, **how)
 
 
 def fsdp_ranks(world: World, path: str) -> None:
     """Two ranks: save what they trained, and write out what they load from the one-rank checkpoints."""
-    for tied in (False, True):
-        it = trained(tied=tied, steps=2, world=world, parallel="fsdp")
+    for kind in KINDS:
+        it = trained(kind, steps=2, world=world, parallel="fsdp")
         Scorer(world=world)(it.wrapped, DATA)  # as a callback does; it leaves the head's group gathered
-        CheckpointStore(Path(path) / f"two-{tied}", keep=1, world=world).save(2, it.wrapped, it.optimizer, {"a": 1})
+        CheckpointStore(Path(path) / f"two-{kind}", keep=1, world=world).save(2, it.wrapped, it.optimizer, {"a": 1})
         saved = it.everything()
-        other = trained(tied=tied, steps=1, seed=7, world=world, parallel="fsdp")
-        state = CheckpointStore(Path(path) / f"one-{tied}", keep=1, world=world).load(3, other.wrapped, other.optimizer)
+        other = trained(kind, steps=1, seed=7, world=world, parallel="fsdp")
+        state = CheckpointStore(Path(path) / f"one-{kind}", keep=1, world=world).load(3, other.wrapped, other.optimizer)
         assert state == {"b": 2, "step": 3}
         loaded = other.everything()
         if world.is_main:
-            save_file(saved, Path(path) / f"two-{tied}.safetensors")
-            save_file(loaded, Path(path) / f"one-{tied}.safetensors")
+            save_file(saved, Path(path) / f"two-{kind}.safetensors")
+            save_file(loaded, Path(path) / f"one-{kind}.safetensors")
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("shards")
-    for tied in (False, True):
-        it = trained(tied=tied, steps=3)
-        CheckpointStore(path / f"one-{tied}", keep=1, world=World()).save(3, it.wrapped, it.optimizer, {"b": 2})
+    for kind in KINDS:
+        it = trained(kind, steps=3)
+        CheckpointStore(path / f"one-{kind}", keep=1, world=World()).save(3, it.wrapped, it.optimizer, {"b": 2})
     on_ranks(fsdp_ranks, str(path))
     return path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_two_fsdp_ranks_to_one(shards, tied):
-    """T15: each rank wrote its own shard of weights and optimizer; one process has them all."""
-    one = trained(tied=tied, steps=1, seed=7)
-    state = CheckpointStore(shards / f"two-{tied}", keep=1, world=World()).load(2, one.wrapped, one.optimizer)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_fsdp_ranks_to_one(shards, kind):
+    """T15: each rank wrote its own shard of what is trained and of the optimizer; one process has them all."""
+    one = trained(kind, steps=1, seed=7)
+    state = CheckpointStore(shards / f"two-{kind}", keep=1, world=World()).load(2, one.wrapped, one.optimizer)
     assert state == {"a": 1, "step": 2}
-    assert_exact(one.everything(), load_file(shards / f"two-{tied}.safetensors"))
+    assert_exact(one.everything(), load_file(shards / f"two-{kind}.safetensors"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_one_to_two_fsdp_ranks(shards, tied):
-    assert_exact(trained(tied=tied, steps=3).everything(), load_file(shards / f"one-{tied}.safetensors"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_to_two_fsdp_ranks(shards, kind):
+    assert_exact(trained(kind, steps=3).everything(), load_file(shards / f"one-{kind}.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_is_trained_is_stored(shards, kind):
+    """Weights and two moments of each: nothing of the base model, and a tied head once."""
+    names = {name for name, p in trained(kind, steps=0).wrapped.named_parameters() if p.requires_grad}
+    for place in (f"one-{kind}/step-00000003", f"two-{kind}/step-00000002"):
+        stored = {name for file in (shards / place).glob("*.safetensors") for name in load_file(file)}
+        assert {name for name in stored if name.startswith("weights/")} == {f"weights/{name}" for name in names}
+        moments = {name for name in stored if name.startswith("optimizer/state.") and not name.endswith(".step")}
+        assert moments == {f"optimizer/state.{n}.{m}" for n in names for m in ("exp_avg", "exp_avg_sq")}
 
 
 def hsdp_ranks(world: World, path: str) -> None:
     """Four ranks in two groups: save what they trained, write out what they load from one process and from fsdp."""
     world = replace(world, local_size=2)
-    it = trained(tied=True, steps=2, world=world, parallel="hsdp")
+    it = trained("tied", steps=2, world=world, parallel="hsdp")
     weight = it.wrapped.model.transformer.h[0].mlp.c_fc.weight
     assert weight.to_local().shape[0] * 2 == weight.shape[0]
     CheckpointStore(Path(path) / "four", keep=1, world=world).save(2, it.wrapped, it.optimizer, {"a": 1})
     found = {"four": it.everything()}
-    for source, step in (("one-True", 3), ("two-True", 2)):
-        other = trained(tied=True, steps=1, seed=7, world=world, parallel="hsdp")
+    for source, step in (("one-tied", 3), ("two-tied", 2)):
+        other = trained("tied", steps=1, seed=7, world=world, parallel="hsdp")
         CheckpointStore(Path(path) / source, keep=1, world=world).load(step, other.wrapped, other.optimizer)
         found[f"four-{source}"] = other.everything()
     with pytest.raises(ConfigError, match=r"shard_group_size is 3, but there are 4 ranks; allowed: 1, 2, 4"):
-        trained(tied=True, steps=0, world=replace(world, local_size=3), parallel="hsdp")
+        trained("tied", steps=0, world=replace(world, local_size=3), parallel="hsdp")
     if world.is_main:
         for name, tensors in found.items():
             save_file(tensors, Path(path) / f"{name}.safetensors")
@@ -93,33 +119,33 @@ def hsdp_ranks(world: World, path: str) -> None:
 @pytest.mark.slow
 def test_two_groups_of_two_ranks_and_one_and_two(shards):
     on_ranks(hsdp_ranks, str(shards), ranks=4)
-    one = trained(tied=True, steps=1, seed=7)
+    one = trained("tied", steps=1, seed=7)
     CheckpointStore(shards / "four", keep=1, world=World()).load(2, one.wrapped, one.optimizer)
     assert_exact(one.everything(), load_file(shards / "four.safetensors"))
-    assert_exact(trained(tied=True, steps=3).everything(), load_file(shards / "four-one-True.safetensors"))
-    assert_exact(load_file(shards / "two-True.safetensors"), load_file(shards / "four-two-True.safetensors"))
+    assert_exact(trained("tied", steps=3).everything(), load_file(shards / "four-one-tied.safetensors"))
+    assert_exact(load_file(shards / "two-tied.safetensors"), load_file(shards / "four-two-tied.safetensors"))
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_one_to_one_and_the_next_step_is_the_same(tmp_path, tied):
-    it, other = trained(tied=tied, steps=2), trained(tied=tied, steps=1, seed=7)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_to_one_and_the_next_step_is_the_same(tmp_path, kind):
+    it, other = trained(kind, steps=2), trained(kind, steps=1, seed=7)
     store = CheckpointStore(tmp_path, keep=1, world=World())
     store.save(2, it.wrapped, it.optimizer, {})
     store.load(2, other.wrapped, other.optimizer)
     model = other.wrapped.model
-    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied  # T16
+    if kind in ("untied", "tied"):
+        assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is (kind == "tied")  # T16
     for each in (it, other):
         each.step()
     assert_exact(it.everything(), other.everything())
 
 
-@pytest.mark.slow
-def test_a_tied_head_is_stored_once(shards):
-    def names(kind: str) -> list[str]:
-        return [k for f in (shards / kind / "step-00000003").glob("*.safetensors") for k in load_file(f)]
-
-    assert any("lm_head" in n for n in names("one-False"))
-    assert not any("lm_head" in n for n in names("one-True"))
+def test_a_checkpoint_of_other_adapters_is_refused(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1, world=World())
+    it, other = trained("dora", steps=1), trained("everywhere", steps=1)
+    store.save(1, it.wrapped, it.optimizer, {})
+    with pytest.raises(CheckpointError, match=r"step-00000001 lacks \d+ of \d+ tensors of this run, .*lora_"):
+        store.load(1, other.wrapped, other.optimizer)
 
 
 # ----------------------------------------------------------------------------------------- damaged files
@@ -130,7 +156,7 @@ def store(tmp_path) -> CheckpointStore:
     """Checkpoints of steps 1 and 2; their weights differ."""
     store = CheckpointStore(tmp_path / "checkpoints", keep=2, world=World())
     for step in (1, 2):
-        it = trained(tied=False, steps=step)
+        it = trained("untied", steps=step)
         store.save(step, it.wrapped, it.optimizer, {"n": step})
     return store
 
@@ -141,21 +167,11 @@ def files(directory: Path, pattern: str) -> list[Path]:
     return found
 
 
-def truncate(directory: Path) -> None:
-    file = files(directory, "*.safetensors")[0]
-    file.write_bytes(file.read_bytes()[:-1])
-
-
 def flip_a_bit(directory: Path) -> None:
     file = files(directory, "*.safetensors")[0]
     content = bytearray(file.read_bytes())
     content[-5] ^= 4  # of a weight: safetensors itself would not notice
     file.write_bytes(content)
-
-
-def edit_the_state(directory: Path) -> None:
-    file = directory / "state.json"
-    file.write_text(file.read_text().replace('"n": ', '"n": 1'))
 
 
 def delete_a_file(directory: Path) -> None:
@@ -166,53 +182,37 @@ def delete_the_manifest(directory: Path) -> None:
     (directory / "MANIFEST.json").unlink()
 
 
-def empty_the_manifest(directory: Path) -> None:
-    (directory / "MANIFEST.json").write_text("")
-
-
 def empty_the_directory(directory: Path) -> None:
     shutil.rmtree(directory)
     directory.mkdir()
 
 
-DAMAGES = [
-    truncate,
-    flip_a_bit,
-    edit_the_state,
-    delete_a_file,
-    delete_the_manifest,
-    empty_the_manifest,
-    empty_the_directory,
-]
+GONE = [delete_a_file, delete_the_manifest, empty_the_directory]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", [flip_a_bit, *GONE])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, damage: Callable[[Path], None]):
+    """When all are damaged nothing starts afresh. Every damage of every file: tests/faults/test_damage.py."""
     assert store.newest_valid() == 2
     damage(store.path(2))
     with pytest.warns(UserWarning, match=r"skipping checkpoint .*step-00000002: "):
         assert store.newest_valid() == 1
-    it = trained(tied=False, steps=0, seed=9)
+    it = trained("untied", steps=0, seed=9)
     with pytest.raises(CheckpointError, match="step-00000002"):
         store.load(2, it.wrapped, it.optimizer)
     assert store.load(1, it.wrapped, it.optimizer)["n"] == 1
-    assert_exact(it.everything(), trained(tied=False, steps=1).everything())
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_when_all_are_damaged_nothing_starts_afresh(store, damage: Callable[[Path], None]):
-    for step in (1, 2):
-        damage(store.path(step))
+    assert_exact(it.everything(), trained("untied", steps=1).everything())
+    damage(store.path(1))
     with pytest.warns(UserWarning, match="skipping"), pytest.raises(CheckpointError, match="no checkpoint in"):
         store.newest_valid()
 
 
-@pytest.mark.parametrize("damage", [truncate, delete_a_file, delete_the_manifest, empty_the_directory])
+@pytest.mark.parametrize("damage", GONE)
 def test_what_went_since_it_was_hashed_is_missed(store, damage: Callable[[Path], None]):
     """Beside an export a run may go on, and delete its oldest checkpoint."""
     assert store.newest_valid() == 2
     damage(store.path(2))
-    it = trained(tied=False, steps=0, seed=9)
+    it = trained("untied", steps=0, seed=9)
     with pytest.raises(CheckpointError, match="step-00000002"):
         store.load(2, it.wrapped, it.optimizer)
 
@@ -221,7 +221,7 @@ def test_an_old_one_that_cannot_be_removed_is_told_and_the_new_one_stands(store,
     """A link takes the part of a directory on a network that a reader still holds: neither can be removed."""
     store.path(1).rename(tmp_path / "elsewhere")
     store.path(1).symlink_to(tmp_path / "elsewhere")
-    it = trained(tied=False, steps=0)
+    it = trained("untied", steps=0)
     with pytest.warns(UserWarning, match="step-00000001 cannot be removed"):
         store.save(3, it.wrapped, it.optimizer, {})
     assert store.newest_valid() == 3
@@ -237,7 +237,7 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_goes(store):
     store.clean()
     assert not leftover.exists()
     shutil.copytree(store.path(2), leftover)
-    it = trained(tied=False, steps=0)
+    it = trained("untied", steps=0)
     store.save(3, it.wrapped, it.optimizer, {})
     assert not leftover.exists()
 
@@ -245,14 +245,14 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_goes(store):
 def test_a_step_can_be_saved_again(store):
     """A run continued from an earlier step writes over what was damaged."""
     flip_a_bit(store.path(2))
-    it = trained(tied=False, steps=2)
+    it = trained("untied", steps=2)
     store.save(2, it.wrapped, it.optimizer, {"n": 5})
     assert store.newest_valid() == 2
     assert store.load(2, it.wrapped, it.optimizer) == {"n": 5, "step": 2}
 
 
 def one_rank_cannot_write(world: World, path: str) -> None:
-    it = trained(tied=False, steps=1, world=world, parallel="fsdp")
+    it = trained("untied", steps=1, world=world, parallel="fsdp")
     if world.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # writes fail with EFBIG
     with pytest.raises(CheckpointError, match=r"step-00000001 cannot be written \(.*File too large"):
@@ -266,7 +266,7 @@ def test_what_one_rank_cannot_write_ends_every_rank(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_named(store):
-    it = trained(tied=False, steps=1)
+    it = trained("untied", steps=1)
     store.path(3).touch()  # a file where the directory must be
     with pytest.raises(CheckpointError, match=r"step-00000003 cannot be written \(NotADirectoryError"):
         store.save(3, it.wrapped, it.optimizer, {})

@@ -245,6 +245,14 @@ def one_step(model, objective: Objective, *, rate: float, units: Sequence[Unit] 
     return train_step(setup, prepare_step(setup, STEP, units, None))
 
 
+def test_a_step_moves_the_weights_against_the_gradient_at_the_rate_of_the_schedule(model):
+    before, lambdas = {name: p.detach().clone() for name, p in model.named_parameters()}, {}
+    done = one_step(model, Exact(objective=SFTMix(mu=0.75), seen=lambdas), rate=0.125)
+    moved = {name: (before[name] - p.detach()) / 0.125 for name, p in model.named_parameters()}
+    model.load_state_dict(before, strict=False)
+    assert_same((done.loss, moved), naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean="own"))
+
+
 @pytest.mark.parametrize("objective", [NTP(), IRDRO(), IRDRO(tau=1e-3)])
 def test_a_step_without_a_finite_gradient_moves_nothing(model, objective):
     model.get_input_embeddings().weight.data[int(DATA[7].input_ids[0])] = float("inf")
