@@ -77,5 +77,6 @@ def following(out: Path, until: str) -> list[str]:
     """Return commands that go on from a finished one, ready for a shell."""
     config, place = shlex.quote(str(out / "config.yaml")), shlex.quote(str(out))
     if until != "train":
-        return [f"sftmix run --config {config} --out {place}  # goes on from here"]
+        suspects = [f"sftmix suspects {place}  # rows to read first"] if until == "confidence" else []
+        return [*suspects, f"sftmix run --config {config} --out {place}  # goes on from here"]
     return [f"sftmix chat {place}  # talk to the model", f"sftmix report {place}  # what it saw, and what came out"]

@@ -154,6 +154,7 @@ def test_the_page_of_components_explains_every_field_of_a_plan() -> None:
 REQUIRED = {
     "path": "file",
     "paths": "[dir]",
+    "url": "http://127.0.0.1:8000/v1",
     "field": "score",
     "high": "High",
     "low": "Low",

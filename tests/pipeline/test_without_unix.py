@@ -55,7 +55,7 @@ for found in pkgutil.walk_packages(sftmix.__path__, "sftmix."):
         try:
             module = importlib.import_module(found.name)
         except ModuleNotFoundError as error:
-            assert str(error.name).startswith(("lm_eval", "triton")), error
+            assert str(error.name).startswith(("lm_eval", "triton", "axolotl")), error
             continue
         for real, other in windows.items():
             if vars(module).get(real.__name__) is real:
