@@ -35,6 +35,7 @@ from sftmix.tools.suspects.signals import (  # noqa: E402
     EndOfTurn,
     HardTokens,
     Mismatch,
+    Signal,
     SuspectRows,
     duplicates,
     percentiles,
@@ -61,20 +62,26 @@ def signals_of(rows: list[dict], run: Path) -> dict[str, Float64]:
     words, sentences = (SuspectRows(prompts, responses, dynamics, kind) for kind in ("tfidf", "minilm"))
     none = [None] * len(rows)
     nll = dynamics.nll_sum / np.maximum(dynamics.n_tokens, 1)[:, None]
-    shipped = [Mismatch(), Echo(), EndOfTurn(), HardTokens()]
+    shipped: list[Signal] = [Mismatch(), Echo(), EndOfTurn(), HardTokens()]
     own = {type(signal).__name__: signal.score(sentences) for signal in shipped}
-    text = [Mismatch().score(words), own["Echo"], Ending().score(words)]
+    text: list[Signal] = [Mismatch(), Echo(), Ending()]
     ranks = np.array([percentiles(score, none) for score in own.values()])
+
+    def largest(signals: list[Signal], of: SuspectRows) -> Float64:
+        return np.max([1 - (1 - percentiles(one.score(of), none)) ** one.weight for one in signals], axis=0)
+
     forest = IsolationForest(random_state=0, n_estimators=300).fit(ranks.T)
     worst = [np.sort(one[-1])[-max(1, one.shape[1] // 10) :].mean() for one in dynamics.token_nll or ()]
     return {
-        "**largest rank (default)**": ranks.max(0),
-        "**without a model (TF-IDF)**": np.max([percentiles(score, none) for score in text], axis=0),
+        "**largest weighted rank (default)**": largest(shipped, sentences),
+        "**without a reference**": largest(text, sentences),
+        "**without a model (TF-IDF)**": largest(text, words),
+        "largest rank": ranks.max(0),
         "mean of ranks": ranks.mean(0),
         "isolation forest": -forest.score_samples(ranks.T),
         **own,
-        "Mismatch by TF-IDF": text[0],
-        "Ending": text[2],
+        "Mismatch by TF-IDF": Mismatch().score(words),
+        "Ending": Ending().score(words),
         "Perplexity (the paper's)": -Perplexity().estimate(dynamics),
         "Correctness": -Correctness().estimate(dynamics),
         "LowVariability": -LowVariability().estimate(dynamics),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -73,7 +73,12 @@ class SuspectRows:
 
 
 class Signal(Component, ABC):
-    """A measure of how likely each row is wrong."""
+    """A measure of how likely each row is wrong.
+
+    weight  of a percentile p the score of a row takes 1 - (1 - p) ** weight; below 1 where many right rows are high
+    """
+
+    weight: ClassVar[float] = 0.6
 
     @abstractmethod
     def score(self, rows: SuspectRows) -> Float64:
@@ -92,6 +97,8 @@ class Mismatch(Signal):
 
     The mean cosine with the five nearest of the other rows, both ways, minus twice the cosine of the row's own two.
     """
+
+    weight = 1.0
 
     def score(self, rows: SuspectRows) -> Float64:
         prompts, responses = rows.vectors
@@ -127,6 +134,8 @@ def _runs(text: str) -> list[tuple[str, ...]]:
 
 class Ending(Signal):
     """1 for a response that ends without a mark, as one that was cut off does; for rows without a reference."""
+
+    weight = 1.0
 
     def score(self, rows: SuspectRows) -> Float64:
         return np.array([float(bool(re.search(r"[\w,-]$", response.rstrip()))) for response in rows.responses])

@@ -44,7 +44,10 @@ def test_a_file_without_any_model(sftmix, rows, tmp_path):
     table = lines_of(tmp_path / "out")
     assert [line["rank"] for line in table] == list(range(1, 14))
     assert pd.read_parquet(tmp_path / "out" / "suspects.parquet")["id"].tolist() == [line["id"] for line in table]
-    assert all(line["score"] == max(line[name] for name in ("Mismatch", "Echo", "Ending")) for line in table)
+    for line in table:
+        weighted = {"Mismatch": line["Mismatch"], "Echo": 1 - (1 - line["Echo"]) ** 0.6, "Ending": line["Ending"]}
+        assert line["score"] == pytest.approx(max(weighted.values()), rel=1e-12)
+        assert weighted[line["signal"]] == max(weighted.values())
     assert {line["id"]: line["duplicate_of"] for line in table if line["duplicate_of"]} == {"row-12": "row-4"}
     nearest = {line["id"]: line["compared_with"] for line in table}
     assert (nearest["row-2"], nearest["row-9"], nearest["row-4"]) == ("row-9", "row-2", "row-12")
