@@ -39,6 +39,7 @@ from sftmix.tools.suspects.signals import (  # noqa: E402
     SuspectRows,
     duplicates,
     percentiles,
+    weighted,
 )
 from sftmix.types import Float64  # noqa: E402
 
@@ -68,7 +69,7 @@ def signals_of(rows: list[dict], run: Path) -> dict[str, Float64]:
     ranks = np.array([percentiles(score, none) for score in own.values()])
 
     def largest(signals: list[Signal], of: SuspectRows) -> Float64:
-        return np.max([1 - (1 - percentiles(one.score(of), none)) ** one.weight for one in signals], axis=0)
+        return np.max([weighted(percentiles(one.score(of), none), one.weight) for one in signals], axis=0)
 
     forest = IsolationForest(random_state=0, n_estimators=300).fit(ranks.T)
     worst = [np.sort(one[-1])[-max(1, one.shape[1] // 10) :].mean() for one in dynamics.token_nll or ()]

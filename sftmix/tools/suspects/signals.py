@@ -23,6 +23,8 @@ AT_ONCE = 1000
 PRIOR = 4
 NEAREST = 5
 """Other rows with which the own one is compared."""
+FULL = 0.98
+"""Percentile above which every signal counts in full, so that the first rows are of all kinds."""
 
 EMBEDDINGS = ("auto", "tfidf", "minilm")
 
@@ -75,10 +77,11 @@ class SuspectRows:
 class Signal(Component, ABC):
     """A measure of how likely each row is wrong.
 
-    weight  of a percentile p the score of a row takes 1 - (1 - p) ** weight; below 1 where many right rows are high
+    weight  below 1 where many right rows are high, too: of a percentile p up to FULL, a row's score takes
+            1 - (1 - p) ** weight
     """
 
-    weight: ClassVar[float] = 0.6
+    weight: ClassVar[float] = 0.5
 
     @abstractmethod
     def score(self, rows: SuspectRows) -> Float64:
@@ -192,6 +195,11 @@ def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
 
     grouped = pd.Series(scores).groupby(np.array(groups, dtype=object), dropna=False)
     return ((grouped.rank(na_option="top") - 0.5) / grouped.transform("size")).to_numpy()
+
+
+def weighted(percentile: Float64, weight: float) -> Float64:
+    """Return what each percentile by a signal of that weight counts in the score of a row."""
+    return np.where(percentile > FULL, percentile, 1 - (1 - percentile) ** weight)
 
 
 def duplicates(rows: SuspectRows, least: float = 0.95) -> Rows:

@@ -45,7 +45,7 @@ def test_a_file_without_any_model(sftmix, rows, tmp_path):
     assert [line["rank"] for line in table] == list(range(1, 14))
     assert pd.read_parquet(tmp_path / "out" / "suspects.parquet")["id"].tolist() == [line["id"] for line in table]
     for line in table:
-        weighted = {"Mismatch": line["Mismatch"], "Echo": 1 - (1 - line["Echo"]) ** 0.6, "Ending": line["Ending"]}
+        weighted = {"Mismatch": line["Mismatch"], "Echo": 1 - (1 - line["Echo"]) ** 0.5, "Ending": line["Ending"]}
         assert line["score"] == pytest.approx(max(weighted.values()), rel=1e-12)
         assert weighted[line["signal"]] == max(weighted.values())
     assert {line["id"]: line["duplicate_of"] for line in table if line["duplicate_of"]} == {"row-12": "row-4"}

@@ -118,3 +118,9 @@ def test_a_near_duplicate_is_near_in_prompt_and_response(at_once, monkeypatch):
         embedding="tfidf",
     )
     assert signals.duplicates(texts).tolist() == [-1] * 7 + [1, -1, -1]
+
+
+def test_a_percentile_counts_in_full_at_the_top_and_else_by_its_weight():
+    percentile = np.array([0.0, 0.75, 0.96, 0.9801, 1.0])
+    np.testing.assert_allclose(signals.weighted(percentile, 0.5), [0, 0.5, 0.8, 0.9801, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(signals.weighted(percentile, 1.0), percentile, rtol=1e-12)
