@@ -17,7 +17,6 @@ from benchmarks.evidence.prepare import HELD_OUT, PILOT, ordered, parts_of, plai
 from benchmarks.evidence.tiers import read_tier
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.tables import write_dynamics, write_eval, write_split
-from sftmix.components.objectives import NTP
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import comparison_of, table_options
 from sftmix.tools.compare.statistics import seeds_needed
@@ -35,10 +34,6 @@ PLANNED = [("SFTMix", other) for other in ("NTP", "RandomSplit", "LengthMatched"
 def table(name: str) -> Comparison:
     words = ["--config", str(FOLDER / f"{name}.yaml"), "--out", "o"]
     return comparison_of(read_arguments(words, table_options()))
-
-
-def strengths(made: Comparison) -> dict[str, float]:
-    return {name: config.objective.mu for name, config in made.variants.items() if hasattr(config.objective, "mu")}
 
 
 @pytest.mark.parametrize("name", ["shuffled", *TIERS, *PILOTS])
@@ -73,13 +68,6 @@ def test_the_planned_contrasts_can_be_significant(name):
     assert len(made.options.seeds) >= seeds_needed(len(PLANNED))
 
 
-@pytest.mark.parametrize("name", ["primary", "overfit"])
-def test_arms_of_a_table_mix_with_one_strength(name):
-    mu = 1 if name == "overfit" else table("parts").variants["SFTMix"].objective.mu
-    mixing = ("SFTMix", "SFTMix-ntp", "RandomSplit", "LengthMatched", "DecomposedMixup")
-    assert strengths(table(name)) == dict.fromkeys(mixing, mu)
-
-
 @pytest.mark.parametrize("name", TIERS)
 def test_tables_differ_from_the_study_only_in_what_the_plan_names(name):
     """Same rows, model, batches and learning rate in all arms; the regime that overfits has fewer rows, more epochs."""
@@ -104,32 +92,6 @@ def test_the_arm_beside_tier_1_has_another_order_and_nothing_else():
     (shuffled,) = table("shuffled").variants.values()
     assert shuffled == replace(table("primary").variants["NTP"], pairing=None)
     assert table("shuffled").options.seeds == table("primary").options.seeds
-
-
-def test_the_arms_of_the_pilots_are_what_their_names_say():
-    """Whatever study.yaml has since: it takes the values that the pilots chose."""
-    rates = {name: config.training.learning_rate for name, config in table("pilot-rate").variants.items()}
-    assert rates == {f"rate-{rate}": float(rate) for rate in ("2.5e-4", "5e-4", "1e-3", "2e-3")}
-    strong = table("pilot-strength").variants
-    assert strengths(table("pilot-strength")) == {f"mu-{mu}": mu for mu in (0.1, 0.2, 0.4)}
-    smoothing = {n: c.objective.epsilon for n, c in strong.items() if n.startswith("smoothing")}
-    assert smoothing == {f"smoothing-{epsilon}": epsilon for epsilon in (0.05, 0.1, 0.2)}
-
-
-def test_pilots_use_other_seeds_and_other_held_out_rows():
-    seeds = {seed for name in TIERS for seed in table(name).options.seeds} | {table("primary").variants["NTP"].seed}
-    eval_rows = [config.data.eval for name in TIERS for config in table(name).variants.values()]
-    for name in PILOTS:
-        made = table(name)
-        assert not seeds & {*made.options.seeds, made.variants[made.baseline].seed}
-        assert all(config.data.eval not in eval_rows for config in made.variants.values())
-
-
-def test_the_pilot_varies_the_learning_rate_of_ntp_alone():
-    made = table("pilot-rate")
-    varied = {name: made.options_of(name) for name in made.variants}
-    assert all(list(options) == ["training.learning_rate"] for options in varied.values())
-    assert all(isinstance(config.objective, NTP) for config in made.variants.values())
 
 
 # ------------------------------------------------------------------------------------------ the scripts
