@@ -70,7 +70,7 @@ class ResponsesAlone:
         whole = self._rows[row]
         if whole.starts is not None:
             raise ConfigError("plain text has no instructions, so there are no responses to score alone")
-        kept = np.flatnonzero(whole.target[1:]) + 1
-        target = np.ones(len(kept) + 1, dtype=np.bool_)
+        places = np.flatnonzero(whole.target[1:]) + 1
+        target = np.ones(len(places) + 1, dtype=np.bool_)
         target[0] = False
-        return replace(whole, input_ids=whole.input_ids[np.concatenate([[0], kept])], target=target, weight=None)
+        return replace(whole, input_ids=whole.input_ids[np.concatenate([[0], places])], target=target, weight=None)

@@ -50,28 +50,28 @@ def configuration(
     name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = ()
 ) -> tuple[RunConfig, SimpleNamespace]:
     """Return the RunConfig of a command line and the command's own options; --help and --print_config end here."""
-    given = read_arguments(argv, own)
-    if given.help is not None:
-        print(help_text(name, about, given.help, own), end="")
+    arguments = read_arguments(argv, own)
+    if arguments.help is not None:
+        print(help_text(name, about, arguments.help, own), end="")
         raise SystemExit(0)
-    parsed = parse(given, own)
-    if given.print_config:
+    parsed = parse(arguments, own)
+    if arguments.print_config:
         print_config(parsed.config.plain())
     return parsed.config, parsed.own
 
 
-def parse(given: Arguments, own: Sequence[OwnOption] = ()) -> Parsed:
+def parse(arguments: Arguments, own: Sequence[OwnOption] = ()) -> Parsed:
     """Apply the files of a command line in their order, then its options; raise ConfigError for what does not fit."""
     known = {o.name: Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type) for o in own}
     tree: Tree = {}
     applied = set[Path]()
-    for file in given.configs:
+    for file in arguments.configs:
         layers = read_layers(file, applied)
         if OF_COMPARE not in known:
             refuse_table(layers)
         for layer in layers:
             tree = merge(tree, layer, known)
-    for options in (given.options, *given.callbacks):
+    for options in (arguments.options, *arguments.callbacks):
         tree = merge(tree, Layer("", options), known)
     values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in own})
     return Parsed(build(tree), tree, values)
@@ -101,19 +101,19 @@ def read_arguments(argv: Sequence[str], own: Sequence[OwnOption] = ()) -> Argume
         key = name.removeprefix("--")
         if key in ("", name):
             raise ConfigError(_stray(word, seen[-1], hints))
-        given: str | bool = value if equals else True
+        argument: str | bool = value if equals else True
         if not equals and key != "print_config" and words and not words[0].startswith("--"):
-            given = words.popleft()
+            argument = words.popleft()
         if key == "help":
-            arguments.help = "" if given is True else str(given)
+            arguments.help = "" if argument is True else str(argument)
         elif key == "print_config":
             arguments.print_config = True
         elif key == "config":
-            arguments.configs.append(config_file(str(given)))
+            arguments.configs.append(config_file(str(argument)))
         else:
             if key in seen and is_list(hints.get(key)):
                 raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
-            _put(arguments, key, given, hints)
+            _put(arguments, key, argument, hints)
         seen.append(key)
     return arguments
 

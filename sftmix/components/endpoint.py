@@ -103,15 +103,15 @@ class FromEndpoint(Reference):
         """Return f64[n - 1, 2], what the server says of n ids, the prompt's from `start` on; ValueError for others."""
         try:
             positions = self.positions(url, prompt, start)
-            return np.array([at[own] for at, own in zip(positions[1:], ids[1:], strict=True)])
+            return np.array([at[token] for at, token in zip(positions[1:], ids[1:], strict=True)])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"does not hold each of {len(ids)} tokens ({error!r})") from error
 
     def positions(self, url: str, prompt: str | list[int], start: int) -> Positions:
         """Ask for a prompt, a text or ids, and return its positions from `start` on; KeyError for other answers."""
         body = {"model": self.name, "prompt": prompt, "max_tokens": 1, "prompt_logprobs": 1}
-        found = self.answer(f"{url}/completions", body)["choices"][0]["prompt_logprobs"][start:]
-        return [{int(name): (one["logprob"], one["rank"] == 1) for name, one in (at or {}).items()} for at in found]
+        logprobs = self.answer(f"{url}/completions", body)["choices"][0]["prompt_logprobs"][start:]
+        return [{int(name): (one["logprob"], one["rank"] == 1) for name, one in (at or {}).items()} for at in logprobs]
 
     def answer(self, url: str, body: Mapping[str, Any]) -> Any:
         """Return the server's answer to a request, made again where it is busy, fails or is not reached."""
@@ -151,4 +151,4 @@ class FromSGLang(FromEndpoint):
         }
         about = self.answer(f"{url}/generate", body)["meta_info"]
         both = zip(about["input_token_logprobs"], about["input_top_logprobs"], strict=True)
-        return [{own[1]: (own[0], bool(top) and top[0][1] == own[1])} for own, top in both]
+        return [{token[1]: (token[0], bool(top) and top[0][1] == token[1])} for token, top in both]

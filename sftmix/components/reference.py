@@ -113,9 +113,9 @@ class FromCheckpoints(Reference):
         if not paths:
             raise ConfigError("reference.paths is empty; name the directories of the checkpoints")
         self.paths = [  # checkpoint-9 before checkpoint-10
-            found
+            match
             for path in map(os.fspath, paths)
-            for found in sorted(glob.glob(path), key=lambda name: (len(name), name)) or [path]
+            for match in sorted(glob.glob(path), key=lambda name: (len(name), name)) or [path]
         ]
         self.template = None if template is None else os.fspath(template)
         self.max_length = max_length

@@ -184,21 +184,25 @@ def encode(
 
     def side(option: str, rows: Conversations, keep: Sequence[str] | None, limit: int | None) -> EncodedDataset:
         """Tokenise one side, and add its report to those of the other."""
-        kept = None if keep is None else frozenset(keep)
-        cut = "as kept" if whole and kept is not None else whole  # not by this template alone
-        settings = [encoder.fingerprint, max_length, cut, None if kept is None else key_of(sorted(kept))]
+        selected = None if keep is None else frozenset(keep)
+        cut = "as kept" if whole and selected is not None else whole  # not by this template alone
+        settings = [encoder.fingerprint, max_length, cut, None if selected is None else key_of(sorted(selected))]
         settings += [packed, limit] if is_text else []
 
         def build(directory: Path) -> dict[str, Any]:
             report = DataReport(max_length=max_length)
             if is_text:
                 windows = encode_windows(encoder, rows, max_length, packed, report, progress)
-                stored = first_windows((row for row in windows if kept is None or row["id"] in kept), limit, report)
+                stored = first_windows(
+                    (row for row in windows if selected is None or row["id"] in selected), limit, report
+                )
             else:
-                work = Tokenise(rows, whole, encoder, max_length, kept)
+                work = Tokenise(rows, whole, encoder, max_length, selected)
                 stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
             report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
-            _check_losses(report, encoder, f"{option}: no example is left with {length_option} = {max_length}", kept)
+            _check_losses(
+                report, encoder, f"{option}: no example is left with {length_option} = {max_length}", selected
+            )
             return report.to_dict()
 
         key = key_of("tokens", rows.cache_key, settings)
@@ -225,15 +229,16 @@ def encode(
     return LoadedData(train, held_out, report)
 
 
-def _check_losses(report: DataReport, encoder: Encoder, nothing: str, kept: frozenset[str] | None) -> None:
+def _check_losses(report: DataReport, encoder: Encoder, nothing: str, selected: frozenset[str] | None) -> None:
     """Raise DataError if no example is left (`nothing` says so), or if a reference splits too many conversations."""
     lost = report.counts.get("split_alone", 0)
-    if kept is not None and lost > MAX_TEMPLATE_LOSS * len(kept):
+    if selected is not None and lost > MAX_TEMPLATE_LOSS * len(selected):
         raise DataError(
-            f"data.multi_turn whole: the template of the reference ({encoder.name}) splits {lost:,} of {len(kept):,} "
-            f"conversations that the target reads whole (first: {', '.join(report.first['split_alone'])}), and scores "
-            "of turns are none of the conversation; set data.multi_turn to per_turn, under which all templates give "
-            "the same examples, or give the reference a template that keeps earlier turns as they are"
+            f"data.multi_turn whole: the template of the reference ({encoder.name}) splits {lost:,} of "
+            f"{len(selected):,} conversations that the target reads whole (first: "
+            f"{', '.join(report.first['split_alone'])}), and scores of turns are none of the conversation; set "
+            "data.multi_turn to per_turn, under which all templates give the same examples, or give the reference a "
+            "template that keeps earlier turns as they are"
         )
     if not report.train:
         raise DataError("\n".join([f"{nothing}:", *report.lines()[1:]]))

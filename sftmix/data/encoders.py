@@ -88,10 +88,10 @@ def _spellings(
 
 def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str, list[str]]:
     if template is None and tokenizer.chat_template:
-        if isinstance(own := tokenizer.chat_template, dict) and "default" not in own:
+        if isinstance(templates := tokenizer.chat_template, dict) and "default" not in templates:
             raise ConfigError(
-                f"data.template: the tokenizer's own chat templates are {listed(sorted(own))}, and none is called "
-                "default: write the one you want to a Jinja file and name that file, or choose chatml or alpaca"
+                f"data.template: the tokenizer's own chat templates are {listed(sorted(templates))}, and none is "
+                "called default: write the one you want to a Jinja file and name that file, or choose chatml or alpaca"
             )
         return "tokenizer", tokenizer.get_chat_template(), []
     notices = []
@@ -180,11 +180,11 @@ class _Probe:
         asked, added = self.text(PROBE[:1]), self.added
         before = self.ids(self.head[len(asked) :]) if self.full.startswith(asked) else []
         before = [number for number in before if number in added]
-        kept = before[:1] + [number for number in before[1:] if _partner(added[number]) not in added.values()]
+        around = before[:1] + [number for number in before[1:] if _partner(added[number]) not in added.values()]
         texts = [asked, self.after]
         with suppress(TemplateRefusal):  # many templates take no system turn
             texts.append(self.text([*SYSTEM, *PROBE[:1]]))
-        return {*kept, *(number for text in texts for number in self.ids(text) if number in added)}
+        return {*around, *(number for text in texts for number in self.ids(text) if number in added)}
 
     def ending(self) -> tuple[int | None, str, str]:
         """Cut the text after a response into (end-of-turn id, text through it, text after it); None if it has none."""

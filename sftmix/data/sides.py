@@ -65,12 +65,12 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
             f"data.exclude: {path} names {counted(len(unknown), 'row')} that data.train does not have, first "
             f"{unknown[0]!r}; give an id or file:line in each line, as `sftmix suspects` shows them"
         )
-    kept = np.array([names.keys().isdisjoint(pair) for pair in known])
-    for k in np.flatnonzero(~kept).tolist():
+    remaining = np.array([names.keys().isdisjoint(pair) for pair in known])
+    for k in np.flatnonzero(~remaining).tolist():
         report.add("excluded", f"{known[k][0]} ({known[k][1]})")
-    if not kept.any():
+    if not remaining.any():
         raise ConfigError(f"data.exclude: {path} names all rows, so none is left")
-    return rows.some(rows.records[kept])
+    return rows.some(rows.records[remaining])
 
 
 def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:

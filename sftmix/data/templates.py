@@ -147,14 +147,14 @@ def render(
 
     thinking  the template's variable enable_thinking; None: not defined
     """
-    given: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+    variables: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     try:
         return tokenizer.apply_chat_template(  # type: ignore[return-value]
             [[dict(turn) for turn in chat] for chat in conversations],
             chat_template=on_the_same_day(template),
             add_generation_prompt=prompt,
             tokenize=False,
-            **given,
+            **variables,
         )
     except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
         raise TemplateRefusal(f"{type(error).__name__}: {error}") from error

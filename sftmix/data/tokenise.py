@@ -30,16 +30,17 @@ Stored = list[dict[str, Any]]
 class Tokenise:
     """Function: records -> the rows of their examples to store, and the report on them.
 
-    whole  conversations are examples; else their turns are
-    kept   None, or the ids of the examples to keep; others are neither stored nor counted. They say which conversations
-           are split: a reference reads them as the target does, whatever its own template.
+    whole     conversations are examples; else their turns are
+    selected  None, or the ids of the examples to keep; others are neither stored nor counted. They say which
+              conversations
+              are split: a reference reads them as the target does, whatever its own template.
     """
 
     conversations: Conversations
     whole: bool
     encoder: Encoder
     max_length: int
-    kept: frozenset[str] | None
+    selected: frozenset[str] | None
 
     def __call__(self, records: Int64) -> tuple[Stored, DataReport]:
         stored, report = Stored(), DataReport()
@@ -59,19 +60,19 @@ class Tokenise:
         """Tokenise every example, in file order; behind a conversation that must be split follow its turns."""
         for example, outcome in self._encoded(list(self._examples(records))):
             split = outcome.reasons == [SPLIT]
-            if split and self.kept is not None:  # its turns have no place among the ids
+            if split and self.selected is not None:  # its turns have no place among the ids
                 outcome.reasons = ["split_alone"]
             yield example, outcome
-            if split and self.kept is None:
+            if split and self.selected is None:
                 yield from self._encoded(turns_of(example))
 
     def _examples(self, records: Int64) -> Iterator[Example]:
         """Read the examples that are kept; a conversation of which turns are kept comes as these."""
         for row in self.conversations.read(records):
-            if self.whole and (self.kept is None or row.id in self.kept):
+            if self.whole and (self.selected is None or row.id in self.selected):
                 yield whole_of(row)
             else:
-                yield from (turn for turn in turns_of(row) if self.kept is None or turn.id in self.kept)
+                yield from (turn for turn in turns_of(row) if self.selected is None or turn.id in self.selected)
 
     def _encoded(self, examples: list[Example]) -> Iterator[tuple[Example, Outcome]]:
         # Conversations with many turns make long lists: pieces of them keep memory bounded.

@@ -43,9 +43,9 @@ def trouble_with(template: str, variables: Mapping[str, str]) -> str | None:
     """
     if len(template) > LETTERS:
         return f"it has {len(template):,} characters, and the limit is {LETTERS:,}"
-    given = json.dumps({"template": template, "variables": dict(variables)})
+    request = json.dumps({"template": template, "variables": dict(variables)})
     try:
-        done = subprocess.run([sys.executable, __file__], input=given, capture_output=True, text=True, timeout=_WAIT)
+        done = subprocess.run([sys.executable, __file__], input=request, capture_output=True, text=True, timeout=_WAIT)
     except subprocess.TimeoutExpired:
         return f"a short conversation was not rendered within {_WAIT} s"
     except OSError as error:
@@ -66,7 +66,7 @@ def _main() -> int:
     sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]  # its modules have names of their own
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    given = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     render_jinja_template([CONVERSATIONS[0]], chat_template="{{ messages }}")  # imports what it needs
     with suppress(ImportError):
         _bound()
@@ -75,7 +75,7 @@ def _main() -> int:
         with suppress(Exception):  # any error of a template; the caller meets it again
             try:
                 texts = render_jinja_template(  # a list, and places that are not asked for
-                    [chat], chat_template=given["template"], add_generation_prompt=prompt, **given["variables"]
+                    [chat], chat_template=request["template"], add_generation_prompt=prompt, **request["variables"]
                 )[0]
             except MemoryError:
                 return _OUT_OF_MEMORY

@@ -61,9 +61,9 @@ def summarise(
     to     directory of the file; None: the run directory
     """
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
-    made = {**made_by(world.size), **stages.get("train", {}).get("made_by", {})}
+    maker = {**made_by(world.size), **stages.get("train", {}).get("made_by", {})}
     summary: dict[str, Any] = {
-        **made,
+        **maker,
         "model": model,
         "seed": seed,
         "data": data.report.to_dict(),

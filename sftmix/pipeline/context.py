@@ -66,12 +66,14 @@ class RunContext:
         self.world.on_main(lambda: None if done and file.exists() else write_text(file, self.config.yaml()))
         if done:
             return stage.read()
-        made = stage.make()
+        outputs = stage.make()
         value = stage.read()  # before the stage is done: what cannot be read must not count as done
-        figures = {"wall_seconds": time.time() - began, **made.figures}
-        self.directory.finish(stage.name, made.files, {**figures, "peak_memory_bytes": self.world.max(memory.bytes())})
-        if made.line:
-            self.say(f"{made.line} ({time.time() - began:.0f} s)")
+        figures = {"wall_seconds": time.time() - began, **outputs.figures}
+        self.directory.finish(
+            stage.name, outputs.files, {**figures, "peak_memory_bytes": self.world.max(memory.bytes())}
+        )
+        if outputs.line:
+            self.say(f"{outputs.line} ({time.time() - began:.0f} s)")
         return value
 
     def train(self, stage: TrainingStage) -> StageResult:

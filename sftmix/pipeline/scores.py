@@ -30,17 +30,17 @@ def score_each(score: RowScorer, data: EncodedDataset, file: Path, *, threads: i
             failed.append(error)
         return None
 
-    found = {one["id"]: one for one in read_batches(file)}
-    waiting = [number for number, name in enumerate(data.ids) if name not in found]
+    scored = {one["id"]: one for one in read_batches(file)}
+    waiting = [number for number, name in enumerate(data.ids) if name not in scored]
     with (
         ThreadPool(threads) as pool,  # which waits for no thread when a signal ends this
-        progress_bar("reference: scoring", total=len(data), done=len(found), unit=" examples") as bar,
+        progress_bar("reference: scoring", total=len(data), done=len(scored), unit=" examples") as bar,
     ):
         for one in filter(None, pool.imap_unordered(record, waiting)):
             append_batch(file, [one], sync=False)  # to wait for the disk at each row would be slower than a server
-            found[one["id"]] = one
+            scored[one["id"]] = one
             bar.update()
     for error in failed:
         raise error
-    nll, tokens, correct = (np.array([found[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
+    nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
     return RowScores(nll, tokens, correct)

@@ -36,12 +36,12 @@ _METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
 def main(argv: Sequence[str]) -> None:
     """Parse and check every run, then run the table, or only print it (--list, --print_config, --help)."""
     own = [*table_options(), OwnOption("list", bool, False, "", "Show what would be run, and exit.")]
-    given = read_arguments(argv, own)
-    if given.help is not None:
-        print(help_text("compare", ABOUT, given.help, own), end="")
+    arguments = read_arguments(argv, own)
+    if arguments.help is not None:
+        print(help_text("compare", ABOUT, arguments.help, own), end="")
         return
-    only_list = given.options.pop("list", False) in (True, "true")
-    comparison = comparison_of(given)
+    only_list = arguments.options.pop("list", False) in (True, "true")
+    comparison = comparison_of(arguments)
     comparison.validate(needs_out=not only_list)
     if only_list:
         print("\n".join(listing(comparison)))
@@ -85,22 +85,22 @@ def table_options() -> tuple[OwnOption, ...]:
     )
 
 
-def comparison_of(given: Arguments) -> Comparison:
+def comparison_of(arguments: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
-    parsed = parse(given, table_options())
-    own, base = vars(parsed.own), parsed.config.plain()
-    variants, replaced = dict[str, RunConfig](), set(given.options)
-    for name, options in own["variants"].items():
+    parsed = parse(arguments, table_options())
+    table, base = vars(parsed.own), parsed.config.plain()
+    variants, replaced = dict[str, RunConfig](), set(arguments.options)
+    for name, options in table["variants"].items():
         variants[str(name)] = _variant(name, options or {}, parsed.tree)
         changed = {key for key, _ in differing(base, variants[str(name)].plain())}
         replaced = {option for option in replaced if option.rstrip("+") in changed}
     for option in replaced:
-        values = " ".join(as_list(given.options[option]))
+        values = " ".join(as_list(arguments.options[option]))
         say(f"note: --{option} {values} changes nothing here: every variant sets it to something else")
-    if given.print_config:
-        print_config({**base, **own})
-    del own["variants"]
-    return Comparison(out=parsed.config.out, variants=variants, options=TableOptions(**own))
+    if arguments.print_config:
+        print_config({**base, **table})
+    del table["variants"]
+    return Comparison(out=parsed.config.out, variants=variants, options=TableOptions(**table))
 
 
 def _variant(name: str, options: Any, base: Tree) -> RunConfig:

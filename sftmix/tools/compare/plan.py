@@ -98,22 +98,24 @@ class Comparison:
         data = plain["data"]
         if data["seed"] is None and config.data.drawn:
             data["seed"] = config.seed
-        own = plain["reference"]["init_args"]
-        if "training" in own and (own["training"] or {}).get("seed") is None:
-            own["training"] = {**(own["training"] or {}), "seed": config.seed}
+        values = plain["reference"]["init_args"]
+        if "training" in values and (values["training"] or {}).get("seed") is None:
+            values["training"] = {**(values["training"] or {}), "seed": config.seed}
         return plain
 
     def options_of(self, variant: str) -> dict[str, object]:
         """Return a variant's options that are not the same in all, as plain values; a new component as a whole."""
-        own, options = self.variants[variant].plain(), dict[str, object]()
+        values, options = self.variants[variant].plain(), dict[str, object]()
         for other in self.variants.values():
-            options |= dict(differing(other.plain(), own))
+            options |= dict(differing(other.plain(), values))
         return {k: v for k, v in options.items() if k not in OF_THE_TABLE and k.rpartition(".")[0] not in options}
 
     def plain(self) -> dict[str, object]:
         """Return the table in the form that `compare --config` reads: each variant with all its options."""
-        own = {name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()}
-        return {"seed": self.variants[self.baseline].seed, **asdict(self.options), "variants": own}
+        values = {
+            name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()
+        }
+        return {"seed": self.variants[self.baseline].seed, **asdict(self.options), "variants": values}
 
     def validate(self, *, needs_out: bool = True) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
@@ -157,11 +159,11 @@ class Comparison:
                 yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
 
 
-def differing(base: object, own: object, key: str = "") -> Iterator[tuple[str, object]]:
+def differing(base: object, values: object, key: str = "") -> Iterator[tuple[str, object]]:
     """Yield (option, value) of the leaves in which `own` differs; a component of another class counts as one leaf."""
-    if isinstance(base, Mapping) and isinstance(own, Mapping) and base.get("class_path") == own.get("class_path"):
-        for name in own:
+    if isinstance(base, Mapping) and isinstance(values, Mapping) and base.get("class_path") == values.get("class_path"):
+        for name in values:
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
-            yield from differing(base.get(name), own[name], inner)
-    elif base != own:
-        yield key, own
+            yield from differing(base.get(name), values[name], inner)
+    elif base != values:
+        yield key, values

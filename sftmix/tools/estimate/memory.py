@@ -110,9 +110,9 @@ def _held_in_a_step(
                     with gradient_sync(module, last):
                         with autocast(module, precision, CPU):
                             loss = module(batch, plan, loss=objective.loss).loss
-                        kept = tracker.total() - before
+                        saved = tracker.total() - before
                         loss.backward()
-    return before - stored, kept, tracker.total("peak") - before - kept
+    return before - stored, saved, tracker.total("peak") - before - saved
 
 
 def _module(work: Work, model: FakeModel, layout: Layout, machine: Machine) -> TrainingModule:

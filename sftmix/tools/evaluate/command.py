@@ -68,43 +68,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Convert rows, or measure and print the table."""
-    given = read_words("evaluate", ABOUT, add_options, argv)
-    if given.convert is not None:
-        if given.to is None:
+    args = read_words("evaluate", ABOUT, add_options, argv)
+    if args.convert is not None:
+        if args.to is None:
             raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")
-        print(convert(given.convert, given.place, Path(given.to), shots=given.shots, test=given.test))
-    elif given.tasks is None:
+        print(convert(args.convert, args.place, Path(args.to), shots=args.shots, test=args.test))
+    elif args.tasks is None:
         raise ConfigError("--tasks is missing; give names, as --tasks arc_easy,medqa_4options")
     else:
-        measure(given)
+        measure(args)
 
 
-def measure(given: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace) -> None:
     """Measure the models of a place on what they were not measured on, and print the table of all results there."""
-    source, usual = Path(given.place).expanduser(), "target"
+    source, usual = Path(args.place).expanduser(), "target"
     if is_run(source):
         usual = "base,baseline,target" if (source / "baseline" / "figures.json").exists() else "base,target"
-    elif given.to is None:
-        raise ConfigError(f"{given.place} is a model; name the directory of the results with --to DIR")
-    models = finished_models(given.place, (given.models or usual).split(","))
-    place = Path(given.to or source / FOLDER)
+    elif args.to is None:
+        raise ConfigError(f"{args.place} is a model; name the directory of the results with --to DIR")
+    models = finished_models(args.place, (args.models or usual).split(","))
+    place = Path(args.to or source / FOLDER)
     if find_spec("lm_eval") is None:
         raise ConfigError("evaluate needs lm-eval, which is not installed: pip install 'sftmix[eval]'")
     from sftmix.tools.evaluate.harness import chosen_tasks, manager
 
-    tasks = chosen_tasks(given.tasks.split(","), given.data_dir, given.include_path)
-    say(f"evaluate: {given.tasks} on {', '.join(model.name for model in models)}")
-    known = manager(tasks, given.include_path)
-    identities = {model.name: _measure(model, tasks, known, place, given) for model in models}
+    tasks = chosen_tasks(args.tasks.split(","), args.data_dir, args.include_path)
+    say(f"evaluate: {args.tasks} on {', '.join(model.name for model in models)}")
+    known = manager(tasks, args.include_path)
+    identities = {model.name: _measure(model, tasks, known, place, args) for model in models}
     print(write_tables(place, identities))
-    if given.to is None:
+    if args.to is None:
         from sftmix.tools.sharing.command import write_run_cards
 
         write_run_cards(source)
     say(f"all results: {place}, table.md and table.json among them")
 
 
-def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Path, given: argparse.Namespace) -> str:
+def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Path, args: argparse.Namespace) -> str:
     """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
 
     known  lm-eval's TaskManager
@@ -119,11 +119,11 @@ def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Pat
     for task in tasks:
         usual = None if isinstance(task.spec, str) else task.spec["num_fewshot"]
         settings = {
-            "num_fewshot": usual if given.num_fewshot is None else given.num_fewshot,
-            "limit": given.limit,
-            "seed": given.seed,
-            "chat_template": given.apply_chat_template,
-            "dtype": given.dtype,
+            "num_fewshot": usual if args.num_fewshot is None else args.num_fewshot,
+            "limit": args.limit,
+            "seed": args.seed,
+            "chat_template": args.apply_chat_template,
+            "dtype": args.dtype,
             "files": [sha256_file(file) for file in task.files],
             "lm_eval": version("lm_eval"),
         }
@@ -146,16 +146,16 @@ def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Pat
 
     from sftmix.tools.evaluate.harness import harness_of, scores_of
 
-    harness = harness_of(load_finished(model, given.dtype), given.batch_size, chat=given.apply_chat_template)
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), given.seed)
+    harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), args.seed)
     for task, file, settings in missing:
         results = simple_evaluate(
             model=harness,
             tasks=[task.spec],
             task_manager=known,
-            num_fewshot=given.num_fewshot,
-            limit=given.limit,
-            apply_chat_template=given.apply_chat_template,
+            num_fewshot=args.num_fewshot,
+            limit=args.limit,
+            apply_chat_template=args.apply_chat_template,
             **seeds,
         )
         entry = {

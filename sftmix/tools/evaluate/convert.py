@@ -44,12 +44,12 @@ def convert(name: str, raw: File, to: Path, *, shots: File | None = None, test: 
         measured = {key: row for key, row in rows.items() if row["id"] in ids}
         if len(measured) < len(ids):
             raise DataError(f"{test}: of its {len(ids)} ids, {len(measured)} are of questions in {raw}")
-    kept = [row for key, row in solved.items() if key not in measured]
-    if not measured or not kept:
-        raise DataError(f"{raw}: {len(measured)} questions are left to measure and {len(kept)} for the shots")
-    for path, part in zip(files_of(name, to), (measured.values(), kept), strict=True):
+    examples = [row for key, row in solved.items() if key not in measured]
+    if not measured or not examples:
+        raise DataError(f"{raw}: {len(measured)} questions are left to measure and {len(examples)} for the shots")
+    for path, part in zip(files_of(name, to), (measured.values(), examples), strict=True):
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
-    return f"{len(measured):,} questions and {len(kept):,} solved examples of {name} in {to}"
+    return f"{len(measured):,} questions and {len(examples):,} solved examples of {name} in {to}"
 
 
 def files_of(name: str, directory: Path) -> tuple[Path, Path]:
@@ -80,8 +80,8 @@ def _rows(name: str, path: File) -> dict[str, Row]:
             if not question.strip() or len(options) != BENCHMARKS[name] or answer not in range(len(options)):
                 raise ValueError(f"row {key}")
             text = " ".join([context, question, *options])
-            own = str(one.get("id", one.get("realidx", key)))
-            row = {"id": own, "context": context, "question": question, "options": options, "answer": answer}
+            number = str(one.get("id", one.get("realidx", key)))
+            row = {"id": number, "context": context, "question": question, "options": options, "answer": answer}
             rows[hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()] = row
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"each row needs a question and {BENCHMARKS[name]} options, one of them as the answer"

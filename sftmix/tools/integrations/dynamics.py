@@ -37,10 +37,10 @@ class TrainerRows:
         return len(self.ids)
 
     def __getitem__(self, row: int) -> Encoded:
-        found = self._rows[row]
-        target = found["labels"] != IGNORED
+        example = self._rows[row]
+        target = example["labels"] != IGNORED
         target[0] = False  # no position predicts the first token
-        return Encoded(row, self.ids[row], found["input_ids"], target)
+        return Encoded(row, self.ids[row], example["input_ids"], target)
 
 
 class DynamicsCallback(TrainerCallback):
@@ -58,7 +58,7 @@ class DynamicsCallback(TrainerCallback):
         """
         self._rows, self._path, self._checkpoints = TrainerRows(dataset), Path(path), checkpoints
 
-    def on_train_begin(self, args, state, control, *, model, **given):  # type: ignore[override]
+    def on_train_begin(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
         if any(hasattr(weight, "full_tensor") or not weight.numel() for weight in model.parameters()):
             raise ValueError("DynamicsCallback cannot score sharded weights: read checkpoints with FromCheckpoints")
         self._world = World(args.process_index, args.world_size, args.local_process_index, args.device)
@@ -66,7 +66,7 @@ class DynamicsCallback(TrainerCallback):
         self._parts = self._world.share([read_dynamics(self._path)] if goes_on else [])
         self.on_step_end(args, state, control, model=model)
 
-    def on_step_end(self, args, state, control, *, model, **given):  # type: ignore[override]
+    def on_step_end(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
         step, steps = state.global_step, checkpoint_steps(self._checkpoints, state.max_steps)
         if step in steps and all(step > part.steps[-1] for part in self._parts):
             scorer = Scorer(world=self._world, precision="bf16" if args.bf16 else "fp32")

@@ -53,14 +53,14 @@ def groups_of(path: PathLike, ids: list[str]) -> Int64:
     Of dynamics, rows are confident or unconfident above or below the median. ValueError if no row has a group.
     """
     if "group" in read_table(path, ["id"]).column_names:
-        found, split = read_split(path)
+        names, split = read_split(path)
         confident, unconfident = split.group == 0, split.group == len(split.names) - 1
     else:
         dynamics = read_dynamics(path)
-        found, confidence = list(dynamics.ids), Perplexity().estimate(dynamics)
+        names, confidence = list(dynamics.ids), Perplexity().estimate(dynamics)
         middle = np.nanmedian(confidence)
         confident, unconfident = confidence > middle, confidence < middle
-    group = dict(zip(found, np.where(confident, 0, np.where(unconfident, 1, UNPAIRED)), strict=True))
+    group = dict(zip(names, np.where(confident, 0, np.where(unconfident, 1, UNPAIRED)), strict=True))
     if not group.keys() & ids:
         raise ValueError(f"sftmix_split: {path} holds none of these rows; is their column id that of the file?")
     return np.array([group.get(name, UNPAIRED) for name in ids], dtype=np.int64)
@@ -94,9 +94,9 @@ class SFTMixTrainer(Trainer):
     train_dataset: Any
     _signature_columns: Any
 
-    def __init__(self, model, args, *more, **given):
-        refuse(args, given)
-        super().__init__(model, args, *more, **given)
+    def __init__(self, model, args, *more, **kwargs):
+        refuse(args, kwargs)
+        super().__init__(model, args, *more, **kwargs)
         self._groups = groups_of(args.sftmix_split, row_ids(self.train_dataset))
         self.train_dataset = self.train_dataset.add_column(GROUP, self._groups.tolist())
         self.data_collator = functools.partial(_collate, self.data_collator)
@@ -132,9 +132,9 @@ class SFTMixTrainer(Trainer):
         return self.outputs["loss"] * self.accelerator.num_processes
 
 
-def refuse(args: Any, given: dict[str, Any]) -> None:
+def refuse(args: Any, options: dict[str, Any]) -> None:
     """Raise ValueError that names what SFTMix does not work with."""
-    values = {**vars(args), **given}
+    values = {**vars(args), **options}
     named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll")]
     if named or args.per_device_train_batch_size % 2:
         raise ValueError(f"SFTMix mixes whole rows, in even micro-batches, with a loss of its own; leave out {named}")
@@ -157,10 +157,10 @@ def _with_loss(model: Any, args: Any) -> Any:
     loss = SFTMixLoss(args.sftmix_mu, args.sftmix_mixup_mean, softcap=head.softcap, scale=head.scale)
 
     @functools.wraps(forward)  # generate checks its keywords by this signature
-    def sftmix_forward(*inputs, sftmix=None, labels=None, **given):
+    def sftmix_forward(*inputs, sftmix=None, labels=None, **kwargs):
         if sftmix is None:
-            return forward(*inputs, labels=labels, **given)
-        hidden = model.get_decoder()(*inputs, **given, use_cache=False).last_hidden_state
+            return forward(*inputs, labels=labels, **kwargs)
+        hidden = model.get_decoder()(*inputs, **kwargs, use_cache=False).last_hidden_state
         return loss(hidden, head.weight, labels, *sftmix, bias=head.bias)._asdict()
 
     return sftmix_forward

@@ -33,15 +33,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Write the page and say where it is."""
-    given = read_words("report", ABOUT, add_options, argv)
-    say(f"report: {', '.join(given.runs)}")
-    runs = [Path(run) for run in given.runs]
+    args = read_words("report", ABOUT, add_options, argv)
+    say(f"report: {', '.join(args.runs)}")
+    runs = [Path(run) for run in args.runs]
     for run in runs:
         refuse_no_run(run)  # before plotly is imported, and torch
     try:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
-    to = None if given.to is None else Path(given.to)
-    for path in write_report(runs, to, map_size=given.map_size, score_all=given.score):
+    to = None if args.to is None else Path(args.to)
+    for path in write_report(runs, to, map_size=args.map_size, score_all=args.score):
         print(path)

@@ -141,7 +141,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
             "colorbar": {"title": {"text": "correct", "side": "right"}, "tickformat": ".0%", "thickness": 12},
         },
     )
-    made = figure(
+    chart = figure(
         points,
         x=f"variability (standard deviation of the perplexity over the checkpoints{', log' * log})",
         y="confidence" + (" (log)" if axis else ""),
@@ -152,8 +152,8 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     )
     if view.split is not None:
         median = float(np.median(view.scores.confidence[view.by_confidence]))  # of all examples
-        made.add_hline(abs(median) if axis else median, line={"dash": "dash", "width": 1})
-    return made
+        chart.add_hline(abs(median) if axis else median, line={"dash": "dash", "width": 1})
+    return chart
 
 
 def histogram(view: RunView, panel: str) -> go.Figure | None:

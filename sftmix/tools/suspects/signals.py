@@ -110,13 +110,13 @@ class Mismatch(Signal):
 
 def _nearest(one: Any, other: Any) -> Float64:
     """Return the mean of the largest cosines with other rows, minus that with the own one."""
-    k, found = min(NEAREST, one.shape[0] - 1), []
+    k, parts = min(NEAREST, one.shape[0] - 1), []
     for start in range(0, one.shape[0], AT_ONCE):
         cosines = similarity(one, other, start)
-        own = cosines.diagonal(start).copy()
+        of_pair = cosines.diagonal(start).copy()
         np.fill_diagonal(cosines[:, start:], -np.inf)
-        found.append(np.partition(cosines, -k)[:, -k:].mean(1, dtype=np.float64) - own)
-    return np.concatenate(found)
+        parts.append(np.partition(cosines, -k)[:, -k:].mean(1, dtype=np.float64) - of_pair)
+    return np.concatenate(parts)
 
 
 class Echo(Signal):
@@ -181,12 +181,12 @@ class Perplexity(Signal):
 def best_fits(rows: SuspectRows) -> Rows:
     """Return i64[N], the other row whose response is nearest to each prompt: with it Mismatch compares."""
     prompts, responses = rows.vectors
-    found = []
+    parts = []
     for start in range(0, len(rows.prompts), AT_ONCE):
         cosines = similarity(prompts, responses, start)
         np.fill_diagonal(cosines[:, start:], -np.inf)
-        found.append(cosines.argmax(1))
-    return np.concatenate(found)
+        parts.append(cosines.argmax(1))
+    return np.concatenate(parts)
 
 
 def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
@@ -204,9 +204,9 @@ def weighted(percentile: Float64, weight: float) -> Float64:
 
 def duplicates(rows: SuspectRows, least: float = 0.95) -> Rows:
     """Return i64[N], the first earlier row whose prompt and response are both nearly the same (cosine), or -1."""
-    found = []
+    parts = []
     for start in range(0, len(rows.prompts), AT_ONCE):
         alike = np.minimum(*(similarity(part, part, start) for part in rows.vectors)) >= least
         earlier = np.tril(alike, start - 1)
-        found.append(np.where(earlier.any(1), earlier.argmax(1), -1))
-    return np.concatenate(found)
+        parts.append(np.where(earlier.any(1), earlier.argmax(1), -1))
+    return np.concatenate(parts)

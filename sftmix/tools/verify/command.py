@@ -39,14 +39,14 @@ def main(argv: Sequence[str]) -> None:
     certify(read_words("verify", ABOUT, add_options, argv))
 
 
-def certify(given: argparse.Namespace) -> None:
+def certify(args: argparse.Namespace) -> None:
     """Make the steps again and print what came out."""
-    window = window_of(Path(given.run).expanduser(), given.stage, given.start, given.steps)
+    window = window_of(Path(args.run).expanduser(), args.stage, args.start, args.steps)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
     from sftmix.tools.verify.run import verify
 
     certificate = verify(window)
-    lines = [json.dumps(certificate.plain(), indent=1)] if given.json else certificate.lines()
+    lines = [json.dumps(certificate.plain(), indent=1)] if args.json else certificate.lines()
     say("\n".join(lines), sys.stdout)
     if not certificate.same:
         raise DifferenceError(f"{window.run} is not what it recorded; see what differs above")

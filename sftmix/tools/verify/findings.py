@@ -214,9 +214,9 @@ def compare_logs(
     ]
     labels = [f"step {step}" for step in steps]
     for kind in ("examples", "losses"):
-        own = [name for name in names if name not in left and (name in EXAMPLES) == (kind == "examples")]
-        columns = [{name: [line[side].get(name) for line in lines] for name in own} for side in (0, 1)]
-        findings += compare(kind, "metrics.jsonl", *columns, relative=relative, labels=labels)
+        columns = [name for name in names if name not in left and (name in EXAMPLES) == (kind == "examples")]
+        values = [{name: [line[side].get(name) for line in lines] for name in columns} for side in (0, 1)]
+        findings += compare(kind, "metrics.jsonl", *values, relative=relative, labels=labels)
     return findings
 
 

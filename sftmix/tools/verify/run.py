@@ -63,10 +63,10 @@ def verify(window: Window) -> Certificate:
     with (
         contextlib.redirect_stdout(sys.stderr),
         start_world(config.training.timeout) as world,
-        tempfile.TemporaryDirectory(prefix="sftmix-verify-", ignore_cleanup_errors=True) as own,
+        tempfile.TemporaryDirectory(prefix="sftmix-verify-", ignore_cleanup_errors=True) as scratch,
     ):
         # A run that goes on may have saved since the other ranks looked. All share the directory of rank 0.
-        window, place = world.share((window, Path(own)))
+        window, place = world.share((window, Path(scratch)))
         findings = world.share(world.on_main(lambda: check_files(window)))
         world.on_main(lambda: lay_out(window, place))
         with RunDirectory(place, world) as directory, StopAtOnce() as stop:
@@ -96,10 +96,10 @@ def check_files(window: Window) -> list[Finding]:
         for (file, expected), digest in zip(outputs, digests, strict=True)
         if digest != expected
     ]
-    problems = {step: verify_directory(window.checkpoint(step)) for step in window.kept}
+    problems = {step: verify_directory(window.checkpoint(step)) for step in window.checkpoints}
     findings += [Finding("files", False, f"checkpoint {step}: {why}", False) for step, why in problems.items() if why]
-    told = f"{len(outputs)} outputs of finished stages and {len(problems)} checkpoints of {window.stage}"
-    findings = findings or [Finding("files", True, f"{told}, by their hashes")]
+    what = f"{len(outputs)} outputs of finished stages and {len(problems)} checkpoints of {window.stage}"
+    findings = findings or [Finding("files", True, f"{what}, by their hashes")]
     if not window.place.is_dir():
         findings.append(Finding("files", None, f"checkpoints: {window.place}, where the stage was made, is gone"))
     return findings
@@ -197,16 +197,16 @@ class Replay(RunContext):
         threads = torch.get_num_threads()
         try:  # sums of another number of parts are rounded differently
             torch.set_num_threads(self.recorded[0]["threads"] if self.recorded else threads)
-            made = stage.make()
+            remade = stage.make()
         finally:
             torch.set_num_threads(threads)
         # After the last stage, so that the summary tells of all.
         has_summary = self.window.finished and (self.window.run / "base" / "figures.json").exists()
         if has_summary:
             write_summary(self, root=self.window.run)
-        files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
+        files = [f"{stage.name}/{name}" for name in remade.files if name.endswith((".parquet", ".json"))]
         files += ["summary.json"] * has_summary
-        self.findings += self.world.on_main(lambda: [*self._weights(), *self._figures(made.figures, files)]) or []
+        self.findings += self.world.on_main(lambda: [*self._weights(), *self._figures(remade.figures, files)]) or []
 
     def train(self, stage: TrainingStage) -> StageResult:
         """Train the steps of the window; then load the run's last weights, if it kept them, to be measured."""
@@ -228,7 +228,7 @@ class Replay(RunContext):
 
         world.on_main(compare_steps)
         loop.store.directory = window.place / CHECKPOINTS
-        for step in sorted({window.end, window.last} & {*window.kept}):
+        for step in sorted({window.end, window.last} & {*window.checkpoints}):
             loop.store.load(step, loop.module, None)
             self.expected = _copied(loop.module) if step == window.end else self.expected
         return replace(result, figures={**result.figures, "steps": window.last})
@@ -236,27 +236,27 @@ class Replay(RunContext):
     def _weights(self) -> list[Finding]:
         """Compare the weights after the window, and the exported model with the last checkpoint or the replay."""
         window, model, findings = self.window, f"{self.window.stage}/model", list[Finding]()
-        stored, made = tensors_in(window.run / model), tensors_in(self.place / model)
-        held = window.last in window.kept
+        stored, remade = tensors_in(window.run / model), tensors_in(self.place / model)
+        held = window.last in window.checkpoints
         replayed = self.exact and not held and window.end == window.last
         if not self.exact:
             findings.append(Finding("weights", None, "another machine rounds them in another way"))
-        elif window.end in window.kept:
+        elif window.end in window.checkpoints:
             name = f"{CHECKPOINTS}/{window.checkpoint(window.end).name}"
             findings += compare("weights", name, self.expected, self.weights)
         elif not (stored and replayed):
             findings.append(Finding("weights", None, f"the run kept none of step {window.end} as they were trained"))
         if stored and (held or replayed):
-            findings += compare("model" if held else "weights", model, stored, made)
+            findings += compare("model" if held else "weights", model, stored, remade)
         elif stored:
-            told = f"{model}: step {window.last} has no checkpoint; a window up to this step compares it"
-            findings.append(Finding("model", None, told))
+            what = f"{model}: step {window.last} has no checkpoint; a window up to this step compares it"
+            findings.append(Finding("model", None, what))
         return findings
 
     def _figures(self, measured: Mapping[str, Any], files: Sequence[str]) -> list[Finding]:
         """Compare what the stage measured of the last weights, and the summary, gathered again."""
         window = self.window
-        whole = window.stage == "reference" or window.last in (window.end, *window.kept)
+        whole = window.stage == "reference" or window.last in (window.end, *window.checkpoints)
         if not (window.finished and whole):
             return []
         recorded = read_json(window.run / window.stage / "figures.json", machines=list)
@@ -264,8 +264,8 @@ class Replay(RunContext):
             return [Finding("figures", None, "they were measured on another machine")]
         names = sorted(measured.keys() - self.trained.keys() - {*NOT_MEASURED})
         expected, figures = (
-            {name: given.get(name) for name in names} | {name: _content(root / name) for name in files}
-            for given, root in ((recorded, window.run), (measured, self.place))
+            {name: figures.get(name) for name in names} | {name: _content(root / name) for name in files}
+            for figures, root in ((recorded, window.run), (measured, self.place))
         )
         return compare("figures", "measured again", expected, figures)
 
@@ -283,6 +283,6 @@ def _recorded(window: Window) -> list[dict[str, Any]]:
 
     Steps after the last checkpoint of an unfinished run are taken for those of the machine that wrote it.
     """
-    newest = window.checkpoint(max(window.kept, default=0)) / "state.json"
+    newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
     file = window.run / window.stage / "figures.json" if window.finished else newest
     return machines_between(read_json(file).get("machines", []), window.start, window.end) if file.exists() else []

@@ -26,12 +26,12 @@ STEPS = 10
 class Window:
     """Steps of a stage: those after `start`, up to and with `end`.
 
-    run       run directory
-    place     directory where the stage was made: in another run if it was adopted from there, and maybe gone
-    last      the last step of the stage so far
-    finished  True if the stage is done
-    kept      steps of its checkpoints, from the first on
-    logged    step -> its line in metrics.jsonl
+    run          run directory
+    place        directory where the stage was made: in another run if it was adopted from there, and maybe gone
+    last         the last step of the stage so far
+    finished     True if the stage is done
+    checkpoints  their steps, from the first on
+    logged       step -> its line in metrics.jsonl
     """
 
     run: Path
@@ -41,7 +41,7 @@ class Window:
     end: int
     last: int
     finished: bool
-    kept: tuple[int, ...]
+    checkpoints: tuple[int, ...]
     logged: Mapping[int, Mapping[str, Any]]
 
     def checkpoint(self, step: int) -> Path:
@@ -49,8 +49,8 @@ class Window:
 
     def file(self, name: str) -> Path:
         """Return a file of the stage in the run, or where the stage was made: an adopted one has only its outputs."""
-        own = self.run / self.stage / name
-        return own if own.exists() else self.place / name
+        path = self.run / self.stage / name
+        return path if path.exists() else self.place / name
 
 
 def window_of(run: Path, stage: str = "train", start: int | None = None, steps: int | None = None) -> Window:
@@ -63,20 +63,20 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     Raises ConfigError for what is not there, with what is, and DifferenceError for a file that cannot be read.
     """
     refuse_no_run(run)
-    own, place = run / stage, origin(run / stage)
-    logged = logged_steps(own if (own / "metrics.jsonl").exists() else place)
-    finished = (own / MANIFEST).exists()
-    last = read_json(own / "figures.json").get("steps", 0) if finished else max(logged, default=0)
-    if not (own / "inputs.json").exists() or not last or not logged or (stage == "reference" and not finished):
-        there = [name for name in TRAINED if (origin(run / name) / "metrics.jsonl").exists()]
+    directory, place = run / stage, origin(run / stage)
+    logged = logged_steps(directory if (directory / "metrics.jsonl").exists() else place)
+    finished = (directory / MANIFEST).exists()
+    last = read_json(directory / "figures.json").get("steps", 0) if finished else max(logged, default=0)
+    if not (directory / "inputs.json").exists() or not last or not logged or (stage == "reference" and not finished):
+        trained = [name for name in TRAINED if (origin(run / name) / "metrics.jsonl").exists()]
         raise ConfigError(
             f"--stage {stage}: {run} has no steps of this stage, or is not done with it, or the run that it was "
-            f"adopted from is gone; there is {', '.join(there) or 'nothing yet'}"
+            f"adopted from is gone; there is {', '.join(trained) or 'nothing yet'}"
         )
-    kept = tuple(sorted(steps_in(place / CHECKPOINTS)))
-    weights = {*kept, last} if finished and (own / "model").is_dir() else {*kept}
-    start = _start(place, start, kept, last, weights)
-    return Window(run, stage, place, start, _end(start, steps, last, weights), last, finished, kept, logged)
+    checkpoints = tuple(sorted(steps_in(place / CHECKPOINTS)))
+    weights = {*checkpoints, last} if finished and (directory / "model").is_dir() else {*checkpoints}
+    start = _start(place, start, checkpoints, last, weights)
+    return Window(run, stage, place, start, _end(start, steps, last, weights), last, finished, checkpoints, logged)
 
 
 def logged_steps(stage: Path) -> dict[int, dict[str, Any]]:
@@ -84,16 +84,16 @@ def logged_steps(stage: Path) -> dict[int, dict[str, Any]]:
     return {line["step"]: line for line in read_steps(stage)}
 
 
-def _start(place: Path, given: int | None, kept: tuple[int, ...], last: int, weights: set[int]) -> int:
-    inside = [step for step in kept if 0 < step < last]
-    if given is None:
+def _start(place: Path, requested: int | None, checkpoints: tuple[int, ...], last: int, weights: set[int]) -> int:
+    inside = [step for step in checkpoints if 0 < step < last]
+    if requested is None:
         near = [step for step in (*inside, 0) if any(0 < end - step <= NEAR for end in weights)]
         return [*near, *inside, 0][0]
-    if given in (0, *inside):
-        return given
+    if requested in (0, *inside):
+        return requested
     raise ConfigError(
-        f"--from is {given}, but {place / CHECKPOINTS} has no checkpoint of this step, with steps after it; allowed: "
-        f"{', '.join(map(str, (0, *inside)))} (0 is the model before training). A run keeps more of them with "
+        f"--from is {requested}, but {place / CHECKPOINTS} has no checkpoint of this step, with steps after it; "
+        f"allowed: {', '.join(map(str, (0, *inside)))} (0 is the model before training). A run keeps more of them with "
         "--checkpoint.keep N"
     )
 
