@@ -48,7 +48,7 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _private_cache(tmp_path_factory) -> None:
     """Tokenised rows of the tests stay out of the user's cache."""
     os.environ["SFTMIX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
@@ -67,7 +67,7 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory) -> Finished:
     """Read it, and copy it before you change it."""
     directory = tmp_path_factory.mktemp("finished")
     run = Finished(make_tiny(directory), directory / "run", "")
@@ -77,7 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.fixture
-def sftmix(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+def sftmix(capsys) -> Callable[..., SimpleNamespace]:
     """Run a command line in this process: its exit code and what it printed."""
 
     def call(*words: str) -> SimpleNamespace:
@@ -89,7 +89,7 @@ def sftmix(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]
 
 
 @pytest.fixture
-def tiny(finished: Finished, tmp_path: Path) -> Tiny:
+def tiny(finished, tmp_path) -> Tiny:
     """The tiny model and rows, to be changed."""
     copy = Tiny(tmp_path / "model", tmp_path / "train.jsonl", tmp_path / "eval.jsonl")
     shutil.copytree(finished.tiny.model, copy.model)

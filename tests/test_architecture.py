@@ -53,7 +53,7 @@ LID = {
     "options": 1681,
     "pipeline": 14257,
     "testing": 5317,
-    "tests": 272739,
+    "tests": 271100,
     "tools/answers": 4794,
     "tools/compare": 5788,
     "tools/estimate": 5293,

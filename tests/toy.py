@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sftmix.batches.order import Unit
+from sftmix.common.world import World
 from sftmix.components import NTP, Callback
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.testing import RowsInMemory, rows_in_memory
 from sftmix.training.loop import Stage
+from sftmix.training.step import StepSetup
 
 VOCABULARY = 61
 
@@ -93,6 +96,26 @@ def toy_stage(
     stage = {"name": "train", "model": toy_model(), "objective": NTP(), "checkpoint": CheckpointOptions(every=0)}
     stage |= {"order": FixedOrder(list(batches)), "directory": directory, "seed": 0}
     return Stage(options=TrainingOptions(**training), **stage | given)
+
+
+def toy_setup(module, **given) -> StepSetup:
+    """What a step needs, in float32 on one process."""
+    setup = {"data": toy_rows([]), "perturbation": None, "precision": "fp32", "world": World(), "pad_id": 0}
+    return StepSetup(module=module, **setup | {"seed": 5, "total_steps": 9} | given)
+
+
+class FakeRank(World):
+    """A rank among those that are not there: its sums are its own, and those of all."""
+
+    def sum(self, values):
+        return [float(value) for value in values]
+
+
+class Answers(TorchDispatchMode):
+    """Fake tensors that answer each question of the host: 1."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return 1 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
 
 
 def logged(directory: Path) -> list[dict]:

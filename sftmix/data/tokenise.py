@@ -32,8 +32,7 @@ class Tokenise:
 
     whole     conversations are examples; else their turns are
     selected  None, or the ids of the examples to keep; others are neither stored nor counted. They say which
-              conversations
-              are split: a reference reads them as the target does, whatever its own template.
+              conversations are split: a reference reads them as the target does, whatever its own template.
     """
 
     conversations: Conversations

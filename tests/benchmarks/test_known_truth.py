@@ -146,7 +146,7 @@ def write_run(table: Path, arm: str, seed: int, *, clean: float = 1.0) -> None:
 
 
 @pytest.fixture
-def tables(tmp_path: Path) -> Iterator[Path]:
+def tables(tmp_path) -> Iterator[Path]:
     """A folder of tables with its rows, and the table at 20% without any run."""
     for side, families in FAMILIES.items():
         kinds = ["open" if family == "pick" else "deterministic" for family in families]

@@ -44,7 +44,7 @@ def run(table: Path, arm: str, seed: int, nll: Nats, **sides: list[str]) -> tupl
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
+def kept(tmp_path) -> Path:
     """A table of NTP at seed 1, whose losses are kept: 2 nats per token, 1 more at the training rows."""
     nll = {i: n * (2.0 + (i in TRAIN)) for i, n in TOKENS.items()}
     keep_losses([run(tmp_path, "NTP", 1, nll)], tmp_path / "losses")

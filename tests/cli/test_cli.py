@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(capsys, monkeypatch) -> Run:
     """Run a command line in this process: (exit code, stdout, stderr)."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -77,9 +76,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("key", "text", "value"), OPTIONS)
-def test_an_option_arrives_and_changes_nothing_else(
-    configured: Callable[..., RunConfig], key: str, text: str | None, value: Any
-) -> None:
+def test_an_option_arrives_and_changes_nothing_else(configured, key, text, value):
     config = configured(f"--{key}", *([] if text is None else [text]))
     assert at(config, key) == value
     field = key.partition(".")[0]
@@ -90,7 +87,7 @@ def test_an_option_arrives_and_changes_nothing_else(
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_an_option_of_a_component_may_be_a_component(configured: Callable[..., RunConfig], turned: bool) -> None:
+def test_an_option_of_a_component_may_be_a_component(configured, turned):
     words = ["--objective.mu=Linear", "--objective.mu.start=0", "--objective.mu.end=0.4", "--objective.alpha=0.3"]
     config = configured(*(words[::-1] if turned else words))
     assert at(config, "objective.mu") == "Linear"
@@ -99,16 +96,16 @@ def test_an_option_of_a_component_may_be_a_component(configured: Callable[..., R
     assert from_plain(config.plain()) == config
 
 
-def test_options_of_a_number_need_a_schedule_first(configured: Callable[..., RunConfig]) -> None:
+def test_options_of_a_number_need_a_schedule_first(configured):
     with pytest.raises(ConfigError, match=r"objective\.mu is no Schedule.*--objective\.mu CLASS: Constant, Linear"):
         configured("--objective.mu.start", "0")
 
 
-def test_several_files_are_added_in_order(configured: Callable[..., RunConfig]) -> None:
+def test_several_files_are_added_in_order(configured):
     assert configured("--data.train", "a", "--data.train+", "b", "--data.train+=c").data.train == ["a", "b", "c"]
 
 
-def test_callbacks_are_replaced_added_and_removed(configured: Callable[..., RunConfig]) -> None:
+def test_callbacks_are_replaced_added_and_removed(configured):
     added = configured("--callbacks+", "Evaluate", "--callbacks.every", "5").plain()["callbacks"]
     assert [c["init_args"]["every"] for c in added] == [None, 5]
     assert configured("--callbacks", "[]").callbacks == []
@@ -126,13 +123,13 @@ training: {epochs: 9}
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> str:
+def file(tmp_path) -> str:
     path = tmp_path / "given.yaml"
     path.write_text(FILE)
     return str(path)
 
 
-def test_the_command_line_wins_wherever_the_file_stands(configured: Callable[..., RunConfig], file: str) -> None:
+def test_the_command_line_wins_wherever_the_file_stands(configured, file):
     options = ["--objective.mu", "0.4", "--training.epochs", "2"]
     for argv in (["--config", file, *options], [*options, "--config", file], [*options, f"--config={file}"]):
         config = configured(*argv)
@@ -140,21 +137,21 @@ def test_the_command_line_wins_wherever_the_file_stands(configured: Callable[...
         assert config.training.epochs == 2
 
 
-def test_a_later_file_wins_over_an_earlier_one(configured: Callable[..., RunConfig], file: str, tmp_path: Path) -> None:
+def test_a_later_file_wins_over_an_earlier_one(configured, file, tmp_path):
     second = tmp_path / "second.yaml"
     second.write_text("objective: {class_path: SFTMix, init_args: {mu: 0.9}}")
     config = configured("--config", file, "--config", str(second))
     assert (at(config, "objective.mu"), config.training.epochs) == (0.9, 9)
 
 
-def test_a_change_of_class_drops_the_options_of_the_old_one(run: Run, file: str) -> None:
+def test_a_change_of_class_drops_the_options_of_the_old_one(run, file):
     code, out, err = run("run", "--objective", "NTP", "--callbacks", "[]", "--config", file, "--print_config")
     assert (code, err) == (0, "")
     assert "class_path: sftmix.components.objectives.NTP\n  init_args: {}" in out
     assert "callbacks: []" in out
 
 
-def test_options_that_the_new_class_has_are_kept(run: Run, file: str) -> None:
+def test_options_that_the_new_class_has_are_kept(run, file):
     code, out, err = run(
         "run", "--config", file, "--objective", "DecomposedMixup", "--splitter", "RandomSplit", "--print_config"
     )
@@ -169,9 +166,7 @@ def test_options_that_the_new_class_has_are_kept(run: Run, file: str) -> None:
         ["--objective", "NTP", "--pairing", "null", "--callbacks", "[]", "--with_baseline", "--data.eval", "[a, b]"],
     ],
 )
-def test_what_print_config_prints_is_that_configuration(
-    run: Run, configured: Callable[..., RunConfig], tmp_path: Path, argv: list[str]
-) -> None:
+def test_what_print_config_prints_is_that_configuration(run, configured, tmp_path, argv):
     code, printed, _ = run("run", *argv, "--print_config")
     path = tmp_path / "printed.yaml"
     path.write_text(printed)
@@ -211,7 +206,7 @@ def test_what_print_config_prints_is_that_configuration(
         (["quickstart", "--sed", "1"], ["--sed"]),
     ],
 )
-def test_a_usage_error_is_one_message_and_exit_2(run: Run, argv: list[str], words: list[str]) -> None:
+def test_a_usage_error_is_one_message_and_exit_2(run, argv, words):
     code, out, err = run(*argv)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -235,15 +230,13 @@ CODES = {"Config": 2, "Data": 3, "Checkpoint": 4, "InUse": 5, "NonFinite": 6, "L
     ("kind", "code"),
     [(errors.Stopped, 143), *((getattr(errors, f"{name}Error"), code) for name, code in CODES.items())],
 )
-def test_each_error_has_its_exit_code(
-    run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], code: int
-) -> None:
+def test_each_error_has_its_exit_code(run, monkeypatch, kind, code):
     monkeypatch.setattr(STATUS, raising(kind("what happened")))
     start = "stopped" if kind is errors.Stopped else "error"
     assert run("status") == (code, "", f"{start}: what happened\n")
 
 
-def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr(STATUS, raising(KeyboardInterrupt()))
     assert run("status")[0] == 130
     monkeypatch.setattr(STATUS, raising(ZeroDivisionError("a surprise")))
@@ -251,14 +244,14 @@ def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run: Run, mon
         run("status")
 
 
-def test_only_rank_0_repeats_what_all_ranks_find(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_repeats_what_all_ranks_find(run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run("run", "--epochs", "1") == (2, "", "")
     monkeypatch.setattr(STATUS, raising(errors.DataError("here")))
     assert run("status") == (3, "", "[rank 1] error: here\n")
 
 
-def test_version_and_overview(run: Run) -> None:
+def test_version_and_overview(run):
     assert run("--version") == (0, f"sftmix {__version__}\n", "")
     code, out, _ = run("--help")
     assert code == 0

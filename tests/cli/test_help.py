@@ -27,7 +27,7 @@ JARGON = ("class_path", "init_args", "subclass", "SUPPRESS", "<class", "Literal"
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_help_has_an_example_and_no_jargon(sftmix, name) -> None:
+def test_every_help_has_an_example_and_no_jargon(sftmix, name):
     for words in ([], ["all"]) if name in OF_A_RUN else ([],):
         done = sftmix(name, "--help", *words)
         assert (done.code, done.err) == (0, "")
@@ -35,7 +35,7 @@ def test_every_help_has_an_example_and_no_jargon(sftmix, name) -> None:
         assert [word for word in JARGON if word in done.out] == []
 
 
-def test_the_help_of_run_fits_a_screen(sftmix) -> None:
+def test_the_help_of_run_fits_a_screen(sftmix):
     text = sftmix("run", "--help").out
     assert len(text.splitlines()) <= 45
     assert 20 <= len(SHORT) <= 25
@@ -46,14 +46,14 @@ def test_the_help_of_run_fits_a_screen(sftmix) -> None:
 
 
 @pytest.mark.parametrize("name", OF_A_RUN)
-def test_the_short_help_is_short_and_ends_with_the_way_to_the_rest(sftmix, name) -> None:
+def test_the_short_help_is_short_and_ends_with_the_way_to_the_rest(sftmix, name):
     short, full = sftmix(name, "--help").out, sftmix(name, "--help", "all").out
     assert len(short.splitlines()) <= 55
     assert {"model.path", "data.train"} <= options(short) <= options(full)
     assert "All options: --help all. One group in full: --help GROUP, of run," in short
 
 
-def test_the_whole_help_of_run_names_every_option(sftmix) -> None:
+def test_the_whole_help_of_run_names_every_option(sftmix):
     text = sftmix("run", "--help", "all").out
     assert option_hints().keys() <= options(text)
     assert {"objective.mu", "reference.training.epochs", "callbacks.every"} <= options(text)
@@ -61,7 +61,7 @@ def test_the_whole_help_of_run_names_every_option(sftmix) -> None:
 
 
 @pytest.mark.parametrize("topic", ["data", "training", *component_bases(), "model.lora", "reference.training"])
-def test_a_topic_shows_its_options_and_no_others(sftmix, topic) -> None:
+def test_a_topic_shows_its_options_and_no_others(sftmix, topic):
     every = options(sftmix("run", "--help", "all").out)
     done = sftmix("run", "--help", topic)
     assert done.code == 0
@@ -69,25 +69,25 @@ def test_a_topic_shows_its_options_and_no_others(sftmix, topic) -> None:
     assert done.out == sftmix("run", f"--help={topic}").out
 
 
-def test_a_single_option_is_explained_in_full(sftmix) -> None:
+def test_a_single_option_is_explained_in_full(sftmix):
     assert (
         "  --training.epochs X  Passes over the training rows. [3.0]\n"
         in sftmix("run", "--help", "training.epochs").out
     )
 
 
-def test_an_unknown_topic_names_the_nearest(sftmix) -> None:
+def test_an_unknown_topic_names_the_nearest(sftmix):
     done = sftmix("run", "--help", "trainng")
     assert (done.code, done.out) == (2, "")
     assert "unknown option trainng. Did you mean training?" in done.err
 
 
 @pytest.mark.parametrize("name", ["reference", "confidence", "split", "preview"])
-def test_what_a_command_does_not_use_is_not_in_its_short_help(sftmix, name) -> None:
+def test_what_a_command_does_not_use_is_not_in_its_short_help(sftmix, name):
     assert options(sftmix(name, "--help").out).isdisjoint({"objective", "objective.mu", "with_baseline"})
 
 
-def test_components_lists_all_and_shows_one(sftmix) -> None:
+def test_components_lists_all_and_shows_one(sftmix):
     out = sftmix("components").out
     for name in ("--objective", "SFTMix", "NTP", "Median", "RandomSplit", "Perplexity", "TrainedReference", "Evaluate"):
         assert name in out

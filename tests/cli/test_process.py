@@ -21,7 +21,7 @@ def process(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 HEAVY = ("torch", "transformers", "datasets", "peft", "pyarrow")
 
 
-def test_help_wrong_options_and_print_config_import_nothing_heavy() -> None:
+def test_help_wrong_options_and_print_config_import_nothing_heavy():
     lines = [[name, "--help"] for name in COMMANDS]
     lines += [["--help"], ["run"], ["run", "--epochs", "3"], ["run", "--print_config"], ["components"]]
     script = f"""
@@ -39,7 +39,7 @@ print("ok")
 
 
 @pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["run", "--help"], 0), (["run"], 2), (["nothing"], 2)])
-def test_cli_py_returns_the_exit_code(argv: list[str], code: int) -> None:
+def test_cli_py_returns_the_exit_code(argv, code):
     done = process("cli.py", *argv)
     assert done.returncode == code
     assert "Traceback" not in done.stderr
@@ -61,7 +61,7 @@ class ByLength(Splitter):
 '''
 
 
-def test_a_users_class_is_found_in_the_working_directory(tmp_path: Path) -> None:
+def test_a_users_class_is_found_in_the_working_directory(tmp_path):
     package = tmp_path / "my_pkg"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -76,7 +76,7 @@ def test_a_users_class_is_found_in_the_working_directory(tmp_path: Path) -> None
     assert "no attribute 'ByLenth'" in wrong.stderr
 
 
-def test_python_m_sftmix_is_the_command_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_m_sftmix_is_the_command_from_any_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     done = process("-m", "sftmix", "run", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

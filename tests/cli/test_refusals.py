@@ -18,8 +18,7 @@ import pytest
 
 from sftmix.common.world import World
 from sftmix.pipeline.directory import RunDirectory
-from tests.conftest import Finished
-from tests.tiny import ROOT, SHORT, Tiny, contents, status
+from tests.tiny import ROOT, SHORT, contents, status
 
 Call = Callable[..., SimpleNamespace]
 
@@ -70,7 +69,7 @@ def without_torch() -> Iterator[Call]:
 
 
 @pytest.fixture
-def copied(finished: Finished, tmp_path: Path) -> Path:
+def copied(finished, tmp_path) -> Path:
     return shutil.copytree(finished.path, tmp_path / "run")
 
 
@@ -97,9 +96,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_refused_command_leaves_a_finished_run_as_it_was(
-    finished: Finished, copied: Path, sftmix: Call, kind: str
-) -> None:
+def test_a_refused_command_leaves_a_finished_run_as_it_was(finished, copied, sftmix, kind):
     words, message = REFUSED[kind]
     before = contents(copied)
     done = sftmix(*finished.words, *words, "--out", str(copied))
@@ -107,9 +104,7 @@ def test_a_refused_command_leaves_a_finished_run_as_it_was(
     assert contents(copied) == before
 
 
-def test_rows_that_cannot_be_read_leave_a_finished_run_as_it_was(
-    finished: Finished, copied: Path, tiny: Tiny, sftmix: Call
-) -> None:
+def test_rows_that_cannot_be_read_leave_a_finished_run_as_it_was(finished, copied, tiny, sftmix):
     tiny.train.write_text('{"instruction": "no response"}\n' * 9)
     before = contents(copied)
     for rows, message in (
@@ -121,7 +116,7 @@ def test_rows_that_cannot_be_read_leave_a_finished_run_as_it_was(
         assert contents(copied) == before
 
 
-def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path, without_torch: Call) -> None:
+def test_a_directory_in_use_keeps_its_status(finished, copied, without_torch):
     before = contents(copied)
     with RunDirectory(copied, World()) as directory:
         done = without_torch(*finished.words, "--out", str(copied))
@@ -134,9 +129,7 @@ def test_a_directory_in_use_keeps_its_status(finished: Finished, copied: Path, w
         assert contents(copied) == during
 
 
-def test_a_refused_command_leaves_the_status_of_an_interrupted_run(
-    finished: Finished, copied: Path, without_torch: Call
-) -> None:
+def test_a_refused_command_leaves_the_status_of_an_interrupted_run(finished, copied, without_torch):
     (copied / "train" / "MANIFEST.json").unlink()
     interrupted = {**status(copied), "stage": "train", "step": 2, "total_steps": 4, "exit_code": 143}
     (copied / "STATUS.json").write_text(json.dumps(interrupted))
@@ -147,7 +140,7 @@ def test_a_refused_command_leaves_the_status_of_an_interrupted_run(
     assert told.startswith(f"{copied}: exit code 143 in train; the same command continues it")
 
 
-def test_stages_are_compared_before_the_first_is_made(tiny: Tiny, tmp_path: Path, sftmix: Call) -> None:
+def test_stages_are_compared_before_the_first_is_made(tiny, tmp_path, sftmix):
     """A run without pairs has no reference: none is trained for a target that is refused."""
     run = tmp_path / "run"
     words = ["run", *tiny.options, *SHORT, "--out", str(run)]
@@ -158,7 +151,7 @@ def test_stages_are_compared_before_the_first_is_made(tiny: Tiny, tmp_path: Path
     assert contents(run) == before
 
 
-def test_a_run_that_is_read_back_is_finished(finished: Finished, copied: Path, sftmix: Call) -> None:
+def test_a_run_that_is_read_back_is_finished(finished, copied, sftmix):
     """On shards, too, and without torchrun: nothing is left to be trained."""
     first = status(copied)
     done = sftmix(*finished.words, "--training.parallel", "fsdp", "--out", str(copied))
@@ -166,7 +159,7 @@ def test_a_run_that_is_read_back_is_finished(finished: Finished, copied: Path, s
     assert (status(copied), first["exit_code"]) == (first, 0)
 
 
-def test_an_error_after_a_stage_was_begun_is_told(finished: Finished, copied: Path, sftmix: Call) -> None:
+def test_an_error_after_a_stage_was_begun_is_told(finished, copied, sftmix):
     for stage in ("train", "baseline"):
         shutil.rmtree(copied / stage)
     (copied / "base" / "figures.json").write_text("{}")
@@ -182,7 +175,7 @@ def test_an_error_after_a_stage_was_begun_is_told(finished: Finished, copied: Pa
 # ------------------------------------------------------------------------------- how a run ended
 
 
-def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
+def test_status_tells_why_a_new_run_was_refused(tiny, tmp_path, without_torch):
     run = tmp_path / "run"
     words = with_rows(["run", *tiny.options, "--out", str(run)], "--data.train", missing(tiny.train))
     assert without_torch(*words).code == 3
@@ -192,7 +185,7 @@ def test_status_tells_why_a_new_run_was_refused(tiny: Tiny, tmp_path: Path, with
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
+def test_ctrl_c_is_told_and_the_same_command_continues(tiny, tmp_path, without_torch):
     run = tmp_path / "run"
     words = ["run", *tiny.options, "--objective", "NTP", "--training.epochs", "400", "--out", str(run)]
     # A shell's background job ignores SIGINT, and so would what it starts.
@@ -216,9 +209,7 @@ def test_ctrl_c_is_told_and_the_same_command_continues(tiny: Tiny, tmp_path: Pat
 
 
 @pytest.mark.parametrize("command", ["run", "train", "reference", "preview", "estimate"])
-def test_rows_and_models_that_are_not_there_are_refused_at_once(
-    tiny: Tiny, tmp_path: Path, command: str, without_torch: Call
-) -> None:
+def test_rows_and_models_that_are_not_there_are_refused_at_once(tiny, tmp_path, command, without_torch):
     out = [] if command in ("preview", "estimate") else ["--out", str(tmp_path / "run")]
     words = [command, *tiny.options, *out]
     for option, path in (("--data.train", tiny.train), ("--data.eval", tiny.eval)):
@@ -232,7 +223,7 @@ def test_rows_and_models_that_are_not_there_are_refused_at_once(
     assert (template.code, "data.template: 'chatlm' is neither one of alpaca, chatml" in template.err) == (2, True)
 
 
-def test_a_run_that_is_not_there_is_refused_at_once(tmp_path: Path, without_torch: Call) -> None:
+def test_a_run_that_is_not_there_is_refused_at_once(tmp_path, without_torch):
     for words, message in (
         (["report"], "runs/nothere is not a run directory"),
         (["evaluate", "--tasks", "arc_easy", "--to", str(tmp_path)], "model runs/nothere: cannot load runs/nothere"),
@@ -241,7 +232,7 @@ def test_a_run_that_is_not_there_is_refused_at_once(tmp_path: Path, without_torc
         assert (done.code, f"error: {message}" in done.err) == (2, True), done.err
 
 
-def test_an_unwritable_out_is_refused_at_once(tiny: Tiny, tmp_path: Path, without_torch: Call) -> None:
+def test_an_unwritable_out_is_refused_at_once(tiny, tmp_path, without_torch):
     (tmp_path / "file").touch()
     done = without_torch("run", *tiny.options, "--out", str(tmp_path / "file" / "run"))
     assert (done.code, "cannot be a run directory" in done.err) == (2, True)
@@ -250,9 +241,7 @@ def test_an_unwritable_out_is_refused_at_once(tiny: Tiny, tmp_path: Path, withou
 @pytest.mark.parametrize(
     ("option", "parallel"), [("training.parallel", "fsdp"), ("reference.training.parallel", "hsdp")]
 )
-def test_shards_without_torchrun_are_refused_at_once(
-    tiny: Tiny, tmp_path: Path, option: str, parallel: str, without_torch: Call
-) -> None:
+def test_shards_without_torchrun_are_refused_at_once(tiny, tmp_path, option, parallel, without_torch):
     words = ["run", *tiny.options, f"--{option}", parallel, "--out", str(tmp_path / "run")]
     done = without_torch(*words)
     assert (done.code, f"{parallel} needs torchrun" in done.err) == (2, True)
@@ -270,9 +259,7 @@ def test_shards_without_torchrun_are_refused_at_once(
         (("--data.max_length", "64"), "data.max_length: 128 -> 64"),
     ],
 )
-def test_a_directory_of_other_options_is_refused_at_once(
-    finished: Finished, copied: Path, words: tuple[str, ...], named: str, without_torch: Call
-) -> None:
+def test_a_directory_of_other_options_is_refused_at_once(finished, copied, words, named, without_torch):
     before = contents(copied)
     done = without_torch(*finished.words, *words, "--out", str(copied))
     assert (done.code, named in done.err) == (2, True), done.err
@@ -280,7 +267,7 @@ def test_a_directory_of_other_options_is_refused_at_once(
 
 
 @pytest.mark.slow
-def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmix: Call, without_torch: Call) -> None:
+def test_a_table_is_refused_at_once_as_a_whole(tiny, tmp_path, sftmix, without_torch):
     """Also for its last variant: no run before it is read back or started."""
     out, table = tmp_path / "table", tmp_path / "table.yaml"
     words = ["compare", "--config", str(table), *tiny.options, *SHORT, "--objective", "NTP", "--seeds", "[1]"]
@@ -295,9 +282,7 @@ def test_a_table_is_refused_at_once_as_a_whole(tiny: Tiny, tmp_path: Path, sftmi
     assert contents(out) == before
 
 
-def test_an_export_that_cannot_be_is_refused_at_once(
-    finished: Finished, copied: Path, tmp_path: Path, without_torch: Call
-) -> None:
+def test_an_export_that_cannot_be_is_refused_at_once(finished, copied, tmp_path, without_torch):
     to = ("--to", str(tmp_path / "model"))
     shutil.rmtree(copied / "train" / "checkpoints", ignore_errors=True)
     for words, message in (
@@ -317,7 +302,7 @@ def test_an_export_that_cannot_be_is_refused_at_once(
     assert (done.code, "has no checkpoint 3; it has 4" in done.err) == (2, True)
 
 
-def test_a_run_says_what_it_does_before_torch_is_there(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_run_says_what_it_does_before_torch_is_there(tiny, tmp_path):
     """An import of torch fails here, as the rest is in order."""
     command = [sys.executable, "-c", ONE_COMMAND, "run", *tiny.options, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -330,7 +315,7 @@ def test_a_run_says_what_it_does_before_torch_is_there(tiny: Tiny, tmp_path: Pat
 
 @pytest.mark.parametrize("words", ["components", "run --help", "--help", "run --print_config", "status RUN"])
 @pytest.mark.parametrize("both", [False, True], ids=["stdout", "stderr, too"])
-def test_nobody_reads_the_output(words: str, both: bool, finished: Finished) -> None:
+def test_nobody_reads_the_output(words, both, finished):
     reader, writer = os.pipe()
     os.close(reader)
     errors = writer if both else subprocess.PIPE
@@ -342,7 +327,7 @@ def test_nobody_reads_the_output(words: str, both: bool, finished: Finished) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("outputs", "code"), [("2>&1 | true", 141), (">/dev/full", 7), (">&- 2>&-", 0)])
-def test_a_run_goes_on_when_nobody_takes_what_it_says(tiny: Tiny, tmp_path: Path, outputs: str, code: int) -> None:
+def test_a_run_goes_on_when_nobody_takes_what_it_says(tiny, tmp_path, outputs, code):
     words = [sys.executable, ROOT / "cli.py", "run", *tiny.options, *SHORT, "--out", tmp_path / "run"]
     line = f"{shlex.join(map(str, words))} {outputs}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300)
@@ -353,7 +338,7 @@ def test_a_run_goes_on_when_nobody_takes_what_it_says(tiny: Tiny, tmp_path: Path
 
 
 @pytest.mark.parametrize("option", ["--out", "--model.path"])
-def test_a_name_that_is_not_utf_8_is_refused_before_torch_is_there(tiny: Tiny, tmp_path: Path, option: str) -> None:
+def test_a_name_that_is_not_utf_8_is_refused_before_torch_is_there(tiny, tmp_path, option):
     """The tokenizer's files could not be written, after all training."""
     words = ["run", *tiny.options, "--out", tmp_path / "run", option, os.fsencode(tmp_path) + b"/caf\xe9"]
     done = subprocess.run([sys.executable, "-c", ONE_COMMAND, *words], cwd=ROOT, capture_output=True, timeout=120)

@@ -48,7 +48,7 @@ def figures(out: Path, summary: dict, until: str) -> list[str]:
     return lines[1 : lines.index("Next:")]
 
 
-def test_the_figures_of_a_training_are_told(tmp_path: Path) -> None:
+def test_the_figures_of_a_training_are_told(tmp_path):
     (tmp_path / "train" / "model").mkdir(parents=True)
     (tmp_path / "summary.json").touch()
     assert figures(tmp_path, SUMMARY, "train") == [
@@ -62,19 +62,19 @@ def test_the_figures_of_a_training_are_told(tmp_path: Path) -> None:
     ]
 
 
-def test_the_figures_of_a_split_are_told(tmp_path: Path) -> None:
+def test_the_figures_of_a_split_are_told(tmp_path):
     known = {k: SUMMARY[k] for k in ("confidence", "confounds")}
     correlation = "rank correlation of confidence with response length: 0.31"
     assert figures(tmp_path, known, "split") == [*GROUPS, correlation]
 
 
-def test_what_a_run_did_not_do_is_not_mentioned(tmp_path: Path) -> None:
+def test_what_a_run_did_not_do_is_not_mentioned(tmp_path):
     assert figures(tmp_path, {"stages": {}}, "reference") == []
     assert figures(tmp_path, {"eval_nll_after": None, "mixup_tokens": 0, "ntp_tokens": 9}, "train") == []
     assert held_out({"eval_nll_after": None}) == []
 
 
-def test_a_bar_tells_ntp_and_mixup_apart_where_pairs_are_mixed() -> None:
+def test_a_bar_tells_ntp_and_mixup_apart_where_pairs_are_mixed():
     step = {"loss": 4.0, "ntp": 3.0, "mixup": 5.0, "mixup_tokens": 7, "tokens_per_second": 5432.1}
     assert figures_shown(step) == "ntp 3.0000, mixup 5.0000, 5,432 tokens/s"
     assert figures_shown({**step, "mixup_tokens": 0}) == "loss 4.0000, 5,432 tokens/s"
@@ -83,7 +83,7 @@ def test_a_bar_tells_ntp_and_mixup_apart_where_pairs_are_mixed() -> None:
 # -------------------------------------------------------------------------------------- of real runs
 
 
-def test_a_run_ends_with_a_dozen_lines(finished) -> None:
+def test_a_run_ends_with_a_dozen_lines(finished):
     lines = finished.printed[finished.printed.index("\n\nheld-out NLL") :].strip().splitlines()
     assert len(lines) <= 13
     assert lines[0].startswith("held-out NLL per response token (lower is better): before ")
@@ -92,7 +92,7 @@ def test_a_run_ends_with_a_dozen_lines(finished) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_finished_run_recommends_works(finished, tmp_path, sftmix, monkeypatch) -> None:
+def test_what_a_finished_run_recommends_works(finished, tmp_path, sftmix, monkeypatch):
     run = shutil.copytree(finished.path, tmp_path / "it's my run")
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
     for until in ("split", "train"):
@@ -102,7 +102,7 @@ def test_what_a_finished_run_recommends_works(finished, tmp_path, sftmix, monkey
 
 
 @pytest.mark.slow
-def test_the_bars_of_a_run_with_adapters(tiny, tmp_path, sftmix) -> None:
+def test_the_bars_of_a_run_with_adapters(tiny, tmp_path, sftmix):
     options = ["--training.max_steps", "2", "--model.lora.r", "2", "--out", str(tmp_path / "run")]
     done = sftmix("run", *tiny.options, *options)
     assert ", ntp " in last_line("train", done.err)

@@ -81,7 +81,7 @@ KIND = (
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory) -> Path:
     """A directory with a user's file."""
     made = tmp_path_factory.mktemp("mine")
     (made / "my_parts.py").write_text(PARTS)
@@ -110,7 +110,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("run --callbacks null", "callbacks is null, or has no value; allowed: Evaluate, EarlyStopping, "),
     ],
 )  # fmt: skip
-def test_a_wrong_name_or_class_ends_with_one_sentence(directory, words, said) -> None:
+def test_a_wrong_name_or_class_ends_with_one_sentence(directory, words, said):
     done = process(*shlex.split(words), cwd=directory)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
@@ -119,7 +119,7 @@ def test_a_wrong_name_or_class_ends_with_one_sentence(directory, words, said) ->
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_recommended_command_finds_the_users_class(directory) -> None:
+def test_the_recommended_command_finds_the_users_class(directory):
     shown = process("components", "my_parts.Tails", cwd=directory).stdout
     first, *rest = shown.splitlines()
     assert first == "Tails  (my_parts.Tails), chosen by --splitter my_parts.Tails"
@@ -131,7 +131,7 @@ def test_the_recommended_command_finds_the_users_class(directory) -> None:
     assert "untyped: x" in done.stdout
 
 
-def test_a_class_is_offered_by_a_name_that_works(directory) -> None:
+def test_a_class_is_offered_by_a_name_that_works(directory):
     """One of the user's by its import path: its short name means nothing to a process that has not imported it."""
     (directory / "tails.yaml").write_text("splitter: my_parts.Tails")
     wrong = process("run", "--config", "tails.yaml", "--splitter", "Medin", cwd=directory).stderr
@@ -144,7 +144,7 @@ def test_a_class_is_offered_by_a_name_that_works(directory) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_page_of_components_explains_every_field_of_a_plan() -> None:
+def test_the_page_of_components_explains_every_field_of_a_plan():
     page = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
     table = page.partition("The fields of a `Plan`")[2].partition("\nloss = ")[0]
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.M)) == sorted(f.name for f in fields(Plan))
@@ -165,7 +165,7 @@ REQUIRED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", component_bases())
-def test_every_short_name_that_is_offered_works(sftmix, field) -> None:
+def test_every_short_name_that_is_offered_works(sftmix, field):
     for name, cls in known_components(component_bases()[field]).items():
         if not cls.__module__.startswith("sftmix.components."):
             continue  # of another test in this process
@@ -176,7 +176,7 @@ def test_every_short_name_that_is_offered_works(sftmix, field) -> None:
         assert f"{cls.__name__}\n" in done.out
 
 
-def test_a_single_callback_is_a_list_of_one(sftmix, tmp_path) -> None:
+def test_a_single_callback_is_a_list_of_one(sftmix, tmp_path):
     (tmp_path / "one.yaml").write_text("callbacks: Evaluate")
     (tmp_path / "more.yaml").write_text("callbacks: {class_path: Evaluate, init_args: {every: 5}}")
     forms = [["--callbacks", "Evaluate"], ["--callbacks", "[Evaluate]"], ["--config", str(tmp_path / "one.yaml")]]

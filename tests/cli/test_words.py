@@ -22,9 +22,7 @@ NOT_YOURS = "is a file, or not yours to write; name a place in a directory of yo
         ["evaluate", "m", "--tasks", "t", "--to", "a_file/x"],
     ],
 )
-def test_a_place_below_a_file_cannot_be_written(
-    sftmix: Call, argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_below_a_file_cannot_be_written(sftmix, argv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a_file").write_text("mine")
     ended = sftmix(*argv)

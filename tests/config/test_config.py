@@ -71,7 +71,7 @@ VARIED = [
 ]
 
 
-def test_the_defaults_are_the_papers() -> None:
+def test_the_defaults_are_the_papers():
     config = RunConfig()
     classes = [config.reference, config.confidence, config.splitter, config.objective, *config.callbacks]
     assert [type(c) for c in classes] == [TrainedReference, Perplexity, Median, SFTMix, Evaluate]
@@ -82,19 +82,19 @@ def test_the_defaults_are_the_papers() -> None:
     assert (training.schedule, training.warmup_ratio) == ("cosine", 0.1)
 
 
-def test_two_configurations_share_no_component() -> None:
+def test_two_configurations_share_no_component():
     assert RunConfig().objective is not RunConfig().objective
     assert RunConfig().callbacks is not RunConfig().callbacks
 
 
-def test_auto_pairing_follows_the_objective() -> None:
+def test_auto_pairing_follows_the_objective():
     assert isinstance(complete().resolved_pairing(), RandomPairs)
     assert complete(objective=NTP()).resolved_pairing() is None
     assert isinstance(complete(objective=NTP(), pairing=RandomPairs()).resolved_pairing(), RandomPairs)
     assert complete(pairing=None).resolved_pairing() is None
 
 
-def test_equality_is_that_of_the_plain_forms() -> None:
+def test_equality_is_that_of_the_plain_forms():
     assert complete() == complete()
     assert complete(objective=SFTMix(mu=0.2)) == complete()
     assert complete(objective=SFTMix(mu=0.3)) != complete()
@@ -102,7 +102,7 @@ def test_equality_is_that_of_the_plain_forms() -> None:
 
 
 @pytest.mark.parametrize("config", VARIED)
-def test_yaml_comes_back_equal(config: RunConfig, tmp_path) -> None:
+def test_yaml_comes_back_equal(config, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config.yaml(), encoding="utf-8")
     again = read_config(path)
@@ -112,12 +112,12 @@ def test_yaml_comes_back_equal(config: RunConfig, tmp_path) -> None:
     assert yaml.safe_load(config.yaml()) == config.plain()
 
 
-def test_one_file_needs_no_list() -> None:
+def test_one_file_needs_no_list():
     assert DataOptions(train="a.json", eval="b.json") == DataOptions(train=["a.json"], eval=["b.json"])
     assert from_plain({"data": {"train": "a.json"}}).data.train == ["a.json"]
 
 
-def test_a_complete_configuration_is_valid() -> None:
+def test_a_complete_configuration_is_valid():
     validate(complete())
     validate(complete(out=None), needs_out=False)
     validate(complete(training=TrainingOptions(global_batch_size=4, micro_batch_size=8)))
@@ -174,7 +174,7 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize(("changes", "message"), PROBLEMS)
-def test_a_problem_is_named_with_its_options(changes: dict[str, object], message: str) -> None:
+def test_a_problem_is_named_with_its_options(changes, message):
     whole = {"out": "o", "model.path": "m", "data.train": "a.json"}
     with pytest.raises(ConfigError) as caught:
         validate(from_plain({**whole, **changes}))
@@ -240,7 +240,7 @@ def refusal(**changes: object) -> str:
         ),
     ],
 )
-def test_a_confidence_is_refused_where_the_dynamics_lack_what_it_reads(reference, refused) -> None:
+def test_a_confidence_is_refused_where_the_dynamics_lack_what_it_reads(reference, refused):
     """Before any work: each would be found out only when the dynamics are there."""
     found = refused_confidences(reference)
     assert set(found) == set(refused)
@@ -262,24 +262,24 @@ def test_a_confidence_is_refused_where_the_dynamics_lack_what_it_reads(reference
         (None, {"epochs": 1, "max_steps": 9}, False),
     ],
 )
-def test_online_checkpoints_are_as_many_as_whole_epochs(own, options, refused) -> None:
+def test_online_checkpoints_are_as_many_as_whole_epochs(own, options, refused):
     reference = TrainedReference(checkpoints="online", training=own)
     assert ("LowVariability" in refused_confidences(reference, **options)) == refused
 
 
-def test_a_confidence_that_is_not_used_is_not_checked() -> None:
+def test_a_confidence_that_is_not_used_is_not_checked():
     validate(complete(confidence=IFD(), splitter=RandomSplit()))
     validate(complete(confidence=IFD(), objective=NTP(), pairing=None))
 
 
-def test_a_single_run_needs_an_objective_that_trains_without_pairs() -> None:
+def test_a_single_run_needs_an_objective_that_trains_without_pairs():
     with pytest.raises(ConfigError, match="MixupOnly needs pairs or groups in the first epoch, which reference Online"):
         validate(complete(reference=Online(), objective=MixupOnly()))
     validate(complete(reference=Online()))
     validate(complete(objective=MixupOnly()))
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_told_at_once():
     with pytest.raises(ConfigError, match="4 problems") as caught:
         validate(RunConfig(checkpoint=CheckpointOptions(keep=0)))
     assert [line.split()[1] for line in str(caught.value).splitlines()[1:]] == [
@@ -291,7 +291,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "objective: [NTP\n", "just words\n"])
-def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path) -> None:
+def test_a_file_that_is_no_configuration_is_refused(text, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml"):
@@ -300,7 +300,7 @@ def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path) -> None
         read_config(tmp_path / "missing.yaml")
 
 
-def test_the_reference_inherits_every_training_option() -> None:
+def test_the_reference_inherits_every_training_option():
     own = {f.name for f in fields(ReferenceTraining)}
     of_all_ranks = {"timeout"}  # they are joined once, for all stages
     assert own == {f.name for f in fields(TrainingOptions)} - of_all_ranks | {"seed"}
@@ -311,5 +311,5 @@ class Greedy(NTP):
     needs = frozenset({Need.STOP})
 
 
-def test_a_need_that_nothing_can_give_is_refused_by_name() -> None:
+def test_a_need_that_nothing_can_give_is_refused_by_name():
     assert "objective Greedy needs an end of the training" in refusal(objective=Greedy())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ Write = Callable[[str, str], Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
+def write(tmp_path) -> Write:
     def make(name: str, text: str) -> Path:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True, parents=True)
@@ -33,7 +33,7 @@ def on_the_command_line(*argv: str) -> RunConfig:
     return parse(read_arguments(argv)).config
 
 
-def test_a_file_is_applied_over_its_bases_in_order(write: Write) -> None:
+def test_a_file_is_applied_over_its_bases_in_order(write):
     write("first.yaml", "seed: 1\ntraining: {epochs: 1, learning_rate: 1e-4, eps: 1.0e-6}\n")
     write("deep/second.yaml", "base: ../first.yaml\nseed: 2\ntraining: {epochs: 2}\n")
     last = write("last.yaml", "base: [deep/second.yaml]\ntraining: {epochs: 3}\n")
@@ -44,7 +44,7 @@ def test_a_file_is_applied_over_its_bases_in_order(write: Write) -> None:
     assert [Path(layer.name).name for layer in read_layers(last)] == ["first.yaml", "second.yaml", "last.yaml"]
 
 
-def test_a_base_that_two_files_share_is_applied_once_and_undoes_neither(write: Write) -> None:
+def test_a_base_that_two_files_share_is_applied_once_and_undoes_neither(write):
     write("dc.yaml", "training: {learning_rate: 1e-5, epochs: 1}\n")
     da = write("da.yaml", "base: dc.yaml\ntraining: {learning_rate: 5e-4}\n")
     db = write("db.yaml", "base: dc.yaml\ntraining: {eps: 1e-6}\n")
@@ -57,7 +57,7 @@ def test_a_base_that_two_files_share_is_applied_once_and_undoes_neither(write: W
     assert named.training.learning_rate == 1e-5  # no base here: it was asked for, and last
 
 
-def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped(write: Write) -> None:
+def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped(write):
     write("a.yaml", "objective: {class_path: SFTMix, init_args: {mu: 0.4, alpha: 2}}\n")
     same = write("same.yaml", "base: a.yaml\nobjective: {class_path: SFTMix, init_args: {mu: 0.1}}\n")
     config = on_the_command_line("--config", str(same))
@@ -69,7 +69,7 @@ def test_options_of_the_same_component_are_kept_and_those_of_another_are_dropped
     assert read_config(other) == config
 
 
-def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write: Write) -> None:
+def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write):
     file = write("a.yaml", "reference.training: {learning_rate: 1e-3}\nreference.model: {path: a, lora: {r: 3}}\n")
     words = ("learning_rate", "1e-6"), ("epochs", "2")
     config = on_the_command_line(
@@ -82,7 +82,7 @@ def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write: Write)
     assert (model["path"], model["lora"]["r"], model["lora"]["lora_alpha"]) == ("b", 3, 4)
 
 
-def test_a_recipe_is_a_base_by_its_name(write: Write) -> None:
+def test_a_recipe_is_a_base_by_its_name(write):
     mine = write("mine.yaml", "base: recipe:quickstart\ntraining: {epochs: 1}\n")
     whole = read_config(config_file("recipe:quickstart"))
     whole.training.epochs = 1.0
@@ -91,14 +91,14 @@ def test_a_recipe_is_a_base_by_its_name(write: Write) -> None:
 
 
 @pytest.mark.parametrize(("name", "near"), [("table5-rols", "table5-role"), ("quickstar", "quickstart"), ("xyz", None)])
-def test_an_unknown_recipe_lists_those_there_and_the_nearest(name: str, near: str | None) -> None:
+def test_an_unknown_recipe_lists_those_there_and_the_nearest(name, near):
     with pytest.raises(ConfigError, match=f"no recipe '{name}'") as error:
         config_file(f"recipe:{name}")
     assert all(recipe in str(error.value) for recipe in recipes())
     assert (f"Did you mean {near}?" in str(error.value)) == (near is not None)
 
 
-def test_a_written_configuration_has_no_base(write: Write) -> None:
+def test_a_written_configuration_has_no_base(write):
     write("a.yaml", "seed: 3\n")
     text = read_config(write("b.yaml", "base: a.yaml\n")).yaml()
     assert "\nbase:" not in f"\n{text}"
@@ -120,7 +120,7 @@ def test_a_written_configuration_has_no_base(write: Write) -> None:
         ({"a.yaml": "base: recipe:table5-role"}, ["recipe:table5-role", "`variants`", "compare --config"]),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(write: Write, files: dict[str, str], words: Sequence[str]) -> None:
+def test_what_cannot_be_is_refused_by_name(write, files, words):
     paths = [write(name, text) for name, text in files.items()]
     for read in (read_config, lambda path: on_the_command_line("--config", str(path))):
         with pytest.raises(ConfigError) as error:
@@ -129,7 +129,7 @@ def test_what_cannot_be_is_refused_by_name(write: Write, files: dict[str, str], 
             assert word in str(error.value)
 
 
-def test_data_seed_decides_the_held_out_rows_whatever_the_runs_seed(write: Write) -> None:
+def test_data_seed_decides_the_held_out_rows_whatever_the_runs_seed(write):
     rows = write("rows.jsonl", "".join(f'{{"prompt": "p{i}", "completion": "c{i}"}}\n' for i in range(40)))
 
     def held_out(seed: int, data_seed: int | None) -> str:
@@ -142,7 +142,7 @@ def test_data_seed_decides_the_held_out_rows_whatever_the_runs_seed(write: Write
     assert held_out(1, 7) == held_out(2, 7) == held_out(7, None)
 
 
-def test_keys_that_are_merged_and_aliases_do_not_stand_twice(write: Write) -> None:
+def test_keys_that_are_merged_and_aliases_do_not_stand_twice(write):
     text = "seed: 3\ntraining: &a {epochs: 2, eps: 1.0e-6}\nreference: {training: {<<: *a, epochs: 1}}\n"
     config = read_config(write("merged.yaml", text))
     assert (config.training.epochs, config.reference.training.epochs, config.reference.training.eps) == (2, 1, 1e-6)
@@ -159,7 +159,7 @@ def test_keys_that_are_merged_and_aliases_do_not_stand_twice(write: Write) -> No
         ("callbacks:\n- class_path: Evaluate\n  class_path: Stop\n", "class_path stands in lines 2 and 3;"),
     ],
 )
-def test_a_key_that_stands_twice_is_refused(write: Write, text: str, told: str) -> None:
+def test_a_key_that_stands_twice_is_refused(write, text, told):
     """YAML takes the last one: the options of the first block would be gone without a word."""
     with pytest.raises(ConfigError, match=told):
         read_config(write("twice.yaml", text))
@@ -198,7 +198,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
         ({"callbacks": {"every": 3}}, {"callbacks": {"class_path": "Evaluate", "init_args": {"every": 3}}}),
     ],
 )
-def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, object], nested: dict[str, object]) -> None:
+def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted, nested):
     for keys in (dotted, dict(reversed(dotted.items()))):
         assert from_plain(keys) == from_plain(nested) != RunConfig()
 
@@ -228,7 +228,7 @@ def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted: dict[str, objec
         ("data.train.a: b\n", "data.train: {'a': 'b'} is not allowed; allowed: a list [a, b], text"),
     ],
 )
-def test_an_option_has_one_value_and_an_owner(write: Write, text: str, told: str) -> None:
+def test_an_option_has_one_value_and_an_owner(write, text, told):
     with pytest.raises(ConfigError) as error:
         read_config(write("twice.yaml", text))
     assert told in str(error.value)

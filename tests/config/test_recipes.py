@@ -23,7 +23,7 @@ def table(name: str) -> Comparison:
     return comparison_of(read_arguments(["--config", f"recipe:{name}", "--out", "o"], table_options()))
 
 
-def test_every_recipe_has_a_small_twin_that_is_made_from_it() -> None:
+def test_every_recipe_has_a_small_twin_that_is_made_from_it():
     mine = {n for n in recipes() if not n.startswith(SMALL)} - WITHOUT_TWIN
     assert not [n for n in mine if f"{SMALL}{n}" not in recipes()]
     for name in mine:
@@ -32,7 +32,7 @@ def test_every_recipe_has_a_small_twin_that_is_made_from_it() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in RUNS if n not in WITHOUT_TWIN])
-def test_a_run_is_valid_without_the_files_it_names(name: str, tmp_path, monkeypatch) -> None:
+def test_a_run_is_valid_without_the_files_it_names(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = read_config(config_file(f"recipe:{name}"))
     validate(config, needs_out=False)
@@ -43,7 +43,7 @@ OF_A_TABLE = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n
 
 
 @pytest.mark.parametrize("name", OF_A_TABLE)
-def test_a_table_is_valid_without_the_files_it_names(name: str, tmp_path, monkeypatch) -> None:
+def test_a_table_is_valid_without_the_files_it_names(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = table(name)
     made.validate()
@@ -61,7 +61,7 @@ def test_a_table_is_valid_without_the_files_it_names(name: str, tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", ["baselines", "small/baselines"])
-def test_ntp_at_equal_compute_has_the_epochs_of_the_whole_recipe(name: str) -> None:
+def test_ntp_at_equal_compute_has_the_epochs_of_the_whole_recipe(name):
     """Epochs of the reference and the target, and a third of an epoch (a forward alone) for each scoring."""
     variants = table(name).variants
     epochs, scorings = variants["SFTMix"].training.epochs, variants["SFTMix"].reference.checkpoints

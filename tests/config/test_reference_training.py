@@ -36,7 +36,7 @@ REPLACED = [
 
 
 @pytest.mark.parametrize(("run", "own", "dropped"), REPLACED)
-def test_an_option_of_the_reference_replaces_what_excludes_it(run, own, dropped) -> None:
+def test_an_option_of_the_reference_replaces_what_excludes_it(run, own, dropped):
     training, of_reference = TrainingOptions(**run), ReferenceTraining(**own)
     assert inherit(training, of_reference) == replace(training, **{**own, **dropped})
     validate(config(training, of_reference))
@@ -57,7 +57,7 @@ def test_an_option_of_the_reference_replaces_what_excludes_it(run, own, dropped)
         ),
     ],
 )
-def test_what_the_reference_would_be_trained_with_is_checked(run, own, words) -> None:
+def test_what_the_reference_would_be_trained_with_is_checked(run, own, words):
     with pytest.raises(ConfigError) as caught:
         validate(config(TrainingOptions(**run), ReferenceTraining(**own)))
     assert "problems" not in str(caught.value)
@@ -69,14 +69,14 @@ def test_what_the_reference_would_be_trained_with_is_checked(run, own, words) ->
     "run",
     [{"learning_rate": -1.0}, {"length_groups": 2, "padding_free": True}, {"parallel": "ddp", "shard_group_size": 2}],
 )
-def test_a_problem_of_the_run_is_not_told_again_of_the_reference(run) -> None:
+def test_a_problem_of_the_run_is_not_told_again_of_the_reference(run):
     with pytest.raises(ConfigError) as caught:
         validate(config(TrainingOptions(**run), ReferenceTraining(epochs=1.0)))
     assert "problems" not in str(caught.value)
     assert "reference.training" not in str(caught.value)
 
 
-def test_epochs_of_the_reference_end_it_whatever_the_steps_of_the_target(tiny, tmp_path, sftmix) -> None:
+def test_epochs_of_the_reference_end_it_whatever_the_steps_of_the_target(tiny, tmp_path, sftmix):
     """29 rows of 8 a step: four steps an epoch, where the target has two in all."""
     run = tmp_path / "run"
     words = [*tiny.options, "--training.max_steps", "2", "--reference.training.epochs", "1", "--out", str(run)]

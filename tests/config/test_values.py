@@ -50,14 +50,14 @@ from sftmix.config.values import ELSEWHERE, unknown_option
         (["run", "--training.betas", "[0.9, 0.95"], ["training.betas: '[0.9, 0.95' is no YAML: ", "list of 2 values"]),
     ],
 )
-def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, words) -> None:
+def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, words):
     done = sftmix(*argv)
     assert done.code == 2
     for word in words:
         assert word in done.err
 
 
-def test_names_of_other_frameworks_lead_to_ours() -> None:
+def test_names_of_other_frameworks_lead_to_ours():
     for option, names in ELSEWHERE.items():
         for name in names:
             assert f"unknown option {name}. Did you mean {option}? " in str(unknown_option(name))
@@ -108,7 +108,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
         ({"callbacks": [{"class_path": "Evaluate", "init_args": {"evry": 1}}]}, ["callbacks.evry", "mean every?"]),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_allowed(values, words) -> None:
+def test_a_wrong_value_is_named_with_what_is_allowed(values, words):
     with pytest.raises(ConfigError) as caught:
         from_plain(values)
     assert "\n" not in str(caught.value)
@@ -124,20 +124,20 @@ class Outer:
             raise AssertionError
 
 
-def test_a_component_may_be_a_class_inside_a_class() -> None:
+def test_a_component_may_be_a_class_inside_a_class():
     config = RunConfig(splitter=Outer.Inner())
     assert config.plain()["splitter"]["class_path"].endswith("test_values.Outer.Inner")
     assert from_plain(config.plain()) == config
 
 
-def test_a_callback_that_the_package_makes_itself_is_not_offered() -> None:
+def test_a_callback_that_the_package_makes_itself_is_not_offered():
     importlib.import_module("sftmix.training.dynamics")
     with pytest.raises(ConfigError, match=r"There are .*Evaluate") as caught:
         from_plain({"callbacks": ["Evaluat"]})
     assert "ScoreAtCheckpoints" not in str(caught.value)
 
 
-def test_plain_values_are_left_as_they_were() -> None:
+def test_plain_values_are_left_as_they_were():
     values = RunConfig().plain()
     before = copy.deepcopy(values)
     from_plain(values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -22,7 +21,7 @@ def small() -> dict[str, PreTrainedTokenizerBase]:
 
 
 @pytest.fixture(scope="session", params=[*SMALL, *REAL])
-def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+def tokenizer(request) -> PreTrainedTokenizerBase:
     """Every tokenizer in turn; the real ones where the shared folder is there."""
     if request.param in SMALL:
         return SMALL[request.param]()
@@ -30,7 +29,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[str, object], str]:
+def write(tmp_path) -> Callable[[str, object], str]:
     """write(name, rows) -> path; bytes and text as they are, a list as JSONL or (.json) as an array."""
 
     def write_file(name: str, content: object) -> str:
@@ -49,19 +48,19 @@ def write(tmp_path: Path) -> Callable[[str, object], str]:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> Callable[..., DataOptions]:
+def options(tmp_path) -> Callable[..., DataOptions]:
     """DataOptions with a cache of the test's own."""
     return lambda *train, **more: DataOptions(train=list(train), cache_dir=str(tmp_path / "cache"), **more)
 
 
 @pytest.fixture
-def read(options: Callable[..., DataOptions]) -> Callable[..., Prepared]:
+def read(options) -> Callable[..., Prepared]:
     """prepare, by the names of the training files."""
     return lambda *train, run_seed=0, **more: prepare(options(*train, **more), run_seed, progress=False)
 
 
 @pytest.fixture
-def refused(read: Callable[..., Prepared]) -> Callable[..., list[str]]:
+def refused(read) -> Callable[..., list[str]]:
     """Lines of the DataError with which `read` ends."""
 
     def lines(*train: str, **more: object) -> list[str]:

@@ -12,7 +12,7 @@ from sftmix.common.errors import DataError
 from sftmix.data.sources import Source, expand
 
 
-def test_files_that_cannot_be_read_are_named(write, refused, tmp_path) -> None:
+def test_files_that_cannot_be_read_are_named(write, refused, tmp_path):
     for path, reason in [
         ("a\0b", "no such file"),
         (write("empty.jsonl", b""), "empty"),
@@ -29,7 +29,7 @@ def test_files_that_cannot_be_read_are_named(write, refused, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such/set@train[:50%]", "no/set:main"])
-def test_a_split_belongs_to_a_hub_id(name: str) -> None:
+def test_a_split_belongs_to_a_hub_id(name):
     assert datasets.config.HF_HUB_OFFLINE  # the tests reach no network
     with pytest.raises(DataError) as error:
         expand([name], "data.train")
@@ -37,19 +37,19 @@ def test_a_split_belongs_to_a_hub_id(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["no/such/file@train", "../missing@train", "missing.json", "folder/missing.jsonl"])
-def test_a_path_that_is_missing_is_not_looked_up(name: str) -> None:
+def test_a_path_that_is_missing_is_not_looked_up(name):
     with pytest.raises(DataError, match=r"no such file .*\(from the working directory, /.*\); name a file"):
         expand([name], "data.train")
 
 
-def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch) -> None:
+def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows@train.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
     assert [source.dataset for source in expand(["rows@train.jsonl"], "data.train")] == [None]
 
 
 @pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.csv", "gone.parquet", "gone.txt"])
-def test_a_file_that_vanishes_is_named(name, tmp_path) -> None:
+def test_a_file_that_vanishes_is_named(name, tmp_path):
     path = str(tmp_path / name)
     with pytest.raises(DataError, match=rf"{name}: cannot be read: .*[Nn]o such file"):
         list(Source(path, "digest").rows())
@@ -82,13 +82,13 @@ def subsets(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "said"), [("main", "main"), ("main@test", "test"), ("socratic@train", "socratic")])
-def test_a_subset_is_read(subsets, name, said) -> None:
+def test_a_subset_is_read(subsets, name, said):
     (source,) = expand([f"openai/gsm8k:{name}"], "data.train")
     assert [row["answer"] for _, row in source.rows()] == [f"{said} {i}" for i in range(3)]
 
 
 @pytest.mark.parametrize("name", ["@train", "@test", ":man"])
-def test_subsets_are_listed_where_none_or_a_wrong_one_is_named(subsets, name) -> None:
+def test_subsets_are_listed_where_none_or_a_wrong_one_is_named(subsets, name):
     with pytest.raises(DataError, match=rf"^data.train: openai/gsm8k{name}: .*SUBSET.*: \['main', 'socratic'\][^\n]*$"):
         expand([f"openai/gsm8k{name}"], "data.train")
 

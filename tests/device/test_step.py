@@ -29,9 +29,10 @@ from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer
-from sftmix.training.step import StepSetup, prepare_step, train_step
+from sftmix.training.step import prepare_step, train_step
 from tests.device.sim import HostTensor, Sim, begin
 from tests.forked import on_ranks
+from tests.toy import toy_setup
 from tests.training.test_step import DATA, UNITS
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
@@ -80,19 +81,9 @@ def stepped(
         recompute_activations(model)
     module = wrap(TrainingModule(model, chunk_size=16), parallel="none", precision="fp32", world=world)
     module.padding_free = padding_free
-    setup = StepSetup(
-        module=module,
-        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
-        data=DATA,
-        objective=objective,
-        perturbation=perturbation,
-        options=TrainingOptions(micro_batch_size=6, length_groups=None if padding_free else 3),
-        precision="fp32",
-        world=world,
-        pad_id=0,
-        seed=5,
-        total_steps=9,
-    )
+    about = {"optimizer": torch.optim.AdamW(model.parameters(), lr=0.01), "data": DATA, "objective": objective}
+    options = TrainingOptions(micro_batch_size=6, length_groups=None if padding_free else 3)
+    setup = toy_setup(module, perturbation=perturbation, options=options, world=world, **about)
     if seen is not None:
         seen.reads.clear()
         seen.sent.clear()

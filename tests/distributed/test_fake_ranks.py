@@ -21,7 +21,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 from sftmix.common.world import World
@@ -32,9 +31,9 @@ from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.checkpoint import _tensors
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import training_module
-from sftmix.training.step import PreparedStep, StepSetup, plans_of, train_step
+from sftmix.training.step import PreparedStep, plans_of, train_step
 from tests.tools.estimate.configs import micro_batch
-from tests.toy import toy_model, toy_rows
+from tests.toy import Answers, FakeRank, toy_model, toy_setup
 
 LLAMA = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 2}
 SHAPES: dict[str, Any] = {
@@ -87,22 +86,6 @@ def ranks(rank: int, size: int) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-class Answers(TorchDispatchMode):
-    """Fake tensors that answer each question of the host: 1."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 1
-        return func(*args, **(kwargs or {}))
-
-
-class OwnSums(World):
-    """A rank whose sums are its own: fake tensors hold no number that the host sent."""
-
-    def sum(self, values):
-        return [float(value) for value in values]
-
-
 @pytest.fixture
 def built(tmp_path, request):
     """A wrapped model on the meta device, with its rank among those that are not there."""
@@ -120,22 +103,6 @@ def built(tmp_path, request):
     with ranks(way.rank, way.ranks) as world:
         module = training_module(model, options, precision=way.precision, world=world, trains=True)
         yield way, options, world, shapes, module
-
-
-def set_up(module, optimizer, objective, options, world) -> StepSetup:
-    return StepSetup(
-        module=module,
-        optimizer=optimizer,
-        data=toy_rows([]),
-        objective=objective,
-        perturbation=None,
-        options=options,
-        precision=options.precision,
-        world=world,
-        pad_id=0,
-        seed=0,
-        total_steps=2,
-    )
 
 
 every_way = pytest.mark.parametrize("built", WAYS, indirect=True, ids=str)
@@ -167,10 +134,11 @@ def test_each_rank_has_its_part_of_every_weight(built):
 @pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
 def test_a_step_trains_every_part_and_plans_to_save_it(built, objective):
     _, options, world, _, module = built
-    world, given = OwnSums(world.rank, world.size, local_size=world.local_size), micro_batch(2, 33)
+    world, given = FakeRank(world.rank, world.size, local_size=world.local_size), micro_batch(2, 33)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         optimizer = build_optimizer(module.to_empty(device="cpu"), options)
-    setup = set_up(module, optimizer, objective, options, world)
+    about = {"options": options, "precision": options.precision, "world": world}
+    setup = toy_setup(module, optimizer=optimizer, objective=objective, **about)
     plans, problem = plans_of(setup, [given] * 2, 0)
     with fake, Answers():
         assert train_step(setup, PreparedStep(0, [given] * 2, plans, problem)).updates
@@ -211,7 +179,8 @@ def step_beside(size: int, precision: str, lora: int | None) -> tuple[float, flo
         if size > 1:
             assert isinstance(module, DistributedDataParallel)
             module.register_comm_hook(size, averaged)
-        setup = set_up(module, build_optimizer(module, options), SFTMix(), options, world)
+        about = {"options": options, "precision": precision, "world": world}
+        setup = toy_setup(module, optimizer=build_optimizer(module, options), objective=SFTMix(), **about)
         given = [micro_batch(2, 17), micro_batch(4, 9)]
         done = train_step(setup, PreparedStep(0, given, *plans_of(setup, given, 0)))
     assert done.updates

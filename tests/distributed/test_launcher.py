@@ -29,7 +29,7 @@ def tiny(tmp_path_factory) -> Tiny:
 
 
 @pytest.mark.slow
-def test_a_mistake_in_an_option_is_told_first_and_last_and_by_one_rank(tmp_path: Path) -> None:
+def test_a_mistake_in_an_option_is_told_first_and_last_and_by_one_rank(tmp_path):
     done = sftmix("run", "--training.epochz", "3", ranks=3, cwd=tmp_path)
     assert done.returncode == 1  # torchrun's own for any failure
     lines = done.stderr.splitlines()
@@ -41,7 +41,7 @@ def test_a_mistake_in_an_option_is_told_first_and_last_and_by_one_rank(tmp_path:
 
 
 @pytest.mark.slow
-def test_an_error_of_all_ranks_is_in_status_and_told_by_one(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_error_of_all_ranks_is_in_status_and_told_by_one(tiny, tmp_path):
     words = [word if word != str(tiny.train) else "no.json" for word in tiny.options]
     done = sftmix("run", *words, "--out", "run", ranks=2, cwd=tmp_path)
     assert done.returncode == 1
@@ -68,7 +68,7 @@ class Refuses(RandomSplit):
 
 
 @pytest.mark.slow
-def test_a_rank_tells_its_own_error_where_the_first_has_another(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_rank_tells_its_own_error_where_the_first_has_another(tiny, tmp_path):
     (tmp_path / "refusing.py").write_text(EACH_RANK_REFUSES)
     words = ["run", *tiny.options, "--splitter", "refusing.Refuses", "--out", "run"]
     done = sftmix(*words, ranks=2, cwd=tmp_path)
@@ -82,7 +82,7 @@ def test_a_rank_tells_its_own_error_where_the_first_has_another(tiny: Tiny, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by_path", [False, True], ids=["-m sftmix", "cli.py"])
-def test_fsdp_alone_is_told_the_command_that_works_here(tiny: Tiny, tmp_path: Path, by_path: bool) -> None:
+def test_fsdp_alone_is_told_the_command_that_works_here(tiny, tmp_path, by_path):
     program = [str(ROOT / "cli.py")] if by_path else ["-m", "sftmix"]
     done = subprocess.run(
         [sys.executable, *program, "run", *tiny.options, "--training.parallel", "fsdp", "--out", "run"],

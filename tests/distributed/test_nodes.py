@@ -39,13 +39,13 @@ sys.addaudithook(note)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def tiny(tmp_path_factory) -> Tiny:
     """Without dropout, whose masks depend on ranks."""
     return make_tiny(tmp_path_factory.mktemp("tiny"), dropout=0.0)
 
 
 @pytest.fixture(scope="module")
-def alone(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(tiny, tmp_path_factory) -> Path:
     """The place of an uninterrupted run on one rank."""
     place = tmp_path_factory.mktemp("alone")
     (place / "samples.py").write_text(SAMPLES)
@@ -83,7 +83,7 @@ WORK = ["rows", "rows", "template", "tokens", "tokens"]
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("caches", [("one/cache", "two/cache"), ("cache", "cache")], ids=["own caches", "one cache"])
-def test_rows_are_tokenised_once_for_each_cache(tiny: Tiny, tmp_path: Path, caches: tuple[str, str]) -> None:
+def test_rows_are_tokenised_once_for_each_cache(tiny, tmp_path, caches):
     agents = two_nodes(tiny, tmp_path, caches)
     assert [agent.process.returncode for agent in agents] == [0, 0], agents[0].printed + agents[1].printed
     if caches[0] == caches[1]:
@@ -95,7 +95,7 @@ def test_rows_are_tokenised_once_for_each_cache(tiny: Tiny, tmp_path: Path, cach
 
 
 @pytest.mark.slow
-def test_each_node_works_first_and_all_hear_of_its_error(tmp_path: Path) -> None:
+def test_each_node_works_first_and_all_hear_of_its_error(tmp_path):
     on_ranks(_as_nodes, str(tmp_path), ranks=3)
 
 
@@ -168,7 +168,7 @@ SLOWLY = ("--training.learning_rate", "0.001", "--callbacks+", "samples.Samples"
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_node_is_killed_and_another_one_joins(tiny: Tiny, alone: Path, tmp_path: Path) -> None:
+def test_a_node_is_killed_and_another_one_joins(tiny, alone, tmp_path):
     from_split(alone / "run", tmp_path)
     (tmp_path / "samples.py").write_text(SAMPLES)
     port = free_port()

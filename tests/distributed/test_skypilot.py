@@ -22,7 +22,7 @@ PYTHON = os.environ.get("SKYPILOT_PYTHON", sys.executable)
 READ = "import sky, sys; task = sky.Task.from_yaml(sys.argv[1]); print(task.num_nodes, task.resources)"
 
 
-def test_the_task_fits_the_schema(tmp_path: Path) -> None:
+def test_the_task_fits_the_schema(tmp_path):
     env = {**os.environ, "HOME": str(tmp_path)}
     env.pop("PYTHONPATH", None)
     if subprocess.run([PYTHON, "-c", "import sky"], env=env, cwd=tmp_path, capture_output=True).returncode:
@@ -37,7 +37,7 @@ def test_the_task_fits_the_schema(tmp_path: Path) -> None:
     assert refused.returncode != 0
 
 
-def test_what_each_node_runs(tmp_path: Path) -> None:
+def test_what_each_node_runs(tmp_path):
     tiny = make_tiny(tmp_path)
     words = [*tiny.options, *SHORT]
     options: dict[str, Any] = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))

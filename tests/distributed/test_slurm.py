@@ -36,19 +36,19 @@ PRE_EMPTED_AT = (2, 5, 10)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
     cluster = Cluster.started(tmp_path_factory.mktemp("slurm"))
     yield cluster
     cluster.stop()
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def tiny(tmp_path_factory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
-def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tiny, tmp_path_factory) -> Path:
     """The uninterrupted run on two ranks."""
     place = tmp_path_factory.mktemp("whole")
     done(words_of(tiny), cwd=place, ranks=2)
@@ -72,7 +72,7 @@ def script_of_the_docs(mark: str, words: list[str], port: int) -> str:
 
 
 @pytest.mark.parametrize("mark", ["trap", "SLURM_PROCID"], ids=["torchrun in the script", "ranks of srun"])
-def test_pre_empted_three_times(cluster: Cluster, tiny: Tiny, whole: Path, tmp_path: Path, mark: str) -> None:
+def test_pre_empted_three_times(cluster, tiny, whole, tmp_path, mark):
     from_split(whole, tmp_path)
     (tmp_path / "waiting.py").write_text(WAITS)
     words = words_of(tiny, "--callbacks+", "waiting.Waits")
@@ -92,7 +92,7 @@ def test_pre_empted_three_times(cluster: Cluster, tiny: Tiny, whole: Path, tmp_p
     assert [f"resuming after step {step}" in printed for step in PRE_EMPTED_AT] == [True] * 3
 
 
-def test_out_of_time_and_submitted_again(cluster: Cluster, tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+def test_out_of_time_and_submitted_again(cluster, tiny, whole, tmp_path):
     """Slurm sends SIGTERM to each torchrun 60 s before the end of the two minutes of a job, which waits for it."""
     from_split(whole, tmp_path)
     (tmp_path / "waiting.py").write_text(WAITS)

@@ -46,12 +46,12 @@ class Waits(Callback):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def tiny(tmp_path_factory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
+def hosts(tmp_path) -> Iterator[dict[str, Host]]:
     with two_hosts(tmp_path) as both:
         yield both
 
@@ -99,7 +99,7 @@ def whole(tiny: Tiny, place: Path, parallel: str) -> tuple[Path, list[str]]:
     return kept / "run", [*words, "--callbacks+", "waits.Waits", "--training.timeout", str(TIMEOUT)]
 
 
-def test_a_short_cut_is_survived_and_a_long_one_ends_both(tiny: Tiny, hosts: dict[str, Host], tmp_path: Path) -> None:
+def test_a_short_cut_is_survived_and_a_long_one_ends_both(tiny, hosts, tmp_path):
     expected, words = whole(tiny, tmp_path, "fsdp")
     job, run = Job(hosts, tmp_path, words), tmp_path / "run"
     job.reaches(4)
@@ -125,7 +125,7 @@ def test_a_short_cut_is_survived_and_a_long_one_ends_both(tiny: Tiny, hosts: dic
     assert leftovers(run) == []
 
 
-def test_a_host_is_lost_and_comes_back(tiny: Tiny, hosts: dict[str, Host], tmp_path: Path) -> None:
+def test_a_host_is_lost_and_comes_back(tiny, hosts, tmp_path):
     expected, words = whole(tiny, tmp_path, "ddp")
     job = Job(hosts, tmp_path, words, restarts=1)
     job.reaches(4)
@@ -141,9 +141,7 @@ def test_a_host_is_lost_and_comes_back(tiny: Tiny, hosts: dict[str, Host], tmp_p
     assert leftovers(tmp_path / "run") == []
 
 
-def test_a_path_that_is_another_disk_on_each_host_is_refused(
-    tiny: Tiny, hosts: dict[str, Host], tmp_path: Path
-) -> None:
+def test_a_path_that_is_another_disk_on_each_host_is_refused(tiny, hosts, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     for name, host in hosts.items():

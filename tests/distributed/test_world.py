@@ -47,7 +47,7 @@ for port in sys.argv[1:]:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_the_end_of_a_wrapped_model_does_not_hang() -> None:
+def test_the_end_of_a_wrapped_model_does_not_hang():
     """Without a reference to the process group it does, within a hundred endings."""
     ports = [str(free_port()) for _ in range(100)]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -69,7 +69,7 @@ def all_groups_wait_equally(world) -> None:
 
 
 @pytest.mark.slow
-def test_the_groups_of_hsdp_wait_as_long_as_all_ranks() -> None:
+def test_the_groups_of_hsdp_wait_as_long_as_all_ranks():
     on_ranks(all_groups_wait_equally, ranks=4)
 
 
@@ -85,7 +85,7 @@ def test_the_groups_of_hsdp_wait_as_long_as_all_ranks() -> None:
     [(0, 1, None, 0), (3, 8, None, 3), (3, 1, "3", 0), (2, 1, None, None), (2, 2, "4,5", None)],
     ids=["one", "all", "own", "one of all", "few"],
 )
-def test_a_rank_takes_the_gpu_that_is_its_own(kind, variable, local_rank, there, shown, index, monkeypatch) -> None:
+def test_a_rank_takes_the_gpu_that_is_its_own(kind, variable, local_rank, there, shown, index, monkeypatch):
     """A scheduler that binds a GPU to each task shows one to each rank, and it has the number 0."""
     taken: list[int] = []
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device(kind))
@@ -104,13 +104,13 @@ def test_a_rank_takes_the_gpu_that_is_its_own(kind, variable, local_rank, there,
 
 
 @pytest.mark.parametrize("kind", [None, torch.device("mps")])
-def test_without_a_gpu_that_has_float64_the_cpu_computes(kind, monkeypatch) -> None:
+def test_without_a_gpu_that_has_float64_the_cpu_computes(kind, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: kind)
     assert [worlds.accelerator(), worlds._device(3)] == [torch.device("cpu")] * 2
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
-def test_bf16_that_a_gpu_only_emulates_is_not_taken(kind, monkeypatch) -> None:
+def test_bf16_that_a_gpu_only_emulates_is_not_taken(kind, monkeypatch):
     device = torch.device(kind, 0)
     monkeypatch.setattr(getattr(torch, kind), "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert resolve_precision("auto", device) == "fp32"
@@ -123,7 +123,7 @@ def test_bf16_that_a_gpu_only_emulates_is_not_taken(kind, monkeypatch) -> None:
     ("kind", "hip", "recorded"),
     [("cpu", "7.0", None), ("cuda", None, "13.0"), ("cuda", "7.0", "7.0"), ("xpu", None, "xpu")],
 )
-def test_a_gpu_of_any_maker_is_recorded_and_promises_no_bits(kind, hip, recorded, monkeypatch) -> None:
+def test_a_gpu_of_any_maker_is_recorded_and_promises_no_bits(kind, hip, recorded, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None if hip or kind == "xpu" else "13.0")
     monkeypatch.setattr(torch.version, "hip", hip)
     for module in (torch.cuda, torch.xpu):
@@ -136,7 +136,7 @@ def test_a_gpu_of_any_maker_is_recorded_and_promises_no_bits(kind, hip, recorded
 
 
 @pytest.mark.parametrize(("kind", "left"), [("cpu", False), ("cuda", True), ("xpu", True)])
-def test_after_an_error_the_process_group_of_gpus_is_left_alone(kind, left, monkeypatch) -> None:
+def test_after_an_error_the_process_group_of_gpus_is_left_alone(kind, left, monkeypatch):
     """Its end would wait for the other ranks, before anybody hears of the error; a CPU's is destroyed."""
     start, backends = dist.init_process_group, []
     monkeypatch.setattr(worlds, "_device", lambda local: torch.device(kind))

@@ -12,13 +12,13 @@ from tests.tiny import Tiny, make_tiny
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def small(tmp_path_factory) -> Tiny:
     """The tiny model and rows; not to be changed."""
     return make_tiny(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="session")
-def whole(small: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(small, tmp_path_factory) -> Path:
     """The uninterrupted run of one process."""
     place = tmp_path_factory.mktemp("whole")
     done(words_of(small), cwd=place)
@@ -26,7 +26,7 @@ def whole(small: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole_of_two(small: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_of_two(small, tmp_path_factory) -> Path:
     """The uninterrupted run of two ranks that share the weights."""
     place = tmp_path_factory.mktemp("whole_of_two")
     done([*words_of(small), "--training.parallel", "fsdp"], cwd=place, ranks=2)

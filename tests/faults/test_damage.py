@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from sftmix.training.checkpoint import CheckpointStore
 from tests.faults.mines import KillAt
 from tests.faults.runs import assert_same, from_split, words_of
 from tests.forked import SIGKILLED, done, ended
-from tests.tiny import Tiny, contents, in_this_process
+from tests.tiny import contents, in_this_process
 
 OLDER, NEWEST = "step-00000009", "step-00000012"
 FLIPS = 20
@@ -37,7 +37,7 @@ def damages(content: bytes, chance: random.Random) -> Iterator[tuple[str, bytes]
 
 
 @pytest.fixture
-def kept(whole: Path, tmp_path: Path) -> Path:
+def kept(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole / "train" / "checkpoints", tmp_path / "checkpoints"))
 
 
@@ -56,7 +56,7 @@ def assert_passed_over(directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_damage_of_every_file(kept: Path, record_property) -> None:
+def test_every_damage_of_every_file(kept, record_property):
     tries, chance = 0, random.Random("damage")
     files = sorted((kept / NEWEST).iterdir())
     assert {f.suffix for f in files} == {".json", ".safetensors"}
@@ -113,13 +113,13 @@ OTHERS = [shard_of_another, one_shard_more, a_hidden_shard_more, what_macos_leav
 
 
 @pytest.mark.parametrize("damage", OTHERS)
-def test_files_of_another_run(kept: Path, whole: Path, damage: Callable, record_property) -> None:
+def test_files_of_another_run(kept, whole, damage, record_property):
     damage(kept, whole / "reference" / "checkpoints" / NEWEST)
     assert_passed_over(kept)
     record_property("F7", f"{damage.__name__}: seen")
 
 
-def test_files_that_torch_does_not_read_do_no_harm(kept: Path) -> None:
+def test_files_that_torch_does_not_read_do_no_harm(kept):
     for name in (".nfs0001", ".DS_Store", "notes.txt", ".ipynb_checkpoints/state-checkpoint.json"):
         (kept / NEWEST / name).parent.mkdir(exist_ok=True)
         (kept / NEWEST / name).write_text("{}")
@@ -129,7 +129,7 @@ def test_files_that_torch_does_not_read_do_no_harm(kept: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_swapped_shards(whole_of_two: Path, tmp_path: Path, record_property) -> None:
+def test_swapped_shards(whole_of_two, tmp_path, record_property):
     kept = Path(shutil.copytree(whole_of_two / "train" / "checkpoints", tmp_path / "checkpoints"))
     swapped(kept, kept)
     assert_passed_over(kept)
@@ -138,7 +138,7 @@ def test_swapped_shards(whole_of_two: Path, tmp_path: Path, record_property) -> 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_command_goes_back_to_the_one_before_or_ends_with_4(small: Tiny, whole: Path, tmp_path, record_property):
+def test_a_command_goes_back_to_the_one_before_or_ends_with_4(small, whole, tmp_path, record_property):
     run = from_split(whole, tmp_path)
     mine = KillAt("train/checkpoints/.tmp-step-00000009", 1)
     assert ended(words_of(small), cwd=tmp_path, faults=[mine]).code == SIGKILLED
@@ -178,7 +178,7 @@ OPENED = [
 
 
 @pytest.mark.parametrize(("name", "words"), OPENED, ids=[f"{words[0]} {name}" for name, words in OPENED])
-def test_a_damaged_result_is_not_opened(finished, tmp_path, name, words) -> None:
+def test_a_damaged_result_is_not_opened(finished, tmp_path, name, words):
     """One bit of an output of a finished stage."""
     shutil.copytree(finished.path, tmp_path / "run")
     one_bit(tmp_path / "run" / name)
@@ -192,7 +192,7 @@ def test_a_damaged_result_is_not_opened(finished, tmp_path, name, words) -> None
     assert contents(tmp_path) == before
 
 
-def test_an_export_takes_no_older_checkpoint_by_itself(whole: Path, tmp_path: Path) -> None:
+def test_an_export_takes_no_older_checkpoint_by_itself(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     one_bit(tmp_path / "run" / "train" / "checkpoints" / NEWEST / "state.json")
     refused = in_this_process("export", "run", "--to", "model", cwd=tmp_path)
@@ -202,7 +202,7 @@ def test_an_export_takes_no_older_checkpoint_by_itself(whole: Path, tmp_path: Pa
     assert in_this_process("export", "run", "--step", "9", "--to", "model", cwd=tmp_path).returncode == 0
 
 
-def test_good_checkpoints_outlast_damaged_ones(kept: Path) -> None:
+def test_good_checkpoints_outlast_damaged_ones(kept):
     """The damaged one of step 12 is newer than the save that follows, and must not be kept in its place."""
     (kept / NEWEST / "state.json").write_text("{}")
     store = CheckpointStore(kept, keep=2, world=World())
@@ -213,7 +213,7 @@ def test_good_checkpoints_outlast_damaged_ones(kept: Path) -> None:
     assert store.steps() == [10, 9]
 
 
-def test_clocks_decide_nothing(kept: Path, record_property) -> None:
+def test_clocks_decide_nothing(kept, record_property):
     chance = random.Random("clocks")
     for _ in range(10):
         for path in kept.rglob("*"):

@@ -21,7 +21,7 @@ from sftmix.measure.summary import summarise
 from sftmix.training.log import MetricsLog
 from tests.faults.runs import assert_same, checkpoints, from_split, words_of
 from tests.forked import Ended, done, ended, on_ranks
-from tests.tiny import Tiny, status
+from tests.tiny import status
 
 FILL = '''
 import shutil
@@ -49,7 +49,7 @@ Disk = Callable[[str], Path]
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
+def disk(tmp_path) -> Iterator[Disk]:
     """A file system in memory, of a size that a second call changes."""
     place = tmp_path / "disk"
     place.mkdir()
@@ -77,7 +77,7 @@ def names_the_bytes(it: Ended, run: Path, *, problem: str = "no space left to wr
 
 
 @pytest.mark.slow
-def test_too_little_room_is_refused_before_the_first_step(small: Tiny, whole: Path, disk: Disk, record_property):
+def test_too_little_room_is_refused_before_the_first_step(small, whole, disk, record_property):
     place = disk("20m")
     run = from_split(whole, place)
     disk(str(shutil.disk_usage(place).used + 2 * CHECKPOINT))  # it will need three of them, and a fifth more
@@ -98,7 +98,7 @@ def resumes_its_metrics(world: World, place: str) -> None:
 
 
 @pytest.mark.slow
-def test_metrics_that_cannot_be_resumed_end_every_rank(disk: Disk) -> None:
+def test_metrics_that_cannot_be_resumed_end_every_rank(disk):
     place = disk("64k")
     (place / "metrics.jsonl").write_text('{"step": 1}\n')
     (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
@@ -106,7 +106,7 @@ def test_metrics_that_cannot_be_resumed_end_every_rank(disk: Disk) -> None:
 
 
 @pytest.mark.slow
-def test_answers_without_room_name_their_file(disk: Disk) -> None:
+def test_answers_without_room_name_their_file(disk):
     place = disk("64k")
     (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
     with pytest.raises(NoSpaceError, match=r"answers\.jsonl\.parts"):
@@ -121,7 +121,7 @@ def summarises(world: World, place: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_summary_without_room_ends_every_rank(disk: Disk) -> None:
+def test_a_summary_without_room_ends_every_rank(disk):
     place = disk("64k")
     (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
     on_ranks(summarises, str(place))
@@ -131,7 +131,7 @@ def test_a_summary_without_room_ends_every_rank(disk: Disk) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("leave", [CHECKPOINT // 2, 0], ids=["half a checkpoint", "nothing"])
-def test_a_disk_that_fills_up(small, whole, request, disk: Disk, leave: int, ranks: int, record_property) -> None:
+def test_a_disk_that_fills_up(small, whole, request, disk, leave, ranks, record_property):
     more = ["--training.parallel", "fsdp"] if ranks > 1 else []
     whole = request.getfixturevalue("whole_of_two") if ranks > 1 else whole
     place = disk("6m")

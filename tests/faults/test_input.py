@@ -23,7 +23,7 @@ FINE = {"blank line": b"  ", "CRLF": GOOD.strip() + b"\r", "extra key": GOOD.str
 
 
 @pytest.fixture
-def no_model(tmp_path: Path) -> str:
+def no_model(tmp_path) -> str:
     """A directory that is no model: a command that loads it ends with exit code 2."""
     directory = tmp_path / "no-model"
     directory.mkdir()

@@ -43,7 +43,7 @@ def recovers(small: Tiny, whole: Path, place: Path, phase: str, after: float) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["scoring", "measuring"])
-def test_a_kill_while_nothing_is_trained(small, whole, tmp_path, phase, record_property) -> None:
+def test_a_kill_while_nothing_is_trained(small, whole, tmp_path, phase, record_property):
     """Kills in training: tests/distributed/test_equivalence.py."""
     recovers(small, whole, tmp_path, phase, 0.02)
     record_property("F1", f"1 kill while {phase}: sha and losses equal")
@@ -52,7 +52,7 @@ def test_a_kill_while_nothing_is_trained(small, whole, tmp_path, phase, record_p
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("phase", PHASES)
-def test_five_random_kills_in_each_stage(small, whole, tmp_path, phase, record_property) -> None:
+def test_five_random_kills_in_each_stage(small, whole, tmp_path, phase, record_property):
     chance = random.Random(f"kills {phase}")
     for number in range(5):
         place = tmp_path / str(number)
@@ -63,7 +63,7 @@ def test_five_random_kills_in_each_stage(small, whole, tmp_path, phase, record_p
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_random_kills_of_two_ranks(small, whole_of_two, tmp_path, record_property) -> None:
+def test_random_kills_of_two_ranks(small, whole_of_two, tmp_path, record_property):
     """All ranks at once, as with their launcher, again and again until the run gets through."""
     chance, words, kills = random.Random("two ranks"), [*words_of(small), "--training.parallel", "fsdp"], 0
     while kills < 6:
@@ -84,7 +84,7 @@ def test_random_kills_of_two_ranks(small, whole_of_two, tmp_path, record_propert
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_random_kill_of_two_ranks_in_each_stage(small, whole_of_two, tmp_path, phase, record_property) -> None:
+def test_a_random_kill_of_two_ranks_in_each_stage(small, whole_of_two, tmp_path, phase, record_property):
     words, run = [*words_of(small), "--training.parallel", "fsdp"], tmp_path / "run"
     if phase in AFTER_SPLIT:
         from_split(whole_of_two, tmp_path)
@@ -132,7 +132,7 @@ class Forgets:
 
 
 @pytest.fixture(scope="module")
-def interrupted(small: Tiny, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def interrupted(small, whole, tmp_path_factory) -> dict[int, Path]:
     """Step of the last checkpoint -> a run that was killed in the save after it."""
     runs = {}
     for last in (3, 6, 9):
@@ -155,7 +155,7 @@ def interrupted(small: Tiny, whole: Path, tmp_path_factory: pytest.TempPathFacto
         pytest.param("optimizer", marks=[pytest.mark.slow, pytest.mark.long]),
     ],
 )
-def test_a_resume_that_forgets_is_seen(small, whole, interrupted, tmp_path, what, record_property) -> None:
+def test_a_resume_that_forgets_is_seen(small, whole, interrupted, tmp_path, what, record_property):
     for last, killed in interrupted.items():
         place = tmp_path / str(last)
         shutil.copytree(killed, place / "run")

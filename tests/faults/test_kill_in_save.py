@@ -57,12 +57,12 @@ def start_of(small: Tiny, whole: Path, place: Path, ranks: int, *more: str) -> S
 
 
 @pytest.fixture(scope="session")
-def one(small: Tiny, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+def one(small, whole, tmp_path_factory) -> Start:
     return start_of(small, whole, tmp_path_factory.mktemp("one"), 1)
 
 
 @pytest.fixture(scope="session")
-def two(small: Tiny, whole_of_two: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+def two(small, whole_of_two, tmp_path_factory) -> Start:
     return start_of(small, whole_of_two, tmp_path_factory.mktemp("two"), 2, "--training.parallel", "fsdp")
 
 
@@ -88,7 +88,7 @@ def spread(count: int, number: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_few_kills_in_one_save(one: Start, tmp_path: Path, record_property) -> None:
+def test_a_few_kills_in_one_save(one, tmp_path, record_property):
     """Each continues the one before, the last of them from after the rename."""
     run = one.copy(tmp_path)
     renames = [n for n, line in enumerate(one.operations[0], 1) if line.startswith("os.rename")]
@@ -103,7 +103,7 @@ def test_a_few_kills_in_one_save(one: Start, tmp_path: Path, record_property) ->
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_every_operation_of_a_save(one: Start, tmp_path: Path, record_property) -> None:
+def test_every_operation_of_a_save(one, tmp_path, record_property):
     seen = set()
     for number, line in enumerate(one.operations[0], 1):
         place = tmp_path / str(number)
@@ -121,7 +121,7 @@ def test_every_operation_of_a_save(one: Start, tmp_path: Path, record_property) 
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
-def test_either_of_two_ranks_in_a_save(two: Start, tmp_path: Path, rank: int, record_property) -> None:
+def test_either_of_two_ranks_in_a_save(two, tmp_path, rank, record_property):
     points = spread(len(two.operations[rank]), 8)
     for number in points:
         place = tmp_path / str(number)
@@ -139,7 +139,7 @@ def test_either_of_two_ranks_in_a_save(two: Start, tmp_path: Path, rank: int, re
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_every_operation_of_a_save_where_rename_copies_and_deletes(one: Start, tmp_path: Path, record_property) -> None:
+def test_every_operation_of_a_save_where_rename_copies_and_deletes(one, tmp_path, record_property):
     operations = tmp_path / "operations"
     place = tmp_path / "recorded"
     place.mkdir()
@@ -181,7 +181,7 @@ def fails(start: Start, place: Path, fault: Failing) -> Ended:
         *(pytest.param("rename", code, marks=[pytest.mark.slow, pytest.mark.long]) for code in ("EEXIST", "EXDEV")),
     ],
 )
-def test_a_file_system_that_fails_is_not_said_to_have_saved(one, tmp_path, call, code, record_property) -> None:
+def test_a_file_system_that_fails_is_not_said_to_have_saved(one, tmp_path, call, code, record_property):
     below = ".tmp-step-00000009" if call == "rename" else SAVES
     it = fails(one, tmp_path, Failing(call, code, below))
     record_property("F12", f"{call} {code}: exit {it.code}, the checkpoints before it are valid, resumed equal")
@@ -189,7 +189,7 @@ def test_a_file_system_that_fails_is_not_said_to_have_saved(one, tmp_path, call,
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_disk_that_fails_at_any_moment_of_a_save(one: Start, tmp_path: Path, record_property) -> None:
+def test_a_disk_that_fails_at_any_moment_of_a_save(one, tmp_path, record_property):
     """EIO from the n-th fsync of the save on, until one save has no so many: then the run gets through."""
     codes = []
     for number in itertools.count(1):

@@ -47,7 +47,7 @@ def soak(directory: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_memory_and_open_files_stay(tmp_path: Path, record_property) -> None:
+def test_memory_and_open_files_stay(tmp_path, record_property):
     """In a process of its own: pytest keeps every record that torch logs of a save, which is 50 KB a step here."""
     process = multiprocessing.get_context("forkserver").Process(target=soak, args=(str(tmp_path),))
     process.start()

@@ -66,7 +66,7 @@ def loss_at_the_end(run: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def longer(small: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def longer(small, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("longer")
     assert ended(words_of(small, *LONGER), cwd=place).code == 0
     return place / "run"
@@ -76,7 +76,7 @@ RARE = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize("value", ["nan", pytest.param("inf", marks=RARE), pytest.param("gradient", marks=RARE)])
-def test_one_bad_step_is_skipped(small, longer, tmp_path, value, record_property) -> None:
+def test_one_bad_step_is_skipped(small, longer, tmp_path, value, record_property):
     it = trained(small, longer, tmp_path, *broken("[4]", value), *LONGER)
     assert it.code == 0, it.printed
     assert [m["step"] for m in metrics(tmp_path / "run") if m["grad_norm"] is None] == [5]
@@ -88,7 +88,7 @@ def test_one_bad_step_is_skipped(small, longer, tmp_path, value, record_property
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_finite_are_never_saved(small, whole, tmp_path, record_property) -> None:
+def test_weights_that_are_not_finite_are_never_saved(small, whole, tmp_path, record_property):
     (tmp_path / "spoiling.py").write_text(SPOILED)
     it = trained(small, whole, tmp_path, "--callbacks+", "spoiling.Spoiled")
     assert it.code == 6, it.printed
@@ -100,7 +100,7 @@ def test_weights_that_are_not_finite_are_never_saved(small, whole, tmp_path, rec
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize(("parallel", "value"), [("ddp", "nan"), ("fsdp", "nan"), ("fsdp", "gradient")])
-def test_one_rank_of_two_has_a_bad_step(small, whole_of_two, tmp_path, parallel, value, record_property) -> None:
+def test_one_rank_of_two_has_a_bad_step(small, whole_of_two, tmp_path, parallel, value, record_property):
     more = [*broken("[4]", value, rank=1), "--training.parallel", parallel]
     it = trained(small, whole_of_two, tmp_path, *more, ranks=2)
     assert it.codes == [0, 0], it.printed
@@ -112,7 +112,7 @@ def test_one_rank_of_two_has_a_bad_step(small, whole_of_two, tmp_path, parallel,
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_bad_steps_that_go_on_end_with_6(small, whole, request, tmp_path, ranks, record_property) -> None:
+def test_bad_steps_that_go_on_end_with_6(small, whole, request, tmp_path, ranks, record_property):
     whole = request.getfixturevalue("whole_of_two") if ranks > 1 else whole
     more = ["--training.parallel", "ddp"] if ranks > 1 else []
     it = trained(small, whole, tmp_path, *broken("[4,5,6,7,8,9,10,11]", rank=ranks - 1), *more, ranks=ranks)
@@ -127,7 +127,7 @@ def test_bad_steps_that_go_on_end_with_6(small, whole, request, tmp_path, ranks,
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_too_many_bad_steps_in_all_end_with_6(small, tmp_path, ranks, record_property) -> None:
+def test_too_many_bad_steps_in_all_end_with_6(small, tmp_path, ranks, record_property):
     """Never four in a row, and on the last rank alone: the tenth, in step 13, is the last."""
     (tmp_path / "breaking.py").write_text(BROKEN)
     bad = broken("[0,1,2,4,5,6,8,9,10,12]", rank=ranks - 1)
@@ -140,7 +140,7 @@ def test_too_many_bad_steps_in_all_end_with_6(small, tmp_path, ranks, record_pro
     record_property("F8", f"10 bad steps of 13, none four in a row, {ranks} rank(s): exit 6 at step 13 on all")
 
 
-def test_a_learning_rate_beyond_float32_is_refused(small, tmp_path, record_property) -> None:
+def test_a_learning_rate_beyond_float32_is_refused(small, tmp_path, record_property):
     it = ended(words_of(small, "--training.learning_rate", "1e38"), cwd=tmp_path)
     assert it.code == 2
     assert "training.learning_rate is 1e+38; allowed: above 0, at most 1e+30" in it.printed
@@ -150,7 +150,7 @@ def test_a_learning_rate_beyond_float32_is_refused(small, tmp_path, record_prope
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("rate", ["1e6", "1e30"])
-def test_a_learning_rate_that_blows_up_saves_nothing_bad(small, tmp_path, rate, record_property) -> None:
+def test_a_learning_rate_that_blows_up_saves_nothing_bad(small, tmp_path, rate, record_property):
     reference = ("--reference.training.learning_rate", "0.01")
     it = ended(words_of(small, "--training.learning_rate", rate, *reference), cwd=tmp_path)
     assert it.code == 6, it.printed

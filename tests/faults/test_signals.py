@@ -18,7 +18,7 @@ from tests.distributed.test_launcher import gone
 from tests.faults.mines import KillAt, KillIn
 from tests.faults.runs import assert_same, checkpoints, from_split, steps, words_of
 from tests.forked import done, ended, start
-from tests.tiny import Tiny, sftmix, status
+from tests.tiny import sftmix, status
 
 TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)
 GRACE = 25.0
@@ -54,7 +54,7 @@ def stopped(words: list[str], place: Path, mine) -> None:
         *(pytest.param(how, marks=[pytest.mark.slow, pytest.mark.long]) for how in ("training", "USR1", "twice")),
     ],
 )
-def test_a_signal_in_training_loses_no_step(small: Tiny, whole: Path, tmp_path: Path, how, record_property) -> None:
+def test_a_signal_in_training_loses_no_step(small, whole, tmp_path, how, record_property):
     run = from_split(whole, tmp_path)
     stopped(words_of(small), tmp_path, IN_TRAINING[how])
     last = steps(run)[-1][0]
@@ -67,7 +67,7 @@ def test_a_signal_in_training_loses_no_step(small: Tiny, whole: Path, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("how", OUTSIDE)
-def test_a_signal_outside_training(small: Tiny, whole: Path, tmp_path: Path, how, record_property) -> None:
+def test_a_signal_outside_training(small, whole, tmp_path, how, record_property):
     if how == "measuring":
         from_split(whole, tmp_path)
     stopped(words_of(small), tmp_path, OUTSIDE[how])
@@ -78,7 +78,7 @@ def test_a_signal_outside_training(small: Tiny, whole: Path, tmp_path: Path, how
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(small, whole_of_two, tmp_path, record_property) -> None:
+def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(small, whole_of_two, tmp_path, record_property):
     words = words_of(small, "--training.parallel", "fsdp")
     run = from_split(whole_of_two, tmp_path)
     it = ended(words, cwd=tmp_path, faults=[None, IN_TRAINING["training"]])
@@ -110,7 +110,7 @@ class Hangs(Callback):
 '''
 
 
-def test_a_rank_whose_peer_has_failed_waits_for_no_step_boundary(tmp_path: Path, monkeypatch) -> None:
+def test_a_rank_whose_peer_has_failed_waits_for_no_step_boundary(tmp_path, monkeypatch):
     """torchrun gives each rank a directory for its error, side by side."""
     for rank in "01":
         (tmp_path / "attempt_0" / rank).mkdir(parents=True)
@@ -131,7 +131,7 @@ MARGIN = 10
 
 
 @pytest.mark.slow
-def test_a_rank_whose_peer_hangs_gives_up(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:
+def test_a_rank_whose_peer_hangs_gives_up(small, whole, tmp_path, record_property):
     (tmp_path / "hanging.py").write_text(HANGS)
     words = words_of(small, "--callbacks+", "hanging.Hangs", "--training.timeout", "3")
     from_split(whole, tmp_path)
@@ -149,7 +149,7 @@ def test_a_rank_whose_peer_hangs_gives_up(small: Tiny, whole: Path, tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_hang_ends_the_job_of_torchrun(small, whole_of_two, tmp_path, record_property) -> None:
+def test_a_hang_ends_the_job_of_torchrun(small, whole_of_two, tmp_path, record_property):
     (tmp_path / "hanging.py").write_text(HANGS)
     more = ("--training.parallel", "fsdp", "--callbacks+", "hanging.Hangs", "--training.timeout", str(TIMEOUT))
     from_split(whole_of_two, tmp_path)

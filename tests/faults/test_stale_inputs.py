@@ -78,7 +78,7 @@ TEMPLATE = CHAT_TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}Hello.")
 
 
 @pytest.fixture(scope="module")
-def halfway(small: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def halfway(small, tmp_path_factory) -> Path:
     """A directory of its own, with model and rows, in which a run was killed after two checkpoints."""
     place = tmp_path_factory.mktemp("halfway")
     for name in ("model", "checkpoint"):
@@ -107,7 +107,7 @@ def words(place: Path) -> list[str]:
         for name in CHANGES
     ],
 )
-def test_a_change_is_refused_by_name(halfway: Path, tmp_path: Path, what: str, record_property) -> None:
+def test_a_change_is_refused_by_name(halfway, tmp_path, what, record_property):
     place = Path(shutil.copytree(halfway, tmp_path / "place"))
     change, named = CHANGES[what]
     more = change(place)

@@ -76,7 +76,7 @@ def goes_on(tiny: Tiny, place: Path, whole: Path) -> None:
     assert leftovers(place / "run") == []
 
 
-def test_all_are_killed_in_every_stage(small, whole_of_two, tmp_path, record_property) -> None:
+def test_all_are_killed_in_every_stage(small, whole_of_two, tmp_path, record_property):
     """One run directory: each start goes on where the one before was killed, at a random moment of the next phase."""
     chance = random.Random("torchrun")
     for phase, mine in PHASES.items():
@@ -91,7 +91,7 @@ def test_all_are_killed_in_every_stage(small, whole_of_two, tmp_path, record_pro
 IN_STEP_5 = KillIn("training/step.py", "train_step", call=5)
 
 
-def test_one_rank_is_killed(small, whole_of_two, tmp_path, record_property) -> None:
+def test_one_rank_is_killed(small, whole_of_two, tmp_path, record_property):
     from_split(whole_of_two, tmp_path)
     job = Job(small, tmp_path, IN_STEP_5)
     assert job.code not in (0, None)
@@ -100,7 +100,7 @@ def test_one_rank_is_killed(small, whole_of_two, tmp_path, record_property) -> N
     record_property("F3", f"rank 1 killed: job over after {job.seconds:.1f} s, 0 orphans, resumed equal")
 
 
-def test_the_launcher_is_killed(small, whole_of_two, tmp_path, record_property) -> None:
+def test_the_launcher_is_killed(small, whole_of_two, tmp_path, record_property):
     run = from_split(whole_of_two, tmp_path)
     job = Job(small, tmp_path, replace(IN_STEP_5, whom=launcher))
     assert job.code == -signal.SIGKILL
@@ -129,7 +129,7 @@ def stopped(tiny: Tiny, place: Path, mine: KillIn) -> float:
 
 
 @pytest.mark.parametrize("how", SIGNALS)
-def test_a_signal_in_training_saves_both_ranks_at_one_step(small, whole_of_two, tmp_path, how, record_property) -> None:
+def test_a_signal_in_training_saves_both_ranks_at_one_step(small, whole_of_two, tmp_path, how, record_property):
     run = from_split(whole_of_two, tmp_path)
     seconds = stopped(small, tmp_path, SIGNALS[how])
     assert checkpoints(run)[-1] == f"step-{steps(run)[-1][0]:08d}"
@@ -137,7 +137,7 @@ def test_a_signal_in_training_saves_both_ranks_at_one_step(small, whole_of_two, 
     record_property("F5", f"{how}: both saved at one step, over after {seconds:.1f} s, 143 in STATUS.json, equal")
 
 
-def test_a_signal_while_the_reference_scores(small, whole_of_two, tmp_path, record_property) -> None:
+def test_a_signal_while_the_reference_scores(small, whole_of_two, tmp_path, record_property):
     seconds = stopped(small, tmp_path, replace(PHASES["scoring"], call=1, signal=TERM, whom=launcher))
     goes_on(small, tmp_path, whole_of_two)
     record_property("F5", f"TERM to torchrun, scoring: over after {seconds:.1f} s, 143 in STATUS.json, equal")

@@ -50,7 +50,7 @@ def race(small: Tiny, whole: Path, place: Path, runs: int) -> float:
 
 
 @pytest.mark.slow
-def test_one_of_three_trains(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:
+def test_one_of_three_trains(small, whole, tmp_path, record_property):
     slowest = race(small, whole, tmp_path, 3)
     assert slowest < AWAY
     record_property("F13", f"1 of 3 trained, the others exit 5 within {slowest:.1f} s; equal, no file more")
@@ -59,7 +59,7 @@ def test_one_of_three_trains(small: Tiny, whole: Path, tmp_path: Path, record_pr
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize(("runs", "tries"), [(2, 20), (8, 20)])
-def test_one_of_many_trains_each_time(small, whole, tmp_path, runs, tries, record_property) -> None:
+def test_one_of_many_trains_each_time(small, whole, tmp_path, runs, tries, record_property):
     times = []
     for number in range(tries):
         place = tmp_path / str(number)
@@ -70,7 +70,7 @@ def test_one_of_many_trains_each_time(small, whole, tmp_path, runs, tries, recor
 
 
 @pytest.mark.slow
-def test_a_reader_sees_whole_checkpoints(small: Tiny, whole: Path, tmp_path: Path, record_property) -> None:
+def test_a_reader_sees_whole_checkpoints(small, whole, tmp_path, record_property):
     job, looked = start(words_of(small), cwd=tmp_path), 0
     while job.processes[0].is_alive():
         for stage in ("reference", "train"):
@@ -87,7 +87,7 @@ def test_a_reader_sees_whole_checkpoints(small: Tiny, whole: Path, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("best", [False, True])
-def test_exports_beside_a_run_that_prunes(small, tmp_path, best, record_property) -> None:
+def test_exports_beside_a_run_that_prunes(small, tmp_path, best, record_property):
     """Each save removes the checkpoint before: an export that has just chosen it takes the next one."""
     run, exports = tmp_path / "run", 0
     saving = ("--checkpoint.every", "1", "--checkpoint.keep", "1", "--checkpoint.keep_best", "true")
@@ -122,7 +122,7 @@ def itself_alone() -> list[int]:
 
 
 @pytest.mark.slow
-def test_workers_that_outlive_a_killed_run_keep_no_lock(small: Tiny, tmp_path: Path, record_property) -> None:
+def test_workers_that_outlive_a_killed_run_keep_no_lock(small, tmp_path, record_property):
     """Workers of a pool wait for ever for a process that was killed: neither its directory nor its cache is theirs."""
     many = replace(small, train=tmp_path / "rows.jsonl")
     write_rows(many.train, make_rows(n=2000, seed=2))

@@ -34,7 +34,7 @@ DDP, FSDP = ("--training.parallel", "ddp"), ("--training.parallel", "fsdp")
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def plain(tmp_path_factory) -> Tiny:
     """Without dropout, whose masks depend on ranks."""
     return make_tiny(tmp_path_factory.mktemp("plain"), dropout=0.0)
 
@@ -51,7 +51,7 @@ def command(
 
 
 @pytest.fixture(scope="module")
-def alone(plain: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(plain, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("alone")
     command(plain, place, 1, ALONE)
     return place
@@ -66,7 +66,7 @@ def samples(place: Path) -> dict[int, list[str]]:
     [((2, FSDP), (1, ALONE)), ((1, ALONE), (2, FSDP)), ((2, DDP), (2, FSDP)), ((2, FSDP), (2, DDP))],
     ids=["2 to 1", "1 to 2", "ddp to fsdp", "fsdp to ddp"],
 )
-def test_the_same_samples_and_losses(plain, alone, tmp_path, before, after, record_property, request) -> None:
+def test_the_same_samples_and_losses(plain, alone, tmp_path, before, after, record_property, request):
     from_split(alone / "run", tmp_path)
     mine = KillAt(f"train/checkpoints/.tmp-step-{CUT + EVERY:08d}", 1)
     assert command(plain, tmp_path, *before, mine)[0] == SIGKILLED
@@ -85,7 +85,7 @@ def test_the_same_samples_and_losses(plain, alone, tmp_path, before, after, reco
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.1])
-def test_ddp_and_fsdp_of_two_ranks_are_equal(plain, tmp_path, max_norm, record_property) -> None:
+def test_ddp_and_fsdp_of_two_ranks_are_equal(plain, tmp_path, max_norm, record_property):
     for name, parallel in (("ddp", DDP), ("fsdp", FSDP)):
         (tmp_path / name).mkdir()
         command(plain, tmp_path / name, 2, (*parallel, "--training.max_grad_norm", str(max_norm)))

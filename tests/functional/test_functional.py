@@ -46,7 +46,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize(("rows", "pairs"), [(0, 0), (1, 0), (5, 0), (1, 3)])
 @pytest.mark.parametrize("stats", [False, True])
-def test_empty_and_tiny_inputs_keep_the_graph(rows: int, pairs: int, stats: bool) -> None:
+def test_empty_and_tiny_inputs_keep_the_graph(rows, pairs, stats):
     case = make_case(0, rows=rows, pairs=pairs)
     got = case.run(sft_loss, stats=stats)
     same(got, case.run(reference_sft_loss, stats=stats))
@@ -58,7 +58,7 @@ def test_empty_and_tiny_inputs_keep_the_graph(rows: int, pairs: int, stats: bool
         assert float(got.weight.abs().sum()) == 0.0
 
 
-def test_a_row_of_many_pairs_counts_its_ntp_loss_once() -> None:
+def test_a_row_of_many_pairs_counts_its_ntp_loss_once():
     case = make_case(1, rows=4, pairs=5)
     case = replace(case, pairs=torch.tensor([[0, 0], [0, 1], [1, 0], [0, 2], [0, 1]]))
     out = case.run(sft_loss, chunk_size=2)
@@ -67,7 +67,7 @@ def test_a_row_of_many_pairs_counts_its_ntp_loss_once() -> None:
     close(out.result.nll, -logp[torch.arange(4), case.labels])
 
 
-def test_nll_is_the_plain_one_under_label_smoothing() -> None:
+def test_nll_is_the_plain_one_under_label_smoothing():
     case = make_case(2)
     plain, smooth = case.run(sft_loss).result, case.run(sft_loss, label_smoothing=0.3).result
     close(smooth.nll, plain.nll)
@@ -78,7 +78,7 @@ def test_nll_is_the_plain_one_under_label_smoothing() -> None:
     close(smooth.loss, (case.row_weight * expected).sum() + (case.pair_weight * plain.mixup).sum())
 
 
-def test_rule_sees_nll_and_entropy_without_a_graph() -> None:
+def test_rule_sees_nll_and_entropy_without_a_graph():
     case = make_case(3)
     seen: list[tuple[bool, int]] = []
 
@@ -97,7 +97,7 @@ def test_rule_sees_nll_and_entropy_without_a_graph() -> None:
         replace(case, row_weight=lambda nll, entropy: nll.sum()).run(sft_loss)
 
 
-def test_correct_is_the_first_maximum() -> None:
+def test_correct_is_the_first_maximum():
     """Equal logits are common in bfloat16: only the argmax counts as a hit."""
     case = make_case(4, bias=False)
     case = replace(case, hidden=torch.zeros_like(case.hidden), labels=torch.arange(9) % 7)
@@ -107,7 +107,7 @@ def test_correct_is_the_first_maximum() -> None:
 # -------------------------------------------------------------------------------------------- autograd
 
 
-def test_no_pairs_is_ntp_bit_for_bit() -> None:
+def test_no_pairs_is_ntp_bit_for_bit():
     """With lambda and weights of no pairs at all, whatever dtype they have, the arithmetic is that of NTP."""
     case = make_case(5, rows=40)
     ntp = case.without_pairs(case.row_weight)
@@ -118,7 +118,7 @@ def test_no_pairs_is_ntp_bit_for_bit() -> None:
     close(a.result.loss, -(case.row_weight * logp[torch.arange(40), case.labels]).sum())
 
 
-def test_repeats_bit_for_bit() -> None:
+def test_repeats_bit_for_bit():
     torch.manual_seed(0)
     case = make_case(6, rows=300, pairs=400, width=16, vocabulary=50)
     case = replace(case, hidden=case.hidden.float(), weight=case.weight.float(), bias=None)
@@ -129,7 +129,7 @@ def test_repeats_bit_for_bit() -> None:
         assert torch.equal(other.weight, first.weight)
 
 
-def test_second_derivative_raises() -> None:
+def test_second_derivative_raises():
     case = make_case(7)
     h, w = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(call(case, h, w).loss, h, create_graph=True)
@@ -139,7 +139,7 @@ def test_second_derivative_raises() -> None:
             torch.autograd.grad(gradient.sum(), inputs, retain_graph=True, allow_unused=True)
 
 
-def test_backward_twice() -> None:
+def test_backward_twice():
     case = make_case(8)
     h, w = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
     loss = call(case, h, w).loss
@@ -151,7 +151,7 @@ def test_backward_twice() -> None:
         loss.backward()
 
 
-def test_a_scaled_loss_has_scaled_gradients_whether_or_not_its_graph_is_kept() -> None:
+def test_a_scaled_loss_has_scaled_gradients_whether_or_not_its_graph_is_kept():
     case = make_case(8)
     once = case.run(sft_loss)
     inputs = [x.clone().requires_grad_() for x in (case.hidden, case.weight, case.bias)]
@@ -164,7 +164,7 @@ def test_a_scaled_loss_has_scaled_gradients_whether_or_not_its_graph_is_kept() -
             close(x.grad, done * expected)
 
 
-def test_frozen_inputs_get_nothing() -> None:
+def test_frozen_inputs_get_nothing():
     case = make_case(9)
     h, w = case.hidden.clone(), case.weight.clone()
     assert not call(case, h, w).loss.requires_grad
@@ -177,7 +177,7 @@ def test_frozen_inputs_get_nothing() -> None:
 
 
 @pytest.mark.parametrize("graph", ["no_grad", "inference_mode", "enabled", "frozen head"])
-def test_nothing_large_is_ever_allocated(graph: str) -> None:
+def test_nothing_large_is_ever_allocated(graph):
     """No [T, V] logits; without gradients nothing of the head's size [V, D] either, though it requires grad."""
     rows, width, vocabulary, chunk = 64, 24, 80, 8
     case = make_case(10, rows=rows, pairs=20, width=width, vocabulary=vocabulary, bias=False)
@@ -196,7 +196,7 @@ def test_nothing_large_is_ever_allocated(graph: str) -> None:
         assert largest.elements < head
 
 
-def test_no_second_weight_gradient_in_backward() -> None:
+def test_no_second_weight_gradient_in_backward():
     case = make_case(12)
     h, w = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
     loss = call(case, h, w).loss
@@ -208,7 +208,7 @@ def test_no_second_weight_gradient_in_backward() -> None:
 # ---------------------------------------------------------------------------------------------- dtypes
 
 
-def test_statistics_are_float32_or_better() -> None:
+def test_statistics_are_float32_or_better():
     case = make_case(13)
     for dtype, expected in (
         (torch.float64, torch.float64),
@@ -223,7 +223,7 @@ def test_statistics_are_float32_or_better() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0, "scale": 0.5, "label_smoothing": 0.1}])
-def test_bf16_autocast_on_cpu(options: dict[str, float]) -> None:
+def test_bf16_autocast_on_cpu(options):
     """Against float64: within what rounding the inputs of the matmuls to bfloat16 does to them."""
     case = make_case(14, rows=64, pairs=48, width=32, vocabulary=96)
     case = replace(case, hidden=case.hidden / 4)
@@ -241,7 +241,7 @@ def test_bf16_autocast_on_cpu(options: dict[str, float]) -> None:
         assert torch.equal(call(case, h, w, bias=b, chunk_size=16, **options).nll, out.nll)
 
 
-def test_autocast_reaches_the_matmuls_only() -> None:
+def test_autocast_reaches_the_matmuls_only():
     """With exact logits (an identity as hidden states), entropy and losses have float32's precision under autocast."""
     case = make_case(16, rows=32, pairs=20, width=32, vocabulary=200, bias=False)
     weight = case.weight.bfloat16().float()
@@ -252,7 +252,7 @@ def test_autocast_reaches_the_matmuls_only() -> None:
         close(getattr(out, name), getattr(exact, name), 2e-6)
 
 
-def test_weight_gradient_is_summed_in_float32() -> None:
+def test_weight_gradient_is_summed_in_float32():
     """Many small chunks in bfloat16: summing those in bfloat16 would lose most of them."""
     torch.manual_seed(0)
     rows, vocabulary = 512, 4
@@ -279,7 +279,7 @@ def test_weight_gradient_is_summed_in_float32() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 64, 1000])
-def test_chunks_hold_every_slot_once_and_pairs_together(size: int) -> None:
+def test_chunks_hold_every_slot_once_and_pairs_together(size):
     case = make_case(15, rows=50, pairs=30)
     chunks = list(fused._chunks(case.pairs, fused.rows_alone(case.pairs, 50), size))
     alone = sorted(set(range(50)) - set(case.pairs.flatten().tolist()))
@@ -291,7 +291,7 @@ def test_chunks_hold_every_slot_once_and_pairs_together(size: int) -> None:
         assert 0 < len(c.rows) <= max(size, 2)
 
 
-def test_rows_that_the_caller_knows_to_be_alone_change_nothing() -> None:
+def test_rows_that_the_caller_knows_to_be_alone_change_nothing():
     case = make_case(15, rows=50, pairs=20)
     known, found = (case.run(sft_loss, alone=one) for one in (fused.rows_alone(case.pairs, 50), None))
     same(known, found)
@@ -299,7 +299,7 @@ def test_rows_that_the_caller_knows_to_be_alone_change_nothing() -> None:
         case.run(sft_loss, alone=torch.arange(0))
 
 
-def test_default_chunk_size_follows_the_vocabulary() -> None:
+def test_default_chunk_size_follows_the_vocabulary():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [default_chunk_size(v, cpu) for v in (512, 49_152, 256_000)] == [4096, 682, 131]
     assert default_chunk_size(10**9, cpu) == 64
@@ -335,7 +335,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize("loss", [sft_loss, reference_sft_loss])
 @pytest.mark.parametrize(("change", "error", "message"), WRONG)
-def test_inputs_that_do_not_fit(loss: Any, change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_inputs_that_do_not_fit(loss, change, error, message):
     arguments: dict[str, Any] = {
         "hidden": torch.zeros(3, 4),
         "weight": torch.zeros(7, 4),
@@ -353,7 +353,7 @@ def test_inputs_that_do_not_fit(loss: Any, change: dict[str, Any], error: type[E
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_on_a_gpu(dtype: torch.dtype) -> None:
+def test_on_a_gpu(dtype):
     """float64: the reference to 1e-10. bfloat16: near it. Both: the same bits again."""
     case = make_case(17, rows=300, pairs=400, width=16, vocabulary=50)
     exact = case.run(reference_sft_loss)
@@ -368,7 +368,7 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, None])
-def test_row_scale_multiplies_what_a_rule_returns(chunk_size: int | None) -> None:
+def test_row_scale_multiplies_what_a_rule_returns(chunk_size):
     """Equal to the specification, and to the same weights given as numbers; a row of scale 0 carries no NTP loss."""
     scale = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 2.0, 1.0, 0.0, 1.0], dtype=torch.float64)
     case = make_case(5)

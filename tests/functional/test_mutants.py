@@ -93,13 +93,13 @@ def killed_by(loss: Loss, case: Case) -> set[str]:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutant_is_killed(name: str) -> None:
+def test_mutant_is_killed(name):
     loss, expected = MUTANTS[name]
     # for the checks whose cases name no chunk size
     wrapped: Loss = lambda *a, **k: loss(*a, **{"chunk_size": CHUNK} | k)  # noqa: E731
     assert killed_by(wrapped, CASE) >= expected
 
 
-def test_the_shipped_loss_survives() -> None:
+def test_the_shipped_loss_survives():
     assert killed_by(sft_loss, CASE) == set()
     assert killed_by(sft_loss, replace(CASE, bias=None)) == set()

@@ -7,25 +7,25 @@ import torch
 from hypothesis import given, settings
 
 from sftmix.functional import reference_sft_loss, sft_loss
-from tests.functional.loss_checks import CHECKS, Case, appendix_a, cases, close, make_case, one_pair
+from tests.functional.loss_checks import CHECKS, appendix_a, cases, close, make_case, one_pair
 
 
 @pytest.mark.parametrize("name", CHECKS)
 @settings(max_examples=40)
 @given(case=cases())
-def test_fused(name: str, case: Case) -> None:
+def test_fused(name, case):
     CHECKS[name](sft_loss, case)
 
 
 @pytest.mark.parametrize("name", [n for n in CHECKS if n != "reference"])
 @settings(max_examples=10)
 @given(case=cases())
-def test_specification(name: str, case: Case) -> None:
+def test_specification(name, case):
     CHECKS[name](reference_sft_loss, case)
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0, "scale": 0.5, "label_smoothing": 0.1, "chunk_size": 3}])
-def test_gradcheck(options: dict[str, float]) -> None:
+def test_gradcheck(options):
     case = make_case(3, rows=5, pairs=4)
     assert case.bias is not None
 
@@ -55,12 +55,12 @@ WEIGHT = torch.tensor([[1.0, 0.2, -0.3], [-0.4, 1.1, 0.6], [0.3, -0.8, 0.9], [0.
 
 
 @pytest.mark.parametrize("lam", [0.0, 1.0])
-def test_mixup_decomposes_at_the_endpoints(lam: float) -> None:
+def test_mixup_decomposes_at_the_endpoints(lam):
     for mixed, decomposed in appendix_a(sft_loss, one_pair(HIDDEN, WEIGHT, [0, 2], lam)).values():
         close(mixed, decomposed)
 
 
-def test_mixup_decomposes_where_logits_differ_by_a_constant() -> None:
+def test_mixup_decomposes_where_logits_differ_by_a_constant():
     weight = WEIGHT.clone()
     weight[:, 0] = 1.0  # so that moving along the first axis adds a constant to all logits
     hidden = HIDDEN[:1].repeat(2, 1)
@@ -78,13 +78,13 @@ def test_mixup_decomposes_where_logits_differ_by_a_constant() -> None:
 @pytest.mark.parametrize("lam", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("vocabulary", [3, 4])
 @pytest.mark.parametrize("labels", [[0, 2], [1, 1]])
-def test_mixup_does_not_decompose_at_generic_witnesses(lam: float, vocabulary: int, labels: list[int]) -> None:
+def test_mixup_does_not_decompose_at_generic_witnesses(lam, vocabulary, labels):
     gradients = appendix_a(sft_loss, one_pair(HIDDEN, WEIGHT[:vocabulary], labels, lam))
     for mixed, decomposed in gradients.values():
         assert float((mixed - decomposed).norm()) > 0.005
 
 
-def test_the_converse_fails_for_two_words() -> None:
+def test_the_converse_fails_for_two_words():
     """Opposite logits at lambda = 1/2 are not degenerate, and yet the gradients at the head's input agree."""
     hidden = torch.tensor([[1.3], [-1.3]], dtype=torch.float64)
     weight = torch.tensor([[0.5], [-0.5]], dtype=torch.float64)

@@ -90,7 +90,7 @@ def test_remarks_do_not_contradict_each_other(figures, expected):
     assert all(sentence.startswith(begin) for sentence, begin in zip(sentences, expected, strict=True))
 
 
-def test_a_short_last_step_is_no_divergence(tmp_path: Path) -> None:
+def test_a_short_last_step_is_no_divergence(tmp_path):
     """The last step of each epoch holds one response of two tokens, with a loss of its own."""
     lines = [{"loss": 4.4, "ntp_tokens": 900}, {"loss": 4.4, "ntp_tokens": 900}, {"loss": 9.7, "ntp_tokens": 2}] * 2
     logged = [{"step": step, **line} for step, line in enumerate([*lines[:2], *lines], 1)]

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -67,7 +66,7 @@ print("codes", [main(words.split()) for words in sys.argv[1:]])
 
 
 @pytest.mark.slow
-def test_a_run_needs_nothing_that_windows_lacks(tmp_path: Path) -> None:
+def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
     tiny = make_tiny(tmp_path / "tiny")
     run = " ".join(["run", *tiny.options, "--checkpoint.every", "3", "--out", "run"])
     (tmp_path / "other").mkdir()
@@ -84,7 +83,7 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path: Path) -> None:
         assert weights(tmp_path / "run")[name].equal(weight)
 
 
-def test_a_template_is_tried_without_bounds_where_the_system_has_none(tmp_path: Path) -> None:
+def test_a_template_is_tried_without_bounds_where_the_system_has_none(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['resource'] = None")
     text = "Name a colour."
     given = {"template": "{{ messages[0]['content'] }}", "variables": {}}

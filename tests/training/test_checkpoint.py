@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +190,7 @@ GONE = [delete_a_file, delete_the_manifest, empty_the_directory]
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, *GONE])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, damage: Callable[[Path], None]):
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, damage):
     """When all are damaged nothing starts afresh. Every damage of every file: tests/faults/test_damage.py."""
     assert store.newest_valid() == 2
     damage(store.path(2))
@@ -208,7 +207,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, damage: Calla
 
 
 @pytest.mark.parametrize("damage", GONE)
-def test_what_went_since_it_was_hashed_is_missed(store, damage: Callable[[Path], None]):
+def test_what_went_since_it_was_hashed_is_missed(store, damage):
     """Beside an export a run may go on, and delete its oldest checkpoint."""
     assert store.newest_valid() == 2
     damage(store.path(2))

@@ -21,9 +21,9 @@ from sftmix.options import TrainingOptions
 from sftmix.testing import RowsInMemory
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule, attention_inputs
-from sftmix.training.step import StepSetup, prepare_step, train_step
+from sftmix.training.step import prepare_step, train_step
 from tests.model.test_packing import FAMILIES, build
-from tests.toy import FixedOrder, toy_stage
+from tests.toy import FixedOrder, toy_setup, toy_stage
 from tests.training.test_step import DATA, UNITS
 
 READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
@@ -64,19 +64,9 @@ def test_a_step_reads_its_sums_alone(objective, padding_free):
     model = llama("eager")
     module = TrainingModule(model)
     module.padding_free = padding_free
-    setup = StepSetup(
-        module=module,
-        optimizer=torch.optim.AdamW(model.parameters()),
-        data=DATA,
-        objective=objective,
-        perturbation=NEFTune(),
-        options=TrainingOptions(micro_batch_size=6, length_groups=None if padding_free else 3),
-        precision="fp32",
-        world=World(),
-        pad_id=0,
-        seed=5,
-        total_steps=9,
-    )
+    about = {"optimizer": torch.optim.AdamW(model.parameters()), "data": DATA, "objective": objective}
+    options = TrainingOptions(micro_batch_size=6, length_groups=None if padding_free else 3)
+    setup = toy_setup(module, perturbation=NEFTune(), options=options, **about)
     prepared = prepare_step(setup, 3, UNITS, None)
     assert len(prepared.batches) == 2
     with Reads() as reads:

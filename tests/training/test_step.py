@@ -22,9 +22,9 @@ from sftmix.options import TrainingOptions
 from sftmix.testing import RowsInMemory
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import with_batch_nll
-from sftmix.training.step import StepResult, StepSetup, clip_gradients, normalise, prepare_step, train_step
+from sftmix.training.step import StepResult, clip_gradients, normalise, prepare_step, train_step
 from sftmix.types import Encoded, Plan
-from tests.toy import ToyRows, toy_rows
+from tests.toy import ToyRows, toy_rows, toy_setup
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8), (2, 2), (3, 17)])
 WEIGHTS = [2.0, 0.5, 1.0, 3.0, 0.25, 1.0, 7.0, 0.5, 1.5, 1.0, 1.0]
@@ -229,19 +229,8 @@ def one_step(model, objective: Objective, *, rate: float, units: Sequence[Unit] 
     options = TrainingOptions(
         learning_rate=rate, warmup_ratio=0.0, schedule="constant", max_grad_norm=0.0, micro_batch_size=4
     )
-    setup = StepSetup(
-        module=TrainingModule(model),
-        optimizer=optimizer or torch.optim.SGD(model.parameters(), lr=123.0),
-        data=DATA,
-        objective=objective,
-        perturbation=None,
-        options=options,
-        precision="fp32",
-        world=World(),
-        pad_id=0,
-        seed=5,
-        total_steps=9,
-    )
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=123.0)
+    setup = toy_setup(TrainingModule(model), optimizer=optimizer, data=DATA, objective=objective, options=options)
     return train_step(setup, prepare_step(setup, STEP, units, None))
 
 

@@ -10,16 +10,15 @@ import torch
 
 from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.loaded import LoadedModel, load_finished
-from tests.conftest import Finished
 
 
 @pytest.fixture(scope="session")
-def target(finished: Finished) -> LoadedModel:
+def target(finished) -> LoadedModel:
     return load_finished(finished_models(finished.path)[0])
 
 
 @pytest.fixture(scope="session")
-def lively(target: LoadedModel) -> LoadedModel:
+def lively(target) -> LoadedModel:
     """The same model with large random weights: a small model trained for seconds answers everything alike."""
     model = copy.deepcopy(target.model)
     torch.manual_seed(1)

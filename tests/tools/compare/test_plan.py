@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
@@ -21,7 +20,7 @@ Table = Callable[..., Comparison]
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Table:
+def table(tmp_path) -> Table:
     """The comparison of a configuration file that holds these keys, and of more words."""
 
     def make(*words: str, **keys: object) -> Comparison:
@@ -32,7 +31,7 @@ def table(tmp_path: Path) -> Table:
     return make
 
 
-def test_a_variant_is_its_options_over_those_of_all(table: Table) -> None:
+def test_a_variant_is_its_options_over_those_of_all(table):
     made = table(
         *("--objective.mu", "0.3", "--training.epochs", "2"),
         variants={
@@ -56,7 +55,7 @@ def test_a_variant_is_its_options_over_those_of_all(table: Table) -> None:
     assert "training.epochs" in made.options_of("NTP")
 
 
-def test_an_option_that_every_variant_overrides_is_named(table: Table, tmp_path: Path, capsys) -> None:
+def test_an_option_that_every_variant_overrides_is_named(table, tmp_path, capsys):
     """As with compare.yaml, which a table writes with all options of every variant."""
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(table(variants={"NTP": {"objective": "NTP"}, "SFTMix": {}}).plain()))
@@ -66,7 +65,7 @@ def test_an_option_that_every_variant_overrides_is_named(table: Table, tmp_path:
     assert sorted(named) == ["--data.train+ b", "--training.learning_rate 0.1"]
 
 
-def test_the_seeds_vary_the_training_and_not_what_all_share(table: Table) -> None:
+def test_the_seeds_vary_the_training_and_not_what_all_share(table):
     made = table(variants={"a": {}, "b": {"objective.mu": 1}})
     configs = [cell.config() for cell in made.cells]
     assert [(c.seed, c.out) for c in configs] == [(n, f"o/{v}/seed-{n}") for n in (1, 2) for v in "ab"]
@@ -84,7 +83,7 @@ def test_the_seeds_vary_the_training_and_not_what_all_share(table: Table) -> Non
         ("--reference FromFile --reference.path d.parquet", 42, "none"),
     ],
 )
-def test_the_seeds_that_decide_rows_and_reference(table: Table, words: str, of_data, of_reference) -> None:
+def test_the_seeds_that_decide_rows_and_reference(table, words, of_data, of_reference):
     config = table(*words.split(), variants={"a": {}}).cells[0].config()
     assert config.data.seed == of_data
     if of_reference == "none":
@@ -94,7 +93,7 @@ def test_the_seeds_that_decide_rows_and_reference(table: Table, words: str, of_d
         assert (config.reference.training and config.reference.training.seed) == of_reference
 
 
-def test_what_a_table_writes_down_is_read_back_equal(table: Table, tmp_path: Path) -> None:
+def test_what_a_table_writes_down_is_read_back_equal(table, tmp_path):
     made = table(variants={"NTP": {"objective": "NTP"}, "mu": {"objective.mu": 0.4, "data.limit": 5}}, metrics=["x"])
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(made.plain(), sort_keys=False))
@@ -103,7 +102,7 @@ def test_what_a_table_writes_down_is_read_back_equal(table: Table, tmp_path: Pat
     assert [cell.plain for cell in again.cells] == [cell.plain for cell in made.cells]
 
 
-def test_the_listing_names_variants_runs_and_too_few_seeds(table: Table) -> None:
+def test_the_listing_names_variants_runs_and_too_few_seeds(table):
     made = table(variants={"NTP": {"objective": "NTP"}, "b": {"training.epochs": 9}}, out=None)
     made.validate(needs_out=False)
     first, ntp, b, warning = listing(made)
@@ -130,9 +129,7 @@ def test_the_listing_names_variants_runs_and_too_few_seeds(table: Table) -> None
         ({"variants": {"a": {}}, "data": {"train": ["a"]}}, [], ["eval_nll_after needs held-out rows"]),
     ],
 )
-def test_what_cannot_be_run_is_said_before_anything_starts(
-    table: Table, keys: dict[str, object], words: list[str], expected: list[str]
-) -> None:
+def test_what_cannot_be_run_is_said_before_anything_starts(table, keys, words, expected):
     with pytest.raises(ConfigError) as error:
         table(*words, **keys).validate()
     for word in expected:

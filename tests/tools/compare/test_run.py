@@ -37,7 +37,7 @@ def words(
 
 
 @pytest.fixture(scope="module")
-def ran(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def ran(finished, tmp_path_factory) -> SimpleNamespace:
     """A finished table; copy it before you change it."""
     directory = tmp_path_factory.mktemp("compare")
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as errors:
@@ -45,7 +45,7 @@ def ran(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> SimpleN
     return SimpleNamespace(out=directory / "table", printed=printed.getvalue(), errors=errors.getvalue())
 
 
-def test_the_reference_is_trained_once_and_the_target_in_every_run(ran: SimpleNamespace) -> None:
+def test_the_reference_is_trained_once_and_the_target_in_every_run(ran):
     adopted = {name: sorted(p.parent.name for p in (ran.out / name).glob("*/adopted.json")) for name in CELLS}
     assert adopted["NTP/seed-1"] == []
     assert adopted["SFTMix/seed-1"] == ["base", "confidence", "reference", "split"]
@@ -59,7 +59,7 @@ def test_the_reference_is_trained_once_and_the_target_in_every_run(ran: SimpleNa
     assert [len(metrics(ran.out / name)) for name in CELLS] == [3] * 4
 
 
-def test_the_table_holds_what_the_runs_say(ran: SimpleNamespace) -> None:
+def test_the_table_holds_what_the_runs_say(ran):
     table = read_json(ran.out / "table.json")
     values = {name: read_json(ran.out / name / "summary.json")["eval_nll_after"] for name in CELLS}
     assert (table["complete"], table["runs_done"], table["baseline"]) == (True, 4, "NTP")
@@ -81,9 +81,7 @@ def test_the_table_holds_what_the_runs_say(ran: SimpleNamespace) -> None:
     assert " table 4/4 (100%), SFTMix/seed-2" in ran.errors
 
 
-def test_the_same_command_reads_what_is_there_and_a_refused_change_leaves_it(
-    ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path
-) -> None:
+def test_the_same_command_reads_what_is_there_and_a_refused_change_leaves_it(ran, finished, sftmix, tmp_path):
     """Also a change of a later variant, before which the unchanged runs are read back."""
     shutil.copytree(ran.out, tmp_path / "table")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "table").glob("*/*/train/model/model.safetensors")}
@@ -98,7 +96,7 @@ def test_the_same_command_reads_what_is_there_and_a_refused_change_leaves_it(
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_table_grows_by_variants(ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path) -> None:
+def test_a_table_grows_by_variants(ran, finished, sftmix, tmp_path):
     """The inputs that differ decide whether both sides train on one order, which the tokens of their steps show."""
     shutil.copytree(ran.out, tmp_path / "table")
     more = {"again": {}, "control": {"splitter": "RandomSplit"}, "alone": {**VARIANTS["NTP"], "pairing": None}}
@@ -116,7 +114,7 @@ def test_a_table_grows_by_variants(ran: SimpleNamespace, finished: Finished, sft
     assert ours == theirs
 
 
-def test_a_directory_of_others_is_left_alone(finished: Finished, sftmix: Call, tmp_path: Path) -> None:
+def test_a_directory_of_others_is_left_alone(finished, sftmix, tmp_path):
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "table.md").write_text("my notes")
     done = sftmix(*words(finished, tmp_path))
@@ -125,9 +123,7 @@ def test_a_directory_of_others_is_left_alone(finished: Finished, sftmix: Call, t
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_names_its_cell_and_keeps_its_exit_code(
-    finished: Finished, sftmix: Call, tmp_path: Path
-) -> None:
+def test_a_run_that_fails_names_its_cell_and_keeps_its_exit_code(finished, sftmix, tmp_path):
     beyond_the_context = {"data.label_field": None, "data.max_length": 100_000}
     done = sftmix(*words(finished, tmp_path, {"NTP": {"objective": "NTP"}, "late": beyond_the_context}))
     assert done.code in (2, 3)
@@ -137,7 +133,7 @@ def test_a_run_that_fails_names_its_cell_and_keeps_its_exit_code(
     assert "INCOMPLETE: 1 of 4 runs are done." in (tmp_path / "table" / "table.md").read_text()
 
 
-def test_an_unfinished_table_continues(ran: SimpleNamespace, finished: Finished, sftmix: Call, tmp_path: Path) -> None:
+def test_an_unfinished_table_continues(ran, finished, sftmix, tmp_path):
     """As a kill leaves it, in the third of four runs."""
     out = tmp_path / "table"
     shutil.copytree(ran.out, out)
@@ -157,7 +153,7 @@ LONGER = ("--training.max_steps", "6", "--reference.training.learning_rate", "0.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_table_goes_on_past_a_run_that_diverges(finished: Finished, sftmix: Call, tmp_path: Path, ranks: int) -> None:
+def test_a_table_goes_on_past_a_run_that_diverges(finished, sftmix, tmp_path, ranks):
     """Rank 0 alone reads and notes how the run ended; a rank that went another way would wait for ever."""
     command = words(finished, tmp_path, WILD, *LONGER, seeds="[1]")
     wild, before = tmp_path / "table" / "wild" / "seed-1", {}
@@ -175,7 +171,7 @@ def test_a_table_goes_on_past_a_run_that_diverges(finished: Finished, sftmix: Ca
 
 
 @pytest.mark.slow
-def test_what_diverges_and_ends_the_table(finished: Finished, sftmix: Call, tmp_path: Path) -> None:
+def test_what_diverges_and_ends_the_table(finished, sftmix, tmp_path):
     """A reference, from which nothing can be made; and a leap of the loss, at which a person is to look."""
     wild = {"wild": {"reference.training.learning_rate": 1e30}}
     done = sftmix(*words(finished, tmp_path, wild, "--training.max_steps", "6"))

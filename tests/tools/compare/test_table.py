@@ -35,14 +35,14 @@ def results_on(comparison: Comparison, figures: dict[str, dict[str, float]]) -> 
     return [result_of(cell, figures[cell.name]) for cell in comparison.cells if cell.name in figures]
 
 
-def test_numbers_of_a_summary_get_dotted_names(tmp_path: Path) -> None:
+def test_numbers_of_a_summary_get_dotted_names(tmp_path):
     summary = {"a": 1, "b": {"c": {"e": 3}}, "f": "text", "h": None, "i": float("inf"), "seed": 1}
     summary |= {"data": {"max_length": 9}, "version": "0.1", "git_revision": "abc"}
     result = result_of(table_of(tmp_path, "A", 1).cells[0], summary)
     assert (result.metrics, result.revision) == ({"a": 1.0, "b.c.e": 3.0}, "0.1 abc")
 
 
-def test_holm_counts_the_contrasts_that_were_planned(tmp_path: Path) -> None:
+def test_holm_counts_the_contrasts_that_were_planned(tmp_path):
     """Three planned, one without a value: the smallest p is multiplied by three all the same."""
     comparison = table_of(tmp_path, "ABCD", 7)
     value = {"A": 0.0, "B": 1.0, "C": 2.0}
@@ -54,7 +54,7 @@ def test_holm_counts_the_contrasts_that_were_planned(tmp_path: Path) -> None:
     assert [c["verdict"] for c in table["contrasts"]] == ["different", "different", none]
 
 
-def test_a_part_of_the_seeds_gives_no_contrast(tmp_path: Path) -> None:
+def test_a_part_of_the_seeds_gives_no_contrast(tmp_path):
     comparison = table_of(tmp_path, "AB", 8)
     results = results_on(comparison, {c.name: {"x": (c.variant == "B") * (1.0 + c.seed)} for c in comparison.cells})
     whole, part = build_table(comparison, results), build_table(comparison, results[:-2])
@@ -74,7 +74,7 @@ def test_a_part_of_the_seeds_gives_no_contrast(tmp_path: Path) -> None:
         ({"pairing": {"class_path": "AnyPairs"}, "split": "another"}, ["pairing", "split"]),
     ],
 )
-def test_the_inputs_in_which_trainings_differ_are_named(tmp_path: Path, changed: dict, named: list[str]) -> None:
+def test_the_inputs_in_which_trainings_differ_are_named(tmp_path, changed, named):
     """At any seed, on either side; none: one training, which the other adopts."""
     objective = {"class_path": "SFTMix", "init_args": {"mu": 1}}
     inputs = {"split": "s", "pairing": {"class_path": "RandomPairs"}, "objective": objective}
@@ -89,7 +89,7 @@ def test_the_inputs_in_which_trainings_differ_are_named(tmp_path: Path, changed:
 
 
 @pytest.mark.parametrize("value", [None, float("inf")])
-def test_a_run_that_diverged_is_counted_and_named(tmp_path: Path, value: float | None) -> None:
+def test_a_run_that_diverged_is_counted_and_named(tmp_path, value):
     comparison = table_of(tmp_path, "AB", 3, metrics=["y"])
     figures: dict[str, Any] = {c.name: {"x": float(c.seed), "y": {"z": 2.0}} for c in comparison.cells}
     figures["B/seed-2"] = {"x": value, "y": {"z": value}}
@@ -102,7 +102,7 @@ def test_a_run_that_diverged_is_counted_and_named(tmp_path: Path, value: float |
     assert re.search(r"^\| y\.z +\| 2 ± 0 +\| 2 ± 0 \(2 of 3 seeds\) +\|$", text, re.M)
 
 
-def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path: Path) -> None:
+def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
     """Of the seeds that have the metric on both sides; files need not agree in their order."""
     rng, sums, tokens = np.random.default_rng(0), {}, np.arange(3, 14)
     comparison = table_of(tmp_path, "AB", 3, metric="eval_nll_after")
@@ -127,7 +127,7 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path: Path) ->
         assert contrast["interval_over"] == "seeds"
 
 
-def test_the_files_say_the_same(tmp_path: Path) -> None:
+def test_the_files_say_the_same(tmp_path):
     comparison = table_of(tmp_path, "AB", 2)
     figures = {cell.name: {"x": cell.seed / 3, "only": 7.0} for cell in comparison.cells}
     del figures["A/seed-2"]["only"]

@@ -32,6 +32,7 @@ from sftmix.training.parallel import training_module
 from sftmix.training.step import PreparedStep, StepSetup, plans_of, train_step
 from sftmix.types import Batch
 from tests.tools.estimate.configs import LAYER, LAYERS, VOCABULARY, WIDTH, machine, micro_batch, small_llama
+from tests.toy import Answers, FakeRank, toy_setup
 
 ENDS = 2 * VOCABULARY * WIDTH + WIDTH
 NUMBERS = LAYERS * LAYER + ENDS
@@ -96,20 +97,8 @@ def two_steps(setup: StepSetup, given: Batch, tracker: Any, *modes: Any) -> None
 
 
 def set_up(module: Any, options: TrainingOptions, world: World, objective: Any) -> StepSetup:
-    built = build_optimizer(module, options)
-    return StepSetup(
-        module=module,
-        optimizer=built,
-        data=None,  # type: ignore[arg-type]
-        objective=objective,
-        perturbation=None,
-        options=options,
-        precision=options.precision,
-        world=world,
-        pad_id=0,
-        seed=0,
-        total_steps=9,
-    )
+    about = {"options": options, "precision": options.precision, "world": world}
+    return toy_setup(module, optimizer=build_optimizer(module, options), objective=objective, **about)
 
 
 @pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
@@ -131,26 +120,12 @@ def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(path, objective, precisio
     assert peak(path, given, gpu="cpu", count=1, **about) == pytest.approx(counter.peak, rel=0.02)
 
 
-class Shared(World):
-    """One of ranks that are not there: what it counts is all."""
-
-    def sum(self, values):
-        return [float(value) for value in values]
-
-
-class Reads(TorchDispatchMode):
-    """Fake tensors that answer the host: 1."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return 1 if func is torch.ops.aten._local_scalar_dense.default else func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
 @pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(path, objective, lora, ranks):
     options = TrainingOptions(precision="bf16", parallel="fsdp", padding_free=False)
-    world, given, model = Shared(size=ranks), micro_batch(8, 60), FakeModel(path, None, lora).model
+    world, given, model = FakeRank(size=ranks), micro_batch(8, 60), FakeModel(path, None, lora).model
     model.set_attn_implementation(UNMASKED)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with _ranks(world):
@@ -158,7 +133,7 @@ def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(path, 
         with fake:
             setup = set_up(module.to_empty(device="cpu"), options, world, objective)
         tracker = FSDPMemTracker(module, setup.optimizer)
-        two_steps(setup, given, tracker, fake, Reads())
+        two_steps(setup, given, tracker, fake, Answers())
     found = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     about = {"lora": lora, "objective": objective, "parallel": "fsdp"}
     assert peak(path, given, gpu="cpu", count=ranks, **about) == pytest.approx(found, rel=0.02)

@@ -49,7 +49,7 @@ def line(text: str, stage: str) -> str:
     return next(row for row in cells(text) if row.startswith(stage))
 
 
-def test_a_running_stage_shows_progress_and_time_left(tmp_path: Path) -> None:
+def test_a_running_stage_shows_progress_and_time_left(tmp_path):
     finished = ("reference", "confidence", "split")
     run = lay(tmp_path / "r", done=finished, steps={"reference": 50, "train": 40}, total_steps=100)
     with (run / "train" / "metrics.jsonl").open("a") as file:
@@ -62,14 +62,14 @@ def test_a_running_stage_shows_progress_and_time_left(tmp_path: Path) -> None:
     assert "baseline" not in text
 
 
-def test_a_pause_before_a_run_went_on_is_no_part_of_the_time_left(tmp_path: Path) -> None:
+def test_a_pause_before_a_run_went_on_is_no_part_of_the_time_left(tmp_path):
     run = lay(tmp_path / "r", steps={"train": 20}, total_steps=1020, started=100.0)
     file = run / "train" / "metrics.jsonl"
     file.write_text('{"step": 0, "time": -9000.0}\n' + file.read_text())
     assert line(report(run), "train").endswith(" 0:33:20")
 
 
-def test_mixup_is_shown_where_pairs_were_mixed(tmp_path: Path) -> None:
+def test_mixup_is_shown_where_pairs_were_mixed(tmp_path):
     run, step = lay(tmp_path / "r", done=("train",), exit_code=0), {"step": 3, "loss": 4.0, "ntp": 3.0, "mixup": 5.0}
     for mixed, shown in ((7, " 5.0000"), (0, "")):
         (run / "train" / "metrics.jsonl").write_text(json.dumps({**step, "mixup_tokens": mixed}) + "\n")
@@ -85,18 +85,18 @@ def test_mixup_is_shown_where_pairs_were_mixed(tmp_path: Path) -> None:
         ({"exit_code": 130, "message": "Stop"}, "exit code 130 in train; the same command continues it: Stop"),
     ],
 )
-def test_the_first_line_says_how_a_run_is(tmp_path: Path, status: dict[str, Any], words: str) -> None:
+def test_the_first_line_says_how_a_run_is(tmp_path, status, words):
     assert report(lay(tmp_path / "r", **status)).startswith(f"{tmp_path / 'r'}: {words}")
 
 
-def test_a_directory_that_is_no_run_does_not_hide_the_others(tmp_path: Path, sftmix) -> None:
+def test_a_directory_that_is_no_run_does_not_hide_the_others(tmp_path, sftmix):
     run = lay(tmp_path / "run", exit_code=0)
     done = sftmix("status", str(tmp_path), str(run))
     assert (done.code, done.out.strip()) == (ConfigError.exit_code, report(run).strip())
     assert "is not a run directory" in done.err
 
 
-def test_a_table_shows_its_runs(tmp_path: Path) -> None:
+def test_a_table_shows_its_runs(tmp_path):
     """One line each: finished, failed, running, interrupted, died, not begun."""
     table = lay(tmp_path / "t", stage="B/seed-2")
     (table / "compare.yaml").write_text("metric: calibration.ece\nseeds: [1, 2, 3]\nvariants: {A: {}, B: {}}\n")

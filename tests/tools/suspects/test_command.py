@@ -12,13 +12,12 @@ import pytest
 
 from sftmix.common.tables import read_dynamics
 from sftmix.tools.suspects.signals import percentiles
-from tests.tiny import Tiny
 
 TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread", "clouds", "ships", "maps", "bees", "ink"]
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> Path:
+def rows(tmp_path) -> Path:
     """Twelve rows of as many topics; the responses of two are exchanged, and one is the same as another but its id."""
     found = [
         {"instruction": f"Tell me about {t}.", "output": f"People know {t} well.", "kind": "ab"[k % 2]}
@@ -65,7 +64,7 @@ def test_ranks_among_rows_of_one_label(sftmix, rows, tmp_path):
     assert best == pytest.approx({"a": 5.5 / 6, "b": 6.5 / 7})
 
 
-def test_a_run_with_the_losses_of_tokens(sftmix, tiny: Tiny, tmp_path):
+def test_a_run_with_the_losses_of_tokens(sftmix, tiny, tmp_path):
     run = tmp_path / "run"
     assert sftmix("confidence", *tiny.options, "--out", str(run), "--reference.token_nll", "true").code == 0
     done = sftmix("suspects", str(run), "--top", "3", "--embedding", "tfidf")
