@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import t as student
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
+from sklearn.metrics.pairwise import paired_cosine_distances
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -46,13 +47,6 @@ from sftmix.types import Float64  # noqa: E402
 KINDS = ("swapped", "cut", "words", "form", "wrong")
 TOP = (1, 5, 10)
 """Percent of the rows, the first ones, whose precision is told."""
-
-
-def own_cosine(rows: SuspectRows) -> Float64:
-    """Return minus the cosine of each prompt with its response."""
-    prompts, responses = rows.vectors
-    product = prompts.multiply(responses) if hasattr(prompts, "multiply") else prompts * responses
-    return -np.asarray(product.sum(1), dtype=np.float64).ravel()
 
 
 def signals_of(rows: list[dict], run: Path) -> dict[str, Float64]:
@@ -89,10 +83,10 @@ def signals_of(rows: list[dict], run: Path) -> dict[str, Float64]:
         **{f"NLL, {when}": nll[:, k] for k, when in enumerate(("before training", "after a third", "at the end"))},
         "worst tenth of tokens": np.array(worst),
         "forgetting": np.maximum(nll[:, -1] - nll[:, :-1].min(1), 0),
-        "baseline: TF-IDF cosine": own_cosine(words),
-        "baseline: sentence cosine": own_cosine(sentences),
-        "baseline: near-duplicate": (duplicates(sentences) >= 0).astype(np.float64),
-        "baseline: length": np.array([len(response) for response in responses], dtype=np.float64),
+        "baseline: TF-IDF cosine": paired_cosine_distances(*words.vectors),
+        "baseline: sentence cosine": paired_cosine_distances(*sentences.vectors),
+        "baseline: near-duplicate": (duplicates(sentences) >= 0) * 1.0,
+        "baseline: length": np.array(list(map(len, responses))),
         "baseline: random": np.random.default_rng(0).random(len(rows)),
     }
 
@@ -103,7 +97,7 @@ def figures(rows: list[dict], scores: Float64) -> list[float]:
     areas = []
     for kind in KINDS:
         here = (truth == kind) | ((truth == "clean") & (known == (kind == "wrong")))
-        areas.append(float(roc_auc_score(truth[here] == kind, scores[here])))
+        areas.append(roc_auc_score(truth[here] == kind, scores[here]))
     order = np.argsort(-scores, kind="stable")
     firsts = [float((truth[order[: max(1, len(rows) * top // 100)]] != "clean").mean()) for top in TOP]
     return [*areas, float(np.mean(areas)), *firsts]
