@@ -281,6 +281,7 @@ class Batch:
     segments     the padded inputs of the backbone: slots of similar length go through it together
     batch_nll    the NLL of the global batch, for objectives that need it (Need.BATCH_NLL); else None
     weight       None (all 1), or f32[T], the rows' own weights of the response tokens
+    examples     the B examples themselves
     """
 
     ids: tuple[str, ...]
@@ -296,6 +297,7 @@ class Batch:
     segments: tuple[Segment, ...]
     batch_nll: BatchNLL | None = None
     weight: torch.Tensor | None = None
+    examples: tuple[Encoded, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,4 +65,4 @@ def not_plain(value: object, key: str = "") -> Iterator[str]:
 
 def as_list(value: list[T] | T) -> list[T]:
     """Return a list of names or numbers; a single one becomes a list of one."""
-    return value if isinstance(value, list) else [value]
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from sftmix.components.base import (
     Selector,
     Splitter,
 )
+from sftmix.components.view import SFTLoss
 from sftmix.types import (
     MOST_GROUPS,
     UNPAIRED,
@@ -40,9 +41,6 @@ from sftmix.types import (
     Tensor,
     TrainingDynamics,
 )
-
-if TYPE_CHECKING:
-    from sftmix.functional import SFTLoss
 
 _OF_BOTH = frozenset({"tokens", "ntp_tokens", "mixup_tokens", "mu_effective"})
 _SUMS = frozenset({"tokens_total", "examples_total", "tokens_per_second"})
@@ -207,9 +205,9 @@ def _check_tensors(objective: Objective, plan: Plan, rows: int) -> None:
 
 def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
     """Raise ConfigError for a loss that is no scalar with a graph, or figures that are not detached, one for each."""
-    from sftmix.functional import SFTLoss
+    from sftmix import functional
 
-    _is(out, SFTLoss, "objective", objective, "loss()")
+    _is(out, functional.SFTLoss, "objective", objective, "loss()")
     shapes = {"loss": (), "nll": tuple(plan.row_weight.shape), "mixup": tuple(plan.lam.shape)}
     for name, shape in shapes.items():
         value, has_graph = getattr(out, name), name == "loss"

@@ -13,7 +13,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +21,8 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import existing_file
 from sftmix.components.base import Need, Objective, check_number
 from sftmix.components.objectives import NTP
-from sftmix.components.view import LossView
+from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor, TrainingDynamics
-
-if TYPE_CHECKING:
-    from sftmix.functional import SFTLoss
 
 
 class TokenWeights(Objective):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
+from sftmix.components.splitters import Quantile
 from sftmix.types import Encoded, Int64, Scores, Split, TrainingDynamics
 
 
@@ -93,11 +94,5 @@ def score_tables(
 
 
 def equal_groups(scores: Scores, groups: int = 2) -> Split:
-    """Split the table into equal groups by confidence; examples without confidence, and those left over, unpaired."""
-    assigned = np.full(len(scores), -1, dtype=np.int8)
-    scored = np.flatnonzero(~np.isnan(scores.confidence))
-    ranked = sorted(scored.tolist(), key=lambda row: (-scores.confidence[row], scores.id[row]))
-    size = len(ranked) // groups
-    for group in range(groups):
-        assigned[ranked[group * size : (group + 1) * size]] = group
-    return Split(group=assigned, names=tuple(f"level_{group + 1}" for group in range(groups)))
+    """Split the table into equal groups by confidence; those without confidence, and some in the middle, unpaired."""
+    return Quantile(levels=groups).split(scores, seed=0)
