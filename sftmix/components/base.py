@@ -102,9 +102,9 @@ class Component:
 
 def missing_package(component: Component) -> str:
     """Return `needs the package NAME: pip install NAME` if the package of a component is not installed, else ""."""
-    package = component.package
-    missing = package and importlib.util.find_spec(package) is None
-    return f"needs the package {package}: pip install {package}" if missing else ""
+    if (package := component.package) and importlib.util.find_spec(package) is None:
+        return f"needs the package {package}: pip install {package}"
+    return ""
 
 
 def files_of(component: Component) -> list[str]:
@@ -118,7 +118,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Component):
         return value.spec()
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -157,9 +157,8 @@ class ReferenceContext(Protocol):
     ) -> TrainingDynamics:
         """Score every example by functions of a row, which so many threads of the first rank call.
 
-        scorers  by name, each for one checkpoint: gets the tokenizer, which it may refuse, and returns the function
-        model    whose tokenizer, template and length the rows have, as for FromCheckpoints
-        """
+        scorers  of each checkpoint by name: gets the tokenizer, which it may refuse, and returns the function of a row
+        model    whose tokenizer, template and length the rows have, as for FromCheckpoints"""
 
 
 class Reference(Component, ABC):
@@ -194,10 +193,11 @@ class Reference(Component, ABC):
 
 
 class ConfidenceEstimator(Component, ABC):
-    """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT or BEFORE_TRAINING of them."""
+    """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT or BEFORE_TRAINING of them.
 
-    gives: AbstractSet[Need] = frozenset()
-    """CONFIDENCE: it has scores of its own, so no reference is trained. It then gets dynamics of the ids alone."""
+    One that gives CONFIDENCE has scores of its own: no reference is trained, and it gets dynamics of the ids alone.
+    """
+
     least_checkpoints: int = 1
     """The smallest number of checkpoints that the estimator works with."""
 
@@ -290,11 +290,11 @@ class Perturbation(Component, ABC):
 
 
 class Objective(Component, ABC):
-    """The loss of an optimizer step: a plan of weights and counts, and the loss of a micro-batch under it."""
+    """The loss of an optimizer step: a plan of weights and counts, and the loss of a micro-batch under it.
 
-    needs: AbstractSet[Need] = frozenset()
-    """PAIRS: `--pairing auto` then becomes RandomPairs. FIRST_SPLIT: refused in a single run, whose first epoch has
-    neither pairs nor groups. BATCH_NLL: `batch.batch_nll`, by one more pass over the global batch before each step."""
+    It may need PAIRS: `--pairing auto` then is RandomPairs. FIRST_SPLIT: refused in a single run, whose first epoch has
+    neither pairs nor groups. BATCH_NLL: `batch.batch_nll`, by one more pass over the global batch before each step.
+    """
 
     @abstractmethod
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
@@ -379,11 +379,11 @@ class CallbackResult:
 
 
 class Callback(Component):
-    """Hooks that the loop calls on every rank, in every training stage; each may return a CallbackResult."""
+    """Hooks that the loop calls on every rank, in every training stage; each may return a CallbackResult.
 
-    needs: AbstractSet[Need] = frozenset()
-    """HELD_OUT: a run without held-out rows is refused, and a reference, which has none, is trained without it.
-    EVALUATIONS: a callback before it must give them."""
+    It may need HELD_OUT (without, a run is refused, a reference trained without it), or EVALUATIONS of one before it.
+    """
+
     gives: AbstractSet[Need] = frozenset({Need.EVALUATIONS, Need.STOP})
     """Without STOP it never stops training, so that a run is the same with and without it."""
 

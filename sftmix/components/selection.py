@@ -172,10 +172,9 @@ class S2L(Selector):
                 f"selector.k is {self.k:,}, but selector.dynamics {self.dynamics} has the trajectories of "
                 f"{len(rows):,} examples; use a smaller k, or dynamics of the same rows"
             )
-        trajectories = dynamics.nll_sum[rows] / dynamics.n_tokens[rows, None]
         rng = generator(seed, "s2l")
         with warnings.catch_warnings(action="ignore"):  # an empty cluster gives nothing
-            _, cluster = kmeans2(trajectories, min(self.clusters, len(rows)), minit="++", seed=rng)
+            _, cluster = kmeans2(dynamics.mean_nll[rows], min(self.clusters, len(rows)), minit="++", seed=rng)
         members = [rng.permutation(rows[cluster == c]) for c in np.unique(cluster)]
         members.sort(key=len)
         chosen: list[int] = []

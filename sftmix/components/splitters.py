@@ -27,7 +27,7 @@ class Median(Splitter):
     """
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        return _equal_groups(_by_confidence(scores), len(scores), names=("confident", "unconfident"))
+        return _equal_groups(scores.ranked(), len(scores), names=("confident", "unconfident"))
 
 
 class Quantile(Splitter):
@@ -45,7 +45,7 @@ class Quantile(Splitter):
 
     def split(self, scores: Scores, *, seed: int) -> Split:
         names = tuple(f"level_{level + 1}" for level in range(self.levels))
-        return _equal_groups(_by_confidence(scores), len(scores), names=names)
+        return _equal_groups(scores.ranked(), len(scores), names=names)
 
 
 class QualityLabel(Splitter):
@@ -143,12 +143,6 @@ class FromFile(Splitter):
 
 def _first(ids: Sequence[str]) -> str:
     return f" (first {ids[0]!r})" if ids else ""
-
-
-def _by_confidence(scores: Scores) -> list[int]:
-    """Return the scored rows, most confident first, equal ones by id."""
-    scored = np.flatnonzero(~np.isnan(scores.confidence)).tolist()
-    return sorted(scored, key=lambda row: (-scores.confidence[row], scores.id[row]))
 
 
 def _equal_groups(ranked: Sequence[int], n_examples: int, names: tuple[str, ...]) -> Split:
