@@ -44,9 +44,6 @@ def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61, 
     return RowsInMemory(rows)
 
 
-_LENGTHS = st.integers(min_value=1, max_value=40)
-
-
 @st.composite
 def training_dynamics(draw: st.DrawFn, *, max_size: int = 24, checkpoints: int = 3) -> TrainingDynamics:
     """Draw dynamics of 2 to max_size examples, some alike, some not scored (n_tokens 0); the first step is 0."""
@@ -87,7 +84,7 @@ def score_tables(
         row=np.arange(size, dtype=np.int64),
         confidence=values,
         variability=np.where(np.isnan(values), np.nan, rng.gamma(1.0, 1.0, size)),
-        n_tokens=np.array(draw(st.lists(_LENGTHS, min_size=size, max_size=size)), dtype=np.int64),
+        n_tokens=np.array(draw(st.lists(st.integers(1, 40), min_size=size, max_size=size)), dtype=np.int64),
         label=None if labels is None else [labels[i] for i in rng.integers(0, len(labels), size)],
         columns={"score": [float(x) for x in np.round(rng.random(size) * 5, 1)]},
     )
