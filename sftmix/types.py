@@ -141,6 +141,11 @@ class TrainingDynamics:
         """bool[N], True if at least one response token of the example is within the reference's length."""
         return self.n_tokens > 0
 
+    @property
+    def mean_nll(self) -> Float64:
+        """f64[N, C], nats per response token; NaN where the example was not scored."""
+        return self.nll_sum / np.where(self.scored, self.n_tokens, np.nan)[:, None]
+
     def of(self, ids: Sequence[str]) -> TrainingDynamics:
         """Return the dynamics of exactly these `ids`, in their order; an unknown id gets n_tokens 0."""
         place = {example_id: index for index, example_id in enumerate(self.ids)}
@@ -193,6 +198,11 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def ranked(self) -> list[int]:
+        """Return the rows with a confidence, most confident first, equal ones by id."""
+        scored = np.flatnonzero(~np.isnan(self.confidence)).tolist()
+        return sorted(scored, key=lambda row: (-self.confidence[row], self.id[row]))
 
 
 UNPAIRED = -1
@@ -281,6 +291,7 @@ class Batch:
     segments     the padded inputs of the backbone: slots of similar length go through it together
     batch_nll    the NLL of the global batch, for objectives that need it (Need.BATCH_NLL); else None
     weight       None (all 1), or f32[T], the rows' own weights of the response tokens
+    examples     the B examples themselves
     """
 
     ids: tuple[str, ...]
@@ -296,6 +307,7 @@ class Batch:
     segments: tuple[Segment, ...]
     batch_nll: BatchNLL | None = None
     weight: torch.Tensor | None = None
+    examples: tuple[Encoded, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ def collate(
         pair_index=pair_index,
         segments=tuple(_segment(lines, encoded, targets, offsets, pad_id) for lines in layout),
         weight=weight,
+        examples=tuple(encoded),
     )
 
 

@@ -6,6 +6,7 @@ token slots are padding, and so that the ranks of a micro-step have about the sa
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -226,17 +227,11 @@ def _cut(ordered: Sequence[Unit], room: _Room, tokens: int | None) -> Deal:
     """Cut units into runs, each as long as a micro-batch of `tokens` token slots holds."""
     bins, start = [], 0
     while start < len(ordered):
-        fits, over = 1, len(ordered) - start + 1  # bisection: a unit more never costs less
-        if room.examples is not None:
-            over = min(over, room.examples + 1)
-        while over - fits > 1:
-            middle = (fits + over) // 2
-            if room.holds(ordered[start : start + middle], tokens):
-                fits = middle
-            else:
-                over = middle
-        bins.append(list(ordered[start : start + fits]))
-        start += fits
+        longer = range(2, min(len(ordered) - start, room.examples or len(ordered)) + 1)
+        end = start + 1  # a unit more never costs less
+        end += bisect.bisect_left(longer, True, key=lambda n: not room.holds(ordered[start : start + n], tokens))
+        bins.append(list(ordered[start:end]))
+        start = end
     return bins
 
 

@@ -64,5 +64,7 @@ def not_plain(value: object, key: str = "") -> Iterator[str]:
 
 
 def as_list(value: list[T] | T) -> list[T]:
-    """Return a list of names or numbers; a single one becomes a list of one."""
+    """Return a list of names or numbers, a list itself; a single one becomes a list of one."""
+    if isinstance(value, tuple):
+        return list(value)
     return value if isinstance(value, list) else [value]

@@ -2,9 +2,8 @@
 
 A component is a plain class whose keyword-only, typed `__init__` is its whole schema. Model, tokenizer, seed and step
 arrive as method arguments, never through the constructor, so a component can be pickled and tested alone. Every random
-choice is drawn from `sftmix.common.rng.generator(seed, purpose, ...)`.
-
-Component modules import torch inside methods: the command line imports these modules, and must start fast.
+choice is drawn from `sftmix.common.rng.generator(seed, purpose, ...)`. The command line imports component modules, and
+must start fast: they import torch inside methods.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import plain_value
-from sftmix.components.view import LossView
+from sftmix.components.view import LossView, SFTLoss
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
 from sftmix.types import (
     Batch,
@@ -38,9 +37,6 @@ from sftmix.types import (
     TorchOptimizer,
     TrainingDynamics,
 )
-
-if TYPE_CHECKING:
-    from sftmix.functional import SFTLoss
 
 C = TypeVar("C", bound="Component")
 
@@ -106,9 +102,9 @@ class Component:
 
 def missing_package(component: Component) -> str:
     """Return `needs the package NAME: pip install NAME` if the package of a component is not installed, else ""."""
-    package = component.package
-    missing = package is not None and importlib.util.find_spec(package) is None
-    return f"needs the package {package}: pip install {package}" if missing else ""
+    if (package := component.package) and importlib.util.find_spec(package) is None:
+        return f"needs the package {package}: pip install {package}"
+    return ""
 
 
 def files_of(component: Component) -> list[str]:
@@ -122,7 +118,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Component):
         return value.spec()
     if is_dataclass(value) and not isinstance(value, type):
-        return {k: plain(v) for k, v in asdict(value).items()}
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -161,9 +157,8 @@ class ReferenceContext(Protocol):
     ) -> TrainingDynamics:
         """Score every example by functions of a row, which so many threads of the first rank call.
 
-        scorers  by name, each for one checkpoint: gets the tokenizer, which it may refuse, and returns the function
-        model    whose tokenizer, template and length the rows have, as for FromCheckpoints
-        """
+        scorers  of each checkpoint by name: gets the tokenizer, which it may refuse, and returns the function of a row
+        model    whose tokenizer, template and length the rows have, as for FromCheckpoints"""
 
 
 class Reference(Component, ABC):
@@ -189,10 +184,7 @@ class Reference(Component, ABC):
     """Past epochs that count as checkpoints, where the losses are the target's own; None: all."""
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
-        """Return the largest possible number of checkpoints of the dynamics; None if it is not known beforehand.
-
-        epochs  length of a reference run; None if it is given in steps
-        """
+        """Return the most checkpoints of a run of so many epochs (None: it is given in steps), or None: not known."""
         return None
 
     @abstractmethod
@@ -201,10 +193,11 @@ class Reference(Component, ABC):
 
 
 class ConfidenceEstimator(Component, ABC):
-    """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT or BEFORE_TRAINING of them."""
+    """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT or BEFORE_TRAINING of them.
 
-    gives: AbstractSet[Need] = frozenset()
-    """CONFIDENCE: it has scores of its own, so no reference is trained. It then gets dynamics of the ids alone."""
+    One that gives CONFIDENCE has scores of its own: no reference is trained, and it gets dynamics of the ids alone.
+    """
+
     least_checkpoints: int = 1
     """The smallest number of checkpoints that the estimator works with."""
 
@@ -235,6 +228,18 @@ def check_number(key: str, value: float, *, above: float | None = None, least: f
     low = (above is not None and value <= above) or (least is not None and value < least)
     if not math.isfinite(value) or low:
         raise ConfigError(f"{key} is {value}; allowed: {hint}")
+
+
+def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[str | None]:
+    """Return the rows' labels if each of the wanted ones, at least one, is among them; else raise ConfigError."""
+    labels = scores.label or []
+    unknown = ", ".join(repr(label) for label in wanted if label not in labels)
+    if unknown or not wanted:
+        present = ", ".join(map(repr, sorted({label for label in labels if label is not None}))) or "none"
+        raise ConfigError(
+            f"{key} names {unknown or 'no label'}; labels of the rows: {present} (from data.label_field or data.labels)"
+        )
+    return labels
 
 
 def model_files(model: ReferenceModel) -> list[str]:
@@ -280,17 +285,16 @@ class Perturbation(Component, ABC):
 
         e     [B, L, D], the embedding module's output for B examples padded to L tokens
         mask  i64[B, L], 1 for real tokens
-        ids   B example ids; random numbers must be drawn from (seed, step, id), for each example by itself
+        ids   B example ids; random numbers are drawn from (seed, step, id), for each example by itself
         """
 
 
 class Objective(Component, ABC):
-    """The loss of an optimizer step: a plan of weights and counts, and the loss of a micro-batch under it."""
+    """The loss of an optimizer step: a plan of weights and counts, and the loss of a micro-batch under it.
 
-    needs: AbstractSet[Need] = frozenset()
-    """PAIRS: `--pairing auto` then becomes RandomPairs. FIRST_SPLIT: refused in a single run, whose first epoch has
-    neither pairs nor groups. BATCH_NLL: `batch.batch_nll`, which costs a pass over the global batch before each
-    step."""
+    It may need PAIRS: `--pairing auto` then is RandomPairs. FIRST_SPLIT: refused in a single run, whose first epoch has
+    neither pairs nor groups. BATCH_NLL: `batch.batch_nll`, by one more pass over the global batch before each step.
+    """
 
     @abstractmethod
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
@@ -301,10 +305,10 @@ class Objective(Component, ABC):
         """
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
-        """Return the loss of one micro-batch, by default the fused loss of `sftmix.functional.sft_loss`.
+        """Return the loss of one micro-batch, by default `sftmix.functional.sft_loss`, inside the wrapped forward.
 
-        It is called inside the wrapped forward. The plan's weights are divided by the counts of the global batch, so
-        the terms are sums of weighted losses. `nll` [T] and `mixup` [M] are returned detached, for the log.
+        The plan's weights are divided by the counts of the global batch, so the terms are sums of weighted losses.
+        `nll` [T] and `mixup` [M] are returned detached, for the log.
         """
         return view.sft_loss(batch, plan)
 
@@ -313,19 +317,15 @@ class Optimizer(Component, ABC):
     """The update rule of a step, in every training stage; with WHOLE_WEIGHTS it is refused under fsdp and hsdp."""
 
     state_bytes: float = 8
-    """Bytes of state per trained number; 8: two float32 moments.
-
-    `estimate` counts the memory with it. A stage that has no checkpoint yet starts only if the disk has room for
-    checkpoints of that size: with a number too large it may be refused, with one too small the disk may fill up later.
-    """
+    """Bytes of state per trained number; 8: two float32 moments. `estimate` counts the memory with it, and a stage
+    without a checkpoint starts only if the disk has room for checkpoints of that size."""
 
     @abstractmethod
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:
-        """Return a torch.optim.Optimizer of exactly these parameters; it sets no learning rate by itself.
+        """Return an optimizer of exactly these parameters, its state tensors and numbers; it sets no learning rate.
 
         parameters  the trained parameters by their names in the model, float32; DTensors if ranks share the weights
         training    learning_rate is the peak: before each step the loop sets `lr` of every group
-        The optimizer's state must be tensors and numbers: a checkpoint holds nothing else.
         """
 
 
@@ -379,11 +379,11 @@ class CallbackResult:
 
 
 class Callback(Component):
-    """Hooks that the loop calls on every rank, in every training stage; each may return a CallbackResult."""
+    """Hooks that the loop calls on every rank, in every training stage; each may return a CallbackResult.
 
-    needs: AbstractSet[Need] = frozenset()
-    """HELD_OUT: a run without held-out rows is refused, and a reference, which has none, is trained without it.
-    EVALUATIONS: a callback before it must give them."""
+    It may need HELD_OUT (without, a run is refused, a reference trained without it), or EVALUATIONS of one before it.
+    """
+
     gives: AbstractSet[Need] = frozenset({Need.EVALUATIONS, Need.STOP})
     """Without STOP it never stops training, so that a run is the same with and without it."""
 

@@ -54,18 +54,14 @@ class EarlyStopping(Callback):
         self.patience, self.min_delta = patience, min_delta
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
-        return self._stop_if_due(state)
-
-    def on_epoch_end(self, state: StageState) -> CallbackResult | None:
-        return self._stop_if_due(state)
-
-    def _stop_if_due(self, state: StageState) -> CallbackResult | None:
         if not state.evaluations:
             return None
         best, since = math.inf, 0
         for _, nll in state.evaluations:
             best, since = (nll, 0) if nll < best - self.min_delta else (best, since + 1)
         return CallbackResult(stop=since >= self.patience)
+
+    on_epoch_end = on_step_end
 
 
 class LossSpikeGuard(Callback):

@@ -36,7 +36,7 @@ class LogPerplexity(ConfidenceEstimator):
     """Minus the mean NLL per response token, averaged over the checkpoints: outliers weigh less."""
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        return -_mean_nll(dynamics).mean(axis=1)
+        return -dynamics.mean_nll.mean(axis=1)
 
 
 class Correctness(ConfidenceEstimator):
@@ -53,7 +53,7 @@ class Correctness(ConfidenceEstimator):
                 "confidence Correctness needs the number of correct tokens, which online losses do not have; give "
                 "--reference TrainedReference a number of --reference.checkpoints, or choose another confidence"
             )
-        return (dynamics.n_correct / _n_tokens(dynamics)[:, None]).mean(axis=1)
+        return (dynamics.n_correct / np.where(dynamics.scored, dynamics.n_tokens, np.nan)[:, None]).mean(axis=1)
 
 
 class LowVariability(ConfidenceEstimator):
@@ -119,7 +119,7 @@ class LearningPercentage(ConfidenceEstimator):
                 "confidence LearningPercentage needs the perplexity before training and at 2 later checkpoints, and "
                 f"the dynamics are of the steps {steps}; use --reference.checkpoints [0, 0.33, 1] or a longer list"
             )
-        nll_NC = _mean_nll(dynamics)
+        nll_NC = dynamics.mean_nll
         with np.errstate(over="ignore"):  # divided by P_0: this fits float64 even if a perplexity does not
             first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
         learned = np.divide(first, last, where=last < 0, out=np.full(len(last), -np.inf))
@@ -160,7 +160,7 @@ def is_measured(confidence: Float64) -> npt.NDArray[np.bool_]:
 def perplexity(dynamics: TrainingDynamics) -> Float64:
     """Return f64[N, C], the perplexity of each response at each checkpoint; NaN where it was not scored."""
     with np.errstate(over="ignore"):
-        return np.exp(_mean_nll(dynamics))
+        return np.exp(dynamics.mean_nll)
 
 
 def variability(dynamics: TrainingDynamics) -> Float64:
@@ -173,13 +173,3 @@ def variability(dynamics: TrainingDynamics) -> Float64:
     with np.errstate(over="ignore"):
         spread = np.std(np.where(np.isinf(perplexity_NC), 0.0, perplexity_NC), axis=1)
     return np.where(overflowed, np.inf, spread)
-
-
-def _mean_nll(dynamics: TrainingDynamics) -> Float64:
-    """Return f64[N, C], nats per response token; NaN where n_tokens is 0."""
-    return np.asarray(dynamics.nll_sum, dtype=np.float64) / _n_tokens(dynamics)[:, None]
-
-
-def _n_tokens(dynamics: TrainingDynamics) -> Float64:
-    """Return the token counts as f64[N]; NaN where n_tokens is 0."""
-    return np.where(dynamics.scored, dynamics.n_tokens, np.nan)

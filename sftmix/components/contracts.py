@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from sftmix.components.base import (
     Selector,
     Splitter,
 )
+from sftmix.components.view import SFTLoss
 from sftmix.types import (
     MOST_GROUPS,
     UNPAIRED,
@@ -41,16 +42,12 @@ from sftmix.types import (
     TrainingDynamics,
 )
 
-if TYPE_CHECKING:
-    from sftmix.functional import SFTLoss
-
 _OF_BOTH = frozenset({"tokens", "ntp_tokens", "mixup_tokens", "mu_effective"})
-_SUMS = frozenset({"tokens_total", "examples_total", "tokens_per_second"})
-_COUNTS = frozenset({"ntp_count", "mixup_count", "mu_own", "mu_ntp", "skipped", "updates"})
-_LOSSES = frozenset({"loss", "ntp", "mixup", "learning_rate", "grad_norm"})
-OWN_OF_STEP = _OF_BOTH | _LOSSES | _SUMS | {"step", "time", "epoch", "rows"}
+OWN_OF_STEP = _OF_BOTH | {"loss", "ntp", "mixup", "learning_rate", "grad_norm", "step", "time", "epoch", "rows"}
+OWN_OF_STEP |= {"tokens_total", "examples_total", "tokens_per_second"}
 """The names of the loop's own metrics in a line of metrics.jsonl."""
-OWN_OF_STAGE = _OF_BOTH | _COUNTS | {"elapsed", "examples", "steps", "total_steps", "stopped_by", "machines"}
+OWN_OF_STAGE = _OF_BOTH | {"ntp_count", "mixup_count", "mu_own", "mu_ntp", "skipped", "updates"}
+OWN_OF_STAGE |= {"elapsed", "examples", "steps", "total_steps", "stopped_by", "machines"}
 """The names of the loop's own figures of a stage, in figures.json."""
 
 
@@ -200,16 +197,14 @@ def _check_tensors(objective: Objective, plan: Plan, rows: int) -> None:
             good, allowed = (value >= 0) & (value <= 1), "0 to 1"
         if not good.all():
             raise broken("objective", objective, f"{name} {value[~good][0].item()}", allowed)
-    low, high = (int(pairs.min()), int(pairs.max())) if len(pairs) else (0, -1)
-    if low < 0 or high >= rows:
-        raise broken("objective", objective, f"pairs of the rows {low} to {high}", f"token rows 0 to {rows - 1}")
+    _in_range("objective", objective, pairs, rows, "pairs of the rows", "token rows ")
 
 
 def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
     """Raise ConfigError for a loss that is no scalar with a graph, or figures that are not detached, one for each."""
-    from sftmix.functional import SFTLoss
+    from sftmix import functional
 
-    _is(out, SFTLoss, "objective", objective, "loss()")
+    _is(out, functional.SFTLoss, "objective", objective, "loss()")
     shapes = {"loss": (), "nll": tuple(plan.row_weight.shape), "mixup": tuple(plan.lam.shape)}
     for name, shape in shapes.items():
         value, has_graph = getattr(out, name), name == "loss"
@@ -272,9 +267,11 @@ def _array(
     return array
 
 
-def _in_range(option: str, component: Component, rows: np.ndarray, n_rows: int) -> None:
-    if rows.size and not 0 <= rows.min() <= rows.max() < n_rows:
-        raise broken(option, component, f"rows {rows.min()} to {rows.max()}", f"0 to {n_rows - 1}")
+def _in_range(
+    option: str, component: Component, rows: np.ndarray | Tensor, n_rows: int, name: str = "rows", of: str = ""
+) -> None:
+    if len(rows) and not 0 <= rows.min() <= rows.max() < n_rows:
+        raise broken(option, component, f"{name} {rows.min()} to {rows.max()}", f"{of}0 to {n_rows - 1}")
 
 
 def _described(value: Any) -> str:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError, ContractError
 from sftmix.common.rng import generator
 from sftmix.components.base import Need, Objective, Schedule, check_choice, check_number
-from sftmix.components.view import LossView
+from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Float64, Plan, Tensor
-
-if TYPE_CHECKING:
-    from sftmix.functional import SFTLoss
 
 NtpOn = Literal["all", "confident", "unconfident"]
 MixupMean = Literal["own", "ntp"]

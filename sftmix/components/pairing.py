@@ -160,8 +160,7 @@ def _ranked(sampler: PairSampler, split: Split, scores: Scores) -> list[int]:
             f"pairing {type(sampler).__name__} needs a confidence, and with this splitter none is estimated; "
             "use --splitter Median or Quantile"
         )
-    usable = np.flatnonzero((split.group != UNPAIRED) & ~np.isnan(scores.confidence)).tolist()
-    return sorted(usable, key=lambda row: (-scores.confidence[row], scores.id[row]))
+    return [row for row in scores.ranked() if split.group[row] != UNPAIRED]
 
 
 def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Int64:

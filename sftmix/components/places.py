@@ -9,7 +9,7 @@ not stand at one place (behind first responses of other lengths) are left out, a
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,11 +18,8 @@ from sftmix.common.plain import as_list
 from sftmix.common.rng import generator
 from sftmix.components.base import Schedule, check_choice
 from sftmix.components.objectives import SFTMix
-from sftmix.components.view import LossView
+from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
-
-if TYPE_CHECKING:
-    from sftmix.functional import SFTLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,28 +52,18 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """
     import torch
 
-    size = torch.zeros(len(batch.ids), dtype=torch.int64, device=batch.labels.device)
-    origin, column, before = size.clone(), torch.zeros_like(batch.labels), 0
-    for segment in batch.segments:
-        slots, ids = list(segment.slots), segment.input_ids
-        if segment.lengths is None:
-            length = segment.attention_mask.sum(1)[: len(slots)]
-            start = torch.arange(len(slots), device=size.device) * ids.shape[1]
-        else:
-            length = torch.tensor(segment.lengths, device=size.device)
-            start = length.cumsum(0) - length
-        packed = segment.position_ids is not None and int((segment.position_ids == 0).sum()) > len(slots)
-        if packed:
-            raise ConfigError("Mixup of embeddings or layers needs examples of one document; set data.packing false")
-        size[slots], origin[slots] = length, start + before
-        column[segment.order] = segment.index + before - origin[batch.slot[segment.order]]
-        before += ids.numel()
-    first = torch.full_like(size, before).scatter_reduce(0, batch.slot, column, "amin")
-    shift = first.max() - first
-    place = torch.arange(int((size + shift).max()), device=size.device) - shift[:, None]
-    mask = (place >= 0) & (place < size[:, None])
-    tokens = torch.cat([segment.input_ids.flatten() for segment in batch.segments])
-    return tokens[torch.where(mask, origin[:, None] + place, 0)], mask, column + shift[batch.slot]
+    if any(one.starts is not None and len(one.starts) > 1 for one in batch.examples):
+        raise ConfigError("Mixup of embeddings or layers needs examples of one document; set data.packing false")
+    first = np.array([one.target[1:].argmax() for one in batch.examples])
+    starts, columns = (first.max() - first).tolist(), [np.zeros(0, dtype=np.int64)]
+    length = max(start + len(one.input_ids) for start, one in zip(starts, batch.examples, strict=True))
+    ids = np.zeros((len(starts), length), dtype=np.int64)
+    mask = np.zeros(ids.shape, dtype=bool)
+    for line, (start, one) in enumerate(zip(starts, batch.examples, strict=True)):
+        place = slice(start, start + len(one.input_ids))
+        ids[line, place], mask[line, place] = one.input_ids, True
+        columns.append(start + np.flatnonzero(one.target[1:]))
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(np.concatenate(columns))
 
 
 def _on_lines(plan: Plan, batch: Batch, share_M: Tensor, layer: int) -> LinesPlan:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sftmix.common.errors import ConfigError
 from sftmix.components.base import Need, Objective, check_number
-from sftmix.components.objectives import ntp_plan, sequence_plan
-from sftmix.components.view import LossView
+from sftmix.components.objectives import NTP, sequence_plan
+from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan
 
-if TYPE_CHECKING:
-    from sftmix.functional import SFTLoss
 
-
-class LabelSmoothing(Objective):
+class LabelSmoothing(NTP):
     """NTP whose targets are (1 - epsilon) one-hot + epsilon uniform over the vocabulary."""
 
     def __init__(self, *, epsilon: float = 0.1) -> None:
@@ -23,22 +18,16 @@ class LabelSmoothing(Objective):
             raise ConfigError(f"objective.epsilon is {epsilon}; allowed: from 0 to below 1")
         self.epsilon = epsilon
 
-    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        return ntp_plan(batch, batch.ntp_weight)
-
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         return view.sft_loss(batch, plan, label_smoothing=self.epsilon)
 
 
-class DFT(Objective):
+class DFT(NTP):
     """Dynamic fine-tuning (arXiv 2508.05629): each token's NLL times its own probability, detached.
 
     The sum is divided by the number of response tokens. Its authors read it as a policy gradient whose implicit reward
     no longer grows as 1 / p.
     """
-
-    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        return ntp_plan(batch, batch.ntp_weight)
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         return view.sft_loss(batch, plan, rule=lambda nll, entropy: (-nll).exp())

@@ -40,17 +40,8 @@ class Linear(Schedule):
         return (1 - done) * self.start + done * self.end
 
 
-class Cosine(Schedule):
+class Cosine(Linear):
     """Half a cosine from `start` at the first step to `end` at the last: slow, fast, slow."""
-
-    def __init__(self, *, start: float, end: float) -> None:
-        """
-        start: value at the first step.
-        end: value at the last step.
-        """
-        _check_finite(start=start, end=end)
-        self.start = start
-        self.end = end
 
     def value(self, step: int, total_steps: int) -> float:
         left = (1 + math.cos(math.pi * _done(step, total_steps))) / 2

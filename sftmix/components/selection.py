@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.plain import as_list
 from sftmix.common.rng import generator, stable_hash
 from sftmix.common.tables import existing_file
-from sftmix.components.base import Selector, check_number
+from sftmix.components.base import Selector, check_labels, check_number
 from sftmix.types import Rows, Scores
 
 
@@ -95,16 +96,10 @@ class WithLabel(Selector):
 
     def __init__(self, *, labels: list[str] | str) -> None:
         """labels: the labels to keep, as data.label_field or data.labels gives them."""
-        self.labels = [labels] if isinstance(labels, str) else labels
+        self.labels = as_list(labels)
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
-        values = [] if scores.label is None else list(scores.label)
-        unknown = [label for label in self.labels if label not in values]
-        if unknown or not self.labels:
-            raise ConfigError(
-                f"selector.labels names {', '.join(map(repr, unknown)) or 'no label'}; labels of the rows: "
-                f"{_listed(label for label in values if label is not None)} (from data.label_field or data.labels)"
-            )
+        values = check_labels("selector.labels", self.labels, scores)
         return np.flatnonzero([label in self.labels for label in values]).astype(np.int64)
 
 
@@ -177,10 +172,9 @@ class S2L(Selector):
                 f"selector.k is {self.k:,}, but selector.dynamics {self.dynamics} has the trajectories of "
                 f"{len(rows):,} examples; use a smaller k, or dynamics of the same rows"
             )
-        trajectories = dynamics.nll_sum[rows] / dynamics.n_tokens[rows, None]
         rng = generator(seed, "s2l")
         with warnings.catch_warnings(action="ignore"):  # an empty cluster gives nothing
-            _, cluster = kmeans2(trajectories, min(self.clusters, len(rows)), minit="++", seed=rng)
+            _, cluster = kmeans2(dynamics.mean_nll[rows], min(self.clusters, len(rows)), minit="++", seed=rng)
         members = [rng.permutation(rows[cluster == c]) for c in np.unique(cluster)]
         members.sort(key=len)
         chosen: list[int] = []
@@ -207,5 +201,5 @@ def _check_k(k: int) -> None:
         raise ConfigError(f"selector.k is {k}; allowed: a number of examples, 1 and above")
 
 
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(map(repr, dict.fromkeys(names))) or "none"
+def _listed(columns: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, columns)) or "none"

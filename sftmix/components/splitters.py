@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.plain import as_list
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import existing_file
-from sftmix.components.base import Splitter
+from sftmix.components.base import Splitter, check_labels
 from sftmix.types import MOST_GROUPS, UNPAIRED, Scores, Split
 
 HALVES = ("half_a", "half_b")
@@ -26,7 +27,7 @@ class Median(Splitter):
     """
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        return _equal_groups(_by_confidence(scores), len(scores), names=("confident", "unconfident"))
+        return _equal_groups(scores.ranked(), len(scores), names=("confident", "unconfident"))
 
 
 class Quantile(Splitter):
@@ -44,7 +45,7 @@ class Quantile(Splitter):
 
     def split(self, scores: Scores, *, seed: int) -> Split:
         names = tuple(f"level_{level + 1}" for level in range(self.levels))
-        return _equal_groups(_by_confidence(scores), len(scores), names=names)
+        return _equal_groups(scores.ranked(), len(scores), names=names)
 
 
 class QualityLabel(Splitter):
@@ -61,22 +62,14 @@ class QualityLabel(Splitter):
         high: label or labels of the rows that replace the confident half.
         low: label or labels of the rows that replace the unconfident half.
         """
-        self.high = _as_list(high)
-        self.low = _as_list(low)
+        self.high, self.low = as_list(high), as_list(low)
         both = [label for label in self.high if label in self.low]
         if both:
             raise ConfigError(f"splitter.high and splitter.low both name {', '.join(map(repr, both))}")
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        labels = [] if scores.label is None else list(scores.label)
-        for side, wanted in (("high", self.high), ("low", self.low)):
-            unknown = [label for label in wanted if label not in labels]
-            if unknown or not wanted:
-                present = sorted({label for label in labels if label is not None})
-                raise ConfigError(
-                    f"splitter.{side} names {', '.join(map(repr, unknown)) or 'no label'}; labels of the rows: "
-                    f"{', '.join(map(repr, present)) or 'none'} (from data.label_field or data.labels)"
-                )
+        check_labels("splitter.high", self.high, scores)
+        labels = check_labels("splitter.low", self.low, scores)
         of_label: dict[Any, int] = dict.fromkeys(self.high, 0) | dict.fromkeys(self.low, 1)
         group = np.asarray([of_label.get(label, UNPAIRED) for label in labels], dtype=np.int8)
         return Split(group=group, names=("high", "low"))
@@ -150,16 +143,6 @@ class FromFile(Splitter):
 
 def _first(ids: Sequence[str]) -> str:
     return f" (first {ids[0]!r})" if ids else ""
-
-
-def _as_list(labels: str | Iterable[str]) -> list[str]:
-    return [labels] if isinstance(labels, str) else list(labels)
-
-
-def _by_confidence(scores: Scores) -> list[int]:
-    """Return the scored rows, most confident first, equal ones by id."""
-    scored = np.flatnonzero(~np.isnan(scores.confidence)).tolist()
-    return sorted(scored, key=lambda row: (-scores.confidence[row], scores.id[row]))
 
 
 def _equal_groups(ranked: Sequence[int], n_examples: int, names: tuple[str, ...]) -> Split:

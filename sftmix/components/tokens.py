@@ -13,7 +13,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +21,8 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import existing_file
 from sftmix.components.base import Need, Objective, check_number
 from sftmix.components.objectives import NTP
-from sftmix.components.view import LossView
+from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor, TrainingDynamics
-
-if TYPE_CHECKING:
-    from sftmix.functional import SFTLoss
 
 
 class TokenWeights(Objective):
@@ -111,8 +107,8 @@ class StoredReference(TokenWeights):
     @cached_property
     def mean_nll(self) -> dict[str, float]:
         """Example id -> its mean NLL per response token at the first checkpoint, of the examples that were scored."""
-        rows = zip(self.stored.ids, self.stored.nll_sum.tolist(), self.stored.n_tokens.tolist(), strict=True)
-        return {name: first / size for name, (first, *_), size in rows if size}
+        first = zip(self.stored.ids, self.stored.mean_nll[:, 0].tolist(), strict=True)
+        return {name: nll for name, nll in first if not math.isnan(nll)}
 
     def reference_nll(self, batch: Batch, checkpoint: int = 0) -> Tensor:
         """Return f64[T], the NLL of each response token at a checkpoint; ConfigError if the file has other tokens."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sftmix.common.errors import ConfigError
 from sftmix.types import Batch, Plan, Tensor
 
 if TYPE_CHECKING:
-    from sftmix.functional import ChunkedLoss, SFTLoss
+    from sftmix import functional
 
+SFTLoss: TypeAlias = "functional.SFTLoss"
+"""The result of a loss, for component modules, which import no torch."""
 
 _STEPS_ALONE = (
     "callbacks MeasureMixing and an objective that mixes embeddings or states exclude each other: it measures mixtures "
@@ -74,7 +76,7 @@ class LossView:
         f: Callable[..., Tensor],
         *columns: Tensor,
         row_weight: Tensor | None = None,
-    ) -> ChunkedLoss:
+    ) -> functional.ChunkedLoss:
         """Return sum_r row_weight_r f(logits_r), without holding all logits (`sftmix.functional.chunked_loss`)."""
         from sftmix.functional import chunked_loss
 

@@ -112,8 +112,7 @@ def sft_loss(
     weights = _given(row_weight, row_scale, labels)
     inputs = (hidden, weight, bias)
     # Grad mode is read here: inside autograd.Function it is always off, and needs_input_grad ignores no_grad.
-    grad_mode = torch.is_grad_enabled()
-    need = [grad_mode and x is not None and x.requires_grad for x in inputs]
+    need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     device = hidden.device.type
     spec = Spec(
         cast=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
@@ -124,7 +123,7 @@ def sft_loss(
         rule=row_weight if callable(row_weight) else None,
         correct=stats,
         entropy=stats or callable(row_weight),
-        need=(need[0], need[1], need[2]),
+        need=need,
     )
     with torch.no_grad(), torch.autocast(device, enabled=False):  # autocast would round more than the matmuls
         spec = replace(spec, kernels=kernels_for(spec, hidden))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -56,8 +55,7 @@ def chunked_loss(
     need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     size = chunk_size or default_chunk_size(len(weight), weight.device) // 4  # autograd holds some tensors of a chunk
-    spec = Spec(cast, softcap, float(scale), 0.0, size, None, False, False, (need[0], need[1], need[2]))
-    recording = torch.enable_grad if any(need) else contextlib.nullcontext
+    spec = Spec(cast, softcap, float(scale), 0.0, size, None, False, False, need)
     with torch.no_grad(), torch.autocast(device, enabled=False):
         head = LinearHead(*inputs, spec)
         each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)
@@ -67,7 +65,7 @@ def chunked_loss(
             place = torch.arange(rows, device=stacked.device)[part]
             place = torch.cat([place + rows * k for k in range(len(parts))])
             leaf = head.logits(place, head.weight.new_empty(len(place), len(weight)))
-            with recording():
+            with torch.set_grad_enabled(any(need)):
                 leaf = leaf.requires_grad_(any(need))
                 x = leaf.to(head.kind)
                 x = x if softcap is None else softcap * torch.tanh(x / softcap)

@@ -13,7 +13,7 @@ large.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class Spec:
     rule: Callable[[Tensor, Tensor], Tensor] | None
     correct: bool
     entropy: bool
-    need: tuple[bool, bool, bool]
+    need: Sequence[bool]
     kernels: Any = None
 
 

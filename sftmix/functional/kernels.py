@@ -17,6 +17,12 @@ BLOCK = 4096
 
 
 @triton.jit
+def _logits(x, at, V):
+    """The logits of a row at these places, 0 beyond its end."""
+    return tl.load(x + at, mask=at < V, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _capped(z, softcap: tl.constexpr):
     """softcap tanh(z / softcap), by the sigmoid, as Triton has no tanh for all devices; 0: z."""
     if softcap != 0:
@@ -34,8 +40,9 @@ def _slope(z, softcap: tl.constexpr):
 
 
 @triton.jit
-def _joined(top, total, z):
-    """The maximum, and the sum of exp(z - maximum), with those of another block."""
+def _joined(top, total, z, inside):
+    """The maximum, and the sum of exp(z - maximum), with those of another block, as far as it is inside the row."""
+    z = tl.where(inside, z, float("-inf"))
     new = tl.maximum(top, tl.max(z, 0))
     shift = tl.where(new == float("-inf"), 0.0, new)
     return new, total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift), 0)
@@ -48,14 +55,13 @@ def _rows(x, label, weight, nll, V, softcap: tl.constexpr, BLOCK: tl.constexpr):
     y, top, total = tl.load(label + row), float("-inf"), 0.0
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        z = _capped(tl.load(x + at, mask=at < V, other=0.0).to(tl.float32), softcap)
-        top, total = _joined(top, total, tl.where(at < V, z, float("-inf")))
+        top, total = _joined(top, total, _capped(_logits(x, at, V), softcap), at < V)
     tl.store(nll + row, tl.log(total) - (_capped(tl.load(x + y).to(tl.float32), softcap) - top))
     w = tl.load(weight + row)
     tl.debug_barrier()
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        z = _capped(tl.load(x + at, mask=at < V, other=0.0).to(tl.float32), softcap)
+        z = _capped(_logits(x, at, V), softcap)
         gradient = w * (tl.exp(z - top) / total - tl.where(at == y, 1.0, 0.0)) * _slope(z, softcap)
         tl.store(x + at, gradient.to(x.dtype.element_ty), mask=at < V)
 
@@ -70,12 +76,11 @@ def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.con
     top_i, top_j, top_m, total_i, total_j, total_m = float("-inf"), float("-inf"), float("-inf"), 0.0, 0.0, 0.0
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        a = tl.load(xi + at, mask=at < V, other=0.0).to(tl.float32)
-        b = tl.load(xj + at, mask=at < V, other=0.0).to(tl.float32)
+        a, b = _logits(xi, at, V), _logits(xj, at, V)
         mixed = _capped(share * a + (1 - share) * b, softcap)
-        top_i, total_i = _joined(top_i, total_i, tl.where(at < V, _capped(a, softcap), float("-inf")))
-        top_j, total_j = _joined(top_j, total_j, tl.where(at < V, _capped(b, softcap), float("-inf")))
-        top_m, total_m = _joined(top_m, total_m, tl.where(at < V, mixed, float("-inf")))
+        top_i, total_i = _joined(top_i, total_i, _capped(a, softcap), at < V)
+        top_j, total_j = _joined(top_j, total_j, _capped(b, softcap), at < V)
+        top_m, total_m = _joined(top_m, total_m, mixed, at < V)
     ii, ji, ij, jj = tl.load(xi + yi), tl.load(xj + yi), tl.load(xi + yj), tl.load(xj + yj)
     ii, ji, ij, jj = ii.to(tl.float32), ji.to(tl.float32), ij.to(tl.float32), jj.to(tl.float32)
     tl.store(nll + i, tl.log(total_i) - (_capped(ii, softcap) - top_i))
@@ -86,8 +91,7 @@ def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.con
     tl.debug_barrier()
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        a = tl.load(xi + at, mask=at < V, other=0.0).to(tl.float32)
-        b = tl.load(xj + at, mask=at < V, other=0.0).to(tl.float32)
+        a, b = _logits(xi, at, V), _logits(xj, at, V)
         z = _capped(share * a + (1 - share) * b, softcap)
         own_i, own_j = tl.where(at == yi, 1.0, 0.0), tl.where(at == yj, 1.0, 0.0)
         both = wm * (tl.exp(z - top_m) / total_m - share * own_i - (1 - share) * own_j) * _slope(z, softcap)

@@ -107,7 +107,7 @@ def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
     base, trained  directories of the stages of the base model and of the trained one
     """
     samples = [read_dynamics(stage / SAMPLE) for stage in (base, trained)]
-    nll = [dynamics.nll_sum[:, -1] / dynamics.n_tokens for dynamics in samples]
+    nll = [dynamics.mean_nll[:, -1] for dynamics in samples]
     figures: dict[str, Any] = {"rows": len(samples[1].ids)}
     for prefix, spread in (("", lambda n: np.exp(n).std()), ("log_", np.std)):
         before, after = (finite(spread, n) for n in nll)

@@ -31,7 +31,7 @@ from sftmix.components.base import (
     StageState,
 )
 from sftmix.testing.strategies import equal_groups, score_tables, training_dynamics
-from sftmix.types import Int64, Rows, RowScores, Scores, Split, TrainingDynamics
+from sftmix.types import Int64, Rows, RowScores, Scores, TrainingDynamics
 
 C = TypeVar("C", bound=base.Component)
 V = TypeVar("V")
@@ -175,9 +175,9 @@ def check_pair_sampler(
     tables = score_tables(max_size=8 * groups + 8) if scores is None else scores
     pairs = 0
 
-    def holds(drawn: tuple[Scores, Split]) -> None:
+    def holds(table: Scores) -> None:
         nonlocal pairs
-        table, split = drawn
+        split = equal_groups(table, groups)
         with untouched(table, split):
             epochs = [
                 valid(contracts.check_pairs, sampler, sampler.pairs(split, table, epoch=e, seed=SEED), split, table)
@@ -190,7 +190,7 @@ def check_pair_sampler(
             np.testing.assert_array_equal(drawn_pairs, again, err_msg=f"epoch {epoch} asked alone gives something else")
             pairs += len(drawn_pairs)
 
-    on_examples(tables.map(lambda table: (table, equal_groups(table, groups))), holds, examples)
+    on_examples(tables, holds, examples)
     assert pairs, "no input gave a pair, so nothing would be mixed; if it needs other tables, give them as `scores`"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
+from sftmix.components.splitters import Quantile
 from sftmix.types import Encoded, Int64, Scores, Split, TrainingDynamics
 
 
@@ -41,9 +42,6 @@ def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61, 
         target[prompt:] = True
         rows.append(Encoded(row, f"example-{row}", rng.integers(3, vocabulary, prompt + response), target))
     return RowsInMemory(rows)
-
-
-_LENGTHS = st.integers(min_value=1, max_value=40)
 
 
 @st.composite
@@ -86,18 +84,12 @@ def score_tables(
         row=np.arange(size, dtype=np.int64),
         confidence=values,
         variability=np.where(np.isnan(values), np.nan, rng.gamma(1.0, 1.0, size)),
-        n_tokens=np.array(draw(st.lists(_LENGTHS, min_size=size, max_size=size)), dtype=np.int64),
+        n_tokens=np.array(draw(st.lists(st.integers(1, 40), min_size=size, max_size=size)), dtype=np.int64),
         label=None if labels is None else [labels[i] for i in rng.integers(0, len(labels), size)],
         columns={"score": [float(x) for x in np.round(rng.random(size) * 5, 1)]},
     )
 
 
 def equal_groups(scores: Scores, groups: int = 2) -> Split:
-    """Split the table into equal groups by confidence; examples without confidence, and those left over, unpaired."""
-    assigned = np.full(len(scores), -1, dtype=np.int8)
-    scored = np.flatnonzero(~np.isnan(scores.confidence))
-    ranked = sorted(scored.tolist(), key=lambda row: (-scores.confidence[row], scores.id[row]))
-    size = len(ranked) // groups
-    for group in range(groups):
-        assigned[ranked[group * size : (group + 1) * size]] = group
-    return Split(group=assigned, names=tuple(f"level_{group + 1}" for group in range(groups)))
+    """Split the table into equal groups by confidence; those without confidence, and some in the middle, unpaired."""
+    return Quantile(levels=groups).split(scores, seed=0)

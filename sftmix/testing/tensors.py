@@ -156,7 +156,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
     training = TrainingOptions(learning_rate=0.01)
 
     def trained(
-        component: Optimizer, *, steps: int, rate: float | None = None
+        component: Optimizer, *, steps: int, rate: float = training.learning_rate
     ) -> tuple[list[torch.Tensor], torch.optim.Optimizer]:
         shapes = {"wte.weight": (6, 4), "layer.weight": (4, 4), "layer.bias": (4,)}
         parameters = {n: nn.Parameter(torch.linspace(-1, 1, math.prod(s)).view(s)) for n, s in shapes.items()}
@@ -165,7 +165,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
         assert sorted(taken) == sorted(map(id, parameters.values())), "each parameter must be in one group, once"
         for step in range(steps):
             for group in built.param_groups:
-                group["lr"] = training.learning_rate if rate is None else rate
+                group["lr"] = rate
             for parameter in parameters.values():
                 parameter.grad = torch.cos(parameter.detach() * (step + 1))
             built.step()
