@@ -1,11 +1,11 @@
-"""What a stage of a run is, and RunContext, which makes one or reads it back: configuration, ranks, directory, rows."""
+"""RunContext, which makes a stage of a run or reads it back: configuration, ranks, directory, rows."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from sftmix.common.files import write_text
 from sftmix.common.world import World
@@ -29,19 +29,6 @@ class Made:
     line: str = ""
 
 
-@dataclass(frozen=True)
-class Stage(Generic[T]):
-    """A stage of a run. All ranks call each of its functions; `STAGE_INPUTS` has its inputs by its name.
-
-    make  makes its files
-    read  returns what the files hold; a finished stage is read back if all its inputs are equal
-    """
-
-    name: str
-    make: Callable[[], Made]
-    read: Callable[[], T]
-
-
 class RunContext:
     """One run in progress; `enter` is the runner of its stages."""
 
@@ -54,22 +41,25 @@ class RunContext:
         if self.world.is_main:
             print(text, flush=True)
 
-    def enter(self, stage: Stage[T]) -> T:
+    def enter(self, stage: str, make: Callable[[], Made], read: Callable[[], T]) -> T:
         """Make a stage unless it is done, and return what its files hold.
 
+        stage  its name, by which `STAGE_INPUTS` has its inputs
+        make   makes its files; all ranks call it, and `read`
+        read   returns what the files hold; a finished stage is read back if all its inputs are equal
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
         self._stop.check(self.world)
-        inputs = STAGE_INPUTS[stage.name](Known(self.config, self.world, self.rows, self.directory.path))
-        done = self.directory.begin(stage.name, inputs)
+        inputs = STAGE_INPUTS[stage](Known(self.config, self.world, self.rows, self.directory.path))
+        done = self.directory.begin(stage, inputs)
         memory, began, file = PeakMemory(self.world.device), time.time(), self.directory.path / "config.yaml"
         self.world.on_main(lambda: None if done and file.exists() else write_text(file, self.config.yaml()))
         if done:
-            return stage.read()
-        made = stage.make()
-        value = stage.read()  # before the stage is done: what cannot be read must not count as done
+            return read()
+        made = make()
+        value = read()  # before the stage is done: what cannot be read must not count as done
         figures = {"wall_seconds": time.time() - began, **made.figures}
-        self.directory.finish(stage.name, made.files, {**figures, "peak_memory_bytes": self.world.max(memory.bytes())})
+        self.directory.finish(stage, made.files, {**figures, "peak_memory_bytes": self.world.max(memory.bytes())})
         if made.line:
             self.say(f"{made.line} ({time.time() - began:.0f} s)")
         return value

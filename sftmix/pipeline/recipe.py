@@ -1,7 +1,7 @@
 """SFTMix from top to bottom: rows -> training dynamics -> confidence -> split -> training -> summary.
 
-Each stage is a `Stage`: what makes its files, and what reads them back; a person can open them, too. `RunContext.enter`
-makes one, unless it is done. The short stages are below; the reference is in `reference`, training
+Each stage is a function: `RunContext.enter` gets what makes its files, which is called unless they are there, and what
+reads them back; a person can open them, too. The short stages are below; the reference is in `reference`, training
 and measuring the target in `target`.
 """
 
@@ -24,7 +24,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.measure.split import write_confounds
 from sftmix.measure.summary import summarise
-from sftmix.pipeline.context import Made, RunContext, Stage
+from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.identity import (
     Known,
@@ -34,10 +34,10 @@ from sftmix.pipeline.identity import (
     training_of_reference,
 )
 from sftmix.pipeline.pairs import dynamics_of_single_run
-from sftmix.pipeline.reference import reference_stage
+from sftmix.pipeline.reference import collect_dynamics
 from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.start import refuse_other_inputs
-from sftmix.pipeline.target import arm_stage, base_stage
+from sftmix.pipeline.target import measure_base, train_arm
 from sftmix.training.log import StopAtOnce
 from sftmix.training.parallel import check_compiler
 from sftmix.types import NOT_COUNTED, Scores, Split, TrainingDynamics
@@ -94,25 +94,25 @@ def make_stages(run: RunContext, stages: Container[str]) -> None:
     """
     dynamics, scores, split = None, run.rows.table(), None
     if "selection" in stages:
-        run.enter(selection_stage(run))
+        select_rows(run)
     if "reference" in stages:
-        dynamics = run.enter(reference_stage(run))
+        dynamics = collect_dynamics(run)
     if "confidence" in stages:
-        scores = run.enter(confidence_stage(run, dynamics))
+        scores = estimate_confidence(run, dynamics)
     if "split" in stages:
-        split = run.enter(split_stage(run, scores))
+        split = split_rows(run, scores)
     if "train" not in stages:
         return
-    run.enter(arm_stage(run, "train", scores, split))
+    train_arm(run, "train", scores, split)
     if "base" in stages and is_single_run(run.config):
         dynamics = dynamics_of_single_run(run)
         if dynamics is not None:  # those that divided the last epoch, for people to look at
-            scores = run.enter(confidence_stage(run, dynamics))
-            run.enter(split_stage(run, scores))
+            scores = estimate_confidence(run, dynamics)
+            split_rows(run, scores)
     if "baseline" in stages:
-        run.enter(arm_stage(run, "baseline", scores, split))
+        train_arm(run, "baseline", scores, split)
     if "base" in stages:
-        run.enter(base_stage(run))
+        measure_base(run)
 
 
 def write_summary(run: RunContext, *, root: Path | None = None) -> dict[str, Any]:
@@ -135,19 +135,19 @@ def write_summary(run: RunContext, *, root: Path | None = None) -> dict[str, Any
 # ------------------------------------------------------------------------------------- the short stages
 
 
-def selection_stage(run: RunContext) -> Stage[None]:
-    """The ids that the selector keeps of all training rows, in file order."""
+def select_rows(run: RunContext) -> None:
+    """Write the ids that the selector keeps of all training rows, in file order."""
     path = run.directory.path / "selection" / "selected.parquet"
 
     def make() -> Made:
         run.world.on_main(lambda: write_table(path, run.rows.data.train.ids))
         return Made([path.name])
 
-    return Stage("selection", make, lambda: None)
+    run.enter("selection", make, lambda: None)
 
 
-def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stage[Scores]:
-    """The confidence of each example, and with it the table that splitters and samplers see.
+def estimate_confidence(run: RunContext, dynamics: TrainingDynamics | None) -> Scores:
+    """Return the confidence of each example, and with it the table that splitters and samplers see.
 
     dynamics  None: the confidence has scores of its own, and gets dynamics without losses
     """
@@ -166,11 +166,11 @@ def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stag
         run.world.on_main(write)
         return Made([path.name])
 
-    return Stage("confidence", make, lambda: run.rows.table(path))
+    return run.enter("confidence", make, lambda: run.rows.table(path))
 
 
-def split_stage(run: RunContext, scores: Scores) -> Stage[Split]:
-    """The division of the training examples into groups."""
+def split_rows(run: RunContext, scores: Scores) -> Split:
+    """Return the division of the training examples into groups."""
     root, splitter, seed = run.directory.path, run.config.splitter, run.config.seed
     path = root / "split" / "split.parquet"
 
@@ -182,4 +182,4 @@ def split_stage(run: RunContext, scores: Scores) -> Stage[Split]:
     def make() -> Made:
         return Made([path.name, *(run.world.on_main(write) or [])])
 
-    return Stage("split", make, lambda: read_split(path)[1])
+    return run.enter("split", make, lambda: read_split(path)[1])

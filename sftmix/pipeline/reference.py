@@ -22,7 +22,7 @@ from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.load import context_length, load_tokenizer
 from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
-from sftmix.pipeline.context import Made, RunContext, Stage
+from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.identity import training_of_reference
 from sftmix.pipeline.models import scoring_model
 from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
@@ -45,8 +45,8 @@ MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
 
-def reference_stage(run: RunContext) -> Stage[TrainingDynamics]:
-    """The training dynamics of the reference, one row per example of the training set."""
+def collect_dynamics(run: RunContext) -> TrainingDynamics:
+    """Return the training dynamics of the reference, one row per example of the training set."""
     config, ids = run.config, run.rows.data.train.ids
     path = run.directory.path / "confidence" / "dynamics.parquet"
 
@@ -66,7 +66,7 @@ def reference_stage(run: RunContext) -> Stage[TrainingDynamics]:
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
         return Made(["../confidence/dynamics.parquet"], figures, line)
 
-    return Stage("reference", make, lambda: read_dynamics(path).of(ids))
+    return run.enter("reference", make, lambda: read_dynamics(path).of(ids))
 
 
 def rows_of_reference(

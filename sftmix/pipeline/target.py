@@ -12,7 +12,7 @@ from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.pipeline.context import Made, RunContext, Stage
+from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.identity import arm_of
 from sftmix.pipeline.models import export_weights, load_for_run, scorer, scoring_model
 from sftmix.pipeline.pairs import order_of_arm
@@ -22,8 +22,8 @@ from sftmix.training.loop import Stage as TrainingStage
 from sftmix.types import Scores, Split
 
 
-def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -> Stage[None]:
-    """The training of the target, or of the NTP baseline in the same order; then it is measured and exported.
+def train_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> None:
+    """Train the target, or the NTP baseline in the same order; then measure and export it.
 
     name           train or baseline
     scores, split  of the stages before; a single run has neither, and divides its epochs itself
@@ -61,7 +61,7 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
         early = f", stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
         return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{early}{nll}")
 
-    return Stage(name, make, lambda: None)
+    run.enter(name, make, lambda: None)
 
 
 def training_stage(
@@ -108,8 +108,8 @@ def training_stage(
     )
 
 
-def base_stage(run: RunContext) -> Stage[None]:
-    """The measurement of the untrained model, once for all arms; it comes after them, so that no step waits for it."""
+def measure_base(run: RunContext) -> None:
+    """Measure the untrained model, once for all arms; it comes after them, so that no step waits for it."""
 
     def make() -> Made:
         config, world, rows, data = run.config, run.world, run.rows, run.rows.data
@@ -119,4 +119,4 @@ def base_stage(run: RunContext) -> Stage[None]:
         directory = run.directory.path / "base"
         return Made(*measure(directory, world, data, partial(score, module), groups=rows.eval_groups))
 
-    return Stage("base", make, lambda: None)
+    run.enter("base", make, lambda: None)

@@ -220,12 +220,9 @@ class CheckpointStore:
         except CheckpointException as failed:  # which is no Exception; files went since they were verified
             error = next(iter(failed.failures.values()))[0]
             raise CheckpointError(f"{self.path(step)} cannot be read ({type(error).__name__}: {error})") from failed
-        weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
-        first = {id(p): name for name, p in module.named_parameters()}
-        names = {name: first[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
-        aliases: dict[str, Any] = {alias: weights[name] for alias, name in names.items() if name in weights}
-        options = StateDictOptions(strict=all(p.requires_grad for p in module.parameters()))
-        set_model_state_dict(module, weights | aliases, options=options)
+        weights = {k.removeprefix("weights/"): cast(Any, v) for k, v in tensors.items() if k.startswith("weights/")}
+        # Not strict: a tied weight is there by one of its names, and frozen ones are not.
+        set_model_state_dict(module, weights, options=StateDictOptions(strict=False))
         if optimizer is not None:
             state = _optimizer_state(module, optimizer)
             state |= {name: _of_type(state.get(name), number) for name, number in numbers.items()}

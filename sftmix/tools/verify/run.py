@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,7 +21,7 @@ from sftmix.components.base import Callback, CallbackResult, Need, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import read_config
-from sftmix.pipeline.context import RunContext, Stage
+from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory, differences
 from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
 from sftmix.pipeline.recipe import make_stages, write_summary
@@ -168,23 +168,23 @@ class Replay(RunContext):
         self.window, self.place, self.findings = window, self.directory.path, findings
         self.recorded, self.machine = list[dict[str, Any]](), dict[str, Any]()
 
-    def enter(self, stage: Stage[T]) -> T:
+    def enter(self, stage: str, make: Callable[[], Made], read: Callable[[], T]) -> T:
         """Make a stage again, from the files of the run, and compare what it made.
 
         Later stages read the files of the run, so that each differs alone. Other stages with steps are read back;
         nothing comes after that of the window.
         """
-        if stage.name == self.window.stage:
-            self._make(stage)
+        if stage == self.window.stage:
+            self._make(make)
             return cast(T, None)
-        if stage.name in TRAINED:
-            return stage.read()
-        name = f"{stage.name}/{stage.make().files[0]}"
-        if stage.name == "selection":  # the rows are those that the run selected
+        if stage in TRAINED:
+            return read()
+        name = f"{stage}/{make().files[0]}"
+        if stage == "selection":  # the rows are those that the run selected
             ids = selected_ids(self.config, self.rows.whole)
             self.world.on_main(lambda: write_table(self.place / name, ids))
         self.findings += self.world.on_main(lambda: self._table(name)) or []
-        return stage.read()
+        return read()
 
     def _table(self, name: str) -> list[Finding]:
         tables = [read_table(root / name, ["id"]) for root in (self.window.run, self.place)]
@@ -192,19 +192,19 @@ class Replay(RunContext):
         _link(self.window.run / name, self.place / name)
         return compare("split", name, expected, replayed, relative=OF_CONFIDENCE, labels=expected["id"])
 
-    def _make(self, stage: Stage[Any]) -> None:
+    def _make(self, make: Callable[[], Made]) -> None:
         self.recorded = self.world.share(self.world.on_main(lambda: _recorded(self.window)))
         threads = torch.get_num_threads()
         try:  # sums of another number of parts are rounded differently
             torch.set_num_threads(self.recorded[0]["threads"] if self.recorded else threads)
-            made = stage.make()
+            made = make()
         finally:
             torch.set_num_threads(threads)
         # After the last stage, so that the summary tells of all.
         has_summary = self.window.finished and (self.window.run / "base" / "figures.json").exists()
         if has_summary:
             write_summary(self, root=self.window.run)
-        files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
+        files = [f"{self.window.stage}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
         files += ["summary.json"] * has_summary
         self.findings += self.world.on_main(lambda: [*self._weights(), *self._figures(made.figures, files)]) or []
 
