@@ -133,8 +133,6 @@ def read_confidence(path: PathLike) -> tuple[list[str], Float64, Float64]:
 
 def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
     """Write exactly id and group (a group's name or `unpaired`); the order of the names goes to the metadata."""
-    if UNPAIRED_NAME in split.names:
-        raise DataError(f"a split names a group {UNPAIRED_NAME!r}; that name is kept for examples in no group")
     write_table(path, ids, {_NAMES_KEY: json.dumps(split.names)}, group=split.labels)
 
 

@@ -29,27 +29,32 @@ class Made:
     line: str = ""
 
 
+Make = Callable[[], Made]
+"""The work of a stage: it makes the files. All ranks call it."""
+
+
+@dataclass
 class RunContext:
     """One run in progress; `enter` is the runner of its stages."""
 
-    def __init__(
-        self, config: RunConfig, world: World, directory: RunDirectory, stop: StopAtOnce, rows: RunRows
-    ) -> None:
-        self.config, self.world, self.directory, self._stop, self.rows = config, world, directory, stop, rows
+    config: RunConfig
+    world: World
+    directory: RunDirectory
+    stop: StopAtOnce
+    rows: RunRows
 
     def say(self, text: str) -> None:
         if self.world.is_main:
             print(text, flush=True)
 
-    def enter(self, stage: str, make: Callable[[], Made], read: Callable[[], T]) -> T:
+    def enter(self, stage: str, make: Make, read: Callable[[], T]) -> T:
         """Make a stage unless it is done, and return what its files hold.
 
         stage  its name, by which `STAGE_INPUTS` has its inputs
-        make   makes its files; all ranks call it, and `read`
-        read   returns what the files hold; a finished stage is read back if all its inputs are equal
+        read   returns what the files hold, on all ranks; a finished stage is read back if all its inputs are equal
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
-        self._stop.check(self.world)
+        self.stop.check(self.world)
         inputs = STAGE_INPUTS[stage](Known(self.config, self.world, self.rows, self.directory.path))
         done = self.directory.begin(stage, inputs)
         memory, began, file = PeakMemory(self.world.device), time.time(), self.directory.path / "config.yaml"

@@ -21,7 +21,7 @@ from sftmix.components.base import Callback, CallbackResult, Need, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import read_config
-from sftmix.pipeline.context import Made, RunContext
+from sftmix.pipeline.context import Make, RunContext
 from sftmix.pipeline.directory import RunDirectory, differences
 from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
 from sftmix.pipeline.recipe import make_stages, write_summary
@@ -168,7 +168,7 @@ class Replay(RunContext):
         self.window, self.place, self.findings = window, self.directory.path, findings
         self.recorded, self.machine = list[dict[str, Any]](), dict[str, Any]()
 
-    def enter(self, stage: str, make: Callable[[], Made], read: Callable[[], T]) -> T:
+    def enter(self, stage: str, make: Make, read: Callable[[], T]) -> T:
         """Make a stage again, from the files of the run, and compare what it made.
 
         Later stages read the files of the run, so that each differs alone. Other stages with steps are read back;
@@ -192,7 +192,7 @@ class Replay(RunContext):
         _link(self.window.run / name, self.place / name)
         return compare("split", name, expected, replayed, relative=OF_CONFIDENCE, labels=expected["id"])
 
-    def _make(self, make: Callable[[], Made]) -> None:
+    def _make(self, make: Make) -> None:
         self.recorded = self.world.share(self.world.on_main(lambda: _recorded(self.window)))
         threads = torch.get_num_threads()
         try:  # sums of another number of parts are rounded differently
