@@ -43,7 +43,7 @@ _INTEGERS = ("checkpoint", "step", "n_tokens", "n_correct")
 # ------------------------------------------------------------------------------------------- any table
 
 
-def existing_file(key: str, path: str | os.PathLike[str]) -> str:
+def existing_file(key: str, path: PathLike) -> str:
     """Return the path of an option; DataError if there is no such file. A run asks before it stores its inputs."""
     if not os.path.isfile(path):
         raise DataError(f"{key}: {path}: there is no such file")
