@@ -107,18 +107,16 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
-def no_space(path: Path, needed: int | None = None) -> NoSpaceError:
+def no_space(path: Path, needed: int | None = None, problem: str = "no space left to write") -> NoSpaceError:
     """Return the error of a full disk, with the free bytes and those needed, if they are known."""
     need = "" if needed is None else f"{needed:,} bytes are needed, "
-    return NoSpaceError(f"no space left to write {path}: {need}{free_bytes(path):,} are free; free some and run again")
+    return NoSpaceError(f"{problem} {path}: {need}{free_bytes(path):,} are free; free some and run again")
 
 
 def check_room(path: Path, needed: int, purpose: str) -> None:
     """Raise NoSpaceError if fewer than `needed` bytes are free for `purpose`, which is to be written in `path`."""
     if free_bytes(path) < needed:
-        free = free_bytes(path)
-        words = f"{needed:,} bytes are needed, {free:,} are free; free some and run again"
-        raise NoSpaceError(f"too little room for {purpose} in {path}: {words}")
+        raise no_space(path, needed, f"too little room for {purpose} in")
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:

@@ -69,7 +69,6 @@ def progress_bar(
     enabled: bool = True,
     leave: bool = True,
     delay: float = 0.0,
-    unit_scale: bool = False,
 ) -> LiveLine:
     """Return the progress of work: a live line in a terminal or notebook, else plain lines; nothing without a name.
 
@@ -78,7 +77,7 @@ def progress_bar(
     leave   False for work inside other work: its bar vanishes, and of its lines there are only a few if it is long
     delay   seconds before anything is shown, so that short work shows nothing
     """
-    work = {"total": total, "initial": done, "desc": name, "unit": unit, "unit_scale": unit_scale, "leave": leave}
+    work = {"total": total, "initial": done, "desc": name, "unit": unit, "leave": leave}
     disabled = name is None or not enabled
     if disabled or sys.stderr.isatty() or "ipykernel" in sys.modules:
         return LiveLine(

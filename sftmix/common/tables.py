@@ -43,7 +43,7 @@ _INTEGERS = ("checkpoint", "step", "n_tokens", "n_correct")
 # ------------------------------------------------------------------------------------------- any table
 
 
-def existing_file(key: str, path: str | os.PathLike[str]) -> str:
+def existing_file(key: str, path: PathLike) -> str:
     """Return the path of an option; DataError if there is no such file. A run asks before it stores its inputs."""
     if not os.path.isfile(path):
         raise DataError(f"{key}: {path}: there is no such file")
@@ -133,8 +133,6 @@ def read_confidence(path: PathLike) -> tuple[list[str], Float64, Float64]:
 
 def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
     """Write exactly id and group (a group's name or `unpaired`); the order of the names goes to the metadata."""
-    if UNPAIRED_NAME in split.names:
-        raise DataError(f"a split names a group {UNPAIRED_NAME!r}; that name is kept for examples in no group")
     write_table(path, ids, {_NAMES_KEY: json.dumps(split.names)}, group=split.labels)
 
 

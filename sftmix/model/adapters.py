@@ -11,8 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,9 +70,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         config = LoraConfig(**copy.deepcopy(options), task_type="CAUSAL_LM")
         if config.target_modules == ALL_LINEAR and named:
             _add_names(config, model, named)
-        with torch.random.fork_rng(devices=[]), _as_documented():
-            torch.manual_seed(seed)
-            model.add_adapter(config, ADAPTER)
+        _add(model, config, seed=seed)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
     freeze_unused(model)  # PEFT's bias: all is all
@@ -87,8 +84,7 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
     config = stored_config(directory)
     config.inference_mode = False  # else PEFT freezes them, and they would not be found by `read_adapters`
     try:
-        with torch.random.fork_rng(devices=[]), _as_documented():
-            model.add_adapter(config, ADAPTER)
+        _add(model, config, seed=0)
     except Exception as error:  # values of strangers make PEFT raise anything
         raise ConfigError(f"{directory / FILE}: PEFT cannot follow it in {type(model).__name__}: {error}") from error
     if config.bias == "all" and config.exclude_modules:  # as `add_adapters` wrote it: of the text model alone
@@ -136,17 +132,18 @@ def _check_names(model: PreTrainedModel, option: str, names: Sequence[str]) -> N
         )
 
 
-@contextmanager
-def _as_documented() -> Iterator[None]:
-    """Silence PEFT's warnings of intended effects: Conv1D is transposed, adapters untie a tied head (docs/lora.md).
+def _add(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
+    """Have PEFT put its layers in, without its warnings of intended effects.
 
-    And a wrong one: the rank that PEFT itself gives to fused tensors of experts is not ignored.
+    Those are that Conv1D is transposed, and that adapters untie a tied head (docs/lora.md); a third one is wrong: the
+    rank that PEFT itself gives to fused tensors of experts is not ignored.
     """
-    with warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]")
-        yield
+        torch.manual_seed(seed)
+        model.add_adapter(config, ADAPTER)
 
 
 # ---------------------------------------------------------------------------------------- adapters of others

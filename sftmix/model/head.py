@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.load import n_embeddings
+from sftmix.model.load import probe_ids
 from sftmix.model.packing import is_flash
 
 ADAPTER = "default"
@@ -72,7 +72,7 @@ def check_head(model: PreTrainedModel) -> Head:
     """Return the head whose logits equal `model(...).logits` on a probe batch; ConfigError if no formula fits."""
     candidates = _candidates(model)
     name = f"{type(model).__name__} ({model.config.model_type})"
-    ids = (torch.arange(2 * 8, device=model.device) * 7919 % n_embeddings(model)).view(2, 8)
+    ids = probe_ids(model, 2, 8)
     mask = torch.ones_like(ids)
     training = model.training
     model.eval()

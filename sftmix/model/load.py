@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from functools import cache, reduce
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -53,11 +55,8 @@ def load_model(
     Reads safetensors only and runs no code that comes with the model. Raises ConfigError if there is no such model, if
     it needs such code or has no safetensors, or if weights are missing (they would be random).
     """
-    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    if attention is not None:
-        options["attn_implementation"] = attention
-    if quantization is not None:
-        options["quantization_config"] = quantization
+    kinds = {"dtype": dtype, "attn_implementation": attention, "quantization_config": quantization}
+    options = {**kinds, "use_safetensors": True, "output_loading_info": True}
     model, info = _from_pretrained(AutoModelForCausalLM, path, **options)
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:5])
@@ -141,6 +140,11 @@ def n_embeddings(model: PreTrainedModel) -> int:
     """Return the number of token ids that have an embedding."""
     weight: Any = model.get_input_embeddings().weight
     return weight.shape[0]
+
+
+def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
+    """Return ids of this shape, spread over the vocabulary, on the device of the model."""
+    return (torch.arange(math.prod(shape), device=model.device) * 7919 % n_embeddings(model)).view(shape)
 
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:

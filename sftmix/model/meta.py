@@ -36,9 +36,8 @@ def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrained
     """
     from accelerate import init_empty_weights
 
-    options = {} if attention is None else {"attn_implementation": attention}
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(model_config(path), dtype=torch.float32, **options)
+        model = AutoModelForCausalLM.from_config(model_config(path), dtype=torch.float32, attn_implementation=attention)
     model.tie_weights()  # each parameter was moved to the meta device by itself
     return freeze_unused(model.eval())
 

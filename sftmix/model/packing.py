@@ -7,24 +7,21 @@ row. Each architecture uses these in its own way, so a probe is compared with it
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
+from sftmix.model.load import probe_ids
 
 _DOCUMENTS = ((9, 6, 8), (5, 7), (13,))
 """Lengths of the documents packed into each line of the probe, padded to the longest; padding-free, all in one line."""
 
 
-def skips_between_documents(model: PreTrainedModel, device: torch.device) -> bool:
-    """Return True if the attention computes the documents of a row apart, without a dense mask over all token pairs."""
-    return is_skipping(model.config._attn_implementation, device)
-
-
 def is_skipping(attention: str | None, device: torch.device) -> bool:
-    """Return True if this attention implementation does no work between documents on this device."""
+    """Return True if this attention implementation does no work between documents on this device.
+
+    It then has no dense mask over all token pairs.
+    """
     return device.type != "cpu" and attention is not None and (is_flash(attention) or attention == "flex_attention")
 
 
@@ -52,7 +49,10 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     its parameters gathered. Raises ConfigError if the backbone itself fails.
     """
     name = f"{type(model).__name__} ({model.config.model_type}, attention {model.config._attn_implementation})"
-    remedy = _ONE_ROW if padding_free else _LINES
+    option = "training.padding_free to false (micro-batches are padded)"
+    if not padding_free:
+        option = "data.packing to false (each example is a piece of one document)"
+    remedy = f"Set {option}, or another model.attention (sdpa, eager)."
     training = model.training
     model.eval()
     try:
@@ -72,21 +72,12 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     )
 
 
-_LINES = (
-    "Set data.packing to false (each example is a piece of one document), or another model.attention (sdpa, eager)."
-)
-
-_ONE_ROW = "Set training.padding_free to false (micro-batches are padded), or another model.attention (sdpa, eager)."
-
-
 def _probe(model: PreTrainedModel, padding_free: bool) -> tuple[float, float, torch.dtype]:
     """Return the largest difference between hidden states of packed and single documents, the largest state; dtype."""
     decoder, device = model.get_decoder(), model.device
     documents = (sum(_DOCUMENTS, ()),) if padding_free else _DOCUMENTS
-    embeddings: Any = model.get_input_embeddings()
-    vocabulary = embeddings.weight.shape[0]
     width = max(map(sum, documents))
-    ids = (torch.arange(len(documents) * width, device=device) * 7919 % vocabulary).view(-1, width)
+    ids = probe_ids(model, len(documents), width)
     lines = [torch.cat([torch.arange(n) for n in (*lengths, width - sum(lengths))]) for lengths in documents]
     positions = torch.stack(lines).to(device)
     packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state

@@ -42,13 +42,15 @@ class Stage(Generic[T]):
     read: Callable[[], T]
 
 
+@dataclass
 class RunContext:
     """One run in progress; `enter` is the runner of its stages."""
 
-    def __init__(
-        self, config: RunConfig, world: World, directory: RunDirectory, stop: StopAtOnce, rows: RunRows
-    ) -> None:
-        self.config, self.world, self.directory, self._stop, self.rows = config, world, directory, stop, rows
+    config: RunConfig
+    world: World
+    directory: RunDirectory
+    stop: StopAtOnce
+    rows: RunRows
 
     def say(self, text: str) -> None:
         if self.world.is_main:
@@ -59,7 +61,7 @@ class RunContext:
 
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
-        self._stop.check(self.world)
+        self.stop.check(self.world)
         inputs = STAGE_INPUTS[stage.name](Known(self.config, self.world, self.rows, self.directory.path))
         done = self.directory.begin(stage.name, inputs)
         memory, began, file = PeakMemory(self.world.device), time.time(), self.directory.path / "config.yaml"

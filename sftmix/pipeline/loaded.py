@@ -17,7 +17,7 @@ from sftmix.data.encoders import encoder_for
 from sftmix.data.formats import TEXT
 from sftmix.data.templates import Encoder
 from sftmix.model.adapters import base_of_adapters, load_adapters, quantization_config
-from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, n_embeddings, stored_dtype
+from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, probe_ids, stored_dtype
 from sftmix.model.paths import named
 from sftmix.options import DataOptions, ModelOptions
 from sftmix.pipeline.finished import FinishedModel
@@ -75,8 +75,8 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
     with torch.no_grad():  # a model without a greatest logit would still answer, with token 0 for ever
-        ids = torch.arange(8, device=model.device) * 7919 % n_embeddings(model)
-        finite = (model.eval()(input_ids=ids[None]).logits < torch.inf).all()  # NaN is not, and some models have -inf
+        logits = model.eval()(input_ids=probe_ids(model, 1, 8)).logits
+        finite = (logits < torch.inf).all()  # NaN is not, and some models have -inf
     if not finite:
         wider = "" if model.dtype == torch.float32 else ", or they are too large for this dtype: try --dtype float32"
         raise NonFiniteError(

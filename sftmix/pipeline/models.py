@@ -58,22 +58,18 @@ def load_for_run(
             add_adapters(model, lora, seed=adapter_seed)  # some are made of the model's values
         return model
 
-    if not sharded:
-        model = whole()
-        check_head(model)
-        check_vocabulary(model, encoder.tokenizer)
-        return model, None
-    mapped = None if lora.r else mapped_model(path, attention=attention)
-    if mapped is not None:  # every rank maps the files; else rank 0 loads them and sends the values
-        check_vocabulary(mapped, encoder.tokenizer)
-        return mapped, Values(mapped, take_values(mapped), world, from_main=False, checks=[check_head])
-    loaded = world.on_main(whole)
+    mapped = mapped_model(path, attention=attention) if sharded and not lora.r else None
+    # Every rank maps the files, if it can; else rank 0 loads them and sends the values.
+    loaded = mapped or (world.on_main(whole) if sharded else whole())
     model = loaded or empty_model(path, attention=attention)
     if lora.r and loaded is None:
         add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
     check_vocabulary(model, encoder.tokenizer)
+    if not sharded:
+        check_head(model)
+        return model, None
     values = take_values(model)
-    return model, Values(model, values if loaded else {}, world, from_main=True, checks=[check_head])
+    return model, Values(model, values if loaded else {}, world, from_main=mapped is None, checks=[check_head])
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
@@ -109,9 +105,9 @@ def scoring_model(
     model, values = load_for_run(config, world, path, encoder, options, lora or LoraOptions())
     if adapters is not None:
         read_adapters(model, adapters)
-    precision = resolve_precision(options.precision, world.device)
-    module = training_module(model, options, precision=precision, world=world, packed=packed, values=values)
-    return scorer(options, world, encoder, name=name, token_nll=token_nll), module
+    score = scorer(options, world, encoder, name=name, token_nll=token_nll)
+    module = training_module(model, options, precision=score.precision, world=world, packed=packed, values=values)
+    return score, module
 
 
 def export_weights(

@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -47,17 +48,17 @@ _MARGIN = 1.2
 """Bytes for each byte of an estimate: a checkpoint holds more than weights and the state of the optimizer."""
 
 
+@dataclass
 class CheckpointStore:
     """The checkpoints of one stage: `directory`/step-<8 digits>/."""
 
-    def __init__(self, directory: Path, *, keep: int, world: World) -> None:
-        self.directory = directory
-        self.keep = keep
-        self.world = world
-        self._verified: int | None = None
-        """The step that was read in full and compared with its hashes by this object, on rank 0."""
-        self._damaged: set[int] = set()
-        """Steps that `newest_valid` passed over, on rank 0."""
+    directory: Path
+    keep: int
+    world: World
+    _verified: int | None = field(default=None, init=False)
+    """The step that was read in full and compared with its hashes by this object, on rank 0."""
+    _damaged: set[int] = field(default_factory=set, init=False)
+    """Steps that `newest_valid` passed over, on rank 0."""
 
     def steps(self) -> list[int]:
         """Return the steps that have a directory, newest first, valid or not."""
@@ -212,7 +213,8 @@ class CheckpointStore:
                 "is of another model or of other adapters"
             )
         if optimizer is not None:
-            self._begin_late(step, module, optimizer, {**stored, **{f"optimizer/{k}": v for k, v in numbers.items()}})
+            late = {k.removeprefix("optimizer/"): v for k, v in stored.items() if k.startswith("optimizer/")}
+            self._begin_late(step, module, optimizer, late | numbers)
         tensors = _tensors(wrapped, optimizer)
         try:
             with _quiet():
@@ -220,12 +222,9 @@ class CheckpointStore:
         except CheckpointException as failed:  # which is no Exception; files went since they were verified
             error = next(iter(failed.failures.values()))[0]
             raise CheckpointError(f"{self.path(step)} cannot be read ({type(error).__name__}: {error})") from failed
-        weights = {k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")}
-        first = {id(p): name for name, p in module.named_parameters()}
-        names = {name: first[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
-        aliases: dict[str, Any] = {alias: weights[name] for alias, name in names.items() if name in weights}
-        options = StateDictOptions(strict=all(p.requires_grad for p in module.parameters()))
-        set_model_state_dict(module, weights | aliases, options=options)
+        weights = {k.removeprefix("weights/"): cast(Any, v) for k, v in tensors.items() if k.startswith("weights/")}
+        # Not strict: a tied weight is there by one of its names, and frozen ones are not.
+        set_model_state_dict(module, weights, options=StateDictOptions(strict=False))
         if optimizer is not None:
             state = _optimizer_state(module, optimizer)
             state |= {name: _of_type(state.get(name), number) for name, number in numbers.items()}
@@ -242,15 +241,15 @@ class CheckpointStore:
         """
         state, parameters = _optimizer_state(module, optimizer), dict(module.named_parameters(remove_duplicate=False))
         for name, value in stored.items():
-            kind, _, key = name.removeprefix("optimizer/").partition(".")
-            if not name.startswith("optimizer/") or f"{kind}.{key}" in state:
+            if name in state:
                 continue
+            kind, _, key = name.partition(".")
             owner = next((parameter for parameter in parameters if key.startswith(f"{parameter}.")), None)
             place = None if owner is None else _place(optimizer, kind, parameters[owner])
             initial = value if owner is None or isinstance(value, (int, float)) else _zeros(value, parameters[owner])
             entry = key.removeprefix(f"{owner}.")
             if place is None or initial is None or "." in entry:
-                raise CheckpointError(f"{self.path(step)} holds {name}, for which the optimizer has no place")
+                raise CheckpointError(f"{self.path(step)} holds optimizer/{name}, for which the optimizer has no place")
             place[entry] = initial
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,60 +56,62 @@ def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> li
     ]
 
 
+@dataclass(kw_only=True, eq=False)
 class ScoreAtCheckpoints(Callback):
     """The scoring of all rows at the given steps; results are kept on disk, so that a resumed run scores nothing twice.
 
     Training stops after the last of them: more steps would change nothing.
 
-    alone  also score the responses without their instructions
+    alone    also score the responses without their instructions
+    seconds  that the scoring took so far
     """
 
-    def __init__(
-        self, *, ids: Sequence[str], steps: Sequence[int], directory: Path, world: World, alone: bool = False
-    ) -> None:
-        self._ids, self._steps, self._directory, self._world = ids, steps, directory, world
-        self._alone = alone
-        self.seconds = 0.0
+    ids: Sequence[str]
+    steps: Sequence[int]
+    directory: Path
+    world: World
+    alone: bool = False
+    seconds: float = 0.0
 
     def on_stage_start(self, state: StageState) -> CallbackResult:
         return self.on_step_end(state)
 
     def on_step_end(self, state: StageState) -> CallbackResult:
         metrics = {}
-        if state.step in self._steps:
-            scored = self._world.share(self._path(state.step).exists())
+        if state.step in self.steps:
+            scored = self.world.share(self._path(state.step).exists())
             dynamics = read_dynamics(self._path(state.step)) if scored else self._scored(state)
             metrics["train_nll"] = float(dynamics.nll_sum.sum() / max(1, dynamics.n_tokens.sum()))
-        return CallbackResult(metrics, stop=state.step >= max(self._steps))
+        return CallbackResult(metrics, stop=state.step >= max(self.steps))
 
     def _path(self, step: int) -> Path:
-        return self._directory / f"step-{step:08d}.parquet"
+        return self.directory / f"step-{step:08d}.parquet"
 
     def _scored(self, state: StageState) -> TrainingDynamics:
         """Score all rows under the current model, and keep the result on disk."""
         assert state.score is not None
         started = time.perf_counter()
         scores = state.score()
-        alone = state.score(alone=True) if self._alone else None
-        dynamics = one_checkpoint(self._ids, state.step, scores, alone)
+        alone = state.score(alone=True) if self.alone else None
+        dynamics = one_checkpoint(self.ids, state.step, scores, alone)
 
         def write() -> None:
             write_dynamics(self._path(state.step), dynamics)
             tell_lost(dynamics, scores.n_tokens, f"step {state.step} of the reference")
 
-        self._world.on_main(write)
+        self.world.on_main(write)
         self.seconds += time.perf_counter() - started
         return dynamics
 
     def dynamics(self) -> TrainingDynamics:
         """Return all checkpoints together, in order."""
-        missing = [step for step in self._steps if not self._path(step).exists()]
+        missing = [step for step in self.steps if not self._path(step).exists()]
         if missing:
             raise ConfigError(
                 f"the reference was stopped by a callback before its checkpoints at steps {missing}: "
                 "name checkpoints that it reaches (reference.checkpoints), or take the callback away"
             )
-        return merge([read_dynamics(self._path(step)) for step in self._steps])
+        return merge([read_dynamics(self._path(step)) for step in self.steps])
 
 
 def one_checkpoint(

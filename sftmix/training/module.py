@@ -1,4 +1,4 @@
-"""Model and losses in one forward: the module that DDP and FSDP wrap, and the contexts around its calls.
+"""Model and losses in one forward: the module that DDP and FSDP wrap, what a loss may ask, and the contexts of calls.
 
 Using the LM head outside the wrapped forward would skip DDP's hooks and see sharded weights under FSDP.
 `sftmix.training.parallel` wraps the module.
@@ -17,11 +17,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from sftmix.common.errors import ConfigError
 from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
 from sftmix.model.head import Head, head_of
+from sftmix.model.layers import decoder_layers, recomputes_activations
 from sftmix.model.packing import is_flash
-from sftmix.training.view import ModelView
 from sftmix.types import Batch, Plan, Segment
 
 
@@ -114,6 +115,58 @@ def _changed(
     mask = pad_sequence(list(segment.attention_mask[0].split(segment.lengths)), batch_first=True)
     changed = perturb(padded, mask)
     return torch.cat([line[:length] for line, length in zip(changed, segment.lengths, strict=True)])[None]
+
+
+class ModelView(LossView):
+    """A view for one micro-batch in training; see `LossView`."""
+
+    def __init__(
+        self, model: PreTrainedModel, head: Head, hidden: Callable[[], torch.Tensor], *, chunk_size: int | None
+    ) -> None:
+        super().__init__(head, hidden, chunk_size=chunk_size)
+        self._model = model
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self._model.get_input_embeddings()(input_ids)
+
+    def states(
+        self,
+        embeddings: torch.Tensor,
+        mask: torch.Tensor,
+        *,
+        layer: int = 0,
+        change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        mask, positions = mask.long(), mask.cumsum(1).sub(1).clamp(min=0)
+        changing: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if change is not None and layer == 0:
+            embeddings = change(embeddings)
+        elif change is not None:
+            changing = self._layer(layer).register_forward_hook(
+                lambda module, inputs, output: _replaced(output, change)
+            )
+        with changing:
+            out = self._model.get_decoder()(
+                inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
+            )
+        return out.last_hidden_state
+
+    def _layer(self, layer: int) -> torch.nn.Module:
+        """Return a decoder layer, from 1; ConfigError if there is none, or if its activations are recomputed."""
+        layers = decoder_layers(self._model)
+        if not 1 <= layer <= len(layers):
+            raise ConfigError(f"no decoder layer {layer}; allowed: 1 to {len(layers)}, and 0, the embeddings")
+        if recomputes_activations(self._model):  # the backward would make the layer's forward without the hook
+            raise ConfigError(
+                f"training.activation_checkpointing true and a change of the states after layer {layer} exclude each "
+                "other; leave it out, or change the embeddings (layer 0)"
+            )
+        return layers[layer - 1]
+
+
+def _replaced(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return what a layer made with changed states; some versions of transformers return them first in a tuple."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
 def attention_inputs(segment: Segment, *, masked: bool = True, flash: bool = False) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
 from sftmix.model.layers import decoder_layers, recompute_activations
 from sftmix.model.meta import Values
-from sftmix.model.packing import check_attention, packing_problem, skips_between_documents
+from sftmix.model.packing import check_attention, is_skipping, packing_problem
 from sftmix.model.unused import unused_modules
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule, autocast, unwrap
@@ -80,7 +80,8 @@ def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str
     """
     auto, wanted = options.padding_free == "auto", options.padding_free is True
     if auto:
-        wanted = options.length_groups is None and skips_between_documents(unwrap(module).model, world.device)
+        attention = unwrap(module).model.config._attn_implementation
+        wanted = options.length_groups is None and is_skipping(attention, world.device)
     if not (wanted or packed):
         return False
     try:

@@ -161,11 +161,6 @@ def test_a_split_made_by_other_programs_uses_the_papers_names(tmp_path):
         tables.read_split(path)
 
 
-def test_a_group_may_not_be_called_unpaired(tmp_path):
-    with pytest.raises(DataError, match="'unpaired'"):
-        tables.write_split(tmp_path / "s.parquet", ["a"], Split(np.zeros(1, dtype=np.int8), ("unpaired",)))
-
-
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "c.parquet"
     tables.write_confidence(path, ["a"], np.ones(1), np.ones(1))

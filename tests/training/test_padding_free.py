@@ -99,7 +99,7 @@ def test_a_model_that_does_not_keep_examples_apart_is_refused(family):
     assert not fed(model).padding_free
 
 
-NO_MASK = patch("sftmix.training.parallel.skips_between_documents", lambda model, device: True)
+NO_MASK = patch("sftmix.training.parallel.is_skipping", lambda attention, device: True)
 """On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
 
 
