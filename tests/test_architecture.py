@@ -53,7 +53,7 @@ LID = {
     "options": 1681,
     "pipeline": 14160,
     "testing": 5181,
-    "tests": 271049,
+    "tests": 266922,
     "tools/answers": 4794,
     "tools/compare": 5788,
     "tools/estimate": 5293,

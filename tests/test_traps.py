@@ -22,7 +22,7 @@ T8   spans found by string search
        data/test_masks.py::test_a_token_across_the_boundary_is_cut_apart
 T9   labels shifted twice
        pipeline/test_ntp_equality.py::test_transformers_loss_is_ours
-       training/test_step.py::test_labels_are_shifted_once
+       training/test_step.py::test_a_global_batch_cut_up_is_the_formula
 T10  no label left after truncation
        data/test_dataset.py::test_rows_without_response_tokens_are_dropped_counted_and_named
        training/test_scoring.py::test_a_broken_model_is_not_scored
@@ -64,7 +64,7 @@ T23  an option silently ignored
        pipeline/test_recipe.py::test_another_configuration_is_refused_by_name
 T24  scores joined wrongly
        training/test_scoring.py::test_two_ranks_give_the_table_of_one
-       training/test_scoring.py::test_the_table_is_in_row_order_whatever_the_order_of_lengths
+       training/test_scoring.py::test_the_sums_are_those_of_the_models_own_logits
 T25  a stale cache
        data/test_dataset.py::test_the_fingerprint_follows_what_the_tokens_are_made_from
        pipeline/test_reference.py::test_a_changed_reference_model_is_refused

@@ -13,25 +13,8 @@ from hypothesis import strategies as st
 from sftmix.batches.collate import collate, length_groups
 from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, epoch_units, global_batches
-from sftmix.types import Encoded, Split
-
-
-class Rows:
-    """Rows of random tokens; the last `n_response[i]` tokens of row i are the response."""
-
-    def __init__(self, lengths: list[int], n_response: list[int], seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self.lengths = np.array(lengths)
-        self.rows = []
-        for row, (length, n) in enumerate(zip(lengths, n_response, strict=True)):
-            target = np.arange(length) >= length - n
-            self.rows.append(Encoded(row, f"id{row}", rng.integers(1, 97, length), target))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> Encoded:
-        return self.rows[row]
+from sftmix.types import Split
+from tests.toy import toy_rows
 
 
 @st.composite
@@ -113,12 +96,12 @@ def test_collate_aligns_nth_response_token_with_nth_response_token(n_segments, s
     rng = np.random.default_rng(seed)
     lengths = rng.integers(4, 20, 6).tolist()
     n_response = [int(rng.integers(1, n - 1)) for n in lengths]
-    data = Rows(lengths, n_response, seed)
+    data = toy_rows([(length - n, n) for length, n in zip(lengths, n_response, strict=True)], seed=seed)
     units = [(Slot(4), Slot(1)), (Slot(5),), (Slot(0), Slot(3, 0.0))]
     split = Split(np.array([0, 1, 0, 1, 0, -1], dtype=np.int8), ("confident", "unconfident"))
     batch = collate(units, data, n_segments=n_segments, split=split)
 
-    assert batch.ids == ("id4", "id1", "id5", "id0", "id3")
+    assert batch.ids == tuple(f"example-{row}" for row in (4, 1, 5, 0, 3))
     assert batch.ntp_weight.tolist() == [1, 1, 1, 1, 0]
     assert batch.group.tolist() == [0, 1, -1, 0, 1]
     expected = [data[r].input_ids[data[r].target] for r in (4, 1, 5, 0, 3)]

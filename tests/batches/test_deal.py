@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sftmix.batches.collate import collate, token_slots
 from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, epoch_units, global_batches
-from tests.batches.test_collate import Rows, an_epoch
+from tests.batches.test_collate import an_epoch
+from tests.toy import ToyRows, toy_rows
 
 LIMITS = st.one_of(
     st.fixed_dictionaries({"micro_batch_tokens": st.integers(1, 400)}),
@@ -28,7 +29,7 @@ def lengths_of(n: int) -> np.ndarray:
     return np.random.default_rng(n).lognormal(3.2, 0.8, n).astype(int) + 3
 
 
-def slots_of(step, rank: int, data: Rows, padding_free: bool) -> int:
+def slots_of(step, rank: int, data: ToyRows, padding_free: bool) -> int:
     """Token slots of the tensors that the backbone is really given."""
     batch = collate(step.ranks[rank], data, n_segments=step.n_segments, padding_free=padding_free)
     return sum(segment.input_ids.numel() for segment in batch.segments)
@@ -38,7 +39,7 @@ def slots_of(step, rank: int, data: Rows, padding_free: bool) -> int:
 def test_each_slot_has_one_place_within_the_limits(epoch_of, world, limit, layout):
     n, pairs = epoch_of
     lengths = lengths_of(n)
-    data = Rows(lengths.tolist(), [1] * n)
+    data = toy_rows([(length - 1, 1) for length in lengths.tolist()])
     for units in global_batches(epoch_units(n, pairs, epoch=0, seed=0), 32):
         steps = micro_steps(units, lengths, world_size=world, **limit, **layout)
         dealt = [u for s in steps for rank in s.ranks for u in rank]
@@ -108,7 +109,7 @@ def test_ranks_of_a_micro_step_carry_like_loads(limit, layout):
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 12), st.booleans())
 def test_token_slots_are_those_of_the_tensors(lengths, n_segments, padding_free):
-    data = Rows(lengths, [1 if n > 1 else 0 for n in lengths])
+    data = toy_rows([(max(n - 1, 1), int(n > 1)) for n in lengths])
     batch = collate(
         [(Slot(row),) for row in range(len(lengths))], data, n_segments=n_segments, padding_free=padding_free
     )
@@ -118,7 +119,7 @@ def test_token_slots_are_those_of_the_tensors(lengths, n_segments, padding_free)
 
 
 def test_a_row_without_padding_holds_the_slots_one_after_the_other():
-    data = Rows([4, 6, 3], [2, 3, 1])
+    data = toy_rows([(2, 2), (3, 3), (2, 1)])
     batch = collate([(Slot(1), Slot(0)), (Slot(2),)], data, padding_free=True)
     (segment,) = batch.segments
     assert segment.input_ids.tolist() == [[*data[1].input_ids, *data[0].input_ids, *data[2].input_ids]]
@@ -132,7 +133,7 @@ def test_a_row_without_padding_holds_the_slots_one_after_the_other():
 
 
 def test_idle_segments_are_one_token_and_no_slot():
-    batch = collate([(Slot(0),)], Rows([5], [2]), n_segments=3, pad_id=9)
+    batch = collate([(Slot(0),)], toy_rows([(3, 2)]), n_segments=3, pad_id=9)
     assert [len(s.slots) for s in batch.segments] == [1, 0, 0]
     assert [s.input_ids.tolist() for s in batch.segments[1:]] == [[[9]], [[9]]]
     assert [len(s.index) for s in batch.segments] == [2, 0, 0]

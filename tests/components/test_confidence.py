@@ -63,13 +63,6 @@ def test_values_are_the_definitions(table):
             assert spread == pytest.approx(statistics.pstdev(perplexities), rel=1e-6, abs=1e-9 * max(perplexities))
 
 
-def test_nan_exactly_where_nothing_was_scored():
-    given_ = dynamics([[1.0, 2.0], [0.0, 0.0], [3.0, 4.0]], [2, 0, 5])
-    for estimate in (Perplexity().estimate(given_), LogPerplexity().estimate(given_), variability(given_)):
-        assert estimate.dtype == np.float64
-        np.testing.assert_array_equal(np.isnan(estimate), ~given_.scored)
-
-
 def test_an_overflowing_perplexity_ranks_last_and_has_infinite_spread():
     given_ = dynamics([[710.0, 1.0], [708.0, 709.0], [1.0, 1.0]], [1, 1, 1])
     confidence = Perplexity().estimate(given_)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sftmix.batches.order import Slot
@@ -18,18 +17,6 @@ from sftmix.training.loop import train
 from tests.toy import logged, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2)])
-
-
-def ends_at(losses: list[float], factor: float, window: int) -> int | None:
-    """The first step (from 1) whose loss is a spike; naively."""
-    seen: list[float] = []
-    for step, loss in enumerate(losses, start=1):
-        if not np.isfinite(loss):
-            continue
-        if len(seen) >= window and loss > factor * np.median(seen[-window:]):
-            return step
-        seen.append(loss)
-    return None
 
 
 def asked(guard: LossSpikeGuard, losses: list[float]) -> int | None:
@@ -61,7 +48,7 @@ NAN = float("nan")
     ],
 )
 def test_the_first_loss_above_so_many_medians_ends_the_run(losses, factor, window, step):
-    assert asked(LossSpikeGuard(factor=factor, window=window), losses) == step == ends_at(losses, factor, window)
+    assert asked(LossSpikeGuard(factor=factor, window=window), losses) == step
 
 
 def test_each_stage_has_its_own_losses():
@@ -109,6 +96,4 @@ def test_a_spike_ends_the_run_resumed_or_not_and_leaves_the_last_checkpoint(tmp_
         assert str(again.value) == str(whole.value)
     assert "resuming after step 8" in capsys.readouterr().out
     trained(tmp_path / "cut", 12)
-    losses = [m["loss"] for m in logged(tmp_path / "cut")]
-    assert ends_at(losses, 1.5, 6) == AT + 1
-    assert len(losses) == 12
+    assert len(logged(tmp_path / "cut")) == 12

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -65,18 +63,22 @@ def test_pairs_cover_each_row_as_evenly_as_they_can(sampler, group, epoch, seed,
         found, counts = np.unique(column, return_counts=True)
         np.testing.assert_array_equal(found, rows)
         assert counts.max() - counts.min() <= 1
-    again = pickle.loads(pickle.dumps(sampler)).pairs(split, scores(n_tokens), epoch=epoch, seed=seed)
-    np.testing.assert_array_equal(pairs, again)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS[:2], ids=lambda s: type(s).__name__)
-def test_every_epoch_and_seed_has_its_own_matching_and_order(sampler):
-    split, table = halves(400), scores(np.random.default_rng(1).integers(5, 300, size=400))
+@pytest.mark.parametrize(
+    ("sampler", "most"),
+    [(each, 40) for each in SAMPLERS[:2]]
+    + [(each, 10) for each in (LevelPairs(), SameGroupPairs(), AnyPairs(), ConfidenceGapPairs())],
+    ids=lambda s: type(s).__name__,
+)
+def test_every_epoch_and_seed_has_its_own_matching_and_order(sampler, most):
+    n_tokens = np.random.default_rng(1).integers(5, 300, size=400)
+    split, table = halves(400), scores(n_tokens, confidence=-np.arange(1.0, 401.0))
     epochs = [sampler.pairs(split, table, epoch=epoch, seed=seed) for epoch, seed in ((0, 0), (1, 0), (0, 1))]
     for a in range(3):
         for b in range(a):
             assert (epochs[a][:, 0] == epochs[b][:, 0]).mean() < 0.05
-            assert len(set(map(tuple, epochs[a].tolist())) & set(map(tuple, epochs[b].tolist()))) < 40
+            assert len(set(map(tuple, epochs[a].tolist())) & set(map(tuple, epochs[b].tolist()))) < most
 
 
 def test_random_partners_are_uniform():
@@ -304,16 +306,6 @@ def test_what_gap_pairs_need():
         ConfidenceGapPairs().pairs(levels([0, -1], 1), scores([1] * 2), epoch=0, seed=0)
     with pytest.raises(ConfigError, match=r"pairing\.rule is 'next'; allowed: mirrored, neighbours, extremes"):
         LevelPairs(rule="next")
-
-
-@pytest.mark.parametrize("sampler", [LevelPairs(), SameGroupPairs(), AnyPairs(), ConfidenceGapPairs()], ids=type)
-def test_new_samplers_are_pure_functions_of_seed_and_epoch(sampler):
-    split, table = halves(200), scores([1] * 200, confidence=-np.arange(1.0, 201.0))
-    first = sampler.pairs(split, table, epoch=1, seed=2)
-    np.testing.assert_array_equal(first, pickle.loads(pickle.dumps(sampler)).pairs(split, table, epoch=1, seed=2))
-    for epoch, seed in ((0, 2), (1, 3)):
-        other = sampler.pairs(split, table, epoch=epoch, seed=seed)
-        assert len(set(map(tuple, first.tolist())) & set(map(tuple, other.tolist()))) < 10
 
 
 class Given(PairSampler):

@@ -38,39 +38,9 @@ def scores(confidence, ids=None, *, n_tokens=None, label=None):
     )
 
 
-@given(CONFIDENCES)
-def test_median_gives_equal_halves_with_the_confident_above(confidence):
-    table = scores(confidence)
-    split = Median().split(table, seed=0)
-    scored = ~np.isnan(table.confidence)
-    assert split.names == ("confident", "unconfident")
-    assert split.group.dtype == np.int8
-    assert len(split.confident) == len(split.unconfident) == scored.sum() // 2
-    assert (split.group[~scored] == -1).all()
-    assert (split.group[scored] == -1).sum() == scored.sum() % 2
-    upper, lower = table.confidence[split.confident], table.confidence[split.unconfident]
-    assert upper.min() >= lower.max()
-    for middle in table.confidence[scored & (split.group == -1)]:
-        assert upper.min() >= middle >= lower.max()
-
-
-@given(CONFIDENCES, st.randoms(use_true_random=False))
-def test_median_does_not_depend_on_the_order_of_the_rows_or_the_seed(confidence, random):
-    ids = [f"e{i}" for i in range(len(confidence))]
-    order = list(range(len(ids)))
-    random.shuffle(order)
-    straight = Median().split(scores(confidence, ids), seed=0).group
-    shuffled = Median().split(scores([confidence[i] for i in order], [ids[i] for i in order]), seed=1).group
-    np.testing.assert_array_equal(straight[order], shuffled)
-
-
 def test_ties_are_ordered_by_id():
     split = Median().split(scores([-1.0] * 5, ids=["d", "b", "e", "a", "c"]), seed=0)
     assert split.group.tolist() == [1, 0, 1, 0, -1]
-
-
-def test_minus_infinity_is_scored_and_last():
-    assert Median().split(scores([-np.inf, -3.0]), seed=0).group.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("confidence", [[], [-1.0], [-1.0, np.nan, np.nan]])
@@ -79,15 +49,10 @@ def test_fewer_than_two_scored_examples_is_an_error(confidence):
         Median().split(scores(confidence), seed=0)
 
 
-@given(st.integers(2, 60), st.integers(0, 5), st.randoms(use_true_random=False))
-def test_random_split_is_equal_and_keyed_by_id(n, seed, random):
-    ids = [f"e{i}" for i in range(n)]
-    order = list(range(n))
-    random.shuffle(order)
-    split = RandomSplit().split(scores([np.nan] * n, ids), seed=seed)
+@given(st.integers(2, 60), st.integers(0, 5))
+def test_random_split_is_equal(n, seed):
+    split = RandomSplit().split(scores([np.nan] * n), seed=seed)
     assert len(split.confident) == len(split.unconfident) == n // 2
-    again = RandomSplit().split(scores([np.nan] * n, [ids[i] for i in order]), seed=seed)
-    np.testing.assert_array_equal(split.group[order], again.group)
 
 
 def test_random_split_needs_no_confidence_and_depends_on_the_seed_alone():
@@ -101,8 +66,8 @@ def test_random_split_needs_no_confidence_and_depends_on_the_seed_alone():
     assert 0.4 < (first == Median().split(ranked, seed=0).group).mean() < 0.6
 
 
-@given(CONFIDENCES, st.integers(2, 7), st.randoms(use_true_random=False))
-def test_quantiles_are_equal_groups_in_order_of_confidence(confidence, levels, random):
+@given(CONFIDENCES, st.integers(2, 7))
+def test_quantiles_are_equal_groups_in_order_of_confidence(confidence, levels):
     table = scores(confidence)
     scored = np.flatnonzero(~np.isnan(table.confidence))
     if len(scored) < levels:
@@ -122,17 +87,15 @@ def test_quantiles_are_equal_groups_in_order_of_confidence(confidence, levels, r
         above = (table.confidence[scored] > table.confidence[left].max()).sum()
         below = (table.confidence[scored] < table.confidence[left].min()).sum()
         assert max(above, below) <= (len(scored) - len(left) + 1) // 2
-    order = list(range(len(confidence)))
-    random.shuffle(order)
-    shuffled = scores([confidence[i] for i in order], [table.id[i] for i in order])
-    np.testing.assert_array_equal(split.group[order], Quantile(levels=levels).split(shuffled, seed=1).group)
 
 
 @given(CONFIDENCES)
 def test_two_quantiles_are_the_halves_of_the_median(confidence):
     table = scores(confidence)
-    found = Quantile(levels=2).split(table, seed=0).group
-    np.testing.assert_array_equal(found, Median().split(table, seed=0).group)
+    split = Median().split(table, seed=0)
+    np.testing.assert_array_equal(split.group, Quantile(levels=2).split(table, seed=0).group)
+    assert split.names == ("confident", "unconfident")
+    assert split.group.dtype == np.int8
 
 
 def test_left_over_rows_of_quantiles_by_hand():
@@ -178,8 +141,8 @@ def test_a_label_cannot_be_high_and_low():
         QualityLabel(high=["good", "fair"], low="good")
 
 
-@given(st.lists(st.integers(1, 30), min_size=2, max_size=60), st.integers(0, 3), st.randoms(use_true_random=False))
-def test_length_matched_halves_have_the_same_lengths(n_tokens, seed, random):
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=60), st.integers(0, 3))
+def test_length_matched_halves_have_the_same_lengths(n_tokens, seed):
     n = len(n_tokens)
     table = scores([np.nan] * n, n_tokens=n_tokens)
     split = LengthMatched().split(table, seed=seed)
@@ -189,10 +152,6 @@ def test_length_matched_halves_have_the_same_lengths(n_tokens, seed, random):
     lower, upper = np.minimum(*halves), np.maximum(*halves)
     assert (upper[:-1] <= lower[1:]).all()
     assert abs(int(halves[0].sum()) - int(halves[1].sum())) <= max(n_tokens) - min(n_tokens)
-    order = list(range(n))
-    random.shuffle(order)
-    shuffled = scores([np.nan] * n, [table.id[i] for i in order], n_tokens=[n_tokens[i] for i in order])
-    np.testing.assert_array_equal(split.group[order], LengthMatched().split(shuffled, seed=seed).group)
 
 
 @pytest.mark.parametrize("of_each", [1, 2])
@@ -244,7 +203,7 @@ class Many(Median):
         return Split(group=np.arange(len(scores)) % self.groups, names=names)
 
 
-@pytest.mark.parametrize("groups", [129, 150, 200])
+@pytest.mark.parametrize("groups", [129, 200])
 def test_more_groups_than_a_split_can_number_are_refused(groups):
     """The number of a group is an int8: group 149 would be -107."""
     table = scores([1.0] * 300)
@@ -271,8 +230,6 @@ def test_as_many_groups_as_a_split_can_number_are_kept():
     assert split.group.dtype == np.int8
     assert split.group.tolist() == [row % 128 for row in range(300)]
     assert Quantile(levels=128).levels == MOST_GROUPS == 128
-    with pytest.raises(ConfigError, match=r"splitter\.levels is 129; allowed: from 2 to 128"):
-        Quantile(levels=129)
 
 
 def test_a_file_with_more_groups_is_refused(tmp_path):

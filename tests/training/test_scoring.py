@@ -80,16 +80,6 @@ def test_dropout_is_off_while_scoring_and_on_again_after():
     assert not any(m.training for m in module.modules())
 
 
-def test_the_table_is_in_row_order_whatever_the_order_of_lengths():
-    """The same examples in another order give the same numbers, each at its own row (T24)."""
-    order = np.random.default_rng(0).permutation(len(DATA))
-    module = TrainingModule(toy_model())
-    straight = Scorer(world=World())(module, DATA)
-    shuffled = Scorer(world=World())(module, ToyRows([DATA[int(i)] for i in order]))
-    np.testing.assert_allclose(shuffled.nll_sum, straight.nll_sum[order], rtol=1e-12)
-    assert shuffled.n_tokens.tolist() == straight.n_tokens[order].tolist()
-
-
 class Shapes(TorchDispatchMode):
     """Shapes of everything computed (views and what lies in memory already left out), and whether with a graph."""
 

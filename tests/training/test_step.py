@@ -217,13 +217,6 @@ def test_ranks_without_work_get_a_filler_without_weight(model):
     assert any(g.abs().max() > 1e-3 for g in found[1].values())
 
 
-def test_labels_are_shifted_once():
-    """The last prompt token predicts the first label; the last response token predicts nothing (T9)."""
-    batch = collate([(Slot(0),)], DATA)
-    assert batch.labels.tolist() == DATA[0].input_ids[3:].tolist()
-    assert batch.segments[0].index.tolist() == [2, 3, 4, 5, 6]
-
-
 def one_step(model, objective: Objective, *, rate: float, units: Sequence[Unit] = UNITS, optimizer=None) -> StepResult:
     """The whole of a step as the loop calls it: SGD, two micro-batches and more."""
     options = TrainingOptions(
