@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
+from sftmix.cli.words import read_words
+
 if TYPE_CHECKING:
     from sftmix.pipeline.identity import StageName
 
@@ -90,8 +92,11 @@ COMMANDS = {
 
 
 def call(name: str, argv: Sequence[str]) -> None:
-    """Run a command with the words after its name."""
-    if module := COMMANDS[name].module:
-        import_module(f"sftmix.tools.{module}").main(argv)
+    """Run a command with the words after its name; one without a configuration gets them parsed."""
+    if not COMMANDS[name].module:
+        return _stage(name, argv)
+    command = import_module(f"sftmix.tools.{COMMANDS[name].module}")
+    if hasattr(command, "add_options"):
+        command.main(read_words(name, command, argv))
     else:
-        _stage(name, argv)
+        command.main(argv)

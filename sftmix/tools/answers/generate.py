@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import append_batch, read_json, sha256_json, write_json, write_text
 from sftmix.common.plain import as_list
@@ -50,9 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=AnswerOptions.batch_size, metavar="N", help="[%(default)s]")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Answer, and say what happened."""
-    args = read_words("generate", ABOUT, add_options, argv)
     models = [name.strip() for name in args.models.split(",")]
     files = generate(
         args.place, Path(args.to), models=models, prompts=args.prompts, form=args.format, options=sampling(args)

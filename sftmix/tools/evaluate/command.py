@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import sha256_file, sha256_json, write_json
 from sftmix.model.paths import named
@@ -66,9 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     solved.add_argument("--test", metavar="FILE", help=test)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Convert rows, or measure and print the table."""
-    args = read_words("evaluate", ABOUT, add_options, argv)
     if args.convert is not None:
         if args.to is None:
             raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 
@@ -49,9 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", metavar="NAME", help=what)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Write the model with its card, upload it where this is asked for, and print the place."""
-    args = read_words("export", ABOUT, add_options, argv)
     if args.to is None and args.push_to_hub is None:
         raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
     if args.push_to_hub is not None and args.license is None:
