@@ -43,12 +43,10 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     """Run one of the commands run, reference, confidence, split, train."""
     from sftmix.cli.parsing import configuration
     from sftmix.cli.results import results, say
-    from sftmix.config.checks import validate
 
     sharing = import_module("sftmix.tools.sharing.command")
     options = sharing.SCORES if name == "confidence" else ()
     config, parsed = configuration(name, _ABOUT[name], argv, options)
-    validate(config)
     until: StageName = "train" if name == "run" else name  # type: ignore[assignment]
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start
@@ -56,7 +54,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     check_start(config, until)
     from sftmix.pipeline.recipe import run
 
-    summary = run(config, until=until)
+    summary = run(config, until=until, validated=True)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
     sharing.after_stage(config, until, parsed)
 

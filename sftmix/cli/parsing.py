@@ -13,6 +13,7 @@ from typing import Any
 from sftmix.cli.help import OwnOption, help_text
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.config.layers import OF_COMPARE, Layer, config_file, read_layers, refuse_table
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.schema import component_bases, is_list, option_hints
@@ -47,9 +48,12 @@ class Parsed:
 
 
 def configuration(
-    name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = ()
+    name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = (), *, needs_out: bool = True
 ) -> tuple[RunConfig, SimpleNamespace]:
-    """Return the RunConfig of a command line and the command's own options; --help and --print_config end here."""
+    """Return the RunConfig of a command line, validated, and the command's own options.
+
+    --help and --print_config end here; the latter prints a configuration that is not complete, too.
+    """
     arguments = read_arguments(argv, own)
     if arguments.help is not None:
         print(help_text(name, about, arguments.help, own), end="")
@@ -57,6 +61,7 @@ def configuration(
     parsed = parse(arguments, own)
     if arguments.print_config:
         print_config(parsed.config.plain())
+    validate(parsed.config, needs_out=needs_out)
     return parsed.config, parsed.own
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from sftmix.cli.parsing import OwnOption, configuration
 from sftmix.common.gpus import GPUS
-from sftmix.config.checks import validate
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
 Rows are read and tokenised; of the models only the config is read, so it takes seconds and no GPU.
@@ -40,8 +39,7 @@ _OWN = (
 
 def main(argv: Sequence[str]) -> None:
     """Parse, estimate, print."""
-    config, parsed = configuration("estimate", ABOUT, argv, _OWN)
-    validate(config, needs_out=False)
+    config, parsed = configuration("estimate", ABOUT, argv, _OWN, needs_out=False)
     from sftmix.pipeline.start import check_names_given
 
     check_names_given(config)
