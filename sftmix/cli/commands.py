@@ -46,7 +46,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
 
     sharing = import_module("sftmix.tools.sharing.command")
     options = sharing.SCORES if name == "confidence" else ()
-    config, parsed = configuration(name, _ABOUT[name], argv, options)
+    config, values = configuration(name, _ABOUT[name], argv, options)
     until: StageName = "train" if name == "run" else name  # type: ignore[assignment]
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start
@@ -56,7 +56,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
 
     summary = run(config, until=until, validated=True)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
-    sharing.after_stage(config, until, parsed)
+    sharing.after_stage(config, until, values)
 
 
 class Command(NamedTuple):

@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 from sftmix.common.errors import ConfigError
 from sftmix.common.names import path_problem
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Of the weights of a finished model; auto: as they are stored."""
+
 
 class WordsParser(argparse.ArgumentParser):
     """An argparse parser that raises ConfigError."""

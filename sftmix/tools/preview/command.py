@@ -21,13 +21,13 @@ def main(argv: Sequence[str]) -> None:
         OwnOption("rows", int, 3, "N", "How many rows to show."),
         OwnOption("no_color", bool, False, "", "Plain text; also without a terminal, or with NO_COLOR set."),
     )
-    config, parsed = configuration("preview", _ABOUT, argv, options, needs_out=False)
-    if parsed.rows < 1:
-        raise ConfigError(f"rows is {parsed.rows}; allowed: at least 1")
+    config, values = configuration("preview", _ABOUT, argv, options, needs_out=False)
+    if values.rows < 1:
+        raise ConfigError(f"rows is {values.rows}; allowed: at least 1")
     from sftmix.pipeline.start import check_names_given
 
     check_names_given(config)
     from sftmix.pipeline.rows import preview
 
-    color = sys.stdout.isatty() and not parsed.no_color and not os.environ.get("NO_COLOR")
-    print(preview(config, parsed.rows, color=color))
+    color = sys.stdout.isatty() and not values.no_color and not os.environ.get("NO_COLOR")
+    print(preview(config, values.rows, color=color))
