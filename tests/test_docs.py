@@ -260,17 +260,17 @@ from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
 pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **more: None
-pipeline.recipe.run = lambda config, until: {}
+pipeline.recipe.run = lambda config, until, validated: {}
 pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
-pipeline.finished.export_run = tools.quickstart.command.quickstart = lambda *args, **options: None
+pipeline.finished.export_run = lambda *args, **options: None
 pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
 tools.estimate.run.estimate = tools.estimate.text.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
-tools.trackers.command.replay = lambda *args: ""
+tools.trackers.command.main = tools.quickstart.command.main = lambda args: None
 tools.suspects.command.list_suspects = lambda given: None
 tools.report.write.write_report = lambda *args, **options: []
 tools.evaluate.command.convert = lambda *args, **options: ""
-tools.evaluate.command.measure = tools.verify.command.certify = lambda *args, **more: None
+tools.evaluate.command.measure = tools.verify.command.main = lambda *args, **more: None
 tools.sharing.command.export_to = tools.sharing.command.after_stage = lambda *args, **more: None
 tools.answers.generate.generate = lambda *args, **options: []
 tools.answers.chat.chat = lambda *args, **more: None

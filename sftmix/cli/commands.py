@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
+from sftmix.cli.words import read_words
+
 if TYPE_CHECKING:
     from sftmix.pipeline.identity import StageName
 
@@ -41,12 +43,10 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     """Run one of the commands run, reference, confidence, split, train."""
     from sftmix.cli.parsing import configuration
     from sftmix.cli.results import results, say
-    from sftmix.config.checks import validate
 
     sharing = import_module("sftmix.tools.sharing.command")
     options = sharing.SCORES if name == "confidence" else ()
-    config, parsed = configuration(name, _ABOUT[name], argv, options)
-    validate(config)
+    config, values = configuration(name, _ABOUT[name], argv, options)
     until: StageName = "train" if name == "run" else name  # type: ignore[assignment]
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start
@@ -54,9 +54,9 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     check_start(config, until)
     from sftmix.pipeline.recipe import run
 
-    summary = run(config, until=until)
+    summary = run(config, until=until, validated=True)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
-    sharing.after_stage(config, until, parsed)
+    sharing.after_stage(config, until, values)
 
 
 class Command(NamedTuple):
@@ -90,8 +90,11 @@ COMMANDS = {
 
 
 def call(name: str, argv: Sequence[str]) -> None:
-    """Run a command with the words after its name."""
-    if module := COMMANDS[name].module:
-        import_module(f"sftmix.tools.{module}").main(argv)
+    """Run a command with the words after its name; one without a configuration gets them parsed."""
+    if not COMMANDS[name].module:
+        return _stage(name, argv)
+    command = import_module(f"sftmix.tools.{COMMANDS[name].module}")
+    if hasattr(command, "add_options"):
+        command.main(read_words(name, command, argv))
     else:
-        _stage(name, argv)
+        command.main(argv)

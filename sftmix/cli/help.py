@@ -81,13 +81,13 @@ class Row(NamedTuple):
     doc: str
 
 
-def help_text(name: str, about: str, topic: str, own: Sequence[OwnOption] = ()) -> str:
+def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = ()) -> str:
     """Return the help of a command; raise ConfigError for an unknown topic.
 
-    topic  "": the options that matter; all: every option; or a group of options, a component field, a single option
-    own    the command's options beside those of RunConfig
+    topic    "": the options that matter; all: every option; or a group of options, a component field, a single option
+    options  the command's options beside those of RunConfig
     """
-    rows = [Row(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in own]
+    rows = [Row(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in options]
     mine = [row.key for row in rows]
     rows.append(Row("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; other options win."))
     rows.append(Row("print_config", "", "Print the whole configuration as YAML for --config, and exit."))

@@ -13,6 +13,7 @@ from typing import Any
 from sftmix.cli.help import OwnOption, help_text
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.config.layers import OF_COMPARE, Layer, config_file, read_layers, refuse_table
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.schema import component_bases, is_list, option_hints
@@ -39,30 +40,34 @@ class Arguments:
 
 @dataclass
 class Parsed:
-    """A configuration with what it was made from: the tree of its options, and the command's own options."""
+    """A configuration with what it was made from: the tree of its options, and the values of the command's options."""
 
     config: RunConfig
     tree: Tree
-    own: SimpleNamespace
+    values: SimpleNamespace
 
 
 def configuration(
-    name: str, about: str, argv: Sequence[str], own: Sequence[OwnOption] = ()
+    name: str, about: str, argv: Sequence[str], options: Sequence[OwnOption] = (), *, needs_out: bool = True
 ) -> tuple[RunConfig, SimpleNamespace]:
-    """Return the RunConfig of a command line and the command's own options; --help and --print_config end here."""
-    arguments = read_arguments(argv, own)
+    """Return the RunConfig of a command line, validated, and the command's own options.
+
+    --help and --print_config end here; the latter prints a configuration that is not complete, too.
+    """
+    arguments = read_arguments(argv, options)
     if arguments.help is not None:
-        print(help_text(name, about, arguments.help, own), end="")
+        print(help_text(name, about, arguments.help, options), end="")
         raise SystemExit(0)
-    parsed = parse(arguments, own)
+    parsed = parse(arguments, options)
     if arguments.print_config:
         print_config(parsed.config.plain())
-    return parsed.config, parsed.own
+    validate(parsed.config, needs_out=needs_out)
+    return parsed.config, parsed.values
 
 
-def parse(arguments: Arguments, own: Sequence[OwnOption] = ()) -> Parsed:
+def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> Parsed:
     """Apply the files of a command line in their order, then its options; raise ConfigError for what does not fit."""
-    known = {o.name: Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type) for o in own}
+    known = {o.name: Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type) for o in options}
     tree: Tree = {}
     applied = set[Path]()
     for file in arguments.configs:
@@ -71,9 +76,9 @@ def parse(arguments: Arguments, own: Sequence[OwnOption] = ()) -> Parsed:
             refuse_table(layers)
         for layer in layers:
             tree = merge(tree, layer, known)
-    for options in (arguments.options, *arguments.callbacks):
-        tree = merge(tree, Layer("", options), known)
-    values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in own})
+    for words in (arguments.options, *arguments.callbacks):
+        tree = merge(tree, Layer("", words), known)
+    values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in options})
     return Parsed(build(tree), tree, values)
 
 
@@ -88,13 +93,13 @@ def print_config(plain: Mapping[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ words
 
 
-def read_arguments(argv: Sequence[str], own: Sequence[OwnOption] = ()) -> Arguments:
+def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Arguments:
     """Read the words of a command line; an option without a value has the value true. ConfigError for stray words.
 
-    own  the command's options beside those of RunConfig
+    options  the command's options beside those of RunConfig
     """
     arguments, words, seen = Arguments(), deque(argv), [""]
-    hints = {**option_hints(), **{option.name: option.type for option in own}}
+    hints = {**option_hints(), **{option.name: option.type for option in options}}
     while words:
         word = words.popleft()
         name, equals, value = ("--help" if word == "-h" else word).partition("=")

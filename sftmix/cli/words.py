@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.names import path_problem
 
-AddOptions = Callable[[argparse.ArgumentParser], None]
-"""A function that gives a parser the options of a command."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Of the weights of a finished model; auto: as they are stored."""
 
 
 class WordsParser(argparse.ArgumentParser):
@@ -26,16 +26,19 @@ class WordsParser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def read_words(name: str, about: str, add_options: AddOptions, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the words of a command; raise ConfigError for places that cannot be written."""
-    parser = WordsParser(name, about)
-    add_options(parser)
-    arguments = parser.parse_args(argv)
+def read_words(name: str, command: Any, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a command; raise ConfigError for places that cannot be written.
+
+    command  its module, with the description ABOUT, and `add_options`, which gives a parser its options
+    """
+    parser = WordsParser(name, command.ABOUT)
+    command.add_options(parser)
+    args = parser.parse_args(argv)
     for option in ("to", "out"):
-        place = getattr(arguments, option, None)
+        place = getattr(args, option, None)
         if place and (problem := path_problem(place) or _unwritable(Path(place))):
             raise ConfigError(f"--{option}: {place!r} {problem}")
-    return arguments
+    return args
 
 
 def _unwritable(place: Path) -> str | None:

@@ -197,7 +197,7 @@ def test_what_print_config_prints_is_that_configuration(run, configured, tmp_pat
         (["run", "--with_baseline", "x"], ["with_baseline: 'x'", "true or false"]),
         (["run", "--seed+", "1"], ["seed+: seed takes one value", "data.train"]),
         (["run", "--config", "nowhere.yaml"], ["nowhere.yaml", "recipe:"]),
-        (["preview", "--rows", "0", "--data.train", "a"], ["rows is 0"]),
+        (["preview", "--rows", "0", "--model.path", "m", "--data.train", "a"], ["rows is 0"]),
         (["export"], ["RUN", "export --help"]),
         (["export", "r", "--to", "d", "--dtype", "int4"], ["int4", "bfloat16"]),
         (["status"], ["RUN"]),
@@ -233,22 +233,22 @@ CODES = {"Config": 2, "Data": 3, "Checkpoint": 4, "InUse": 5, "NonFinite": 6, "L
 def test_each_error_has_its_exit_code(run, monkeypatch, kind, code):
     monkeypatch.setattr(STATUS, raising(kind("what happened")))
     start = "stopped" if kind is errors.Stopped else "error"
-    assert run("status") == (code, "", f"{start}: what happened\n")
+    assert run("status", "RUN") == (code, "", f"{start}: what happened\n")
 
 
 def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run, monkeypatch):
     monkeypatch.setattr(STATUS, raising(KeyboardInterrupt()))
-    assert run("status")[0] == 130
+    assert run("status", "RUN")[0] == 130
     monkeypatch.setattr(STATUS, raising(ZeroDivisionError("a surprise")))
     with pytest.raises(ZeroDivisionError, match="a surprise"):
-        run("status")
+        run("status", "RUN")
 
 
 def test_only_rank_0_repeats_what_all_ranks_find(run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert run("run", "--epochs", "1") == (2, "", "")
     monkeypatch.setattr(STATUS, raising(errors.DataError("here")))
-    assert run("status") == (3, "", "[rank 1] error: here\n")
+    assert run("status", "RUN") == (3, "", "[rank 1] error: here\n")
 
 
 def test_version_and_overview(run):

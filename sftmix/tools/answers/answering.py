@@ -24,7 +24,13 @@ from sftmix.data.templates import TemplateRefusal
 from sftmix.pipeline.loaded import LoadedModel
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.answers.questions import Question
-from sftmix.tools.answers.store import Answer, Key
+
+Key = tuple[str, str, int]
+"""The name of a model, the id of a question, and the turn from 0."""
+Answer = dict[str, Any]
+"""key, and the columns below: the text (None if the prompt leaves no room in the model's context), how it
+ended (stop, length, prompt_too_long), and numbers of tokens."""
+COLUMNS = ("answers", "finish", "prompt_tokens", "answer_tokens")
 
 
 def answered(
@@ -61,6 +67,23 @@ def answered(
                             "answer_tokens": len(ids),
                         }
                     yield [answers[key] for key, _ in batch]
+
+
+def lines_of(
+    questions: Sequence[Question], models: Sequence[str], answers: Mapping[Key, Answer]
+) -> list[dict[str, Any]]:
+    """Put the answers of all models beside one another, in the order of the questions.
+
+    With follow-ups each model has a list of values, one for each turn, in place of one.
+    """
+    lines = []
+    for question in questions:
+        line, turns = question.plain(), range(1 + len(question.follow_ups))
+        for column in COLUMNS:
+            values = {m: [answers[m, question.id, turn][column] for turn in turns] for m in models}
+            line[column] = values if question.follow_ups else {m: value for m, (value,) in values.items()}
+        lines.append(line)
+    return lines
 
 
 def asked(

@@ -10,7 +10,6 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
 from sftmix.common.shown import as_lines
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
 
@@ -33,9 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Load the models and talk until the user ends it."""
-    args = read_words("chat", ABOUT, add_options, argv)
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8: no tokenizer takes what stands for them
     from sftmix.pipeline.finished import finished_models

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import append_batch, read_json, sha256_json, write_json, write_text
+from sftmix.common.files import append_batch, read_batches, read_json, sha256_json, write_json, write_text
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
@@ -50,9 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=AnswerOptions.batch_size, metavar="N", help="[%(default)s]")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Answer, and say what happened."""
-    args = read_words("generate", ABOUT, add_options, argv)
     models = [name.strip() for name in args.models.split(",")]
     files = generate(
         args.place, Path(args.to), models=models, prompts=args.prompts, form=args.format, options=sampling(args)
@@ -145,8 +143,7 @@ def _lines(
     in which they came.
     """
     from sftmix.pipeline.loaded import load_finished
-    from sftmix.tools.answers.answering import answered
-    from sftmix.tools.answers.store import lines_of, read_answers
+    from sftmix.tools.answers.answering import answered, lines_of
 
     inputs, file = inputs_of(form, questions, models, options), Path(f"{path}.inputs.json")
     if not path.exists() and not file.exists():
@@ -158,7 +155,8 @@ def _lines(
     if path.exists():
         return list(map(json.loads, path.read_bytes().splitlines()))  # of a text U+2028 would end a line, too
     parts = Path(f"{path}.parts")
-    answers, total = read_answers(parts), sum(1 + len(question.follow_ups) for question in questions)
+    answers = {tuple(answer["key"]): answer for answer in read_batches(parts)}
+    total = sum(1 + len(question.follow_ups) for question in questions)
     for model in models:
         done = sum(name == model.name for name, _, _ in answers)
         if done < total:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
+from sftmix.cli.words import DTYPES
 from sftmix.common.errors import ConfigError
 
 
@@ -30,15 +31,15 @@ class AnswerOptions:
     system: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.max_new_tokens, self.batch_size) < 1 or not 0 < self.top_p <= 1 or not 0 <= self.at(0.0) <= 10:
+        if (
+            min(self.max_new_tokens, self.batch_size) < 1
+            or not 0 < self.top_p <= 1
+            or not 0 <= (self.temperature or 0) <= 10
+        ):
             raise ConfigError(
                 "allowed are --max_new_tokens and --batch_size from 1, --temperature from 0 (greedy) to 10, --top_p "
                 "above 0, up to 1"
             )
-
-    def at(self, default: float) -> float:
-        """Return the temperature of a question whose format says `default`."""
-        return default if self.temperature is None else self.temperature
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +52,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         ("system", str, "TEXT", "system turn before conversations that have none"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=getattr(AnswerOptions, name), metavar=metavar, help=about)
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, default="auto", help="of the weights; auto: as stored [%(default)s]")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as stored [%(default)s]")
 
 
 def sampling(args: argparse.Namespace) -> AnswerOptions:

@@ -35,10 +35,10 @@ _METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
 
 def main(argv: Sequence[str]) -> None:
     """Parse and check every run, then run the table, or only print it (--list, --print_config, --help)."""
-    own = [*table_options(), OwnOption("list", bool, False, "", "Show what would be run, and exit.")]
-    arguments = read_arguments(argv, own)
+    options = [*table_options(), OwnOption("list", bool, False, "", "Show what would be run, and exit.")]
+    arguments = read_arguments(argv, options)
     if arguments.help is not None:
-        print(help_text("compare", ABOUT, arguments.help, own), end="")
+        print(help_text("compare", ABOUT, arguments.help, options), end="")
         return
     only_list = arguments.options.pop("list", False) in (True, "true")
     comparison = comparison_of(arguments)
@@ -88,7 +88,7 @@ def table_options() -> tuple[OwnOption, ...]:
 def comparison_of(arguments: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
     parsed = parse(arguments, table_options())
-    table, base = vars(parsed.own), parsed.config.plain()
+    table, base = vars(parsed.values), parsed.config.plain()
     variants, replaced = dict[str, RunConfig](), set(arguments.options)
     for name, options in table["variants"].items():
         variants[str(name)] = _variant(name, options or {}, parsed.tree)

@@ -73,7 +73,8 @@ def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[
         tell(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", flush=True)
         return {}
     try:
-        return run(cell.config(), world=world, pool=[other.path for other in cells], say_rows=say_rows)
+        pool = [other.path for other in cells]
+        return run(cell.config(), world=world, pool=pool, say_rows=say_rows, validated=True)
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:

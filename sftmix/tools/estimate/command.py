@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from sftmix.cli.parsing import OwnOption, configuration
 from sftmix.common.gpus import GPUS
-from sftmix.config.checks import validate
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
 Rows are read and tokenised; of the models only the config is read, so it takes seconds and no GPU.
@@ -19,7 +18,7 @@ Hours are FLOPs / (peak x MFU), or bytes / bandwidth where the GPUs send each ot
 --mfu is a guess until a run of yours on such a machine has been measured, and --bandwidth is a data sheet's: what
 nccl-tests says of your machine (busbw) is the figure to give."""
 
-_OWN = (
+_OPTIONS = (
     OwnOption("gpu", str, "H100", "NAME", f"The device: {', '.join(GPUS)} or cpu."),
     OwnOption("gpus", int | None, None, "N", "How many of them; null: as many as a node has, 1 of cpu."),
     OwnOption("gpus_per_node", int, 8, "N", "GPUs of a node, which share the weights under training.parallel hsdp."),
@@ -40,14 +39,14 @@ _OWN = (
 
 def main(argv: Sequence[str]) -> None:
     """Parse, estimate, print."""
-    config, parsed = configuration("estimate", ABOUT, argv, _OWN)
-    validate(config, needs_out=False)
+    config, values = configuration("estimate", ABOUT, argv, _OPTIONS, needs_out=False)
     from sftmix.pipeline.start import check_names_given
 
     check_names_given(config)
     from sftmix.tools.estimate.run import estimate, make_machine
     from sftmix.tools.estimate.text import described
 
-    machine = make_machine(**{option.name: getattr(parsed, option.name) for option in _OWN if option.name != "json"})
-    needs = estimate(config, machine)
-    print(json.dumps(needs, indent=1) if parsed.json else described(needs))
+    options = vars(values)
+    as_json = options.pop("json")
+    needs = estimate(config, make_machine(**options))
+    print(json.dumps(needs, indent=1) if as_json else described(needs))

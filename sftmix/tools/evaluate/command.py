@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
+from sftmix.cli.words import DTYPES
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import sha256_file, sha256_json, write_json
 from sftmix.model.paths import named
@@ -50,8 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="solved questions in the prompt [the task's own]")
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="prompts at a time [%(default)s]")
     parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of the few-shot examples [%(default)s]")
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, default="auto", help="of the weights; auto: as they are stored")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are stored")
     chat = "ask in the chat template of the training, few-shot examples as turns"
     parser.add_argument("--apply_chat_template", action="store_true", help=chat)
     parser.add_argument("--data_dir", metavar="DIR", help="rows of this package's tasks")
@@ -66,9 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     solved.add_argument("--test", metavar="FILE", help=test)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Convert rows, or measure and print the table."""
-    args = read_words("evaluate", ABOUT, add_options, argv)
     if args.convert is not None:
         if args.to is None:
             raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")

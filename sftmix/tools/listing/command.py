@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Sequence
 from functools import cache
 
 from sftmix.cli.help import formatted, option_rows
-from sftmix.cli.words import read_words
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config.classes import chosen_by, find_component, import_class
 from sftmix.config.schema import component_bases, component_in, options_of
 
-_ABOUT = """List the components that can be swapped, one line each by the option that chooses them.
+ABOUT = """List the components that can be swapped, one line each by the option that chooses them.
 With a name, show one with its options.
 
   sftmix components
   sftmix components SFTMix"""
 
 
-def main(argv: Sequence[str]) -> None:
-    """Print the list or the one component; `argv` are the words after `components`."""
-    args = read_words("components", _ABOUT, add_options, argv)
+def main(args: argparse.Namespace) -> None:
+    """Print the list or the one component."""
     print(details(args.name) if args.name else overview(), end="")
 
 

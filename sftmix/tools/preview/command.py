@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from sftmix.cli.parsing import OwnOption, configuration
 from sftmix.common.errors import ConfigError
-from sftmix.config.checks import validate
 
 _ABOUT = """Show rows as the model will see them: text, token ids, labels, the mask in colour, and dropped rows.
 Nothing is trained or written; no --out is needed.
@@ -22,14 +21,13 @@ def main(argv: Sequence[str]) -> None:
         OwnOption("rows", int, 3, "N", "How many rows to show."),
         OwnOption("no_color", bool, False, "", "Plain text; also without a terminal, or with NO_COLOR set."),
     )
-    config, parsed = configuration("preview", _ABOUT, argv, options)
-    if parsed.rows < 1:
-        raise ConfigError(f"rows is {parsed.rows}; allowed: at least 1")
-    validate(config, needs_out=False)
+    config, values = configuration("preview", _ABOUT, argv, options, needs_out=False)
+    if values.rows < 1:
+        raise ConfigError(f"rows is {values.rows}; allowed: at least 1")
     from sftmix.pipeline.start import check_names_given
 
     check_names_given(config)
     from sftmix.pipeline.rows import preview
 
-    color = sys.stdout.isatty() and not parsed.no_color and not os.environ.get("NO_COLOR")
-    print(preview(config, parsed.rows, color=color))
+    color = sys.stdout.isatty() and not values.no_color and not os.environ.get("NO_COLOR")
+    print(preview(config, values.rows, color=color))

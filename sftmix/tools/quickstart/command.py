@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
 
 ABOUT = """See the whole recipe work in under three minutes on two CPU cores, without any download.
 
@@ -23,26 +21,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of everything [%(default)s]")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Make model and rows, run recipe:quickstart with the baseline on them, and print the table."""
-    args = read_words("quickstart", ABOUT, add_options, argv)
-    say(f"quickstart: a small model on rows of known truth, in {args.out}")
-    quickstart(Path(args.out), args.seed)
-
-
-def quickstart(out: Path, seed: int) -> None:
-    """Make model and rows under `out`, run recipe:quickstart with the baseline, and print the table.
+def main(args: argparse.Namespace) -> None:
+    """Make model and rows, run recipe:quickstart with the baseline on them, and print the table.
 
     A second call on the same directory reads what is there.
     """
+    say(f"quickstart: a small model on rows of known truth, in {args.out}")
     from sftmix.cli.parsing import configuration
     from sftmix.pipeline.recipe import run
     from sftmix.tools.quickstart import materialise
 
+    out, seed = Path(args.out), args.seed
     inputs = materialise(out / f"materials-{seed}", seed=seed)
     words = ["--config", "recipe:quickstart", "--out", str(out), "--seed", str(seed), "--with_baseline", "true"]
     words += ["--model.path", str(inputs.model), "--data.train", str(inputs.train), "--data.eval", str(inputs.eval)]
-    summary = run(configuration("run", "", words)[0])
+    summary = run(configuration("run", "", words)[0], validated=True)
     baseline, halves = summary["baseline"], summary["confidence"]
     ours, theirs = summary["eval_exact_match"], baseline["eval_exact_match"]
     sure, unsure = (halves[name]["labels"].get("deterministic", 0.0) for name in ("confident", "unconfident"))

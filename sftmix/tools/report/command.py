@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 from sftmix.pipeline.finished import refuse_no_run
 
@@ -31,9 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score", action="store_true", help=score)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Write the page and say where it is."""
-    args = read_words("report", ABOUT, add_options, argv)
     say(f"report: {', '.join(args.runs)}")
     runs = [Path(run) for run in args.runs]
     for run in runs:

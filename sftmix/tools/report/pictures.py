@@ -94,8 +94,8 @@ def thinned(ordered: Rows) -> Rows:
     return np.sort(ordered)
 
 
-def hovers(view: RunView, rows: Rows) -> list[str]:
-    """Return what hovering over an example shows, escaped, in short lines."""
+def dots(view: RunView, rows: Rows, **trace: Any) -> go.Scatter:
+    """Return a dot for each of these rows; hovering over one shows the example, escaped, in short lines."""
     texts = []
     for row in rows.tolist():
         instruction, response = view.texts[row]
@@ -103,7 +103,7 @@ def hovers(view: RunView, rows: Rows) -> list[str]:
         lines = [line for part in parts for line in textwrap.wrap(textwrap.shorten(part, 240, placeholder=" ..."), 70)]
         scores = f"confidence {short(view.scores.confidence[row])}, variability {view.scores.variability[row]:,.3g}"
         texts.append("<br>".join(escape(line) for line in [scores, *lines]))
-    return texts
+    return go.Scatter(mode="markers", text=texts, hovertemplate="%{text}<extra></extra>", **trace)
 
 
 def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
@@ -127,12 +127,11 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     positive = spread[np.isfinite(spread) & (spread > 0)]
     log = len(positive) > 0  # with one checkpoint nothing varies
     correct = None if view.dynamics is None else correctness(view)[rows]
-    points = go.Scatter(
+    points = dots(
+        view,
+        rows,
         x=np.clip(spread, positive.min() / 2, 1e300) if log else spread,
         y=heights,
-        mode="markers",
-        text=hovers(view, rows),
-        hovertemplate="%{text}<extra></extra>",
         marker={
             "color": None if correct is None or np.isnan(correct).all() else correct,
             "colorscale": CORRECT,
@@ -187,14 +186,13 @@ def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:
     traces, half = [], len(rows) // 2
     for name, colour, part in (("least", GROUPS[1], slice(half)), ("most", GROUPS[0], slice(half, None))):
         traces.append(
-            go.Scatter(
+            dots(
+                view,
+                rows[part],
                 x=places[part, 0],
                 y=places[part, 1],
                 name=f"{half} {name} confident",
-                mode="markers",
                 marker={"color": colour, "size": 6, "opacity": 0.75},
-                text=hovers(view, rows[part]),
-                hovertemplate="%{text}<extra></extra>",
             )
         )
     bare = {"showticklabels": False, "zeroline": False}

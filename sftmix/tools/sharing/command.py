@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
+from sftmix.cli.words import DTYPES
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 
@@ -39,9 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, metavar="N", help="optimizer step of the checkpoint [the newest]")
     best = "the weights of the best held-out evaluation, of a run with --checkpoint.keep_best true"
     parser.add_argument("--best", action="store_true", help=best)
-    dtypes = ("auto", "float32", "bfloat16", "float16")
     what = "dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]"
-    parser.add_argument("--dtype", choices=dtypes, default="auto", help=what)
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=what)
     parser.add_argument("--merge", action="store_true", help="put the adapters of a LoRA run into the model's weights")
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload the model to this repository of the hub")
     parser.add_argument("--private", action="store_true", help="make a repository that only its owner sees")
@@ -49,9 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", metavar="NAME", help=what)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Write the model with its card, upload it where this is asked for, and print the place."""
-    args = read_words("export", ABOUT, add_options, argv)
     if args.to is None and args.push_to_hub is None:
         raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
     if args.push_to_hub is not None and args.license is None:
@@ -124,15 +121,15 @@ def write_run_cards(*runs: Path) -> None:
         write_cards(run)
 
 
-def after_stage(config: RunConfig, until: str, parsed: Any) -> None:
+def after_stage(config: RunConfig, until: str, values: Any) -> None:
     """Write the cards of the models that a run has exported, and upload the scores where this is asked for; rank 0."""
     run = Path(config.out or "")
     if until == "train":
         write_run_cards(run)
-    if until != "confidence" or parsed.push_to_hub is None or os.environ.get("RANK", "0") != "0":
+    if until != "confidence" or values.push_to_hub is None or os.environ.get("RANK", "0") != "0":
         return
     from sftmix.tools.sharing.cards import write_scores
 
     with tempfile.TemporaryDirectory() as place:
-        write_scores(run, Path(place), name=parsed.push_to_hub, license=parsed.license)
-        print(push(Path(place), parsed.push_to_hub, kind="dataset", private=parsed.private))
+        write_scores(run, Path(place), name=values.push_to_hub, license=values.license)
+        print(push(Path(place), values.push_to_hub, kind="dataset", private=values.private))

@@ -6,13 +6,12 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from sftmix.cli.results import STAGES, at, held_out, say
-from sftmix.cli.words import read_words
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
 from sftmix.common.figures import markdown_table
 from sftmix.common.files import MANIFEST, not_as_written, read_json
@@ -35,10 +34,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Print the state of each directory; raise the error of those that are neither runs nor tables, or damaged."""
     problems = list[SFTMixError]()
-    for run in read_words("status", ABOUT, add_options, argv).runs:
+    for run in args.runs:
         try:
             say(report(run) + "\n", sys.stdout)
         except SFTMixError as error:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
 from sftmix.config.classes import find_component
@@ -46,9 +44,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder of suspects.csv and suspects.parquet [RUN/suspects]")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Print the first rows, and write all of them as CSV and Parquet."""
-    list_suspects(read_words("suspects", ABOUT, add_options, argv))
+    list_suspects(args)
 
 
 def list_suspects(args: argparse.Namespace) -> None:

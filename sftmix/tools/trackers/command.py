@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from sftmix.cli.words import read_words
 from sftmix.common.errors import ConfigError
 from sftmix.common.figures import flatten
 from sftmix.common.files import read_json
 from sftmix.components.base import missing_package
 from sftmix.pipeline.finished import refuse_no_run
-from sftmix.tools.trackers import TRACKERS, Tracker
+from sftmix.tools.trackers import TRACKERS
 
 ABOUT = """Send the metrics of a run to a tracker: every step that the tracker lacks, each once, then the summary.
 It reads files only, so it works while a run goes on, after it has ended, and where a live tracker had no network.
@@ -28,18 +26,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--project", default="sftmix", metavar="NAME", help=project)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Send what the tracker lacks, and say how much that was."""
-    args = read_words("track", ABOUT, add_options, argv)
-    print(replay(Path(args.run), TRACKERS[args.to](project=args.project)))
-
-
-def replay(run: Path, tracker: Tracker) -> str:
-    """Send the rows that a tracker lacks of a run, and the figures of its summary; return a line that says so.
+def main(args: argparse.Namespace) -> None:
+    """Send the rows that a tracker lacks of a run, and the figures of its summary; say how many these were.
 
     The run may be finished, interrupted, or going on in another process. Raises ConfigError for what is no run and for
     a package that is missing, InUseError if another process sends this run to the same client.
     """
+    run, tracker = Path(args.run), TRACKERS[args.to](project=args.project)
     refuse_no_run(run)
     if problem := missing_package(tracker):
         raise ConfigError(f"--to {tracker.client} {problem}")
@@ -51,4 +44,4 @@ def replay(run: Path, tracker: Tracker) -> str:
             tracker.summarise({name.replace(".", "/"): value for name, value in figures if value == value})  # null: NaN
     finally:
         tracker.end()
-    return f"{run}: {sent} of {tracker.rows} steps sent to {tracker.client}, which had the others"
+    print(f"{run}: {sent} of {tracker.rows} steps sent to {tracker.client}, which had the others")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from sftmix.cli.results import say
-from sftmix.cli.words import read_words
 from sftmix.common.errors import DifferenceError
 from sftmix.tools.verify.window import NEAR, STEPS, TRAINED, window_of
 
@@ -34,13 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Print the certificate; raise DifferenceError if something differs."""
-    certify(read_words("verify", ABOUT, add_options, argv))
-
-
-def certify(args: argparse.Namespace) -> None:
-    """Make the steps again and print what came out."""
+def main(args: argparse.Namespace) -> None:
+    """Make the steps again and print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(args.run).expanduser(), args.stage, args.start, args.steps)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
     from sftmix.tools.verify.run import verify

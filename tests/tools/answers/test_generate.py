@@ -11,11 +11,10 @@ import torch
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import append_batch
-from sftmix.tools.answers.answering import answered, generated
+from sftmix.tools.answers.answering import COLUMNS, answered, generated
 from sftmix.tools.answers.generate import generate
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.answers.questions import Question, read_questions
-from sftmix.tools.answers.store import COLUMNS
 
 SHORT_ANSWERS = AnswerOptions(max_new_tokens=12)
 

@@ -60,7 +60,7 @@ def test_confidences_with_a_long_tail_are_drawn_on_a_logarithm():
 def test_hovers_are_escaped_and_short():
     text = "<b>bold</b> & </script><script>x</script> " * 40
     scores = SimpleNamespace(id=["<i>"], confidence=np.array([-1.0]), variability=np.array([0.5]))
-    (hover,) = pictures.hovers(SimpleNamespace(scores=scores, texts=[(text, text)]), np.array([0]))
+    (hover,) = pictures.dots(SimpleNamespace(scores=scores, texts=[(text, text)]), np.array([0])).text
     assert len(hover) < 1200
     assert "<" not in hover.replace("<br>", "")
     assert "&lt;/script&gt;" in hover
