@@ -94,7 +94,4 @@ def call(name: str, argv: Sequence[str]) -> None:
     if not COMMANDS[name].module:
         return _stage(name, argv)
     command = import_module(f"sftmix.tools.{COMMANDS[name].module}")
-    if hasattr(command, "add_options"):
-        command.main(read_words(name, command, argv))
-    else:
-        command.main(argv)
+    command.main(read_words(name, command, argv) if hasattr(command, "add_options") else argv)

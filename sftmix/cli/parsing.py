@@ -57,7 +57,7 @@ def configuration(
     arguments = read_arguments(argv, options)
     if arguments.help is not None:
         print(help_text(name, about, arguments.help, options), end="")
-        raise SystemExit(0)
+        raise SystemExit
     parsed = parse(arguments, options)
     if arguments.print_config:
         print_config(parsed.config.plain())
@@ -83,11 +83,11 @@ def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> Parsed:
 
 
 def print_config(plain: Mapping[str, Any]) -> None:
-    """Print a plain configuration as YAML that --config takes back, and raise SystemExit(0)."""
+    """Print a plain configuration as YAML that --config takes back, and raise SystemExit."""
     import yaml
 
     print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
-    raise SystemExit(0)
+    raise SystemExit
 
 
 # ------------------------------------------------------------------------------------------------ words

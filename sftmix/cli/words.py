@@ -11,16 +11,17 @@ from typing import Any, NoReturn
 from sftmix.common.errors import ConfigError
 from sftmix.common.names import path_problem
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Of the weights of a finished model; auto: as they are stored."""
-
 
 class WordsParser(argparse.ArgumentParser):
     """An argparse parser that raises ConfigError."""
 
     def __init__(self, name: str, description: str) -> None:
-        form = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=f"sftmix {name}", description=description, formatter_class=form, allow_abbrev=False)
+        super().__init__(
+            prog=f"sftmix {name}",
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from sftmix.cli.words import DTYPES
 from sftmix.common.errors import ConfigError
+from sftmix.pipeline.finished import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)

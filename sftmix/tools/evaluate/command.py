@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.cli.results import say
-from sftmix.cli.words import DTYPES
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import sha256_file, sha256_json, write_json
 from sftmix.model.paths import named
-from sftmix.pipeline.finished import FinishedModel, finished_models, is_run
+from sftmix.pipeline.finished import DTYPES, FinishedModel, finished_models, is_run
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert
 from sftmix.tools.evaluate.table import FOLDER, entry_file, write_tables
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
-from sftmix.cli.words import DTYPES
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
+from sftmix.pipeline.finished import DTYPES
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
