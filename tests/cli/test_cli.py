@@ -198,6 +198,7 @@ def test_what_print_config_prints_is_that_configuration(run, configured, tmp_pat
         (["run", "--seed+", "1"], ["seed+: seed takes one value", "data.train"]),
         (["run", "--config", "nowhere.yaml"], ["nowhere.yaml", "recipe:"]),
         (["preview", "--rows", "0", "--model.path", "m", "--data.train", "a"], ["rows is 0"]),
+        (["chat", "r", "--temperature", "11"], ["--temperature from 0 (greedy) to 10"]),
         (["export"], ["RUN", "export --help"]),
         (["export", "r", "--to", "d", "--dtype", "int4"], ["int4", "bfloat16"]),
         (["status"], ["RUN"]),

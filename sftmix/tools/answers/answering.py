@@ -47,8 +47,8 @@ def answered(
             if turn <= len(question.follow_ups):
                 messages = list(question.messages)
                 for past, follow_up in enumerate(question.follow_ups[:turn]):
-                    said = answers[loaded.name, question.id, past]["answers"] or ""
-                    messages += [{"role": "assistant", "content": said}, {"role": "user", "content": follow_up}]
+                    answer = answers[loaded.name, question.id, past]["answers"] or ""
+                    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": follow_up}]
                 prompt, room = asked(loaded, messages, options, question.id)
                 groups[question.temperature, room].append(((loaded.name, question.id, turn), prompt))
         for (temperature, room), waiting in groups.items():

@@ -67,11 +67,11 @@ def read_questions(
                 if not isinstance(row, dict):
                     raise row if isinstance(row, BadRow) else BadRow("expected an object with named fields")
                 plain, more = of_tool(row) if of_tool else (row, {})
-                asked = _with_answer(reader.renamed(plain))
-                form = recognise(asked, None, reader.formats)
+                plain = _with_answer(reader.renamed(plain))
+                form = recognise(plain, None, reader.formats)
                 if form == TEXT:
                     raise BadRow("a text, where a question is needed; models answer conversations")
-                question = replace(question_of(convert(asked, form)), row=row, **more)
+                question = replace(question_of(convert(plain, form)), row=row, **more)
             except (KeyError, BadRow) as problem:
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
                 raise DataError(f"{OPTION}: {place}: {reason}") from problem
