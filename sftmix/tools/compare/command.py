@@ -54,7 +54,7 @@ def run_table(comparison: Comparison) -> None:
     """Run the table, write the cards of its models, and print it."""
     from sftmix.tools.sharing.command import write_run_cards
 
-    say("\n" + markdown(compare(comparison)), sys.stdout)
+    say("\n" + markdown(compare(comparison, validated=True)), sys.stdout)
     write_run_cards(*(cell.path for cell in comparison.cells))
     say(f"see table.md, cells.csv and table.json in {comparison.out}", sys.stdout)
 

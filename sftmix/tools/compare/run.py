@@ -21,14 +21,17 @@ if TYPE_CHECKING:
     from sftmix.common.world import World
 
 
-def compare(comparison: Comparison) -> dict[str, Any]:
+def compare(comparison: Comparison, *, validated: bool = False) -> dict[str, Any]:
     """Run the missing cells of a table and return it in the form of table.json.
+
+    validated  True: the caller has validated the table
 
     Call it in every process of a torchrun. Every run is checked before the first starts. The same call continues an
     interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
     goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
     """
-    comparison.validate()
+    if not validated:
+        comparison.validate()
     cells, out = comparison.cells, Path(comparison.out or "")
     _check(comparison, out)
     from sftmix.common.progress import progress_bar
