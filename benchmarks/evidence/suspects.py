@@ -30,13 +30,13 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES  # noqa: E402
 from sftmix.common.tables import read_dynamics  # noqa: E402
 from sftmix.components import Correctness, LowVariability, Perplexity  # noqa: E402
+from sftmix.tools.suspects.command import WITH_MODEL, WITHOUT_MODEL  # noqa: E402
 from sftmix.tools.suspects.signals import (  # noqa: E402
     Echo,
     Ending,
     EndOfTurn,
     HardTokens,
     Mismatch,
-    Signal,
     SuspectRows,
     duplicates,
     percentiles,
@@ -57,26 +57,26 @@ def signals_of(rows: list[dict], run: Path) -> dict[str, Float64]:
     words, sentences = (SuspectRows(prompts, responses, dynamics, kind) for kind in ("tfidf", "minilm"))
     none = [None] * len(rows)
     nll = dynamics.nll_sum / np.maximum(dynamics.n_tokens, 1)[:, None]
-    shipped: list[Signal] = [Mismatch(), Echo(), EndOfTurn(), HardTokens()]
+    shipped = [Mismatch(), Echo(), EndOfTurn(), HardTokens(), Ending()]
+    weights = {type(signal).__name__: signal.weight for signal in shipped}
     own = {type(signal).__name__: signal.score(sentences) for signal in shipped}
-    text: list[Signal] = [Mismatch(), Echo(), Ending()]
-    ranks = np.array([percentiles(score, none) for score in own.values()])
+    by_words = {**own, "Mismatch": Mismatch().score(words)}
+    ranks = np.array([percentiles(own[name], none) for name in WITH_MODEL])
 
-    def largest(signals: list[Signal], of: SuspectRows) -> Float64:
-        return np.max([weighted(percentiles(one.score(of), none), one.weight) for one in signals], axis=0)
+    def largest(names, scores):
+        return np.max([weighted(percentiles(scores[name], none), weights[name]) for name in names], axis=0)
 
     forest = IsolationForest(random_state=0, n_estimators=300).fit(ranks.T)
     worst = [np.sort(one[-1])[-max(1, one.shape[1] // 10) :].mean() for one in dynamics.token_nll or ()]
     return {
-        "**largest weighted rank (default)**": largest(shipped, sentences),
-        "**without a reference**": largest(text, sentences),
-        "**without a model (TF-IDF)**": largest(text, words),
+        "**largest weighted rank (default)**": largest(WITH_MODEL, own),
+        "**without a reference**": largest(WITHOUT_MODEL, own),
+        "**without a model (TF-IDF)**": largest(WITHOUT_MODEL, by_words),
         "largest rank": ranks.max(0),
         "mean of ranks": ranks.mean(0),
         "isolation forest": -forest.score_samples(ranks.T),
         **own,
-        "Mismatch by TF-IDF": Mismatch().score(words),
-        "Ending": Ending().score(words),
+        "Mismatch by TF-IDF": by_words["Mismatch"],
         "Perplexity (the paper's)": -Perplexity().estimate(dynamics),
         "Correctness": -Correctness().estimate(dynamics),
         "LowVariability": -LowVariability().estimate(dynamics),

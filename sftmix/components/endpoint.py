@@ -27,7 +27,7 @@ TIMEOUT, LONGEST_PAUSE = 600.0, 60.0
 """Seconds without an answer after which a request is made again, and the longest pause before that."""
 
 Positions: TypeAlias = Sequence[Mapping[int, tuple[float, bool]]]
-"""Of each position some ids, the prompt's own among them: log-probability, and whether it is the highest."""
+"""The log-probabilities of some ids at each position, the prompt's own among them, and whether each is the highest."""
 
 
 class FromEndpoint(Reference):

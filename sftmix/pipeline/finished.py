@@ -17,7 +17,7 @@ from sftmix.model.paths import model_at_hand, model_place, named
 from sftmix.pipeline.directory import is_finished, origin
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""Of the weights of a finished model; auto: as they are stored."""
+"""Dtypes in which the weights of a finished model are loaded or exported; auto: as they are stored."""
 TARGET = "target"
 OF_A_RUN = (TARGET, "baseline", "base")
 """The models that a run can have."""

@@ -65,18 +65,18 @@ def list_suspects(args: argparse.Namespace) -> None:
     responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
     texts = signals.SuspectRows(prompts, responses, dynamics, args.embedding)
     groups = [one.label if args.by else None for one in examples]
-    ranks, weights = pd.DataFrame(), pd.DataFrame()
+    ranks, weighted = pd.DataFrame(), pd.DataFrame()
     shipped = {kind.__name__: kind for kind in signals.Signal.__subclasses__()}
     for name in args.signals or (WITH_MODEL if hard else WITHOUT_MODEL):
         kind: Any = shipped.get(name) or find_component(signals.Signal, name, "--signals")
         ranks[kind.__name__] = signals.percentiles(kind().score(texts), groups)
-        weights[kind.__name__] = signals.weighted(ranks[kind.__name__], kind.weight)
+        weighted[kind.__name__] = signals.weighted(ranks[kind.__name__], kind.weight)
     columns = {
         "id": [one.id for one in examples],
         "source": [one.source for one in examples],
         "label": [one.label for one in examples],
-        "score": weights.max(axis=1),
-        "signal": weights.idxmax(axis=1),
+        "score": weighted.max(axis=1),
+        "signal": weighted.idxmax(axis=1),
         **ranks,
         "duplicate_of": [examples[first].id if first >= 0 else "" for first in signals.duplicates(texts)],
         "compared_with": [examples[other].id for other in signals.best_fits(texts)],
@@ -84,7 +84,7 @@ def list_suspects(args: argparse.Namespace) -> None:
         "prompt": prompts,
         "response": responses,
     }
-    table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -weights.max(axis=1)))]
+    table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -weighted.max(axis=1)))]
     table.insert(0, "rank", range(1, len(table) + 1))
     response_of = dict(zip(table["id"], table["response"], strict=True))
     for line in table.head(args.top).to_dict("records"):
