@@ -322,6 +322,7 @@ class Segment:
                  gets these, no attention mask, and must keep the documents apart (`sftmix.model.packing`)
     lengths      None, or the number of tokens of each slot in the single line
     starts       None, or i32[documents + 1], where each document of the single line begins, and the end
+    padded       False if attention_mask has no zero
     """
 
     slots: tuple[int, ...]
@@ -332,6 +333,7 @@ class Segment:
     position_ids: torch.Tensor | None = None
     lengths: tuple[int, ...] | None = None
     starts: torch.Tensor | None = None
+    padded: bool = True
 
 
 @dataclass(frozen=True, slots=True)

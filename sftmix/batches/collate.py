@@ -123,6 +123,7 @@ def _segment(
         torch.from_numpy(positions) if several else None,
         tuple(len(encoded[slot].input_ids) for slot in slots) if len(slots) > len(lines) else None,
         torch.tensor([*documents, width], dtype=torch.int32) if packed_line else None,
+        padded=not mask.all(),
     )
 
 

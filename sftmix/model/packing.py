@@ -1,4 +1,4 @@
-"""A probe of the model itself: does it keep documents in one row apart, or do they leak into each other?
+"""Documents in one row: a probe of whether a model keeps them apart, and answers to what transformers asks of rows.
 
 transformers builds block-diagonal causal masks from position ids that start again, if it gets no attention mask and
 builds masks for this attention at all. Flash attention gets the places where positions start again, in a batch of one
@@ -7,8 +7,11 @@ row. Each architecture uses these in its own way, so a probe is compared with it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.load import probe_ids
@@ -28,6 +31,25 @@ def is_skipping(attention: str | None, device: torch.device) -> bool:
 def is_flash(attention: str) -> bool:
     """Return True for flash attention, by any of its names: flash_attention_2, kernels-community/flash-attn2, ..."""
     return "flash" in attention
+
+
+@contextmanager
+def known_rows(*, packed: bool) -> Iterator[None]:
+    """Answer what transformers asks of the rows of a pass: do they hold several documents, and is a mask without zeros?
+
+    It would read positions and mask where they are, and so wait for the device in each pass. Both are known where rows
+    are put together, and only padded ones get a mask.
+    """
+    answers = {
+        "find_packed_sequence_indices": lambda positions: (positions == 0).cumsum(-1) if packed else None,
+        "fast_all": lambda mask: False,
+    }
+    own = {name: getattr(masking_utils, name) for name in answers}
+    vars(masking_utils).update(answers)
+    try:
+        yield
+    finally:
+        vars(masking_utils).update(own)
 
 
 def check_attention(model: PreTrainedModel, device: torch.device, *, trains: bool) -> None:

@@ -22,7 +22,7 @@ from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
 from sftmix.model.head import Head, head_of
 from sftmix.model.layers import decoder_layers, recomputes_activations
-from sftmix.model.packing import is_flash
+from sftmix.model.packing import is_flash, known_rows
 from sftmix.types import Batch, Plan, Segment
 
 
@@ -54,7 +54,7 @@ class TrainingModule(nn.Module):
         decoder = self.model.get_decoder()
         parts, order, flash = [], [], is_flash(self.model.config._attn_implementation)
         for segment in batch.segments:
-            with self._perturbed(batch, segment, perturb):
+            with self._perturbed(batch, segment, perturb), known_rows(packed=segment.position_ids is not None):
                 inputs = attention_inputs(segment, masked=segment.input_ids.is_cpu, flash=flash)
                 out = decoder(input_ids=segment.input_ids, **inputs, use_cache=False)
             parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
@@ -145,7 +145,7 @@ class ModelView(LossView):
             changing = self._layer(layer).register_forward_hook(
                 lambda module, inputs, output: _replaced(output, change)
             )
-        with changing:
+        with changing, known_rows(packed=False):
             out = self._model.get_decoder()(
                 inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
             )
@@ -174,12 +174,12 @@ def attention_inputs(segment: Segment, *, masked: bool = True, flash: bool = Fal
 
     transformers keeps documents apart by their positions only if it gets no mask.
 
-    masked  False leaves out the mask: padding is on the right, where no causal token looks. With it transformers reads
-            values on the host, which would wait for the device, and takes slower kernels
+    masked  False leaves out the mask, with which transformers takes slower kernels: padding is on the right, where no
+            causal token looks
     flash   add the places of the documents, which flash attention would else read from the device in each layer
     """
     if segment.position_ids is None:
-        return {"attention_mask": segment.attention_mask if masked else None}
+        return {"attention_mask": segment.attention_mask if masked and segment.padded else None}
     inputs: dict[str, Any] = {"attention_mask": None, "position_ids": segment.position_ids}
     if flash and segment.starts is not None:
         longest = max(segment.lengths or (segment.input_ids.shape[1],))

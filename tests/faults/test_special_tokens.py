@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -114,7 +116,7 @@ def by_hand(tokenizer, question: str, answer: str, system: str | None = None, *,
         )
     )
     first = [] if system is None else [start, *told, end, *line]
-    return [*first, start, *asked, end, *line, start, *sum(said, []), end]
+    return [*first, start, *asked, end, *line, start, *itertools.chain(*said), end]
 
 
 def hold(name, tokenizer, examples: int, record_property) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -58,9 +59,10 @@ def llama(attention: str):
     ids=lambda one: type(one).__name__,
 )
 @pytest.mark.parametrize("padding_free", [True, False])
-def test_a_step_reads_its_sums_alone(objective, padding_free):
-    """transformers asks once for each row without padding whether it holds several documents."""
-    model = llama("eager")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_step_reads_its_sums_alone(objective, padding_free, attention):
+    """transformers asks whether lines hold padding, or several documents: it is told."""
+    model = llama(attention)
     module = TrainingModule(model)
     module.padding_free = padding_free
     about = {"optimizer": torch.optim.AdamW(model.parameters()), "data": DATA, "objective": objective}
@@ -70,7 +72,22 @@ def test_a_step_reads_its_sums_alone(objective, padding_free):
     assert len(prepared.batches) == 2
     with Reads() as reads:
         train_step(setup, prepared)
-    assert reads.places == {"step.py": 1} | ({"masking_utils.py": 2} if padding_free else {})
+    assert reads.places == {"step.py": 1}
+
+
+@pytest.mark.parametrize(("family", "attention"), [(f, a) for f, (_, _, kinds) in FAMILIES.items() for a in kinds])
+@pytest.mark.parametrize("padding_free", [False, True])
+@pytest.mark.parametrize("units", [UNITS, UNITS[-1:]])
+def test_what_transformers_is_told_is_what_it_would_read(family, attention, padding_free, units):
+    name, options, _ = FAMILIES[family]
+    model = build(getattr(transformers, f"{name}Config")(**options), attention)
+    batch = collate(units, DATA, padding_free=padding_free)
+    (segment,) = batch.segments
+    assert segment.padded == (segment.attention_mask.min() == 0)
+    inputs = attention_inputs(replace(segment, padded=True))  # it reads a mask of ones, too
+    out = model.get_decoder()(input_ids=segment.input_ids, **inputs, use_cache=False).last_hidden_state
+    expected = out.flatten(0, 1)[segment.index][torch.argsort(segment.order)]
+    assert torch.equal(TrainingModule(model).hidden_states(batch), expected)
 
 
 @pytest.mark.parametrize(("family", "attention"), [(f, a) for f, (_, _, kinds) in FAMILIES.items() for a in kinds])
