@@ -65,7 +65,7 @@ LID = {
     "tools/report": 6629,
     "tools/sharing": 2169,
     "tools/status": 1093,
-    "tools/suspects": 2680,
+    "tools/suspects": 2733,
     "tools/trackers": 1689,
     "tools/verify": 5145,
     "training": 16403,

