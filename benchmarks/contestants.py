@@ -5,8 +5,6 @@ step, with the making of its batches. So a busy machine disturbs all alike, and 
 its process. All train on the same token ids and labels from the same weights.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

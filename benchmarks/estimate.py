@@ -9,8 +9,6 @@ on the order of sizes, which `estimate` cannot know; with --give_back the run re
 (MALLOC_MMAP_THRESHOLD_). FLOPs over the time of the steps is the rate that `--tflops` and `--mfu` stand for.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

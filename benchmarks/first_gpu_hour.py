@@ -9,8 +9,6 @@ minutes as its limit: one that crashes or runs out of memory is noted with the e
 next call. Writes <date>-<part>-<device>.json for each part, and issue.md: what was measured, beside public figures.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

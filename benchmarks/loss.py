@@ -13,8 +13,6 @@ float32, as those of transformers.
 Prints one JSON object and writes it to benchmarks/results/<date>-loss-<head>-<dtype>-<device>.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Clocks and memory that several benchmarks read."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable

@@ -13,8 +13,6 @@ Every run is `cli.py run` from rows to exported model, imports included; they ta
 tokenisation cache is filled before the first.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

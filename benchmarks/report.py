@@ -1,7 +1,5 @@
 """The report that every benchmark prints and keeps: date, commit, device, versions, setting, results."""
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json

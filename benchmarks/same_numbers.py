@@ -10,8 +10,6 @@ listed with the first values that do; then the exit code is 1. This is a check f
 and no benchmark: nothing is kept.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -8,8 +8,6 @@ batches), each size in a process of its own; seconds, MiB at the peak above the 
 growth from the size before: 1 is linear.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

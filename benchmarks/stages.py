@@ -1,7 +1,5 @@
 """Rows and training stages that the benchmarks of training steps share."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from pathlib import Path

@@ -6,8 +6,6 @@ Rows are repeated, each time with a word of their own, until there are --count o
 own (`cli.py run` with a single step); the cache is a fresh directory, filled by the first start.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -16,8 +16,6 @@ tokens need (causal attention, head on response tokens) as a share of what the b
 device, in this run. One more step of each loop is profiled: what it calls that may wait for the GPU, what is busiest.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 import time

@@ -14,8 +14,6 @@ Contestants (see contestants.py; they take turns, step by step, each in a proces
 Speed is real tokens per second of whole epochs, so every contestant has done the same work; one value per epoch.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace

@@ -1,7 +1,5 @@
 """Shared fixtures. Warnings are errors; property tests are derandomised, so CI always runs the same examples."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import io

@@ -4,8 +4,6 @@ They are forked from a server that has imported what takes long, once for all te
 once. The tests of torchrun itself start it (tests/distributed/test_launcher.py, tests/faults/test_torchrun.py).
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import itertools

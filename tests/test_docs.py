@@ -4,8 +4,6 @@ What is executed runs in processes of its own, in a directory with a tiny model 
 would stay a known component for the tests that follow.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

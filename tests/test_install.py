@@ -3,8 +3,6 @@
 As a checkout, and as the wheel that is published, which must hold every file that is no module.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import json

@@ -3,8 +3,6 @@
 `mkdocs build --strict` itself finds links to nowhere, pages outside the navigation and names that are not in the code.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

@@ -92,8 +92,6 @@ T33  weight gradient in bfloat16
 
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

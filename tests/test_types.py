@@ -1,7 +1,5 @@
 """The records that travel between the stages."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

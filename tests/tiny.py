@@ -1,7 +1,5 @@
 """A model, a tokenizer and rows so small that a whole run takes a second, and ways to run the command line on them."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

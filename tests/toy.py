@@ -1,7 +1,5 @@
 """In memory and small: rows of random tokens, a random model, a fixed order."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """A small model that has been trained a little, with its optimizer: what checkpoints keep."""
 
-from __future__ import annotations
-
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from transformers import PreTrainedModel

@@ -6,8 +6,6 @@ TEXT is a folder of English .txt files; base-7m read 16.4 million tokens of nove
 answers, and news. docs/method.md has the command that pretrains it, with recipe:small/pretrain-text.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

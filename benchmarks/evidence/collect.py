@@ -10,8 +10,6 @@ has the losses of single examples (losses.py). It may be called while the table 
 has come since. Statistics are made by results.py, from all sittings together.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """The contrasts of a tier by the rules of the preregistration: interval, test and result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

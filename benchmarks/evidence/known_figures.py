@@ -1,7 +1,5 @@
 """The figures of a run on rows whose truth is known, and of the confidence of its reference."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

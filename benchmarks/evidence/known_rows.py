@@ -8,8 +8,6 @@ another row of its family that differs from its own: it is wrong, and no longer 
 corrupted at a smaller share is so, in the same way, at a larger one.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The planned tests of rows whose truth is known."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@ as known-truth.md says. A table that is not finished is left out of the tests. T
 trained model is that of `sftmix report RUN --score`, which is made where it is not there.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

@@ -8,8 +8,6 @@ and the rest is for training. An instruction stays on one side of a cut: rows af
 before it are dropped. Of rows with the same instruction and input the first is kept.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -6,8 +6,6 @@
 The record of the study, benchmarks/results/evidence/README.md, has them as they came out; a test compares them.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence

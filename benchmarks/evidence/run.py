@@ -8,8 +8,6 @@ benchmarks/results/evidence. The same command continues what was interrupted. Th
 primary.yaml; pilots that come out otherwise change nothing by themselves.
 """
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

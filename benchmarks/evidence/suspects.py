@@ -11,8 +11,6 @@ DIR holds the sets of suspects_rows.py, and for each a run as far as its confide
 FILE becomes a table in Markdown: the area under the ROC curve by kind of error, mean and 95% interval over seeds.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

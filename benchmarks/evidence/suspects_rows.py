@@ -7,8 +7,6 @@ It writes SET-SHARE-SEED.jsonl: real rows of Alpaca or ChatDoctor, and rows of k
 four ways; of the rows of known truth the same share is wrong.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """The tables of the study as they were planned, with the runs of each that have been collected so far."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence

@@ -8,5 +8,3 @@
 Everything is a pure function of (pairs, lengths, seed, epoch): any rank can work out the work of every rank, and a
 resumed run needs only the step number.
 """
-
-from __future__ import annotations

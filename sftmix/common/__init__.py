@@ -1,3 +1,1 @@
 """Basic tools for every part of the package; they know nothing of the other parts."""
-
-from __future__ import annotations

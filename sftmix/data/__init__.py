@@ -3,8 +3,6 @@
 `prepare` reads and checks rows (no tokenizer needed), `make_encoder` chooses the chat template, `encode` tokenises.
 """
 
-from __future__ import annotations
-
 from sftmix.data.dataset import EncodedDataset, LoadedData, encode, load_data
 from sftmix.data.encoders import encoder_for, make_encoder
 from sftmix.data.preview import render_preview

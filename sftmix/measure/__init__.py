@@ -1,3 +1,1 @@
 """Measurements of a finished model and of a finished split."""
-
-from __future__ import annotations

@@ -1,3 +1,1 @@
 """Hugging Face models: loading, export, and the details that the loss and the loop need."""
-
-from __future__ import annotations

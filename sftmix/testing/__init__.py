@@ -10,8 +10,6 @@ Each check runs the component on generated inputs, the same ones every time. It 
 input that breaks the contract of its base class. All need hypothesis (`pip install sftmix[test]`), no data and no GPU.
 """
 
-from __future__ import annotations
-
 from sftmix.testing.checks import (
     check_callback,
     check_confidence_estimator,

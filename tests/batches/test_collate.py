@@ -1,7 +1,5 @@
 """Order of an epoch, share of every rank, alignment of the pairs."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

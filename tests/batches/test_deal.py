@@ -1,7 +1,5 @@
 """How a global batch is dealt: whole units, within the limits, few padded slots, like loads (property tests)."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np

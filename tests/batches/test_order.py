@@ -1,7 +1,5 @@
 """Steps, epochs and the learning rate as functions of the step."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 

@@ -1,7 +1,5 @@
 """The record of the study is what the collected results say, by the rules of the plan."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The first hour on a GPU, rehearsed on a CPU: its options, and what it tells."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

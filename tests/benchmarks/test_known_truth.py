@@ -1,7 +1,5 @@
 """Rows whose truth is known: how they are made, what is kept of the runs on them, and the tests of the plan."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

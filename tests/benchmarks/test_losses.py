@@ -1,7 +1,5 @@
 """The losses of single examples that are kept of a table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

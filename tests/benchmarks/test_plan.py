@@ -1,7 +1,5 @@
 """The plan of the study: its tables are valid, share what the preregistration says, and its scripts count right."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import cache

@@ -1,7 +1,5 @@
 """The command line through `main`: every option, their order, what is said about wrong ones, and exit codes."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The help: what matters on one screen, the rest on demand, and only what a command reads."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

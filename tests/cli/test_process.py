@@ -1,7 +1,5 @@
 """The command line as a process of its own: what it imports, user classes in the working directory, exit codes."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Refused commands as processes of their own: what they leave untouched, and what they never import."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """What a finished command says: a dozen lines with figures of summary.json, and commands that go on from there."""
 
-from __future__ import annotations
-
 import io
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """What the command line says of components in a user's own file, and that every name it offers works."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Places on the command line that cannot be read or written: one line and exit code 2, before anything is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Values of a notebook in a configuration: numbers of numpy and paths are plain ones, what cannot be is refused."""
 
-from __future__ import annotations
-
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The progress of work: plain lines where stderr is no terminal, one live line where it is."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import pty

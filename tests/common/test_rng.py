@@ -1,7 +1,5 @@
 """Counter-based randomness: frozen values, independence of the key's parts, the same numbers in any process."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

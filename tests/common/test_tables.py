@@ -1,7 +1,5 @@
 """Parquet artefacts: what is written is what is read, other readers see plain tables, bad files are refused."""
 
-from __future__ import annotations
-
 import errno
 import os
 

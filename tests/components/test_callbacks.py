@@ -1,7 +1,5 @@
 """Evaluate: when the held-out rows are looked at."""
 
-from __future__ import annotations
-
 import pytest
 
 from sftmix.common.errors import ConfigError

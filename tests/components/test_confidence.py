@@ -1,7 +1,5 @@
 """Confidence estimators against plain-Python formulas."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

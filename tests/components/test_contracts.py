@@ -1,7 +1,5 @@
 """Components that break their contract stop a run with one line: the name, the answer, and what is allowed."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

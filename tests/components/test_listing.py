@@ -1,7 +1,5 @@
 """The catalogue and the public names agree with the classes."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import pickle

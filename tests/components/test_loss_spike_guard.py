@@ -1,7 +1,5 @@
 """LossSpikeGuard: which step ends a run, that a resume changes nothing of it, and what may be done then."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """MeasureMixing against autograd through the whole formula, on the model that a run exported."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from pathlib import Path
 

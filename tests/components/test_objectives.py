@@ -1,7 +1,5 @@
 """Objectives: weights, lambdas and counts of a plan."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Optimizers: the rule by hand, fused, resumed, on shards, and what is refused before any work."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys

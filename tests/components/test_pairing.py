@@ -1,7 +1,5 @@
 """Pair samplers: perfect matchings, fresh each epoch, a pure function of seed and epoch."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

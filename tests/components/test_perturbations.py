@@ -1,7 +1,5 @@
 """NEFTune: size, distribution and independence of what an example is batched with."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """References: what is asked of the loop, and dynamics joined by id from a file."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

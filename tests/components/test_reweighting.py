@@ -1,7 +1,5 @@
 """Label smoothing and IR-DRO: what they refuse. Their formulas: tests/training/test_objective_gradients.py."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Schedules against values worked out by hand."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

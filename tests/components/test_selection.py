@@ -1,7 +1,5 @@
 """Selectors: exactly the rows that were asked for, whatever the order of the file."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

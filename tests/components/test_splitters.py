@@ -1,7 +1,5 @@
 """Splitters: equal halves, determinism, ties and rows without a confidence."""
 
-from __future__ import annotations
-
 import itertools
 import json
 

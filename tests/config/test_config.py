@@ -1,7 +1,5 @@
 """RunConfig: the paper's defaults, the checks that name both options, and the way to YAML and back."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import fields
 

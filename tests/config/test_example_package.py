@@ -1,7 +1,5 @@
 """The worked example of the documentation: a package outside the repository, chosen by import path."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

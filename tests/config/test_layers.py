@@ -1,7 +1,5 @@
 """`base:` in configuration files: what is applied over what, on the command line and in Python, and what is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The options of adapters: what is refused, how they reach the reference, and that they survive YAML."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The shipped recipes: each is a valid configuration without any file beside the checkout, and has a small twin."""
 
-from __future__ import annotations
-
 import pytest
 
 from sftmix.cli.parsing import read_arguments

@@ -1,7 +1,5 @@
 """The training options of a reference: its own, the run's where it sets none, and those that exclude each other."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

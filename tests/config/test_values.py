@@ -1,7 +1,5 @@
 """What is said of names and values that do not fit, where a type has several forms or a component holds another."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 

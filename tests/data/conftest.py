@@ -1,7 +1,5 @@
 """Tokenizers, rows written to files, and options with a cache of the test's own."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Small tokenizers made on the spot, one for each way real ones behave, and templates as awkward as real ones."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

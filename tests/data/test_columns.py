@@ -1,7 +1,5 @@
 """Rows with field names of their own (data.columns)."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

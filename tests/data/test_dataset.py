@@ -1,7 +1,5 @@
 """The tokenised dataset, its cache and its report, through prepare and encode."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

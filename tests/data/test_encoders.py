@@ -1,7 +1,5 @@
 """What the encoder finds out about a tokenizer and a template, for real and for awkward ones."""
 
-from __future__ import annotations
-
 import pytest
 
 from sftmix.common.errors import ConfigError

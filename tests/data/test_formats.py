@@ -1,7 +1,5 @@
 """Each row format gives the conversation that it means; ids, labels and columns are as documented."""
 
-from __future__ import annotations
-
 import json
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """JSON lines and arrays: the place of each row and of each mistake, and what no row can make of the others."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Token ids and masks: the response and its end-of-turn token carry loss, whatever the text and the tokenizer."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """What `preview` shows: text with its mask, tokens, dropped rows, and the rows that the selector keeps."""
 
-from __future__ import annotations
-
 from sftmix.data import load_data, make_encoder, render_preview
 from sftmix.data.encoders import text_encoder
 from tests.tiny import make_tiny

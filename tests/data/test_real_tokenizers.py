@@ -4,8 +4,6 @@ Two families, two tokenizers, two chat templates, two lengths; joined by example
 tiny, which is all that the joining needs.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every kind of broken input is refused with file, line and reason, or dropped and counted; ids and options of rows."""
 
-from __future__ import annotations
-
 import json
 import re
 

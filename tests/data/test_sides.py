@@ -1,7 +1,5 @@
 """Some rows of each source (data.take), and the order in which rows are taken, held out and limited."""
 
-from __future__ import annotations
-
 import json
 from itertools import chain
 

@@ -1,7 +1,5 @@
 """Hub ids, their subsets and splits: what counts as one, and what is said where it cannot be loaded."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tables: what cannot be read is told by its place."""
 
-from __future__ import annotations
-
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -1,7 +1,5 @@
 """Plain text: how documents are held out, tokenised and cut into windows."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Several processes tokenise like one."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """Whole commands on a device that is not the CPU: the same numbers, and the same answers."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

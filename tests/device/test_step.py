@@ -1,7 +1,5 @@
 """A step, scoring and a backward through recomputed layers on a device that is not the CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Several torchruns on this machine, one for each node of a job; torchrun tells nodes apart by GROUP_RANK alone."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

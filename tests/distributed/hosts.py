@@ -3,8 +3,6 @@
 They need no privilege where users may make namespaces (`unshare --user`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -3,8 +3,6 @@
 A step is compared with the same step by hand, without any wrapping, and with one in float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -4,8 +4,6 @@ The split is flips-on-a-hair at its median (T32), so runs at different world siz
 reference, confidence and split: their directories are copied, which is what the stages' manifests are for.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """Ranks that are not there: wrapping, steps and checkpoint plans of many ranks in one process, on torch's fake process
 group, with the widths and vocabularies of the recipes' models and two of their layers. Plans, and no values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Under torchrun: one error told once, and ranks that end with their launcher having saved."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

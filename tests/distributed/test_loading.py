@@ -1,7 +1,5 @@
 """Ranks that share the weights start from exactly those of a plain load: each maps the files, or rank 0 sends them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

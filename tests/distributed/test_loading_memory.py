@@ -1,7 +1,5 @@
 """What loading takes on ranks that share the weights: shards and a tensor or two, beside pages of the files."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import sys

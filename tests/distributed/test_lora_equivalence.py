@@ -1,7 +1,5 @@
 """A run with adapters is the same run on one process, under ddp and under fsdp (T15), and after a kill."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

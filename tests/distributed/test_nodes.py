@@ -3,8 +3,6 @@
 Nodes that are hosts of their own: tests/distributed/test_two_hosts.py.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 Rank 1 has no pair in one micro-batch and nothing but a filler in the next, and makes as many passes as rank 0.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """Two real ranks (gloo), DDP and FSDP2: their gradients are the formula's, and what they send is counted
 (T2, T11, T16, T17, T18)."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

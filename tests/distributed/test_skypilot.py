@@ -1,7 +1,5 @@
 """The SkyPilot task of the docs: it fits SkyPilot's schema, and what its nodes run works."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

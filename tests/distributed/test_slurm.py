@@ -1,7 +1,5 @@
 """Slurm, the real one: a job that is pre-empted three times, or out of time, ends as if nobody had disturbed it."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator

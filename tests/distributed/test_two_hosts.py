@@ -3,8 +3,6 @@
 The hosts are namespaces of this machine (tests/distributed/hosts.py).
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Ranks that end with an error end at once; each has a device of its own, and waits as long as it is told."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

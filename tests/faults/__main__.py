@@ -3,8 +3,6 @@
 Other words go to pytest: `python -m tests.faults --all -k save`.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The runs that all fault tests compare with, made once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Llama 3's tokenizer from its tiktoken file, as transformers makes it: byte-level BPE that takes whole words first."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

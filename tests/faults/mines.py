@@ -4,8 +4,6 @@ Python announces each file operation to an audit hook before it happens, so that
 hit, and nothing in the package knows of it.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The runs of the fault tests, and what two of them must have in common."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from pathlib import Path

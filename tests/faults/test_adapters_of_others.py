@@ -1,7 +1,5 @@
 """Adapters of strangers: none names a program to run or a model to load in its place; each ends in one line."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

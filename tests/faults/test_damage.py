@@ -1,7 +1,5 @@
 """F7 and F11: any damage to any file of a checkpoint or of a finished stage is seen; clocks decide nothing."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

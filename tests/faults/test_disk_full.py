@@ -1,7 +1,5 @@
 """F6: a full disk, on a small file system in memory."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Run directories that are damaged, or from anyone: one line of error, no hang, no code, nothing for the terminal."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

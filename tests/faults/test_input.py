@@ -1,7 +1,5 @@
 """Broken rows end a command with file, line and reason, before a model is loaded; none ends it with a traceback."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

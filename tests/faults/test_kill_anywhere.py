@@ -1,7 +1,5 @@
 """F1 and F21: kills at random moments of every stage, and the control that what continues a run is needed for it."""
 
-from __future__ import annotations
-
 import random
 import shutil
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ The save of step 9 is the third one: it prunes the checkpoint of step 3, too. Al
 which steps 3 and 6 are saved and the process was killed when it began the third save.
 """
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """F22: 2,000 steps with 200 checkpoints in one process: memory and open files stay as they are."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Names that lead elsewhere: nothing is written outside the run directory, and no URL is ever fetched."""
 
-from __future__ import annotations
-
 import socket
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """F8: numbers that are not finite, in one process and on one rank of two; nothing of them reaches a checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

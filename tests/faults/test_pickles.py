@@ -1,7 +1,5 @@
 """Files that run a program when they are read: a pickle or the code of a model is refused, or never looked at."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -3,8 +3,6 @@
 Signals to torchrun and to one rank under it, a dead rank and a dead launcher: tests/distributed/test_launcher.py.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

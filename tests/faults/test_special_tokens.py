@@ -1,7 +1,5 @@
 """Special tokens that a row spells become text: no row ends a turn, begins another, or changes what is trained."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

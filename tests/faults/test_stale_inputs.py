@@ -1,7 +1,5 @@
 """F19: inputs that changed before the same command continues a run are refused by name, and nothing is written."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Templates of strangers: none runs a program, waits for ever or fills the memory; each ends in one line."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

@@ -1,7 +1,5 @@
 """F1, F3, F4 and F5 under torchrun: two ranks and their launcher, killed or told to stop in every stage."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import random

@@ -1,7 +1,5 @@
 """F13: several processes on one run directory: one trains, the others are turned away; readers see whole files."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """A working directory from elsewhere: no file in it runs because a library looks for a package of its name."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """F10: a run is continued with another number of ranks, or with weights divided in another way."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`chunked_loss` against plain autograd on all logits at once, in float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """SFTMixLoss, the criterion: it is sft_loss with the paper's means, with torch alone, whatever is around it."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from functools import partial

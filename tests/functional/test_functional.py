@@ -1,7 +1,5 @@
 """Edges of the loss: shapes, dtypes, empty inputs, autograd's corners, memory and repeatability."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

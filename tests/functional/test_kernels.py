@@ -1,7 +1,5 @@
 """The Triton kernels, interpreted on the CPU, give what torch's passes give; and they compile for absent GPUs."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Six wrong losses, each a mistake that has been made or is easy to make: the checks must tell every one of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

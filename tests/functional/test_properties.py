@@ -1,7 +1,5 @@
 """Property tests of the shipped loss: the checks of loss_checks on random cases, and Appendix A at fixed points."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

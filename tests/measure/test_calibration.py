@@ -1,7 +1,5 @@
 """Calibration against the definitions, computed from the model's own logits, one example at a time, in float64."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

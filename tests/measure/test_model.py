@@ -1,7 +1,5 @@
 """What is measured around a training: against the exported models, and against counting by hand."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

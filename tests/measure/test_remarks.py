@@ -1,7 +1,5 @@
 """Remarks on a run that ended worse than it began, and the weights of its best evaluation."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Confounds against what is known of rows made for it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

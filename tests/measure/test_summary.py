@@ -1,7 +1,5 @@
 """summary.json of a finished run against what its artefacts and its model say (design: a run directory)."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 

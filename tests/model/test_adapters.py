@@ -1,7 +1,5 @@
 """Adapters inside a model: what the loss sees of them, what is trained, written and merged (T15, T16, T22, T30)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Model families, their heads, and what is exported; tiny random models, and the real ones where they are there."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

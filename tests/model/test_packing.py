@@ -1,7 +1,5 @@
 """Packed documents do not see each other: hidden states and gradients are those of every document alone (T12)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Models with weights that text never goes through, here a vision tower: trained, continued, exported, adapted."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The run directory: one process at a time, STATUS.json, and stages that belong to their inputs."""
 
-from __future__ import annotations
-
 import errno
 import os
 import socket

@@ -1,7 +1,5 @@
 """EarlyStopping: when it stops, through the real command, on any number of ranks and after any resume."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

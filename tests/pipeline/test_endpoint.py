@@ -1,7 +1,5 @@
 """A reference behind a server: the same dynamics as from its weights, and each row asked for once."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

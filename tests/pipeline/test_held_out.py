@@ -1,7 +1,5 @@
 """The held-out NLL by label or by the names of data.eval."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a stage is made from: all that decides its result is among its inputs, so that nothing is reused wrongly."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Runs with adapters through the real command line: small checkpoints, what is refused, and both exports."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -3,8 +3,6 @@
 Real tokenised rows (prompt masked, padded), accumulation over micro-batches of very different token counts, float32.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """`--confidence FromFile`: scores of one's own divide the examples, and no reference is trained."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

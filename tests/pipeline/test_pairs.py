@@ -1,7 +1,5 @@
 """Single-run SFTMix: the losses of one epoch split the data for the next, in the run that is the only one."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

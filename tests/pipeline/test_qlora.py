@@ -1,7 +1,5 @@
 """QLoRA where bitsandbytes is installed: the base is quantised, the adapters are float32, and both exports work."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from safetensors.torch import load_file

@@ -3,8 +3,6 @@
 Everything goes through the command line, in this process; the fixture `finished` is one whole run of it.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where the dynamics come from: a file, or another model with a tokenizer and a length of its own (contract 7)."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """The rows of a reference: the template and the length of the run where its tokenizer is the target's."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which examples are trained on: chosen before anything else, by components of a user's own, through the pipeline."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Plain text through the whole recipe and the command line: NTP, SFTMix, what is exported, and what is refused."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

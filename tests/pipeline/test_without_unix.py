@@ -1,7 +1,5 @@
 """Every module is imported, and a whole run is made, without what Windows lacks. On Windows itself nothing was run."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """The conformance checks pass what is shipped and catch what breaks its contract, each by what it breaks."""
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import replace
 

@@ -1,8 +1,6 @@
 """Checkpoints, also of adapters: exact at any world size, verified when read, and nothing but safetensors and JSON
 (T15, T16)."""
 
-from __future__ import annotations
-
 import json
 import resource
 import shutil

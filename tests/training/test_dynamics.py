@@ -1,7 +1,5 @@
 """Where the reference is scored."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """What callbacks return and read in the loop: the same in a resumed run, on every rank, in any order of theirs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A step reads values of the device once, its sums and the gradient norm: everything else is known on the host."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import sys

@@ -1,7 +1,5 @@
 """Compiled decoder layers train what uncompiled ones train, recomputed and sharded ones, too (T22)."""
 
-from __future__ import annotations
-
 import shutil
 from functools import partial
 from typing import Any

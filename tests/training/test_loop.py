@@ -1,8 +1,6 @@
 """The loop over several steps and ranks: each step is the formula of its global batch, what is counted adds up over
 steps, ranks and resumes, and no dropout mask comes twice."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """What a step knows before its first backward, and what is done to embeddings only there."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

@@ -1,8 +1,6 @@
 """The gradients of each objective, cut into ranks and micro-batches, against its formula on one example at a time, in
 float64 to 1e-10 (SFTMix itself, by tokens: test_step.py)."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

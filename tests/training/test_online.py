@@ -1,7 +1,5 @@
 """Online losses of a skipped step: where rows are padded, one example that is not finite costs no other its loss."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The state of an optimizer of one's own in a checkpoint: whatever it holds, a resumed run is the uninterrupted one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

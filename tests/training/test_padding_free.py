@@ -1,8 +1,6 @@
 """Examples in one row without padding are the examples one by one: losses, scores and gradients, in several families
 (T12); pairs that share the row are mixed as ever; and what cannot keep them apart is refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from unittest.mock import patch
 

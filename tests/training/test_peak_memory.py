@@ -1,7 +1,5 @@
 """Peak memory: of a stage, not of the process, and the most of all ranks."""
 
-from __future__ import annotations
-
 import mmap
 import sys
 

@@ -1,7 +1,5 @@
 """Perturbed embeddings: of every family, those with embeddings in each layer too, and once for each micro-batch."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

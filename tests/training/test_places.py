@@ -3,8 +3,6 @@
 In float64 on a GPT-2, through plans, counts, the module and both layouts, cut into ranks and micro-batches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace

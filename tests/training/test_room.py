@@ -1,7 +1,5 @@
 """Room for the checkpoints to come, by an estimate."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Scoring against a loop over `model(...).logits`, one example at a time, in float64 (T24, T26, T27, T29)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

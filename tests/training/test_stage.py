@@ -1,7 +1,5 @@
 """A stage from its start to its end: what changes with the epoch, what stops it, and which steps it skips."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """One global batch, cut up in whatever way, has the gradient of the formula computed naively on one example after the
 other:  sum NLL / NTP tokens + mu sum Mixup / (Mixup or NTP) tokens  (T1, T2, T9, T11, T28)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

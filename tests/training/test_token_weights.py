@@ -1,7 +1,5 @@
 """Objectives that weigh tokens, against the formulas of their papers on one example at a time, in float64."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

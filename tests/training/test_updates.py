@@ -1,7 +1,5 @@
 """Steps in which nothing counts: they move no weight and begin no optimizer, nor does a checkpoint among them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

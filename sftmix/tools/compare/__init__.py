@@ -1,7 +1,5 @@
 """A table: variants of one configuration x seeds, each cell a run directory, with statistics for so many seeds."""
 
-from __future__ import annotations
-
 from sftmix.tools.compare.plan import Cell, Comparison, TableOptions
 from sftmix.tools.compare.run import compare
 

@@ -1,7 +1,5 @@
 """A finished run and its models, loaded once."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 

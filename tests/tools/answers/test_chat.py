@@ -1,7 +1,5 @@
 """`chat`, scripted: commands, several turns by the training template, two models, Ctrl-C."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

@@ -1,7 +1,5 @@
 """Models of a run by their names, and what they are loaded with."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 

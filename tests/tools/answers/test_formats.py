@@ -1,7 +1,5 @@
 """The files of official tools, field by field."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`generate`: the same tokens in any batch, drawn as the probabilities say, and continued wherever it was killed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

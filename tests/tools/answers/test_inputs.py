@@ -1,7 +1,5 @@
 """What `generate` refuses before it answers: other inputs than before, options without effect, files of others."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

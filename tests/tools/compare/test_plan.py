@@ -1,7 +1,5 @@
 """Variants x seeds from YAML: every run is checked before the first starts, and what they share does not vary."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

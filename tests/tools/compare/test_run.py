@@ -1,7 +1,5 @@
 """A whole table on the tiny model through the command line: what is made once, resuming, failing, and diverging."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import shutil

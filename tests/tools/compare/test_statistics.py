@@ -1,7 +1,5 @@
 """The statistics of a table against brute force, hand calculation and scipy."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """The figures, contrasts and notes of a table, from results that are written down here."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

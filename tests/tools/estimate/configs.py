@@ -1,7 +1,5 @@
 """The configurations, models and micro-batches that the estimate's tests start from."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The memory of a stage on fake tensors, against a step on real ones, torch's tracker of FSDP, and numbers reckoned."""
 
-from __future__ import annotations
-
 import contextlib
 import weakref
 from dataclasses import replace

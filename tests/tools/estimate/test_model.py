@@ -1,7 +1,5 @@
 """The sizes of a fake model against the real one: its numbers, and what autograd keeps in each precision."""
 
-from __future__ import annotations
-
 import pytest
 from transformers import GPT2Config, MambaConfig
 

@@ -1,7 +1,5 @@
 """FLOPs, traffic and memory of a stage, against torch's counter, real ranks, and formulas written out."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from functools import partial

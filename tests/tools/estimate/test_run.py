@@ -1,7 +1,5 @@
 """What `estimate` says of a run, against the real stages and the command."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

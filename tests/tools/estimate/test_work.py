@@ -1,7 +1,5 @@
 """What a run will do: its stages, steps, readings and largest micro-batch, against the run's own components."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A small benchmark: its rows, and the prompts of its questions as a person would write them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

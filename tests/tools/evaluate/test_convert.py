@@ -1,7 +1,5 @@
 """Raw files of the four medical benchmarks become rows; no question that is measured is among the shots."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

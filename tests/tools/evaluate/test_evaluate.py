@@ -1,7 +1,5 @@
 """The table of an evaluation: accuracy against plain forward passes, differences against the formula, resumption."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """A model as lm-eval asks it: the prompts of its training, where its answers end, and what its scores say."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

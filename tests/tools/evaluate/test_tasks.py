@@ -1,7 +1,5 @@
 """The task files ask as Labrak et al. 2024 ask: prompts and right answers against ones written by hand."""
 
-from __future__ import annotations
-
 import pytest
 
 from sftmix.common.errors import ConfigError

@@ -1,7 +1,5 @@
 """SFTMix inside TRL's SFTTrainer: at mu 0 it is SFTTrainer, above it is our own loop; and dynamics out of its run."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """The embedded example: rows with a known truth, a tokenizer and a model that load like any other."""
 
-from __future__ import annotations
-
 import collections
 import json
 

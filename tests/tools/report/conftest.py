@@ -1,7 +1,5 @@
 """One finished run with its report, for all tests of the room, and a reader of pages."""
 
-from __future__ import annotations
-
 import json
 from html.parser import HTMLParser
 from pathlib import Path

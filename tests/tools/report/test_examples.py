@@ -1,7 +1,5 @@
 """The table of all examples against the run's own files and transformers."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The pairs on the page are those of the first step, with the lambdas of the training."""
 
-from __future__ import annotations
-
 import pytest
 
 pytest.importorskip("plotly")

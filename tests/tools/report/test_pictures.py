@@ -1,7 +1,5 @@
 """Pictures, on values made for them."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The pages of `sftmix report`: of one run, in a browser, and of several."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Cards: what comes from data is text and not markup, and paths of the machine stay out."""
 
-from __future__ import annotations
-
 import shutil
 import textwrap
 

@@ -1,7 +1,5 @@
 """Models and scores go to a hub and come back, by the real client and a local stand-in of the hub's API."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

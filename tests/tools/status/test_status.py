@@ -1,7 +1,5 @@
 """`status` on directories as a run leaves them at various moments."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

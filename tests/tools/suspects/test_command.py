@@ -1,7 +1,5 @@
 """`suspects` on a file of rows, and on a run that has come as far as its confidence."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

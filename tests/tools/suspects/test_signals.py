@@ -1,7 +1,5 @@
 """Signals of wrong rows against their formulas, written on one row at a time, and on rows with one wrong row each."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Trackers against their real clients, without a network: what each has written is read back, and is metrics.jsonl."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

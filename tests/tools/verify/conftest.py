@@ -1,7 +1,5 @@
 """Two runs, each made once: `honest`, of the whole recipe, and `ntp`, which is cheap; and copies to be changed."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

@@ -1,7 +1,5 @@
 """Runs to be verified, and changes to them; the fixtures on them are in conftest.py."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """What counts as the same: lines of a log, by rules that need no run."""
 
-from __future__ import annotations
-
 import pytest
 
 from sftmix.tools.verify.findings import EXAMPLES, LOSSES, Finding, compare_logs, rounded

@@ -1,7 +1,5 @@
 """Runs of other machines, layouts and ranks: what is recorded of them, what is still found, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

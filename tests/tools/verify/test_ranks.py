@@ -1,7 +1,5 @@
 """A run of two ranks, verified by two and by one."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

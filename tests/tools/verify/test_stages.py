@@ -1,7 +1,5 @@
 """What other stages made is verified, too: the selection, the split, a stage of another run, adapters, callbacks."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

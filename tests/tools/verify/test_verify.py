@@ -1,7 +1,5 @@
 """`sftmix verify`: an honest run is certified; a changed row, seed, weight or loss is found, whatever was mended."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
