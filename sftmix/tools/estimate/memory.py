@@ -19,7 +19,6 @@ from torch._C._distributed_c10d import FakeProcessGroup
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AttentionInterface
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
@@ -36,11 +35,6 @@ CPU = torch.device("cpu")
 
 BLOCK_CELLS = 2**22
 """Logits of a block for a GPU, whose kernels need none: few fake operations, and 50 MB at most."""
-
-UNMASKED = "sftmix_sdpa_without_mask"
-"""sdpa that never gets a mask, as it has no mask function. transformers leaves a mask out if nothing is masked, but it
-cannot see that in fake tensors; and on a GPU there is none."""
-AttentionInterface.register(UNMASKED, AttentionInterface()["sdpa"])
 
 
 def memory_of(
@@ -87,6 +81,8 @@ def _held_in_a_step(
     """Return bytes before the largest micro-batch, those that its forward adds, and those at the peak besides."""
     batch, shards, tracker = work.largest, layout.shards, _Tracker()
     assert batch is not None
+    if machine.device != CPU:  # where no attention gets a mask
+        batch = replace(batch, segments=tuple(replace(s, position_ids=None, padded=False) for s in batch.segments))
     module, precision = _module(work, model, layout, machine), "bf16" if layout.size == HALF else "fp32"
     plan = objective.plan(batch, step=0, total_steps=1, seed=0)
     plan = replace(plan, alone=fused.rows_alone(plan.pairs, len(batch.labels)))
@@ -116,11 +112,7 @@ def _held_in_a_step(
 
 
 def _module(work: Work, model: FakeModel, layout: Layout, machine: Machine) -> TrainingModule:
-    """Return the module with the attention, the chunks and the recomputation of the run."""
-    assert work.largest is not None
-    padded = any(s.position_ids is not None or not s.attention_mask.all() for s in work.largest.segments)
-    if model.model.config._attn_implementation != "eager" and not (padded and machine.device == CPU):
-        model.model.set_attn_implementation(UNMASKED)
+    """Return the module with the chunks and the recomputation of the run."""
     if work.options.activation_checkpointing:
         recompute_activations(model.model)
     for layer in model.in_4_bits if layout.size == HALF else ():  # bitsandbytes makes them anew at each use

@@ -22,7 +22,7 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.estimate.machine import layout_of
-from sftmix.tools.estimate.memory import UNMASKED, _ranks, memory_of
+from sftmix.tools.estimate.memory import _ranks, memory_of
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.work import Work
 from sftmix.training.optimizer import build_optimizer
@@ -124,7 +124,6 @@ def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(path, objective, precisio
 def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(path, objective, lora, ranks):
     options = TrainingOptions(precision="bf16", parallel="fsdp", padding_free=False)
     world, given, model = FakeRank(size=ranks), micro_batch(8, 60), FakeModel(path, None, lora).model
-    model.set_attn_implementation(UNMASKED)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with _ranks(world):
         module = training_module(model, options, precision="bf16", world=world, trains=True)
