@@ -49,7 +49,7 @@ LID = {
     "data": 18991,
     "functional": 8185,
     "measure": 5122,
-    "model": 7280,
+    "model": 7293,
     "options": 1681,
     "pipeline": 14181,
     "testing": 5177,

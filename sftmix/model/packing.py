@@ -38,18 +38,19 @@ def known_rows(*, packed: bool) -> Iterator[None]:
     """Answer what transformers asks of the rows of a pass: do they hold several documents, and is a mask without zeros?
 
     It would read positions and mask where they are, and so wait for the device in each pass. Both are known where rows
-    are put together, and only padded ones get a mask.
+    are put together, and only padded ones get a mask. A version that asks otherwise reads them itself.
     """
     answers = {
         "find_packed_sequence_indices": lambda positions: (positions == 0).cumsum(-1) if packed else None,
         "fast_all": lambda mask: False,
     }
-    own = {name: getattr(masking_utils, name) for name in answers}
-    vars(masking_utils).update(answers)
+    functions = vars(masking_utils)
+    own = {name: functions[name] for name in answers if name in functions}
+    functions.update({name: answers[name] for name in own})
     try:
         yield
     finally:
-        vars(masking_utils).update(own)
+        functions.update(own)
 
 
 def check_attention(model: PreTrainedModel, device: torch.device, *, trains: bool) -> None:
