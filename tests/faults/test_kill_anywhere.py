@@ -66,7 +66,7 @@ def test_random_kills_of_two_ranks(small, whole_of_two, tmp_path, record_propert
     chance, words, kills = random.Random("two ranks"), [*words_of(small), "--training.parallel", "fsdp"], 0
     while kills < 6:
         job = start(words, cwd=tmp_path, faults=[None, None])
-        job.processes[0].join(chance.uniform(1, 6))
+        job.processes[0].join(chance.uniform(0.3, 2.5))
         if job.processes[0].exitcode is not None:
             break
         job.kill()
