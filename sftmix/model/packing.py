@@ -38,7 +38,7 @@ def known_rows(*, packed: bool) -> Iterator[None]:
     """Answer what transformers asks of the rows of a pass: do they hold several documents, and is a mask without zeros?
 
     It would read positions and mask where they are, and so wait for the device in each pass. Both are known where rows
-    are put together, and only padded ones get a mask. A version that asks otherwise reads them itself.
+    are put together; every mask counts as one of padded rows. A version that asks otherwise reads them itself.
     """
     answers = {
         "find_packed_sequence_indices": lambda positions: (positions == 0).cumsum(-1) if packed else None,
