@@ -47,6 +47,16 @@ def test_a_kill_while_nothing_is_trained(small, whole, tmp_path, phase, record_p
     record_property("F1", f"1 kill while {phase}: sha and losses equal")
 
 
+def test_a_kill_while_the_model_card_is_written(small, whole, tmp_path):
+    """All stages are done by then, so that none of them tidies the model's directory."""
+    from_split(whole, tmp_path)
+    mine = KillAt("train/model/.tmp-README.md", 3)
+    assert ended(words_of(small), cwd=tmp_path, faults=[mine]).code == SIGKILLED
+    assert leftovers(tmp_path / "run")
+    done(words_of(small), cwd=tmp_path)
+    assert leftovers(tmp_path / "run") == []
+
+
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("phase", PHASES)

@@ -24,7 +24,7 @@ from markupsafe import Markup
 
 import sftmix
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, write_text
+from sftmix.common.files import read_json, remove_leftovers, write_text
 from sftmix.common.names import HUB_ID, is_there
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_confidence, read_dynamics, write_confidence, write_dynamics, write_table
@@ -109,6 +109,7 @@ def write_cards(run: Path) -> None:
     """
     for stage in ("train", "baseline"):
         file = run / stage / "model" / CARD
+        remove_leftovers(file.parent, CARD)  # of a stage that is done nobody else would
         if file.parent.is_dir() and not is_edited(file):
             write_card(file, model_card(run, stage))
 
