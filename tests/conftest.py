@@ -65,10 +65,21 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Finished:
+def small(tmp_path_factory) -> Tiny:
+    """The tiny model and rows; not to be changed."""
+    return make_tiny(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory) -> Tiny:
+    """The same without dropout, whose masks depend on ranks and micro-batches."""
+    return make_tiny(tmp_path_factory.mktemp("plain"), dropout=0.0)
+
+
+@pytest.fixture(scope="session")
+def finished(small, tmp_path_factory) -> Finished:
     """Read it, and copy it before you change it."""
-    directory = tmp_path_factory.mktemp("finished")
-    run = Finished(make_tiny(directory), directory / "run", "")
+    run = Finished(small, tmp_path_factory.mktemp("finished") / "run", "")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main([*run.words, "--out", str(run.path)]) == 0
     return replace(run, printed=printed.getvalue())

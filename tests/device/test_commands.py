@@ -7,7 +7,7 @@ import torch
 
 from tests.device.sim import begin
 from tests.forked import ended
-from tests.tiny import Tiny, groups, make_tiny, metrics, weights
+from tests.tiny import groups, metrics, weights
 
 # The CPU's layout of a micro-batch, so that sums are made in the same order.
 FEW = ("--training.max_steps", "4", "--checkpoint.every", "2", "--training.length_groups", "1")
@@ -17,29 +17,20 @@ def on_sim() -> None:
     begin()
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("device"), dropout=0.0)
-
-
-def run(tiny: Tiny, fault, *words: str) -> None:
-    it = ended(words, cwd=tiny.model.parent, faults=[fault])
-    assert it.code == 0, it.printed
-
-
 @pytest.mark.slow
-def test_a_run_and_its_answers(tiny):
+def test_a_run_and_its_answers(plain, tmp_path):
     """Reference, scores, split, training with noise, checkpoints, export; then drawn answers of one exported model."""
     runs = {}
     for name, fault in (("cpu", None), ("sim", on_sim)):
-        path = runs[name] = tiny.model.parent / name
-        run(tiny, fault, "run", *tiny.options, *FEW, "--perturbation", "NEFTune", "--out", str(path))
+        path = runs[name] = tmp_path / name
+        words = ("run", *plain.options, *FEW, "--perturbation", "NEFTune", "--out", str(path))
+        assert ended(words, cwd=tmp_path, faults=[fault]).code == 0
         (machine,) = json.loads((path / "train" / "figures.json").read_text())["machines"]
         assert machine["device"].partition(" ")[0] == ("cpu" if fault is None else "simulated")
-        words = ("--max_new_tokens", "8", "--temperature", "1", "--to", f"{name}.jsonl")
-        run(tiny, fault, "generate", str(runs["cpu"]), *words)
+        words = ("generate", str(runs["cpu"]), "--max_new_tokens", "8", "--temperature", "1", "--to", f"{name}.jsonl")
+        assert ended(words, cwd=tmp_path, faults=[fault]).code == 0
     cpu, sim = runs["cpu"], runs["sim"]
-    answers = [(tiny.model.parent / f"{name}.jsonl").read_text() for name in runs]
+    answers = [(tmp_path / f"{name}.jsonl").read_text() for name in runs]
     assert answers[0] == answers[1]
     assert groups(cpu) == groups(sim)
     for ours, theirs in zip(metrics(sim), metrics(cpu), strict=True):

@@ -4,14 +4,18 @@ The split is flips-on-a-hair at its median (T32), so runs at different world siz
 reference, confidence and split: their directories are copied, which is what the stages' manifests are for.
 """
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from tests.faults.mines import KillIn
+from tests.faults.runs import assert_same, from_split, steps
 from tests.forked import SIGKILLED, done, ended
-from tests.tiny import STAGES, Tiny, in_this_process, make_tiny, metrics, weights
+from tests.tiny import in_this_process, metrics, weights
 
 
 def command(*words: str, cwd: Path, ranks: int = 1) -> None:
@@ -23,49 +27,42 @@ def command(*words: str, cwd: Path, ranks: int = 1) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def one(tiny, tmp_path_factory) -> Path:
+def one(small, tmp_path_factory) -> Path:
     """One process, uninterrupted: what all the others are compared with."""
-    out = tmp_path_factory.mktemp("runs") / "one"
-    command("run", *tiny.options, "--out", str(out), cwd=out.parent)
-    return out
+    place = tmp_path_factory.mktemp("one")
+    command("run", *small.options, "--out", "run", cwd=place)
+    return place / "run"
 
 
 @pytest.fixture
-def run(tiny, one, tmp_path):
+def run(small, one, tmp_path):
     """Train again from the same split, with other options."""
 
     def again(name: str, *words: str, ranks: int = 1) -> Path:
-        out = tmp_path / name
-        if not out.exists():
-            for stage in STAGES:
-                shutil.copytree(one / stage, out / stage)
-        command("run", *tiny.options, "--out", str(out), *words, cwd=tmp_path, ranks=ranks)
-        return out
+        (tmp_path / name).mkdir()
+        from_split(one, tmp_path / name)
+        command("run", *small.options, "--out", "run", *words, cwd=tmp_path / name, ranks=ranks)
+        return tmp_path / name / "run"
 
     return again
 
 
-def losses(run: Path) -> list[float]:
-    return [m["loss"] for m in metrics(run)]
+def losses(run: Path, stage: str = "train") -> list[float]:
+    return [m["loss"] for m in metrics(run, stage)]
 
 
-def assert_equal(a: Path, b: Path) -> None:
+def assert_equal(a: Path, b: Path, stage: str = "train") -> None:
     """Bit for bit: every loss and every weight."""
-    assert losses(a) == losses(b)
-    left, right = weights(a), weights(b)
+    assert losses(a, stage) == losses(b)
+    left, right = weights(a, stage), weights(b)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[k], right[k]) for k in left)
 
 
-def assert_close(a: Path, b: Path) -> None:
+def assert_close(a: Path, b: Path, file: str = "model.safetensors") -> None:
     """Within float32 rounding of sums in another order (12 steps of AdamW at 1e-3, which amplifies it)."""
     assert losses(a) == pytest.approx(losses(b), abs=3e-6)
-    left, right = weights(a), weights(b)
+    left, right = (load_file(run / "train" / "model" / file) for run in (a, b))
     assert left.keys() == right.keys()
     assert max(float((left[k] - right[k]).abs().max()) for k in left) < 1e-5
     for x, y in zip(metrics(a), metrics(b), strict=True):
@@ -77,16 +74,10 @@ SLOW = ("--training.learning_rate", "0.001")
 
 
 @pytest.fixture(scope="module")
-def plain(tiny, one, tmp_path_factory) -> Tiny:
-    """The tiny model without dropout, whose masks depend on ranks and micro-batches."""
-    return Tiny(make_tiny(tmp_path_factory.mktemp("plain"), dropout=0.0).model, tiny.train, tiny.eval)
-
-
-@pytest.fixture(scope="module")
 def base(plain, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "base"
-    command("run", *plain.options, *SLOW, "--out", str(out), cwd=out.parent)
-    return out
+    place = tmp_path_factory.mktemp("base")
+    command("run", *plain.options, *SLOW, "--out", "run", cwd=place)
+    return place / "run"
 
 
 @pytest.mark.parametrize(
@@ -110,60 +101,54 @@ def base(plain, tmp_path_factory) -> Path:
     ],
 )
 def test_same_run_computed_in_another_way(plain, base, tmp_path, words, ranks):
-    out = tmp_path / "other"
-    for stage in STAGES:
-        shutil.copytree(base / stage, out / stage)
-    command("run", *plain.options, *SLOW, "--out", str(out), *words, cwd=tmp_path, ranks=ranks)
+    out = from_split(base, tmp_path)
+    command("run", *plain.options, *SLOW, "--out", "run", *words, cwd=tmp_path, ranks=ranks)
     assert_close(base, out)
 
 
-def test_mu_zero_is_ntp_in_the_same_order(run):
-    zero = run("zero", "--objective.mu", "0")
+def test_mu_zero_and_the_baseline_are_ntp_in_the_same_order(run):
+    zero = run("zero", "--objective.mu", "0", "--with_baseline")
     ntp = run("ntp", "--objective", "NTP", "--pairing", "RandomPairs")
     assert_equal(zero, ntp)
+    assert_equal(zero, ntp, "baseline")
     assert all(m["mixup_tokens"] == 0 and m["mixup"] == 0 for m in metrics(zero))
 
 
-def test_baseline_is_ntp_in_the_same_order(run):
-    both = run("both", "--with_baseline")
-    ntp = run("ntp", "--objective", "NTP", "--pairing", "RandomPairs")
-    left, right = weights(both, "baseline"), weights(ntp)
-    assert all(torch.equal(left[k], right[k]) for k in right)
-    assert losses(ntp) == [m["loss"] for m in metrics(both, "baseline")]
+# ------------------------------------------------------------------------------------------------------------ adapters
+
+LORA = ("--model.lora.r", "4", "--model.lora.target_modules", "[q_proj, down_proj, embed_tokens, lm_head]")
+ADAPTED = (*LORA, *SLOW, "--training.max_steps", "6", "--checkpoint.every", "2", "--out", "run")
+ADAPTERS = "adapter_model.safetensors"
 
 
-KILL = '''
-import os, signal
-from pathlib import Path
-from sftmix.components import Callback
-
-class KillOnce(Callback):
-    """Sends this process a signal at one step, the first time it gets there."""
-    gives = frozenset()
-    def __init__(self, *, stage: str, step: int, signal: int):
-        self.stage, self.step, self.signal = stage, step, signal
-    def on_step_end(self, state):
-        marker = Path(f"killed-{os.environ.get('RANK', 0)}")
-        if (state.stage, state.step) == (self.stage, self.step) and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), self.signal)
-'''
+@pytest.fixture(scope="module")
+def adapted(plain, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("adapted")
+    command("run", *plain.options, *ADAPTED, cwd=place)
+    return place / "run"
 
 
-def killed(place: Path, *words: str, ranks: int = 1) -> list[int | None]:
-    """The exit codes of a command with the callback above, in processes of its own; a second command lives on."""
-    (place / "killing.py").write_text(KILL)
-    it = ended(words, cwd=place, faults=[None] * ranks)
-    assert len(list(place.glob("killed-*"))) == ranks, it.printed
-    return it.codes
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_train_the_adapters_of_one(plain, adapted, tmp_path, parallel):
+    """And one process goes on from the middle of their checkpoints, where they shared the weights (T15)."""
+    out = from_split(adapted, tmp_path)
+    command("run", *plain.options, *ADAPTED, "--training.parallel", parallel, cwd=tmp_path, ranks=2)
+    assert_close(adapted, out, ADAPTERS)
+    if parallel == "ddp":
+        return
+    for path in ("model", "checkpoints/step-00000006"):
+        shutil.rmtree(out / "train" / path)
+    for name in ("MANIFEST.json", "figures.json"):
+        (out / "train" / name).unlink()
+    manifest = json.loads((out / "train" / "checkpoints" / "step-00000004" / "MANIFEST.json").read_text())
+    assert len([name for name in manifest["files"] if name.endswith(".safetensors")]) == 2  # a shard of each rank
+    again = in_this_process("run", *plain.options, *ADAPTED, cwd=tmp_path)
+    assert "train: resuming after step 4 of 6" in again.stdout
+    assert_close(adapted, out, ADAPTERS)
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """The working directory, from which modules are imported, in this process, too."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
+# --------------------------------------------------------------------------------------------------------------- kills
 
 
 @pytest.mark.parametrize(
@@ -172,41 +157,24 @@ def here(tmp_path, monkeypatch) -> Path:
     ids=["mid epoch", "end of epoch", "fsdp"],
 )
 @pytest.mark.slow
-def test_a_run_continued_after_kill_is_the_uninterrupted_run(tiny, run, one, here, ranks, step):
-    words = ["--checkpoint.every", "4", "--callbacks+", "killing.KillOnce"]
-    words += ["--callbacks.stage", "train", "--callbacks.step", str(step), "--callbacks.signal", "9"]
-    words += ["--training.parallel", "fsdp"] if ranks > 1 else []
-    whole = run("whole", "--checkpoint.every", "4", *words[-2:], ranks=ranks) if ranks > 1 else one
-    out = here / "killed"
-    for stage in STAGES:
-        shutil.copytree(one / stage, out / stage)
-    assert killed(here, "run", *tiny.options, "--out", str(out), *words, ranks=ranks) == [SIGKILLED] * ranks
-    assert not (out / "train" / "model").exists()
-    assert [m["step"] for m in metrics(out)][-1] < 12
-    resumed = run("killed", *words, ranks=ranks)
-    assert_equal(whole, resumed)
+def test_a_run_continued_after_kill_is_the_uninterrupted_run(small, run, one, tmp_path, ranks, step):
+    words = ["--checkpoint.every", "4", *(["--training.parallel", "fsdp"] if ranks > 1 else [])]
+    whole = run("whole", *words, ranks=ranks) if ranks > 1 else one
+    killed = from_split(one, tmp_path)
+    words = ["run", *small.options, "--out", "run", *words]
+    mine = KillIn("training/step.py", "train_step", call=step + 1)
+    assert ended(words, cwd=tmp_path, faults=[mine] * ranks).codes == [SIGKILLED] * ranks
+    assert not (killed / "train" / "model").exists()
+    assert len(steps(killed)) < 12
+    command(*words, cwd=tmp_path, ranks=ranks)
+    assert_equal(whole, killed)
 
 
 @pytest.mark.slow
-def test_sigterm_saves_a_checkpoint_and_loses_no_step(tiny, run, one, here):
-    out = here / "stopped"
-    for stage in STAGES:
-        shutil.copytree(one / stage, out / stage)
-    words = ["--callbacks+", "killing.KillOnce", "--callbacks.stage", "train"]
-    words += ["--callbacks.step", "5", "--callbacks.signal", "15"]
-    assert killed(here, "run", *tiny.options, "--out", str(out), *words) == [143]
-    assert (out / "train" / "checkpoints" / "step-00000005" / "MANIFEST.json").exists()
-    resumed = run("stopped", *words)
-    assert_equal(one, resumed)
-
-
-@pytest.mark.slow
-def test_a_kill_while_the_reference_is_trained_and_scored(tiny, one, here):
-    out = here / "killed"
-    words = ["run", *tiny.options, "--out", str(out), "--checkpoint.every", "4", "--callbacks+", "killing.KillOnce"]
-    words += ["--callbacks.stage", "reference", "--callbacks.step", "7", "--callbacks.signal", "9"]
-    assert killed(here, *words) == [SIGKILLED]
-    command(*words, cwd=here)
-    same = "confidence/dynamics.parquet"
-    assert (out / same).read_bytes() == (one / same).read_bytes()
-    assert_equal(one, out)
+def test_a_kill_while_the_reference_is_trained_and_scored(small, one, tmp_path):
+    words = ["run", *small.options, "--out", "run", "--checkpoint.every", "4"]
+    mine = KillIn("training/step.py", "train_step", call=8)
+    assert ended(words, cwd=tmp_path, faults=[mine]).code == SIGKILLED
+    assert len(steps(tmp_path / "run", "reference")) < 12
+    command(*words, cwd=tmp_path)
+    assert_same(tmp_path / "run", one)

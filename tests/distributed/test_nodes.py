@@ -20,7 +20,7 @@ from sftmix.pipeline.rows import check_same_rows
 from tests.distributed.agents import Agent, start_agent, wait_until
 from tests.faults.runs import from_split, words_of
 from tests.forked import done, free_port, on_ranks
-from tests.tiny import Tiny, make_tiny, metrics, status
+from tests.tiny import Tiny, metrics, status
 
 BUILDS = """
 import os, sys
@@ -37,17 +37,11 @@ sys.addaudithook(note)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    """Without dropout, whose masks depend on ranks."""
-    return make_tiny(tmp_path_factory.mktemp("tiny"), dropout=0.0)
-
-
-@pytest.fixture(scope="module")
-def alone(tiny, tmp_path_factory) -> Path:
+def alone(plain, tmp_path_factory) -> Path:
     """The place of an uninterrupted run on one rank."""
     place = tmp_path_factory.mktemp("alone")
     (place / "samples.py").write_text(SAMPLES)
-    done(words_of(tiny, *SLOWLY), cwd=place)
+    done(words_of(plain, *SLOWLY), cwd=place)
     return place
 
 
@@ -81,8 +75,8 @@ WORK = ["rows", "rows", "template", "tokens", "tokens"]
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("caches", [("one/cache", "two/cache"), ("cache", "cache")], ids=["own caches", "one cache"])
-def test_rows_are_tokenised_once_for_each_cache(tiny, tmp_path, caches):
-    agents = two_nodes(tiny, tmp_path, caches)
+def test_rows_are_tokenised_once_for_each_cache(plain, tmp_path, caches):
+    agents = two_nodes(plain, tmp_path, caches)
     assert [agent.process.returncode for agent in agents] == [0, 0], agents[0].printed + agents[1].printed
     if caches[0] == caches[1]:
         assert sorted(chain(*built(tmp_path))) == WORK
@@ -166,14 +160,14 @@ SLOWLY = ("--training.learning_rate", "0.001", "--callbacks+", "samples.Samples"
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_node_is_killed_and_another_one_joins(tiny, alone, tmp_path):
+def test_a_node_is_killed_and_another_one_joins(plain, alone, tmp_path):
     from_split(alone / "run", tmp_path)
     (tmp_path / "samples.py").write_text(SAMPLES)
     port = free_port()
 
     def agent(name: str) -> Agent:
         env = {"NODE": name, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        return start_agent(words_of(tiny, *SLOWLY), cwd=tmp_path, port=port, nodes="1:2", restarts=3, env=env)
+        return start_agent(words_of(plain, *SLOWLY), cwd=tmp_path, port=port, nodes="1:2", restarts=3, env=env)
 
     first = agent("one")
     wait_until(lambda: listens(port))  # it has the store, and outlives the other

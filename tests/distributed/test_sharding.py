@@ -1,19 +1,18 @@
 """Two real ranks (gloo), DDP and FSDP2: their gradients are the formula's, and what they send is counted
 (T2, T11, T16, T17, T18)."""
 
-import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
-from sftmix.components import SFTMix
+from sftmix.components import EAFT, CutMix, EmbeddingMixup, ManifoldMixup, MixtureDivergence, SFTMix
 from sftmix.training.module import TrainingModule, gradient_sync, unwrap
 from sftmix.training.parallel import wrap
 from sftmix.training.step import normalise
@@ -31,7 +30,6 @@ WINDOW: list[list[list[Unit]]] = [
     [[(Slot(5), Slot(6))], [FILLER]],
 ]
 MU = 0.75
-WAYS = [(parallel, tied) for parallel in ("ddp", "fsdp") for tied in (False, True)]
 COUNTED = {"_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter", "allreduce_": "all_reduce"}
 
 
@@ -53,64 +51,72 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def accumulate(world: World, parallel: str, tied: bool):
-    """Gradients of a global batch as the step computes them; lambdas of this rank; collectives of each micro-batch."""
+OWN: list[Any] = [EmbeddingMixup(mu=MU), ManifoldMixup(mu=MU, layers=1), CutMix(mu=MU), MixtureDivergence(mu=MU)]
+OWN += [EAFT(mixup=EmbeddingMixup(mu=MU))]
+OBJECTIVES = {"SFTMix": SFTMix(mu=MU), **{type(objective).__name__: objective for objective in OWN}}
+"""The others have passes of their own, of which rank 1 makes as many as rank 0."""
+WAYS = [(parallel, name, tied) for parallel in ("ddp", "fsdp") for name in OBJECTIVES for tied in (True, False)]
+WAYS = [way for way in WAYS if way[2] or way[1] == "SFTMix"]
+
+
+def accumulate(world: World, parallel: str, name: str, tied: bool, shares: list[int]):
+    """Gradients of a global batch as the step computes them; lambdas of this rank; collectives of each micro-batch.
+
+    shares  of WINDOW that this rank computes: its own of two, or both
+    """
     module = wrap(TrainingModule(toy_model(tied=tied), chunk_size=4), parallel=parallel, precision="fp32", world=world)
     lambdas: dict = {}
-    objective = Exact(objective=SFTMix(mu=MU), seen=lambdas)
-    batches = [collate(ranks[world.rank], DATA, n_segments=1) for ranks in WINDOW]
+    objective = Exact(objective=OBJECTIVES[name], seen=lambdas)
+    batches = [collate(ranks[share], DATA, n_segments=1) for ranks in WINDOW for share in shares]
     plans = [objective.plan(b, step=1, total_steps=2, seed=0) for b in batches]
     ntp, mixup = world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
     counts = []
     for k, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
         scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=world.size)
         with Collectives() as collectives, gradient_sync(module, k == len(batches) - 1):
-            module(batch, scaled).loss.backward()
+            module(batch, scaled, loss=objective.loss).loss.backward()
         counts.append(dict(collectives.count))
-    return module, lambdas, counts
+    model = unwrap(module).model
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
+    whole = {n: p.grad.full_tensor() if parallel == "fsdp" else p.grad for n, p in model.named_parameters()}
+    return {n: gradient.clone().contiguous() for n, gradient in whole.items()}, lambdas, counts
 
 
 def rank_work(world: World, path: str) -> None:
-    for parallel, tied in WAYS:
-        wrapped, lambdas, counts = accumulate(world, parallel, tied)
-        model = unwrap(wrapped).model
-        shared = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-        assert shared is tied
-        gradients = {}
-        for name, parameter in model.named_parameters():
-            gradient = parameter.grad
-            whole = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-            gradients[name] = whole.clone().contiguous()
-        place = Path(path) / f"{parallel}-{tied}-{world.rank}"
-        save_file(gradients, place.with_suffix(".safetensors"))
-        pairs = [[*ids, values] for ids, values in lambdas.items()]
-        place.with_suffix(".json").write_text(json.dumps({"lambdas": pairs, "counts": counts}))
+    for way in WAYS:
+        gradients, lambdas, counts = accumulate(world, *way, [world.rank])
+        torch.save((gradients, lambdas, counts), Path(path) / f"{way}-{world.rank}")
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> Path:
+def found(tmp_path_factory):
+    """Of a rank and a way: what `accumulate` returned there."""
     path = tmp_path_factory.mktemp("ranks")
     on_ranks(rank_work, str(path))
-    return path
+    return lambda rank, *way: torch.load(path / f"{way}-{rank}")
 
 
-def read(ranks: Path, parallel: str, tied: bool, rank: int) -> dict:
-    return json.loads((ranks / f"{parallel}-{tied}-{rank}.json").read_text())
+def assert_same(found, way, expected) -> None:
+    for rank in (0, 1):
+        gradients = found(rank, *way)[0]
+        assert gradients.keys() == expected.keys()
+        for name in expected:
+            torch.testing.assert_close(gradients[name], expected[name], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("parallel", "tied"), WAYS)
-def test_gradients_of_two_ranks_are_the_formulas(ranks, parallel, tied):
+@pytest.mark.parametrize(("parallel", "name", "tied"), [way for way in WAYS if way[1] == "SFTMix"])
+def test_gradients_of_two_ranks_are_the_formulas(found, parallel, name, tied):
     """A rank whose pairs are all gone, and a rank with nothing but a filler, join; no gradient is halved (tied)."""
-    told = [read(ranks, parallel, tied, rank) for rank in (0, 1)]
-    assert told[1]["lambdas"] == []
-    lambdas = {(c, u): values for c, u, values in told[0]["lambdas"]}
+    lambdas = found(0, parallel, name, tied)[1]
+    assert found(1, parallel, name, tied)[1] == {}
     units = [unit for step in WINDOW for rank in step for unit in rank]
     _, expected = naive(toy_model(tied=tied), DATA, units, lambdas, mu=MU, mixup_mean="own")
-    for rank in (0, 1):
-        found = load_file(ranks / f"{parallel}-{tied}-{rank}.safetensors")
-        assert found.keys() == expected.keys()
-        for name in expected:
-            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-10)
+    assert_same(found, (parallel, name, tied), expected)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way[1] != "SFTMix"], ids=str)
+def test_gradients_of_two_ranks_are_those_of_one_process(found, way):
+    assert_same(found, way, accumulate(World(), "none", *way[1:], [0, 1])[0])
 
 
 def gathered_size(tied: bool) -> int:
@@ -121,20 +127,20 @@ def gathered_size(tied: bool) -> int:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_the_head_is_gathered_once_a_micro_batch_and_reduced_once_a_step(ranks, tied):
+def test_the_head_is_gathered_once_a_micro_batch_and_reduced_once_a_step(found, tied):
     """However many chunks the loss has; gathering per chunk would cost half of a step."""
     size = gathered_size(tied)
     for rank in (0, 1):
-        first, last = read(ranks, "fsdp", tied, rank)["counts"]
+        first, last = found(rank, "fsdp", "SFTMix", tied)[2]
         assert (first[f"all_gather {size}"], last[f"all_gather {size}"]) == (1, 1)
         assert not [k for k in first if k.startswith("reduce_scatter")]  # T18: nothing is reduced before the last
         assert last[f"reduce_scatter {size}"] == 1
         assert sum(n for k, n in last.items() if k.startswith("reduce_scatter")) == 3  # and each of the two layers
 
 
-def test_ddp_reduces_on_the_last_accumulation_step_only(ranks):
+def test_ddp_reduces_on_the_last_accumulation_step_only(found):
     for rank in (0, 1):
-        first, last = read(ranks, "ddp", False, rank)["counts"]
+        first, last = found(rank, "ddp", "SFTMix", False)[2]
         assert not any(k.startswith("all_reduce") for k in first)
         moved = sum(int(k.split()[1]) * n for k, n in last.items() if k.startswith("all_reduce"))
         assert moved == sum(p.numel() for p in toy_model().parameters())

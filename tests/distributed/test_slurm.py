@@ -11,7 +11,7 @@ from tests.distributed.agents import wait_until
 from tests.distributed.cluster import Cluster, missing
 from tests.faults.runs import assert_same, from_split, words_of
 from tests.forked import done, free_port
-from tests.tiny import ROOT, Tiny, make_tiny
+from tests.tiny import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
 
@@ -41,15 +41,10 @@ def cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory) -> Path:
+def whole(small, tmp_path_factory) -> Path:
     """The uninterrupted run on two ranks."""
     place = tmp_path_factory.mktemp("whole")
-    done(words_of(tiny), cwd=place, ranks=2)
+    done(words_of(small), cwd=place, ranks=2)
     return place / "run"
 
 
@@ -70,10 +65,10 @@ def script_of_the_docs(mark: str, words: list[str], port: int) -> str:
 
 
 @pytest.mark.parametrize("mark", ["trap", "SLURM_PROCID"], ids=["torchrun in the script", "ranks of srun"])
-def test_pre_empted_three_times(cluster, tiny, whole, tmp_path, mark):
+def test_pre_empted_three_times(cluster, small, whole, tmp_path, mark):
     from_split(whole, tmp_path)
     (tmp_path / "waiting.py").write_text(WAITS)
-    words = words_of(tiny, "--callbacks+", "waiting.Waits")
+    words = words_of(small, "--callbacks+", "waiting.Waits")
     (tmp_path / "job.sh").write_text(script_of_the_docs(mark, words, free_port()))
     number = cluster.submit(["--ntasks-per-node=2", "--output=job.txt", "job.sh"], cwd=tmp_path)
     try:
@@ -90,11 +85,11 @@ def test_pre_empted_three_times(cluster, tiny, whole, tmp_path, mark):
     assert [f"resuming after step {step}" in printed for step in PRE_EMPTED_AT] == [True] * 3
 
 
-def test_out_of_time_and_submitted_again(cluster, tiny, whole, tmp_path):
+def test_out_of_time_and_submitted_again(cluster, small, whole, tmp_path):
     """Slurm sends SIGTERM to each torchrun 60 s before the end of the two minutes of a job, which waits for it."""
     from_split(whole, tmp_path)
     (tmp_path / "waiting.py").write_text(WAITS)
-    words = words_of(tiny, "--callbacks+", "waiting.Waits")
+    words = words_of(small, "--callbacks+", "waiting.Waits")
     (tmp_path / "job.sh").write_text(script_of_the_docs("SLURM_NNODES", words, free_port()))
     submission = ["--time=2", "--ntasks-per-node=1", "--cpus-per-task=2", "--open-mode=append", "--output=job.txt"]
     states: list[str] = []

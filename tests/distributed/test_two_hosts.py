@@ -14,7 +14,7 @@ from tests.distributed.agents import Agent, start_agent, wait_until
 from tests.distributed.hosts import Host, two_hosts, why_not
 from tests.faults.runs import assert_same, from_split, leftovers, steps, words_of
 from tests.forked import SIGKILLED, done
-from tests.tiny import Tiny, make_tiny, status
+from tests.tiny import Tiny, status
 
 REASON = why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
@@ -41,11 +41,6 @@ class Waits(Callback):
             while not go.exists():
                 time.sleep(0.05)
 '''
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -97,8 +92,8 @@ def whole(tiny: Tiny, place: Path, parallel: str) -> tuple[Path, list[str]]:
     return kept / "run", [*words, "--callbacks+", "waits.Waits", "--training.timeout", str(TIMEOUT)]
 
 
-def test_a_short_cut_is_survived_and_a_long_one_ends_both(tiny, hosts, tmp_path):
-    expected, words = whole(tiny, tmp_path, "fsdp")
+def test_a_short_cut_is_survived_and_a_long_one_ends_both(small, hosts, tmp_path):
+    expected, words = whole(small, tmp_path, "fsdp")
     job, run = Job(hosts, tmp_path, words), tmp_path / "run"
     job.reaches(4)
     hosts["two"].link("down")
@@ -123,8 +118,8 @@ def test_a_short_cut_is_survived_and_a_long_one_ends_both(tiny, hosts, tmp_path)
     assert leftovers(run) == []
 
 
-def test_a_host_is_lost_and_comes_back(tiny, hosts, tmp_path):
-    expected, words = whole(tiny, tmp_path, "ddp")
+def test_a_host_is_lost_and_comes_back(small, hosts, tmp_path):
+    expected, words = whole(small, tmp_path, "ddp")
     job = Job(hosts, tmp_path, words, restarts=1)
     job.reaches(4)
     hosts["two"].lose()
@@ -139,13 +134,13 @@ def test_a_host_is_lost_and_comes_back(tiny, hosts, tmp_path):
     assert leftovers(tmp_path / "run") == []
 
 
-def test_a_path_that_is_another_disk_on_each_host_is_refused(tiny, hosts, tmp_path):
+def test_a_path_that_is_another_disk_on_each_host_is_refused(small, hosts, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     for name, host in hosts.items():
         (tmp_path / f"disk-{name}").mkdir()
         host.do(f"mount --bind {tmp_path}/disk-{name} {disk}")
-    job = Job(hosts, tmp_path, ["split", *tiny.options, "--splitter", "RandomSplit", "--out", f"{disk}/run"])
+    job = Job(hosts, tmp_path, ["split", *small.options, "--splitter", "RandomSplit", "--out", f"{disk}/run"])
     assert all(job.wait())
     writes, blind = f"{disk}/run. These do not", f"node 1 (two, from rank 1), where it is {disk}/run."
     for name, prefix in (("one", ""), ("two", "[rank 1] ")):

@@ -6,13 +6,6 @@ import pytest
 
 from tests.faults.runs import words_of
 from tests.forked import done
-from tests.tiny import Tiny, make_tiny
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory) -> Tiny:
-    """The tiny model and rows; not to be changed."""
-    return make_tiny(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,18 @@ def launcher() -> list[int]:
     return [os.getppid()]
 
 
+def script() -> list[int]:
+    """The batch script that started that torchrun."""
+    return [int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[1])]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def everyone() -> list[int]:
     """That torchrun and all its ranks, this one last."""
     parent = os.getppid()

@@ -1,6 +1,6 @@
 """F5 and F20: signals that stop a run save it on all ranks alike; a rank that hangs ends it.
 
-Signals to torchrun and to one rank under it, a dead rank and a dead launcher: tests/distributed/test_launcher.py.
+Signals to torchrun and to one rank under it, a dead rank and a dead launcher: tests/faults/test_torchrun.py.
 """
 
 import os
@@ -12,8 +12,7 @@ import pytest
 
 from sftmix.common.errors import Stopped
 from sftmix.training.log import StopSignal
-from tests.distributed.test_launcher import gone
-from tests.faults.mines import KillAt, KillIn
+from tests.faults.mines import KillAt, KillIn, gone
 from tests.faults.runs import assert_same, checkpoints, from_split, steps, words_of
 from tests.forked import done, ended, start
 from tests.tiny import sftmix, status

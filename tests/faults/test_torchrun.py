@@ -3,16 +3,20 @@
 import os
 import pickle
 import random
+import re
+import shlex
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.agents import wait_until
-from tests.distributed.test_launcher import gone
-from tests.faults.mines import KillIn, everyone, launcher
+from tests.faults.mines import KillIn, everyone, gone, launcher, script
 from tests.faults.runs import (
     PHASES,
     assert_little_is_lost,
@@ -24,11 +28,11 @@ from tests.faults.runs import (
     words_of,
 )
 from tests.forked import done
-from tests.tiny import Tiny, contents, sftmix, status
+from tests.tiny import ROOT, Tiny, contents, sftmix, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-TERM, USR1 = signal.SIGTERM, signal.SIGUSR1
+KILL, TERM, USR1 = signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1
 LAYS = """
 import os, pickle
 from pathlib import Path
@@ -39,12 +43,13 @@ if "RANK" in os.environ and not (me := Path(f"pid-{os.environ['RANK']}")).exists
         pickle.loads(Path("mine").read_bytes())()
 """
 """Python runs this first thing in every process of the job."""
+Runs = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Job:
     """A run of two ranks under torchrun, with a mine in the second; `seconds` from the signal to the end of all."""
 
-    def __init__(self, tiny: Tiny, place: Path, mine: KillIn) -> None:
+    def __init__(self, tiny: Tiny, place: Path, mine: KillIn, *words: str, runs: Runs = sftmix) -> None:
         for name in ("pid-0", "pid-1", "signalled"):
             (place / name).unlink(missing_ok=True)
         (place / "sitecustomize.py").write_text(LAYS)
@@ -52,7 +57,7 @@ class Job:
         before = os.environ.get("PYTHONPATH", "")
         os.environ["PYTHONPATH"] = f"{place}{os.pathsep}{before}"
         try:
-            it = sftmix(*sharing(tiny), ranks=2, cwd=place)  # returns when the last that can print is gone
+            it = runs(*sharing(tiny), *words, ranks=2, cwd=place)  # returns when the last that can print is gone
         finally:
             os.environ["PYTHONPATH"] = before
         self.code, self.printed = it.returncode, it.stdout + it.stderr
@@ -80,7 +85,7 @@ def test_all_are_killed_in_every_stage(small, whole_of_two, tmp_path, record_pro
     for phase, mine in PHASES.items():
         longest = 0.0 if phase == "measuring" else 0.5
         job = Job(small, tmp_path, replace(mine, call=1, after=chance.uniform(0, longest), whom=everyone))
-        assert job.code == -signal.SIGKILL, phase
+        assert job.code == -KILL, phase
         assert_little_is_lost(tmp_path / "run")
     goes_on(small, tmp_path, whole_of_two)
     record_property("F1", f"{len(PHASES)}/{len(PHASES)} kills of torchrun and two ranks, one in each of {list(PHASES)}")
@@ -98,29 +103,34 @@ def test_one_rank_is_killed(small, whole_of_two, tmp_path, record_property):
     record_property("F3", f"rank 1 killed: job over after {job.seconds:.1f} s, 0 orphans, resumed equal")
 
 
-def test_the_launcher_is_killed(small, whole_of_two, tmp_path, record_property):
-    run = from_split(whole_of_two, tmp_path)
-    job = Job(small, tmp_path, replace(IN_STEP_5, whom=launcher))
-    assert job.code == -signal.SIGKILL
-    assert job.seconds < 10
-    left = contents(run)
-    time.sleep(2)
-    assert contents(run) == left
-    goes_on(small, tmp_path, whole_of_two)
-    record_property("F4", f"torchrun killed: no rank left after {job.seconds:.1f} s, nothing written later, equal")
+def batch_script(*words: str, ranks: int, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The body of the batch script with a trap, as the page on distributed runs has it, with these words and ranks."""
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    (body,) = (body for body in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S) if "trap" in body)
+    ours = f"--nproc_per_node {ranks} --master_port 0 --rdzv_backend c10d --rdzv_endpoint localhost:0 -m sftmix "
+    body, count = re.subn(r"--nproc_per_node 8 -m sftmix .*(?= &$)", ours + shlex.join(words), body, flags=re.M)
+    assert count == 1
+    (cwd / "job.sh").write_text(body)
+    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
+    paths["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(["bash", "job.sh"], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 SIGNALS = {
-    "TERM to torchrun": replace(IN_STEP_5, signal=TERM, whom=launcher),
-    "TERM to torchrun, twice": replace(IN_STEP_5, signal=TERM, whom=launcher, times=2),
-    "USR1 to one rank": replace(IN_STEP_5, signal=USR1),
+    "KILL to torchrun": (replace(IN_STEP_5, whom=launcher), -KILL),
+    "USR1 to torchrun": (replace(IN_STEP_5, signal=USR1, whom=launcher), -USR1),
+    "TERM to torchrun": (replace(IN_STEP_5, signal=TERM, whom=launcher), 1),
+    "TERM to torchrun, twice": (replace(IN_STEP_5, signal=TERM, whom=launcher, times=2), None),
+    "USR1 to one rank": (replace(IN_STEP_5, signal=USR1), 1),
+    "USR1 to the batch script of the docs": (replace(IN_STEP_5, signal=USR1, whom=script), None),
 }
 
 
-def stopped(tiny: Tiny, place: Path, mine: KillIn) -> float:
+def stopped(tiny: Tiny, place: Path, mine: KillIn, code: int | None, runs: Runs = sftmix) -> float:
     """Return the seconds from the signal to the end of a job that ends as one that was told to stop."""
-    job = Job(tiny, place, mine)
-    assert job.code not in (0, None)
+    job = Job(tiny, place, mine, runs=runs)
+    assert job.code == code or (code is None and job.code != 0), job.printed
     assert job.seconds < 25
     assert status(place / "run")["exit_code"] == 143, job.printed
     return job.seconds
@@ -128,14 +138,46 @@ def stopped(tiny: Tiny, place: Path, mine: KillIn) -> float:
 
 @pytest.mark.parametrize("how", SIGNALS)
 def test_a_signal_in_training_saves_both_ranks_at_one_step(small, whole_of_two, tmp_path, how, record_property):
+    """Nothing is written later, also where torchrun is gone."""
     run = from_split(whole_of_two, tmp_path)
-    seconds = stopped(small, tmp_path, SIGNALS[how])
+    seconds = stopped(small, tmp_path, *SIGNALS[how], runs=batch_script if "script" in how else sftmix)
     assert checkpoints(run)[-1] == f"step-{steps(run)[-1][0]:08d}"
+    left = contents(run)
+    time.sleep(2)
+    assert contents(run) == left
     goes_on(small, tmp_path, whole_of_two)
     record_property("F5", f"{how}: both saved at one step, over after {seconds:.1f} s, 143 in STATUS.json, equal")
 
 
 def test_a_signal_while_the_reference_scores(small, whole_of_two, tmp_path, record_property):
-    seconds = stopped(small, tmp_path, replace(PHASES["scoring"], call=1, signal=TERM, whom=launcher))
+    mine = replace(PHASES["scoring"], call=1, signal=TERM, whom=launcher)
+    seconds = stopped(small, tmp_path, mine, None)
     goes_on(small, tmp_path, whole_of_two)
     record_property("F5", f"TERM to torchrun, scoring: over after {seconds:.1f} s, 143 in STATUS.json, equal")
+
+
+DEAF = """
+import os, signal, time
+from sftmix.components import Callback
+
+class Deaf(Callback):
+    \"\"\"From step 5 on, rank 1 hears no SIGTERM; the other waits for it in a collective.\"\"\"
+    gives = frozenset()
+    def on_step_end(self, state):
+        if (state.stage, state.step, os.environ["RANK"]) == ("train", 5, "1"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            time.sleep(600)
+"""
+
+
+def test_ranks_that_cannot_stop_are_ended(small, whole_of_two, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "4")
+    (tmp_path / "deaf.py").write_text(DEAF)
+    run = from_split(whole_of_two, tmp_path)
+    mine = replace(IN_STEP_5, after=3, whom=launcher)
+    job = Job(small, tmp_path, mine, "--checkpoint.every", "100", "--callbacks+", "deaf.Deaf")
+    assert job.code == -KILL
+    assert "torchrun is gone, and this did not stop in 4 s" in job.printed
+    # Ended together they write nothing; if the deaf one goes first, the other may still tell of the broken collective.
+    assert status(run)["exit_code"] in (None, 1)
+    assert not list((run / "train").glob("checkpoints/*/MANIFEST.json"))

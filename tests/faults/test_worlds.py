@@ -8,7 +8,7 @@ import pytest
 from tests.faults.mines import KillAt
 from tests.faults.runs import EVERY, digest, from_split, steps, words_of
 from tests.forked import SIGKILLED, ended
-from tests.tiny import Tiny, make_tiny, metrics
+from tests.tiny import Tiny, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -29,12 +29,6 @@ EPOCHS, CUT = 12.5, 24
 """50 steps, of which so many are made before the change."""
 ALONE: tuple[str, ...] = ()
 DDP, FSDP = ("--training.parallel", "ddp"), ("--training.parallel", "fsdp")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Tiny:
-    """Without dropout, whose masks depend on ranks."""
-    return make_tiny(tmp_path_factory.mktemp("plain"), dropout=0.0)
 
 
 def command(
