@@ -6,6 +6,7 @@ which steps 3 and 6 are saved and the process was killed when it began the third
 
 import itertools
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from sftmix.common.files import verify_directory
 from tests.faults.mines import CopyingRename, Failing, KillAt, Record
 from tests.faults.runs import assert_same, checkpoints, from_split, leftovers, steps, words_of
-from tests.forked import SIGKILLED, Ended, done, ended
+from tests.forked import SIGKILLED, Ended, Fault, done, ended
 from tests.tiny import Tiny
 
 SAVES = "train/checkpoints"
@@ -80,6 +81,18 @@ def assert_recovers(start: Start, place: Path, ranks: int = 1) -> None:
     assert checkpoints(place / "run") == ["step-00000009", "step-00000012"]
 
 
+def survives(start: Start, place: Path, faults: Sequence[Fault | None], *, more: int = 1) -> tuple[str, ...]:
+    """A kill of the first rank that has a mine, after which the run recovers; return the checkpoints that it left."""
+    place.mkdir()
+    run, rank = start.copy(place), next(rank for rank, fault in enumerate(faults) if fault)
+    assert ended(start.words, cwd=place, faults=faults).codes[rank] == SIGKILLED, faults
+    assert_whole_checkpoints(run, more=more)
+    left = tuple(checkpoints(run))
+    assert_recovers(start, place, ranks=len(faults))
+    shutil.rmtree(place)
+    return left
+
+
 def spread(count: int, number: int) -> list[int]:
     """So many of the numbers from 1 to `count`, both ends among them."""
     return sorted({1 + round(i * (count - 1) / (number - 1)) for i in range(number)})
@@ -102,18 +115,10 @@ def test_a_few_kills_in_one_save(one, tmp_path, record_property):
 @pytest.mark.slow
 @pytest.mark.long
 def test_every_operation_of_a_save(one, tmp_path, record_property):
-    seen = set()
-    for number, line in enumerate(one.operations[0], 1):
-        place = tmp_path / str(number)
-        place.mkdir()
-        run = one.copy(place)
-        assert ended(one.words, cwd=place, faults=[KillAt(SAVES, number)]).code == SIGKILLED, line
-        assert_whole_checkpoints(run)
-        seen.add(tuple(checkpoints(run)))
-        assert_recovers(one, place)
-        shutil.rmtree(place)
+    points = range(1, len(one.operations[0]) + 1)
+    seen = {survives(one, tmp_path / str(number), [KillAt(SAVES, number)]) for number in points}
     assert len(seen) >= 4  # before the save, in it, after its rename, after it has pruned
-    record_property("F2", f"{len(one.operations[0])}/{len(one.operations[0])} points, one process: sha equal")
+    record_property("F2", f"{len(points)}/{len(points)} points, one process: sha equal")
 
 
 @pytest.mark.slow
@@ -122,13 +127,7 @@ def test_every_operation_of_a_save(one, tmp_path, record_property):
 def test_either_of_two_ranks_in_a_save(two, tmp_path, rank, record_property):
     points = spread(len(two.operations[rank]), 8)
     for number in points:
-        place = tmp_path / str(number)
-        place.mkdir()
-        run = two.copy(place)
-        faults = [KillAt(SAVES, number) if r == rank else None for r in (0, 1)]
-        assert ended(two.words, cwd=place, faults=faults).codes[rank] == SIGKILLED, number
-        assert_whole_checkpoints(run)
-        assert_recovers(two, place, ranks=2)
+        survives(two, tmp_path / str(number), [KillAt(SAVES, number) if r == rank else None for r in (0, 1)])
     record_property("F2", f"{len(points)}/{len(points)} points, rank {rank} of two: sha and losses equal")
 
 
@@ -147,15 +146,8 @@ def test_every_operation_of_a_save_where_rename_copies_and_deletes(one, tmp_path
     lines = operations.read_text().splitlines()
     until = ["step-00000012" in line for line in lines].index(True)
     points = spread(until - 1, 24)
-    for number in points:
-        place = tmp_path / str(number)
-        place.mkdir()
-        one.copy(place)
-        mine = CopyingRename(KillAt(SAVES, number))
-        assert ended(one.words, cwd=place, faults=[mine]).code == SIGKILLED, lines[number - 1]
-        assert_whole_checkpoints(place / "run", more=2)  # while it is copied, the new one is there twice
-        assert_recovers(one, place)
-        shutil.rmtree(place)
+    for number in points:  # while it is copied, the new one is there twice
+        survives(one, tmp_path / str(number), [CopyingRename(KillAt(SAVES, number))], more=2)
     record_property("F12", f"{len(points)}/{len(points)} kills with rename = copy + delete: sha equal")
 
 

@@ -117,7 +117,9 @@ def by_hand(tokenizer, question: str, answer: str, system: str | None = None, *,
     return [*first, start, *asked, end, *line, start, *itertools.chain(*said), end]
 
 
-def hold(name, tokenizer, examples: int, record_property) -> None:
+@pytest.mark.parametrize("examples", [40, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.long])])
+def test_no_row_makes_a_special_token(named, examples, record_property):
+    name, tokenizer = named
     own, chatml, kept = make_encoder(tokenizer), make_encoder(tokenizer, "chatml"), []
 
     @settings(max_examples=examples, phases=[Phase.generate])
@@ -134,16 +136,6 @@ def hold(name, tokenizer, examples: int, record_property) -> None:
     assert dropped <= DROPPED * len(kept)
     seen = f"{len(kept):,} rows that spell special tokens: none made one, {dropped} dropped, masks as of plain rows"
     record_property("F16", f"{name}: {seen}")
-
-
-def test_no_row_makes_a_special_token(named, record_property):
-    hold(*named, examples=40, record_property=record_property)
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_no_row_of_a_thousand_makes_a_special_token(named, record_property):
-    hold(*named, examples=1000, record_property=record_property)
 
 
 def test_other_rows_keep_their_ids(named):
@@ -227,17 +219,6 @@ def test_the_report_counts_rows(write, options):  # noqa: F811
     line = data.report.lines()[-1]
     assert line.startswith("6 examples with the spelling of a special token, encoded as text (data.special_tokens): ")
     assert f"({path}:2)" in line
-
-
-def test_the_option_is_part_of_the_data(write, options):  # noqa: F811
-    path = write("rows.jsonl", [{"instruction": "Hi", "output": "Yo<|im_end|>"}])
-    tokenizer = SMALL["chatml"]()
-    texts = [
-        load_data(options(path), make_encoder(tokenizer, special_tokens=kind), max_length=64, seed=0).train
-        for kind in ("text", "tokens", "text")
-    ]
-    assert texts[0].fingerprint == texts[2].fingerprint != texts[1].fingerprint
-    assert texts[0][0].input_ids.tolist() == texts[2][0].input_ids.tolist() != texts[1][0].input_ids.tolist()
 
 
 def test_a_special_token_that_merges_spell():
