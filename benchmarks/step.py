@@ -84,7 +84,7 @@ def alternate(contestants: dict[str, Callable[[], float]], args: Namespace) -> d
 
 def step_of(loop: TrainingLoop) -> Callable[[], float]:
     def run() -> float:
-        metrics, _ = loop.advance()
+        metrics = loop.advance()
         if loop.world.device.type == "cuda":
             torch.cuda.synchronize()
         return metrics["tokens"]

@@ -72,7 +72,7 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> TokenCa
 
 
 def _measure(module: TrainingModule, batch: Batch) -> Sequence[Column]:
-    tokens = module.read(batch, token_statistics)
+    tokens = module.read(lambda it: token_statistics(it.hidden_states(batch), it.head, batch.labels))
     sums = [sum_by_row(column, batch) for column in (tokens.brier, tokens.tempered)]
     return [*sums, *(split_by_row(column, batch) for column in (tokens.confidence, tokens.correct))]
 

@@ -12,9 +12,9 @@ transformers handles names, conversions and missing weights, as in a plain load.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -89,7 +89,7 @@ class Values:
     values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
     from_main  True: only rank 0 has `values`; it sends the buffers at once, the values tensor by tensor. False: every
                rank has all values (mapped from a file: a rank reads what it keeps)
-    checks     checks of the model once it has its values; called on every rank, inside a forward
+    check      returns the LM head of the model once it has its values; called on every rank, inside a forward
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class Values:
         world: World,
         *,
         from_main: bool,
-        checks: Sequence[Callable[[PreTrainedModel], object]] = (),
+        check: Callable[[PreTrainedModel], Any] | None = None,
     ) -> None:
-        self.checks = checks
+        self.check = check
         self._values = dict(values)
         self._world = world
         self._sent: dict[str, torch.dtype] | None = None

@@ -17,8 +17,7 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.identity import is_single_run
-from sftmix.training.dynamics import merge
-from sftmix.training.online import OnlineLosses
+from sftmix.training.dynamics import OnlineLosses, merge
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
 
 Divided = Callable[[int], tuple[Split, Scores] | None]

@@ -29,6 +29,7 @@ from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
 from sftmix.pipeline.scores import score_each
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
+    OnlineLosses,
     ScoreAtCheckpoints,
     checkpoint_notes,
     checkpoint_steps,
@@ -38,7 +39,6 @@ from sftmix.training.dynamics import (
     tell_lost,
 )
 from sftmix.training.loop import Stage as TrainingStage
-from sftmix.training.online import OnlineLosses
 from sftmix.types import RowScorer, TrainingDynamics
 
 MAX_UNSCORED = 0.05

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -35,7 +35,14 @@ from torch.distributed.tensor import DTensor
 
 from sftmix.common.checkpoints import BEST, step_path, steps_in
 from sftmix.common.errors import CheckpointError, NonFiniteError
-from sftmix.common.files import commit_directory, fresh_directory, is_full, no_space, verify_directory
+from sftmix.common.files import (
+    commit_directory,
+    fresh_directory,
+    is_full,
+    no_space,
+    remove_leftovers,
+    verify_directory,
+)
 from sftmix.common.world import World
 from sftmix.model.adapters import adapter_config
 from sftmix.training.module import unwrap
@@ -57,8 +64,6 @@ class CheckpointStore:
     world: World
     _verified: int | None = field(default=None, init=False)
     """The step that was read in full and compared with its hashes by this object, on rank 0."""
-    _damaged: set[int] = field(default_factory=set, init=False)
-    """Steps that `newest_valid` passed over, on rank 0."""
 
     def steps(self) -> list[int]:
         """Return the steps that have a directory, newest first, valid or not."""
@@ -70,8 +75,7 @@ class CheckpointStore:
     def clean(self) -> None:
         """Remove leftovers of a process that was killed while saving; only for the holder of the run directory."""
         if self.world.is_main:
-            for leftover in self.directory.glob(".tmp-step-*"):
-                shutil.rmtree(leftover)
+            remove_leftovers(self.directory)
 
     def save(
         self,
@@ -89,70 +93,66 @@ class CheckpointStore:
         Raises NoSpaceError on every rank if the disk of any is full, CheckpointError if any cannot write for another
         reason, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
         """
-        self._refuse_if_not_finite(step, wrapped)
-        staging = self.world.share(self.world.on_main(lambda: self._begun(step)))
-        tensors = _tensors(wrapped, optimizer)
+        module, path = unwrap(wrapped), self.path(step)
+        shards = [p.to_local() if isinstance(p, DTensor) else p for p in _trained(module).values()]
+        if self.world.max(float(any(not bool(torch.isfinite(p).all()) for p in shards))):
+            raise NonFiniteError(
+                f"weights are not finite after step {step}, so {path} is not written; lower training.learning_rate "
+                "(the last checkpoint is untouched)"
+            )
+        tensors = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
+
+        def begin() -> Path:
+            with self._told(step, needed):
+                return fresh_directory(path)
+
+        def fail(error: BaseException) -> None:
+            with self._told(step, needed):
+                raise error
+
+        staging = self.world.share(self.world.on_main(begin))
         writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
         try:
-            with _quiet():
+            with warnings.catch_warnings(action="ignore"):  # that this is a single process, as is intended
                 dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
         except CheckpointException as failed:  # every rank has it, whichever failed
             error = next(iter(failed.failures.values()))[0]
-            if isinstance(error, KeyboardInterrupt):
-                raise error from failed
-            self.world.on_main(lambda: self._give_up(step, error, staging, needed))
-        optimizer_state = {} if optimizer is None else _optimizer_state(unwrap(wrapped), optimizer)
+            self.world.on_main(lambda: fail(error))
+        optimizer_state = {} if optimizer is None else _optimizer_state(module, optimizer)
         # Counters of single parameters, and values that an optimizer adapts in its groups.
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
         self.world.barrier()
 
         def commit() -> None:
-            try:
+            with self._told(step, needed):
                 (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
                 (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
                 if arrays:
                     (staging / _ARRAYS).write_bytes(save(dict(arrays)))
-                commit_directory(staging, self.path(step), about={"step": step, "world_size": self.world.size})
-            except OSError as error:
-                self._give_up(step, error, staging, needed)
+                commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
             self._keep_newest(step)
 
         self.world.on_main(commit)
 
-    def _refuse_if_not_finite(self, step: int, wrapped: nn.Module) -> None:
-        shards = [p.to_local() if isinstance(p, DTensor) else p for p in _trained(unwrap(wrapped)).values()]
-        if self.world.max(float(any(not bool(torch.isfinite(p).all()) for p in shards))):
-            raise NonFiniteError(
-                f"weights are not finite after step {step}, so {self.path(step)} is not written; lower "
-                "training.learning_rate (the last checkpoint is untouched)"
-            )
-
-    def _begun(self, step: int) -> Path:
-        try:
-            return fresh_directory(self.path(step))
-        except OSError as error:
-            self._give_up(step, error)
-
-    def _give_up(
-        self, step: int, error: BaseException, staging: Path | None = None, needed: int | None = None
-    ) -> NoReturn:
+    @contextmanager
+    def _told(self, step: int, needed: int) -> Iterator[None]:
         """Remove what was written of a checkpoint, to make room for the others, and raise why it cannot be written."""
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-        path = self.path(step)
-        if is_full(error):
-            raise no_space(path, needed) from error
-        raise CheckpointError(
-            f"{path} cannot be written ({type(error).__name__}: {error}); the checkpoints before are untouched. Mend "
-            "the cause, then the same command continues"
-        ) from error
+        try:
+            yield
+        except Exception as error:
+            self.clean()
+            if is_full(error):
+                raise no_space(self.path(step), needed) from error
+            raise CheckpointError(
+                f"{self.path(step)} cannot be written ({type(error).__name__}: {error}); the checkpoints before are "
+                "untouched. Mend the cause, then the same command continues"
+            ) from error
 
     def _keep_newest(self, step: int) -> None:
-        """Remove all but `keep` checkpoints: those passed over as damaged first, then the oldest."""
+        """Remove all but `keep` checkpoints: those of later steps first, which were passed over as damaged."""
         self._verified = None
-        self._damaged.discard(step)
-        others = sorted((s for s in self.steps() if s != step), key=lambda s: (s in self._damaged, -s))
+        others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
         for old in others[self.keep - 1 :]:
             try:
                 shutil.rmtree(self.path(old))
@@ -181,7 +181,6 @@ class CheckpointStore:
             if problem is None:
                 newest = self._verified = step
                 break
-            self._damaged.add(step)
             warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
         newest, damaged = self.world.share((newest, newest is None and bool(steps)))
         if damaged:
@@ -199,58 +198,36 @@ class CheckpointStore:
 
     def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         """Load `step` in place, at any world size; return the loop's state; the weights only without an optimizer."""
-        problem = None
+        module, path, problem = unwrap(wrapped), self.path(step), None
         if self.world.is_main:  # files may be gone since they were hashed, if a run saves beside an export
-            problem = verify_directory(self.path(step), hashes=step != self._verified)
+            problem = verify_directory(path, hashes=step != self._verified)
         if problem := self.world.share(problem):
-            raise CheckpointError(f"{self.path(step)}: {problem}")
-        module, numbers = unwrap(wrapped), json.loads((self.path(step) / _NUMBERS).read_text())
-        reader = dcp.HuggingFaceStorageReader(str(self.path(step)))
-        stored, tensors = reader.read_metadata().state_dict_metadata, _tensors(wrapped, optimizer)
+            raise CheckpointError(f"{path}: {problem}")
+        tensors, reader = _tensors(module, optimizer), dcp.HuggingFaceStorageReader(str(path))
+        stored = reader.read_metadata().state_dict_metadata
         if missing := sorted(tensors.keys() - stored.keys()):
             raise CheckpointError(
-                f"{self.path(step)} lacks {len(missing)} of {len(tensors)} tensors of this run, {missing[0]} first: it "
-                "is of another model or of other adapters"
+                f"{path} lacks {len(missing)} of {len(tensors)} tensors of this run, {missing[0]} first: it is of "
+                "another model or of other adapters"
             )
-        if optimizer is not None:
-            late = {k.removeprefix("optimizer/"): v for k, v in stored.items() if k.startswith("optimizer/")}
-            self._begin_late(step, module, optimizer, late | numbers)
-        tensors = _tensors(wrapped, optimizer)
         try:
-            with _quiet():
+            with warnings.catch_warnings(action="ignore"):
                 dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
         except CheckpointException as failed:  # which is no Exception; files went since they were verified
             error = next(iter(failed.failures.values()))[0]
-            raise CheckpointError(f"{self.path(step)} cannot be read ({type(error).__name__}: {error})") from failed
-        weights = {k.removeprefix("weights/"): cast(Any, v) for k, v in tensors.items() if k.startswith("weights/")}
+            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from failed
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
-        set_model_state_dict(module, weights, options=StateDictOptions(strict=False))
+        set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
         if optimizer is not None:
-            state = _optimizer_state(module, optimizer)
-            state |= {name: _of_type(state.get(name), number) for name, number in numbers.items()}
-            state |= {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
-            set_optimizer_state_dict(module, optimizer, state, options=_FLAT)
+            state, fresh = json.loads((path / _NUMBERS).read_text()), _optimizer_state(module, optimizer)
+            state |= _of(stored, "optimizer/") | _of(tensors, "optimizer/")
+            if late := sorted(state.keys() - fresh.keys()):
+                raise CheckpointError(
+                    f"{path} holds optimizer/{late[0]}, for which the optimizer has no place; only a state that begins "
+                    "with its first step can be resumed"
+                )
+            set_optimizer_state_dict(module, optimizer, fresh | state, options=_FLAT)
         return self.state(step)
-
-    def _begin_late(
-        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]
-    ) -> None:
-        """Give the optimizer a place for all that is stored: torch asks only for what it holds after its first step.
-
-        stored  the metadata of tensors, and numbers, by name
-        """
-        state, parameters = _optimizer_state(module, optimizer), dict(module.named_parameters(remove_duplicate=False))
-        for name, value in stored.items():
-            if name in state:
-                continue
-            kind, _, key = name.partition(".")
-            owner = next((parameter for parameter in parameters if key.startswith(f"{parameter}.")), None)
-            place = None if owner is None else _place(optimizer, kind, parameters[owner])
-            initial = value if owner is None or isinstance(value, (int, float)) else _zeros(value, parameters[owner])
-            entry = key.removeprefix(f"{owner}.")
-            if place is None or initial is None or "." in entry:
-                raise CheckpointError(f"{self.path(step)} holds optimizer/{name}, for which the optimizer has no place")
-            place[entry] = initial
 
 
 def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
@@ -261,22 +238,21 @@ def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
     module = unwrap(wrapped)
     adapted = adapter_config(module.model) is not None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapted)
-    state = get_model_state_dict(module, options=options)
+    state: dict[str, Any] = get_model_state_dict(module, options=options)
     names = _trained(module) if adapted else state.keys()
-    return {name.removeprefix("model."): cast(torch.Tensor, state[name]) for name in names if name in state}
+    return {name.removeprefix("model."): state[name] for name in names if name in state}
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def _tensors(wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
+def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     """Return model and optimizer tensors by name, each storage once (a tied head is the embedding)."""
-    module = unwrap(wrapped)
     unique = set(_trained(module))
     if all(p.requires_grad for p in module.parameters()):
         unique |= {name for name, _ in module.named_buffers()}
-    tensors = {f"weights/{k}": cast(torch.Tensor, v) for k, v in get_model_state_dict(module).items() if k in unique}
+    tensors = {f"weights/{k}": v for k, v in get_model_state_dict(module).items() if k in unique}
     state = {} if optimizer is None else _optimizer_state(module, optimizer)
     return tensors | {f"optimizer/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}
 
@@ -285,34 +261,8 @@ def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return get_optimizer_state_dict(module, optimizer, options=_FLAT)
 
 
-def _of_type(fresh: object, number: int | float) -> int | float:
-    """Return a stored number as the kind of float that a fresh optimizer has there, as numpy's; JSON tells the rest."""
-    return type(fresh)(number) if isinstance(fresh, float) and isinstance(number, float) else number
-
-
-def _place(optimizer: torch.optim.Optimizer, kind: str, parameter: nn.Parameter) -> dict[str, Any] | None:
-    """Return where an optimizer keeps a parameter's state, or ("param_groups") the options of its group."""
-    if kind == "state":
-        return cast("dict[str, Any]", optimizer.state[parameter])
-    groups = (group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
-    return next(groups, None)
-
-
-def _zeros(stored: Any, parameter: nn.Parameter) -> torch.Tensor | None:
-    """Return zeros for a stored tensor, sharded as its parameter is; None if it is shared in a way nothing tells."""
-    if stored.size == parameter.shape:
-        return torch.zeros_like(parameter, dtype=stored.properties.dtype, requires_grad=False)
-    if isinstance(parameter, DTensor) and stored.size:
-        return None
-    return torch.zeros(stored.size, dtype=stored.properties.dtype, device=parameter.device)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch's warning about saving in a single process, which is intended here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _of(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 class BestWeights:
@@ -327,11 +277,7 @@ class BestWeights:
         self.store = CheckpointStore(stage / BEST, keep=1, world=world)
         self.evaluated, self._nll = -1, math.inf
         self.store.clean()
-        try:
-            step = self.store.newest_valid()
-        except CheckpointError as error:  # the stage itself is not harmed
-            warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
-            return
+        step = self.store.newest_valid()
         if step is not None:
             self._nll = self.store.state(step)["eval_nll"]
 

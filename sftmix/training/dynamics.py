@@ -1,24 +1,27 @@
 """Training dynamics: the scores of all examples at C checkpoints, put side by side.
 
 Perp_c(Y|X) = exp(nll_sum / n_tokens) at checkpoint c. The sums and counts are stored, so that any confidence can be
-computed from them afterwards.
+computed from them afterwards. `ScoreAtCheckpoints` scores all examples under the weights of a step; `OnlineLosses`
+takes the loss of each in its own training step.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sftmix.common.errors import BROKEN, ConfigError, NonFiniteError
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
-from sftmix.types import Int64, RowScores, TrainingDynamics
+from sftmix.training.scoring import example_nll, gather_nll
+from sftmix.types import NOT_COUNTED, Batch, BatchNLL, Int64, RowScores, TrainingDynamics
 
 # ---------------------------------------------------------------------------------------- checkpoints
 
@@ -45,15 +48,10 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
 def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> list[str]:
     """Return a note for a short run, which cannot place the checkpoints as they were asked for; else none."""
     steps = checkpoint_steps(checkpoints, total_steps)
-    shares = [] if isinstance(checkpoints, int) else sorted(set(checkpoints))
-    wanted = checkpoints if isinstance(checkpoints, int) else len(shares)
-    raised = [share for share in shares if share > 0 and max(shares) <= 1 and round(share * total_steps) == 0]
-    if len(steps) == wanted and not raised:
+    wanted = checkpoints if isinstance(checkpoints, int) else len(set(checkpoints))
+    if len(steps) == wanted:
         return []
-    return [
-        f"{wanted} checkpoints fall on steps {steps} of {total_steps}: two on the same step are one, and a share of "
-        "less than half a step is step 1 (0 is before training, where perplexities have another size)"
-    ]
+    return [f"{wanted} checkpoints fall on steps {steps} of {total_steps}: two on the same step are one"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -114,6 +112,68 @@ class ScoreAtCheckpoints(Callback):
         return merge([read_dynamics(self._path(step)) for step in self.steps])
 
 
+@dataclass
+class OnlineLosses:
+    """The NLL of each example in its turn; every finished epoch becomes a dynamics file of one checkpoint.
+
+    This is how Dataset Cartography (arXiv 2009.10795) collects training dynamics: in training mode (dropout and
+    perturbations on), under weights that change during the epoch, and without an extra pass over the examples.
+
+    ids        N example ids
+    directory  holds `epoch-<3 digits>.parquet`, epochs from 0
+    """
+
+    ids: Sequence[str]
+    directory: Path
+    world: World
+    _parts: list[BatchNLL] = field(default_factory=list, init=False)
+
+    def record(self, losses: Iterable[tuple[Batch, torch.Tensor]]) -> None:
+        """Keep this rank's micro-batches of a step, each with the NLL [T] of its token rows, on the device."""
+        self._parts += [example_nll(batch, nll_T) for batch, nll_T in losses]
+
+    def gathered(self) -> dict[str, torch.Tensor]:
+        """Return the losses of this epoch so far from all ranks, by row: `row` i64, `nll_sum` f64, `n_tokens` i64."""
+        losses = gather_nll(self._parts, self.world)
+        return {} if losses is None else {"row": losses.rows, "nll_sum": losses.nll_sum, "n_tokens": losses.n_tokens}
+
+    def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
+        """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
+        self._parts = []
+        if arrays and self.world.is_main:
+            self._parts = [BatchNLL(*(arrays[name].to(self.world.device) for name in ("row", "nll_sum", "n_tokens")))]
+
+    def end_epoch(self, epoch: int, step: int) -> None:
+        """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.
+
+        An example whose loss was not finite counts as not scored; its step was skipped, and where the examples of a
+        micro-batch stand in one row without padding, those beside it are not finite either.
+        """
+        losses = gather_nll(self._parts, self.world)
+
+        def write() -> None:
+            if losses is not None and len(losses.rows) == len(self.ids):
+                n_tokens = losses.n_tokens.numpy()
+                not_counted = np.full(len(n_tokens), NOT_COUNTED, dtype=np.int64)
+                dynamics = one_checkpoint(self.ids, step, RowScores(losses.nll_sum.numpy(), n_tokens, not_counted))
+                write_dynamics(self.path(epoch), dynamics)
+                tell_lost(dynamics, n_tokens, f"epoch {epoch + 1}")
+
+        self._parts = []
+        self.world.on_main(write)
+
+    def path(self, epoch: int) -> Path:
+        return self.directory / f"epoch-{epoch:03d}.parquet"
+
+    def epochs(self) -> list[int]:
+        """Return the epochs that are written, in order."""
+        return sorted(int(path.stem.removeprefix("epoch-")) for path in self.directory.glob("epoch-*.parquet"))
+
+    def read(self, epoch: int) -> TrainingDynamics:
+        """Return the losses of one finished epoch, in the order of the ids."""
+        return read_dynamics(self.path(epoch)).of(self.ids)
+
+
 def one_checkpoint(
     ids: Sequence[str], step: int, scores: RowScores, alone: RowScores | None = None
 ) -> TrainingDynamics:
@@ -130,9 +190,9 @@ def one_checkpoint(
         token_nll=None if scores.token_nll is None else [t[None, :] for t in scores.token_nll],
         alone_nll_sum=None if alone is None else alone.nll_sum[:, None],
     )
-    sums = np.stack([s.nll_sum for s in (scores, alone) if s is not None], axis=1)
+    sums = [s.nll_sum for s in (scores, alone) if s is not None]
     with np.errstate(over="ignore"):
-        finite = np.all(np.isfinite(np.exp(sums / np.maximum(scores.n_tokens, 1)[:, None])), axis=1)
+        finite = np.isfinite(np.exp(sums / np.maximum(scores.n_tokens, 1))).all(axis=0)
     if len(finite) and not finite.any():
         raise NonFiniteError(f"none of {len(finite)} examples has a finite perplexity: {BROKEN}")
     return dynamics.scoring_only(finite)
@@ -154,19 +214,19 @@ def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     first = parts[0]
 
     def joined(name: str) -> Any:
-        return np.concatenate([getattr(part, name) for part in parts], axis=1)
+        columns = [getattr(part, name) for part in parts]
+        return None if any(column is None for column in columns) else np.concatenate(columns, axis=1)
 
     tokens = None
     if first.token_nll is not None:
-        tokens = [np.concatenate([p.token_nll[i] for p in parts if p.token_nll]) for i in range(len(first.ids))]
-    return TrainingDynamics(
-        ids=first.ids,
+        tokens = [np.concatenate(each) for each in zip(*(part.token_nll or () for part in parts), strict=True)]
+    return replace(
+        first,
         steps=np.concatenate([part.steps for part in parts]),
         nll_sum=joined("nll_sum"),
-        n_tokens=first.n_tokens,
         n_correct=joined("n_correct"),
         token_nll=tokens,
-        alone_nll_sum=None if any(part.alone_nll_sum is None for part in parts) else joined("alone_nll_sum"),
+        alone_nll_sum=joined("alone_nll_sum"),
     )
 
 
@@ -174,7 +234,4 @@ def described(dynamics: TrainingDynamics) -> str:
     """Describe the dynamics of a reference in one line: the scored steps, and the NLL per token."""
     nll = dynamics.nll_sum.sum(axis=0) / max(1, dynamics.n_tokens.sum())
     course = " -> ".join(f"{value:.3f}" for value in nll)
-    steps = ", ".join(str(step) for step in dynamics.steps)
-    size = sum(nll.size for nll in dynamics.token_nll or ()) * 2e-6  # float16 on disk
-    tokens = f"; {size:.1f} MB of NLLs of tokens" if size else ""
-    return f"{int(dynamics.scored.sum()):,} examples scored at steps {steps}; NLL per token {course}{tokens}"
+    return f"{int(dynamics.scored.sum()):,} examples scored at steps {dynamics.steps.tolist()}; NLL per token {course}"

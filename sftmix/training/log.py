@@ -8,11 +8,11 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 import torch
 
@@ -143,38 +143,22 @@ class StopSignal:
 
     Where another rank has failed before, no step boundary will come that all ranks reach: it raises Stopped at once.
 
-    received     True once one has arrived, also if another handler around this one received it and nothing came of it
-    interrupted  True once Ctrl-C was pressed: a destructor or a callback of C code may swallow the KeyboardInterrupt
+    received  True once one has arrived
     """
 
     def __init__(self) -> None:
-        self.received = self.interrupted = False
-        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self.received = False
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # in other threads the caller handles signals
             for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # Windows has one of them
                 self._previous[number] = signal.signal(number, self._arrived)
-            if callable(signal.getsignal(signal.SIGINT)):  # neither ignored nor at the system's default
-                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupted)
-        around = (getattr(handler, "__self__", None) for handler in self._previous.values())
-        self.received |= any(isinstance(one, StopSignal) and one.received for one in around)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
-        self.interrupted = True
-        previous = self._previous[number]
-        assert callable(previous)
-        running = frame
-        while running is not None:
-            if running.f_code.co_name == "__del__":  # Python would print what it raises, and go on
-                return
-            running = running.f_back
-        previous(number, frame)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         self.received = True
@@ -225,13 +209,13 @@ class PeakMemory:
     def bytes(self) -> int:
         if self._device.type != "cpu":
             return torch.accelerator.max_memory_allocated(self._device)
-        try:
-            status = Path("/proc/self/status").read_text()
-            return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-        except (OSError, StopIteration):
-            if sys.platform == "win32":
-                return 0  # not known
-            import resource
+        status = Path("/proc/self/status")
+        peak = status.read_text().partition("VmHWM:")[2] if status.exists() else ""
+        if peak:
+            return int(peak.split()[0]) * 1024
+        if sys.platform == "win32":
+            return 0  # not known
+        import resource
 
-            unit = 1 if sys.platform == "darwin" else 1024
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

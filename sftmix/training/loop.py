@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,14 +32,14 @@ from sftmix.components.optimizers import AdamW
 from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
+from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, step_metrics
 from sftmix.training.machine import going_on, machine_of
-from sftmix.training.online import OnlineLosses
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
 from sftmix.training.step import PreparedStep, StepResult, StepSetup, prepare_step, train_step
-from sftmix.types import Batch, Plan, Rows, RowScores, Split
+from sftmix.types import Rows, RowScores, Split
 
 MAX_IN_A_ROW = 3
 """Consecutive steps that may be skipped because a loss or a gradient is not finite; one more stops the run."""
@@ -114,14 +115,10 @@ class TrainingLoop:
         self.totals = Totals()
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
-        self.rows = ""
-        """The hash of the rows of the last step."""
         self.evaluations: list[tuple[int, float]] = []
         self.step, self.stopped_by = 0, ""
         self.saved = -1
         """The last step that has a checkpoint."""
-        self.no_space = ""
-        """Why a report of this rank could not be written; all ranks hear of it before the next save or step."""
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
         self.machines: list[dict[str, Any]] = []
@@ -134,31 +131,32 @@ class TrainingLoop:
         self._resume()
         self.machines = going_on(self.machines, self.step, machine_of(self.world, stage.options))
         self._check_space()
-        log = MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)
-        bar = progress_bar(stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main)
-        try:
-            with StopSignal() as signal:
-                metrics = log.last
-                self.pending = self._call("on_stage_start", metrics)
-                self._told_to_stop(None)  # before the first step, ranks agree on a stop, too
-                while self.step < self.total and not self.stopped_by:
-                    metrics, interrupted = self.advance(signal)
-                    bar.show(figures_shown(metrics))
-                    bar.update()
-                    try:
-                        log.write(metrics, rows=self.rows)
-                        stage.on_progress(self.step, self.total)
-                    except NoSpaceError as error:
-                        self.no_space = str(error)
-                    self._save_if_due(interrupted=interrupted)
-                if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
-                    self.best.offer(self.step, self.module, self._evaluate())
-                last = self._call("on_stage_end", metrics)
-                if self._told_to_stop(signal):  # since the last step
-                    self._save_if_due(interrupted=True)
-        finally:
-            bar.close()
-            log.close()
+        with (
+            closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)) as log,
+            progress_bar(stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main) as bar,
+            StopSignal() as signal,
+        ):
+            metrics = log.last
+            self.pending = self._call("on_stage_start", metrics)
+            self._told_to_stop()  # before the first step, ranks agree on a stop, too
+            while self.step < self.total and not self.stopped_by:
+                metrics = self.advance()
+                bar.show(figures_shown(metrics))
+                bar.update()
+                full_disk = None
+                try:
+                    log.write(metrics, rows=digest(stage.order.batch(self.step - 1)))
+                    stage.on_progress(self.step, self.total)
+                except NoSpaceError as error:
+                    error.everywhere = True
+                    full_disk = error
+                # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
+                self._save_if_due(interrupted=self._told_to_stop(signal, full_disk))
+            if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
+                self.best.offer(self.step, self.module, self._evaluate())
+            last = self._call("on_stage_end", metrics)
+            if self._told_to_stop(signal):  # since the last step
+                self._save_if_due(interrupted=True)
         ends = {"steps": self.step, "total_steps": self.total, "machines": self.machines}
         ends["stopped_by"] = self.stopped_by if self.step < self.total else None
         return StageResult(self.module, {**self.totals.figures(), **ends, **last})
@@ -187,7 +185,6 @@ class TrainingLoop:
     def _save_if_due(self, *, interrupted: bool) -> None:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
         if (due or interrupted) and self.saved != self.step:  # written anew, it would be missing for a moment
-            self._told_to_stop(None)  # a step whose report was lost is made and told again by the resumed run
             state = {"identity": self.stage.identity, "totals": asdict(self.totals)}
             state |= {name: getattr(self, name) for name in SAVED}
             arrays = self.stage.online.gathered() if self.stage.online is not None else {}
@@ -204,32 +201,25 @@ class TrainingLoop:
             return
         saves, of_each = math.ceil((self.total - self.step) / self.every), self.stage.optimizer.state_bytes
 
-        def check() -> None:
-            needed = self.store.bytes_to_come(self.module, state_bytes=of_each, saves=saves)
-            if self.best is not None:  # the old ones go when the new ones stand
-                needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
-            check_room(self.store.directory, needed, "the checkpoints to come")
-
-        self.world.on_main(check)
+        needed = self.store.bytes_to_come(self.module, state_bytes=of_each, saves=saves)
+        self.world.on_main(lambda: check_room(self.store.directory, needed, "the checkpoints to come"))
 
     # ------------------------------------------------------------------------------------------- step
 
-    def advance(self, signal: StopSignal | None = None) -> tuple[dict[str, float], bool]:
-        """Make one optimizer step; return its metrics, and True if any rank was told to stop."""
+    def advance(self) -> dict[str, float]:
+        """Make one optimizer step, and call the callbacks; return its metrics."""
         stage, started = self.stage, time.perf_counter()
         epoch = stage.order.epoch_of(self.step)
-        units = stage.order.batch(self.step)
-        self.rows = digest(units)
         prepared, self.ahead = self.ahead or self._prepared(self.step), None
         done = self.done = train_step(self.setup, prepared, self._prepare_next)
         self._count_skipped(done)
         if stage.online is not None:
             stage.online.record(zip(done.batches, done.nll, strict=True))
+        rows = [slot.row for unit in stage.order.batch(self.step) for slot in unit]
         self.step += 1
-        slots = [slot.row for unit in units for slot in unit]
-        tokens = int(sum(stage.data.lengths[row] for row in slots))
+        tokens = int(sum(stage.data.lengths[row] for row in rows))
         seconds = time.perf_counter() - started
-        self.totals.add(done, tokens=tokens, examples=len(slots), seconds=seconds)
+        self.totals.add(done, tokens=tokens, examples=len(rows), seconds=seconds)
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
         metrics |= step_metrics(done, self.totals, tokens=tokens, seconds=seconds) | self.pending
         self.pending = {}
@@ -238,8 +228,7 @@ class TrainingLoop:
             if stage.online is not None:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)
-        # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
-        return metrics, self._told_to_stop(signal)
+        return metrics
 
     def _prepared(self, step: int) -> PreparedStep:
         order = self.stage.order
@@ -250,26 +239,24 @@ class TrainingLoop:
         if step < self.total and not self.stage.order.ends_epoch(step):  # whose losses may decide on the next split
             self.ahead = self._prepared(step)
 
-    def _told_to_stop(self, signal: StopSignal | None) -> bool:
+    def _told_to_stop(self, signal: StopSignal | None = None, full_disk: NoSpaceError | None = None) -> bool:
         """Agree with all ranks on an end; return True if any of them received a signal.
 
         A callback that stops one rank, as by its clock, stops all: `stopped_by` has its name on each of them, and False
-        is returned. NoSpaceError is raised on all if one met a full disk.
+        is returned.
+
+        full_disk  the error of rank 0, which could not write its report; it is raised on all
         """
-        full_disk, interrupted, by_callback = 3, 2, 1
-        reason = by_callback if self.stopped_by else 0
-        if signal is not None and signal.interrupted:
-            raise KeyboardInterrupt
+        by_callback, by_signal, by_full_disk = 1, 2, 3
+        told = by_callback if self.stopped_by else 0
         if signal is not None and signal.received:
-            reason = interrupted
-        agreed = self.world.max(full_disk if self.no_space else reason)
-        if agreed == full_disk:
-            error = NoSpaceError(next(filter(None, self.world.gather(self.no_space))))
-            error.everywhere = True
-            raise error
+            told = by_signal
+        agreed = self.world.max(by_full_disk if full_disk else told)
+        if agreed == by_full_disk:
+            raise self.world.share(full_disk)
         if agreed == by_callback:
             self.stopped_by = next(filter(None, self.world.gather(self.stopped_by)))
-        return agreed == interrupted
+        return agreed == by_signal
 
     def _count_skipped(self, done: StepResult) -> None:
         """Print the examples of a skipped step, and stop after too many in a row or in all."""
@@ -279,8 +266,8 @@ class TrainingLoop:
         self.skipped_in_a_row += 1
         if self.world.is_main:
             ids = [i for batch in done.batches for i in batch.ids]
-            norm = done.grad_norm
-            print(f"{self.stage.name}: step {self.step + 1} skipped, gradient norm {norm}; examples {ids[:8]} ...")
+            step = f"{self.stage.name}: step {self.step + 1}"
+            print(f"{step} skipped, gradient norm {done.grad_norm}; examples {ids[:8]} ...")
         skipped, steps = int(self.totals.skipped) + 1, self.step + 1
         if self.skipped_in_a_row > MAX_IN_A_ROW or skipped > max(MAX_SKIPPED, MAX_SHARE * steps):
             raise NonFiniteError(
@@ -346,12 +333,11 @@ class TrainingLoop:
 
     def _read(self, done: StepResult, function: Callable[..., Any]) -> list[Any]:
         """Return function(hidden, head, batch, plan) of the micro-batches of a step, in eval mode, of all ranks."""
-
-        def of(batch: Batch, plan: Plan) -> Any:
-            return target.read(batch, lambda hidden, head, labels: function(hidden, head, batch, plan))
-
         with eval_mode(self.module, self.world, self.setup.precision) as target:
-            results = list(map(of, done.batches, done.plans))
+            results = [
+                target.read(lambda it, b=batch, p=plan: function(it.hidden_states(b), it.head, b, p))
+                for batch, plan in zip(done.batches, done.plans, strict=True)
+            ]
         return [result for of_rank in self.world.gather(results) for result in of_rank]
 
 

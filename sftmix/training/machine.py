@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -19,8 +19,10 @@ import sftmix
 from sftmix.common.world import World
 from sftmix.options import LAYOUT, TrainingOptions
 
+Machine: TypeAlias = dict[str, Any]
 
-def machine_of(world: World, options: TrainingOptions) -> dict[str, Any]:
+
+def machine_of(world: World, options: TrainingOptions) -> Machine:
     """Return versions, the device of rank 0, threads and ranks, and the options of LAYOUT.
 
     cuda  the version of CUDA or ROCm, or the kind of another GPU; None if the device is a CPU
@@ -48,22 +50,23 @@ def _model_of_cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def going_on(recorded: Sequence[Mapping[str, Any]], step: int, machine: Mapping[str, Any]) -> list[dict[str, Any]]:
+def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[Machine]:
     """Return the record of a stage that goes on after `step` on this machine."""
-    same = bool(recorded) and {**recorded[-1], **machine} == recorded[-1]
-    return [*map(dict, recorded), *([] if same else [{"after": step, **machine}])]
+    if recorded and {**recorded[-1], **machine} == recorded[-1]:
+        return [*recorded]
+    return [*recorded, {"after": step, **machine}]
 
 
-def machines_between(recorded: Sequence[Mapping[str, Any]], start: int, end: int) -> list[dict[str, Any]]:
+def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
     """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
     ends = [*(one["after"] for one in recorded[1:]), math.inf]
     inside = [one for one, upto in zip(recorded, ends, strict=False) if one["after"] < end and upto > start]
     if not inside or inside[0]["after"] > start:
         return []
-    return [{name: value for name, value in one.items() if name != "after"} for one in inside]
+    return [{name: one[name] for name in one if name != "after"} for one in inside]
 
 
-def same_bits(recorded: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> bool:
+def same_bits(recorded: Sequence[Machine], machine: Machine) -> bool:
     """Return True if steps of the recorded machines give the same bits on this one.
 
     On a GPU they may not even on the same machine: some of its kernels add in another order each time.

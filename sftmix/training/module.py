@@ -7,9 +7,8 @@ Using the LM head outside the wrapped forward would skip DDP's hooks and see sha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -25,14 +24,8 @@ from sftmix.model.layers import decoder_layers, recomputes_activations
 from sftmix.model.packing import is_flash, known_rows
 from sftmix.types import Batch, Plan, Segment
 
-
-class Perturb(Protocol):
-    """`Perturbation.embeddings` with seed and step filled in."""
-
-    def __call__(self, e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor: ...
-
-
-T = TypeVar("T")
+Perturb: TypeAlias = Callable[..., torch.Tensor]
+"""`Perturbation.embeddings` with seed and step filled in: (e, mask, ids=...) -> e."""
 
 
 class TrainingModule(nn.Module):
@@ -61,19 +54,26 @@ class TrainingModule(nn.Module):
             order.append(segment.order)
         return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
 
-    @contextlib.contextmanager
-    def _perturbed(self, batch: Batch, segment: Segment, perturb: Perturb | None) -> Iterator[None]:
-        """Change what the embedding module returns; the decoder gets the ids, as some have more embeddings by layer."""
+    def _perturbed(
+        self, batch: Batch, segment: Segment, perturb: Perturb | None
+    ) -> contextlib.AbstractContextManager[Any]:
+        """Change what the embedding module returns; the decoder gets the ids, as some have more embeddings by layer.
+
+        Examples that share a row are perturbed as padded ones.
+        """
         if perturb is None or not segment.slots:  # an idle segment
-            yield
-            return
+            return contextlib.nullcontext()
         ids = [batch.ids[slot] for slot in segment.slots]
-        changed = partial(_changed, segment, partial(perturb, ids=ids))
-        hook = self.model.get_input_embeddings().register_forward_hook(lambda module, inputs, e: changed(e))
-        try:
-            yield
-        finally:
-            hook.remove()
+
+        def changed(module: nn.Module, inputs: object, e: torch.Tensor) -> torch.Tensor:
+            if segment.lengths is None:
+                return perturb(e, segment.attention_mask, ids=ids)
+            padded = pad_sequence(e[0].split(segment.lengths), batch_first=True)
+            mask = pad_sequence(list(segment.attention_mask[0].split(segment.lengths)), batch_first=True)
+            lines = zip(perturb(padded, mask, ids=ids), segment.lengths, strict=True)
+            return torch.cat([line[:length] for line, length in lines])[None]
+
+        return self.model.get_input_embeddings().register_forward_hook(changed)
 
     def forward(
         self,
@@ -90,41 +90,20 @@ class TrainingModule(nn.Module):
         perturb  a training step's change of the input embeddings; None in scoring
         loss     `Objective.loss`; None: the fused loss, as in scoring
         """
-        view = ModelView(self.model, self.head, lambda: self.hidden_states(batch, perturb), chunk_size=self.chunk_size)
+        view = ModelView(self, lambda: self.hidden_states(batch, perturb))
         return view.sft_loss(batch, plan, stats=stats) if loss is None else loss(view, batch, plan)
 
-    def read(self, batch: Batch, function: Callable[[torch.Tensor, Head, torch.Tensor], T]) -> T:
-        """Return `function(hidden[T, D], head, labels i64[T])`; `wrap` makes this call a forward for FSDP, too."""
-        return function(self.hidden_states(batch), self.head, batch.labels)
-
-    def probe(self, function: Callable[[PreTrainedModel], T]) -> T:
-        """Return `function(model)` inside a forward, as `read` does; if it returns a Head, keep this head."""
-        answer = function(self.model)
-        if isinstance(answer, Head):
-            self.head = answer
-        return answer
-
-
-def _changed(
-    segment: Segment, perturb: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], e: torch.Tensor
-) -> torch.Tensor:
-    """Return the perturbed embeddings of a segment; examples that share a row are perturbed as padded ones."""
-    if segment.lengths is None:
-        return perturb(e, segment.attention_mask)
-    padded = pad_sequence(e[0].split(segment.lengths), batch_first=True)
-    mask = pad_sequence(list(segment.attention_mask[0].split(segment.lengths)), batch_first=True)
-    changed = perturb(padded, mask)
-    return torch.cat([line[:length] for line, length in zip(changed, segment.lengths, strict=True)])[None]
+    def read(self, function: Callable[[TrainingModule], Any]) -> Any:
+        """Return `function(module)`; `wrap` makes this call a forward for FSDP, too, so it sees whole weights."""
+        return function(self)
 
 
 class ModelView(LossView):
     """A view for one micro-batch in training; see `LossView`."""
 
-    def __init__(
-        self, model: PreTrainedModel, head: Head, hidden: Callable[[], torch.Tensor], *, chunk_size: int | None
-    ) -> None:
-        super().__init__(head, hidden, chunk_size=chunk_size)
-        self._model = model
+    def __init__(self, module: TrainingModule, hidden: Callable[[], torch.Tensor]) -> None:
+        super().__init__(module.head, hidden, chunk_size=module.chunk_size)
+        self._model = module.model
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self._model.get_input_embeddings()(input_ids)
@@ -138,7 +117,7 @@ class ModelView(LossView):
         change: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         mask, positions = mask.long(), mask.cumsum(1).sub(1).clamp(min=0)
-        changing: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        changing: Any = contextlib.nullcontext()
         if change is not None and layer == 0:
             embeddings = change(embeddings)
         elif change is not None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from sftmix.common.errors import ConfigError
 from sftmix.components.base import Optimizer
@@ -22,9 +20,6 @@ def build_optimizer(
     """
     chosen = AdamW() if optimizer is None else optimizer
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if any(isinstance(part, FSDPModule) for part in model.modules()):
-        whole = [name for name, p in trainable.items() if not isinstance(p, DTensor)]
-        assert not whole, f"{', '.join(whole[:3])}: still gathered; FSDP puts shards in their place, untrained"
     built = chosen.build(trainable, training=options)
     taken = [id(p) for group in built.param_groups for p in group["params"]]
     if sorted(taken) != sorted(map(id, trainable.values())):

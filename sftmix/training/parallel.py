@@ -7,7 +7,6 @@ reduced over all ranks.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from typing import cast
 
@@ -86,7 +85,7 @@ def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str
         return False
     try:
         with autocast(module, precision, world.device):
-            problem = unwrap(module).probe(partial(packing_problem, padding_free=wanted))
+            problem = unwrap(module).read(lambda it: packing_problem(it.model, padding_free=wanted))
     except ConfigError as error:
         # Under FSDP the parameters of a forward that failed stay gathered, and the optimizer would not have them.
         if isinstance(module, FSDPModule):
@@ -153,12 +152,12 @@ def wrap(
     # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). The activations are bf16, as the parameters are.
     policy = replace(policy, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    for name in ("read", "probe"):
-        register_fsdp_forward_method(module, name)
+    register_fsdp_forward_method(module, "read")
     if values is not None:
         values.fill(module.model)
-        for check in values.checks:
-            module.probe(check)
+        if values.check is not None:
+            check = values.check
+            module.head = module.read(lambda it: check(it.model))
         cast(FSDPModule, module).reshard()  # the optimizer is made of the shards
     return module
 

@@ -65,23 +65,21 @@ class Scorer:
         Rows are sorted by length and dealt to the ranks batch by batch. Every rank makes the same number of forward
         passes (a collective under FSDP). The results are joined by row, so that none counts twice.
         """
-        mine: list[tuple[int, tuple[Any, ...]]] = []
+        mine: dict[int, tuple[Any, ...]] = {}
         with eval_mode(module, self.world, self.precision) as target:
-            for rows, counted in _scoring_batches(data.lengths, self.world, self.progress):
+            for rows in _scoring_batches(data.lengths, self.world, self.progress):
                 units = [(Slot(int(row), 0.0),) for row in rows]
                 batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)
                 values = zip(*measure(target, to_device(batch, self.world.device)), strict=True)
-                if counted:
-                    mine += zip(rows.tolist(), values, strict=True)
-        joined = sorted((one for of_rank in self.world.gather(mine) for one in of_rank), key=lambda one: one[0])
-        assert [row for row, _ in joined] == list(range(len(data))), "a row was measured twice or not at all"
-        return [list(column) for column in zip(*(values for _, values in joined), strict=True)]
+                mine |= zip(rows.tolist(), values, strict=True)
+        by_row = {row: values for of_rank in self.world.gather(mine) for row, values in of_rank.items()}
+        return [list(column) for column in zip(*(by_row[row] for row in range(len(data))), strict=True)]
 
     def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:
         out = module(batch, scoring_plan(batch), stats=True)
         assert out.correct is not None
         count = torch.bincount(batch.slot, minlength=len(batch.rows))
-        columns: list[Column] = [sum_by_row(out.nll, batch), count.tolist(), sum_by_row(out.correct, batch).round()]
+        columns: list[Column] = [sum_by_row(out.nll, batch), count.tolist(), sum_by_row(out.correct, batch)]
         return [*columns, split_by_row(out.nll.float(), batch)] if self.token_nll else columns
 
 
@@ -96,8 +94,8 @@ def eval_mode(module: nn.Module, world: World, precision: str) -> Iterator[Train
     target.train(was_training)
 
 
-def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[tuple[np.ndarray, bool]]:
-    """Yield this rank's batches; a rank with one batch fewer repeats its last one, uncounted."""
+def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[np.ndarray]:
+    """Yield this rank's batches; a rank with one batch fewer takes the last one, too."""
     order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at the start
     budget = min(SCORING_TOKENS, CPU_SCORING_TOKENS) if world.device.type == "cpu" else SCORING_TOKENS
     cuts, start = [], 0
@@ -108,8 +106,7 @@ def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) ->
     rounds = math.ceil(len(cuts) / world.size)
     with progress_bar(progress, total=rounds, unit=" batches", enabled=world.is_main, leave=False) as bar:
         for k in range(rounds):
-            place = k * world.size + world.rank
-            yield (cuts[place], True) if place < len(cuts) else (cuts[-1], False)
+            yield cuts[min(k * world.size + world.rank, len(cuts) - 1)]
             bar.update()
 
 

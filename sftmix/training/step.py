@@ -167,7 +167,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     mu_of_ranks[world.rank] = max((p.mu for p in plans), default=0.0)
     ntp_count, mixup_count, mixed_own, broken, *mu_of_ranks = world.sum([*counts, *mu_of_ranks])
     if broken:
-        refuse(problem, world)
+        raise ConfigError(next(filter(None, world.gather(problem))))
     batches, plans = [to_device(one, world.device) for one in batches], [to_device(one, world.device) for one in plans]
 
     # 4. forward and backward
@@ -246,11 +246,6 @@ def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[lis
     except ConfigError as error:
         return [], str(error)
     return plans, None
-
-
-def refuse(problem: str | None, world: World) -> None:
-    """Raise ConfigError, the same on every rank, with the first problem of any rank."""
-    raise ConfigError(next(text for text in world.gather(problem) if text))
 
 
 # --------------------------------------------------------------------------------- 4. forward and backward

@@ -50,6 +50,6 @@ def look(view: RunView, model: Path, rows: Rows, *, name: str, hidden: bool = Fa
 
 def _last(module: TrainingModule, batch: Batch) -> list[Column]:
     """Return the hidden state at the last response token of each row."""
-    hidden = module.read(batch, lambda hidden, head, labels: hidden)
+    hidden = module.read(lambda it: it.hidden_states(batch))
     ends = torch.cumsum(torch.bincount(batch.slot, minlength=len(batch.rows)), dim=0) - 1
     return [hidden[ends].float().cpu().numpy()]
