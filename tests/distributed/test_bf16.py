@@ -74,7 +74,7 @@ def first_step(world: World, directory: Path, way: str) -> dict[str, torch.Tenso
 
     loop.optimizer.register_step_pre_hook(take)
     with Collectives() as collectives:
-        metrics, _ = loop.advance()
+        metrics = loop.advance()
     whole = {name: whole_of(gradient).clone().contiguous() for name, gradient in taken[0].items()}
     loop.advance()
     assert inside == {torch.bfloat16}

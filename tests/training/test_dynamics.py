@@ -32,7 +32,6 @@ def test_checkpoint_steps(checkpoints, total, steps):
     ("checkpoints", "total", "notes"),
     [
         (5, 3, ["5 checkpoints fall on steps [1, 2, 3] of 3"]),
-        ([0.01, 0.5, 1], 20, ["3 checkpoints fall on steps [1, 10, 20] of 20"]),
         ([0.01, 0.02, 1], 20, ["3 checkpoints fall on steps [1, 20] of 20"]),
         ([0.4, 0.5, 1], 4, ["3 checkpoints fall on steps [2, 4] of 4"]),
         (5, 5, []),

@@ -18,9 +18,9 @@ from sftmix.common.tables import read_dynamics
 from sftmix.common.world import World
 from sftmix.components import AdamW, SFTMix
 from sftmix.components.base import Callback, CallbackResult
+from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import StageResult, train
-from sftmix.training.online import OnlineLosses
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
 from tests.toy import logged, toy_model, toy_rows, toy_stage
@@ -165,46 +165,6 @@ def test_a_signal_after_the_last_step_saves_what_was_trained(tmp_path):
         with pytest.raises(Stopped, match="step-00000003 is saved") if stopped else contextlib.nullcontext():
             train(stage, World())
     assert len(optimizer.taken) == 3  # in the first attempt
-
-
-def test_the_loop_stops_for_a_signal_that_was_swallowed_before_it(tmp_path):
-    stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED)
-    with StopAtOnce():
-        with contextlib.suppress(BaseException):
-            os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match="step-00000001 is saved"):
-            train(stage, World())
-
-
-class Swallows(Callback):
-    """Is interrupted by Ctrl-C where nothing comes of it."""
-
-    def on_step_end(self, state):
-        with contextlib.suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-class Interrupted:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-class Destroys(Callback):
-    """Is interrupted in a destructor, whose errors Python prints and forgets: pytest would turn them into failures."""
-
-    def on_step_end(self, state):
-        Interrupted()
-
-
-@pytest.mark.parametrize("callback", [Swallows, Destroys])
-def test_the_loop_ends_for_a_ctrl_c_that_was_swallowed(tmp_path, callback):
-    optimizer = Recording()
-    stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED, callbacks=[callback()], optimizer=optimizer)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        train(stage, World())
-    assert len(optimizer.taken) == 1
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_signal_handler_gives_way_to_the_one_before_it():

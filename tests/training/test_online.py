@@ -7,8 +7,8 @@ import torch
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
 from sftmix.components.base import Perturbation
+from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import train
-from sftmix.training.online import OnlineLosses
 from tests.toy import VOCABULARY, own_nll, toy_model, toy_rows, toy_stage
 
 SIZES = [(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)]

@@ -143,16 +143,13 @@ class Descent(Optimizer):
 
 
 def a_refused_probe(world: World) -> None:
-    """Every parameter is trained as without shards; what a failing forward left gathered is not trained at all."""
+    """Every parameter is trained as without shards; a forward that fails ends the run."""
     found, expected = step_of(leaky(), world, "fsdp"), step_of(leaky(), world, "none")
     assert min(float(expected[name].abs().max()) for name in expected if "k_proj.bias" not in name) > 1e-6
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-    model = failing()
     with pytest.raises(ConfigError, match=r"no such positions(.|\n)*Set training.padding_free to false"):
-        step_of(model, world, "fsdp")
-    with pytest.raises(AssertionError, match=r"model.embed_tokens.weight.* still gathered"):
-        build_optimizer(model, TrainingOptions())
+        step_of(failing(), world, "fsdp")
 
 
 def test_shards_are_trained_after_a_refused_probe():

@@ -13,8 +13,8 @@ from sftmix.common.world import World
 from sftmix.components import NTP
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import StageResult, TrainingLoop, train
-from sftmix.training.online import OnlineLosses
 from sftmix.training.step import learning_rate
 from sftmix.types import Split
 from tests.toy import logged, toy_rows, toy_stage
