@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
@@ -110,21 +109,18 @@ def trained_numbers(model: nn.Module) -> int:
 
 def _add_names(config: LoraConfig, model: PreTrainedModel, names: Sequence[str]) -> None:
     """Add names to all-linear, which PEFT resolves first where it has experts and routers that are no linear layers."""
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     convert_peft_config_for_transformers(config, model=model, conversions=None)
-    targets = config.target_modules or []
-    if targets == ALL_LINEAR:
-        head = model.get_output_embeddings()
-        linear = [n for n, m in used_modules(model).items() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
-        targets = [n.rpartition(".")[2] for n in linear]
-    config.target_modules = sorted({*targets, *names})
+    _maybe_include_all_linear_layers(config, model)
+    config.target_modules = sorted({*(config.target_modules or ()), *names})
 
 
 def _check_names(model: PreTrainedModel, option: str, names: Sequence[str]) -> None:
     """Refuse names that fit no module: PEFT accepts them silently if one of the names fits."""
     modules = used_modules(model)
-    if unknown := [n for n in names if not any(m == n or m.endswith(f".{n}") for m in modules)]:
+    if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
         last = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
         raise ConfigError(
             f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
@@ -133,15 +129,12 @@ def _check_names(model: PreTrainedModel, option: str, names: Sequence[str]) -> N
 
 
 def _add(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
-    """Have PEFT put its layers in, without its warnings of intended effects.
+    """Have PEFT put its layers in, without its warnings.
 
-    Those are that Conv1D is transposed, and that adapters untie a tied head (docs/lora.md); a third one is wrong: the
-    rank that PEFT itself gives to fused tensors of experts is not ignored.
+    They tell of intended effects: that Conv1D is transposed, that adapters untie a tied head (docs/lora.md); and, what
+    is wrong, that the rank which PEFT itself gives to fused tensors of experts is ignored.
     """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         torch.manual_seed(seed)
         model.add_adapter(config, ADAPTER)
 

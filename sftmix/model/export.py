@@ -90,29 +90,24 @@ def _write_model(
 def _generation_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int]
 ) -> GenerationConfig:
-    """Return the model's options of generation with all stop ids, or such as transformers agrees to write.
+    """Return the model's options of generation with all stop ids, or these alone if transformers refuses the others.
 
-    Sampling options without do_sample, common on the hub, mean sampling. Of options that contradict each other only the
-    special tokens stay: no training may end for their sake.
+    No training may end for the sake of options that contradict each other, as sampling ones without do_sample.
     """
-    stored = model.generation_config or GenerationConfig()
-    ids = stored.eos_token_id if isinstance(stored.eos_token_id, list) else [stored.eos_token_id]
+    config = copy.deepcopy(model.generation_config or GenerationConfig())
+    ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     unique = list(dict.fromkeys(int(i) for i in [tokenizer.eos_token_id, *ids, *stop_ids] if i is not None))
     tokens = {
-        "bos_token_id": stored.bos_token_id,
+        "bos_token_id": config.bos_token_id,
         "eos_token_id": unique[0] if len(unique) == 1 else unique or None,
-        "pad_token_id": tokenizer.pad_token_id if stored.pad_token_id in (None, -1) else stored.pad_token_id,
+        "pad_token_id": tokenizer.pad_token_id if config.pad_token_id in (None, -1) else config.pad_token_id,
     }
-    for options in (tokens, tokens | {"do_sample": True}):
-        config = copy.deepcopy(stored)
-        config.update(**options)
-        try:
-            config.validate(strict=True)
-        except Exception:  # values of strangers make transformers raise anything
-            continue
-        if stored.do_sample in (None, config.do_sample) and stored.temperature != 0:
-            return config
-    return GenerationConfig(**tokens)
+    config.update(**tokens)
+    try:
+        config.validate(strict=True)
+    except Exception:  # values of strangers make transformers raise anything
+        return GenerationConfig(**tokens)
+    return config
 
 
 def _replace(source: Path, target: Path) -> None:

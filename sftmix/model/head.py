@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.load import probe_ids
+from sftmix.model.load import probe_ids, probing
 from sftmix.model.packing import is_flash
 
 ADAPTER = "default"
@@ -52,12 +52,6 @@ class Head:
         return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Return [B, L, D], the input of the LM head (after the final norm), by one pass of the backbone alone."""
-    decoder = model.get_decoder()
-    return decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-
-
 def head_of(model: PreTrainedModel) -> Head:
     """Return the LM head with its scale and soft-cap by the config; if this is ambiguous, by `check_head`.
 
@@ -67,42 +61,26 @@ def head_of(model: PreTrainedModel) -> Head:
     return candidates[0] if len(candidates) == 1 or model.device.type == "meta" else check_head(model)
 
 
-@torch.no_grad()
 def check_head(model: PreTrainedModel) -> Head:
     """Return the head whose logits equal `model(...).logits` on a probe batch; ConfigError if no formula fits."""
     candidates = _candidates(model)
     name = f"{type(model).__name__} ({model.config.model_type})"
-    ids = probe_ids(model, 2, 8)
-    mask = torch.ones_like(ids)
-    training = model.training
-    model.eval()
-    try:
-        with _plain_attention(model):
-            hidden = hidden_states(model, ids, mask)
-            theirs = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.double()
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # which say nothing of the model
-        raise
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"model.path: {name} does not run as backbone and head: {error}") from error
-    finally:
-        model.train(training)
-    differences = {}
-    for head in candidates:
-        ours = head.logits(hidden).double()
-        differences[head] = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+    ids, differences = probe_ids(model, 2, 8), {}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    with probing(model, f"{name} does not run as backbone and head"), _plain_attention(model):
+        hidden = model.get_decoder()(**inputs).last_hidden_state
+        theirs = model(**inputs).logits.double()
+        for head in candidates:
+            ours = head.logits(hidden).double()
+            differences[head] = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
     best, difference = min(differences.items(), key=lambda entry: entry[1])
     # Both are the same matmul: only the rounding of a scale or cap may differ.
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(hidden.dtype, 1e-2) * float(theirs.abs().max())
     if not difference <= limit:
-        broken = [n for n, weight in model.named_parameters() if not weight.isfinite().all()]
-        if broken:
-            raise ConfigError(
-                f"model.path: {name} has weights that are not finite, the first in {broken[0]}: its file is damaged, "
-                "or its training diverged. Name another model."
-            )
         raise ConfigError(
             f"model.path: {name} is not supported: its logits differ from softcap(scale (hidden W^T + bias)) by up to "
-            f"{difference:.3g} on a probe batch (allowed: {limit:.3g}), so the loss would train another model."
+            f"{difference:.3g} on a probe batch (allowed: {limit:.3g}; nan: its weights are not finite), so the loss "
+            "would train another model."
         )
     return best
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
-from functools import cache, reduce
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
@@ -88,42 +88,29 @@ def model_config(path: str | Path) -> PretrainedConfig:
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
-    """Return the dtype of the stored weights, by the model's config, else one that loses nothing of the files."""
+    """Return the dtype of the stored weights, by the model's config; float32 if it does not say."""
     config = model_config(path)
-    dtype = config.dtype or config.get_text_config().dtype
-    if dtype is None:
-        floats = [kind for kind in dtypes_of_files(path) if kind is not None]
-        return reduce(torch.promote_types, floats) if floats else torch.float32
+    dtype = config.dtype or config.get_text_config().dtype or torch.float32
     return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
 
 
 def dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
-    """Return the dtypes of all tensors in the files of a hub id or directory, None for one that is no float.
-
-    Empty if there are no files here, as before a model of the hub is loaded.
-    """
-    files: set[str] = set()
-    for name in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):  # the latter is taken where both are there
-        with contextlib.suppress(OSError):
-            place = str(cached_file(str(Path(path).expanduser()), name, local_files_only=True))
-            parts = json.loads(Path(place).read_text())["weight_map"] if name == SAFE_WEIGHTS_INDEX_NAME else {}
-            files = {os.path.join(os.path.dirname(place), part) for part in parts.values()} or {place}
-    opened = [safe_open(file, framework="pt") for file in files]
-    return {_DTYPES.get(file.get_slice(name).get_dtype()) for file in opened for name in file.keys()}  # noqa: SIM118
+    """Return the dtypes of all tensors in the files of a model that was loaded, None for one that is no float."""
+    config = str(cached_file(str(Path(path).expanduser()), "config.json", local_files_only=True))
+    files = [safe_open(file, framework="pt") for file in Path(config).parent.glob("*.safetensors")]
+    return {_DTYPES.get(file.get_slice(name).get_dtype()) for file in files for name in file.keys()}  # noqa: SIM118
 
 
 def refuse_quantized(path: str | Path) -> None:
     """Raise ConfigError for a model whose stored weights are quantised: they have no gradient to train them with."""
     config = model_config(path)
-    both = (config, config.get_text_config())
-    stored = next(filter(None, (getattr(one, "quantization_config", None) for one in both)), None)
-    if stored:
-        method = dict(stored).get("quant_method", "of some kind")
-        raise ConfigError(
-            f"model.path: the weights of {path} are quantised ({method}), and such weights cannot be trained. Name the "
-            "model it was made from, or another copy that is not quantised; --model.lora.quantize 4bit quantises that "
-            "one while it is loaded, and trains adapters"
-        )
+    for part in (config, config.get_text_config()):
+        if stored := getattr(part, "quantization_config", None):
+            raise ConfigError(
+                f"model.path: the weights of {path} are quantised ({dict(stored).get('quant_method')}), and such "
+                "weights cannot be trained. Name the model it was made from, or another copy that is not quantised; "
+                "--model.lora.quantize 4bit quantises that one while it is loaded, and trains adapters"
+            )
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -145,6 +132,22 @@ def n_embeddings(model: PreTrainedModel) -> int:
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
     """Return ids of this shape, spread over the vocabulary, on the device of the model."""
     return (torch.arange(math.prod(shape), device=model.device) * 7919 % n_embeddings(model)).view(shape)
+
+
+@contextmanager
+def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[None]:
+    """Let a model run in eval mode and without gradients; ConfigError, `problem: error. remedy`, where it fails."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # which say nothing of the model
+        raise
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise ConfigError(f"model.path: {problem}: {error}. {remedy}") from error
+    finally:
+        model.train(training)
 
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:

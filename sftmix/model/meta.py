@@ -71,13 +71,23 @@ def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
     Tied parameters stay tied and have one value, under the name that `named_parameters` gives them.
     """
     values = {name: parameter.data for name, parameter in model.named_parameters()}
-    empty: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            shape = torch.empty(parameter.shape, dtype=torch.float32, device="meta")
-            parameter_on_meta = nn.Parameter(shape, requires_grad=parameter.requires_grad)
-            setattr(module, key, empty.setdefault(id(parameter), parameter_on_meta))
+
+    def empty(name: str, parameter: nn.Parameter) -> nn.Parameter:
+        shape = torch.empty(parameter.shape, dtype=torch.float32, device="meta")
+        return nn.Parameter(shape, requires_grad=parameter.requires_grad)
+
+    _replace_parameters(model, empty)
     return values
+
+
+def _replace_parameters(model: nn.Module, new: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
+    """Put another parameter in the place of each one; those with several names (tied) have one value and stay one."""
+    others: dict[int, nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if id(parameter) not in others:
+            others[id(parameter)] = new(name, parameter)
+        owner, _, key = name.rpartition(".")
+        setattr(model.get_submodule(owner), key, others[id(parameter)])
 
 
 # ------------------------------------------------------------------------------- 3. the values in the shards
@@ -113,18 +123,14 @@ class Values:
     def fill(self, model: nn.Module) -> None:
         """Put values in the place of the sharded parameters on the meta device, in the dtype of these parameters.
 
-        Each value is released after its use. A parameter with several names (tied) has one value and stays one.
+        Each value is released after its use.
         """
-        filled: dict[int, nn.Parameter] = {}
-        for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-            if parameter.device.type == "meta":
-                if id(parameter) not in filled:
-                    filled[id(parameter)] = self._shard(name, parameter)
-                owner, _, key = name.rpartition(".")
-                setattr(model.get_submodule(owner), key, filled[id(parameter)])
+        _replace_parameters(model, self._shard)
 
     def _shard(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
         """Return this rank's part, with memory of its own, cut as `fully_shard` cuts it."""
+        if parameter.device.type != "meta":
+            return parameter
         like = cast(DTensor, parameter.data)
         value = self._whole(name, like).to(self._world.device, like.dtype)
         whole = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)

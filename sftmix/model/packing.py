@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, masking_utils
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.load import probe_ids
+from sftmix.model.load import probe_ids, probing
 
 _DOCUMENTS = ((9, 6, 8), (5, 7), (13,))
 """Lengths of the documents packed into each line of the probe, padded to the longest; padding-free, all in one line."""
@@ -62,7 +62,6 @@ def check_attention(model: PreTrainedModel, device: torch.device, *, trains: boo
         )
 
 
-@torch.no_grad()
 def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> str | None:
     """Return a message if packed documents have other hidden states than each document alone; None if not.
 
@@ -76,16 +75,8 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     if not padding_free:
         option = "data.packing to false (each example is a piece of one document)"
     remedy = f"Set {option}, or another model.attention (sdpa, eager)."
-    training = model.training
-    model.eval()
-    try:
+    with probing(model, f"{name} does not take packed documents", remedy):
         difference, size, precision = _probe(model, padding_free)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):  # which say nothing of the model
-        raise
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise ConfigError(f"model.path: {name} does not take packed documents: {error}. {remedy}") from error
-    finally:
-        model.train(training)
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(precision, 3e-2) * size
     if difference <= limit:
         return None
@@ -105,14 +96,13 @@ def _probe(model: PreTrainedModel, padding_free: bool) -> tuple[float, float, to
     positions = torch.stack(lines).to(device)
     packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
     differences, sizes = [], []
-    for line, lengths in enumerate(documents):
-        start = 0
-        for length in lengths:
-            one = ids[line : line + 1, start : start + length]
-            alone = decoder(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False).last_hidden_state[0]
-            differences.append((packed[line, start : start + length] - alone).abs().max())
+    for tokens, states, lengths in zip(ids, packed, documents, strict=True):
+        parts = (x[: sum(lengths)].split(lengths) for x in (tokens, states))
+        for one, together in zip(*parts, strict=True):
+            mask = torch.ones_like(one[None])
+            alone = decoder(input_ids=one[None], attention_mask=mask, use_cache=False).last_hidden_state[0]
+            differences.append((together - alone).abs().max())
             sizes.append(alone.abs().max())
-            start += length
     cast = torch.is_autocast_enabled(device.type)
     difference, size = (float(torch.stack(answer).max()) for answer in (differences, sizes))  # NaN stays NaN
     return difference, size, torch.get_autocast_dtype(device.type) if cast else packed.dtype

@@ -75,7 +75,8 @@ def training_module(
 def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str, world: World, packed: bool) -> bool:
     """Return True if the examples of a micro-batch share a row: as asked, or (auto) if the attention then skips work.
 
-    Raises ConfigError if a probe finds that the model mixes the documents of a row, unless auto can pad instead.
+    Raises ConfigError if a probe finds that the model mixes the documents of a row, unless auto can pad instead, or if
+    the model fails in the probe.
     """
     auto, wanted = options.padding_free == "auto", options.padding_free is True
     if auto:
@@ -83,14 +84,8 @@ def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str
         wanted = options.length_groups is None and is_skipping(attention, world.device)
     if not (wanted or packed):
         return False
-    try:
-        with autocast(module, precision, world.device):
-            problem = unwrap(module).read(lambda it: packing_problem(it.model, padding_free=wanted))
-    except ConfigError as error:
-        # Under FSDP the parameters of a forward that failed stay gathered, and the optimizer would not have them.
-        if isinstance(module, FSDPModule):
-            raise
-        problem = str(error)
+    with autocast(module, precision, world.device):
+        problem = unwrap(module).read(lambda it: packing_problem(it.model, padding_free=wanted))
     if problem is None:
         return wanted
     if packed or not auto:
