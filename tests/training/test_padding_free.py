@@ -156,11 +156,6 @@ def test_shards_are_trained_after_a_refused_probe():
     on_ranks(a_refused_probe, ranks=1)
 
 
-def test_auto_pads_where_the_model_fails_in_the_probe(capsys):
-    assert step_of(failing(), World(), "none")
-    assert "micro-batches are padded, as training.padding_free is auto: " in capsys.readouterr().out
-
-
 def test_flex_attention_does_not_train_on_a_cpu():
     model = build(transformers.LlamaConfig(**TINY), "flex_attention")
     with pytest.raises(ConfigError, match=r"model.attention flex_attention does not train on a CPU; use sdpa or eager"):
