@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,6 @@ from sftmix.types import Batch, Encoded, Int64, Segment, Split
 
 if TYPE_CHECKING:
     import torch
-
-T = TypeVar("T")
 
 
 def collate(
@@ -127,7 +125,7 @@ def _segment(
     )
 
 
-def to_device(record: T, device: torch.device) -> T:
+def to_device(record: Any, device: torch.device) -> Any:
     """Return a Batch or a Plan of the host with every tensor on `device`; the host does not wait for the copies."""
     import torch
 
@@ -139,8 +137,7 @@ def to_device(record: T, device: torch.device) -> T:
             return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
         return tuple(map(move, value)) if isinstance(value, tuple) else value
 
-    moved: T = move(record)
-    return moved
+    return move(record)
 
 
 # ------------------------------------------------------------------------------------------------------- length groups

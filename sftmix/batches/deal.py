@@ -58,9 +58,13 @@ def deal(
     device: torch.device,
     padding_free: bool,
 ) -> list[MicroStep]:
-    """Deal a global batch to `ranks` ranks with such a device, as the options say.
+    """Deal one global batch out to ranks and accumulation steps, in as few micro-steps as the options allow.
 
-    lengths  i64[N], tokens of each row of the data set
+    lengths       i64[N], tokens of each row of the data set
+    padding_free  all examples of a micro-batch stand in one row
+
+    A unit that needs more than `micro_batch_tokens` gets a micro-batch of its own. A rank that is left without a unit
+    repeats the shortest slot with NTP weight 0, so that it joins every collective.
     """
     examples, tokens, groups = options.micro_batch_size, options.micro_batch_tokens, options.length_groups
     if examples is None and tokens is None:
@@ -68,50 +72,16 @@ def deal(
     if groups is None:  # one for two examples on a CPU; a GPU prefers a large batch
         expected = examples or int((tokens or 0) // lengths.mean())
         groups = min(MOST_LENGTH_GROUPS, max(1, expected // 2)) if device.type == "cpu" else 1
-    return micro_steps(
-        units,
-        lengths,
-        world_size=ranks,
-        micro_batch_size=examples,
-        micro_batch_tokens=tokens,
-        max_segments=groups,
-        padding_free=padding_free,
-    )
-
-
-def micro_steps(
-    units: Sequence[Unit],
-    lengths: Int64,
-    *,
-    world_size: int,
-    micro_batch_size: int | None = None,
-    micro_batch_tokens: int | None = None,
-    max_segments: int = 1,
-    padding_free: bool = False,
-) -> list[MicroStep]:
-    """Deal one global batch out to ranks and accumulation steps, in as few micro-steps as the limits allow.
-
-    micro_batch_size    most slots of a micro-batch; ValueError if it is odd and there are pairs
-    micro_batch_tokens  most token slots of a micro-batch, with padding; a unit that needs more gets a micro-batch of
-                        its own
-    max_segments        most length groups into which a micro-batch is padded
-    padding_free        all examples of a micro-batch stand in one row
-
-    A rank that is left without a unit repeats the shortest slot with NTP weight 0, so that it joins every collective.
-    """
-    if micro_batch_size is not None and micro_batch_size % 2 and any(len(unit) == 2 for unit in units):
-        raise ValueError(f"a pair does not fit: micro_batch_size {micro_batch_size} must be even")
-    segments = 1 if padding_free else max_segments
-    room = _Room(lengths, world_size, micro_batch_size, micro_batch_tokens, segments, padding_free)
+    room = _Room(lengths, ranks, examples, tokens, 1 if padding_free else groups, padding_free)
     bins = sorted(_deal(units, room), key=room.cost, reverse=True)
-    bins += [[] for _ in range(-len(bins) % world_size)]
+    bins += [[] for _ in range(-len(bins) % ranks)]
     shortest = min((slot for unit in units for slot in unit), key=lambda slot: int(lengths[slot.row]))
     filler = (replace(shortest, ntp_weight=0.0),)
     steps = []
-    for start in range(0, len(bins), world_size):
-        ranks = tuple(tuple(units) or (filler,) for units in bins[start : start + world_size])
-        most = max(sum(map(len, rank)) for rank in ranks)
-        steps.append(MicroStep(ranks, min(room.segments, most)))
+    for start in range(0, len(bins), ranks):
+        shares = tuple(tuple(share) or (filler,) for share in bins[start : start + ranks])
+        most = max(sum(map(len, share)) for share in shares)
+        steps.append(MicroStep(shares, min(room.segments, most)))
     return steps
 
 
