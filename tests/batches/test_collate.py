@@ -3,13 +3,11 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.batches.collate import collate, length_groups
-from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, epoch_units, global_batches
 from sftmix.types import Split
 from tests.toy import toy_rows
@@ -61,12 +59,6 @@ def test_unpaired_examples_have_an_order_of_their_own_in_every_epoch():
     assert all(sorted(order) == list(range(20, 70)) for order in orders)
     assert len({*orders, tuple(range(20, 70))}) == 7
     assert singles(1, 7) == orders[2]
-
-
-def test_an_odd_micro_batch_cannot_hold_pairs():
-    units = epoch_units(6, np.arange(6).reshape(-1, 2), epoch=0, seed=0)
-    with pytest.raises(ValueError, match="micro_batch_size 3 must be even"):
-        micro_steps(units, np.full(6, 5), world_size=1, micro_batch_size=3, max_segments=1)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.data())

@@ -4,12 +4,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.batches.collate import collate, token_slots
-from sftmix.batches.deal import micro_steps
+from sftmix.batches.deal import MicroStep, deal
 from sftmix.batches.order import Slot, epoch_units, global_batches
+from sftmix.options import TrainingOptions
 from tests.batches.test_collate import an_epoch
 from tests.toy import ToyRows, toy_rows
 
@@ -18,13 +20,18 @@ LIMITS = st.one_of(
     st.fixed_dictionaries({"micro_batch_size": st.sampled_from([2, 4, 8])}),
 )
 LAYOUTS = st.one_of(
-    st.fixed_dictionaries({"max_segments": st.integers(1, 6)}), st.just({"padding_free": True, "max_segments": 4})
+    st.fixed_dictionaries({"length_groups": st.integers(1, 6)}), st.just({"padding_free": True, "length_groups": 4})
 )
 
 
 def lengths_of(n: int) -> np.ndarray:
     """Token counts that spread like those of instructions, at least 3."""
     return np.random.default_rng(n).lognormal(3.2, 0.8, n).astype(int) + 3
+
+
+def dealt(units, lengths, *, ranks: int = 1, padding_free: bool = False, **options) -> list[MicroStep]:
+    options = TrainingOptions(**{"length_groups": 1, **options})
+    return deal(units, lengths, options, ranks=ranks, device=torch.device("cpu"), padding_free=padding_free)
 
 
 def slots_of(step, rank: int, data: ToyRows, padding_free: bool) -> int:
@@ -39,24 +46,24 @@ def test_each_slot_has_one_place_within_the_limits(epoch_of, world, limit, layou
     lengths = lengths_of(n)
     data = toy_rows([(length - 1, 1) for length in lengths.tolist()])
     for units in global_batches(epoch_units(n, pairs, epoch=0, seed=0), 32):
-        steps = micro_steps(units, lengths, world_size=world, **limit, **layout)
-        dealt = [u for s in steps for rank in s.ranks for u in rank]
-        assert Counter(u for u in dealt if len(u) == 2 or u[0].ntp_weight) == Counter(units)
+        steps = dealt(units, lengths, ranks=world, **limit, **layout)
+        found = [u for s in steps for rank in s.ranks for u in rank]
+        assert Counter(u for u in found if len(u) == 2 or u[0].ntp_weight) == Counter(units)
         assert all(len(s.ranks) == world and all(s.ranks) for s in steps)
         for step in steps:
-            assert 1 <= step.n_segments <= min(layout["max_segments"], max(sum(map(len, rank)) for rank in step.ranks))
+            assert 1 <= step.n_segments <= min(layout["length_groups"], max(sum(map(len, rank)) for rank in step.ranks))
             for rank, share in enumerate(step.ranks):
                 assert sum(map(len, share)) <= limit.get("micro_batch_size", 99)
                 if len(share) > 1:
-                    found = slots_of(step, rank, data, layout.get("padding_free", False))
-                    assert found <= limit.get("micro_batch_tokens", 10**9)
+                    slots = slots_of(step, rank, data, layout.get("padding_free", False))
+                    assert slots <= limit.get("micro_batch_tokens", 10**9)
 
 
 @pytest.mark.parametrize("padding_free", [False, True])
 def test_a_unit_longer_than_the_budget_is_alone(padding_free):
     lengths = np.array([90, 30, 200, 5, 6, 7, 8, 9])
     units = [(Slot(0), Slot(1)), (Slot(2),), *((Slot(row),) for row in range(3, 8))]
-    steps = micro_steps(units, lengths, world_size=1, micro_batch_tokens=100, padding_free=padding_free)
+    steps = dealt(units, lengths, micro_batch_tokens=100, padding_free=padding_free)
     assert len(steps) == 3
     assert {((Slot(0), Slot(1)),), ((Slot(2),),)} <= {s.ranks[0] for s in steps}
 
@@ -64,8 +71,8 @@ def test_a_unit_longer_than_the_budget_is_alone(padding_free):
 def test_as_many_examples_as_fit():
     """Twelve of ten tokens in rows of forty: three micro-batches of four, padded or not."""
     units = [(Slot(row),) for row in range(12)]
-    for layout in ({}, {"padding_free": True}, {"max_segments": 3}):
-        steps = micro_steps(units, np.full(12, 10), world_size=1, micro_batch_tokens=40, **layout)
+    for layout in ({}, {"padding_free": True}, {"length_groups": 3}):
+        steps = dealt(units, np.full(12, 10), micro_batch_tokens=40, **layout)
         assert [len(s.ranks[0]) for s in steps] == [4, 4, 4]
 
 
@@ -74,7 +81,7 @@ def test_similar_lengths_meet_where_one_segment_holds_them(world, limit):
     """Against the mean of random deals, and sorted as well as any deal of runs could be."""
     lengths = np.random.default_rng(0).lognormal(4.5, 0.7, 128).astype(int) + 8
     units = epoch_units(128, None, epoch=0, seed=0)
-    steps = micro_steps(units, lengths, world_size=world, max_segments=1, **limit)
+    steps = dealt(units, lengths, ranks=world, **limit)
     slots = sum(
         token_slots([lengths[s.row] for u in rank for s in u], 1) for step in steps for rank in step.ranks if rank
     )
@@ -88,13 +95,13 @@ def test_similar_lengths_meet_where_one_segment_holds_them(world, limit):
 
 
 @pytest.mark.parametrize("limit", [{"micro_batch_size": 8}, {"micro_batch_tokens": 1024}])
-@pytest.mark.parametrize("layout", [{"max_segments": 1}, {"max_segments": 4}, {"padding_free": True}])
+@pytest.mark.parametrize("layout", [{}, {"length_groups": 4}, {"padding_free": True}])
 def test_ranks_of_a_micro_step_carry_like_loads(limit, layout):
     """What the ranks wait for each other is less than with one sorted micro-batch after the other dealt out."""
     lengths = np.random.default_rng(1).lognormal(4.5, 0.6, 256).astype(int) + 8
     units = epoch_units(256, np.arange(256).reshape(-1, 2), epoch=0, seed=0)
     waited = total = 0
-    for step in micro_steps(units, lengths, world_size=2, **limit, **layout):
+    for step in dealt(units, lengths, ranks=2, **limit, **layout):
         costs = [
             token_slots(
                 [lengths[s.row] for u in rank for s in u], step.n_segments, padding_free="padding_free" in layout

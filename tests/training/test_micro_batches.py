@@ -9,7 +9,6 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from sftmix.batches.collate import collate
-from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot
 from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.world import World
@@ -20,6 +19,7 @@ from sftmix.training.module import TrainingModule, gradient_sync, unwrap
 from sftmix.training.parallel import training_module, wrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.training.step import micro_batches, normalise
+from tests.batches.test_deal import dealt
 from tests.forked import on_ranks
 from tests.toy import own_nll, toy_model, toy_rows
 from tests.training.test_step import Exact, naive
@@ -130,7 +130,7 @@ def test_ranks_with_unlike_shares_have_the_gradients_of_the_formula(parallel, op
 
 def test_a_rank_with_fewer_slots_than_segments_is_among_them():
     """So that the test above means something."""
-    steps = micro_steps(UNITS, DATA.lengths, world_size=2, micro_batch_tokens=26, max_segments=4)
+    steps = dealt(UNITS, DATA.lengths, ranks=2, micro_batch_tokens=26, length_groups=4)
     assert any(min(sum(map(len, rank)) for rank in step.ranks) < step.n_segments for step in steps)
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from sftmix.batches.collate import collate
-from sftmix.batches.deal import micro_steps
 from sftmix.batches.order import Slot, Unit, global_batches
 from sftmix.common.world import World
 from sftmix.components import IRDRO, NTP, Need, SFTMix
@@ -22,6 +21,7 @@ from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import with_batch_nll
 from sftmix.training.step import StepResult, clip_gradients, normalise, prepare_step, train_step
 from sftmix.types import Encoded, Plan
+from tests.batches.test_deal import dealt
 from tests.toy import ToyRows, toy_rows, toy_setup
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8), (2, 2), (3, 17)])
@@ -82,15 +82,8 @@ def ours(
 ):
     """Loss and gradients, by the parts that the loop calls; ranks one after the other, averaged as by DDP."""
     module = TrainingModule(model)
-    steps = micro_steps(
-        units,
-        data.lengths,
-        world_size=world,
-        micro_batch_size=micro,
-        micro_batch_tokens=tokens,
-        max_segments=segments,
-        padding_free=padding_free,
-    )
+    options = {"micro_batch_size": micro, "micro_batch_tokens": tokens, "length_groups": segments}
+    steps = dealt(units, data.lengths, ranks=world, padding_free=padding_free, **options)
     batches = [
         collate(rank, data, n_segments=s.n_segments, padding_free=padding_free) for s in steps for rank in s.ranks
     ]
@@ -207,7 +200,7 @@ def test_a_short_last_batch_divides_by_its_own_counts(model):
 def test_ranks_without_work_get_a_filler_without_weight(model):
     """Seven of eight ranks repeat the only unit with weight 0: the gradient is still that of the one example (T11)."""
     units: list[Unit] = [(Slot(7),)]
-    steps = micro_steps(units, DATA.lengths, world_size=8, micro_batch_size=2, max_segments=2)
+    steps = dealt(units, DATA.lengths, ranks=8, micro_batch_size=2, length_groups=2)
     assert [len(rank) for rank in steps[0].ranks] == [1] * 8
     for objective in (Exact(objective=o, seen={}) for o in (NTP(), SFTMix(mu=0.5))):
         found = ours(model, objective, units, world=8, micro=2)
