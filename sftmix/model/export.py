@@ -44,7 +44,7 @@ def export_model(
         try:
             generation = _generation_config(model, tokenizer, stop_ids)
             if adapter_config(model) is None:
-                _write_model(model, temporary, _cast(model, state_dict, dtype), dtype, generation)
+                _write_model(model, temporary, state_dict or model.state_dict(), dtype, generation)
             else:
                 trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
                 write_adapters(model, trained if state_dict is None else state_dict, temporary, base=base, dtype=dtype)
@@ -59,26 +59,19 @@ def export_model(
     return path
 
 
-def _cast(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the weights to store: floats in `dtype`, a tied group by its first name only (gathering unties them)."""
-    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    aliases = every - {name for name, _ in model.named_parameters()}
-    state = model.state_dict() if state_dict is None else state_dict
-    return {
-        name: x.detach().to(dtype if x.is_floating_point() else x.dtype).contiguous()
-        for name, x in state.items()
-        if name not in aliases
-    }
-
-
 def _write_model(
-    model: PreTrainedModel, path: Path, state: dict[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
+    model: PreTrainedModel, path: Path, state: Mapping[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
 ) -> None:
+    """Write the weights, floats in `dtype` and a tied group by its first name only (gathering unties them)."""
+    unique = {name for name, _ in model.named_parameters()}
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - unique
+    weights = {name: x.detach() for name, x in state.items() if name not in aliases}
+    weights = {name: (x.to(dtype) if x.is_floating_point() else x).contiguous() for name, x in weights.items()}
     before = model.config, model.generation_config
     try:
         model.config, model.generation_config = copy.deepcopy(model.config), generation
         with without_bars_of_transformers():
-            model.save_pretrained(path, state_dict=state)  # save_pretrained writes into the config
+            model.save_pretrained(path, state_dict=weights)  # save_pretrained writes into the config
         parts = (getattr(model.config, name, None) for name in model.config.sub_configs)
         for config in (model.config, *filter(None, parts)):
             config.dtype = dtype

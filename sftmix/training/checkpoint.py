@@ -107,18 +107,13 @@ class CheckpointStore:
             with self._told(step, needed):
                 return fresh_directory(path)
 
-        def fail(error: BaseException) -> None:
-            with self._told(step, needed):
-                raise error
-
         staging = self.world.share(self.world.on_main(begin))
-        writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
+        writer, problem = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True), None
         try:
             with warnings.catch_warnings(action="ignore"):  # that this is a single process, as is intended
                 dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
         except CheckpointException as failed:  # every rank has it, whichever failed
-            error = next(iter(failed.failures.values()))[0]
-            self.world.on_main(lambda: fail(error))
+            problem = next(iter(failed.failures.values()))[0]
         optimizer_state = {} if optimizer is None else _optimizer_state(module, optimizer)
         # Counters of single parameters, and values that an optimizer adapts in its groups.
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
@@ -126,6 +121,8 @@ class CheckpointStore:
 
         def commit() -> None:
             with self._told(step, needed):
+                if problem is not None:
+                    raise problem
                 (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
                 (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
                 if arrays:

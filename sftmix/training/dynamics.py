@@ -141,7 +141,8 @@ class OnlineLosses:
         """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
         self._parts = []
         if arrays and self.world.is_main:
-            self._parts = [BatchNLL(*(arrays[name].to(self.world.device) for name in ("row", "nll_sum", "n_tokens")))]
+            rows, nll_sum, n_tokens = (arrays[name].to(self.world.device) for name in ("row", "nll_sum", "n_tokens"))
+            self._parts = [BatchNLL(rows, nll_sum, n_tokens)]
 
     def end_epoch(self, epoch: int, step: int) -> None:
         """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.
@@ -192,7 +193,7 @@ def one_checkpoint(
     )
     sums = [s.nll_sum for s in (scores, alone) if s is not None]
     with np.errstate(over="ignore"):
-        finite = np.isfinite(np.exp(sums / np.maximum(scores.n_tokens, 1))).all(axis=0)
+        finite = np.all(np.isfinite(np.exp(sums / np.maximum(scores.n_tokens, 1))), axis=0)
     if len(finite) and not finite.any():
         raise NonFiniteError(f"none of {len(finite)} examples has a finite perplexity: {BROKEN}")
     return dynamics.scoring_only(finite)

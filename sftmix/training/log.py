@@ -41,7 +41,7 @@ class MetricsLog:
         """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
-        if lines and lines[-1]["step"] == resume_step:
+        if lines:
             self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
         write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
         return path.open("a", encoding="utf-8")
@@ -87,17 +87,13 @@ class Totals:
     updates: float = 0.0
 
     def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> None:
-        self.elapsed += seconds
-        self.tokens += tokens
-        self.examples += examples
-        for name in ("ntp_tokens", "mixup_tokens", "mixup_count", "skipped", "updates"):
-            setattr(self, name, getattr(self, name) + getattr(done, name))
+        step = {"elapsed": seconds, "tokens": tokens, "examples": examples}
+        step |= {name: getattr(done, name) for name in ("ntp_tokens", "mixup_tokens", "skipped", "updates")}
         if done.mixup_count:
-            self.ntp_count += done.ntp_count
-        if done.mixup_mean == "ntp":
-            self.mu_ntp += done.mu * done.mixup_count
-        else:
-            self.mu_own += done.mu * done.mixup_count
+            step |= {"ntp_count": done.ntp_count, "mixup_count": done.mixup_count}
+            step[f"mu_{done.mixup_mean}"] = done.mu * done.mixup_count
+        for name, value in step.items():
+            setattr(self, name, getattr(self, name) + value)
 
     def figures(self) -> dict[str, float]:
         """Return all totals, and one mu_effective of all steps that mixed, with the mean of mu over the mixed pairs."""
@@ -156,7 +152,7 @@ class StopSignal:
                 self._previous[number] = signal.signal(number, self._arrived)
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -169,14 +165,8 @@ class StopSignal:
 class StopAtOnce(StopSignal):
     """A handler for work outside the loop, with nothing to save: either signal raises Stopped at once.
 
-    The work may swallow it: a bare `except:`, a callback of C code, a destructor. So it is raised again by `check`, and
-    in place of an error that ends the work after the signal.
+    The work may swallow it: a bare `except:`, a callback of C code, a destructor. So `check` raises it again.
     """
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        super().__exit__(kind, error, trace)
-        if self.received and isinstance(error, Exception):
-            raise Stopped(_STOPPED) from error
 
     def check(self, world: World) -> None:
         """Raise Stopped on every rank if any rank has received a signal. Call it on every rank."""

@@ -39,7 +39,7 @@ from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
 from sftmix.training.step import PreparedStep, StepResult, StepSetup, prepare_step, train_step
-from sftmix.types import Rows, RowScores, Split
+from sftmix.types import Batch, Plan, Rows, RowScores, Split
 
 MAX_IN_A_ROW = 3
 """Consecutive steps that may be skipped because a loss or a gradient is not finite; one more stops the run."""
@@ -197,12 +197,10 @@ class TrainingLoop:
 
     def _check_space(self) -> None:
         """Raise NoSpaceError on every rank, before a step is made, where the checkpoints to come do not fit."""
-        if not self.every or self.step == self.total:
-            return
-        saves, of_each = math.ceil((self.total - self.step) / self.every), self.stage.optimizer.state_bytes
-
-        needed = self.store.bytes_to_come(self.module, state_bytes=of_each, saves=saves)
-        self.world.on_main(lambda: check_room(self.store.directory, needed, "the checkpoints to come"))
+        if self.every and self.step < self.total:
+            saves = math.ceil((self.total - self.step) / self.every)
+            needed = self.store.bytes_to_come(self.module, state_bytes=self.stage.optimizer.state_bytes, saves=saves)
+            self.world.on_main(lambda: check_room(self.store.directory, needed, "the checkpoints to come"))
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -334,10 +332,11 @@ class TrainingLoop:
     def _read(self, done: StepResult, function: Callable[..., Any]) -> list[Any]:
         """Return function(hidden, head, batch, plan) of the micro-batches of a step, in eval mode, of all ranks."""
         with eval_mode(self.module, self.world, self.setup.precision) as target:
-            results = [
-                target.read(lambda it, b=batch, p=plan: function(it.hidden_states(b), it.head, b, p))
-                for batch, plan in zip(done.batches, done.plans, strict=True)
-            ]
+
+            def read(batch: Batch, plan: Plan) -> Any:
+                return target.read(lambda it: function(it.hidden_states(batch), it.head, batch, plan))
+
+            results = list(map(read, done.batches, done.plans))
         return [result for of_rank in self.world.gather(results) for result in of_rank]
 
 

@@ -99,9 +99,7 @@ def resolve_parallel(requested: str, world: World) -> str:
     """Turn auto into ddp or fsdp, and ddp on a single rank into none."""
     if requested == "auto":
         requested = "fsdp" if world.device.type != "cpu" and world.size > 1 else "ddp"
-    if requested == "ddp" and world.size == 1:
-        return "none"
-    return requested
+    return "none" if requested == "ddp" and world.size == 1 else requested
 
 
 def resolve_precision(requested: str, device: torch.device) -> str:

@@ -174,9 +174,14 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     perturb, sums, nll = setup.perturb(step), torch.zeros(5, dtype=torch.float64, device=world.device), []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
-        own_sums, own_nll = _forward_backward(setup, batch, plan, scaled, perturb, last=number == len(batches))
-        sums += own_sums
-        nll.append(own_nll)
+        with gradient_sync(module, enabled=number == len(batches)):
+            with autocast(module, setup.precision, world.device):
+                out = module(batch, scaled, perturb=perturb, loss=setup.objective.loss)
+            check_loss(setup.objective, out, plan)
+            out.loss.backward()
+        sums += step_sums(plan, out)
+        nll.append(out.nll)
+        del out  # with its graph, before the next forward
 
     # 5. clip and update
     norm = clip_gradients(module, options.max_grad_norm)
@@ -257,21 +262,6 @@ def normalise(plan: Plan, *, ntp_count: float, mixup_count: float, world_size: i
     row_factor = world_size / ntp_count if ntp_count else 0.0
     pair_factor = world_size / pair_count if pair_count else 0.0
     return replace(plan, row_weight=plan.row_weight.double() * row_factor, pair_weight=plan.pair_weight * pair_factor)
-
-
-def _forward_backward(
-    setup: StepSetup, batch: Batch, plan: Plan, scaled: Plan, perturb: Perturb | None, *, last: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add one micro-batch to the gradients; return its `step_sums`, and its NLL [T].
-
-    scaled  the plan, normalised; last: ranks exchange the gradients after this micro-batch
-    """
-    with gradient_sync(setup.module, last):
-        with autocast(setup.module, setup.precision, setup.world.device):
-            out = setup.module(batch, scaled, perturb=perturb, loss=setup.objective.loss)
-        check_loss(setup.objective, out, plan)
-        out.loss.backward()
-    return step_sums(plan, out), out.nll
 
 
 def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
