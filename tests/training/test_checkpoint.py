@@ -1,7 +1,6 @@
 """Checkpoints, also of adapters: exact at any world size, verified when read, and nothing but safetensors and JSON
 (T15, T16)."""
 
-import json
 import resource
 import shutil
 from dataclasses import replace
@@ -14,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from sftmix.batches.order import Slot
 from sftmix.common.errors import CheckpointError, ConfigError, NoSpaceError
+from sftmix.common.files import verify_directory
 from sftmix.common.world import World
+from sftmix.components import AdamW
 from sftmix.model.adapters import add_adapters
 from sftmix.options import CheckpointOptions, LoraOptions
 from sftmix.training.checkpoint import CheckpointStore, full_weights
@@ -68,25 +69,17 @@ def shards(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_fsdp_ranks_to_one(shards, kind):
-    """T15: each rank wrote its own shard of what is trained and of the optimizer; one process has them all."""
+def test_two_fsdp_ranks_to_one_and_back(shards, kind):
+    """T15: each rank wrote its own shard of what is trained and of the optimizer; one process has them all.
+
+    Stored are weights and two moments of each: nothing of the base model, and a tied head once.
+    """
     one = trained(kind, steps=1, seed=7)
     state = CheckpointStore(shards / f"two-{kind}", keep=1, world=World()).load(2, one.wrapped, one.optimizer)
     assert state == {"a": 1, "step": 2}
     assert_exact(one.everything(), load_file(shards / f"two-{kind}.safetensors"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_one_to_two_fsdp_ranks(shards, kind):
     assert_exact(trained(kind, steps=3).everything(), load_file(shards / f"one-{kind}.safetensors"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_what_is_trained_is_stored(shards, kind):
-    """Weights and two moments of each: nothing of the base model, and a tied head once."""
-    names = {name for name, p in trained(kind, steps=0).wrapped.named_parameters() if p.requires_grad}
+    names = {name for name, p in one.wrapped.named_parameters() if p.requires_grad}
     for place in (f"one-{kind}/step-00000003", f"two-{kind}/step-00000002"):
         stored = {name for file in (shards / place).glob("*.safetensors") for name in load_file(file)}
         assert {name for name in stored if name.startswith("weights/")} == {f"weights/{name}" for name in names}
@@ -239,15 +232,6 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_goes(store):
     assert not leftover.exists()
 
 
-def test_a_step_can_be_saved_again(store):
-    """A run continued from an earlier step writes over what was damaged."""
-    flip_a_bit(store.path(2))
-    it = trained("untied", steps=2)
-    store.save(2, it.wrapped, it.optimizer, {"n": 5})
-    assert store.newest_valid() == 2
-    assert store.load(2, it.wrapped, it.optimizer) == {"n": 5, "step": 2}
-
-
 def one_rank_cannot_write(world: World, path: str) -> None:
     it = trained("untied", steps=1, world=world, parallel="fsdp")
     if world.rank == 1:
@@ -296,9 +280,9 @@ def test_the_loop_goes_back_to_the_newest_valid_one_and_ends_the_same(tmp_path):
     flip_a_bit(half / "checkpoints" / "step-00000002")
     with pytest.warns(UserWarning, match="skipping checkpoint"):
         resumed = train(stage(half, identity="x"), World())
+    assert verify_directory(half / "checkpoints" / "step-00000002") is None  # written over what was damaged
     assert_exact(full_weights(whole.module), full_weights(resumed.module))
-    steps = [json.loads(line)["step"] for line in (half / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3]
+    assert [line["step"] for line in logged(half)] == [1, 2, 3]
 
 
 def test_a_step_whose_report_met_a_full_disk_is_not_saved(tmp_path):
@@ -313,3 +297,30 @@ def test_a_step_whose_report_met_a_full_disk_is_not_saved(tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     train(stage(tmp_path, identity="x"), World())
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3]
+
+
+# ------------------------------------------------------------------------------------------ room for them
+
+
+class Huge(AdamW):
+    """Bytes of state per number for which no disk has room."""
+
+    state_bytes = 1e15
+
+
+@pytest.mark.parametrize(
+    ("steps", "saves", "count"), [(0, 1, 1), (0, 2, 2), (0, 3, 3), (0, 9, 3), (1, 9, 2), (2, 9, 1)]
+)
+def test_the_checkpoints_to_come_are_estimated(tmp_path, steps, saves, count):
+    it, store = trained("tied", steps=1), CheckpointStore(tmp_path, keep=2, world=World())
+    for step in range(1, steps + 1):
+        store.save(step, it.wrapped, it.optimizer, {})
+    numbers = sum(p.numel() for p in it.wrapped.parameters())  # of 4 bytes each
+    needed = store.bytes_to_come(it.wrapped, state_bytes=16, saves=saves)
+    assert needed == pytest.approx(1.2 * numbers * 20 * count, abs=4)
+
+
+def test_too_little_room_is_refused_with_the_bytes_before_the_first_step(tmp_path):
+    with pytest.raises(NoSpaceError, match=r"too little room for the checkpoints to come in .*: [\d,]+ bytes are"):
+        train(stage(tmp_path, identity="x", optimizer=Huge()), World())
+    assert not (tmp_path / "metrics.jsonl").exists()

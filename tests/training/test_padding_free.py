@@ -1,7 +1,6 @@
 """Examples in one row without padding are the examples one by one: losses, scores and gradients, in several families
 (T12); pairs that share the row are mixed as ever; and what cannot keep them apart is refused."""
 
-from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -89,33 +88,30 @@ def test_auto_pads_on_a_cpu():
         assert [len(s.input_ids) for s in batch.segments] == [1] if wanted else len(batch.segments) == 2
 
 
+def leaky(family: str = "opt"):
+    return build(transformers.AutoConfig.for_model(family, **LEAKY[family]), "eager")
+
+
 @pytest.mark.parametrize("family", LEAKY)
 def test_a_model_that_does_not_keep_examples_apart_is_refused(family):
-    model = build(transformers.AutoConfig.for_model(family, **LEAKY[family]), "eager")
     with pytest.raises(ConfigError, match=rf"\({family}, (.|\n)*training.padding_free to false"):
-        fed(model, padding_free=True)
-    assert not fed(model).padding_free
+        fed(leaky(family), padding_free=True)
+    assert not fed(leaky(family)).padding_free
 
 
-NO_MASK = patch("sftmix.training.parallel.is_skipping", lambda attention, device: True)
-"""On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
-
-
-def leaky(name: str = "opt"):
-    return build(transformers.AutoConfig.for_model(name, **LEAKY[name]), "eager")
-
-
-def failing():
-    """A model whose layers fail when they are given positions of documents that share a row."""
-
+def test_a_model_that_fails_in_the_probe_is_refused():
     def refuse(layer, args, kwargs):
-        positions = kwargs["position_ids"]
-        if (positions.diff() < 0).any():
+        if (kwargs["position_ids"].diff() < 0).any():
             raise ValueError("no such positions")
 
     model = model_of("llama", "sdpa")
     model.model.layers[0].register_forward_pre_hook(refuse, with_kwargs=True)
-    return model
+    with pytest.raises(ConfigError, match=r"no such positions(.|\n)*Set training.padding_free to false"):
+        fed(model, padding_free=True)
+
+
+NO_MASK = patch("sftmix.training.parallel.is_skipping", lambda attention, device: True)
+"""On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
 
 
 def step_of(model, world: World, parallel: str) -> dict[str, torch.Tensor]:
@@ -143,13 +139,11 @@ class Descent(Optimizer):
 
 
 def a_refused_probe(world: World) -> None:
-    """Every parameter is trained as without shards; a forward that fails ends the run."""
+    """Every parameter is trained as without shards."""
     found, expected = step_of(leaky(), world, "fsdp"), step_of(leaky(), world, "none")
     assert min(float(expected[name].abs().max()) for name in expected if "k_proj.bias" not in name) > 1e-6
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-    with pytest.raises(ConfigError, match=r"no such positions(.|\n)*Set training.padding_free to false"):
-        step_of(failing(), world, "fsdp")
 
 
 def test_shards_are_trained_after_a_refused_probe():
@@ -185,19 +179,14 @@ def test_on_a_gpu(attention):
     """bf16 under autocast; the probe is part of what is tested, and auto finds what needs no mask."""
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn")
-    model = build(transformers.LlamaConfig(**TINY | {"hidden_size": 128, "head_dim": 64}), attention)
-    world, options = World(device=torch.device("cuda")), TrainingOptions()
-    module = training_module(model, options, precision="bf16", world=world, trains=True)
+    config = transformers.LlamaConfig(**TINY | {"hidden_size": 128, "head_dim": 64})
+    world, options = World(device=torch.device("cuda")), TrainingOptions(micro_batch_size=16)
+    module = training_module(build(config, attention), options, precision="bf16", world=world, trains=True)
     assert module.padding_free == (attention != "sdpa")
-    (one,) = micro_batches(UNITS, DATA, replace(options, micro_batch_size=16), world, module, split=None, pad_id=0)
-    plan = NTP().plan(one, step=0, total_steps=1, seed=0)
+    (one,) = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        out = module(one, plan)
+        out = module(one, NTP().plan(one, step=0, total_steps=1, seed=0))
     out.loss.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.grad is not None)
-    alone = build(transformers.LlamaConfig(**TINY | {"hidden_size": 128, "head_dim": 64}), "eager")
-    expected = TrainingModule(alone)(
-        collate(UNITS, DATA, n_segments=8),
-        NTP().plan(collate(UNITS, DATA, n_segments=8), step=0, total_steps=1, seed=0),
-    ).nll
+    expected = losses(build(config, "eager"), n_segments=8)["nll"]
     torch.testing.assert_close(out.nll.float().cpu(), expected.float(), rtol=0.05, atol=0.05)
