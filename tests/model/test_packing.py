@@ -23,18 +23,14 @@ from sftmix.types import Encoded
 from tests.model.test_models import TINY
 from tests.toy import ToyRows
 
-SLIDING = {"sliding_window": 4}
+SLIDING, BOTH = {"sliding_window": 4}, ("sdpa", "eager")
 FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-    "llama": ("Llama", TINY, ("sdpa", "eager")),
-    "qwen2": ("Qwen2", TINY, ("sdpa", "eager")),
-    "qwen3": ("Qwen3", TINY, ("sdpa", "eager")),
-    "mistral, sliding": ("Mistral", TINY | SLIDING, ("sdpa", "eager")),
+    "llama": ("Llama", TINY, BOTH),
+    "qwen2": ("Qwen2", TINY, BOTH),
+    "qwen3": ("Qwen3", TINY, BOTH),
+    "mistral, sliding": ("Mistral", TINY | SLIDING, BOTH),
     "gemma2, sliding": ("Gemma2", TINY | SLIDING, ("eager",)),
-    "gemma3, sliding": (
-        "Gemma3Text",
-        TINY | SLIDING | {"layer_types": ["sliding_attention", "full_attention"]},
-        ("sdpa", "eager"),
-    ),
+    "gemma3, sliding": ("Gemma3Text", TINY | SLIDING | {"layer_types": ["sliding_attention", "full_attention"]}, BOTH),
 }
 LEAKY = {
     "bloom": {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4},
@@ -49,6 +45,7 @@ LEAKY = {
     },
     "mamba": {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
+CASES = [(family, attention) for family, (_, _, kinds) in FAMILIES.items() for attention in kinds]
 WINDOWS = ((9, 6, 8), (23,), (7, 1, 15), (5, 7), (4,))
 """Lengths of the documents of each window: full ones, and the short last of a data set."""
 
@@ -60,6 +57,11 @@ def build(config: Any, attention: str) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def model_of(family: str, attention: str) -> PreTrainedModel:
+    name, options, _ = FAMILIES[family]
+    return build(getattr(transformers, f"{name}Config")(**options), attention)
 
 
 def rows() -> ToyRows:
@@ -96,10 +98,9 @@ def packed(model) -> nn.Module:
 
 
 @pytest.mark.parametrize("n_segments", [1, 3])
-@pytest.mark.parametrize(("family", "attention"), [(f, a) for f, (_, _, kinds) in FAMILIES.items() for a in kinds])
+@pytest.mark.parametrize(("family", "attention"), CASES)
 def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, attention, n_segments):
-    name, options, _ = FAMILIES[family]
-    model, data = build(getattr(transformers, f"{name}Config")(**options), attention), rows()
+    model, data = model_of(family, attention), rows()
     batch = collate([(Slot(row),) for row in range(len(data))], data, n_segments=n_segments)
     ours, expected = TrainingModule(model).hidden_states(batch), alone(model, data)
     assert ours.shape == expected.shape == (sum(sum(w) - len(w) for w in WINDOWS), 32)

@@ -5,7 +5,6 @@ import os
 import sys
 from collections import Counter
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -17,12 +16,11 @@ from sftmix.batches.order import Slot
 from sftmix.common.world import World
 from sftmix.components import EAFT, NTP, AdamW, CutMix, ManifoldMixup, NEFTune, SFTMix
 from sftmix.options import TrainingOptions
-from sftmix.testing import RowsInMemory
 from sftmix.testing.tensors import _READS
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule, attention_inputs
 from sftmix.training.step import prepare_step, train_step
-from tests.model.test_packing import FAMILIES, build
+from tests.model.test_packing import CASES, build, model_of
 from tests.toy import FixedOrder, toy_setup, toy_stage
 from tests.training.test_step import DATA, UNITS
 
@@ -73,12 +71,11 @@ def test_a_step_reads_its_sums_alone(objective, padding_free, attention):
     assert reads.places == {"step.py": 1}
 
 
-@pytest.mark.parametrize(("family", "attention"), [(f, a) for f, (_, _, kinds) in FAMILIES.items() for a in kinds])
+@pytest.mark.parametrize(("family", "attention"), CASES)
 @pytest.mark.parametrize("padding_free", [False, True])
 @pytest.mark.parametrize("units", [UNITS, UNITS[-1:]])
 def test_what_transformers_is_told_is_what_it_would_read(family, attention, padding_free, units):
-    name, options, _ = FAMILIES[family]
-    model = build(getattr(transformers, f"{name}Config")(**options), attention)
+    model = model_of(family, attention)
     batch = collate(units, DATA, padding_free=padding_free)
     (segment,) = batch.segments
     assert segment.padded == (segment.attention_mask.min() == 0)
@@ -88,11 +85,10 @@ def test_what_transformers_is_told_is_what_it_would_read(family, attention, padd
     assert torch.equal(TrainingModule(model).hidden_states(batch), expected)
 
 
-@pytest.mark.parametrize(("family", "attention"), [(f, a) for f, (_, _, kinds) in FAMILIES.items() for a in kinds])
+@pytest.mark.parametrize(("family", "attention"), CASES)
 def test_without_a_mask_the_real_tokens_have_the_same_states(family, attention):
     """Padding is on the right: on a device that waits for no mask, none is made."""
-    name, options, _ = FAMILIES[family]
-    model = build(getattr(transformers, f"{name}Config")(**options), attention)
+    model = model_of(family, attention)
     (segment,) = collate(UNITS, DATA).segments
     with torch.no_grad():
         masked, unmasked = (
@@ -114,24 +110,16 @@ def test_flash_attention_is_told_where_documents_begin():
     assert inputs["max_length_q"] == inputs["max_length_k"] == max(b - a for a, b in itertools.pairwise(ends))
 
 
-class Watched(RowsInMemory):
-    """Rows that note when they are read."""
-
-    notes: ClassVar[list] = []
-
-    def __getitem__(self, row):
-        self.notes.append(row)
-        return super().__getitem__(row)
+class Noted(NTP):
+    def plan(self, batch, *, step, **given):
+        NOTES.append(step)
+        return super().plan(batch, step=step, **given)
 
 
-class Noted(AdamW):
-    def __init__(self, *, notes: list) -> None:
-        super().__init__()
-        self.notes = notes
-
+class NotedUpdates(AdamW):
     def build(self, parameters, *, training):
         optimizer = super().build(parameters, training=training)
-        optimizer.register_step_pre_hook(lambda *_: self.notes.append("update"))
+        optimizer.register_step_pre_hook(lambda *_: NOTES.append("update"))
         return optimizer
 
 
@@ -140,9 +128,12 @@ class TwoEpochs(FixedOrder):
         return steps_done in (2, 3)
 
 
+NOTES: list = []
+
+
 def test_the_next_step_is_ready_before_the_update_and_is_made_once(tmp_path):
-    notes = Watched.notes
+    """Not over the end of an epoch: the split of the next one may need the step."""
     steps = [[(Slot(0), Slot(1))], [(Slot(2), Slot(3))], [(Slot(4),)]]
-    data = Watched(list(DATA))
-    train(toy_stage(tmp_path, steps, data=data, order=TwoEpochs(steps), optimizer=Noted(notes=notes)), World())
-    assert notes == [0, 1, 2, 3, "update", "update", 4, "update"], "the split of the next epoch may need this step"
+    stage = toy_stage(tmp_path, steps, data=DATA, order=TwoEpochs(steps), objective=Noted(), optimizer=NotedUpdates())
+    train(stage, World())
+    assert NOTES == [0, 1, "update", "update", 2, "update"]

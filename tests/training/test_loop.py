@@ -1,10 +1,11 @@
-"""The loop over several steps and ranks: each step is the formula of its global batch, what is counted adds up over
-steps, ranks and resumes, and no dropout mask comes twice."""
+"""The loop over several steps, layouts and ranks: each step is the formula of its global batch, what is counted adds up
+over steps, ranks and resumes, and no dropout mask comes twice."""
 
 import contextlib
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ from sftmix.components.base import Callback, CallbackResult
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import StageResult, train
+from tests.batches.test_deal import dealt
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
 from tests.toy import logged, toy_model, toy_rows, toy_stage
-from tests.training.test_step import naive
+from tests.training.test_step import Exact, naive
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 4), (6, 2)])
 # A repeat in the first epoch, which mixes without NTP; at its end, a batch that leaves a rank of two without work.
@@ -34,6 +36,10 @@ BATCHES: list[list[Unit]] = [
     [(Slot(8),)],
 ]
 MU, ALPHA, SEED = 0.75, 0.5, 11
+LAYOUTS: list[dict[str, Any]] = [
+    {"micro_batch_size": None, "micro_batch_tokens": 26, "length_groups": 4},  # ranks with idle segments
+    {"micro_batch_size": None, "micro_batch_tokens": 26, "length_groups": None, "padding_free": True},
+]
 
 
 class Recording(AdamW):
@@ -59,6 +65,11 @@ class Recording(AdamW):
 # ----------------------------------------------------------------------------------------------- steps
 
 
+def test_a_rank_with_fewer_slots_than_segments_is_among_the_layouts():
+    steps = dealt(BATCHES[0], DATA.lengths, ranks=2, **LAYOUTS[0])
+    assert any(min(sum(map(len, rank)) for rank in step.ranks) < step.n_segments for step in steps)
+
+
 def drawn(step: int) -> dict[tuple[str, str], list[float]]:
     """Lambdas of the pairs of a step, as their legend says: float32, keyed by seed, step and the two ids."""
     found = {}
@@ -70,26 +81,30 @@ def drawn(step: int) -> dict[tuple[str, str], list[float]]:
 
 
 class Interrupt(Callback):
-    """Sends one rank a signal at a step, the first time."""
+    """Sends the last rank a signal at a step, or at the end of the stage, the first time."""
 
-    def __init__(self, *, rank: int, world: World, step: int) -> None:
-        self.left = int(rank == world.rank)
-        self.step = step
+    def __init__(self, world: World, *, step: int | None) -> None:
+        self.left, self.step = world.rank == world.size - 1, step
 
     def on_step_end(self, state):
-        if state.step == self.step and self.left:
-            self.left = 0
+        if self.left and state.step == self.step:
+            self.left = False
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def on_stage_end(self, state):
+        self.step = state.step if self.step is None else -1
+        self.on_step_end(state)
 
-def train_all(place: Path, world: World, parallel: str, optimizer: Recording, interrupt: int | None) -> StageResult:
+
+def train_all(place: Path, world: World, optimizer: Recording, interrupt: int | None, **options) -> StageResult:
     """Train on BATCHES; where a step is given at whose end the last rank is told to stop, on from there."""
-    callbacks = [] if interrupt is None else [Interrupt(rank=world.size - 1, world=world, step=interrupt)]
+    callbacks = [] if interrupt is None else [Interrupt(world, step=interrupt)]
 
     def again() -> StageResult:
         online = OnlineLosses(DATA.ids, place / "online", world)
-        more = {"objective": SFTMix(mu=MU), "optimizer": optimizer, "online": online, "callbacks": callbacks}
-        return train(toy_stage(place, BATCHES, data=DATA, seed=SEED, options={"parallel": parallel}, **more), world)
+        objective = Exact(objective=SFTMix(mu=MU), seen={})
+        more = {"objective": objective, "optimizer": optimizer, "online": online, "callbacks": callbacks}
+        return train(toy_stage(place, BATCHES, data=DATA, seed=SEED, options=options, **more), world)
 
     if interrupt is not None:
         with pytest.raises(Stopped, match=f"step-0000000{interrupt} is saved"):
@@ -98,12 +113,12 @@ def train_all(place: Path, world: World, parallel: str, optimizer: Recording, in
     return again()
 
 
-def check_steps(world: World, directory: str, parallel: str, interrupt: int | None = None) -> None:
+def check_steps(world: World, directory: str, interrupt: int | None = None, **options) -> None:
     """Gradients and metrics of all steps, their sums, and the online losses, by formulas on one example at a time."""
     place, optimizer = Path(directory), Recording()
     with Collectives() as collectives:
-        done = train_all(place, world, parallel, optimizer, interrupt)
-    if parallel == "ddp":  # gradients are summed once a step, however many micro-batches; all else is small
+        done = train_all(place, world, optimizer, interrupt, **options)
+    if options.get("parallel") == "ddp":  # gradients are summed once a step, and all else is small
         sizes = [(int(key.split()[1]), n) for key, n in collectives.count.items() if key.startswith("all_reduce")]
         assert sum(size * n for size, n in sizes if size > 6) == 3 * sum(p.numel() for p in toy_model().parameters())
     nll = {row: naive(toy_model(), DATA, [(Slot(row),)], {}, mu=0, mixup_mean="own")[0] for row in range(len(DATA))}
@@ -111,7 +126,7 @@ def check_steps(world: World, directory: str, parallel: str, interrupt: int | No
     for step, units in enumerate(BATCHES):
         loss, expected = naive(toy_model(), DATA, units, drawn(step), mu=MU, mixup_mean="own")
         for name, gradient in expected.items():
-            torch.testing.assert_close(optimizer.taken[step][name], gradient, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(optimizer.taken[step][name], gradient, rtol=0, atol=1e-10)
         slots = [slot for unit in units for slot in unit]
         trained = {slot.row: int(DATA[slot.row].target.sum()) for slot in slots if slot.ntp_weight}
         mixed = sum(min(int(DATA[s.row].target.sum()) for s in unit) for unit in units if len(unit) == 2)
@@ -143,23 +158,11 @@ def check_steps(world: World, directory: str, parallel: str, interrupt: int | No
 @pytest.mark.parametrize("interrupt", [None, 2])
 def test_each_step_is_the_formula_and_what_is_counted_adds_up(tmp_path, interrupt):
     """Also where a signal parts the epoch."""
-    check_steps(World(), str(tmp_path), "auto", interrupt)
-
-
-class AtTheEnd(Callback):
-    """Sends a signal when all steps are done, the first time."""
-
-    def __init__(self) -> None:
-        self.left = 1
-
-    def on_stage_end(self, state):
-        if self.left:
-            self.left = 0
-            os.kill(os.getpid(), signal.SIGTERM)
+    check_steps(World(), str(tmp_path), interrupt)
 
 
 def test_a_signal_after_the_last_step_saves_what_was_trained(tmp_path):
-    callback, optimizer = AtTheEnd(), Recording()
+    callback, optimizer = Interrupt(World(), step=None), Recording()
     for stopped in (True, False):
         stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED, callbacks=[callback], optimizer=optimizer)
         with pytest.raises(Stopped, match="step-00000003 is saved") if stopped else contextlib.nullcontext():
@@ -206,7 +209,9 @@ def check_two(world: World, directory: str) -> None:
     assert world.sum([2.0**40 + world.rank, 0.0]) == [2.0**41 + 1, 0.0]  # a float32 ends at 2^24
     check_masks(world, directory)
     for parallel, interrupt in (("ddp", 2), ("fsdp", None)):
-        check_steps(world, f"{directory}/{parallel}", parallel, interrupt)
+        check_steps(world, f"{directory}/{parallel}", interrupt, parallel=parallel)
+        for layout in LAYOUTS:
+            check_steps(world, f"{directory}/{parallel}-{len(layout)}", parallel=parallel, **layout)
 
 
 @pytest.mark.slow

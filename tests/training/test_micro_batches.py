@@ -6,23 +6,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.batches.rows import ResponsesAlone
 from sftmix.common.world import World
-from sftmix.components import NTP, SFTMix
+from sftmix.components import NTP
 from sftmix.components.base import Perturbation
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule, gradient_sync, unwrap
+from sftmix.training.loop import train
+from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module, wrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.training.step import micro_batches, normalise
-from tests.batches.test_deal import dealt
 from tests.forked import on_ranks
-from tests.toy import own_nll, toy_model, toy_rows
-from tests.training.test_step import Exact, naive
+from tests.model.test_models import FAMILIES, TINY, build
+from tests.toy import logged, own_nll, toy_model, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 UNITS = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),)]
@@ -89,51 +88,6 @@ def test_a_perturbation_gets_each_example_with_its_own_id():
         assert float(loss_of(model, units, Shift(), **layout)) == pytest.approx(total / 29, rel=1e-10)
 
 
-def check_gradients(world: World, parallel: str, options: TrainingOptions) -> None:
-    """Micro-batches of several segments or one row on each rank, against the formula one example after the other."""
-    own = replace(options, parallel=parallel)
-    module = training_module(toy_model(), own, precision="fp32", world=world, trains=True)
-    assert unwrap(module).padding_free is (options.padding_free is True)
-    batches = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
-    counts = [len(batch.segments) for batch in batches]
-    assert len(set(world.gather(len(batches)))) == 1
-    if parallel == "fsdp":
-        assert len({str(each) for each in world.gather(counts)}) == 1
-    lambdas: dict = {}
-    objective = Exact(objective=SFTMix(mu=0.75), seen=lambdas)
-    plans = [objective.plan(b, step=3, total_steps=9, seed=5) for b in batches]
-    ntp, mixup = world.sum([sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans)])
-    for k, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
-        scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=world.size)
-        with gradient_sync(module, k == len(batches) - 1):
-            module(batch, scaled).loss.backward()
-    for others in world.gather(lambdas):
-        lambdas |= others
-    _, expected = naive(toy_model(), DATA, UNITS, lambdas, mu=0.75, mixup_mean="own")
-    for name, parameter in unwrap(module).model.named_parameters():
-        found = parameter.grad.full_tensor() if isinstance(parameter.grad, DTensor) else parameter.grad
-        torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-10)
-
-
-LAYOUTS = [
-    TrainingOptions(micro_batch_tokens=26, length_groups=4),  # a rank with fewer slots than groups has idle segments
-    TrainingOptions(micro_batch_tokens=26, padding_free=True),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", LAYOUTS, ids=["idle segments", "padding-free"])
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_ranks_with_unlike_shares_have_the_gradients_of_the_formula(parallel, options):
-    on_ranks(check_gradients, parallel, options)
-
-
-def test_a_rank_with_fewer_slots_than_segments_is_among_them():
-    """So that the test above means something."""
-    steps = dealt(UNITS, DATA.lengths, ranks=2, micro_batch_tokens=26, length_groups=4)
-    assert any(min(sum(map(len, rank)) for rank in step.ranks) < step.n_segments for step in steps)
-
-
 def test_gradients_go_through_the_perturbation_to_the_embeddings():
     model = toy_model(tied=False)
     loss_of(model, UNITS, Shift(), n_segments=2).backward()
@@ -160,3 +114,62 @@ def test_a_model_that_only_scores_is_frozen_and_has_no_buckets():
     module = training_module(model, TrainingOptions(parallel="ddp"), precision="fp32", world=World(size=2))
     assert type(module) is TrainingModule
     assert not any(p.requires_grad for p in module.parameters())
+
+
+# ---------------------------------------------------------------------------------- perturbations that change nothing
+
+ROWS = toy_rows([(3, 5), (7, 2), (1, 6)])
+BY_LAYER = {"layer_types": ["full_attention"] * 2, "vocab_size_per_layer_input": 61, "hidden_size_per_layer_input": 8}
+BY_LAYER |= {"num_kv_shared_layers": 0}
+GEMMA3N = {"altup_num_inputs": 2, "laurel_rank": 4, "intermediate_size": [48] * 2}
+GEMMA3N |= {"activation_sparsity_pattern": [0.0] * 2}
+MORE = {
+    "gemma3n": ("Gemma3nText", TINY | BY_LAYER | GEMMA3N),
+    "gemma4": ("Gemma4Text", TINY | BY_LAYER | {"global_head_dim": 8, "num_global_key_value_heads": 2}),
+}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE])
+def test_a_perturbation_that_changes_nothing_changes_no_loss(family, monkeypatch):
+    for name, made in MORE.items():
+        monkeypatch.setitem(FAMILIES, name, made)
+    model, seen = build(family), []
+
+    def same(e, mask, *, ids):
+        seen.append((tuple(e.shape[:2]), ids))
+        return e
+
+    def twice(e, mask, *, ids):
+        return 2 * e
+
+    batch, module = collate([(Slot(row),) for row in range(3)], ROWS), TrainingModule(model)
+    plan = NTP().plan(batch, step=0, total_steps=1, seed=0)
+    plain, unchanged = module(batch, plan), module(batch, plan, perturb=same)
+    assert torch.equal(plain.nll, unchanged.nll)
+    order = [[batch.ids[slot] for slot in segment.slots] for segment in batch.segments]
+    assert seen == [(tuple(one.input_ids.shape), ids) for one, ids in zip(batch.segments, order, strict=True)]
+    assert not torch.equal(plain.nll, module(batch, plan, perturb=twice).nll)
+    assert torch.equal(plain.nll, module(batch, plan).nll)  # nothing stays behind
+
+
+class Counted(Perturbation):
+    """Larger embeddings, and how often they were asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        self.calls.append(list(ids))
+        return 1.5 * e
+
+
+def test_recomputed_layers_ask_for_nothing_again(tmp_path):
+    found = []
+    for again in (False, True):
+        place, perturbation = tmp_path / f"{again}", Counted()
+        options = {"activation_checkpointing": again, "micro_batch_size": 2}
+        batches = [[(Slot(0),), (Slot(1),), (Slot(2),)]]
+        train(toy_stage(place, batches, options=options, data=ROWS, perturbation=perturbation), World())
+        found.append((perturbation.calls, [logged(place)[0][name] for name in ("loss", "grad_norm")]))
+    assert found[0] == found[1]
+    assert sorted(name for ids in found[0][0] for name in ids) == sorted(ROWS.ids)

@@ -6,34 +6,24 @@ from unittest.mock import patch
 import pytest
 import torch
 import transformers
-from torch.distributed.tensor import DTensor
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
-from sftmix.components.base import Optimizer
 from sftmix.model.packing import packing_problem
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule, unwrap
-from sftmix.training.optimizer import build_optimizer
+from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import micro_batches, normalise
-from tests.forked import on_ranks
 from tests.model.test_models import TINY
-from tests.model.test_packing import FAMILIES, LEAKY, build
+from tests.model.test_packing import CASES, LEAKY, build, model_of
 from tests.toy import toy_model, toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),), (Slot(6),)]
-CASES = [(family, attention) for family, (_, _, kinds) in FAMILIES.items() for attention in kinds]
-
-
-def model_of(family: str, attention: str):
-    name, options, _ = FAMILIES[family]
-    return build(getattr(transformers, f"{name}Config")(**options), attention)
 
 
 def losses(model, **layout):
@@ -114,40 +104,10 @@ NO_MASK = patch("sftmix.training.parallel.is_skipping", lambda attention, device
 """On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
 
 
-def step_of(model, world: World, parallel: str) -> dict[str, torch.Tensor]:
-    """How far one step of SGD on padded examples moves each parameter."""
-    options = TrainingOptions(parallel=parallel)
+def test_auto_pads_where_examples_would_not_be_kept_apart(capsys):
     with NO_MASK:
-        module = training_module(model, options, precision="fp32", world=world, trains=True)
-    assert not unwrap(module).padding_free
-    before = values(model)
-    optimizer = build_optimizer(model, options, Descent())
-    batch = collate(UNITS, DATA, n_segments=1)
-    module(batch, NTP().plan(batch, step=0, total_steps=1, seed=0)).loss.backward()
-    optimizer.step()
-    return {name: value - before[name] for name, value in values(model).items()}
-
-
-def values(model) -> dict[str, torch.Tensor]:
-    whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
-    return {name: value.detach().clone() for name, value in whole.items()}
-
-
-class Descent(Optimizer):
-    def build(self, parameters, *, training):
-        return torch.optim.SGD(list(parameters.values()), lr=0.1)
-
-
-def a_refused_probe(world: World) -> None:
-    """Every parameter is trained as without shards."""
-    found, expected = step_of(leaky(), world, "fsdp"), step_of(leaky(), world, "none")
-    assert min(float(expected[name].abs().max()) for name in expected if "k_proj.bias" not in name) > 1e-6
-    for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_shards_are_trained_after_a_refused_probe():
-    on_ranks(a_refused_probe, ranks=1)
+        assert not fed(leaky()).padding_free
+    assert "micro-batches are padded, as training.padding_free is auto: " in capsys.readouterr().out
 
 
 def test_flex_attention_does_not_train_on_a_cpu():

@@ -91,15 +91,6 @@ def test_a_global_batch_cut_up_is_the_formula(model, path, name, cut, mu):
     assert_same(found, naive(model, DATA, UNITS, lambdas, mu=mu, mixup_mean="own", factor=factor))
 
 
-@pytest.mark.parametrize("name", ["ProFit", "Rho1"])
-def test_some_tokens_are_trained_and_some_are_not(model, path, name):
-    units = UNITS[:2]
-    _, factor = FORMULAS[name]
-    seen = []
-    naive(model, DATA, units, {}, mu=0, mixup_mean="own", factor=lambda *at: seen.append(factor(*at)) or seen[-1])
-    assert {0.0, 1.0} == {value for chosen, _ in seen for value in chosen.tolist()}
-
-
 def test_the_examples_that_have_fallen_most_are_left_out(model, path):
     """G = 9 examples, of which round(0.5 x 9) = 4 are left out."""
     rows = [slot.row for unit in UNITS for slot in unit if slot.ntp_weight]
