@@ -39,10 +39,10 @@ T13  resume
 T14  streaming
        test_traps.py::test_a_streaming_dataset_is_refused
 T15  a checkpoint of one rank's shard
-       training/test_checkpoint.py::test_two_fsdp_ranks_to_one
+       training/test_checkpoint.py::test_two_fsdp_ranks_to_one_and_back
 T16  tied embeddings
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas
-       training/test_checkpoint.py::test_only_what_is_trained_is_stored
+       training/test_checkpoint.py::test_two_fsdp_ranks_to_one_and_back
        model/test_models.py::test_tied_weights_are_stored_once
 T17  the wrapper's forward is skipped
        distributed/test_sharding.py::test_gradients_of_two_ranks_are_the_formulas

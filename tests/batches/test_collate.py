@@ -1,5 +1,6 @@
 """Order of an epoch, share of every rank, alignment of the pairs."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -72,12 +73,8 @@ def test_length_groups_are_optimal(lengths, data):
         return sum(len(p) * max(p) for p in parts)
 
     ordered = sorted(lengths)
-    cuts = [[]]
-    for _ in range(k - 1):
-        cuts = [[*c, x] for c in cuts for x in range((c[-1] if c else 0) + 1, len(ordered))]
-    best = min(
-        cost([ordered[a:b] for a, b in zip([0, *c], [*c, len(ordered)], strict=True)]) for c in cuts if len(c) == k - 1
-    )
+    places = itertools.combinations(range(1, len(ordered)), k - 1)
+    best = min(cost([ordered[a:b] for a, b in itertools.pairwise((0, *c, len(ordered)))]) for c in places)
     assert cost([[lengths[i] for i in g] for g in groups]) == best
 
 

@@ -92,13 +92,6 @@ def test_the_head_in_full(family):
     assert float(effective_weight(model.get_output_embeddings()).grad.abs().max()) > 0
 
 
-def test_the_effective_weight_is_the_papers_formula():
-    model = adapted("llama", where="head", lora_alpha=24)
-    head: Any = model.get_output_embeddings()
-    a, b = head.lora_A["default"].weight, head.lora_B["default"].weight
-    torch.testing.assert_close(effective_weight(head), head.base_layer.weight + 24 / 4 * b @ a, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("options", "named"), [({"use_dora": True}, "use_dora"), ({"lora_dropout": 0.1}, "lora_dropout")]
 )
@@ -153,15 +146,6 @@ def test_initial_values_are_a_function_of_the_seed():
     assert torch.equal(logits(one), logits(build("llama")))  # B is zero: training begins at the base model
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_all_linear_is_all_but_the_head_which_a_list_adds(family):
-    one, both = build(family), build(family)
-    add_adapters(one, LoraOptions(r=4), seed=0)
-    add_adapters(both, LoraOptions(r=4, target_modules=["all-linear", "lm_head"]), seed=0)
-    assert len({name.split(".lora_")[0].split(".")[-1] for name in trained(one)}) == (3 if family == "gpt2" else 7)
-    assert trained(both).keys() == trained(one).keys() | {f"lm_head.lora_{x}.default.weight" for x in "AB"}
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -187,16 +171,27 @@ def experts(family: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "Olmoe"])
-def test_all_linear_is_the_same_in_a_list_and_has_experts_and_routers(family):
+LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+OF_EXPERTS = {"q_proj", "k_proj", "v_proj", "o_proj", "experts", "gate"}
+
+
+@pytest.mark.parametrize(
+    ("made", "family", "parts"),
+    [
+        (build, "llama", LLAMA),
+        (build, "gpt2", {"c_attn", "c_proj", "c_fc"}),
+        *((experts, family, OF_EXPERTS) for family in ("Mixtral", "Qwen3Moe", "Olmoe")),
+    ],
+)
+def test_all_linear_is_all_but_the_head_which_a_list_adds(made, family, parts):
     found = []
     for targets in ("all-linear", ["all-linear"], ["all-linear", "lm_head"]):
-        model = experts(family)
+        model = made(family)
         add_adapters(model, LoraOptions(r=4, target_modules=targets), seed=0)
-        found.append({name: p.shape for name, p in trained(model).items() if not name.startswith("lm_head")})
-    assert found[0] == found[1] == found[2]
-    parts = {name.split(".lora_")[0].removesuffix(".base_layer").split(".")[-1] for name in found[0]}
-    assert parts == {"q_proj", "k_proj", "v_proj", "o_proj", "experts", "gate"}
+        found.append({name: p.shape for name, p in trained(model).items()})
+    assert found[0] == found[1]
+    assert found[2].keys() == found[0].keys() | {f"lm_head.lora_{x}.default.weight" for x in "AB"}
+    assert {name.split(".lora_")[0].removesuffix(".base_layer").split(".")[-1] for name in found[0]} == parts
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe"])
