@@ -12,7 +12,7 @@ transformers handles names, conversions and missing weights, as in a plain load.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,7 +99,7 @@ class Values:
     values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
     from_main  True: only rank 0 has `values`; it sends the buffers at once, the values tensor by tensor. False: every
                rank has all values (mapped from a file: a rank reads what it keeps)
-    check      returns the LM head of the model once it has its values; called on every rank, inside a forward
+    checks     give the LM head of the model once it has its values; called on every rank, inside a forward
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class Values:
         world: World,
         *,
         from_main: bool,
-        check: Callable[[PreTrainedModel], Any] | None = None,
+        checks: Sequence[Callable[[PreTrainedModel], Any]] = (),
     ) -> None:
-        self.check = check
+        self.checks = checks
         self._values = dict(values)
         self._world = world
         self._sent: dict[str, torch.dtype] | None = None

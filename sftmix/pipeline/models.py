@@ -69,7 +69,7 @@ def load_for_run(
         check_head(model)
         return model, None
     values = take_values(model)
-    return model, Values(model, values if loaded else {}, world, from_main=mapped is None, check=check_head)
+    return model, Values(model, values if loaded else {}, world, from_main=mapped is None, checks=[check_head])
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:

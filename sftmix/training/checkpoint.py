@@ -150,11 +150,8 @@ class CheckpointStore:
         """Remove all but `keep` checkpoints: those of later steps first, which were passed over as damaged."""
         self._verified = None
         others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
-        for old in others[self.keep - 1 :]:
-            try:
-                shutil.rmtree(self.path(old))
-            except OSError as error:  # NFS keeps what is being read elsewhere; the new one stands; the next save tries
-                warnings.warn(f"checkpoint {self.path(old)} cannot be removed: {error}", stacklevel=2)
+        for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
+            shutil.rmtree(self.path(old), ignore_errors=True)
 
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
         """Return the bytes that the checkpoints to come take beside what stands, at most at one time, on rank 0.

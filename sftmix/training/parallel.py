@@ -148,9 +148,9 @@ def wrap(
     register_fsdp_forward_method(module, "read")
     if values is not None:
         values.fill(module.model)
-        if values.check is not None:
-            check = values.check
-            module.head = module.read(lambda it: check(it.model))
+        checks = values.checks
+        for head in module.read(lambda it: [check(it.model) for check in checks]):
+            module.head = head
         cast(FSDPModule, module).reshard()  # the optimizer is made of the shards
     return module
 
