@@ -121,7 +121,7 @@ def _as_nodes(world: World, place: str) -> None:
     check_same_directory(Path(place), world)
     own = Path(place, f"own-{node}")
     own.mkdir(exist_ok=True)
-    with pytest.raises(ConfigError, match=re.escape(f"{one} writes, {place}/own-0. These do not: {two}, where it is")):
+    with pytest.raises(ConfigError, match=re.escape(f"These do not: {two}, where it is {place}/own-1.")):
         check_same_directory(own, world)
     world.barrier()
     assert not list(Path(place).rglob(".tmp-*"))
