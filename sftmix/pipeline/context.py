@@ -55,6 +55,10 @@ class RunContext:
         """The run directory."""
         return self.directory.path
 
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Return, on every rank, what `work` returns on rank 0; raise its error on each."""
+        return self.world.share(self.world.on_main(work))
+
     def say(self, text: str) -> None:
         if self.world.is_main:
             print(text, flush=True)

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +27,8 @@ from sftmix.common.names import path_problem
 if TYPE_CHECKING:
     from sftmix.common.world import World
 
+Inputs: TypeAlias = Mapping[str, Any]
+"""What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
 PATIENCE = 10.0
@@ -62,6 +64,8 @@ class Hold:
             raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
         except OSError as error:
             raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
+        for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
+            remove_leftovers(self.path, name)
         with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
             earlier = read_json(self.path / "STATUS.json", stage=str)
             self._earlier = {} if earlier["stage"] in BEFORE_STAGES else earlier
@@ -98,18 +102,8 @@ class RunDirectory(Hold):
         self.world, self.pool = world, pool
 
     def __enter__(self) -> Self:
-        def enter() -> None:
-            super(RunDirectory, self).__enter__()
-            for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
-                remove_leftovers(self.path, name)
-            self.status()
-
-        self.world.on_main(enter)
-        try:
-            check_same_directory(self.path, self.world)
-        except BaseException as error:
-            super().__exit__(type(error), error, None)
-            raise
+        self.world.on_main(super().__enter__)
+        check_same_directory(self.path, self.world)
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -127,7 +121,7 @@ class RunDirectory(Hold):
         """Update STATUS.json from every rank: a full disk ends them all."""
         self.world.on_main(lambda: self.status(**fields))
 
-    def begin(self, stage: str, inputs: Mapping[str, Any], configuration: str = "") -> bool:
+    def begin(self, stage: str, inputs: Inputs, configuration: str = "") -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
 
         Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and
@@ -154,7 +148,7 @@ class RunDirectory(Hold):
         """Return the hash of the inputs of a stage that has begun."""
         return self.world.share(self.world.on_main(lambda: sha256_file(self.path / stage / "inputs.json")))
 
-    def _adopt(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+    def _adopt(self, stage: str, inputs: Inputs) -> bool:
         """Take over the stage from the first run of the pool that finished it from the same inputs.
 
         Its outputs are hard links where the file system has them: nothing here rewrites a file in place. The manifest
@@ -234,7 +228,7 @@ def check_finished(run: Path) -> None:
         is_finished(stage, weights=False)
 
 
-def refuse_others(directory: Path, inputs: Mapping[str, Any]) -> None:
+def refuse_others(directory: Path, inputs: Inputs) -> None:
     """Raise ConfigError for a stage that was made, or begun, from other inputs.
 
     Where it holds no work yet, other inputs may replace those of a first attempt. The reference's dynamics lie in the

@@ -7,19 +7,19 @@ alone decides is known at once, and the rest is UNKNOWN until ranks and rows are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file
-from sftmix.components.base import Callback, Component, Need, Objective, Perturbation, files_of, plain
+from sftmix.components.base import Callback, Component, Need, files_of, plain
 from sftmix.components.objectives import NTP
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.options import LAYOUT, LoraOptions, ReferenceTraining, TrainingOptions, inherit, reference_lora
-from sftmix.pipeline.directory import UNKNOWN
+from sftmix.options import LAYOUT, ReferenceTraining, TrainingOptions, inherit, reference_lora
+from sftmix.pipeline.directory import UNKNOWN, Inputs
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
@@ -109,13 +109,18 @@ def _fingerprint(name: str) -> str | None:
         return None
 
 
-def _files(known: Known, *components: Component | None) -> dict[str, str | None]:
-    """Return fingerprints of the files of components.
+def _parts(config: RunConfig, *names: str) -> Inputs:
+    """Return options and components of the configuration by their names, in their plain form."""
+    return {name: plain(getattr(config, name)) for name in names}
+
+
+def _files(known: Known, key: str, *components: Component | None) -> Inputs:
+    """Return fingerprints of the files of components, by their names, under a key.
 
     Raises what `files()` raises, on every rank, and before torch is imported, too.
     """
     names = [name for component in components if component is not None for name in files_of(component)]
-    return known.ask(lambda: {name: _fingerprint(name) for name in names})
+    return {key: known.ask(lambda: {name: _fingerprint(name) for name in names})}
 
 
 def _made(known: Known, name: str) -> str:
@@ -132,7 +137,7 @@ def _precision(known: Known, options: TrainingOptions) -> str:
     return resolve_precision(options.precision, known.world.device)
 
 
-def _data(known: Known) -> dict[str, Any]:
+def _data(known: Known) -> Inputs:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data, rows = known.config.data, known.rows
     names = ("limit", "take", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens")
@@ -146,7 +151,7 @@ def _data(known: Known) -> dict[str, Any]:
     return inputs
 
 
-def _rows_and_model(known: Known) -> dict[str, Any]:
+def _rows_and_model(known: Known) -> Inputs:
     """Return the training rows, the model, and the options of its computation that decide numbers."""
     config = known.config
     return {
@@ -163,40 +168,32 @@ def _held_out(known: Known) -> str | None:
     return rows.fingerprint if rows else None
 
 
-def _training(known: Known, options: TrainingOptions) -> dict[str, Any]:
+def _training(known: Known, options: TrainingOptions) -> Inputs:
     """Return the training options that decide the result."""
     values = {**plain(options), "precision": _precision(known, options)}
     return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
 
 
-def _lora(options: LoraOptions) -> Any:
-    return plain(options) if options.r else None
-
-
 def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
-    """Return those that may change the course of a training, with those before them, whose figures they see."""
-    last = max((place for place, callback in enumerate(callbacks) if Need.STOP in callback.gives), default=-1)
-    seen = callbacks[: last + 1]
-    if all(Need.EVALUATIONS in callback.needs for callback in seen if Need.STOP in callback.gives):
-        return [callback for callback in seen if callback.gives]
-    return seen
+    """Return those that may change the course of a training, with those whose evaluations they may see."""
+    stops = any(Need.STOP in callback.gives for callback in callbacks)
+    return [callback for callback in callbacks if callback.gives and stops]
 
 
 # ------------------------------------------------------------------------------------------- the stages
 
 
-def selection_inputs(known: Known) -> dict[str, Any]:
+def selection_inputs(known: Known) -> Inputs:
     """Return the inputs of the selection."""
-    selector = known.config.selector
+    data = UNKNOWN if known.rows is None else known.rows.whole.fingerprint
     return {
-        "data": UNKNOWN if known.rows is None else known.rows.whole.fingerprint,
-        "selector": selector.spec(),
-        "selector_files": _files(known, selector),
-        "seed": known.config.seed,
+        "data": data,
+        **_parts(known.config, "selector", "seed"),
+        **_files(known, "selector_files", known.config.selector),
     }
 
 
-def reference_inputs(known: Known) -> dict[str, Any]:
+def reference_inputs(known: Known) -> Inputs:
     """Return the inputs of the reference; one that is not trained adds only its files."""
     config, reference = known.config, known.config.reference
     trains = Need.TRAINING in reference.needs
@@ -205,86 +202,79 @@ def reference_inputs(known: Known) -> dict[str, Any]:
     inputs = {
         **_rows_and_model(known),
         "reference": spec | {"init_args": {k: v for k, v in spec["init_args"].items() if k not in elsewhere}},
-        "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
+        **_files(known, "reference_files", reference, *([config.optimizer, *deciding] if trains else [])),
     }
     if trains:
         training, seed = training_of_reference(config)
+        lora = reference_lora(config.model, reference.model)
         inputs |= {
-            "lora": _lora(reference_lora(config.model, reference.model)),
-            "optimizer": config.optimizer.spec(),
+            **_parts(config, "optimizer"),
+            "lora": plain(lora) if lora.r else None,
             "training": _training(known, training),
-            "callbacks": [callback.spec() for callback in deciding],
+            "callbacks": plain(deciding),
             "seed": seed,
         }
     return inputs
 
 
-def confidence_inputs(known: Known) -> dict[str, Any]:
+def confidence_inputs(known: Known) -> Inputs:
     """Return the inputs of the confidence."""
     estimator = known.config.confidence
     return {
         "dynamics": None if Need.CONFIDENCE in estimator.gives else _made(known, "confidence/dynamics.parquet"),
         "confidence": estimator.spec(),
-        "confidence_files": _files(known, estimator),
+        **_files(known, "confidence_files", estimator),
     }
 
 
-def split_inputs(known: Known) -> dict[str, Any]:
+def split_inputs(known: Known) -> Inputs:
     """Return the inputs of the split."""
     splitter = known.config.splitter
     return {
         "data": _data(known),
         "confidence": _made(known, "confidence/confidence.parquet") if Need.CONFIDENCE in splitter.needs else None,
-        "splitter": splitter.spec(),
-        "splitter_files": _files(known, splitter),
-        "seed": known.config.seed,
+        **_parts(known.config, "splitter", "seed"),
+        **_files(known, "splitter_files", splitter),
     }
 
 
-def arm_of(config: RunConfig, name: str) -> tuple[Objective, Perturbation | None]:
-    """Return objective and perturbation of an arm: those of the configuration, or the baseline's plain NTP."""
-    return (NTP(), None) if name == "baseline" else (config.objective, config.perturbation)
+def config_of_arm(config: RunConfig, name: str) -> RunConfig:
+    """Return the configuration of a trained arm, train or baseline: the baseline is plain NTP."""
+    return replace(config, objective=NTP(), perturbation=None) if name == "baseline" else config
 
 
-def arm_inputs(known: Known, name: str) -> dict[str, Any]:
+def arm_inputs(known: Known, name: str) -> Inputs:
     """Return the inputs of a trained arm, train or baseline. Their order is part of its checkpoints' identity."""
-    config, pairing, single = known.config, known.config.resolved_pairing(), is_single_run(known.config)
-    objective, perturbation = arm_of(config, name)
-    deciding = _deciding(config.callbacks)
+    config, lora = config_of_arm(known.config, name), known.config.model.lora
+    pairing, deciding, single = config.resolved_pairing(), _deciding(config.callbacks), is_single_run(config)
     paired = pairing is not None and not single
     scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence, too
     inputs = {
         **_rows_and_model(known),
         "eval": _held_out(known),
         "dtype": config.model.dtype,
-        "lora": _lora(config.model.lora),
+        "lora": plain(lora) if lora.r else None,
         "split": _made(known, "split/split.parquet") if paired else None,
         "confidence": _made(known, "confidence/confidence.parquet") if scored else None,
         "pairing": plain(pairing),
-        "objective": objective.spec(),
-        "optimizer": config.optimizer.spec(),
-        "perturbation": plain(perturbation),
-        "files": _files(known, pairing, objective, config.optimizer, perturbation, *deciding),
+        **_parts(config, "objective", "optimizer", "perturbation", "seed"),
+        **_files(known, "files", pairing, config.objective, config.optimizer, config.perturbation, *deciding),
         "training": _training(known, config.training),
-        "callbacks": [callback.spec() for callback in deciding],
-        "seed": config.seed,
+        "callbacks": plain(deciding),
     }
     if single:
         chosen = (config.reference, config.confidence, config.splitter)
-        inputs["online"] = [{**component.spec(), "files": _files(known, component)} for component in chosen]
+        inputs["online"] = [{**component.spec(), **_files(known, "files", component)} for component in chosen]
     return inputs
 
 
-def base_inputs(known: Known) -> dict[str, Any]:
+def base_inputs(known: Known) -> Inputs:
     """Return the inputs of the measurement of the base model."""
-    return {
-        **_rows_and_model(known),
-        "eval": _held_out(known),
-        "quantize": known.config.model.lora.without_adapters().quantize,
-    }
+    quantize = known.config.model.lora.without_adapters().quantize
+    return {**_rows_and_model(known), "eval": _held_out(known), "quantize": quantize}
 
 
-STAGE_INPUTS: Mapping[str, Callable[[Known], dict[str, Any]]] = {
+STAGE_INPUTS: Mapping[str, Callable[[Known], Inputs]] = {
     "selection": selection_inputs,
     "reference": reference_inputs,
     "confidence": confidence_inputs,

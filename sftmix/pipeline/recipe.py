@@ -32,7 +32,7 @@ from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import arm_stage, base_stage, dynamics_of_single_run
 from sftmix.training.log import StopAtOnce
 from sftmix.training.parallel import check_compiler
-from sftmix.types import NOT_COUNTED, Scores, TrainingDynamics
+from sftmix.types import Scores, TrainingDynamics
 
 
 def run(
@@ -120,10 +120,10 @@ def selection_stage(run: RunContext) -> Stage:
     path = run.path / "selection" / "selected.parquet"
 
     def make() -> Made:
-        run.world.on_main(lambda: write_table(path, run.rows.data.train.ids))
+        write_table(path, run.rows.data.train.ids)
         return Made([path.name])
 
-    return Stage("selection", make)
+    return Stage("selection", lambda: run.on_main(make))
 
 
 def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stage:
@@ -134,29 +134,24 @@ def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stag
     path, estimator = run.path / "confidence" / "confidence.parquet", run.config.confidence
     train = run.rows.data.train
     nothing = np.full((len(train), 1), np.nan)
-    given = dynamics or TrainingDynamics(
-        train.ids, np.zeros(1, dtype=np.int64), nothing, train.n_targets, np.full(nothing.shape, NOT_COUNTED)
-    )
-
-    def write() -> None:
-        confidence = check_confidence(estimator, estimator.estimate(given), given)
-        write_confidence(path, given.ids, confidence, variability(given))
+    given = dynamics or TrainingDynamics(train.ids, np.zeros(1, np.int64), nothing, train.n_targets, nothing)
 
     def make() -> Made:
-        run.world.on_main(write)
+        confidence = check_confidence(estimator, estimator.estimate(given), given)
+        write_confidence(path, given.ids, confidence, variability(given))
         return Made([path.name])
 
-    return Stage("confidence", make, lambda: run.rows.table(path))
+    return Stage("confidence", lambda: run.on_main(make), lambda: run.rows.table(path))
 
 
 def split_stage(run: RunContext, scores: Scores) -> Stage:
     """The division of the training examples into groups."""
     splitter, path = run.config.splitter, run.path / "split" / "split.parquet"
 
-    def write() -> Made:
+    def make() -> Made:
         split = check_split(splitter, splitter.split(scores, seed=run.config.seed), scores)
         write_split(path, scores.id, split)
         files, figures = describe_split(run.path, scores, split)
         return Made([path.name, *files], figures)
 
-    return Stage("split", lambda: run.world.share(run.world.on_main(write)), lambda: read_split(path)[1])
+    return Stage("split", lambda: run.on_main(make), lambda: read_split(path)[1])

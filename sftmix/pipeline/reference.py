@@ -67,7 +67,7 @@ def reference_stage(run: RunContext) -> Stage:
             )
         if missing:
             run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
-        run.world.on_main(lambda: write_dynamics(path, dynamics))
+        run.on_main(lambda: write_dynamics(path, dynamics))
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
         line = f"reference {type(reference).__name__}: {described(dynamics)}"
         return Made(["../confidence/dynamics.parquet"], figures, line)
@@ -107,8 +107,7 @@ def rows_of_reference(
             length = min(length, context_length(path) or length)
         else:
             length = resolve_max_length(model.max_length, path, key=f"{option}.max_length")
-    whose = "the target's tokenizer" if same else "another tokenizer than the target's"
-    say(f"reference ({path}): {whose}, template {encoder.name}, max_length {length}")
+    say(f"reference ({path}): template {encoder.name}, max_length {length}")
     if encoder is rows.encoder and length == rows.data.report.max_length:
         return path, encoder, rows.data.train
     if rows.prepared.text:
@@ -127,8 +126,6 @@ def rows_of_reference(
         )
     )
     check_same_rows({option: encoded.train.fingerprint}, world)
-    for line in encoded.report.lines():
-        say(f"reference ({path}): {line}")
     return path, encoder, encoded.train
 
 
@@ -198,7 +195,7 @@ class ReferenceRun:
 
     def _train(self, stage: TrainingStage) -> None:
         figures = self._run.train(stage).figures
-        self.figures = {**figures, **(self._run.world.on_main(lambda: ends_of_loss(stage.directory)) or {})}
+        self.figures = {**figures, **self._run.on_main(lambda: ends_of_loss(stage.directory))}
 
     def score_models(
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
@@ -237,7 +234,7 @@ class ReferenceRun:
 
             return self._checkpoints(data, list(ready), scores_of)
 
-        return run.world.share(run.world.on_main(collected))
+        return run.on_main(collected)
 
     def _checkpoints(
         self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], RowScores]

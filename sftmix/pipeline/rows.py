@@ -129,13 +129,13 @@ def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[s
 
     names  data.eval, of which a group has one
     """
-    if rows is None or rows.packed:
+    if rows is None or rows.packed or (rows.labels is None and len(names) < 2):
         return None
     if rows.labels is not None:
         groups = [str(label) for label in rows.labels]
     else:
-        begins = {str(PurePath(name)): name for name in sorted(names, key=len)}  # "./a/" is "a" in the place of a row
-        groups = [[name for begin, name in begins.items() if place.startswith(begin)][-1] for place in rows.sources]
+        begins = {name: (name, str(PurePath(name))) for name in names}  # "./a/" is "a" in the place of a row
+        groups = [max((n for n in names if source.startswith(begins[n])), key=len) for source in rows.sources]
     return groups if 1 < len(set(groups)) <= MOST_GROUPS else None
 
 

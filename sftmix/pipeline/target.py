@@ -23,7 +23,7 @@ from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.pipeline.context import Made, RunContext, Stage
-from sftmix.pipeline.identity import arm_of, is_single_run
+from sftmix.pipeline.identity import config_of_arm, is_single_run
 from sftmix.pipeline.loaded import export_weights, load_for_run, scorer, scoring_model
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.dynamics import merge
@@ -41,10 +41,9 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
     name           train or baseline
     scores, split  of the stages before; a single run has neither, and divides its epochs itself
     """
-    config, rows, directory = run.config, run.rows, run.path / name
+    config, rows, directory = config_of_arm(run.config, name), run.rows, run.path / name
 
     def make() -> Made:
-        objective, perturbation = arm_of(config, name)
         stage = training_stage(
             run,
             name,
@@ -56,8 +55,8 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
             eval_data=rows.data.eval,
             eval_groups=rows.eval_groups,
             seed=config.seed,
-            objective=objective,
-            perturbation=perturbation,
+            objective=config.objective,
+            perturbation=config.perturbation,
             callbacks=config.callbacks,
             **order_of_arm(run, name, scores, split),
         )
@@ -66,7 +65,7 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
         began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
         assert stage.scorer is not None
         files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
-        lines = run.world.share(run.world.on_main(lambda: read_steps(directory)))
+        lines = run.on_main(lambda: read_steps(directory))
         figures = {
             **result.figures,
             **measured,
@@ -77,7 +76,7 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
         }
         run.directory.tell(doing="writing the model")
         weights = full_weights(module)
-        run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
+        run.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
         files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
         nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
         early = f", stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
@@ -206,7 +205,7 @@ def dynamics_of_single_run(run: RunContext) -> TrainingDynamics | None:
         run.say("train: stopped in the first epoch, before there was a split")
         return None
     last = _dynamics(run, begun - 1)
-    run.world.on_main(lambda: write_dynamics(run.path / "confidence" / "dynamics.parquet", last))
+    run.on_main(lambda: write_dynamics(run.path / "confidence" / "dynamics.parquet", last))
     return last
 
 

@@ -13,6 +13,7 @@ from sftmix.common.world import World
 from sftmix.data import load_data, make_encoder
 from sftmix.measure.model import best_evaluation, change, finite, measure, mixed_share, sample_rows
 from sftmix.options import DataOptions
+from sftmix.training.scoring import Scorer
 from sftmix.types import RowScores
 from tests.tiny import SHORT, metrics
 from tests.toy import own_logits, own_nll
@@ -97,11 +98,12 @@ def test_the_sample_keeps_its_ids_apart(tmp_path):
     """128 of 200 rows, whose NLL is their number: each is written beside its own id."""
     train = SimpleNamespace(ids=[f"example-{row}" for row in range(200)])
 
-    def score(part) -> RowScores:
-        return RowScores(part.rows.astype(float), np.full(len(part), 3), np.zeros(len(part), np.int64))
+    class Numbers(Scorer):
+        def __call__(self, module, data) -> RowScores:
+            return RowScores(data.rows.astype(float), np.full(len(data), 3), np.zeros(len(data), np.int64))
 
-    data = SimpleNamespace(train=train, eval=None)
-    assert measure(tmp_path, World(), data, score) == (["sample.parquet"], {})  # type: ignore[arg-type]
+    data, scorer = SimpleNamespace(train=train, eval=None), Numbers(world=World())
+    assert measure(tmp_path, data, scorer, None) == (["sample.parquet"], {})  # type: ignore[arg-type]
     found = read_dynamics(tmp_path / "sample.parquet")
     assert len(found.ids) == 128
     assert found.nll_sum[:, 0].tolist() == [float(i.removeprefix("example-")) for i in found.ids]

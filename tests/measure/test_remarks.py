@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from sftmix.common.files import read_json
 from sftmix.data import encode, encoder_for, prepare
-from sftmix.measure.remarks import ends_of_loss, remarks
+from sftmix.measure.summary import ends_of_loss, remarks
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
 from tests.tiny import SHORT, in_this_process, metrics
@@ -65,11 +65,6 @@ def test_best_and_a_step_exclude_each_other(finished, tmp_path, sftmix):
     assert (both.code, "--best and --step 1" in both.err) == (2, True)
 
 
-def test_keep_best_needs_held_out_rows(tiny, tmp_path, sftmix):
-    ended = sftmix("run", *tiny.options[:4], "--checkpoint.keep_best", "true", "--out", str(tmp_path / "run"))
-    assert (ended.code, "checkpoint.keep_best is true, but there are no held-out rows" in ended.err) == (2, True)
-
-
 @pytest.mark.parametrize(
     ("figures", "expected"),
     [
@@ -82,7 +77,8 @@ def test_keep_best_needs_held_out_rows(tiny, tmp_path, sftmix):
     ],
 )
 def test_remarks_do_not_contradict_each_other(figures, expected):
-    stages = {"base": {"eval_nll": 4.007}, "train": {"steps": 12, "skipped": 0, "eval_nll_best_step": 6, **figures}}
+    train = {"steps": 12, "skipped": 0, "stopped_by": "", "eval_nll_best_step": 6, **figures}
+    stages = {"base": {"eval_nll": 4.007}, "train": train, "split": {"tied": 0.01}}
     sentences = list(remarks(stages))
     assert len(sentences) == len(expected)
     assert all(sentence.startswith(begin) for sentence, begin in zip(sentences, expected, strict=True))
