@@ -43,10 +43,12 @@ class Hold:
 
     The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
     back an unfinished run to its end.
+
+    main  False: another process of the same command does this, and this one nothing
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, main: bool = True) -> None:
+        self.path, self._main = Path(path), main
         self._lock = FileLock(self.path / ".lock")
         self._status: dict[str, Any] = {"stage": BEFORE_STAGES[0], "step": 0, "total_steps": 0, "exit_code": None}
         self._status |= {"started": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
@@ -55,6 +57,8 @@ class Hold:
 
     def __enter__(self) -> Self:
         """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
+        if not self._main:
+            return self
         if problem := path_problem(self.path):
             raise ConfigError(f"out: {str(self.path)!r} cannot be a run directory: it {problem}")
         try:
@@ -82,7 +86,7 @@ class Hold:
         """Update STATUS.json; with `throttle`, at most once in so many seconds."""
         self._status |= fields
         now = time.time()
-        if not self._earlier and now - self._status.get("updated", 0.0) >= throttle:
+        if self._main and not self._earlier and now - self._status.get("updated", 0.0) >= throttle:
             self._status["updated"] = now
             write_json(self.path / "STATUS.json", self._status)
 
@@ -98,12 +102,11 @@ class RunDirectory(Hold):
     """
 
     def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
-        super().__init__(path)
+        super().__init__(path, main=world.is_main)
         self.world, self.pool = world, pool
 
     def __enter__(self) -> Self:
         self.world.on_main(super().__enter__)
-        check_same_directory(self.path, self.world)
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -112,10 +115,6 @@ class RunDirectory(Hold):
                 self.starts_work()
             self.status(exit_code=0, message="")
         super().__exit__(*raised)
-
-    def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
-        if self.world.is_main:
-            super().status(throttle=throttle, **fields)
 
     def tell(self, **fields: Any) -> None:
         """Update STATUS.json from every rank: a full disk ends them all."""
@@ -182,30 +181,34 @@ class RunDirectory(Hold):
 
 
 def check_same_directory(path: Path, world: World) -> None:
-    """Raise ConfigError on every rank if a node does not see the run directory that rank 0 writes.
+    """Raise ConfigError on every rank, which names a node that does not see the run directory which rank 0 writes.
 
-    Rank 0 writes a file with a random name, which the first rank of each node looks for. Call it on every rank, in the
-    directory that exists; on one process it does nothing.
+    Rank 0 writes a file with a random name, which all others look for. Call it on every rank, in the directory that
+    exists; on one process it does nothing.
     """
     if world.size == 1:
         return
     file = path / world.share(f".tmp-nonce.{secrets.token_hex(8)}")  # `remove_leftovers` knows it, if this is killed
     world.on_main(lambda: write_text(file, ""))
     deadline = time.monotonic() + PATIENCE
-    while world.local_rank == 0 and not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-        if path.is_dir():
-            os.listdir(path)  # NFS then looks again
-    nodes = world.of_nodes(None if file.exists() else path.absolute())
-    if world.is_main:
-        file.unlink(missing_ok=True)
-    if blind := [f"{node}, where it is {place}" for node, place in nodes.items() if place]:
-        error = ConfigError(
-            f"out: not every node sees the run directory that rank 0 writes. These do not: {'; '.join(blind)}. "
-            "Choose an --out on a file system that all nodes share, by its whole path"
-        )
-        error.everywhere = True
-        raise error
+
+    def look() -> None:
+        while not file.exists():
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"out: {path.absolute()} is not the run directory that rank 0 writes. Choose an --out on a file "
+                    "system that all nodes share, by its whole path"
+                )
+            time.sleep(0.2)
+            if path.is_dir():
+                os.listdir(path)  # NFS then looks again
+
+    try:
+        world.node_first(look)
+        world.barrier()
+    finally:
+        if world.is_main:
+            file.unlink(missing_ok=True)
 
 
 def is_finished(stage: Path, *, weights: bool = True) -> bool:

@@ -24,7 +24,7 @@ from sftmix.config.checks import validate
 from sftmix.measure.split import describe_split
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import Made, RunContext, Stage
-from sftmix.pipeline.directory import RunDirectory
+from sftmix.pipeline.directory import RunDirectory, check_same_directory
 from sftmix.pipeline.identity import Known, StageName, is_single_run, stages_entered, training_of_reference
 from sftmix.pipeline.reference import reference_stage
 from sftmix.pipeline.rows import read_rows
@@ -56,6 +56,7 @@ def run(
         RunDirectory(config.out or "", ranks, pool=pool) as directory,
         StopAtOnce() as stop,
     ):
+        check_same_directory(directory.path, ranks)
         if config.training.compile or training_of_reference(config)[0].compile:
             check_compiler(ranks.device)
         directory.tell(stage="data")

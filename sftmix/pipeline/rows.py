@@ -97,19 +97,20 @@ def read_rows(
 
 
 def check_same_rows(fingerprints: Mapping[str, str], world: World) -> None:
-    """Raise ConfigError on every rank if a node has read other rows than the first node, from files of its own.
+    """Raise ConfigError on every rank, which names a node that has read other rows than the first one.
 
     fingerprints  option -> hash of the rows it gave, and of what made tokens of them
     """
-    (first, expected), *others = world.of_nodes(fingerprints).items()
-    different = [f"{name} of {node}" for node, hashes in others for name in hashes if hashes[name] != expected[name]]
-    if different:
-        error = ConfigError(
-            f"not every node has the same rows or the same tokenizer as {first}. Other ones: {', '.join(different)}. "
-            "Give every node the same files, or put them on a file system that all nodes share"
-        )
-        error.everywhere = True
-        raise error
+    expected = world.share(fingerprints)
+
+    def compare() -> None:
+        if different := [name for name in expected if fingerprints.get(name) != expected[name]]:
+            raise ConfigError(
+                f"the rows or the tokenizer are others than those of the first node: {', '.join(different)}. "
+                "Give every node the same files, or put them on a file system that all nodes share"
+            )
+
+    world.node_first(compare)
 
 
 def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = None) -> list[str]:

@@ -34,7 +34,7 @@ def check_start(config: RunConfig, until: StageName) -> None:
 @contextlib.contextmanager
 def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a directory on the first rank while every rank makes the same checks; one of them tells of an error."""
-    with Hold(directory) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+    with Hold(directory, main=os.environ.get("RANK", "0") == "0"):
         try:
             yield
         except SFTMixError as error:

@@ -84,20 +84,6 @@ def test_another_length_of_the_reference_is_refused(sftmix, words, tmp_path):
     assert "a reference reads the windows of the target" in done.err
 
 
-def test_a_reference_with_another_tokenizer_is_refused(sftmix, words, tiny, tmp_path):
-    """Its windows would be others, so that no confidence could be joined to the target's."""
-    import shutil
-
-    other = tmp_path / "other"
-    shutil.copytree(tiny.model, other)
-    backend = json.loads((other / "tokenizer.json").read_text())
-    backend["model"]["merges"] = backend["model"]["merges"][:-40]
-    (other / "tokenizer.json").write_text(json.dumps(backend))
-    done = sftmix("run", *words, "--reference.model.path", str(other), "--out", str(tmp_path / "run"))
-    assert done.code == 2
-    assert "use a reference with the target's tokenizer" in done.err
-
-
 def test_responses_without_instructions_are_refused_where_there_are_none(words, tmp_path, sftmix):
     """Where documents are packed, the cuts between them would lie elsewhere."""
     done = sftmix("reference", *words, "--reference.response_alone", "--out", str(tmp_path / "run"))

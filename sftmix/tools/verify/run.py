@@ -22,7 +22,7 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import read_config
 from sftmix.pipeline.context import RunContext, Stage
-from sftmix.pipeline.directory import RunDirectory, differences
+from sftmix.pipeline.directory import RunDirectory, check_same_directory, differences
 from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
 from sftmix.pipeline.recipe import make_stages, write_summary
 from sftmix.pipeline.rows import read_rows, selected_ids
@@ -69,6 +69,7 @@ def verify(window: Window) -> Certificate:
         findings = world.share(world.on_main(lambda: check_files(window)))
         world.on_main(lambda: lay_out(window, place))
         with RunDirectory(place, world) as directory, StopAtOnce() as stop:
+            check_same_directory(place, world)
             config, rows = read_rows(replace(config, out=str(place)), world, run=window.run, progress=world.is_main)
             entered = stages_entered(config, "reference" if window.stage == "reference" else "train")
             stages = [stage for stage in entered if stage != "base"]
