@@ -59,16 +59,18 @@ def finest(part) -> float:
 
 def test_every_figure_is_that_of_the_models_own_logits(logits):
     scores, brier_sum, told = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
-    p = [probabilities(z) for z, _ in logits]
-    np.testing.assert_allclose(scores.nll_sum, [nll([row]) for row in logits], rtol=1e-12)
-    assert scores.n_tokens.tolist() == [len(y) for _, y in logits]
-    hits = [z.argmax(axis=1) == y for z, y in logits]
-    assert scores.n_correct.tolist() == [h.sum() for h in hits]
+    p, hits = [probabilities(z) for z, _ in logits], [z.argmax(axis=1) == y for z, y in logits]
     brier = [((q - np.eye(VOCABULARY)[y]) ** 2).sum() for q, (_, y) in zip(p, logits, strict=True)]
-    np.testing.assert_allclose(brier_sum, brier, rtol=1e-12)
+    for column, expected in (
+        (scores.nll_sum, [nll([row]) for row in logits]),
+        (scores.n_tokens, map(len, hits)),
+        (scores.n_correct, map(sum, hits)),
+        (brier_sum, brier),
+    ):
+        np.testing.assert_allclose(column, [*expected], rtol=1e-12)
     confidence, correct = np.concatenate([q.max(axis=1) for q in p]), np.concatenate(hits)
     assert (told["examples"], told["tokens"]) == (len(DATA), len(confidence))
-    means = [scores.nll_sum.sum() / told["tokens"], correct.mean(), confidence.mean(), sum(brier) / told["tokens"]]
+    means = [nll(logits) / told["tokens"], correct.mean(), confidence.mean(), sum(brier) / told["tokens"]]
     assert [told[name] for name in ("nll", "accuracy", "confidence", "brier")] == pytest.approx(means, rel=1e-12)
     for measured, expected in zip(told["reliability"], reliability(confidence, correct), strict=True):
         assert measured == pytest.approx(expected, rel=1e-12)
@@ -102,12 +104,10 @@ def test_scale_bias_and_cap_of_the_head_come_before_the_temperature(block, monke
 
 
 def test_a_masked_token_of_the_vocabulary_does_no_harm():
-    linear = nn.Linear(4, 7).double()
+    linear, hidden = nn.Linear(4, 7).double(), torch.randn(3, 4, dtype=torch.float64)
     with torch.no_grad():
         linear.bias[3] = -torch.inf
-        got = token_statistics(
-            torch.randn(5, 4, dtype=torch.float64), Head(linear, None, 1.0), torch.arange(3).repeat(2)[:5]
-        )
+        got = token_statistics(hidden, Head(linear, None, 1.0), torch.arange(3))
     assert all(column.isfinite().all() for column in got)
 
 
@@ -126,11 +126,10 @@ def test_bins_have_equal_mass_and_hold_every_token():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(size=1000)
     correct = rng.uniform(size=1000) < confidence**2
-    curve = reliability(confidence, correct)
     parts = np.array_split(np.argsort(confidence), [round(1000 * k / 15) for k in range(1, 15)])
-    assert [b["count"] for b in curve] == [len(part) for part in parts]
-    assert [b["accuracy"] for b in curve] == pytest.approx([correct[part].mean() for part in parts], rel=1e-12)
-    assert [b["confidence"] for b in curve] == pytest.approx([confidence[part].mean() for part in parts], rel=1e-12)
+    for found, part in zip(reliability(confidence, correct), parts, strict=True):
+        expected = {"confidence": confidence[part].mean(), "accuracy": correct[part].mean(), "count": len(part)}
+        assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_tied_tokens_share_a_bin_wherever_they_stand():
@@ -146,7 +145,7 @@ def tempered_of(z: np.ndarray, y: np.ndarray) -> np.ndarray:
     """f64[len(TAUS), 3], the sums over tokens of given logits: a head that changes nothing."""
     linear = nn.Linear(z.shape[1], z.shape[1], bias=False).double()
     with torch.no_grad():
-        linear.weight.copy_(torch.eye(z.shape[1]))
+        nn.init.eye_(linear.weight)
         found = token_statistics(torch.from_numpy(z), Head(linear, None, 1.0), torch.from_numpy(y))
     return found[-1].sum(0).numpy()
 

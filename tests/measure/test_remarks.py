@@ -51,18 +51,16 @@ def test_a_run_that_ends_worse_says_so_and_where_it_was_best(worse):
 
 
 def test_export_best_writes_the_weights_of_the_best_evaluation(worse, finished, tmp_path, sftmix):
-    assert sftmix("export", str(worse), "--best", "--to", str(tmp_path / "best")).code == 0
+    words = ("export", str(worse), "--best", "--to", str(tmp_path / "best"))
+    both = sftmix(*words, "--step", "1")
+    assert (both.code, "--best and --step 1" in both.err) == (2, True)
+    assert sftmix(*words).code == 0
     summary, options = read_json(worse / "summary.json"), DataOptions(train=[str(finished.tiny.eval)])
     data = encode(prepare(options, 0), encoder_for(load_tokenizer(finished.tiny.model), options), max_length=128).train
     for path, when in ((tmp_path / "best", "best"), (worse / "train" / "model", "after")):
         nll = np.concatenate(own_nll(AutoModelForCausalLM.from_pretrained(path).eval(), data))
         assert nll.mean() == pytest.approx(summary[f"eval_nll_{when}"], rel=1e-5)
     assert summary["eval_nll_best"] < 0.99 * summary["eval_nll_after"]
-
-
-def test_best_and_a_step_exclude_each_other(finished, tmp_path, sftmix):
-    both = sftmix("export", str(finished.path), "--best", "--step", "1", "--to", str(tmp_path / "best"))
-    assert (both.code, "--best and --step 1" in both.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,8 @@ def test_the_rank_correlation_with_length(confidence, expected):
 def test_auc_counts_pairs():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 6, 37), rng.integers(1, 8, 23)
-    wins = sum((x > y) + 0.5 * (x == y) for x in a for y in b)
-    assert auc(a, b) == pytest.approx(wins / (37 * 23), rel=1e-14)
-    assert auc(np.array([3]), np.array([3, 3])) == 0.5
+    wins = np.sign(a[:, None] - b) / 2 + 0.5
+    assert auc(a, b) == pytest.approx(wins.mean(), rel=1e-14)
     assert auc(a, a[:0]) is None
 
 
@@ -96,10 +95,10 @@ def test_the_histogram_counts_every_finite_value_once():
     a, b = -np.exp(rng.normal(3, 1, 500)), -np.exp(rng.normal(4, 1, 300))
     found = histogram({"groups": {"x": a, "y": b}})
     assert found["scale"] == "log"
-    edges = np.array(found["edges"])
+    edges, counts = np.array(found["edges"]), found["panels"]["groups"]
     np.testing.assert_allclose(np.diff(np.log(-edges)), np.log(edges[-1] / edges[0]) / BINS, rtol=1e-9)
-    assert [sum(found["panels"]["groups"][s]) for s in "xy"] == [500, 300]
-    assert found["panels"]["groups"]["x"][3] == ((a >= edges[3]) & (a < edges[4])).sum() > 0
+    assert [sum(counts[s]) for s in "xy"] == [500, 300]
+    assert counts["x"][3] == ((a >= edges[3]) & (a < edges[4])).sum() > 0
 
 
 ONE_FAR = np.array([-50.0] + [-3.7] * 999)

@@ -14,6 +14,7 @@ from sftmix.components import (
     Evaluate,
     Linear,
     MeasureMixing,
+    Perplexity,
     SFTMix,
     TrainedReference,
 )
@@ -169,36 +170,26 @@ def test_mu_effective_of_a_run_with_a_schedule_that_ends_at_zero(finished, tmp_p
 @pytest.mark.parametrize(
     "first", [("--reference", "Online"), ("--splitter", "RandomSplit")], ids=["single run", "random"]
 )
-def test_a_refused_objective_begins_no_stage_and_leaves_the_configuration(sftmix, tiny, tmp_path, first):
+def test_a_refused_objective_begins_no_stage_and_leaves_the_configuration(made, refused, tiny, first):
     """Plain NTP has no use for a split: that of the run before is not asked for a reference first."""
-    words = ["run", *tiny.bare, *SHORT, "--training.max_steps", "8", "--out", str(tmp_path / "run")]
-    assert sftmix(*words, *first).code == 0
-    before = contents(tmp_path / "run", but=["STATUS.json"])
-    refused = sftmix(*words, *(first if first[0] == "--reference" else ()), "--objective", "NTP")
-    assert refused.code == 2
-    assert "train: was made with other inputs" in refused.err
-    assert contents(tmp_path / "run", but=["STATUS.json"]) == before
+    words = ["run", *tiny.bare, *SHORT, "--training.max_steps", "8"]
+    run = made(*words, *first)
+    before = contents(run, but=["STATUS.json"])
+    told = refused(*words, *(first if first[0] == "--reference" else ()), "--objective", "NTP")
+    assert "train: was made with other inputs" in told
+    assert contents(run, but=["STATUS.json"]) == before
 
-
-FAILING = """
-from sftmix.components import Perplexity
 
 class Failing(Perplexity):
     def estimate(self, dynamics):
-        if len(dynamics.steps) == 2:  # the real ones; made-up ones have three checkpoints
-            raise ValueError("not these")
-        return super().estimate(dynamics)
-"""
+        raise ValueError("not these")
 
 
-def test_a_confidence_that_failed_leaves_its_place_to_another(tiny, tmp_path, sftmix, monkeypatch):
+def test_a_confidence_that_failed_leaves_its_place_to_another(tiny, made, refused):
     """The reference's dynamics stand in the same directory, and are not the confidence's."""
-    (tmp_path / "failing_parts.py").write_text(FAILING)
-    monkeypatch.syspath_prepend(tmp_path)
-    words = ["confidence", *tiny.options, *SHORT, "--out", str(tmp_path / "run")]
+    words = ["confidence", *tiny.options, *SHORT, "--confidence"]
     with pytest.raises(ValueError, match="not these"):
-        sftmix(*words, "--confidence", "failing_parts.Failing")
-    assert sftmix(*words, "--confidence", "LogPerplexity").code == 0
-    assert type(read_config(tmp_path / "run" / "config.yaml").confidence).__name__ == "LogPerplexity"
-    refused = sftmix(*words, "--confidence", "Perplexity")
-    assert refused.code == 2
+        made(*words, f"{__name__}.Failing")
+    run = made(*words, "LogPerplexity")
+    assert type(read_config(run / "config.yaml").confidence).__name__ == "LogPerplexity"
+    refused(*words, "Perplexity")
