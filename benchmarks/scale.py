@@ -40,7 +40,7 @@ from sftmix.components.pairing import ConfidenceGapPairs, LengthMatchedPairs, Ra
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
 from sftmix.data import encode, load_data, make_encoder, prepare  # noqa: E402
 from sftmix.measure.model import sample_rows  # noqa: E402
-from sftmix.measure.split import write_confounds  # noqa: E402
+from sftmix.measure.split import describe_split  # noqa: E402
 from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402
@@ -103,7 +103,7 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
         split = log(f"split: {type(splitter).__name__}", lambda: check_split(splitter, split_rows(), scores))  # noqa: B023
     log("write split", lambda: write_split(place / "split.parquet", data.ids, split))
     split = log("read split", lambda: read_split(place / "split.parquet")[1])
-    log("confounds of the split", lambda: write_confounds(place, scores, split))
+    log("confounds of the split", lambda: describe_split(place, scores, split))
     for sampler in (LengthMatchedPairs(), ConfidenceGapPairs(), RandomPairs()):
         draw = partial(sampler.pairs, split, scores, epoch=0, seed=0)
         pairs = log(f"pairs: {type(sampler).__name__}", lambda: check_pairs(sampler, draw(), split, scores))  # noqa: B023

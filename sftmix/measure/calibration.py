@@ -17,8 +17,7 @@ minimum would cost the whole backbone again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,57 +38,49 @@ TAUS = tuple(2.0 ** (-k / 2) for k in range(-6, 5))
 _ONE, _HALF = TAUS.index(1.0), TAUS.index(0.5)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCalibration:
-    """The results of one pass over N examples with T response tokens.
-
-    scores      RowScores of the examples
-    brier_sum   f64[N]
-    tempered    f64[N, len(TAUS), 3]: NLL sum at each temperature tau, and its first and second derivative by 1 / tau
-    confidence  f32[T] (f64 for a float64 model), the largest probability, example after example
-    correct     bool[T], True if the largest probability is the label's
-    """
-
-    scores: RowScores
-    brier_sum: Float64
-    tempered: Float64
-    confidence: np.ndarray
-    correct: np.ndarray
-
-
 # ------------------------------------------------------------------------------------------- measuring
 
 
-def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> TokenCalibration:
-    """Measure every row of `data` in one pass, together with all ranks; the same result on each.
+def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[RowScores, Float64, dict[str, Any]]:
+    """Measure N rows in one pass, together with all ranks: their scores, Brier sums f64[N], and the figures.
 
+    The figures are the same on each rank: ECE, Brier, NLL before and after temperature scaling, reliability curve.
     Raises NonFiniteError if a row has no NLL.
     """
-    brier, tempered, confidence, correct = scorer.columns(module, data, _measure)
-    sums, hits = np.array(tempered), [int(part.sum()) for part in correct]
-    scores = refuse_nan(RowScores(sums[:, _ONE, 0].copy(), np.array([*map(len, correct)]), np.array(hits)))
-    return TokenCalibration(scores, np.array(brier), sums, np.concatenate(confidence), np.concatenate(correct))
+    confidences, hits, *sums = scorer.columns(module, data, _measure)
+    brier_sum, tempered = map(np.array, sums)
+    n_tokens, n_correct = np.array([len(row) for row in hits]), np.array([row.sum() for row in hits])
+    scores = refuse_nan(RowScores(tempered[:, _ONE, 0].copy(), n_tokens, n_correct))
+    confidence = np.concatenate(confidences)
+    tokens, curve = len(confidence), reliability(confidence, np.concatenate(hits))
+    figures = {
+        "examples": len(data),
+        "tokens": tokens,
+        "nll": float(scores.nll_sum.sum()) / tokens,
+        "accuracy": int(n_correct.sum()) / tokens,
+        "confidence": float(confidence.mean(dtype=np.float64)),
+        "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
+        "brier": float(brier_sum.sum()) / tokens,
+        **temperature_scaling(tempered, n_tokens, data.ids),
+        "reliability": curve,
+    }
+    return scores, brier_sum, figures
 
 
 def _measure(module: TrainingModule, batch: Batch) -> Sequence[Column]:
-    tokens = module.read(lambda it: token_statistics(it.hidden_states(batch), it.head, batch.labels))
-    sums = [sum_by_row(column, batch) for column in (tokens.brier, tokens.tempered)]
-    return [*sums, *(split_by_row(column, batch) for column in (tokens.confidence, tokens.correct))]
+    """Return of each row what `token_statistics` returns: that of its tokens, or the sum over them."""
+    confidence, correct, *summed = module.read(
+        lambda it: token_statistics(it.hidden_states(batch), it.head, batch.labels)
+    )
+    of_tokens = [split_by_row(column, batch) for column in (confidence, correct)]
+    return [*of_tokens, *(sum_by_row(column, batch) for column in summed)]
 
 
-class TokenStatistics(NamedTuple):
-    """Per token row: confidence [T], correct bool[T], brier [T], tempered [T, len(TAUS), 3]; float32 or better."""
+def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
+    """Return of T token rows, through the model's own Head (scale, soft-cap and bias included), float32 or better:
 
-    confidence: Tensor
-    correct: Tensor
-    brier: Tensor
-    tempered: Tensor
-
-
-def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> TokenStatistics:
-    """Return the statistics of T token rows through the model's own Head (scale, soft-cap and bias included).
-
-    Two buffers of a block of logits are alive at once.
+    confidence [T], correct bool[T], Brier score [T], and [T, len(TAUS), 3]: NLL at each temperature tau, and its first
+    and second derivative by 1 / tau. Two buffers of a block of logits are alive at once.
     """
     kind, device = statistics_dtype(hidden), hidden.device.type
     block = block_rows(len(head.weight), hidden.device)
@@ -98,10 +89,10 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> TokenStatisti
         logits = head.logits(hidden[start : start + block], dtype=kind)
         with torch.autocast(device, enabled=False):
             parts.append(_of_logits(logits, labels[start : start + block]))
-    return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
-def _of_logits(x: Tensor, labels: Tensor) -> TokenStatistics:
+def _of_logits(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     x = (x - x.amax(1, keepdim=True)).clamp_(min=torch.finfo(x.dtype).min)  # a masked -inf times 0 would be NaN
     at_label = x.gather(1, labels[:, None]).squeeze(1)
     totals, tempered, e = [], [], torch.empty_like(x)
@@ -114,27 +105,10 @@ def _of_logits(x: Tensor, labels: Tensor) -> TokenStatistics:
         tempered.append(torch.stack([total.log() - at_label / tau, mean - at_label, square - mean**2], 1))
     one = totals[_ONE]
     brier = 1 - 2 * at_label.exp() / one + totals[_HALF] / one**2  # sum_k exp(2 x_k) is the total at tau = 1/2
-    return TokenStatistics(1 / one, x.argmax(1) == labels, brier, torch.stack(tempered, 1))
+    return 1 / one, x.argmax(1) == labels, brier, torch.stack(tempered, 1)
 
 
 # ------------------------------------------------------------------------------------------- reporting
-
-
-def report(measured: TokenCalibration, ids: Sequence[str]) -> dict[str, Any]:
-    """Return figures of the held-out rows: ECE, Brier, NLL before and after temperature scaling, reliability curve."""
-    tokens = int(measured.scores.n_tokens.sum())
-    curve = reliability(measured.confidence, measured.correct)
-    return {
-        "examples": len(ids),
-        "tokens": tokens,
-        "nll": float(measured.scores.nll_sum.sum()) / tokens,
-        "accuracy": int(measured.scores.n_correct.sum()) / tokens,
-        "confidence": float(measured.confidence.mean(dtype=np.float64)),
-        "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
-        "brier": float(measured.brier_sum.sum()) / tokens,
-        **temperature_scaling(measured.tempered, measured.scores.n_tokens, ids),
-        "reliability": curve,
-    }
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
@@ -153,51 +127,44 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, f
     ]
 
 
-def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) -> dict[str, object]:
+def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) -> dict[str, Any]:
     """Return two-fold cross-fitted NLL per token: each half of the examples at the temperature fitted on the other.
 
-    The halves are drawn by a hash of the ids, so they are the same for every model. With one example there is nothing
-    to fit on, and the figures are None. `temperature_at_limit` is True if a fit ended at the first or last of TAUS.
+    The halves are drawn by a hash of the ids, so they are the same for every model. `temperature_at_limit` is True if
+    a fit ended at the first or last of TAUS.
+
+    tempered  f64[N, len(TAUS), 3], the last of `token_statistics` summed over the tokens of each row
     """
-    if len(ids) < 2:
-        return dict.fromkeys(("nll_temperature_scaled", "temperature", "temperatures", "temperature_at_limit"))
     ranked = sorted(range(len(ids)), key=lambda i: stable_hash("calibration_fold", ids[i]))
-    sums = [tempered[sorted(ranked[k::2])].sum(axis=0) for k in (0, 1)]
-    taus = [best_temperature(s) for s in sums]
-    total = nll_at(sums[1], taus[0]) + nll_at(sums[0], taus[1])
+    curves = [nll_curve(tempered[sorted(ranked[k::2])].sum(axis=0)) for k in (0, 1)]
+    taus = [best_temperature(curve) for curve in curves]
+    judged = [float(curve(-np.log(tau))) for curve, tau in zip(reversed(curves), taus, strict=True)]
     return {
-        "nll_temperature_scaled": total / int(n_tokens.sum()),
+        "nll_temperature_scaled": sum(judged) / int(n_tokens.sum()),
         "temperature": sum(taus) / 2,
         "temperatures": taus,
-        "temperature_at_limit": any(tau in (TAUS[0], TAUS[-1]) for tau in taus),
+        "temperature_at_limit": not {TAUS[0], TAUS[-1]}.isdisjoint(taus),
     }
 
 
-def best_temperature(sums: Float64) -> float:
-    """Return the tau in [TAUS[-1], TAUS[0]] with the smallest NLL, from sums f64[len(TAUS), 3].
-
-    The NLL is convex in 1 / tau, so it has one minimum.
-    """
-    from scipy.optimize import brentq
-
-    if sums[0, 1] >= 0:
-        return TAUS[0]
-    if sums[-1, 1] <= 0:
-        return TAUS[-1]
-    return float(np.exp(-brentq(_curve(sums).derivative(), -np.log(TAUS[0]), -np.log(TAUS[-1]))))
-
-
-def nll_at(sums: Float64, tau: float) -> float:
-    """Return the NLL sum at a temperature within [TAUS[-1], TAUS[0]]."""
-    return float(_curve(sums)(-np.log(tau)))
-
-
-def _curve(sums: Float64) -> Any:
+def nll_curve(sums: Float64) -> Any:
     """Return a BPoly, the NLL sum as a function of log(1 / tau): between two of TAUS a quintic that has the values and
-    derivatives of the sums at both."""
+    derivatives of the sums f64[len(TAUS), 3] at both."""
     from scipy.interpolate import BPoly
 
     value, first, second = sums.T
     beta = 1 / np.asarray(TAUS)
     derivatives = np.stack([value, beta * first, beta**2 * second + beta * first], axis=1)
     return BPoly.from_derivatives(np.log(beta), derivatives)
+
+
+def best_temperature(curve: Any) -> float:
+    """Return the tau in [TAUS[-1], TAUS[0]] with the smallest NLL, which is convex in 1 / tau: it has one minimum."""
+    from scipy.optimize import brentq
+
+    slope, low, high = curve.derivative(), curve.x[0], curve.x[-1]
+    if slope(low) >= 0:
+        return TAUS[0]
+    if slope(high) <= 0:
+        return TAUS[-1]
+    return float(np.exp(-brentq(slope, low, high)))

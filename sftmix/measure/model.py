@@ -7,9 +7,7 @@ the same rows.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,15 @@ import numpy as np
 from torch import nn
 
 from sftmix.batches.order import Unit
-from sftmix.batches.rows import RowSubset, TokenisedRows
+from sftmix.batches.rows import RowSubset
 from sftmix.common.files import write_json
 from sftmix.common.rng import stable_hash
-from sftmix.common.steps import read_steps
 from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
-from sftmix.common.world import World
 from sftmix.data import LoadedData
-from sftmix.measure.calibration import TokenCalibration, calibrate, report
+from sftmix.measure.calibration import calibrate
 from sftmix.training.dynamics import one_checkpoint
-from sftmix.training.loop import Stage
-from sftmix.training.scoring import held_out_metrics, nll_by
-from sftmix.types import Float64, Int64, Rows, RowScores
+from sftmix.training.scoring import Scorer, held_out_metrics, nll_by
+from sftmix.types import Float64, Int64, Rows
 
 SAMPLE = "sample.parquet"
 """The file in which a stage keeps the dynamics of the sample under its model."""
@@ -42,76 +37,59 @@ def sample_rows(ids: Sequence[str]) -> Rows:
     """Return some of the N rows, in file order, chosen by a hash of the id: the same in every arm and every run."""
     size = min(SAMPLE_MAX, max(SAMPLE_MIN, int(SAMPLE_SHARE * len(ids))))
     ranked = sorted(range(len(ids)), key=lambda row: stable_hash("confidence_sample", ids[row]))
-    return np.sort(np.asarray(ranked[:size], dtype=np.int64))
+    return np.sort(ranked[:size])
 
 
 def measure(
     directory: Path,
-    world: World,
     data: LoadedData,
-    score: Callable[[TokenisedRows], RowScores],
+    scorer: Scorer,
+    module: nn.Module,
     *,
     groups: Sequence[str] | None = None,
-    step: int = 0,
-    calibration: TokenCalibration | None = None,
+    step: int | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
-    """Measure a model, whose scores of rows `score` gives, by all ranks together.
+    """Measure a model by all ranks together; return the files written into `directory`, and figures for figures.json.
 
-    Return the files that were written into `directory`, and figures for figures.json.
-
-    groups       the group of each held-out row; None: one group
-    step         at which the model is
-    calibration  of the held-out rows, if it was measured: they are not scored again
+    groups  the group of each held-out row; None: one group
+    step    up to which the model was trained, which is then calibrated, too; None: it is the base model
     """
-    files, figures = [SAMPLE], dict[str, Any]()
+    on_main, files, figures = scorer.world.on_main, [SAMPLE], dict[str, Any]()
     if data.eval is not None:
-        ids, brier = data.eval.ids, None if calibration is None else calibration.brier_sum
-        scores = score(data.eval) if calibration is None else calibration.scores
-        world.on_main(lambda: write_eval(directory / "eval.parquet", ids, scores, brier))
+        ids, brier = data.eval.ids, None
+        if step is None:
+            scores = scorer(module, data.eval)
+        else:
+            scores, brier, calibration = calibrate(module, data.eval, scorer)
+            on_main(lambda: write_json(directory / "calibration.json", calibration))
+            files.append("calibration.json")
+            figures["calibration"] = {k: v for k, v in calibration.items() if k != "reliability"}
+        on_main(lambda: write_eval(directory / "eval.parquet", ids, scores, brier))
         files.append("eval.parquet")
-        figures = held_out_metrics(scores) | ({} if groups is None else {"eval_nll_by": nll_by(scores, groups)})
+        figures |= held_out_metrics(scores)
+        if groups is not None:
+            figures["eval_nll_by"] = nll_by(scores, groups)
     sample = RowSubset(data.train, sample_rows(data.train.ids))
-    dynamics = one_checkpoint([data.train.ids[row] for row in sample.rows], step, score(sample))
-    world.on_main(lambda: write_dynamics(directory / SAMPLE, dynamics))
+    dynamics = one_checkpoint(sample.ids, step or 0, scorer(module, sample))
+    on_main(lambda: write_dynamics(directory / SAMPLE, dynamics))
     return files, figures
 
 
-def measure_trained(
-    world: World, data: LoadedData, stage: Stage, module: nn.Module, *, groups: Sequence[str] | None, steps: int
-) -> tuple[list[str], dict[str, Any]]:
-    """Measure the module that the stage has trained for so many steps, as `measure` does; with its calibration."""
-    started, directory, calibration = time.perf_counter(), stage.directory, None
-    assert stage.scorer is not None
-    if data.eval is not None:
-        calibration = calibrate(module, data.eval, stage.scorer)
-    score = partial(stage.scorer, module)
-    files, figures = measure(directory, world, data, score, groups=groups, step=steps, calibration=calibration)
-    if data.eval is not None and calibration is not None:
-        reported = report(calibration, data.eval.ids)
-        world.on_main(lambda: write_json(directory / "calibration.json", reported))
-        files.append("calibration.json")
-        figures["calibration"] = {k: v for k, v in reported.items() if k != "reliability"}
-    lines = world.share(world.on_main(lambda: read_steps(directory)))
-    figures["mixed_token_share"] = mixed_share(stage.order.batch, lines, data.train.n_targets)
-    figures |= best_evaluation(lines, figures.get("eval_nll"))
-    figures["calibration_seconds"] = time.perf_counter() - started
-    return files, figures
-
-
-def confidence_std(base: Path, trained: Path) -> dict[str, Any]:
+def confidence_std(run: Path, arm: str, baseline: str | None = None) -> dict[str, Any]:
     """Return the population standard deviation over the sample of minus the perplexity, before and after training.
 
     The keys under `log_` hold the same of minus the mean NLL per token, which single outliers do not decide. `change`
-    is after / before - 1. A figure that is not finite is None.
+    is after / before - 1, `vs_baseline` after / after NTP - 1. A figure that is not finite is None.
 
-    base, trained  directories of the stages of the base model and of the trained one
+    arm, baseline  stages of the run: that of a trained model, and that of NTP to be held beside it
     """
-    samples = [read_dynamics(stage / SAMPLE) for stage in (base, trained)]
-    nll = [dynamics.mean_nll[:, -1] for dynamics in samples]
-    figures: dict[str, Any] = {"rows": len(samples[1].ids)}
+    stages = filter(None, ["base", arm, baseline])
+    nll = [read_dynamics(run / stage / SAMPLE).mean_nll[:, -1] for stage in stages]
+    figures: dict[str, Any] = {"rows": len(nll[1])}
     for prefix, spread in (("", lambda n: np.exp(n).std()), ("log_", np.std)):
-        before, after = (finite(spread, n) for n in nll)
+        before, after, *plain = (finite(spread, n) for n in nll)
         figures |= {f"{prefix}before": before, f"{prefix}after": after, f"{prefix}change": change(before, after)}
+        figures |= {f"{prefix}vs_baseline": change(other, after) for other in plain}
     return figures
 
 
@@ -136,10 +114,9 @@ def best_evaluation(lines: Sequence[Mapping[str, Any]], last: float | None) -> d
     if last is None:
         return {}
     *earlier, end = lines or [{"step": 0, "epoch": 0}]  # training stopped before the first step
-    evaluations = [
-        (line["eval_nll"], line["step"], line["epoch"]) for line in earlier if line.get("eval_nll") is not None
-    ]
-    nll, step, epoch = min([*evaluations, (last, end["step"], end["epoch"])])
+    evaluated = [line for line in [*earlier, {**end, "eval_nll": last}] if line.get("eval_nll") is not None]
+    best = min(evaluated, key=lambda line: line["eval_nll"])
+    nll, step, epoch = best["eval_nll"], best["step"], best["epoch"]
     return {"eval_nll_best": nll, "eval_nll_best_step": step, "eval_nll_best_epoch": epoch}
 
 
@@ -153,12 +130,11 @@ def mixed_share(batch: Callable[[int], Sequence[Unit]], lines: Sequence[Mapping[
     lines     of metrics.jsonl
     n_tokens  i64[N], response tokens
     """
-    depths: dict[tuple[int, int], int] = {}
+    counts, depths = n_tokens.tolist(), dict[tuple[int, int], int]()
     for line in lines:
         for unit in batch(line["step"] - 1):
-            is_pair = len(unit) == 2 and line["mixup_tokens"]
-            depth = min(int(n_tokens[slot.row]) for slot in unit) if is_pair else 0
-            for slot in unit:
-                turn = line["epoch"], slot.row
-                depths[turn] = max(depth, depths.get(turn, 0))
-    return sum(depths.values()) / max(1, sum(int(n_tokens[row]) for _, row in depths))
+            rows = [slot.row for slot in unit]
+            depth = min(counts[row] for row in rows) if len(rows) == 2 and line["mixup_tokens"] else 0
+            for row in rows:
+                depths[line["epoch"], row] = max(depth, depths.get((line["epoch"], row), 0))
+    return sum(depths.values()) / max(1, sum(counts[row] for _, row in depths))

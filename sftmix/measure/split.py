@@ -6,8 +6,8 @@ may come from length; RandomSplit and LengthMatched are the controls.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +15,52 @@ import numpy as np
 
 from sftmix.common.files import write_json
 from sftmix.components.confidence import is_measured
-from sftmix.types import Float64, Int64, Scores, Split
+from sftmix.measure.model import finite
+from sftmix.types import UNPAIRED_NAME, Float64, Int64, Scores, Split
 
 BINS = 40
 """Bins of the histogram of confidence."""
 MAX_LABELS = 12
 """Largest number of labels that are reported, the most frequent ones."""
-TIED = 0.01
-"""Share of the examples above which ties at the cut get a remark."""
 
 
-def write_confounds(root: Path, scores: Scores, split: Split) -> list[str]:
+def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str], dict[str, Any]]:
     """Write split/confounds.json and, if there is confidence, confidence/histogram.json under `root`.
 
-    Return the files, relative to split/.
+    Return the files, relative to split/, and what the summary tells of the groups: `confidence`, `confounds`, and
+    `tied`, the share of the examples that have the confidence of one in another group.
     """
-    lengths, labels = scores.n_tokens, labelled(scores)
+    measured, labels = is_measured(scores.confidence), labelled(scores)
+    groups, figures = dict[str, Float64](), dict[str, Any]()
+    for group, name in enumerate(split.names):
+        rows = split.rows(group)
+        confidence = groups[name] = scores.confidence[rows[measured[rows]]]
+        shares = Counter(scores.label[row] for row in rows) if scores.label is not None else {}
+        figures[name] = {
+            "examples": len(rows),
+            "confidence_mean": finite(np.mean, confidence),
+            "confidence_std": finite(np.std, confidence),
+            "confidence_median": finite(np.median, confidence),
+            "response_tokens_mean": finite(np.mean, scores.n_tokens[rows]),
+            "labels": {str(label): count / len(rows) for label, count in shares.items()},
+        }
+    figures[UNPAIRED_NAME] = {"examples": len(split.unpaired)}
     confounds: dict[str, Any] = {
         "spearman_confidence_length": length_correlation(scores),
-        "auc_length_confident": auc(lengths[split.confident], lengths[split.unconfident]),
+        "auc_length_confident": auc(scores.n_tokens[split.confident], scores.n_tokens[split.unconfident]),
     }
+    files, panels = ["confounds.json"], {"groups": groups}
     if labels:
+        panels["labels"] = labels
         confounds["labels"] = {
             name: {"examples": len(v), "confidence_mean": float(v.mean()), "confidence_std": float(v.std())}
             for name, v in labels.items()
         }
     write_json(root / "split" / "confounds.json", confounds)
-    if not is_measured(scores.confidence).any():
-        return ["confounds.json"]
-    groups = {name: scores.confidence[split.rows(g)] for g, name in enumerate(split.names)}
-    panels = {"groups": {name: values[is_measured(values)] for name, values in groups.items()}}
-    if labels:
-        panels["labels"] = labels
-    write_json(root / "confidence" / "histogram.json", histogram(panels))
-    return ["confounds.json", "../confidence/histogram.json"]
+    if measured.any():
+        write_json(root / "confidence" / "histogram.json", histogram(panels))
+        files.append("../confidence/histogram.json")
+    return files, {"confidence": figures, "confounds": confounds, "tied": tied_at_the_cut(scores, split)}
 
 
 def length_correlation(scores: Scores) -> float | None:
@@ -74,16 +86,11 @@ def auc(a: Int64, b: Int64) -> float | None:
     return float(mannwhitneyu(a, b, method="asymptotic").statistic) / (len(a) * len(b))
 
 
-def ties_at_the_cut(scores: Scores, split: Split) -> Iterator[str]:
-    """Yield a remark if more than the share TIED of the examples have the confidence of one in another group."""
+def tied_at_the_cut(scores: Scores, split: Split) -> float:
+    """Return the share of the examples that have the confidence of one in another group."""
     values_of_groups = np.unique(np.stack([scores.confidence, split.group]), axis=1)[0]
     values, n_groups = np.unique(values_of_groups, return_counts=True)
-    tied = np.count_nonzero(np.isin(scores.confidence, values[n_groups > 1]))  # NaN equals nothing
-    if tied > TIED * len(scores):
-        yield (
-            f"{tied:,} of {len(scores):,} examples ({tied / len(scores):.0%}) have the same confidence as one on the "
-            "other side of the cut, so confidence does not divide them (Median and Quantile order them by id)."
-        )
+    return np.isin(scores.confidence, values[n_groups > 1]).mean().item()  # NaN equals nothing
 
 
 def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
@@ -107,9 +114,9 @@ def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
 
 def labelled(scores: Scores) -> dict[str, Float64]:
     """Return the finite confidences of the most frequent labels, most frequent first."""
-    values = defaultdict(list)
-    for label, confidence in zip(scores.label or [], scores.confidence.tolist(), strict=False):
-        if label is not None and is_measured(confidence):
-            values[str(label)].append(confidence)
-    frequent = sorted(values.items(), key=lambda item: (-len(item[1]), item[0]))
-    return {name: np.asarray(of_label) for name, of_label in frequent[:MAX_LABELS]}
+    if scores.label is None:
+        return {}
+    labels, measured = np.array(scores.label, dtype=object), is_measured(scores.confidence)
+    counts = Counter(label for label in labels[measured] if label is not None)
+    frequent = sorted(counts, key=lambda name: (-counts[name], name))
+    return {name: scores.confidence[measured & (labels == name)] for name in frequent[:MAX_LABELS]}

@@ -1,9 +1,9 @@
-"""summary.json: the results of a finished run, gathered from the artefacts of its stages."""
+"""summary.json: the results of a finished run, gathered from the figures of its stages, and remarks on them."""
 
 from __future__ import annotations
 
 import subprocess
-from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,10 @@ import numpy as np
 
 import sftmix
 from sftmix.common.files import read_json, write_json
+from sftmix.common.steps import read_steps
 from sftmix.common.world import World
-from sftmix.components.confidence import is_measured
-from sftmix.data import LoadedData
-from sftmix.measure.model import change, confidence_std, finite
-from sftmix.measure.remarks import remarks
-from sftmix.measure.split import ties_at_the_cut
-from sftmix.types import UNPAIRED_NAME, Rows, Scores, Split
+from sftmix.data import DataReport
+from sftmix.measure.model import confidence_std
 
 _OF_STAGE = [
     "wall_seconds",
@@ -43,43 +40,42 @@ _OF_ARM = [
 ]
 """Figures of stages, and of a trained one, that the summary has."""
 
+UNMOVED = 5e-3
+"""Relative change of the held-out NLL below which a training is said to have hardly changed the model."""
+WORSE = 1e-3
+"""Relative rise of the held-out NLL above which a model is said to be worse than its base model."""
+BETTER = 1e-3
+"""Nats per token by which an earlier evaluation must be better before it is worth a sentence."""
+DIVERGED = 1.2
+"""Ratio of the last losses of a reference to its first ones above which its training did harm."""
+TIED = 0.01
+"""Share of the examples above which ties at the cut get a remark."""
+
 
 def summarise(
-    root: Path,
-    world: World,
-    data: LoadedData,
-    scores: Scores,
-    split: Split | None,
-    *,
-    model: str,
-    seed: int,
-    to: Path | None = None,
+    root: Path, world: World, report: DataReport, *, model: str, seed: int, to: Path | None = None
 ) -> dict[str, Any]:
     """Write summary.json of the run directory `root` (rank 0) and return it.
 
-    split  None if the run has none; without it nothing is told of the scores
-    to     directory of the file; None: the run directory
+    to  directory of the file; None: the run directory
     """
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
-    maker = {**made_by(world.size), **stages.get("train", {}).get("made_by", {})}
+    train, split = stages.get("train", {}), stages.get("split", {})
     summary: dict[str, Any] = {
-        **maker,
+        **made_by(world.size),
+        **train.get("made_by", {}),
         "model": model,
         "seed": seed,
-        "data": data.report.to_dict(),
+        "data": report.to_dict(),
         "stages": {name: {k: figures[k] for k in _OF_STAGE if k in figures} for name, figures in stages.items()},
+        "confounds": {**split.get("confounds", {})},
+        "remarks": list(remarks(stages)),
     }
-    file = root / "split" / "confounds.json"
-    confounds = read_json(file) if "split" in stages and file.exists() else {}
-    if {"train", "base"} <= stages.keys():  # else it was stopped between the two
+    if "confidence" in split:
+        summary["confidence"] = split["confidence"]
+    if train and "base" in stages:  # else it was stopped between the two
         summary |= _training(root, stages)
-        confounds["mixed_token_share"] = stages["train"]["mixed_token_share"]
-    ties: list[str] = []
-    if split is not None:
-        ties = list(ties_at_the_cut(scores, split))
-        groups = {name: _group(scores, split.rows(g)) for g, name in enumerate(split.names)}
-        summary["confidence"] = {**groups, UNPAIRED_NAME: {"examples": len(split.unpaired)}}
-    summary |= {"confounds": confounds, "remarks": [*ties, *remarks(stages)]}
+        summary["confounds"]["mixed_token_share"] = train["mixed_token_share"]
     world.on_main(lambda: write_json((to or root) / "summary.json", summary))
     return summary
 
@@ -90,40 +86,23 @@ def made_by(world_size: int) -> dict[str, object]:
 
 
 def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
-    train = stages["train"]
-    figures: dict[str, Any] = {
+    train, baseline = stages["train"], stages.get("baseline")
+    figures = {
         "eval_nll_before": stages["base"].get("eval_nll"),
-        **_arm(root, "train", train),
+        **_arm(train, confidence_std(root, "train", "baseline" if baseline else None)),
         "ntp_tokens": int(train["ntp_tokens"]),
         "mixup_tokens": int(train["mixup_tokens"]),
         # Without any NTP, Mixup has no other term to be weighed against.
         "mu_effective": train["mu_effective"] if train["ntp_tokens"] or not train["mixup_tokens"] else None,
     }
-    if "baseline" in stages:
-        figures["baseline"] = _arm(root, "baseline", stages["baseline"])
-        spread, plain = figures["confidence_std"], figures["baseline"]["confidence_std"]
-        for prefix in ("", "log_"):
-            spread[f"{prefix}vs_baseline"] = change(plain[f"{prefix}after"], spread[f"{prefix}after"])
+    if baseline:
+        figures["baseline"] = _arm(baseline, confidence_std(root, "baseline"))
     return figures
 
 
-def _arm(root: Path, stage: str, figures: dict[str, Any]) -> dict[str, Any]:
-    arm = {"eval_nll_after": figures.get("eval_nll"), **{name: figures.get(name) for name in _OF_ARM}}
-    return {**arm, "confidence_std": confidence_std(root / "base", root / stage)}
-
-
-def _group(scores: Scores, rows: Rows) -> dict[str, Any]:
-    values = scores.confidence[rows]
-    values = values[is_measured(values)]
-    labels = Counter(scores.label[row] for row in rows) if scores.label is not None else {}
-    return {
-        "examples": len(rows),
-        "confidence_mean": finite(np.mean, values),
-        "confidence_std": finite(np.std, values),
-        "confidence_median": finite(np.median, values),
-        "response_tokens_mean": finite(np.mean, scores.n_tokens[rows]),
-        "labels": {str(label): count / len(rows) for label, count in sorted(labels.items(), key=str)},
-    }
+def _arm(figures: dict[str, Any], spread: dict[str, Any]) -> dict[str, Any]:
+    told = {name: figures.get(name) for name in _OF_ARM}
+    return {"eval_nll_after": figures.get("eval_nll"), **told, "confidence_std": spread}
 
 
 @cache
@@ -134,6 +113,73 @@ def git_revision() -> str | None:
         return None
     command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+# ------------------------------------------------------------------------------------------- remarks
+
+
+def ends_of_loss(stage: Path) -> dict[str, float]:
+    """Return the loss per token of the first and of the last steps of a stage: a tenth of all, or 8, or half.
+
+    Steps whose loss was not finite are left out; {} with fewer than two others. It is weighted by tokens, because the
+    last step of an epoch may hold a single short response.
+    """
+    lines = [line for line in read_steps(stage) if line["loss"] is not None and line["ntp_tokens"]]
+    losses, tokens = ([line[name] for line in lines] for name in ("loss", "ntp_tokens"))
+    size = min(len(lines) // 2, max(8, len(lines) // 10))
+    ends = {"loss_first": slice(size), "loss_last": slice(-size, None)} if size else {}
+    return {name: float(np.average(losses[end], weights=tokens[end])) for name, end in ends.items()}
+
+
+def remarks(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the sentences about split, trained reference and target of a run; none if nothing is wrong.
+
+    stages  stage -> its figures
+    """
+    tied = stages.get("split", {}).get("tied", 0)
+    if tied > TIED:
+        yield (
+            f"{tied:.0%} of the examples have the same confidence as one on the other side of the cut, so confidence "
+            "does not divide them (Median and Quantile order them by id)."
+        )
+    reference = stages.get("reference", {})
+    first, last = reference.get("loss_first"), reference.get("loss_last")
+    if first is not None and last > DIVERGED * first:
+        yield (
+            f"The training of the reference diverged: its loss was {first:.4f} per token in the first steps and "
+            f"{last:.4f} in the last, so the confidence says little about the examples. Try a smaller "
+            "--training.learning_rate (or --reference.training.learning_rate, if that is set) in another --out."
+        )
+    if "train" not in stages:
+        return
+    train, before = stages["train"], stages.get("base", {}).get("eval_nll")
+    steps, skipped = train["steps"], int(train["skipped"])
+    if skipped:
+        yield (
+            f"{skipped} of {steps} steps were skipped, since their gradients were not finite: if they are many, lower "
+            "--training.learning_rate, or look for bad rows."
+        )
+    if train["stopped_by"]:
+        yield f"{train['stopped_by']} stopped the training early, after step {steps} of {train['total_steps']}."
+    after, best = train.get("eval_nll"), train.get("eval_nll_best")
+    if after is None or best is None or skipped == steps:
+        return
+    if before is not None and max(abs(after / before - 1), abs(best / before - 1)) < UNMOVED:
+        yield (
+            f"The training hardly changed the model: NLL per token {before:.4f} before, {after:.4f} after {steps} "
+            "steps. Try a larger --training.learning_rate (models below 100M parameters often need 1e-4 to 1e-3) or "
+            "more --training.epochs."
+        )
+    elif before is not None and after > before * (1 + WORSE):
+        yield (
+            f"The trained model is worse than the base model on the held-out rows: NLL per token {before:.4f} before, "
+            f"{after:.4f} after. Try a smaller --training.learning_rate or fewer --training.epochs."
+        )
+    if after - best > BETTER:
+        yield (
+            f"The best evaluation was at step {train['eval_nll_best_step']} of {steps}: held-out NLL {best:.4f}, "
+            f"{after:.4f} at the end; with --checkpoint.keep_best true, sftmix export RUN --best writes its model."
+        )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any
 
-from sftmix.common.files import write_text
 from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.pipeline.directory import RunDirectory
@@ -16,8 +16,6 @@ from sftmix.pipeline.rows import RunRows
 from sftmix.training.log import PeakMemory, StopAtOnce
 from sftmix.training.loop import Stage as TrainingStage
 from sftmix.training.loop import StageResult, train
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Stage(Generic[T]):
+class Stage:
     """A stage of a run. All ranks call each of its functions; `STAGE_INPUTS` has its inputs by its name.
 
     make  makes its files
@@ -39,7 +37,7 @@ class Stage(Generic[T]):
 
     name: str
     make: Callable[[], Made]
-    read: Callable[[], T]
+    read: Callable[[], Any] = lambda: None
 
 
 @dataclass
@@ -52,30 +50,36 @@ class RunContext:
     stop: StopAtOnce
     rows: RunRows
 
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    def on_main(self, work: Callable[[], Any]) -> Any:
+        """Return, on every rank, what `work` returns on rank 0; raise its error on each."""
+        return self.world.share(self.world.on_main(work))
+
     def say(self, text: str) -> None:
         if self.world.is_main:
             print(text, flush=True)
 
-    def enter(self, stage: Stage[T]) -> T:
+    def enter(self, stage: Stage) -> Any:
         """Make a stage unless it is done, and return what its files hold.
 
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
         self.stop.check(self.world)
-        inputs = STAGE_INPUTS[stage.name](Known(self.config, self.world, self.rows, self.directory.path))
-        done = self.directory.begin(stage.name, inputs)
-        memory, began, file = PeakMemory(self.world.device), time.time(), self.directory.path / "config.yaml"
-        self.world.on_main(lambda: None if done and file.exists() else write_text(file, self.config.yaml()))
-        if done:
+        inputs = STAGE_INPUTS[stage.name](Known(self.config, self.world, self.rows, self.path))
+        memory, began = PeakMemory(self.world.device), time.time()
+        if self.directory.begin(stage.name, inputs, self.config.yaml()):
             return stage.read()
-        outputs = stage.make()
+        made = stage.make()
         value = stage.read()  # before the stage is done: what cannot be read must not count as done
-        figures = {"wall_seconds": time.time() - began, **outputs.figures}
-        self.directory.finish(
-            stage.name, outputs.files, {**figures, "peak_memory_bytes": self.world.max(memory.bytes())}
-        )
-        if outputs.line:
-            self.say(f"{outputs.line} ({time.time() - began:.0f} s)")
+        seconds = time.time() - began
+        figures = {"wall_seconds": seconds, **made.figures, "peak_memory_bytes": self.world.max(memory.bytes())}
+        self.directory.finish(stage.name, made.files, figures)
+        if made.line:
+            self.say(f"{made.line} ({seconds:.0f} s)")
         return value
 
     def train(self, stage: TrainingStage) -> StageResult:

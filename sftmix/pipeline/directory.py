@@ -16,8 +16,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -28,6 +27,8 @@ from sftmix.common.names import path_problem
 if TYPE_CHECKING:
     from sftmix.common.world import World
 
+Inputs: TypeAlias = Mapping[str, Any]
+"""What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
 PATIENCE = 10.0
@@ -42,18 +43,22 @@ class Hold:
 
     The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
     back an unfinished run to its end.
+
+    main  False: another process of the same command does this, and this one nothing
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, main: bool = True) -> None:
+        self.path, self._main = Path(path), main
         self._lock = FileLock(self.path / ".lock")
         self._status: dict[str, Any] = {"stage": BEFORE_STAGES[0], "step": 0, "total_steps": 0, "exit_code": None}
+        self._status |= {"started": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
         self._earlier: dict[str, Any] = {}
         """The STATUS.json of another process, while it stays."""
-        self._written = 0.0
 
-    def take(self) -> None:
+    def __enter__(self) -> Self:
         """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
+        if not self._main:
+            return self
         if problem := path_problem(self.path):
             raise ConfigError(f"out: {str(self.path)!r} cannot be a run directory: it {problem}")
         try:
@@ -63,41 +68,31 @@ class Hold:
             raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
         except OSError as error:
             raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
-        self._status["started"] = time.time()
+        for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
+            remove_leftovers(self.path, name)
         with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
-            earlier = read_json(self.path / "STATUS.json")
-            self._earlier = earlier if earlier.get("stage") not in (None, *BEFORE_STAGES) else {}
-
-    def __enter__(self) -> Hold:
-        self.take()
+            earlier = read_json(self.path / "STATUS.json", stage=str)
+            self._earlier = {} if earlier["stage"] in BEFORE_STAGES else earlier
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.release(error)
+    def __exit__(self, *raised: Any) -> None:
+        """Note the error that ended the command, if any, and give the lock back."""
+        if (error := raised[1]) is not None:
+            with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
+                self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
+        self._lock.release()
 
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
         """Update STATUS.json; with `throttle`, at most once in so many seconds."""
-        self._status |= {**fields, "updated": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-        if not self._earlier and time.monotonic() - self._written >= throttle:
+        self._status |= fields
+        now = time.time()
+        if self._main and not self._earlier and now - self._status.get("updated", 0.0) >= throttle:
+            self._status["updated"] = now
             write_json(self.path / "STATUS.json", self._status)
-            self._written = time.monotonic()
 
     def starts_work(self) -> None:
         """Note that something is about to be made here: from now on STATUS.json tells of this process."""
         self._earlier = {}
-
-    def done(self) -> None:
-        """Note that the command did all it should."""
-        if self._earlier.get("exit_code") != 0:
-            self.starts_work()
-        self.status(exit_code=0, message="")
-
-    def release(self, error: BaseException | None = None) -> None:
-        """Note the error that ended the command, if any, and give the lock back."""
-        if error is not None:
-            with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
-                self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
-        self._lock.release()
 
 
 class RunDirectory(Hold):
@@ -107,42 +102,31 @@ class RunDirectory(Hold):
     """
 
     def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
-        super().__init__(path)
-        self.world, self.pool = world, [Path(sibling) for sibling in pool]
+        super().__init__(path, main=world.is_main)
+        self.world, self.pool = world, pool
 
-    def __enter__(self) -> RunDirectory:
-        def enter() -> None:
-            self.take()
-            for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
-                remove_leftovers(self.path, name)
-            self.status()
-
-        self.world.on_main(enter)
-        try:
-            check_same_directory(self.path, self.world)
-        except BaseException as error:
-            self.release(error)
-            raise
+    def __enter__(self) -> Self:
+        self.world.on_main(super().__enter__)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None:
-            self.done()
-        self.release(error)
-
-    def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
-        if self.world.is_main:
-            super().status(throttle=throttle, **fields)
+    def __exit__(self, *raised: Any) -> None:
+        if raised[1] is None:  # the command did all it should
+            if self._earlier.get("exit_code") != 0:
+                self.starts_work()
+            self.status(exit_code=0, message="")
+        super().__exit__(*raised)
 
     def tell(self, **fields: Any) -> None:
         """Update STATUS.json from every rank: a full disk ends them all."""
         self.world.on_main(lambda: self.status(**fields))
 
-    def begin(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+    def begin(self, stage: str, inputs: Inputs, configuration: str = "") -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
 
         Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and
         DifferenceError where an output was changed since.
+
+        configuration  of the run, which config.yaml holds from the first stage on that is not done here
         """
         directory = self.path / stage
 
@@ -153,6 +137,7 @@ class RunDirectory(Hold):
             self.starts_work()
             remove_leftovers(directory)
             write_json(directory / "inputs.json", inputs)
+            write_text(self.path / "config.yaml", configuration)
             self.status(stage=stage, step=0, total_steps=0, doing="")
             return self._adopt(stage, inputs)
 
@@ -160,9 +145,9 @@ class RunDirectory(Hold):
 
     def identity(self, stage: str) -> str:
         """Return the hash of the inputs of a stage that has begun."""
-        return self.world.share(sha256_file(self.path / stage / "inputs.json") if self.world.is_main else None)
+        return self.world.share(self.world.on_main(lambda: sha256_file(self.path / stage / "inputs.json")))
 
-    def _adopt(self, stage: str, inputs: Mapping[str, Any]) -> bool:
+    def _adopt(self, stage: str, inputs: Inputs) -> bool:
         """Take over the stage from the first run of the pool that finished it from the same inputs.
 
         Its outputs are hard links where the file system has them: nothing here rewrites a file in place. The manifest
@@ -170,7 +155,7 @@ class RunDirectory(Hold):
         output.
         """
         directory = self.path / stage
-        for source in (sibling / stage for sibling in self.pool if sibling != self.path):
+        for source in (sibling / stage for sibling in self.pool):
             equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)
             if equal and is_finished(source):
                 for name in read_json(source / MANIFEST, files=dict)["files"]:
@@ -186,41 +171,44 @@ class RunDirectory(Hold):
 
         def record() -> None:
             write_json(directory / "figures.json", figures)
-            hashes: dict[str, str] = {}
+            hashes = {}
             for output in (directory / name for name in [*outputs, "figures.json"]):
-                files = [file for file in sorted(output.rglob("*")) if file.is_file()] or [output]
-                hashes |= {file.relative_to(directory).as_posix(): sha256_file(file) for file in files}
+                for file in filter(Path.is_file, [output, *sorted(output.rglob("*"))]):
+                    hashes[file.relative_to(directory).as_posix()] = sha256_file(file)
             write_json(directory / MANIFEST, {"files": hashes})
 
         self.world.on_main(record)
 
 
 def check_same_directory(path: Path, world: World) -> None:
-    """Raise ConfigError on every rank if a node does not see the run directory that rank 0 writes.
+    """Raise ConfigError on every rank, which names a node that does not see the run directory which rank 0 writes.
 
-    Rank 0 writes a file with a random name, which the first rank of each node looks for. Call it on every rank, in the
-    directory that exists; on one process it does nothing.
+    Rank 0 writes a file with a random name, which all others look for. Call it on every rank, in the directory that
+    exists; on one process it does nothing.
     """
     if world.size == 1:
         return
-    name = world.share(f".tmp-nonce.{secrets.token_hex(8)}")  # `remove_leftovers` knows such names, if this is killed
-    world.on_main(lambda: write_text(path / name, name))
+    file = path / world.share(f".tmp-nonce.{secrets.token_hex(8)}")  # `remove_leftovers` knows it, if this is killed
+    world.on_main(lambda: write_text(file, ""))
     deadline = time.monotonic() + PATIENCE
-    while world.local_rank == 0 and not (path / name).exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-        if path.is_dir():
-            os.listdir(path)  # NFS then looks again
-    nodes = world.of_nodes(((path / name).exists(), str(path.absolute())))
-    if world.is_main:
-        (path / name).unlink(missing_ok=True)
-    if blind := [f"{node}, where it is {place}" for node, (sees, place) in nodes.items() if not sees]:
-        first, (_, place) = next(iter(nodes.items()))
-        error = ConfigError(
-            f"out: not every node sees the run directory that {first} writes, {place}. These do not: "
-            f"{'; '.join(blind)}. Choose an --out on a file system that all nodes share, by its whole path"
-        )
-        error.everywhere = True
-        raise error
+
+    def look() -> None:
+        while not file.exists():
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"out: {path.absolute()} is not the run directory that rank 0 writes. Choose an --out on a file "
+                    "system that all nodes share, by its whole path"
+                )
+            time.sleep(0.2)
+            if path.is_dir():
+                os.listdir(path)  # NFS then looks again
+
+    try:
+        world.node_first(look)
+        world.barrier()
+    finally:
+        if world.is_main:
+            file.unlink(missing_ok=True)
 
 
 def is_finished(stage: Path, *, weights: bool = True) -> bool:
@@ -243,7 +231,7 @@ def check_finished(run: Path) -> None:
         is_finished(stage, weights=False)
 
 
-def refuse_others(directory: Path, inputs: Mapping[str, Any]) -> None:
+def refuse_others(directory: Path, inputs: Inputs) -> None:
     """Raise ConfigError for a stage that was made, or begun, from other inputs.
 
     Where it holds no work yet, other inputs may replace those of a first attempt. The reference's dynamics lie in the
@@ -253,7 +241,7 @@ def refuse_others(directory: Path, inputs: Mapping[str, Any]) -> None:
     if not (directory / "inputs.json").exists() or all(path.is_file() and not path.stat().st_size for path in work):
         return
     different = differences(read_json(directory / "inputs.json"), inputs)
-    if words := "; ".join(CONTENTS.get(line.partition(": ")[0], line) for line in different[:8]):
+    if words := "; ".join(CONTENTS.get(line.partition(": ")[0], line) for line in different):
         raise ConfigError(f"{directory}: was made with other inputs: {words}. Use another --out, or the old settings")
 
 

@@ -27,30 +27,25 @@ OF_A_RUN = (TARGET, "baseline", "base")
 class FinishedModel:
     """A model that can be loaded.
 
-    name    target, baseline or base of a run; else the directory or hub id as it was given
-    path    a hub id, or a directory with weights or adapters
-    run     the run directory whose chat template and stop ids count; None: those of the model itself
-    option  what chose the path, for messages
+    name  target, baseline or base of a run; else the directory or hub id as it was given
+    path  a hub id, or a directory with weights or adapters
+    run   the run directory whose chat template and stop ids count; None: those of the model itself
     """
 
     name: str
     path: str
     run: Path | None
-    option: str = "model.path"
 
 
-def finished_models(
-    place: str | Path, names: Sequence[str] = (TARGET,), *, option: str = "--models"
-) -> list[FinishedModel]:
+def finished_models(place: str | Path, names: Sequence[str] = (TARGET,)) -> list[FinishedModel]:
     """Find models by their names, in the order of the names.
 
     place   a run directory, or a model directory or hub id, of which there is one model alone: its target
     names   of a run target, baseline and base; and any other place, of which the target is taken
-    option  name of the option that holds the names, for messages
     Raises ConfigError for a model that is not there; DifferenceError for a model of a run whose files, or those beside
     it in its stage, were changed since.
     """
-    return [_model(str(place), name, option) for name in names]
+    return [_model(name, *((str(place), name) if name in OF_A_RUN else (name, TARGET))) for name in names]
 
 
 def is_run(place: str | Path) -> bool:
@@ -64,36 +59,32 @@ def refuse_no_run(place: Path) -> None:
         raise ConfigError(f"{place} is not a run directory (it has no config.yaml)")
 
 
-def _model(place: str, name: str, option: str) -> FinishedModel:
-    elsewhere = name not in OF_A_RUN
-    place, wanted = (name, TARGET) if elsewhere else (place, name)
+def _model(name: str, place: str, wanted: str) -> FinishedModel:
+    """Find the model of a run that is wanted, or the model at a place that is no run; `name` is what to call the first.
+
+    That of an adopted stage lies in the run, too.
+    """
     if is_run(place):
         run = Path(place).expanduser()
-        return FinishedModel(name, _model_of(run, wanted), run)
+        if wanted == "base":
+            return FinishedModel(name, model_place(read_finished(run).model.path)[0], run)
+        stage = run / ("train" if wanted == TARGET else wanted)
+        if not is_finished(stage) or not (stage / "model").is_dir():
+            more = "" if wanted == TARGET else " --with_baseline true"
+            raise ConfigError(
+                f"{run}: {stage.name} is not trained yet (sftmix run --config {run / 'config.yaml'} --out {run}{more})"
+            )
+        return FinishedModel(name, str(stage / "model"), run)
     if wanted != TARGET:
-        raise ConfigError(f"{place} is a model and not a run directory, so it has no {name}; name a run directory")
-    option = option if elsewhere else f"model {place}"
-    with named(option):
+        raise ConfigError(f"{place} is a model and not a run directory, so it has no {wanted}; name a run directory")
+    with named(f"model {place}"):
         path, local = model_at_hand(place)
     if local and not any((Path(path) / file).exists() for file in ("config.json", "adapter_config.json")):
         raise ConfigError(
             f"{place} is neither a run directory (it has no config.yaml) nor a model (it has no config.json); of a "
             "table of `sftmix compare` name the directory of one variant and seed"
         )
-    return FinishedModel(place, path, None, option)
-
-
-def _model_of(run: Path, name: str) -> str:
-    """Return the hub id or directory of a model of a run; that of an adopted stage lies in the run, too."""
-    if name == "base":
-        return model_place(read_finished(run).model.path)[0]
-    stage = "train" if name == TARGET else name
-    if not is_finished(run / stage) or not (run / stage / "model").is_dir():
-        more = "" if name == TARGET else " --with_baseline true"
-        raise ConfigError(
-            f"{run}: {stage} is not trained yet (sftmix run --config {run / 'config.yaml'} --out {run}{more})"
-        )
-    return str(run / stage / "model")
+    return FinishedModel(place, path, None)
 
 
 def export_run(
@@ -125,15 +116,15 @@ def export_run(
         raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
     stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
     steps = steps_in(stored)
-    if merge and not steps and not best and checkpoint is None and is_finished(model.parent):
+    if merge and not (steps or best or checkpoint) and is_finished(model.parent):
         stored = model
     elif not steps:
-        remedy = f"a run writes {'it with --checkpoint.keep_best true' if best else 'some with --checkpoint.every N'}"
+        remedy = "a run writes some with --checkpoint.every N, the best with --checkpoint.keep_best true"
         if model.exists() and not best:
             remedy = f"{model} holds the model after the last step, in the form that export writes: copy it"
-        raise ConfigError(f"{'--best: ' if best else ''}{stored} has no checkpoint; {remedy}")
+        raise ConfigError(f"{stored} has no checkpoint; {remedy}")
     elif checkpoint not in (None, *steps):
         raise ConfigError(f"{stored} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
-    from sftmix.pipeline.models import export_stored
+    from sftmix.pipeline.loaded import export_stored
 
     return export_stored(config, stored, to, step=checkpoint, dtype=dtype, merge=merge)

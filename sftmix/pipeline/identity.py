@@ -6,21 +6,20 @@ alone decides is known at once, and the rest is UNKNOWN until ranks and rows are
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file
-from sftmix.components.base import Callback, Component, Need, Objective, Perturbation, files_of, plain
+from sftmix.components.base import Callback, Component, Need, files_of, plain
 from sftmix.components.objectives import NTP
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.options import LAYOUT, ReferenceTraining, TrainingOptions, inherit, reference_lora
-from sftmix.pipeline.directory import UNKNOWN
+from sftmix.pipeline.directory import UNKNOWN, Inputs
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
@@ -100,32 +99,28 @@ class Known:
 # ------------------------------------------------------------------------------------------ parts of inputs
 
 
-def _fingerprint(name: str) -> str:
+def _fingerprint(name: str) -> str | None:
+    """Return the identity of a file or a model; None if it cannot be read, which its reader will explain."""
     from sftmix.model.load import fingerprint
 
-    return fingerprint(name)
+    try:
+        return fingerprint(name)
+    except ConfigError:
+        return None
 
 
-def _model(known: Known) -> str:
-    """Return the fingerprint of the model's files, or the commit of a hub model."""
-    return known.ask(lambda: _fingerprint(known.config.model.path or ""))
+def _parts(config: RunConfig, *names: str) -> Inputs:
+    """Return options and components of the configuration by their names, in their plain form."""
+    return {name: plain(getattr(config, name)) for name in names}
 
 
-def _files(known: Known, *components: Component | None) -> dict[str, str | None]:
-    """Return fingerprints of the files of components; None for an unreadable file, which its reader will explain.
+def _files(known: Known, key: str, *components: Component | None) -> Inputs:
+    """Return fingerprints of the files of components, by their names, under a key.
 
     Raises what `files()` raises, on every rank, and before torch is imported, too.
     """
     names = [name for component in components if component is not None for name in files_of(component)]
-
-    def identities() -> dict[str, str | None]:
-        files: dict[str, str | None] = dict.fromkeys(names)
-        for name in names:
-            with contextlib.suppress(ConfigError):
-                files[name] = _fingerprint(name)
-        return files
-
-    return known.ask(identities)
+    return {key: known.ask(lambda: {name: _fingerprint(name) for name in names})}
 
 
 def _made(known: Known, name: str) -> str:
@@ -134,170 +129,152 @@ def _made(known: Known, name: str) -> str:
     return UNKNOWN if directory is None else known.ask(lambda: sha256_file(directory / name))
 
 
-def _data(known: Known) -> dict[str, Any]:
+def _precision(known: Known, options: TrainingOptions) -> str:
+    if known.world is None:
+        return UNKNOWN if options.precision == "auto" else options.precision
+    from sftmix.training.parallel import resolve_precision
+
+    return resolve_precision(options.precision, known.world.device)
+
+
+def _data(known: Known) -> Inputs:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data, rows = known.config.data, known.rows
     names = ("limit", "take", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens")
     inputs = {name: getattr(data, name) for name in names}
+    inputs |= {"max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
     if rows is not None:
         report, fingerprint = rows.data.report, rows.data.train.fingerprint
-        return {**inputs, "max_length": report.max_length, "template": rows.encoder.name, "fingerprint": fingerprint}
-    if data.format == "auto":  # which may turn out to be plain text
+        inputs |= {"max_length": report.max_length, "template": rows.encoder.name, "fingerprint": fingerprint}
+    elif data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
-    return {**inputs, "max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
+    return inputs
 
 
-def _held_out(rows: RunRows | None) -> str | None:
-    if rows is None:
-        return UNKNOWN
-    return rows.data.eval.fingerprint if rows.data.eval else None
-
-
-def _precision(requested: str, world: World | None) -> str:
-    if world is None:
-        return UNKNOWN if requested == "auto" else requested
-    from sftmix.training.parallel import resolve_precision
-
-    return resolve_precision(requested, world.device)
-
-
-def _computed(known: Known) -> dict[str, Any]:
-    """Return the options of a model's computation that decide numbers."""
+def _rows_and_model(known: Known) -> Inputs:
+    """Return the training rows, the model, and the options of its computation that decide numbers."""
     config = known.config
-    return {"precision": _precision(config.training.precision, known.world), "attention": config.model.attention}
+    return {
+        "data": _data(known),
+        "model": known.ask(lambda: _fingerprint(config.model.path)),
+        "computed": {"precision": _precision(known, config.training), "attention": config.model.attention},
+    }
 
 
-def _training(options: TrainingOptions, world: World | None) -> dict[str, Any]:
+def _held_out(known: Known) -> str | None:
+    if known.rows is None:
+        return UNKNOWN
+    rows = known.rows.data.eval
+    return rows.fingerprint if rows else None
+
+
+def _training(known: Known, options: TrainingOptions) -> Inputs:
     """Return the training options that decide the result."""
-    values = {**plain(options), "precision": _precision(options.precision, world)}
+    values = {**plain(options), "precision": _precision(known, options)}
     return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
 
 
 def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
-    """Return those that may change the course of a training, with those before them, whose figures they see."""
-    last = max((place for place, callback in enumerate(callbacks) if Need.STOP in callback.gives), default=-1)
-    seen = callbacks[: last + 1]
-    if all(Need.EVALUATIONS in callback.needs for callback in seen if Need.STOP in callback.gives):
-        return [callback for callback in seen if callback.gives]
-    return seen
+    """Return those that may change the course of a training, with those whose evaluations they may see."""
+    stops = any(Need.STOP in callback.gives for callback in callbacks)
+    return [callback for callback in callbacks if callback.gives and stops]
 
 
 # ------------------------------------------------------------------------------------------- the stages
 
 
-def selection_inputs(known: Known) -> dict[str, Any]:
+def selection_inputs(known: Known) -> Inputs:
     """Return the inputs of the selection."""
-    selector = known.config.selector
+    data = UNKNOWN if known.rows is None else known.rows.whole.fingerprint
     return {
-        "data": UNKNOWN if known.rows is None else known.rows.whole.fingerprint,
-        "selector": selector.spec(),
-        "selector_files": _files(known, selector),
-        "seed": known.config.seed,
+        "data": data,
+        **_parts(known.config, "selector", "seed"),
+        **_files(known, "selector_files", known.config.selector),
     }
 
 
-def reference_inputs(known: Known) -> dict[str, Any]:
+def reference_inputs(known: Known) -> Inputs:
     """Return the inputs of the reference; one that is not trained adds only its files."""
-    config, world, reference = known.config, known.world, known.config.reference
+    config, reference = known.config, known.config.reference
+    trains = Need.TRAINING in reference.needs
     deciding = _deciding([callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs])
-    with_training = [config.optimizer, *deciding] if Need.TRAINING in reference.needs else []
-    spec = reference.spec()
-    decided = dict.fromkeys(spec["init_args"].keys() & reference.layout)
-    if Need.TRAINING in reference.needs and "training" in spec["init_args"]:  # "training" below has what decides
-        decided["training"] = None
-    spec = {**spec, "init_args": {**spec["init_args"], **decided}}
+    spec, elsewhere = reference.spec(), {*reference.layout, *(["training"] if trains else [])}  # or deciding nothing
     inputs = {
-        "data": _data(known),
-        "model": _model(known),
-        "reference": spec,
-        "reference_files": _files(known, reference, *with_training),
-        "computed": _computed(known),
+        **_rows_and_model(known),
+        "reference": spec | {"init_args": {k: v for k, v in spec["init_args"].items() if k not in elsewhere}},
+        **_files(known, "reference_files", reference, *([config.optimizer, *deciding] if trains else [])),
     }
-    if Need.TRAINING not in reference.needs:
-        return inputs
-    lora, (training, seed) = reference_lora(config.model, reference.model), training_of_reference(config)
-    return {
-        **inputs,
-        "lora": plain(lora) if lora.r else None,
-        "optimizer": config.optimizer.spec(),
-        "training": _training(training, world),
-        "callbacks": [callback.spec() for callback in deciding],
-        "seed": seed,
-    }
+    if trains:
+        training, seed = training_of_reference(config)
+        lora = reference_lora(config.model, reference.model)
+        inputs |= {
+            **_parts(config, "optimizer"),
+            "lora": plain(lora) if lora.r else None,
+            "training": _training(known, training),
+            "callbacks": plain(deciding),
+            "seed": seed,
+        }
+    return inputs
 
 
-def confidence_inputs(known: Known) -> dict[str, Any]:
+def confidence_inputs(known: Known) -> Inputs:
     """Return the inputs of the confidence."""
     estimator = known.config.confidence
     return {
         "dynamics": None if Need.CONFIDENCE in estimator.gives else _made(known, "confidence/dynamics.parquet"),
         "confidence": estimator.spec(),
-        "confidence_files": _files(known, estimator),
+        **_files(known, "confidence_files", estimator),
     }
 
 
-def split_inputs(known: Known) -> dict[str, Any]:
+def split_inputs(known: Known) -> Inputs:
     """Return the inputs of the split."""
     splitter = known.config.splitter
     return {
         "data": _data(known),
         "confidence": _made(known, "confidence/confidence.parquet") if Need.CONFIDENCE in splitter.needs else None,
-        "splitter": splitter.spec(),
-        "splitter_files": _files(known, splitter),
-        "seed": known.config.seed,
+        **_parts(known.config, "splitter", "seed"),
+        **_files(known, "splitter_files", splitter),
     }
 
 
-def arm_of(config: RunConfig, name: str) -> tuple[Objective, Perturbation | None]:
-    """Return objective and perturbation of an arm: those of the configuration, or the baseline's plain NTP."""
-    return (NTP(), None) if name == "baseline" else (config.objective, config.perturbation)
+def config_of_arm(config: RunConfig, name: str) -> RunConfig:
+    """Return the configuration of a trained arm, train or baseline: the baseline is plain NTP."""
+    return replace(config, objective=NTP(), perturbation=None) if name == "baseline" else config
 
 
-def arm_inputs(known: Known, name: str) -> dict[str, Any]:
+def arm_inputs(known: Known, name: str) -> Inputs:
     """Return the inputs of a trained arm, train or baseline. Their order is part of its checkpoints' identity."""
-    config, world, pairing = known.config, known.world, known.config.resolved_pairing()
-    objective, perturbation = arm_of(config, name)
-    deciding = _deciding(config.callbacks)
-    single = is_single_run(config)
+    config, lora = config_of_arm(known.config, name), known.config.model.lora
+    pairing, deciding, single = config.resolved_pairing(), _deciding(config.callbacks), is_single_run(config)
     paired = pairing is not None and not single
     scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence, too
     inputs = {
-        "data": _data(known),
-        "eval": _held_out(known.rows),
-        "model": _model(known),
+        **_rows_and_model(known),
+        "eval": _held_out(known),
         "dtype": config.model.dtype,
-        "lora": plain(config.model.lora) if config.model.lora.r else None,
+        "lora": plain(lora) if lora.r else None,
         "split": _made(known, "split/split.parquet") if paired else None,
         "confidence": _made(known, "confidence/confidence.parquet") if scored else None,
         "pairing": plain(pairing),
-        "objective": objective.spec(),
-        "optimizer": config.optimizer.spec(),
-        "perturbation": plain(perturbation),
-        "files": _files(known, pairing, objective, config.optimizer, perturbation, *deciding),
-        "computed": _computed(known),
-        "training": _training(config.training, world),
-        "callbacks": [callback.spec() for callback in deciding],
-        "seed": config.seed,
+        **_parts(config, "objective", "optimizer", "perturbation", "seed"),
+        **_files(known, "files", pairing, config.objective, config.optimizer, config.perturbation, *deciding),
+        "training": _training(known, config.training),
+        "callbacks": plain(deciding),
     }
     if single:
         chosen = (config.reference, config.confidence, config.splitter)
-        inputs["online"] = [{**component.spec(), "files": _files(known, component)} for component in chosen]
+        inputs["online"] = [{**component.spec(), **_files(known, "files", component)} for component in chosen]
     return inputs
 
 
-def base_inputs(known: Known) -> dict[str, Any]:
+def base_inputs(known: Known) -> Inputs:
     """Return the inputs of the measurement of the base model."""
-    config = known.config
-    return {
-        "data": _data(known),
-        "eval": _held_out(known.rows),
-        "model": _model(known),
-        "quantize": config.model.lora.without_adapters().quantize,
-        "computed": _computed(known),
-    }
+    quantize = known.config.model.lora.without_adapters().quantize
+    return {**_rows_and_model(known), "eval": _held_out(known), "quantize": quantize}
 
 
-STAGE_INPUTS: Mapping[str, Callable[[Known], dict[str, Any]]] = {
+STAGE_INPUTS: Mapping[str, Callable[[Known], Inputs]] = {
     "selection": selection_inputs,
     "reference": reference_inputs,
     "confidence": confidence_inputs,

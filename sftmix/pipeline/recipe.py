@@ -17,30 +17,22 @@ import numpy as np
 
 from sftmix.common.tables import read_split, write_confidence, write_split, write_table
 from sftmix.common.world import World, start_world
-from sftmix.components.base import Need
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.measure.split import write_confounds
+from sftmix.measure.split import describe_split
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import Made, RunContext, Stage
-from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.identity import (
-    Known,
-    StageName,
-    is_single_run,
-    stages_entered,
-    training_of_reference,
-)
-from sftmix.pipeline.pairs import dynamics_of_single_run
+from sftmix.pipeline.directory import RunDirectory, check_same_directory
+from sftmix.pipeline.identity import Known, StageName, is_single_run, stages_entered, training_of_reference
 from sftmix.pipeline.reference import reference_stage
 from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.start import refuse_other_inputs
-from sftmix.pipeline.target import arm_stage, base_stage
+from sftmix.pipeline.target import arm_stage, base_stage, dynamics_of_single_run
 from sftmix.training.log import StopAtOnce
 from sftmix.training.parallel import check_compiler
-from sftmix.types import NOT_COUNTED, Scores, Split, TrainingDynamics
+from sftmix.types import Scores, TrainingDynamics
 
 
 def run(
@@ -50,24 +42,21 @@ def run(
     world: World | None = None,
     pool: Sequence[Path] = (),
     say_rows: Callable[[str], object] = print,
-    validated: bool = False,
 ) -> dict[str, Any]:
     """Run all stages up to one, resume those that were begun, and return the summary.
 
     world      the ranks, if their process group exists already; None: as torchrun announces them
     pool       other run directories; a stage that they finished from the same inputs is adopted, not made again
     say_rows   prints the report on the rows; a table of runs prints equal ones once
-    validated  True: the caller has validated the configuration, as a command line does before torch is imported
     Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
     """
-    if not validated:
-        validate(config)
-    assert config.out is not None
+    validate(config)
     with (
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
-        RunDirectory(config.out, ranks, pool=pool) as directory,
+        RunDirectory(config.out or "", ranks, pool=pool) as directory,
         StopAtOnce() as stop,
     ):
+        check_same_directory(directory.path, ranks)
         if config.training.compile or training_of_reference(config)[0].compile:
             check_compiler(ranks.device)
         directory.tell(stage="data")
@@ -77,16 +66,15 @@ def run(
 
 def recipe(run: RunContext, until: StageName, say_rows: Callable[[str], object]) -> dict[str, Any]:
     """Dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
-    world, directory, rows = run.world, run.directory, run.rows
     stages = stages_entered(run.config, until)
-    refuse_other_inputs(Known(run.config, world, rows), stages, directory.path)  # before anything is made
-    if world.is_main:
-        say_rows("\n".join(rows.data.report.lines()))
+    refuse_other_inputs(Known(run.config, run.world, run.rows), stages, run.path)  # before anything is made
+    if run.world.is_main:
+        say_rows("\n".join(run.rows.data.report.lines()))
         sys.stdout.flush()
     make_stages(run, stages)
     summary = write_summary(run)
     last = summary["stages"].get(until, {})  # what was asked for, whatever came last
-    directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
+    run.directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
     return summary
 
 
@@ -104,14 +92,12 @@ def make_stages(run: RunContext, stages: Container[str]) -> None:
         scores = run.enter(confidence_stage(run, dynamics))
     if "split" in stages:
         split = run.enter(split_stage(run, scores))
-    if "train" not in stages:
-        return
-    run.enter(arm_stage(run, "train", scores, split))
+    if "train" in stages:
+        run.enter(arm_stage(run, "train", scores, split))
     if "base" in stages and is_single_run(run.config):
         dynamics = dynamics_of_single_run(run)
         if dynamics is not None:  # those that divided the last epoch, for people to look at
-            scores = run.enter(confidence_stage(run, dynamics))
-            run.enter(split_stage(run, scores))
+            run.enter(split_stage(run, run.enter(confidence_stage(run, dynamics))))
     if "baseline" in stages:
         run.enter(arm_stage(run, "baseline", scores, split))
     if "base" in stages:
@@ -121,68 +107,52 @@ def make_stages(run: RunContext, stages: Container[str]) -> None:
 def write_summary(run: RunContext, *, root: Path | None = None) -> dict[str, Any]:
     """Gather the figures of all stages into summary.json in the run's directory; return them.
 
-    root  another run directory whose files count; None: the run's own
+    root  another run directory whose figures count; None: the run's own
     """
-    config, rows, to = run.config, run.rows, run.directory.path
-    root = root or to
-    scores, split = rows.table(), None
-    if run.world.share((root / "split" / "figures.json").exists()):
-        ids, divided = read_split(root / "split" / "split.parquet")
-        if list(ids) == list(scores.id):  # rows without pairs may have changed since an earlier command divided them
-            confidence = root / "confidence" / "confidence.parquet"
-            scored = Need.CONFIDENCE in config.splitter.needs
-            scores, split = rows.table(confidence if scored else None), divided
-    return summarise(root, run.world, rows.data, scores, split, model=config.model.path, seed=config.seed, to=to)
+    config, report = run.config, run.rows.data.report
+    return summarise(root or run.path, run.world, report, model=config.model.path, seed=config.seed, to=run.path)
 
 
 # ------------------------------------------------------------------------------------- the short stages
 
 
-def selection_stage(run: RunContext) -> Stage[None]:
+def selection_stage(run: RunContext) -> Stage:
     """The ids that the selector keeps of all training rows, in file order."""
-    path = run.directory.path / "selection" / "selected.parquet"
+    path = run.path / "selection" / "selected.parquet"
 
     def make() -> Made:
-        run.world.on_main(lambda: write_table(path, run.rows.data.train.ids))
+        write_table(path, run.rows.data.train.ids)
         return Made([path.name])
 
-    return Stage("selection", make, lambda: None)
+    return Stage("selection", lambda: run.on_main(make))
 
 
-def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stage[Scores]:
+def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stage:
     """The confidence of each example, and with it the table that splitters and samplers see.
 
     dynamics  None: the confidence has scores of its own, and gets dynamics without losses
     """
-    path, estimator = run.directory.path / "confidence" / "confidence.parquet", run.config.confidence
-
-    if dynamics is None:
-        train, step = run.rows.data.train, np.zeros(1, dtype=np.int64)
-        nothing = np.full((len(train), 1), np.nan)
-        dynamics = TrainingDynamics(train.ids, step, nothing, train.n_targets, np.full(nothing.shape, NOT_COUNTED))
-
-    def write() -> None:
-        confidence = check_confidence(estimator, estimator.estimate(dynamics), dynamics)
-        write_confidence(path, dynamics.ids, confidence, variability(dynamics))
+    path, estimator = run.path / "confidence" / "confidence.parquet", run.config.confidence
+    train = run.rows.data.train
+    nothing = np.full((len(train), 1), np.nan)
+    given = dynamics or TrainingDynamics(train.ids, np.zeros(1, np.int64), nothing, train.n_targets, nothing)
 
     def make() -> Made:
-        run.world.on_main(write)
+        confidence = check_confidence(estimator, estimator.estimate(given), given)
+        write_confidence(path, given.ids, confidence, variability(given))
         return Made([path.name])
 
-    return Stage("confidence", make, lambda: run.rows.table(path))
+    return Stage("confidence", lambda: run.on_main(make), lambda: run.rows.table(path))
 
 
-def split_stage(run: RunContext, scores: Scores) -> Stage[Split]:
+def split_stage(run: RunContext, scores: Scores) -> Stage:
     """The division of the training examples into groups."""
-    root, splitter, seed = run.directory.path, run.config.splitter, run.config.seed
-    path = root / "split" / "split.parquet"
-
-    def write() -> list[str]:
-        split = check_split(splitter, splitter.split(scores, seed=seed), scores)
-        write_split(path, scores.id, split)
-        return write_confounds(root, scores, split)
+    splitter, path = run.config.splitter, run.path / "split" / "split.parquet"
 
     def make() -> Made:
-        return Made([path.name, *(run.world.on_main(write) or [])])
+        split = check_split(splitter, splitter.split(scores, seed=run.config.seed), scores)
+        write_split(path, scores.id, split)
+        files, figures = describe_split(run.path, scores, split)
+        return Made([path.name, *files], figures)
 
-    return Stage("split", make, lambda: read_split(path)[1])
+    return Stage("split", lambda: run.on_main(make), lambda: read_split(path)[1])

@@ -1,14 +1,21 @@
-"""The stage of the reference, and the run of the training loop that it lends to a Reference."""
+"""The stage of the reference, and what it lends to a Reference: training, and scoring by models or row by row."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import append_batch, read_batches
+from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
@@ -18,15 +25,14 @@ from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, encode, encoder_for
 from sftmix.data.templates import same_tokenizer
-from sftmix.measure.remarks import ends_of_loss
+from sftmix.measure.summary import ends_of_loss
 from sftmix.model.load import context_length, load_tokenizer
 from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import training_of_reference
-from sftmix.pipeline.models import scoring_model
+from sftmix.pipeline.loaded import scoring_model
 from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
-from sftmix.pipeline.scores import score_each
 from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
     OnlineLosses,
@@ -39,20 +45,20 @@ from sftmix.training.dynamics import (
     tell_lost,
 )
 from sftmix.training.loop import Stage as TrainingStage
-from sftmix.types import RowScorer, TrainingDynamics
+from sftmix.types import RowScorer, RowScores, TrainingDynamics
 
 MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
 
-def reference_stage(run: RunContext) -> Stage[TrainingDynamics]:
+def reference_stage(run: RunContext) -> Stage:
     """The training dynamics of the reference, one row per example of the training set."""
-    config, ids = run.config, run.rows.data.train.ids
-    path = run.directory.path / "confidence" / "dynamics.parquet"
+    reference, ids = run.config.reference, run.rows.data.train.ids
+    path = run.path / "confidence" / "dynamics.parquet"
 
     def make() -> Made:
         context = ReferenceRun(run)
-        dynamics = check_dynamics(config.reference, config.reference.collect(context)).of(ids)
+        dynamics = check_dynamics(reference, reference.collect(context)).of(ids)
         missing = [i for i, ok in zip(ids, dynamics.scored, strict=True) if not ok]
         if len(missing) > MAX_UNSCORED * len(ids):
             raise DataError(
@@ -61,9 +67,9 @@ def reference_stage(run: RunContext) -> Stage[TrainingDynamics]:
             )
         if missing:
             run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
-        run.world.on_main(lambda: write_dynamics(path, dynamics))
-        line = f"reference {type(config.reference).__name__}: {described(dynamics)}"
+        run.on_main(lambda: write_dynamics(path, dynamics))
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
+        line = f"reference {type(reference).__name__}: {described(dynamics)}"
         return Made(["../confidence/dynamics.parquet"], figures, line)
 
     return Stage("reference", make, lambda: read_dynamics(path).of(ids))
@@ -86,9 +92,9 @@ def rows_of_reference(
 
     key  the option that names the model, beside those of its template and length
     """
-    if not (model.path or model.template or model.max_length):
-        return config.model.path, rows.encoder, rows.data.train
     path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length
+    if model == ReferenceModel(lora=model.lora):
+        return path, encoder, rows.data.train
     assert length is not None, "tokenised rows have a length"
     option = key.rpartition(".")[0]
     with named(key if model.path else "model.path"):
@@ -101,8 +107,7 @@ def rows_of_reference(
             length = min(length, context_length(path) or length)
         else:
             length = resolve_max_length(model.max_length, path, key=f"{option}.max_length")
-    whose = "the target's tokenizer" if same else "another tokenizer than the target's"
-    say(f"reference ({path}): {whose}, template {encoder.name}, max_length {length}")
+    say(f"reference ({path}): template {encoder.name}, max_length {length}")
     if encoder is rows.encoder and length == rows.data.report.max_length:
         return path, encoder, rows.data.train
     if rows.prepared.text:
@@ -121,8 +126,6 @@ def rows_of_reference(
         )
     )
     check_same_rows({option: encoded.train.fingerprint}, world)
-    for line in encoded.report.lines():
-        say(f"reference ({path}): {line}")
     return path, encoder, encoded.train
 
 
@@ -131,6 +134,7 @@ class ReferenceRun:
 
     def __init__(self, run: RunContext) -> None:
         self._run, self.ids = run, run.rows.data.train.ids
+        self._rows = partial(rows_of_reference, run.config, run.rows, world=run.world, say=run.say)
         self.figures: dict[str, Any] = {}
 
     def content_hashes(self) -> list[str]:
@@ -145,9 +149,8 @@ class ReferenceRun:
         token_nll: bool = False,
         response_alone: bool = False,
     ) -> TrainingDynamics:
-        run, config = self._run, self._run.config
-        model = model or ReferenceModel()
-        path, encoder, data = rows_of_reference(config, run.rows, model, run.world, say=run.say)
+        run, config, model = self._run, self._run.config, model or ReferenceModel()
+        path, encoder, data = self._rows(model)
         options, seed = training_of_reference(config, training)
         seed = stable_hash(seed, "reference") % 2**62
         with named("reference.model.path" if model.path else "model.path"):
@@ -191,40 +194,32 @@ class ReferenceRun:
         return scoring.dynamics()
 
     def _train(self, stage: TrainingStage) -> None:
-        result = self._run.train(stage)
-        ends = self._run.world.on_main(lambda: ends_of_loss(stage.directory)) or {}
-        self.figures = {**result.figures, **ends}
+        figures = self._run.train(stage).figures
+        self.figures = {**figures, **self._run.on_main(lambda: ends_of_loss(stage.directory))}
 
     def score_models(
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
     ) -> TrainingDynamics:
         run, started = self._run, time.perf_counter()
-        model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
-        parts = []
-        with named("reference.paths"):
-            _, encoder, data = rows_of_reference(
-                run.config, run.rows, model, run.world, key="reference.paths", say=run.say
+
+        def scores_of(number: int, path: str) -> RowScores:
+            score, module = scoring_model(
+                run.config, run.world, path, encoder, name="reference", packed=data.packed, token_nll=token_nll
             )
-            for number, name in enumerate(paths, start=1):
-                run.say(f"reference: {name} scores {len(data):,} examples")
-                score, module = scoring_model(
-                    run.config, run.world, name, encoder, name="reference", packed=data.packed, token_nll=token_nll
-                )
-                scores = score(module, data)
-                parts.append(one_checkpoint(data.ids, number, scores))
-                if run.world.is_main:
-                    tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
-                del module  # before the next one comes
+            return score(module, data)
+
+        with named("reference.paths"):
+            model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
+            _, encoder, data = self._rows(model, key="reference.paths")
+            dynamics = self._checkpoints(data, paths, scores_of)
         self.figures = {"scoring_seconds": time.perf_counter() - started}
-        return merge(parts)
+        return dynamics
 
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
     ) -> TrainingDynamics:
         run = self._run
-        _, encoder, data = rows_of_reference(
-            run.config, run.rows, model, run.world, key="reference.tokenizer", say=run.say
-        )
+        _, encoder, data = self._rows(model, key="reference.tokenizer")
         if data.packed:
             raise ConfigError(
                 "data.format text packs documents into windows, which a reference that scores single rows cannot keep "
@@ -233,13 +228,57 @@ class ReferenceRun:
 
         def collected() -> TrainingDynamics:
             ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
-            parts = []
-            for number, (name, score) in enumerate(ready.items(), start=1):
-                run.say(f"reference: {name} scores {len(data):,} examples")
-                file = run.directory.path / "reference" / f"scores-{number}.jsonl"
-                scores = score_each(score, data, file, threads=threads)
-                parts.append(one_checkpoint(data.ids, number, scores))
-                tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
-            return merge(parts)
 
-        return run.world.share(run.world.on_main(collected))
+            def scores_of(number: int, name: str) -> RowScores:
+                return score_each(ready[name], data, run.path / "reference" / f"scores-{number}.jsonl", threads)
+
+            return self._checkpoints(data, list(ready), scores_of)
+
+        return run.on_main(collected)
+
+    def _checkpoints(
+        self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], RowScores]
+    ) -> TrainingDynamics:
+        """Score the rows by one model after the other, each a checkpoint, whose number counts from 1."""
+        parts = []
+        for number, name in enumerate(names, start=1):
+            self._run.say(f"reference: {name} scores {len(data):,} examples")
+            scores = scores_of(number, name)
+            parts.append(one_checkpoint(data.ids, number, scores))
+            if self._run.world.is_main:
+                tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
+        return merge(parts)
+
+
+def score_each(score: RowScorer, data: EncodedDataset, file: Path, threads: int) -> RowScores:
+    """Return the scores of all rows: those that the file has, and the others, which are added to it as they come.
+
+    Threads call the function of a row. Scores are on disk while they are made: a kill costs those under way. The first
+    error of a row is raised once the scores under way are on disk.
+    """
+    failed = list[Exception]()
+
+    def record(number: int) -> dict[str, str | float] | None:
+        try:
+            if not failed:
+                row = data[number]
+                nll, correct = score(row)
+                return {"id": row.id, "nll": float(nll), "tokens": int(row.target[1:].sum()), "correct": int(correct)}
+        except Exception as error:
+            failed.append(error)
+        return None
+
+    scored = {one["id"]: one for one in read_batches(file)}
+    waiting = [number for number, name in enumerate(data.ids) if name not in scored]
+    with (
+        ThreadPool(threads) as pool,  # which waits for no thread when a signal ends this
+        progress_bar("reference: scoring", total=len(data), done=len(scored), unit=" examples") as bar,
+    ):
+        for one in filter(None, pool.imap_unordered(record, waiting)):
+            append_batch(file, [one], sync=False)  # to wait for the disk at each row would be slower than a server
+            scored[one["id"]] = one
+            bar.update()
+    if failed:
+        raise failed[0]
+    nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
+    return RowScores(nll, tokens, correct)

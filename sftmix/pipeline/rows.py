@@ -50,6 +50,11 @@ class RunRows:
         """
         return table_of(self.data.train, confidence)
 
+    @property
+    def packed(self) -> bool:
+        """True if some row holds several documents."""
+        return any(rows.packed for rows in (self.data.train, self.data.eval) if rows is not None)
+
 
 def read_rows(
     config: RunConfig, world: World, *, run: Path | None = None, progress: bool = False
@@ -69,9 +74,10 @@ def read_rows(
                 "--confidence Perplexity, without reference.response_alone"
             )
         config = replace(config, data=replace(config.data, format="text"))
-    encoder = world.node_first(lambda: encoder_for(load_tokenizer(config.model.path), config.data))
-    refuse_quantized(config.model.path)  # before rows are tokenised and a reference is trained
-    length = resolve_max_length(config.data.max_length, config.model.path, key="data.max_length")
+    path = config.model.path
+    encoder = world.node_first(lambda: encoder_for(load_tokenizer(path), config.data))
+    refuse_quantized(path)  # before rows are tokenised and a reference is trained
+    length = resolve_max_length(config.data.max_length, path, key="data.max_length")
 
     def encoded(keep: Sequence[str] | None = None) -> LoadedData:
         return world.node_first(lambda: encode(prepared, encoder, max_length=length, keep=keep, progress=progress))
@@ -82,26 +88,29 @@ def read_rows(
         data = encoded(world.share(world.on_main(lambda: selected_ids(config, whole, run))))
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
         data.report.notes.append(chosen)
-    sides = {"data.train": data.train, "data.eval": data.eval}
-    check_same_rows({option: rows.fingerprint for option, rows in sides.items() if rows is not None}, world)
+    fingerprints = {"data.train": data.train.fingerprint}
+    if data.eval is not None:
+        fingerprints["data.eval"] = data.eval.fingerprint
+    check_same_rows(fingerprints, world)
     groups = held_out_groups(data.eval, as_list(config.data.eval or []))
     return config, RunRows(prepared, encoder, data, whole, groups)
 
 
 def check_same_rows(fingerprints: Mapping[str, str], world: World) -> None:
-    """Raise ConfigError on every rank if a node has read other rows than the first node, from files of its own.
+    """Raise ConfigError on every rank, which names a node that has read other rows than the first one.
 
     fingerprints  option -> hash of the rows it gave, and of what made tokens of them
     """
-    (first, expected), *others = world.of_nodes(fingerprints).items()
-    different = [f"{name} of {node}" for node, hashes in others for name in hashes if hashes[name] != expected[name]]
-    if different:
-        error = ConfigError(
-            f"not every node has the same rows or the same tokenizer as {first}. Other ones: {', '.join(different)}. "
-            "Give every node the same files, or put them on a file system that all nodes share"
-        )
-        error.everywhere = True
-        raise error
+    expected = world.share(fingerprints)
+
+    def compare() -> None:
+        if different := [name for name in expected if fingerprints.get(name) != expected[name]]:
+            raise ConfigError(
+                f"the rows or the tokenizer are others than those of the first node: {', '.join(different)}. "
+                "Give every node the same files, or put them on a file system that all nodes share"
+            )
+
+    world.node_first(compare)
 
 
 def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = None) -> list[str]:
@@ -172,11 +181,6 @@ def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> i
     if requested is not None and context is not None and requested > context:
         raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
     return requested or min(2048, context or 2048)
-
-
-def any_packed(*data: EncodedDataset | None) -> bool:
-    """Return True if any row of these data sets holds several documents."""
-    return any(rows is not None and rows.packed for rows in data)
 
 
 def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:

@@ -27,15 +27,14 @@ def check_start(config: RunConfig, until: StageName) -> None:
     These are the errors of `check_run`, and a directory that cannot be written or is in use. STATUS.json tells of the
     error, unless the run has come as far as a stage.
     """
-    assert config.out is not None
-    with holding(config.out):
+    with holding(config.out or ""):
         check_run(config, until)
 
 
 @contextlib.contextmanager
 def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a directory on the first rank while every rank makes the same checks; one of them tells of an error."""
-    with Hold(directory) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+    with Hold(directory, main=os.environ.get("RANK", "0") == "0"):
         try:
             yield
         except SFTMixError as error:
@@ -45,10 +44,10 @@ def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
 
 def check_run(config: RunConfig, until: StageName) -> None:
     """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun."""
-    directory = Path(config.out or "")
+    directory, stages = Path(config.out or ""), stages_entered(config, until)
     check_names_given(config)
-    stages, of_reference = stages_entered(config, until), config.reference.model
-    if "reference" in stages and of_reference is not None and of_reference.path:
+    of_reference = config.reference.model
+    if "reference" in stages and of_reference and of_reference.path:
         with named("reference.model.path"):
             model_at_hand(of_reference.path)
     refuse_other_inputs(Known(config), stages, directory)
@@ -60,11 +59,11 @@ def check_run(config: RunConfig, until: StageName) -> None:
 
 def check_names_given(config: RunConfig) -> None:
     """Raise DataError or ConfigError if files of rows, the template, or the model are not there."""
-    path = config.model.path or ""
-    check_names(as_list(config.data.train), "data.train", config.data.format)
-    check_names(as_list(config.data.eval or []), "data.eval", config.data.format)
-    if config.data.template is not None:
-        template_source(config.data.template)
+    data, path = config.data, config.model.path
+    check_names(as_list(data.train), "data.train", data.format)
+    check_names(as_list(data.eval or []), "data.eval", data.format)
+    if data.template is not None:
+        template_source(data.template)
     model_at_hand(path)
     refuse_adapters(path)
     refuse_pickles(path)

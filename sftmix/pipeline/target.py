@@ -1,37 +1,48 @@
-"""The stages that train and measure: the target, its NTP baseline, and the base model of both."""
+"""The stages of the target, of its NTP baseline and of the base model of both; the pairs of each epoch."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
+from sftmix.batches.order import TrainingOrder
+from sftmix.common.errors import ConfigError
+from sftmix.common.steps import read_steps
+from sftmix.common.tables import write_dynamics
+from sftmix.components.base import PairSampler
+from sftmix.components.confidence import variability
+from sftmix.components.contracts import check_confidence, check_pairs, check_split
 from sftmix.data import EncodedDataset, Encoder
-from sftmix.measure.model import measure, measure_trained
+from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.summary import made_by
 from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.pipeline.context import Made, RunContext, Stage
-from sftmix.pipeline.identity import arm_of
-from sftmix.pipeline.models import export_weights, load_for_run, scorer, scoring_model
-from sftmix.pipeline.pairs import order_of_arm
-from sftmix.pipeline.rows import any_packed
+from sftmix.pipeline.identity import config_of_arm, is_single_run
+from sftmix.pipeline.loaded import export_weights, load_for_run, scorer, scoring_model
 from sftmix.training.checkpoint import full_weights
+from sftmix.training.dynamics import OnlineLosses, merge
 from sftmix.training.loop import Stage as TrainingStage
-from sftmix.types import Scores, Split
+from sftmix.types import Rows, Scores, Split, TrainingDynamics
+
+Divided = Callable[[int], tuple[Split, Scores] | None]
+"""Epoch, from 0 -> the groups, and the scores behind them; None: shuffled singles."""
 
 
-def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -> Stage[None]:
+def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -> Stage:
     """The training of the target, or of the NTP baseline in the same order; then it is measured and exported.
 
     name           train or baseline
     scores, split  of the stages before; a single run has neither, and divides its epochs itself
     """
-    config, world, rows, directory = run.config, run.world, run.rows, run.directory.path / name
+    config, rows, directory = config_of_arm(run.config, name), run.rows, run.path / name
 
     def make() -> Made:
-        objective, perturbation = arm_of(config, name)
         stage = training_stage(
             run,
             name,
@@ -43,25 +54,34 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
             eval_data=rows.data.eval,
             eval_groups=rows.eval_groups,
             seed=config.seed,
-            objective=objective,
-            perturbation=perturbation,
+            objective=config.objective,
+            perturbation=config.perturbation,
             callbacks=config.callbacks,
             **order_of_arm(run, name, scores, split),
         )
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")
-        steps = int(result.figures["steps"])
-        files, measured = measure_trained(world, rows.data, stage, result.module, groups=rows.eval_groups, steps=steps)
+        began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
+        assert stage.scorer is not None
+        files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
+        lines = run.on_main(lambda: read_steps(directory))
+        figures = {
+            **result.figures,
+            **measured,
+            "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
+            **best_evaluation(lines, measured.get("eval_nll")),
+            "calibration_seconds": time.perf_counter() - began,
+            "made_by": made_by(run.world.size),
+        }
         run.directory.tell(doing="writing the model")
-        weights = full_weights(result.module)
-        world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
-        figures = {**result.figures, **measured, "made_by": made_by(world.size)}
-        files = ["model", "metrics.jsonl", *files, *(["online"] if (directory / "online").exists() else [])]
-        nll = f", held-out NLL {figures['eval_nll']:.4f} per token" if "eval_nll" in figures else ""
+        weights = full_weights(module)
+        run.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
+        files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
+        nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
         early = f", stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
         return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{early}{nll}")
 
-    return Stage(name, make, lambda: None)
+    return Stage(name, make)
 
 
 def training_stage(
@@ -97,26 +117,107 @@ def training_stage(
         optimizer=run.config.optimizer,
         options=options,
         checkpoint=checkpoint if name == "train" else replace(checkpoint, keep_best=False),
-        directory=run.directory.path / name,
+        directory=run.path / name,
         identity=run.directory.identity(name),
         seed=seed,
         pad_id=encoder.pad_id,
-        packed=any_packed(data, eval_data),
+        packed=data.packed or (eval_data is not None and eval_data.packed),
         scorer=scorer(options, run.world, encoder, name=name, token_nll=token_nll),
         on_progress=lambda step, total: run.directory.status(step=step, total_steps=total, throttle=1.0),
         **more,
     )
 
 
-def base_stage(run: RunContext) -> Stage[None]:
+def base_stage(run: RunContext) -> Stage:
     """The measurement of the untrained model, once for all arms; it comes after them, so that no step waits for it."""
 
     def make() -> Made:
-        config, world, rows, data = run.config, run.world, run.rows, run.rows.data
-        lora, packed = config.model.lora.without_adapters(), any_packed(data.train, data.eval)
-        path = config.model.path
-        score, module = scoring_model(config, world, path, rows.encoder, name="base", packed=packed, lora=lora)
-        directory = run.directory.path / "base"
-        return Made(*measure(directory, world, data, partial(score, module), groups=rows.eval_groups))
+        config, rows = run.config, run.rows
+        lora, packed = config.model.lora.without_adapters(), rows.packed
+        score, module = scoring_model(
+            config, run.world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora
+        )
+        return Made(*measure(run.path / "base", rows.data, score, module, groups=rows.eval_groups))
 
-    return Stage("base", make, lambda: None)
+    return Stage("base", make)
+
+
+# ------------------------------------------------------------------------------------------- pairs and their order
+
+
+def pairs_by(divided: Divided, pairing: PairSampler | None, seed: int) -> Callable[[int], Rows | None]:
+    """Return epoch -> its pairs i64[P, 2], or None for shuffled singles."""
+
+    def pairs_of(epoch: int) -> Rows | None:
+        groups = divided(epoch)
+        if groups is None or pairing is None:
+            return None
+        return check_pairs(pairing, pairing.pairs(*groups, epoch=epoch, seed=seed), *groups)
+
+    return pairs_of
+
+
+def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> dict[str, Any]:
+    """Return what a stage of the training loop needs of the order of `train` or `baseline`, which have the same.
+
+    These are `order`, the global batches; `split_of`, the groups; `online`, the keeper of a single run's losses.
+    """
+    config, single = run.config, is_single_run(run.config)
+    of_all = None if split is None else (split, scores)
+    divided = _by_earlier_epochs(run, name) if single else lambda epoch: of_all
+    pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
+    order = TrainingOrder(
+        len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, known=not single
+    )
+    if single and len(order.ends) < 2:
+        raise ConfigError(
+            f"--reference {type(config.reference).__name__} needs a second epoch, which the losses of the "
+            f"first decide, but training has {len(order.ends)}: raise training.epochs (or training.max_steps)"
+        )
+    online = _losses(run) if single and name == "train" else None
+    return {"order": order, "split_of": lambda epoch: (divided(epoch) or (None,))[0], "online": online}
+
+
+def _by_earlier_epochs(run: RunContext, name: str) -> Divided:
+    """Return the groups of each epoch of a single run, by the target's losses in earlier ones; the first has none.
+
+    A baseline that trains longer than the target, which a callback has stopped, then gets shuffled singles.
+    """
+    config, begun = run.config, _epochs_begun(run) if name == "baseline" else math.inf
+
+    @lru_cache(maxsize=2)
+    def divide(epoch: int) -> tuple[Split, Scores] | None:
+        if not 0 < epoch < begun:
+            return None
+        dynamics = _dynamics(run, epoch)
+        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
+        scores = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
+        return check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores), scores
+
+    return divide
+
+
+def dynamics_of_single_run(run: RunContext) -> TrainingDynamics | None:
+    """Write and return the dynamics behind the last split; None if a callback stopped the first epoch."""
+    begun = _epochs_begun(run)
+    if begun == 1:
+        run.say("train: stopped in the first epoch, before there was a split")
+        return None
+    last = _dynamics(run, begun - 1)
+    run.on_main(lambda: write_dynamics(run.path / "confidence" / "dynamics.parquet", last))
+    return last
+
+
+def _losses(run: RunContext) -> OnlineLosses:
+    return OnlineLosses(run.rows.data.train.ids, run.path / "train" / "online", run.world)
+
+
+def _dynamics(run: RunContext, epoch: int) -> TrainingDynamics:
+    """Return the dynamics that decide epoch `epoch`, which is at least 1."""
+    window = run.config.reference.window or epoch  # None: all earlier epochs count
+    return merge([_losses(run).read(earlier) for earlier in range(max(0, epoch - window), epoch)])
+
+
+def _epochs_begun(run: RunContext) -> int:
+    """Return the number of epochs, at least 1, that the finished training began: a callback may have stopped it."""
+    return int(read_steps(run.path / "train")[-1]["epoch"]) + 1

@@ -287,7 +287,7 @@ def test_an_export_that_cannot_be_is_refused_at_once(finished, copied, tmp_path,
         ((str(tmp_path / "nothing"), *to), "is not a run directory"),
         ((str(copied), "--to", str(copied)), f"{copied} exists; name a directory that does not"),
         ((str(copied), *to), f"has no checkpoint; {copied / 'train' / 'model'} holds the model after the last step"),
-        ((str(copied), *to, "--best"), "--best: "),
+        ((str(copied), *to, "--best"), f"{copied / 'train' / 'best'} has no checkpoint; a run writes some"),
         ((str(copied), *to, "--merge"), "trained all weights"),
     ):
         done = without_torch("export", *words)

@@ -12,8 +12,8 @@ from sftmix.common.tables import read_split
 from sftmix.common.world import World
 from sftmix.components.mixing import _figures
 from sftmix.config.read import read_config
-from sftmix.pipeline.pairs import pairs_by
 from sftmix.pipeline.rows import read_rows
+from sftmix.pipeline.target import pairs_by
 from tests.forked import done
 from tests.tiny import in_this_process, make_tiny, metrics
 

@@ -20,7 +20,7 @@ from sftmix.components import (
 )
 from sftmix.components.contracts import check_pairs
 from sftmix.components.pairing import _far_matching
-from sftmix.pipeline.pairs import pairs_by
+from sftmix.pipeline.target import pairs_by
 from sftmix.types import Scores, Split
 
 SAMPLERS = [RandomPairs(), LengthMatchedPairs(), LengthMatchedPairs(window=1)]

@@ -23,7 +23,7 @@ from sftmix.options import (
     TrainingOptions,
     reference_lora,
 )
-from sftmix.pipeline.models import load_for_run
+from sftmix.pipeline.loaded import load_for_run
 
 
 def config(lora: LoraOptions, **more) -> RunConfig:

@@ -25,7 +25,7 @@ from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.model.meta import empty_model, mapped_model, take_values
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
-from sftmix.pipeline.models import load_for_run
+from sftmix.pipeline.loaded import load_for_run
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from tests.forked import on_ranks

@@ -115,13 +115,16 @@ def _as_nodes(world: World, place: str) -> None:
         assert (str(error.value), error.value.everywhere) == (told, True)
 
     check_same_rows({"data.train": "a", "data.eval": "b"}, world)
-    with pytest.raises(ConfigError, match=re.escape(f"as {one}. Other ones: data.eval of {two}.")):
+    with pytest.raises(
+        ConfigError,
+        match=re.escape(f"{two}: the rows or the tokenizer are others than those of the first node: data.eval."),
+    ):
         check_same_rows({"data.train": "a", "data.eval": f"b{node}"}, world)
 
     check_same_directory(Path(place), world)
     own = Path(place, f"own-{node}")
     own.mkdir(exist_ok=True)
-    with pytest.raises(ConfigError, match=re.escape(f"{one} writes, {place}/own-0. These do not: {two}, where it is")):
+    with pytest.raises(ConfigError, match=re.escape(f"{two}: out: {place}/own-1 is not the run directory")):
         check_same_directory(own, world)
     world.barrier()
     assert not list(Path(place).rglob(".tmp-*"))

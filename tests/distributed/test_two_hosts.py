@@ -142,13 +142,10 @@ def test_a_path_that_is_another_disk_on_each_host_is_refused(small, hosts, tmp_p
         host.do(f"mount --bind {tmp_path}/disk-{name} {disk}")
     job = Job(hosts, tmp_path, ["split", *small.options, "--splitter", "RandomSplit", "--out", f"{disk}/run"])
     assert all(job.wait())
-    writes, blind = f"{disk}/run. These do not", f"node 1 (two, from rank 1), where it is {disk}/run."
+    blind = f"error: node 1 (two, from rank 1): out: {disk}/run is not the run directory"
     for name, prefix in (("one", ""), ("two", "[rank 1] ")):
-        told = [line for line in job.agents[name].printed.splitlines() if line.startswith(f"{prefix}error: out:")]
+        told = [line for line in job.agents[name].printed.splitlines() if line.startswith(f"{prefix}{blind}")]
         assert len(told) == 1, job.printed
-        assert "run directory that node 0 (one, from rank 0) writes" in told[0]
-        assert writes in told[0]
-        assert blind in told[0]
     assert status(tmp_path / "disk-one" / "run")["exit_code"] == 2
     assert not (tmp_path / "disk-two" / "run" / "STATUS.json").exists()
     assert not list(disk.iterdir())

@@ -6,8 +6,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -112,9 +110,8 @@ def test_answers_without_room_name_their_file(disk):
 
 
 def summarises(world: World, place: str) -> None:
-    data: Any = SimpleNamespace(report=DataReport())
     with pytest.raises(NoSpaceError, match=r"summary\.json") as told:
-        summarise(Path(place), world, data, None, None, model="m", seed=0)  # type: ignore[arg-type]
+        summarise(Path(place), world, DataReport(), model="m", seed=0)
     assert told.value.everywhere
 
 

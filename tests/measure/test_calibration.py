@@ -15,9 +15,8 @@ from sftmix.measure.calibration import (
     TAUS,
     best_temperature,
     calibrate,
-    nll_at,
+    nll_curve,
     reliability,
-    report,
     temperature_scaling,
     token_statistics,
 )
@@ -59,56 +58,57 @@ def finest(part) -> float:
 
 
 def test_every_figure_is_that_of_the_models_own_logits(logits):
-    measured = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
-    p = [probabilities(z) for z, _ in logits]
-    np.testing.assert_allclose(measured.scores.nll_sum, [nll([row]) for row in logits], rtol=1e-12)
-    assert measured.scores.n_tokens.tolist() == [len(y) for _, y in logits]
-    hits = [(z.argmax(axis=1) == y).tolist() for z, y in logits]
-    assert measured.scores.n_correct.tolist() == [sum(h) for h in hits]
-    assert measured.correct.tolist() == [x for h in hits for x in h]
-    np.testing.assert_allclose(measured.confidence, np.concatenate([q.max(axis=1) for q in p]), rtol=1e-12)
-    one_hot = [np.eye(VOCABULARY)[y] for _, y in logits]
-    brier = [((q - o) ** 2).sum() for q, o in zip(p, one_hot, strict=True)]
-    np.testing.assert_allclose(measured.brier_sum, brier, rtol=1e-12)
-    told = report(measured, [e.id for e in DATA])
-    assert told["tokens"] == sum(len(y) for _, y in logits)
-    assert told["brier"] == pytest.approx(sum(brier) / told["tokens"])
+    scores, brier_sum, told = calibrate(TrainingModule(toy_model()), DATA, Scorer(world=World()))
+    p, hits = [probabilities(z) for z, _ in logits], [z.argmax(axis=1) == y for z, y in logits]
+    brier = [((q - np.eye(VOCABULARY)[y]) ** 2).sum() for q, (_, y) in zip(p, logits, strict=True)]
+    for column, expected in (
+        (scores.nll_sum, [nll([row]) for row in logits]),
+        (scores.n_tokens, map(len, hits)),
+        (scores.n_correct, map(sum, hits)),
+        (brier_sum, brier),
+    ):
+        np.testing.assert_allclose(column, [*expected], rtol=1e-12)
+    confidence, correct = np.concatenate([q.max(axis=1) for q in p]), np.concatenate(hits)
+    assert (told["examples"], told["tokens"]) == (len(DATA), len(confidence))
+    means = [nll(logits) / told["tokens"], correct.mean(), confidence.mean(), sum(brier) / told["tokens"]]
+    assert [told[name] for name in ("nll", "accuracy", "confidence", "brier")] == pytest.approx(means, rel=1e-12)
+    for measured, expected in zip(told["reliability"], reliability(confidence, correct), strict=True):
+        assert measured == pytest.approx(expected, rel=1e-12)
     distances = [b["count"] * abs(b["accuracy"] - b["confidence"]) for b in told["reliability"]]
     assert told["ece"] == pytest.approx(sum(distances) / told["tokens"])
-    for g, tau in enumerate(TAUS):  # and the two derivatives by the inverse temperature
-        np.testing.assert_allclose(measured.tempered[:, g, 0], [nll([row], tau) for row in logits], rtol=1e-12)
-        for row, (z, y) in enumerate(logits):
-            q, at_label = probabilities(z, tau), z[np.arange(len(y)), y]
-            mean = (q * z).sum(axis=1)
-            variance = (q * (z - mean[:, None]) ** 2).sum()
-            expected = [(mean - at_label).sum(), variance]
-            assert measured.tempered[row, g, 1:] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    tempered = np.stack([tempered_of(*row) for row in logits])
+    scaled = temperature_scaling(tempered, scores.n_tokens, [e.id for e in DATA])
+    assert [told[name] for name in scaled] == [pytest.approx(figure, rel=1e-9) for figure in scaled.values()]
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_scale_bias_and_cap_of_the_head_come_before_the_temperature(block, monkeypatch):
+    """The NLL at each temperature, and both derivatives by its inverse, are those of the logits."""
     monkeypatch.setattr(calibration, "block_rows", lambda *_: block)
     torch.manual_seed(0)
     linear = nn.Linear(8, 19).double()
     hidden, labels = 3 * torch.randn(23, 8, dtype=torch.float64), torch.randint(0, 19, (23,))
     with torch.no_grad():
         z = 2.5 * torch.tanh(0.7 * (hidden @ linear.weight.T + linear.bias) / 2.5)
-        got = token_statistics(hidden, Head(linear, 2.5, 0.7), labels)
+        confidence, correct, brier, tempered = token_statistics(hidden, Head(linear, 2.5, 0.7), labels)
     p = z.softmax(1)
-    torch.testing.assert_close(got.confidence, p.max(1).values)
-    torch.testing.assert_close(got.brier, ((p - nn.functional.one_hot(labels, 19)) ** 2).sum(1))
-    nll = [nn.functional.cross_entropy(z / tau, labels, reduction="none") for tau in TAUS]
-    torch.testing.assert_close(got.tempered[:, :, 0], torch.stack(nll, 1))
+    torch.testing.assert_close(confidence, p.max(1).values)
+    assert torch.equal(correct, z.argmax(1) == labels)
+    torch.testing.assert_close(brier, ((p - nn.functional.one_hot(labels, 19)) ** 2).sum(1))
+    for tau, column in zip(TAUS, tempered.unbind(1), strict=True):
+        q = (z / tau).softmax(1)
+        mean = (q * z).sum(1)
+        loss = nn.functional.cross_entropy(z / tau, labels, reduction="none")
+        derivatives = [mean - z[range(23), labels], (q * (z - mean[:, None]) ** 2).sum(1)]
+        torch.testing.assert_close(column, torch.stack([loss, *derivatives], 1))
 
 
 def test_a_masked_token_of_the_vocabulary_does_no_harm():
-    linear = nn.Linear(4, 7).double()
+    linear, hidden = nn.Linear(4, 7).double(), torch.randn(3, 4, dtype=torch.float64)
     with torch.no_grad():
         linear.bias[3] = -torch.inf
-        got = token_statistics(
-            torch.randn(5, 4, dtype=torch.float64), Head(linear, None, 1.0), torch.arange(3).repeat(2)[:5]
-        )
-    assert all(torch.isfinite(column).all() for column in got)
+        got = token_statistics(hidden, Head(linear, None, 1.0), torch.arange(3))
+    assert all(column.isfinite().all() for column in got)
 
 
 def test_a_broken_model_is_not_calibrated():
@@ -126,11 +126,10 @@ def test_bins_have_equal_mass_and_hold_every_token():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(size=1000)
     correct = rng.uniform(size=1000) < confidence**2
-    curve = reliability(confidence, correct)
     parts = np.array_split(np.argsort(confidence), [round(1000 * k / 15) for k in range(1, 15)])
-    assert [b["count"] for b in curve] == [len(part) for part in parts]
-    assert [b["accuracy"] for b in curve] == pytest.approx([correct[part].mean() for part in parts], rel=1e-12)
-    assert [b["confidence"] for b in curve] == pytest.approx([confidence[part].mean() for part in parts], rel=1e-12)
+    for found, part in zip(reliability(confidence, correct), parts, strict=True):
+        expected = {"confidence": confidence[part].mean(), "accuracy": correct[part].mean(), "count": len(part)}
+        assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_tied_tokens_share_a_bin_wherever_they_stand():
@@ -146,9 +145,9 @@ def tempered_of(z: np.ndarray, y: np.ndarray) -> np.ndarray:
     """f64[len(TAUS), 3], the sums over tokens of given logits: a head that changes nothing."""
     linear = nn.Linear(z.shape[1], z.shape[1], bias=False).double()
     with torch.no_grad():
-        linear.weight.copy_(torch.eye(z.shape[1]))
+        nn.init.eye_(linear.weight)
         found = token_statistics(torch.from_numpy(z), Head(linear, None, 1.0), torch.from_numpy(y))
-    return found.tempered.sum(0).numpy()
+    return found[-1].sum(0).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -164,13 +163,13 @@ def test_a_known_temperature_is_found(true):
     rng = np.random.default_rng(3)
     z = 4 * rng.standard_normal((3000, 11))
     y = np.array([rng.choice(11, p=p) for p in probabilities(z, true)])
-    sums = tempered_of(z, y)
-    tau = best_temperature(sums)
+    curve = nll_curve(tempered_of(z, y))
+    tau = best_temperature(curve)
     assert tau == pytest.approx(finest([(z, y)]), rel=1e-3)
     assert tau == pytest.approx(true, rel=0.08)
-    assert nll_at(sums, tau) / 3000 == pytest.approx(nll([(z, y)], tau) / 3000, abs=2e-6)
+    assert curve(-np.log(tau)) / 3000 == pytest.approx(nll([(z, y)], tau) / 3000, abs=2e-6)
     for at in np.geomspace(TAUS[-1], TAUS[0], 9):
-        assert nll_at(sums, at) == pytest.approx(nll([(z, y)], at), rel=1e-5)
+        assert curve(-np.log(at)) == pytest.approx(nll([(z, y)], at), rel=1e-5)
 
 
 def test_each_half_is_judged_at_the_temperature_of_the_other(overconfident):
@@ -188,11 +187,9 @@ def test_each_half_is_judged_at_the_temperature_of_the_other(overconfident):
     assert got["temperature_at_limit"] is False
 
 
-def test_a_fit_beyond_the_grid_says_so_and_one_example_is_not_fitted():
-    z = np.eye(3)
+def test_a_fit_beyond_the_grid_says_so():
     for labels, limit in ((np.arange(3), TAUS[-1]), (np.array([1, 2, 0]), TAUS[0])):
-        sums = tempered_of(z, labels)
+        sums = tempered_of(np.eye(3), labels)
         got = temperature_scaling(np.stack([sums, sums]), np.array([3, 3]), ["a", "b"])
         assert got["temperatures"] == [limit, limit]
         assert got["temperature_at_limit"] is True
-        assert set(temperature_scaling(sums[None], np.array([3]), ["a"]).values()) == {None}

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from sftmix.common.files import read_json
 from sftmix.data import encode, encoder_for, prepare
-from sftmix.measure.remarks import ends_of_loss, remarks
+from sftmix.measure.summary import ends_of_loss, remarks
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
 from tests.tiny import SHORT, in_this_process, metrics
@@ -51,23 +51,16 @@ def test_a_run_that_ends_worse_says_so_and_where_it_was_best(worse):
 
 
 def test_export_best_writes_the_weights_of_the_best_evaluation(worse, finished, tmp_path, sftmix):
-    assert sftmix("export", str(worse), "--best", "--to", str(tmp_path / "best")).code == 0
+    words = ("export", str(worse), "--best", "--to", str(tmp_path / "best"))
+    both = sftmix(*words, "--step", "1")
+    assert (both.code, "--best and --step 1" in both.err) == (2, True)
+    assert sftmix(*words).code == 0
     summary, options = read_json(worse / "summary.json"), DataOptions(train=[str(finished.tiny.eval)])
     data = encode(prepare(options, 0), encoder_for(load_tokenizer(finished.tiny.model), options), max_length=128).train
     for path, when in ((tmp_path / "best", "best"), (worse / "train" / "model", "after")):
         nll = np.concatenate(own_nll(AutoModelForCausalLM.from_pretrained(path).eval(), data))
         assert nll.mean() == pytest.approx(summary[f"eval_nll_{when}"], rel=1e-5)
     assert summary["eval_nll_best"] < 0.99 * summary["eval_nll_after"]
-
-
-def test_best_and_a_step_exclude_each_other(finished, tmp_path, sftmix):
-    both = sftmix("export", str(finished.path), "--best", "--step", "1", "--to", str(tmp_path / "best"))
-    assert (both.code, "--best and --step 1" in both.err) == (2, True)
-
-
-def test_keep_best_needs_held_out_rows(tiny, tmp_path, sftmix):
-    ended = sftmix("run", *tiny.options[:4], "--checkpoint.keep_best", "true", "--out", str(tmp_path / "run"))
-    assert (ended.code, "checkpoint.keep_best is true, but there are no held-out rows" in ended.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +75,8 @@ def test_keep_best_needs_held_out_rows(tiny, tmp_path, sftmix):
     ],
 )
 def test_remarks_do_not_contradict_each_other(figures, expected):
-    stages = {"base": {"eval_nll": 4.007}, "train": {"steps": 12, "skipped": 0, "eval_nll_best_step": 6, **figures}}
+    train = {"steps": 12, "skipped": 0, "stopped_by": "", "eval_nll_best_step": 6, **figures}
+    stages = {"base": {"eval_nll": 4.007}, "train": train, "split": {"tied": 0.01}}
     sentences = list(remarks(stages))
     assert len(sentences) == len(expected)
     assert all(sentence.startswith(begin) for sentence, begin in zip(sentences, expected, strict=True))

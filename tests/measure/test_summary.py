@@ -3,7 +3,7 @@
 import json
 import subprocess
 
-import pyarrow.parquet as pq
+import pandas as pd
 import pytest
 
 import sftmix
@@ -24,12 +24,11 @@ def test_token_counts_and_mu_are_those_of_the_steps(finished, summary):
 
 
 def test_confidence_of_the_groups_is_that_of_the_tables(finished, summary):
-    confidence = pq.read_table(finished.path / "confidence" / "confidence.parquet").to_pandas().set_index("id")
-    split = pq.read_table(finished.path / "split" / "split.parquet").to_pandas().set_index("id")
-    joined = confidence.join(split)
+    confidence, split = (
+        pd.read_parquet(finished.path / stage / f"{stage}.parquet").set_index("id") for stage in ("confidence", "split")
+    )
     for name in ("confident", "unconfident"):
-        values = joined.confidence[joined.group == name].to_numpy()
-        group = summary["confidence"][name]
+        values, group = confidence.confidence[split.group == name].to_numpy(), summary["confidence"][name]
         assert group["examples"] == len(values) == 14
         assert group["confidence_mean"] == pytest.approx(values.mean())
         assert group["confidence_std"] == pytest.approx(values.std())

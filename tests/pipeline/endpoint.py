@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-class Server:
+class Server(ThreadingHTTPServer):
     """answered: the ids of every prompt that got its log-probabilities, texts left out.
 
     faults  for the next requests for ids, one each: a status that is answered in place of 200, "drop" for a connection
@@ -25,27 +25,25 @@ class Server:
     key     that requests must bring
     """
 
+    key: str | None = None
+
     def __init__(self, model: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.model = AutoModelForCausalLM.from_pretrained(model).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.answered: list[tuple[int, ...]] = []
         self.faults: list[int | str] = []
         self.change: Callable[[list[Any]], list[Any] | None] = lambda positions: positions
-        self.key: str | None = None
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of": self}))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def __enter__(self) -> Server:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def ids(self, prompt: str | list[int]) -> list[int]:
-        return self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+        self.shutdown()
+        self.server_close()
 
     def scores(self, ids: list[int]) -> list[dict[int, tuple[float, int]] | None]:
         """Log-probability and rank of the own and of the highest id at each position but the first."""
@@ -57,41 +55,39 @@ class Server:
             each.append({top: (float(at[top]), 1), own: (float(at[own]), 1 + int((at > at[own]).sum()))})
         return each
 
-    def vllm(self, body: dict[str, Any]) -> dict[str, Any]:
+    def vllm(self, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
         assert (body["max_tokens"], body["prompt_logprobs"]) == (1, 1)
         positions = [
             at and {str(i): {"logprob": logprob, "rank": rank} for i, (logprob, rank) in at.items()}
-            for at in self.scores(self.ids(body["prompt"]))
+            for at in self.scores(ids)
         ]
         return {"choices": [{"text": "x", "prompt_logprobs": self.change(positions)}]}
 
-    def sglang(self, body: dict[str, Any]) -> dict[str, Any]:
+    def sglang(self, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
         assert body["return_logprob"]
-        ids, start = self.ids(body.get("text") or body["input_ids"]), body["logprob_start_len"]
-        each = list(zip(ids, self.scores(ids), strict=True))[start:]
-        own = [[None if k == 0 or at is None else at[i][0], i, None] for k, (i, at) in enumerate(each)]
-        top = [
-            None if one[0] is None else [[*next(iter(at.items()))[::-1], None]]
-            for one, (_, at) in zip(own, each, strict=True)
-        ]
+        own, top = [], []
+        for i, at in list(zip(ids, self.scores(ids), strict=True))[body["logprob_start_len"] :]:
+            first = at is None or not own
+            own.append([None if first else at[i][0], i, None])
+            top.append(None if first else [[*next(iter(at.items()))[::-1], None]])
         return {"text": "x", "meta_info": {"input_token_logprobs": own, "input_top_logprobs": top}}
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers for a server, which a subclass names."""
-
-    server_of: Server
+    server: Server
 
     def do_POST(self) -> None:
-        server, body = self.server_of, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body.get("prompt") or body.get("text") or body["input_ids"]
+        is_text = isinstance(prompt, str)
         with server.lock:
-            fault = server.faults.pop(0) if server.faults and not isinstance(prompt, str) else 200
+            fault = server.faults.pop(0) if server.faults and not is_text else 200
             if server.key is not None and self.headers["Authorization"] != f"Bearer {server.key}":
                 fault = 401
-            answer = {"/v1/completions": server.vllm, "/generate": server.sglang}[self.path](body)
-            data = json.dumps(answer if fault in (200, "drop") else {"error": "no"}).encode()
-            if fault == 200 and not isinstance(prompt, str):
+            answer = server.vllm if self.path == "/v1/completions" else server.sglang
+            answered = answer(server.tokenizer(prompt)["input_ids"] if is_text else prompt, body)
+            data = json.dumps(answered if fault in (200, "drop") else {"error": "no"}).encode()
+            if fault == 200 and not is_text:
                 server.answered.append(tuple(prompt))
         self.send_response(200 if fault == "drop" else int(fault))
         self.send_header("Content-Length", str(len(data)))

@@ -54,10 +54,9 @@ def test_it_stops_after_so_many_evaluations_without_improvement(nll, patience, m
     assert asked(callback, nll) == asked(callback, nll, "on_epoch_end") == stop == stops_at(nll, patience, min_delta)
 
 
-def test_a_run_in_which_nothing_evaluates_is_refused(tiny, tmp_path, sftmix):
-    ended = sftmix("run", *tiny.options, *SINGLE, "--callbacks", "EarlyStopping", "--out", str(tmp_path / "run"))
-    assert ended.code == 2
-    assert "EarlyStopping needs the evaluations of a callback before it" in ended.err
+def test_a_run_in_which_nothing_evaluates_is_refused(tiny, refused):
+    told = refused("run", *tiny.options, *SINGLE, "--callbacks", "EarlyStopping")
+    assert "EarlyStopping needs the evaluations of a callback before it" in told
 
 
 # ---------------------------------------------------------------------------------------------------- in runs
@@ -144,11 +143,10 @@ def test_all_ranks_stop_alike(finished, tmp_path):
     assert len(metrics(run)) == last
 
 
-def test_a_reference_is_trained_without_it(tiny, tmp_path, sftmix):
+def test_a_reference_is_trained_without_it(tiny, made):
     """It has no held-out rows: one that was made before is read back by a run that stops early."""
-    words = [*tiny.options, "--training.max_steps", "2", "--out", str(tmp_path / "run")]
-    assert sftmix("reference", *words).code == 0
-    made = (tmp_path / "run" / "reference" / "MANIFEST.json").stat().st_mtime_ns
-    ended = sftmix("run", *words, "--callbacks+", "EarlyStopping")
-    assert ended.code == 0, ended.err
-    assert (tmp_path / "run" / "reference" / "MANIFEST.json").stat().st_mtime_ns == made
+    words = [*tiny.options, "--training.max_steps", "2"]
+    manifest = made("reference", *words) / "reference" / "MANIFEST.json"
+    before = manifest.stat().st_mtime_ns
+    made("run", *words, "--callbacks+", "EarlyStopping")
+    assert manifest.stat().st_mtime_ns == before

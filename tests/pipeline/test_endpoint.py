@@ -36,56 +36,41 @@ def _without_pauses(monkeypatch) -> None:
     monkeypatch.setattr(endpoint, "LONGEST_PAUSE", 0)
 
 
-def words_of(tiny, *words: str) -> list[str]:
-    return ["confidence", *tiny.bare, "--out", str(tiny.model.parent / "run"), "--reference", *words]
-
-
 def asked(tiny, server, *words: str) -> list[str]:
-    return words_of(tiny, "FromEndpoint", "--reference.url", f"{server.url}/v1", *words)
+    kind = ("--reference", "FromEndpoint", "--reference.url", f"{server.url}/v1")
+    return ["confidence", *tiny.bare, *kind, *words]
 
 
-def from_weights(tiny, sftmix, *paths) -> dict[str, list]:
-    """The dynamics of models on disk."""
-    place = tiny.model.parent / "weights"
-    names = f"[{', '.join(map(str, paths))}]"
-    words = ("--reference", "FromCheckpoints", "--reference.paths", names)
-    assert sftmix("confidence", *tiny.bare, "--out", str(place), *words).code == 0
-    return table(place / "confidence" / "dynamics.parquet")
-
-
-def assert_same(tiny, expected: dict[str, list]) -> None:
-    found = table(tiny.model.parent / "run" / "confidence" / "dynamics.parquet")
-    assert found.pop("nll_sum") == pytest.approx(expected["nll_sum"], rel=1e-5)
-    assert found == {name: values for name, values in expected.items() if name != "nll_sum"}
+def assert_dynamics_of(made, tiny, *paths) -> None:
+    """The dynamics of the run are those of models on disk."""
+    words = ("--reference", "FromCheckpoints", "--reference.paths", f"[{', '.join(map(str, paths))}]")
+    weights = made("confidence", *tiny.bare, *words, out="weights")
+    found, expected = (table(run / "confidence" / "dynamics.parquet") for run in (weights.with_name("run"), weights))
+    assert found.pop("nll_sum") == pytest.approx(expected.pop("nll_sum"), rel=1e-5)
+    assert found == expected
 
 
 @pytest.mark.parametrize(("name", "path"), [("FromEndpoint", "/v1"), ("FromSGLang", "")])
-def test_servers_give_the_dynamics_of_their_models(name, path, finished, tiny, server, other, sftmix):
+def test_servers_give_the_dynamics_of_their_models(name, path, finished, tiny, server, other, made):
     urls = f"[{other.url}{path}, {server.url}{path}/]"
-    done = sftmix(*words_of(tiny, name, "--reference.url", urls))
-    assert done.code == 0, done.err
-    assert "29/29" in done.err
-    assert_same(tiny, from_weights(tiny, sftmix, tiny.model, finished.path / "train" / "model"))
+    made("confidence", *tiny.bare, "--reference", name, "--reference.url", urls)
+    assert_dynamics_of(made, tiny, tiny.model, finished.path / "train" / "model")
 
 
-def test_a_server_that_fails_is_asked_again_and_left_in_the_end(finished, tiny, server, sftmix):
+def test_a_server_that_fails_is_asked_again_and_left_in_the_end(finished, tiny, server, made, refused):
     """What was answered is not asked for again, by the same server with as many requests at a time as one likes."""
     server.faults = [200] * 9 + [429, 500, "drop", 503]
     words = asked(tiny, server, "--reference.retries")
-    left = sftmix(*words, "3", "--reference.concurrency", "1")
-    assert left.code == 3
-    assert "503" in left.err
-    moved = sftmix(*words, "3", "--reference.url", "http://127.0.0.1:9/v1")
-    assert moved.code == 2
-    assert "reference.url" in moved.err
+    assert "503" in refused(*words, "3", "--reference.concurrency", "1", code=3)
+    assert "reference.url" in refused(*words, "3", "--reference.url", "http://127.0.0.1:9/v1")
     server.faults = [503, 429, "drop"]
-    assert sftmix(*words, "4", "--reference.concurrency", "3").code == 0
+    made(*words, "4", "--reference.concurrency", "3")
     assert len(server.answered) == 29
-    assert_same(tiny, from_weights(tiny, sftmix, finished.path / "train" / "model"))
+    assert_dynamics_of(made, tiny, finished.path / "train" / "model")
 
 
 @pytest.mark.slow
-def test_a_killed_run_asks_for_no_row_twice(finished, tiny, server, sftmix):
+def test_a_killed_run_asks_for_no_row_twice(finished, tiny, server, made):
     words = asked(tiny, server, "--reference.concurrency", "1")
     scores = tiny.model.parent / "run" / "reference" / "scores-1.jsonl"
 
@@ -100,26 +85,23 @@ def test_a_killed_run_asks_for_no_row_twice(finished, tiny, server, sftmix):
         return positions
 
     server.change = kill
-    job = start(words, cwd=tiny.model.parent)
+    job = start([*words, "--out", "run"], cwd=tiny.model.parent)
     assert job.wait() == [SIGKILLED]
     assert len(server.answered) == 10
     with scores.open("ab") as file:
         file.write(b'[{"id": "cut in the mid')
-    assert sftmix(*words).code == 0
+    made(*words)
     assert len(server.answered) == 29
-    assert_same(tiny, from_weights(tiny, sftmix, finished.path / "train" / "model"))
+    assert_dynamics_of(made, tiny, finished.path / "train" / "model")
 
 
-def test_a_server_with_another_tokenizer_is_refused_until_that_is_named(tiny, sftmix):
+def test_a_server_with_another_tokenizer_is_refused_until_that_is_named(tiny, made, refused):
     path = letters(tiny)
     with Server(path) as server:
-        refused = sftmix(*asked(tiny, server))
-        assert refused.code == 2
-        assert "reference.tokenizer" in refused.err
+        assert "reference.tokenizer" in refused(*asked(tiny, server))
         assert server.answered == []
-        named = sftmix(*asked(tiny, server, "--reference.tokenizer", str(path)))
-    assert named.code == 0, named.err
-    assert_same(tiny, from_weights(tiny, sftmix, path))
+        made(*asked(tiny, server, "--reference.tokenizer", str(path)))
+    assert_dynamics_of(made, tiny, path)
 
 
 @pytest.mark.parametrize(
@@ -131,34 +113,29 @@ def test_a_server_with_another_tokenizer_is_refused_until_that_is_named(tiny, sf
     ],
     ids=["cut", "other ids", "a server without them"],
 )
-def test_answers_that_are_not_of_the_row_are_refused(change, first, code, told, tiny, server, sftmix):
+def test_answers_that_are_not_of_the_row_are_refused(change, first, code, told, tiny, server, refused):
     calls = count()
     server.change = lambda positions: positions if next(calls) < first else change(positions)
-    done = sftmix(*asked(tiny, server))
-    assert done.code == code
-    assert told in done.err
-    assert (", row " in done.err) == (code == 3)
+    said = refused(*asked(tiny, server), code=code)
+    assert told in said
+    assert (", row " in said) == (code == 3)
 
 
-def test_a_key_is_read_from_the_environment(tiny, server, sftmix, monkeypatch):
+def test_a_key_is_read_from_the_environment(tiny, server, made, refused, monkeypatch):
     server.key = "secret"
-    refused = sftmix(*asked(tiny, server))
-    assert refused.code == 2
-    assert "401" in refused.err
+    assert "401" in refused(*asked(tiny, server))
     monkeypatch.setenv("OUR_KEY", "secret")
-    assert sftmix(*asked(tiny, server, "--reference.key_variable", "OUR_KEY")).code == 0
+    made(*asked(tiny, server, "--reference.key_variable", "OUR_KEY"))
 
 
-def test_windows_of_several_documents_are_refused_and_pieces_of_one_are_scored(tiny, other, sftmix):
+def test_windows_of_several_documents_are_refused_and_pieces_of_one_are_scored(tiny, other, made, refused):
     tiny.train.write_text(
         json.dumps({"text": "sort the words of this list " * 30}) + "\n" + json.dumps({"text": "add"})
     )
     tiny.eval.write_text(json.dumps({"text": "sort"}))
     words = [*asked(tiny, other), "--data.max_length", "24"]
-    packed = sftmix(*words)
-    assert packed.code == 2
-    assert "data.packing false" in packed.err
-    assert sftmix(*words, "--data.packing", "false").code == 0
+    assert "data.packing false" in refused(*words)
+    made(*words, "--data.packing", "false")
     assert len(other.answered) > 4
 
 

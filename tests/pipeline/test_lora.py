@@ -51,23 +51,17 @@ def test_the_run_holds_adapters_only(run):
 
 def test_both_exports(run, sftmix, tmp_path):
     out, tiny, _ = run
-    expected = logits(out / "train" / "model")
+    expected, adapters, merged = logits(out / "train" / "model"), tmp_path / "adapters", tmp_path / "merged"
     assert float((expected - logits(tiny.model)).abs().max()) > 1e-3
-    adapters, merged = tmp_path / "adapters", tmp_path / "merged"
     assert sftmix("export", str(out), "--to", str(adapters)).code == 0
     assert sftmix("export", str(out), "--to", str(merged), "--merge").code == 0
     assert torch.equal(logits(adapters), expected)
     assert float((logits(merged) - expected).abs().max()) < 1e-5
     assert not list(merged.glob("adapter*"))
-    left = load_file(adapters / "adapter_model.safetensors")
-    right = load_file(out / "train" / "model" / "adapter_model.safetensors")
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[k], right[k]) for k in left)
 
 
-def test_without_checkpoints_the_exported_adapters_are_merged(run, sftmix, tmp_path):
-    none, words = tmp_path / "none", run[2]
-    assert sftmix(*words, "--checkpoint.every", "0", *LORA, "--out", str(none)).code == 0
+def test_without_checkpoints_the_exported_adapters_are_merged(run, made, sftmix, tmp_path):
+    none = made(*run[2], "--checkpoint.every", "0", *LORA)
     assert not (none / "train" / "checkpoints").exists()
     merged = tmp_path / "merged"
     done = sftmix("export", str(none), "--to", str(merged), "--merge")
@@ -78,15 +72,13 @@ def test_without_checkpoints_the_exported_adapters_are_merged(run, sftmix, tmp_p
     assert f"has no checkpoint; {none / 'train' / 'model'} holds the model after the last step" in refused.err
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(run, sftmix, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(run, made, tmp_path):
     """Bit for bit, dropout of the adapters included."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
     words = [*run[2], "--model.lora.r", "4", "--model.lora.lora_dropout", "0.2"]
-    assert sftmix(*words, "--out", str(whole)).code == 0
-    cut_before_the_end(whole, cut)
-    done = sftmix(*words, "--out", str(cut))
-    assert done.code == 0, done.err
-    assert "train: resuming after step 2 of 4" in done.out
+    whole = made(*words)
+    cut_before_the_end(whole, tmp_path / "cut")
+    cut = made(*words, out="cut")
+    assert "train: resuming after step 2 of 4" in made.printed
     left, right = (load_file(r / "train" / "model" / "adapter_model.safetensors") for r in (whole, cut))
     assert all(torch.equal(left[k], right[k]) for k in left)
     assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(cut)]

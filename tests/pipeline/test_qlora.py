@@ -26,12 +26,10 @@ def test_the_base_is_quantised_and_the_adapters_are_not(tiny):
     assert model.get_output_embeddings().weight.dtype == torch.float32
 
 
-def test_a_run_and_its_merged_model(tiny, sftmix, tmp_path):
+def test_a_run_and_its_merged_model(tiny, made, sftmix, tmp_path):
     """Merged are the base's own weights: the adapters are exactly what the adapter directory adds to them."""
-    out, merged = tmp_path / "run", tmp_path / "merged"
     words = ["--model.lora.r", "4", "--model.lora.quantize", "4bit", "--training.max_steps", "3"]
-    done = sftmix("run", *tiny.options, *words, "--objective", "NTP", "--out", str(out))
-    assert done.code == 0, done.err
+    out, merged = made("run", *tiny.options, *words, "--objective", "NTP"), tmp_path / "merged"
     written = load_file(out / "train" / "model" / "adapter_model.safetensors")
     assert all(x.dtype == torch.float32 for x in written.values())
     assert max(float(x.abs().max()) for k, x in written.items() if "lora_B" in k) > 0

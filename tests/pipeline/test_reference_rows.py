@@ -76,27 +76,26 @@ def by_hand(path: Path, tiny: Tiny, length: int, *, alpaca: bool = True) -> list
     return turns_scored
 
 
-def scored(run: Path) -> list[tuple[float, int]]:
+def assert_same(run: Path, expected: list[tuple[float, int]]) -> None:
     found = table(run / "confidence" / "dynamics.parquet")
-    return list(zip(found["nll_sum"], found["n_tokens"], strict=True))
-
-
-def assert_same(found: list[tuple[float, int]], expected: list[tuple[float, int]]) -> None:
-    assert [count for _, count in found] == [count for _, count in expected]
-    assert [nll for nll, _ in found] == pytest.approx([nll for nll, _ in expected], rel=1e-5)
-
-
-def words_of(tiny: Tiny, *words: str) -> list[str]:
-    return ["reference", *tiny.bare, *SHORT, *words, "--out", str(tiny.model.parent / "run")]
+    nll, counts = map(list, zip(*expected, strict=True))
+    assert found["n_tokens"] == counts
+    assert found["nll_sum"] == pytest.approx(nll, rel=1e-5)
 
 
 def on_disk(tiny: Tiny, path: Path, *words: str) -> list[str]:
-    return words_of(tiny, "--reference", "FromCheckpoints", "--reference.paths", f"[{path}]", *words)
+    kind = ("--reference", "FromCheckpoints", "--reference.paths", f"[{path}]")
+    return ["reference", *tiny.bare, *SHORT, *kind, *words]
 
 
 def trained(tiny: Tiny, *words: str) -> list[str]:
     """The words of a reference that is scored before its training."""
-    return words_of(tiny, "--reference.checkpoints", "[0]", *words)
+    return ["reference", *tiny.bare, *SHORT, "--reference.checkpoints", "[0]", *words]
+
+
+def other(tiny: Tiny, kind: str, path: Path) -> list[str]:
+    """The words of a reference with a model of its own, on disk or trained."""
+    return on_disk(tiny, path, *RUN) if kind == "on disk" else trained(tiny, "--reference.model.path", str(path), *RUN)
 
 
 # ------------------------------------------------------------------------------------- the same tokenizer
@@ -104,59 +103,47 @@ def trained(tiny: Tiny, *words: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["on disk", "trained"])
 @pytest.mark.parametrize("make", [lambda tiny: copied(tiny, "copy"), padded], ids=["copy", "padded"])
-def test_a_reference_with_the_targets_tokenizer_reads_what_the_target_reads(kind, make, tiny, sftmix):
+def test_a_reference_with_the_targets_tokenizer_reads_what_the_target_reads(kind, make, tiny, made):
     """A template and a length that are not set are those of the run, also where a Trainer chose another padding."""
     path = make(tiny)
-    own = ("--reference.model.path", str(path))
-    done = sftmix(*(on_disk(tiny, path, *RUN) if kind == "on disk" else trained(tiny, *own, *RUN)))
-    assert done.code == 0, done.err
-    expected = by_hand(path, tiny, LENGTH)
-    assert expected != by_hand(path, tiny, 128)
-    assert_same(scored(tiny.model.parent / "run"), expected)
-    assert f"reference ({path}): the target's tokenizer, template alpaca, max_length {LENGTH}" in done.out
+    assert_same(made(*other(tiny, kind, path)), by_hand(path, tiny, LENGTH))
+    assert f"reference ({path}): template alpaca, max_length {LENGTH}\n" in made.printed
 
 
 @pytest.mark.parametrize("alone", ["template", "length", "context"])
-def test_what_is_not_set_is_the_runs_and_a_shorter_context_ends_its_length(alone, tiny, sftmix):
+def test_what_is_not_set_is_the_runs_and_a_shorter_context_ends_its_length(alone, tiny, made):
     path = copied(tiny, "copy", **({"max_position_embeddings": LENGTH} if alone == "context" else {}))
     words = {
         "template": trained(tiny, "--reference.model.template", "alpaca", "--data.max_length", str(LENGTH)),
         "length": on_disk(tiny, path, "--data.template", "alpaca", "--reference.max_length", str(LENGTH)),
         "context": on_disk(tiny, path, "--data.template", "alpaca"),
     }[alone]
-    done = sftmix(*words)
-    assert done.code == 0, done.err
-    assert_same(scored(tiny.model.parent / "run"), by_hand(path, tiny, LENGTH))
-    assert f"the target's tokenizer, template alpaca, max_length {LENGTH}\n" in done.out
+    assert_same(made(*words), by_hand(path, tiny, LENGTH))
 
 
 # ---------------------------------------------------------------------------------------- another tokenizer
 
 
 @pytest.mark.parametrize("kind", ["on disk", "trained"])
-def test_another_tokenizer_has_a_template_and_a_length_of_its_own_and_they_are_told(kind, tiny, sftmix):
+def test_another_tokenizer_has_a_template_and_a_length_of_its_own_and_they_are_told(kind, tiny, made):
     path = letters(tiny)
-    own = ("--reference.model.path", str(path))
-    done = sftmix(*(on_disk(tiny, path, *RUN) if kind == "on disk" else trained(tiny, *own, *RUN)))
-    assert done.code == 0, done.err
-    assert_same(scored(tiny.model.parent / "run"), by_hand(path, tiny, 512, alpaca=False))
-    told = "another tokenizer than the target's, template tokenizer, max_length 512"
-    assert f"reference ({path}): {told}" in done.out
+    assert_same(made(*other(tiny, kind, path)), by_hand(path, tiny, 512, alpaca=False))
+    assert f"reference ({path}): template tokenizer, max_length 512\n" in made.printed
 
 
 # --------------------------------------------------------------------------------- conversations of several turns
 
 
-def two_templates(tiny: Tiny, target: str, reference: str, *, several: int) -> list[str]:
-    """Make the training rows conversations, and return the words of a reference with a template of its own.
-
-    several  number of the conversations that have two turns, the first ones
-    """
-    told = [json.loads(line) for line in tiny.train.read_text().splitlines()]
-    turns = [[("user", row["instruction"]), ("assistant", row["output"])] for row in told]
-    chats = [turn + (turns[-1 - i] if i < several else []) for i, turn in enumerate(turns)]
-    rows = [{"id": f"c{i}", "messages": [{"role": r, "content": c} for r, c in chat]} for i, chat in enumerate(chats)]
-    tiny.train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def two_templates(tiny: Tiny, target: str, reference: str) -> list[str]:
+    """Make the training rows conversations, the first four of two turns, and return the words of a reference with a
+    template of its own."""
+    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
+    turns = [
+        [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
+        for row in rows
+    ]
+    chats = [turn + (turns[-1 - i] if i < 4 else []) for i, turn in enumerate(turns)]
+    tiny.train.write_text("".join(json.dumps({"id": f"c{i}", "messages": m}) + "\n" for i, m in enumerate(chats)))
     template = tiny.model.parent / "thinking.jinja"
     template.write_text(THINKING)
     names = {"alpaca": "alpaca", "thinking": str(template)}
@@ -164,19 +151,16 @@ def two_templates(tiny: Tiny, target: str, reference: str, *, several: int) -> l
     return on_disk(tiny, tiny.model, "--data.multi_turn", "whole", *own)
 
 
-def test_a_reference_reads_as_turns_what_the_target_splits(tiny, sftmix):
+def test_a_reference_reads_as_turns_what_the_target_splits(tiny, made):
     """Its own template would keep the conversation whole, whose one score belongs to no turn."""
-    done = sftmix(*two_templates(tiny, "thinking", "alpaca", several=4))
-    assert done.code == 0, done.err
-    found = table(tiny.model.parent / "run" / "confidence" / "dynamics.parquet")["id"]
+    run = made(*two_templates(tiny, "thinking", "alpaca"))
+    found = table(run / "confidence" / "dynamics.parquet")["id"]
     assert found[:3] == ["c0@turn0", "c0@turn1", "c1@turn0"]
-    assert_same(scored(tiny.model.parent / "run"), by_hand(tiny.model, tiny, 512))
+    assert_same(run, by_hand(tiny.model, tiny, 512))
 
 
-def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(tiny, sftmix):
+def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(tiny, refused):
     """Its scores of turns are none of the conversation."""
-    done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=4))
-    assert done.code == 3
-    assert "splits 4 of 29 conversations that the target reads whole" in done.err
-    assert "set data.multi_turn to per_turn" in done.err
-    assert "max_length" not in done.err
+    told = refused(*two_templates(tiny, "alpaca", "thinking"), code=3)
+    assert "splits 4 of 29 conversations that the target reads whole" in told
+    assert "set data.multi_turn to per_turn" in told

@@ -25,19 +25,17 @@ class LongResponses(Selector):
         return np.argsort(-scores.n_tokens, kind="stable")[: self.k].astype(np.int64)
 
 
-def test_only_the_selected_are_scored_split_and_trained_on(tiny, tmp_path, capsys):
-    run(config(tiny, tmp_path / "all"))
-    run(config(tiny, tmp_path / "some", selector=LongResponses()))
-    everything = table(tmp_path / "all" / "confidence" / "dynamics.parquet")
+def test_only_the_selected_are_scored_split_and_trained_on(finished, tiny, tmp_path, capsys):
+    run(config(tiny, tmp_path / "run", selector=LongResponses()))
+    everything = table(finished.path / "confidence" / "dynamics.parquet")
     lengths = dict(zip(everything["id"], everything["n_tokens"], strict=True))
-    expected = sorted(lengths, key=lambda i: -lengths[i])[:12]
-    chosen = table(tmp_path / "some" / "selection" / "selected.parquet")["id"]
-    assert sorted(lengths[i] for i in chosen) == sorted(lengths[i] for i in expected)
-    assert chosen == [i for i in dict.fromkeys(everything["id"]) if i in set(chosen)]
+    chosen = table(tmp_path / "run" / "selection" / "selected.parquet")["id"]
+    assert sorted(lengths[i] for i in chosen) == sorted(lengths.values())[-12:]
+    assert chosen == [i for i in lengths if i in set(chosen)]
     for name in ("confidence/dynamics", "confidence/confidence", "split/split"):
-        assert set(table(tmp_path / "some" / f"{name}.parquet")["id"]) == set(chosen)
+        assert set(table(tmp_path / "run" / f"{name}.parquet")["id"]) == set(chosen)
     assert "12 of 29 examples selected by LongResponses" in capsys.readouterr().out
-    assert not (tmp_path / "all" / "selection").exists()
+    assert not (finished.path / "selection").exists()
 
 
 def test_another_selection_is_another_run(tiny, tmp_path):
@@ -50,16 +48,6 @@ def test_another_selection_is_another_run(tiny, tmp_path):
     changed = replace(changed, data=replace(changed.data, train=str(tmp_path / "others.jsonl")))
     with pytest.raises(ConfigError, match="the training rows are others"):
         run(changed)
-
-
-class Twice(Selector):
-    def select(self, scores, *, seed):
-        return np.array([3, 3])
-
-
-def test_an_impossible_selection_is_said(tiny, tmp_path):
-    with pytest.raises(ConfigError, match="row 3 twice; allowed: each row once"):
-        run(config(tiny, tmp_path / "run", selector=Twice()))
 
 
 SEEN: list[tuple[int, int]] = []

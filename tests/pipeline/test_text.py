@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.config.read import read_config
-from sftmix.data import prepare
+from sftmix.data import encode, encoder_for, prepare
 from tests.tiny import groups, table
 
 LENGTH = 24
@@ -43,11 +43,9 @@ def documents_of(window) -> list[list[int]]:
 
 
 @pytest.mark.slow
-def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
-    out = tmp_path / "run"
-    done = sftmix("run", *words, "--with_baseline", "--out", str(out))
-    assert done.code == 0, done.err
-    assert "29 documents read" in done.out
+def test_sftmix_on_text_from_end_to_end(made, sftmix, words, tiny):
+    out = made("run", *words, "--with_baseline")
+    assert "29 documents read" in made.printed
     summary = json.loads((out / "summary.json").read_text())
     config = read_config(out / "config.yaml")
     assert config.data.format == "text"
@@ -59,8 +57,6 @@ def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
     assert 0.4 * summary["ntp_tokens"] < summary["mixup_tokens"] <= 0.5 * summary["ntp_tokens"]
 
     # The held-out NLL before training is that of each document of each window alone under the base model.
-    from sftmix.data import encode, encoder_for
-
     model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
     prepared = prepare(config.data, config.seed, progress=False)
     data = encode(prepared, encoder_for(AutoTokenizer.from_pretrained(tiny.model), config.data), max_length=LENGTH)
@@ -78,28 +74,11 @@ def test_sftmix_on_text_from_end_to_end(sftmix, words, tiny, tmp_path):
     assert resolved.code == 0, resolved.err
 
 
-def test_another_length_of_the_reference_is_refused(sftmix, words, tmp_path):
-    done = sftmix("run", *words, "--reference.model.max_length", "16", "--out", str(tmp_path / "run"))
-    assert done.code == 2
-    assert "a reference reads the windows of the target" in done.err
+def test_another_length_of_the_reference_is_refused(words, refused):
+    told = refused("run", *words, "--reference.model.max_length", "16")
+    assert "a reference reads the windows of the target" in told
 
 
-def test_a_reference_with_another_tokenizer_is_refused(sftmix, words, tiny, tmp_path):
-    """Its windows would be others, so that no confidence could be joined to the target's."""
-    import shutil
-
-    other = tmp_path / "other"
-    shutil.copytree(tiny.model, other)
-    backend = json.loads((other / "tokenizer.json").read_text())
-    backend["model"]["merges"] = backend["model"]["merges"][:-40]
-    (other / "tokenizer.json").write_text(json.dumps(backend))
-    done = sftmix("run", *words, "--reference.model.path", str(other), "--out", str(tmp_path / "run"))
-    assert done.code == 2
-    assert "use a reference with the target's tokenizer" in done.err
-
-
-def test_responses_without_instructions_are_refused_where_there_are_none(words, tmp_path, sftmix):
+def test_responses_without_instructions_are_refused_where_there_are_none(words, refused):
     """Where documents are packed, the cuts between them would lie elsewhere."""
-    done = sftmix("reference", *words, "--reference.response_alone", "--out", str(tmp_path / "run"))
-    assert done.code == 2
-    assert "data.format text has no instructions" in done.err
+    assert "data.format text has no instructions" in refused("reference", *words, "--reference.response_alone")

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     from sftmix.pipeline.finished import finished_models
 
     options, names = sampling(args), ["target", *([args.beside] if args.beside else [])]
-    models = finished_models(args.place, names, option="--beside")
+    models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     from sftmix.pipeline.loaded import load_finished
 

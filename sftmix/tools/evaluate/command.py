@@ -110,7 +110,7 @@ def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Pat
     from sftmix.model.load import fingerprint
     from sftmix.pipeline.loaded import encoder_of, load_finished
 
-    with named(model.option):
+    with named(f"model {model.name}"):
         identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
     missing = []
     for task in tasks:

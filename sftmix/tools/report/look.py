@@ -10,7 +10,7 @@ import torch
 
 from sftmix.batches.rows import RowSubset
 from sftmix.common.world import start_world
-from sftmix.pipeline.models import scoring_model
+from sftmix.pipeline.loaded import scoring_model
 from sftmix.tools.report.run import RunView
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Column

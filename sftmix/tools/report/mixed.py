@@ -8,7 +8,7 @@ from itertools import zip_longest
 from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder
 from sftmix.components.base import Need
-from sftmix.pipeline.pairs import pairs_by
+from sftmix.pipeline.target import pairs_by
 from sftmix.tools.report.page import Section
 from sftmix.tools.report.run import RunView
 

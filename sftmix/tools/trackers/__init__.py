@@ -107,9 +107,7 @@ class Tracker(Callback):
             return
         self.end()
         self.folder = run / FOLDER / self.client
-        hold = Hold(self.folder)
-        hold.take()
-        self._closing.callback(hold.release)
+        self._closing.enter_context(Hold(self.folder))
         self._known = self.open(run, read_yaml(run / "config.yaml"))
         self._closing.callback(self.close)
         self._run, self._read, self.rows = run, dict.fromkeys(STAGES, 0), 0

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import read_config
 from sftmix.pipeline.context import RunContext, Stage
-from sftmix.pipeline.directory import RunDirectory, differences
+from sftmix.pipeline.directory import RunDirectory, check_same_directory, differences
 from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
 from sftmix.pipeline.recipe import make_stages, write_summary
 from sftmix.pipeline.rows import read_rows, selected_ids
@@ -42,7 +42,6 @@ from sftmix.training.loop import Stage as TrainingStage
 from sftmix.training.loop import StageResult, TrainingLoop
 from sftmix.training.machine import machine_of, machines_between, same_bits
 
-T = TypeVar("T")
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
 OBSERVED = (Evaluate, MeasureMixing)
@@ -70,6 +69,7 @@ def verify(window: Window) -> Certificate:
         findings = world.share(world.on_main(lambda: check_files(window)))
         world.on_main(lambda: lay_out(window, place))
         with RunDirectory(place, world) as directory, StopAtOnce() as stop:
+            check_same_directory(place, world)
             config, rows = read_rows(replace(config, out=str(place)), world, run=window.run, progress=world.is_main)
             entered = stages_entered(config, "reference" if window.stage == "reference" else "train")
             stages = [stage for stage in entered if stage != "base"]
@@ -168,7 +168,7 @@ class Replay(RunContext):
         self.window, self.place, self.findings = window, self.directory.path, findings
         self.recorded, self.machine = list[dict[str, Any]](), dict[str, Any]()
 
-    def enter(self, stage: Stage[T]) -> T:
+    def enter(self, stage: Stage) -> Any:
         """Make a stage again, from the files of the run, and compare what it made.
 
         Later stages read the files of the run, so that each differs alone. Other stages with steps are read back;
@@ -176,7 +176,7 @@ class Replay(RunContext):
         """
         if stage.name == self.window.stage:
             self._make(stage)
-            return cast(T, None)
+            return None
         if stage.name in TRAINED:
             return stage.read()
         name = f"{stage.name}/{stage.make().files[0]}"
@@ -192,7 +192,7 @@ class Replay(RunContext):
         _link(self.window.run / name, self.place / name)
         return compare("split", name, expected, replayed, relative=OF_CONFIDENCE, labels=expected["id"])
 
-    def _make(self, stage: Stage[Any]) -> None:
+    def _make(self, stage: Stage) -> None:
         self.recorded = self.world.share(self.world.on_main(lambda: _recorded(self.window)))
         threads = torch.get_num_threads()
         try:  # sums of another number of parts are rounded differently
