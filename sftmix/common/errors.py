@@ -27,8 +27,8 @@ class ConfigError(SFTMixError):
     exit_code = 2
 
 
-class ContractError(ConfigError):
-    """An answer of a component that its contract does not allow."""
+class ContractError(ConfigError, AssertionError):
+    """An answer of a component that its contract does not allow: it ends a run, and fails a test of the component."""
 
 
 class DataError(SFTMixError):

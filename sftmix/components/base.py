@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, Self, get_args
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import plain_value
@@ -37,8 +37,6 @@ from sftmix.types import (
     TorchOptimizer,
     TrainingDynamics,
 )
-
-C = TypeVar("C", bound="Component")
 
 
 class Need(StrEnum):
@@ -73,17 +71,17 @@ class Component:
     """What others may have from it; leaving a member out is a promise that it never gives that."""
     package: str | None = None
     """The package that has to be installed for it."""
+    option: str = ""  # that chooses a component of this kind, for messages
     _init_args: dict[str, Any]
 
-    def __new__(cls: type[C], *args: Any, **kwargs: Any) -> C:
-        self = super().__new__(cls)
-        if args or kwargs or cls.__init__ is not object.__init__:
-            try:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self, init_args = super().__new__(cls), dict[str, Any]()
+        if cls.__init__ is not object.__init__:
+            with suppress(TypeError):  # __init__ raises it with a better message (unpickling gets here, too)
                 bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-            except TypeError:
-                return self  # __init__ raises the same error with a better message (unpickling gets here, too)
-            bound.apply_defaults()
-            object.__setattr__(self, "_init_args", dict(list(bound.arguments.items())[1:]))
+                bound.apply_defaults()
+                init_args = dict(list(bound.arguments.items())[1:])
+        object.__setattr__(self, "_init_args", init_args)
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -96,8 +94,7 @@ class Component:
 
     def spec(self) -> dict[str, Any]:
         """Return {"class_path": import path, "init_args": plain values}, the form that config.yaml stores."""
-        args = {k: plain(v) for k, v in getattr(self, "_init_args", {}).items()}
-        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": args}
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": plain(self._init_args)}
 
 
 def missing_package(component: Component) -> str:
@@ -109,7 +106,7 @@ def missing_package(component: Component) -> str:
 
 def files_of(component: Component) -> list[str]:
     """Return the `files()` of a component and of the components among its options."""
-    inner = [value for value in getattr(component, "_init_args", {}).values() if isinstance(value, Component)]
+    inner = [part for part in component._init_args.values() if isinstance(part, Component)]
     return [*map(os.fspath, component.files()), *(name for part in inner for name in files_of(part))]
 
 
@@ -155,10 +152,9 @@ class ReferenceContext(Protocol):
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
     ) -> TrainingDynamics:
-        """Score every example by functions of a row, which so many threads of the first rank call.
-
-        scorers  of each checkpoint by name: gets the tokenizer, which it may refuse, and returns the function of a row
-        model    whose tokenizer, template and length the rows have, as for FromCheckpoints"""
+        """Score every example by functions of a row, which so many threads of the first rank call. `scorers`: of each
+        checkpoint by name, gets the tokenizer, which it may refuse, and returns the function of a row. `model`: whose
+        tokenizer, template and length the rows have, as for FromCheckpoints."""
 
 
 class Reference(Component, ABC):
@@ -168,9 +164,10 @@ class Reference(Component, ABC):
     needs), or from the target's own losses of one epoch, which split the data for the next (TARGET_LOSSES).
     """
 
-    needs: AbstractSet[Need] = frozenset({Need.TRAINING, Need.SCORING})
+    option = "reference"
+    needs = frozenset({Need.TRAINING, Need.SCORING})
     """Without TRAINING, seed and training options do not matter; without SCORING, `collect` needs no ranks."""
-    gives: AbstractSet[Need] = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
+    gives = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
     """What the dynamics hold; a confidence that needs something else is refused before any work."""
     model: ReferenceModel | None = None
     """The model that is trained or scores; None: the target's base model."""
@@ -198,6 +195,7 @@ class ConfidenceEstimator(Component, ABC):
     One that gives CONFIDENCE has scores of its own: no reference is trained, and it gets dynamics of the ids alone.
     """
 
+    option = "confidence"
     least_checkpoints: int = 1
     """The smallest number of checkpoints that the estimator works with."""
 
@@ -209,7 +207,8 @@ class ConfidenceEstimator(Component, ABC):
 class Splitter(Component, ABC):
     """Scores -> groups, most confident first."""
 
-    needs: AbstractSet[Need] = frozenset({Need.CONFIDENCE})
+    option = "splitter"
+    needs = frozenset({Need.CONFIDENCE})
     """Empty if the split comes from labels or a file: then no reference is trained."""
 
     @abstractmethod
@@ -217,17 +216,15 @@ class Splitter(Component, ABC):
         """Return the group of every row. Rows without a confidence (NaN) must become unpaired (-1)."""
 
 
-def check_choice(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise ConfigError if an option's value is none of the allowed words."""
-    if value not in allowed:
-        raise ConfigError(f"{key} is {value!r}; allowed: {', '.join(allowed)}")
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raise ConfigError for the value of an option that is not as it must be."""
+    if not holds:
+        raise ConfigError(f"{key} is {value!r}; allowed: {allowed}")
 
 
-def check_number(key: str, value: float, *, above: float | None = None, least: float | None = None, hint: str) -> None:
-    """Raise ConfigError if a number is not finite, not above `above` or below `least`; `hint` says what is allowed."""
-    low = (above is not None and value <= above) or (least is not None and value < least)
-    if not math.isfinite(value) or low:
-        raise ConfigError(f"{key} is {value}; allowed: {hint}")
+def require_one_of(key: str, value: str, words: Any) -> None:
+    """Raise ConfigError if an option's value is none of the words of a Literal."""
+    require(value in get_args(words), key, value, ", ".join(get_args(words)))
 
 
 def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[str | None]:
@@ -235,7 +232,7 @@ def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[st
     labels = scores.label or []
     unknown = ", ".join(repr(label) for label in wanted if label not in labels)
     if unknown or not wanted:
-        present = ", ".join(map(repr, sorted({label for label in labels if label is not None}))) or "none"
+        present = ", ".join(sorted({repr(label) for label in labels if label is not None})) or "none"
         raise ConfigError(
             f"{key} names {unknown or 'no label'}; labels of the rows: {present} (from data.label_field or data.labels)"
         )
@@ -251,17 +248,18 @@ def model_files(model: ReferenceModel) -> list[str]:
 class PairSampler(Component, ABC):
     """The choice of the examples that are mixed with each other in one epoch."""
 
+    option = "pairing"
+
     @abstractmethod
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        """Return i64[P, 2] rows, column 0 the more confident, in the order in which they are trained on.
-
-        A row may appear in several pairs (its later appearances carry no NTP loss), and never with itself; unpaired
-        rows appear in none.
-        """
+        """Return i64[P, 2] rows, column 0 the more confident, in the order in which they are trained on. A row may be
+        in several pairs (its later appearances carry no NTP loss), never with itself; unpaired rows are in none."""
 
 
 class Selector(Component, ABC):
     """The choice of the examples to train on, made before any training: there is no confidence yet."""
+
+    option = "selector"
 
     @abstractmethod
     def select(self, scores: Scores, *, seed: int) -> Rows:
@@ -278,6 +276,8 @@ class Schedule(Component, ABC):
 
 class Perturbation(Component, ABC):
     """A change of the input embeddings in training steps; scoring and evaluation never see it."""
+
+    option = "perturbation"
 
     @abstractmethod
     def embeddings(self, e: Tensor, mask: Tensor, *, ids: Sequence[str], step: int, seed: int) -> Tensor:
@@ -296,20 +296,17 @@ class Objective(Component, ABC):
     neither pairs nor groups. BATCH_NLL: `batch.batch_nll`, by one more pass over the global batch before each step.
     """
 
+    option = "objective"
+
     @abstractmethod
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        """Return weights, lambdas and counts for one micro-batch, unnormalised (see `sftmix.types.Plan`).
-
-        `step` counts from 0 and is the step being computed. Batch and plan are on the host, where reading values costs
-        nothing; `loss` gets both on the device.
-        """
+        """Return weights, lambdas and counts for one micro-batch, unnormalised (see `sftmix.types.Plan`), at a `step`
+        from 0. Batch and plan are on the host, where reading values costs nothing; `loss` gets both on the device."""
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
-        """Return the loss of one micro-batch, by default `sftmix.functional.sft_loss`, inside the wrapped forward.
-
-        The plan's weights are divided by the counts of the global batch, so the terms are sums of weighted losses.
-        `nll` [T] and `mixup` [M] are returned detached, for the log.
-        """
+        """Return the loss of one micro-batch, by default `sftmix.functional.sft_loss`, inside the wrapped forward. The
+        plan's weights are divided by the counts of the global batch, so the terms are sums of weighted losses; `nll`
+        [T] and `mixup` [M] are returned detached, for the log."""
         return view.sft_loss(batch, plan)
 
 
@@ -384,7 +381,8 @@ class Callback(Component):
     It may need HELD_OUT (without, a run is refused, a reference trained without it), or EVALUATIONS of one before it.
     """
 
-    gives: AbstractSet[Need] = frozenset({Need.EVALUATIONS, Need.STOP})
+    option = "callbacks"
+    gives = frozenset({Need.EVALUATIONS, Need.STOP})
     """Without STOP it never stops training, so that a run is the same with and without it."""
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:

@@ -6,9 +6,9 @@ import math
 from collections import deque
 from statistics import median
 
-from sftmix.common.errors import ConfigError, LossLeapError
+from sftmix.common.errors import LossLeapError
 from sftmix.common.steps import read_steps
-from sftmix.components.base import Callback, CallbackResult, Need, StageState, check_number
+from sftmix.components.base import Callback, CallbackResult, Need, StageState, require
 
 
 class Evaluate(Callback):
@@ -16,21 +16,17 @@ class Evaluate(Callback):
 
     gives = frozenset({Need.EVALUATIONS})
 
-    def __init__(self, *, every: int | None = None) -> None:
+    def __init__(self, *, every: int | None = None):
         """every: optimizer steps between evaluations, at least 1; null evaluates at the end of each epoch."""
-        if every is not None and every < 1:
-            raise ConfigError(f"callbacks.Evaluate.every is {every}; allowed: null (each epoch), or 1 and above")
+        require(every is None or every >= 1, "callbacks.Evaluate.every", every, "null (each epoch), or 1 and above")
         self.every = every
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
-        return self._evaluate(state) if self.every is not None and state.step % self.every == 0 else None
+        due = self.every is not None and state.step % self.every == 0
+        return CallbackResult(state.evaluate()) if due and state.evaluate else None
 
     def on_epoch_end(self, state: StageState) -> CallbackResult | None:
-        return self._evaluate(state) if self.every is None else None
-
-    @staticmethod
-    def _evaluate(state: StageState) -> CallbackResult | None:
-        return None if state.evaluate is None else CallbackResult(metrics=state.evaluate())
+        return CallbackResult(state.evaluate()) if self.every is None and state.evaluate else None
 
 
 class EarlyStopping(Callback):
@@ -48,9 +44,8 @@ class EarlyStopping(Callback):
 
         min_delta: nats per token by which an evaluation must be below the one that last began the count, 0 or more.
         """
-        if patience < 1:
-            raise ConfigError(f"callbacks.EarlyStopping.patience is {patience}; allowed: 1 and above")
-        check_number("callbacks.EarlyStopping.min_delta", min_delta, least=0.0, hint="0 and above")
+        require(patience >= 1, "callbacks.EarlyStopping.patience", patience, "1 and above")
+        require(0 <= min_delta < math.inf, "callbacks.EarlyStopping.min_delta", min_delta, "0 and above")
         self.patience, self.min_delta = patience, min_delta
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
@@ -79,9 +74,8 @@ class LossSpikeGuard(Callback):
 
         window: losses of which the median is taken, at least 2.
         """
-        check_number("callbacks.LossSpikeGuard.factor", factor, above=1.0, hint="above 1")
-        if window < 2:
-            raise ConfigError(f"callbacks.LossSpikeGuard.window is {window}; allowed: 2 and above")
+        require(1 < factor < math.inf, "callbacks.LossSpikeGuard.factor", factor, "above 1")
+        require(window >= 2, "callbacks.LossSpikeGuard.window", window, "2 and above")
         self.factor, self.window = factor, window
         self._losses: deque[float] = deque(maxlen=window)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.tables import existing_file
-from sftmix.components.base import ConfidenceEstimator, Need, check_choice
+from sftmix.common.tables import existing_file, read_columns
+from sftmix.components.base import ConfidenceEstimator, Need, require_one_of
 from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
 
 Checkpoint = Literal["first", "last", "mean"]
@@ -48,11 +46,8 @@ class Correctness(ConfidenceEstimator):
     needs = frozenset({Need.CORRECT})
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        if (dynamics.n_correct == NOT_COUNTED).any():
-            raise ConfigError(
-                "confidence Correctness needs the number of correct tokens, which online losses do not have; give "
-                "--reference TrainedReference a number of --reference.checkpoints, or choose another confidence"
-            )
+        counted = not (dynamics.n_correct == NOT_COUNTED).any()
+        _check_dynamics(self, counted, Need.CORRECT, "a number of --reference.checkpoints (online losses have none)")
         return (dynamics.n_correct / np.where(dynamics.scored, dynamics.n_tokens, np.nan)[:, None]).mean(axis=1)
 
 
@@ -65,10 +60,7 @@ class LowVariability(ConfidenceEstimator):
     least_checkpoints = 2
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        if len(dynamics.steps) < 2:
-            raise ConfigError(
-                "confidence LowVariability needs at least 2 checkpoints, and there is 1; raise --reference.checkpoints"
-            )
+        _check_dynamics(self, len(dynamics.steps) > 1, "at least 2 checkpoints", "more --reference.checkpoints")
         return np.maximum(-variability(dynamics), LEAST)
 
 
@@ -82,18 +74,16 @@ class IFD(ConfidenceEstimator):
 
     needs = frozenset({Need.RESPONSE_ALONE})
 
-    def __init__(self, *, checkpoint: Checkpoint = "first") -> None:
+    def __init__(self, *, checkpoint: Checkpoint = "first"):
         """checkpoint: the scoring of the reference that is used; the paper of IFD uses a model with little training."""
-        check_choice("confidence.checkpoint", checkpoint, get_args(Checkpoint))
+        require_one_of("confidence.checkpoint", checkpoint, Checkpoint)
         self.checkpoint = checkpoint
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         alone = dynamics.alone_nll_sum
-        if alone is None:
-            raise ConfigError(
-                "confidence IFD compares with the NLL of each response without its instruction, and these dynamics "
-                "have none; score it with --reference.response_alone true, in another --out"
-            )
+        remedy = "--reference.response_alone true, in another --out"
+        _check_dynamics(self, alone is not None, Need.RESPONSE_ALONE, remedy)
+        assert alone is not None
         known = alone > 0
         ratio_NC = np.divide(dynamics.nll_sum, alone, where=known, out=np.full(alone.shape, np.inf))
         ratio_NC[~known & (dynamics.nll_sum == 0)] = 1.0
@@ -114,11 +104,9 @@ class LearningPercentage(ConfidenceEstimator):
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         steps = dynamics.steps.tolist()
-        if not steps or steps[0] != 0 or len(steps) < 3:
-            raise ConfigError(
-                "confidence LearningPercentage needs the perplexity before training and at 2 later checkpoints, and "
-                f"the dynamics are of the steps {steps}; use --reference.checkpoints [0, 0.33, 1] or a longer list"
-            )
+        needed = f"{Need.BEFORE_TRAINING} and at 2 later checkpoints"
+        remedy = f"--reference.checkpoints [0, 0.33, 1] or a longer list (they are of the steps {steps})"
+        _check_dynamics(self, steps[:1] == [0] and len(steps) > 2, needed, remedy)
         nll_NC = dynamics.mean_nll
         with np.errstate(over="ignore"):  # divided by P_0: this fits float64 even if a perplexity does not
             first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
@@ -131,17 +119,15 @@ class FromFile(ConfidenceEstimator):
 
     gives = frozenset({Need.CONFIDENCE})
 
-    def __init__(self, *, path: str | os.PathLike[str]) -> None:
+    def __init__(self, *, path: str):
         """path: a Parquet or CSV file with the columns id and score (higher: more confident) of at least all examples
         that are trained on."""
         self.path = path
 
-    def files(self) -> Sequence[str]:
+    def files(self) -> list[str]:
         return [existing_file("confidence.path", self.path)]
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        from sftmix.common.tables import read_columns
-
         table = read_columns(self.path, "id", "score")
         score = dict(zip(table["id"], table["score"].tolist(), strict=True))
         if missing := [name for name in dynamics.ids if name not in score]:
@@ -169,7 +155,11 @@ def variability(dynamics: TrainingDynamics) -> Float64:
     NaN where the example was not scored, inf where a perplexity or its square is beyond float64.
     """
     perplexity_NC = perplexity(dynamics)
-    overflowed = np.any(np.isinf(perplexity_NC), axis=1)
-    with np.errstate(over="ignore"):
-        spread = np.std(np.where(np.isinf(perplexity_NC), 0.0, perplexity_NC), axis=1)
-    return np.where(overflowed, np.inf, spread)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(np.isinf(perplexity_NC).any(axis=1), np.inf, np.std(perplexity_NC, axis=1))
+
+
+def _check_dynamics(estimator: ConfidenceEstimator, hold: bool, needed: str, remedy: str) -> None:
+    if not hold:
+        name = type(estimator).__name__
+        raise ConfigError(f"confidence {name} needs {needed}, which these dynamics do not hold; use {remedy}")

@@ -8,15 +8,14 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.plain import as_list
-from sftmix.components.base import Need, Reference, ReferenceContext, check_number, model_files
+from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
 from sftmix.options import ReferenceModel
 from sftmix.types import Encoded, Float64, RowScorer, TrainingDynamics
 
@@ -26,7 +25,7 @@ PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
 TIMEOUT, LONGEST_PAUSE = 600.0, 60.0
 """Seconds without an answer after which a request is made again, and the longest pause before that."""
 
-Positions: TypeAlias = Sequence[Mapping[int, tuple[float, bool]]]
+Positions = list[dict[int, tuple[float, bool]]]
 """The log-probabilities of some ids at each position, the prompt's own among them, and whether each is the highest."""
 
 
@@ -51,7 +50,7 @@ class FromEndpoint(Reference):
         concurrency: int = 32,
         retries: int = 6,
         key_variable: str | None = None,
-    ) -> None:
+    ):
         """
         url: http://HOST:8000/v1; several are several checkpoints, in order.
         model: name that the server gives the model; null: its only one.
@@ -63,16 +62,16 @@ class FromEndpoint(Reference):
         key_variable: environment variable that holds the server's key; null: `EMPTY`.
         """
         self.urls = [one.rstrip("/") for one in as_list(url)]
-        if not all(one.startswith(("http://", "https://")) for one in self.urls):
-            raise ConfigError(f"reference.url is {url}; allowed: http://HOST:PORT/v1, or https")
-        check_number("reference.concurrency", concurrency, least=1, hint="1 and above")
+        of_http = all(one.startswith(("http://", "https://")) for one in self.urls)
+        require(of_http, "reference.url", url, "http://HOST:PORT/v1, or https")
+        require(concurrency >= 1, "reference.concurrency", concurrency, "1 and above")
         self.rows = ReferenceModel(path=tokenizer or "", template=template, max_length=max_length)
         self.name, self.concurrency, self.retries, self.key_variable = model, concurrency, retries, key_variable
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         return len(self.urls)
 
-    def files(self) -> Sequence[str]:
+    def files(self) -> list[str]:
         return model_files(self.rows)
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
@@ -82,7 +81,7 @@ class FromEndpoint(Reference):
     def _connected(self, url: str, tokenizer: Any) -> RowScorer:
         """Return the function of a row, once a text has shown that the server reads it as the tokenizer does."""
         try:
-            self._own(url, PROBE, tokenizer(PROBE)["input_ids"], 0)
+            self._log_probabilities(url, PROBE, tokenizer(PROBE)["input_ids"], 0)
         except ValueError as error:
             raise ConfigError(
                 f"reference.url: {url} does not read a text as the tokenizer of the rows does: its answer {error}. "
@@ -92,18 +91,19 @@ class FromEndpoint(Reference):
         def score(row: Encoded) -> tuple[float, int]:
             ids, start = row.input_ids.tolist(), max(int(row.target.argmax()) - 1, 0)
             try:
-                logprob, highest = self._own(url, ids, ids[start:], start)[row.target[start + 1 :]].sum(axis=0)
+                of_tokens = self._log_probabilities(url, ids, ids[start:], start)
             except ValueError as error:
                 raise DataError(f"reference.url: {url}, row {row.id}: the answer {error}") from error
+            logprob, highest = of_tokens[row.target[start + 1 :]].sum(axis=0)
             return -logprob, highest
 
         return score
 
-    def _own(self, url: str, prompt: str | list[int], ids: Sequence[int], start: int) -> Float64:
+    def _log_probabilities(self, url: str, prompt: str | list[int], ids: list[int], start: int) -> Float64:
         """Return f64[n - 1, 2], what the server says of n ids, the prompt's from `start` on; ValueError for others."""
         try:
-            positions = self.positions(url, prompt, start)
-            return np.array([at[token] for at, token in zip(positions[1:], ids[1:], strict=True)])
+            positions = self.positions(url, prompt, start)[1:]
+            return np.array([at[token] for at, token in zip(positions, ids[1:], strict=True)])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"does not hold each of {len(ids)} tokens ({error!r})") from error
 
@@ -113,13 +113,13 @@ class FromEndpoint(Reference):
         logprobs = self.answer(f"{url}/completions", body)["choices"][0]["prompt_logprobs"][start:]
         return [{int(name): (one["logprob"], one["rank"] == 1) for name, one in (at or {}).items()} for at in logprobs]
 
-    def answer(self, url: str, body: Mapping[str, Any]) -> Any:
+    def answer(self, url: str, body: dict[str, Any]) -> Any:
         """Return the server's answer to a request, made again where it is busy, fails or is not reached."""
         key = os.environ.get(self.key_variable or "", "EMPTY")
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        attempt = 0
-        while True:
+        for attempt in range(1 + self.retries):
+            time.sleep(min(2.0**attempt / 4, LONGEST_PAUSE) if attempt else 0)
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
                     return json.load(response)
@@ -129,10 +129,7 @@ class FromEndpoint(Reference):
                     raise ConfigError(f"reference.url: {url} {reason}") from error
             except (OSError, ValueError, http.client.HTTPException) as error:  # also an answer that was cut short
                 reason = f"gives no answer: {error}"
-            if attempt >= self.retries:
-                raise DataError(f"reference.url: {url} {reason} ({1 + attempt} attempts); the same command goes on")
-            time.sleep(min(2.0**attempt / 2, LONGEST_PAUSE))
-            attempt += 1
+        raise DataError(f"reference.url: {url} {reason} ({1 + self.retries} attempts); the same command goes on")
 
 
 class FromSGLang(FromEndpoint):

@@ -9,8 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from sftmix.common.errors import ConfigError
-from sftmix.components.base import Callback, CallbackResult, Objective, StageState
+from sftmix.components.base import Callback, CallbackResult, Objective, StageState, require
 from sftmix.components.view import LossView
 from sftmix.types import Batch, Plan, Tensor
 
@@ -35,16 +34,13 @@ class MeasureMixing(Callback):
 
     gives = frozenset()
 
-    def __init__(self, *, every: int = 50) -> None:
+    def __init__(self, *, every: int = 50):
         """every: optimizer steps between measurements, at least 1; one costs about half a step."""
-        if every < 1:
-            raise ConfigError(f"callbacks.MeasureMixing.every is {every}; allowed: 1 and above")
+        require(every >= 1, "callbacks.MeasureMixing.every", every, "1 and above")
         self.every = every
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
-        if state.step % self.every or not state.metrics.get("mixup_tokens"):
-            return None
-        if state.read is None or state.objective is None:
+        if state.step % self.every or not state.metrics.get("mixup_tokens") or not (state.read and state.objective):
             return None
         started = time.perf_counter()
         sums: dict[str, float] = {}

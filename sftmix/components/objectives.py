@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
+import math
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, ContractError
+from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
-from sftmix.components.base import Need, Objective, Schedule, check_choice, check_number
+from sftmix.components.base import Need, Objective, Schedule, require, require_one_of
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Float64, Plan, Tensor
 
@@ -69,7 +69,7 @@ class SFTMix(Objective):
     plan is that of NTP, bit for bit (with `mean: sequence`, that of NTP over sequences, the baseline for this mean).
     """
 
-    needs: AbstractSet[Need] = frozenset({Need.PAIRS})
+    needs = frozenset({Need.PAIRS})
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class SFTMix(Objective):
         mixup_mean: MixupMean = "own",
         lambda_per: LambdaPer = "pair",
         mean: Mean = "token",
-    ) -> None:
+    ):
         """
         mu: weight of the Mixup term, 0 or above; or a Schedule.
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
@@ -93,18 +93,14 @@ class SFTMix(Objective):
         for key, value in (("mu", mu), ("alpha", alpha)):
             if not isinstance(value, Schedule):
                 _check_value(key, value)
-        check_choice("objective.ntp_on", ntp_on, get_args(NtpOn))
-        check_choice("objective.mixup_mean", mixup_mean, get_args(MixupMean))
-        check_choice("objective.lambda_per", lambda_per, get_args(LambdaPer))
-        check_choice("objective.mean", mean, get_args(Mean))
-        self.mu = mu
-        self.alpha = alpha
-        self.ntp_on = ntp_on
-        self.mixup_mean = mixup_mean
-        self.lambda_per = lambda_per
-        self.mean = mean
+        require_one_of("objective.ntp_on", ntp_on, NtpOn)
+        require_one_of("objective.mixup_mean", mixup_mean, MixupMean)
+        require_one_of("objective.lambda_per", lambda_per, LambdaPer)
+        require_one_of("objective.mean", mean, Mean)
+        self.mu, self.alpha = mu, alpha
+        self.ntp_on, self.mixup_mean, self.lambda_per, self.mean = ntp_on, mixup_mean, lambda_per, mean
         if ntp_on != "all":
-            self.needs = {*self.needs, Need.FIRST_SPLIT}
+            self.needs = self.needs | {Need.FIRST_SPLIT}
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch
@@ -127,30 +123,22 @@ class SFTMix(Objective):
         )
 
     def _ntp(self, batch: Batch) -> Plan:
-        """Return the NTP plan of the examples that carry NTP, averaged over tokens or sequences."""
-        averaged = ntp_plan if self.mean == "token" else sequence_plan
-        return averaged(batch, batch.ntp_weight * self._carries_ntp(batch))
-
-    def _carries_ntp(self, batch: Batch) -> Tensor:
-        """Return bool[B], True for the slots whose group carries the NTP loss."""
-        import torch
-
-        if self.ntp_on == "all":
-            return torch.ones_like(batch.group, dtype=torch.bool)
-        if batch.n_groups == 0:
-            raise ConfigError(f"objective.ntp_on is {self.ntp_on}, which needs a split; set ntp_on=all or a pairing")
-        return batch.group == (0 if self.ntp_on == "confident" else batch.n_groups - 1)
+        """Return the NTP plan of the slots whose group carries NTP, averaged over tokens or sequences."""
+        weight = batch.ntp_weight
+        if self.ntp_on != "all":
+            if batch.n_groups == 0:
+                raise ConfigError(f"objective.ntp_on is {self.ntp_on}, which needs a split; set it to all")
+            weight = weight * (batch.group == (0 if self.ntp_on == "confident" else batch.n_groups - 1))
+        return ntp_plan(batch, weight) if self.mean == "token" else sequence_plan(batch, weight)
 
     def _shares(self, batch: Batch, lam: Tensor) -> tuple[Tensor, float]:
         """Return [M], the weight of each aligned token pair before mu, and their part of the Mixup denominator.
 
         lam  f32[M]; weights of the rows are interpolated as the labels are
         """
-        import torch
-
-        share_M, count = torch.ones_like(batch.pair_index, dtype=torch.float32), float(len(batch.pair_index))
+        share_M, count = lam.new_ones(len(lam)), float(len(lam))
         if self.mean == "sequence":
-            size_P = torch.bincount(batch.pair_index, minlength=len(batch.slot_pairs))
+            size_P = batch.pair_index.bincount(minlength=len(batch.slot_pairs))
             share_M, count = 1 / size_P.double()[batch.pair_index], float((size_P > 0).sum())
         if batch.weight is None:
             return share_M, count
@@ -160,14 +148,12 @@ class SFTMix(Objective):
 
     def _draw_lambda(self, batch: Batch, *, alpha: float, step: int, seed: int) -> Float64:
         """Return f64[M], lambda of column 0 of each aligned token pair: the same on any rank and in any micro-batch."""
-        n_mixed = batch.pairs.shape[0]
         if self.lambda_per == "batch":
-            return np.full(n_mixed, generator(seed, "lambda", step).beta(alpha, alpha))
-        pair_ids = [(batch.ids[c], batch.ids[u]) for c, u in batch.slot_pairs.tolist()]
-        lengths = np.bincount(batch.pair_index.cpu().numpy(), minlength=len(pair_ids))
+            return np.full(len(batch.pairs), generator(seed, "lambda", step).beta(alpha, alpha))
+        lengths = batch.pair_index.bincount(minlength=len(batch.slot_pairs)).tolist()
         draws = [np.empty(0)]
-        for (id_c, id_u), length in zip(pair_ids, lengths.tolist(), strict=True):
-            rng = generator(seed, "lambda", step, id_c, id_u)
+        for (first, second), length in zip(batch.slot_pairs.tolist(), lengths, strict=True):
+            rng = generator(seed, "lambda", step, batch.ids[first], batch.ids[second])
             size = length if self.lambda_per == "token" else 1
             draws.append(np.broadcast_to(rng.beta(alpha, alpha, size=size), (length,)))
         return np.concatenate(draws)
@@ -178,7 +164,7 @@ class MixupOnly(SFTMix):
 
     needs = frozenset({Need.PAIRS, Need.FIRST_SPLIT})
 
-    def __init__(self, *, alpha: float | Schedule = 0.5, lambda_per: LambdaPer = "pair", mean: Mean = "token") -> None:
+    def __init__(self, *, alpha: float | Schedule = 0.5, lambda_per: LambdaPer = "pair", mean: Mean = "token"):
         """
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
         lambda_per: a lambda is drawn for each pair of examples, for the whole global batch, or for each token pair.
@@ -209,17 +195,13 @@ def _at(key: str, value: float | Schedule, step: int, total_steps: int) -> float
     """Return the number, or the schedule's value at this step, checked."""
     if not isinstance(value, Schedule):
         return value
-    answer = value.value(step, total_steps)
-    try:
-        number = float(answer)  # numpy's numbers, too
-    except (TypeError, ValueError):
-        raise ContractError(f"objective.{key} {type(value).__name__} returned {answer!r}; allowed: a number") from None
-    _check_value(key, number, f" at step {step} of {total_steps}")
+    number = float(value.value(step, total_steps))  # numpy's numbers, too
+    _check_value(f"{key} at step {step} of {total_steps}", number)
     return number
 
 
-def _check_value(key: str, value: float, when: str = "") -> None:
-    if key == "mu":
-        check_number(f"objective.mu{when}", value, least=0, hint="a number from 0 (paper: 0.2)")
+def _check_value(key: str, value: float) -> None:
+    if key.startswith("mu"):
+        require(0 <= value < math.inf, f"objective.{key}", value, "a number from 0 (paper: 0.2)")
     else:
-        check_number(f"objective.alpha{when}", value, above=0, hint="a number above 0 (paper: 0.5)")
+        require(0 < value < math.inf, f"objective.{key}", value, "a number above 0 (paper: 0.5)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sftmix.common.errors import ConfigError
 from sftmix.components.base import Need, Optimizer, decay_groups
 from sftmix.options import TrainingOptions
 from sftmix.types import Tensor, TorchOptimizer
@@ -13,7 +12,7 @@ from sftmix.types import Tensor, TorchOptimizer
 class AdamW(Optimizer):
     """AdamW (arXiv 1711.05101), the paper's, with float32 state: eight bytes per trained parameter."""
 
-    def __init__(self, *, fused: bool = False) -> None:
+    def __init__(self, *, fused: bool = False):
         """fused: do the whole update in one pass over the memory, if the device can; same rule, other rounding."""
         self.fused = fused
 
@@ -21,16 +20,9 @@ class AdamW(Optimizer):
         import torch
 
         groups, (beta1, beta2) = decay_groups(parameters, training.weight_decay), training.betas
-        try:
-            return torch.optim.AdamW(
-                groups,
-                lr=training.learning_rate,
-                betas=(beta1, beta2),
-                eps=training.eps,
-                fused=self.fused or None,
-            )
-        except RuntimeError as error:  # fused on a device that lacks it
-            raise ConfigError(f"optimizer.fused is {self.fused}: {error}; set it to false") from error
+        return torch.optim.AdamW(
+            groups, lr=training.learning_rate, betas=(beta1, beta2), eps=training.eps, fused=self.fused or None
+        )
 
 
 class AdamW8bit(Optimizer):

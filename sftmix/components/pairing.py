@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
-from sftmix.components.base import PairSampler, check_choice
+from sftmix.components.base import PairSampler, require, require_one_of
 from sftmix.types import UNPAIRED, Int64, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
@@ -38,21 +38,19 @@ class LengthMatchedPairs(PairSampler):
     ranks are matched.
     """
 
-    def __init__(self, *, window: int = 16) -> None:
+    def __init__(self, *, window: int = 16):
         """window: number of neighbours in length from which a partner is drawn, at least 1 (1: strictly by length)."""
-        if window < 1:
-            raise ConfigError(f"pairing.window is {window}; allowed: 1 and above")
+        require(window >= 1, "pairing.window", window, "1 and above")
         self.window = window
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng = generator(seed, "pairs", epoch)
-        columns = _between(split, 0, len(split.names) - 1, rng)
-        by_length = np.stack(
-            [column[np.argsort(scores.n_tokens[column], kind="stable")] for column in columns.T], axis=1
-        )
-        starts = range(0, len(by_length), self.window)
-        shuffled = np.concatenate([rng.permutation(by_length[start : start + self.window, 1]) for start in starts])
-        return rng.permutation(np.stack([by_length[:, 0], shuffled], axis=1))
+        pairs = _between(split, 0, len(split.names) - 1, rng)
+        ranks = np.argsort(scores.n_tokens[pairs], axis=0, kind="stable")
+        by_length = np.take_along_axis(pairs, ranks, axis=0)
+        for start in range(0, len(by_length), self.window):
+            rng.shuffle(by_length[start : start + self.window, 1])
+        return rng.permutation(by_length)
 
 
 class LevelPairs(PairSampler):
@@ -65,9 +63,9 @@ class LevelPairs(PairSampler):
     or the last) is paired within itself. If two levels differ in size, the smaller one is repeated.
     """
 
-    def __init__(self, *, rule: LevelRule = "mirrored") -> None:
+    def __init__(self, *, rule: LevelRule = "mirrored"):
         """rule: the way levels are matched."""
-        check_choice("pairing.rule", rule, get_args(LevelRule))
+        require_one_of("pairing.rule", rule, LevelRule)
         self.rule = rule
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -81,7 +79,7 @@ class LevelPairs(PairSampler):
             _between(split, upper, lower, rng) if upper != lower else _within(split.rows(upper), scores, rng)
             for upper, lower in levels
         ]
-        return _some(rng.permutation(np.concatenate(matched)))
+        return rng.permutation(np.concatenate(matched))
 
 
 class SameGroupPairs(PairSampler):
@@ -93,7 +91,7 @@ class SameGroupPairs(PairSampler):
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng = generator(seed, "pairs", epoch)
         matched = [_within(split.rows(group), scores, rng) for group in range(len(split.names))]
-        return _some(rng.permutation(np.concatenate(matched)))
+        return rng.permutation(np.concatenate(matched))
 
 
 class AnyPairs(PairSampler):
@@ -105,7 +103,7 @@ class AnyPairs(PairSampler):
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng = generator(seed, "pairs", epoch)
-        return _some(_within(np.flatnonzero(split.group != UNPAIRED), scores, rng))
+        return _within(np.flatnonzero(split.group != UNPAIRED), scores, rng)
 
 
 class ByConfidence(PairSampler):
@@ -115,15 +113,15 @@ class ByConfidence(PairSampler):
     last is left out and comes with them.
     """
 
-    def __init__(self, *, first: First = "confident") -> None:
+    def __init__(self, *, first: First = "confident"):
         """first: the end at which an epoch begins, confident or unconfident."""
-        check_choice("pairing.first", first, get_args(First))
+        require_one_of("pairing.first", first, First)
         self.first = first
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         ranked = _ranked(self, split, scores)
         pairs = np.asarray(ranked[: len(ranked) // 2 * 2], dtype=np.int64).reshape(-1, 2)
-        return _some(pairs if self.first == "confident" else pairs[::-1])
+        return pairs if self.first == "confident" else pairs[::-1]
 
 
 class ConfidenceGapPairs(PairSampler):
@@ -134,14 +132,11 @@ class ConfidenceGapPairs(PairSampler):
     the middle is left out. Groups play no part. (The paper names continuous confidence as future work.)
     """
 
-    def __init__(self, *, min_gap: float = 0.25) -> None:
+    def __init__(self, *, min_gap: float = 0.25):
         """min_gap: smallest distance in rank, as a share of the examples, above 0 and at most 0.5. A larger gap leaves
         fewer matchings, only one at 0.5."""
-        if not 0 < min_gap <= 0.5:
-            raise ConfigError(
-                f"pairing.min_gap is {min_gap}; allowed: above 0 and at most 0.5, because the example in the middle "
-                "has nobody farther away"
-            )
+        allowed = "above 0 and at most 0.5, because the example in the middle has nobody farther away"
+        require(0 < min_gap <= 0.5, "pairing.min_gap", min_gap, allowed)
         self.min_gap = min_gap
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -150,7 +145,7 @@ class ConfidenceGapPairs(PairSampler):
             del ranked[len(ranked) // 2]
         rng = generator(seed, "pairs", epoch)
         ranks = rng.permutation(_far_matching(len(ranked), math.ceil(self.min_gap * len(ranked)), rng))
-        return _some(np.asarray(ranked, dtype=np.int64)[ranks])
+        return np.asarray(ranked, dtype=np.int64)[ranks]
 
 
 def _ranked(sampler: PairSampler, split: Split, scores: Scores) -> list[int]:
@@ -184,22 +179,15 @@ def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Int64:
 
 def _between(split: Split, upper: int, lower: int, rng: np.random.Generator) -> Rows:
     """Return i64[P, 2]: two groups in random order; the smaller one is repeated, each time in a new order."""
-    if len(split.names) < 2:
-        raise ConfigError(f"pairing needs a split into at least 2 groups, got {split.names}; choose another splitter")
-    groups = {split.names[index]: split.rows(index) for index in (upper, lower)}
-    empty = [name for name, rows in groups.items() if len(rows) == 0]
-    if empty:
-        raise DataError(
-            f"no example is in group {empty[0]!r}, so nothing can be paired; choose other options of the splitter, or "
-            "another splitter"
-        )
-    n_pairs = max(map(len, groups.values()))
-    return np.stack([_repeat(rows, n_pairs, rng) for rows in groups.values()], axis=1)
-
-
-def _repeat(rows: Rows, n: int, rng: np.random.Generator) -> Rows:
-    passes = -(-n // len(rows))
-    return np.concatenate([rng.permutation(rows) for _ in range(passes)])[:n]
+    columns = []
+    n_pairs = max(len(split.rows(upper)), len(split.rows(lower)))
+    for group in (upper, lower):
+        rows = split.rows(group)
+        if len(rows) == 0:
+            raise DataError(f"no example is in group {split.names[group]!r}, so nothing can be paired")
+        passes = [rng.permutation(rows) for _ in range(math.ceil(n_pairs / len(rows)))]
+        columns.append(np.concatenate(passes)[:n_pairs])
+    return np.stack(columns, axis=1)
 
 
 def _within(rows: Rows, scores: Scores, rng: np.random.Generator) -> Rows:
@@ -208,9 +196,3 @@ def _within(rows: Rows, scores: Scores, rng: np.random.Generator) -> Rows:
     confidence = scores.confidence[pairs]
     swapped = confidence[:, 0] < confidence[:, 1]
     return np.where(swapped[:, None], pairs[:, ::-1], pairs)
-
-
-def _some(pairs: Rows) -> Rows:
-    if len(pairs) == 0:
-        raise DataError("there are too few examples in the split's groups to make one pair; give more rows")
-    return pairs

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from sftmix.common.rng import generator
-from sftmix.components.base import Perturbation, check_number
+from sftmix.components.base import Perturbation, require
 from sftmix.types import Tensor
 
 
@@ -19,9 +20,9 @@ class NEFTune(Perturbation):
     nor its size depends on the other examples of a batch.
     """
 
-    def __init__(self, *, alpha: float = 5.0) -> None:
+    def __init__(self, *, alpha: float = 5.0):
         """alpha: size of the noise, above 0; the authors tried 5, 10 and 15."""
-        check_number("perturbation.alpha", alpha, above=0, hint="a number above 0 (its authors: 5, 10 or 15)")
+        require(0 < alpha < math.inf, "perturbation.alpha", alpha, "a number above 0 (its authors: 5, 10 or 15)")
         self.alpha = alpha
 
     def embeddings(self, e: Tensor, mask: Tensor, *, ids: Sequence[str], step: int, seed: int) -> Tensor:

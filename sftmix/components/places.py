@@ -16,7 +16,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
 from sftmix.common.rng import generator
-from sftmix.components.base import Schedule, check_choice
+from sftmix.components.base import Schedule, require, require_one_of
 from sftmix.components.objectives import SFTMix
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
@@ -42,7 +42,7 @@ class LinesPlan(Plan):
     column: Tensor
     own: Tensor
     other: Tensor
-    layer: int = 0
+    layer: int
 
 
 def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,48 +51,19 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     Raises ConfigError for examples of several documents, which a line cannot keep apart.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     if any(one.starts is not None and len(one.starts) > 1 for one in batch.examples):
         raise ConfigError("Mixup of embeddings or layers needs examples of one document; set data.packing false")
-    first = np.array([one.target[1:].argmax() for one in batch.examples])
-    starts, columns = (first.max() - first).tolist(), [np.zeros(0, dtype=np.int64)]
-    length = max(start + len(one.input_ids) for start, one in zip(starts, batch.examples, strict=True))
-    ids = np.zeros((len(starts), length), dtype=np.int64)
-    mask = np.zeros(ids.shape, dtype=bool)
-    for line, (start, one) in enumerate(zip(starts, batch.examples, strict=True)):
-        place = slice(start, start + len(one.input_ids))
-        ids[line, place], mask[line, place] = one.input_ids, True
-        columns.append(start + np.flatnonzero(one.target[1:]))
-    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(np.concatenate(columns))
-
-
-def _on_lines(plan: Plan, batch: Batch, share_M: Tensor, layer: int) -> LinesPlan:
-    """Lay out the pairs of a plan on lines, without token pairs that do not stand at one place.
-
-    share_M  the weight of each token pair before mu; the Mixup count is the sum of those that are left
-    """
-    import torch
-
-    ids, mask, column = aligned(batch)
-    same_place = column[plan.pairs[:, 0]] == column[plan.pairs[:, 1]]
-    pairs, lam, pair = plan.pairs[same_place], plan.lam[same_place], batch.pair_index[same_place]
-    # Without pairs a pass is made all the same: under FSDP every rank makes as many.
-    slots = batch.slot_pairs if len(batch.slot_pairs) else batch.slot_pairs.new_zeros(1, 2)
-    share, rows = torch.ones(len(slots), device=lam.device).index_copy(0, pair, lam), pairs.T.flatten()
-    values = {f.name: getattr(plan, f.name) for f in fields(Plan)}
-    values |= {"pairs": pairs, "lam": lam, "pair_weight": plan.pair_weight[same_place]}
-    values["mixup_count"] = float(share_M[same_place].sum(dtype=torch.float64))
-    return LinesPlan(
-        **values,
-        input_ids=ids[slots.T.flatten()],
-        mask=mask[slots.T.flatten()],
-        share=share.repeat(2),
-        line=torch.cat([pair, pair + len(slots)]),
-        column=column[rows],
-        own=batch.labels[rows],
-        other=batch.labels[rows.roll(len(lam))],
-        layer=layer,
-    )
+    first = [int(one.target[1:].argmax()) for one in batch.examples]
+    ids, mask, column = [], [], [np.zeros(0, dtype=np.int64)]
+    for one, place in zip(batch.examples, first, strict=True):
+        start = max(first) - place
+        ids.append(torch.from_numpy(np.pad(one.input_ids, (start, 0))))
+        mask.append(torch.arange(len(ids[-1])) >= start)
+        column.append(start + np.flatnonzero(one.target[1:]))
+    column_T = torch.from_numpy(np.concatenate(column))
+    return pad_sequence(ids, batch_first=True), pad_sequence(mask, batch_first=True), column_T
 
 
 def mixed(states: Tensor, mask: Tensor, share: Tensor) -> Tensor:
@@ -115,9 +86,7 @@ def _two_labels(logits: Tensor, own: Tensor, other: Tensor, lam: Tensor) -> Tens
 class ManifoldMixup(SFTMix):
     """Mixup of the states after a decoder layer (arXiv 1806.05236), with the labels mixed as in SFTMix."""
 
-    def __init__(
-        self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5, layers: int | list[int] = 0
-    ) -> None:
+    def __init__(self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5, layers: int | list[int] = 0):
         """
         mu: weight of the Mixup term, 0 or above; or a Schedule.
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
@@ -125,15 +94,32 @@ class ManifoldMixup(SFTMix):
         """
         super().__init__(mu=mu, alpha=alpha)
         self.layers = as_list(layers)
-        if not self.layers or min(self.layers) < 0:
-            raise ConfigError(f"objective.layers is {layers}; allowed: a number from 0, or several, such as [0, 4, 8]")
+        allowed = "a number from 0, or several, such as [0, 4, 8]"
+        require(min(self.layers, default=-1) >= 0, "objective.layers", layers, allowed)
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+        import torch
+
+        ids, mask, column = aligned(batch)
+        same_place = column[batch.pairs[:, 0]] == column[batch.pairs[:, 1]]
+        batch = replace(batch, pairs=batch.pairs[same_place], pair_index=batch.pair_index[same_place])
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
         if plan.mu == 0:
             return plan
-        layer = int(generator(seed, "layer", step).choice(self.layers))
-        return _on_lines(plan, batch, self._shares(batch, plan.lam)[0], layer)
+        # Without pairs a pass is made all the same: under FSDP every rank makes as many.
+        slots = batch.slot_pairs if len(batch.slot_pairs) else batch.slot_pairs.new_zeros(1, 2)
+        pair, lines, rows = batch.pair_index, slots.T.flatten(), batch.pairs.T.flatten()
+        return LinesPlan(
+            **{field.name: getattr(plan, field.name) for field in fields(Plan)},
+            input_ids=ids[lines],
+            mask=mask[lines],
+            share=plan.lam.new_ones(len(slots)).index_copy(0, pair, plan.lam).repeat(2),
+            line=torch.cat([pair, pair + len(slots)]),
+            column=column[rows],
+            own=batch.labels[rows],
+            other=batch.labels[rows.roll(len(pair))],
+            layer=int(generator(seed, "layer", step).choice(self.layers)),
+        )
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         ntp = view.sft_loss(batch, plan.without_pairs())
@@ -151,7 +137,7 @@ class ManifoldMixup(SFTMix):
 class EmbeddingMixup(ManifoldMixup):
     """Mixup of the input embeddings (arXiv 1905.08941), with the labels mixed as in SFTMix."""
 
-    def __init__(self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5) -> None:
+    def __init__(self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5):
         """
         mu: weight of the Mixup term, 0 or above; or a Schedule.
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
@@ -172,13 +158,13 @@ class CutMix(EmbeddingMixup):
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
         if not isinstance(plan, LinesPlan):
             return plan
-        counts = np.bincount(plan.line[: len(plan.lam)].tolist(), minlength=len(batch.slot_pairs)).tolist()
+        counts = plan.line[: len(plan.lam)].bincount(minlength=len(batch.slot_pairs)).tolist()
         taken = [np.zeros(0, dtype=bool)]
         for (first, second), n, share in zip(batch.slot_pairs.tolist(), counts, plan.share.tolist(), strict=False):
             length = round((1 - share) * n)
             start = generator(seed, "cut", step, batch.ids[first], batch.ids[second]).integers(n - length + 1)
             taken.append((np.arange(n) >= start) & (np.arange(n) < start + length))
-        swapped = torch.from_numpy(np.concatenate(taken)).to(plan.lam.device).repeat(2)
+        swapped = torch.from_numpy(np.concatenate(taken)).repeat(2)
         labels = torch.where(swapped, plan.other, plan.own)
         ids = plan.input_ids.index_put((plan.line, plan.column + 1), labels)  # what the states predict
         return replace(plan, input_ids=ids, share=torch.ones_like(plan.share), own=labels, other=labels)
@@ -194,16 +180,14 @@ class MixtureDivergence(SFTMix):
     divergence of both, as in AugMix (arXiv 1912.02781). Labels are not mixed.
     """
 
-    def __init__(
-        self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5, divergence: Divergence = "js"
-    ) -> None:
+    def __init__(self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5, divergence: Divergence = "js"):
         """
         mu: weight of the divergence (0: NTP alone), or a Schedule.
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
         divergence: js (symmetric, at most log 2) or kl.
         """
         super().__init__(mu=mu, alpha=alpha)
-        check_choice("objective.divergence", divergence, ("js", "kl"))
+        require_one_of("objective.divergence", divergence, Divergence)
         self.divergence = divergence
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:

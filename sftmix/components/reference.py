@@ -12,8 +12,8 @@ from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.hub import HUB, fetched_scores, hub_name
-from sftmix.common.tables import existing_file
-from sftmix.components.base import Need, Reference, ReferenceContext, model_files
+from sftmix.common.tables import existing_file, read_columns, read_dynamics
+from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
@@ -29,7 +29,7 @@ class TrainedReference(Reference):
         token_nll: bool = False,
         response_alone: bool = False,
         training: ReferenceTraining | None = None,
-    ) -> None:
+    ):
         """
         model: another base model with its own tokenizer, template and length; null is the target's own base model.
         checkpoints: the number of scorings, evenly spaced with the last at the end of training; or a list, whose values
@@ -41,28 +41,27 @@ class TrainedReference(Reference):
         training: differences from the run's `training` options; null inherits them all.
         """
         if checkpoints == "online":
-            for name, on in (("token_nll", token_nll), ("response_alone", response_alone)):
-                if on:
-                    raise ConfigError(
-                        f"reference.{name} is true and reference.checkpoints is online, but online losses are not "
-                        f"scored: set {name} to false, or give a number of checkpoints"
-                    )
-        elif not (checkpoints >= 1 if isinstance(checkpoints, int) else _are_places(checkpoints)):
-            raise ConfigError(
-                f"reference.checkpoints is {checkpoints}; allowed: a number of scorings from 1, a list of either "
-                "shares of the run (0 is before training, 1 its end) or, if one is above 1, whole steps, or online"
+            allowed = "false where reference.checkpoints is online, as those losses are not scored"
+            require(not token_nll, "reference.token_nll", token_nll, allowed)
+            require(not response_alone, "reference.response_alone", response_alone, allowed)
+        else:
+            places = [checkpoints] if isinstance(checkpoints, int) else checkpoints
+            allowed = (
+                "a number of scorings from 1, a list of either shares of the run (0 is before training, 1 its end) or, "
+                "if one is above 1, whole steps, or online"
             )
-        self.model = model
-        self.checkpoints = checkpoints
-        self.token_nll = token_nll
-        self.response_alone = response_alone
-        self.training = training
+            least = 1 if isinstance(checkpoints, int) else 0
+            shares = max(places, default=-1) <= 1
+            holds = all(least <= place < math.inf and (shares or place == int(place)) for place in places)
+            require(bool(places) and holds, "reference.checkpoints", checkpoints, allowed)
+        self.model, self.checkpoints, self.training = model, checkpoints, training
+        self.token_nll, self.response_alone = token_nll, response_alone
         held = {
             Need.RESPONSE_ALONE: response_alone,
             Need.CORRECT: checkpoints != "online",
             Need.BEFORE_TRAINING: isinstance(checkpoints, list) and 0 in checkpoints,
         }
-        self.gives = {need for need, holds in held.items() if holds}
+        self.gives = frozenset(need for need, holds in held.items() if holds)
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         if isinstance(self.checkpoints, list):
@@ -71,7 +70,7 @@ class TrainedReference(Reference):
             return self.checkpoints
         return None if epochs is None else int(epochs)  # online: one for each full epoch
 
-    def files(self) -> Sequence[str]:
+    def files(self) -> list[str]:
         return [] if self.model is None else model_files(self.model)
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
@@ -100,7 +99,7 @@ class FromCheckpoints(Reference):
         template: str | None = None,
         max_length: int | None = None,
         token_nll: bool = False,
-    ) -> None:
+    ):
         """
         paths: directories or hub ids of Hugging Face models in the order of their training, at least one; all have
             the tokenizer of the first. A pattern, such as output/checkpoint-*, names directories by their numbers.
@@ -118,13 +117,12 @@ class FromCheckpoints(Reference):
             for match in sorted(glob.glob(path), key=lambda name: (len(name), name)) or [path]
         ]
         self.template = None if template is None else os.fspath(template)
-        self.max_length = max_length
-        self.token_nll = token_nll
+        self.max_length, self.token_nll = max_length, token_nll
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         return len(self.paths)
 
-    def files(self) -> Sequence[str]:
+    def files(self) -> list[str]:
         return [*self.paths, *model_files(ReferenceModel(template=self.template))]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
@@ -145,10 +143,10 @@ class Online(Reference):
     needs = frozenset({Need.TARGET_LOSSES})
     gives = frozenset()
 
-    def __init__(self, *, window: int | None = 1) -> None:
+    def __init__(self, *, window: int | None = 1):
         """window: number of past epochs that count as checkpoints, at least 1; null: all past epochs."""
-        if window is not None and window < 1:
-            raise ConfigError(f"reference.window is {window}; allowed: 1 and above, or null for all epochs")
+        allowed = "1 and above, or null for all epochs"
+        require(window is None or window >= 1, "reference.window", window, allowed)
         self.window = window
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
@@ -163,7 +161,7 @@ class FromFile(Reference):
 
     needs = frozenset()
 
-    def __init__(self, *, path: str | os.PathLike[str]) -> None:
+    def __init__(self, *, path: str):
         """
         path: the dynamics file; examples missing from it count as not scored, other examples in it are ignored. Or
             `hub:NAME`, scores that `confidence --push_to_hub` has shared: rows are matched by the hash of their text,
@@ -171,16 +169,13 @@ class FromFile(Reference):
         """
         self.path = path
 
-    def files(self) -> Sequence[str]:
-        path = os.fspath(self.path)
-        if name := hub_name(path):
-            return fetched_scores(name)
-        return [existing_file("reference.path", path)]
+    def files(self) -> list[str]:
+        if name := hub_name(str(self.path)):
+            return [*fetched_scores(name)]
+        return [existing_file("reference.path", self.path)]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
-        from sftmix.common.tables import read_dynamics
-
-        if name := hub_name(os.fspath(self.path)):
+        if name := hub_name(str(self.path)):
             return _shared(name, context)
         dynamics = read_dynamics(self.path).of(context.ids)
         if len(context.ids) and not dynamics.scored.any():
@@ -190,8 +185,6 @@ class FromFile(Reference):
 
 def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:
     """Return shared scores under the ids of this run: of each text that is there k times, the k-th has the k-th's."""
-    from sftmix.common.tables import read_columns, read_dynamics
-
     dynamics_file, rows_file = fetched_scores(name)
     rows = read_columns(rows_file, "id", "hash")
     theirs = dict(zip(numbered(rows["hash"]), rows["id"], strict=True))
@@ -214,9 +207,3 @@ def numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
         numbered.append((value, seen[value]))
         seen[value] += 1
     return numbered
-
-
-def _are_places(places: Sequence[float]) -> bool:
-    if not places or not all(math.isfinite(place) and place >= 0 for place in places):
-        return False
-    return max(places) <= 1 or all(float(place).is_integer() for place in places)

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import math
 
-from sftmix.common.errors import ConfigError
-from sftmix.components.base import Schedule, check_number
+from sftmix.components.base import Schedule, require
 
 
 class Constant(Schedule):
     """One value at every step."""
 
-    def __init__(self, *, value: float) -> None:
+    def __init__(self, *, value: float):
         """value: the value."""
-        _check_finite(value=value)
         self._value = value
 
     def value(self, step: int, total_steps: int) -> float:
@@ -26,14 +24,12 @@ class Constant(Schedule):
 class Linear(Schedule):
     """A line from `start` at the first step to `end` at the last."""
 
-    def __init__(self, *, start: float, end: float) -> None:
+    def __init__(self, *, start: float, end: float):
         """
         start: value at the first step.
         end: value at the last step.
         """
-        _check_finite(start=start, end=end)
-        self.start = start
-        self.end = end
+        self.start, self.end = start, end
 
     def value(self, step: int, total_steps: int) -> float:
         done = _done(step, total_steps)
@@ -51,18 +47,14 @@ class Cosine(Linear):
 class AfterFraction(Schedule):
     """`before` until a share of the steps is done, `value` from there on."""
 
-    def __init__(self, *, fraction: float, value: float, before: float = 0.0) -> None:
+    def __init__(self, *, fraction: float, value: float, before: float = 0.0):
         """
         fraction: share of the steps to wait, from 0 to 1.
         value: value after that.
         before: value until then.
         """
-        if not 0 <= fraction <= 1:
-            raise ConfigError(f"fraction of a schedule is {fraction}; allowed: from 0 to 1")
-        _check_finite(value=value, before=before)
-        self.fraction = fraction
-        self.before = before
-        self._value = value
+        require(0 <= fraction <= 1, "fraction of a schedule", fraction, "from 0 to 1")
+        self.fraction, self._value, self.before = fraction, value, before
 
     def value(self, step: int, total_steps: int) -> float:
         return self._value if step >= self.fraction * total_steps else self.before
@@ -71,8 +63,3 @@ class AfterFraction(Schedule):
 def _done(step: int, total_steps: int) -> float:
     """Return the share of steps done: 0 at the first step, 1 at the last; a single step is the first."""
     return step / max(total_steps - 1, 1)
-
-
-def _check_finite(**values: float) -> None:
-    for name, value in values.items():
-        check_number(f"{name} of a schedule", value, hint="a finite number")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import DataError
 from sftmix.common.plain import as_list
 from sftmix.common.rng import stable_hash
-from sftmix.common.tables import existing_file
-from sftmix.components.base import Splitter, check_labels
+from sftmix.common.tables import existing_file, read_split
+from sftmix.components.base import Splitter, check_labels, require
 from sftmix.types import MOST_GROUPS, UNPAIRED, Scores, Split
 
 HALVES = ("half_a", "half_b")
@@ -37,10 +33,9 @@ class Quantile(Splitter):
     levels, some in the middle of the ranking are unpaired.
     """
 
-    def __init__(self, *, levels: int = 4) -> None:
+    def __init__(self, *, levels: int = 4):
         """levels: number of groups, from 2 to 128: level_1 the most confident."""
-        if not 2 <= levels <= MOST_GROUPS:
-            raise ConfigError(f"splitter.levels is {levels}; allowed: from 2 to {MOST_GROUPS}")
+        require(2 <= levels <= MOST_GROUPS, "splitter.levels", levels, f"from 2 to {MOST_GROUPS}")
         self.levels = levels
 
     def split(self, scores: Scores, *, seed: int) -> Split:
@@ -57,22 +52,19 @@ class QualityLabel(Splitter):
 
     needs = frozenset()
 
-    def __init__(self, *, high: str | list[str], low: str | list[str]) -> None:
+    def __init__(self, *, high: str | list[str], low: str | list[str]):
         """
         high: label or labels of the rows that replace the confident half.
         low: label or labels of the rows that replace the unconfident half.
         """
         self.high, self.low = as_list(high), as_list(low)
-        both = [label for label in self.high if label in self.low]
-        if both:
-            raise ConfigError(f"splitter.high and splitter.low both name {', '.join(map(repr, both))}")
+        require(set(self.high).isdisjoint(self.low), "splitter.low", low, f"none of splitter.high, {high!r}")
 
     def split(self, scores: Scores, *, seed: int) -> Split:
         check_labels("splitter.high", self.high, scores)
         labels = check_labels("splitter.low", self.low, scores)
-        of_label: dict[Any, int] = dict.fromkeys(self.high, 0) | dict.fromkeys(self.low, 1)
-        group = np.asarray([of_label.get(label, UNPAIRED) for label in labels], dtype=np.int8)
-        return Split(group=group, names=("high", "low"))
+        group = [0 if label in self.high else 1 if label in self.low else UNPAIRED for label in labels]
+        return Split(group=np.asarray(group, dtype=np.int8), names=("high", "low"))
 
 
 class RandomSplit(Splitter):
@@ -102,12 +94,11 @@ class LengthMatched(Splitter):
         ranked = sorted(range(len(scores)), key=lambda row: (lengths[row], drawn[row]))
         if len(ranked) % 2:
             del ranked[len(ranked) // 2]
-        halves: tuple[list[int], list[int]] = ([], [])
-        for first, second in zip(ranked[::2], ranked[1::2], strict=True):
-            coin = stable_hash(seed, "length_matched", scores.id[first], scores.id[second]) % 2
-            halves[coin].append(first)
-            halves[1 - coin].append(second)
-        return _equal_groups([*halves[0], *halves[1]], len(scores), names=HALVES)
+        halves = np.asarray(ranked, dtype=np.int64).reshape(-1, 2)
+        for pair in halves:
+            if stable_hash(seed, "length_matched", *[scores.id[row] for row in pair]) % 2:
+                pair[:] = pair[::-1]
+        return _equal_groups(halves.T.flatten().tolist(), len(scores), names=HALVES)
 
 
 class FromFile(Splitter):
@@ -118,34 +109,28 @@ class FromFile(Splitter):
 
     needs = frozenset()
 
-    def __init__(self, *, path: str | os.PathLike[str]) -> None:
+    def __init__(self, *, path: str):
         """path: the split file, with the columns id and group (a group's name, or unpaired)."""
         self.path = path
 
-    def files(self) -> Sequence[str]:
+    def files(self) -> list[str]:
         return [existing_file("splitter.path", self.path)]
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        from sftmix.common.tables import read_split
-
         ids, stored = read_split(self.path)
         group = dict(zip(ids, stored.group.tolist(), strict=True))
         missing = [example_id for example_id in scores.id if example_id not in group]
         extra = sorted(set(ids).difference(scores.id))
         if missing or extra:
             raise DataError(
-                f"splitter.path: {os.fspath(self.path)} is a split of other examples: {len(missing):,} of "
-                f"{len(scores):,} are missing from it{_first(missing)}, and {len(extra):,} of its {len(ids):,} are not "
-                f"trained on{_first(extra)}; make it from the same rows, selection and data.max_length"
+                f"splitter.path: {self.path} is a split of other examples: {len(missing):,} of {len(scores):,} are "
+                f"missing from it (first {missing[:1]}), and {len(extra):,} of its {len(ids):,} are not trained on "
+                f"(first {extra[:1]}); make it from the same rows, selection and data.max_length"
             )
         return Split(group=np.asarray([group[i] for i in scores.id], dtype=np.int8), names=stored.names)
 
 
-def _first(ids: Sequence[str]) -> str:
-    return f" (first {ids[0]!r})" if ids else ""
-
-
-def _equal_groups(ranked: Sequence[int], n_examples: int, names: tuple[str, ...]) -> Split:
+def _equal_groups(ranked: list[int], n_examples: int, names: tuple[str, ...]) -> Split:
     """Return equal groups of the ranked rows, in their order; the rest in the middle, and unranked rows, unpaired."""
     if len(ranked) < len(names):
         raise DataError(

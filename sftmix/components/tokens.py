@@ -8,18 +8,17 @@ before training, if 0 is among reference.checkpoints), Rho1 its last.
 from __future__ import annotations
 
 import math
-import os
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.tables import existing_file
-from sftmix.components.base import Need, Objective, check_number
+from sftmix.common.tables import existing_file, read_dynamics
+from sftmix.components.base import Need, Objective, require
 from sftmix.components.objectives import NTP
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor, TrainingDynamics
@@ -31,7 +30,7 @@ class TokenWeights(Objective):
     The NTP sum is divided by the number of response tokens, unless a class says otherwise.
     """
 
-    def __init__(self, *, mixup: Objective | None = None) -> None:
+    def __init__(self, *, mixup: Objective | None = None):
         """mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs."""
         self.inner = mixup or NTP()
         self.needs = type(self).needs | self.inner.needs
@@ -40,8 +39,8 @@ class TokenWeights(Objective):
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         """Return [T], the factor of each response token, detached."""
 
-    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        return self.inner.plan(batch, step=step, total_steps=total_steps, seed=seed)
+    def plan(self, batch: Batch, **at: Any) -> Plan:
+        return self.inner.plan(batch, **at)
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         return self.inner.loss(view, batch, replace(plan, row_weight=plan.row_weight * self.factors(view, batch)))
@@ -50,13 +49,13 @@ class TokenWeights(Objective):
 class ProFit(TokenWeights):
     """ProFit (arXiv 2601.09195): only the tokens with a probability above a threshold are trained."""
 
-    def __init__(self, *, threshold: float = 0.1, mixup: Objective | None = None) -> None:
+    def __init__(self, *, threshold: float = 0.1, mixup: Objective | None = None):
         """
         threshold: a probability from 0 (NTP) to below 1.
         mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
         """
         super().__init__(mixup=mixup)
-        _check_share("threshold", threshold)
+        require(0 <= threshold < 1, "objective.threshold", threshold, "from 0 to below 1")
         self.threshold = threshold
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
@@ -77,7 +76,7 @@ class EAFT(TokenWeights):
 class StoredReference(TokenWeights):
     """Token weights from the dynamics of an earlier run."""
 
-    def __init__(self, *, dynamics: str | os.PathLike[str], mixup: Objective | None = None) -> None:
+    def __init__(self, *, dynamics: str, mixup: Objective | None = None):
         """
         dynamics: a dynamics.parquet with the NLL of each token.
         mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
@@ -85,14 +84,12 @@ class StoredReference(TokenWeights):
         super().__init__(mixup=mixup)
         self.dynamics = dynamics
 
-    def files(self) -> Sequence[str]:
+    def files(self) -> list[str]:
         return [existing_file("objective.dynamics", self.dynamics)]
 
     @cached_property
     def stored(self) -> TrainingDynamics:
         """The dynamics in the file."""
-        from sftmix.common.tables import read_dynamics
-
         return read_dynamics(self.dynamics)
 
     @cached_property
@@ -140,14 +137,14 @@ class ASFT(StoredReference):
     factor is p + kl p_ref. The paper sums over the whole vocabulary, with a second model beside the first.
     """
 
-    def __init__(self, *, dynamics: str | os.PathLike[str], kl: float = 0.1, mixup: Objective | None = None) -> None:
+    def __init__(self, *, dynamics: str, kl: float = 0.1, mixup: Objective | None = None):
         """
         dynamics: a dynamics.parquet with the NLL of each token.
         kl: weight of the pull, 0 (DFT) or above.
         mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
         """
         super().__init__(dynamics=dynamics, mixup=mixup)
-        check_number("objective.kl", kl, least=0, hint="a number from 0")
+        require(0 <= kl < math.inf, "objective.kl", kl, "a number from 0")
         self.kl = kl
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
@@ -161,18 +158,18 @@ class Rho1(StoredReference):
     batch is cut. The NTP sum is divided by the number of tokens that are trained.
     """
 
-    def __init__(self, *, dynamics: str | os.PathLike[str], share: float = 0.6, mixup: Objective | None = None) -> None:
+    def __init__(self, *, dynamics: str, share: float = 0.6, mixup: Objective | None = None):
         """
         dynamics: a dynamics.parquet with the NLL of each token.
         share: share of each response's tokens that are trained, rounded up, from 0 to below 1.
         mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
         """
         super().__init__(dynamics=dynamics, mixup=mixup)
-        _check_share("share", share)
+        require(0 <= share < 1, "objective.share", share, "from 0 to below 1")
         self.share = share
 
-    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
-        plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+    def plan(self, batch: Batch, **at: Any) -> Plan:
+        plan = super().plan(batch, **at)
         return replace(plan, ntp_count=float((batch.ntp_weight * self._sizes(batch)[1]).sum()))
 
     def _sizes(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -200,17 +197,17 @@ class TailSFT(StoredReference):
 
     needs = frozenset({Need.BATCH_NLL})
 
-    def __init__(self, *, dynamics: str | os.PathLike[str], share: float = 0.5, mixup: Objective | None = None) -> None:
+    def __init__(self, *, dynamics: str, share: float = 0.5, mixup: Objective | None = None):
         """
         dynamics: a dynamics.parquet; the NLL of each response is enough.
         share: share of the examples that are left out, from 0 (NTP) to below 1.
         mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
         """
         super().__init__(dynamics=dynamics, mixup=mixup)
-        _check_share("share", share)
+        require(0 <= share < 1, "objective.share", share, "from 0 to below 1")
         self.share = share
 
-    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+    def plan(self, batch: Batch, **at: Any) -> Plan:
         import torch
 
         nll = batch.batch_nll
@@ -222,15 +219,10 @@ class TailSFT(StoredReference):
         fallen = before - nll.nll_sum / nll.n_tokens
         left_out = nll.rows[fallen.argsort(descending=True, stable=True)[: round(self.share * len(fallen))]]
         batch = replace(batch, ntp_weight=batch.ntp_weight * ~torch.isin(batch.rows, left_out[: len(fallen) - 1]))
-        return super().plan(batch, step=step, total_steps=total_steps, seed=seed)
+        return super().plan(batch, **at)
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         return view.hidden.new_ones(len(batch.labels))
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise ConfigError(f"objective.{name} is {value}; allowed: from 0 to below 1")
 
 
 def _nll(logits: Tensor, labels: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class LossView:
     head  has weight [V, D], bias [V] or None, softcap and scale (`sftmix.model.head.Head`)
     """
 
-    def __init__(self, head: Any, hidden: Callable[[], Tensor], *, chunk_size: int | None = None) -> None:
+    def __init__(self, head: Any, hidden: Callable[[], Tensor], *, chunk_size: int | None = None):
         self.head = head
         self._hidden, self._chunk_size = hidden, chunk_size
 

@@ -14,7 +14,6 @@ pairs of slots; the fused kernel is in sftmix.functional.fused.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
@@ -23,9 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sftmix.functional.chunked import ChunkedLoss, chunked_loss
-from sftmix.functional.fused import Spec, default_chunk_size, fused_loss, kernels_for, rows_alone, statistics_dtype
-from sftmix.functional.gradients import GradientsInForward
+from sftmix.functional.chunked import ChunkedLoss, GradientsInForward, chunked_loss
+from sftmix.functional.fused import (
+    Spec,
+    autocast_dtype,
+    default_chunk_size,
+    fused_loss,
+    kernels_for,
+    rows_alone,
+    statistics_dtype,
+)
 
 __all__ = [
     "ChunkedLoss",
@@ -101,28 +107,38 @@ def sft_loss(
 
     Raises TypeError or ValueError for inputs that do not fit, RuntimeError on a second derivative.
     """
-    _check(
-        hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
-    )
+    _check_shapes(hidden, weight, labels, pairs, lam, row_weight, row_scale, pair_weight, bias)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive or None, not {softcap}.")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 or None, not {chunk_size}.")
     if alone is None:
-        _check_ranges(labels=(labels, len(weight)), pairs=(pairs, len(labels)))
+        # A wrong index would otherwise read another row, or crash a GPU.
+        for name, index, limit in (("labels", labels, len(weight)), ("pairs", pairs, len(labels))):
+            if index.numel() and (int(index.min()) < 0 or int(index.max()) >= limit):
+                raise ValueError(f"{name} must lie in [0, {limit}), got {index.min()} to {index.max()}.")
         alone = rows_alone(pairs, len(labels))
     elif len(alone) + 2 * len(pairs) < len(labels):
         raise ValueError(f"alone has {len(alone)} rows; with {len(pairs)} pairs of {len(labels)} rows it needs more.")
-    weights = _given(row_weight, row_scale, labels)
+    rule = row_weight if callable(row_weight) else None
+    weights: Any = row_scale
+    if row_scale is None:
+        weights = row_weight if rule is None else torch.ones(len(labels), device=labels.device)
     inputs = (hidden, weight, bias)
     # Grad mode is read here: inside autograd.Function it is always off, and needs_input_grad ignores no_grad.
     need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     device = hidden.device.type
     spec = Spec(
-        cast=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
+        cast=autocast_dtype(device),
         softcap=softcap,
         scale=float(scale),
         smoothing=float(label_smoothing),
         chunk_size=chunk_size or default_chunk_size(len(weight), weight.device),
-        rule=row_weight if callable(row_weight) else None,
+        rule=rule,
         correct=stats,
-        entropy=stats or callable(row_weight),
+        entropy=stats or rule is not None,
         need=need,
     )
     with torch.no_grad(), torch.autocast(device, enabled=False):  # autocast would round more than the matmuls
@@ -155,10 +171,6 @@ def reference_sft_loss(
 
     It mixes hidden states, applies the head to them again, and takes dense soft labels. `chunk_size` has no effect.
     """
-    _check(
-        hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
-    )
-    _check_ranges(labels=(labels, len(weight)), pairs=(pairs, len(labels)))
     kind = statistics_dtype(hidden)
 
     def log_softmax(h: Tensor) -> Tensor:
@@ -170,12 +182,11 @@ def reference_sft_loss(
     ntp_T = nll_T
     if label_smoothing:
         ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
-    entropy_T = None
-    if stats or callable(row_weight):
-        entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
-    w_T = _given(row_weight, row_scale, labels)
-    if not isinstance(row_weight, Tensor):
-        w_T = torch.where(w_T == 0, 0.0, w_T * row_weight(nll_T.detach(), entropy_T))  # type: ignore[arg-type]
+    entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
+    w_T: Any = row_weight
+    if callable(w_T):
+        scale_T = torch.ones_like(nll_T) if row_scale is None else row_scale
+        w_T = torch.where(scale_T == 0, 0.0, scale_T * w_T(nll_T.detach(), entropy_T))
 
     (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(kind)[:, None]
     mixed_MD = lam_M1 * hidden[i] + (1 - lam_M1) * hidden[j]
@@ -278,14 +289,12 @@ def _whole(weight: Any) -> Any:
     return whole
 
 
-def _check(
-    hidden, weight, labels, pairs, lam, row_weight, pair_weight, bias, softcap, scale, label_smoothing, chunk_size
-):
+def _check_shapes(hidden, weight, labels, pairs, lam, row_weight, row_scale, pair_weight, bias):
     """Check shapes and dtypes."""
-    for name, x, dim in (("hidden", hidden, 2), ("weight", weight, 2), ("labels", labels, 1), ("pairs", pairs, 2)):
-        if x.dim() != dim:
-            raise ValueError(f"{name} must have {dim} dimensions, not shape {tuple(x.shape)}.")
     rows, (vocabulary, width), many = len(labels), weight.shape, len(pairs)
+    rule = callable(row_weight)
+    if row_scale is not None and not rule:
+        raise ValueError("row_scale goes with a rule; a row_weight of numbers already holds it.")
     shapes = {
         "hidden": (hidden, (rows, width)),
         "labels": (labels, (rows,)),
@@ -293,48 +302,18 @@ def _check(
         "lam": (lam, (many,)),
         "pair_weight": (pair_weight, (many,)),
         "bias": (bias, (vocabulary,)),
-        "row_weight": (None if callable(row_weight) else row_weight, (rows,)),
+        "row_weight": (None if rule else row_weight, (rows,)),
+        "row_scale": (row_scale, (rows,)),
     }
     for name, (x, shape) in shapes.items():
-        if x is not None and tuple(x.shape) != shape:
+        if x is not None and x.shape != shape:
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; with these weight, labels and pairs it must be {shape}."
             )
-    for name, x in (("labels", labels), ("pairs", pairs)):
-        if x.dtype != torch.int64:
-            raise TypeError(f"{name} must be int64, not {x.dtype}.")
-    head = {"hidden": hidden.dtype, "weight": weight.dtype} | ({} if bias is None else {"bias": bias.dtype})
-    if not all(d.is_floating_point for d in head.values()):
+    if {labels.dtype, pairs.dtype} != {torch.int64}:
+        raise TypeError(f"labels and pairs must be int64, not {labels.dtype} and {pairs.dtype}.")
+    head = {x.dtype for x in (hidden, weight, bias) if x is not None}
+    if not all(dtype.is_floating_point for dtype in head):
         raise TypeError(f"hidden, weight and bias must be floating point, not {head}.")
-    if len(set(head.values())) > 1 and (
-        not torch.is_autocast_enabled(hidden.device.type) or torch.float64 in head.values()
-    ):
+    if len(head) > 1 and (autocast_dtype(hidden.device.type) is None or torch.float64 in head):
         raise TypeError(f"hidden, weight and bias must have one dtype outside autocast, not {head}.")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive or None, not {softcap}.")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, not {scale}.")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"chunk_size must be an integer >= 1 or None, not {chunk_size!r}.")
-
-
-def _check_ranges(**indices: tuple[Tensor, int]) -> None:
-    """Check indices: a wrong one would otherwise read another row, or crash a GPU."""
-    for name, (x, limit) in indices.items():
-        if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < limit):
-            raise ValueError(f"{name} must lie in [0, {limit}), got {int(x.min())} to {int(x.max())}.")
-
-
-def _given(row_weight: RowWeight, row_scale: Tensor | None, labels: Tensor) -> Tensor:
-    """Return [T], the row weights, or the factors of a rule's weights."""
-    if isinstance(row_weight, Tensor):
-        if row_scale is not None:
-            raise ValueError("row_scale goes with a rule; a row_weight of numbers already holds it.")
-        return row_weight
-    if row_scale is None:
-        return torch.ones(len(labels), device=labels.device)
-    if row_scale.shape != labels.shape:
-        raise ValueError(f"row_scale has shape {tuple(row_scale.shape)}; it must be {tuple(labels.shape)}.")
-    return row_scale

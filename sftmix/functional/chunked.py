@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sftmix.functional.fused import LinearHead, Spec, default_chunk_size
-from sftmix.functional.gradients import GradientsInForward
+from sftmix.functional.fused import LinearHead, Spec, autocast_dtype, default_chunk_size
 
 
 class ChunkedLoss(NamedTuple):
@@ -53,17 +52,15 @@ def chunked_loss(
         raise ValueError(f"hidden, columns and row_weight must have the same number of rows, not {sorted(sizes)}.")
     inputs, device = (stacked, weight, bias), stacked.device.type
     need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
-    cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     size = chunk_size or default_chunk_size(len(weight), weight.device) // 4  # autograd holds some tensors of a chunk
-    spec = Spec(cast, softcap, float(scale), 0.0, size, None, False, False, need)
+    spec = Spec(cast=autocast_dtype(device), scale=float(scale), chunk_size=size, need=need)
     with torch.no_grad(), torch.autocast(device, enabled=False):
         head = LinearHead(*inputs, spec)
         each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)
         step = max(1, size // len(parts))
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))
-            place = torch.arange(rows, device=stacked.device)[part]
-            place = torch.cat([place + rows * k for k in range(len(parts))])
+            place = torch.arange(len(stacked), device=stacked.device).view(len(parts), rows)[:, part].flatten()
             leaf = head.logits(place, head.weight.new_empty(len(place), len(weight)))
             with torch.set_grad_enabled(any(need)):
                 leaf = leaf.requires_grad_(any(need))
@@ -80,3 +77,38 @@ def chunked_loss(
     if any(need):
         loss = GradientsInForward.apply(loss, head.gradients, *inputs)
     return ChunkedLoss(loss, each)
+
+
+class GradientsInForward(torch.autograd.Function):
+    """A node of the graph that gives a loss the gradients computed together with it."""
+
+    @staticmethod
+    def forward(ctx, loss, gradients, *inputs):
+        ctx.gradients = gradients
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
+        ctx.save_for_backward(*inputs)  # so that double backward finds them, and fails
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if ctx.gradients is None:
+            raise RuntimeError("sft_loss: backward a second time; pass retain_graph=True to the first one.")
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        scale = torch.mul if keep else torch.Tensor.mul_  # in place: a second [V, D] would be the peak of the memory
+        scaled = [None if g is None else scale(g, upstream) for g in ctx.gradients]
+        if not keep:
+            ctx.gradients = None
+        if keep and torch.is_grad_enabled():  # create_graph: add a node that fails on a second derivative
+            inputs = [x for x in ctx.saved_tensors if x is not None]
+            scaled = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in scaled]
+        return None, None, *(g if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True))
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gradient, *inputs):
+        return gradient.detach()
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")

@@ -25,30 +25,28 @@ CPU_BLOCK_CELLS, BLOCK_CELLS = 2**18, 2**26
 """Logits of a block on CPU (1 MiB, the fastest of 2^16 to 2^21) and on an accelerator."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """The settings of a pass. `cast`: dtype of autocast; `need`: True for hidden, weight, bias with a gradient;
     `kernels`: the module of the Triton kernels, or None for torch's own passes."""
 
-    cast: torch.dtype | None
-    softcap: float | None
-    scale: float
-    smoothing: float
-    chunk_size: int
-    rule: Callable[[Tensor, Tensor], Tensor] | None
-    correct: bool
-    entropy: bool
     need: Sequence[bool]
+    chunk_size: int
+    cast: torch.dtype | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+    smoothing: float = 0.0
+    rule: Callable[[Tensor, Tensor], Tensor] | None = None
+    correct: bool = False
+    entropy: bool = False
     kernels: Any = None
 
 
 class Figures(NamedTuple):
     """The figures of each use, and at the end of each row: columns of one length."""
 
-    row: Tensor
     label: Tensor
-    owner: Tensor  # bool: the use that carries the row's NTP loss
-    weight: Tensor
+    weight: Tensor  # 0 unless it is the first use of its row
     nll: Tensor
     ntp: Tensor  # nll with label smoothing
     entropy: Tensor
@@ -68,6 +66,11 @@ def block_rows(vocabulary: int, device: torch.device) -> int:
     """Return the rows of logits that go through all pointwise passes before the next rows, at least 1."""
     cells = CPU_BLOCK_CELLS if device.type == "cpu" else BLOCK_CELLS
     return max(1, cells // max(vocabulary, 1))
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """Return the dtype of matmuls under autocast, or None outside of it."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
@@ -90,7 +93,12 @@ def fused_loss(
     kind, vocabulary = head.kind, len(head.weight)
     lam, pair_weight = lam.to(kind), pair_weight.to(kind)
     chunks = list(_chunks(pairs, alone, spec.chunk_size))
-    uses, first = _uses(chunks, labels, row_weight.to(kind), kind)
+    row = torch.cat([labels.new_empty(0), *(chunk.rows for chunk in chunks)])
+    place, zero = torch.arange(len(row), device=row.device), torch.zeros(len(row), dtype=kind, device=row.device)
+    first = torch.full_like(labels, len(row)).scatter_reduce(0, row, place, "amin")  # the first use of every row
+    weight = torch.where(first[row] == place, row_weight.to(kind)[row], zero)
+    correct = torch.zeros_like(row, dtype=torch.bool)
+    uses = Figures(labels[row], weight, zero.clone(), zero.clone(), zero.clone(), correct)
     mixup = lam.new_zeros(len(pairs))
     logits = head.weight.new_empty(max((len(c.rows) for c in chunks), default=0), vocabulary)
     height = block_rows(vocabulary, logits.device)
@@ -101,19 +109,17 @@ def fused_loss(
         x_KV = head.logits(chunk.rows, logits[: len(chunk.rows)])
         here = uses.part(slice(start, start + len(chunk.rows)))
         start += len(chunk.rows)
-        n = len(chunk.pairs)
+        of_chunk = slice(chunk.pairs.start, chunk.pairs.stop)
+        mixed = _Mixed(lam[of_chunk], pair_weight[of_chunk], mixup[of_chunk])
         if spec.kernels is not None:
-            of_chunk = slice(chunk.pairs.start, chunk.pairs.stop)
-            spec.kernels.gradients(x_KV, here, lam[of_chunk], pair_weight[of_chunk], mixup[of_chunk], spec.softcap)
-            head.backward(chunk.rows, x_KV)
-            continue
-        for a in range(0, n, height):
-            b = min(a + height, n)
-            m = slice(chunk.pairs.start + a, chunk.pairs.start + b)
-            mixed = _Mixed(lam[m], pair_weight[m], mixup[m])
-            _pair_block(x_KV, here, slice(a, b), slice(n + a, n + b), mixed, spec, spare)
-        for a in range(2 * n, len(x_KV), height):
-            _row_block(x_KV, here, slice(a, min(a + height, len(x_KV))), spec, spare)
+            spec.kernels.gradients(x_KV, here, *mixed, spec.softcap)
+        else:
+            n = len(chunk.pairs)
+            for a in range(0, n, height):
+                m = slice(a, min(a + height, n))
+                _pair_block(x_KV, here, m, slice(n + m.start, n + m.stop), mixed.part(m), spec, spare)
+            for a in range(2 * n, len(x_KV), height):
+                _row_block(x_KV, here, slice(a, a + height), spec, spare)
         head.backward(chunk.rows, x_KV)
     return uses.part(first), mixup, head.gradients
 
@@ -146,18 +152,6 @@ def _chunks(pairs: Tensor, singles: Tensor, size: int) -> Iterator[_Chunk]:
         p, s = p + n, s + k
 
 
-def _uses(chunks: list[_Chunk], labels: Tensor, weight: Tensor, kind: torch.dtype) -> tuple[Figures, Tensor]:
-    """Return the uses in the order of computation, and the first use of every row."""
-    row = torch.cat([labels.new_empty(0), *(c.rows for c in chunks)])
-    place = torch.arange(len(row), device=row.device)
-    first = torch.full_like(labels, len(row)).scatter_reduce(0, row, place, "amin")
-    owner = first[row] == place
-    zero = torch.zeros(len(row), dtype=kind, device=row.device)
-    weight_of_use = torch.where(owner, weight[row], zero)
-    nll, ntp, entropy = zero.clone(), zero.clone(), zero.clone()
-    return Figures(row, labels[row], owner, weight_of_use, nll, ntp, entropy, torch.zeros_like(owner)), first
-
-
 # ------------------------------------------------------------------------------------------------ matmuls
 
 
@@ -165,28 +159,33 @@ class LinearHead:
     """The LM head: logits of some rows, and the gradients that come back from them."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec) -> None:
-        self.hidden, self.weight = _autocast(hidden, spec.cast), _autocast(weight, spec.cast)
-        self.bias = None if bias is None else _autocast(bias, spec.cast)
-        self.scale = spec.scale
-        self.kind = statistics_dtype(self.hidden)
-        like = (hidden, weight, bias)
-        self.gradients = [self._zeros(x) if need else None for x, need in zip(like, spec.need, strict=True)]
 
-    def _zeros(self, x: Tensor | None) -> Tensor | None:
-        return None if x is None else torch.zeros_like(x, dtype=self.kind, memory_format=torch.contiguous_format)
+        def cast(x: Tensor) -> Tensor:
+            return x if spec.cast is None or x.dtype == torch.float64 else x.to(spec.cast)
+
+        self.hidden, self.weight, self.bias = cast(hidden), cast(weight), None if bias is None else cast(bias)
+        self.scale, self.kind = spec.scale, statistics_dtype(self.hidden)
+        self.gradients = [
+            torch.zeros_like(x, dtype=self.kind, memory_format=torch.contiguous_format)
+            if need and x is not None
+            else None
+            for x, need in zip((hidden, weight, bias), spec.need, strict=True)
+        ]
 
     def logits(self, rows: Tensor, out: Tensor) -> Tensor:
         """Write scale (hidden[rows] W^T + bias) into `out` and return it."""
-        h, start, beta = self.hidden[rows], out, 0.0
-        if self.bias is not None:
-            start, beta = self.bias, self.scale
-        return torch.addmm(start, h, self.weight.T, beta=beta, alpha=self.scale, out=out)
+        start, beta = (out, 0.0) if self.bias is None else (self.bias, self.scale)
+        return torch.addmm(start, self.hidden[rows], self.weight.T, beta=beta, alpha=self.scale, out=out)
 
     def backward(self, rows: Tensor, d_KV: Tensor) -> None:
         """Add the gradients of hidden, weight and bias that follow from d loss / d logits of these rows."""
         dh, dw, db = self.gradients
-        if dh is not None:
-            _add_rows(dh, rows, torch.mm(d_KV, self.weight).to(self.kind).mul_(self.scale))
+        if dh is not None:  # rows may repeat, so each device uses an operation with a fixed order
+            values = torch.mm(d_KV, self.weight).to(self.kind).mul_(self.scale)
+            if dh.is_cuda:
+                dh.index_put_((rows,), values, accumulate=True)
+            else:
+                dh.index_add_(0, rows, values)
         if dw is not None and d_KV.dtype == self.kind:
             dw.addmm_(d_KV.T, self.hidden[rows], alpha=self.scale)
         elif dw is not None and dw.is_cuda and self.scale == 1:  # the matmul itself adds up in float32
@@ -195,18 +194,6 @@ class LinearHead:
             dw.add_(torch.mm(d_KV.T, self.hidden[rows]), alpha=self.scale)
         if db is not None:
             db.add_(d_KV.sum(0, dtype=self.kind), alpha=self.scale)
-
-
-def _autocast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return x.detach() if dtype is None or x.dtype == torch.float64 else x.detach().to(dtype)
-
-
-def _add_rows(out: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Add values: out[rows] += values; rows may repeat, so each device uses an operation with a fixed order."""
-    if out.is_cuda:
-        out.index_put_((rows,), values, accumulate=True)
-    else:
-        out.index_add_(0, rows, values)
 
 
 # ------------------------------------------------------------------------------------------ pointwise passes
@@ -228,7 +215,7 @@ def _tried(device: torch.device, dtype: torch.dtype, softcap: float | None) -> A
     hidden, weight = (torch.randn(n, 16, generator=numbers).to(device, dtype) for n in (6, 9000))
     rows = torch.arange(6, device=device)
     lam, share = torch.rand(2, generator=numbers).to(device), torch.rand(6, generator=numbers).to(device)
-    spec = Spec(None, softcap, 1.0, 0.0, 6, None, False, False, (True, True, False))
+    spec = Spec(softcap=softcap, chunk_size=6, need=(True, True, False))
     try:
         from sftmix.functional import kernels
 
@@ -238,8 +225,8 @@ def _tried(device: torch.device, dtype: torch.dtype, softcap: float | None) -> A
             for one in (kernels, None)
         )
         rtol, atol = 4 * torch.finfo(dtype).eps, 1e-4 if dtype == torch.float32 else 5e-2
-        for one, other in zip((computed[0].nll, *computed[1:]), (expected[0].nll, *expected[1:]), strict=True):
-            torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+        both = ((figures.nll, *more) for figures, *more in (computed, expected))
+        torch.testing.assert_close(*both, rtol=rtol, atol=atol)
     except Exception as error:  # a compiler, a driver or a device that fails in its own way
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(f"the Triton kernels of the loss are left out on {device}: {reason}", stacklevel=2)
@@ -268,6 +255,9 @@ class _Mixed(NamedTuple):
     lam: Tensor
     weight: Tensor
     loss: Tensor
+
+    def part(self, index: slice) -> _Mixed:
+        return _Mixed(*(x[index] for x in self))
 
 
 def _row_block(x_KV: Tensor, uses: Figures, at: slice, spec: Spec, spare: _Spare) -> None:
@@ -313,8 +303,11 @@ def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: _Spare) -> None:
     if log_p is not None:
         uses.entropy.copy_(total.log() - torch.linalg.vecdot(x, log_p) / total)
     if spec.rule is not None:
-        scale = uses.weight.clone()  # 0 if the use is not the row's first, whatever the rule returns
-        uses.weight.copy_(torch.where(scale == 0, 0.0, scale * _apply(spec.rule, uses)))
+        factor = spec.rule(uses.nll.clone(), uses.entropy.clone()).detach()
+        if factor.shape != uses.nll.shape:
+            raise ValueError(f"row_weight: the rule must return one weight per row, not shape {tuple(factor.shape)}.")
+        # 0 if the use is not the row's first, whatever the rule returns
+        uses.weight.copy_(torch.where(uses.weight == 0, 0.0, uses.weight * factor))
     if any(spec.need):
         w = uses.weight[:, None]
         x.mul_(w / total[:, None])
@@ -356,11 +349,3 @@ def _cap(x: Tensor, spec: Spec, spare: _Spare) -> Tensor | None:
 
 def _shift(x: Tensor) -> Tensor:
     return x.sub_(x.amax(1, keepdim=True))
-
-
-def _apply(rule: Callable[[Tensor, Tensor], Tensor], uses: Figures) -> Tensor:
-    weight = rule(uses.nll.clone(), uses.entropy.clone())
-    if not isinstance(weight, Tensor) or weight.shape != uses.nll.shape:
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise ValueError(f"row_weight: the rule must return one weight per row, {tuple(uses.nll.shape)}, not {shape}.")
-    return weight.detach()

@@ -13,14 +13,16 @@ input that breaks the contract of its base class. All need hypothesis (`pip inst
 from sftmix.testing.checks import (
     check_callback,
     check_confidence_estimator,
+    check_objective,
+    check_optimizer,
     check_pair_sampler,
+    check_perturbation,
     check_reference,
     check_schedule,
     check_selector,
     check_splitter,
 )
 from sftmix.testing.strategies import RowsInMemory, equal_groups, rows_in_memory, score_tables, training_dynamics
-from sftmix.testing.tensors import check_objective, check_optimizer, check_perturbation
 
 __all__ = [
     "RowsInMemory",

@@ -1,4 +1,4 @@
-"""Conformance checks of the components that work on tables."""
+"""Conformance checks of components, each by the contract that a run checks and by what a run takes on trust."""
 
 from __future__ import annotations
 
@@ -6,41 +6,44 @@ import copy
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
-from functools import partial
-from numbers import Real
-from typing import Any, TypeVar
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from sftmix.common.errors import DataError, SFTMixError
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot, Unit
+from sftmix.common.errors import ContractError, SFTMixError
 from sftmix.components import base, contracts
-from sftmix.components.base import (
-    Callback,
-    ConfidenceEstimator,
-    Need,
-    PairSampler,
-    Reference,
-    Schedule,
-    Selector,
-    Splitter,
-    StageState,
-)
-from sftmix.testing.strategies import equal_groups, score_tables, training_dynamics
-from sftmix.types import Int64, Rows, RowScores, Scores, TrainingDynamics
+from sftmix.components.base import Need, StageState
+from sftmix.options import TrainingOptions
+from sftmix.testing.strategies import equal_groups, rows_in_memory, score_tables, training_dynamics
+from sftmix.training.module import TrainingModule
+from sftmix.training.step import normalise
+from sftmix.types import Batch, BatchNLL, Float64, Int64, Plan, RowScores, Scores, Split, TrainingDynamics
 
-C = TypeVar("C", bound=base.Component)
-V = TypeVar("V")
-SEED = 7
+SEED, STEPS = 7, 3
+Tables = st.SearchStrategy[Scores]
+_DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
+_READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
+_UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
+_SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
 
 
-def on_examples(strategy: st.SearchStrategy[V], holds: Callable[[V], object], examples: int) -> None:
-    """Run `holds` on generated inputs. An SFTMixError refuses an input: some inputs may be refused, but not all."""
-    answered = 0
+def on_examples(strategy: st.SearchStrategy[Any], holds: Callable[[Any], Any], examples: int) -> list[Any]:
+    """Return what `holds` gives for inputs. An SFTMixError refuses an input: some may be refused, but not all."""
+    answers, refusals = [], []
 
     @settings(
         max_examples=examples,
@@ -51,216 +54,318 @@ def on_examples(strategy: st.SearchStrategy[V], holds: Callable[[V], object], ex
         report_multiple_bugs=False,  # one failure in words; several come as an ExceptionGroup without any
     )
     @given(strategy)
-    def check(value: V) -> None:
-        nonlocal answered
+    def check(value):
         try:
-            holds(value)
+            answers.append(holds(value))
+        except ContractError:
+            raise
         except SFTMixError as refusal:
-            refused.append(str(refusal))
-        else:
-            answered += 1
+            refusals.append(str(refusal))
 
-    refused: list[str] = []
     check()
-    assert answered, f"every input was refused, the last one with: {refused[-1]}"
-
-
-def copy_of(component: C) -> C:
-    """Return a copy without any history, as in a resumed run or on another rank."""
-    try:
-        return copy.deepcopy(component)  # by the same protocol as pickle
-    except Exception as error:
-        raise AssertionError(f"{type(component).__name__} cannot be copied: {error}") from error
+    assert answers, f"every input was refused, the last one with: {refusals[-1]}"
+    return answers
 
 
 def assert_is(component: base.Component, kind: type) -> None:
-    name = type(component).__name__
+    name, init = type(component).__name__, type(component).__init__
     assert isinstance(component, kind), f"{name} is not a {kind.__name__}"
-    parameters = type(component).__init__
-    if parameters is not object.__init__:
-        kinds = [p.kind for p in list(inspect.signature(parameters).parameters.values())[1:]]
-        assert all(k is inspect.Parameter.KEYWORD_ONLY for k in kinds), (
-            f"{name}.__init__ must take keyword-only arguments (`*` after self): they are its options"
-        )
-
-
-def valid(check: Callable[..., V], *values: object) -> V:
-    """Run a check of the pipeline; here its refusal means a wrong answer."""
-    try:
-        return check(*values)
-    except SFTMixError as error:
-        raise AssertionError(str(error)) from error
+    kinds = [p.kind for p in inspect.signature(init).parameters.values()][1:]
+    assert init is object.__init__ or set(kinds) <= {inspect.Parameter.KEYWORD_ONLY}, (
+        f"{name}.__init__ must take keyword-only arguments (`*` after self): they are its options"
+    )
 
 
 @contextmanager
 def untouched(*records: Any) -> Iterator[None]:
     """Check that the records and the global random states are the same afterwards."""
-    import torch
 
-    before = [copy.deepcopy(record) for record in records]
-    states = (random.getstate(), str(np.random.get_state()), torch.random.get_rng_state())
+    def states():
+        return [random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist()]
+
+    before, drawn = [asdict(record) for record in records], states()
     yield
-    for now, old in zip(records, before, strict=True):
-        for field in fields(old):
-            changed = f"{type(old).__name__}.{field.name} was changed in place"
-            np.testing.assert_equal(getattr(now, field.name), getattr(old, field.name), err_msg=changed)
-    same = [states[0] == random.getstate(), states[1] == str(np.random.get_state())]
-    same.append(torch.equal(states[2], torch.random.get_rng_state()))
-    assert all(same), "it drew from a global random state; draw from sftmix.common.rng.generator(seed, purpose, ...)"
+    np.testing.assert_equal([asdict(record) for record in records], before, "a record was changed in place")
+    assert drawn == states(), "it drew from a global random state; draw from sftmix.common.rng.generator(seed, ...)"
 
 
-def permuted(record: V, order: Int64) -> V:
+def permuted(record: Any, order: Int64) -> Any:
     """Return a record of N examples with these in another order; `row` stays 0..N-1."""
-    assert is_dataclass(record)
     changed: dict[str, Any] = {}
     for field in fields(record):
         value = getattr(record, field.name)
-        if field.name in ("row", "names", "steps") or value is None:
-            continue
         if field.name == "columns":
-            changed[field.name] = {k: [v[i] for i in order] for k, v in value.items()}
-        else:
+            changed["columns"] = {name: [column[i] for i in order] for name, column in value.items()}
+        elif field.name not in ("row", "steps") and value is not None:
             changed[field.name] = value[order] if isinstance(value, np.ndarray) else [value[i] for i in order]
-    return replace(record, **changed)  # type: ignore[type-var]
+    return replace(record, **changed)
 
 
-def _keeps_to_the_examples(component: C, record: V, answer: Callable[[C, V], np.ndarray]) -> np.ndarray:
-    """Return answer(component, record), [N], if a copy gives the same, and another order of the examples no other."""
-    with untouched(record):
-        values = answer(component, record)
-    np.testing.assert_array_equal(values, answer(copy_of(component), record), "a second call gives something else")
-    order = np.random.default_rng(len(values)).permutation(len(values))
-    message = "it depends on the order of the examples; break ties by id"
-    np.testing.assert_allclose(answer(component, permuted(record, order)), values[order], rtol=1e-12, err_msg=message)
-    return values
+def _check_rows(
+    component: base.Component,
+    kind: type,
+    inputs: st.SearchStrategy[Any],
+    answer: Callable[[Any, Any], np.ndarray],
+    examples: int,
+) -> None:
+    """Check answer(component, record), [N]: a copy gives the same, and another order of the examples no other."""
+
+    def holds(record):
+        with untouched(record):
+            values = answer(component, record)
+        again = answer(copy.deepcopy(component), record)
+        np.testing.assert_array_equal(values, again, "a second call gives something else")
+        order = np.random.default_rng(len(values)).permutation(len(values))
+        moved, message = (
+            answer(component, permuted(record, order)),
+            "it depends on the order of the examples; break ties by id",
+        )
+        np.testing.assert_allclose(moved, values[order], rtol=1e-12, err_msg=message)
+
+    assert_is(component, kind)
+    on_examples(inputs, holds, examples)
 
 
 def check_confidence_estimator(
-    estimator: ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] | None = None, examples: int = 50
+    estimator: base.ConfidenceEstimator,
+    *,
+    dynamics: st.SearchStrategy[TrainingDynamics] | None = None,
+    examples: int = 50,
 ) -> None:
     """Check that each example gets one number, NaN exactly if unscored, whatever the order of the examples."""
-    assert_is(estimator, ConfidenceEstimator)
 
-    def answer(asked: ConfidenceEstimator, record: TrainingDynamics) -> np.ndarray:
-        return valid(contracts.check_confidence, asked, asked.estimate(record), record)
+    def answer(asked, record):
+        return contracts.check_confidence(asked, asked.estimate(record), record)
 
     inputs = training_dynamics() if dynamics is None else dynamics
-    on_examples(inputs, partial(_keeps_to_the_examples, estimator, answer=answer), examples)
+    _check_rows(estimator, base.ConfidenceEstimator, inputs, answer, examples)
 
 
-def check_splitter(splitter: Splitter, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
+def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None, examples: int = 50) -> None:
     """Check that every example gets a group (unpaired without confidence), whatever the order of the file.
 
     scores  the tables to try; by default with confidence exactly if the splitter needs it
     """
-    assert_is(splitter, Splitter)
 
-    def answer(asked: Splitter, table: Scores) -> np.ndarray:
-        split = valid(contracts.check_split, asked, asked.split(table, seed=SEED), table)
+    def answer(asked, table):
+        split = contracts.check_split(asked, asked.split(table, seed=SEED), table)
         return np.unique(split.labels, return_inverse=True)[1]
 
     tables = score_tables(confidence=Need.CONFIDENCE in splitter.needs) if scores is None else scores
-    on_examples(tables, partial(_keeps_to_the_examples, splitter, answer=answer), examples)
+    _check_rows(splitter, base.Splitter, tables, answer, examples)
+
+
+def check_selector(selector: base.Selector, *, scores: Tables | None = None, examples: int = 50) -> None:
+    """Check that the selected rows are distinct, and the same examples whatever the order of the file."""
+
+    def answer(asked, table):
+        rows = contracts.check_selection(asked, asked.select(table, seed=SEED), len(table))
+        return np.isin(table.row, rows)
+
+    tables = score_tables(confidence=False) if scores is None else scores
+    _check_rows(selector, base.Selector, tables, answer, examples)
 
 
 def check_pair_sampler(
-    sampler: PairSampler, *, groups: int = 2, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50
+    sampler: base.PairSampler, *, groups: int = 2, scores: Tables | None = None, examples: int = 50
 ) -> None:
     """Check that no pair has an unpaired row, a row twice, or the less confident row in column 0, in any epoch.
 
     Some of the inputs must give a pair: a sampler that never does would mix nothing.
     groups  number of groups in the splits to try, which are made by confidence
     """
-    assert_is(sampler, PairSampler)
-    tables = score_tables(max_size=8 * groups + 8) if scores is None else scores
-    pairs = 0
 
-    def holds(table: Scores) -> None:
-        nonlocal pairs
+    def holds(table):
         split = equal_groups(table, groups)
-        with untouched(table, split):
-            epochs = [
-                valid(contracts.check_pairs, sampler, sampler.pairs(split, table, epoch=e, seed=SEED), split, table)
-                for e in range(3)
-            ]
-        for epoch, drawn_pairs in enumerate(epochs):
-            first, second = table.confidence[drawn_pairs].T
+        for epoch in range(3):
+            with untouched(table, split):
+                drawn = sampler.pairs(split, table, epoch=epoch, seed=SEED)
+            pairs = contracts.check_pairs(sampler, drawn, split, table)
+            first, second = table.confidence[pairs].T
             assert (first >= second).all(), f"epoch {epoch}: column 0 of a pair must be the more confident row"
-            again = copy_of(sampler).pairs(split, table, epoch=epoch, seed=SEED)
-            np.testing.assert_array_equal(drawn_pairs, again, err_msg=f"epoch {epoch} asked alone gives something else")
-            pairs += len(drawn_pairs)
+            again = copy.deepcopy(sampler).pairs(split, table, epoch=epoch, seed=SEED)
+            np.testing.assert_array_equal(pairs, again, err_msg=f"epoch {epoch} asked alone gives something else")
+        return len(pairs)
 
-    on_examples(tables, holds, examples)
-    assert pairs, "no input gave a pair, so nothing would be mixed; if it needs other tables, give them as `scores`"
-
-
-def check_selector(selector: Selector, *, scores: st.SearchStrategy[Scores] | None = None, examples: int = 50) -> None:
-    """Check that the selected rows are distinct, and the same examples whatever the order of the file."""
-    assert_is(selector, Selector)
-
-    def answer(asked: Selector, table: Scores) -> np.ndarray:
-        rows = asked.select(table, seed=SEED)
-        if len(rows) == 0:
-            raise DataError("nothing is selected")  # the pipeline refuses this, but other data may give rows
-        return np.isin(table.row, valid(contracts.check_selection, asked, rows, len(table)))
-
-    tables = score_tables(confidence=False) if scores is None else scores
-    on_examples(tables, partial(_keeps_to_the_examples, selector, answer=answer), examples)
+    assert_is(sampler, base.PairSampler)
+    tables = score_tables(max_size=8 * groups + 8) if scores is None else scores
+    assert any(on_examples(tables, holds, examples)), "no input gave a pair; if it needs other tables, give `scores`"
 
 
-def check_schedule(schedule: Schedule, *, minimum: float = 0.0) -> None:
+def check_schedule(schedule: base.Schedule, *, minimum: float = 0.0) -> None:
     """Check that every step of runs of several lengths gives a finite number >= `minimum`, from the step alone."""
-    assert_is(schedule, Schedule)
+    assert_is(schedule, base.Schedule)
     for total in (1, 2, 10, 1000):
         values = [schedule.value(step, total) for step in range(total)]
-        for step, value in enumerate(values):
-            assert isinstance(value, Real), f"step {step} of {total}: {value!r} is not a number"
-            assert math.isfinite(value), f"step {step} of {total}: {value} is not finite"
-            assert value >= minimum, f"step {step} of {total}: {value} is below {minimum}"
-        backwards = [copy_of(schedule).value(step, total) for step in reversed(range(total))]
+        assert all(minimum <= value < math.inf for value in values), f"allowed: finite numbers from {minimum}: {values}"
+        backwards = [copy.deepcopy(schedule).value(step, total) for step in reversed(range(total))]
         assert values == backwards[::-1], "a step's value depends on what was asked before"
 
 
-class _Lent:
-    """A context that trains nothing and returns stored dynamics as if a run had made them."""
-
-    def __init__(self, stored: TrainingDynamics) -> None:
-        self.ids, self._stored = stored.ids, stored
-
-    def content_hashes(self) -> list[str]:
-        return list(self.ids)  # made-up examples have no text
-
-    def train_and_score(self, *_: object, **__: object) -> TrainingDynamics:
-        return self._stored
-
-    score_models = score_rows = train_and_score
-
-
-def check_reference(reference: Reference, *, examples: int = 20) -> None:
+def check_reference(reference: base.Reference, *, examples: int = 20) -> None:
     """Check that the dynamics are of exactly the requested examples, in their order, with possible numbers."""
-    assert_is(reference, Reference)
+    assert_is(reference, base.Reference)
 
-    def holds(stored: TrainingDynamics) -> None:
-        context = _Lent(stored)
+    def holds(stored):
+        give = Mock(return_value=stored)  # nothing is trained: as if a run had made these
+        context = Mock(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
+        context.content_hashes.return_value = stored.ids
         with untouched(stored):
-            dynamics = valid(contracts.check_dynamics, reference, reference.collect(context))
-        assert list(dynamics.ids) == list(context.ids), "it must return exactly context.ids, in that order"
+            dynamics = contracts.check_dynamics(reference, reference.collect(context))
+        assert list(dynamics.ids) == list(stored.ids), "it must return exactly context.ids, in that order"
 
     on_examples(training_dynamics(), holds, examples)
 
 
-def check_callback(callback: Callback, *, metrics: dict[str, float] | None = None) -> None:
+def check_callback(callback: base.Callback, *, metrics: dict[str, float] | None = None) -> None:
     """Check that every hook returns None or a CallbackResult, with held-out rows or without; observers never stop."""
-    assert_is(callback, Callback)
-    copy_of(callback)
+    assert_is(callback, base.Callback)
+    copy.deepcopy(callback)
     held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0} | (metrics or {})
+    logged = dict.fromkeys(contracts.OWN_OF_STEP, 1.0) | held_out
 
-    def score(rows: Rows | None = None, *, alone: bool = False) -> RowScores:
+    def score(rows=None, *, alone=False):
         return RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
 
     for evaluate in (None, lambda: held_out):
-        state = StageState("train", 1, 4, 0, {**dict.fromkeys(contracts.OWN_OF_STEP, 1.0), **held_out}, score, evaluate)
+        state = StageState("train", 1, 4, 0, logged, score, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
-            result = valid(contracts.check_callback_result, callback, hook, getattr(callback, hook)(state))
+            result = contracts.check_callback_result(callback, hook, getattr(callback, hook)(state))
             stops = result is not None and result.stop
-            assert not stops or Need.STOP in callback.gives, f"{hook} stopped training, but `gives` has no Need.STOP"
+            assert Need.STOP in callback.gives or not stops, f"{hook} stopped training, but `gives` has no Need.STOP"
+
+
+def _batches(cut: Sequence[Sequence[Unit]]) -> list[Batch]:
+    rows = torch.arange(8)
+    counts = torch.tensor([int(example.target.sum()) for example in _DATA[:8]])
+    nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts, ids=_DATA.ids[:8])
+    return [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
+
+
+class _HostReads(TorchFunctionMode):
+    """The places outside torch, transformers and the fused loss that read a tensor's values while it is entered."""
+
+    def __init__(self) -> None:
+        self.places: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
+        if by_mask or getattr(func, "__name__", "") in _READS:
+            callers = ((Path(frame.filename), frame.lineno) for frame in reversed(traceback.extract_stack()[:-1]))
+            file, line = next((file, line) for file, line in callers if "torch" not in file.parts)
+            if not {"transformers", "functional"} & set(file.parts):
+                self.places.append(f"{file.name}:{line}")
+        return func(*args, **(kwargs or {}))
+
+
+def _loss(
+    objective: base.Objective, batches: Sequence[Batch], step: int, move: Float64 | float = 0.0
+) -> tuple[Float64, list[Plan]]:
+    """Return the loss of a global batch on a small GPT-2 in float64 and its gradient in one vector, and the plans.
+
+    move  is added to the weights
+    """
+    plans = [objective.plan(batch, step=step, total_steps=STEPS, seed=SEED) for batch in batches]
+    for batch, plan in zip(batches, plans, strict=True):
+        contracts.check_plan(objective, plan, batch)
+        assert plan.mu or not len(plan.pairs), "pairs are mixed, but mu is 0"
+        repeats = plan.row_weight[batch.ntp_weight[batch.slot] == 0]
+        assert not repeats.any(), f"a repeated slot carries no NTP loss, but its tokens weigh {repeats.tolist()}"
+    config = GPT2Config(vocab_size=64, n_embd=8, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        module = TrainingModule(GPT2LMHeadModel(config).double().eval())
+    weights = list(module.parameters())
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(weights) + torch.as_tensor(move), weights)
+    ntp, mixup = sum(plan.ntp_count for plan in plans), sum(plan.mixup_count for plan in plans)
+    total = torch.zeros((), dtype=torch.float64)
+    for batch, plan in zip(batches, plans, strict=True):
+        scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=1)
+        with _HostReads() as reads:
+            out = module(batch, scaled, loss=objective.loss)
+        assert not reads.places, f"loss() reads values on the host, which waits for the device: {reads.places}"
+        contracts.check_loss(objective, out, scaled)
+        total = total + out.loss
+    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(total, weights, materialize_grads=True))
+    return torch.cat([total.detach()[None], gradient]).numpy(), plans
+
+
+def check_objective(objective: base.Objective, *, finite_differences: bool = True) -> None:
+    """Check plans and loss: well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
+
+    The loss reads no values on the host (`item`, `tolist`, a mask as an index), which would wait for the device.
+
+    The last point makes a run independent of ranks and micro-batches: the loss and its gradient on a small model,
+    divided by the counts of the whole global batch, must not depend on the cut. The gradient is held against finite
+    differences.
+
+    finite_differences  False for a loss with detached parts, which have none
+    """
+    assert_is(objective, base.Objective)
+    whole, *cuts = [_batches(cut) for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])]
+    for step in range(STEPS):
+        with untouched():
+            value, plans = _loss(objective, whole, step)
+        again = _loss(copy.deepcopy(objective), whole, step)[0]
+        np.testing.assert_array_equal(again, value, "a copy gives another: keep no state, draw from sftmix.common.rng")
+        for batches in cuts:
+            other, message = _loss(objective, batches, step)[0], "it depends on how the batch is cut into micro-batches"
+            np.testing.assert_allclose(other, value, rtol=1e-6, atol=1e-8, err_msg=message)
+    if finite_differences:
+        norm = float(np.linalg.norm(value[1:]))
+        along = value[1:] / max(norm, 1e-30)
+        ahead, behind = (_loss(objective, whole, step, way * along)[0][0] for way in (1e-5, -1e-5))
+        assert math.isclose((ahead - behind) / 2e-5, norm, rel_tol=1e-5, abs_tol=1e-8), "the gradient is not the loss's"
+    if Need.PAIRS in objective.needs:
+        assert any(len(p.pairs) for p in plans) or plans[0].mu == 0, "it says that it mixes, but no plan has a pair"
+
+
+def check_perturbation(perturbation: base.Perturbation) -> None:
+    """Check that embeddings keep their shape, are differentiable and drawn for each example, whatever its batch."""
+    assert_is(perturbation, base.Perturbation)
+    lengths = [7, 4, 5]
+    e = torch.linspace(-1, 1, 3 * 7 * 8).view(3, 7, 8).requires_grad_()
+    mask = (torch.arange(7) < torch.tensor(lengths)[:, None]).long()
+
+    def changed(component, rows, length=7):
+        names = [f"example-{row}" for row in rows]
+        return component.embeddings(e[rows, :length], mask[rows, :length], ids=names, step=2, seed=SEED)
+
+    with untouched():
+        together = contracts.check_embeddings(perturbation, e, changed(perturbation, [0, 1, 2]))
+    (gradient,) = torch.autograd.grad(together.sum(), e)
+    assert gradient.abs().sum() > 0, "no gradient reaches the embeddings"
+    torch.testing.assert_close(changed(copy.deepcopy(perturbation), [0, 1, 2]), together, rtol=0, atol=0)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(changed(perturbation, [row], length)[0], together[row, :length], rtol=0, atol=0)
+
+
+def check_optimizer(optimizer: base.Optimizer) -> None:
+    """Check that the optimizer trains exactly its parameters, at its groups' rates, with a state that can be saved."""
+    assert_is(optimizer, base.Optimizer)
+
+    def trained(component, steps, rate=0.01):
+        parameters = [nn.Parameter(torch.linspace(-1, 1, n).view(shape)) for n, shape in ((24, (6, 4)), (4, (4,)))]
+        names = dict(zip(("layer.weight", "layer.bias"), parameters, strict=True))
+        built = component.build(names, training=TrainingOptions(learning_rate=rate))
+        taken = [id(p) for group in built.param_groups for p in group["params"]]
+        assert sorted(taken) == sorted(map(id, parameters)), "each parameter must be in one group, once"
+        for step in range(steps):
+            for group in built.param_groups:
+                group["lr"] = rate
+            for parameter in parameters:
+                parameter.grad = torch.cos(parameter.detach() * (step + 1))
+            built.step()
+        return nn.utils.parameters_to_vector(parameters).detach(), built
+
+    with untouched():
+        moved, built = trained(optimizer, 2)
+    start = trained(optimizer, 0)[0]
+    assert (moved != start).all(), "a step changed nothing"
+    assert torch.equal(trained(copy.deepcopy(optimizer), 2)[0], moved), "a copy moves elsewhere: draw nothing at random"
+    assert torch.equal(trained(optimizer, 2, rate=0.0)[0], start), "it moves although the rate is 0"
+    for name, value in [item for state in built.state.values() for item in state.items()]:
+        assert isinstance(value, (torch.Tensor, int, float)), (
+            f"state {name} is a {type(value).__name__}; a checkpoint holds tensors and numbers"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
@@ -12,36 +11,25 @@ from sftmix.components.splitters import Quantile
 from sftmix.types import Encoded, Int64, Scores, Split, TrainingDynamics
 
 
-@dataclass(frozen=True)
-class RowsInMemory(Sequence[Encoded]):
+class RowsInMemory(list[Encoded]):
     """Tokenised rows, as the loop sees them, in a list."""
-
-    rows: list[Encoded]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row):
-        return self.rows[row]
 
     @property
     def lengths(self) -> Int64:
-        return np.array([len(example.input_ids) for example in self.rows], dtype=np.int64)
+        return np.array([len(example.input_ids) for example in self], dtype=np.int64)
 
     @property
     def ids(self) -> list[str]:
-        return [example.id for example in self.rows]
+        return [example.id for example in self]
 
 
 def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61, seed: int = 0) -> RowsInMemory:
     """Return one row of random tokens per (prompt tokens, response tokens); ids example-0, example-1, ..."""
-    rng = np.random.default_rng(seed)
-    rows = []
+    rng, rows = np.random.default_rng(seed), RowsInMemory()
     for row, (prompt, response) in enumerate(lengths):
-        target = np.zeros(prompt + response, dtype=bool)
-        target[prompt:] = True
-        rows.append(Encoded(row, f"example-{row}", rng.integers(3, vocabulary, prompt + response), target))
-    return RowsInMemory(rows)
+        target = np.arange(prompt + response) >= prompt
+        rows.append(Encoded(row, f"example-{row}", rng.integers(3, vocabulary, len(target)), target))
+    return rows
 
 
 @st.composite

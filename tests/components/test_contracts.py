@@ -68,31 +68,20 @@ class AtOnce(SFTMix):
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
         return dataclasses.replace(plan, lam=plan.lam + 1)
 
-class Wordy(Schedule):
-    def value(self, step, total_steps):
-        return "x"
-
 class Beyond(Planned): changed = lambda self, plan: dataclasses.replace(plan, lam=plan.lam + 1)
 class NoNumber(Planned): changed = lambda self, plan: dataclasses.replace(plan, lam=plan.lam * float("nan"))
 class Infinite(Planned): changed = lambda self, plan: dataclasses.replace(plan, row_weight=plan.row_weight / 0)
-class Short(Planned): changed = lambda self, plan: dataclasses.replace(plan, lam=plan.lam[:-1])
-class NoPlan(Planned):
-    def changed(self, plan):
-        return {"lam": plan.lam}
+class NoPlan(Planned): changed = lambda self, plan: {"lam": plan.lam}
 
 class SecondRank(Planned):
     def changed(self, plan):
         return Beyond.changed(self, plan) if os.environ.get("RANK") == "1" else plan
 
-class ShortOnOneRank(Planned):
-    def changed(self, plan):
-        return Short.changed(self, plan) if os.environ.get("RANK") == "1" else plan
-
 class FarPairs(Planned): changed = lambda self, plan: dataclasses.replace(plan, pairs=plan.pairs + 1000)
 class Counted(Planned): changed = lambda self, plan: dataclasses.replace(plan, ntp_count=plan.row_weight.sum())
 class Uncounted(Planned): changed = lambda self, plan: dataclasses.replace(plan, mixup_count=0.0)
 class UncountedNTP(Planned): changed = lambda self, plan: dataclasses.replace(plan, ntp_count=0)
-class Narrow(Planned): changed = lambda self, plan: dataclasses.replace(plan, pairs=plan.pairs.int())
+
 class Lost(NTP):
     changes = {}
 
@@ -150,90 +139,58 @@ class Never(TrainedReference):
         nothing = {name: getattr(found, name)[:, :0] for name in ("nll_sum", "n_correct")}
         return dataclasses.replace(found, steps=found.steps[:0], **nothing)
 
-class Ragged(TrainedReference):
-    def collect(self, context):
-        found = super().collect(context)
-        return dataclasses.replace(found, token_nll=[np.ones((2, n + (i == 4))) for i, n in enumerate(found.n_tokens)])
 """
 
 BROKEN = [
-    (
-        "--splitter=broken_parts.Listed",
-        r"splitter Listed returned list of 29; allowed: split\(\) returns sftmix.types.Split",
-    ),
-    (
-        "--splitter=broken_parts.Floats",
-        r"splitter Floats returned groups float64\[29\]; allowed: .* -1 \(unpaired\), or 0 to 1",
-    ),
+    ("--splitter=broken_parts.Listed", r"splitter Listed returned list; allowed: sftmix\.types\.Split"),
+    ("--splitter=broken_parts.Floats", r"groups float64\[29\]; allowed: .* -1 \(unpaired\), or 0 to 1"),
     (
         "--confidence=broken_parts.Endless",
-        r"confidence Endless returned -inf for .* and 0 other examples; allowed: a finite number",
+        r"Endless returned -inf for .* and 0 other examples; allowed: a fin",
     ),
     ("--pairing=broken_parts.Single", r"pairing Single returned int64\[14\]; allowed: i64\[P, 2\], rows"),
     (
         "--pairing=broken_parts.Selfish",
-        r"pairing Selfish returned pair 3, \[(\d+), \1\], a row with itself: \w+ \(1 in all\); allowed: two different",
+        r"pair 3, \[(\d+), \1\], a row with itself \(1 in all\); allowed: two",
     ),
-    (
-        "--pairing=broken_parts.TakesAll",
-        r"pairing TakesAll returned pair 2, \[\d+, \d+\], with an unpaired row: \w+ \(1 in all\); allowed: rows",
-    ),
+    ("--pairing=broken_parts.TakesAll", r"pair 2, \[\d+, \d+\], with an unpaired row \(1 in all\); allowed: two"),
     ("--objective=broken_parts.AtOnce", r"objective AtOnce returned lam 1\.\d+; allowed: 0 to 1"),
     ("--objective=broken_parts.Beyond", r"objective Beyond returned lam 1\.\d+; allowed: 0 to 1"),
     ("--objective=broken_parts.NoNumber", r"objective NoNumber returned lam nan; allowed: 0 to 1"),
     ("--objective=broken_parts.Infinite", r"objective Infinite returned row_weight inf; allowed: finite numbers"),
-    (
-        "--objective=broken_parts.Short",
-        r"objective Short returned lam float32\[\d+\]; allowed: .* one for each pair",
-    ),
-    (
-        "--objective=broken_parts.NoPlan",
-        r"objective NoPlan returned dict of 1; allowed: plan\(\) returns sftmix.types.Plan",
-    ),
-    (
-        "--objective=broken_parts.FarPairs",
-        r"objective FarPairs returned pairs of the rows 1\d+ to \d+; allowed: token rows 0 to",
-    ),
-    ("--objective=broken_parts.Counted", r"objective Counted returned ntp_count float32\[\]; allowed: a finite number"),
+    ("--objective=broken_parts.NoPlan", r"objective NoPlan returned dict; allowed: sftmix\.types\.Plan"),
+    ("--objective=broken_parts.FarPairs", r"returned pairs of the rows 1\d+ to \d+; allowed: 0 to"),
+    ("--objective=broken_parts.Counted", r"objective Counted returned ntp_count tensor\(.*; allowed: a finite number"),
     ("--objective=broken_parts.Uncounted", r"objective Uncounted returned mixup_count 0 for pairs with a weight; allo"),
     ("--objective=broken_parts.UncountedNTP", r"objective UncountedNTP returned ntp_count 0 for tokens with a weight;"),
     (
-        "--objective=broken_parts.Narrow",
-        r"objective Narrow returned pairs int32\[\d+, 2\]; allowed: i64\[M, 2\], token",
+        "--objective=broken_parts.Vector",
+        r"returned loss float32\[1\], with a graph; allowed: a tensor \[\], with",
     ),
-    ("--objective.mu=broken_parts.Wordy", r"objective\.mu Wordy returned 'x'; allowed: a number"),
-    ("--objective=broken_parts.Vector", r"objective Vector returned loss float32\[1\]; allowed: a tensor of floats"),
-    ("--objective=broken_parts.Graphless", r"objective Graphless returned loss without a graph; allowed: a tensor"),
-    ("--objective=broken_parts.Keeper", r"objective Keeper returned nll with a graph; allowed: .*, detached"),
-    ("--objective=broken_parts.Stunted", r"objective Stunted returned nll float32\[\d+\]; allowed: a tensor"),
-    ("--objective=broken_parts.Bare", r"objective Bare returned float32\[\]; allowed: loss\(\) returns"),
+    (
+        "--objective=broken_parts.Graphless",
+        r"Graphless returned loss float32\[\], detached; allowed: a tensor",
+    ),
+    ("--objective=broken_parts.Keeper", r"returned nll float32\[\d+\], with a graph; allowed: .*, detached"),
+    ("--objective=broken_parts.Stunted", r"objective Stunted returned nll float32\[\d+\], detached; allowed: a tensor"),
+    ("--objective=broken_parts.Bare", r"objective Bare returned float32\[\]; allowed: sftmix\.functional\.SFTLoss"),
     ("--perturbation=broken_parts.Wide", r"perturbation Wide returned float32\[.*\]; allowed: embeddings float32\["),
     (
         "--callbacks+=broken_parts.Says",
-        r"callbacks Says returned dict of 1; allowed: on_step_end\(\) returns sftmix.components",
+        r"callbacks Says returned dict; allowed: sftmix\.components\.base\.Call",
     ),
     ("--reference=broken_parts.Half", r"reference Half returned nll_sum float64\[29, 1\]; allowed: numbers \[29, 2\]"),
-    ("--reference=broken_parts.Ragged", r"reference Ragged returned a token_nll of other shapes; allowed: for each of"),
-    (
-        "--reference=broken_parts.Spoilt",
-        r"reference Spoilt returned nll_sum nan for \w+; allowed: finite numbers from 0",
-    ),
-    (
-        "--reference=broken_parts.Gaining",
-        r"reference Gaining returned nll_sum -0.5 for \w+; allowed: finite numbers from",
-    ),
+    ("--reference=broken_parts.Spoilt", r"returned nll_sum nan for \w+; allowed: finite numbers from 0"),
+    ("--reference=broken_parts.Gaining", r"returned nll_sum -0.5 for \w+; allowed: finite numbers from"),
     ("--reference=broken_parts.Owing", r"reference Owing returned n_tokens -1 for \w+; allowed: 0 \(not scored\) and"),
-    (
-        "--reference=broken_parts.Perfect",
-        r"reference Perfect returned n_correct \d+ for \w+; allowed: 0 to n_tokens, or -1",
-    ),
+    ("--reference=broken_parts.Perfect", r"Perfect returned n_correct \d+ for \w+; allowed: 0 to n_tokens, or -1"),
 ]
 
 AFTERWARDS = ("--objective", "--confidence", "--splitter", "--pairing")
 
 
 @pytest.fixture(scope="module")
-def reference(finished, tmp_path_factory) -> Path:
+def reference(finished, tmp_path_factory):
     """A run of two steps that has its reference, and no more."""
     place = tmp_path_factory.mktemp("reference")
     assert in_this_process("reference", *finished.tiny.options, *SHORT, "--out", "run", cwd=place).returncode == 0
@@ -261,7 +218,7 @@ def test_the_pairs_of_each_epoch_of_a_single_run_are_looked_at(tiny, tmp_path, m
     words = [*tiny.options[:place], *tiny.options[place + 2 :], "--reference=Online", "--out", str(tmp_path / "run")]
     ended = sftmix("run", *words, "--pairing=broken_parts.SelfishLater")
     assert ended.code == 2
-    assert re.search(r"error: pairing SelfishLater returned pair 3, \[(\d+), \1\], a row with itself: \w+", ended.err)
+    assert re.search(r"error: pairing SelfishLater returned pair 3, \[(\d+), \1\], a row with itself", ended.err)
     assert {line["epoch"] for line in metrics(tmp_path / "run")} == {0, 1}
 
 
@@ -318,18 +275,11 @@ def test_examples_that_were_never_learned_rank_last_and_are_in_no_mean(tiny, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("objective", "message"),
-    [
-        ("SecondRank", r"objective SecondRank returned lam 1\.\d+; allowed: 0 to 1"),
-        ("ShortOnOneRank", r"objective ShortOnOneRank returned lam float32\[\d+\]; allowed: .* one for each pair"),
-    ],
-)
-def test_what_one_rank_returned_ends_all_ranks_alike(objective, message, tiny, tmp_path):
+def test_what_one_rank_returned_ends_all_ranks_alike(tiny, tmp_path):
     Path(tmp_path / "broken_parts.py").write_text(MODULE)
-    option = f"--objective=broken_parts.{objective}"
-    ended = in_a_process("run", *tiny.options, *SHORT, option, "--out", str(tmp_path / "run"), ranks=2, cwd=tmp_path)
+    words = ("run", *tiny.options, *SHORT, "--objective=broken_parts.SecondRank", "--out", str(tmp_path / "run"))
+    ended = in_a_process(*words, ranks=2, cwd=tmp_path)
     said = [line for line in ended.stderr.splitlines() if line.startswith("error: objective")]
     assert len(said) == 1
-    assert re.search(message, said[0])
+    assert re.search(r"objective SecondRank returned lam 1\.\d+; allowed: 0 to 1", said[0])
     assert '"exit_code": 2' in (tmp_path / "run" / "STATUS.json").read_text()

@@ -1,7 +1,5 @@
 """LossSpikeGuard: which step ends a run, that a resume changes nothing of it, and what may be done then."""
 
-from pathlib import Path
-
 import pytest
 
 from sftmix.batches.order import Slot
@@ -17,13 +15,13 @@ from tests.toy import logged, toy_rows, toy_stage
 DATA = toy_rows([(3, 5), (7, 2)])
 
 
-def asked(guard: LossSpikeGuard, losses: list[float]) -> int | None:
+def asked(guard, losses):
     guard.on_stage_start(StageState("train", 0, 100, 0))
     states = (StageState("train", step, 100, 0, {"loss": loss}) for step, loss in enumerate(losses, start=1))
     return next((state.step for state in states if spikes(guard, state)), None)
 
 
-def spikes(guard: LossSpikeGuard, state: StageState) -> bool:
+def spikes(guard, state):
     try:
         guard.on_step_end(state)
     except NonFiniteError:
@@ -65,7 +63,7 @@ def test_wrong_options_are_named(option):
 class Leap(Perturbation):
     """Lets the loss leap in one step (from 0)."""
 
-    def __init__(self, *, at: int) -> None:
+    def __init__(self, *, at: int):
         self.at = at
 
     def embeddings(self, e, mask, *, ids, step, seed):
@@ -76,7 +74,7 @@ AT = 9
 """The leap: step 10."""
 
 
-def trained(place: Path, steps: int, *callbacks: LossSpikeGuard) -> None:
+def trained(place, steps, *callbacks):
     given = {"perturbation": Leap(at=AT), "checkpoint": CheckpointOptions(every=4), "callbacks": callbacks}
     options = {"learning_rate": 0.03}
     train(toy_stage(place, [[(Slot(0),), (Slot(1),)]] * steps, data=DATA, options=options, **given), World())

@@ -1,7 +1,6 @@
 """MeasureMixing against autograd through the whole formula, on the model that a run exported."""
 
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ NAMES = ("mixing_cosine", "mixing_gradient_share", "mixing_unreached")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory):
     """A run of two steps without dropout, measured after the second; its pairs are from both halves of a small set."""
     place = tmp_path_factory.mktemp("mixing")
     tiny = make_tiny(place, dropout=0.0)
@@ -93,7 +92,7 @@ def test_the_figures_are_those_of_autograd(run, monkeypatch):
             assert f"mixing_loss_{low}" not in line
 
 
-def lambda_of(config, data, unit, split, order) -> float:
+def lambda_of(config, data, unit, split, order):
     """Lambda of a pair, drawn for this pair alone."""
     from sftmix.batches.collate import collate
 

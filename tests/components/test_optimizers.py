@@ -49,7 +49,7 @@ class _Counting(torch.optim.Optimizer):
 OPTIMIZERS: dict[str, Optimizer] = {"fused": AdamW(fused=True), "numbers": Counting()}
 
 
-def trained(kind: str, *, seed: int = 0, **how) -> Trained:
+def trained(kind, *, seed=0, **how):
     model = toy_model(dtype=torch.float32, tied=True, seed=seed)
     return Trained(model, optimizer=OPTIMIZERS[kind], options=TRAINING, **how)
 
@@ -89,7 +89,7 @@ def test_the_next_step_after_a_resume_is_the_same(tmp_path, kind):
         assert {v for k, v in numbers.items() if k.endswith(".slower")} == {0.75**2}
 
 
-def sharded(world: World, path: str) -> None:
+def sharded(world, path):
     for kind in OPTIMIZERS:
         it = trained(kind, steps=2, world=world, parallel="fsdp")
         CheckpointStore(Path(path) / kind, keep=1, world=world).save(2, it.wrapped, it.optimizer, {})
@@ -119,7 +119,7 @@ def test_a_parameter_that_is_left_out_is_named():
         build_optimizer(toy_model(), TRAINING, Forgetful())
 
 
-def config(**options) -> RunConfig:
+def config(**options):
     return RunConfig(out="o", model=ModelOptions(path="m"), data=DataOptions(train=["t"]), **options)
 
 
@@ -159,14 +159,3 @@ def test_what_eight_bits_need_is_said_before_any_work(monkeypatch):
     own = TrainedReference(training=ReferenceTraining(parallel="fsdp"))
     with pytest.raises(ConfigError, match=r"AdamW8bit and reference\.training\.parallel fsdp exclude each other"):
         validate(config(optimizer=AdamW8bit(), reference=own))
-
-
-def test_groups_of_shards_are_for_hsdp():
-    validate(config(training=TrainingOptions(parallel="hsdp", shard_group_size=2)))
-    with pytest.raises(ConfigError, match=r"training\.shard_group_size is 2, which only hsdp knows, .* parallel auto"):
-        validate(config(training=TrainingOptions(shard_group_size=2)))
-    with pytest.raises(ConfigError, match=r"training\.shard_group_size is 0; allowed: at least 1"):
-        validate(config(training=TrainingOptions(parallel="hsdp", shard_group_size=0)))
-    own = TrainedReference(training=ReferenceTraining(parallel="fsdp", shard_group_size=2))
-    with pytest.raises(ConfigError, match=r"reference\.training\.shard_group_size is 2, which only hsdp knows"):
-        validate(config(training=TrainingOptions(parallel="hsdp"), reference=own))

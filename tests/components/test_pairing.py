@@ -21,20 +21,10 @@ from sftmix.components import (
 from sftmix.components.contracts import check_pairs
 from sftmix.components.pairing import _far_matching
 from sftmix.pipeline.target import pairs_by
-from sftmix.types import Scores, Split
+from sftmix.types import Split
+from tests.components.tables import scores
 
 SAMPLERS = [RandomPairs(), LengthMatchedPairs(), LengthMatchedPairs(window=1)]
-
-
-def scores(n_tokens, *, confidence=None, ids=None):
-    n = len(n_tokens)
-    return Scores(
-        id=ids or [f"e{i}" for i in range(n)],
-        row=np.arange(n),
-        confidence=np.zeros(n) if confidence is None else np.asarray(confidence, dtype=np.float64),
-        variability=np.zeros(n),
-        n_tokens=np.asarray(n_tokens, dtype=np.int64),
-    )
 
 
 def halves(n, seed=0):
@@ -100,23 +90,12 @@ def test_length_matching_mixes_more_tokens():
     assert mixed(LengthMatchedPairs()) > 0.95 * np.minimum(*ranked).sum() > 1.2 * mixed(RandomPairs())
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS[:2], ids=lambda s: type(s).__name__)
-def test_only_the_first_and_last_of_several_groups_are_paired(sampler):
+def test_only_the_first_and_last_of_several_groups_are_paired_and_must_not_be_empty():
     split = Split(group=np.asarray([2, 1, 0, 1, 2, 0], dtype=np.int8), names=("high", "middle", "low"))
-    pairs = sampler.pairs(split, scores([1] * 6), epoch=0, seed=0)
-    assert sorted(pairs[:, 0].tolist()) == [2, 5]
-    assert sorted(pairs[:, 1].tolist()) == [0, 4]
-
-
-def test_what_cannot_be_paired_is_an_error():
-    empty = Split(group=np.asarray([0, 0, -1], dtype=np.int8), names=("confident", "unconfident"))
-    with pytest.raises(DataError, match="'unconfident'"):
-        RandomPairs().pairs(empty, scores([1] * 3), epoch=0, seed=0)
-    single = Split(group=np.asarray([0, 0], dtype=np.int8), names=("all",))
-    with pytest.raises(ConfigError, match="at least 2 groups"):
-        RandomPairs().pairs(single, scores([1] * 2), epoch=0, seed=0)
-    with pytest.raises(ConfigError, match=r"pairing\.window is 0"):
-        LengthMatchedPairs(window=0)
+    pairs = RandomPairs().pairs(split, scores([1] * 6), epoch=0, seed=0)
+    assert [sorted(column) for column in pairs.T.tolist()] == [[2, 5], [0, 4]]
+    with pytest.raises(DataError, match="'low'"):
+        RandomPairs().pairs(Split(split.group % 2, split.names), scores([1] * 6), epoch=0, seed=0)
 
 
 def test_a_smaller_group_is_gone_through_in_a_new_order_each_time():
@@ -178,10 +157,6 @@ def test_same_group_pairs_stay_in_their_group(group, seed, epoch, data):
     split = levels(group)
     confidence = data.draw(st.lists(st.floats(-9, -1), min_size=len(group), max_size=len(group)))
     table, sizes = scores([1] * len(group), confidence=confidence), [len(split.rows(k)) for k in range(5)]
-    if max(sizes) < 2:
-        with pytest.raises(DataError, match="too few examples"):
-            SameGroupPairs().pairs(split, table, epoch=epoch, seed=seed)
-        return
     pairs = SameGroupPairs().pairs(split, table, epoch=epoch, seed=seed)
     assert len(np.unique(pairs)) == pairs.size == sum(2 * (size // 2) for size in sizes)
     assert (split.group[pairs[:, 0]] == split.group[pairs[:, 1]]).all()
@@ -192,10 +167,7 @@ def test_same_group_pairs_stay_in_their_group(group, seed, epoch, data):
 @given(group=LEVELS, seed=st.integers(0, 3), epoch=st.integers(0, 3))
 def test_any_pairs_take_all_that_are_not_unpaired(group, seed, epoch):
     split, n = levels(group), sum(level >= 0 for level in group)
-    table = scores([1] * len(group), confidence=[np.nan] * len(group))
-    if n < 2:
-        return
-    pairs = AnyPairs().pairs(split, table, epoch=epoch, seed=seed)
+    pairs = AnyPairs().pairs(split, scores([1] * len(group)), epoch=epoch, seed=seed)
     assert len(np.unique(pairs)) == pairs.size == 2 * (n // 2)
     assert (split.group[pairs] >= 0).all()
 
@@ -226,7 +198,7 @@ def test_gap_pairs_are_a_matching_of_distant_ranks(confidence, gap, epoch, rando
     split = levels([-1 if i % 7 == 3 else 0 for i in range(len(ids))], 1)
     table, sampler = scores([1] * len(ids), confidence=confidence, ids=ids), ConfidenceGapPairs(min_gap=gap)
     usable = [i for i in range(len(ids)) if split.group[i] == 0 and not np.isnan(confidence[i])]
-    if np.isnan(confidence).all() or len(usable) < 2:
+    if np.isnan(confidence).all():
         return
     pairs = sampler.pairs(split, table, epoch=epoch, seed=0)
     n = 2 * (len(usable) // 2)
@@ -237,7 +209,7 @@ def test_gap_pairs_are_a_matching_of_distant_ranks(confidence, gap, epoch, rando
         assert ranked.pop(len(ranked) // 2) not in pairs
     rank = {row: place for place, row in enumerate(ranked)}
     distance = [rank[u] - rank[c] for c, u in pairs.tolist()]
-    assert min(distance) >= gap * n
+    assert min(distance, default=n) >= gap * n
     # By ids, whatever the order of the file.
     order = list(range(len(ids)))
     random.shuffle(order)
@@ -290,20 +262,20 @@ def test_by_confidence_is_a_curriculum():
     units = epoch_units(7, pairs, epoch=0, seed=0)
     assert [[slot.row for slot in unit] for unit in units if len(unit) == 2] == [[4, 5], [3, 0]]
     assert sorted(slot.row for unit in units for slot in unit) == list(range(7))
-    with pytest.raises(ConfigError, match="pairing ByConfidence needs a confidence"):
-        ByConfidence().pairs(halves(4), scores([1] * 4, confidence=[np.nan] * 4), epoch=0, seed=0)
 
 
-def test_what_gap_pairs_need():
-    for gap in (0.0, 0.51, float("nan")):
-        with pytest.raises(ConfigError, match=rf"pairing\.min_gap is {gap}; allowed: above 0 and at most 0\.5"):
-            ConfidenceGapPairs(min_gap=gap)
-    with pytest.raises(ConfigError, match="needs a confidence"):
-        ConfidenceGapPairs().pairs(halves(4), scores([1] * 4, confidence=[np.nan] * 4), epoch=0, seed=0)
-    with pytest.raises(DataError, match="too few examples"):
-        ConfidenceGapPairs().pairs(levels([0, -1], 1), scores([1] * 2), epoch=0, seed=0)
-    with pytest.raises(ConfigError, match=r"pairing\.rule is 'next'; allowed: mirrored, neighbours, extremes"):
-        LevelPairs(rule="next")
+def test_wrong_options_are_named():
+    for make, message in (
+        (lambda: ConfidenceGapPairs(min_gap=0.51), r"pairing\.min_gap is 0\.51; allowed: above 0 and at most 0\.5"),
+        (lambda: ConfidenceGapPairs(min_gap=float("nan")), r"pairing\.min_gap is nan"),
+        (lambda: LengthMatchedPairs(window=0), r"pairing\.window is 0; allowed: 1 and above"),
+        (lambda: LevelPairs(rule="next"), r"pairing\.rule is 'next'; allowed: mirrored, neighbours, extremes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make()
+    for sampler in (ByConfidence(), ConfidenceGapPairs()):
+        with pytest.raises(ConfigError, match=f"pairing {type(sampler).__name__} needs a confidence"):
+            sampler.pairs(halves(4), scores([1] * 4), epoch=0, seed=0)
 
 
 class Given(PairSampler):
@@ -318,29 +290,21 @@ class Given(PairSampler):
 
 TABLE = scores([5] * 6)
 THIRDS = Split(group=np.asarray([0, 1, 0, 1, 0, -1], dtype=np.int8), names=("confident", "unconfident"))
-ALONE = "it is trained on by NTP then"
-
-
-ITSELF = f"allowed: two different rows; leave out a row without a partner, {ALONE}"
-NO_GROUP = f"allowed: rows of a group (split.group 0 to 1); leave out a row of group -1, {ALONE}"
 
 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([[0, 0], [1, 2]], f"pair 0, [0, 0], a row with itself: e0 (1 in all); {ITSELF}"),
-        ([[0, 1], [2, 2], [4, 4]], f"pair 1, [2, 2], a row with itself: e2 (2 in all); {ITSELF}"),
-        ([[0, 1], [2, 5]], f"pair 1, [2, 5], with an unpaired row: e5 (1 in all); {NO_GROUP}"),
-        ([[5, 3], [2, 5]], f"pair 0, [5, 3], with an unpaired row: e5 (2 in all); {NO_GROUP}"),
+        ([[0, 1], [2, 2], [4, 4]], "pair 1, [2, 2], a row with itself (2 in all); allowed: two different rows that"),
+        ([[5, 3], [2, 5]], "pair 0, [5, 3], with an unpaired row (2 in all); allowed: two different rows that have"),
         ([[0, 1], [2, 6]], "rows 0 to 6; allowed: 0 to 5"),
         ([[0, 1], [2, -1]], "rows -1 to 2; allowed: 0 to 5"),
     ],
 )
 def test_a_row_with_itself_of_no_group_or_beyond_the_data_is_refused(rows, said):
-    """Of the pairs [[0, 0], [1, 2]], row 0 would be mixed with itself."""
     with pytest.raises(ConfigError) as told:  # as in every epoch of a run
         pairs_by(lambda epoch: (THIRDS, TABLE), Given(rows=rows), seed=0)(2)
-    assert str(told.value) == f"pairing Given returned {said}"
+    assert str(told.value).startswith(f"pairing Given returned {said}")
 
 
 def test_pairs_that_are_documented_are_kept():

@@ -9,20 +9,8 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import write_dynamics
 from sftmix.components import S2L, All, Longest, Random, ScoreAtLeast, Shares, WithLabel
 from sftmix.components.contracts import check_selection
-from sftmix.types import Scores, TrainingDynamics
-
-
-def scores(n_tokens, *, ids=None, label=None, **columns):
-    n = len(n_tokens)
-    return Scores(
-        id=ids or [f"e{i}" for i in range(n)],
-        row=np.arange(n),
-        confidence=np.full(n, np.nan),
-        variability=np.full(n, np.nan),
-        n_tokens=np.asarray(n_tokens, dtype=np.int64),
-        label=label,
-        columns=columns,
-    )
+from sftmix.types import TrainingDynamics
+from tests.components.tables import scores
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.data())
@@ -49,7 +37,7 @@ def test_random_selections_of_two_seeds_are_independent():
 
 def test_more_than_there_are_is_an_error():
     for selector in (Longest(), Random(k=1000)):
-        with pytest.raises(ConfigError, match=r"selector\.k is 1,000, but there are only 3 examples"):
+        with pytest.raises(ConfigError, match=r"selector\.k is 1000; allowed: at most 3, the number of examples"):
             selector.select(scores([1, 2, 3]), seed=0)
     with pytest.raises(ConfigError, match=r"selector\.k is 0"):
         Random(k=0)
@@ -66,12 +54,10 @@ def test_a_threshold_keeps_its_own_value_and_leaves_out_what_has_none():
 
 def test_a_field_that_is_no_score_is_named_beside_those_there_are():
     table = scores([1, 2], judge=[1.0, None], topic=["", "law"])
-    with pytest.raises(ConfigError, match=r"'score', which is no field.*'n_tokens', 'judge', 'topic'"):
+    with pytest.raises(ConfigError, match=r"field is 'score'; allowed: a field of the rows: n_tokens, judge, topic"):
         ScoreAtLeast(field="score", threshold=1).select(table, seed=0)
-    with pytest.raises(ConfigError, match=r"'topic' is not a column of numbers: example e1 has 'law'.*'judge'"):
+    with pytest.raises(ConfigError, match=r"'topic' is not a column of numbers: example e1 has 'law'"):
         ScoreAtLeast(field="topic", threshold=1).select(table, seed=0)
-    with pytest.raises(ConfigError, match=r"selector\.threshold is nan"):
-        ScoreAtLeast(field="judge", threshold=float("nan"))
 
 
 def test_labels():
@@ -94,10 +80,8 @@ def test_shares_of_sources_are_chosen_by_id():
     assert any(selector.select(table, seed=seed).tolist() != rows for seed in range(1, 9))
     labelled = Shares(field="label", shares={"x": 1.0}, k=1)
     assert labelled.select(scores([1, 1], label=["y", "x"]), seed=0).tolist() == [1]
-    with pytest.raises(ConfigError, match=r"asks for 4 of the 10 examples with source 'b', but there are 3; use"):
+    with pytest.raises(ConfigError, match=r"allowed: at most 3 of the 10 examples with source 'b'"):
         Shares(field="source", shares={"a": 0.6, "b": 0.4}, k=10).select(table, seed=0)
-    with pytest.raises(ConfigError, match=r"selector\.field is 'sourec', which is no field of the rows; there are"):
-        Shares(field="sourec", shares={"a": 1.0}, k=1).select(table, seed=0)
     for wrong in ({}, {"a": 0.6, "b": 0.6}, {"a": 1.5, "b": -0.5}):
         with pytest.raises(ConfigError, match=r"selector\.shares is .*allowed: shares from 0 that add up to 1"):
             Shares(field="source", shares=wrong, k=1)
@@ -119,7 +103,7 @@ def test_s2l_spreads_the_choice_over_clusters_of_trajectories(tmp_path):
     assert np.bincount(kinds[rows], minlength=3).tolist() == [2, 5, 5]
     assert rows.tolist() == selector.select(table, seed=0).tolist()
     assert len(S2L(k=30, dynamics=path).select(table, seed=1)) == 30
-    with pytest.raises(ConfigError, match=r"selector\.k is 31, but .* has the trajectories of 30 examples"):
+    with pytest.raises(ConfigError, match=r"selector\.k is 31; allowed: at most 30, the examples with a trajectory"):
         S2L(k=31, dynamics=path).select(table, seed=0)
     with pytest.raises(DataError, match=r"selector\.dynamics: .*none\.parquet: there is no such file"):
         S2L(k=1, dynamics=str(tmp_path / "none.parquet")).files()

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="Triton is not installed; pip install trito
 from sftmix.functional import fused, kernels
 from sftmix.functional.fused import Figures, Spec
 
-SPEC = Spec(None, None, 1.0, 0.0, 5, None, False, False, (True, True, False))
+SPEC = Spec(chunk_size=5, need=(True, True, False))
 
 
 def passes(x, rows, pairs, softcap, seed=0):
@@ -28,7 +28,7 @@ def passes(x, rows, pairs, softcap, seed=0):
     results = []
     for kernel in (True, False):
         blank = torch.zeros(rows)
-        uses = Figures(label, label, blank > 0, weight, blank.clone(), blank.clone(), blank, blank > 0)
+        uses = Figures(label, weight, blank.clone(), blank.clone(), blank, blank > 0)
         place, mixup = x.clone() if kernel else x.float(), torch.zeros(pairs)
         if kernel:
             kernels.gradients(place, uses, lam, pair_weight, mixup, softcap)

@@ -1,21 +1,18 @@
-"""Six wrong losses, each a mistake that has been made or is easy to make: the checks must tell every one of them."""
+"""Five wrong losses, each a mistake that has been made or is easy to make: the checks must tell every one of them."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from sftmix.functional import SFTLoss, fused, sft_loss
-from tests.functional.loss_checks import CHECKS, Case, Loss, make_case
+from sftmix.functional import fused, sft_loss
+from tests.functional.loss_checks import CHECKS, make_case
 
 CHUNK = 4
 CASE = make_case(11, rows=10, pairs=6, chunk_size=CHUNK)
 
 
-def decomposed(hidden: Tensor, weight: Tensor, labels: Tensor, pairs: Tensor, lam: Tensor, **kw: Any) -> SFTLoss:
+def decomposed(hidden, weight, labels, pairs, lam, **kw):
     """lambda CE_c + (1 - lambda) CE_u of the unmixed predictions."""
     share = torch.stack([lam, 1 - lam], 1)
     extra = torch.zeros_like(kw["row_weight"]).index_add_(
@@ -26,7 +23,7 @@ def decomposed(hidden: Tensor, weight: Tensor, labels: Tensor, pairs: Tensor, la
     return out._replace(mixup=(share * out.nll[pairs]).sum(1))
 
 
-def one_side_detached(hidden: Tensor, weight: Tensor, labels: Tensor, pairs: Tensor, lam: Tensor, **kw: Any) -> SFTLoss:
+def one_side_detached(hidden, weight, labels, pairs, lam, **kw):
     """The unconfident side of the mixture gets no gradient."""
     zero = torch.zeros_like(kw["row_weight"])
     both = torch.cat([hidden, hidden.detach()])
@@ -37,7 +34,7 @@ def one_side_detached(hidden: Tensor, weight: Tensor, labels: Tensor, pairs: Ten
     return out._replace(nll=out.nll[rows], correct=out.correct[rows], entropy=out.entropy[rows])
 
 
-def last_chunk_dropped(hidden: Tensor, *args: Tensor, **kw: Any) -> SFTLoss:
+def last_chunk_dropped(hidden, *args, **kw):
     """Rows that do not fill a chunk are lost."""
     whole = len(hidden) - len(hidden) % kw["chunk_size"]
     weight = kw["row_weight"].clone()
@@ -45,19 +42,11 @@ def last_chunk_dropped(hidden: Tensor, *args: Tensor, **kw: Any) -> SFTLoss:
     return sft_loss(hidden, *args, **kw | {"row_weight": weight})
 
 
-def mean_of_chunk_means(hidden: Tensor, *args: Tensor, **kw: Any) -> SFTLoss:
-    """Every chunk counts the same, however many rows it has (here rescaled to the sum)."""
-    rows, size = len(hidden), kw["chunk_size"]
-    lengths = torch.tensor([min(size, rows - t // size * size) for t in range(rows)], dtype=torch.float64)
-    chunks = -(-rows // size)
-    return sft_loss(hidden, *args, **kw | {"row_weight": kw["row_weight"] * rows / (chunks * lengths)})
-
-
-def patched(change: Callable[..., tuple[Any, ...]]) -> Loss:
+def patched(change):
     """The shipped loss with other labels or another lambda handed to the soft target, and to it alone."""
     shipped = fused._mixup
 
-    def run(*args: Any, **kw: Any) -> SFTLoss:
+    def run(*args, **kw):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fused, "_mixup", lambda x, i, j, mixed, *rest: shipped(x, *change(i, j, mixed), *rest))
             return sft_loss(*args, **kw)
@@ -68,17 +57,16 @@ def patched(change: Callable[..., tuple[Any, ...]]) -> Loss:
 lambda_swapped = patched(lambda i, j, mixed: (i, j, mixed._replace(lam=1 - mixed.lam)))
 hard_label = patched(lambda i, j, mixed: (i, j, mixed._replace(lam=mixed.lam.round())))
 
-MUTANTS: dict[str, tuple[Loss, set[str]]] = {
+MUTANTS = {
     "decomposed": (decomposed, {"reference", "mixture", "label", "appendix_a"}),
     "lambda swapped in the labels": (lambda_swapped, {"reference", "endpoints", "label", "appendix_a"}),
     "one side detached": (one_side_detached, {"reference", "endpoints", "swap", "appendix_a"}),
     "last chunk dropped": (last_chunk_dropped, {"reference", "sum", "chunk_size", "permutation"}),
-    "mean of chunk means": (mean_of_chunk_means, {"reference", "sum", "chunk_size", "permutation"}),
     "hard label": (hard_label, {"reference", "label", "appendix_a"}),
 }
 
 
-def kills(name: str, loss: Loss, case: Case) -> bool:
+def kills(name, loss, case):
     try:
         CHECKS[name](loss, case)
     except AssertionError:
@@ -86,16 +74,18 @@ def kills(name: str, loss: Loss, case: Case) -> bool:
     return False
 
 
-def killed_by(loss: Loss, case: Case) -> set[str]:
+def killed_by(loss, case):
     return {name for name in CHECKS if kills(name, loss, case)}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_killed(name):
     loss, expected = MUTANTS[name]
-    # for the checks whose cases name no chunk size
-    wrapped: Loss = lambda *a, **k: loss(*a, **{"chunk_size": CHUNK} | k)  # noqa: E731
-    assert killed_by(wrapped, CASE) >= expected
+
+    def chunked(*args, **options):  # for the checks whose cases name no chunk size
+        return loss(*args, **{"chunk_size": CHUNK} | options)
+
+    assert killed_by(chunked, CASE) >= expected
 
 
 def test_the_shipped_loss_survives():

@@ -169,7 +169,7 @@ def test_mixtures_elsewhere_are_not_measured_at_the_head():
 
 
 def test_packed_documents_are_refused():
-    packed = replace(DATA.rows[0], starts=np.array([0, 4]))
-    data = RowsInMemory([packed, *DATA.rows[1:]])
+    packed = replace(DATA[0], starts=np.array([0, 4]))
+    data = RowsInMemory([packed, *DATA[1:]])
     with pytest.raises(ConfigError, match="examples of one document"):
         EmbeddingMixup().plan(collate(UNITS, data), **AT)
