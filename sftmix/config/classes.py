@@ -22,7 +22,6 @@ from typing import Any
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
-from sftmix.config.schema import component_bases, options_of
 
 
 class _WorkingDirectory(MetaPathFinder):
@@ -130,19 +129,12 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
             reason = f": {error}"
     if cls is None:
         near = [*known_components(base), *words]  # with those of a module that was imported just now
-        guess = nearest(name, near, cutoff=0.8 if reason else 0.5) or nearest(name.rpartition(".")[2], near)
+        guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)
         problem = f"{where}no {base.__name__} {name!r}{reason}"
         raise ConfigError(told(problem, guess, f"there are {listed(base, words)}"))
     if not (inspect.isclass(cls) and issubclass(cls, base)):
-        kinds = {k: kind for k, kind in component_bases().items() if inspect.isclass(cls) and issubclass(cls, kind)}
-        other = "".join(f"; it is of the kind {kind.__name__}, for --{field}" for field, kind in kinds.items())
-        raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}{other}")
+        raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}")
     if inspect.isabstract(cls):
-        methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        methods = ", ".join(sorted(cls.__abstractmethods__))
         raise ConfigError(f"{where}{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
-    for option, parameter in options_of(cls).items():
-        if parameter.annotation is parameter.default is inspect.Parameter.empty:
-            raise ConfigError(
-                f"{where}{name} needs {option}, to which its __init__ gives no type; write `{option}: int`, or another"
-            )
     return cls

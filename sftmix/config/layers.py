@@ -14,6 +14,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import read_text
+from sftmix.common.plain import as_list
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -61,36 +62,29 @@ def refuse_table(layers: list[Layer]) -> None:
             )
 
 
-def read_layers(
-    path: str | os.PathLike[str], applied: set[Path] | None = None, above: tuple[Path, ...] = ()
-) -> list[Layer]:
-    """Read the layers of a file, in the order in which they apply; ConfigError for an unreadable file or a cycle.
+def read_layers(path: str | os.PathLike[str], applied: set[Path] | None = None) -> list[Layer]:
+    """Read the layers of a file, in the order in which they apply; ConfigError for an unreadable file.
 
     A base that several files share is applied once, where the first of them names it: it undoes none of the others.
 
     applied  the files that apply before; those of this file are added
-    above    the files that name this one as a base
     """
     path, applied = Path(path), set() if applied is None else applied
-    place = path.resolve()
-    if place in above:
-        names = " -> ".join(_shown(p) for p in (*above[above.index(place) :], place))
-        raise ConfigError(f"{BASE}: these configurations are made from each other: {names}")
-    if above and place in applied:
-        return []
+    applied.add(path.resolve())
     values = read_yaml(path)
     if not values:
         raise ConfigError(f"{path} is empty: expected `option: value` lines")
-    bases = values.pop(BASE, None) or []
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
-        raise ConfigError(f"{path}: {BASE} is {bases!r}; allowed: a file, {RECIPE}NAME, or a list of them")
+    bases = as_list(values.pop(BASE, None) or [])
     layers: list[Layer] = []
     for name in bases:
-        file = name if name.startswith(RECIPE) else str(path.parent / name)
-        layers += read_layers(config_file(file, where=f"{path}: {BASE}"), applied, (*above, place))
-    applied.add(place)
-    return [*layers, Layer(_shown(path), values)]
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: {BASE} is {name!r}; allowed: a file, {RECIPE}NAME, or a list of them")
+        base = Path(config_file(name if name.startswith(RECIPE) else str(path.parent / name), where=f"{path}: {BASE}"))
+        if base.resolve() not in applied:
+            layers += read_layers(base, applied)
+    place, root = path.resolve(), _recipe_directory().resolve()
+    recipe = place.relative_to(root).with_suffix("").as_posix() if place.is_relative_to(root) else ""
+    return [*layers, Layer(f"{RECIPE}{recipe}" if recipe else str(path), values)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -125,21 +119,13 @@ def _check_nodes(node: Any) -> None:
         if seen + len(nodes) > _MOST:
             raise ValueError(f"with its aliases it has over {_MOST:,} values")
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        values = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
-        nodes += values
+        nodes += node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
         lines: dict[str, int] = {}
         for key, _ in pairs:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise ValueError(f"a key in line {line} is not a word")
-            if key.value in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
-                raise ValueError(f"{key.value} stands in lines {lines[key.value]} and {line}; write it once")
-            lines[key.value] = line
-
-
-def _shown(path: Path) -> str:
-    root, place = _recipe_directory().resolve(), path.resolve()
-    return RECIPE + place.relative_to(root).with_suffix("").as_posix() if place.is_relative_to(root) else str(path)
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
+                raise ValueError(f"{name} stands in lines {lines[name]} and {line}; write it once")
+            lines[name] = line
 
 
 def _recipe_directory() -> Path:

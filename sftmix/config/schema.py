@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -65,17 +64,13 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
 
 
 @cache
-def option_hints() -> dict[str, Any]:
+def option_hints(group: type = RunConfig, prefix: str = "") -> dict[str, Any]:
     """Return full key -> type of every option outside components, in the order of the tree."""
-    return dict(_hints_of(RunConfig, ""))
-
-
-def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    hints: dict[str, Any] = {}
     for name, option in options_of(group).items():
-        if inner := group_in(option.annotation):
-            yield from _hints_of(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", option.annotation
+        inner = group_in(option.annotation)
+        hints |= option_hints(inner, f"{prefix}{name}.") if inner else {f"{prefix}{name}": option.annotation}
+    return hints
 
 
 @cache
