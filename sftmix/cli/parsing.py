@@ -25,8 +25,8 @@ class Arguments:
 
     configs       files of --config, in order
     options       the other options with their values, as texts; true for one without a value
-    callbacks     options of lists of components, in order: each word of a list begins a mapping, as an option without
-                  a class (`callbacks.every`) is that of the last one before it
+    callbacks     options of lists of components, one by one: an option without a class (`callbacks.every`) is that of
+                  the last one before it
     print_config  whether the configuration is only printed
     help          None, or what --help is asked for; "" without a word after it
     """
@@ -105,38 +105,27 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
         name, equals, value = ("--help" if word == "-h" else word).partition("=")
         key = name.removeprefix("--")
         if key in ("", name):
-            raise ConfigError(_stray(word, seen[-1], hints))
-        argument: str | bool = value if equals else True
+            last = seen[-1].rstrip("+")
+            if is_list(hints.get(last)):
+                raise ConfigError(f"--{last} takes one value, so {word!r} is too many; add it with --{last}+ {word}")
+            raise ConfigError(f"unexpected argument {word!r}{f' after --{last}' if last else ''}; options start with --")
+        argument: Any = value if equals else True
         if not equals and key != "print_config" and words and not words[0].startswith("--"):
             argument = words.popleft()
+        field = key.partition(".")[0].rstrip("+")
         if key == "help":
-            arguments.help = "" if argument is True else str(argument)
+            arguments.help = "" if argument is True else argument
         elif key == "print_config":
             arguments.print_config = True
         elif key == "config":
             arguments.configs.append(config_file(str(argument)))
+        elif key in seen and is_list(hints.get(key)):
+            raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
+        elif field in component_bases() and is_list(hints[field]):
+            arguments.callbacks.append({key: argument})
+        elif key.endswith("+"):
+            arguments.options.setdefault(key, []).append(argument)
         else:
-            if key in seen and is_list(hints.get(key)):
-                raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
-            _put(arguments, key, argument, hints)
+            arguments.options[key] = argument
         seen.append(key)
     return arguments
-
-
-def _put(arguments: Arguments, key: str, value: str | bool, hints: Mapping[str, Any]) -> None:
-    field = key.partition(".")[0].rstrip("+")
-    if field in component_bases() and is_list(hints[field]):
-        if "." not in key or not arguments.callbacks:
-            arguments.callbacks.append({})
-        arguments.callbacks[-1][key] = value
-    elif key.endswith("+"):
-        arguments.options.setdefault(key, []).append(value)
-    else:
-        arguments.options[key] = value
-
-
-def _stray(word: str, previous: str, hints: Mapping[str, Any]) -> str:
-    key = previous.rstrip("+")
-    if is_list(hints.get(key)):
-        return f"--{key} takes one value at a time, so {word!r} is too many; add it with --{key}+ {word}"
-    return f"unexpected argument {word!r}{f' after --{key}' if key else ''}; options start with --"

@@ -180,7 +180,7 @@ def test_what_print_config_prints_is_that_configuration(run, configured, tmp_pat
     [
         (["runn"], ["no command 'runn'", "quickstart", "Did you mean run?"]),
         (["run"], ["3 problems", "out is missing", "model.path is missing", "data.train is missing"]),
-        (["run", "--training.fsdp", "true"], ["option training.fsdp. Did you mean training.parallel fsdp?"]),
+        (["run", "--training.fsdp", "true"], ["option training.fsdp. Did you mean training.parallel?"]),
         (["run", "--lr", "1"], ["Did you mean training.learning_rate?"]),
         (["run", "--model.template", "alpaca"], ["Did you mean data.template?"]),
         (["run", "--checkpoint.xyz", "1"], ["unknown option checkpoint.xyz; --help checkpoint lists them."]),
