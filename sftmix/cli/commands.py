@@ -8,14 +8,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.names import path_problem
-
-if TYPE_CHECKING:
-    from sftmix.pipeline.identity import StageName
-
 
 # -------------------------------------------------------------------- commands with a configuration
 
@@ -51,7 +47,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     sharing = import_module("sftmix.tools.sharing.command")
     options = sharing.SCORES if name == "confidence" else ()
     config, values = configuration(name, _ABOUT[name], argv, options)
-    until: StageName = "train" if name == "run" else name  # type: ignore[assignment]
+    until: Any = "train" if name == "run" else name
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start
 

@@ -14,8 +14,8 @@ from sftmix.cli.help import OwnOption, help_text
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.layers import OF_COMPARE, Layer, config_file, read_layers, refuse_table
 from sftmix.config.merge import Tree, build, merge
+from sftmix.config.read import OF_COMPARE, config_file, read_layers
 from sftmix.config.schema import component_bases, is_list, option_hints
 
 
@@ -71,13 +71,10 @@ def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> Parsed:
     tree: Tree = {}
     applied = set[Path]()
     for file in arguments.configs:
-        layers = read_layers(file, applied)
-        if OF_COMPARE not in known:
-            refuse_table(layers)
-        for layer in layers:
-            tree = merge(tree, layer, known)
+        for layer in read_layers(file, applied, one_run=OF_COMPARE not in known):
+            tree = merge(tree, layer.values, known, of=layer.name)
     for words in (arguments.options, *arguments.callbacks):
-        tree = merge(tree, Layer("", words), known)
+        tree = merge(tree, words, known)
     values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in options})
     return Parsed(build(tree), tree, values)
 
@@ -108,7 +105,8 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
             last = seen[-1].rstrip("+")
             if is_list(hints.get(last)):
                 raise ConfigError(f"--{last} takes one value, so {word!r} is too many; add it with --{last}+ {word}")
-            raise ConfigError(f"unexpected argument {word!r}{f' after --{last}' if last else ''}; options start with --")
+            place = f" after --{last}" if last else ""
+            raise ConfigError(f"unexpected argument {word!r}{place}; options start with --")
         argument: Any = value if equals else True
         if not equals and key != "print_config" and words and not words[0].startswith("--"):
             argument = words.popleft()

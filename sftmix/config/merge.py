@@ -17,10 +17,17 @@ from typing import Any
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
 from sftmix.components.base import Component
-from sftmix.config.classes import find_component, import_class, listed, own_modules
-from sftmix.config.layers import Layer
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import component_in, group_in, is_list, options_of
+from sftmix.config.schema import (
+    component_in,
+    find_component,
+    group_in,
+    import_class,
+    is_list,
+    listed,
+    options_of,
+    own_modules,
+)
 from sftmix.config.values import NoValueError, converted, from_yaml, no_option_of, not_allowed, unknown_option, words_of
 
 CLASS, ARGS = "class_path", "init_args"
@@ -29,16 +36,17 @@ Tree = dict[str, Any]
 """The options that were given, nested, as plain values of their types."""
 
 
-def merge(tree: Tree, layer: Layer, more: Mapping[str, Parameter] | None = None) -> Tree:
-    """Return the tree with one more layer over it; raise ConfigError, with the layer's name, for what does not fit.
+def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Parameter] | None = None, *, of: str = "") -> Tree:
+    """Return the tree with one more layer of values over it; raise ConfigError for what does not fit.
 
     more  the options that a command has beside those of a run
+    of    the name of the file, for messages
     """
     try:
         with own_modules():
-            return _merge_options(tree, layer.values, {**options_of(RunConfig), **(more or {})}, "")
+            return _merge_options(tree, values, {**options_of(RunConfig), **(more or {})}, "")
     except ConfigError as error:
-        raise ConfigError(f"{layer.name}: {error}" if layer.name else str(error)) from error
+        raise ConfigError(f"{of}: {error}" if of else str(error)) from error
 
 
 def build(tree: Tree) -> RunConfig:

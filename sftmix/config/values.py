@@ -14,9 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.base import Component
-from sftmix.config.classes import listed
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import alternatives, component_in, option_hints, options_of
+from sftmix.config.schema import alternatives, component_in, listed, option_hints, options_of
 
 _WORDS = {
     Literal: "",

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.config.classes import known_components
-from sftmix.config.schema import component_bases, options_of
+from sftmix.config.schema import component_bases, known_components, options_of
 from sftmix.types import Plan
 from tests.tiny import ROOT
 from tests.tiny import sftmix as process

@@ -8,8 +8,7 @@ import pytest
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
-from sftmix.config.layers import config_file, read_layers, recipes
-from sftmix.config.read import from_plain, read_config
+from sftmix.config.read import config_file, from_plain, read_config, read_layers, recipes
 from sftmix.data.rows import prepare
 from sftmix.options import DataOptions
 

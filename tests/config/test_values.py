@@ -30,7 +30,10 @@ from sftmix.config.values import ELSEWHERE, unknown_option
         (["preview", "--rows", "x"], ["rows: 'x'", "a whole number"]),
         (
             ["preview", "--data.columns", "output=output_gpt4"],
-            ["'output=output_gpt4' is not allowed; allowed: a map", "for example --data.columns '{response: output_gpt4}'."],
+            [
+                "'output=output_gpt4' is not allowed; allowed: a map",
+                "for example --data.columns '{response: output_gpt4}'.",
+            ],
         ),
         (
             ["preview", "--data.columns", "{response: a"],
