@@ -148,14 +148,10 @@ def own_modules(*, outside: Path | None = None) -> Iterator[None]:
 def import_class(path: str) -> type:
     """Import the class at an import path; the working directory is searched for it last."""
     module, _, name = path.rpartition(".")
-    try:
-        with own_modules():
-            owner = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module or "." not in module:
-            raise
-        return getattr(import_class(module), name)  # a class inside a class
-    return getattr(owner, name)
+    with own_modules():
+        owner = importlib.import_module(module)
+    found: type = getattr(owner, name)
+    return found
 
 
 def chosen_by(cls: type) -> str:

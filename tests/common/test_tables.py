@@ -90,13 +90,17 @@ def edited(tmp_path, **columns):
     return path
 
 
+NOT_WHOLE = "holds no example, or not one line for each example and checkpoint 0, 1, 2"
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"checkpoint": [0, 0, 0, 1]}, "checkpoint 0 of example 'a' has 2 lines"),
-        ({"id": ["a", "a", "b", "c"]}, "checkpoint 1 of example 'b' has 0 lines"),
-        ({"checkpoint": [0, -1, 0, 1]}, "checkpoint does not count"),
-        ({"checkpoint": [0, 10**9, 0, 1]}, "checkpoint does not count"),
+        ({"checkpoint": [0, 0, 0, 1]}, NOT_WHOLE),
+        ({"id": ["a", "a", "b", "c"]}, NOT_WHOLE),
+        ({"checkpoint": [0, -1, 0, 1]}, NOT_WHOLE),
+        ({"id": ["a", "b", "b", "b"], "checkpoint": [0, -1, 0, 1]}, NOT_WHOLE),
+        ({"checkpoint": [0, 10**9, 0, 1]}, NOT_WHOLE),
         ({"step": [3, 6, 3, 7]}, "step of 1 examples"),
         ({"nll_sum": [float("nan"), 0.5, 0.0, 0.0]}, r"nll_sum of 1 examples, first \['a'\]"),
         ({"nll_sum": [-1.0, 0.5, 0.0, 0.0]}, "nll_sum of 1 .* finite numbers from 0"),
@@ -109,7 +113,7 @@ def edited(tmp_path, **columns):
         ({"n_correct": None}, r"columns \['n_correct'\] are missing"),
         ({"token_nll": [[1.0], [0.5], [], []]}, "token_nll of 1"),
         ({k: [] for k in ("checkpoint", "step", "nll_sum", "n_tokens", "n_correct")} | {"id": pa.array([], "string")},
-         "holds no example"),
+         NOT_WHOLE),
     ],
 )  # fmt: skip
 def test_malformed_dynamics_are_refused(tmp_path, columns, message):

@@ -6,7 +6,6 @@ import importlib
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Splitter
 from sftmix.config import RunConfig
 from sftmix.config.read import from_plain
 from sftmix.config.values import ELSEWHERE, unknown_option
@@ -115,20 +114,6 @@ def test_a_wrong_value_is_named_with_what_is_allowed(values, words):
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
-
-
-class Outer:
-    class Inner(Splitter):
-        """A splitter that is named by the class around it."""
-
-        def split(self, scores, *, seed):
-            raise AssertionError
-
-
-def test_a_component_may_be_a_class_inside_a_class():
-    config = RunConfig(splitter=Outer.Inner())
-    assert config.plain()["splitter"]["class_path"].endswith("test_values.Outer.Inner")
-    assert from_plain(config.plain()) == config
 
 
 def test_a_callback_that_the_package_makes_itself_is_not_offered():
