@@ -125,7 +125,7 @@ def _arguments(name: str, command: Any, argv: Sequence[str]) -> argparse.Namespa
 
 def _unwritable(place: Path) -> str | None:
     """Return why nothing can be written at a place, or None."""
-    existing = next((path for path in (place, *place.parents) if os.path.exists(path)), Path())
+    existing = next(path for path in (place, *place.parents) if os.path.exists(path))
     if (existing == place or existing.is_dir()) and os.access(existing, os.W_OK):
         return None
     return f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory of yours"

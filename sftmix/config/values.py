@@ -105,11 +105,11 @@ def _as(kind: Any, value: Any) -> Any:
     if origin is dict and isinstance(parsed, dict):
         of_keys, of_values = inside or (Any, Any)
         return {converted(name, of_keys): converted(item, of_values) for name, item in parsed.items()}
-    if origin in (list, collections.abc.Sequence) and isinstance(parsed, (list, tuple)):
-        return [converted(item, inside[0] if inside else Any) for item in parsed]
-    if origin is tuple and isinstance(parsed, (list, tuple)):
-        kinds = inside if inside[1:] != (...,) else inside[:1] * len(parsed)
-        return tuple(converted(item, inner) for item, inner in zip(parsed, kinds, strict=True))
+    if origin in (list, tuple, collections.abc.Sequence) and isinstance(parsed, (list, tuple)):
+        of_any_length = origin is not tuple or inside[1:] == (...,)
+        kinds = (inside or (Any,))[:1] * len(parsed) if of_any_length else inside
+        items = [converted(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
+        return tuple(items) if origin is tuple else items
     raise ValueError
 
 
@@ -122,8 +122,6 @@ def words_of(hint: Any) -> list[str]:
     for kind in alternatives(hint):
         if is_dataclass(kind):
             words.append(f"a group of options {{{', '.join(options_of(kind))}}}")
-        elif _type_of(kind) is tuple:
-            words.append(f"a list of {len(get_args(kind))} values")
         elif component_in(kind) is None:
             words.append(_WORDS.get(_type_of(kind), f"{kind}, which no option can have"))
     return [word for word in words if word]
@@ -133,10 +131,9 @@ def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
     """Return the error for a value that no part of the type hint allows."""
     words, base = words_of(hint), component_in(hint)
     allowed = listed(base, words) if base else ", ".join(words)
-    subject = f"{key} is" if value is None or value is True else f"{key}: {value!r} is"
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
     return ConfigError(
-        told(f"{subject} {_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")
+        told(f"{key}{_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")
     )
 
 
@@ -145,14 +142,14 @@ def _fault(value: Any, hint: Any) -> str:
     import yaml
 
     if value is None or value is True:
-        return "null, or has no value" if value is None else "true, or has no value"
+        return f" is {'true' if value else 'null'}, or has no value"
     if str in alternatives(hint) and not isinstance(value, (str, list, dict)):
-        return "no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
+        return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     try:
         yaml.safe_load(str(value))
     except yaml.YAMLError as error:
-        return f"no YAML: {getattr(error, 'problem', error)}".replace("'<stream end>'", "its end")
-    return "not allowed"
+        return f": {value!r} is no YAML: {getattr(error, 'problem', error)}".replace("'<stream end>'", "its end")
+    return f": {value!r} is not allowed"
 
 
 def choices(hint: Any) -> list[str]:

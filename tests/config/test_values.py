@@ -23,7 +23,7 @@ from sftmix.config.values import ELSEWHERE, unknown_option
             ["pairing.window: 'x'", ": a whole number."],
         ),
         (["run", "--reference.model.lora", "3"], ["reference.model.lora: '3'", "a group of options {r, lora_alpha, "]),
-        (["run", "--training.betas", "0.9"], ["training.betas: '0.9'", "a list of 2 values"]),
+        (["run", "--training.betas", "0.9"], ["training.betas: '0.9'", "a list [a, b]"]),
         (["run", "--callbacks+", "Evaluat"], ["callbacks: no Callback 'Evaluat'", "Did you mean Evaluate?"]),
         (["run", "--splitter", "{class_path: Medin}"], ["splitter: no Splitter 'Medin'", "Did you mean Median?"]),
         (["preview", "--rows", "x"], ["rows: 'x'", "a whole number"]),
@@ -47,7 +47,7 @@ from sftmix.config.values import ELSEWHERE, unknown_option
         (["compare", "--contrasts", "[A, B]"], ["contrasts: ", "for example --contrasts '[[SFTMix, NTP]]'"]),
         (["run", "--objective", "ntp"], ["no Objective 'ntp'. Did you mean NTP?"]),
         (["run", "--training.schedule", "COSINE"], ["Did you mean cosine?"]),
-        (["run", "--training.betas", "[0.9, 0.95"], ["training.betas: '[0.9, 0.95' is no YAML: ", "list of 2 values"]),
+        (["run", "--training.betas", "[0.9, 0.95"], ["training.betas: '[0.9, 0.95' is no YAML: ", "list [a, b]"]),
     ],
 )
 def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, words):
@@ -73,7 +73,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
         ({"training": {"epoch": 1}}, ["training.epoch. Did you mean training.epochs?"]),
         ({"training": {"epochs": "many"}}, ["training.epochs: 'many' is not allowed; allowed: a number."]),
         ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
-        ({"training": {"betas": [0.9]}}, ["training.betas", "a list of 2 values"]),
+        ({"training": {"betas": [0.9]}}, ["training.betas", "a list [a, b]"]),
         ({"data": {"format": "alpacca"}}, ["data.format: 'alpacca'", "mean alpaca? Allowed: auto, alpaca, "]),
         ({"data": 3}, ["data: 3", "a group of options {train, "]),
         ({"model": {"path": None}}, ["model.path is null, or has no value; allowed: text."]),
