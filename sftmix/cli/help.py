@@ -57,8 +57,8 @@ _NOT_READ = {
 """Options and groups of SHORT that a command has no use for, or has in its variants."""
 
 _NAMES = {"path": "PATH", "train": "FILE", "eval": "FILE", "out": "DIR", "cache_dir": "DIR", "window": "N"}
-_FORMS = {int: "N", float: "X", str: "TEXT", bool: "true|false", dict: "{NAME: ...}", list: "[A, ...]", tuple: "[A, B]"}
-_FORMS |= {Literal: "", NoneType: ""}
+_FORMS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", bool: "true|false", Literal: "", NoneType: ""}
+_FORMS |= {dict: "{NAME: ...}", list: "[A, ...]", tuple: "[A, B]"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -185,7 +185,8 @@ def option_docs(owner: Any) -> dict[str, str]:
     Such a line is `name: text`.
     """
     if dataclasses.is_dataclass(owner):
-        documented = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', inspect.getsource(owner), flags=re.M | re.S)
+        source = inspect.getsource(owner)  # type: ignore[arg-type]
+        documented = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, flags=re.M | re.S)
         return {name: " ".join(text.split()) for name, text in documented}
     names = "|".join(map(re.escape, options_of(owner)))
     text = inspect.getdoc(owner.__init__) or ""

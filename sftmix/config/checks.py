@@ -172,8 +172,10 @@ _REMEDIES = {
 
 def _needs(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that a component needs, and nothing in this configuration gives."""
-    pairs, training = config.resolved_pairing() is not None, config.training
-    online = False
+    reference, training = config.reference, config.training
+    by_reference = f"reference {type(reference).__name__}"
+    pairs = config.resolved_pairing() is not None
+    online = pairs and config.uses_dynamics() and Need.TARGET_LOSSES in reference.needs
     if pairs:
         for name in ("global_batch_size", "micro_batch_size"):
             size = getattr(training, name)
@@ -182,33 +184,25 @@ def _needs(config: RunConfig) -> Iterator[str]:
                     f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                     f"use {size + 1}, or --pairing null with an objective that does not mix"
                 )
-        if config.uses_dynamics():
-            online = Need.TARGET_LOSSES in config.reference.needs
-            yield from _dynamics(config)
-    by = f"reference {type(config.reference).__name__}" if online else "this run"
+    if pairs and config.uses_dynamics():
+        yield from _missing("confidence", config.confidence, reference.gives, by_reference)
+        least, options = config.confidence.least_checkpoints, inherit(training, reference.training)
+        most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
+        if most is not None and most < least:
+            yield (
+                f"confidence {type(config.confidence).__name__} needs {counted(least, 'checkpoint')}, but "
+                f"{by_reference} has {most}; use --reference TrainedReference with more reference.checkpoints (online: "
+                f"more epochs), {_OTHER}"
+            )
     if online and training.max_steps is None and training.epochs <= 1:
         yield (
-            f"{by} splits each epoch by the losses of the one before, but training.epochs is {training.epochs:g}; "
-            "allowed: above 1"
+            f"{by_reference} splits each epoch by the losses of the one before, but training.epochs is "
+            f"{training.epochs:g}; allowed: above 1"
         )
     available = {Need.BATCH_NLL, *([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
-    yield from _missing("objective", config.objective, available, by)
+    yield from _missing("objective", config.objective, available, by_reference if online else "this run")
+    yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "")  # which sharded ranks do not give
     yield from _callbacks(config)
-    yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, by)  # which sharded ranks do not give
-
-
-def _dynamics(config: RunConfig) -> Iterator[str]:
-    """Yield a problem for each part of the dynamics that the confidence needs and the reference lacks."""
-    reference, least = config.reference, config.confidence.least_checkpoints
-    by = f"reference {type(reference).__name__}"
-    yield from _missing("confidence", config.confidence, reference.gives, by)
-    options = inherit(config.training, reference.training)
-    most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
-    if most is not None and most < least:
-        yield (
-            f"confidence {type(config.confidence).__name__} needs {counted(least, 'checkpoint')}, but {by} has {most}; "
-            f"use --reference TrainedReference with more reference.checkpoints (online: more epochs), {_OTHER}"
-        )
 
 
 def _callbacks(config: RunConfig) -> Iterator[str]:

@@ -112,7 +112,7 @@ def _merge_options(
         elif base:
             tree[name] = _merge_component(value, given[name], hint, base, key)
         elif (group := group_in(hint)) and isinstance(given[name], Mapping) and CLASS not in given[name]:
-            options = value if isinstance(value, Mapping) else {}
+            options = value if isinstance(value, dict) else {}
             tree[name] = _merge_options(options, given[name], options_of(group), f"{key}.")
         else:
             value = _convert(given[name], hint, key) if name in given else value

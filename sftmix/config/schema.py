@@ -110,17 +110,15 @@ class _WorkingDirectory(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
     ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname, [os.getcwd()]) if path is None else None
-        if spec is None or (self.outside is not None and self._touches(spec, self.outside)):
+        here = Path.cwd().resolve()
+        spec = PathFinder.find_spec(fullname, [str(here)]) if path is None else None
+        if spec is None:
+            return None
+        places = [Path(place).resolve() for place in spec.submodule_search_locations or ()] or [here / f"{fullname}.py"]
+        if self.outside and any(p.is_relative_to(self.outside) or self.outside.is_relative_to(p) for p in places):
             return None
         self.found.add(fullname)
         return spec
-
-    def _touches(self, spec: ModuleSpec, outside: Path) -> bool:
-        """Return True for a module in the directory, and for a package in or around it."""
-        packages = [Path(place).resolve() for place in spec.submodule_search_locations or ()]
-        places = packages or [Path(spec.origin or "").parent.resolve()]
-        return any(outside.is_relative_to(p) for p in packages) or any(p.is_relative_to(outside) for p in places)
 
 
 @contextmanager
@@ -203,6 +201,6 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}")
     if inspect.isabstract(cls):
-        methods = ", ".join(sorted(cls.__abstractmethods__))
+        methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise ConfigError(f"{where}{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
     return cls
