@@ -23,8 +23,7 @@ from sftmix.cli.help import option_docs
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
-from sftmix.config.classes import import_class
-from sftmix.config.schema import component_bases, group_in, options_of
+from sftmix.config.schema import component_bases, group_in, import_class, options_of
 from sftmix.tools.listing.command import nested_bases
 
 TARGET = Path(__file__).with_name("configuration.md")

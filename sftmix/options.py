@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from sftmix.common.fields import column_problems
@@ -87,6 +87,10 @@ _DATA: tuple[Check, ...] = (
 )
 
 
+_LISTS = ("train", "eval", "labels", "take")
+"""Options of which a single value is a list of one, in YAML, on the command line and in Python."""
+
+
 @dataclass(kw_only=True)
 class DataOptions(PlainFields):
     train: list[str] | str = field(default_factory=list)
@@ -137,12 +141,9 @@ class DataOptions(PlainFields):
     cache_dir: str | None = None
     """Directory of the cache of tokenised rows. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
 
-    def __post_init__(self) -> None:
-        # One file may be given without a list, in YAML, on the command line and in Python.
-        self.train = as_list(self.train)
-        self.eval = None if self.eval is None else as_list(self.eval)
-        self.labels = None if self.labels is None else as_list(self.labels)
-        self.take = None if self.take is None else as_list(self.take)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Make a list of a single name or number."""
+        super().__setattr__(name, as_list(value) if name in _LISTS and value is not None else value)
 
     @property
     def drawn(self) -> bool:
@@ -151,8 +152,7 @@ class DataOptions(PlainFields):
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
-        train = as_list(self.train)
-        held_out, labels = (None if names is None else as_list(names) for names in (self.eval, self.labels))
+        train, held_out, labels, sizes = (getattr(self, name) for name in _LISTS)
         if not train:
             yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
         for key, names in (("train", train), ("eval", held_out or [])):
@@ -172,7 +172,6 @@ class DataOptions(PlainFields):
                 f"data.labels ({', '.join(labels)}) and data.label_field ({self.label_field}) exclude each other: "
                 "a label comes from the row's file or from a field of the row; set one to null"
             )
-        sizes: list[Any] | None = None if self.take is None else as_list(self.take)
         for key, values in (("labels", labels), ("take", sizes)):
             if values is not None and len(values) != len(train):
                 yield (
@@ -349,8 +348,8 @@ def inherit(training: TrainingOptions, reference: ReferenceTraining | None) -> T
     Where two options exclude each other and the reference sets one, the other is not inherited: a reference cannot
     put it aside itself, since its null inherits.
     """
-    names = {f.name for f in fields(TrainingOptions)}
-    chosen = {k: v for k, v in asdict(reference).items() if k in names and v is not None} if reference else {}
+    own = asdict(reference or ReferenceTraining())
+    chosen = {name: value for name, value in own.items() if value is not None and name != "seed"}
     aside: dict[str, Any] = {}
     if "epochs" in chosen:
         aside["max_steps"] = None  # of both, max_steps decides

@@ -151,9 +151,9 @@ class TrainingDynamics:
         place = {example_id: index for index, example_id in enumerate(self.ids)}
         rows = np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64)
         tokens, alone = self.token_nll, self.alone_nll_sum
-        return TrainingDynamics(
+        return replace(
+            self,
             ids=list(ids),
-            steps=self.steps,
             nll_sum=self.nll_sum[rows],
             n_tokens=self.n_tokens[rows],
             n_correct=self.n_correct[rows],

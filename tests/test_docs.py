@@ -24,8 +24,7 @@ import pytest
 from sftmix.cli.commands import COMMANDS
 from sftmix.common import errors
 from sftmix.components.listing import catalogue
-from sftmix.config.classes import import_class
-from sftmix.config.schema import component_bases, is_list, option_hints, options_of
+from sftmix.config.schema import component_bases, import_class, is_list, option_hints, options_of
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from sftmix.tools.compare import TableOptions
 from sftmix.tools.listing.command import nested_bases

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.losses import TableLosses, read_losses  # noqa: E402
-from sftmix.config.layers import read_layers  # noqa: E402
+from sftmix.config.read import read_layers  # noqa: E402
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"

@@ -81,8 +81,7 @@ def _dispatch(argv: list[str]) -> int:
     from sftmix.cli.commands import COMMANDS, call
 
     if not argv or argv[0] in ("-h", "--help", "help"):
-        width = max(map(len, COMMANDS))
-        lines = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+        lines = "\n".join(f"  {name:<10}  {command.summary}" for name, command in COMMANDS.items())
         print(_OVERVIEW.format(version=__version__, commands=lines))
         return 0 if argv else ConfigError.exit_code
     if argv[0] in ("--version", "-V"):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
-from sftmix.cli.words import read_words
-
-if TYPE_CHECKING:
-    from sftmix.pipeline.identity import StageName
-
+from sftmix.common.errors import ConfigError
+from sftmix.common.names import path_problem
 
 # -------------------------------------------------------------------- commands with a configuration
 
@@ -47,7 +47,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     sharing = import_module("sftmix.tools.sharing.command")
     options = sharing.SCORES if name == "confidence" else ()
     config, values = configuration(name, _ABOUT[name], argv, options)
-    until: StageName = "train" if name == "run" else name  # type: ignore[assignment]
+    until: Any = "train" if name == "run" else name
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start
 
@@ -94,4 +94,38 @@ def call(name: str, argv: Sequence[str]) -> None:
     if not COMMANDS[name].module:
         return _stage(name, argv)
     command = import_module(f"sftmix.tools.{COMMANDS[name].module}")
-    command.main(read_words(name, command, argv) if hasattr(command, "add_options") else argv)
+    command.main(_arguments(name, command, argv) if hasattr(command, "add_options") else argv)
+
+
+# -------------------------------------------------------------------- commands without a configuration
+
+
+class WordsParser(argparse.ArgumentParser):
+    """An argparse parser that raises ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _arguments(name: str, command: Any, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a command; raise ConfigError for places that cannot be written.
+
+    command  its module, with the description ABOUT, and `add_options`, which gives a parser its options
+    """
+    form = argparse.RawDescriptionHelpFormatter
+    parser = WordsParser(f"sftmix {name}", description=command.ABOUT, formatter_class=form, allow_abbrev=False)
+    command.add_options(parser)
+    args = parser.parse_args(argv)
+    for option in ("to", "out"):
+        place = getattr(args, option, None)
+        if place and (problem := path_problem(place) or _unwritable(Path(place))):
+            raise ConfigError(f"--{option}: {place!r} {problem}")
+    return args
+
+
+def _unwritable(place: Path) -> str | None:
+    """Return why nothing can be written at a place, or None."""
+    existing = next(path for path in (place, *place.parents) if os.path.exists(path))
+    if (existing == place or existing.is_dir()) and os.access(existing, os.W_OK):
+        return None
+    return f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory of yours"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import inspect
 import itertools
 import json
 import re
 import textwrap
-import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_origin
 
 from sftmix.config import RunConfig
-from sftmix.config.classes import listed
-from sftmix.config.schema import alternatives, component_in, group_in, is_list, options_of
+from sftmix.config.schema import alternatives, component_in, group_in, is_list, listed, options_of
 from sftmix.config.values import choices, unknown_option
 
 SHORT = {
@@ -59,7 +57,8 @@ _NOT_READ = {
 """Options and groups of SHORT that a command has no use for, or has in its variants."""
 
 _NAMES = {"path": "PATH", "train": "FILE", "eval": "FILE", "out": "DIR", "cache_dir": "DIR", "window": "N"}
-_FORMS = {int: "N", float: "X", str: "TEXT", bool: "true|false", dict: "{NAME: ...}", list: "[A, ...]", tuple: "[A, B]"}
+_FORMS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", bool: "true|false", Literal: "", NoneType: ""}
+_FORMS |= {dict: "{NAME: ...}", list: "[A, ...]", tuple: "[A, B]"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,6 +79,16 @@ class Row(NamedTuple):
     form: str
     doc: str
 
+    @property
+    def title(self) -> str:
+        """The group of the option: `run` for those without one."""
+        group, dot, _ = self.key.partition(".")
+        return group if dot or self.form in ("...", "CLASS") else "run"
+
+    def within(self, keys: Iterable[str]) -> bool:
+        """Return True if this is one of these options, or an option inside one."""
+        return any(f"{self.key}.".startswith(f"{key}.") for key in keys)
+
 
 def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = ()) -> str:
     """Return the help of a command; raise ConfigError for an unknown topic.
@@ -87,36 +96,27 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
     topic    "": the options that matter; all: every option; or a group of options, a component field, a single option
     options  the command's options beside those of RunConfig
     """
-    rows = [Row(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in options]
-    mine = [row.key for row in rows]
-    rows.append(Row("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; other options win."))
-    rows.append(Row("print_config", "", "Print the whole configuration as YAML for --config, and exit."))
-    rows += option_rows(RunConfig, "")
-    titles = list(dict.fromkeys(map(_title, rows)))
+    own = [Row(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in options]
+    rows = [
+        *own,
+        Row("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; other options win."),
+        Row("print_config", "", "Print the whole configuration as YAML for --config, and exit."),
+        *option_rows(RunConfig, ""),
+    ]
+    groups = {title: [*members] for title, members in itertools.groupby(rows, lambda row: row.title)}
     usage = f"sftmix {name} [--config FILE] [options]"
     if topic == "all":
-        parts = {title: [row for row in rows if _title(row) == title] for title in titles}
-        return formatted(parts, usage=usage, description=about, epilog=_COMPONENTS)
+        return formatted(groups, usage=usage, description=about, epilog=_COMPONENTS)
     if topic:
-        chosen = [row for row in rows if _within(row, topic) or _title(row) == topic]
+        chosen = groups.get(topic) or [row for row in rows if row.within([topic])]
         if not chosen:
             raise unknown_option(topic)
         return formatted({topic: chosen}, usage=argparse.SUPPRESS, epilog="All options: --help all.")
-    by_key = {row.key: row for row in rows if not any(_within(row, key) for key in _NOT_READ.get(name, "").split())}
+    unread = _NOT_READ.get(name, "").split()
+    by_key = {row.key: row for row in rows if not row.within(unread)}
     short = [_on_a_line(by_key[key], text) for key, text in SHORT.items() if key in by_key]
-    rest = f"All options: --help all. One group in full: --help GROUP, of {', '.join(titles)}."
-    parts = {name: [by_key[key] for key in mine], "options": short}
-    return formatted(parts, usage=usage, description=about, epilog=textwrap.fill(rest, 78))
-
-
-def _title(row: Row) -> str:
-    """Return the group of an option: `run` for those without one."""
-    group, dot, _ = row.key.partition(".")
-    return group if dot or row.form in ("...", "CLASS") else "run"
-
-
-def _within(row: Row, key: str) -> bool:
-    return f"{row.key}.".startswith(f"{key}.")
+    rest = f"All options: --help all. One group in full: --help GROUP, of {', '.join(groups)}."
+    return formatted({name: own, "options": short}, usage=usage, description=about, epilog=textwrap.fill(rest, 78))
 
 
 def option_rows(owner: type, prefix: str) -> Iterator[Row]:
@@ -143,14 +143,9 @@ def _form(option: inspect.Parameter) -> str:
     """Return how the value of an option is written: `N`, `cosine|linear`; "" for a flag."""
     if option.annotation is bool or option.name in _NAMES:
         return _NAMES.get(option.name, "")
-    forms: list[str] = []
-    for kind in alternatives(option.annotation):
-        if typing.get_origin(kind) is typing.Literal:
-            forms += map(str, typing.get_args(kind))
-        elif kind is not type(None):
-            form = _FORMS.get(typing.get_origin(kind) or kind, "VALUE")
-            forms.append("CLASS" if component_in(kind) else form)
-    return "|".join(forms)
+    kinds = [get_origin(kind) or kind for kind in alternatives(option.annotation)]
+    forms = ["CLASS" if component_in(kind) else _FORMS.get(kind, "VALUE") for kind in kinds]
+    return "|".join(filter(None, [*forms, *choices(option.annotation)]))
 
 
 def _default(value: Any, doc: str) -> str:
@@ -190,12 +185,9 @@ def option_docs(owner: Any) -> dict[str, str]:
     Such a line is `name: text`.
     """
     if dataclasses.is_dataclass(owner):
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined,arg-type]
-        return {
-            ast.unparse(field.target): " ".join(str(ast.literal_eval(text.value)).split())
-            for field, text in itertools.pairwise(body)
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-        }
+        source = inspect.getsource(owner)  # type: ignore[arg-type]
+        documented = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, flags=re.M | re.S)
+        return {name: " ".join(text.split()) for name, text in documented}
     names = "|".join(map(re.escape, options_of(owner)))
     text = inspect.getdoc(owner.__init__) or ""
     parts = re.split(rf"^\s*({names}):\s*", text, flags=re.M) if names else []

@@ -14,8 +14,8 @@ from sftmix.cli.help import OwnOption, help_text
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.layers import OF_COMPARE, Layer, config_file, read_layers, refuse_table
 from sftmix.config.merge import Tree, build, merge
+from sftmix.config.read import OF_COMPARE, config_file, read_layers
 from sftmix.config.schema import component_bases, is_list, option_hints
 
 
@@ -25,8 +25,8 @@ class Arguments:
 
     configs       files of --config, in order
     options       the other options with their values, as texts; true for one without a value
-    callbacks     options of lists of components, in order: each word of a list begins a mapping, as an option without
-                  a class (`callbacks.every`) is that of the last one before it
+    callbacks     options of lists of components, one by one: an option without a class (`callbacks.every`) is that of
+                  the last one before it
     print_config  whether the configuration is only printed
     help          None, or what --help is asked for; "" without a word after it
     """
@@ -71,13 +71,10 @@ def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> Parsed:
     tree: Tree = {}
     applied = set[Path]()
     for file in arguments.configs:
-        layers = read_layers(file, applied)
-        if OF_COMPARE not in known:
-            refuse_table(layers)
-        for layer in layers:
-            tree = merge(tree, layer, known)
+        for layer in read_layers(file, applied, one_run=OF_COMPARE not in known):
+            tree = merge(tree, layer.values, known, of=layer.name)
     for words in (arguments.options, *arguments.callbacks):
-        tree = merge(tree, Layer("", words), known)
+        tree = merge(tree, words, known)
     values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in options})
     return Parsed(build(tree), tree, values)
 
@@ -105,38 +102,28 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
         name, equals, value = ("--help" if word == "-h" else word).partition("=")
         key = name.removeprefix("--")
         if key in ("", name):
-            raise ConfigError(_stray(word, seen[-1], hints))
-        argument: str | bool = value if equals else True
+            last = seen[-1].rstrip("+")
+            if is_list(hints.get(last)):
+                raise ConfigError(f"--{last} takes one value, so {word!r} is too many; add it with --{last}+ {word}")
+            place = f" after --{last}" if last else ""
+            raise ConfigError(f"unexpected argument {word!r}{place}; options start with --")
+        argument: Any = value if equals else True
         if not equals and key != "print_config" and words and not words[0].startswith("--"):
             argument = words.popleft()
+        field = key.partition(".")[0].rstrip("+")
         if key == "help":
-            arguments.help = "" if argument is True else str(argument)
+            arguments.help = "" if argument is True else argument
         elif key == "print_config":
             arguments.print_config = True
         elif key == "config":
             arguments.configs.append(config_file(str(argument)))
+        elif key in seen and is_list(hints.get(key)):
+            raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
+        elif field in component_bases() and is_list(hints[field]):
+            arguments.callbacks.append({key: argument})
+        elif key.endswith("+"):
+            arguments.options.setdefault(key, []).append(argument)
         else:
-            if key in seen and is_list(hints.get(key)):
-                raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
-            _put(arguments, key, argument, hints)
+            arguments.options[key] = argument
         seen.append(key)
     return arguments
-
-
-def _put(arguments: Arguments, key: str, value: str | bool, hints: Mapping[str, Any]) -> None:
-    field = key.partition(".")[0].rstrip("+")
-    if field in component_bases() and is_list(hints[field]):
-        if "." not in key or not arguments.callbacks:
-            arguments.callbacks.append({})
-        arguments.callbacks[-1][key] = value
-    elif key.endswith("+"):
-        arguments.options.setdefault(key, []).append(value)
-    else:
-        arguments.options[key] = value
-
-
-def _stray(word: str, previous: str, hints: Mapping[str, Any]) -> str:
-    key = previous.rstrip("+")
-    if is_list(hints.get(key)):
-        return f"--{key} takes one value at a time, so {word!r} is too many; add it with --{key}+ {word}"
-    return f"unexpected argument {word!r}{f' after --{key}' if key else ''}; options start with --"

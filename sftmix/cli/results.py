@@ -28,25 +28,22 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str
     lines = ["", *held_out(summary)]
     if len(lines) == 1 and trained and summary.get("stages"):
         lines.append("held-out NLL: not measured, since no rows are held out; --data.eval_fraction 0.05 does so")
-    if (share := at(summary, "confounds.mixed_token_share")) and trained:
+    if trained and (share := at(summary, "confounds.mixed_token_share")):
         lines.append(f"Mixup: {share:.0%} of the response tokens were mixed with a token of the other of their pair")
     if effective := summary.get("mu_effective"):
         lines.append(f"mu_effective {effective:.2f}: what Mixup weighs per token, where NTP weighs 1")
     for name, group in (summary.get("confidence") or {}).items():
-        median = group.get("confidence_median")
-        what = "" if median is None else f", median confidence {short(median, digits=3)}"
         if group["examples"]:
+            median = group.get("confidence_median")
+            what = "" if median is None else f", median confidence {short(median, digits=3)}"
             lines.append(f"{name}: {group['examples']:,} examples{what}")
-    correlation = at(summary, "confounds.spearman_confidence_length")
-    if correlation is not None and not trained:
-        lines.append(f"rank correlation of confidence with response length: {correlation:.2f}")
     seconds = {name: at(summary, f"stages.{name}.wall_seconds") for name in STAGES}
-    timed = [f"{name} {timedelta(seconds=round(taken))}" for name, taken in seconds.items() if taken]
-    lines += [f"time: {', '.join(timed)}"] if timed else []
+    if timed := [f"{name} {timedelta(seconds=round(taken))}" for name, taken in seconds.items() if taken]:
+        lines.append(f"time: {', '.join(timed)}")
     lines += [f"note: {remark}" for remark in summary.get("remarks", ())]
     stage = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
-    files = [str(out / name) for name in (stage, "summary.json") if (out / name).exists()]
-    lines += [f"see {', '.join(files)}"] if files else []
+    if files := [str(out / name) for name in (stage, "summary.json") if (out / name).exists()]:
+        lines.append(f"see {', '.join(files)}")
     return [*lines, "Next:", *(f"  {command}" for command in following(out, until))]
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 CHECKPOINTS = "checkpoints"
 """Folder of a stage: the checkpoints to resume from."""
 BEST = "best"
 """Folder of a stage: the weights of its best held-out evaluation (checkpoint.keep_best)."""
-
-_NAME = re.compile(r"step-(\d{8})")
 
 
 def step_path(directory: Path, step: int) -> Path:
@@ -20,5 +17,5 @@ def step_path(directory: Path, step: int) -> Path:
 
 def steps_in(directory: Path) -> list[int]:
     """Return the steps that have a checkpoint directory, newest first, valid or not."""
-    names = (_NAME.fullmatch(p.name) for p in directory.glob("step-*") if p.is_dir())
-    return sorted((int(m[1]) for m in names if m), reverse=True)
+    directories = [path for path in directory.glob(f"step-{'[0-9]' * 8}") if path.is_dir()]
+    return sorted((int(path.name.removeprefix("step-")) for path in directories), reverse=True)

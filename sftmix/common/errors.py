@@ -114,24 +114,17 @@ def refuse(problems: Sequence[str], where: str) -> None:
         raise ConfigError("\n  - ".join([f"{len(problems)} problems in {where}", *problems]))
 
 
-def nearest(word: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """Return ` Did you mean X?` for the closest allowed word that is alike from `cutoff` on, or an empty text.
-
-    Capitals are not told apart: `ntp` is near NTP.
-    """
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return the allowed word that is most like this one, or "" if none is; `ntp` is near NTP."""
     by_small = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(word.lower(), by_small, n=1, cutoff=cutoff)
-    return did_you_mean(by_small[close[0]]) if close else ""
+    close = difflib.get_close_matches(word.lower(), by_small, n=1, cutoff=0.5)
+    return by_small[close[0]] if close else ""
 
 
-def did_you_mean(name: str) -> str:
-    return f" Did you mean {name}?" if name else ""
+def told(problem: str, near: str, more: str) -> str:
+    """Return `problem. Did you mean NEAR? More.`, or `problem; more.`: what helps most comes first.
 
-
-def told(problem: str, guess: str, more: str) -> str:
-    """Return `problem. Did you mean X? More.`, or `problem; more.` without a guess: what helps most comes first.
-
-    guess  of `nearest`
-    more   what is allowed, without a full stop
+    near  of `nearest`
+    more  what is allowed, without a full stop
     """
-    return f"{problem}.{guess} {more[:1].upper()}{more[1:]}." if guess else f"{problem}; {more}."
+    return f"{problem}. Did you mean {near}? {more[:1].upper()}{more[1:]}." if near else f"{problem}; {more}."

@@ -32,8 +32,7 @@ def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
     if len(fields) < len(columns):
         yield "data.columns names completion and response, which are the same field; leave one out"
     if not formats_with(fields, form):
-        known = FORMAT_FIELDS if form == "auto" else {form: FORMAT_FIELDS[form]}
-        reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in known.items())
+        reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in FORMAT_FIELDS.items())
         yield (
             f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
             f"({reads}; each: system, id, weight), on the right those of the rows"
@@ -54,4 +53,5 @@ def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
 def listed(fields: Iterable[str]) -> str:
     """List the names of fields for a message."""
     names = [quoted(field) for field in fields]
-    return ", ".join([*names[:SHOWN_FIELDS], *(["..."] if len(names) > SHOWN_FIELDS else [])]) or "none"
+    more = ", ..." if len(names) > SHOWN_FIELDS else ""
+    return ", ".join(names[:SHOWN_FIELDS]) + more or "none"

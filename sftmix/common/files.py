@@ -210,8 +210,8 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
         return f"its manifest is unreadable ({error})"
     if recorded != sha256_json(manifest):
         return "its manifest does not have the hash it was written with"
-    for name in sorted({p.name for p in path.glob("*.safetensors")} - expected.keys()):
-        return f"{name} is not a file of it"
+    if strange := sorted({file.name for file in path.glob("*.safetensors")} - expected.keys()):
+        return f"{strange[0]} is not a file of it"
     for name, (size, digest) in expected.items():
         file = path / name
         if not file.is_file():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -40,9 +39,7 @@ def by_torchrun() -> bool:
 
 def needs_torchrun(parallel: str) -> str:
     """Return the sentence that refuses fsdp or hsdp in a process that torchrun did not start."""
-    is_script = sys.argv[0].endswith(".py") and not sys.argv[0].endswith("__main__.py")
-    program = shlex.quote(sys.argv[0]) if is_script else "-m sftmix"
-    return f"training.parallel {parallel} needs torchrun: torchrun --nproc_per_node N {program} ..."
+    return f"training.parallel {parallel} needs torchrun: torchrun --nproc_per_node N -m sftmix ... (or your script)"
 
 
 # --------------------------------------------------------------------------------------------- the end of the launcher

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,17 +31,15 @@ def plain_value(value: Any, *, paths: bool = False) -> Any:
     """
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # without an import of numpy
         return value.item()
-    if type(value) in (list, tuple):
-        plain = type(value)(plain_value(inner, paths=paths) for inner in value)
-        return value if _same(plain, value) else plain
     if type(value) is dict:
-        plain = {plain_value(k, paths=paths): plain_value(v, paths=paths) for k, v in value.items()}
-        return value if _same([*plain, *plain.values()], [*value, *value.values()]) else plain
+        items = list(value.items())
+        plain_items = plain_value(items, paths=paths)
+        return value if plain_items is items else dict(plain_items)
+    if type(value) in (list, tuple):
+        plain = [plain_value(inner, paths=paths) for inner in value]
+        changed = any(new is not old for new, old in zip(plain, value, strict=True))
+        return type(value)(plain) if changed else value
     return os.fspath(value) if paths and isinstance(value, os.PathLike) else value
-
-
-def _same(new: Iterable[Any], old: Iterable[Any]) -> bool:
-    return all(one is other for one, other in zip(new, old, strict=True))
 
 
 def not_plain(value: object, key: str = "") -> Iterator[str]:

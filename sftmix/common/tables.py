@@ -36,8 +36,9 @@ PathLike = str | os.PathLike[str]
 
 _DEFAULT_NAMES = ("confident", "unconfident")
 _NAMES_KEY = b"sftmix.groups"
-_TEXT = ("id", "group", "hash")
-_INTEGERS = ("checkpoint", "step", "n_tokens", "n_correct")
+_TYPES = dict.fromkeys(("id", "group", "hash"), "string")
+_TYPES |= dict.fromkeys(("checkpoint", "step", "n_tokens", "n_correct"), "int64")
+"""Types of columns by name; others are float64, and token_nll a list of float32."""
 
 
 # ------------------------------------------------------------------------------------------- any table
@@ -97,7 +98,7 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = (), once
             column = table[name].cast(_type_of(name))
         except pa.ArrowException as error:
             raise DataError(f"{path}: column {name} does not hold {_type_of(name)}: {error}") from error
-        columns[name] = column.to_pylist() if name in _TEXT else column.to_numpy()
+        columns[name] = column.to_pylist() if _TYPES.get(name) == "string" else column.to_numpy()
     _require(path, not once or len(set(columns["id"])) == len(table), "an example id is there twice")
     return columns
 
@@ -105,11 +106,8 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = (), once
 def _type_of(name: str) -> pa.DataType:
     import pyarrow as pa
 
-    if name == "token_nll":
-        return pa.large_list(pa.float32())
-    if name in _TEXT:
-        return pa.string()
-    return pa.int64() if name in _INTEGERS else pa.float64()
+    is_list = name == "token_nll"
+    return pa.large_list(pa.float32()) if is_list else pa.type_for_alias(_TYPES.get(name, "float64"))
 
 
 def _require(path: PathLike, holds: bool, problem: str) -> None:
@@ -197,16 +195,11 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     table = read_columns(path, *names, optional=["alone_nll_sum", "token_nll"], once=False)
     ids, checkpoint = list(dict.fromkeys(table["id"])), table["checkpoint"]
     n, c = len(ids), int(checkpoint.max(initial=-1)) + 1
-    _require(path, n > 0, "it holds no example")
-    counts = c <= len(checkpoint) and bool((checkpoint >= 0).all())
-    _require(path, counts, "column checkpoint does not count 0, 1, 2, ...")
-    row = {example: index for index, example in enumerate(ids)}
-    cell = np.asarray([row[example] for example in table["id"]]) * c + checkpoint
-    lines = np.bincount(cell, minlength=n * c)
-    at = int(np.argmax(lines != 1))
-    _require(path, lines[at] == 1, f"checkpoint {at % c} of example {ids[at // c]!r} has {lines[at]} lines, not one")
-
-    order = np.argsort(cell, kind="stable")
+    place = {example: index for index, example in enumerate(ids)}
+    row = np.asarray([place[example] for example in table["id"]], dtype=np.int64)
+    order = np.lexsort((checkpoint, row))
+    whole = 0 < n * c == len(row) and np.array_equal([row[order], checkpoint[order]], np.divmod(np.arange(n * c), c))
+    _require(path, whole, "it holds no example, or not one line for each example and checkpoint 0, 1, 2, ...")
     columns = [table[name] for name in (*names[2:], "alone_nll_sum", "token_nll")]
     grid: list[Any] = [column if column is None else column[order].reshape(n, c) for column in columns]
     step, nll_sum, n_tokens, n_correct, alone, token_nll = grid

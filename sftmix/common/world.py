@@ -56,27 +56,26 @@ class World:
         These and the next are numbers of the host: gloo sends them without a wait for the GPU, and can tell a hang,
         where NCCL ends the process.
         """
-        if self.size == 1:
-            return [float(v) for v in values]
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
-        return [float(v) for v in total.tolist()]
+        return self._over_ranks(values, dist.ReduceOp.SUM)
 
     def max(self, value: float) -> float:
         """Return the largest value over ranks."""
+        return self._over_ranks([value], dist.ReduceOp.MAX)[0]
+
+    def _over_ranks(self, values: Sequence[float], operation: Any) -> list[float]:
         if self.size == 1:
-            return value
-        top = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(top, op=dist.ReduceOp.MAX)
-        return float(top)
+            return [float(value) for value in values]
+        numbers = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(numbers, operation)
+        return numbers.tolist()
 
     def gather(self, value: T) -> list[T]:
         """Return one picklable object of every rank, on every rank; small ones, which go over the network only."""
         if self.size == 1:
             return [value]
-        out: list[T | None] = [None] * self.size
-        dist.all_gather_object(out, value)
-        return cast(list[T], out)
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def share(self, value: Any) -> Any:
         """Return rank 0's value, on every rank."""

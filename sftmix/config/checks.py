@@ -44,12 +44,10 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     training, optimizer, lora = config.training, config.optimizer, config.model.lora
     yield from _training("", training, optimizer, lora)
     yield from _lora("model.lora", lora)
-    of_reference = inherit(training, config.reference.training)
     adapters = reference_lora(config.model, config.reference.model)
-    if of_reference != training or adapters != lora:
-        inherited = set(_training("reference.", training, optimizer, lora))
-        problems = _training("reference.", of_reference, optimizer, adapters)
-        yield from (problem for problem in problems if problem not in inherited)
+    inherited = set(_training("reference.", training, optimizer, lora))
+    problems = _training("reference.", inherit(training, config.reference.training), optimizer, adapters)
+    yield from (problem for problem in problems if problem not in inherited)
     if adapters is not lora:
         yield from _lora("reference.model.lora", adapters)
     yield from _needs(config)
@@ -60,11 +58,11 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
 
 
 def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
+    return 0 < value < math.inf
 
 
 def _not_negative(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
+    return 0 <= value < math.inf
 
 
 MAX_LEARNING_RATE = 1e30
@@ -158,7 +156,7 @@ def _sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str, of: str = "
 
 # -------------------------------------------------------------------------------------- what components need
 
-_OTHER = "or another --confidence"
+_OTHER, _ROWS = "or another --confidence", "set data.eval or data.eval_fraction"
 _REMEDIES = {
     Need.RESPONSE_ALONE: "use --reference TrainedReference with reference.response_alone true and a number or list of "
     f"reference.checkpoints, {_OTHER}",
@@ -167,16 +165,17 @@ _REMEDIES = {
     f"places, such as [0, 0.33, 1], {_OTHER}",
     Need.PAIRS: "pairing is null; use --pairing auto, or --objective NTP",
     Need.FIRST_SPLIT: "use --objective SFTMix with objective.ntp_on all, or --reference TrainedReference",
-    Need.HELD_OUT: "set data.eval or data.eval_fraction, or remove the callback",
+    Need.HELD_OUT: f"{_ROWS}, or remove the callback",
     Need.EVALUATIONS: "put Evaluate first: --callbacks Evaluate --callbacks+ EarlyStopping",
 }
-_NO_SUCH = "a component of this kind can have no such need, so take it out of `needs`"
 
 
 def _needs(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that a component needs, and nothing in this configuration gives."""
-    pairs, training = config.resolved_pairing() is not None, config.training
-    online = False
+    reference, training = config.reference, config.training
+    by_reference = f"reference {type(reference).__name__}"
+    pairs = config.resolved_pairing() is not None
+    online = pairs and config.uses_dynamics() and Need.TARGET_LOSSES in reference.needs
     if pairs:
         for name in ("global_batch_size", "micro_batch_size"):
             size = getattr(training, name)
@@ -185,44 +184,35 @@ def _needs(config: RunConfig) -> Iterator[str]:
                     f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                     f"use {size + 1}, or --pairing null with an objective that does not mix"
                 )
-        if config.uses_dynamics():
-            online = Need.TARGET_LOSSES in config.reference.needs
-            yield from _dynamics(config)
-    by = f"reference {type(config.reference).__name__}" if online else "this run"
+    if pairs and config.uses_dynamics():
+        yield from _missing("confidence", config.confidence, reference.gives, by_reference)
+        least, options = config.confidence.least_checkpoints, inherit(training, reference.training)
+        most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
+        if most is not None and most < least:
+            yield (
+                f"confidence {type(config.confidence).__name__} needs {counted(least, 'checkpoint')}, but "
+                f"{by_reference} has {most}; use --reference TrainedReference with more reference.checkpoints (online: "
+                f"more epochs), {_OTHER}"
+            )
     if online and training.max_steps is None and training.epochs <= 1:
         yield (
-            f"{by} splits each epoch by the losses of the one before, but training.epochs is {training.epochs:g}; "
-            "allowed: above 1"
+            f"{by_reference} splits each epoch by the losses of the one before, but training.epochs is "
+            f"{training.epochs:g}; allowed: above 1"
         )
     available = {Need.BATCH_NLL, *([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
-    yield from _missing("objective", config.objective, available, by)
+    yield from _missing("objective", config.objective, available, by_reference if online else "this run")
+    yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "")  # which sharded ranks do not give
     yield from _callbacks(config)
-    yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, by)  # which sharded ranks do not give
-
-
-def _dynamics(config: RunConfig) -> Iterator[str]:
-    """Yield a problem for each part of the dynamics that the confidence needs and the reference lacks."""
-    reference, least = config.reference, config.confidence.least_checkpoints
-    by = f"reference {type(reference).__name__}"
-    yield from _missing("confidence", config.confidence, reference.gives, by)
-    options = inherit(config.training, reference.training)
-    most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
-    if most is not None and most < least:
-        yield (
-            f"confidence {type(config.confidence).__name__} needs {counted(least, 'checkpoint')}, but {by} has {most}; "
-            f"use --reference TrainedReference with more reference.checkpoints (online: more epochs), {_OTHER}"
-        )
 
 
 def _callbacks(config: RunConfig) -> Iterator[str]:
     held_out = config.data.eval is not None or config.data.eval_fraction is not None
-    remedy = "set data.eval or data.eval_fraction"
     if config.checkpoint.keep_best and not held_out:
-        yield f"checkpoint.keep_best is true, but there are no held-out rows to evaluate; {remedy}, or leave it out"
+        yield f"checkpoint.keep_best is true, but there are no held-out rows to evaluate; {_ROWS}, or leave it out"
     available = {Need.HELD_OUT} if held_out else set()
     for callback in config.callbacks:
         if isinstance(callback, Evaluate) and callback.every is not None and not held_out:
-            yield f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; {remedy}, or remove it"
+            yield f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; {_ROWS}, or remove it"
         yield from _missing("callbacks:", callback, available, "this run")
         available |= callback.gives
 
@@ -230,7 +220,7 @@ def _callbacks(config: RunConfig) -> Iterator[str]:
 def _missing(name: str, component: Component, available: Container[Need], by: str) -> Iterator[str]:
     for need in sorted(component.needs):
         if need not in available:
-            remedy = _REMEDIES.get(need, _NO_SUCH)
+            remedy = _REMEDIES.get(need, "nothing can give it, so take it out of `needs`")
             yield f"{name} {type(component).__name__} needs {need}, which {by} does not give; {remedy}"
     if problem := missing_package(component):
         yield f"{name} {type(component).__name__} {problem}, or leave it out"

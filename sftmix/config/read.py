@@ -1,4 +1,8 @@
-"""Configuration files and plain values -> RunConfig."""
+"""Configuration files, recipes and plain values -> RunConfig.
+
+A file may name other files under `base:`. They apply before it, in order, each once, and may have bases of their own.
+So a recipe holds only its differences from another.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,126 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from sftmix.common.errors import ConfigError, nearest, told
+from sftmix.common.files import read_text
 from sftmix.common.plain import as_list
 from sftmix.components.base import Component
-from sftmix.config.classes import own_modules
-from sftmix.config.layers import Layer, read_layers, refuse_table
 from sftmix.config.merge import CLASS, Tree, build, merge
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import component_bases
+from sftmix.config.schema import component_bases, own_modules
+
+RECIPE = "recipe:"
+BASE = "base"
+OF_COMPARE = "variants"
+"""The option that every table has and no single run."""
+TABLE = "compare.yaml"
+"""The file that the directory of a table has and no run."""
+_RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+_MOST = 100_000
+"""Most values of a file, where an alias counts as what it names."""
+
+
+class Layer(NamedTuple):
+    """The options of one file, without its `base`; `name` is the file's name in messages."""
+
+    name: str
+    values: dict[str, Any]
+
+
+def recipes() -> list[str]:
+    """List the names of the shipped recipes: their paths under sftmix/recipes without the suffix."""
+    return sorted(path.relative_to(_RECIPES).with_suffix("").as_posix() for path in _RECIPES.rglob("*.yaml"))
+
+
+def config_file(name: str, *, where: str = "--config") -> str:
+    """Return the path of a configuration file; `recipe:NAME` is a file of sftmix/recipes. ConfigError if absent."""
+    shipped, recipe = recipes(), name.removeprefix(RECIPE)
+    if recipe != name and recipe in shipped:
+        return str(_RECIPES / f"{recipe}.yaml")
+    if recipe == name and os.path.isfile(name):
+        return name
+    problem = f"{where}: no {'file' if recipe == name else 'recipe'} {recipe!r}"
+    raise ConfigError(told(problem, nearest(recipe, shipped), f"shipped recipes ({RECIPE}NAME): {', '.join(shipped)}"))
+
+
+def read_layers(
+    path: str | os.PathLike[str], applied: set[Path] | None = None, *, one_run: bool = False
+) -> list[Layer]:
+    """Read the layers of a file, in the order in which they apply; ConfigError for an unreadable file.
+
+    A base that several files share is applied once, where the first of them names it: it undoes none of the others.
+
+    applied  the files that apply before; those of this file are added
+    one_run  refuse a table of variants, which is not one run
+    """
+    path, applied = Path(path), set() if applied is None else applied
+    place, name = path.resolve(), str(path)
+    if place.is_relative_to(_RECIPES):
+        name = RECIPE + place.relative_to(_RECIPES).with_suffix("").as_posix()
+    applied.add(place)
+    values = read_yaml(path)
+    if not values:
+        raise ConfigError(f"{path} is empty: expected `option: value` lines")
+    if one_run and OF_COMPARE in values:
+        raise ConfigError(
+            f"{name} describes a table of runs (by its `{OF_COMPARE}`), not one run; run it with "
+            f"`compare --config {name} --out DIR`"
+        )
+    bases = as_list(values.pop(BASE, None) or [])
+    layers: list[Layer] = []
+    for base in bases:
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: {BASE} is {base!r}; allowed: a file, {RECIPE}NAME, or a list of them")
+        file = config_file(base if base.startswith(RECIPE) else str(path.parent / base), where=f"{path}: {BASE}")
+        if Path(file).resolve() not in applied:
+            layers += read_layers(file, applied, one_run=one_run)
+    return [*layers, Layer(name, values)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a YAML file of a user or of a run directory holds, which may be from anyone.
+
+    Raises ConfigError for a file that cannot be read, repeats a key, is too deep, or unfolds to too many values.
+    """
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(read_text(path))  # in Python, as the one in C crashes where lists are too deep
+        node = loader.get_single_node()
+        _check_nodes(node)
+        values = {} if node is None else loader.construct_document(node)
+    except (OSError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
+    return values
+
+
+def _check_nodes(node: Any) -> None:
+    """Raise ValueError for a key that stands twice in one mapping: YAML would take the last one, without a word.
+
+    Also for aliases that unfold to more than _MOST values, or to themselves.
+    """
+    import yaml
+
+    nodes, seen = [node], 0
+    while nodes:
+        node, seen = nodes.pop(), seen + 1
+        if seen + len(nodes) > _MOST:
+            raise ValueError(f"with its aliases it has over {_MOST:,} values")
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        nodes += node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
+        lines: dict[str, int] = {}
+        for key, _ in pairs:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
+                raise ValueError(f"{name} stands in lines {lines[name]} and {line}; write it once")
+            lines[name] = line
+
+
+# --------------------------------------------------------------------------------------------- RunConfig
 
 
 def read_config(path: str | os.PathLike[str]) -> RunConfig:
@@ -23,8 +138,7 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
 
     Classes that it names are not imported from its own directory, as the directory may be the run of someone else.
     """
-    layers = read_layers(path)
-    refuse_table(layers)
+    layers = read_layers(path, one_run=True)
     with own_modules(outside=Path(path).expanduser().parent):
         return _from_layers(layers)
 
@@ -35,8 +149,7 @@ def read_finished(run: Path) -> RunConfig:
     Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their names
     and plain forms, which do nothing, stand in their places.
     """
-    layers, foreign = read_layers(run / "config.yaml"), dict[str, Any]()
-    refuse_table(layers)
+    layers, foreign = read_layers(run / "config.yaml", one_run=True), dict[str, Any]()
     for layer in layers:
         for name in component_bases().keys() & layer.values.keys():
             if re.search(_FOREIGN, json.dumps(layer.values[name], default=str)):
@@ -68,5 +181,5 @@ def from_plain(values: Mapping[str, Any]) -> RunConfig:
 def _from_layers(layers: Sequence[Layer]) -> RunConfig:
     tree: Tree = {}
     for layer in layers:
-        tree = merge(tree, layer)
+        tree = merge(tree, layer.values, of=layer.name)
     return build(tree)

@@ -1,17 +1,30 @@
-"""The options of the tree and of components, with types and defaults: the fields of dataclasses, and constructors."""
+"""What can be set: the options of groups and of components, and component classes by short name or import path.
+
+The working directory is searched for classes that options name, and for nothing else. Libraries look for optional
+packages when they are imported: a directory from elsewhere could hold a file of such a name, and it would run if the
+directory were always searched.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
+import os
+import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.base import Component
+from sftmix.components.listing import catalogue
 from sftmix.config.run_config import RunConfig
 
 
@@ -65,20 +78,129 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
 
 
 @cache
-def option_hints() -> dict[str, Any]:
+def option_hints(group: type = RunConfig, prefix: str = "") -> dict[str, Any]:
     """Return full key -> type of every option outside components, in the order of the tree."""
-    return dict(_hints_of(RunConfig, ""))
-
-
-def _hints_of(group: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    hints: dict[str, Any] = {}
     for name, option in options_of(group).items():
-        if inner := group_in(option.annotation):
-            yield from _hints_of(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", option.annotation
+        inner = group_in(option.annotation)
+        hints |= option_hints(inner, f"{prefix}{name}.") if inner else {f"{prefix}{name}": option.annotation}
+    return hints
 
 
 @cache
 def component_bases() -> dict[str, type[Component]]:
     """Return field -> base class for the fields of RunConfig that hold components."""
     return {name: base for name, o in options_of(RunConfig).items() if (base := component_in(o.annotation))}
+
+
+# ------------------------------------------------------------------------------------- component classes
+
+
+class _WorkingDirectory(MetaPathFinder):
+    """The last place where Python looks for a module, so that a file there shadows no package.
+
+    outside  None, or the directory in which no module is found, nor in a package around it
+    found    names of the modules that were looked for and are there
+    """
+
+    def __init__(self, outside: Path | None) -> None:
+        self.outside = None if outside is None else outside.resolve()
+        self.found: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
+    ) -> ModuleSpec | None:
+        here = Path.cwd().resolve()
+        spec = PathFinder.find_spec(fullname, [str(here)]) if path is None else None
+        if spec is None:
+            return None
+        places = [Path(place).resolve() for place in spec.submodule_search_locations or ()] or [here / f"{fullname}.py"]
+        if self.outside and any(p.is_relative_to(self.outside) or self.outside.is_relative_to(p) for p in places):
+            return None
+        self.found.add(fullname)
+        return spec
+
+
+@contextmanager
+def own_modules(*, outside: Path | None = None) -> Iterator[None]:
+    """Search the working directory, too, while classes that options name are imported.
+
+    After a class was found there, the directory stays at the end of sys.path: its module may import others beside it
+    when it runs.
+
+    outside  a run directory, whose author may be anyone: nothing in it is imported. It holds for the whole block.
+    """
+    if any(isinstance(finder, _WorkingDirectory) for finder in sys.meta_path):
+        yield
+        return
+    directory = _WorkingDirectory(outside)
+    sys.meta_path.append(directory)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(directory)
+        if directory.found & sys.modules.keys():  # imported from there, and not looked for alone
+            sys.path.append(os.getcwd())
+
+
+def import_class(path: str) -> type:
+    """Import the class at an import path; the working directory is searched for it last."""
+    module, _, name = path.rpartition(".")
+    with own_modules():
+        owner = importlib.import_module(module)
+    found: type = getattr(owner, name)
+    return found
+
+
+def chosen_by(cls: type) -> str:
+    """Return the name by which an option finds a class in a process that has not imported it."""
+    shipped = cls.__module__.startswith("sftmix.components.")
+    return cls.__name__ if shipped else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def known_components(base: type[Component]) -> dict[str, type[Component]]:
+    """Return name -> class for every imported concrete subclass of a base class, shipped ones first.
+
+    The name is one that an option takes: the short name of a shipped class, the import path of any other.
+    """
+    catalogue()  # which imports the shipped ones
+    known: dict[str, type[Component]] = {}
+    pending = list(base.__subclasses__())
+    while pending:
+        cls = pending.pop(0)
+        pending += cls.__subclasses__()
+        internal = cls.__module__.startswith("sftmix.") and not cls.__module__.startswith("sftmix.components.")
+        if not (internal or inspect.isabstract(cls) or cls.__name__.startswith("_")):
+            known.setdefault(chosen_by(cls), cls)
+    return known
+
+
+def listed(base: type[Component], words: Sequence[str] = ()) -> str:
+    """List the components of a kind for a message; `words` are what an option takes beside them."""
+    return ", ".join([*known_components(base), *words, "or the import path of your own class (my_module.MyClass)"])
+
+
+def find_component(base: type[Component], name: str, key: str = "", words: Sequence[str] = ()) -> type[Component]:
+    """Return the class of a kind that a name chooses; raise ConfigError that says why it chooses none.
+
+    key    the option, for messages
+    words  what the option takes beside components
+    """
+    where, reason = f"{key}: " if key else "", ""
+    cls: Any = known_components(base).get(name)
+    if cls is None and "." in name:
+        try:
+            cls = import_class(name)
+        except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+            reason = f": {error}"
+    if cls is None:
+        near = [*known_components(base), *words]  # with those of a module that was imported just now
+        guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)
+        problem = f"{where}no {base.__name__} {name!r}{reason}"
+        raise ConfigError(told(problem, guess, f"there are {listed(base, words)}"))
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}")
+    if inspect.isabstract(cls):
+        methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        raise ConfigError(f"{where}{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
+    return cls

@@ -6,19 +6,16 @@ A message has the key, the value, what is allowed, and the nearest name.
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import inspect
 import types
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from sftmix.common.errors import ConfigError, did_you_mean, nearest, told
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.base import Component
-from sftmix.config.classes import listed
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import alternatives, component_in, option_hints, options_of
+from sftmix.config.schema import alternatives, component_in, listed, option_hints, options_of
 
 _WORDS = {
     Literal: "",
@@ -51,7 +48,8 @@ ELSEWHERE = {
     "training.global_batch_size": ("gradient_accumulation_steps",),
     "training.learning_rate": ("lr",),
     "training.warmup_ratio": ("warmup_steps",),
-    "training.parallel": ("deepspeed",),
+    "training.parallel": ("deepspeed", "fsdp"),
+    "training.precision": ("bf16", "fp16"),
     "checkpoint.every": ("save_steps",),
     "out": ("output_dir",),
     "callbacks": ("eval_steps", "report_to"),
@@ -107,11 +105,11 @@ def _as(kind: Any, value: Any) -> Any:
     if origin is dict and isinstance(parsed, dict):
         of_keys, of_values = inside or (Any, Any)
         return {converted(name, of_keys): converted(item, of_values) for name, item in parsed.items()}
-    if origin in (list, collections.abc.Sequence) and isinstance(parsed, (list, tuple)):
-        return [converted(item, inside[0] if inside else Any) for item in parsed]
-    if origin is tuple and isinstance(parsed, (list, tuple)):
-        kinds = inside if inside[1:] != (...,) else inside[:1] * len(parsed)
-        return tuple(converted(item, inner) for item, inner in zip(parsed, kinds, strict=True))
+    if origin in (list, tuple, collections.abc.Sequence) and isinstance(parsed, (list, tuple)):
+        of_any_length = origin is not tuple or inside[1:] == (...,)
+        kinds = (inside or (Any,))[:1] * len(parsed) if of_any_length else inside
+        items = [converted(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
+        return tuple(items) if origin is tuple else items
     raise ValueError
 
 
@@ -124,8 +122,6 @@ def words_of(hint: Any) -> list[str]:
     for kind in alternatives(hint):
         if is_dataclass(kind):
             words.append(f"a group of options {{{', '.join(options_of(kind))}}}")
-        elif _type_of(kind) is tuple:
-            words.append(f"a list of {len(get_args(kind))} values")
         elif component_in(kind) is None:
             words.append(_WORDS.get(_type_of(kind), f"{kind}, which no option can have"))
     return [word for word in words if word]
@@ -135,10 +131,9 @@ def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
     """Return the error for a value that no part of the type hint allows."""
     words, base = words_of(hint), component_in(hint)
     allowed = listed(base, words) if base else ", ".join(words)
-    subject = f"{key} is" if value is None or value is True else f"{key}: {value!r} is"
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
     return ConfigError(
-        told(f"{subject} {_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")
+        told(f"{key}{_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")
     )
 
 
@@ -146,17 +141,15 @@ def _fault(value: Any, hint: Any) -> str:
     """Say why a value is not allowed: above all why YAML makes no collection of a text that was to be one."""
     import yaml
 
-    kinds = [_type_of(kind) for kind in alternatives(hint)]
     if value is None or value is True:
-        return "null, or has no value" if value is None else "true, or has no value"
-    if str in kinds and not isinstance(value, (str, list, dict)):
-        return "no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
-    if isinstance(value, str) and {dict, list, tuple} & set(kinds):
-        try:
-            return "a text" if isinstance(yaml.safe_load(value), str) else "not allowed"
-        except yaml.YAMLError as error:
-            return f"no YAML: {getattr(error, 'problem', error)}".replace("'<stream end>'", "its end")
-    return "not allowed"
+        return f" is {'true' if value else 'null'}, or has no value"
+    if str in alternatives(hint) and not isinstance(value, (str, list, dict)):
+        return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
+    try:
+        yaml.safe_load(str(value))
+    except yaml.YAMLError as error:
+        return f": {value!r} is no YAML: {getattr(error, 'problem', error)}".replace("'<stream end>'", "its end")
+    return f": {value!r} is not allowed"
 
 
 def choices(hint: Any) -> list[str]:
@@ -165,31 +158,19 @@ def choices(hint: Any) -> list[str]:
 
 
 def unknown_option(key: str) -> ConfigError:
-    """Return the error for an unknown option of a run, with the one that was probably meant."""
-    allowed = [*option_hints(), *options_of(RunConfig), "config", "print_config"]
-    group = key.partition(".")[0]
-    siblings = [option for option in allowed if "." in key and option.startswith(f"{group}.")]
-    meant = _meant(key, [*siblings, *allowed])
-    more = f"--help {group if siblings else 'all'} lists them"
-    return ConfigError(told(f"unknown option {key}", did_you_mean(meant) if meant else "", more))
-
-
-def _meant(key: str, allowed: Sequence[str]) -> str:
-    """Return the option whose last part is most like that of `key`, or the option of which that is a value; or "".
+    """Return the error for an unknown option of a run, with the one that was probably meant.
 
     The last parts are compared alone, since those before them are alike in all options of a group.
     """
-    wanted = key.rpartition(".")[2]
-    for option in allowed:
-        if wanted in choices(option_hints().get(option)):
-            return f"{option} {wanted}"
-        if wanted in ELSEWHERE.get(option, ()):
-            return option
+    allowed = [*option_hints(), *options_of(RunConfig), "config", "print_config"]
+    group, dot, _ = key.partition(".")
+    siblings = [option for option in allowed if dot and option.startswith(f"{group}.")]
     by_name: dict[str, str] = {}
-    for option in allowed:
-        by_name.setdefault(option.rpartition(".")[2], option)
-    near = difflib.get_close_matches(wanted, by_name, n=1)
-    return by_name[near[0]] if near else ""
+    for option in [*siblings, *allowed]:
+        for name in (option.rpartition(".")[2], *ELSEWHERE.get(option, ())):
+            by_name.setdefault(name, option)
+    near = by_name.get(nearest(key.rpartition(".")[2], by_name), "")
+    return ConfigError(told(f"unknown option {key}", near, f"--help {group if siblings else 'all'} lists them"))
 
 
 def no_option_of(cls: type[Component], key: str) -> ConfigError:

@@ -49,25 +49,18 @@ def at(config: RunConfig, key: str) -> Any:
 OPTIONS = [
     ("out", "runs/x", "runs/x"),
     ("seed", "7", 7),
-    ("data.train", "a.json", ["a.json"]),
     ("data.train", "[a.json, b.json]", ["a.json", "b.json"]),
     ("data.take", "[1000, 0.5, null]", [1000, 0.5, None]),
     ("data.columns", "{prompt: question}", {"prompt": "question"}),
-    ("data.max_length", "512", 512),
     ("data.max_length", "null", None),
     ("data.skip_bad", None, True),
     ("data.skip_bad", "false", False),
-    ("reference.model.path", "weak", "weak"),
-    ("reference.checkpoints", "3", 3),
     ("reference.checkpoints", "[0, 0.5, 1]", [0.0, 0.5, 1.0]),
-    ("reference.checkpoints", "online", "online"),
     ("reference.token_nll", None, True),
     ("pairing", "auto", "auto"),
     ("pairing", "null", None),
     ("objective", "sftmix.components.objectives.NTP", "NTP"),
-    ("objective.mu", "0", 0.0),
     ("training.betas", "[0.8, 0.9]", [0.8, 0.9]),
-    ("training.padding_free", "true", True),
     ("training.padding_free", "auto", "auto"),
     ("training.epochs", "0.5", 0.5),
 ]
@@ -135,25 +128,12 @@ def test_the_command_line_wins_wherever_the_file_stands(configured, file):
         assert config.training.epochs == 2
 
 
-def test_a_later_file_wins_over_an_earlier_one(configured, file, tmp_path):
-    second = tmp_path / "second.yaml"
-    second.write_text("objective: {class_path: SFTMix, init_args: {mu: 0.9}}")
-    config = configured("--config", file, "--config", str(second))
-    assert (at(config, "objective.mu"), config.training.epochs) == (0.9, 9)
-
-
-def test_a_change_of_class_drops_the_options_of_the_old_one(run, file):
-    code, out, err = run("run", "--objective", "NTP", "--callbacks", "[]", "--config", file, "--print_config")
-    assert (code, err) == (0, "")
-    assert "class_path: sftmix.components.objectives.NTP\n  init_args: {}" in out
-    assert "callbacks: []" in out
-
-
-def test_options_that_the_new_class_has_are_kept(run, file):
+def test_options_that_the_new_class_has_are_kept_and_no_others(run, file):
     code, out, err = run(
         "run", "--config", file, "--objective", "DecomposedMixup", "--splitter", "RandomSplit", "--print_config"
     )
     assert (code, "mu: 0.3" in out, err) == (0, True, "")
+    assert "objectives.NTP\n  init_args: {}" in run("run", "--config", file, "--objective", "NTP", "--print_config")[1]
 
 
 @pytest.mark.parametrize(
@@ -180,28 +160,20 @@ def test_what_print_config_prints_is_that_configuration(run, configured, tmp_pat
     [
         (["runn"], ["no command 'runn'", "quickstart", "Did you mean run?"]),
         (["run"], ["3 problems", "out is missing", "model.path is missing", "data.train is missing"]),
-        (["run", "--training.fsdp", "true"], ["option training.fsdp. Did you mean training.parallel fsdp?"]),
-        (["run", "--lr", "1"], ["Did you mean training.learning_rate?"]),
+        (["run", "--training.fsdp", "true"], ["option training.fsdp. Did you mean training.parallel?"]),
         (["run", "--model.template", "alpaca"], ["Did you mean data.template?"]),
         (["run", "--checkpoint.xyz", "1"], ["unknown option checkpoint.xyz; --help checkpoint lists them."]),
-        (["run", "--xyz", "1"], ["unknown option xyz; --help all lists them."]),
         (["run", "--epochs", "1"], ["epochs", "Did you mean training.epochs?"]),
-        (["run", "--data", "a.json"], ["data: 'a.json' is not allowed; allowed: a group of options {train, eval, "]),
         (["run", "--data.train", "a", "b"], ["'b'", "--data.train+ b"]),
         (["run", "--data.train", "a", "--data.train", "b"], ["--data.train+"]),
         (["run", "stray"], ["unexpected argument 'stray'"]),
         (["run", "--out"], ["out is true, or has no value; allowed: text, null"]),
-        (["run", "--seed", "--out", "o"], ["seed is true, or has no value; allowed: a whole number"]),
-        (["run", "--with_baseline", "x"], ["with_baseline: 'x'", "true or false"]),
         (["run", "--seed+", "1"], ["seed+: seed takes one value", "data.train"]),
         (["run", "--config", "nowhere.yaml"], ["nowhere.yaml", "recipe:"]),
         (["preview", "--rows", "0", "--model.path", "m", "--data.train", "a"], ["rows is 0"]),
         (["chat", "r", "--temperature", "11"], ["--temperature from 0 (greedy) to 10"]),
         (["export"], ["RUN", "export --help"]),
         (["export", "r", "--to", "d", "--dtype", "int4"], ["int4", "bfloat16"]),
-        (["status"], ["RUN"]),
-        (["status", "nowhere"], ["nowhere is not a run directory"]),
-        (["components", "Medin"], ["Medin", "Did you mean Median?"]),
         (["quickstart", "--sed", "1"], ["--sed"]),
     ],
 )

@@ -157,19 +157,6 @@ def test_a_run_that_is_read_back_is_finished(finished, copied, sftmix):
     assert (status(copied), first["exit_code"]) == (first, 0)
 
 
-def test_an_error_after_a_stage_was_begun_is_told(finished, copied, sftmix):
-    for stage in ("train", "baseline"):
-        shutil.rmtree(copied / stage)
-    (copied / "base" / "figures.json").write_text("{}")
-    assert sftmix(*finished.words, "--out", str(copied)).code == 4
-    told = status(copied)
-    assert (told["stage"], told["exit_code"], "figures.json is not the file" in told["message"]) == (
-        "baseline",
-        4,
-        True,
-    )
-
-
 # ------------------------------------------------------------------------------- how a run ended
 
 
@@ -215,19 +202,8 @@ def test_rows_and_models_that_are_not_there_are_refused_at_once(tiny, tmp_path, 
         assert (rows.code, f"{option[2:]}: {missing(path)}: no such file" in rows.err) == (3, True), rows.err
     model = without_torch(*words, "--model.path", missing(tiny.model))
     assert (model.code, "model.path: " in model.err) == (2, True)
-    hub = without_torch(*words, "--model.path", "no/such")
-    assert (hub.code, "model.path: cannot load no/such (no directory here; as a hub id: " in hub.err) == (2, True)
     template = without_torch(*words, "--data.template", "chatlm")
     assert (template.code, "data.template: 'chatlm' is neither one of alpaca, chatml" in template.err) == (2, True)
-
-
-def test_a_run_that_is_not_there_is_refused_at_once(tmp_path, without_torch):
-    for words, message in (
-        (["report"], "runs/nothere is not a run directory"),
-        (["evaluate", "--tasks", "arc_easy", "--to", str(tmp_path)], "model runs/nothere: cannot load runs/nothere"),
-    ):
-        done = without_torch(*words, "runs/nothere")
-        assert (done.code, f"error: {message}" in done.err) == (2, True), done.err
 
 
 def test_an_unwritable_out_is_refused_at_once(tiny, tmp_path, without_torch):
@@ -249,12 +225,10 @@ def test_shards_without_torchrun_are_refused_at_once(tiny, tmp_path, option, par
     ("words", "named"),
     [
         (("--seed", "7"), "reference: was made with other inputs: seed: 42 -> 7."),
-        (("--training.learning_rate", "0.5"), "training.learning_rate: 0.01 -> 0.5"),
         (
             ("--objective.mu", "0.7"),
             "objective.mu: 0.2 -> 0.7. Use another --out, or the old settings",
         ),
-        (("--data.max_length", "64"), "data.max_length: 128 -> 64"),
     ],
 )
 def test_a_directory_of_other_options_is_refused_at_once(finished, copied, words, named, without_torch):
@@ -292,9 +266,6 @@ def test_an_export_that_cannot_be_is_refused_at_once(finished, copied, tmp_path,
     ):
         done = without_torch("export", *words)
         assert (done.code, message in done.err) == (2, True), done.err
-    shutil.rmtree(copied / "train" / "model")
-    done = without_torch("export", str(copied), *to)
-    assert (done.code, "has no checkpoint; a run writes some with --checkpoint.every N" in done.err) == (2, True)
     (copied / "train" / "checkpoints" / "step-00000004").mkdir(parents=True)
     done = without_torch("export", str(copied), *to, "--step", "3")
     assert (done.code, "has no checkpoint 3; it has 4" in done.err) == (2, True)
@@ -335,17 +306,15 @@ def test_a_run_goes_on_when_nobody_takes_what_it_says(tiny, tmp_path, outputs, c
     assert (tmp_path / "run" / "train" / "model" / "README.md").exists()
 
 
-@pytest.mark.parametrize("option", ["--out", "--model.path"])
-def test_a_name_that_is_not_utf_8_is_refused_before_torch_is_there(tiny, tmp_path, option):
+def test_a_name_that_is_not_utf_8_is_refused_before_torch_is_there(tiny, tmp_path):
     """The tokenizer's files could not be written, after all training."""
-    words = ["run", *tiny.options, "--out", tmp_path / "run", option, os.fsencode(tmp_path) + b"/caf\xe9"]
+    words = ["run", *tiny.options, "--out", os.fsencode(tmp_path) + b"/caf\xe9"]
     done = subprocess.run([sys.executable, "-c", ONE_COMMAND, *words], cwd=ROOT, capture_output=True, timeout=120)
     assert (done.returncode, b"which is not UTF-8" in done.stderr, b"PYTHONUTF8=1" in done.stderr) == (2, True, True)
-    assert not (tmp_path / "run").exists()
+    assert b"caf\xe9" not in os.listdir(os.fsencode(tmp_path))
 
 
-@pytest.mark.parametrize("lora", [(), ("--model.lora.r", "4")])
-@pytest.mark.parametrize("option", ["model.path", "reference.model.path"])
+@pytest.mark.parametrize(("option", "lora"), [("model.path", ("--model.lora.r", "4")), ("reference.model.path", ())])
 def test_quantised_weights_are_refused_before_anything_is_trained(tiny, sftmix, tmp_path, option, lora):
     quantised = shutil.copytree(tiny.model, tmp_path / "quantised")
     config = json.loads((quantised / "config.json").read_text())

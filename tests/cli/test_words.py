@@ -15,8 +15,6 @@ NOT_YOURS = "is a file, or not yours to write; name a place in a directory of yo
     [
         ["quickstart", "--out", "a_file/x"],
         ["export", "r", "--to", "a_file/x/y"],
-        ["report", "r", "--to", "a_file/x.html"],
-        ["generate", "m", "--to", "a_file/x"],
         ["evaluate", "m", "--tasks", "t", "--to", "a_file/x"],
     ],
 )

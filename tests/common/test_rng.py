@@ -32,9 +32,7 @@ def test_numpy_values_key_like_plain_ones():
     plain = generator(0, "pairs", 3, "x").random(4)
     other = generator(np.int64(0), "pairs", np.int32(3), np.str_("x")).random(4)
     np.testing.assert_array_equal(plain, other)
-    for mine, theirs in ((1, np.int64(1)), (0.5, np.float32(0.5)), ("x", np.str_("x")), (True, np.bool_(True))):
-        assert stable_hash(mine) == stable_hash(theirs)
-    assert stable_hash(True) != stable_hash(1)
+    assert stable_hash(1, 0.5) == stable_hash(np.int64(1), np.float32(0.5)) != stable_hash(True, 0.5)
 
 
 @pytest.mark.parametrize("place", range(len(KEY)))

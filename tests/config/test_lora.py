@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.read import read_config
 from sftmix.options import (
     DataOptions,
     LoraOptions,
@@ -92,44 +90,3 @@ def test_the_reference_inherits_from_the_same_base_model_only():
     assert reference_lora(target, ReferenceModel(path="other", lora=own)).r == 2
     assert reference_lora(target, ReferenceModel(lora=LoraOptions(r=0))).r == 0
     assert reference_lora(target, getattr(FromFile(path="f"), "model", None)).r == 8
-
-
-def test_yaml_holds_every_option(tmp_path):
-    lora = LoraOptions(r=8, target_modules=["q_proj", "lm_head"], modules_to_save=["norm"], bias="all")
-    own = TrainedReference(model=ReferenceModel(path="weak", lora=LoraOptions(r=2, use_dora=True)))
-    written = config(lora, reference=own)
-    (tmp_path / "config.yaml").write_text(written.yaml())
-    read = read_config(tmp_path / "config.yaml")
-    assert read == written
-    assert read.model.lora == lora
-    assert read.reference.model.lora == LoraOptions(r=2, use_dora=True)
-
-
-def test_the_command_line(sftmix):
-    words = ["run", "--model.path", "m", "--data.train", "t", "--out", "o", "--model.lora.r", "8"]
-    words += ["--model.lora.target_modules", "[q_proj, lm_head]", "--model.lora.use_rslora"]
-    words += ["--reference.model.lora.r", "0", "--print_config"]
-    printed = sftmix(*words)
-    assert printed.code == 0, printed.err
-    values = yaml.safe_load(printed.out)
-    assert values["model"]["lora"]["r"] == 8
-    assert values["model"]["lora"]["target_modules"] == ["q_proj", "lm_head"]
-    assert values["model"]["lora"]["use_rslora"] is True
-    assert values["reference"]["init_args"]["model"]["lora"]["r"] == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--model.lora", "8"), ["model.lora: '8' is not allowed; allowed: a group of options {r, "]),
-        (("--model.lora.rank", "8"), ["unknown option model.lora.rank. Did you mean model.lora.r?"]),
-        (("--config", "f.yaml"), ["f.yaml: model.lora: 8 is not allowed; allowed: a group of options {r, "]),
-    ],
-)
-def test_wrong_words(sftmix, tmp_path, monkeypatch, words, said):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "f.yaml").write_text("model: {lora: 8}")
-    done = sftmix("run", *words)
-    assert done.code == 2
-    for word in said:
-        assert word in done.err

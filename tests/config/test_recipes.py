@@ -4,8 +4,7 @@ import pytest
 
 from sftmix.cli.parsing import read_arguments
 from sftmix.config.checks import validate
-from sftmix.config.layers import config_file, read_layers, recipes
-from sftmix.config.read import read_config
+from sftmix.config.read import config_file, read_config, read_layers, recipes
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import comparison_of, table_options
 from sftmix.tools.compare.statistics import seeds_needed

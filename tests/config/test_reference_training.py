@@ -65,7 +65,7 @@ def test_what_the_reference_would_be_trained_with_is_checked(run, own, words):
 
 @pytest.mark.parametrize(
     "run",
-    [{"learning_rate": -1.0}, {"length_groups": 2, "padding_free": True}, {"parallel": "ddp", "shard_group_size": 2}],
+    [{"learning_rate": -1.0}, {"parallel": "ddp", "shard_group_size": 2}],
 )
 def test_a_problem_of_the_run_is_not_told_again_of_the_reference(run):
     with pytest.raises(ConfigError) as caught:

@@ -6,7 +6,6 @@ import importlib
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Splitter
 from sftmix.config import RunConfig
 from sftmix.config.read import from_plain
 from sftmix.config.values import ELSEWHERE, unknown_option
@@ -24,19 +23,20 @@ from sftmix.config.values import ELSEWHERE, unknown_option
             ["pairing.window: 'x'", ": a whole number."],
         ),
         (["run", "--reference.model.lora", "3"], ["reference.model.lora: '3'", "a group of options {r, lora_alpha, "]),
-        (["run", "--training.betas", "0.9"], ["training.betas: '0.9'", "a list of 2 values"]),
-        (["run", "--callbacks+", "Evaluat"], ["callbacks: no Callback 'Evaluat'", "Did you mean Evaluate?"]),
+        (["run", "--training.betas", "0.9"], ["training.betas: '0.9'", "a list [a, b]"]),
         (["run", "--splitter", "{class_path: Medin}"], ["splitter: no Splitter 'Medin'", "Did you mean Median?"]),
         (["preview", "--rows", "x"], ["rows: 'x'", "a whole number"]),
         (
             ["preview", "--data.columns", "output=output_gpt4"],
-            ["'output=output_gpt4' is a text; allowed: a map", "for example --data.columns '{response: output_gpt4}'."],
+            [
+                "'output=output_gpt4' is not allowed; allowed: a map",
+                "for example --data.columns '{response: output_gpt4}'.",
+            ],
         ),
         (
             ["preview", "--data.columns", "{response: a"],
             ["is no YAML: expected ',' or '}', but got its end; allowed: a map"],
         ),
-        (["preview", "--data.columns", "{response: a,\n id: b: c}"], ["is no YAML: ", "; allowed: a mapping"]),
         (["preview", "--data.columns", "{response: [a]}"], ["is not allowed; allowed: a mapping"]),
         (
             ["compare", "--variants", "{NTP: {objective: NTP}, SFTMix: {}"],
@@ -45,7 +45,7 @@ from sftmix.config.values import ELSEWHERE, unknown_option
         (["compare", "--contrasts", "[A, B]"], ["contrasts: ", "for example --contrasts '[[SFTMix, NTP]]'"]),
         (["run", "--objective", "ntp"], ["no Objective 'ntp'. Did you mean NTP?"]),
         (["run", "--training.schedule", "COSINE"], ["Did you mean cosine?"]),
-        (["run", "--training.betas", "[0.9, 0.95"], ["training.betas: '[0.9, 0.95' is no YAML: ", "list of 2 values"]),
+        (["run", "--training.betas", "[0.9, 0.95"], ["training.betas: '[0.9, 0.95' is no YAML: ", "list [a, b]"]),
     ],
 )
 def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, words):
@@ -69,23 +69,19 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
     [
         ({"trainning": {"epochs": 1}}, ["trainning.epochs. Did you mean training.epochs?"]),
         ({"training": {"epoch": 1}}, ["training.epoch. Did you mean training.epochs?"]),
-        ({"training": {"epochs": "many"}}, ["training.epochs: 'many' is not allowed; allowed: a number."]),
         ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
-        ({"training": {"betas": [0.9]}}, ["training.betas", "a list of 2 values"]),
+        ({"training": {"betas": [0.9]}}, ["training.betas", "a list [a, b]"]),
         ({"data": {"format": "alpacca"}}, ["data.format: 'alpacca'", "mean alpaca? Allowed: auto, alpaca, "]),
         ({"data": 3}, ["data: 3", "a group of options {train, "]),
         ({"model": {"path": None}}, ["model.path is null, or has no value; allowed: text."]),
         ({"objective": None}, ["objective is null, or has no value; allowed: NTP, SFTMix, "]),
         ({"objective": ["NTP"]}, ["objective: ['NTP'] is not allowed", "SFTMix"]),
-        ({"objective": "SFTMx"}, ["objective: no Objective 'SFTMx'. Did you mean SFTMix? There are NTP, "]),
-        ({"objective": {"class_path": None}}, ["objective is null, or has no value; allowed: NTP, SFTMix, "]),
         ({"objective.init_args": None}, ["objective.init_args: SFTMix has no option 'init_args'; it takes mu, "]),
         ({"objective.mo": 1}, ["objective.mo: SFTMix has no option 'mo'. Did you mean mu? It takes mu, alpha, "]),
         ({"objective": "NTP", "objective.mu": 1}, ["objective.mu: NTP has no option 'mu'; it takes none"]),
         ({"objective.mu": -1}, ["objective.mu is -1"]),
         ({"objective.mu": None}, ["objective.mu is null, or has no value; allowed: ", "Linear", "a number"]),
         ({"objective.mu": "Linea"}, ["objective.mu: no Schedule 'Linea'. Did you mean Linear?", "a number"]),
-        ({"objective.mu": "Median"}, ["objective.mu: no Schedule 'Median'", "AfterFraction"]),
         ({"objective.mu": {"class_path": "no_such.Mine"}}, ["objective.mu: no Schedule 'no_such.Mine'"]),
         ({"objective.mu": RAMP}, ["Linear needs objective.mu.end"]),
         ({"objective.mu": {**RAMP, "init_args": {"begin": 0}}}, ["objective.mu.begin", "start, end"]),
@@ -94,15 +90,20 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
         ({"splitter": 3}, ["splitter: 3 is not allowed", "Median"]),
         ({"splitter": ".Mine"}, ["splitter", "no Splitter '.Mine'", "Median"]),
         ({"splitter": "json.JSONDecoder"}, ["splitter: json.JSONDecoder is no subclass of sftmix.comp"]),
-        ({"splitter": "no_such_module.Mine"}, ["splitter", "No module named 'no_such_module'"]),
         ({"splitter": "sftmix.components.base.Splitter"}, ["splitter", "abstract"]),
         (
             {"splitter": {"class_path": "QualityLabel", "init_args": {"high": [5, 4]}}},
             ["splitter.high: 5 is no text to YAML; put it in quotes; allowed: text, a list [a, b]"],
         ),
         ({"reference": {"class_path": "FromFile"}}, ["FromFile needs reference.path"]),
-        ({"reference.training.lr": 1}, ["reference.training.lr", "learning_rate"]),
         ({"callbacks": {"Evaluate": {"every": 3}}}, ["write {class_path: Evaluate, init_args: {option: value}}"]),
+        ({"callbacks": [{"every": 3}]}, ["callbacks is no Callback that has options; choose one first, --callbacks"]),
+        ({"callbacks": [], "callbacks.every": 3}, ["callbacks is an empty list, so callbacks.every has no owner"]),
+        ({"training.epochs": 3, "training": {"epochs": 5}}, ["epochs has two values, 3 and 5; write it once"]),
+        ({"objective": {"init_args": {"mu": 0.1}}, "objective.mu": 0.2}, ["mu has two values, 0.1 and 0.2; write it"]),
+        ({"pairing": None, "pairing.window": 3}, ["pairing: null has no options; choose a class that has some: Rand"]),
+        ({"objective.mu.start": 0}, ["objective.mu is no Schedule that has options; choose one first"]),
+        ({"data.train.a": "b"}, ["data.train: {'a': 'b'} is not allowed; allowed: a list [a, b], text"]),
         ({"callbacks": [{"class_path": "Evaluate", "init_args": {"evry": 1}}]}, ["callbacks.evry", "mean every?"]),
     ],
 )
@@ -112,20 +113,6 @@ def test_a_wrong_value_is_named_with_what_is_allowed(values, words):
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
-
-
-class Outer:
-    class Inner(Splitter):
-        """A splitter that is named by the class around it."""
-
-        def split(self, scores, *, seed):
-            raise AssertionError
-
-
-def test_a_component_may_be_a_class_inside_a_class():
-    config = RunConfig(splitter=Outer.Inner())
-    assert config.plain()["splitter"]["class_path"].endswith("test_values.Outer.Inner")
-    assert from_plain(config.plain()) == config
 
 
 def test_a_callback_that_the_package_makes_itself_is_not_offered():

@@ -13,7 +13,6 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
-from sftmix.config.layers import Layer
 from sftmix.config.merge import Tree, build, merge
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.cells import is_over
@@ -111,6 +110,6 @@ def _variant(name: str, options: Any, base: Tree) -> RunConfig:
         for key in OF_THE_TABLE:
             if key in options:
                 raise ConfigError(f"{key} is not an option of a variant: it is the table's")
-        return build(merge(base, Layer("", dict(options))))
+        return build(merge(base, options))
     except ConfigError as error:
         raise ConfigError(f"variant {name}: {error}") from error

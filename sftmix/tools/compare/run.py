@@ -12,7 +12,7 @@ import yaml
 
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.files import read_json, write_json, write_text
-from sftmix.config.layers import TABLE
+from sftmix.config.read import TABLE
 from sftmix.tools.compare.cells import DIVERGED, CellResult, has_diverged, is_over, result_of
 from sftmix.tools.compare.plan import Cell, Comparison
 from sftmix.tools.compare.table import build_table, write_table

@@ -9,8 +9,7 @@ from functools import cache
 from sftmix.cli.help import formatted, option_rows
 from sftmix.components.base import Component
 from sftmix.components.listing import catalogue
-from sftmix.config.classes import chosen_by, find_component, import_class
-from sftmix.config.schema import component_bases, component_in, options_of
+from sftmix.config.schema import chosen_by, component_bases, component_in, find_component, import_class, options_of
 
 ABOUT = """List the components that can be swapped, one line each by the option that chooses them.
 With a name, show one with its options.

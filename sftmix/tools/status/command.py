@@ -17,7 +17,7 @@ from sftmix.common.figures import markdown_table
 from sftmix.common.files import MANIFEST, not_as_written, read_json
 from sftmix.common.names import is_there
 from sftmix.common.steps import read_steps
-from sftmix.config.layers import TABLE, read_yaml
+from sftmix.config.read import TABLE, read_yaml
 
 ABOUT = """Show how far runs are: stages, steps, last loss, time left, and whether the process is alive.
 It reads files only, so it works while a run goes on and after it has ended.

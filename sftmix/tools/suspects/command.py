@@ -12,7 +12,7 @@ import numpy as np
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
-from sftmix.config.classes import find_component
+from sftmix.config.schema import find_component
 from sftmix.pipeline.finished import is_run
 from sftmix.tools.suspects import signals
 from sftmix.types import Example, TrainingDynamics

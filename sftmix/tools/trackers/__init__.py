@@ -19,7 +19,7 @@ from typing import Any
 
 from sftmix.common.files import read_object, write_text
 from sftmix.components.base import Callback, StageState
-from sftmix.config.layers import read_yaml
+from sftmix.config.read import read_yaml
 from sftmix.pipeline.directory import Hold
 
 FOLDER = "trackers"
