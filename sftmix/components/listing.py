@@ -27,8 +27,9 @@ def catalogue() -> list[tuple[str, list[Shipped]]]:
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     bases = [c for c in classes if c.__module__ == base.__name__ and base.Component in c.__bases__]
     whole = [c for c in classes if c not in bases and not inspect.isabstract(c)]
-    return [(b.__name__, [_entry(c) for c in whole if issubclass(c, b)]) for b in bases]
+    return [(b.__name__, [as_shipped(c) for c in whole if issubclass(c, b)]) for b in bases]
 
 
-def _entry(cls: type) -> Shipped:
+def as_shipped(cls: type) -> Shipped:
+    """Return a component's entry in the list."""
     return Shipped(cls.__name__, f"{cls.__module__}.{cls.__qualname__}", (inspect.getdoc(cls) or "").partition("\n")[0])

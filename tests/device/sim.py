@@ -46,9 +46,6 @@ class SimTensor(torch.Tensor):
         made.values = values
         return made
 
-    def __repr__(self) -> str:
-        return f"SimTensor({self.values})"
-
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -112,14 +109,13 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not copies and ours and any(x.dim() for x in given if not isinstance(x, SimTensor)):
         raise HostTensor(f"{func}: {[f'{x.device.type} {x.dtype} {list(x.shape)}' for x in given]}")
     asked = kwargs.get("device")
-    device = (
-        torch.device(asked) if asked is not None else args[0].device if copies else ours[0].device if ours else None
-    )
+    of_operand = args[0].device if copies else ours[0].device if ours else torch.device("cpu")
+    device = of_operand if asked is None else torch.device(asked)
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu") if device.type == "sim" else device}
     args, kwargs = tree_map(lambda x: x.values if isinstance(x, SimTensor) else x, (args, kwargs))
     out = func(*args, **kwargs)
-    if device is None or device.type != "sim":
+    if device.type != "sim":
         return out
     same = {id(x.values): x for x in ours}  # what an operation changes in place
 
@@ -129,47 +125,26 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(wrapped, out)
 
 
-class _Module:
-    """`torch.sim`, by which torch asks what it asks of `torch.cuda`."""
-
-    only = SimpleNamespace(synchronize=lambda: None)
-
-    def is_available(self) -> bool:
-        return True
-
-    is_initialized = is_available
-
-    def device_count(self) -> int:
-        return 1
-
-    def current_device(self) -> int:
-        return 0
-
-    def get_device_name(self, device: Any = None) -> str:
-        return "simulated"
-
-    def is_bf16_supported(self, including_emulation: bool = True) -> bool:
-        return False
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16]
-
-    def current_stream(self, device: Any = None) -> SimpleNamespace:
-        return self.only
-
-    def stream(self, one: Any) -> contextlib.nullcontext:
-        return contextlib.nullcontext()
-
-    def _is_in_bad_fork(self) -> bool:
-        return False
-
-    def manual_seed_all(self, seed: int) -> None:
-        """Its numbers are those of the CPU's generator."""
+_STREAM = SimpleNamespace(synchronize=lambda: None)
+_MODULE = SimpleNamespace(
+    is_available=lambda: True,
+    is_initialized=lambda: True,
+    device_count=lambda: 1,
+    current_device=lambda: 0,
+    get_device_name=lambda device=None: "simulated",
+    is_bf16_supported=lambda including_emulation=True: False,
+    get_amp_supported_dtype=lambda: [torch.bfloat16],
+    current_stream=lambda device=None: _STREAM,
+    stream=contextlib.nullcontext,
+    _is_in_bad_fork=lambda: False,
+    manual_seed_all=lambda seed: None,  # its numbers are those of the CPU's generator
+)
+"""`torch.sim`, by which torch asks what it asks of `torch.cuda`."""
 
 
 def begin() -> Sim:
     """Give this process the device; return the mode under which it works, entered."""
-    _setup_privateuseone_for_python_backend("sim", backend_module=_Module())
+    _setup_privateuseone_for_python_backend("sim", backend_module=_MODULE)
     torch.__future__.set_swap_module_params_on_conversion(True)  # a wrapper cannot be put into a tensor of the CPU
     kernels, fallbacks = torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
     for name in ("empty_strided", "empty.memory_format"):  # of C++, which passes by the mode

@@ -13,15 +13,11 @@ from tests.tiny import groups, metrics, weights
 FEW = ("--training.max_steps", "4", "--checkpoint.every", "2", "--training.length_groups", "1")
 
 
-def on_sim() -> None:
-    begin()
-
-
 @pytest.mark.slow
 def test_a_run_and_its_answers(plain, tmp_path):
     """Reference, scores, split, training with noise, checkpoints, export; then drawn answers of one exported model."""
     runs = {}
-    for name, fault in (("cpu", None), ("sim", on_sim)):
+    for name, fault in (("cpu", None), ("sim", begin)):
         path = runs[name] = tmp_path / name
         words = ("run", *plain.options, *FEW, "--perturbation", "NEFTune", "--out", str(path))
         assert ended(words, cwd=tmp_path, faults=[fault]).code == 0

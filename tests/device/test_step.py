@@ -47,18 +47,12 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
 CPU, SIM = torch.device("cpu"), "sim:0"
 
 
+SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
 def llama(attention: str = "sdpa", dropout: float = 0.1) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-        attention_dropout=dropout,
-        attn_implementation=attention,
-    )
-    return LlamaForCausalLM(config)
+    more: dict[str, Any] = {"attention_dropout": dropout, "attn_implementation": attention}
+    return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True, **more))
 
 
 def stepped(
@@ -82,14 +76,13 @@ def stepped(
     about = {"optimizer": torch.optim.AdamW(model.parameters(), lr=0.01), "data": DATA, "objective": objective}
     options = TrainingOptions(micro_batch_size=6, length_groups=None if padding_free else 3)
     setup = toy_setup(module, perturbation=perturbation, options=options, world=world, **about)
-    if seen is not None:
-        seen.reads.clear()
-        seen.sent.clear()
+    seen = seen or Sim()
+    seen.reads.clear()
+    seen.sent.clear()
     results = [train_step(setup, prepare_step(setup, number, UNITS, None)) for number in range(2)]
-    reads = dict(seen.reads) if seen is not None else {}
-    places = set(seen.sent) if seen is not None else set()
+    reads, sent = dict(seen.reads), set(seen.sent)  # before the weights are read
     numbers = [(one.loss, one.ntp, one.mixup, one.grad_norm) for one in results]
-    return numbers, {name: p.detach().cpu() for name, p in model.named_parameters()}, reads, places
+    return numbers, {name: p.detach().cpu() for name, p in model.named_parameters()}, reads, sent
 
 
 def assert_as_on_the_cpu(seen: Sim, objective: Objective, reads: dict[str, int], **given: Any) -> None:
@@ -103,11 +96,11 @@ def assert_as_on_the_cpu(seen: Sim, objective: Objective, reads: dict[str, int],
     assert sent == {"collate.py"} | ({"perturbations.py"} if given.get("perturbation") else set())
 
 
-def check_objective(world: World, name: str) -> None:
+def check(world: World, name: str, way: dict[str, Any]) -> None:
     """Two steps of two micro-batches, each of one row or of three segments."""
     seen, reads = begin(), {"step.py": 2} | ({"scoring.py": 22} if name == "IRDRO" else {})
     for padding_free in (True, False):
-        assert_as_on_the_cpu(seen, OBJECTIVES[name](), reads, padding_free=padding_free)
+        assert_as_on_the_cpu(seen, OBJECTIVES[name](), reads, padding_free=padding_free, **way)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +108,7 @@ def check_objective(world: World, name: str) -> None:
 )
 def test_a_step_of_each_objective(name):
     """The same numbers as on the CPU, no tensor left there, and no read of the device but those of `reads`."""
-    on_ranks(check_objective, name, ranks=1)
+    on_ranks(check, name, {}, ranks=1)
 
 
 @pytest.mark.gpu
@@ -130,16 +123,10 @@ def test_a_step_of_each_objective_on_a_gpu(name, padding_free):
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-2, atol=1e-5)
 
 
-def check_way(world: World, way: dict[str, Any]) -> None:
-    seen = begin()
-    for padding_free in (True, False):
-        assert_as_on_the_cpu(seen, SFTMix(), {"step.py": 2}, padding_free=padding_free, **way)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [{"perturbation": NEFTune()}, {"attention": "eager"}, {"recompute": True}])
 def test_a_step_with_noise_or_eager_attention_or_recomputed_layers(way):
-    on_ranks(check_way, way, ranks=1)
+    on_ranks(check, "SFTMix", way, ranks=1)
 
 
 def check_scoring(world: World) -> None:

@@ -152,29 +152,18 @@ def test_two_ranks_train_the_adapters_of_one(plain, adapted, tmp_path, parallel)
 
 
 @pytest.mark.parametrize(
-    ("ranks", "step"),
-    [(1, 7), (1, 8), (2, 6)],
-    ids=["mid epoch", "end of epoch", "fsdp"],
+    ("stage", "step"),
+    [("reference", 7), ("train", 7), ("train", 8)],
+    ids=["reference", "mid epoch", "end of epoch"],
 )
 @pytest.mark.slow
-def test_a_run_continued_after_kill_is_the_uninterrupted_run(small, run, one, tmp_path, ranks, step):
-    words = ["--checkpoint.every", "4", *(["--training.parallel", "fsdp"] if ranks > 1 else [])]
-    whole = run("whole", *words, ranks=ranks) if ranks > 1 else one
-    killed = from_split(one, tmp_path)
-    words = ["run", *small.options, "--out", "run", *words]
-    mine = KillIn("training/step.py", "train_step", call=step + 1)
-    assert ended(words, cwd=tmp_path, faults=[mine] * ranks).codes == [SIGKILLED] * ranks
-    assert not (killed / "train" / "model").exists()
-    assert len(steps(killed)) < 12
-    command(*words, cwd=tmp_path, ranks=ranks)
-    assert_equal(whole, killed)
-
-
-@pytest.mark.slow
-def test_a_kill_while_the_reference_is_trained_and_scored(small, one, tmp_path):
+def test_a_run_continued_after_kill_is_the_uninterrupted_run(small, one, tmp_path, stage, step):
+    """On two ranks: tests/faults/test_torchrun.py."""
+    if stage == "train":
+        from_split(one, tmp_path)
     words = ["run", *small.options, "--out", "run", "--checkpoint.every", "4"]
-    mine = KillIn("training/step.py", "train_step", call=8)
+    mine = KillIn("training/step.py", "train_step", call=step + 1)
     assert ended(words, cwd=tmp_path, faults=[mine]).code == SIGKILLED
-    assert len(steps(tmp_path / "run", "reference")) < 12
+    assert len(steps(tmp_path / "run", stage)) < 12
     command(*words, cwd=tmp_path)
     assert_same(tmp_path / "run", one)

@@ -20,7 +20,6 @@ from transformers import (
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import AdamW
-from sftmix.model.adapters import add_adapters
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.model.meta import empty_model, mapped_model, take_values
@@ -66,13 +65,13 @@ def save_models(root: Path) -> list[str]:
 
 
 CONFIG: Any = SimpleNamespace(model=ModelOptions(), optimizer=AdamW())
+ENCODER: Any = SimpleNamespace(tokenizer=range(61))
 
 
 def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> TrainingModule:
     """The module that a run trains, as the run makes it."""
     options = TrainingOptions(parallel=parallel, shard_group_size=2 if parallel == "hsdp" else None)
-    encoder: Any = SimpleNamespace(tokenizer=range(61))
-    model, values = load_for_run(CONFIG, world, str(path), encoder, options, lora, seed=3)
+    model, values = load_for_run(CONFIG, world, str(path), ENCODER, options, lora, seed=3)
     assert values is not None
     assert {p.device.type for p in model.parameters()} == {"meta"}
     size = options.shard_group_size
@@ -86,9 +85,7 @@ def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> Train
 def plain(path: Path, lora: LoraOptions):
     model = load_model(path)
     if lora.r:
-        options = TrainingOptions()
-        encoder: Any = SimpleNamespace(tokenizer=range(61))
-        model, _ = load_for_run(CONFIG, World(), str(path), encoder, options, lora, seed=3)
+        model, _ = load_for_run(CONFIG, World(), str(path), ENCODER, TrainingOptions(), lora, seed=3)
     return model
 
 
@@ -137,13 +134,9 @@ def models(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_ranks_start_from_the_weights_of_a_plain_load(models):
-    on_ranks(ranks_start_from_the_same, str(models), "fsdp")
-
-
-@pytest.mark.slow
-def test_two_groups_of_two_ranks_start_from_the_weights_of_a_plain_load(models):
-    on_ranks(ranks_start_from_the_same, str(models), "hsdp", ranks=4)
+@pytest.mark.parametrize(("parallel", "ranks"), [("fsdp", 2), ("hsdp", 4)])
+def test_ranks_start_from_the_weights_of_a_plain_load(models, parallel, ranks):
+    on_ranks(ranks_start_from_the_same, str(models), parallel, ranks=ranks)
 
 
 def test_what_is_exported_is_what_was_loaded(models, tmp_path):
@@ -171,11 +164,3 @@ def test_a_model_without_values_is_tied_where_the_model_is(models):
         assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
         assert {b.device.type for b in model.buffers()} == {"cpu"}
         assert not model.training
-
-
-def test_adapters_fit_on_a_model_without_values(models):
-    model = empty_model(models / "tied")
-    add_adapters(model, LORA, seed=0)
-    whole = load_model(models / "tied")
-    add_adapters(whole, LORA, seed=0)
-    assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in whole.named_parameters()]

@@ -6,6 +6,7 @@ Nodes that are hosts of their own: tests/distributed/test_two_hosts.py.
 import json
 import os
 import re
+import socket
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -173,7 +174,7 @@ def test_a_node_is_killed_and_another_one_joins(plain, alone, tmp_path):
         return start_agent(words_of(plain, *SLOWLY), cwd=tmp_path, port=port, nodes="1:2", restarts=3, env=env)
 
     first = agent("one")
-    wait_until(lambda: listens(port))  # it has the store, and outlives the other
+    wait_until(lambda: answers(port))  # it has the store, and outlives the other
     second = agent("two")
     wait_until((tmp_path / "waits-5").exists)
     second.kill()
@@ -191,11 +192,7 @@ def test_a_node_is_killed_and_another_one_joins(plain, alone, tmp_path):
     assert max(abs(ours["loss"] - theirs["loss"]) for ours, theirs in pairs) <= 1e-4
 
 
-def listens(port: int) -> bool:
+def answers(port: int) -> bool:
     """Return True if a process listens on a port of this machine."""
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            local, state = line.split()[1], line.split()[3]
-            if local.endswith(f":{port:04X}") and state == "0A":
-                return True
-    return False
+    with socket.socket() as caller:
+        return caller.connect_ex(("localhost", port)) == 0

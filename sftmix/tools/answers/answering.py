@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def answered(
     Prompts with equal room go through the model together: none sees how long others may be.
     """
     for turn in range(1 + max(len(question.follow_ups) for question in questions)):
-        groups = defaultdict[tuple[float, int], list[tuple[Key, list[int]]]](list)
+        groups: dict[Any, list[Any]] = defaultdict(list)  # temperature and room -> keys with prompts
         for question in questions:
             if turn <= len(question.follow_ups):
                 messages = list(question.messages)
@@ -59,31 +60,9 @@ def answered(
                     rows = generated(loaded, dict(batch), room, temperature, options)
                     for (key, prompt), ids in zip(batch, rows, strict=True):
                         finish = "prompt_too_long" if not ids else "stop" if ids[-1] in loaded.stop_ids else "length"
-                        answers[key] = {
-                            "key": key,
-                            "answers": loaded.text_of(ids) if ids else None,
-                            "finish": finish,
-                            "prompt_tokens": len(prompt),
-                            "answer_tokens": len(ids),
-                        }
+                        values = loaded.text_of(ids) if ids else None, finish, len(prompt), len(ids)
+                        answers[key] = {"key": key, **dict(zip(COLUMNS, values, strict=True))}
                     yield [answers[key] for key, _ in batch]
-
-
-def lines_of(
-    questions: Sequence[Question], models: Sequence[str], answers: Mapping[Key, Answer]
-) -> list[dict[str, Any]]:
-    """Put the answers of all models beside one another, in the order of the questions.
-
-    With follow-ups each model has a list of values, one for each turn, in place of one.
-    """
-    lines = []
-    for question in questions:
-        line, turns = question.plain(), range(1 + len(question.follow_ups))
-        for column in COLUMNS:
-            values = {m: [answers[m, question.id, turn][column] for turn in turns] for m in models}
-            line[column] = values if question.follow_ups else {m: value for m, (value,) in values.items()}
-        lines.append(line)
-    return lines
 
 
 def asked(
@@ -127,7 +106,7 @@ def generated(
         if options.top_p < 1:
             chain.append(TopPLogitsWarper(options.top_p))
         draws = np.stack([generator(options.seed, "answer", name, turn).random(n) for _, name, turn in prompts])
-        chain.append(Drawn(draws, longest))
+        chain.append(Drawn(torch.from_numpy(draws), longest))
     out = model.generate(
         input_ids=ids,
         attention_mask=pad_sequence([torch.ones_like(row) for row in rows], True, 0, "left"),
@@ -140,22 +119,24 @@ def generated(
     return [row[: end + 1] for row, end in zip(answers, ends, strict=True)]
 
 
+@dataclass
 class Drawn(LogitsProcessor):
     """Leave one token of each row: the one in whose share of [0, 1) the row's random number falls.
 
     The shares stand in the order of the vocabulary. Greedy decoding then takes this token.
+
+    draws          f64[B, positions] in [0, 1), one for each position after the prompt
+    prompt_length  of the longest prompt of the batch
     """
 
-    def __init__(self, draws: np.ndarray, prompt_length: int) -> None:
-        """draws: f64[B, positions] in [0, 1), one for each position after the prompt."""
-        self._draws = torch.from_numpy(draws)
-        self._start = prompt_length
+    draws: torch.Tensor
+    prompt_length: int
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Return scores [B, V] in which only the drawn token is finite; input_ids [B, length so far]."""
-        place = input_ids.shape[1] - self._start
+        place = input_ids.shape[1] - self.prompt_length
         shares = torch.softmax(scores.double(), dim=-1).cumsum(dim=-1)
-        draws = self._draws[:, place : place + 1].to(shares.device) * shares[:, -1:]
+        draws = self.draws[:, place : place + 1].to(shares.device) * shares[:, -1:]
         # A number equal to a border belongs to the next token: a token with share 0 is never drawn.
         chosen = torch.searchsorted(shares, draws, right=True).clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)

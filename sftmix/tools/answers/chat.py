@@ -6,15 +6,11 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from io import TextIOWrapper
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sftmix.cli.results import say
 from sftmix.common.shown import as_lines
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
-
-if TYPE_CHECKING:
-    from sftmix.pipeline.loaded import LoadedModel
 
 ABOUT = """Talk to a finished model in the terminal, by the chat template and the stop ids of its training.
 
@@ -27,15 +23,14 @@ The line /reset forgets the conversation. Ctrl-C stops an answer and takes the t
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
-    beside = "a second model: baseline or base of the run, another run or a model"
-    parser.add_argument("--beside", metavar="NAME", help=beside)
+    parser.add_argument(
+        "--beside", metavar="NAME", help="a second model: baseline or base of the run, another run or a model"
+    )
     add_sampling(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     """Load the models and talk until the user ends it."""
-    if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8: no tokenizer takes what stands for them
     from sftmix.pipeline.finished import finished_models
 
     options, names = sampling(args), ["target", *([args.beside] if args.beside else [])]
@@ -56,9 +51,10 @@ def _lines() -> Iterator[str]:
             yield input(sign)
 
 
-def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[str]) -> None:
+def chat(models: Sequence[Any], options: AnswerOptions, lines: Iterable[str]) -> None:
     """Answer each line with every model, until the lines end.
 
+    models  LoadedModels
     lines  what the user writes, a turn in each; /reset forgets all turns before
     """
     beginning = [{"role": "system", "content": options.system}] if options.system else []
@@ -77,7 +73,7 @@ def chat(models: Sequence[LoadedModel], options: AnswerOptions, lines: Iterable[
                 print("\nthe turn is taken back")
 
 
-def _answer(loaded: LoadedModel, messages: list[dict[str, str]], options: AnswerOptions) -> list[dict[str, str]]:
+def _answer(loaded: Any, messages: list[dict[str, str]], options: AnswerOptions) -> list[dict[str, str]]:
     """Answer the last turn, write the answer while it is made, and return the conversation with it.
 
     A turn for whose answer the context has no room is forgotten. Raises DataError where the chat template refuses.

@@ -32,12 +32,22 @@ docs/evaluation.md shows how the official judges take these files."""
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
-    rows = "file, directory or hub id of prompts, in the format of training rows or of the tool [held-out rows]"
-    parser.add_argument("--prompts", nargs="+", default=[], metavar="FILE", help=rows)
-    to = "file to write; of other formats than rows a directory"
-    parser.add_argument("--to", required=True, metavar="PATH", help=to)
-    names = "target, baseline, base, and other runs and models, with commas between them [%(default)s]"
-    parser.add_argument("--models", default="target", metavar="NAMES", help=names)
+    parser.add_argument(
+        "--prompts",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="file, directory or hub id of prompts, in the format of training rows or of the tool [held-out rows]",
+    )
+    parser.add_argument(
+        "--to", required=True, metavar="PATH", help="file to write; of other formats than rows a directory"
+    )
+    parser.add_argument(
+        "--models",
+        default="target",
+        metavar="NAMES",
+        help="target, baseline, base, and other runs and models, with commas between them [%(default)s]",
+    )
     form = (
         "rows - one line for each prompt, with the answers of all models; prompts are rows of any format; "
         "alpaca_eval - AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's; "
@@ -51,11 +61,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Answer, and say what happened."""
-    models = [name.strip() for name in args.models.split(",")]
-    files = generate(
-        args.place, Path(args.to), models=models, prompts=args.prompts, form=args.format, options=sampling(args)
-    )
-    print("\n".join(map(str, files)))
+    models, options = args.models.split(","), sampling(args)
+    files = generate(args.place, Path(args.to), models=models, prompts=args.prompts, form=args.format, options=options)
+    print(*files, sep="\n")
 
 
 def generate(
@@ -65,7 +73,7 @@ def generate(
     models: Sequence[str],
     prompts: Sequence[str] = (),
     form: str = "rows",
-    options: AnswerOptions | None = None,
+    options: AnswerOptions,
 ) -> list[Path]:
     """Let models answer questions, write the files of a format and return them; say how the answers of each ended.
 
@@ -76,28 +84,25 @@ def generate(
     DataError for a bad row.
     """
     from sftmix.data import prepare
-    from sftmix.tools.answers.formats import of_mt_bench, write_answers
-    from sftmix.tools.answers.questions import question_of, read_questions
+    from sftmix.tools.answers.questions import question_of, read_questions, write_answers
 
-    options, judged = options or AnswerOptions(), form != "rows"
-    finished = finished_models(place, models)
-    config = next((read_finished(model.run) for model in finished if model.run is not None), None)
+    finished, judged = finished_models(place, models), form != "rows"
+    runs = [model.run for model in finished if model.run is not None]
+    config = read_finished(runs[0]) if runs and not judged else None
     if prompts:
-        columns = config.data.columns if config and not judged else None
-        questions = read_questions(prompts, columns, of_mt_bench if form == "mt_bench" else None)
+        questions = read_questions(prompts, config.data.columns if config else None, mt_bench=form == "mt_bench")
     else:
-        prepared = prepare(config.data, config.seed) if config and not judged else None
+        prepared = prepare(config.data, config.seed) if config else None
         if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
             raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
-        rows = prepared.eval
-        questions = [question_of(example) for example in rows.examples(whole=True)]
+        questions = [question_of(example) for example in prepared.eval.examples(whole=True)]
     for number, question in enumerate(questions):
         if options.temperature is not None:
             question = replace(question, temperature=options.temperature)
         if options.system is not None and question.messages[0]["role"] != "system":
             question = replace(question, messages=({"role": "system", "content": options.system}, *question.messages))
         questions[number] = question
-    files = list[Path]()
+    files = []
     for group in [[model] for model in finished] if judged else [finished]:
         label = _label(group[0])  # other runs lie in the same directory, so each model has a file of its own
         files.append(to / f"answers-{label}.jsonl" if judged else to)
@@ -139,18 +144,19 @@ def _lines(
 ) -> list[dict[str, Any]]:
     """Return the lines of a file, after answering what it lacks; ConfigError if it was begun from other inputs.
 
+    A line has the answers of all models; with follow-ups each model has a list of values, one for each turn.
     Beside it lies `FILE.inputs.json`, what it is made from, and while it is made `FILE.parts`: the answers in the order
     in which they came.
     """
     from sftmix.pipeline.loaded import load_finished
-    from sftmix.tools.answers.answering import answered, lines_of
+    from sftmix.tools.answers.answering import COLUMNS, answered
 
     inputs, file = inputs_of(form, questions, models, options), Path(f"{path}.inputs.json")
     if not path.exists() and not file.exists():
         write_json(file, inputs)
     old = read_json(file) if file.exists() else {}  # {}: not written by this command
     if different := differences(old, inputs):
-        problem = f"{path} was made with other inputs: {'; '.join(different[:8])}"
+        problem = f"{path} was made with other inputs: {'; '.join(different)}"
         raise ConfigError(f"{problem}. Use another --to, or the old settings")
     if path.exists():
         return list(map(json.loads, path.read_bytes().splitlines()))  # of a text U+2028 would end a line, too
@@ -166,7 +172,13 @@ def _lines(
                     append_batch(parts, batch)
                     bar.update(len(batch))
             del loaded  # before the next one
-    lines = lines_of(questions, [model.name for model in models], answers)
+    lines = []
+    for question in questions:
+        line, turns = question.plain(), range(1 + len(question.follow_ups))
+        for column in COLUMNS:
+            values = {m.name: [answers[m.name, question.id, turn][column] for turn in turns] for m in models}
+            line[column] = values if question.follow_ups else {name: value for name, (value,) in values.items()}
+        lines.append(line)
     write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
     parts.unlink()
     return lines

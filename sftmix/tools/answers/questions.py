@@ -1,13 +1,16 @@
-"""Questions for models, read from rows of any format or of a tool."""
+"""Questions for models, read from rows of any format or of a judge's tool, and the files of answers that tools take."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import DataError
+from sftmix.common.files import write_text
 from sftmix.data.columns import Columns
 from sftmix.data.conversations import content_hash
 from sftmix.data.formats import TEXT, convert, recognise
@@ -16,10 +19,11 @@ from sftmix.data.sources import expand
 from sftmix.types import Example
 
 OPTION = "--prompts"
-OfTool = Callable[[Mapping[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
+FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
+"""FastChat's temperatures by category (llm_judge/common.py); writing, roleplay and other categories get 0.7 there."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Question:
     """A conversation that a model continues.
 
@@ -52,21 +56,21 @@ def question_of(example: Example) -> Question:
 
 
 def read_questions(
-    names: Sequence[str], columns: Mapping[str, str] | None = None, of_tool: OfTool | None = None
+    names: Sequence[str], columns: Mapping[str, str] | None = None, *, mt_bench: bool = False
 ) -> list[Question]:
     """Read the questions of files, directories and hub ids, in file order; answers may be missing.
 
-    columns  data.columns of a run; a row without these fields keeps its own
-    of_tool  None for rows in any format of training data; else a row -> such a row, and more fields of the Question
+    columns   data.columns of a run; a row without these fields keeps its own
+    mt_bench  the rows are those of FastChat's question.jsonl, and of no format of training data
     Raises DataError that names the first bad row as `file:line: reason`.
     """
-    reader, questions, times = Columns(columns), list[Question](), Counter[str]()
+    reader, questions, times = Columns(columns), [], Counter[str]()
     for source in expand(names, OPTION):
         for place, row in source.rows():
             try:
                 if not isinstance(row, dict):
                     raise row if isinstance(row, BadRow) else BadRow("expected an object with named fields")
-                plain, more = of_tool(row) if of_tool else (row, {})
+                plain, more = _of_mt_bench(row) if mt_bench else (row, {})
                 plain = _with_answer(reader.renamed(plain))
                 form = recognise(plain, None, reader.formats)
                 if form == TEXT:
@@ -83,6 +87,13 @@ def read_questions(
     return questions
 
 
+def _of_mt_bench(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the row of a question in a format of training data, and more fields of the Question."""
+    first, *later = row["turns"]
+    temperature = FASTCHAT.get(row["category"], 0.7)
+    return {"id": row["question_id"], "prompt": first}, {"follow_ups": tuple(later), "temperature": temperature}
+
+
 def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
     """Give a row that only asks an empty answer, so that the formats of training rows read it."""
     empty = {"role": "assistant", "content": ""}
@@ -91,7 +102,26 @@ def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
     if "prompt" in row:
         return {"completion": [empty] if isinstance(row["prompt"], list) else "", **row}
     for key in ("messages", "conversations"):
-        last = row[key][-1] if isinstance(row.get(key), list) and row[key] else None
-        if isinstance(last, dict) and last.get("role", last.get("from")) in ("user", "human"):
-            return {**row, key: [*row[key], empty]}
+        match row.get(key):
+            case [*turns, ({"role": "user" | "human"} | {"from": "user" | "human"}) as last]:
+                return {**row, key: [*turns, last, empty]}
     return row
+
+
+def write_answers(form: str, to: Path, model: str, questions: Sequence[Question], turns: Sequence[list[str]]) -> Path:
+    """Write the file of a model for AlpacaEval or MT-Bench into a directory, and return it.
+
+    turns  of each question the texts of its answers, "" where the prompt is too long
+    """
+    answered = zip([question.row for question in questions], turns, strict=True)
+    if form == "alpaca_eval":
+        file = to / f"{model}.json"
+        outputs = [{**row, "output": texts[0], "generator": model} for row, texts in answered]
+        text = json.dumps(outputs, indent=1, ensure_ascii=False) + "\n"
+    else:
+        file, text = to / "model_answer" / f"{model}.jsonl", ""
+        for row, texts in answered:
+            line = {"question_id": row["question_id"], "model_id": model, "choices": [{"index": 0, "turns": texts}]}
+            text += json.dumps(line, ensure_ascii=False) + "\n"
+    write_text(file, text)
+    return file

@@ -1,10 +1,9 @@
 """Benchmarks on the models of a run, by lm-eval, in one table with standard errors.
 
     convert   raw files of MedQA, PubMedQA and MedMCQA -> rows that the tasks of this room read
-    tasks/    the task files of this room, for lm-eval
+    tasks/    the task file of this room, for lm-eval
     harness   tasks for lm-eval, a finished model as it asks it, and its scores
-    table     results, one file for each task, model and settings -> tasks x models, and differences between models
-    command   all of it
+    command   all of it; results, one file for each task, model and settings -> tasks x models, and their differences
 
 Nothing else in the package imports this room, but the command line. It needs the extra `eval` (lm-eval).
 """

@@ -1,26 +1,32 @@
-"""`evaluate`: benchmarks on the models of a run, each task measured once, in one table."""
+"""`evaluate`: benchmarks on the models of a run, each task measured once, in one table.
+
+A result is one file for each task, model and settings. The table has a line for each task with its settings.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import sha256_file, sha256_json, write_json
+from sftmix.common.figures import markdown_table
+from sftmix.common.files import read_json, sha256_file, sha256_json, write_json, write_text
 from sftmix.model.paths import named
 from sftmix.pipeline.finished import DTYPES, FinishedModel, finished_models, is_run
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert
-from sftmix.tools.evaluate.table import FOLDER, entry_file, write_tables
 
-if TYPE_CHECKING:
-    from sftmix.tools.evaluate.harness import Task
+MODELS = ["base", "baseline", "target"]
+NOTE = "Standard errors are over questions; one training run says nothing of how much another seed would change."
 
 ABOUT = """Measure the models of a run on benchmarks, by lm-eval: one table of tasks x models with standard errors.
 Results go to RUN/evaluation; what is there with the same settings is not measured again.
@@ -41,27 +47,36 @@ It needs lm-eval: pip install 'sftmix[eval]'."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", metavar="RUN", help="run directory or model; with --convert a raw file")
     parser.add_argument("--tasks", metavar="A,B", help="names of tasks, with commas between them")
-    which = "models of the run [base, baseline if there is one, target]"
-    parser.add_argument("--models", metavar="A,B", help=which)
-    where = "directory of the results [RUN/evaluation]; needed for a model; with --convert that of the rows"
-    parser.add_argument("--to", metavar="DIR", help=where)
+    parser.add_argument("--models", metavar="A,B", help="models of the run [base, baseline if there is one, target]")
+    parser.add_argument(
+        "--to",
+        metavar="DIR",
+        help="directory of the results [RUN/evaluation]; needed for a model; with --convert that of the rows",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="solved questions in the prompt [the task's own]")
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="prompts at a time [%(default)s]")
     parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of the few-shot examples [%(default)s]")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are stored")
-    chat = "ask in the chat template of the training, few-shot examples as turns"
-    parser.add_argument("--apply_chat_template", action="store_true", help=chat)
-    parser.add_argument("--data_dir", metavar="DIR", help="rows of this package's tasks")
-    include = "task files of your own, as lm-eval reads them"
-    parser.add_argument("--include_path", type=Path, metavar="DIR", help=include)
-    make = "make the rows of a task of this package from a raw file"
-    parser.add_argument("--convert", choices=BENCHMARKS, metavar="TASK", help=make)
+    parser.add_argument(
+        "--apply_chat_template",
+        action="store_true",
+        help="ask in the chat template of the training, few-shot examples as turns",
+    )
+    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="rows of this package's tasks")
+    parser.add_argument(
+        "--include_path", type=Path, metavar="DIR", help="task files of your own, as lm-eval reads them"
+    )
+    parser.add_argument(
+        "--convert", choices=BENCHMARKS, metavar="TASK", help="make the rows of a task of this package from a raw file"
+    )
     solved = parser.add_mutually_exclusive_group()
-    shots = "with --convert: raw file of solved questions for the prompts"
-    solved.add_argument("--shots", metavar="FILE", help=shots)
-    test = "with --convert: JSON file with the ids that are measured"
-    solved.add_argument("--test", metavar="FILE", help=test)
+    solved.add_argument(
+        "--shots", type=Path, metavar="FILE", help="with --convert: raw file of solved questions for the prompts"
+    )
+    solved.add_argument(
+        "--test", type=Path, metavar="FILE", help="with --convert: JSON file with the ids that are measured"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -69,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     if args.convert is not None:
         if args.to is None:
             raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")
-        print(convert(args.convert, args.place, Path(args.to), shots=args.shots, test=args.test))
+        print(convert(args.convert, Path(args.place), Path(args.to), shots=args.shots, test=args.test))
     elif args.tasks is None:
         raise ConfigError("--tasks is missing; give names, as --tasks arc_easy,medqa_4options")
     else:
@@ -78,41 +93,43 @@ def main(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Measure the models of a place on what they were not measured on, and print the table of all results there."""
-    source, usual = Path(args.place).expanduser(), "target"
-    if is_run(source):
-        usual = "base,baseline,target" if (source / "baseline" / "figures.json").exists() else "base,target"
+    run, usual = Path(args.place).expanduser(), ["target"]
+    if is_run(run):
+        usual = [name for name in MODELS if name != "baseline" or (run / "baseline" / "figures.json").exists()]
     elif args.to is None:
         raise ConfigError(f"{args.place} is a model; name the directory of the results with --to DIR")
-    models = finished_models(args.place, (args.models or usual).split(","))
-    place = Path(args.to or source / FOLDER)
+    models = finished_models(args.place, args.models.split(",") if args.models else usual)
+    place = Path(args.to or run / "evaluation")
     if find_spec("lm_eval") is None:
         raise ConfigError("evaluate needs lm-eval, which is not installed: pip install 'sftmix[eval]'")
-    from sftmix.tools.evaluate.harness import chosen_tasks, manager
+    from sftmix.tools.evaluate.harness import find_tasks
 
-    tasks = chosen_tasks(args.tasks.split(","), args.data_dir, args.include_path)
-    say(f"evaluate: {args.tasks} on {', '.join(model.name for model in models)}")
-    known = manager(tasks, args.include_path)
-    identities = {model.name: _measure(model, tasks, known, place, args) for model in models}
+    tasks, manager = find_tasks(args.tasks.split(","), args.data_dir, args.include_path)
+    identities = {model.name: _measure(model, tasks, manager, place, args) for model in models}
     print(write_tables(place, identities))
     if args.to is None:
         from sftmix.tools.sharing.command import write_run_cards
 
-        write_run_cards(source)
+        write_run_cards(run)
     say(f"all results: {place}, table.md and table.json among them")
 
 
-def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Path, args: argparse.Namespace) -> str:
+def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Path, args: argparse.Namespace) -> str:
     """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
 
-    known  lm-eval's TaskManager
+    tasks, manager  as `harness.find_tasks` gives them
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
+    from lm_eval import simple_evaluate
+
     from sftmix.model.load import fingerprint
     from sftmix.pipeline.loaded import encoder_of, load_finished
+    from sftmix.tools.evaluate.harness import harness_of, scores_of
 
     with named(f"model {model.name}"):
         identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
-    missing = []
+    harness = None
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), args.seed)
     for task in tasks:
         usual = None if isinstance(task.spec, str) else task.spec["num_fewshot"]
         settings = {
@@ -127,29 +144,20 @@ def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Pat
         file = entry_file(place, task.name, model.name, identity, settings)
         if file.exists():
             say(f"{task.name}, {model.name}: there already")
-        else:
-            missing.append((task, file, settings))
-    if not missing:
-        return identity
-    try:  # rows that are not there are told before a model is loaded
-        known.load([task.spec for task, _, _ in missing])
-    except OSError as error:  # as all are that tell of the network, the hub or a missing file
-        raise DataError(
-            f"--tasks: lm-eval cannot load {', '.join(task.name for task, _, _ in missing)} or its rows "
-            f"({' '.join(str(error).split())}); without a network it finds rows that it fetched before, and those that "
-            "--include_path or --data_dir names"
-        ) from error
-    from lm_eval import simple_evaluate
-
-    from sftmix.tools.evaluate.harness import harness_of, scores_of
-
-    harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), args.seed)
-    for task, file, settings in missing:
+            continue
+        try:  # rows that are not there are told before a model is loaded
+            manager.load([task.spec])
+        except OSError as error:  # as all are that tell of the network, the hub or a missing file
+            raise DataError(
+                f"--tasks: lm-eval cannot load {task.name} or its rows ({' '.join(str(error).split())}); without a "
+                "network it finds rows that it fetched before, and those that --include_path or --data_dir names"
+            ) from error
+        if harness is None:
+            harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
         results = simple_evaluate(
             model=harness,
             tasks=[task.spec],
-            task_manager=known,
+            task_manager=manager,
             num_fewshot=args.num_fewshot,
             limit=args.limit,
             apply_chat_template=args.apply_chat_template,
@@ -158,7 +166,6 @@ def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Pat
         entry = {
             "task": task.name,
             "model": model.name,
-            "path": model.path,
             "identity": identity,
             "settings": settings,
             "scores": scores_of(task.name, results),
@@ -166,5 +173,79 @@ def _measure(model: FinishedModel, tasks: Sequence[Task], known: Any, place: Pat
             "all": json.loads(json.dumps(results["results"], default=str)),
         }
         write_json(file, entry)
-        say(f"{task.name}, {model.name}: done")
     return identity
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def entry_file(place: Path, task: str, model: str, identity: str, settings: Mapping[str, Any]) -> Path:
+    """Return the file of a result; its name tells the task and the model, and has a hash of the rest.
+
+    identity  fingerprint of the model's files and of its encoder
+    settings  all that the numbers depend on, but the model: few-shot examples, limit, seed, template, hashes, versions
+    The file holds these and `scores`, as `harness.scores_of` gives them; `all`, every metric that lm-eval gave; and
+    `finished`, Unix time in seconds.
+    """
+    task, model_name = (re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in (task, model))
+    return place / f"{task}.{model_name}.{sha256_json([model, identity, settings])[:12]}.json"
+
+
+def write_tables(place: Path, measured: Mapping[str, str]) -> str:
+    """Write table.json and table.md of all results of a directory; return the latter.
+
+    measured  model -> its identity now; results of other weights under these names are left out
+    """
+    entries = [read_json(file) for file in place.glob("*.*.????????????.json")]
+    table, sentences = table_of([e for e in entries if measured.get(e["model"]) in (None, e["identity"])])
+    text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
+    write_json(place / "table.json", {"table": table, "sentences": sentences})
+    write_text(place / "table.md", text + "\n")
+    return text
+
+
+def table_of(entries: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
+    """Return the table as text, its head first, and what the target differs by from the base and the baseline.
+
+    A line is a task with its settings. Of results that differ in the model's files alone, the newest counts.
+    """
+    lines: dict[Any, dict[str, Any]] = {}
+    for entry in sorted(entries, key=lambda entry: entry["finished"]):
+        settings = entry["settings"]
+        words = "its own shots" if settings["num_fewshot"] is None else f"{settings['num_fewshot']}-shot"
+        words += "" if settings["limit"] is None else f", first {settings['limit']}"
+        words += f", seed {settings['seed']}" + (", chat template" if settings["chat_template"] else "")
+        for task, score in entry["scores"].items():
+            lines.setdefault((task, words, sha256_json(settings)), {})[entry["model"]] = score
+    names = {entry["model"] for entry in entries}
+    models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
+    table, sentences = [["task", "settings", "metric", "questions", *models]], []
+    for (task, words, _), scores in sorted(lines.items()):
+        first = next(iter(scores.values()))
+        cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
+        table.append([task, words, first["metric"], f"{first['n']:,}", *cells])
+        for other in ("base", "baseline"):
+            if "target" in scores and other in scores and (gain := difference(scores["target"], scores[other])):
+                figure = _figure(gain, "+.4f")
+                sentences.append(f"{task}: target - {other} = {figure} (paired, {gain['n']:,} questions)")
+    return table, [*sentences, NOTE]
+
+
+def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return left - right of two scores: value, its stderr, and n.
+
+    The error is paired: sd of the differences of single questions / sqrt(n); None for one question. There is no
+    difference if the two did not answer the same questions, or if the metric is not their mean (a perplexity).
+    """
+    if not left["questions"] or any(left[key] != right[key] for key in ("questions", "metric")):
+        return None
+    values = np.array([left["values"], right["values"]])
+    if not np.allclose(values.mean(axis=1), [left["value"], right["value"]], rtol=1e-9, atol=0):
+        return None
+    each = values[0] - values[1]
+    stderr = float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else None
+    return {"value": float(each.mean()), "stderr": stderr, "n": len(each)}
+
+
+def _figure(figure: Mapping[str, Any], form: str) -> str:
+    return f"{figure['value']:{form}}" + ("" if figure["stderr"] is None else f" ± {figure['stderr']:.4f}")

@@ -20,11 +20,8 @@ BENCHMARKS = {"medqa_4options": 4, "medqa_5options": 5, "pubmedqa": 3, "medmcqa"
 SHOTS = 20
 """Solved questions that are taken from the raw file itself where it holds nothing else to take them from."""
 
-Row = dict[str, Any]
-File = str | Path
 
-
-def convert(name: str, raw: File, to: Path, *, shots: File | None = None, test: File | None = None) -> str:
+def convert(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: Path | None = None) -> str:
     """Write `to/NAME.jsonl` and `to/NAME.shots.jsonl`; return a sentence about them.
 
     name   one of BENCHMARKS
@@ -38,12 +35,11 @@ def convert(name: str, raw: File, to: Path, *, shots: File | None = None, test: 
     if shots is not None:
         solved = _rows(name, shots)
     elif test is None:
-        measured = {key: rows[key] for key in rows if key in sorted(rows)[SHOTS:]}
+        solved_keys = sorted(rows)[:SHOTS]
+        measured = {key: row for key, row in rows.items() if key not in solved_keys}
     else:
         ids = set(map(str, _json_of(test)))
         measured = {key: row for key, row in rows.items() if row["id"] in ids}
-        if len(measured) < len(ids):
-            raise DataError(f"{test}: of its {len(ids)} ids, {len(measured)} are of questions in {raw}")
     examples = [row for key, row in solved.items() if key not in measured]
     if not measured or not examples:
         raise DataError(f"{raw}: {len(measured)} questions are left to measure and {len(examples)} for the shots")
@@ -57,12 +53,12 @@ def files_of(name: str, directory: Path) -> tuple[Path, Path]:
     return directory / f"{name}.jsonl", directory / f"{name}.shots.jsonl"
 
 
-def _rows(name: str, path: File) -> dict[str, Row]:
+def _rows(name: str, path: Path) -> dict[str, dict[str, Any]]:
     """Read a raw file (JSONL, a JSON list, or an object of rows by id) and check each row.
 
     The key of a row is a hash of context, question and options, without regard to case and spaces.
     """
-    raw, rows = _json_of(path), dict[str, Row]()
+    raw, rows = _json_of(path), {}
     try:
         pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
         # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; -1 is a question without an answer.
@@ -89,10 +85,10 @@ def _rows(name: str, path: File) -> dict[str, Row]:
     return rows
 
 
-def _json_of(path: File) -> Any:
+def _json_of(path: Path) -> Any:
     """Return the value of a JSON file, or the list of the values of its lines: MedMCQA's authors call these .json."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         try:
             return json.loads(text)
         except json.JSONDecodeError:  # only "\n" ends a line: other ends of lines, as U+2028, may stand in JSON

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from lm_eval.models.huggingface import HFLM
@@ -17,11 +16,10 @@ from sftmix.data.templates import on_the_same_day
 from sftmix.pipeline.loaded import LoadedModel
 from sftmix.tools.evaluate.convert import BENCHMARKS, files_of
 
-OWN = Path(__file__).parent / "tasks"
+MEDICAL = Path(__file__).parent / "tasks" / "medical.yaml"
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A task to measure.
 
     spec   what lm-eval's TaskManager loads: the name, or the whole configuration of a task of this room
@@ -33,50 +31,41 @@ class Task:
     files: Sequence[Path]
 
 
-def chosen_tasks(names: Iterable[str], data_dir: str | Path | None, include: Path | None) -> list[Task]:
-    """Find tasks by name; raise ConfigError for rows that are not there.
+def find_tasks(names: Sequence[str], data_dir: Path | None, include: Path | None) -> tuple[list[Task], TaskManager]:
+    """Find tasks by name, and lm-eval's TaskManager that loads them; ConfigError for unknown names and missing rows.
 
     data_dir  the directory with the converted rows of this room's tasks
     include   directory of a user's task files, and of rows and code that they may read
-    Names that are neither are those of lm-eval, which `manager` checks.
+    lm-eval's own task files, thousands, are read only where one of the names may be among them.
     """
-    mine = [] if include is None else [p for p in include.rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    mine = [path for path in include.rglob("*") if path.is_file() and path.suffix != ".pyc"] if include else []
     tasks = []
     for name in dict.fromkeys(names):
         if name not in BENCHMARKS:
             tasks.append(Task(name, name, sorted(mine)))
             continue
-        rows, shots = files_of(name, Path(data_dir or ""))
+        rows, shots = files_of(name, data_dir or Path())
         if data_dir is None or not (rows.exists() and shots.exists()):
             raise ConfigError(
                 f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
                 f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
             )
-        files = [OWN / "_medical.yaml", OWN / f"{name}.yaml"]
-        spec: dict[str, Any] = {}
-        for file in files:
-            spec |= yaml.safe_load(file.read_text(encoding="utf-8"))
-        del spec["include"]
-        spec["dataset_kwargs"] = {"data_files": {"test": str(rows), "shots": str(shots)}}
-        tasks.append(Task(name, spec, [*files, rows, shots]))
-    return tasks
-
-
-def manager(tasks: Sequence[Task], include: Path | None) -> TaskManager:
-    """Return lm-eval's TaskManager for these tasks; raise ConfigError for names that it does not know.
-
-    Its own task files, thousands, are read only where one of the names may be among them.
-    """
-    names, place = {task.name for task in tasks if isinstance(task.spec, str)}, include and str(include)
-    known = TaskManager(include_path=place, include_defaults=False)
-    if names - set(known.all_tasks):
-        known = TaskManager(include_path=place)
-    if unknown := sorted(names - set(known.all_tasks)):
+        spec = yaml.safe_load(MEDICAL.read_text(encoding="utf-8")) | {
+            "task": name,
+            "doc_to_choice": list("ABCDE"[: BENCHMARKS[name]]),
+            "dataset_kwargs": {"data_files": {"test": str(rows), "shots": str(shots)}},
+        }
+        tasks.append(Task(name, spec, [MEDICAL, rows, shots]))
+    others = set(names).difference(BENCHMARKS)
+    manager = TaskManager(include_path=include, include_defaults=False)
+    if not others.issubset(manager.all_tasks):
+        manager = TaskManager(include_path=include)
+    if unknown := sorted(others.difference(manager.all_tasks)):
         raise ConfigError(
             f"no task {', '.join(unknown)}; there are {', '.join(BENCHMARKS)} of this package, those of lm-eval "
             "(`lm_eval ls tasks` lists them) and the files of --include_path"
         )
-    return known
+    return tasks, manager
 
 
 def harness_of(loaded: LoadedModel, batch_size: int, *, chat: bool = False) -> HFLM:
@@ -113,18 +102,18 @@ def scores_of(name: str, evaluated: Mapping[str, Any]) -> dict[str, dict[str, An
         metrics = [key for key in results if "," in key and "_stderr" not in key and isinstance(results[key], float)]
         if not metrics:
             continue
-        first = metrics[0]
-        metric, kind = first.split(",", 1)
+        metric, kind = metrics[0].split(",", 1)
         stderr = results.get(f"{metric}_stderr,{kind}")
         samples = [one for one in evaluated.get("samples", {}).get(task, []) if one.get("filter", kind) == kind]
         samples.sort(key=lambda sample: int(sample["doc_id"]))
-        known = all(isinstance(sample.get(metric), int | float) for sample in samples)
+        if not all(isinstance(sample.get(metric), int | float) for sample in samples):
+            samples = []
         scores[task] = {
             "metric": metric if kind == "none" else f"{metric} ({kind})",
-            "value": results[first],
+            "value": results[metrics[0]],
             "stderr": stderr if isinstance(stderr, float) else None,
-            "n": int(results.get("sample_len", 0)) or len(samples),
-            "questions": [sample["doc_hash"] for sample in samples] if known else [],
-            "values": [float(sample[metric]) for sample in samples] if known else [],
+            "n": results["sample_len"],
+            "questions": [sample["doc_hash"] for sample in samples],
+            "values": [float(sample[metric]) for sample in samples],
         }
     return {name: scores[name]} if name in scores else scores

@@ -41,7 +41,7 @@ METRICS = {
 _FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".jinja", ".txt")
 """Endings by which NAME/NAME is a path, and no id of the hub."""
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
-_SEAL = "\n<!-- sha256 of the text above, which this program wrote: {} -->\n"
+_SEAL = "\n<!-- sha256 of the text above, which this program wrote: "
 
 
 def model_card(
@@ -121,7 +121,7 @@ def write_card(file: Path, card: str, license: str | None = None) -> None:
         edited.data["license"] = license or edited.data.get("license")
         write_text(file, str(edited))
     else:
-        write_text(file, card + _seal_of(card))
+        write_text(file, _sealed(card))
 
 
 def is_edited(file: Path) -> bool:
@@ -129,8 +129,11 @@ def is_edited(file: Path) -> bool:
     if not file.exists():
         return False
     text = file.read_text(encoding="utf-8")
-    above = text.rpartition(_SEAL.partition("{}")[0])[0]
-    return text != above + _seal_of(above)
+    return text != _sealed(text.rpartition(_SEAL)[0])
+
+
+def _sealed(card: str) -> str:
+    return f"{card}{_SEAL}{hashlib.sha256(card.encode()).hexdigest()} -->\n"
 
 
 def without_directories(value: Any) -> Any:
@@ -174,7 +177,3 @@ def _escaped(value: Any) -> Markup:
 
 def _json(file: Path) -> dict[str, Any]:
     return read_json(file) if file.exists() else {}
-
-
-def _seal_of(text: str) -> str:
-    return _SEAL.format(hashlib.sha256(text.encode()).hexdigest())

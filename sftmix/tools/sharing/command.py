@@ -36,15 +36,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--to", metavar="DIR", help="directory to write; it must not exist yet")
     parser.add_argument("--step", type=int, metavar="N", help="optimizer step of the checkpoint [the newest]")
-    best = "the weights of the best held-out evaluation, of a run with --checkpoint.keep_best true"
-    parser.add_argument("--best", action="store_true", help=best)
-    what = "dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]"
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help=what)
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="the weights of the best held-out evaluation, of a run with --checkpoint.keep_best true",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]",
+    )
     parser.add_argument("--merge", action="store_true", help="put the adapters of a LoRA run into the model's weights")
     parser.add_argument("--push_to_hub", metavar="NAME", help="upload the model to this repository of the hub")
     parser.add_argument("--private", action="store_true", help="make a repository that only its owner sees")
-    what = "licence of the model, which follows from that of the base model and the data; --push_to_hub needs it"
-    parser.add_argument("--license", metavar="NAME", help=what)
+    parser.add_argument(
+        "--license",
+        metavar="NAME",
+        help="licence of the model, which follows from that of the base model and the data; --push_to_hub needs it",
+    )
 
 
 def main(args: argparse.Namespace) -> None:

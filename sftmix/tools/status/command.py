@@ -46,29 +46,26 @@ def main(args: argparse.Namespace) -> None:
         raise type(problems[0])("\n".join(map(str, problems)))
 
 
-def report(run: str | Path) -> str:
+def report(place: str | Path) -> str:
     """Return the state of a run directory, or of a table, as text.
 
     Raises ConfigError if it is neither, DifferenceError where its files are not as a run writes them.
     """
+    run = Path(place)
     try:
-        return _report(Path(run))
+        status = _json(run / "STATUS.json")
+        if is_there(run / TABLE):
+            rows = _runs(run)
+            notes = [f"{sum(row[2] == 'finished' for row in rows)} of {len(rows) - 1} runs finished"]
+        elif status or is_there(run / "config.yaml"):
+            rows = [_COLUMNS, *(row for stage in STAGES if (row := _stage(run, stage, status)))]
+            notes = held_out(_json(run / "summary.json"))
+        else:
+            raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
+        why = f": {status['message']}" if status.get("message") else ""
+        return "\n".join([f"{run}: {_state(status)}{why}", markdown_table(rows), *notes])
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise not_as_written(f"a file of {run}", error) from error
-
-
-def _report(run: Path) -> str:
-    status = _json(run / "STATUS.json")
-    if is_there(run / TABLE):
-        rows = _runs(run)
-        notes = [f"{sum(row[2] == 'finished' for row in rows)} of {len(rows) - 1} runs finished"]
-    elif status or is_there(run / "config.yaml"):
-        rows = [_COLUMNS, *(row for stage in STAGES if (row := _stage(run, stage, status)))]
-        notes = held_out(_json(run / "summary.json"))
-    else:
-        raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
-    why = f": {status['message']}" if status.get("message") else ""
-    return "\n".join([f"{run}: {_state(status)}{why}", markdown_table(rows), *notes])
 
 
 def _runs(out: Path) -> list[tuple[str, ...]]:
@@ -79,9 +76,9 @@ def _runs(out: Path) -> list[tuple[str, ...]]:
         for variant in map(str, plan["variants"]):
             run = out / variant / f"seed-{seed}"
             status = _json(run / "STATUS.json")
-            _, _, steps, *_ = (status and _stage(run, status["stage"], status)) or [""] * 3
+            cells = _stage(run, status["stage"], status) if status else ("", "", "")
             figure = at(_json(run / "summary.json"), plan["metric"])
-            rows.append((variant, str(seed), _state(status), steps, _number(figure)))
+            rows.append((variant, str(seed), _state(status), cells[2], _number(figure)))
     return rows
 
 
@@ -104,34 +101,33 @@ def _may_run(status: Mapping[str, Any]) -> bool:
     if status["exit_code"] is None and status["host"] == socket.gethostname() and sys.platform != "win32":
         try:
             os.kill(status["pid"], 0)  # on Windows it would get a Ctrl-C
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True  # a process of somebody else
+        except OSError as error:
+            return isinstance(error, PermissionError)  # a process of somebody else
     return status["exit_code"] is None
 
 
-def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the cells of _COLUMNS for a stage; None if it has not begun."""
+def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of _COLUMNS for a stage; none if it has not begun."""
     steps, current = read_steps(run / stage), status.get("stage") == stage
     done = (run / stage / MANIFEST).exists()
     if not (steps or done or current):
-        return None
+        return ()
     running = current and _may_run(status)
     last, total = steps[-1] if steps else {}, status.get("total_steps") if current else None
     count, left = str(last.get("step", "")), ""
     if last and total:
         count += f"/{total} ({100 * last['step'] // total}%)"
-        now = [step for step in steps if step["time"] >= status.get("started", 0)]  # before them may lie a pause
+        now = [step["time"] for step in steps if step["time"] >= status.get("started", 0)]  # before may lie a pause
         if running and len(now) > 1:
-            seconds = (now[-1]["time"] - now[0]["time"]) / (len(now) - 1) * (total - last["step"])
+            seconds = (now[-1] - now[0]) / (len(now) - 1) * (total - last["step"])
             left = str(timedelta(seconds=round(seconds)))
-    mixup = last.get("mixup") if last.get("mixup_tokens") else None
     return (
         stage,
         "done" if done else "running" if running else "interrupted",
         count,
-        *map(_number, (last.get("loss"), last.get("ntp"), mixup)),
+        _number(last.get("loss")),
+        _number(last.get("ntp")),
+        _number(last.get("mixup")) if last.get("mixup_tokens") else "",
         _number(last.get("learning_rate"), "{:.2e}"),
         _number(last.get("tokens_per_second"), "{:,.0f}"),
         left,

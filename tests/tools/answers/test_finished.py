@@ -15,7 +15,7 @@ from sftmix.model.load import load_tokenizer
 from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.loaded import load_finished
 from sftmix.types import Example, Message
-from tests.tiny import ROOT, SHORT
+from tests.tiny import SHORT
 
 
 def test_names_of_a_run(finished):
@@ -28,27 +28,19 @@ def test_names_of_a_run(finished):
     assert [(m.path, m.run) for m in finished_models(finished.tiny.model, [str(run)])] == [(str(model), run)]
 
 
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (["/nowhere"], "is not a directory"),
-        (["tests/tools/answers"], "neither a run directory"),
-    ],
-)
-def test_what_is_not_there_is_named_with_the_remedy(finished, names, words, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(ConfigError, match=words):
-        finished_models(finished.path, names)
-
-
-def test_an_unfinished_stage_is_named(finished, tmp_path):
-    (tmp_path / "run").mkdir()
-    shutil.copy(finished.path / "config.yaml", tmp_path / "run")
-    for name, words in (("target", "not trained yet"), ("baseline", "--with_baseline true")):
+def test_what_is_not_there_is_named_with_the_remedy(finished, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(finished.path / "config.yaml", run)
+    for place, name, words in (
+        (finished.path, "/nowhere", "is not a directory"),
+        (finished.path, str(tmp_path), "neither a run directory"),
+        (finished.tiny.model, "baseline", "not a run directory, so it has no baseline"),
+        (run, "target", "not trained yet"),
+        (run, "baseline", "--with_baseline true"),
+    ):
         with pytest.raises(ConfigError, match=words):
-            finished_models(tmp_path / "run", [name])
-    with pytest.raises(ConfigError, match="not a run directory, so it has no baseline"):
-        finished_models(finished.tiny.model, ["baseline"])
+            finished_models(place, [name])
 
 
 def test_an_adopted_stage_has_its_model(finished, tmp_path):

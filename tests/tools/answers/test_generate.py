@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 import torch
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import append_batch
 from sftmix.tools.answers.answering import COLUMNS, answered, generated
 from sftmix.tools.answers.generate import generate
 from sftmix.tools.answers.options import AnswerOptions
-from sftmix.tools.answers.questions import Question, read_questions
+from sftmix.tools.answers.questions import Question
 
 SHORT_ANSWERS = AnswerOptions(max_new_tokens=12)
 
@@ -160,40 +160,6 @@ def test_texts_with_any_line_separator_are_read_back(finished, tmp_path):
     for _ in range(2):
         generate(str(finished.path), tmp_path / "to", models=["target"], prompts=[str(prompts)], options=SHORT_ANSWERS)
     assert json.loads((tmp_path / "to").read_bytes())["messages"][0]["content"] == text
-
-
-# ------------------------------------------------------------------------------------------- reading prompts
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"instruction": "Q", "output": "A", "id": "own"},
-        {"instruction": "Q"},
-        {"prompt": [{"role": "user", "content": "Q"}]},
-        {"messages": [{"role": "user", "content": "Q"}]},
-        {"conversations": [{"from": "human", "value": "Q"}]},
-    ],
-    ids=str,
-)
-def test_prompts_are_rows_of_any_format_with_or_without_answer(tmp_path, row):
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    first, second = read_questions([str(file)])
-    assert first.messages == ({"role": "user", "content": "Q"},)
-    assert first.reference == ("A" if '"A"' in json.dumps(row) else None)
-    assert second.id == f"{first.id}#2"
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [("{", ""), ('{"text": "long ago"}', "a text"), ('{"instruction": "a\\u0000"}', "instruction contains a NUL")],
-)
-def test_a_bad_row_is_named(tmp_path, line, words):
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"instruction": "Q", "id": "a"}\n' + line + "\n")
-    with pytest.raises(DataError, match=f"rows.jsonl:2: {words}"):
-        read_questions([str(file)])
 
 
 def test_the_command_says_what_happened(sftmix, finished, tmp_path):

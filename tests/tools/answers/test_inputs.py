@@ -12,13 +12,12 @@ from sftmix.common.errors import ConfigError
 from sftmix.data.templates import ALPACA
 from sftmix.pipeline.directory import differences
 from sftmix.pipeline.finished import finished_models
-from sftmix.tools.answers.generate import generate, inputs_of
+from sftmix.tools.answers.generate import _label, generate, inputs_of
 from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.answers.questions import Question
 
 SHORT = AnswerOptions(max_new_tokens=2)
 ASKED = Question("q", ({"role": "user", "content": "Q?"},))
-MT_BENCH = {"question_id": 81, "turns": ["Q?", "More?"]}
 
 
 @pytest.fixture
@@ -79,12 +78,17 @@ def test_held_out_text_asks_for_prompts(run, tmp_path):
     held_out.write_text("Not long ago.")
     change(run, "data", train=str(train), eval=str(held_out))
     with pytest.raises(ConfigError, match=r"--prompts is not given, and target has no held-out conversations"):
-        generate(str(run), tmp_path / "answers.jsonl", models=["target"])
+        generate(str(run), tmp_path / "answers.jsonl", models=["target"], options=SHORT)
+
+
+def test_a_model_in_the_working_directory_has_the_name_of_its_directory(finished, monkeypatch):
+    monkeypatch.chdir(finished.tiny.model)
+    assert _label(finished_models(".")[0]) == finished.tiny.model.name
 
 
 def test_runs_stand_side_by_side_for_a_judge_and_replace_nothing(run, finished, tmp_path):
     prompts, to = tmp_path / "question.jsonl", tmp_path / "mt_bench"
-    prompts.write_text(json.dumps({**MT_BENCH, "category": "writing"}))
+    prompts.write_text(json.dumps({"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}))
 
     def answer(place, *models: str, options=SHORT):
         return generate(str(place), to, models=models, prompts=[str(prompts)], form="mt_bench", options=options)
@@ -92,6 +96,8 @@ def test_runs_stand_side_by_side_for_a_judge_and_replace_nothing(run, finished, 
     first, second = answer(run, "target"), answer(finished.path, "target")
     assert [path.name for path in first] == ["answers-first-target.jsonl", "first-target.jsonl"]
     assert [path.name for path in second] == ["answers-run-target.jsonl", "run-target.jsonl"]
+    answers, judged = (json.loads(path.read_text()) for path in first)
+    assert judged["choices"][0]["turns"] == answers["answers"]["target"]
     before = first[1].read_bytes()
     with pytest.raises(ConfigError, match=r"answers-first-target\.jsonl was made .*: temperature: None -> "):
         answer(run, "target", "base", options=replace(SHORT, temperature=0.7))  # that of the question, too

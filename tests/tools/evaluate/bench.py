@@ -3,19 +3,18 @@
 import json
 from pathlib import Path
 
-from sftmix.tools.evaluate.convert import files_of
+from sftmix.tools.evaluate.convert import BENCHMARKS, files_of
 
 HEAD = "The following are multiple choice questions (with answers) about medical knowledge. \n "
-OPTIONS = {"medqa_4options": 4, "medqa_5options": 5, "pubmedqa": 3, "medmcqa": 4}
 WORDS = ("red", "two", "the", "sort", "list")
 
 
 def question(name: str, number: int) -> dict:
     """A row of a task; its right answer goes round."""
     context = f"Text {number}." if name == "pubmedqa" else ""
-    options = [f"{word} {number}" for word in WORDS[: OPTIONS[name]]]
+    options = [f"{word} {number}" for word in WORDS[: BENCHMARKS[name]]]
     row = {"id": str(number), "context": context, "question": f"Is it {number}?", "options": options}
-    return {**row, "answer": number % OPTIONS[name]}
+    return {**row, "answer": number % len(options)}
 
 
 def asked(row: dict, answer: str = "") -> str:

@@ -1,5 +1,6 @@
 """The table of an evaluation: accuracy against plain forward passes, differences against the formula, resumption."""
 
+import itertools
 import json
 import math
 import shutil
@@ -10,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.files import write_json
-from sftmix.tools.evaluate.table import difference, entry_file, write_tables
+from sftmix.tools.evaluate.command import difference, entry_file, write_tables
+from sftmix.tools.evaluate.convert import BENCHMARKS
 from sftmix.tools.report.write import benchmarks
-from tests.tools.evaluate.bench import HEAD, OPTIONS, asked, write_rows
+from tests.tools.evaluate.bench import HEAD, asked, write_rows
 
 QUESTIONS = 12
 ASKED = ("--tasks", "medqa_4options,pubmedqa", "--num_fewshot", "0")
@@ -42,7 +44,7 @@ def plain_answers(model_path, tokenizer, name, rows):
     right = []
     for row in rows:
         prompt, scores = HEAD + asked(row), []
-        for letter in "ABCDE"[: OPTIONS[name]]:
+        for letter in "ABCDE"[: BENCHMARKS[name]]:
             ids = torch.tensor([tokenizer(prompt + letter).input_ids])
             before = len(tokenizer(prompt).input_ids)
             with torch.no_grad():
@@ -68,16 +70,20 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
         right |= {(name, model): plain_answers(path, tokenizer, name, rows) for model, path in models.items()}
     entries = [json.loads(file.read_text()) for file in folder.glob("*.*.????????????.json")]
     assert {(entry["task"], entry["model"]) for entry in entries} == right.keys()
+    scores, sentences = {}, []
     for entry in entries:
         (score,), each = entry["scores"].values(), right[entry["task"], entry["model"]]
         assert score["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
         assert score["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
         assert (score["n"], score["values"]) == (QUESTIONS, each)
-    for told in found["differences"]:
-        left, other = (right[told["task"], told[side]] for side in ("left", "right"))
-        each = [a - b for a, b in zip(left, other, strict=True)]
-        assert told["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
-        assert told["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
+        scores[entry["task"], entry["model"]] = score
+    for name, other in itertools.product(("medqa_4options", "pubmedqa"), ("base", "baseline")):
+        each = [a - b for a, b in zip(right[name, "target"], right[name, other], strict=True)]
+        value, stderr = statistics.mean(each), statistics.stdev(each) / math.sqrt(QUESTIONS)
+        figures = difference(scores[name, "target"], scores[name, other])
+        assert figures == pytest.approx({"value": value, "stderr": stderr, "n": QUESTIONS}, abs=1e-12)
+        sentences.append(f"{name}: target - {other} = {value:+.4f} ± {stderr:.4f} (paired, {QUESTIONS} questions)")
+    assert found["sentences"][:-1] == sentences
     assert done.out == (folder / "table.md").read_text()
     (section,) = benchmarks(place / "run")
     assert list(section.tables) == [found["table"]]
@@ -116,13 +122,12 @@ def test_wrong_options_are_refused(finished, sftmix, words, told):
 
 
 def test_rows_that_cannot_be_fetched_are_told_before_a_model_is_loaded(finished, sftmix, tmp_path):
-    model = shutil.copytree(finished.tiny.model, tmp_path / "model")
+    model, tasks = shutil.copytree(finished.tiny.model, tmp_path / "model"), tmp_path / "tasks"
     (model / "model.safetensors").write_bytes(b"no weights")
-    (tmp_path / "tasks").mkdir()
+    tasks.mkdir()
     spec = "task: mine\ndataset_path: sftmix/nothing\noutput_type: multiple_choice\ntest_split: test\n"
-    (tmp_path / "tasks" / "mine.yaml").write_text(spec + "doc_to_text: a\ndoc_to_target: b\ndoc_to_choice: c\n")
-    words = ("--tasks", "mine", "--include_path", str(tmp_path / "tasks"), "--to", str(tmp_path / "results"))
-    done = sftmix("evaluate", str(model), *words)
+    (tasks / "mine.yaml").write_text(spec + "doc_to_text: a\ndoc_to_target: b\ndoc_to_choice: c\n")
+    done = sftmix("evaluate", str(model), "--tasks", "mine", "--include_path", str(tasks), "--to", str(tmp_path / "to"))
     (told,) = [line for line in done.err.splitlines() if "error: " in line]
     assert (done.code, "Traceback" in done.err) == (3, False), done.err
     assert "error: --tasks: lm-eval cannot load mine or its rows" in told
@@ -137,8 +142,7 @@ def score(values, questions="ab", value=None, metric="acc"):
 def test_a_difference_needs_the_same_questions_and_a_mean_over_them():
     """A perplexity is exp(-mean): the mean of the questions' values has another unit, and the other sign."""
     one, other = score([-1.0, -2.0]), score([-1.0, -3.0])
-    found = difference(one, other)
-    assert (found["value"], found["stderr"], found["n"]) == (0.5, pytest.approx(0.5), 2)
+    assert difference(one, other) == {"value": 0.5, "stderr": pytest.approx(0.5, rel=1e-12), "n": 2}
     assert difference(one, score([-1.0, -3.0], "ac")) is None
     left, right = (score(each["values"], value=math.exp(-each["value"]), metric="perplexity") for each in (one, other))
     assert difference(left, right) is None
@@ -163,4 +167,4 @@ def test_results_of_weights_that_are_no_more_are_left_out_and_other_settings_are
     assert head == ["task", "baseline", "target"]
     assert sorted(lines) == [["first", "", "0.5000"], ["first", "0.5000", "0.5000"], ["second", "0.5000", ""]]
     assert written["sentences"][0] == "first: target - baseline = +0.0000 ± 0.0000 (paired, 2 questions)"
-    assert len(written["differences"]) == 1
+    assert len(written["sentences"]) == 2

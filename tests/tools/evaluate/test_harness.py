@@ -1,4 +1,4 @@
-"""A model as lm-eval asks it: the prompts of its training, where its answers end, and what its scores say."""
+"""Tasks, models and scores as lm-eval has them: what is asked, in which prompts, where answers end, what came out."""
 
 from dataclasses import replace
 
@@ -6,10 +6,56 @@ import pytest
 import torch
 import yaml
 
+from sftmix.common.errors import ConfigError
 from sftmix.data.templates import ALPACA
 from sftmix.pipeline.finished import FinishedModel
 from sftmix.pipeline.loaded import load_finished
-from sftmix.tools.evaluate.harness import harness_of, scores_of
+from sftmix.tools.evaluate.convert import BENCHMARKS
+from sftmix.tools.evaluate.harness import find_tasks, harness_of, scores_of
+from tests.tools.evaluate.bench import HEAD, asked, question, write_rows
+
+WRITTEN = "Text 1. \n **Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n **Answer:**("
+"""The second question of PubMedQA, by hand."""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("rows")
+    for name in BENCHMARKS:
+        write_rows(directory, name, questions=4, shots=1)
+    found, manager = find_tasks(list(BENCHMARKS), directory, None)
+    return manager.load([task.spec for task in found])["tasks"]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_prompts_and_right_answers_are_those_of_labrak_et_al(tasks, name):
+    """Against ones written by hand."""
+    task, letters = tasks[name], "ABCDE"[: BENCHMARKS[name]]
+    task.set_fewshot_seed(seed=3)
+    row = list(task.test_docs())[1]
+    bare, full = (task.fewshot_context(row, shots) for shots in (0, 1))
+    assert bare == HEAD + asked(question(name, 1))
+    assert name != "pubmedqa" or bare == HEAD + WRITTEN
+    solved = question(name, 4)  # the only one of the shots
+    assert full == f"{HEAD}{asked(solved, letters[solved['answer']])} \n {asked(question(name, 1))}"
+    assert (task.doc_to_target(row), task.config.num_fewshot) == (1, 3)
+    asks = task.construct_requests(row, bare, doc_id=0, metadata=(name, 0, 1))
+    assert [ask.args for ask in asks] == [(bare, letter) for letter in letters]
+
+
+def test_rows_that_are_not_there_are_named(tmp_path):
+    for directory in (None, tmp_path):
+        with pytest.raises(ConfigError, match=r"medqa_4options\.jsonl .*--data_dir DIR.*--convert medqa_4options"):
+            find_tasks(["medqa_4options"], directory, None)
+
+
+def test_a_result_depends_on_task_files_and_rows(tmp_path):
+    write_rows(tmp_path, "medmcqa", questions=2)
+    rows = {"medmcqa.jsonl", "medmcqa.shots.jsonl", "mine.yaml"}
+    (tmp_path / "mine.yaml").write_text("task: mine\n")
+    (own, other), manager = find_tasks(["medmcqa", "mine"], tmp_path, tmp_path)
+    assert {file.name for file in own.files} == {"medical.yaml", *rows} - {"mine.yaml"}
+    assert ({file.name for file in other.files}, manager.all_tasks) == (rows, ["mine"])
 
 
 @pytest.fixture(scope="module")

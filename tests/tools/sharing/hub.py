@@ -1,6 +1,7 @@
 """A local stand-in of the hub's HTTP API: as much of it as uploads of a folder and downloads of a snapshot ask for.
 
-`with Hub() as hub:` serves on a port of its own; `hub.files(kind, name)` are the files of a repository.
+`with Hub() as hub:` serves on a port of its own; `hub.files(kind, name)` are the files of a repository. It takes every
+file in the commit itself, as the hub takes small ones.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-LFS = (".safetensors", ".parquet")
-"""Endings of files that the hub takes through LFS, in two steps."""
-
 
 class Hub:
     """Repositories in memory: (kind, name) -> path -> bytes. asked: method and path of every request."""
@@ -23,7 +21,6 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], dict[str, bytes]] = {}
         self.private: dict[tuple[str, str], bool] = {}
-        self.objects: dict[str, bytes] = {}
         self.asked: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -38,16 +35,6 @@ class Hub:
 
     def files(self, kind: str, name: str) -> dict[str, bytes]:
         return self.repositories[(f"{kind}s", name)]
-
-    def commit(self, key: tuple[str, str], lines: list[dict[str, Any]]) -> str:
-        files = self.repositories[key]
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                files[value["path"]] = self.objects[value["oid"]]
-        return self.sha(key)
 
     def sha(self, key: tuple[str, str]) -> str:
         parts = [f"{path} {hashlib.sha1(data).hexdigest()}" for path, data in sorted(self.repositories[key].items())]
@@ -65,35 +52,34 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path, body = self._asked()
+        key = _key(path)
         if path == "/api/repos/create":
             self._create(json.loads(body))
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
-        elif path.endswith("/info/lfs/objects/batch"):
-            self._json({"transfer": "basic", "objects": [self._place(one) for one in json.loads(body)["objects"]]})
         elif "/preupload/" in path:
-            self._json({"files": [_mode(file["path"]) for file in json.loads(body)["files"]]})
-        elif "/commit/" in path and (key := _key(path)) in self.hub.repositories:
-            sha = self.hub.commit(key, [json.loads(line) for line in body.splitlines()])
+            files = [{"path": file["path"], "shouldIgnore": False} for file in json.loads(body)["files"]]
+            self._json({"files": [{**file, "uploadMode": "regular"} for file in files]})
+        elif "/commit/" in path and key in self.hub.repositories:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.hub.repositories[key][line["value"]["path"]] = content
+            sha = self.hub.sha(key)
             self._json({"commitUrl": f"{self.hub.url}/{key[1]}/commit/{sha}", "commitOid": sha, "success": True})
         else:
             self._json({"error": "Repository not found"}, 404)
 
-    def do_PUT(self) -> None:
-        path, body = self._asked()
-        oid = path.rpartition("/")[2]
-        assert hashlib.sha256(body).hexdigest() == oid
-        self.hub.objects[oid] = body
-        self._json({})
-
     def do_GET(self) -> None:
         path, _ = self._asked()
+        key = _key(path)
         if "/resolve/" in path:
             self._resolve(path)
-        elif (key := _key(path)) not in self.hub.repositories:
+        elif key not in self.hub.repositories:
             self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         elif "/tree/" in path:
-            self._json([_listed(name, data) for name, data in self.hub.repositories[key].items()])
+            files = self.hub.repositories[key].items()
+            self._json([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files])
         else:
             siblings = [{"rfilename": name} for name in self.hub.repositories[key]]
             self._json({"id": key[1], "sha": self.hub.sha(key), "siblings": siblings, "private": False, "tags": []})
@@ -107,17 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self, asked: dict[str, Any]) -> None:
         key = (f"{asked.get('type') or 'model'}s", f"{asked['organization']}/{asked['name']}")
-        known = key in self.hub.repositories
-        self.hub.repositories.setdefault(key, {})
-        self.hub.private.setdefault(key, asked.get("visibility") == "private" or bool(asked.get("private")))
-        url = f"{self.hub.url}/{'' if key[0] == 'models' else key[0] + '/'}{key[1]}"
-        self._json(
-            {"url": url, "name": key[1]} if not known else {"error": "exists", "url": url}, 409 if known else 200
-        )
-
-    def _place(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        href = f"{self.hub.url}/objects/{wanted['oid']}"
-        return {**wanted, "authenticated": True, "actions": {"upload": {"href": href, "header": {}}}}
+        self.hub.repositories[key] = {}
+        self.hub.private[key] = asked.get("visibility") == "private" or bool(asked.get("private"))
+        self._json({"url": f"{self.hub.url}/{'' if key[0] == 'models' else key[0] + '/'}{key[1]}", "name": key[1]})
 
     def _resolve(self, path: str) -> None:
         before, _, after = path.partition("/resolve/")
@@ -125,9 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.hub.repositories.get((kind, name), {}).get(after.partition("/")[2])
         if data is None:
             self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
-            return
-        etag = f'"{hashlib.sha256(data).hexdigest()}"'
-        self._bytes(data, 200, {"X-Repo-Commit": self.hub.sha((kind, name)), "ETag": etag})
+        else:
+            etag = f'"{hashlib.sha256(data).hexdigest()}"'
+            self._bytes(data, 200, {"X-Repo-Commit": self.hub.sha((kind, name)), "ETag": etag})
 
     def _json(self, value: object, code: int = 200, more: dict[str, str] | None = None) -> None:
         self._bytes(json.dumps(value).encode(), code, {"Content-Type": "application/json", **(more or {})})
@@ -145,11 +123,3 @@ def _key(path: str) -> tuple[str, str]:
     """/api/datasets/OWNER/NAME/... -> (datasets, OWNER/NAME)."""
     _, _, kind, owner, name, *_ = [*path.split("/"), "", "", ""]
     return kind, f"{owner}/{name}"
-
-
-def _mode(path: str) -> dict[str, Any]:
-    return {"path": path, "uploadMode": "lfs" if path.endswith(LFS) else "regular", "shouldIgnore": False}
-
-
-def _listed(name: str, data: bytes) -> dict[str, Any]:
-    return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}

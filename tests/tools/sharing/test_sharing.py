@@ -5,8 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -38,24 +37,14 @@ def commands(*lines, url, home, offline="0"):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@dataclass
-class Shared:
-    """What came of the uploads and of a run with the scores."""
-
-    hub: Hub
-    home: Path
-    run: Path
-    again: list[str]
-    done: dict = field(default_factory=dict)
-
-
 @pytest.fixture(scope="module")
 def shared_run(finished, tmp_path_factory):
-    """The tiny run's model and scores uploaded, and a second run that takes the scores from the hub."""
+    """The tiny run's model and scores uploaded, and a second run that takes the scores from the hub.
+
+    again  the words of the second run; done: what came of each command
+    """
     home = tmp_path_factory.mktemp("hub")
-    again = [word for word in finished.tiny.options if word != "--reference.checkpoints"]
-    again.remove("2")
-    again = ["run", *again, "--reference", "FromFile", "--reference.path", "hub:me/scores"]
+    again = ["run", *finished.tiny.bare, "--reference", "FromFile", "--reference.path", "hub:me/scores"]
     config = ["--config", finished.path / "config.yaml"]
     swap = {str(finished.tiny.train): finished.tiny.eval, str(finished.tiny.eval): finished.tiny.train}
     with Hub() as hub:
@@ -69,7 +58,8 @@ def shared_run(finished, tmp_path_factory):
         }
         hub.repositories[("datasets", "me/empty")] = {"README.md": b"nothing"}
         found = commands(*lines.values(), url=hub.url, home=home / "hf")
-        yield Shared(hub, home, home / "again", again, dict(zip(lines, found, strict=True)))
+        done = dict(zip(lines, found, strict=True))
+        yield SimpleNamespace(hub=hub, home=home, run=home / "again", again=again, done=done)
 
 
 @pytest.mark.slow
@@ -109,10 +99,8 @@ def test_scores_from_the_hub_make_the_same_split_and_the_same_weights(shared_run
     code, _, err = shared_run.done["run"]
     assert code == 0, err
     assert groups(shared_run.run) == groups(finished.path)
-    left, right = (table(run / "confidence" / "confidence.parquet") for run in (shared_run.run, finished.path))
-    assert left == right
-    weights = [run / "train" / "model" / "model.safetensors" for run in (shared_run.run, finished.path)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    for file in ("confidence/confidence.parquet", "train/model/model.safetensors"):
+        assert (shared_run.run / file).read_bytes() == (finished.path / file).read_bytes()
 
 
 @pytest.mark.slow
@@ -146,13 +134,13 @@ def test_scores_are_read_without_a_network_once_they_were_fetched(shared_run, fi
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["export", "RUN"], "--to is missing"),
-        (["export", "RUN", "--push_to_hub", "me/model"], "needs --license"),
-        (["export", "RUN", "--push_to_hub", "a/b/c", "--license", "mit"], "--push_to_hub a/b/c"),
+        ([], "--to is missing"),
+        (["--push_to_hub", "me/model"], "needs --license"),
+        (["--push_to_hub", "a/b/c", "--license", "mit"], "--push_to_hub a/b/c"),
     ],
 )
 def test_wrong_uploads_are_refused(finished, sftmix, words, told):
-    done = sftmix(*(str(finished.path) if word == "RUN" else word for word in words))
+    done = sftmix("export", str(finished.path), *words)
     assert (done.code, told in done.err) == (2, True), done.err
 
 
