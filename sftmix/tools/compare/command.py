@@ -16,10 +16,9 @@ from sftmix.config import RunConfig
 from sftmix.config.layers import Layer
 from sftmix.config.merge import Tree, build, merge
 from sftmix.tools.compare import Comparison, TableOptions, compare
-from sftmix.tools.compare.cells import is_over
-from sftmix.tools.compare.markdown import markdown, shown_options
-from sftmix.tools.compare.plan import OF_THE_TABLE, differing
+from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
+from sftmix.tools.compare.table import markdown
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
@@ -28,9 +27,6 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   sftmix compare --config recipe:table5-role --out runs/table5
   sftmix compare --config mine.yaml --seeds [1,2,3] --training.max_steps 50 --out runs/trial --list
   torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
-
-_METAVARS = {"seeds": "[N, ...]", "baseline": "NAME", "metric": "NAME", "metrics": "[NAME, ...]"}
-_METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,7 +50,7 @@ def run_table(comparison: Comparison) -> None:
     """Run the table, write the cards of its models, and print it."""
     from sftmix.tools.sharing.command import write_run_cards
 
-    say("\n" + markdown(compare(comparison, validated=True)), sys.stdout)
+    say("\n" + markdown(compare(comparison)), sys.stdout)
     write_run_cards(*(cell.path for cell in comparison.cells))
     say(f"see table.md, cells.csv and table.json in {comparison.out}", sys.stdout)
 
@@ -81,7 +77,7 @@ def table_options() -> tuple[OwnOption, ...]:
     variants = "Option: value of each variant; usually in a file."
     return (
         OwnOption("variants", dict, {}, "{NAME: {...}, ...}", variants),
-        *(OwnOption(name, hint, getattr(default, name), _METAVARS[name], docs[name]) for name, hint in hints.items()),
+        *(OwnOption(name, hint, getattr(default, name), name.upper(), docs[name]) for name, hint in hints.items()),
     )
 
 
