@@ -73,12 +73,14 @@ def listing(comparison: Comparison) -> list[str]:
 @cache
 def table_options() -> tuple[OwnOption, ...]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
-    docs, hints, default = option_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
-    variants = "Option: value of each variant; usually in a file."
-    return (
-        OwnOption("variants", dict, {}, "{NAME: {...}, ...}", variants),
-        *(OwnOption(name, hint, getattr(default, name), name.upper(), docs[name]) for name, hint in hints.items()),
-    )
+    docs, default = option_docs(TableOptions), TableOptions()
+    options = [
+        OwnOption("variants", dict, {}, "{NAME: {...}, ...}", "Option: value of each variant; usually in a file.")
+    ]
+    for name, hint in get_type_hints(TableOptions).items():
+        form = "" if hint is bool else name.upper()
+        options.append(OwnOption(name, hint, getattr(default, name), form, docs[name]))
+    return tuple(options)
 
 
 def comparison_of(arguments: Arguments) -> Comparison:

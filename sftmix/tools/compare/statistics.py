@@ -56,9 +56,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values, in the order given: the k-th smallest times (m - k + 1), monotone, at most 1."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return adjusted.tolist()
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1.0)[np.argsort(order)].tolist()
 
 
 def per_example(numerator: Float64, denominator: Float64) -> Float64:
