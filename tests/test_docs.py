@@ -247,7 +247,7 @@ import json, sys
 from sftmix import pipeline, tools
 import sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
 import sftmix.pipeline.start, sftmix.tools.answers.chat, sftmix.tools.answers.generate
-import sftmix.tools.compare.command, sftmix.tools.estimate.run, sftmix.tools.estimate.text
+import sftmix.tools.compare.command, sftmix.tools.estimate.command, sftmix.tools.estimate.run
 import sftmix.tools.evaluate.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
 import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers.command
@@ -261,7 +261,7 @@ pipeline.recipe.run = lambda config, until, validated: {}
 pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
 pipeline.finished.export_run = lambda *args, **options: None
 pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
-tools.estimate.run.estimate = tools.estimate.text.described = lambda *args, **options: ""
+tools.estimate.run.estimate = tools.estimate.command.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
 tools.trackers.command.main = tools.quickstart.command.main = lambda args: None
 tools.suspects.command.list_suspects = lambda given: None

@@ -22,7 +22,7 @@ from benchmarks.evidence.known_tests import contrasts  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.common.files import MANIFEST, write_json  # noqa: E402
 from sftmix.common.tables import read_confidence  # noqa: E402
-from sftmix.tools.compare.cells import has_diverged  # noqa: E402
+from sftmix.tools.compare.plan import has_diverged  # noqa: E402
 
 ARMS, SEEDS = ("NTP", "SFTMix", "RandomSplit"), range(1, 11)
 

@@ -17,8 +17,8 @@ from benchmarks.evidence.known_truth import ARMS, keep
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.files import read_json, sha256_file, write_json
 from sftmix.common.tables import write_confidence, write_eval
-from sftmix.tools.compare.cells import DIVERGED
 from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.compare.plan import DIVERGED
 from sftmix.tools.quickstart import make_rows, write_rows
 from sftmix.types import RowScores
 from tests.tiny import ROOT

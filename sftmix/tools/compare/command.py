@@ -15,10 +15,9 @@ from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
 from sftmix.config.merge import Tree, build, merge
 from sftmix.tools.compare import Comparison, TableOptions, compare
-from sftmix.tools.compare.cells import is_over
-from sftmix.tools.compare.markdown import markdown, shown_options
-from sftmix.tools.compare.plan import OF_THE_TABLE, differing
+from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
+from sftmix.tools.compare.table import markdown
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
@@ -27,9 +26,6 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   sftmix compare --config recipe:table5-role --out runs/table5
   sftmix compare --config mine.yaml --seeds [1,2,3] --training.max_steps 50 --out runs/trial --list
   torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
-
-_METAVARS = {"seeds": "[N, ...]", "baseline": "NAME", "metric": "NAME", "metrics": "[NAME, ...]"}
-_METAVARS |= {"contrasts": "[[A, B], ...]", "fresh_reference": ""}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,7 +49,7 @@ def run_table(comparison: Comparison) -> None:
     """Run the table, write the cards of its models, and print it."""
     from sftmix.tools.sharing.command import write_run_cards
 
-    say("\n" + markdown(compare(comparison, validated=True)), sys.stdout)
+    say("\n" + markdown(compare(comparison)), sys.stdout)
     write_run_cards(*(cell.path for cell in comparison.cells))
     say(f"see table.md, cells.csv and table.json in {comparison.out}", sys.stdout)
 
@@ -76,12 +72,14 @@ def listing(comparison: Comparison) -> list[str]:
 @cache
 def table_options() -> tuple[OwnOption, ...]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
-    docs, hints, default = option_docs(TableOptions), get_type_hints(TableOptions), TableOptions()
-    variants = "Option: value of each variant; usually in a file."
-    return (
-        OwnOption("variants", dict, {}, "{NAME: {...}, ...}", variants),
-        *(OwnOption(name, hint, getattr(default, name), _METAVARS[name], docs[name]) for name, hint in hints.items()),
-    )
+    docs, default = option_docs(TableOptions), TableOptions()
+    options = [
+        OwnOption("variants", dict, {}, "{NAME: {...}, ...}", "Option: value of each variant; usually in a file.")
+    ]
+    for name, hint in get_type_hints(TableOptions).items():
+        form = "" if hint is bool else name.upper()
+        options.append(OwnOption(name, hint, getattr(default, name), form, docs[name]))
+    return tuple(options)
 
 
 def comparison_of(arguments: Arguments) -> Comparison:

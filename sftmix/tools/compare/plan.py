@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, refuse
-from sftmix.common.plain import PlainFields, not_plain
-from sftmix.components.base import plain
+from sftmix.common.files import MANIFEST
+from sftmix.common.plain import PlainFields
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
@@ -20,6 +21,8 @@ from sftmix.tools.compare.statistics import MAX_SEEDS
 
 OF_THE_TABLE = ("out", "seed", "with_baseline")
 """Options of a run that the table sets, so that a variant cannot."""
+DIVERGED = "diverged.json"
+"""In the directory of a cell whose target diverged: the error. Without it, the same command tries the cell again."""
 
 _NAME = re.compile(r"(?!table\.|cells\.|compare\.|STATUS\.)[A-Za-z0-9][A-Za-z0-9._+=-]*")
 
@@ -92,15 +95,15 @@ class Comparison:
 
     def _shared(self, config: RunConfig) -> dict[str, Any]:
         """Return a variant's plain configuration; parts that all seeds share do not depend on the run's seed."""
-        plain = config.plain()
+        plain, seed = config.plain(), self.variants[self.baseline].seed
         if self.options.fresh_reference:
             return plain
-        data = plain["data"]
-        if data["seed"] is None and config.data.drawn:
-            data["seed"] = config.seed
+        if plain["data"]["seed"] is None and config.data.drawn:
+            plain["data"]["seed"] = seed
         values = plain["reference"]["init_args"]
-        if "training" in values and (values["training"] or {}).get("seed") is None:
-            values["training"] = {**(values["training"] or {}), "seed": config.seed}
+        if "training" in values:
+            training = values["training"] or {}
+            values["training"] = {**training, "seed": seed if training.get("seed") is None else training["seed"]}
         return plain
 
     def options_of(self, variant: str) -> dict[str, object]:
@@ -119,7 +122,7 @@ class Comparison:
 
     def validate(self, *, needs_out: bool = True) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
-        problems = list(not_plain(plain(self.options))) or list(self._problems(needs_out))
+        problems = list(self._problems(needs_out))
         for name, config in {} if problems else self.variants.items():
             try:
                 validate(config, needs_out=False)
@@ -129,6 +132,7 @@ class Comparison:
 
     def _problems(self, needs_out: bool) -> Iterator[str]:
         options, names = self.options, list(self.variants)
+        listed = ", ".join(names)
         if needs_out and not self.out:
             yield "out is missing: name the directory of the table, --out runs/NAME"
         if not names:
@@ -136,34 +140,54 @@ class Comparison:
                 "variants is missing: `compare` runs named variants of a configuration, for example "
                 f"--variants '{EXAMPLES['variants']}', or `variants` in a file of --config; `run` makes a single run"
             )
-        for name in names:
+        if not 1 <= len(options.seeds) <= MAX_SEEDS or len(set(options.seeds)) < len(options.seeds):
+            yield f"seeds is {options.seeds}; allowed: 1 to {MAX_SEEDS} different whole numbers"
+        if names and self.baseline not in names:
+            yield f"baseline is {self.baseline!r}; there are the variants {listed}"
+        for pair in options.contrasts or ():
+            if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(names):
+                yield f"contrasts: {pair} is not a pair of two variants; there are {listed}"
+        for name, config in self.variants.items():
             if not _NAME.fullmatch(name):
                 yield (
                     f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -, and no "
                     "name of a file of the table"
                 )
-        if not 1 <= len(options.seeds) <= MAX_SEEDS or len(set(options.seeds)) < len(options.seeds):
-            yield f"seeds is {options.seeds}; allowed: 1 to {MAX_SEEDS} different whole numbers"
-        if names and self.baseline not in names:
-            yield f"baseline is {self.baseline!r}; there are the variants {', '.join(names)}"
-        for pair in options.contrasts or ():
-            if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(names):
-                yield f"contrasts: {pair} is not a pair of two variants; there are {', '.join(names)}"
-        seeds = {config.seed for config in self.variants.values()}
-        if len(seeds) > 1:
-            yield f"the variants have different seeds ({sorted(seeds)}): the seed of all decides what they share"
-        for name, config in self.variants.items():
             if config.with_baseline:
                 yield f"variant {name}: with_baseline has no place in a table; add a variant `objective: NTP` instead"
             if config.data.eval is None and config.data.eval_fraction is None and options.metric.startswith("eval_"):
                 yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
 
 
+def is_over(run: Path) -> bool:
+    """Return True if the target of a run is trained, or has diverged: nothing is left to do."""
+    return (run / "train" / MANIFEST).exists() or has_diverged(run)
+
+
+def has_diverged(run: Path) -> bool:
+    """Return True if a table has noted that the training of a run's target diverged, and no one trained it since."""
+    return (run / DIVERGED).exists() and not (run / "train" / MANIFEST).exists()
+
+
 def differing(base: object, values: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Yield (option, value) of the leaves in which `own` differs; a component of another class counts as one leaf."""
+    """Yield (option, value) of the leaves in which `values` differ; a component of another class is one leaf."""
     if isinstance(base, Mapping) and isinstance(values, Mapping) and base.get("class_path") == values.get("class_path"):
         for name in values:
             inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
             yield from differing(base.get(name), values[name], inner)
     elif base != values:
         yield key, values
+
+
+def shown_options(options: Mapping[str, object]) -> str:
+    """Write options as `key: value; ...`."""
+    return "; ".join(f"{key}: {_value(value)}" for key, value in options.items()) or "(none)"
+
+
+def _value(value: object) -> str:
+    """Write a plain value; a component as its class and options, a group as its options that are set."""
+    if isinstance(value, Mapping):
+        args = value.get("init_args") or {} if "class_path" in value else value
+        listed = ", ".join(f"{k}={_value(v)}" for k, v in args.items() if v is not None)
+        return f"{value.get('class_path', '').rpartition('.')[2]}({listed})"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -13,52 +13,41 @@ import yaml
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.files import read_json, write_json, write_text
 from sftmix.config.read import TABLE
-from sftmix.tools.compare.cells import DIVERGED, CellResult, has_diverged, is_over, result_of
-from sftmix.tools.compare.plan import Cell, Comparison
+from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over
 from sftmix.tools.compare.table import build_table, write_table
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
 
 
-def compare(comparison: Comparison, *, validated: bool = False) -> dict[str, Any]:
+def compare(comparison: Comparison) -> dict[str, Any]:
     """Run the missing cells of a table and return it in the form of table.json.
-
-    validated  True: the caller has validated the table
 
     Call it in every process of a torchrun. Every run is checked before the first starts. The same call continues an
     interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
     goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
     """
-    if not validated:
-        comparison.validate()
+    comparison.validate()
     cells, out = comparison.cells, Path(comparison.out or "")
     _check(comparison, out)
-    from sftmix.common.progress import progress_bar
     from sftmix.common.world import start_world
     from sftmix.pipeline.directory import RunDirectory
 
-    results, say_rows = list[CellResult](), cache(print)  # equal rows are told once
-    timeout = max(cell.config().training.timeout for cell in cells)
-    with (
-        start_world(timeout) as world,
-        RunDirectory(out, world) as directory,
-        progress_bar("table", total=len(cells), unit=" runs", enabled=world.is_main) as bar,
-    ):
+    summaries, say_rows = dict[str, Any](), cache(print)  # equal rows are told once
+    timeout = max(config.training.timeout for config in comparison.variants.values())
+    with start_world(timeout) as world, RunDirectory(out, world) as directory:
         plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
         world.on_main(lambda: write_text(out / TABLE, plan))
         for done, cell in enumerate(cells):
-            bar.show(cell.name)
             new = world.share(world.is_main and not is_over(cell.path))
             if new:
                 directory.starts_work()
             directory.tell(stage=cell.name, step=done, total_steps=len(cells))
             with _named(cell):
-                results.append(result_of(cell, _summary_of(cell, cells, world, say_rows)))
+                summaries[cell.name] = _summary_of(cell, cells, world, say_rows)
             # The last table needs every run. A cell that was read back changes nothing; another may still be refused.
-            if new or len(results) == len(cells):
-                table = world.on_main(lambda: write_table(out, build_table(comparison, results)))
-            bar.update()
+            if new or len(summaries) == len(cells):
+                table = world.on_main(lambda: write_table(out, build_table(comparison, summaries)))
         directory.tell(stage="table", step=len(cells))
         return world.share(table)
 

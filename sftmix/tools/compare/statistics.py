@@ -56,9 +56,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values, in the order given: the k-th smallest times (m - k + 1), monotone, at most 1."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return adjusted.tolist()
+    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1.0)[np.argsort(order)].tolist()
 
 
 def per_example(numerator: Float64, denominator: Float64) -> Float64:
@@ -89,20 +88,11 @@ def interval(differences: Sequence[float] | Float64) -> tuple[float, float] | No
     d = d.reshape(len(d), -1)
     n_seeds, n_examples = d.shape
     by_seed, by_example, mean = d.mean(axis=1), d.mean(axis=0), float(d.mean())
+    free = (n_seeds - 1) * (n_examples - 1)
+    of_cells = float(((d - by_seed[:, None] - by_example + mean) ** 2).sum()) / free / n_seeds if free else 0.0
     squared = 0.0
-    if n_seeds > 1:
-        squared += _reach(by_seed)
-    if n_examples > 1:
-        free = (n_seeds - 1) * (n_examples - 1)
-        of_cells = float(((d - by_seed[:, None] - by_example + mean) ** 2).sum()) / free / n_seeds if free else 0.0
-        squared += _reach(by_example, known=of_cells)
+    for means, known in ((by_seed, 0.0), (by_example, of_cells)):
+        if (n := len(means)) > 1:
+            variance = max(0.0, float(means.var(ddof=1)) - known)
+            squared += float(stdtrit(n - 1, (1 + LEVEL) / 2)) ** 2 * (variance / n)
     return (mean - math.sqrt(squared), mean + math.sqrt(squared)) if d.size > 1 else None
-
-
-def _reach(values: Float64, *, known: float = 0.0) -> float:
-    """Return the squared half-width of Student's interval of the mean of some values.
-
-    known  the part of their variance that is counted elsewhere
-    """
-    variance, n = max(0.0, float(values.var(ddof=1)) - known), len(values)
-    return float(stdtrit(n - 1, (1 + LEVEL) / 2)) ** 2 * (variance / n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -40,11 +41,6 @@ class Machine:
     def device(self) -> torch.device:
         return torch.device("cpu" if self.name == "cpu" else "cuda")
 
-    def seconds(self, flops: float, sent: float) -> tuple[float | None, float | None]:
-        """Return the time to compute so many FLOPs on all devices, and the time in which each sends so many bytes."""
-        computing = None if self.flops is None else flops / (self.flops * self.mfu * self.count)
-        return computing, None if self.bandwidth is None else sent / self.bandwidth
-
 
 def make_machine(
     gpu: str, gpus: int | None, *, mfu: float, tflops: float | None, gpus_per_node: int, bandwidth: float | None
@@ -72,8 +68,7 @@ def make_machine(
     return Machine(gpu, gpus, tflops and tflops * 1e12, memory, mfu, gpus_per_node, bandwidth and bandwidth * 1e9)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """How the ranks of a stage share its weights, and in which numbers they compute.
 
     shards   number of parts of the weights, each on another rank; 1: each rank holds all

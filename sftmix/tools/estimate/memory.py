@@ -30,6 +30,7 @@ from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.work import Work
 from sftmix.training.module import TrainingModule, autocast, gradient_sync
 from sftmix.training.parallel import wrap
+from sftmix.types import Batch
 
 CPU = torch.device("cpu")
 
@@ -41,26 +42,24 @@ def memory_of(
     work: Work, model: FakeModel, objective: Objective, optimizer: Optimizer, layout: Layout, machine: Machine
 ) -> dict[str, int]:
     """Return the bytes of each part on one device; ConfigError for a model that looks at values."""
-    weights = model.stored_bytes / layout.shards
+    share, state = FLOAT * model.numbers.trained / layout.shards, 0.0
     if work.largest is None:  # FSDP has gathered two layers (the next one comes) and what is outside the layers
-        gathered = layout.size * (2 * model.largest_layer.all + model.outside.all) * (layout.shards > 1)
-        return _parts(weights, 0, 0, 0, gathered)
-    try:
-        gradients, activations, working = _held_in_a_step(work, model, objective, layout, machine)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"model.path: estimate cannot follow {work.model_path}: {error}. Models whose computation depends on values"
-            " (experts to which tokens are routed) have none here. Measure instead: run with --training.max_steps 2 "
-            "--checkpoint.every 0, and see peak_memory_bytes and elapsed in its summary.json"
-        ) from error
-    share = FLOAT * model.numbers.trained / layout.shards
-    if gradients + activations + working < 2 * share:  # the optimizer's step, with temporaries
-        gradients, activations, working = share, 0, share
-    return _parts(weights, optimizer.state_bytes * share / FLOAT, gradients, activations, working)
-
-
-def _parts(*sizes: float) -> dict[str, int]:
+        gathered = 2 * model.layers.all / model.n_layers + model.outside.all
+        held = 0.0, 0.0, layout.size * gathered * (layout.shards > 1)
+    else:
+        state = optimizer.state_bytes * share / FLOAT
+        try:
+            held = _held_in_a_step(work, work.largest, model, objective, layout, machine)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"model.path: estimate cannot follow {work.model_path}: {error}. Models whose computation depends on "
+                "values (experts to which tokens are routed) have none here. Measure instead: run with "
+                "--training.max_steps 2 --checkpoint.every 0, and see peak_memory_bytes and elapsed in its summary.json"
+            ) from error
+        if sum(held) < 2 * share:  # the optimizer's step, with temporaries
+            held = share, 0.0, share
     parts = ("weights", "optimizer", "gradients", "activations", "working")
+    sizes = (model.stored_bytes / layout.shards, state, *held)
     return dict(zip(parts, map(round, sizes), strict=True))
 
 
@@ -76,14 +75,18 @@ class _Tracker(MemTracker):
 
 
 def _held_in_a_step(
-    work: Work, model: FakeModel, objective: Objective, layout: Layout, machine: Machine
+    work: Work, batch: Batch, model: FakeModel, objective: Objective, layout: Layout, machine: Machine
 ) -> tuple[float, float, float]:
-    """Return bytes before the largest micro-batch, those that its forward adds, and those at the peak besides."""
-    batch, shards, tracker = work.largest, layout.shards, _Tracker()
-    assert batch is not None
+    """Return bytes before a micro-batch, those that its forward adds, and those at the peak besides."""
+    shards, precision = layout.shards, "bf16" if layout.size == HALF else "fp32"
     if machine.device != CPU:  # where no attention gets a mask
         batch = replace(batch, segments=tuple(replace(s, position_ids=None, padded=False) for s in batch.segments))
-    module, precision = _module(work, model, layout, machine), "bf16" if layout.size == HALF else "fp32"
+    if work.options.activation_checkpointing:
+        recompute_activations(model.model)
+    for layer in model.in_4_bits if layout.size == HALF else ():  # bitsandbytes makes them anew at each use
+        layer.bfloat16()
+    chunk = work.options.chunk_size or fused.default_chunk_size(model.head_shape[0], machine.device)
+    module, tracker = TrainingModule(model.model.train(), chunk_size=chunk), _Tracker()
     plan = objective.plan(batch, step=0, total_steps=1, seed=0)
     plan = replace(plan, alone=fused.rows_alone(plan.pairs, len(batch.labels)))
     # DDP's buckets hold the whole gradient from the start, as one rank does after a micro-batch.
@@ -109,16 +112,6 @@ def _held_in_a_step(
                         saved = tracker.total() - before
                         loss.backward()
     return before - stored, saved, tracker.total("peak") - before - saved
-
-
-def _module(work: Work, model: FakeModel, layout: Layout, machine: Machine) -> TrainingModule:
-    """Return the module with the chunks and the recomputation of the run."""
-    if work.options.activation_checkpointing:
-        recompute_activations(model.model)
-    for layer in model.in_4_bits if layout.size == HALF else ():  # bitsandbytes makes them anew at each use
-        layer.bfloat16()
-    chunk = work.options.chunk_size or fused.default_chunk_size(model.head_shape[0], machine.device)
-    return TrainingModule(model.model.train(), chunk_size=chunk)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,8 @@
-"""The sizes of a model, from its config alone: its weights are never read."""
+"""The sizes of a model, from its config alone, and its FLOPs: its weights are never read.
+
+FLOPs are multiplications and additions of matrices. A matrix takes 2 per number and token in the forward and 4 in the
+backward (2 if it is frozen). The head is multiplied with response tokens alone. Mixup adds no matrix product.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from sftmix.model.meta import empty_model
 from sftmix.model.unused import unused_modules
 from sftmix.options import LoraOptions
 from sftmix.tools.estimate.machine import FLOAT
+from sftmix.types import Float64
 
 QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes per number of a 4-bit layer: 4 bits, an 8-bit scale per 64 numbers, a float32 scale per 256 of those scales."""
@@ -38,7 +43,6 @@ class FakeModel:
     numbers        all numbers; those of a tied weight count once
     layers         numbers of the decoder layers
     outside        numbers of embeddings, last norm and head
-    largest_layer  numbers of the largest decoder layer
     per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
     stored_bytes   bytes of the weights: float32, or 4 bits for a quantised base
     head_shape     V, D
@@ -71,7 +75,6 @@ class FakeModel:
         inside = {p for layer in layers for p in layer.parameters()}
         unused = {p for module in unused_modules(model).values() for p in module.parameters()}
         self.n_layers, self.layers = len(layers), count(inside)
-        self.largest_layer = max(count(layer.parameters()) for layer in layers)
         self.outside = count(set(model.parameters()) - inside - unused)
         self.head_shape: tuple[int, int] = tuple(head.weight.shape)
         self.head_is_trained = head.weight.requires_grad
@@ -79,3 +82,22 @@ class FakeModel:
         self.per_token = count(p for p in decoder.parameters() if p.dim() > 1 and p not in looked_up)
         heads = getattr(config, "num_attention_heads", 0)
         self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def forward_flops(model: FakeModel, amount: Float64) -> tuple[float, float, float]:
+    """FLOPs of the backbone's matrices, of attention, and of the head; the amount is that of `amount_of`.
+
+    Attention is the product for the scores and the one with the values: 2 FLOPs each per number of a head and pair of
+    positions, of which the causal mask leaves half.
+    """
+    (vocabulary, width), (tokens, targets, squares) = model.head_shape, amount.tolist()
+    attention = 2.0 * model.attention_width * model.n_layers * squares
+    return 2.0 * model.per_token.all * tokens, attention, 2.0 * vocabulary * width * targets
+
+
+def training_flops(model: FakeModel, amount: Float64, *, recompute: bool) -> float:
+    """Forward and backward; recompute (activation checkpointing): the forward of the backbone counts twice."""
+    matrices, attention, head = forward_flops(model, amount)
+    inputs = matrices + 2 * attention + head
+    weights = 2.0 * model.per_token.trained * float(amount[0]) + head * model.head_is_trained
+    return (matrices + attention) * (2 if recompute else 1) + head + inputs + weights

@@ -11,18 +11,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components.base import Need
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.pipeline.rows import read_rows
-from sftmix.tools.estimate import needs
-from sftmix.tools.estimate.machine import Machine, layout_of, make_machine
-from sftmix.tools.estimate.model import FakeModel
+from sftmix.tools.estimate.machine import FLOAT, Layout, Machine, layout_of, make_machine
+from sftmix.tools.estimate.memory import memory_of
+from sftmix.tools.estimate.model import FakeModel, forward_flops, training_flops
 from sftmix.tools.estimate.work import Work, plan
 from sftmix.training.log import PeakMemory
 
@@ -55,10 +52,6 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: float) -> d
     during the backward. So the longer one counts; where they do not overlap well, the true time is up to twice as long.
     """
     options, layout = work.options, layout_of(work.options, machine)
-    try:
-        from sftmix.tools.estimate.memory import memory_of
-    except ImportError as error:
-        raise ConfigError(f"estimate cannot follow a step with torch {torch.__version__}: {error}") from error
     model = FakeModel(work.model_path, config.model.attention, work.lora)
     if layout.shards > 1 and work.largest:
         refuse_sharded(config.optimizer, work.lora, f"training.parallel {options.parallel} (here sharded)")
@@ -66,14 +59,16 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: float) -> d
     objective = config.objective if trains_it else NTP()
     memory = {"process": round(process), **memory_of(work, model, objective, config.optimizer, layout, machine)}
     memory["peak"] = sum(memory.values())
-    training = needs.training_flops(model, work.trained, recompute=options.activation_checkpointing)
-    scoring = sum(needs.forward_flops(model, work.read))
-    weights, gradients = needs.traffic(work, model, layout)
-    computing, communicating = machine.seconds(training / max(work.steps, 1), weights + gradients)
-    reading, _ = machine.seconds(scoring, 0.0)
-    hours = None
-    if computing is not None and reading is not None:
-        hours = (reading + work.steps * max(computing, communicating or 0.0)) * machine.count / 3600
+    training = training_flops(model, work.trained, recompute=options.activation_checkpointing)
+    scoring = sum(forward_flops(model, work.read))
+    weights, gradients = traffic(work, model, layout)
+    computing = communicating = hours = None
+    if machine.bandwidth:
+        communicating = (weights + gradients) / machine.bandwidth
+    if machine.flops:
+        speed = machine.flops * machine.mfu * machine.count
+        computing = training / max(work.steps, 1) / speed
+        hours = (scoring / speed + work.steps * max(computing, communicating or 0.0)) * machine.count / 3600
     return {
         "model": work.model_path,
         "numbers": model.numbers.all,
@@ -93,3 +88,19 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: float) -> d
         "memory_bytes": memory,
         "fits": None if machine.memory is None else memory["peak"] <= machine.memory,
     }
+
+
+def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]:
+    """Bytes of weights and of gradients that each device sends, and receives, in one optimizer step.
+
+    Ranks form a ring: each passes on (n - 1) / n of a tensor that is gathered or reduced, twice that of an average.
+    Each pass through the backbone gathers the decoder layers, and again for the backward; the rest is gathered once per
+    micro-batch. The last micro-batch of a step reduces gradients to shards, which copies of the weights then average
+    (hsdp; under ddp each rank has a copy). If it has several passes, FSDP sends those of layers that earlier ones left
+    with its first pass, and its own with the last.
+    """
+    copies, ring = layout.copies, (layout.shards - 1) / layout.shards
+    weights = 2 * model.layers.all * work.passes + model.outside.all * work.micro_batches
+    twice = layout.shards > 1 and work.passes > work.micro_batches > 1
+    gradients = model.outside.trained + model.layers.trained * (2 if twice else 1)
+    return layout.size * ring * weights, FLOAT * (ring + 2 * (copies - 1) / copies / layout.shards) * gradients

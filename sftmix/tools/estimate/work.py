@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from sftmix.common.rng import generator
 from sftmix.common.world import World
 from sftmix.components.base import Need
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.contracts import check_split
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
@@ -38,8 +36,7 @@ def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None), times: flo
     return times * np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()])
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """One stage: a model, what it scores and what it is trained on.
 
     options        training options of the stage, or those of the run if nothing is trained
@@ -54,7 +51,7 @@ class Work:
     lora: LoraOptions
     options: TrainingOptions
     read: Float64
-    trained: Float64 = field(default_factory=lambda: np.zeros(3))
+    trained: Float64 = np.zeros(3)
     steps: int = 0
     largest: Batch | None = None
     micro_batches: float = 0.0
@@ -64,20 +61,27 @@ class Work:
 def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     """The stages in their order: reference (if the run has one), train, baseline (if it is wanted), base.
 
-    Evaluations are those of Evaluate, and one after the training: what a user's own callback does is not known.
+    Evaluations are those of Evaluate, and one after the training: what a user's own callback does is not known. Pairs
+    are random ones of all rows.
     """
     data, held_out, options = rows.data.train, rows.data.eval, config.training
-    path, lora = config.model.path, config.model.lora
-    order = TrainingOrder(len(data), _pairs(config, rows), options=options, seed=config.seed)
+    path, lora, n = config.model.path, config.model.lora, len(rows.data.train)
+
+    def pairs(epoch: int) -> Rows | None:
+        if config.resolved_pairing() is None:
+            return None
+        return generator(config.seed, "estimate", epoch).permutation(n)[: n // 2 * 2].reshape(-1, 2)
+
+    order = TrainingOrder(n, pairs, options=options, seed=config.seed)
     base = read = amount_of(data, sample_rows(data.ids))
     if held_out is not None:
         chosen = [one.every for one in config.callbacks if isinstance(one, Evaluate)]
         evaluations = 1 + sum(len(order.ends) if n is None else order.total_steps // n for n in chosen)
         base, read = (read + amount_of(held_out, times=times) for times in (1, evaluations))
     train = _trained(Work("train", path, lora, options, read), config, data, order, machine, order.total_steps)
-    arms = [train, replace(train, name="baseline")] if config.with_baseline else [train]
+    arms = [train, train._replace(name="baseline")] if config.with_baseline else [train]
     if Need.BATCH_NLL in config.objective.needs:  # each batch is read before it is trained on
-        arms[0] = replace(train, read=read + train.trained)
+        arms[0] = train._replace(read=read + train.trained)
     last = Work("base", path, lora.without_adapters(), options, base)
     return [*_reference(config, rows, machine), *arms, last]
 
@@ -99,18 +103,6 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]
     return [_trained(work, config, data, order, machine, last if Need.TRAINING in reference.needs else 0)]
 
 
-def _pairs(config: RunConfig, rows: RunRows) -> Callable[[int], Rows | None]:
-    """The pairs of the run, if they need no confidence; else random pairs, as two equal groups would give."""
-    pairing, n = config.resolved_pairing(), len(rows.data.train)
-    if pairing is not None and Need.CONFIDENCE not in config.splitter.needs:
-        scores = rows.table()
-        split = check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores)
-        return pairs_by(lambda epoch: (split, scores), pairing, config.seed)
-    if pairing is None:
-        return lambda epoch: None
-    return lambda epoch: generator(config.seed, "estimate", epoch).permutation(n)[: n // 2 * 2].reshape(-1, 2)
-
-
 def _trained(
     work: Work, config: RunConfig, data: EncodedDataset, order: TrainingOrder, machine: Machine, steps: int
 ) -> Work:
@@ -121,7 +113,7 @@ def _trained(
     one_row = options.padding_free  # auto: unless the model turns out to mix the examples of a row
     if one_row == "auto":
         one_row = options.length_groups is None and is_skipping(config.model.attention, device)
-    micro_batches, counts = [], []
+    most, counts = 0.0, []
     for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
         batch = order.batch(step)
         dealt = deal(batch, data.lengths, options, ranks=machine.count, device=device, padding_free=one_row)
@@ -130,14 +122,13 @@ def _trained(
             for units in one.ranks:
                 lengths = [int(data.lengths[slot.row]) for unit in units for slot in unit]
                 slots = token_slots(lengths, one.n_segments, padding_free=one_row)
-                micro_batches.append((slots, units, min(one.n_segments, len(lengths))))
-    _, units, n_segments = max(micro_batches, key=lambda one: one[0])
+                if slots > most:
+                    most, largest, n_segments = slots, units, min(one.n_segments, len(lengths))
     mean, passes = np.mean(counts, axis=0).tolist()
-    return replace(
-        work,
+    return work._replace(
         trained=amount_of(data, times=steps / math.ceil(len(data) / options.global_batch_size)),
         steps=steps,
-        largest=collate(units, data, n_segments=n_segments, padding_free=one_row),
+        largest=collate(largest, data, n_segments=n_segments, padding_free=one_row),
         micro_batches=mean,
         passes=passes,
     )

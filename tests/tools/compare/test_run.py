@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import yaml
 
 from sftmix.cli import main
 from sftmix.common.files import read_json
-from sftmix.tools.compare.statistics import sign_flip
 from tests.conftest import Finished
 from tests.forked import done as on_ranks
 from tests.tiny import metrics, status
@@ -38,9 +36,9 @@ def words(
 def ran(finished, tmp_path_factory) -> SimpleNamespace:
     """A finished table; copy it before you change it."""
     directory = tmp_path_factory.mktemp("compare")
-    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as errors:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(words(finished, directory)) == 0
-    return SimpleNamespace(out=directory / "table", printed=printed.getvalue(), errors=errors.getvalue())
+    return SimpleNamespace(out=directory / "table", printed=printed.getvalue())
 
 
 def test_the_reference_is_trained_once_and_the_target_in_every_run(ran):
@@ -61,22 +59,16 @@ def test_the_table_holds_what_the_runs_say(ran):
     table = read_json(ran.out / "table.json")
     values = {name: read_json(ran.out / name / "summary.json")["eval_nll_after"] for name in CELLS}
     assert (table["complete"], table["runs_done"], table["baseline"]) == (True, 4, "NTP")
-    for variant in VARIANTS:
-        own = [values[f"{variant}/seed-{seed}"] for seed in (1, 2)]
-        figures = table["variants"][variant]["metrics"]["eval_nll_after"]
-        assert (figures["mean"], figures["sd"]) == pytest.approx((np.mean(own), np.std(own, ddof=1)))
-    off = [values[f"SFTMix/seed-{seed}"] - values[f"NTP/seed-{seed}"] for seed in (1, 2)]
     contrast = table["contrasts"][0]
-    assert contrast["differences"] == pytest.approx(off)
-    assert contrast["p"] == contrast["p_holm"] == sign_flip(off)
-    assert contrast["interval_over"] == "seeds and examples"
-    assert contrast["inputs_that_differ"] == ["objective"]
+    off = [values[f"SFTMix/seed-{seed}"] - values[f"NTP/seed-{seed}"] for seed in (1, 2)]
+    assert (contrast["differences"], contrast["p"]) == (pytest.approx(off), 0.5 if off[0] * off[1] > 0 else 1.0)
+    assert (contrast["interval_over"], contrast["inputs_that_differ"]) == ("seeds and examples", ["objective"])
     files = {"table.md", "table.json", "cells.csv", "compare.yaml", "STATUS.json", ".lock"}
     assert {p.name for p in ran.out.iterdir()} == {*files, *VARIANTS}
     assert (ran.out / "table.md").read_text() in ran.printed
     assert ran.printed.count(" rows read: ") == 1  # of 4 cells
+    assert "SFTMix, seed 2 (4 of 4)" in ran.printed
     assert status(ran.out)["exit_code"] == 0
-    assert " table 4/4 (100%), SFTMix/seed-2" in ran.errors
 
 
 def test_the_same_command_reads_what_is_there_and_a_refused_change_leaves_it(ran, finished, sftmix, tmp_path):

@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sftmix.tools.compare.statistics import (
-    holm,
-    interval,
-    per_example,
-    seeds_needed,
-    sign_flip,
-)
+from sftmix.tools.compare.statistics import holm, interval, per_example, seeds_needed, sign_flip
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

@@ -15,29 +15,27 @@ from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.options import ModelOptions
 from sftmix.tools.compare import Comparison, TableOptions
-from sftmix.tools.compare.cells import CellResult, result_of
-from sftmix.tools.compare.markdown import markdown
 from sftmix.tools.compare.statistics import interval, per_example
-from sftmix.tools.compare.table import build_table, write_table
+from sftmix.tools.compare.table import build_table, markdown, write_table
 from sftmix.types import RowScores
 
 
 def table_of(directory: Path, names: str, seeds: int, **options: Any) -> Comparison:
+    """Variants of these names, whose runs have begun to train."""
     variants = {name: RunConfig(model=ModelOptions(path="m"), objective=NTP()) for name in names}
     table = TableOptions(**{"seeds": list(range(1, seeds + 1)), "metric": "x", **options})
-    return Comparison(out=str(directory), variants=variants, options=table)
-
-
-def results_on(comparison: Comparison, figures: dict[str, dict[str, float]]) -> list[CellResult]:
-    """Finished cells with these figures, by the cell's name."""
-    return [result_of(cell, figures[cell.name]) for cell in comparison.cells if cell.name in figures]
+    comparison = Comparison(out=str(directory), variants=variants, options=table)
+    for cell in comparison.cells:
+        write_json(cell.path / "train" / "inputs.json", {})
+    return comparison
 
 
 def test_numbers_of_a_summary_get_dotted_names(tmp_path):
     summary = {"a": 1, "b": {"c": {"e": 3}}, "f": "text", "h": None, "i": float("inf"), "seed": 1}
     summary |= {"data": {"max_length": 9}, "version": "0.1", "git_revision": "abc"}
-    result = result_of(table_of(tmp_path, "A", 1).cells[0], summary)
-    assert (result.metrics, result.revision) == ({"a": 1.0, "b.c.e": 3.0}, "0.1 abc")
+    table = build_table(table_of(tmp_path, "A", 1), {"A/seed-1": summary})
+    assert table["variants"]["A"]["runs"][0]["metrics"] == {"a": 1.0, "b.c.e": 3.0}
+    assert table["trained_by"] == ["0.1 abc"]
 
 
 def test_holm_counts_the_contrasts_that_were_planned(tmp_path):
@@ -45,7 +43,7 @@ def test_holm_counts_the_contrasts_that_were_planned(tmp_path):
     comparison = table_of(tmp_path, "ABCD", 7)
     value = {"A": 0.0, "B": 1.0, "C": 2.0}
     figures = {c.name: {"x": value[c.variant] * c.seed} if c.variant in value else {} for c in comparison.cells}
-    table = build_table(comparison, results_on(comparison, figures))
+    table = build_table(comparison, figures)
     assert [c["p"] for c in table["contrasts"]] == [pytest.approx(2 / 2**7), pytest.approx(2 / 2**7), None]
     assert [c["p_holm"] for c in table["contrasts"]] == [pytest.approx(6 / 2**7), pytest.approx(6 / 2**7), None]
     none = "not tested: 0 of at least 6 seeds"
@@ -54,8 +52,8 @@ def test_holm_counts_the_contrasts_that_were_planned(tmp_path):
 
 def test_a_part_of_the_seeds_gives_no_contrast(tmp_path):
     comparison = table_of(tmp_path, "AB", 8)
-    results = results_on(comparison, {c.name: {"x": (c.variant == "B") * (1.0 + c.seed)} for c in comparison.cells})
-    whole, part = build_table(comparison, results), build_table(comparison, results[:-2])
+    figures = {c.name: {"x": (c.variant == "B") * (1.0 + c.seed)} for c in comparison.cells}
+    whole, part = (build_table(comparison, dict([*figures.items()][:n])) for n in (16, 14))
     assert "INCOMPLETE: 14 of 16 runs are done." in markdown(part)
     assert part["contrasts"] == []
     assert "INCOMPLETE" not in markdown(whole)
@@ -80,8 +78,7 @@ def test_the_inputs_in_which_trainings_differ_are_named(tmp_path, changed, named
     for cell in comparison.cells:
         own = {**inputs, "seed": cell.seed, "training": {"epochs": 3.0, "learning_rate": 1}}
         write_json(cell.path / "train" / "inputs.json", {**own, **(changed if cell.name == "B/seed-2" else {})})
-    results = results_on(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})
-    table = build_table(comparison, results)
+    table = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})
     assert [c["inputs_that_differ"] for c in table["contrasts"]] == [named, []]
     assert re.search(rf"^\| B − A .* \| {', '.join(named) or 'none'} *\|$", markdown(table), re.M)
 
@@ -91,7 +88,7 @@ def test_a_run_that_diverged_is_counted_and_named(tmp_path, value):
     comparison = table_of(tmp_path, "AB", 3, metrics=["y"])
     figures: dict[str, Any] = {c.name: {"x": float(c.seed), "y": {"z": 2.0}} for c in comparison.cells}
     figures["B/seed-2"] = {"x": value, "y": {"z": value}}
-    table = build_table(comparison, results_on(comparison, figures))
+    table = build_table(comparison, figures)
     assert (table["variants"]["B"]["no_value"], table["contrasts"][0]["seeds"]) == ([2], [1, 3])
     assert table["variants"]["B"]["metrics"]["x"] == {"seeds": 2, "mean": 2.0, "sd": pytest.approx(np.sqrt(2))}
     text = markdown(table)
@@ -107,12 +104,11 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
     for cell in comparison.cells:
         sums[cell.name], order = rng.gamma(2, 5, 11), rng.permutation(11)
         scores = RowScores(sums[cell.name][order], tokens[order], np.ones(11, dtype=np.int64))
-        (cell.path / "train").mkdir(parents=True)
         write_eval(cell.path / "train" / "eval.parquet", [f"{i:02}" for i in order], scores, np.zeros(11))
     figures = {name: {"eval_nll_after": own.sum() / tokens.sum()} for name, own in sums.items()}
     for seeds, over in (([1, 2, 3], "seeds and examples"), ([1, 3], "seeds and examples"), ([2], "examples")):
         known = {name: own if int(name[-1]) in seeds else {} for name, own in figures.items()}
-        (contrast,) = build_table(comparison, results_on(comparison, known))["contrasts"]
+        (contrast,) = build_table(comparison, known)["contrasts"]
         count = np.tile(tokens.astype(float), (len(seeds), 1))
         ours, theirs = (per_example(np.array([sums[f"{v}/seed-{s}"] for s in seeds]), count) for v in "BA")
         assert contrast["interval"] == pytest.approx(interval(ours - theirs), rel=1e-12)
@@ -121,7 +117,7 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
     ids, scores, _ = read_eval(file)
     for others in (lambda: write_eval(file, ["other", *ids[1:]], scores), file.unlink):  # another row, or no rows
         others()
-        (contrast,) = build_table(comparison, results_on(comparison, figures))["contrasts"]
+        (contrast,) = build_table(comparison, figures)["contrasts"]
         assert contrast["interval_over"] == "seeds"
 
 
@@ -129,7 +125,7 @@ def test_the_files_say_the_same(tmp_path):
     comparison = table_of(tmp_path, "AB", 2)
     figures = {cell.name: {"x": cell.seed / 3, "only": 7.0} for cell in comparison.cells}
     del figures["A/seed-2"]["only"]
-    table = write_table(tmp_path, build_table(comparison, results_on(comparison, figures)))
+    table = write_table(tmp_path, build_table(comparison, figures))
     assert read_json(tmp_path / "table.json") == json.loads(json.dumps(table))
     assert (tmp_path / "table.md").read_text() == markdown(table)
     rows = (tmp_path / "cells.csv").read_text().splitlines()

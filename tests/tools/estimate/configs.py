@@ -1,9 +1,7 @@
 """The configurations, models and micro-batches that the estimate's tests start from."""
 
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix.batches.collate import collate
@@ -11,7 +9,7 @@ from sftmix.batches.order import Slot
 from sftmix.config import RunConfig
 from sftmix.options import DataOptions, ModelOptions, TrainingOptions
 from sftmix.tools.estimate.machine import Machine, make_machine
-from sftmix.types import Batch, Segment
+from sftmix.types import Batch
 from tests.toy import toy_rows
 
 TRAINING = TrainingOptions(global_batch_size=8, micro_batch_size=4, precision="fp32")
@@ -43,21 +41,6 @@ def small_llama(directory: Path, **options) -> str:
     made = LlamaConfig(**({"vocab_size": VOCABULARY, "max_position_embeddings": 128} | sizes | options))
     LlamaForCausalLM(made).save_pretrained(directory)
     return str(directory)
-
-
-def segment(rows: int, width: int, content: str = "full") -> Segment:
-    """full: no padding; padded: some; packed: two documents in each line."""
-    mask = torch.ones(rows, width, dtype=torch.int64)
-    positions = torch.cat([torch.arange(width - 9), torch.arange(9)]).expand(rows, -1) if content == "packed" else None
-    if content == "padded":
-        mask[:, -7:] = 0
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return Segment(nothing, torch.ones_like(mask), mask, nothing, nothing, positions)
-
-
-def batch(*segments: Segment, targets: int = 1) -> Batch:
-    made = collate([(Slot(0),)], toy_rows([(1, 1)]))
-    return replace(made, segments=segments, labels=torch.zeros(targets, dtype=torch.int64))
 
 
 def micro_batch(rows: int, width: int) -> Batch:

@@ -159,13 +159,6 @@ def test_a_tied_head_is_one_weight(tmp_path, count):
     assert gradients == 4 * (NUMBERS - VOCABULARY * WIDTH) + LOSS
 
 
-def test_mixup_takes_two_blocks_more(path):
-    """Of the other half of the pairs, and of the mixtures; a block holds all rows here."""
-    given = micro_batch(8, 60)
-    ntp, mixed = (peak(path, given, count=1, objective=one) for one in (NTP(), SFTMix()))
-    assert mixed - ntp == pytest.approx(2 * 4 * VOCABULARY * len(given.labels), rel=0.02)
-
-
 def test_what_ranks_share_is_divided(path):
     part = estimated(path, micro_batch(2, 9))
     assert (part["weights"], part["optimizer"]) == (NUMBERS, 2 * NUMBERS)
