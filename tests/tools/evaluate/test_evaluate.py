@@ -79,8 +79,7 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
         assert told["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
         assert told["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
     assert done.out == (folder / "table.md").read_text()
-    (section,) = benchmarks(place / "run")
-    assert list(section.tables) == [found["table"]]
+    assert (benchmarks(place / "run") or {})["table"] == found["table"]
 
 
 @pytest.mark.slow
