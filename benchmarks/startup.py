@@ -23,11 +23,11 @@ from benchmarks.stages import write_rows  # noqa: E402
 SHARED = ROOT.parent / "shared"
 
 
-def first_step(model: str, rows: Path, length: int, out: Path, environment: dict[str, str]) -> float:
+def first_step(model: str, rows: Path, out: Path, environment: dict[str, str]) -> float:
     """Return the seconds from starting the command to the end of its first step."""
     command = [
         *(sys.executable, str(ROOT / "cli.py"), "run", "--model.path", model, "--data.train", str(rows)),
-        *("--data.max_length", str(length), "--objective", "NTP", "--pairing", "null", "--out", str(out)),
+        *("--objective", "NTP", "--pairing", "null", "--out", str(out)),
         *("--training.max_steps", "1", "--training.global_batch_size", "8", "--checkpoint.every", "0"),
     ]
     start = time.time()
@@ -40,15 +40,13 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--model", default=str(SHARED / "models" / "base-7m"))
     options.add_argument("--count", type=int, default=50_000)
-    options.add_argument("--max_length", type=int, default=1024)
     args = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         write_rows(place / "rows.jsonl", args.count)
         environment = {**os.environ, "SFTMIX_CACHE": str(place / "cache"), "OMP_NUM_THREADS": str(args.threads)}
         first, *others = (
-            first_step(args.model, place / "rows.jsonl", args.max_length, place / f"run{k}", environment)
-            for k in range(4)
+            first_step(args.model, place / "rows.jsonl", place / f"run{k}", environment) for k in range(4)
         )
     publish("startup", args, {"first time, seconds": first, "rows in the cache, seconds": sorted(others)})
 
