@@ -14,7 +14,7 @@ from sftmix.common.files import verify_directory
 from sftmix.pipeline.finished import export_run
 from sftmix.tools.quickstart import make_rows, write_rows
 from tests.faults.mines import KillIn, children, itself
-from tests.faults.runs import assert_same, long, words_of
+from tests.faults.runs import assert_same, words_of
 from tests.forked import SIGKILLED, done, ended, start
 from tests.tiny import Tiny
 
@@ -44,14 +44,11 @@ def race(small: Tiny, whole: Path, place: Path, runs: int) -> None:
 
 
 @pytest.mark.slow
-def test_one_of_three_trains(small, whole, tmp_path):
-    race(small, whole, tmp_path / "race", 3)
-
-
-@long
-@pytest.mark.parametrize("runs", [2, 8])
-def test_one_of_many_trains_each_time(small, whole, tmp_path, runs):
-    for number in range(20):
+@pytest.mark.parametrize(
+    ("runs", "tries"), [(3, 1), *(pytest.param(runs, 20, marks=pytest.mark.long) for runs in (2, 8))]
+)
+def test_one_of_many_trains(small, whole, tmp_path, runs, tries):
+    for number in range(tries):
         race(small, whole, tmp_path / str(number), runs)
 
 
