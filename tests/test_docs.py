@@ -264,7 +264,7 @@ pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *ar
 tools.estimate.run.estimate = tools.estimate.command.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
 tools.trackers.command.main = tools.quickstart.command.main = lambda args: None
-tools.suspects.command.list_suspects = lambda given: None
+tools.suspects.command.main = lambda given: None
 tools.report.write.write_report = lambda *args, **options: []
 tools.evaluate.command.convert = lambda *args, **options: ""
 tools.evaluate.command.measure = tools.verify.command.main = lambda *args, **more: None

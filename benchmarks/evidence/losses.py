@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -24,13 +24,8 @@ from sftmix.common.files import MANIFEST, replacing  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_eval  # noqa: E402
 from sftmix.types import Float64, Int64  # noqa: E402
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 HELD_OUT, SAMPLE = "held-out", "training sample"
 ROWS = "rows.parquet"
-Names = npt.NDArray[np.object_]
-"""[N], each a str."""
 Side = tuple[list[str], Int64, Float64]
 """The measured rows of a kind, ordered by id: ids, n_tokens i64[n], nll_sum f64[n] in nats."""
 
@@ -41,14 +36,14 @@ class TableLosses:
 
     folder        holds the files
     rows          [N], HELD_OUT or SAMPLE: a held-out row, or one of the training rows that every run measures
-    ids           [N], example ids
+    ids           [N], example ids, each a str
     n_tokens      i64[N], tokens of the response
     base_nll_sum  f64[N], nats, summed over the response, of the model before training
     """
 
     folder: Path
-    rows: Names
-    ids: Names
+    rows: np.ndarray
+    ids: np.ndarray
     n_tokens: Int64
     base_nll_sum: Float64
 
@@ -87,8 +82,6 @@ def keep_losses(runs: Iterable[tuple[Path, str, int]], folder: Path) -> None:
     runs  directory, arm and seed of each
     Raises ConfigError for a run with other held-out rows than those kept; the runs before it are kept then.
     """
-    import pyarrow as pa
-
     for run, arm, seed in runs:
         if all((run / stage / MANIFEST).exists() for stage in ("base", "train")):
             rows = read_losses(folder) or _write_rows(run / "base", folder)
@@ -143,15 +136,10 @@ def _write_rows(base: Path, folder: Path) -> TableLosses:
 
 
 def _read(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
     with path.open("rb") as file:
         return pq.read_table(file)
 
 
 def _write(path: Path, **columns: object) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with replacing(path) as file:
         pq.write_table(pa.table(columns), file, compression="zstd", write_statistics=False, store_schema=False)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.evidence.findings import BEST, LAST, findings
+from benchmarks.evidence.findings import BEST, LAST, Finding, findings
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
 from benchmarks.evidence.results import lines
 from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier
@@ -39,8 +39,12 @@ def tier(name: str, off: dict[str, tuple[float, float]], *, wobble: float = 0.00
     return replace(plan, runs=runs)
 
 
-def results_of(made: Tier, end=LAST) -> dict[str, str]:
-    return {found.pair[1]: found.result for found in findings(made, end, PLANNED, tested=True)}
+def planned(made: Tier, end=LAST) -> dict[str, Finding]:
+    return {each.pair[1]: each for each in findings(made, end, PLANNED, tested=True)}
+
+
+def results_of(made: Tier) -> dict[str, str]:
+    return {other: found.result for other, found in planned(made).items()}
 
 
 # ------------------------------------------------------------------------------------------- the pages
@@ -127,10 +131,9 @@ def test_a_run_that_diverged_is_told_and_missing_from_its_contrasts():
     made = replace(tier("primary", {}), diverged={"NTP": [3]})
     del made.runs["NTP"][3]
     assert made.complete
-    found = {each.pair[1]: each for each in findings(made, LAST, PLANNED, tested=True)}
+    found = planned(made)
     assert (len(found["NTP"].differences), len(found["RandomSplit"].differences)) == (9, 10)
-    assert "69 of 70" not in (told := "\n".join(lines(made)))
-    assert "70 of 70 runs; NTP diverged at [3]" in told
+    assert "70 of 70 runs; NTP diverged at [3]" in "\n".join(lines(made))
 
 
 def test_an_arm_that_always_diverged_counts_among_the_planned_contrasts():
@@ -138,6 +141,9 @@ def test_an_arm_that_always_diverged_counts_among_the_planned_contrasts():
     made = replace(made, runs={**made.runs, "LengthMatched": {}}, diverged={"LengthMatched": made.seeds})
     found = findings(made, LAST, PLANNED, tested=True)
     assert [each.p_holm for each in found] == [4 * 2 / 1024] * 3
+    del made.runs["NTP"][10]  # a seed at which an arm diverged is one that all have
+    assert (made.complete, made.common) == (False, list(range(1, 10)))
+    assert len(made.differences(("SFTMix", "NTP"), LAST)) == 9
 
 
 def test_at_last_the_interval_is_over_the_held_out_rows_too_where_their_losses_are_kept(tmp_path):
@@ -166,11 +172,3 @@ def test_collected_runs_of_no_arm_or_seed_of_the_plan_are_left_out(tmp_path):
     made = read_tier("primary", tmp_path)
     assert made.runs_done == 2
     assert (list(made.runs["NTP"]), made.diverged) == ([1], {"SFTMix": [1]})
-
-
-def test_a_seed_at_which_an_arm_diverged_is_one_that_all_arms_have():
-    made = tier("primary", {})
-    made = replace(made, runs={**made.runs, "LengthMatched": {}}, diverged={"LengthMatched": list(made.seeds)})
-    del made.runs["NTP"][10]
-    assert (made.complete, made.common) == (False, list(range(1, 10)))
-    assert len(made.differences(("SFTMix", "NTP"), LAST)) == 9

@@ -1,6 +1,5 @@
 """Rows whose truth is known: how they are made, what is kept of the runs on them, and the tests of the plan."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from benchmarks.evidence.known_rows import corrupted, named
 from benchmarks.evidence.known_tests import contrasts
 from benchmarks.evidence.known_truth import ARMS, keep
 from sftmix.cli.parsing import read_arguments
-from sftmix.common.files import read_json, sha256_file, write_json
+from sftmix.common.files import read_json, write_json
 from sftmix.common.tables import write_confidence, write_eval
 from sftmix.tools.compare.command import comparison_of, table_options
 from sftmix.tools.compare.plan import DIVERGED
@@ -34,26 +33,18 @@ def rows() -> list[dict[str, str]]:
 # ---------------------------------------------------------------------------------------- rows and figures
 
 
-@pytest.mark.parametrize("share", [10, 40])
-def test_corrupted_rows_have_a_wrong_response_of_their_family(rows, share):
-    found = corrupted(rows, share, seed=1)
-    wrong = [k for k, row in enumerate(found) if row["truth"] == "corrupted"]
-    assert len(wrong) == pytest.approx(400 * share / 100, abs=4)
-    for k, (row, before) in enumerate(zip(found, rows, strict=True)):
-        if k not in wrong:
-            assert row == before
-            continue
-        assert before["truth"] == "clean"
-        assert row["output"] != before["output"]
-        assert row["output"] in {other["output"] for other in rows if other["family"] == row["family"]}
-        assert row == before | {"output": row["output"], "truth": "corrupted"}
-
-
-def test_a_larger_share_holds_the_corrupted_rows_of_a_smaller_one(rows):
+def test_corrupted_rows_have_a_wrong_response_of_their_family_at_larger_shares_too(rows):
     few, many = (corrupted(rows, share, seed=1) for share in (10, 40))
-    assert all(row == other for row, other in zip(few, many, strict=True) if row["truth"] == "corrupted")
     assert corrupted(rows, 0, seed=1) == rows
     assert corrupted(rows, 10, seed=2) != few
+    for share, made in ((10, few), (40, many)):
+        wrong = [k for k, row in enumerate(made) if row["truth"] == "corrupted"]
+        assert len(wrong) == pytest.approx(400 * share / 100, abs=4)
+        for k, (row, before) in enumerate(zip(made, rows, strict=True)):
+            family = {other["output"] for other in rows if other["family"] == row["family"]} - {before["output"]}
+            assert (row["output"] in family and before["truth"] == "clean") if k in wrong else row == before
+            assert row == before | {"output": row["output"], "truth": row["truth"]}
+    assert all(row == other for row, other in zip(few, many, strict=True) if row["truth"] == "corrupted")
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
@@ -86,73 +77,59 @@ def test_losses_by_truth_are_over_tokens():
 
 
 def test_contrasts_are_paired_by_seed_with_holm_over_the_planned_shares():
-    def run(gap: float, exact: float) -> dict:
-        return {"gap": gap, "train_nll": {"corrupted": 1 + gap, "clean": 1.0}, "exact": {"deterministic": exact}}
+    """At the seeds that both arms have, in their order."""
+
+    def run(gap: float) -> dict:
+        return {"gap": gap, "train_nll": {"corrupted": 1 + gap, "clean": 1.0}, "exact": {"deterministic": 0.9}}
 
     seeds = [str(seed) for seed in range(1, 11)]
-    arms = {"NTP": (0.5, 0.9), "SFTMix": (0.7, 0.9), "RandomSplit": (0.8, 0.9)}
-    runs = {
-        arm: {s: run(gap + int(s) / 100 * (arm == "SFTMix"), exact) for s in seeds}
-        for arm, (gap, exact) in arms.items()
-    }
+    runs = {"NTP": {s: run(0.5) for s in seeds}, "SFTMix": {s: run(0.7 + int(s) / 100) for s in seeds}}
+    few = {"NTP": {s: run(float(s)) for s in ("3", "10", "2")}, "SFTMix": {s: run(1.5 * int(s)) for s in seeds[1:]}}
     auc = {s: {"deterministic": 0.9, "within_families": 0.8, "all": 0.7} for s in seeds}
-    found = contrasts({0: {"auc": {}, "runs": runs}, 20: {"auc": auc, "runs": runs}})
-    gap = found["gap"]["SFTMix - NTP"]["20"]
-    assert gap["mean"] == pytest.approx(0.255)
-    assert (gap["p"], gap["p_holm"]) == (2 / 1024, 3 * 2 / 1024)  # three shares were planned
-    assert list(found["gap"]["SFTMix - NTP"]) == ["20"]
-    assert found["exact"]["SFTMix - NTP"]["0"]["p_holm"] == 1.0
-    assert found["parts"]["SFTMix - NTP"]["20"]["corrupted"]["mean"] == pytest.approx(0.255)
-    assert found["parts"]["SFTMix - NTP"]["20"]["clean"]["interval"] == (0.0, 0.0)
-    assert found["auc"]["20"]["deterministic"]["mean"] == pytest.approx(0.9)
-
-
-def test_contrasts_take_the_seeds_that_both_arms_have_in_their_order():
-    def runs(seeds: list[int], step: float) -> dict:
-        return {str(s): {"train_nll": {"corrupted": 1, "clean": 0}, "gap": s * step} for s in seeds}
-
-    exact = {"exact": {"deterministic": 1.0}}
-    by_arm = {"NTP": runs([3, 10, 2], 1.0), "SFTMix": runs([10, 9, 2, 3], 1.5)}
-    table = {"auc": {}, "runs": {arm: {s: run | exact for s, run in own.items()} for arm, own in by_arm.items()}}
-    found = contrasts({40: table})
-    assert found["gap"]["SFTMix - NTP"]["40"]["seeds"] == [2, 3, 10]
-    assert found["gap"]["SFTMix - NTP"]["40"]["differences"] == [1.0, 1.5, 5.0]
-    assert found["gap"]["SFTMix - RandomSplit"] == {}
-    assert found["auc"] == {}
+    tables = {0: {"auc": {}, "runs": runs}, 20: {"auc": auc, "runs": runs}}
+    made, some = contrasts(tables), contrasts({40: {"auc": {}, "runs": few}})
+    gap, parts = made["gap"]["SFTMix - NTP"], made["parts"]["SFTMix - NTP"]["20"]
+    assert list(gap) == ["20"]
+    assert gap["20"]["mean"] == parts["corrupted"]["mean"] == pytest.approx(0.255)
+    assert (gap["20"]["p"], gap["20"]["p_holm"]) == (2 / 1024, 3 * 2 / 1024)  # three shares were planned
+    assert made["exact"]["SFTMix - NTP"]["0"]["p_holm"] == 1.0
+    assert parts["clean"]["interval"] == (0.0, 0.0)
+    assert made["auc"]["20"]["deterministic"]["mean"] == pytest.approx(0.9)
+    assert some["gap"]["SFTMix - NTP"]["40"]["seeds"] == [2, 3, 10]
+    assert some["gap"]["SFTMix - NTP"]["40"]["differences"] == [1.0, 1.5, 5.0]
+    assert some["gap"]["SFTMix - RandomSplit"] == some["auc"] == {}
 
 
 # ---------------------------------------------------------------------------------------- tables
 
-FAMILIES = {"train": ["count", "count", "kinds", "kinds", "pick"], "held-out": ["count", "kinds", "kinds", "pick"]}
+FAMILIES = {"train-20": ["count", "count", "kinds", "kinds", "pick"], "eval": ["count", "kinds", "kinds", "pick"]}
 TRUTHS = ["clean", "corrupted", "clean", "corrupted", "open"]
 
 
 def write_run(table: Path, arm: str, seed: int, *, clean: float = 1.0) -> None:
     """Write what is read of a finished run: NLL of clean rows as given, of the others 2 and 3 nats per token."""
-    run, ids = table / arm / f"seed-{seed}", [f"train-{k}" for k in range(5)]
+    run, ids = table / arm / f"seed-{seed}", [f"train-20-{k}" for k in range(5)]
     losses = [{"clean": clean, "corrupted": 2.0, "open": 3.0}[truth] for truth in TRUTHS]
     columns = {"id": ids, "held_out": [False] * 5, "response_tokens": [1] * 5, "loss_after": losses}
     write_json(run / "train" / "MANIFEST.json", {})
-    of_models = {"sftmix.models": json.dumps({"loss_after": sha256_file(run / "train" / "MANIFEST.json")})}
     (run / "report").mkdir(parents=True)
-    unknown = dict.fromkeys(("loss_before", "loss_after_baseline"), [None] * 5)
-    pq.write_table(pa.table({**columns, **unknown}, metadata=of_models), run / "report" / "examples.parquet")
+    pq.write_table(pa.table(columns), run / "report" / "examples.parquet")
     write_confidence(run / "confidence" / "confidence.parquet", ids, np.array([-1.0, -2, -1, -2, -3]), np.zeros(5))
     scores = RowScores(np.ones(4), np.array([2, 2, 2, 2]), np.array([2, 2, 1, 0]))
-    write_eval(run / "train" / "eval.parquet", [f"held-out-{k}" for k in range(4)], scores)
+    write_eval(run / "train" / "eval.parquet", [f"eval-{k}" for k in range(4)], scores)
     write_json(run / "summary.json", {"eval_nll_after": 0.5, "eval_nll_best": 0.4})
 
 
 @pytest.fixture
 def tables(tmp_path) -> Iterator[Path]:
     """A folder of tables with its rows, and the table at 20% without any run."""
-    for side, families in FAMILIES.items():
-        kinds = ["open" if family == "pick" else "deterministic" for family in families]
+    kinds = {"count": "deterministic", "kinds": "deterministic", "pick": "open"}
+    for name, families in FAMILIES.items():
         rows = [
-            {"id": f"{side}-{k}", "family": family, "kind": kind, "truth": truth}
-            for k, (family, kind, truth) in enumerate(zip(families, kinds, TRUTHS, strict=False))
+            {"id": f"{name}-{k}", "family": family, "kind": kinds[family], "truth": truth}
+            for k, (family, truth) in enumerate(zip(families, TRUTHS, strict=False))
         ]
-        write_rows(tmp_path / "data" / {"train": "train-20.jsonl", "held-out": "eval.jsonl"}[side], rows)
+        write_rows(tmp_path / "data" / f"{name}.jsonl", rows)
     (tmp_path / "corrupted-20").mkdir()
     return tmp_path
 

@@ -84,14 +84,18 @@ def launcher() -> list[int]:
     return [os.getppid()]
 
 
+def state_and_parent(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
+
+
 def script() -> list[int]:
     """The batch script that started that torchrun."""
-    return [int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[1])]
+    return [int(state_and_parent(os.getppid())[1])]
 
 
 def gone(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        return state_and_parent(pid)[0] == "Z"
     except OSError:
         return True
 

@@ -2,7 +2,10 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from sftmix.common.checkpoints import steps_in
 from tests.faults.mines import KillIn
@@ -19,6 +22,11 @@ PHASES = {
     "measuring": KillIn(MEASURES, "measure_trained"),
 }
 """What a run does, and a kill at its beginning."""
+
+
+def long(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a slow test that takes minutes."""
+    return pytest.mark.slow(pytest.mark.long(test))
 
 
 def words_of(tiny: Tiny, *more: str) -> list[str]:

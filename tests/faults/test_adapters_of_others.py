@@ -13,9 +13,7 @@ import torch
 from sftmix.model.adapters import add_adapters, write_adapters
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import LoraOptions
-from sftmix.pipeline.finished import finished_models
-from sftmix.pipeline.loaded import load_finished
-from tests.tiny import ROOT
+from tests.tiny import ROOT, contents
 from tests.tools.sharing.hub import Hub
 
 CONFIG = "adapter_config.json"
@@ -61,9 +59,7 @@ def refused(place: Path, reason: str, sftmix) -> None:
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_configuration_of_adapters_is_refused_in_one_line(
-    kind, others, tmp_path, monkeypatch, sftmix, record_property
-):
+def test_a_configuration_of_adapters_is_refused_in_one_line(kind, others, tmp_path, monkeypatch, sftmix):
     (tmp_path / "megatron").mkdir()
     (tmp_path / "megatron" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
@@ -71,18 +67,12 @@ def test_a_configuration_of_adapters_is_refused_in_one_line(
     (others / CONFIG).write_text(json.dumps({**json.loads((others / CONFIG).read_text()), **values}))
     refused(others, reason, sftmix)
     assert not (tmp_path / "ran").exists()
-    record_property("F14", f"adapters whose configuration has {kind}: 0 modules imported, exit 2 in one line")
 
 
 @pytest.mark.parametrize("text", ['{"peft_type": "LORA", "r"', "", "[]", "\ufeff{}", "[" * 100_000, "null"])
 def test_a_file_that_is_no_configuration_of_adapters(text, others, sftmix):
     (others / CONFIG).write_text(text, encoding="utf-8")
     refused(others, CONFIG, sftmix)
-
-
-def test_good_ones_are_loaded(adapters):
-    loaded = load_finished(finished_models(adapters)[0])
-    assert any("lora_A" in name for name, _ in loaded.model.named_parameters())
 
 
 SCRIPT = """
@@ -99,9 +89,9 @@ for name in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_repositories_of_the_hub(adapters, finished, tmp_path, record_property):
+def test_repositories_of_the_hub(adapters, finished, tmp_path):
     """Of adapters, of a model with adapters beside it, and of a model in a pickle."""
-    model, own = _files(finished.tiny.model), _files(adapters)
+    model, own = contents(finished.tiny.model), contents(adapters)
     own[CONFIG] = json.dumps({**json.loads(own[CONFIG]), "base_model_name_or_path": "me/model"}).encode()
     pickled = {name: data for name, data in model.items() if name != "model.safetensors"} | {"pytorch_model.bin": b"x"}
     with Hub() as hub:
@@ -116,24 +106,12 @@ def test_repositories_of_the_hub(adapters, finished, tmp_path, record_property):
         assert first.startswith(f"model.path: {name} holds adapters, not a model: ")
     assert "cannot load me/pickled" in found[-1][1]
     assert {line.partition("/resolve/")[0] for line in fetched} == {"GET /me/model"}
-    record_property("F14", "repositories of the hub with adapters, or a pickle, in the place of a model: 3/3 refused")
-
-
-def _files(directory: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in directory.iterdir() if file.is_file()}
 
 
 def _loaded(url: str, home: Path, *names: str) -> list[list[str]]:
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": url,
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "0",
-        "PYTHONPATH": str(ROOT),
-    }
+    own = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-c", SCRIPT, *names]
-    done = subprocess.run(
-        words, env=environment | {"HF_HUB_DISABLE_XET": "1"}, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

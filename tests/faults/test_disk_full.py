@@ -15,7 +15,7 @@ from sftmix.common.world import World
 from sftmix.data.report import DataReport
 from sftmix.measure.summary import summarise
 from sftmix.training.log import MetricsLog
-from tests.faults.runs import assert_same, checkpoints, from_split, words_of
+from tests.faults.runs import assert_same, checkpoints, from_split, long, words_of
 from tests.forked import Ended, done, ended, on_ranks
 from tests.tiny import status
 
@@ -73,7 +73,7 @@ def names_the_bytes(it: Ended, run: Path, *, problem: str = "no space left to wr
 
 
 @pytest.mark.slow
-def test_too_little_room_is_refused_before_the_first_step(small, whole, disk, record_property):
+def test_too_little_room_is_refused_before_the_first_step(small, whole, disk):
     place = disk("20m")
     run = from_split(whole, place)
     disk(str(shutil.disk_usage(place).used + 2 * CHECKPOINT))  # it will need three of them, and a fifth more
@@ -85,28 +85,11 @@ def test_too_little_room_is_refused_before_the_first_step(small, whole, disk, re
     disk("20m")
     done(words_of(small), cwd=place)
     assert_same(run, whole)
-    record_property("F6", "too little room: exit 7 before step 1, with path and bytes; enlarged: equal")
 
 
 def resumes_its_metrics(world: World, place: str) -> None:
     with pytest.raises(NoSpaceError, match=r"metrics\.jsonl"):
         MetricsLog(Path(place) / "metrics.jsonl", resume_step=1, world=world)
-
-
-@pytest.mark.slow
-def test_metrics_that_cannot_be_resumed_end_every_rank(disk):
-    place = disk("64k")
-    (place / "metrics.jsonl").write_text('{"step": 1}\n')
-    (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
-    on_ranks(resumes_its_metrics, str(place))
-
-
-@pytest.mark.slow
-def test_answers_without_room_name_their_file(disk):
-    place = disk("64k")
-    (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
-    with pytest.raises(NoSpaceError, match=r"answers\.jsonl\.parts"):
-        append_batch(place / "answers.jsonl.parts", [{"key": ("m", "a", 0), "answers": "x" * 5000}])
 
 
 def summarises(world: World, place: str) -> None:
@@ -116,17 +99,20 @@ def summarises(world: World, place: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_summary_without_room_ends_every_rank(disk):
+def test_without_room_metrics_and_summary_end_every_rank_and_answers_name_their_file(disk):
     place = disk("64k")
+    (place / "metrics.jsonl").write_text('{"step": 1}\n')
     (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
+    on_ranks(resumes_its_metrics, str(place))
     on_ranks(summarises, str(place))
+    with pytest.raises(NoSpaceError, match=r"answers\.jsonl\.parts"):
+        append_batch(place / "answers.jsonl.parts", [{"key": ("m", "a", 0), "answers": "x" * 5000}])
 
 
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+@long
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("leave", [CHECKPOINT // 2, 0], ids=["half a checkpoint", "nothing"])
-def test_a_disk_that_fills_up(small, whole, request, disk, leave, ranks, record_property):
+def test_a_disk_that_fills_up(small, whole, request, disk, leave, ranks):
     more = ["--training.parallel", "fsdp"] if ranks > 1 else []
     whole = request.getfixturevalue("whole_of_two") if ranks > 1 else whole
     place = disk("6m")
@@ -148,4 +134,3 @@ def test_a_disk_that_fills_up(small, whole, request, disk, leave, ranks, record_
     (place / "filler").touch()  # or it would be filled again
     assert "resuming after step 6" in done(words, cwd=place, ranks=ranks)
     assert_same(run, whole)
-    record_property("F6", f"{ranks} rank(s), {leave} bytes left: exit 7 on all within {seconds:.1f} s; equal after")

@@ -17,7 +17,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 DEEP = "[" * 100_000
 NOT_SO = "is not as a run writes it"
 TRACK, EXPORT, REPORT = ["track", "--to", "tensorboard"], ["export", "--to", "TO"], ["report", "--map", "0"]
-RUN = ["run", "--config", "CONFIG", "--out"]
+RUN, STATUS, VERIFY = ["run", "--config", "CONFIG", "--out"], ["status"], ["verify"]
 
 
 @pytest.fixture
@@ -39,26 +39,26 @@ def run(finished, tmp_path) -> Path:
             '{"step": 1, "time": 1.0}\n{oops}\n',
             4,
             NOT_SO,
-            [["status"], TRACK, ["verify"]],
+            [STATUS, TRACK, VERIFY],
         ),
-        ("train/metrics.jsonl", '{"step": 1, "time": 1.0}\noops\n{"step": 2}\n', 4, "line 2", [["verify"]]),
-        ("train/inputs.json", "", 4, NOT_SO, [RUN, ["verify"], REPORT]),
+        ("train/metrics.jsonl", '{"step": 1, "time": 1.0}\noops\n{"step": 2}\n', 4, "line 2", [VERIFY]),
+        ("train/inputs.json", "", 4, NOT_SO, [RUN, VERIFY, REPORT]),
         ("train/inputs.json", "{}", 4, "data is missing", [REPORT]),
-        ("train/MANIFEST.json", "{}", 4, "files is missing", [RUN, ["verify"]]),
-        ("STATUS.json", DEEP, 4, NOT_SO, [["status"]]),
+        ("train/MANIFEST.json", "{}", 4, "files is missing", [RUN, VERIFY]),
+        ("STATUS.json", DEEP, 4, NOT_SO, [STATUS]),
         (
             "STATUS.json",
             '{"stage": "train", "exit_code": null, "pid": 9000000000000000000000}',
             4,
             NOT_SO,
-            [["status"]],
+            [STATUS],
         ),
         (
             "STATUS.json",
             '{"stage": "train", "exit_code": 1, "message": "\\u001b]52;c;aGk=\\u0007"}',
             0,
             "",
-            [["status"]],
+            [STATUS],
         ),
         ("config.yaml", 'model: {path: "\\e]52;c;aGk=\\a/x"}\n', 2, r"\x1b]52;c;aGk=\x07/x", [EXPORT, ["chat"]]),
     ],
@@ -73,8 +73,7 @@ def test_one_line_of_error(name, content, code, words, commands, run, sftmix, tm
         assert ended.code == code, (command, ended.err)
         assert words in ended.err
         assert len([line for line in ended.err.splitlines() if line.startswith("error: ")]) == (code != 0)
-        assert "\x1b" not in ended.out + ended.err
-        assert "\x07" not in ended.out + ended.err
+        assert not {"\x1b", "\x07"} & {*ended.out, *ended.err}
 
 
 def test_what_only_reads_a_run_imports_none_of_its_classes(run, sftmix, tmp_path, monkeypatch):

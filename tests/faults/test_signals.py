@@ -13,7 +13,7 @@ import pytest
 from sftmix.common.errors import Stopped
 from sftmix.training.log import StopSignal
 from tests.faults.mines import KillAt, KillIn, gone
-from tests.faults.runs import assert_same, checkpoints, from_split, steps, words_of
+from tests.faults.runs import assert_same, checkpoints, from_split, long, steps, words_of
 from tests.forked import done, ended, start
 from tests.tiny import sftmix, status
 
@@ -48,43 +48,26 @@ def stopped(words: list[str], place: Path, mine) -> None:
     "how",
     [
         "in a save",
-        *(pytest.param(how, marks=[pytest.mark.slow, pytest.mark.long]) for how in ("training", "USR1", "twice")),
+        *(pytest.param(how, marks=pytest.mark.long) for how in ("training", "USR1", "twice")),
     ],
 )
-def test_a_signal_in_training_loses_no_step(small, whole, tmp_path, how, record_property):
+def test_a_signal_in_training_loses_no_step(small, whole, tmp_path, how):
     run = from_split(whole, tmp_path)
     stopped(words_of(small), tmp_path, IN_TRAINING[how])
     last = steps(run)[-1][0]
     assert checkpoints(run)[-1] == f"step-{last:08d}"
     assert f"resuming after step {last} of 12" in done(words_of(small), cwd=tmp_path)
     assert_same(run, whole)
-    record_property("F5", f"{how}: exit 143, no step lost, resumed equal")
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@long
 @pytest.mark.parametrize("how", OUTSIDE)
-def test_a_signal_outside_training(small, whole, tmp_path, how, record_property):
+def test_a_signal_outside_training(small, whole, tmp_path, how):
     if how == "measuring":
         from_split(whole, tmp_path)
     stopped(words_of(small), tmp_path, OUTSIDE[how])
     done(words_of(small), cwd=tmp_path)
     assert_same(tmp_path / "run", whole)
-    record_property("F5", f"{how}: exit 143, resumed equal")
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_signal_to_one_of_two_ranks_stops_both_at_one_step(small, whole_of_two, tmp_path, record_property):
-    words = words_of(small, "--training.parallel", "fsdp")
-    run = from_split(whole_of_two, tmp_path)
-    it = ended(words, cwd=tmp_path, faults=[None, IN_TRAINING["training"]])
-    assert it.codes == [143, 143], it.printed
-    last = steps(run)[-1][0]
-    assert checkpoints(run)[-1] == f"step-{last:08d}"
-    done(words, cwd=tmp_path, ranks=2)
-    assert_same(run, whole_of_two)
-    record_property("F5", f"one of two ranks: both saved step {last} and ended with 143, resumed equal")
 
 
 # ----------------------------------------------------------------------------------------------------------- a hang
@@ -128,7 +111,7 @@ MARGIN = 10
 
 
 @pytest.mark.slow
-def test_a_rank_whose_peer_hangs_gives_up(small, whole, tmp_path, record_property):
+def test_a_rank_whose_peer_hangs_gives_up(small, whole, tmp_path):
     (tmp_path / "hanging.py").write_text(HANGS)
     words = words_of(small, "--callbacks+", "hanging.Hangs", "--training.timeout", "3")
     from_split(whole, tmp_path)
@@ -141,12 +124,10 @@ def test_a_rank_whose_peer_hangs_gives_up(small, whole, tmp_path, record_propert
     assert code == 1, job.printed
     assert waited < 3 + MARGIN
     assert "training.timeout" in job.printed
-    record_property("F20", f"two ranks, timeout 3 s: given up after {waited:.1f} s")
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_a_hang_ends_the_job_of_torchrun(small, whole_of_two, tmp_path, record_property):
+@long
+def test_a_hang_ends_the_job_of_torchrun(small, whole_of_two, tmp_path):
     (tmp_path / "hanging.py").write_text(HANGS)
     more = ("--training.parallel", "fsdp", "--callbacks+", "hanging.Hangs", "--training.timeout", str(TIMEOUT))
     from_split(whole_of_two, tmp_path)
@@ -155,6 +136,5 @@ def test_a_hang_ends_the_job_of_torchrun(small, whole_of_two, tmp_path, record_p
     assert it.returncode != 0
     assert waited < TIMEOUT + MARGIN, it.stderr
     assert all(gone(int((tmp_path / f"pid-{rank}").read_text())) for rank in (0, 1))
-    record_property("F20", f"torchrun, timeout {TIMEOUT} s: over after {waited:.1f} s, 0 orphans")
     done(words_of(small, *more), cwd=tmp_path, ranks=2)
     assert_same(tmp_path / "run", whole_of_two)

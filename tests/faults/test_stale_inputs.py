@@ -21,16 +21,10 @@ def one_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def one_letter(path: Path) -> None:
-    text = path.read_text()
-    place = text.rindex('"output": "') + len('"output": "')
-    path.write_text(f"{text[:place]}{chr(ord(text[place]) ^ 1)}{text[place + 1 :]}")
-
-
-def one_letter_of(path: Path, before: str) -> None:
+def one_letter(path: Path, pattern: str = r'"output": "\w') -> None:
     """Change the last letter of the first match of a pattern."""
     text = path.read_text()
-    place = re.search(before, text).end() - 1
+    place = re.search(pattern, text).end() - 1
     path.write_text(f"{text[:place]}{chr(ord(text[place]) ^ 1)}{text[place + 1 :]}")
 
 
@@ -49,12 +43,12 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "the model's files are others (model.path)",
     ),
     "configuration of the model": (
-        lambda p: one_letter_of(p / "model" / "config.json", r'"rms_norm_eps": 1'),
+        lambda p: one_letter(p / "model" / "config.json", r'"rms_norm_eps": 1'),
         "the model's files are others (model.path)",
     ),
     "tokenizer": (lambda p: without_regex(p / "model" / "tokenizer.json"), "the model's files are others (model.path)"),
     "template": (
-        lambda p: one_letter_of(p / "chat.jinja", "Hell"),
+        lambda p: one_letter(p / "chat.jinja", "Hell"),
         "the training rows are others, as the model sees them",
     ),
     "checkpoint of the reference": (
@@ -100,12 +94,9 @@ def words(place: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
-    [
-        name if name in ("training rows", "split") else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long])
-        for name in CHANGES
-    ],
+    [name if name in ("training rows", "split") else pytest.param(name, marks=pytest.mark.long) for name in CHANGES],
 )
-def test_a_change_is_refused_by_name(halfway, tmp_path, what, record_property):
+def test_a_change_is_refused_by_name(halfway, tmp_path, what):
     place = Path(shutil.copytree(halfway, tmp_path / "place"))
     change, named = CHANGES[what]
     more = change(place)
@@ -115,4 +106,3 @@ def test_a_change_is_refused_by_name(halfway, tmp_path, what, record_property):
     assert named in it.printed
     assert "Traceback" not in it.printed
     assert contents(place / "run", but=["STATUS.json"]) == before
-    record_property("F19", f"{what}: exit 2, named, nothing written")

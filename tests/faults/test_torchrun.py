@@ -54,12 +54,10 @@ class Job:
             (place / name).unlink(missing_ok=True)
         (place / "sitecustomize.py").write_text(LAYS)
         (place / "mine").write_bytes(pickle.dumps(mine))
-        before = os.environ.get("PYTHONPATH", "")
-        os.environ["PYTHONPATH"] = f"{place}{os.pathsep}{before}"
-        try:
+        path = f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", path)
             it = runs(*sharing(tiny), *words, ranks=2, cwd=place)  # returns when the last that can print is gone
-        finally:
-            os.environ["PYTHONPATH"] = before
         self.code, self.printed = it.returncode, it.stdout + it.stderr
         assert (place / "signalled").exists(), self.printed
         self.seconds = time.time() - float((place / "signalled").read_text())
@@ -79,28 +77,26 @@ def goes_on(tiny: Tiny, place: Path, whole: Path) -> None:
     assert leftovers(place / "run") == []
 
 
-def test_all_are_killed_in_every_stage(small, whole_of_two, tmp_path, record_property):
+def test_all_are_killed_in_every_stage(small, whole_of_two, tmp_path):
     """One run directory: each start goes on where the one before was killed, at a random moment of the next phase."""
     chance = random.Random("torchrun")
     for phase, mine in PHASES.items():
-        longest = 0.0 if phase == "measuring" else 0.5
-        job = Job(small, tmp_path, replace(mine, call=1, after=chance.uniform(0, longest), whom=everyone))
+        after = chance.uniform(0, 0.0 if phase == "measuring" else 0.5)
+        job = Job(small, tmp_path, replace(mine, call=1, after=after, whom=everyone))
         assert job.code == -KILL, phase
         assert_little_is_lost(tmp_path / "run")
     goes_on(small, tmp_path, whole_of_two)
-    record_property("F1", f"{len(PHASES)}/{len(PHASES)} kills of torchrun and two ranks, one in each of {list(PHASES)}")
 
 
 IN_STEP_5 = KillIn("training/step.py", "train_step", call=5)
 
 
-def test_one_rank_is_killed(small, whole_of_two, tmp_path, record_property):
+def test_one_rank_is_killed(small, whole_of_two, tmp_path):
     from_split(whole_of_two, tmp_path)
     job = Job(small, tmp_path, IN_STEP_5)
     assert job.code not in (0, None)
     assert job.seconds < 30
     goes_on(small, tmp_path, whole_of_two)
-    record_property("F3", f"rank 1 killed: job over after {job.seconds:.1f} s, 0 orphans, resumed equal")
 
 
 def batch_script(*words: str, ranks: int, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -127,33 +123,30 @@ SIGNALS = {
 }
 
 
-def stopped(tiny: Tiny, place: Path, mine: KillIn, code: int | None, runs: Runs = sftmix) -> float:
-    """Return the seconds from the signal to the end of a job that ends as one that was told to stop."""
+def stopped(tiny: Tiny, place: Path, mine: KillIn, code: int | None, runs: Runs = sftmix) -> None:
+    """A job that ends as one that was told to stop, in time."""
     job = Job(tiny, place, mine, runs=runs)
     assert job.code == code or (code is None and job.code != 0), job.printed
     assert job.seconds < 25
     assert status(place / "run")["exit_code"] == 143, job.printed
-    return job.seconds
 
 
 @pytest.mark.parametrize("how", SIGNALS)
-def test_a_signal_in_training_saves_both_ranks_at_one_step(small, whole_of_two, tmp_path, how, record_property):
+def test_a_signal_in_training_saves_both_ranks_at_one_step(small, whole_of_two, tmp_path, how):
     """Nothing is written later, also where torchrun is gone."""
     run = from_split(whole_of_two, tmp_path)
-    seconds = stopped(small, tmp_path, *SIGNALS[how], runs=batch_script if "script" in how else sftmix)
+    stopped(small, tmp_path, *SIGNALS[how], runs=batch_script if "script" in how else sftmix)
     assert checkpoints(run)[-1] == f"step-{steps(run)[-1][0]:08d}"
     left = contents(run)
     time.sleep(2)
     assert contents(run) == left
     goes_on(small, tmp_path, whole_of_two)
-    record_property("F5", f"{how}: both saved at one step, over after {seconds:.1f} s, 143 in STATUS.json, equal")
 
 
-def test_a_signal_while_the_reference_scores(small, whole_of_two, tmp_path, record_property):
+def test_a_signal_while_the_reference_scores(small, whole_of_two, tmp_path):
     mine = replace(PHASES["scoring"], call=1, signal=TERM, whom=launcher)
-    seconds = stopped(small, tmp_path, mine, None)
+    stopped(small, tmp_path, mine, None)
     goes_on(small, tmp_path, whole_of_two)
-    record_property("F5", f"TERM to torchrun, scoring: over after {seconds:.1f} s, 143 in STATUS.json, equal")
 
 
 DEAF = """

@@ -11,6 +11,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError
 from sftmix.config.read import read_config
+from tests.faults.runs import long
 from tests.tiny import ROOT
 
 OPTIONAL = ("kernels", "bitsandbytes", "hqq", "fla", "flash_attn", "optimum", "gptqmodel", "aqlm", "argcomplete", "av")
@@ -56,13 +57,14 @@ def short(tiny, *, out: Path) -> list[str]:
     return ["run", *words, "--out", str(out)]
 
 
-COMMANDS = [("chat", False), pytest.param("preview", True, marks=pytest.mark.long)]
-COMMANDS += [pytest.param("run", module, marks=pytest.mark.long) for module in (False, True)]
+RARE = [("preview", True), ("run", False), ("run", True)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "module"), COMMANDS)
-def test_nothing_in_the_working_directory_runs(kind, module, tiny, elsewhere, tmp_path, record_property):
+@pytest.mark.parametrize(
+    ("kind", "module"), [("chat", False), *(pytest.param(*each, marks=pytest.mark.long) for each in RARE)]
+)
+def test_nothing_in_the_working_directory_runs(kind, module, tiny, elsewhere, tmp_path):
     words = {
         "preview": ["preview", "--model.path", ".", "--data.train", str(tiny.train)],
         "chat": ["chat", "."],
@@ -70,9 +72,6 @@ def test_nothing_in_the_working_directory_runs(kind, module, tiny, elsewhere, tm
     }
     done = command(*words[kind], cwd=elsewhere, module=module)
     assert done.returncode == 0, done.stderr
-    way = "python -m sftmix" if module else "sftmix"
-    seen = f"{way} {kind} in a directory with {len(OPTIONAL)} programs under names of optional packages: 0 ran"
-    record_property("F18", seen)
 
 
 def test_the_directory_is_searched_for_a_class_that_is_named_alone(tmp_path, monkeypatch, sftmix):
@@ -117,8 +116,7 @@ def test_a_run_directory_brings_no_classes_of_its_own(inside, name, found, tmp_p
     assert os.getcwd() not in sys.path
 
 
-@pytest.mark.slow
-@pytest.mark.long
+@long
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_class_of_ones_own_may_import_what_lies_beside_it(ranks, tiny, tmp_path):
     """At once and when it runs."""

@@ -58,7 +58,7 @@ def samples(place: Path) -> dict[int, list[str]]:
     [((2, FSDP), (1, ALONE)), ((1, ALONE), (2, FSDP)), ((2, DDP), (2, FSDP)), ((2, FSDP), (2, DDP))],
     ids=["2 to 1", "1 to 2", "ddp to fsdp", "fsdp to ddp"],
 )
-def test_the_same_samples_and_losses(plain, alone, tmp_path, before, after, record_property, request):
+def test_the_same_samples_and_losses(plain, alone, tmp_path, before, after):
     from_split(alone / "run", tmp_path)
     mine = KillAt(f"train/checkpoints/.tmp-step-{CUT + EVERY:08d}", 1)
     assert command(plain, tmp_path, *before, mine)[0] == SIGKILLED
@@ -72,12 +72,10 @@ def test_the_same_samples_and_losses(plain, alone, tmp_path, before, after, reco
     assert off[0] <= 1e-6
     assert off[CUT] <= 1e-6  # the first step after the resume
     assert max(off) <= 1e-4
-    told = f"first step {off[0]:.1e}, first after the resume {off[CUT]:.1e}, all {max(off):.1e}"
-    record_property("F10", f"{request.node.callspec.id}: same samples in all 50 steps; |dloss| {told}")
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.1])
-def test_ddp_and_fsdp_of_two_ranks_are_equal(plain, tmp_path, max_norm, record_property):
+def test_ddp_and_fsdp_of_two_ranks_are_equal(plain, tmp_path, max_norm):
     for name, parallel in (("ddp", DDP), ("fsdp", FSDP)):
         (tmp_path / name).mkdir()
         command(plain, tmp_path / name, 2, (*parallel, "--training.max_grad_norm", str(max_norm)))
@@ -86,5 +84,3 @@ def test_ddp_and_fsdp_of_two_ranks_are_equal(plain, tmp_path, max_norm, record_p
     assert steps(ddp) == steps(fsdp)
     assert sum(float.fromhex(norm) > max_norm for _, _, norm in steps(ddp)) == 50
     assert digest(ddp) == digest(fsdp)
-    told = f"clipped to {max_norm:g}" if max_norm else "without clipping"
-    record_property("F10", f"ddp and fsdp of two ranks, 50 steps {told}: losses, norms and sha of the weights equal")

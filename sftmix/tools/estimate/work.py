@@ -21,7 +21,6 @@ from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
-from sftmix.pipeline.target import pairs_by
 from sftmix.tools.estimate.machine import Machine
 from sftmix.training.dynamics import checkpoint_steps
 from sftmix.types import Batch, Float64, Rows

@@ -57,10 +57,9 @@ def groups_of(path: PathLike, ids: list[str]) -> Int64:
         confident, unconfident = split.group == 0, split.group == len(split.names) - 1
     else:
         dynamics = read_dynamics(path)
-        names, confidence = list(dynamics.ids), Perplexity().estimate(dynamics)
-        middle = np.nanmedian(confidence)
-        confident, unconfident = confidence > middle, confidence < middle
-    group = dict(zip(names, np.where(confident, 0, np.where(unconfident, 1, UNPAIRED)), strict=True))
+        names, confidence = [*dynamics.ids], Perplexity().estimate(dynamics)
+        confident, unconfident = confidence > np.nanmedian(confidence), confidence < np.nanmedian(confidence)
+    group = dict(zip(names, np.select([confident, unconfident], [0, 1], UNPAIRED), strict=True))
     if not group.keys() & ids:
         raise ValueError(f"sftmix_split: {path} holds none of these rows; is their column id that of the file?")
     return np.array([group.get(name, UNPAIRED) for name in ids], dtype=np.int64)
@@ -95,7 +94,12 @@ class SFTMixTrainer(Trainer):
     _signature_columns: Any
 
     def __init__(self, model, args, *more, **kwargs):
-        refuse(args, kwargs)
+        values = {**vars(args), **kwargs}
+        named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll")]
+        if named or args.per_device_train_batch_size % 2:
+            raise ValueError(
+                f"SFTMix mixes whole rows, in even micro-batches, with a loss of its own; leave out {named}"
+            )
         super().__init__(model, args, *more, **kwargs)
         self._groups = groups_of(args.sftmix_split, row_ids(self.train_dataset))
         self.train_dataset = self.train_dataset.add_column(GROUP, self._groups.tolist())
@@ -130,14 +134,6 @@ class SFTMixTrainer(Trainer):
         inputs["sftmix"] += tuple(num_items_in_batch)
         self.outputs = model(**inputs)
         return self.outputs["loss"] * self.accelerator.num_processes
-
-
-def refuse(args: Any, options: dict[str, Any]) -> None:
-    """Raise ValueError that names what SFTMix does not work with."""
-    values = {**vars(args), **options}
-    named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll")]
-    if named or args.per_device_train_batch_size % 2:
-        raise ValueError(f"SFTMix mixes whole rows, in even micro-batches, with a loss of its own; leave out {named}")
 
 
 def _collate(collator, features):

@@ -14,16 +14,9 @@ from sklearn.manifold import TSNE
 
 from sftmix.common.figures import short
 from sftmix.common.files import read_json
-from sftmix.tools.report.examples import correctness
 from sftmix.tools.report.run import RunView
 from sftmix.types import Float64, Rows
 
-CURVES = {
-    "reference": ("reference", "#8a8f98"),
-    "train": ("target", "#1b9e77"),
-    "baseline": ("NTP baseline", "#e6930f"),
-}
-"""Stage with a training -> its name on the page, and its colour."""
 GROUPS = ("#3f8fd2", "#e0603a", "#4fa64f", "#9a6fd0", "#b8860b", "#2a9d8f")
 """Colours of groups, labels and variants, the most confident group first; after the last, they start again."""
 CORRECT = [[0.0, "#d6503c"], [0.5, "#d9a63a"], [1.0, GROUPS[0]]]
@@ -33,69 +26,62 @@ POINTS = 4000
 """Most points of the data map."""
 ENDS = 400
 """Points of each end of the confidence that thinning keeps."""
-Lines = Sequence[Mapping[str, Any]]
-"""Lines of metrics.jsonl."""
 
 
-def figure(*traces: Any, x: str, y: str, **layout: Any) -> go.Figure:
-    """Return a figure with titled axes and without plotly's template."""
-    axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
-    for name in axes:
-        axes[name] |= layout.pop(name, {})
-    return go.Figure(data=traces, layout={"template": go.layout.Template(), **axes, **layout})
+def figure(x: str, y: str, **layout: Any) -> go.Figure:
+    """Return an empty figure with titled axes and without plotly's template."""
+    chart = go.Figure(layout={"template": go.layout.Template(), **layout})
+    return chart.update_xaxes(title_text=x).update_yaxes(title_text=y)
 
 
 # --------------------------------------------------------------------------------------------- curves
 
 
-def losses(runs: Iterable[tuple[str, str, Lines]], *keys: str) -> go.Figure | None:
-    """Losses of metrics.jsonl over the optimizer steps.
+def losses(curves: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]], *keys: str) -> go.Figure | None:
+    """Losses over the optimizer steps.
 
-    runs  (name, colour, lines)
-    keys  ntp and mixup, of every step, and eval_nll, of the held-out rows
+    curves  (name, colour, lines of metrics.jsonl)
+    keys    ntp and mixup, of every step, and eval_nll, of the held-out rows
     """
-    traces = []
-    for name, colour, lines in runs:
+    chart = figure("optimizer step", "nats per token", height=380 if "ntp" in keys else None)
+    for name, colour, lines in curves:
         for key in keys:
             # A loss over no tokens is written as 0, and left out.
             points = [line for line in lines if line.get(key) is not None and line.get(f"{key}_tokens", 1)]
             held_out = key == "eval_nll"
             if points:
-                trace = go.Scatter(
+                chart.add_scatter(
                     x=[line["step"] for line in points],
                     y=[line[key] for line in points],
                     name=escape(f"{name}, {'held out' if held_out else key}"),
                     mode="lines+markers" if held_out else "lines",
                     line={"color": colour, "width": 2 if held_out else 1, "dash": "dot" if held_out else "solid"},
                 )
-                traces.append(trace)
-    if not traces:
-        return None
-    return figure(*traces, x="optimizer step", y="nats per token", height=380 if "ntp" in keys else None)
+    return chart if chart.data else None
 
 
 # ------------------------------------------------------------------------------------------- confidence
 
 
-def both_ends(by_confidence: Rows, size: int) -> tuple[Rows, Rows]:
+def both_ends(by_confidence: Rows, size: int) -> Rows:
     """Return the `size` least and the `size` most confident rows; at most half of all, so that no row is in both.
 
     by_confidence  rows, least confident first
     """
     size = min(size, len(by_confidence) // 2)
-    return by_confidence[:size], by_confidence[len(by_confidence) - size :]
+    return np.concatenate([by_confidence[:size], by_confidence[len(by_confidence) - size :]])
 
 
-def thinned(ordered: Rows) -> Rows:
-    """Return at most POINTS of the rows, in file order: both ends, and evenly between; `ordered` by confidence."""
-    evenly = np.linspace(ENDS, len(ordered) - ENDS - 1, POINTS - 2 * ENDS).round().astype(np.int64)
-    if len(ordered) > POINTS:
-        ordered = np.concatenate([ordered[:ENDS], ordered[evenly], ordered[-ENDS:]])
-    return np.sort(ordered)
+def thinned(by_confidence: Rows) -> Rows:
+    """Return at most POINTS of the rows, in file order: both ends, and evenly between."""
+    if len(by_confidence) > POINTS:
+        between = np.linspace(ENDS, len(by_confidence) - ENDS - 1, POINTS - 2 * ENDS).round().astype(np.int64)
+        by_confidence = np.concatenate([both_ends(by_confidence, ENDS), by_confidence[between]])
+    return np.sort(by_confidence)
 
 
-def dots(view: RunView, rows: Rows, **trace: Any) -> go.Scatter:
-    """Return a dot for each of these rows; hovering over one shows the example, escaped, in short lines."""
+def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
+    """Draw a dot for each of these rows; hovering over one shows the example, escaped, in short lines."""
     texts = []
     for row in rows.tolist():
         instruction, response = view.texts[row]
@@ -103,7 +89,7 @@ def dots(view: RunView, rows: Rows, **trace: Any) -> go.Scatter:
         lines = [line for part in parts for line in textwrap.wrap(textwrap.shorten(part, 240, placeholder=" ..."), 70)]
         scores = f"confidence {short(view.scores.confidence[row])}, variability {view.scores.variability[row]:,.3g}"
         texts.append("<br>".join(escape(line) for line in [scores, *lines]))
-    return go.Scatter(mode="markers", text=texts, hovertemplate="%{text}<extra></extra>", **trace)
+    chart.add_scatter(mode="markers", text=texts, hovertemplate="%{text}<extra></extra>", **trace)
 
 
 def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
@@ -112,7 +98,7 @@ def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
     Perplexities have a long tail: if all confidences are negative and the largest is ten times the smallest in size,
     the axis is logarithmic in minus the confidence, and reversed.
     """
-    if not len(values) or values.max() >= 0 or values.min() >= 10 * values.max():
+    if values.max() >= 0 or values.min() >= 10 * values.max():
         return values, {}
     axis = {"type": "log", "autorange": "reversed", "tickprefix": "−", "exponentformat": "power"}
     return np.minimum(-values, 1e300), axis
@@ -126,8 +112,17 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     spread = view.scores.variability[rows]
     positive = spread[np.isfinite(spread) & (spread > 0)]
     log = len(positive) > 0  # with one checkpoint nothing varies
-    correct = None if view.dynamics is None else correctness(view)[rows]
-    points = dots(
+    correct = None if view.correctness is None else view.correctness[rows]
+    chart = figure(
+        f"variability (standard deviation of the perplexity over the checkpoints{', log' * log})",
+        "confidence" + (" (log)" if axis else ""),
+        xaxis={"type": "log", "exponentformat": "power"} if log else {},
+        yaxis=axis,
+        hovermode="closest",
+        height=520,
+    )
+    add_dots(
+        chart,
         view,
         rows,
         x=np.clip(spread, positive.min() / 2, 1e300) if log else spread,
@@ -139,15 +134,6 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
             "opacity": 0.75,
             "colorbar": {"title": {"text": "correct", "side": "right"}, "tickformat": ".0%", "thickness": 12},
         },
-    )
-    chart = figure(
-        points,
-        x=f"variability (standard deviation of the perplexity over the checkpoints{', log' * log})",
-        y="confidence" + (" (log)" if axis else ""),
-        xaxis={"type": "log", "exponentformat": "power"} if log else {},
-        yaxis=axis,
-        hovermode="closest",
-        height=520,
     )
     if view.split is not None:
         median = float(np.median(view.scores.confidence[view.by_confidence]))  # of all examples
@@ -162,8 +148,9 @@ def histogram(view: RunView, panel: str) -> go.Figure | None:
     if panel not in counted["panels"]:
         return None
     edges, axis = confidence_axis(np.asarray(counted["edges"]))
-    bars = [
-        go.Bar(
+    chart = figure("confidence (log)" if axis else "confidence", "examples", xaxis=axis, barmode="overlay")
+    for number, (name, counts) in enumerate(counted["panels"][panel].items()):
+        chart.add_bar(
             x=(edges[1:] + edges[:-1]) / 2,
             width=np.abs(np.diff(edges)),
             y=counts,
@@ -171,10 +158,7 @@ def histogram(view: RunView, panel: str) -> go.Figure | None:
             marker={"color": GROUPS[number % len(GROUPS)], "line": {"width": 0}},
             opacity=0.65,
         )
-        for number, (name, counts) in enumerate(counted["panels"][panel].items())
-    ]
-    scale = "confidence (log)" if axis else "confidence"
-    return figure(*bars, x=scale, y="examples", xaxis=axis, barmode="overlay")
+    return chart
 
 
 def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:
@@ -183,29 +167,20 @@ def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:
     rows    i64[K], the less confident half first
     places  f64[K, 2]
     """
-    traces, half = [], len(rows) // 2
+    bare, half = {"showticklabels": False, "zeroline": False}, len(rows) // 2
+    chart = figure("t-SNE 1", "t-SNE 2", xaxis=bare, yaxis=bare, hovermode="closest", height=440)
     for name, colour, part in (("least", GROUPS[1], slice(half)), ("most", GROUPS[0], slice(half, None))):
-        traces.append(
-            dots(
-                view,
-                rows[part],
-                x=places[part, 0],
-                y=places[part, 1],
-                name=f"{half} {name} confident",
-                marker={"color": colour, "size": 6, "opacity": 0.75},
-            )
-        )
-    bare = {"showticklabels": False, "zeroline": False}
-    return figure(*traces, x="t-SNE 1", y="t-SNE 2", xaxis=bare, yaxis=bare, hovermode="closest", height=440)
+        x, y = places[part].T
+        marker = {"color": colour, "size": 6, "opacity": 0.75}
+        add_dots(chart, view, rows[part], x=x, y=y, name=f"{half} {name} confident", marker=marker)
+    return chart
 
 
-def tsne(hidden: np.ndarray) -> Float64 | None:
-    """Return f64[K, 2], t-SNE (van der Maaten and Hinton, 2008) of f32[K, D]; None for fewer than ten points.
+def tsne(hidden: np.ndarray) -> Float64:
+    """Return f64[K, 2], t-SNE (van der Maaten and Hinton, 2008) of f32[K, D].
 
     It starts from the first two principal components and has a fixed seed, so that a page can be made again.
     """
-    if len(hidden) < 10:
-        return None
     if min(hidden.shape) > 50:
         hidden = PCA(50, random_state=0).fit_transform(hidden)
     model = TSNE(perplexity=min(30.0, (len(hidden) - 1) / 3), init="pca", random_state=0, n_jobs=1)

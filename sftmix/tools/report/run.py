@@ -1,23 +1,27 @@
-"""The files of a finished run, read back for the report."""
+"""A finished run, read back for the report: its files, its rows, and what its models show of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sftmix.batches.rows import RowSubset
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_dynamics, read_split
+from sftmix.common.world import start_world
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
-from sftmix.pipeline.directory import check_finished
-from sftmix.pipeline.finished import refuse_no_run
+from sftmix.pipeline.directory import check_finished, is_finished
+from sftmix.pipeline.loaded import scoring_model
 from sftmix.pipeline.rows import RunRows, rows_of_run
-from sftmix.types import Example, Rows, Scores, Split, TrainingDynamics
+from sftmix.training.module import TrainingModule
+from sftmix.training.scoring import split_by_row
+from sftmix.types import NOT_COUNTED, Batch, Example, Float64, Rows, Scores, Split, TrainingDynamics
 
 
 @dataclass(frozen=True)
@@ -45,30 +49,69 @@ class RunView:
         return measured[np.argsort(self.scores.confidence[measured], kind="stable")]
 
     @cached_property
-    def examples(self) -> list[Example]:
-        """Every training example as it was read."""
-        return list(self.rows.data.train.examples())
-
-    @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """Instruction and response of every training example."""
-        return [text_of(example) for example in self.examples]
+        return [text_of(example) for example in self.rows.data.train.examples()]
 
     @cached_property
-    def groups(self) -> list[str]:
-        """Name of the group of every training example; none for a run without a split."""
-        return [] if self.split is None else self.split.labels
+    def correctness(self) -> Float64 | None:
+        """f64[N], the share of response tokens that were the argmax, over the checkpoints; NaN where not counted."""
+        if self.dynamics is None:
+            return None
+        counted = self.dynamics.scored & (self.dynamics.n_correct != NOT_COUNTED).all(axis=1)
+        share = self.dynamics.n_correct.mean(axis=1) / np.maximum(self.dynamics.n_tokens, 1)
+        return np.where(counted, share, np.nan)
+
+
+def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.ndarray | None:
+    """Pass K training examples through a model of the run, in this process alone; None if it did not export it.
+
+    stage  base, train or baseline
+    Returns f64[K], their mean NLL per response token in nats; with `hidden` f32[K, D], the input of the LM head at
+    the last response token before the end of the turn.
+    """
+    config, data, model = view.config, view.rows.data.train, view.path / stage / "model"
+    path, lora, adapters = str(model), config.model.lora.without_adapters(), None
+    if stage == "base":
+        path = config.model.path
+    elif not (model.is_dir() and is_finished(model.parent)):
+        return None
+    elif (model / "adapter_config.json").exists():
+        path, lora, adapters = config.model.path, config.model.lora, model
+    # Of one rank: the model as it is.
+    config = replace(config, training=replace(config.training, parallel="ddp"))
+    with start_world() as world:
+        score, module = scoring_model(
+            config,
+            world,
+            path,
+            view.rows.encoder,
+            name=f"report: {stage}",
+            packed=data.packed,
+            lora=lora,
+            adapters=adapters,
+        )
+        if hidden:
+            return np.asarray(score.columns(module, RowSubset(data, rows), _last)[0])
+        scores = score(module, RowSubset(data, rows))
+    return scores.nll_sum / scores.n_tokens
+
+
+def _last(module: TrainingModule, batch: Batch) -> list[list[np.ndarray]]:
+    """Return the hidden state at the last response token of each row."""
+    states = module.read(lambda it: it.hidden_states(batch))
+    return [[of_row[-1] for of_row in split_by_row(states.float(), batch)]]
 
 
 def read_summary(path: Path, *stages: str) -> dict[str, Any]:
-    """Return summary.json of a run that has one of the stages, train by default.
+    """Return summary.json of a run that has one of the stages.
 
     Raises ConfigError where it has none of them, DifferenceError for a changed stage.
     """
-    refuse_no_run(path)
     check_finished(path)
-    summary = read_json(path / "summary.json", stages=dict) if (path / "summary.json").exists() else {"stages": {}}
-    if summary["stages"].keys().isdisjoint(stages or ("train",)):
+    file = path / "summary.json"
+    summary = read_json(file, stages=dict) if file.exists() else {"stages": {}}
+    if summary["stages"].keys().isdisjoint(stages):
         raise ConfigError(f"{path} is not finished; `sftmix status {path}` says how far it is")
     return summary
 

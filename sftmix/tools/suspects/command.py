@@ -45,18 +45,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the first rows, and write all of them as CSV and Parquet."""
-    list_suspects(args)
-
-
-def list_suspects(args: argparse.Namespace) -> None:
-    """Do what the words of the command say: a row's score is the largest of its weighted percentiles."""
+    """Print the first rows, and write all of them as CSV and Parquet: a score is the largest weighted percentile."""
     import pandas as pd
 
-    run = Path(args.rows[0]) if is_run(args.rows[0]) else None
-    if run and len(args.rows) > 1:
-        raise ConfigError(f"suspects takes one run, or files of rows, and not {' '.join(args.rows)}")
-    examples, dynamics, hard = _of_run(run) if run else (_of_files(args), None, None)
+    run = Path(args.rows[0]) if len(args.rows) == 1 and is_run(args.rows[0]) else None
+    if run:
+        examples, dynamics, hard = _of_run(run)
+    else:
+        from sftmix.data import prepare
+        from sftmix.options import DataOptions
+
+        train = prepare(DataOptions(train=args.rows, label_field=args.label_field), 0).train
+        examples, dynamics, hard = list(train.examples(whole=False)), None, []
     if args.by and not any(example.label for example in examples):
         raise ConfigError("--by label: the rows have no label; name its field with data.label_field or --label_field")
     if run and not hard:
@@ -64,35 +64,33 @@ def list_suspects(args: argparse.Namespace) -> None:
     prompts = ["\n".join(turn.content for turn in one.messages if not turn.trained) for one in examples]
     responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
     texts = signals.SuspectRows(prompts, responses, dynamics, args.embedding)
-    groups = [one.label if args.by else None for one in examples]
+    ids, labels = [one.id for one in examples], [one.label for one in examples]
     ranks, weighted = pd.DataFrame(), pd.DataFrame()
     shipped = {kind.__name__: kind for kind in signals.Signal.__subclasses__()}
     for name in args.signals or (WITH_MODEL if hard else WITHOUT_MODEL):
         kind: Any = shipped.get(name) or find_component(signals.Signal, name, "--signals")
-        ranks[kind.__name__] = signals.percentiles(kind().score(texts), groups)
-        weighted[kind.__name__] = signals.weighted(ranks[kind.__name__], kind.weight)
+        rank = signals.percentiles(kind().score(texts), labels if args.by else [None] * len(labels))
+        ranks[kind.__name__], weighted[kind.__name__] = rank, signals.weighted(rank, kind.weight)
+    nearest, score = signals.best_fits(texts), weighted.max(axis=1)
     columns = {
-        "id": [one.id for one in examples],
+        "id": ids,
         "source": [one.source for one in examples],
-        "label": [one.label for one in examples],
-        "score": weighted.max(axis=1),
+        "label": labels,
+        "score": score,
         "signal": weighted.idxmax(axis=1),
         **ranks,
-        "duplicate_of": [examples[first].id if first >= 0 else "" for first in signals.duplicates(texts)],
-        "compared_with": [examples[other].id for other in signals.best_fits(texts)],
+        "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
+        "compared_with": [ids[other] for other in nearest],
         "hard_tokens": hard or "",
         "prompt": prompts,
         "response": responses,
     }
-    table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -weighted.max(axis=1)))]
+    table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -score))]
     table.insert(0, "rank", range(1, len(table) + 1))
-    response_of = dict(zip(table["id"], table["response"], strict=True))
-    for line in table.head(args.top).to_dict("records"):
-        short = {key: " ".join(line[key].split()) for key in ("prompt", "response")}
-        nearer = " ".join(response_of[line["compared_with"]].split())
-        why = f"nearer: {nearer:.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
-        why += f"  repeats {line['duplicate_of']}" if line["duplicate_of"] else ""
-        say(SHOWN.format_map(line | short | {"why": why}), sys.stdout)
+    for row, line in table.head(args.top).iterrows():
+        why = f"nearer: {_flat(responses[nearest[row]]):.40}" if line.signal == "Mismatch" else line.hard_tokens
+        why += f"  repeats {line.duplicate_of}" if line.duplicate_of else ""
+        say(SHOWN.format(why=why, **line.map(_flat)), sys.stdout)
     if out := args.out or (run and run / "suspects"):
         file = Path(out) / "suspects.csv"
         for to, write in ((file, table.to_csv), (file.with_suffix(".parquet"), table.to_parquet)):
@@ -101,26 +99,21 @@ def list_suspects(args: argparse.Namespace) -> None:
         say(f"{len(table):,} rows in {file} and suspects.parquet; data.exclude takes a file of ids")
 
 
-def _of_files(args: argparse.Namespace) -> list[Example]:
-    from sftmix.data import prepare
-    from sftmix.options import DataOptions
-
-    train = prepare(DataOptions(train=args.rows, label_field=args.label_field), 0).train
-    return list(train.examples(whole=False))
+def _flat(value: Any) -> Any:
+    """Return a text in one line, and other values as they are."""
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
-def _of_run(run: Path) -> tuple[list[Example], TrainingDynamics | None, list[str] | None]:
+def _of_run(run: Path) -> tuple[list[Example], TrainingDynamics | None, list[str]]:
     """Return the training rows of a run, their dynamics if there are some, and the hardest tokens of each."""
     from sftmix.common.tables import read_dynamics
     from sftmix.pipeline.rows import rows_of_run
 
     _, rows = rows_of_run(run, progress=True)
-    train, path = rows.data.train, run / "confidence" / "dynamics.parquet"
-    dynamics, hard = read_dynamics(path).of(train.ids) if path.exists() else None, None
-    if dynamics is not None and dynamics.token_nll is not None:
-        hard = []
-        for encoded, nll in zip(train, dynamics.token_nll, strict=True):
-            ids = encoded.input_ids[1:][encoded.target[1:]]
-            hardest = ids[np.argsort(-nll[-1])[:5]] if nll.shape[1] == len(ids) else ids[:0]
-            hard.append(" | ".join(str(rows.encoder.tokenizer.decode([one])).strip() for one in hardest.tolist()))
+    train, path, hard = rows.data.train, run / "confidence" / "dynamics.parquet", []
+    dynamics = read_dynamics(path).of(train.ids) if path.exists() else None
+    for encoded, nll in zip(train, dynamics.token_nll or () if dynamics else (), strict=False):
+        ids = encoded.input_ids[1:][encoded.target[1:]]
+        hardest = ids[np.argsort(-nll[-1])[:5]] if nll.shape[1] == len(ids) else ids[:0]
+        hard.append(" | ".join(str(rows.encoder.tokenizer.decode([one])).strip() for one in hardest.tolist()))
     return list(train.examples()), dynamics, hard

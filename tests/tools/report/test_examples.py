@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +11,7 @@ import torch
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.tables import read_dynamics
-from sftmix.tools.report.examples import correctness
-from sftmix.tools.report.run import text_of
+from sftmix.tools.report.run import RunView, text_of
 from sftmix.types import NOT_COUNTED, Example, Message, TrainingDynamics
 from tests.tiny import groups, sftmix, table
 from tests.tools.report.conftest import Text
@@ -28,14 +27,12 @@ def test_the_table_has_every_example_with_its_text_and_columns(run, examples):
     rows = [json.loads(line) for line in (run.parent / "train.jsonl").read_text().splitlines()]
     held_out = [json.loads(line) for line in (run.parent / "eval.jsonl").read_text().splitlines()]
     assert examples.held_out.tolist() == [False] * len(rows) + [True] * len(held_out)
-    train = examples[~examples.held_out]
-    assert train.response.tolist() == [row["output"] for row in rows]
-    assert train.label.tolist() == [row["quality"] for row in rows]
-    assert train.score.tolist() == [row["score"] for row in rows]
-    assert train.row_group.tolist() == [row["group"] for row in rows]  # the split has a column of that name
+    train, held = examples[~examples.held_out], examples[examples.held_out]
+    # The table has columns `group` and `x` of its own.
+    names = {"response": "output", "label": "quality", "score": "score", "row_group": "group", "row_x": "x"}
+    for column, name in names.items():
+        assert train[column].tolist() == [row[name] for row in rows]
     assert train.group.to_dict() == groups(run)
-    assert train.row_x.tolist() == [row["x"] for row in rows]
-    held = examples[examples.held_out]
     assert held.response.tolist() == [row["output"] for row in held_out]
     assert (held.row_group == "own").all()
     assert (held.row_confidence == "high").all()
@@ -56,6 +53,7 @@ def test_the_table_has_what_the_reference_saw(run, examples):
     assert examples[examples.held_out].confidence.isna().all()
 
 
+@torch.no_grad()
 def loss_of(model, tokenizer, instruction: str, response: str) -> float:
     """Mean NLL of the response tokens, by transformers' own loss."""
     turns = [{"role": "user", "content": instruction}]
@@ -71,7 +69,6 @@ def loss_of(model, tokenizer, instruction: str, response: str) -> float:
     ("column", "model"),
     [("loss_before", "../model"), ("loss_after", "train/model"), ("loss_after_baseline", "baseline/model")],
 )
-@torch.no_grad()
 def test_losses_are_those_of_transformers(run, examples, column, model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -79,8 +76,7 @@ def test_losses_are_those_of_transformers(run, examples, column, model):
     tokenizer = AutoTokenizer.from_pretrained(run / "train" / "model")
     assert examples[~examples.held_out][column].notna().all()
     some = [*examples[~examples.held_out].index[[0, 3, 17]], *examples[examples.held_out].index[:2]]
-    for name in some:
-        row = examples.loc[name]
+    for _, row in examples.loc[some].iterrows():
         assert row[column] == pytest.approx(loss_of(loaded, tokenizer, row.instruction, row.response), rel=2e-5)
 
 
@@ -123,10 +119,8 @@ def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
     examples = pd.read_parquet("lora/report/examples.parquet").set_index("id")
     model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained("merged")
-    for name in examples[~examples.held_out].index[[0, 3]]:
-        row = examples.loc[name]
-        with torch.no_grad():
-            expected = loss_of(model, tokenizer, row.instruction, row.response)
+    for _, row in examples[~examples.held_out].iloc[[0, 3]].iterrows():
+        expected = loss_of(model, tokenizer, row.instruction, row.response)
         assert row.loss_after == pytest.approx(expected, rel=2e-5)
         assert row.loss_after != pytest.approx(row.loss_before, rel=1e-4)
     sample = read_dynamics(Path("lora/train/sample.parquet"))
@@ -140,12 +134,16 @@ def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
 def test_correctness_is_of_rows_that_every_checkpoint_counted():
     correct, n_tokens = np.array([[1, 4], [NOT_COUNTED, 2], [0, 0]]), np.array([5, 4, 0])
     dynamics = TrainingDynamics(["a", "b", "c"], np.arange(2), np.ones((3, 2)), n_tokens, correct)
-    assert correctness(SimpleNamespace(dynamics=dynamics)).tolist() == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
+    nothing: list[Any] = [None] * 6
+    assert RunView(*nothing, dynamics).correctness.tolist() == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
 
 
 def test_the_text_of_an_example_names_roles_where_there_are_several():
-    user, answer = Message("user", "Hi"), Message("assistant", "Hello", trained=True)
+    user, answer, system = (
+        Message("user", "Hi"),
+        Message("assistant", "Hello", trained=True),
+        Message("system", "Be kind"),
+    )
     assert text_of(Example("a", (user, answer))) == ("Hi", "Hello")
-    system = Message("system", "Be kind")
     assert text_of(Example("a", (system, user, answer))) == ("system: Be kind\n\nuser: Hi", "Hello")
     assert text_of(Example("a", (Message("text", "A window", trained=True),))) == ("", "A window")

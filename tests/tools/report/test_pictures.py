@@ -1,5 +1,6 @@
-"""Pictures, on values made for them."""
+"""Pictures, on values made for them; and the pairs on the page, with the lambdas of the training."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,14 +9,17 @@ import pytest
 pytest.importorskip("plotly")
 pytest.importorskip("sklearn")
 
+from sftmix.common.rng import generator
+from sftmix.common.tables import read_split
 from sftmix.tools.report import pictures
 from sftmix.tools.report.pictures import both_ends, confidence_axis, losses, tsne
+from sftmix.tools.report.run import read_run
+from sftmix.tools.report.write import PAIRS, mixed_pairs
 
 
-@pytest.mark.parametrize(("size", "low", "high"), [(2, [5, 1], [4, 0]), (9, [5, 1], [4, 0])])
-def test_no_row_is_at_both_ends(size, low, high):
-    found = both_ends(np.array([5, 1, 3, 4, 0]), size)
-    assert [rows.tolist() for rows in found] == [low, high]
+@pytest.mark.parametrize("size", [2, 9])
+def test_no_row_is_at_both_ends(size):
+    assert both_ends(np.array([5, 1, 3, 4, 0]), size).tolist() == [5, 1, 4, 0]
 
 
 def test_the_map_keeps_clusters_apart_and_repeats():
@@ -25,7 +29,6 @@ def test_the_map_keeps_clusters_apart_and_repeats():
     within = max(np.ptp(part, axis=0).max() for part in (places[:30], places[30:]))
     assert np.linalg.norm(places[:30].mean(0) - places[30:].mean(0)) > within
     assert np.array_equal(places, tsne(hidden))
-    assert tsne(hidden[:9]) is None
 
 
 def test_thinning_keeps_both_ends_and_leaves_no_gap():
@@ -58,7 +61,35 @@ def test_confidences_with_a_long_tail_are_drawn_on_a_logarithm():
 def test_hovers_are_escaped_and_short():
     text = "<b>bold</b> & </script><script>x</script> " * 40
     scores = SimpleNamespace(id=["<i>"], confidence=np.array([-1.0]), variability=np.array([0.5]))
-    (hover,) = pictures.dots(SimpleNamespace(scores=scores, texts=[(text, text)]), np.array([0])).text
+    chart = pictures.figure("x", "y")
+    pictures.add_dots(chart, SimpleNamespace(scores=scores, texts=[(text, text)]), np.array([0]))
+    (hover,) = chart.data[0].text
     assert len(hover) < 1200
     assert "<" not in hover.replace("<br>", "")
     assert "&lt;/script&gt;" in hover
+
+
+def test_the_first_pairs_are_shown_token_by_token(finished):
+    view = read_run(finished.path)
+    tables = mixed_pairs(view)
+    ids, split = read_split(finished.path / "split" / "split.parquet")
+    groups = dict(zip(ids, (split.names[group] for group in split.group), strict=True))
+    tokenizer = view.rows.encoder.tokenizer
+    responses = {example.id: example.input_ids[example.target] for example in view.rows.data.train}
+    assert len(tables) == PAIRS
+    for (first, second, _), *rows in tables:
+        (group_c, id_c), (group_u, id_u) = first.split(), second.split()
+        assert (group_c, group_u) == (groups[id_c], groups[id_u]) == ("confident", "unconfident")
+        lam = generator(view.config.seed, "lambda", 0, id_c, id_u).beta(0.5, 0.5)
+        n_mixed = min(len(responses[id_c]), len(responses[id_u]), 24)
+        assert [row[2] for row in rows] == [f"{lam:.2f}"] * n_mixed + [""] * (len(rows) - n_mixed)
+        for column, name in enumerate((id_c, id_u)):
+            shown = [tokenizer.decode([token]) for token in responses[name][:24]]
+            assert [row[column] for row in rows] == shown + [""] * (len(rows) - len(shown))
+
+
+def test_nothing_is_shown_where_nothing_was_mixed(finished):
+    assert not mixed_pairs(replace(read_run(finished.path), split=None))
+    view = read_run(finished.path)
+    object.__setattr__(view.config, "pairing", None)
+    assert not mixed_pairs(view)
