@@ -54,7 +54,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     check_start(config, until)
     from sftmix.pipeline.recipe import run
 
-    summary = run(config, until=until)
+    summary = run(config, until=until, validated=True)
     say("\n".join(results(str(config.out), summary, until)), sys.stdout)
     sharing.after_stage(config, until, values)
 

@@ -129,12 +129,15 @@ def _check_names(model: PreTrainedModel, option: str, names: Sequence[str]) -> N
 
 
 def _add(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
-    """Have PEFT put its layers in, without its warnings.
+    """Have PEFT put its layers in, without its warnings of intended effects.
 
-    They tell of intended effects: that Conv1D is transposed, that adapters untie a tied head (docs/lora.md); and, what
-    is wrong, that the rank which PEFT itself gives to fused tensors of experts is ignored.
+    Those are that Conv1D is transposed, and that adapters untie a tied head (docs/lora.md); a third one is wrong: the
+    rank that PEFT itself gives to fused tensors of experts is not ignored.
     """
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]")
         torch.manual_seed(seed)
         model.add_adapter(config, ADAPTER)
 
@@ -209,8 +212,14 @@ def write_adapters(
 
     weights  the full (gathered) trainable weights, by their names in `model`
     base     hub id or directory of the base model; a directory is written as its absolute path
+    Raises ConfigError if the file would lack a trained weight.
     """
     state = {name: x.detach().to(dtype).contiguous() for name, x in _in_peft_format(model, weights).items()}
+    expected, written = trained_numbers(model), sum(x.numel() for x in state.values())
+    if written != expected:
+        raise ConfigError(
+            f"model.lora: {expected} numbers were trained, but PEFT's format would hold {written} of them"
+        )
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(adapter_config(model))
     assert config is not None

@@ -42,15 +42,18 @@ def run(
     world: World | None = None,
     pool: Sequence[Path] = (),
     say_rows: Callable[[str], object] = print,
+    validated: bool = False,
 ) -> dict[str, Any]:
     """Run all stages up to one, resume those that were begun, and return the summary.
 
     world      the ranks, if their process group exists already; None: as torchrun announces them
     pool       other run directories; a stage that they finished from the same inputs is adopted, not made again
     say_rows   prints the report on the rows; a table of runs prints equal ones once
+    validated  True: the caller has validated the configuration, as a command line does before torch is imported
     Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
     """
-    validate(config)
+    if not validated:
+        validate(config)
     with (
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
         RunDirectory(config.out or "", ranks, pool=pool) as directory,

@@ -271,7 +271,11 @@ class BestWeights:
         self.store = CheckpointStore(stage / BEST, keep=1, world=world)
         self.evaluated, self._nll = -1, math.inf
         self.store.clean()
-        step = self.store.newest_valid()
+        try:
+            step = self.store.newest_valid()
+        except CheckpointError as error:  # the stage itself is not harmed
+            warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
+            return
         if step is not None:
             self._nll = self.store.state(step)["eval_nll"]
 

@@ -200,6 +200,8 @@ class TrainingLoop:
         if self.every and self.step < self.total:
             saves = math.ceil((self.total - self.step) / self.every)
             needed = self.store.bytes_to_come(self.module, state_bytes=self.stage.optimizer.state_bytes, saves=saves)
+            if self.best is not None:  # the old ones go when the new ones stand
+                needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(self.store.directory, needed, "the checkpoints to come"))
 
     # ------------------------------------------------------------------------------------------- step
@@ -247,6 +249,8 @@ class TrainingLoop:
         """
         by_callback, by_signal, by_full_disk = 1, 2, 3
         told = by_callback if self.stopped_by else 0
+        if signal is not None and signal.interrupted:
+            raise KeyboardInterrupt
         if signal is not None and signal.received:
             told = by_signal
         agreed = self.world.max(by_full_disk if full_disk else told)

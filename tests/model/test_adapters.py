@@ -270,3 +270,12 @@ def test_adapters_are_no_base_model(tokenizer, tmp_path):
     export_model(adapted("llama"), tokenizer, tmp_path / "a", dtype=torch.float32, base="b")
     with pytest.raises(ConfigError, match=r"holds adapters, not a model: sftmix export RUN --to DIR --merge"):
         load_model(tmp_path / "a")
+
+
+def test_a_missing_adapter_is_not_written(tokenizer, tmp_path):
+    """T15: what one rank's shard would be."""
+    model = adapted("llama", where="body")
+    some = dict(list(trained(model).items())[1:])
+    with pytest.raises(ConfigError, match="numbers were trained"):
+        export_model(model, tokenizer, tmp_path / "a", dtype=torch.float32, state_dict=some, base="b")
+    assert list(tmp_path.iterdir()) == []

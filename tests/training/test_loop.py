@@ -242,3 +242,43 @@ def check_masks(world: World, directory: str) -> None:
 
 def test_every_step_and_seed_has_a_dropout_mask_of_its_own(tmp_path):
     check_masks(World(), str(tmp_path))
+
+
+def test_the_loop_stops_for_a_signal_that_was_swallowed_before_it(tmp_path):
+    stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED)
+    with StopAtOnce():
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="step-00000001 is saved"):
+            train(stage, World())
+
+
+class Swallows(Callback):
+    """Is interrupted by Ctrl-C where nothing comes of it."""
+
+    def on_step_end(self, state):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Interrupted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class Destroys(Callback):
+    """Is interrupted in a destructor, whose errors Python prints and forgets: pytest would turn them into failures."""
+
+    def on_step_end(self, state):
+        Interrupted()
+
+
+@pytest.mark.parametrize("callback", [Swallows, Destroys])
+def test_the_loop_ends_for_a_ctrl_c_that_was_swallowed(tmp_path, callback):
+    optimizer = Recording()
+    stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED, callbacks=[callback()], optimizer=optimizer)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(stage, World())
+    assert len(optimizer.taken) == 1
+    assert signal.getsignal(signal.SIGINT) is before

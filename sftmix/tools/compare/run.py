@@ -66,7 +66,7 @@ def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[
         return {}
     try:
         pool = [other.path for other in cells]
-        return run(cell.config(), world=world, pool=pool, say_rows=say_rows)
+        return run(cell.config(), world=world, pool=pool, say_rows=say_rows, validated=True)
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:

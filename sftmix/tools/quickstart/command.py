@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     inputs = materialise(out / f"materials-{seed}", seed=seed)
     words = ["--config", "recipe:quickstart", "--out", str(out), "--seed", str(seed), "--with_baseline", "true"]
     words += ["--model.path", str(inputs.model), "--data.train", str(inputs.train), "--data.eval", str(inputs.eval)]
-    summary = run(configuration("run", "", words)[0])
+    summary = run(configuration("run", "", words)[0], validated=True)
     baseline, halves = summary["baseline"], summary["confidence"]
     ours, theirs = summary["eval_exact_match"], baseline["eval_exact_match"]
     sure, unsure = (halves[name]["labels"].get("deterministic", 0.0) for name in ("confident", "unconfident"))
