@@ -52,6 +52,10 @@ OWN_OF_STAGE |= {"elapsed", "examples", "steps", "total_steps", "stopped_by", "m
 """The names of the loop's own figures of a stage, in figures.json."""
 
 
+ANY = -1
+"""Any length, in the shape of an answer."""
+
+
 def broken(component: Component, answer: str, allowed: str) -> ContractError:
     """Return the error of a component whose answer is not allowed."""
     return ContractError(f"{component.option} {type(component).__name__} returned {answer}; allowed: {allowed}")
@@ -112,7 +116,7 @@ def check_pairs(sampler: PairSampler, pairs: Rows, split: Split, scores: Scores)
 
     A row may be in several pairs, and both rows of a pair may be of one group.
     """
-    rows = _array(sampler, pairs, (len(pairs), 2), "i64[P, 2], rows")
+    rows = _array(sampler, pairs, (ANY, 2), "i64[P, 2], rows")
     _check_range(sampler, "rows", rows, len(scores))
     itself, unpaired = rows[:, 0] == rows[:, 1], (split.group[rows] == UNPAIRED).any(axis=1)
     for wrong, problem in ((itself, "a row with itself"), (unpaired, "with an unpaired row")):
@@ -126,9 +130,9 @@ def check_pairs(sampler: PairSampler, pairs: Rows, split: Split, scores: Scores)
 
 def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:
     """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
-    if len(rows) == 0:
+    if np.size(rows) == 0:
         raise ConfigError(f"selector {type(selector).__name__}: none of the {n_rows} examples is selected")
-    selected = _array(selector, rows, (len(rows),), "i64[K], distinct rows")
+    selected = _array(selector, rows, (ANY,), "i64[K], distinct rows")
     _check_range(selector, "rows", selected, n_rows)
     rows_once, times = np.unique(selected, return_counts=True)
     if times.max() > 1:
@@ -137,11 +141,24 @@ def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:
 
 
 def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
-    """Return the plan if its numbers are those of this micro-batch; else raise ContractError.
+    """Return the plan if its parts have the types, shapes and values of this micro-batch; else raise ContractError.
 
-    What weighs is counted, as the step leaves out a term whose count is 0. The loss checks types and shapes.
+    What weighs is counted, as the step leaves out a term whose count is 0.
     """
+    import torch
+
     _check_type(objective, plan, Plan)
+    many = (len(plan.pairs),)
+    for name, shape in (
+        ("pairs", (*many, 2)),
+        ("row_weight", batch.labels.shape),
+        ("pair_weight", many),
+        ("lam", many),
+    ):
+        value, kind = getattr(plan, name), "int64" if name == "pairs" else "floats"
+        fits = isinstance(value, torch.Tensor) and value.shape == shape
+        if not fits or not (value.dtype == torch.int64 if kind == "int64" else value.is_floating_point()):
+            raise broken(objective, f"{name} {_described(value)}", f"a tensor of {kind} {list(shape)}")
     _check_range(objective, "pairs of the rows", plan.pairs, len(batch.labels))
     for name in ("row_weight", "pair_weight", "lam"):
         value, good, allowed = getattr(plan, name), getattr(plan, name).isfinite(), "finite numbers"
@@ -168,6 +185,7 @@ def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
     shapes = {"loss": (), "nll": tuple(plan.row_weight.shape), "mixup": tuple(plan.lam.shape)}
     for name, shape in shapes.items():
         value, graph = getattr(out, name), {True: "with a graph", False: "detached"}
+        _check_type(objective, value, functional.Tensor)
         if tuple(value.shape) != shape or value.requires_grad is not (name == "loss"):
             answer = f"{name} {_described(value)}, {graph[value.requires_grad]}"
             raise broken(objective, answer, f"a tensor {list(shape)}, {graph[name == 'loss']}")
@@ -206,9 +224,13 @@ def _array(
     component: Component, answer: Any, shape: tuple[int, ...], allowed: str, *, kinds: str = "iu", name: str = ""
 ) -> np.ndarray:
     """Return an answer as an array of this shape, of whole numbers unless `kinds` (of numpy's dtypes) allows more."""
-    array = np.asarray(answer)
-    if array.dtype.kind not in kinds or array.shape != shape:
-        raise broken(component, f"{name}{_described(array)}", allowed)
+    try:
+        array = np.asarray(answer)
+    except (TypeError, ValueError, RuntimeError):  # a ragged list, or a tensor with a graph
+        array = np.empty(0, dtype=object)
+    fits = array.ndim == len(shape) and all(n in (ANY, size) for n, size in zip(shape, array.shape, strict=True))
+    if array.dtype.kind not in kinds or not fits:
+        raise broken(component, f"{name}{_described(answer)}", allowed)
     return array
 
 

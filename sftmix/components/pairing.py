@@ -179,6 +179,8 @@ def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Int64:
 
 def _between(split: Split, upper: int, lower: int, rng: np.random.Generator) -> Rows:
     """Return i64[P, 2]: two groups in random order; the smaller one is repeated, each time in a new order."""
+    if upper == lower:
+        raise ConfigError(f"pairing needs a split into at least 2 groups, got {split.names}; choose another splitter")
     columns = []
     n_pairs = max(len(split.rows(upper)), len(split.rows(lower)))
     for group in (upper, lower):

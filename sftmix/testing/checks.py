@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -207,9 +207,11 @@ def check_reference(reference: base.Reference, *, examples: int = 20) -> None:
     assert_is(reference, base.Reference)
 
     def holds(stored):
-        give = Mock(return_value=stored)  # nothing is trained: as if a run had made these
-        context = Mock(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
-        context.content_hashes.return_value = stored.ids
+        def give(*_: object, **__: object) -> TrainingDynamics:
+            return stored  # nothing is trained: as if a run had made these
+
+        context: Any = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
+        context.content_hashes = lambda: stored.ids  # made-up examples have no text
         with untouched(stored):
             dynamics = contracts.check_dynamics(reference, reference.collect(context))
         assert list(dynamics.ids) == list(stored.ids), "it must return exactly context.ids, in that order"
