@@ -177,6 +177,6 @@ def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(tiny, sf
     """Its scores of turns are none of the conversation."""
     done = sftmix(*two_templates(tiny, "alpaca", "thinking", several=4))
     assert done.code == 3
-    assert "splits 4 of 29 conversations that the target reads whole" in done.err
-    assert "set data.multi_turn to per_turn" in done.err
+    assert "cannot encode 4 of 29 training examples" in done.err
+    assert "4 conversations not scored: split by this template, not by the target's" in done.err
     assert "max_length" not in done.err

@@ -9,7 +9,7 @@ from typing import Any
 
 from sftmix.common.files import write_text
 from sftmix.common.shown import quoted
-from sftmix.data.jsonrows import BadRow
+from sftmix.data.formats import BadRow
 from sftmix.tools.answers.questions import Question
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
