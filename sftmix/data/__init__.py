@@ -3,9 +3,8 @@
 `prepare` reads and checks rows (no tokenizer needed), `make_encoder` chooses the chat template, `encode` tokenises.
 """
 
-from sftmix.data.dataset import EncodedDataset, LoadedData, encode, load_data
+from sftmix.data.dataset import EncodedDataset, LoadedData, encode, load_data, render_preview
 from sftmix.data.encoders import encoder_for, make_encoder
-from sftmix.data.preview import render_preview
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
 from sftmix.data.templates import Encoder

@@ -1,12 +1,12 @@
-"""Tokenised examples behind a memory map, made by `encode` or read from the cache."""
+"""Tokenised examples behind a memory map, made by `encode` or read from the cache; and a preview of some of them."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import DataError
+from sftmix.common.shown import one_line, printable
 from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, example_of
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
 from sftmix.data.store import get_or_build, key_of, open_rows, rows_of, write_rows
 from sftmix.data.templates import Encoder
-from sftmix.data.text import encode_windows, first_windows
-from sftmix.data.tokenise import Tokenise, tokenised
+from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.options import DataOptions
 from sftmix.types import Encoded, Example, Int64
 
-TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn")
+TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn", "split_alone")
 MAX_TEMPLATE_LOSS = 0.05
 """Largest share of the training examples that a template may fail to encode."""
 
@@ -61,10 +61,8 @@ class EncodedDataset(Sequence[Encoded]):
         return self._table.num_rows
 
     def __getitem__(self, row: Any) -> Any:
-        """The Encoded of one row (negative rows count from the end), or a list of them for a slice."""
-        number: Any = range(len(self))[row]
-        if isinstance(row, slice):
-            return [self[i] for i in number]
+        """The Encoded of one row; negative rows count from the end."""
+        number = range(len(self))[row]
         ids = self._numbers(number, "input_ids")
         name, truncated, weights = (self._table[column][number].as_py() for column in ("id", "truncated", "weights"))
         target = np.zeros(len(ids), dtype=np.bool_)
@@ -126,13 +124,11 @@ class EncodedDataset(Sequence[Encoded]):
 
     def example(self, row: int) -> Example:
         """Read the text of one row: its messages, source, label and columns."""
-        return next(self._examples(np.array([row])))
+        return next(self.examples(np.array([row])))
 
-    def examples(self) -> Iterator[Example]:
-        """Read the text of all rows, in file order."""
-        return self._examples(np.arange(len(self)))
-
-    def _examples(self, rows: Int64) -> Iterator[Example]:
+    def examples(self, rows: Int64 | None = None) -> Iterator[Example]:
+        """Read the text of these rows; by default of all, in file order."""
+        rows = np.arange(len(self)) if rows is None else rows
         for row in rows_of(self._table.select([*dict(EXAMPLE), "offset"]), rows):
             example = example_of(row)
             if self.is_text:
@@ -166,24 +162,22 @@ def encode(
     *,
     max_length: int,
     keep: Sequence[str] | None = None,
-    length_option: str = "data.max_length",
     progress: bool = True,
 ) -> LoadedData:
     """Tokenise both sides, or read them from the cache.
 
-    max_length     tokens per example; longer ones are cut at the end, and dropped if no response token is left
-    keep           None, or the ids of the training examples to keep; a weaker reference trains on no example that the
-                   target leaves out
-    length_option  name of the option that set max_length, for messages
+    max_length  tokens per example; longer ones are cut at the end, and dropped if no response token is left
+    keep        None, or the ids of the training examples to keep; a weaker reference trains on no example that the
+                target leaves out
     Raises DataError if a side has no example left, or if the template fails for too many.
     """
-    if max_length < 2:
-        raise ConfigError(f"data.max_length must be at least 2 (a prompt token and a response token), not {max_length}")
     options, is_text = prepared.options, prepared.text
     whole, packed = options.multi_turn == "whole", options.packing is not False
+    report = DataReport(notes=list(encoder.notices))
+    report.take(prepared.report)
 
     def side(option: str, rows: Conversations, keep: Sequence[str] | None, limit: int | None) -> EncodedDataset:
-        """Tokenise one side, and add its report to those of the other."""
+        """Tokenise one side, and add its report to the whole."""
         selected = None if keep is None else frozenset(keep)
         cut = "as kept" if whole and selected is not None else whole  # not by this template alone
         settings = [encoder.fingerprint, max_length, cut, None if selected is None else key_of(sorted(selected))]
@@ -193,52 +187,95 @@ def encode(
             report = DataReport(max_length=max_length)
             if is_text:
                 windows = encode_windows(encoder, rows, max_length, packed, report, progress)
-                stored = first_windows(
-                    (row for row in windows if selected is None or row["id"] in selected), limit, report
-                )
+                kept = (window for window in windows if selected is None or window["id"] in selected)
+                stored: Iterator[dict[str, Any]] = itertools.islice(kept, limit)
             else:
-                work = Tokenise(rows, whole, encoder, max_length, selected)
+                work = partial(tokenise, rows, whole, encoder, max_length, selected)
                 stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
             report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
-            _check_losses(
-                report, encoder, f"{option}: no example is left with {length_option} = {max_length}", selected
-            )
+            if is_text and report.train == limit:
+                report.notes.append(f"the first {limit:,} training windows are used, the rest left out (data.limit)")
             return report.to_dict()
 
         key = key_of("tokens", rows.cache_key, settings)
         directory, summary = get_or_build(options.cache_dir, f"tokens-{key}", build)
-        reports.append(DataReport(**summary))
+        found = DataReport(**summary)
+        report.take(found)
+        lost, lines = sum(found.counts.get(reason, 0) for reason in TEMPLATE_REASONS), "\n".join(found.lines()[1:])
+        if option == "data.train" and lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not options.skip_bad:
+            raise DataError(
+                f"data.template: {encoder.name} cannot encode {lost:,} of {lost + found.train:,} training examples; "
+                f"choose another template, or let data.skip_bad drop them:\n{lines}"
+            )
+        if not found.train:
+            raise DataError(f"{option}: no example is left:\n{lines}")
         return EncodedDataset(directory / "tokens.arrow", key_of("tokens", rows.fingerprint, settings), is_text)
 
-    reports: list[DataReport] = []
     train = side("data.train", prepared.train, keep, options.limit)
-    lost = sum(reports[0].counts.get(reason, 0) for reason in TEMPLATE_REASONS)
-    if lost > MAX_TEMPLATE_LOSS * (lost + len(train)) and not options.skip_bad:
-        raise DataError(
-            f"data.template: {encoder.name} cannot encode {lost:,} of {lost + len(train):,} training examples; "
-            "choose another template, or let data.skip_bad drop them:\n" + "\n".join(reports[0].lines()[1:])
-        )
     held_out = None if prepared.eval is None else side("data.eval", prepared.eval, None, None)
-    report = deepcopy(prepared.report)
-    for more in reports:
-        report.take(more)
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
     if is_text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
-    report.notes = [*encoder.notices, *report.notes]
     return LoadedData(train, held_out, report)
 
 
-def _check_losses(report: DataReport, encoder: Encoder, nothing: str, selected: frozenset[str] | None) -> None:
-    """Raise DataError if no example is left (`nothing` says so), or if a reference splits too many conversations."""
-    lost = report.counts.get("split_alone", 0)
-    if selected is not None and lost > MAX_TEMPLATE_LOSS * len(selected):
-        raise DataError(
-            f"data.multi_turn whole: the template of the reference ({encoder.name}) splits {lost:,} of "
-            f"{len(selected):,} conversations that the target reads whole (first: "
-            f"{', '.join(report.first['split_alone'])}), and scores of turns are none of the conversation; set "
-            "data.multi_turn to per_turn, under which all templates give the same examples, or give the reference a "
-            "template that keeps earlier turns as they are"
-        )
-    if not report.train:
-        raise DataError("\n".join([f"{nothing}:", *report.lines()[1:]]))
+# ---------------------------------------------------------------------------------------------- the preview
+
+
+EDGE = 8
+"""Tokens shown at both ends of a run in the table."""
+
+
+def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, color: bool = True) -> str:
+    """Text of the given training rows, the token table of the first of them, and the report on all rows.
+
+    The response, which is all tokens that carry loss, is green; without colour it stands in [[ ]].
+    """
+    end = f"{encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn_id)!r} (id {encoder.end_of_turn_id})"
+    first = f"Template: {encoder.name}; a response ends with {end}; stop ids {encoder.stop_ids}"
+    if data.train.is_text:
+        first = f"Plain text: a document ends with {end}; the first token of each piece is not trained"
+    marks = ("\x1b[0;32m", "\x1b[0m") if color else ("[[", "]]")
+    parts = [first, *(_text(data.train, encoder, row, marks) for row in rows)]
+    if len(rows):
+        parts.append(_table(data.train[rows[0]], encoder))
+    parts.append("\n".join(["Rows", *data.report.lines()]))
+    return "\n\n".join(parts)
+
+
+def _runs(encoded: Encoded) -> Iterator[tuple[int, int, bool]]:
+    """Cut an example into runs (start, end, trained): a run holds only response tokens, or none."""
+    edges = np.flatnonzero(np.diff(encoded.target)) + 1
+    for start, end in itertools.pairwise([0, *edges.tolist(), len(encoded.target)]):
+        yield start, end, bool(encoded.target[start])
+
+
+def _text(dataset: EncodedDataset, encoder: Encoder, row: int, marks: tuple[str, str]) -> str:
+    encoded, example = dataset[row], dataset.example(row)
+    facts = [f"row {encoded.row}", f"id {encoded.id}", example.source, f"{len(encoded.input_ids)} tokens"]
+    facts.append(f"{encoded.target.sum()} trained")
+    facts += [f"label {example.label}"] if example.label is not None else []
+    facts += ["cut at the maximum length: no end of turn"] if encoded.truncated else []
+    documents = () if encoded.starts is None else encoded.starts.tolist()
+    body, shown = "", 0
+    for start, end, trained in _runs(encoded):
+        if start in documents:
+            body += ("\n" if body else "") + "--- a document ---\n"
+        # Decoded from the start each time: a tokenizer may write a token differently at the beginning of a text.
+        decoded = encoder.decode(encoded.input_ids[:end])
+        piece = printable(decoded[shown:])
+        body += f"{marks[0]}{piece}{marks[1]}" if trained else piece
+        shown = len(decoded)
+    return f"{one_line(' | '.join(facts))}\n{body}"
+
+
+def _table(encoded: Encoded, encoder: Encoder) -> str:
+    """Table of place, id, label (-100 = not trained) and token, without the middle of long runs."""
+    lines = [f"Tokens of row {encoded.row}", f"{'place':>6} {'id':>7} {'label':>7}  token"]
+    for start, end, trained in _runs(encoded):
+        run = []
+        for place, token in enumerate(encoded.input_ids[start:end].tolist(), start):
+            piece = printable(repr(encoder.tokenizer.convert_ids_to_tokens(token)))
+            run.append(f"{place:>6} {token:>7} {token if trained else -100:>7}  {piece}")
+        lines += run if len(run) <= 2 * EDGE else [*run[:EDGE], f"{'...':>6}", *run[-EDGE:]]
+    return "\n".join(lines)

@@ -7,7 +7,6 @@ tags are not needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -15,35 +14,34 @@ from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.fields import listed
-from sftmix.data import trial
 from sftmix.data.formats import TEXT
-from sftmix.data.special import SpecialSpellings
 from sftmix.data.store import get_or_build, key_of
-from sftmix.data.templates import NAMED, Encoder, TemplateRefusal, on_the_same_day, render, token_roles, writes_bos
+from sftmix.data.templates import (
+    NAMED,
+    Encoder,
+    SpecialSpellings,
+    TemplateRefusal,
+    on_the_same_day,
+    render,
+    token_roles,
+    writes_bos,
+)
 from sftmix.data.trial import PROBE, SYSTEM, trouble_with
 from sftmix.options import DataOptions, SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ANSWER = PROBE[-1]["content"]
-
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Encoder:
     """Make the encoder of rows under these options: without a chat template if data.format is text, else with one.
 
-    A template that is not ours is first tried out in a process of its own, once for each cache.
+    A template that is not ours is first tried out in a process of its own, once for each cache. Raises ConfigError for
+    one that takes too long, or too much memory.
     """
     if options.format == TEXT:
         return text_encoder(tokenizer, options.special_tokens)
     name, source, _ = _choose(tokenizer, options.template)
-    if name not in NAMED:
-        _try_out(tokenizer, name, source, options.cache_dir)
-    return make_encoder(tokenizer, options.template, options.special_tokens)
-
-
-def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache_dir: str | None) -> None:
-    """Raise ConfigError for a template that takes too long, or too much memory; the cache knows those that do not."""
     variables = token_roles(tokenizer)
 
     def build(directory: Path) -> dict[str, Any]:
@@ -51,8 +49,10 @@ def _try_out(tokenizer: PreTrainedTokenizerBase, name: str, source: str, cache_d
             raise ConfigError(f"data.template: {name}: {trouble}. It is not used; choose another, such as chatml")
         return {}
 
-    parts = (source, variables, Path(trial.__file__).read_text(), version("transformers"), version("jinja2"))
-    get_or_build(cache_dir, "template-" + key_of(*parts), build)
+    if name not in NAMED:
+        key = key_of(source, variables, version("transformers"), version("jinja2"))
+        get_or_build(options.cache_dir, f"template-{key}", build)
+    return make_encoder(tokenizer, options.template, options.special_tokens)
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
@@ -60,13 +60,17 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialToke
     if tokenizer.eos_token_id is None:
         raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
     eos = int(tokenizer.eos_token_id)
-    return Encoder(tokenizer, TEXT, None, eos, _spellings(tokenizer, special_tokens, [eos]))
+    spellings = SpecialSpellings(tokenizer, [eos]) if special_tokens == "text" else None
+    return Encoder(tokenizer, TEXT, None, eos, spellings)
 
 
 def make_encoder(
     tokenizer: PreTrainedTokenizerBase, template: str | None = None, special_tokens: SpecialTokens = "text"
 ) -> Encoder:
-    """Choose the template, probe it, and return the encoder.
+    """Choose the template, render a small conversation to find what it writes around a response; return the encoder.
+
+    The template gets a longer generation prompt if it writes more than that before a response: an empty thinking block,
+    or the whole header of a turn.
 
     template        None (the tokenizer's own, or alpaca where it has none), "alpaca", "chatml", or the path of a Jinja
                     file
@@ -74,142 +78,7 @@ def make_encoder(
     Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a response.
     """
     name, source, notices = _choose(tokenizer, template)
-    try:
-        return _probed(tokenizer, name, source, notices, special_tokens)
-    except TemplateRefusal as error:
-        raise ConfigError(f"data.template: {name}: cannot render a user and an assistant turn: {error}") from error
-
-
-def _spellings(
-    tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens, written: Iterable[int]
-) -> SpecialSpellings | None:
-    return SpecialSpellings(tokenizer, written) if special_tokens == "text" else None
-
-
-def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str, list[str]]:
-    if template is None and tokenizer.chat_template:
-        if isinstance(templates := tokenizer.chat_template, dict) and "default" not in templates:
-            raise ConfigError(
-                f"data.template: the tokenizer's own chat templates are {listed(sorted(templates))}, and none is "
-                "called default: write the one you want to a Jinja file and name that file, or choose chatml or alpaca"
-            )
-        return "tokenizer", tokenizer.get_chat_template(), []
-    notices = []
-    if template is None:
-        template = "alpaca"
-        notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
-    source = template_source(template)
-    return template, _own_template(tokenizer, source) if template in NAMED else source, notices
-
-
-def template_source(template: str) -> str:
-    """Return the Jinja source of alpaca, chatml or a file; raise ConfigError if there is none."""
-    if template in NAMED:
-        return NAMED[template]
-    try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "
-            "null takes the tokenizer's own"
-        ) from error
-
-
-def _own_template(tokenizer: PreTrainedTokenizerBase, source: str) -> str:
-    """Adapt one of our templates: BOS if the tokenizer itself writes one, and turns that end with a token it knows."""
-    source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
-    if "eos_token" in source and tokenizer.eos_token is None:
-        raise ConfigError("data.template: this tokenizer has no eos token, with which this template ends a response")
-    return ("{{ bos_token }}" if writes_bos(tokenizer) else "") + source
-
-
-# ------------------------------------------------------------------------------------------- the probe
-
-
-class _Probe:
-    """What a template writes for a small conversation. Raises TemplateRefusal.
-
-    prompt  the user's turn and the generation prompt
-    full    the user's turn and the assistant's
-    head    the part of that before the answer
-    before  the part of the head behind the prompt
-    after   the part behind the answer
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-        self.tokenizer, self.source = tokenizer, source
-        self.prompt, self.full = self.text(PROBE[:1], prompt=True), self.text(PROBE)
-        self.head, answer, self.after = self.full.rpartition(_ANSWER)
-        if not answer:
-            raise ConfigError("data.template: the template does not write the content of an assistant turn")
-        self.before = self.head[len(self.prompt) :] if self.full.startswith(self.prompt) else ""
-
-    def text(self, turns: list[dict[str, str]], **more: Any) -> str:
-        return render(self.tokenizer, self.source, [turns], **more)[0]
-
-    def ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def with_longer_prompt(self, header: str) -> _Probe:
-        """Put a header behind the template's generation prompt.
-
-        Behind a prompt of its own, however short, enable_thinking=true leaves the header out: responses with thinking
-        of their own begin without it. A template that knows this variable writes the header itself where it is false;
-        one that gives it a value at its head gets the header always.
-        """
-        unless = " and enable_thinking is not " + ("defined" if "enable_thinking" in self.source else "true")
-        for condition in (unless, "") if self.prompt != self.text(PROBE[:1]) else ("",):
-            end = "{% if add_generation_prompt" + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
-            longer = _Probe(self.tokenizer, self.source.removesuffix("\n") + end)
-            if not longer.before.strip():
-                break
-        return longer
-
-    @property
-    def added(self) -> dict[int, str]:
-        """The spellings of added tokens, but for runs of white space, which some tokenizers add for any text."""
-        tokens = self.tokenizer.added_tokens_decoder.items()
-        return {number: token.content for number, token in tokens if token.content.strip()}
-
-    def around_turns(self) -> set[int]:
-        """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
-
-        Left out are those behind the first before a response that have a partner, as `<think>` has `</think>`:
-        responses write them, too.
-        """
-        asked, added = self.text(PROBE[:1]), self.added
-        before = self.ids(self.head[len(asked) :]) if self.full.startswith(asked) else []
-        before = [number for number in before if number in added]
-        around = before[:1] + [number for number in before[1:] if _partner(added[number]) not in added.values()]
-        texts = [asked, self.after]
-        with suppress(TemplateRefusal):  # many templates take no system turn
-            texts.append(self.text([*SYSTEM, *PROBE[:1]]))
-        return {*around, *(number for text in texts for number in self.ids(text) if number in added)}
-
-    def ending(self) -> tuple[int | None, str, str]:
-        """Cut the text after a response into (end-of-turn id, text through it, text after it); None if it has none."""
-        special = {*self.tokenizer.all_special_ids, *self.added}
-        for token in self.ids(self.after):
-            if token in special:
-                before, end, trailer = self.after.partition(str(self.tokenizer.convert_ids_to_tokens(token)))
-                return int(token), before + end, trailer
-        return None, "", self.after
-
-
-def _partner(tag: str) -> str:
-    """Return `</think>` for `<think>`, and `<think>` for `</think>`."""
-    return tag[0] + tag[2:] if tag[1:2] == "/" else f"{tag[0]}/{tag[1:]}"
-
-
-def _probed(
-    tokenizer: PreTrainedTokenizerBase, name: str, source: str, notices: list[str], special_tokens: SpecialTokens
-) -> Encoder:
-    """Render a small conversation to find the text that the template writes around a response.
-
-    The template gets a longer generation prompt if it writes more than that before a response: an empty thinking block,
-    or the whole header of a turn.
-    """
-    probe = _Probe(tokenizer, source)
+    probe = _Probe(tokenizer, name, source)
     if probe.before.strip():
         header = probe.before.rstrip(" ")  # a space belongs to the first token of the response
         probe = probe.with_longer_prompt(header)
@@ -228,13 +97,13 @@ def _probed(
     if tokenizer.bos_token_id is not None and probe.ids(probe.full)[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     # The end of the generation prompt that enable_thinking=true leaves out.
-    thinking = probe.text(PROBE[:1], prompt=True, thinking=True)
+    thinking = probe.text(PROBE[:1], prompt=True, enable_thinking=True)
     return Encoder(
         tokenizer,
         name,
         probe.source,
         end,
-        _spellings(tokenizer, special_tokens, [end, *probe.around_turns()]),
+        SpecialSpellings(tokenizer, [end, *probe.around_turns()]) if special_tokens == "text" else None,
         appends_end=appends,
         ending=ending,
         trailer=trailer,
@@ -242,3 +111,116 @@ def _probed(
         block=probe.prompt[len(thinking) :] if probe.prompt.startswith(thinking) else "",
         notices=tuple(notices),
     )
+
+
+def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str, list[str]]:
+    """Return name and source of the template, and sentences for the user.
+
+    Ours begin with BOS if the tokenizer itself writes one, and turns end with a token that it knows.
+    """
+    if template is None and tokenizer.chat_template:
+        if isinstance(templates := tokenizer.chat_template, dict) and "default" not in templates:
+            raise ConfigError(
+                f"data.template: the tokenizer's own chat templates are {listed(sorted(templates))}, and none is "
+                "called default: write the one you want to a Jinja file and name that file, or choose chatml or alpaca"
+            )
+        return "tokenizer", tokenizer.get_chat_template(), []
+    notices = []
+    if template is None:
+        template = "alpaca"
+        notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
+    source = template_source(template)
+    if template in NAMED:
+        source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
+        if "eos_token" in source and tokenizer.eos_token is None:
+            raise ConfigError("data.template: this tokenizer has no eos token, with which the template ends a response")
+        source = ("{{ bos_token }}" if writes_bos(tokenizer) else "") + source
+    return template, source, notices
+
+
+def template_source(template: str) -> str:
+    """Return the Jinja source of alpaca, chatml or a file; raise ConfigError if there is none."""
+    if template in NAMED:
+        return NAMED[template]
+    try:
+        return Path(template).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "
+            "null takes the tokenizer's own"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------- the probe
+
+
+class _Probe:
+    """What a template writes for a small conversation. Raises ConfigError for a template that fails.
+
+    asked   the user's turn
+    prompt  that and the generation prompt
+    full    the user's turn and the assistant's
+    head    the part of that before the answer
+    before  the part of the head behind the prompt
+    after   the part behind the answer
+    added   the spellings of added tokens, but for runs of white space, which some tokenizers add for any text
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, source: str) -> None:
+        self.tokenizer, self.name, self.source = tokenizer, name, source
+        self.asked, self.prompt = self.text(PROBE[:1]), self.text(PROBE[:1], prompt=True)
+        self.full = self.text(PROBE)
+        self.head, answer, self.after = self.full.rpartition(PROBE[-1]["content"])
+        if not answer:
+            raise ConfigError("data.template: the template does not write the content of an assistant turn")
+        self.before = self.head[len(self.prompt) :] if self.full.startswith(self.prompt) else ""
+        tokens = tokenizer.added_tokens_decoder.items()
+        self.added = {number: token.content for number, token in tokens if token.content.strip()}
+
+    def text(self, turns: list[dict[str, str]], **more: Any) -> str:
+        try:
+            return render(self.tokenizer, self.source, [turns], **more)[0]
+        except TemplateRefusal as error:
+            problem = f"data.template: {self.name}: cannot render a user and an assistant turn: {error}"
+            raise ConfigError(problem) from error
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def with_longer_prompt(self, header: str) -> _Probe:
+        """Put a header behind the template's generation prompt.
+
+        Behind a prompt of its own, however short, enable_thinking=true leaves the header out: responses with thinking
+        of their own begin without it. A template that knows this variable writes the header itself where it is false;
+        one that gives it a value at its head gets the header always.
+        """
+        unless = " and enable_thinking is not " + ("defined" if "enable_thinking" in self.source else "true")
+        for condition in (unless, "") if self.prompt != self.asked else ("",):
+            end = "{% if add_generation_prompt" + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
+            longer = _Probe(self.tokenizer, self.name, self.source.removesuffix("\n") + end)
+            if not longer.before.strip():
+                break
+        return longer
+
+    def around_turns(self) -> set[int]:
+        """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
+
+        Left out are those behind the first before a response that have a partner, as `<think>` has `</think>`:
+        responses write them, too.
+        """
+        header = self.ids(self.head[len(self.asked) :]) if self.full.startswith(self.asked) else []
+        header = [number for number in header if number in self.added]
+        unclosed = [tag.replace("/", "", 1) for tag in self.added.values()]
+        around = header[:1] + [n for n in header[1:] if unclosed.count(self.added[n].replace("/", "", 1)) == 1]
+        texts = [self.asked, self.after]
+        with suppress(ConfigError):  # many templates take no system turn
+            texts.append(self.text([*SYSTEM, *PROBE[:1]]))
+        return {*around, *(number for text in texts for number in self.ids(text) if number in self.added)}
+
+    def ending(self) -> tuple[int | None, str, str]:
+        """Cut the text after a response into (end-of-turn id, text through it, text after it); None if it has none."""
+        for token in self.ids(self.after):
+            if token in self.added or token in self.tokenizer.all_special_ids:
+                before, end, trailer = self.after.partition(str(self.tokenizer.convert_ids_to_tokens(token)))
+                return token, before + end, trailer
+        return None, "", self.after

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.fields import FORMAT_FIELDS, listed
+from sftmix.common.errors import DataError
+from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
 from sftmix.common.shown import CONTROL, quoted
-from sftmix.data.jsonrows import BadRow
 from sftmix.types import Example, Message
 
 RESERVED_ID = re.compile(r"@turn\d+$")
@@ -20,69 +20,115 @@ RESERVED_ID = re.compile(r"@turn\d+$")
 TEXT = "text"
 """The format of documents: text files, and rows with a field `text` and no field that another format reads."""
 
-_NEEDS = {name: [field for field in fields if field != "input"] for name, fields in FORMAT_FIELDS.items()}
-"""The fields by which the rows of each format are recognised. They are tried in this order: history stands before
-alpaca, because it has its fields; text is last."""
-
-_OF_TURNS = {field for name, fields in FORMAT_FIELDS.items() if name != TEXT for field in fields}
+_NEEDS = {name: set(fields) - {"input"} for name, fields in FORMAT_FIELDS.items()}
+"""The fields that the rows of each format must have."""
 
 
-def recognise(row: Mapping[str, Any], usual: str | None = None, first: Sequence[str] = ()) -> str:
-    """Name the first format whose fields the row has; else `usual`, the format of the rows before it.
+class BadRow(ValueError):
+    """Reason why a row cannot be used, for a message `file:line: reason`."""
+
+
+class Columns:
+    """Reader of rows whose fields have other names than ours (data.columns).
+
+    names    our field -> its name in the rows; empty: the rows have our names
+    formats  the formats that read all these fields, which data.format auto tries first
+    """
+
+    def __init__(self, columns: Mapping[str, str] | None) -> None:
+        self.names = field_columns(columns)
+        self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
+        self._present: dict[str, None] = {}  # names of the rows' fields, in their order
+
+    def renamed(self, row: Any) -> Any:
+        """Return the row under our names, and remember its fields. Raises BadRow for what is none.
+
+        A field takes the place of another of its name. A row without the column keeps its own field.
+        """
+        if not isinstance(row, Mapping):
+            raise row if isinstance(row, BadRow) else BadRow(f"expected an object, found {quoted(row)}")
+        if not self.names:
+            return row
+        self._present.update(dict.fromkeys(row))
+        moved = {field: row[column] for field, column in self.names.items() if column in row}
+        columns = self.names.values()
+        return {**moved, **{key: value for key, value in row.items() if key not in moved and key not in columns}}
+
+    def check(self) -> None:
+        """Raise DataError for a column that none of the training rows has."""
+        for field, column in self.names.items():
+            if column not in self._present:
+                raise DataError(
+                    f"data.columns: no row of data.train has the field {column!r} (for {field}); the fields there are "
+                    f"{listed(self._present)}"
+                )
+
+
+def recognise(row: Mapping[str, Any], first: Sequence[str] = ()) -> str:
+    """Name the first format whose fields the row has, or else the one of which it lacks fewest.
+
+    History stands before alpaca, because it has its fields. A row is text if it has no field that another format reads.
 
     first  formats that are tried before the others
-    Raises BadRow if there is neither.
+    Raises BadRow for a row without any of the fields.
     """
-    for name in (*first, *_NEEDS):
-        if name == TEXT and name not in first and _OF_TURNS & row.keys():
-            continue
-        if all(need in row for need in _NEEDS[name]):
-            return name
-    if usual is not None:
-        return usual  # its conversion says which field is missing
-    known = "; ".join(f"{name}: {', '.join(needs)}" for name, needs in _NEEDS.items())
+    near = [name for name in (*first, *FORMAT_FIELDS) if row.keys() & FORMAT_FIELDS[name]]
+    if len(near) > 1 and TEXT not in first:
+        near = [name for name in near if name != TEXT]
+    if near:
+        return min(near, key=lambda name: len(_NEEDS[name] - row.keys()))
+    known = "; ".join(", ".join(fields) for fields in FORMAT_FIELDS.values())
     raise BadRow(
-        f"format not recognised from the fields {listed(row)} (known are {known}); name one with data.format, or say "
-        "with data.columns which field is which"
+        f"format not recognised from the fields {listed(row)} (known: {known}; data.columns gives them other names)"
     )
 
 
 def convert(
-    row: Any, name: str, *, source: str = "", label: str | None = None, label_field: str | None = None
+    row: Mapping[str, Any],
+    form: str,
+    *,
+    first: Sequence[str] = (),
+    source: str = "",
+    label: str | None = None,
+    label_field: str | None = None,
 ) -> Example:
-    """Read one row as format `name`; the id of a row without a field `id` is "". Raises BadRow.
+    """Read one row; the id of a row without a field `id` is "". Raises BadRow.
 
     A document of plain text is one trained message of the role text.
 
+    form         data.format; under auto, the row is a conversation in the format that its fields name
+    first        formats that auto tries before the others
     source       the row's place, `file:line`
     label        the label of the example, where no field of the row gives it
     label_field  None, or the field that gives the label
     """
-    if not isinstance(row, Mapping):
-        raise BadRow(f"expected an object with named fields, found {_kind(row)}")
-    if name != TEXT and any(row.get(field) for field in ("tools", "functions")):
-        raise BadRow("it lists tools, which are not supported")
+    name = recognise(row, first) if form == "auto" else form
+    if name == TEXT != form:
+        raise BadRow("a text, where conversations are read; a run takes one kind")
     messages, used = FORMATS[name](row), {*FORMAT_FIELDS[name], "id", label_field}
     if name != TEXT:
+        if row.get("tools") or row.get("functions"):
+            raise BadRow("it lists tools, which are not supported")
         if row.get("system") not in (None, ""):
-            if messages and messages[0].role == "system":
-                raise BadRow("both a system field and a system turn")
             messages.insert(0, Message("system", _text(row, "system")))
-        messages, used = _checked(messages), {*used, "system"}
-        if (weight := _weight(row, "weight")) == 0:
-            raise BadRow("its weight is 0; leave the row out")
-        messages = [replace(message, weight=weight * message.weight) for message in messages]
+        weight, used = _weight(row, "weight"), {*used, "system"}
+        messages = _checked([replace(turn, weight=weight * turn.weight) for turn in messages])
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     for key, value in columns.items():
-        checked_text(key, f"the name of the field {quoted(key)}")
+        _checked_text(key, f"the name of the field {quoted(key)}")
         if isinstance(value, str):
-            checked_text(value, f"field {quoted(key)}")
+            _checked_text(value, f"field {quoted(key)}")
     if label_field is not None:
-        label = _label(row, label_field)
-    name = checked_id(row["id"], "id") if "id" in row else ""
-    if RESERVED_ID.search(name):
-        raise BadRow(f"id {quoted(name)} ends in @turn<number>, which is kept for the turns of a conversation")
-    return Example(name, tuple(messages), source, label, columns)
+        value = _field(row, label_field)
+        if not _is_scalar(value):
+            raise BadRow(f"{label_field} (data.label_field) must be a scalar, found {quoted(value)}")
+        text = value if isinstance(value, str) else json.dumps(value)  # true, 1, 0.5: as YAML and JSON write them
+        label = None if value is None else _name(text, label_field)
+    given = row.get("id", "")
+    own_id = _name(str(given) if type(given) is int else given, "id")
+    if RESERVED_ID.search(own_id):
+        raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
+    return Example(own_id, tuple(messages), source, label, columns)
 
 
 def _is_scalar(value: Any) -> bool:
@@ -91,15 +137,20 @@ def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, (str, bool, int))
 
 
-def _kind(value: Any) -> str:
-    names = {type(None): "null", dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return names.get(type(value), f"a number ({type(value).__name__})")
+def _field(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise BadRow(f"field {name!r} is missing; there are {listed(row)} (data.columns gives them other names)")
+    return row[name]
 
 
-def checked_text(value: Any, what: str) -> str:
+def _text(row: Mapping[str, Any], name: str) -> str:
+    return _checked_text(_field(row, name), name)
+
+
+def _checked_text(value: Any, what: str) -> str:
     """Return a value that is text for a model and for a file; raise BadRow that says it of `what`."""
     if not isinstance(value, str):
-        raise BadRow(f"{what} must be a string, found {_kind(value)}")
+        raise BadRow(f"{what} must be a string, found {quoted(value)}")
     if "\0" in value:
         raise BadRow(f"{what} contains a NUL character")
     try:
@@ -109,38 +160,12 @@ def checked_text(value: Any, what: str) -> str:
     return value
 
 
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    if name not in row:
-        raise BadRow(f"field {name!r} is missing")
-    return row[name]
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    return checked_text(_field(row, name), name)
-
-
-def checked_id(value: Any, what: str) -> str:
-    """Return an id, a whole number or a text that is a name; raise BadRow that says it of `what`."""
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _name(value, what)
-    if not text.strip():
-        raise BadRow(f"{what} is empty")
-    return text
-
-
 def _name(value: Any, what: str) -> str:
     """Return a text that is printed as a name; raise BadRow for one that could control a terminal."""
-    if control := CONTROL.search(checked_text(value, what)):
+    text = _checked_text(value, what)
+    if control := CONTROL.search(text):
         raise BadRow(f"{what} contains the control character {control[0]!r}")
-    return str(value)
-
-
-def _label(row: Mapping[str, Any], label_field: str) -> str | None:
-    value = _field(row, label_field)
-    if isinstance(value, str):
-        return _name(value, label_field)
-    if not _is_scalar(value):
-        raise BadRow(f"{label_field} (data.label_field) must be a scalar, found {_kind(value)}")
-    return None if value is None else json.dumps(value)  # true, false, 1, 0.5: as YAML and JSON write them
+    return text
 
 
 # ------------------------------------------------------------------------------------------- the turns
@@ -159,38 +184,33 @@ def _checked(messages: list[Message]) -> list[Message]:
         if message.role == "user" and not message.content.strip():
             raise BadRow(f"turn {number} (user) is empty")
         expected = "assistant" if expected == "user" else "user"
-    if not any(message.trained for message in messages):
-        raise BadRow("no assistant turn to train on")
+    if not any(message.trained and message.weight for message in messages):
+        raise BadRow("no assistant turn to train on, or none with a weight above 0")
     return messages
 
 
-_ROLES = {role: role for role in ("system", "user", "assistant")}
-_SHAREGPT = {**_ROLES, "human": "user", "gpt": "assistant"}
+_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
-def _turns(row: Mapping[str, Any], what: str, names: Mapping[str, str] = _ROLES) -> list[Message]:
-    """Read the field `what`, a list of {role: ..., content: ...}, or of {from: ..., value: ...}.
-
-    names  role in the row -> ours
-    """
-    value = _field(row, what)
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"{what} must be a list of turns, found {_kind(value) if value else 'none'}")
+def _turns(row: Mapping[str, Any], field: str) -> list[Message]:
+    """Read a list of {role: ..., content: ...} or {from: ..., value: ...}."""
+    turns = _field(row, field)
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(f"{field} must be a list of turns, found {quoted(turns)}")
     messages = []
-    for place, turn in enumerate(value):
-        where = f"{what}[{place}]"
+    for place, turn in enumerate(turns):
+        where = f"{field}[{place}]"
         if not isinstance(turn, Mapping):
-            raise BadRow(f"{where} must be an object, found {_kind(turn)}")
-        own_keys = names is _SHAREGPT and ("from" in turn or "role" not in turn)
-        role_key, content_key = ("from", "value") if own_keys else ("role", "content")
+            raise BadRow(f"{where} must be an object, found {quoted(turn)}")
+        role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
         if content_key not in turn:
             raise BadRow(f"{where} has no {content_key!r}")
         if turn.get("tool_calls") or turn.get("function_call"):
             raise BadRow(f"{where} calls a tool, which is not supported")
-        weight = _weight(turn, f"{where}.weight")
-        role = names.get(str(turn.get(role_key)))
+        role = _ROLES.get(str(turn.get(role_key)))
         if role is None:
-            raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(sorted(names))}")
+            raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(_ROLES)}")
+        weight = _weight(turn, f"{where}.weight")
         content = _content(turn[content_key], f"{where}.{content_key}")
         messages.append(Message(role, content, weight != 0 and role == "assistant", weight))
     return messages
@@ -210,18 +230,19 @@ def _weight(row: Mapping[str, Any], what: str) -> float:
 
 def _content(value: Any, what: str) -> str:
     """Return the text of a turn: a string, or the texts of a list of parts {type: text, text: ...}, put together."""
-    if not isinstance(value, list) or not all(isinstance(part, Mapping) for part in value) or not value:
-        return checked_text(value, what)
+    if not isinstance(value, list):
+        return _checked_text(value, what)
+    texts = []
     for place, part in enumerate(value):
-        if part.get("type") != "text" or "text" not in part:
-            shown = quoted(part.get("type"))
-            raise BadRow(f"{what}[{place}] is a part of type {shown}; only parts of type 'text', with 'text', are read")
-    return "".join(checked_text(part["text"], f"{what}[{place}].text") for place, part in enumerate(value))
+        if not isinstance(part, Mapping) or part.get("type") != "text" or "text" not in part:
+            raise BadRow(f"{what}[{place}] is {quoted(part)}; only parts of type 'text', with 'text', are read")
+        texts.append(_checked_text(part["text"], f"{what}[{place}].text"))
+    return "".join(texts)
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:
     instruction = _text(row, "instruction")
-    extra = checked_text(row.get("input", ""), "input")
+    extra = _checked_text(row.get("input", ""), "input")
     if not instruction.strip():
         raise BadRow("instruction is empty")
     prompt = f"{instruction}\n{extra}" if extra.strip() else instruction
@@ -233,9 +254,9 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise BadRow("history must be a list of [user, assistant] pairs")
     messages = []
-    for place, (user, assistant) in enumerate(history):
-        messages.append(Message("user", checked_text(user, f"history[{place}][0]")))
-        messages.append(Message("assistant", checked_text(assistant, f"history[{place}][1]"), True))
+    for place, pair in enumerate(history):
+        user, assistant = (_checked_text(text, f"history[{place}]") for text in pair)
+        messages += [Message("user", user), Message("assistant", assistant, True)]
     return messages + _alpaca(row)
 
 
@@ -247,7 +268,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], list[Message]]] = {
     "messages": lambda row: _turns(row, "messages"),
-    "sharegpt": lambda row: _turns(row, "conversations", _SHAREGPT),
+    "sharegpt": lambda row: _turns(row, "conversations"),
     "history": _history,
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,

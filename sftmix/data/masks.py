@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sftmix.data.special import NUL
-from sftmix.data.templates import Encoder, TemplateRefusal
+from sftmix.data.templates import NUL, Encoder, TemplateRefusal
 from sftmix.types import Example
 
 SPLIT = "split_turns"
@@ -62,8 +61,7 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     end = [encoder.end_of_turn_id] if encoder.appends_end else []
     outcomes = []
     for turns in turns_of:
-        outcome = _masked(encoder, turns, [(next(ids), next(ids) + end) for _ in turns])
-        outcome = _cut(outcome, max_length)
+        outcome = _masked(encoder, turns, [(next(ids), next(ids) + end) for _ in turns], max_length)
         if outcome.ids and NUL in turns[-1].closed:
             outcome.reasons.append("spelt_special")
         outcomes.append(outcome)
@@ -74,35 +72,36 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
 
 
 def _render(encoder: Encoder, examples: Sequence[Example]) -> list[list[_Turn]]:
-    """Render the trained turns of each example. Raises TemplateRefusal if the template refuses one of them."""
+    """Render the trained turns of each example. Raises TemplateRefusal if the template refuses one of them.
+
+    The text is cut behind the end of the turn. A response that brings its own thinking has no empty block before it:
+    its prompt ends before that. A turn that the template writes without its prompt is composed.
+    """
     chats = [[{"role": m.role, "content": encoder.content(m.content)} for m in e.messages] for e in examples]
     places = [(n, i) for n, example in enumerate(examples) for i, m in enumerate(example.messages) if m.trained]
     prompts = encoder.render([chats[n][:i] for n, i in places], prompt=True)
     through = encoder.render([chats[n][: i + 1] for n, i in places], prompt=False)
     turns: list[list[_Turn]] = [[] for _ in examples]
     for (n, i), prompt, full in zip(places, prompts, through, strict=True):
-        turns[n].append(_turn(encoder, prompt, full, chats[n][i]["content"]))
+        shorter, closed = prompt.removesuffix(encoder.block), full.removesuffix(encoder.trailer)
+        written = closed.endswith(encoder.ending) and full.endswith(encoder.trailer)
+        if written and full.startswith(prompt):
+            turn = _Turn(prompt, closed, None)
+        elif written and full.startswith(shorter):
+            turn = _Turn(shorter, closed, "own_block")
+        else:
+            turn = _Turn(prompt, prompt + encoder.lead + chats[n][i]["content"] + encoder.ending, "composed")
+        turns[n].append(turn)
     return turns
-
-
-def _turn(encoder: Encoder, prompt: str, full: str, content: str) -> _Turn:
-    """Cut the text behind the end of the turn; compose it if the template writes it without the prompt.
-
-    A response that brings its own thinking has no empty block before it: its prompt ends before that.
-    """
-    if full.endswith(encoder.ending + encoder.trailer):
-        for begun in (prompt, prompt.removesuffix(encoder.block)):
-            if full.startswith(begun):
-                closed = full[: len(full) - len(encoder.trailer)]
-                return _Turn(begun, closed, None if begun == prompt else "own_block")
-    return _Turn(prompt, prompt + encoder.lead + content + encoder.ending, "composed")
 
 
 # ----------------------------------------------------------------------------------------------- masks
 
 
-def _masked(encoder: Encoder, turns: list[_Turn], tokens: list[tuple[list[int], list[int]]]) -> Outcome:
-    """Mask of an example; a whole conversation is split unless each turn begins where its own prompt ends.
+def _masked(
+    encoder: Encoder, turns: list[_Turn], tokens: list[tuple[list[int], list[int]]], max_length: int
+) -> Outcome:
+    """Mask of the first max_length tokens; a whole conversation is split unless each turn begins behind its own prompt.
 
     tokens  (ids of the prompt, ids of the conversation through the turn) of each turn
     """
@@ -121,7 +120,13 @@ def _masked(encoder: Encoder, turns: list[_Turn], tokens: list[tuple[list[int], 
     if ids[-1] != end:
         return Outcome(reasons=["no_end_of_turn"])
     # The first token of a text is predicted by nothing, so it can never be a target.
-    return Outcome(ids, [(max(len(before), 1), len(closed)) for before, closed in tokens], reasons)
+    spans = [(max(len(before), 1), min(len(closed), max_length)) for before, closed in tokens]
+    spans = [(start, end) for start, end in spans if start < end]
+    if not spans:
+        return Outcome(reasons=[*reasons, "no_response_token"])
+    if len(ids) > max_length:
+        reasons = [*reasons, "truncated"]
+    return Outcome(ids[:max_length], spans, reasons)
 
 
 def _apart(encoder: Encoder, turn: _Turn, prompt: list[int], closed: list[int]) -> list[int] | None:
@@ -135,13 +140,3 @@ def _apart(encoder: Encoder, turn: _Turn, prompt: list[int], closed: list[int]) 
         return None
     ids = prompt + rest[1:] + ([encoder.end_of_turn_id] if encoder.appends_end else [])
     return ids if encoder.decode(ids) == encoder.decode(closed) else None
-
-
-def _cut(outcome: Outcome, max_length: int) -> Outcome:
-    """Keep the first max_length tokens; drop the example if no response token is among them."""
-    if len(outcome.ids) <= max_length:
-        return outcome
-    spans = [(start, min(end, max_length)) for start, end in outcome.spans if start < max_length]
-    if not spans:
-        return Outcome(reasons=[*outcome.reasons, "no_response_token"])
-    return Outcome(outcome.ids[:max_length], spans, [*outcome.reasons, "truncated"])

@@ -32,7 +32,8 @@ REASONS = {
     "own_block": "example{s} prompted without the empty block, as by enable_thinking=true (the response has its own)",
     "weighted": "example{s} with a weight other than 1 (the field weight of the row, or of a turn)",
     "split_turns": "conversation{s} trained as one example per turn (the template rewrites earlier turns)",
-    "split_alone": "conversation{s} not scored: split by this template, not by the target's (see data.multi_turn)",
+    "split_alone": "conversation{s} not scored: split by this template, not by the target's (with data.multi_turn "
+    "per_turn all templates give the same examples)",
     "spelt_special": "example{s} with the spelling of a special token, encoded as text (data.special_tokens)",
     "spelt_in_document": "document{s} with the spelling of a special token, encoded as text (data.special_tokens)",
     "eval_in_train": "held-out row{s} with content that also occurs in the training rows",
@@ -62,28 +63,26 @@ class DataReport:
     max_length: int | None = None
     tokens: tuple[int, int] | None = None
 
-    def add(self, reason: str, name: str, most: int = NAMED) -> None:
-        """Count one case of `reason`, and keep its name among the first `most`."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
-        names = self.first.setdefault(reason, [])
-        if len(names) < most:
-            names.append(name)
+    def add(self, reason: str, *names: str, count: int = 1, most: int = NAMED) -> None:
+        """Count cases of `reason`, and keep the first `most` names of all."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.first[reason] = [*self.first.get(reason, []), *names][:most]
 
     def take(self, other: DataReport) -> None:
         """Add the rows, counts and notes of another."""
         self.rows += other.rows
-        self.notes += [note for note in other.notes if note not in self.notes]
+        self.notes += other.notes
         for reason, count in other.counts.items():
-            self.counts[reason] = self.counts.get(reason, 0) + count
-            self.first[reason] = (self.first.get(reason, []) + other.first[reason])[:NAMED]
+            self.add(reason, *other.first[reason], count=count)
 
     def settle_bad_rows(self, skip_bad: bool) -> None:
         """Raise DataError that counts the bad rows and lists the first of them, unless they are to be skipped."""
         first, count = self.first.get("bad_row", []), self.counts.get("bad_row", 0)
         if count and not skip_bad:
-            head = f"{counted(count, 'bad row')} (data.skip_bad drops and counts them):"
             more = [f"... and {count - SHOWN:,} more"] if count > SHOWN else []
-            raise DataError("\n".join([head, *first, *more]))
+            raise DataError(
+                "\n".join([f"{counted(count, 'bad row')} (data.skip_bad drops and counts them):", *first, *more])
+            )
         del first[NAMED:]
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,14 +91,12 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The report for people, one line per fact; what comes from rows and templates cannot add one."""
-        lines = list(self.notes)
-        total = f"{counted(self.rows, 'row')} read: {self.train:,} training and {self.eval:,} held-out examples"
+        kind, examples, more = "row", "examples", ""
         if self.tokens is not None:
-            total = (
-                f"{counted(self.rows, 'document')} read: {self.train:,} training and {self.eval:,} held-out windows of "
-                f"at most {self.max_length:,} tokens ({self.tokens[0]:,} and {self.tokens[1]:,} tokens)"
-            )
-        lines.append(total)
+            kind, examples = "document", f"windows of at most {self.max_length:,} tokens"
+            more = f" ({self.tokens[0]:,} and {self.tokens[1]:,} tokens)"
+        sides = f"{self.train:,} training and {self.eval:,} held-out {examples}{more}"
+        lines = [*self.notes, f"{counted(self.rows, kind)} read: {sides}"]
         for reason, text in REASONS.items():
             if count := self.counts.get(reason):
                 text = text.replace("{s}", "" if count == 1 else "s")

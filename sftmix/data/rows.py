@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,18 @@ from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.common.shown import quoted
-from sftmix.data.columns import Columns
-from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, stored
-from sftmix.data.formats import TEXT, convert, recognise
-from sftmix.data.jsonrows import BadRow
+from sftmix.data.conversations import (
+    EXAMPLE,
+    Conversations,
+    content_hash,
+    divide,
+    exclude,
+    report_overlap,
+    stored,
+    take,
+)
+from sftmix.data.formats import TEXT, BadRow, Columns, convert
 from sftmix.data.report import SHOWN, DataReport
-from sftmix.data.sides import divide, exclude, report_overlap, take
 from sftmix.data.sources import Source, expand, holds_text
 from sftmix.data.store import AT_ONCE, get_or_build, key_of, write_rows
 from sftmix.options import DataOptions
@@ -70,10 +77,9 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     held_out = None
     if options.eval is not None:
         held_out, more, _ = _read("data.eval", options, progress)
-        if train.is_text != held_out.is_text:
-            kinds = ("plain text", "conversations") if train.is_text else ("conversations", "plain text")
-            raise DataError(f"data.train holds {kinds[0]} and data.eval {kinds[1]}: a run takes one kind of the two")
         report.take(more)
+        if train.is_text != held_out.is_text:
+            raise DataError("data.train or data.eval holds plain text, the other conversations: a run takes one kind")
     elif options.eval_fraction is not None:
         train, held_out = divide(train, options.eval_fraction, seed, report)
     limit = options.limit
@@ -83,7 +89,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         train = train.some(train.records[:limit])
     if held_out is not None:
         report_overlap(train, held_out, report)
-    return Prepared(train, held_out, report, replace(options))
+    return Prepared(train, held_out, report, options)
 
 
 def _check_kind(options: DataOptions, text: bool) -> None:
@@ -92,13 +98,15 @@ def _check_kind(options: DataOptions, text: bool) -> None:
         if options.packing:
             raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
         return
-    names = ["template", "num_proc", "multi_turn", "labels"]
+    names = ["template", "multi_turn", "labels"]
     if options.packing is not False:  # a window holds several documents
         names.append("label_field")
     for name in names:
-        if (value := getattr(options, name)) not in (None, "per_turn", 1):
-            remedy = "set data.packing to false" if name == "label_field" else "leave it out"
-            raise ConfigError(f"data.{name} ({value}) and data.format text exclude each other: {remedy}")
+        if (value := getattr(options, name)) not in (None, "per_turn"):
+            raise ConfigError(
+                f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
+                "data.packing false"
+            )
 
 
 # ------------------------------------------------------------------------------------------ reading rows
@@ -110,31 +118,45 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     Returns them with the report and the number of records of each name.
     """
     train = option == "data.train"  # held-out rows need no label
-    names, labels = as_list(options.train if train else options.eval or []), options.labels if train else None
+    names = as_list(options.train if train else options.eval or [])
+    labels = as_list(options.labels or []) if train else []
     label_field = options.label_field if train else None
-    sources = expand(names, option, options.format, None if labels is None else as_list(labels))
+    sources = expand(names, option, options.format, labels)
     columns = Columns(options.columns)
     is_text = holds_text(sources, options.format, option, columns)
     form = TEXT if is_text else options.format
-    marks = label_field if labels is None else [source.label for source in sources]
+    marks = [source.label for source in sources] if labels else label_field
     content = [[source.digest for source in sources], form, marks, *([columns.names] if columns.names else [])]
     places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
     key = key_of("rows", content, places, options.skip_bad)
 
     def build(directory: Path) -> dict[str, Any]:
         report, written = DataReport(), [0] * len(names)
-        times = Counter[str]()
+        times = Counter[str]()  # how often each id came before
 
-        def records() -> Iterator[dict[str, Any]]:
-            for source in sources:
-                for record in _records(source, form, columns, label_field, report, times):
+        def records(source: Source) -> Iterator[dict[str, Any]]:
+            """Make the records of one source; count the rows, and name those that are none."""
+            for place, value in source.rows():
+                report.rows += 1
+                bar.update()
+                try:
+                    row, label = columns.renamed(value), source.label
+                    example = convert(
+                        row, form, first=columns.formats, source=place, label=label, label_field=label_field
+                    )
+                    record = _record(example, report, times)
+                except BadRow as problem:
+                    report.add("bad_row", f"{place}: {problem}", most=SHOWN)
+                    continue
+                if record is not None:
                     written[source.entry] += 1
-                    bar.update()
                     yield record
 
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
-            write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
-        columns.check(option, own_names=not train)
+            every = chain.from_iterable(map(records, sources))
+            write_rows(directory / "rows.arrow", SCHEMA, every, DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
+        if train:
+            columns.check()
         report.settle_bad_rows(options.skip_bad)
         if not sum(written):
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
@@ -143,35 +165,6 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     directory, summary = get_or_build(options.cache_dir, f"rows-{key}", build)
     report = DataReport(**summary["report"])
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
-
-
-def _records(
-    source: Source, form: str, columns: Columns, label_field: str | None, report: DataReport, times: Counter[str]
-) -> Iterator[dict[str, Any]]:
-    """Make the records of one source; count the rows, and name those that are none.
-
-    form   data.format; under auto, rows with too few fields have the format of those before them
-    times  how often each id came before
-    """
-    auto = form == "auto"
-    usual = (columns.formats[0] if len(columns.formats) == 1 else None) if auto else form
-    label_field = columns.label_field(label_field)
-    for place, value in source.rows():
-        report.rows += 1
-        row = value if source.is_text else columns.renamed(value)
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            name = recognise(row, usual, columns.formats) if auto and isinstance(row, dict) else usual
-            if auto and name == TEXT:
-                raise BadRow("a text, where the rows before it are conversations; a run takes one kind")
-            example = convert(row, name or "messages", source=place, label=source.label, label_field=label_field)
-            record, usual = _record(example, report, times), name
-        except BadRow as problem:
-            report.add("bad_row", f"{place}: {problem}", SHOWN)
-            continue
-        if record is not None:
-            yield record
 
 
 def _record(example: Example, report: DataReport, times: Counter[str]) -> dict[str, Any] | None:

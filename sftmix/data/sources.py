@@ -1,9 +1,15 @@
-"""Sources of rows: JSON arrays, JSONL, Parquet, CSV, text files, directories of these files, and hub ids."""
+"""Sources of rows: JSON arrays, JSONL, Parquet, CSV, text files, directories of these files, and hub ids.
+
+Every problem has its place. A row of JSON or CSV that cannot be read is a bad row; a table that cannot be read ends the
+reading.
+"""
 
 from __future__ import annotations
 
+import csv
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +18,127 @@ from typing import Any
 from sftmix.common.errors import DataError
 from sftmix.common.files import sha256_file
 from sftmix.common.names import HUB_ID
-from sftmix.data.columns import Columns
-from sftmix.data.formats import TEXT, recognise
-from sftmix.data.jsonrows import BadRow, Row, iter_json, iter_lines
-from sftmix.data.tablerows import iter_csv, iter_hub, iter_parquet
+from sftmix.data.formats import TEXT, BadRow, Columns, recognise
 
-TEXT_SUFFIX = ".txt"
+MAX_CELL = 16 << 20
+"""Most characters of a cell of CSV: an open quote would else take in the rest of the file."""
 
 MAX_TEXT_BYTES = 64 << 20
 """Size of the largest text file: it is one document, which is tokenised in one call, in some 150 times its size."""
 
-REASON = 300
-"""Most characters of what the hub's client says of a data set that cannot be loaded."""
+
+Row = tuple[str, Any]
+"""The place of a row (`file:line`, `file:line[index]` or `file[index]`, the index from 0), and its value or the BadRow
+that says why it has none."""
+
+
+def _json(path: Path, name: str) -> Iterator[Row]:
+    """Rows of a .json file: elements of an array where the file begins with `[`, else one row a line."""
+    with open(path, encoding="utf-8-sig", errors="ignore") as file:
+        is_array = file.read(1024).lstrip()[:1] == "["
+    return _array(path, name) if is_array else _lines(path, name)
+
+
+def _lines(path: Path, name: str) -> Iterator[Row]:
+    """Rows of a JSONL file; blank lines, CRLF and a UTF-8 byte order mark are fine."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig").rstrip())
+            except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
+                row = BadRow(f"not valid JSON in UTF-8: {error}")
+            yield f"{name}:{number}", row
+
+
+_MARK = re.compile(r"[ \t\r\n]*(\[[ \t\r\n]*\]|[\[,\]]|)[ \t\r\n]*")
+"""What stands around the elements of an array; an empty array is all end."""
+
+
+def _array(path: Path, name: str) -> Iterator[Row]:
+    """Elements of an array, each with the line at which it begins; and its index, if another row ends on that line.
+
+    The text is in memory as a whole. Raises DataError at the first syntax error: behind it, nothing shows where the
+    next row begins.
+    """
+    # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    decoder, at, index, line, last_line = json.JSONDecoder(), 0, 0, 1, 0
+    try:
+        while (mark := _MARK.match(text, at)) and mark[1] == ("," if index else "["):
+            start = mark.end()
+            line += text.count("\n", at, start)
+            row, at = decoder.raw_decode(text, start)
+            yield f"{name}:{line}[{index}]" if line == last_line else f"{name}:{line}", row
+            line += text.count("\n", start, at)
+            index, last_line = index + 1, line
+        if not mark or not mark[1].endswith("]") or mark.end() < len(text):
+            at = mark.end() if mark else at
+            raise json.JSONDecodeError("neither ',' nor the end of the array stands after a row", text, at)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", line)
+        raise DataError(f"{name}:{line}: not valid JSON: {error}. Nothing after it can be read.") from error
+
+
+def _csv(path: Path, name: str) -> Iterator[Row]:
+    """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines."""
+    csv.field_size_limit(MAX_CELL)
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader, header = csv.reader(file, strict=True), None
+        while True:
+            place = f"{name}:{reader.line_num + 1}"
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield place, BadRow(f"not valid CSV: {error}")
+                continue
+            if header is None:
+                header = cells
+            elif len(cells) == len(header):
+                yield place, dict(zip(header, cells, strict=True))
+            elif cells:
+                yield place, BadRow(f"{len(cells)} fields, but the header has {len(header)}")
+
+
+def _parquet(path: Path, name: str) -> Iterator[Row]:
+    def rows() -> Iterator[dict[str, Any]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for batch in pq.ParquetFile(pa.OSFile(str(path))).iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+
+    return _numbered(rows(), name)
+
+
+def _numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Row]:
+    """Rows of a table under their numbers. Raises DataError where one cannot be decoded."""
+    read = 0
+    try:
+        for row in rows:
+            yield f"{name}[{read}]", row
+            read += 1
+    except Exception as error:  # decoders raise errors of many libraries: a text that is not UTF-8, a broken image
+        raise DataError(f"{name}: cannot be read behind its first {read:,} rows: {error}") from error
+
+
+def _text(path: Path, name: str) -> Iterator[Row]:
+    """The one row of a text file: its text, with LF for CRLF and CR, without byte order mark."""
+    if (size := path.stat().st_size) > MAX_TEXT_BYTES:
+        yield name, BadRow(f"a document of {size:,} bytes; the limit is {MAX_TEXT_BYTES:,}: cut it into several")
+    else:
+        yield name, {TEXT: path.read_text(encoding="utf-8-sig", errors="surrogateescape")}
+
+
+# ------------------------------------------------------------------------------------------ files and hub ids
+
+
+READERS = {".json": _json, ".jsonl": _lines, ".csv": _csv, ".parquet": _parquet, ".txt": _text}
+"""Ending of a file -> function: its path and its name in messages -> its rows."""
+SUPPORTED = ", ".join(sorted(READERS))
 
 SUBSET = re.compile(r"^(?!\.+\Z)[^@:/\\\x00-\x1f]+\Z")
 SPLIT = re.compile(r"^(?!\.)[\w.%:+()\[\] -]+\Z")
@@ -46,19 +161,18 @@ class Source:
     label: str | None = None
     entry: int = 0
 
-    @property
-    def is_text(self) -> bool:
-        """A .txt file, which is one document."""
-        return self.dataset is None and Path(self.name).suffix.lower() == TEXT_SUFFIX
-
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad; raises DataError where nothing more can be read."""
         path = Path(self.name).expanduser()
         with _reading(self.name):
             if self.dataset is not None:
-                yield from iter_hub(self.dataset, self.name)
+                yield from _numbered(self.dataset, self.name)
             else:
-                yield from READERS[path.suffix.lower()](path, self.name)
+                yield from READERS[_ending(path)](path, self.name)
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower()
 
 
 @contextmanager
@@ -69,7 +183,7 @@ def _reading(name: str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
-def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] | None = None) -> list[Source]:
+def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] = ()) -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
 
     A hub id may name a subset, a split or both: `openai/gsm8k:main`, `tatsu-lab/alpaca@train[:50%]`.
@@ -77,7 +191,7 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
     option  name of the option that holds the names, for messages
     form    data.format. Text files of a directory are documents where it is text, or where it is auto and the directory
             holds nothing else. Beside files of rows they are notes about the rows, and are left out.
-    labels  None, or one label for each name
+    labels  one label for each name, or none
     Raises DataError with the path that is missing, unreadable, empty or of an unknown kind.
     """
     sources: list[Source] = []
@@ -104,29 +218,25 @@ def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
     """Return the files behind a name, each with its name in messages; None if the name is a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
-        read = _read_of(path, form)
-        if not read:
+        children = sorted(child for child in path.iterdir() if child.is_file() and _ending(child) in READERS)
+        rows = [child for child in children if _ending(child) != ".txt"]
+        children = children if form == TEXT or (form == "auto" and not rows) else rows
+        if not children:
             raise DataError(f"{option}: {name}: no file ending in {SUPPORTED} in this directory")
-        files = [(child, str(Path(name) / child.name)) for child in read]
+        files = [(child, str(Path(name) / child.name)) for child in children]
     elif path.exists():
         files = [(path, name)]
-    elif hub_parts(name) is not None and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
+    elif hub_parts(name) is not None and _ending(path) not in READERS:  # `rows.jsonl` could be both
         return None
     else:
         base = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
         raise DataError(f"{option}: {name}: no such file or directory{base}; name a file, a directory or a hub id")
     for file, shown in files:
-        if file.suffix.lower() not in READERS:
+        if _ending(file) not in READERS:
             raise DataError(f"{shown}: files ending in {file.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
         if file.stat().st_size == 0:
             raise DataError(f"{shown}:1: the file is empty")
     return files
-
-
-def _read_of(directory: Path, form: str) -> list[Path]:
-    files = sorted(child for child in directory.iterdir() if child.is_file() and child.suffix.lower() in READERS)
-    rows = [child for child in files if child.suffix.lower() != TEXT_SUFFIX]
-    return rows if form != TEXT and (rows or form != "auto") else files
 
 
 def hub_parts(name: str) -> tuple[str, str | None, str] | None:
@@ -145,16 +255,13 @@ def _hub(name: str, option: str) -> Any:
     datasets.disable_progress_bars()  # ours tell of the rows
     path, subset, split = hub_parts(name) or (name, None, "train")
     try:
-        dataset = datasets.load_dataset(path, subset, split=split)
-    except Exception as error:  # the hub client raises errors of many libraries
-        reason = " ".join(str(error).split())[:REASON] or type(error).__name__
+        return datasets.load_dataset(path, subset, split=split)
+    except Exception as error:  # the hub client raises errors of many libraries, some of them pages long
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(
             f"{option}: {name}: there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT) it cannot be "
             f"loaded: {reason}. Without a network, name the data set's files instead."
         ) from error
-    if not isinstance(dataset, datasets.Dataset):
-        raise DataError(f"{option}: {name}: streaming datasets are not supported: the median split needs every score")
-    return dataset
 
 
 def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:
@@ -167,42 +274,25 @@ def holds_text(sources: Sequence[Source], form: str, option: str, columns: Colum
     """
     if form == TEXT:
         return True
-    text, others = list[str](), list[str]()
+    names = dict[bool, str]()
     for source in sources:
-        is_text = source.is_text or (form == "auto" and _begins_with_text(source, columns))
-        (text if is_text else others).append(source.name)
-    if text and form != "auto":
-        raise DataError(f"{option}: {text[0]} is a text file, but data.format is {form}; text files need text or auto")
-    if text and others:
-        raise DataError(f"{option}: {text[0]} holds plain text and {others[0]} conversations: a run takes one kind")
-    return bool(text)
+        is_text = source.name.lower().endswith(".txt") or (form == "auto" and _begins_with_text(source, columns))
+        names[is_text] = source.name
+    if form != "auto" and True in names:
+        raise DataError(
+            f"{option}: {names[True]} is a text file, but data.format is {form}; text files need text or auto"
+        )
+    if len(names) > 1:
+        raise DataError(
+            f"{option}: {names[True]} holds plain text and {names[False]} conversations: a run takes one kind"
+        )
+    return True in names
 
 
 def _begins_with_text(source: Source, columns: Columns) -> bool:
     """True if the first row of a known format is text; bad rows before it say nothing about the others."""
     with suppress(DataError):  # it is raised again where the rows are read
         for _, value in source.rows():
-            if isinstance(row := columns.renamed(value), dict):
-                with suppress(BadRow):
-                    return recognise(row, first=columns.formats) == TEXT
+            with suppress(BadRow):
+                return recognise(columns.renamed(value), columns.formats) == TEXT
     return False
-
-
-def _text_rows(path: Path, name: str) -> Iterator[Row]:
-    """The one row of a text file: its text, with LF for CRLF and CR, without byte order mark."""
-    if (size := path.stat().st_size) > MAX_TEXT_BYTES:
-        yield name, BadRow(f"a document of {size:,} bytes; the limit is {MAX_TEXT_BYTES:,}: cut it into several")
-        return
-    # Bytes that are not UTF-8 become lone surrogates, which the format check refuses.
-    yield name, {TEXT: path.read_text(encoding="utf-8-sig", errors="surrogateescape")}
-
-
-READERS = {
-    ".json": iter_json,
-    ".jsonl": iter_lines,
-    ".csv": iter_csv,
-    ".parquet": iter_parquet,
-    TEXT_SUFFIX: _text_rows,
-}
-"""Ending of a file -> how its rows are read."""
-SUPPORTED = ", ".join(sorted(READERS))

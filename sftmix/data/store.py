@@ -6,12 +6,10 @@ Every directory in the cache has a key. The key changes with everything that its
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +21,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from sftmix.common.errors import ConfigError, NoSpaceError
-from sftmix.common.files import commit_directory, verify_directory
+from sftmix.common.files import commit_directory, is_full, read_json, verify_directory, write_json
 from sftmix.types import Int64
 
 CODE_VERSION = 3
@@ -66,20 +64,17 @@ def get_or_build(
                 return target, summary
             if target.exists():
                 print(f"{target} is not as it was written, and is made again", file=sys.stderr)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
-            try:
-                summary = build(scratch)
-                (scratch / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+            with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
+                summary = build(Path(scratch))
+                write_json(Path(scratch, "summary.json"), summary)
                 try:
-                    commit_directory(scratch, target, about={})
+                    commit_directory(Path(scratch), target, about={})
                 except OSError:
                     if _read(target) is None:  # else another process has finished the same key first
                         raise
                 return target, summary
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
-        kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+        kind = NoSpaceError if is_full(error) else ConfigError
         raise kind(
             f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
             "Free some space there, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
@@ -105,9 +100,8 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _read(target: Path) -> dict[str, Any] | None:
-    if verify_directory(target) is not None:  # absent or damaged: the caller builds it again
-        return None
-    return dict(json.loads((target / "summary.json").read_text(encoding="utf-8")))
+    damage = verify_directory(target)  # absent or damaged: the caller builds it again
+    return read_json(target / "summary.json") if damage is None else None
 
 
 # --------------------------------------------------------------------------------------------- Arrow files

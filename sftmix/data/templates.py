@@ -2,19 +2,23 @@
 
 Every template is a Jinja string that `tokenizer.apply_chat_template` renders. The rendered text holds all special
 tokens and is tokenised with add_special_tokens=False, in training and in generation alike: both see the same ids, and
-there is never a second BOS.
+there is never a second BOS. Special tokens that a row spells in its text become text.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sftmix.data.special import NUL, SpecialSpellings
+from tokenizers import Tokenizer
+
+from sftmix.common.errors import ConfigError
 from sftmix.types import Int64
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ CHATML = """\
 
 NAMED = {"alpaca": ALPACA, "chatml": CHATML}
 
-_NUL_IN_JSON = r"\u0000"
+NUL = "\0"
 
 _SAME_DAY = """\
 {% macro strftime_now(form) %}\
@@ -47,6 +51,135 @@ _SAME_DAY = """\
 
 class TemplateRefusal(ValueError):
     """Error of a template that cannot render a conversation."""
+
+
+# --------------------------------------------------------------------- special tokens that a row spells
+
+
+class SpecialSpellings:
+    """The spellings of a tokenizer's special tokens, and the way to encode them as text.
+
+    A tokenizer finds special tokens in a text by their spelling, whoever wrote them: `<|im_end|>` in a row could end a
+    turn. Here only the chat template can make them: what a row says is encoded as text.
+
+    Before the template is rendered, a NUL is put into each spelling in the content of a turn (rows with a NUL are
+    refused where they are read). In the rendered text the spellings without NUL are the template's own. A copy of the
+    tokenizer, the twin, spells its special tokens with a NUL: these are put into the rendered text in place of the
+    template's spellings, and the NULs are taken out of the content. All else about the twin is the same: a text without
+    such spellings gets the same ids from both.
+
+    ids       token id of each spelling: special tokens, and those that the template writes around a turn. Other added
+              tokens, such as `<think>` or runs of spaces, are not among them, nor is a single character that as text is
+              the same token.
+    unmarked  those of them, in order, that the tokenizer itself does not call special
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int]) -> None:
+        """Collect the spellings; `written` are ids that the template writes, the end of a turn among them."""
+        added = tokenizer.added_tokens_decoder
+        special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+        spelt = {str(tokenizer.convert_ids_to_tokens(number)): number for number in [*special, *written]}
+        as_text = {"add_special_tokens": False, "split_special_tokens": True}
+        self.ids = {
+            spelling: number
+            for spelling, number in spelt.items()
+            if len(spelling) > 1 or tokenizer(spelling, **as_text)["input_ids"] != [number]
+        }
+        self.unmarked = sorted(spelling for spelling, number in self.ids.items() if number not in special)
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._normalizer: Any = getattr(self._backend, "normalizer", None)
+        either = _either(self.ids)
+        self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
+        self._whole = re.compile(f"({either})")
+        # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
+        self._forms = set[str]()
+        if self._normalizer is not None:
+            sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
+            self._forms = {*sought, *map(self._normalizer.normalize_str, sought)} - {""}
+
+    def broken(self, content: str) -> str:
+        """Return the content of a turn, with a NUL behind the first character of each spelling in it.
+
+        If it spells one only in another form, it gets a NUL all the same: then the twin encodes it.
+        """
+        broken = self._begins.sub(r"\1" + NUL, content)
+        if NUL not in broken and self._forms:
+            normal = self._normalizer.normalize_str(content)
+            if any(form in normal for form in self._forms):
+                return re.sub(r"(\S)", r"\1" + NUL, content, count=1)  # within: a template may trim the content
+        return broken
+
+    def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
+        """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
+        texts = []
+        for text in rendered:
+            pieces = [piece.replace(NUL, "") for piece in self._whole.split(text)]
+            pieces[1::2] = map(_twin_spelling, pieces[1::2])  # the template's own special tokens
+            texts.append("".join(pieces))
+        return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
+
+    @cached_property
+    def _twin(self) -> Tokenizer:
+        """The tokenizer that finds only the special tokens that are spelt with NUL; made when a row needs it."""
+        problem = "it is not a fast tokenizer"
+        if self._backend is not None:
+            twin = Tokenizer.from_str(json.dumps(_respelt(json.loads(self._backend.to_str()), self.ids)))
+            found = {s: twin.encode(_twin_spelling(s), add_special_tokens=False).ids for s in self.ids}
+            wrong = [spelling for spelling, number in self.ids.items() if found[spelling] != [number]]
+            if not wrong:
+                return twin
+            problem = f"its token {wrong[0]!r} cannot be told from text"
+        raise ConfigError(
+            "data.special_tokens is text, but this tokenizer cannot encode the spelling of a special token as text: "
+            f"{problem}. Take these spellings out of the rows, or set data.special_tokens to tokens if you trust them"
+        )
+
+
+def _twin_spelling(spelling: str) -> str:
+    """Return the twin's spelling of a special token."""
+    return spelling[0] + NUL + spelling[1:]
+
+
+def _either(spellings: Iterable[str]) -> str:
+    """Return a regular expression for any of the spellings, the longest at a place.
+
+    They are grouped by their first two characters: some tokenizers have a thousand, which begin with the same one.
+    A single character cannot be broken: a NUL behind it says that it is text.
+    """
+    ordered = sorted(spellings, reverse=True)  # a longer spelling before one that it begins with
+    groups = itertools.groupby(ordered, key=lambda spelling: spelling[:2])
+    return (
+        "|".join(
+            f"{re.escape(start)}(?:{'|'.join(re.escape(s[2:]) for s in group)})"
+            + (f"(?!{NUL})" if len(start) == 1 else "")
+            for start, group in groups
+        )
+        or r"(?!)"
+    )
+
+
+def _respelt(content: dict[str, Any], spellings: Iterable[str]) -> dict[str, Any]:
+    """Return the content of a tokenizer.json with the twin's spellings, in the model's vocabulary, too.
+
+    There the old spelling could be put together from text: by Unigram, or by merges, which go as well.
+    """
+    twin = {spelling: _twin_spelling(spelling) for spelling in spellings}
+    model, vocabulary = content["model"], content["model"]["vocab"]
+    for token in content["added_tokens"]:
+        if token["content"] in twin:  # a normaliser may take the NUL away, or find the token in another form
+            token |= {"content": twin[token["content"]], "normalized": False}
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {twin.get(piece, piece): number for piece, number in vocabulary.items()}
+    else:
+        model["vocab"] = [[twin.get(piece, piece), score] for piece, score in vocabulary]
+    if model.get("unk_token") in twin:
+        model["unk_token"] = twin[model["unk_token"]]
+    if "merges" in model:
+        model["merges"] = [pair for pair in model["merges"] if twin.keys().isdisjoint([*pair, "".join(pair)])]
+    return content
+
+
+# -------------------------------------------------------------------------------------------- the encoder
 
 
 @dataclass(frozen=True)
@@ -87,29 +220,26 @@ class Encoder:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which generation stops: the end of a turn, and eos."""
-        eos = self.tokenizer.eos_token_id
-        return (self.end_of_turn_id,) if eos in (None, self.end_of_turn_id) else (self.end_of_turn_id, int(eos))
+        ids = (self.end_of_turn_id, self.tokenizer.eos_token_id)
+        return tuple(dict.fromkeys(number for number in ids if number is not None))
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
-        parts = [tokenizer_content(self.tokenizer), self.chat_template, self.end_of_turn_id, self.appends_end]
+        roles = json.dumps(token_roles(self.tokenizer), sort_keys=True)
+        content = hashlib.sha256((_backend(self.tokenizer) + roles).encode()).hexdigest()
+        parts = [content, self.chat_template, self.end_of_turn_id, self.appends_end]
         parts += ["tokens"] if self.spellings is None else ["text", *self.spellings.unmarked]
         parts += ["block", self.block] if self.block else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:
-        """Render each conversation as text; `prompt` adds the generation prompt. Raises TemplateRefusal.
+        """Render each conversation, of turns with `content`; `prompt` adds the generation prompt.
 
-        The contents are those of `content`. A template that writes their NULs as text (`tojson`) is refused, too.
+        Raises TemplateRefusal.
         """
         assert self.chat_template is not None, "plain text has no turns to render"
-        texts = render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
-        for chat, text in zip(conversations, texts, strict=True):
-            contents = "".join(turn["content"] for turn in chat)
-            if NUL in contents and text.count(_NUL_IN_JSON) > contents.count(_NUL_IN_JSON):
-                raise TemplateRefusal("it writes content as JSON, in which special tokens cannot be told from text")
-        return texts
+        return render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
 
     def content(self, text: str) -> str:
         """Return what a row says, as `render` and `tokenize` take it: the special tokens in it become text."""
@@ -117,18 +247,12 @@ class Encoder:
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Tokenise rendered texts; no token is added. Raises ConfigError if `content` cannot be encoded as text."""
-        broken = [text for text in texts if NUL in text]
-        if self.spellings is None or not broken:
-            return self._as_they_are(texts)
-        as_text = iter(self.spellings.tokenize(broken))
-        others = iter(self._as_they_are([text for text in texts if NUL not in text]))
-        return [next(as_text if NUL in text else others) for text in texts]
-
-    def _as_they_are(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return encoded["input_ids"]
+        as_text = dict[str, list[int]]()
+        if self.spellings is not None and (broken := [text for text in texts if NUL in text]):
+            as_text = dict(zip(broken, self.spellings.tokenize(broken), strict=True))
+        others = ["" if text in as_text else text for text in texts]
+        encoded = self.tokenizer(others, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [as_text.get(text, ids) for text, ids in zip(texts, encoded["input_ids"], strict=True)]
 
     def decode(self, ids: list[int] | Int64) -> str:
         """Decode token ids; special tokens and white space stay as they are."""
@@ -141,16 +265,15 @@ def render(
     conversations: Sequence[Sequence[Mapping[str, str]]],
     *,
     prompt: bool = False,
-    thinking: bool | None = None,
+    **variables: Any,
 ) -> list[str]:
-    """Render through the tokenizer. Raises TemplateRefusal where the template or its syntax fails.
+    """Render through the tokenizer, with more variables of the template.
 
-    thinking  the template's variable enable_thinking; None: not defined
+    Raises TemplateRefusal where the template or its syntax fails.
     """
-    variables: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     try:
         return tokenizer.apply_chat_template(  # type: ignore[return-value]
-            [[dict(turn) for turn in chat] for chat in conversations],
+            conversations,  # type: ignore[arg-type]
             chat_template=on_the_same_day(template),
             add_generation_prompt=prompt,
             tokenize=False,
@@ -163,12 +286,6 @@ def render(
 def on_the_same_day(template: str) -> str:
     """Return the template with one date in place of today's."""
     return (_SAME_DAY if "strftime_now" in template else "") + template
-
-
-def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of all that decides how a tokenizer works, the same for any files that it was read from."""
-    special = json.dumps(token_roles(tokenizer), sort_keys=True)
-    return hashlib.sha256((_backend(tokenizer) + special).encode()).hexdigest()
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,10 +20,6 @@ MEGABYTES = 512
 """Memory of the trial, on top of what the program itself takes."""
 LETTERS = 1 << 20
 """Most characters of a template, and of what it may write for a conversation of four short turns."""
-
-_WAIT = 600
-"""Seconds until a process that uses no processor time is given up; a slow disk may take minutes for its imports."""
-_OUT_OF_MEMORY = 3
 
 _TURNS = [("system", "Be short."), ("user", "Name a colour."), ("assistant", "Blue"), ("user", "And now?")]
 _CHAT = [{"role": role, "content": content} for role, content in [*_TURNS, ("assistant", "Green")]]
@@ -44,33 +39,27 @@ def trouble_with(template: str, variables: Mapping[str, str]) -> str | None:
     if len(template) > LETTERS:
         return f"it has {len(template):,} characters, and the limit is {LETTERS:,}"
     request = json.dumps({"template": template, "variables": dict(variables)})
+    program = [sys.executable, "-P", __file__]  # the modules beside this file have names of their own
     try:
-        done = subprocess.run([sys.executable, __file__], input=request, capture_output=True, text=True, timeout=_WAIT)
-    except subprocess.TimeoutExpired:
-        return f"a short conversation was not rendered within {_WAIT} s"
+        done = subprocess.run(program, input=request, capture_output=True, text=True)
     except OSError as error:
         return f"it cannot be tried out: no Python process can be started: {error}"
-    if done.returncode == _OUT_OF_MEMORY:
-        return f"it needs more than {MEGABYTES} MB of memory for a short conversation"
     if done.returncode < 0:
         return f"it needs more than {SECONDS} s of processor time for a short conversation"
     if done.returncode:
         return "it cannot be tried out: " + (done.stderr.strip().splitlines() or ["no message"])[-1]
-    written = int(done.stdout.splitlines()[-1])  # before it stands what others print when Python starts
-    return f"it writes {written:,} characters for a short conversation" if written > LETTERS else None
+    return done.stdout.splitlines()[-1] or None  # before it stands what others print when Python starts
 
 
-def _main() -> int:
-    """Render the conversations of the trial within the bounds; print the length of the longest text."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]  # its modules have names of their own
+def _main() -> None:
+    """Render the conversations of the trial within the bounds; print what is wrong with the template, or nothing."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     request = json.load(sys.stdin)
     render_jinja_template([CONVERSATIONS[0]], chat_template="{{ messages }}")  # imports what it needs
     with suppress(ImportError):
         _bound()
-    longest = 0
+    trouble = ""
     for chat, prompt in itertools.product(CONVERSATIONS, (False, True)):
         with suppress(Exception):  # any error of a template; the caller meets it again
             try:
@@ -78,10 +67,11 @@ def _main() -> int:
                     [chat], chat_template=request["template"], add_generation_prompt=prompt, **request["variables"]
                 )[0]
             except MemoryError:
-                return _OUT_OF_MEMORY
-            longest = max(longest, len(texts[0]))
-    print(longest)
-    return 0
+                trouble = f"it needs more than {MEGABYTES} MB of memory for a short conversation"
+                break
+            if len(texts[0]) > LETTERS:
+                trouble = f"it writes {len(texts[0]):,} characters for a short conversation"
+    print(trouble)
 
 
 def _bound() -> None:
@@ -99,4 +89,4 @@ def _bound() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    _main()

@@ -121,7 +121,6 @@ def rows_of_reference(
             encoder,
             max_length=length,
             keep=rows.data.train.ids,  # what the target dropped is not the reference's, either
-            length_option=f"{option}.max_length",
             progress=world.is_main,
         )
     )

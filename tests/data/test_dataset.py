@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sftmix.common.errors import ConfigError, DataError, NoSpaceError
-from sftmix.data import encode, load_data, make_encoder, prepare
+from sftmix.data import load_data, make_encoder, prepare, render_preview
+from sftmix.data.encoders import text_encoder
 from sftmix.data.store import get_or_build
 from tests.data.small_tokenizers import chatml_tokenizer
 
@@ -28,28 +29,25 @@ def load(options, encoder, **more):
 
 def test_rows_as_documented(write, options, encoder):
     rows = [{**row, "quality": "high" if i % 2 else "low"} for i, row in enumerate(ROWS)]
-    data = load(options(write("rows.jsonl", rows), label_field="quality"), encoder)
-    assert len(data.train) == len(data.train.ids) == 50
-    assert data.eval is None
-    for row, encoded in enumerate(data.train):
-        assert (encoded.row, encoded.id) == (row, data.train.ids[row])
+    train = load(options(write("rows.jsonl", rows), label_field="quality"), encoder).train
+    assert len(train) == len(train.ids) == 50
+    for row, encoded in enumerate(train):
+        assert (encoded.row, encoded.id) == (row, train.ids[row])
         assert (encoded.input_ids.dtype, encoded.target.dtype) == (np.int64, np.bool_)
-        assert data.train.lengths[row] == len(encoded.input_ids)
-        assert data.train.n_targets[row] == encoded.target.sum()
-        said = encoder.tokenizer.decode(encoded.input_ids[encoded.target])
-        assert said == data.train.example(row).messages[-1].content + "<|im_end|>"
-    assert data.train.labels == ["low", "high"] * 25
-    assert data.train.columns == {"score": [i / 2 for i in range(50)]}
-    assert data.train[-1].row == 49
-    assert [e.row for e in data.train[3:6]] == [3, 4, 5]
+        assert (train.lengths[row], train.n_targets[row]) == (len(encoded.input_ids), encoded.target.sum())
+        assert encoder.decode(encoded.input_ids[encoded.target]) == rows[row]["output"] + "<|im_end|>"
+        assert train.example(row).messages[-1].content == rows[row]["output"]
+    assert train.labels == ["low", "high"] * 25
+    assert train.columns == {"score": [i / 2 for i in range(50)]}
+    assert train[-1].row == 49
     with pytest.raises(IndexError):
-        data.train[50]
+        train[50]
 
 
 def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, options, encoder):
-    turns = [("user", "a", {}), ("assistant", "b c", {"weight": 0.5}), ("user", "d", {}), ("assistant", "e", {})]
-    row = {"weight": 3, "messages": [{"role": role, "content": text, **more} for role, text, more in turns]}
-    path = write("rows.jsonl", [row, {**row, "weight": None, "messages": row["messages"][2:]}])
+    turns = [{"role": role, "content": f"{role} {k}"} for k in range(2) for role in ("user", "assistant")]
+    turns[1]["weight"] = 0.5
+    path = write("rows.jsonl", [{"weight": 3, "messages": turns}, {"weight": None, "messages": turns[2:]}])
     whole = load(options(path, multi_turn="whole"), encoder)
     first, second = whole.train
     responses = np.flatnonzero(np.diff(first.target.astype(int)) == 1) + 1
@@ -60,8 +58,6 @@ def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, opt
     assert whole.report.counts["weighted"] == 1
     turns = load(options(path), encoder).train
     assert [None if e.weight is None else set(e.weight[e.target]) for e in turns] == [{1.5}, {3}, None]
-    table = load(options(write("rows.csv", "instruction,output,weight\na,b,0.5\nc,d,\n")), encoder).train
-    assert [None if e.weight is None else set(e.weight[e.target]) for e in table] == [{0.5}, None]
 
 
 def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
@@ -70,12 +66,11 @@ def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
     monkeypatch.setattr("sftmix.data.tokenise.encode_examples", None)  # would fail if anything were tokenised again
     monkeypatch.setattr("sftmix.data.rows.convert", None)
     second = load(options(path, eval_fraction=0.2), encoder)
-    assert second.report.lines() == first.report.lines()
+    assert second.report == first.report
     assert second.train.fingerprint == first.train.fingerprint
     assert second.eval.ids == first.eval.ids
     for a, b in zip(first.train, second.train, strict=True):
-        np.testing.assert_array_equal(a.input_ids, b.input_ids)
-        np.testing.assert_array_equal(a.target, b.target)
+        assert (a.input_ids.tolist(), a.target.tolist()) == (b.input_ids.tolist(), b.target.tolist())
 
 
 def test_the_fingerprint_follows_what_the_tokens_are_made_from(write, options, encoder, small):
@@ -174,45 +169,9 @@ def test_rows_without_response_tokens_are_dropped_counted_and_named(write, optio
     named = f"1 example dropped: no response token left within data.max_length = 64: long ({path}:4)"
     assert named in data.report.lines()
     with pytest.raises(
-        DataError, match=r"(?s)data\.train: no example is left with data\.max_length = 4:.*5 examples dropped"
+        DataError, match=r"(?s)data\.train: no example is left:.*5 examples dropped: .*data\.max_length = 4"
     ):
         load(options(path), encoder, max_length=4)
-    with pytest.raises(ConfigError, match=r"data\.max_length must be at least 2"):
-        load(options(path), encoder, max_length=1)
-
-
-def test_another_tokenizer_gives_the_same_ids_and_some_may_be_kept(write, options, encoder, small):
-    """As for a weaker reference: all joins by id."""
-    prepared = prepare(options(write("rows.jsonl", ROWS)), 0, progress=False)
-    target = encode(prepared, encoder, max_length=64, progress=False).train
-    other = make_encoder(small["metaspace"])
-    full = encode(prepared, other, max_length=200, progress=False).train
-    assert full.ids == target.ids
-    kept = encode(prepared, other, max_length=200, keep=target.ids[10:20], progress=False).train
-    assert kept.ids == target.ids[10:20]
-    assert kept.fingerprint != full.fingerprint
-
-
-@pytest.mark.parametrize("name", ["models/base-7m", "tokenizers/mistral-7b-v0.3"])
-@pytest.mark.parametrize("file", ["sgd_messages_2k.jsonl", "lima_history_220.json"])
-@pytest.mark.parametrize("multi_turn", ["per_turn", "whole"])
-def test_real_conversations(name, file, multi_turn, shared, options):
-    """Every trained span of real dialogues is the text of an assistant turn and the end of the turn."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(shared / name)
-    encoder = make_encoder(tokenizer)
-    path = str(shared / "data/multiturn" / file)
-    data = load(options(path, multi_turn=multi_turn, limit=60), encoder, max_length=100_000)
-    assert set(data.report.counts) <= {"duplicate"}
-    for row, encoded in enumerate(data.train):
-        said = [m.content for m in data.train.example(row).messages if m.trained]
-        edges = np.flatnonzero(np.diff(np.r_[0, encoded.target.astype(int), 0])).reshape(-1, 2)
-        spans = [tokenizer.decode(encoded.input_ids[a : b - 1]) for a, b in edges]
-        assert [s.strip() for s in spans] == [s.strip() for s in said]
-        assert {int(encoded.input_ids[b - 1]) for _, b in edges} == {encoder.end_of_turn_id}
-        if tokenizer.bos_token_id is not None:
-            assert (encoded.input_ids == tokenizer.bos_token_id).sum() <= 1
 
 
 STRICT = (
@@ -232,3 +191,33 @@ def test_a_template_that_loses_more_than_a_twentieth_of_the_rows_is_refused(refu
     data = load(options(path, skip_bad=stops), encoder)
     assert len(data.train) == 50 - refused
     assert data.report.counts["template_refused"] == refused
+
+
+# ----------------------------------------------------------------------------------------- the preview
+
+
+def test_text_mask_and_dropped_rows(write, options, encoder):
+    rows = [{"instruction": "Say \x1b[31mred.", "output": "é😀 red"}, {"instruction": "a", "output": ""}]
+    data = load(options(write("rows.jsonl", rows)), encoder)
+    plain = render_preview(data, encoder, [0], color=False)
+    assert "<|im_start|>user\nSay \\x1b[31mred.<|im_end|>\n<|im_start|>assistant\n[[é😀 red<|im_end|>]]" in plain
+    assert "1 empty response dropped: " in plain
+    assert "\x1b" not in plain
+    assert "\x1b[0;32mé😀 red<|im_end|>\x1b[0m" in render_preview(data, encoder, [0])
+    lines = plain.split("token\n")[1].split("\n\n")[0].splitlines()
+    encoded = data.train[0]
+    for place, token, label, *_ in (line.split() for line in lines if "..." not in line):
+        assert encoded.input_ids[int(place)] == int(token)
+        assert int(label) == (int(token) if encoded.target[int(place)] else -100)
+
+
+def test_documents_and_their_mask(write, options, small):
+    encoder = text_encoder(small["chatml"])
+    path = write("rows.jsonl", [{"text": text} for text in ("Blue.", "A green colour.")])
+    data = load(options(path), encoder, max_length=200)
+    shown = render_preview(data, encoder, [0], color=False)
+    for text in ("Blue.", "A green colour."):
+        head = encoder.decode(encoder.tokenize([text])[0][:1])
+        assert f"--- a document ---\n{head}[[{text.removeprefix(head)}<|end|>]]" in shown
+    assert "2 documents read: 1 training and 0 held-out windows of at most 200 tokens" in shown
+    assert data.train.example(0).messages[0].content == encoder.tokenizer.decode(data.train[0].input_ids)

@@ -1,46 +1,33 @@
-"""Each row format gives the conversation that it means; ids, labels and columns are as documented."""
+"""Each row format gives the conversation that it means; ids, labels, columns and other names are as documented."""
 
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
-from sftmix.data.formats import FORMATS, convert, recognise
-from sftmix.data.jsonrows import BadRow
-from sftmix.types import Example, Message
+from sftmix.common.errors import ConfigError
+from sftmix.data.formats import FORMATS, BadRow, convert, recognise
+from sftmix.types import Message
 from tests.data.test_rows import dialogues
 
 U, A = (lambda text: Message("user", text)), (lambda text: Message("assistant", text, True))
 
 A_TURN = {"role": "assistant", "content": "a"}
+TURNS = [{"role": "user", "content": "u"}, A_TURN]
 CASES = {
     "alpaca": ({"instruction": "Add.", "input": "1 2", "output": " 3\n"}, [U("Add.\n1 2"), A(" 3\n")]),
     "messages": (
-        {
-            "messages": [
-                {"role": "system", "content": "S"},
-                {"role": "user", "content": "u"},
-                {"role": "assistant", "content": "a"},
-            ]
-        },
+        {"messages": [{"role": "system", "content": "S"}, *TURNS]},
         [Message("system", "S"), U("u"), A("a")],
     ),
     "sharegpt": (
-        {
-            "conversations": [
-                {"from": "system", "value": ""},
-                {"from": "human", "value": "u"},
-                {"role": "assistant", "content": "a"},
-            ]
-        },
+        {"conversations": [{"from": "system", "value": ""}, {"from": "human", "value": "u"}, A_TURN]},
         [U("u"), A("a")],
     ),
     "prompt_completion": (
-        {
-            "prompt": [{"role": "user", "content": "u"}, A_TURN, {"role": "user", "content": "v"}],
-            "completion": [A_TURN],
-        },
+        {"prompt": [*TURNS, {"role": "user", "content": "v"}], "completion": [A_TURN]},
         [U("u"), Message("assistant", "a"), U("v"), A("a")],
     ),
     "history": (
@@ -72,6 +59,11 @@ def test_a_turn_of_weight_0_is_not_trained():
     assert [m.trained for m in convert(row, "messages").messages] == [False, True, False, True]
 
 
+@pytest.mark.parametrize(("weight", "expected"), [("0.5", 0.5), ("", 1), (None, 1)])
+def test_weights_of_tables(weight, expected):
+    assert convert({**CASES["alpaca"][0], "weight": weight}, "alpaca").messages[1].weight == expected
+
+
 def test_label_columns_and_id():
     row = {"id": 5, "instruction": "a", "output": "b", "good": True, "score": 1.5, "tags": ["x"], "note": None}
     found = convert(row, "alpaca", label_field="good")
@@ -80,29 +72,23 @@ def test_label_columns_and_id():
         convert(row, "alpaca", label_field="quality")
 
 
-def conversations(prepared, *, whole: bool = True) -> list[Example]:
-    return list(prepared.train.examples(whole=whole))
-
-
-def all_messages(prepared):
-    return [example.messages for example in conversations(prepared)]
+def contents(side) -> list[list[str]]:
+    return [[m.content for m in example.messages] for example in side.examples(whole=True)]
 
 
 def test_the_same_rows_from_every_kind_of_file(write, read, tmp_path):
     rows = [{"instruction": f"Say {i}.", "input": "" if i % 2 else 'x, "y"\nz', "output": f"{i}é"} for i in range(7)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
-    text = "instruction,input,output\n" + "".join(
-        ",".join('"' + row[k].replace('"', '""') + '"' for k in ("instruction", "input", "output")) + "\n"
-        for row in rows
-    )
-    paths = [write("a.json", rows), write("b.jsonl", rows), write("c.csv", text), str(tmp_path / "d.parquet")]
+    table = pa.Table.from_pylist(rows)
+    csv.write_csv(table, tmp_path / "c.csv")
+    pq.write_table(table, tmp_path / "d.parquet")
+    paths = [write("a.json", rows), write("b.jsonl", rows), str(tmp_path / "c.csv"), str(tmp_path / "d.parquet")]
     lines = write("lines.json", "".join(json.dumps(row) + "\n" for row in rows))  # JSONL under the name .json
-    expected = all_messages(read(paths[1]))
+    expected = contents(read(paths[1]).train)
     assert len(expected) == 7
     for path in (*paths, lines):
-        assert all_messages(read(path)) == expected
+        assert contents(read(path).train) == expected
     folder = read(str(tmp_path))  # five files, sorted
-    assert all_messages(folder) == expected * 5
+    assert contents(folder.train) == expected * 5
     sources = folder.train.values("source")
     assert sources[7].endswith("/b.jsonl:1")
     assert sources[21 + 3].endswith("/d.parquet[3]")
@@ -116,14 +102,13 @@ def test_every_row_is_recognised_by_itself_and_a_named_format_is_kept(write, rea
         {"prompt": "u", "completion": "a"},
     ]
     path = write("mixed.jsonl", rows)
-    prepared = read(path)
-    contents = [[m.content for m in messages] for messages in all_messages(prepared)]
-    assert contents == [["u", "a"], ["u", "a", "w", "b"], ["u", "a"]]
-    ids = prepared.train.values("id")
+    train = read(path).train
+    assert contents(train) == [["u", "a"], ["u", "a", "w", "b"], ["u", "a"]]
+    ids = train.values("id")
     assert ids[2] == ids[0] + "#1"  # the same content
-    assert refused(path, format="alpaca")[1] == f"{path}:3: field 'instruction' is missing"
+    assert refused(path, format="alpaca")[1].startswith(f"{path}:3: field 'instruction' is missing; there are 'prompt'")
     bad = write("bad.jsonl", [rows[0], {"instruction": "w"}])
-    assert refused(bad)[1] == f"{bad}:2: field 'output' is missing"
+    assert refused(bad)[1].startswith(f"{bad}:2: field 'output' is missing")
 
 
 def test_each_turn_is_an_example_with_its_history(write, read):
@@ -134,7 +119,7 @@ def test_each_turn_is_an_example_with_its_history(write, read):
     assert prepared.report.counts == {"empty_response": 1}
 
     def found(whole: bool) -> list:
-        chats = conversations(prepared, whole=whole)
+        chats = prepared.train.examples(whole=whole)
         return [(e.id, len(e.messages), [i for i, m in enumerate(e.messages) if m.trained]) for e in chats]
 
     assert found(False) == [("c@turn0", 3, [2]), ("c@turn2", 7, [6]), ("c0", 2, [1])]
@@ -148,16 +133,77 @@ def test_a_system_field_is_the_first_turn(name):
     assert found.messages == (Message("system", "S"), *expected)
     assert "system" not in found.columns
     assert convert({**row, "system": None}, name).messages == tuple(expected)
-
-
-def test_a_system_field_and_a_system_turn_are_one_too_many():
-    with pytest.raises(BadRow, match="both a system field and a system turn"):
+    with pytest.raises(BadRow, match="turn 2 is system's"):
         convert({**CASES["messages"][0], "system": "T"}, "messages")
 
 
 def test_parts_of_type_text_are_one_text():
     """In tables each part has all the fields of the others."""
     split = [["one", " two"], ["three\n", "\nfour", ""]]
-    contents = [[{"type": "text", "text": text, "image_url": None} for text in texts] for texts in split]
-    row = {"messages": [{"role": r, "content": c} for r, c in zip(("user", "assistant"), contents, strict=True)]}
+    parts = [[{"type": "text", "text": text, "image_url": None} for text in texts] for texts in split]
+    row = {"messages": [{**turn, "content": content} for turn, content in zip(TURNS, parts, strict=True)]}
     assert convert(row, "messages").messages == (U("one two"), A("three\n\nfour"))
+
+
+# ----------------------------------------------------------------- field names of the rows' own (data.columns)
+
+
+ROWS = [{"question": f"Say {i}.", "answer": f"{i}!", "kind": "odd" if i % 2 else "even"} for i in range(8)]
+COLUMNS = {"prompt": "question", "response": "answer"}
+
+
+def test_rows_are_those_that_were_renamed_by_hand(write, read):
+    """They have the same ids; the other fields keep their names. The columns belong to the identity of the rows."""
+    by_hand = [{"prompt": r["question"], "completion": r["answer"], "kind": r["kind"]} for r in ROWS]
+    expected = read(write("hand.jsonl", by_hand), label_field="kind").train
+    path = write("rows.json", ROWS)
+    train = read(path, columns=COLUMNS, label_field="kind").train
+    assert contents(train) == contents(expected) == [[r["question"], r["answer"]] for r in ROWS]
+    for column in ("id", "label", "columns"):
+        assert train.values(column) == expected.values(column)
+    other = read(path, columns={"prompt": "question", "response": "kind"}).train
+    assert contents(other)[0] == ["Say 0.", "even"]
+    assert len({side.fingerprint for side in (train, other)} | {side.cache_key for side in (train, other)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "expected"),
+    [
+        ({"messages": "dialog"}, {"dialog": TURNS}, "u|a"),
+        ({"instruction": "q", "output": "r", "history": "h"}, {"q": "u", "r": "a", "h": [["v", "b"]]}, "v|b|u|a"),
+        ({"instruction": "input", "input": "instruction"}, {"input": "u", "instruction": "c", "output": "a"}, "u\nc|a"),
+        ({"prompt": "question", "id": "key"}, {"question": "u", "completion": "a", "key": "k"}, "u|a"),
+        ({**COLUMNS, "system": "rules"}, {"question": "u", "answer": "a", "rules": "Be short."}, "Be short.|u|a"),
+        # The rows also have the fields of another format, which comes first without data.columns.
+        ({"prompt": "q", "response": "r"}, {"q": "u", "r": "a", "instruction": "x", "output": "y"}, "u|a"),
+        ({"text": "body"}, {"body": "One.", "text": "no", "prompt": "no"}, "One."),
+    ],
+)
+def test_fields_of_each_format(columns, row, expected, write, read):
+    train = read(write("rows.jsonl", [row]), columns=columns).train
+    assert ["|".join(texts) for texts in contents(train)] == [expected]
+    assert "key" not in row or train.values("id") == ["k"]
+
+
+def test_files_with_our_names_go_beside_them(write, read):
+    """One of several training files, or the held-out rows."""
+    own = write("own.jsonl", [{"instruction": "u", "output": "a"}])
+    held_out = write("held.jsonl", [{"prompt": "v", "completion": "b"}])
+    prepared = read(write("rows.jsonl", ROWS), own, eval=[held_out], columns=COLUMNS)
+    assert contents(prepared.train)[-1] == ["u", "a"]
+    assert contents(prepared.eval) == [["v", "b"]]
+
+
+def test_columns_that_are_not_there(write, read, refused):
+    path = write("rows.jsonl", ROWS)
+    assert refused(path, columns={"prompt": "qestion", "response": "answer"}) == [
+        "data.columns: no row of data.train has the field 'qestion' (for prompt); the fields there are 'question', "
+        "'answer', 'kind'"
+    ]
+    for columns, form, message in (
+        ({"prmpt": "question", "response": "answer"}, "auto", "no format of data.format auto has prmpt and response; "),
+        (COLUMNS, "alpaca", "no format of data.format alpaca has prompt and response; .*instruction"),
+        ({"completion": "answer", "response": "answer"}, "auto", "the same field"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^data\.columns.*{message}"):
+            read(path, columns=columns, format=form)

@@ -61,25 +61,22 @@ def test_the_seed_of_the_choice(write, read):
 
 def test_a_directory_is_one_entry_and_bad_rows_are_none(write, read, tmp_path):
     """A row whose own id is taken is none of its entry."""
-    (tmp_path / "many").mkdir()
-    write("many/a.jsonl", [{"id": "x", **row} if i < 2 else row for i, row in enumerate(rows_of("a", 6))])
-    write("many/b.jsonl", [*rows_of("b", 3), {"instruction": "u"}])
-    path = write("c.jsonl", rows_of("c", 5))
-    apart = [str(tmp_path / "many" / name) for name in ("a.jsonl", "b.jsonl")]
-    assert kinds(read(*apart, take=[2, 1], skip_bad=True).train) == ["a"] * 2 + ["b"]  # of the same files, in the cache
-    assert len(ids(read(str(tmp_path / "many"), take=7, skip_bad=True).train)) == 7
-    prepared = read(str(tmp_path / "many"), path, take=[8, 2], skip_bad=True)
+    many = tmp_path / "many"
+    many.mkdir()
+    a = write("many/a.jsonl", [{"id": "x", **row} if i < 2 else row for i, row in enumerate(rows_of("a", 6))])
+    b = write("many/b.jsonl", [*rows_of("b", 3), {"instruction": "u"}])
+    c = write("c.jsonl", rows_of("c", 5))
+    assert kinds(read(a, b, take=[2, 1], skip_bad=True).train) == ["a"] * 2 + ["b"]  # of the same files, in the cache
+    prepared = read(str(many), c, take=[8, 2], skip_bad=True)
     assert kinds(prepared.train) == ["a"] * 5 + ["b"] * 3 + ["c"] * 2
-    assert f"8 of 8 from {tmp_path / 'many'}, 2 of 5 from {path}" in prepared.report.lines()[0]
+    assert f"8 of 8 from {many}, 2 of 5 from {c}" in prepared.report.lines()[0]
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
         ([1, 2], r"data\.take names 2 values \(1, 2\) for 3 entries of data\.train \(.*\); give one for each"),
-        ([1, 1.5, None], r"data\.take has 1\.5; .*a share below 1\.0, or null\. No row is used twice"),
-        ([0, None, None], r"data\.take has 0;"),
-        ([True, None, None], r"data\.take has True"),
+        ([0, 1.5, True], r"data\.take has 0; .*(.|\n)*data\.take has 1\.5(.|\n)*data\.take has True"),
         ([None, 31, None], r"data\.take 31 of .*b\.json is 31 of 30 usable rows; name a number from 1 to 30, or null"),
     ],
 )
@@ -98,24 +95,20 @@ def test_held_out_fraction(fraction, count, write, read):
     for seed in (0, 0, 2):
         prepared = read(path, eval_fraction=fraction, run_seed=seed)
         assert len(prepared.eval.records) == count
-        both = np.sort(np.r_[prepared.train.records, prepared.eval.records])
-        assert both.tolist() == list(range(40))
+        assert sorted([*prepared.train.records, *prepared.eval.records]) == list(range(40))
         assert (np.diff(prepared.train.records) > 0).all()
         ids.append(prepared.eval.values("id"))
     assert ids[0] == ids[1] != ids[2]
 
 
 def test_held_out_files_and_overlap(write, read):
-    train = [{"instruction": f"Say {i}.", "output": str(i), "q": "high"} for i in range(5)]
-    path, held_out = (
-        write("train.jsonl", train),
-        write("eval.jsonl", [{"instruction": "Say 3.", "output": "3"}, train[0]]),
-    )
-    prepared = read(path, eval=[held_out], label_field="q", limit=3, seed=0)
+    train = rows_of("a", 5)
+    held_out = write("eval.jsonl", [{"instruction": train[3]["instruction"], "output": "a 3"}, train[0]])
+    prepared = read(write("train.jsonl", train), eval=[held_out], label_field="kind", limit=3)
     assert (len(prepared.train.records), len(prepared.eval.records)) == (3, 2)
     assert prepared.report.counts == {"eval_in_train": 1}
     assert prepared.report.rows == 7
-    assert prepared.train.values("label") == ["high"] * 3
+    assert prepared.train.values("label") == ["a"] * 3
 
 
 # ---------------------------------------------------------------------------------------------- the limit
@@ -144,18 +137,11 @@ def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("nobody\n", "names 1 row that data.train does not have, first 'nobody'"), (None, "cannot be")],
+    [("nobody\n", "names 1 that are no rows of data.train, such as 'nobody'"), (None, "cannot be read")],
 )
 def test_marks_of_no_row_are_refused(text, message, files, read, tmp_path):
     marks = tmp_path / "drop.txt"
     if text is not None:
         marks.write_text(text)
     with pytest.raises(ConfigError, match=f"data.exclude: .*{message}"):
-        read(*files, exclude=str(marks))
-
-
-def test_a_file_that_names_all_rows_is_refused(files, read, tmp_path):
-    marks = tmp_path / "drop.txt"
-    marks.write_text("\n".join(ids(read(*files).train)))
-    with pytest.raises(ConfigError, match=r"data\.exclude: .*names all rows"):
         read(*files, exclude=str(marks))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sftmix.common.errors import ConfigError
 from sftmix.data import load_data
 from sftmix.data.encoders import text_encoder
-from sftmix.data.text import windows
+from sftmix.data.tokenise import windows
 from tests.data.small_tokenizers import SMALL
 
 TALES = [f"Tale {i}.\n\n" + " ".join(f"Then {j} came {i * j}." for j in range(3 + i)) + "\n" for i in range(12)]
@@ -32,7 +32,9 @@ def tokens_of(encoder, text: str, *, begins: bool = True, ends: bool = True) -> 
     return ids + ([tokenizer.eos_token_id] if ends else [])
 
 
-def expected_windows(documents: list[list[int]], length: int, *, packed: bool) -> list[tuple[list[int], list[int]]]:
+def expected_windows(
+    documents: list[list[int]], length: int, *, packed: bool = True
+) -> list[tuple[list[int], list[int]]]:
     """(tokens, starts) of each window, from the definition: place by place."""
     groups = [documents] if packed else [[document] for document in documents]
     found = []
@@ -50,33 +52,28 @@ def expected_windows(documents: list[list[int]], length: int, *, packed: bool) -
 @given(
     st.lists(st.integers(1, 12).flatmap(lambda n: st.lists(st.integers(0, 50), min_size=n, max_size=n)), min_size=1),
     st.integers(2, 9),
-    st.booleans(),
 )
-def test_windows_hold_every_token_of_every_document_once(documents, length, packed):
-    found = list(windows(enumerate(documents), length, packed=packed))
-    assert [t for w in found for t in w.input_ids] == [t for ids in documents for t in ids]
-    assert max(len(w.input_ids) for w in found) <= length
-    if packed:
-        assert all(len(w.input_ids) == length for w in found[:-1])
-    kept = [w for w in found if w.spans]
-    assert [(w.input_ids, w.starts) for w in kept] == expected_windows(documents, length, packed=packed)
-    for window in found:  # nothing predicts the first token of a document, or of a window
-        targets = {k for start, end in window.spans for k in range(start, end)}
-        assert targets == set(range(len(window.input_ids))) - set(window.starts)
-        document = documents[window.document]
-        first = document[window.offset : window.offset + len(window.input_ids)]
-        assert window.input_ids[: len(first)] == first
+def test_windows_hold_every_token_of_every_document_once(documents, length):
+    found = list(windows(enumerate(documents), length))
+    assert [(ids, starts) for *_, ids, starts in found if len(starts) < len(ids)] == expected_windows(documents, length)
+    assert [token for *_, ids, _ in found for token in ids] == [token for ids in documents for token in ids]
+    assert all(len(ids) == length for *_, ids, _ in found[:-1])
+    for number, offset, ids, _ in found:
+        first = documents[number][offset : offset + len(ids)]
+        assert ids[: len(first)] == first
 
 
 def test_the_id_of_a_window_is_what_it_holds(write, options, encoders):
-    def name(*documents) -> str:
-        (window,) = windows(documents, 4, packed=True)
-        return window.content_hash()
+    """Its tokens and where documents begin; `#k` for the k-th repetition."""
 
-    assert name((0, [1, 2]), (1, [3, 4])) == name((7, [1, 2]), (9, [3, 4])) != name((0, [1, 2, 3, 4]))
-    path = write("echo.jsonl", [{"text": TALES[0]}] * 3)
-    (one, *rest) = load(options(path, packing=False), encoders["bos"], max_length=1000).train.ids
+    def names(*texts, length=1000, **more) -> list[str]:
+        path = write("echo.jsonl", [{"text": text} for text in texts])
+        return load(options(path, **more), encoders["chatml"], max_length=length).train.ids
+
+    (one, *rest) = names(*[TALES[0]] * 3, packing=False)
     assert rest == [f"{one}#1", f"{one}#2"]
+    assert names(TALES[0]) == [one]
+    assert len({*names("ab", "c"), *names("ab<|end|>c", special_tokens="tokens")}) == 2  # the same tokens
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -96,7 +93,6 @@ def test_documents_become_windows(kind, packing, write, options, encoders):
     if label:
         assert data.train.labels == [data.train.example(row).label for row in range(len(data.train))]
         assert set(data.train.labels) == {str(i) for i in range(12)}
-    assert data.train.columns == {}
     assert any(line.startswith("12 documents read") for line in data.report.lines())
     assert data.report.tokens == (sum(len(ids) for ids, _ in expected), 0)
     assert len(set(data.train.ids)) == len(data.train)
@@ -121,7 +117,7 @@ def test_documents_are_held_out_whole_where_there_are_enough(write, options, enc
     path = write("tales.jsonl", [{"text": tale} for tale in TALES])
     data = load(options(path, eval_fraction=0.25, packing=False), encoders["bos"], max_length=1000)
     sides = [[example.input_ids.tolist() for example in side] for side in (data.train, data.eval)]
-    assert [len(side) for side in sides] == [9, 3]
+    assert len(sides[1]) == 3
     assert sorted(sides[0] + sides[1]) == sorted(tokens_of(encoders["bos"], tale) for tale in TALES)
 
 
@@ -129,12 +125,13 @@ def test_of_few_documents_the_last_part_of_each_is_held_out(write, options, enco
     encoder, tales = encoders["bos"], ["\n".join(TALES), "\n".join(TALES[::-1]), "."]
     path = write("tales.jsonl", [{"text": tale} for tale in tales])
     data = load(options(path, eval_fraction=0.25), encoder, max_length=4000)
-    (train,), (held_out,) = data.train, data.eval
-    cuts = [tale.index("\n", round(0.75 * len(tale))) + 1 for tale in tales[:2]]
-    first = [tokens_of(encoder, tale[:cut], ends=False) for tale, cut in zip(tales, cuts, strict=False)]
-    last = [tokens_of(encoder, tale[cut:], begins=False) for tale, cut in zip(tales, cuts, strict=False)]
-    assert train.input_ids.tolist() == [*first[0], *first[1], *tokens_of(encoder, ".")]
-    assert held_out.input_ids.tolist() == [*last[0], *last[1]]
+    first, last = [], []
+    for tale in tales[:2]:
+        cut = tale.index("\n", round(0.75 * len(tale))) + 1
+        first += tokens_of(encoder, tale[:cut], ends=False)
+        last += tokens_of(encoder, tale[cut:], begins=False)
+    assert [e.input_ids.tolist() for e in data.train] == [first + tokens_of(encoder, ".")]
+    assert [e.input_ids.tolist() for e in data.eval] == [last]
     assert any("too few to hold out whole ones" in line for line in data.report.lines())
     assert data.report.counts == {}
 

@@ -8,17 +8,17 @@ from sftmix.common.errors import ConfigError
 from sftmix.data import encode, make_encoder, prepare, tokenise
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
 
-TURNS = [{"role": role, "content": f"{role} {turn}"} for turn in range(3) for role in ("user", "assistant")]
-
 
 @pytest.fixture
 def rows(write) -> str:
     """More parts than processes, with rows that are dropped, cut, and (under THINKING) split into turns."""
     found = []
     for i in range(5 * tokenise.AT_ONCE + 7):
-        chat = [{**m, "content": f"{m['content']} of {i}"} for m in (TURNS if i % 100 == 0 else TURNS[:2])]
-        chat[-1]["content"] += " and on" * (90 if i % 50 == 3 else i % 4)
-        chat[0]["content"] += " and on" * (90 if i % 70 == 5 else 0)
+        texts = [f"turn {turn} of {i}" for turn in range(6 if i % 100 == 0 else 2)]
+        texts[-1] += " and on" * (90 if i % 50 == 3 else i % 4)
+        texts[0] += " and on" * (90 if i % 70 == 5 else 0)
+        roles = ["user", "assistant"] * 3
+        chat = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
         found.append({"id": f"row{i}", "messages": chat})
     return write("rows.jsonl", found)
 

@@ -162,5 +162,6 @@ def test_a_reference_reads_as_turns_what_the_target_splits(tiny, made):
 def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(tiny, refused):
     """Its scores of turns are none of the conversation."""
     told = refused(*two_templates(tiny, "alpaca", "thinking"), code=3)
-    assert "splits 4 of 29 conversations that the target reads whole" in told
-    assert "set data.multi_turn to per_turn" in told
+    assert "cannot encode 4 of 29 training examples" in told
+    assert "4 conversations not scored: split by this template, not by the target's" in told
+    assert "max_length" not in told

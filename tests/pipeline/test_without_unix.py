@@ -83,8 +83,7 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
 
 def test_a_template_is_tried_without_bounds_where_the_system_has_none(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['resource'] = None")
-    text = "Name a colour."
-    given = {"template": "{{ messages[0]['content'] }}", "variables": {}}
+    given = {"template": "{{ messages[0]['content'] * 99999 }}", "variables": {}}
     done = subprocess.run(
         [sys.executable, trial.__file__],
         input=json.dumps(given),
@@ -92,4 +91,4 @@ def test_a_template_is_tried_without_bounds_where_the_system_has_none(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout) == (0, f"{len(text)}\n"), done.stderr
+    assert done.stdout == "it writes 1,399,986 characters for a short conversation\n", done.stderr

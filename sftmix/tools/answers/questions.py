@@ -11,10 +11,8 @@ from typing import Any
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import write_text
-from sftmix.data.columns import Columns
 from sftmix.data.conversations import content_hash
-from sftmix.data.formats import TEXT, convert, recognise
-from sftmix.data.jsonrows import BadRow
+from sftmix.data.formats import BadRow, Columns, convert
 from sftmix.data.sources import expand
 from sftmix.types import Example
 
@@ -72,10 +70,7 @@ def read_questions(
                     raise row if isinstance(row, BadRow) else BadRow("expected an object with named fields")
                 plain, more = _of_mt_bench(row) if mt_bench else (row, {})
                 plain = _with_answer(reader.renamed(plain))
-                form = recognise(plain, None, reader.formats)
-                if form == TEXT:
-                    raise BadRow("a text, where a question is needed; models answer conversations")
-                question = replace(question_of(convert(plain, form)), row=row, **more)
+                question = replace(question_of(convert(plain, "auto", first=reader.formats)), row=row, **more)
             except (KeyError, BadRow) as problem:
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
                 raise DataError(f"{OPTION}: {place}: {reason}") from problem
