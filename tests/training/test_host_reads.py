@@ -1,74 +1,20 @@
-"""A step reads values of the device once, its sums and the gradient norm: everything else is known on the host."""
+"""What the host knows is not read from the device (a whole step: tests/device), and the next step is ready early."""
 
 import itertools
-import os
-import sys
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-import transformers
-from torch.overrides import TorchFunctionMode
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.common.world import World
-from sftmix.components import EAFT, NTP, AdamW, CutMix, ManifoldMixup, NEFTune, SFTMix
-from sftmix.options import TrainingOptions
-from sftmix.testing.tensors import _READS
+from sftmix.components import NTP, AdamW
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule, attention_inputs
-from sftmix.training.step import prepare_step, train_step
-from tests.model.test_packing import CASES, build, model_of
-from tests.toy import FixedOrder, toy_setup, toy_stage
+from tests.model.test_packing import CASES, model_of
+from tests.toy import FixedOrder, toy_stage
 from tests.training.test_step import DATA, UNITS
-
-
-class Reads(TorchFunctionMode):
-    """Counts the reads of values by file; those of the optimizer are of its step, which it keeps on the host."""
-
-    def __init__(self) -> None:
-        self.places: Counter[str] = Counter()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
-        if by_mask or getattr(func, "__name__", "") in _READS:
-            frame = sys._getframe(1)
-            if f"{os.sep}optim{os.sep}" not in frame.f_code.co_filename:
-                while f"{os.sep}torch{os.sep}" in frame.f_code.co_filename:
-                    frame = frame.f_back
-                self.places[os.path.basename(frame.f_code.co_filename)] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def llama(attention: str):
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
-    )
-    return build(config, attention)
-
-
-@pytest.mark.parametrize(
-    "objective",
-    [NTP(), SFTMix(), SFTMix(mean="sequence"), EAFT(mixup=SFTMix()), ManifoldMixup(layers=1), CutMix()],
-    ids=lambda one: type(one).__name__,
-)
-@pytest.mark.parametrize("padding_free", [True, False])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_step_reads_its_sums_alone(objective, padding_free, attention):
-    """transformers asks whether lines hold padding, or several documents: it is told."""
-    model = llama(attention)
-    module = TrainingModule(model)
-    module.padding_free = padding_free
-    about = {"optimizer": torch.optim.AdamW(model.parameters()), "data": DATA, "objective": objective}
-    options = TrainingOptions(micro_batch_size=6, length_groups=None if padding_free else 3)
-    setup = toy_setup(module, perturbation=NEFTune(), options=options, **about)
-    prepared = prepare_step(setup, 3, UNITS, None)
-    assert len(prepared.batches) == 2
-    with Reads() as reads:
-        train_step(setup, prepared)
-    assert reads.places == {"step.py": 1}
 
 
 @pytest.mark.parametrize(("family", "attention"), CASES)
