@@ -37,8 +37,8 @@ def export_model(
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
     path = Path(path)
-    temporary = fresh_directory(path)
     with naming_full_disk(path):
+        temporary = fresh_directory(path)
         try:
             generation = _generation_config(model, tokenizer, stop_ids)
             if adapter_config(model) is None:
