@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.common.files import naming_full_disk
+from sftmix.common.files import fresh_directory, naming_full_disk
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
 
@@ -37,10 +37,8 @@ def export_model(
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     with naming_full_disk(path):
+        temporary = fresh_directory(path)
         try:
             generation = _generation_config(model, tokenizer, stop_ids)
             if adapter_config(model) is None:

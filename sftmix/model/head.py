@@ -38,7 +38,16 @@ class Head:
 
     @property
     def weight(self) -> Tensor:
-        return effective_weight(self.module)
+        """[V, D], the weight that a possibly adapted linear layer applies, differentiable in its adapters.
+
+        With an adapter: W + scaling B A (LoRA, arXiv 2106.09685, equation 3), in the dtype of W. A module of
+        modules_to_save: its trained copy. Read this once per forward: each use writes [V, D] anew.
+        """
+        layer = active(self.module)
+        if not hasattr(layer, "base_layer"):
+            return layer.weight
+        weight_VD, a_RD, b_VR = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        return weight_VD + (layer.scaling[ADAPTER] * (b_VR @ a_RD)).to(weight_VD.dtype)
 
     @property
     def bias(self) -> Tensor | None:
@@ -120,19 +129,6 @@ def _number(config: Any, key: str) -> float | None:
 
 
 # ------------------------------------------------------------------------------------------------------- adapted heads
-
-
-def effective_weight(module: nn.Module) -> Tensor:
-    """Return [V, D], the weight that a possibly adapted linear layer applies, differentiable in its adapters.
-
-    With an adapter: W + scaling B A (LoRA, arXiv 2106.09685, equation 3), in the dtype of W. A module of
-    modules_to_save: its trained copy. Call this once per forward: each call writes [V, D] anew.
-    """
-    layer = active(module)
-    if not hasattr(layer, "base_layer"):
-        return layer.weight
-    weight_VD, a_RD, b_VR = layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    return weight_VD + (layer.scaling[ADAPTER] * (b_VR @ a_RD)).to(weight_VD.dtype)
 
 
 def check_adapted_head(head: nn.Module) -> None:

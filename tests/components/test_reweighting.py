@@ -1,4 +1,4 @@
-"""Label smoothing and IR-DRO: what they refuse. Their formulas: tests/training/test_objective_gradients.py."""
+"""Label smoothing and IR-DRO: what they refuse. Their formulas: tests/training/test_objectives.py."""
 
 import pytest
 

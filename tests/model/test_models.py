@@ -241,9 +241,6 @@ def test_export_reloads_bitwise(family, dtype, models, tokenizer, tmp_path):
     for name, x in model.state_dict().items():
         assert torch.equal(state[name], x.to(dtype)), name
     assert model.dtype == torch.float32
-    ids = torch.arange(3, 11)[None]
-    with torch.no_grad():
-        assert torch.equal(again.float()(ids).logits, reload(path).float()(ids).logits)
 
 
 def test_tied_weights_are_stored_once(tokenizer, tmp_path):

@@ -52,7 +52,7 @@ MORE = {
     "sftmix.components.selection.Shares": {"scores": testing.score_tables(labels=("High", "Low"))},
     "sftmix.components.pairing.LevelPairs": {"groups": 4},
 }
-_STORED = "reads a file; tests/training/test_token_weights.py"
+_STORED = "reads a file; tests/training/test_objectives.py"
 OUTSIDE = {
     "sftmix.components.optimizers.AdamW8bit": "needs bitsandbytes and a GPU; tests/components/test_optimizers.py",
     "sftmix.components.confidence.FromFile": "reads a file; tests/pipeline/test_own_scores.py",

@@ -1,4 +1,4 @@
-"""A step reads values of the device once, its sums and the gradient norm: everything else is known on the host."""
+"""A step reads values of the device once, its sums and the gradient norm, and the next step is ready early."""
 
 import itertools
 import os
