@@ -87,12 +87,10 @@ def test_status_says_what_runs_and_how_it_ended(tmp_path):
         running = status(tmp_path)
         directory.status(step=4, throttle=60.0)  # too soon after the last one
         assert status(tmp_path)["step"] == 3
-    assert running["stage"] == "reference"
-    assert (running["step"], running["total_steps"], running["exit_code"]) == (3, 7, None)
-    assert (running["pid"], running["host"]) == (os.getpid(), socket.gethostname())
-    assert started <= running["started"] <= running["updated"]
-    ended = status(tmp_path)
-    assert (ended["exit_code"], ended["message"], ended["step"]) == (0, "", 4)
+    assert started <= running.pop("started") <= running.pop("updated")
+    told = {"stage": "reference", "step": 3, "total_steps": 7, "doing": "", "exit_code": None}
+    assert running == told | {"pid": os.getpid(), "host": socket.gethostname()}
+    assert status(tmp_path).items() >= {"exit_code": 0, "message": "", "step": 4}.items()
 
 
 def ends_with(path: Path, error: Exception, *, begins: str | None = None) -> None:
