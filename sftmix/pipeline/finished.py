@@ -1,4 +1,4 @@
-"""The models that a run has made, and models from elsewhere: found, refused and exported.
+"""The models that a run has made, and models from elsewhere: found, or refused.
 
 What is refused is refused before torch is imported.
 """
@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
 from sftmix.common.errors import ConfigError
 from sftmix.common.names import is_there
 from sftmix.config.read import read_finished
 from sftmix.model.paths import model_at_hand, model_place, named
-from sftmix.pipeline.directory import is_finished, origin
+from sftmix.pipeline.directory import is_finished
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Dtypes in which the weights of a finished model are loaded or exported; auto: as they are stored."""
@@ -85,46 +84,3 @@ def _model(name: str, place: str, wanted: str) -> FinishedModel:
             "table of `sftmix compare` name the directory of one variant and seed"
         )
     return FinishedModel(place, path, None)
-
-
-def export_run(
-    run: str | Path,
-    to: str | Path,
-    *,
-    checkpoint: int | None = None,
-    best: bool = False,
-    dtype: str = "auto",
-    merge: bool = False,
-) -> Path:
-    """Write a checkpoint of the train stage of a run as a Hugging Face model directory.
-
-    checkpoint  its step; None: the newest one
-    best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
-    merge       of a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; of a
-                finished run without checkpoints those of train/model
-    Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
-    where it is damaged, DifferenceError where train/model is.
-    """
-    run, to = Path(run), Path(to)
-    refuse_no_run(run)
-    if is_there(to):
-        raise ConfigError(f"{to} exists; name a directory that does not")
-    config = read_finished(run)
-    if merge and not config.model.lora.r:
-        raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
-    if best and checkpoint is not None:
-        raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
-    stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
-    steps = steps_in(stored)
-    if merge and not (steps or best or checkpoint) and is_finished(model.parent):
-        stored = model
-    elif not steps:
-        remedy = "a run writes some with --checkpoint.every N, the best with --checkpoint.keep_best true"
-        if model.exists() and not best:
-            remedy = f"{model} holds the model after the last step, in the form that export writes: copy it"
-        raise ConfigError(f"{stored} has no checkpoint; {remedy}")
-    elif checkpoint not in (None, *steps):
-        raise ConfigError(f"{stored} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
-    from sftmix.pipeline.loaded import export_stored
-
-    return export_stored(config, stored, to, step=checkpoint, dtype=dtype, merge=merge)

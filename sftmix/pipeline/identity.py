@@ -73,10 +73,6 @@ def training_of_reference(config: RunConfig, training: ReferenceTraining | None 
     return inherit(config.training, training), seed
 
 
-LAYOUT_OPTIONS = (*LAYOUT, "timeout")
-"""Training options that say how a step is computed, not what; a resumed run may change them."""
-
-
 @dataclass(frozen=True)
 class Known:
     """What is known of a run when the inputs of a stage are named.
@@ -169,9 +165,9 @@ def _held_out(known: Known) -> str | None:
 
 
 def _training(known: Known, options: TrainingOptions) -> Inputs:
-    """Return the training options that decide the result."""
+    """Return the training options that decide the result; others say how a step is computed, and may change."""
     values = {**plain(options), "precision": _precision(known, options)}
-    return {k: v for k, v in values.items() if k not in LAYOUT_OPTIONS}
+    return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}
 
 
 def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:

@@ -1,4 +1,4 @@
-"""Refusals that need no model: they come before torch is imported, and before a stage is made."""
+"""Refusals of a run and of an export that need no model: they come before torch is imported."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
 from sftmix.common.errors import ConfigError, SFTMixError
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
+from sftmix.common.names import is_there
 from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
+from sftmix.config.read import read_finished
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
 from sftmix.options import SHARDED
-from sftmix.pipeline.directory import Hold, refuse_others
+from sftmix.pipeline.directory import Hold, is_finished, origin, refuse_others
+from sftmix.pipeline.finished import refuse_no_run
 from sftmix.pipeline.identity import STAGE_INPUTS, Known, StageName, stages_entered, training_of_reference
 
 
@@ -80,3 +84,46 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
             refuse()
         else:
             known.world.on_main(refuse)
+
+
+def export_run(
+    run: str | Path,
+    to: str | Path,
+    *,
+    checkpoint: int | None = None,
+    best: bool = False,
+    dtype: str = "auto",
+    merge: bool = False,
+) -> Path:
+    """Write a checkpoint of the train stage of a run as a Hugging Face model directory.
+
+    checkpoint  its step; None: the newest one
+    best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
+    merge       of a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; of a
+                finished run without checkpoints those of train/model
+    Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
+    where it is damaged, DifferenceError where train/model is.
+    """
+    run, to = Path(run), Path(to)
+    refuse_no_run(run)
+    if is_there(to):
+        raise ConfigError(f"{to} exists; name a directory that does not")
+    config = read_finished(run)
+    if merge and not config.model.lora.r:
+        raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
+    if best and checkpoint is not None:
+        raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
+    stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
+    steps = steps_in(stored)
+    if merge and not (steps or best or checkpoint) and is_finished(model.parent):
+        stored = model
+    elif not steps:
+        remedy = "a run writes some with --checkpoint.every N, the best with --checkpoint.keep_best true"
+        if model.exists() and not best:
+            remedy = f"{model} holds the model after the last step, in the form that export writes: copy it"
+        raise ConfigError(f"{stored} has no checkpoint; {remedy}")
+    elif checkpoint not in (None, *steps):
+        raise ConfigError(f"{stored} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
+    from sftmix.pipeline.loaded import export_stored
+
+    return export_stored(config, stored, to, step=checkpoint, dtype=dtype, merge=merge)

@@ -77,9 +77,7 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
         weights = full_weights(module)
         run.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
         files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
-        nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
-        early = f", stopped by {figures['stopped_by']}" if figures["stopped_by"] else ""
-        return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{early}{nll}")
+        return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps")
 
     return Stage(name, make)
 
@@ -133,10 +131,8 @@ def base_stage(run: RunContext) -> Stage:
 
     def make() -> Made:
         config, rows = run.config, run.rows
-        lora, packed = config.model.lora.without_adapters(), rows.packed
-        score, module = scoring_model(
-            config, run.world, config.model.path, rows.encoder, name="base", packed=packed, lora=lora
-        )
+        lora, path = config.model.lora.without_adapters(), config.model.path
+        score, module = scoring_model(config, run.world, path, rows.encoder, name="base", packed=rows.packed, lora=lora)
         return Made(*measure(run.path / "base", rows.data, score, module, groups=rows.eval_groups))
 
     return Stage("base", make)

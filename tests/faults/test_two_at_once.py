@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sftmix.common.checkpoints import step_path, steps_in
 from sftmix.common.files import verify_directory
-from sftmix.pipeline.finished import export_run
+from sftmix.pipeline.start import export_run
 from sftmix.tools.quickstart import make_rows, write_rows
 from tests.faults.mines import KillIn, children, itself
 from tests.faults.runs import assert_same, words_of

@@ -1,9 +1,9 @@
 """Remarks on a run that ended worse than it began, and the weights of its best evaluation."""
 
-import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -84,9 +84,9 @@ def test_remarks_do_not_contradict_each_other(figures, expected):
 
 def test_a_short_last_step_is_no_divergence(tmp_path):
     """The last step of each epoch holds one response of two tokens, with a loss of its own."""
-    lines = [{"loss": 4.4, "ntp_tokens": 900}, {"loss": 4.4, "ntp_tokens": 900}, {"loss": 9.7, "ntp_tokens": 2}] * 2
-    logged = [{"step": step, **line} for step, line in enumerate([*lines[:2], *lines], 1)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged))
+    losses, tokens = [4.4, 4.4, *[4.4, 4.4, 9.7] * 2], [900, 900, *[900, 900, 2] * 2]
+    steps = pd.DataFrame({"step": range(1, 9), "loss": losses, "ntp_tokens": tokens})
+    steps.to_json(tmp_path / "metrics.jsonl", orient="records", lines=True)
     found = ends_of_loss(tmp_path)
-    assert found["loss_first"] == pytest.approx((4.4 * 3600 + 9.7 * 0) / 3600)
+    assert found["loss_first"] == pytest.approx(4.4)
     assert found["loss_last"] == pytest.approx((4.4 * 1800 + 9.7 * 4) / 1804)

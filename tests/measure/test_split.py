@@ -6,6 +6,7 @@ import pytest
 from sftmix.common.files import read_json
 from sftmix.components import Median, Quantile
 from sftmix.components.base import ConfidenceEstimator
+from sftmix.components.confidence import LEAST
 from sftmix.measure.split import (
     BINS,
     auc,
@@ -116,11 +117,12 @@ def test_other_confidences_have_a_linear_axis(values):
 
 
 def test_labels_stand_beside_the_split(tmp_path):
-    scores = scores_of([*-np.arange(1.0, 9), np.nan, np.nan], [*["High", "Low"] * 4, None, None])
+    scores = scores_of([*-np.arange(1.0, 9), LEAST, np.nan], [*["High", "Low"] * 4, None, None])
     files, told = describe_split(tmp_path, scores, Median().split(scores, seed=0))
     assert files == ["confounds.json", "../confidence/histogram.json"]
     assert read_json(tmp_path / "split" / "confounds.json") == told["confounds"]
     assert told["confidence"]["confident"]["labels"] == {"High": 0.5, "Low": 0.5}
+    assert told["confidence"]["unconfident"]["confidence_mean"] == -7  # without LEAST, which is no confidence
     found = told["confounds"]["labels"]
     assert found["High"] == {"examples": 4, "confidence_mean": -4, "confidence_std": pytest.approx(5**0.5)}
     counted = read_json(tmp_path / "confidence" / "histogram.json")["panels"]["labels"]

@@ -45,7 +45,6 @@ def asked(callback: EarlyStopping, nll: list[float], hook: str = "on_step_end") 
         ([3.0, 2.0, 2.5, 2.4, 2.3], 3, 0.0, 5),
         ([3.0, 2.0, 2.5, 2.4, 1.9, 2.5, 2.6], 3, 0.0, None),
         ([3.0, 2.95, 2.92, 2.85, 2.84], 2, 0.1, 3),
-        ([3.0, 2.95, 2.85, 2.84], 2, 0.1, None),
         ([1.0, 2.0, 3.0], 2, 0.0, 3),
     ],
 )
@@ -71,24 +70,29 @@ def words_of(tiny: Tiny, out: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def early(finished, tmp_path_factory) -> tuple[Path, str]:
-    """A run that stops early and keeps its best weights, and what it printed."""
+def early(finished, tmp_path_factory) -> Path:
+    """A run that stops early and keeps its best weights."""
     out = tmp_path_factory.mktemp("early") / "run"
     done = in_this_process(*words_of(finished.tiny, out), "--checkpoint.keep_best", "true", cwd=out.parent)
     assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    return out
 
 
-def test_a_run_stops_early_and_says_where(early, tmp_path, sftmix):
-    run, printed = early
+def stopped(run: Path) -> int:
+    """The step at which the run has stopped, as its evaluations demand."""
     found = evaluations(run)
     last = 2 * (stops_at(list(found.values()), 2) or 0)
     assert list(found) == list(range(2, last + 1, 2))
-    assert 4 <= last < 12
     assert len(metrics(run)) == last
+    return last
+
+
+def test_a_run_stops_early_and_says_where(early, tmp_path, sftmix):
+    run, found = early, evaluations(early)
+    last = stopped(run)
+    assert 4 <= last < 12
     summary = json.loads((run / "summary.json").read_text())
     assert f"EarlyStopping stopped the training early, after step {last} of 12." in summary["remarks"]
-    assert f"train: {last} of 12 steps, stopped by EarlyStopping, " in printed
     best = min(found, key=found.__getitem__)
     assert [path.name for path in (run / "train" / "best").iterdir()] == [f"step-{best:08d}"]
     assert sftmix("export", str(run), "--best", "--to", str(tmp_path / "best")).code == 0
@@ -128,19 +132,14 @@ def interrupted(tmp_path: Path, tiny: Tiny, step: int, ranks: int = 1) -> Path:
 def test_what_was_seen_before_a_resume_counts(early, finished, tmp_path, step):
     """Stopped between the best evaluation and the end: a count that began anew would train on."""
     run = interrupted(tmp_path, finished.tiny, step)
-    assert evaluations(run) == evaluations(early[0])
-    for key in ("loss", "tokens_total", "examples_total"):
-        assert [m[key] for m in metrics(run)] == [m[key] for m in metrics(early[0])]
+    for key in ("eval_nll", "loss", "tokens_total", "examples_total"):
+        assert [m.get(key) for m in metrics(run)] == [m.get(key) for m in metrics(early)]
 
 
 @pytest.mark.slow
 def test_all_ranks_stop_alike(finished, tmp_path):
     """By the evaluations of both parts; dropout is another one on two ranks, so they are not those of one rank."""
-    run = interrupted(tmp_path, finished.tiny, 3, ranks=2)
-    found = evaluations(run)
-    last = 2 * (stops_at(list(found.values()), 2) or 0)
-    assert list(found) == list(range(2, last + 1, 2))
-    assert len(metrics(run)) == last
+    stopped(interrupted(tmp_path, finished.tiny, 3, ranks=2))
 
 
 def test_a_reference_is_trained_without_it(tiny, made):

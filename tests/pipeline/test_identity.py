@@ -21,9 +21,9 @@ from sftmix.components import (
 from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.pipeline.directory import differences
-from sftmix.pipeline.finished import export_run
 from sftmix.pipeline.identity import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
+from sftmix.pipeline.start import export_run
 from tests.pipeline.test_pairs import StopAt
 from tests.tiny import SHORT, Tiny, contents, metrics, sftmix, status
 
@@ -95,7 +95,6 @@ EVERY = {"reference", "split", "base", *ARMS}
     [
         ("model", {"dtype": "float16"}, ARMS),
         ("model", {"lora": LoraOptions(r=2, quantize="4bit")}, {"reference", "base", *ARMS}),
-        ("model", {"attention": "eager"}, {"reference", "base", *ARMS}),
         ("training", {"weight_decay": 0.3}, {"reference", *ARMS}),
         ("training", {"learning_rate": 0.2}, ARMS),  # the reference has its own
         ("training", {"precision": "bf16"}, {"reference", "base", *ARMS}),
@@ -103,7 +102,6 @@ EVERY = {"reference", "split", "base", *ARMS}
         ("reference", ReferenceTraining(learning_rate=0.1, micro_batch_size=2), set()),
         ("reference", ReferenceTraining(learning_rate=0.5), {"reference"}),
         ("data", {"max_length": 40}, EVERY),
-        ("data", {"limit": 20}, EVERY),
     ],
 )
 def test_the_stages_that_are_others_with_an_option(group, options, stages, tiny, tmp_path):

@@ -6,10 +6,10 @@ Real tokenised rows (prompt masked, padded), accumulation over micro-batches of 
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from sftmix.batches.order import Slot
 from sftmix.batches.rows import TokenisedRows
@@ -47,8 +47,12 @@ def data(tiny) -> TokenisedRows:
     return load_data(options, encoder, max_length=128, seed=0, progress=False).train
 
 
-def labels_of(encoded) -> list[int]:
-    return [int(t) if on else -100 for t, on in zip(encoded.input_ids, encoded.target, strict=True)]
+def examples(data: TokenisedRows, rows: list[int]) -> list[dict[str, list[int]]]:
+    """Rows as transformers has them: labels are -100 but for response tokens."""
+    chosen = [data[row] for row in rows]
+    return [
+        {"input_ids": e.input_ids.tolist(), "labels": np.where(e.target, e.input_ids, -100).tolist()} for e in chosen
+    ]
 
 
 def order_of(data: TokenisedRows) -> list[int]:
@@ -80,23 +84,11 @@ def ours(tiny, data, tmp_path_factory) -> SimpleNamespace:
     )
 
 
-def padded(data: TokenisedRows, rows: list[int], pad_id: int) -> dict[str, torch.Tensor]:
-    def columns(values, padding: int) -> torch.Tensor:
-        return pad_sequence([torch.as_tensor(v) for v in values], batch_first=True, padding_value=padding)
-
-    examples = [data[row] for row in rows]
-    return {
-        "input_ids": columns([e.input_ids for e in examples], pad_id),
-        "attention_mask": columns([[1] * len(e.input_ids) for e in examples], 0),
-        "labels": columns([labels_of(e) for e in examples], -100),
-    }
-
-
 def test_transformers_loss_is_ours(tiny, data, ours):
     """The first window as one batch, by the model's own loss."""
     model = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32).train()
-    pad_id = AutoTokenizer.from_pretrained(tiny.model).pad_token_id
-    loss = model(**padded(data, order_of(data)[:WINDOW], pad_id), use_cache=False).loss
+    padded = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))
+    loss = model(**padded(examples(data, order_of(data)[:WINDOW])), use_cache=False).loss
     loss.backward()
     assert ours.loss[0] == pytest.approx(float(loss.detach()), rel=1e-6)
     assert ours.norm[0] == pytest.approx(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)), rel=2e-6)
@@ -123,8 +115,7 @@ def run_trl(tiny: Tiny, data: TokenisedRows, directory: Path):
         def _get_train_sampler(self, dataset=None):
             return SequentialSampler(self.train_dataset)
 
-    rows = [data[row] for row in order_of(data)]
-    dataset = Dataset.from_list([{"input_ids": e.input_ids.tolist(), "labels": labels_of(e)} for e in rows])
+    dataset = Dataset.from_list(examples(data, order_of(data)))
     arguments = SFTConfig(
         output_dir=str(directory),
         per_device_train_batch_size=MICRO,

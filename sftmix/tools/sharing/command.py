@@ -77,7 +77,8 @@ def export_to(args: argparse.Namespace, to: Path) -> None:
     from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
     from sftmix.common.steps import read_steps
     from sftmix.pipeline.directory import check_finished, is_finished, origin
-    from sftmix.pipeline.finished import export_run, finished_models, refuse_no_run
+    from sftmix.pipeline.finished import finished_models, refuse_no_run
+    from sftmix.pipeline.start import export_run
 
     run, step = Path(args.run), args.step
     refuse_no_run(run)
