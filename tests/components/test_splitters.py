@@ -111,10 +111,10 @@ def test_quality_labels_are_the_groups():
 @pytest.mark.parametrize(
     ("high", "low", "label", "message"),
     [
-        ("god", "bad", LABELS, r"splitter\.high names 'god'; labels of the rows: 'bad', 'fair', 'good', 'poor'"),
-        ("good", ["bad", "worse"], LABELS, r"splitter\.low names 'worse'; labels"),
-        ("good", "bad", None, r"labels of the rows: none \(from data\.label_field or data\.labels\)"),
-        ("good", [], LABELS, r"splitter\.low names no label"),
+        ("god", "bad", LABELS, r"splitter\.high is \['god'\]; allowed: labels of the rows, bad, fair, good, poor \("),
+        ("good", ["bad", "worse"], LABELS, r"splitter\.low is \['bad', 'worse'\]; allowed: labels"),
+        ("good", "bad", None, r"labels of the rows, none \(from data\.label_field or data\.labels\)"),
+        ("good", [], LABELS, r"splitter\.low is \[\]; allowed: labels"),
     ],
 )
 def test_labels_that_are_not_there_are_named_beside_those_that_are(high, low, label, message):
