@@ -230,12 +230,9 @@ def require_one_of(key: str, value: str, words: Any) -> None:
 def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[str | None]:
     """Return the rows' labels if each of the wanted ones, at least one, is among them; else raise ConfigError."""
     labels = scores.label or []
-    unknown = ", ".join(repr(label) for label in wanted if label not in labels)
-    if unknown or not wanted:
-        present = ", ".join(sorted({repr(label) for label in labels if label is not None})) or "none"
-        raise ConfigError(
-            f"{key} names {unknown or 'no label'}; labels of the rows: {present} (from data.label_field or data.labels)"
-        )
+    present = sorted({label for label in labels if label is not None})
+    allowed = f"labels of the rows, {', '.join(present) or 'none'} (from data.label_field or data.labels)"
+    require(len(wanted) > 0 and set(wanted).issubset(present), key, wanted, allowed)
     return labels
 
 

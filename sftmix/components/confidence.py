@@ -80,10 +80,9 @@ class IFD(ConfidenceEstimator):
         self.checkpoint = checkpoint
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        alone = dynamics.alone_nll_sum
         remedy = "--reference.response_alone true, in another --out"
-        _check_dynamics(self, alone is not None, Need.RESPONSE_ALONE, remedy)
-        assert alone is not None
+        _check_dynamics(self, dynamics.alone_nll_sum is not None, Need.RESPONSE_ALONE, remedy)
+        alone = np.asarray(dynamics.alone_nll_sum)
         known = alone > 0
         ratio_NC = np.divide(dynamics.nll_sum, alone, where=known, out=np.full(alone.shape, np.inf))
         ratio_NC[~known & (dynamics.nll_sum == 0)] = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -43,10 +44,9 @@ class MeasureMixing(Callback):
         if state.step % self.every or not state.metrics.get("mixup_tokens") or not (state.read and state.objective):
             return None
         started = time.perf_counter()
-        sums: dict[str, float] = {}
+        sums: Any = Counter()
         for part in state.read(partial(_sums, state.objective)):  # of all micro-batches of all ranks
-            for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + value
+            sums.update(part)
         return CallbackResult({**_figures(sums), "mixing_seconds": time.perf_counter() - started})
 
 

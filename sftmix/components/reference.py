@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -45,15 +44,12 @@ class TrainedReference(Reference):
             require(not token_nll, "reference.token_nll", token_nll, allowed)
             require(not response_alone, "reference.response_alone", response_alone, allowed)
         else:
-            places = [checkpoints] if isinstance(checkpoints, int) else checkpoints
+            holds = checkpoints >= 1 if isinstance(checkpoints, int) else _are_places(checkpoints)
             allowed = (
                 "a number of scorings from 1, a list of either shares of the run (0 is before training, 1 its end) or, "
                 "if one is above 1, whole steps, or online"
             )
-            least = 1 if isinstance(checkpoints, int) else 0
-            shares = max(places, default=-1) <= 1
-            holds = all(least <= place < math.inf and (shares or place == int(place)) for place in places)
-            require(bool(places) and holds, "reference.checkpoints", checkpoints, allowed)
+            require(holds, "reference.checkpoints", checkpoints, allowed)
         self.model, self.checkpoints, self.training = model, checkpoints, training
         self.token_nll, self.response_alone = token_nll, response_alone
         held = {
@@ -207,3 +203,9 @@ def numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
         numbered.append((value, seen[value]))
         seen[value] += 1
     return numbered
+
+
+def _are_places(places: list[float]) -> bool:
+    if not places or min(places) < 0:
+        return False
+    return max(places) <= 1 or all(float(place).is_integer() for place in places)

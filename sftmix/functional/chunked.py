@@ -57,10 +57,11 @@ def chunked_loss(
     with torch.no_grad(), torch.autocast(device, enabled=False):
         head = LinearHead(*inputs, spec)
         each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)
+        places = torch.arange(len(stacked), device=stacked.device).view(len(parts), rows)
         step = max(1, size // len(parts))
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))
-            place = torch.arange(len(stacked), device=stacked.device).view(len(parts), rows)[:, part].flatten()
+            place = places[:, part].flatten()
             leaf = head.logits(place, head.weight.new_empty(len(place), len(weight)))
             with torch.set_grad_enabled(any(need)):
                 leaf = leaf.requires_grad_(any(need))

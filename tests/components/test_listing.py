@@ -21,43 +21,6 @@ REQUIRED = {
 """Values of required options that are not text."""
 
 
-def test_the_catalogue_lists_each_base_with_default_and_alternative():
-    found = {base: [shipped.name for shipped in shipped_ones] for base, shipped_ones in components.catalogue()}
-    assert found == {
-        "Reference": ["FromEndpoint", "FromSGLang", "TrainedReference", "FromCheckpoints", "Online", "FromFile"],
-        "ConfidenceEstimator": [
-            "Perplexity",
-            "LogPerplexity",
-            "Correctness",
-            "LowVariability",
-            "IFD",
-            "LearningPercentage",
-            "FromFile",
-        ],
-        "Splitter": ["Median", "Quantile", "QualityLabel", "RandomSplit", "LengthMatched", "FromFile"],
-        "PairSampler": [
-            "RandomPairs",
-            "LengthMatchedPairs",
-            "LevelPairs",
-            "SameGroupPairs",
-            "AnyPairs",
-            "ByConfidence",
-            "ConfidenceGapPairs",
-        ],
-        "Objective": [
-            *("NTP", "SFTMix", "MixupOnly", "DecomposedMixup"),
-            *("ManifoldMixup", "EmbeddingMixup", "CutMix", "MixtureDivergence"),
-            *("LabelSmoothing", "DFT", "IRDRO"),
-            *("ProFit", "EAFT", "PriFT", "ASFT", "Rho1", "TailSFT"),
-        ],
-        "Callback": ["Evaluate", "EarlyStopping", "LossSpikeGuard", "MeasureMixing"],
-        "Selector": ["All", "Longest", "Random", "ScoreAtLeast", "WithLabel", "Shares", "S2L"],
-        "Schedule": ["Constant", "Linear", "Cosine", "AfterFraction"],
-        "Optimizer": ["AdamW", "AdamW8bit"],
-        "Perturbation": ["NEFTune"],
-    }
-
-
 def test_shipped_components_are_rebuilt_from_their_spec_and_pickled():
     for base, shipped_ones in components.catalogue():
         for shipped in shipped_ones:

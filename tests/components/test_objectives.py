@@ -181,11 +181,10 @@ def test_a_schedule_that_leaves_the_range_is_named_with_its_step(key, last):
 # --------------------------------------------------------------------------------- averages and controls
 
 
-@pytest.mark.parametrize(("row", "said"), [(-1, "-1 to 4"), (5, "1 to 5")])
-def test_pairs_of_tokens_that_are_not_in_the_micro_batch_are_refused(row, said):
+def test_pairs_of_tokens_that_are_not_in_the_micro_batch_are_refused():
     """A row of -1 would be the last token."""
     batch = make_batch([3, 2], [(0, 1)])
     plan = SFTMix().plan(batch, **AT)
-    plan.pairs[0, 0] = row
-    with pytest.raises(ConfigError, match=f"pairs of the rows {said}; allowed: 0 to 4"):
+    plan.pairs[0, 0] = -1
+    with pytest.raises(ConfigError, match="pairs of the rows -1 to 4; allowed: 0 to 4"):
         check_plan(SFTMix(), plan, batch)

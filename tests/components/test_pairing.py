@@ -1,5 +1,7 @@
 """Pair samplers: perfect matchings, fresh each epoch, a pure function of seed and epoch."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,6 +35,11 @@ def halves(n, seed=0):
     if n % 2:
         group[np.flatnonzero(group == 0)[-1]] = -1
     return Split(group=group, names=("confident", "unconfident"))
+
+
+def pairs_of(sampler, split, table=None, *, epoch=0, seed=0):
+    table = scores([1] * len(split.group)) if table is None else table
+    return sampler.pairs(split, table, epoch=epoch, seed=seed)
 
 
 GROUPS = st.lists(st.sampled_from([-1, 0, 1]), min_size=2, max_size=60).filter(lambda g: 0 in g and 1 in g)
@@ -69,21 +76,22 @@ def test_every_epoch_and_seed_has_its_own_matching_and_order(sampler, most):
             assert len(set(map(tuple, epochs[a].tolist())) & set(map(tuple, epochs[b].tolist()))) < most
 
 
-def test_random_partners_are_uniform():
-    """Chi-squared over all 16 partners of 4 + 4 rows: 4,000 epochs, 9 degrees of freedom, bound at p = 1e-4."""
-    split, counts = halves(8), np.zeros((4, 4))
-    for epoch in range(4000):
-        pairs = RandomPairs().pairs(split, scores([1] * 8), epoch=epoch, seed=0)
-        at = np.searchsorted(split.confident, pairs[:, 0]), np.searchsorted(split.unconfident, pairs[:, 1])
-        np.add.at(counts, at, 1)
-    assert ((counts - 1000) ** 2 / 1000).sum() < 33.7
+@pytest.mark.parametrize(
+    ("sampler", "split", "couples", "bound"), [(RandomPairs(), halves(8), 16, 33.7), (AnyPairs(), halves(6), 15, 42.6)]
+)
+def test_partners_are_uniform(sampler, split, couples, bound):
+    """Chi-squared over all couples of rows, each expected 1,000 times; 9 and 14 degrees of freedom, p = 1e-4."""
+    drawn = [pairs_of(sampler, split, epoch=epoch) for epoch in range(1000 * couples // (len(split.group) // 2))]
+    counts = Counter(map(tuple, np.sort(np.concatenate(drawn), axis=1).tolist()))
+    assert len(counts) == couples
+    assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < bound
 
 
 def test_length_matching_mixes_more_tokens():
     split, n_tokens = halves(1000), np.random.default_rng(3).integers(1, 300, size=1000)
 
     def mixed(sampler):
-        return n_tokens[sampler.pairs(split, scores(n_tokens), epoch=0, seed=0)].min(axis=1).sum()
+        return n_tokens[pairs_of(sampler, split, scores(n_tokens))].min(axis=1).sum()
 
     ranked = [np.sort(n_tokens[rows]) for rows in (split.confident, split.unconfident)]
     assert mixed(LengthMatchedPairs(window=1)) == np.minimum(*ranked).sum()  # the best that any matching can do
@@ -92,15 +100,15 @@ def test_length_matching_mixes_more_tokens():
 
 def test_only_the_first_and_last_of_several_groups_are_paired_and_must_not_be_empty():
     split = Split(group=np.asarray([2, 1, 0, 1, 2, 0], dtype=np.int8), names=("high", "middle", "low"))
-    pairs = RandomPairs().pairs(split, scores([1] * 6), epoch=0, seed=0)
+    pairs = pairs_of(RandomPairs(), split)
     assert [sorted(column) for column in pairs.T.tolist()] == [[2, 5], [0, 4]]
     with pytest.raises(DataError, match="'low'"):
-        RandomPairs().pairs(Split(split.group % 2, split.names), scores([1] * 6), epoch=0, seed=0)
+        pairs_of(RandomPairs(), Split(split.group % 2, split.names))
 
 
 def test_a_smaller_group_is_gone_through_in_a_new_order_each_time():
     split = Split(group=np.asarray([0] * 60 + [1] * 20, dtype=np.int8), names=("confident", "unconfident"))
-    passes = RandomPairs().pairs(split, scores([1] * 80), epoch=0, seed=0)[:, 1].reshape(3, 20)
+    passes = pairs_of(RandomPairs(), split)[:, 1].reshape(3, 20)
     for one in passes:
         assert sorted(one.tolist()) == list(range(60, 80))
     assert len(set(map(tuple, passes.tolist()))) == 3
@@ -145,43 +153,26 @@ def test_level_pairs_use_every_row_of_equal_levels_once(rule, n_levels, size, se
 
 def test_levels_of_different_size_repeat_the_smaller():
     split = levels([0, 0, 0, 0, 1, 1, 2, 3, 3, 3], 4)
-    pairs = LevelPairs().pairs(split, scores([1] * 10), epoch=0, seed=0)
+    pairs = pairs_of(LevelPairs(), split)
     counts = np.bincount(pairs.reshape(-1), minlength=10)
     assert counts.tolist()[:4] == [1, 1, 1, 1]
     assert sorted(counts.tolist()[7:]) == [1, 1, 2]
     assert counts.tolist()[4:7] == [1, 1, 2]
 
 
+@pytest.mark.parametrize("sampler", [SameGroupPairs(), AnyPairs()], ids=lambda s: type(s).__name__)
 @given(group=LEVELS, seed=st.integers(0, 3), epoch=st.integers(0, 3), data=st.data())
-def test_same_group_pairs_stay_in_their_group(group, seed, epoch, data):
+def test_the_controls_take_all_that_are_not_unpaired(sampler, group, seed, epoch, data):
     split = levels(group)
     confidence = data.draw(st.lists(st.floats(-9, -1), min_size=len(group), max_size=len(group)))
     table, sizes = scores([1] * len(group), confidence=confidence), [len(split.rows(k)) for k in range(5)]
-    pairs = SameGroupPairs().pairs(split, table, epoch=epoch, seed=seed)
-    assert len(np.unique(pairs)) == pairs.size == sum(2 * (size // 2) for size in sizes)
-    assert (split.group[pairs[:, 0]] == split.group[pairs[:, 1]]).all()
+    pairs = pairs_of(sampler, split, table, epoch=epoch, seed=seed)
+    same_group = isinstance(sampler, SameGroupPairs)
+    expected = sum(2 * (size // 2) for size in sizes) if same_group else sum(sizes) // 2 * 2
+    assert len(np.unique(pairs)) == pairs.size == expected
     assert (split.group[pairs] >= 0).all()
+    assert not same_group or (split.group[pairs[:, 0]] == split.group[pairs[:, 1]]).all()
     assert (table.confidence[pairs[:, 0]] >= table.confidence[pairs[:, 1]]).all()
-
-
-@given(group=LEVELS, seed=st.integers(0, 3), epoch=st.integers(0, 3))
-def test_any_pairs_take_all_that_are_not_unpaired(group, seed, epoch):
-    split, n = levels(group), sum(level >= 0 for level in group)
-    pairs = AnyPairs().pairs(split, scores([1] * len(group)), epoch=epoch, seed=seed)
-    assert len(np.unique(pairs)) == pairs.size == 2 * (n // 2)
-    assert (split.group[pairs] >= 0).all()
-
-
-def test_any_pairs_are_uniform_over_all_couples():
-    """Chi-squared over the 15 couples of 6 rows: 5,000 epochs of 3 pairs, 14 degrees of freedom, bound at p = 1e-4."""
-    split, counts = levels([0, 0, 0, 1, 1, 1], 2), np.zeros((6, 6))
-    table = scores([1] * 6, confidence=[-1, -2, -3, -4, -5, -6])
-    for epoch in range(5000):
-        pairs = AnyPairs().pairs(split, table, epoch=epoch, seed=0)
-        assert (pairs[:, 0] < pairs[:, 1]).all()  # the more confident first
-        np.add.at(counts, tuple(pairs.T), 1)
-    found = counts[np.triu_indices(6, 1)]
-    assert ((found - 1000) ** 2 / 1000).sum() < 42.6
 
 
 # ----------------------------------------------------------------------------------- continuous confidence
@@ -200,7 +191,7 @@ def test_gap_pairs_are_a_matching_of_distant_ranks(confidence, gap, epoch, rando
     usable = [i for i in range(len(ids)) if split.group[i] == 0 and not np.isnan(confidence[i])]
     if np.isnan(confidence).all():
         return
-    pairs = sampler.pairs(split, table, epoch=epoch, seed=0)
+    pairs = pairs_of(sampler, split, table, epoch=epoch)
     n = 2 * (len(usable) // 2)
     assert len(np.unique(pairs)) == pairs.size == n
     assert set(pairs.reshape(-1).tolist()) <= set(usable)
@@ -220,11 +211,8 @@ def test_gap_pairs_are_a_matching_of_distant_ranks(confidence, gap, epoch, rando
 
 def test_all_matchings_of_six_ranks_that_keep_the_gap_are_equally_likely():
     """Six ranks at least 2 apart: five perfect matchings. Chi-squared, 4 degrees of freedom, bound at p = 1e-4."""
-    counts: dict = {}
-    for draw in range(1000):
-        found = _far_matching(6, 2, generator(draw, "test"))
-        key = tuple(sorted(map(tuple, found.tolist())))
-        counts[key] = counts.get(key, 0) + 1
+    draws = [sorted(map(tuple, _far_matching(6, 2, generator(draw, "test")).tolist())) for draw in range(1000)]
+    counts = Counter(map(tuple, draws))
 
     def matchings(left):
         if not left:
@@ -238,27 +226,15 @@ def test_all_matchings_of_six_ranks_that_keep_the_gap_are_equally_likely():
         ]
 
     assert set(counts) == set(matchings(list(range(6))))
-    expected = 1000 / len(counts)
-    assert sum((count - expected) ** 2 / expected for count in counts.values()) < 23.6
-
-
-def test_gap_pairs_forget_where_they_started():
-    """They start n/2 apart; few are still, and two epochs share next to no pair."""
-    n = 4000
-    found = np.concatenate([np.diff(_far_matching(n, 1000, generator(s, "test")), axis=1)[:, 0] for s in range(4)])
-    assert (found >= 1000).all()
-    assert (np.abs(found - n // 2) < 20).mean() < 0.03
-    table, split = scores([1] * n, confidence=-np.arange(1.0, n + 1)), levels([0] * n, 1)
-    epochs = [ConfidenceGapPairs().pairs(split, table, epoch=epoch, seed=0) for epoch in (0, 1)]
-    assert len(set(map(tuple, epochs[0].tolist())) & set(map(tuple, epochs[1].tolist()))) < 10
+    assert sum((count - 200) ** 2 / 200 for count in counts.values()) < 23.6
 
 
 def test_by_confidence_is_a_curriculum():
     confidence = [0.2, np.nan, -3.0, 0.9, 0.2, -0.5, 0.7]
     table, split = scores([1] * 7, confidence=confidence), levels([0, -1, 1, 0, 1, 1, -1], 2)
     for epoch in (0, 3):
-        assert ByConfidence().pairs(split, table, epoch=epoch, seed=epoch).tolist() == [[3, 0], [4, 5]]
-    pairs = ByConfidence(first="unconfident").pairs(split, table, epoch=0, seed=0)
+        assert pairs_of(ByConfidence(), split, table, epoch=epoch, seed=epoch).tolist() == [[3, 0], [4, 5]]
+    pairs = pairs_of(ByConfidence(first="unconfident"), split, table)
     units = epoch_units(7, pairs, epoch=0, seed=0)
     assert [[slot.row for slot in unit] for unit in units if len(unit) == 2] == [[4, 5], [3, 0]]
     assert sorted(slot.row for unit in units for slot in unit) == list(range(7))
@@ -275,7 +251,7 @@ def test_wrong_options_are_named():
             make()
     for sampler in (ByConfidence(), ConfidenceGapPairs()):
         with pytest.raises(ConfigError, match=f"pairing {type(sampler).__name__} needs a confidence"):
-            sampler.pairs(halves(4), scores([1] * 4), epoch=0, seed=0)
+            pairs_of(sampler, halves(4))
 
 
 class Given(PairSampler):

@@ -64,12 +64,13 @@ def test_labels():
     table = scores([1] * 5, label=["high", None, "low", "high", "mid"])
     assert WithLabel(labels="high").select(table, seed=0).tolist() == [0, 3]
     assert WithLabel(labels=["low", "mid"]).select(table, seed=0).tolist() == [2, 4]
-    with pytest.raises(ConfigError, match=r"selector\.labels names 'hihg'; labels of the rows: 'high', 'low', 'mid'"):
+    with pytest.raises(
+        ConfigError, match=r"selector\.labels is \['high', 'hihg'\]; allowed: labels of the rows, high, lo"
+    ):
         WithLabel(labels=["high", "hihg"]).select(table, seed=0)
-    with pytest.raises(ConfigError, match=r"names 'high'; labels of the rows: none.*data\.label_field or data\.labels"):
-        WithLabel(labels="high").select(scores([1]), seed=0)
-    with pytest.raises(ConfigError, match="names no label"):
-        WithLabel(labels=[]).select(table, seed=0)
+    for labels, labelled in (("high", scores([1])), ([], table)):
+        with pytest.raises(ConfigError, match=r"selector\.labels is .*data\.label_field or data\.labels"):
+            WithLabel(labels=labels).select(labelled, seed=0)
 
 
 def test_shares_of_sources_are_chosen_by_id():

@@ -29,47 +29,34 @@ CHECKS = {
     "Reference": testing.check_reference,
 }
 OPTIONS = {
-    "sftmix.components.reference.FromCheckpoints": {"paths": ["somewhere"]},
-    **{f"sftmix.components.endpoint.{name}": {"url": "http://somewhere"} for name in ("FromEndpoint", "FromSGLang")},
-    "sftmix.components.selection.Longest": {"k": 3},
-    "sftmix.components.selection.Random": {"k": 3},
-    "sftmix.components.selection.ScoreAtLeast": {"field": "score", "threshold": 1.0},
-    "sftmix.components.selection.WithLabel": {"labels": ["High"]},
-    "sftmix.components.selection.Shares": {"field": "label", "shares": {"High": 0.5, "Low": 0.5}, "k": 4},
-    "sftmix.components.splitters.QualityLabel": {"high": "High", "low": "Low"},
-    "sftmix.components.schedules.Constant": {"value": 0.2},
-    "sftmix.components.schedules.Linear": {"start": 0.0, "end": 0.4},
-    "sftmix.components.schedules.Cosine": {"start": 0.4, "end": 0.1},
-    "sftmix.components.schedules.AfterFraction": {"fraction": 0.5, "value": 0.2},
+    "FromCheckpoints": {"paths": ["somewhere"]},
+    "FromEndpoint": {"url": "http://somewhere"},
+    "FromSGLang": {"url": "http://somewhere"},
+    "Longest": {"k": 3},
+    "Random": {"k": 3},
+    "ScoreAtLeast": {"field": "score", "threshold": 1.0},
+    "WithLabel": {"labels": ["High"]},
+    "Shares": {"field": "label", "shares": {"High": 0.5, "Low": 0.5}, "k": 4},
+    "QualityLabel": {"high": "High", "low": "Low"},
+    "Constant": {"value": 0.2},
+    "Linear": {"start": 0.0, "end": 0.4},
+    "Cosine": {"start": 0.4, "end": 0.1},
+    "AfterFraction": {"fraction": 0.5, "value": 0.2},
 }
-MORE = {
-    "sftmix.components.reweighting.DFT": {"finite_differences": False},
-    **{f"sftmix.components.tokens.{name}": {"finite_differences": False} for name in ("EAFT", "ProFit")},
-    "sftmix.components.splitters.QualityLabel": {
-        "scores": testing.score_tables(labels=("High", "Low", "else"), confidence=False)
-    },
-    "sftmix.components.selection.WithLabel": {"scores": testing.score_tables(labels=("High", "Low"))},
-    "sftmix.components.selection.Shares": {"scores": testing.score_tables(labels=("High", "Low"))},
-    "sftmix.components.pairing.LevelPairs": {"groups": 4},
-}
-_STORED = "reads a file; tests/training/test_objectives.py"
-OUTSIDE = {
-    "sftmix.components.optimizers.AdamW8bit": "needs bitsandbytes and a GPU; tests/components/test_optimizers.py",
-    "sftmix.components.confidence.FromFile": "reads a file; tests/pipeline/test_own_scores.py",
-    "sftmix.components.reference.FromFile": "reads a file; tests/components/test_reference.py",
-    "sftmix.components.reference.Online": "has no dynamics before training; tests/pipeline/test_pairs.py",
-    "sftmix.components.selection.S2L": "reads a file; tests/components/test_selection.py",
-    "sftmix.components.splitters.FromFile": "reads a file; tests/components/test_splitters.py",
-    **{f"sftmix.components.tokens.{name}": _STORED for name in ("PriFT", "ASFT", "Rho1", "TailSFT")},
-}
-SHIPPED = [(name, shipped.path) for name, found in catalogue() for shipped in found if shipped.path not in OUTSIDE]
+DETACHED = {"finite_differences": False}
+LABELLED = {"scores": testing.score_tables(labels=("High", "Low", "else"), confidence=False)}
+MORE = {"DFT": DETACHED, "EAFT": DETACHED, "ProFit": DETACHED, "LevelPairs": {"groups": 4}}
+MORE |= dict.fromkeys(("QualityLabel", "WithLabel", "Shares"), LABELLED)
+OUTSIDE = {"AdamW8bit", "FromFile", "Online", "S2L", "PriFT", "ASFT", "Rho1", "TailSFT"}
+"""They need bitsandbytes and a GPU, read a file, or have no dynamics before training; they have tests of their own."""
+SHIPPED = [(name, shipped.path) for name, found in catalogue() for shipped in found if shipped.name not in OUTSIDE]
 
 
 @pytest.mark.parametrize(("kind", "path"), SHIPPED, ids=lambda word: word.rpartition(".")[2])
 def test_every_shipped_component_keeps_its_contract(kind, path):
     module, _, name = path.rpartition(".")
-    component = getattr(importlib.import_module(module), name)(**OPTIONS.get(path, {}))
-    CHECKS[kind](component, **MORE.get(path, {}))
+    component = getattr(importlib.import_module(module), name)(**OPTIONS.get(name, {}))
+    CHECKS[kind](component, **MORE.get(name, {}))
 
 
 def test_every_base_class_has_a_check():
@@ -133,21 +120,6 @@ class PairsUnscored(Median):
         return replace(found, group=np.maximum(found.group, 0).astype(np.int8))
 
 
-class FailsInTwoWays(Median):
-    """By the size of the table: groups of another length, or groups that are no whole numbers."""
-
-    def split(self, scores, *, seed):
-        size = len(scores) + 1 if len(scores) > 10 else len(scores)
-        return Split(group=np.zeros(size, dtype=np.int8 if len(scores) > 10 else float), names=("a", "b"))
-
-
-@pytest.mark.slow
-def test_of_several_failures_one_is_told_in_words():
-    """Hypothesis would raise them together, as an ExceptionGroup whose message says nothing."""
-    with pytest.raises(AssertionError, match=r"splitter FailsInTwoWays returned groups \w+"):
-        testing.check_splitter(FailsInTwoWays())
-
-
 class SortsInPlace(components.Perplexity):
     def estimate(self, dynamics):
         dynamics.nll_sum.sort(axis=1)
@@ -160,15 +132,6 @@ class Ranks(components.Perplexity):
     def estimate(self, dynamics):
         found = super().estimate(dynamics)
         return np.where(np.isnan(found), np.nan, np.arange(len(found), dtype=float))
-
-
-class TiedRanks(components.Perplexity):
-    """Ranks of which equal ones follow the file."""
-
-    def estimate(self, dynamics):
-        found = super().estimate(dynamics)
-        ranks = np.argsort(np.argsort(found, kind="stable"), kind="stable").astype(float)
-        return np.where(np.isnan(found), np.nan, ranks)
 
 
 class Reversed(components.RandomPairs):
@@ -256,17 +219,6 @@ class Tells(base.Callback):
         return base.CallbackResult({"state": "good"})
 
 
-class Alone(base.Callback):
-    """Legal: scores a few rows without their instructions."""
-
-    def on_epoch_end(self, state):
-        return base.CallbackResult({"alone": float(state.score(np.arange(2), alone=True).nll_sum.sum())})
-
-
-def test_a_callback_may_score_rows_and_responses_alone():
-    testing.check_callback(Alone())
-
-
 class Reads(base.Callback):
     """Legal: reads what the log has of each step."""
 
@@ -317,7 +269,6 @@ def slow(*case):
         ("Splitter", PairsUnscored(), "for every example without a confidence"),
         slow("ConfidenceEstimator", SortsInPlace(), "changed in place"),
         ("ConfidenceEstimator", Ranks(), "order of the examples"),
-        ("ConfidenceEstimator", TiedRanks(), "order of the examples"),
         ("PairSampler", Reversed(), "column 0 of a pair must be the more confident"),
         slow("PairSampler", Remembers(), "asked alone gives something else"),
         slow("PairSampler", Global(), "global random state"),
