@@ -83,6 +83,7 @@ def _both(name: str, old: Any, new: Any) -> Any:
 
 
 def _with_class(value: Any) -> Mapping[str, Any]:
+    """Return the options of a component; its name alone is its class_path."""
     return value if isinstance(value, Mapping) else {CLASS: value}
 
 
@@ -104,7 +105,7 @@ def _merge_options(
             inner = [f".{first}" for first in given[name]] if isinstance(given.get(name), Mapping) else []
             raise unknown_option("".join([key, *inner[:1]])) if cls is None else no_option_of(cls, key)
         hint, added = known[name].annotation, given.get(f"{name}+", [])
-        if added and not is_list(hint):
+        if f"{name}+" in given and not is_list(hint):
             raise ConfigError(f"{key}+: {key} takes one value, and only lists, such as data.train, can be added to")
         value = tree[name] if name in tree else _plain_default(known[name].default)
         if (base := component_in(hint)) and is_list(hint):
