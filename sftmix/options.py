@@ -182,8 +182,8 @@ class DataOptions(PlainFields):
                     f"({_shown(train)}); give one for each, in their order"
                 )
         for size in sizes or ():
-            share = isinstance(size, float) and 0 < size < 1
-            if not (size is None or share or (isinstance(size, int) and size >= 1)):
+            share, number = isinstance(size, float), isinstance(size, int) and not isinstance(size, bool)
+            if not (size is None or (share and 0 < size < 1) or (number and size >= 1)):
                 yield (
                     f"data.take has {size}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or null. "
                     "No row is used twice, since ids are unique: for more weight, take fewer rows of the others"
