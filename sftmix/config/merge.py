@@ -112,7 +112,9 @@ def _merge_options(
             tree[name] = _merge_components(value, given.get(name, {}), as_list(from_yaml(added)), base, key)
         elif base:
             tree[name] = _merge_component(value, given[name], hint, base, key)
-        elif (group := group_in(hint)) and isinstance(given[name], Mapping) and CLASS not in given[name]:
+        elif (group := group_in(hint)) and isinstance(given[name], Mapping):
+            if CLASS in given[name]:  # --model NAME beside --model.path NAME
+                raise not_allowed(key, hint, given[name][CLASS])
             options = value if isinstance(value, dict) else {}
             tree[name] = _merge_options(options, given[name], options_of(group), f"{key}.")
         else:
