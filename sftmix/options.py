@@ -13,6 +13,9 @@ from sftmix.common.fields import column_problems
 from sftmix.common.plain import PlainFields, as_list
 
 SpecialTokens = Literal["text", "tokens"]
+ScheduleName = Literal["cosine", "linear", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
 
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
@@ -220,7 +223,7 @@ class TrainingOptions(PlainFields):
     """AdamW betas."""
     eps: float = 1e-8
     """AdamW epsilon."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: ScheduleName = "cosine"
     """Learning rate after the warm-up."""
     warmup_ratio: float = 0.1
     """Share of the steps with a linearly rising learning rate."""
@@ -230,10 +233,10 @@ class TrainingOptions(PlainFields):
     """Passes over the training rows."""
     max_steps: int | None = None
     """Stop after this many optimizer steps; the schedule has the same length. null: training.epochs decides."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """bf16: autocast (FSDP: bf16 parameters in compute), weights and optimizer stay float32. auto: bf16 on a GPU
     that has it, else fp32."""
-    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    parallel: Parallel = "auto"
     """Division of work between ranks under torchrun. fsdp: all ranks share one copy of the weights; hsdp: each group of
     shard_group_size ranks has one. auto: ddp on CPU, fsdp on several GPUs."""
     shard_group_size: int | None = None
@@ -302,7 +305,7 @@ class ReferenceTraining(PlainFields):
     """AdamW betas."""
     eps: float | None = None
     """AdamW epsilon."""
-    schedule: Literal["cosine", "linear", "constant"] | None = None
+    schedule: ScheduleName | None = None
     """Learning rate after the warm-up."""
     warmup_ratio: float | None = None
     """Share of the steps with a linearly rising learning rate."""
@@ -312,9 +315,9 @@ class ReferenceTraining(PlainFields):
     """Passes over the training rows. Replaces an inherited training.max_steps."""
     max_steps: int | None = None
     """Stop after this many optimizer steps; decides where epochs are set, too."""
-    precision: Literal["auto", "fp32", "bf16"] | None = None
+    precision: Precision | None = None
     """Precision of the computation."""
-    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] | None = None
+    parallel: Parallel | None = None
     """Division of work between ranks. Unless it is hsdp, replaces an inherited training.shard_group_size."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights."""

@@ -135,8 +135,7 @@ def option_rows(owner: type, prefix: str) -> Iterator[Row]:
             yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, base) else ()
         else:
             more = f" More: --{key}+ VALUE." if is_list(hint) else ""
-            untyped = " It has no type: any value." if hint is option.empty else ""
-            yield Row(key, _form(option), f"{doc}{untyped}{more}{_default(option.default, doc)}".strip())
+            yield Row(key, _form(option), f"{doc}{more}{_default(option.default, doc)}".strip())
 
 
 def _form(option: inspect.Parameter) -> str:
@@ -169,8 +168,7 @@ def formatted(parts: Mapping[str, Iterable[Row]], **texts: Any) -> str:
     for title, rows in parts.items():
         group = parser.add_argument_group(title)
         for key, value, doc in rows:
-            kind: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
-            group.add_argument(f"--{key}", help=doc.replace("%", "%%"), **kind)
+            group.add_argument(f"--{key}", metavar=value, help=doc.replace("%", "%%"))
     return parser.format_help()
 
 

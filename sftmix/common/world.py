@@ -56,18 +56,19 @@ class World:
         These and the next are numbers of the host: gloo sends them without a wait for the GPU, and can tell a hang,
         where NCCL ends the process.
         """
-        return self._over_ranks(values, dist.ReduceOp.SUM)
+        if self.size == 1:
+            return [float(v) for v in values]
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return [float(v) for v in total.tolist()]
 
     def max(self, value: float) -> float:
         """Return the largest value over ranks."""
-        return self._over_ranks([value], dist.ReduceOp.MAX)[0]
-
-    def _over_ranks(self, values: Sequence[float], operation: Any) -> list[float]:
         if self.size == 1:
-            return [float(value) for value in values]
-        numbers = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(numbers, operation)
-        return numbers.tolist()
+            return value
+        top = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(top, op=dist.ReduceOp.MAX)
+        return float(top)
 
     def gather(self, value: T) -> list[T]:
         """Return one picklable object of every rank, on every rank; small ones, which go over the network only."""

@@ -201,7 +201,8 @@ def _needs(config: RunConfig) -> Iterator[str]:
         )
     available = {Need.BATCH_NLL, *([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
     yield from _missing("objective", config.objective, available, by_reference if online else "this run")
-    yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "")  # which sharded ranks do not give
+    # Sharded ranks do not give whole weights, which is another message.
+    yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "this run")
     yield from _callbacks(config)
 
 

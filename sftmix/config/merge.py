@@ -83,6 +83,7 @@ def _both(name: str, old: Any, new: Any) -> Any:
 
 
 def _with_class(value: Any) -> Mapping[str, Any]:
+    """Return the options of a component; its name alone is its class_path."""
     return value if isinstance(value, Mapping) else {CLASS: value}
 
 
@@ -104,14 +105,16 @@ def _merge_options(
             inner = [f".{first}" for first in given[name]] if isinstance(given.get(name), Mapping) else []
             raise unknown_option("".join([key, *inner[:1]])) if cls is None else no_option_of(cls, key)
         hint, added = known[name].annotation, given.get(f"{name}+", [])
-        if added and not is_list(hint):
+        if f"{name}+" in given and not is_list(hint):
             raise ConfigError(f"{key}+: {key} takes one value, and only lists, such as data.train, can be added to")
         value = tree[name] if name in tree else _plain_default(known[name].default)
         if (base := component_in(hint)) and is_list(hint):
             tree[name] = _merge_components(value, given.get(name, {}), as_list(from_yaml(added)), base, key)
         elif base:
             tree[name] = _merge_component(value, given[name], hint, base, key)
-        elif (group := group_in(hint)) and isinstance(given[name], Mapping) and CLASS not in given[name]:
+        elif (group := group_in(hint)) and isinstance(given[name], Mapping):
+            if CLASS in given[name]:  # --model NAME beside --model.path NAME
+                raise not_allowed(key, hint, given[name][CLASS])
             options = value if isinstance(value, dict) else {}
             tree[name] = _merge_options(options, given[name], options_of(group), f"{key}.")
         else:

@@ -97,8 +97,8 @@ def test_several_files_are_added_in_order(configured):
 
 
 def test_callbacks_are_replaced_added_and_removed(configured):
-    added = configured("--callbacks+", "Evaluate", "--callbacks.every", "5").plain()["callbacks"]
-    assert [c["init_args"]["every"] for c in added] == [None, 5]
+    words = ["--callbacks.every", "7", "--callbacks+", "Evaluate", "--callbacks.every", "5"]
+    assert [c["init_args"]["every"] for c in configured(*words).plain()["callbacks"]] == [7, 5]
     assert configured("--callbacks", "[]").callbacks == []
 
 

@@ -1,14 +1,11 @@
-"""The command line as a process of its own: what it imports, user classes in the working directory, exit codes."""
+"""The command line as a process of its own: what it imports, and from where it starts."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from sftmix.cli.commands import COMMANDS
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.tiny import ROOT
 
 
 def process(*argv: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -33,13 +30,6 @@ print("ok")
 """
     done = process("-c", script)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
-
-
-@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["run"], 2)])
-def test_cli_py_returns_the_exit_code(argv, code):
-    done = process("cli.py", *argv)
-    assert done.returncode == code
-    assert "Traceback" not in done.stderr
 
 
 def test_python_m_sftmix_is_the_command_from_any_directory(tmp_path, monkeypatch):

@@ -70,26 +70,30 @@ def test_a_committed_directory_verifies_and_lists_every_file(committed):
     assert set(manifest["files"]) == {"weights", "inner/state.json"}
 
 
+OTHER_HASH, UNREADABLE = "does not have the hash", "its manifest is unreadable"
+
+
 @pytest.mark.parametrize(
-    ("content", "problem"),
-    [(b"1234", "weights does not have the hash"), (b"12344", "weights does not have the hash"), (None, "is missing")],
-    ids=["truncated", "changed", "deleted"],
+    ("name", "content", "problem"),
+    [
+        ("weights", b"1234", f"weights {OTHER_HASH}"),
+        ("weights", b"12344", f"weights {OTHER_HASH}"),
+        ("weights", None, "weights is missing"),
+        ("more.safetensors", b"", "more.safetensors is not a file of it"),
+        (MANIFEST, b'{"files": {}}', f"its manifest {OTHER_HASH}"),
+        (MANIFEST, None, UNREADABLE),
+        (MANIFEST, b"{", UNREADABLE),
+        (MANIFEST, b"[]", UNREADABLE),
+        (MANIFEST, b'{"step": 1}', UNREADABLE),
+        (MANIFEST, b'{"files": {"weights": 3}}', UNREADABLE),
+    ],
 )
-def test_what_is_wrong_is_named(committed, content, problem):
+def test_what_is_wrong_is_named(committed, name, content, problem):
     if content is None:
-        (committed / "weights").unlink()
+        (committed / name).unlink()
     else:
-        (committed / "weights").write_bytes(content)
+        (committed / name).write_bytes(content)
     assert problem in str(verify_directory(committed))
-
-
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"step": 1}', '{"files": {"weights": 3}}'])
-def test_an_unreadable_manifest_is_a_damage(committed, content):
-    if content is None:
-        (committed / MANIFEST).unlink()
-    else:
-        (committed / MANIFEST).write_text(content)
-    assert "manifest is unreadable" in str(verify_directory(committed))
 
 
 def test_an_invalid_directory_is_replaced(committed):

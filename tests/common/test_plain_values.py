@@ -4,7 +4,6 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -51,13 +50,6 @@ class Tails(Splitter):
 
     def split(self, scores, *, seed):
         raise AssertionError
-
-
-@dataclass(slots=True)
-class Options:
-    """Options of a user's class."""
-
-    share: float
 
 
 @pytest.mark.parametrize(
@@ -177,5 +169,4 @@ def test_what_json_can_hold_is_plain():
     columns = OrderedDict(prompt="question", response="answer")
     validate(changed(data__columns=columns, training__betas=(0.9, 0.99)))
     validate(changed(splitter=Folder(path=Path("rows"))))
-    validate(changed(splitter=Tails(share=MappingProxyType({"a": Options(share=0.5)}))))
     assert from_plain(changed(data__columns=columns).plain()).data.columns == dict(columns)
