@@ -37,15 +37,6 @@ sys.addaudithook(note)
 """Python runs it when it starts (sitecustomize): it notes each directory that is begun in a cache."""
 
 
-@pytest.fixture(scope="module")
-def alone(plain, tmp_path_factory) -> Path:
-    """The place of an uninterrupted run on one rank."""
-    place = tmp_path_factory.mktemp("alone")
-    (place / "samples.py").write_text(SAMPLES)
-    done(words_of(plain, *SLOWLY), cwd=place)
-    return place
-
-
 # ------------------------------------------------------------------------------------------------ what nodes share
 
 
@@ -164,10 +155,14 @@ SLOWLY = ("--training.learning_rate", "0.001", "--callbacks+", "samples.Samples"
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_node_is_killed_and_another_one_joins(plain, alone, tmp_path):
+def test_a_node_is_killed_and_another_one_joins(plain, tmp_path):
+    """Beside the uninterrupted run on one rank, in `alone`."""
+    alone, port = tmp_path / "alone", free_port()
+    alone.mkdir()
+    for place in (alone, tmp_path):
+        (place / "samples.py").write_text(SAMPLES)
+    done(words_of(plain, *SLOWLY), cwd=alone)
     from_split(alone / "run", tmp_path)
-    (tmp_path / "samples.py").write_text(SAMPLES)
-    port = free_port()
 
     def agent(name: str) -> Agent:
         env = {"NODE": name, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

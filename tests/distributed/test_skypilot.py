@@ -4,13 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.forked import free_port
-from tests.tiny import ROOT, SHORT, make_tiny, status
+from tests.tiny import ROOT, SHORT, in_this_process, make_tiny, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -37,13 +36,8 @@ def test_the_task_fits_the_schema(tmp_path):
 
 def test_what_each_node_runs(tmp_path):
     tiny = make_tiny(tmp_path)
-    words = [*tiny.options, *SHORT]
-    options: dict[str, Any] = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
-    config: dict[str, Any] = {}
-    for name, value in options.items():
-        group, option = name.split(".")
-        config.setdefault(group, {})[option] = yaml.safe_load(value)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    printed = in_this_process("run", *tiny.options, *SHORT, "--print_config", cwd=tmp_path)
+    (tmp_path / "config.yaml").write_text(printed.stdout)
     task = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     own = {"CONFIG": "config.yaml", "OUT": "run", "PORT": free_port(), "SFTMIX_CACHE": tmp_path / "cache"}
     assert own.keys() <= task["envs"].keys()

@@ -60,8 +60,13 @@ def answered(
                     rows = generated(loaded, dict(batch), room, temperature, options)
                     for (key, prompt), ids in zip(batch, rows, strict=True):
                         finish = "prompt_too_long" if not ids else "stop" if ids[-1] in loaded.stop_ids else "length"
-                        values = loaded.text_of(ids) if ids else None, finish, len(prompt), len(ids)
-                        answers[key] = {"key": key, **dict(zip(COLUMNS, values, strict=True))}
+                        answers[key] = {
+                            "key": key,
+                            "answers": loaded.text_of(ids) if ids else None,
+                            "finish": finish,
+                            "prompt_tokens": len(prompt),
+                            "answer_tokens": len(ids),
+                        }
                     yield [answers[key] for key, _ in batch]
 
 

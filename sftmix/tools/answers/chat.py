@@ -55,7 +55,7 @@ def chat(models: Sequence[Any], options: AnswerOptions, lines: Iterable[str]) ->
     """Answer each line with every model, until the lines end.
 
     models  LoadedModels
-    lines  what the user writes, a turn in each; /reset forgets all turns before
+    lines   what the user writes, a turn in each; /reset forgets all turns before
     """
     beginning = [{"role": "system", "content": options.system}] if options.system else []
     conversations = [beginning for _ in models]

@@ -128,8 +128,7 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
 
     with named(f"model {model.name}"):
         identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
-    harness = None
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), args.seed)
+    missing = []
     for task in tasks:
         usual = None if isinstance(task.spec, str) else task.spec["num_fewshot"]
         settings = {
@@ -144,16 +143,21 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
         file = entry_file(place, task.name, model.name, identity, settings)
         if file.exists():
             say(f"{task.name}, {model.name}: there already")
-            continue
-        try:  # rows that are not there are told before a model is loaded
-            manager.load([task.spec])
-        except OSError as error:  # as all are that tell of the network, the hub or a missing file
-            raise DataError(
-                f"--tasks: lm-eval cannot load {task.name} or its rows ({' '.join(str(error).split())}); without a "
-                "network it finds rows that it fetched before, and those that --include_path or --data_dir names"
-            ) from error
-        if harness is None:
-            harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
+        else:
+            missing.append((task, file, settings))
+    if not missing:
+        return identity
+    try:  # rows that are not there are told before a model is loaded
+        manager.load([task.spec for task, _, _ in missing])
+    except OSError as error:  # as all are that tell of the network, the hub or a missing file
+        raise DataError(
+            f"--tasks: lm-eval cannot load {', '.join(task.name for task, _, _ in missing)} or its rows "
+            f"({' '.join(str(error).split())}); without a network it finds rows that it fetched before, and those that "
+            "--include_path or --data_dir names"
+        ) from error
+    harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), args.seed)
+    for task, file, settings in missing:
         results = simple_evaluate(
             model=harness,
             tasks=[task.spec],
@@ -166,6 +170,7 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
         entry = {
             "task": task.name,
             "model": model.name,
+            "path": model.path,
             "identity": identity,
             "settings": settings,
             "scores": scores_of(task.name, results),
@@ -197,15 +202,20 @@ def write_tables(place: Path, measured: Mapping[str, str]) -> str:
     measured  model -> its identity now; results of other weights under these names are left out
     """
     entries = [read_json(file) for file in place.glob("*.*.????????????.json")]
-    table, sentences = table_of([e for e in entries if measured.get(e["model"]) in (None, e["identity"])])
+    table, differences = tables_of([e for e in entries if measured.get(e["model"]) in (None, e["identity"])])
+    sentences = [
+        f"{one['task']}: {one['left']} - {one['right']} = {_figure(one, '+.4f')} (paired, {one['n']:,} questions)"
+        for one in differences
+    ]
+    sentences.append(NOTE)
     text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
-    write_json(place / "table.json", {"table": table, "sentences": sentences})
+    write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
     write_text(place / "table.md", text + "\n")
     return text
 
 
-def table_of(entries: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
-    """Return the table as text, its head first, and what the target differs by from the base and the baseline.
+def tables_of(entries: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """Return the table as text, its head first, and the differences of the target to the base and to the baseline.
 
     A line is a task with its settings. Of results that differ in the model's files alone, the newest counts.
     """
@@ -219,16 +229,16 @@ def table_of(entries: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[s
             lines.setdefault((task, words, sha256_json(settings)), {})[entry["model"]] = score
     names = {entry["model"] for entry in entries}
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
-    table, sentences = [["task", "settings", "metric", "questions", *models]], []
+    table, differences = [["task", "settings", "metric", "questions", *models]], []
     for (task, words, _), scores in sorted(lines.items()):
         first = next(iter(scores.values()))
         cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
         table.append([task, words, first["metric"], f"{first['n']:,}", *cells])
         for other in ("base", "baseline"):
-            if "target" in scores and other in scores and (gain := difference(scores["target"], scores[other])):
-                figure = _figure(gain, "+.4f")
-                sentences.append(f"{task}: target - {other} = {figure} (paired, {gain['n']:,} questions)")
-    return table, [*sentences, NOTE]
+            both = [scores[name] for name in ("target", other) if name in scores]
+            if figures := difference(*both) if len(both) == 2 else None:
+                differences.append({"task": task, "left": "target", "right": other, **figures})
+    return table, differences
 
 
 def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any] | None:

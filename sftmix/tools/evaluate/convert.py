@@ -40,6 +40,8 @@ def convert(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: 
     else:
         ids = set(map(str, _json_of(test)))
         measured = {key: row for key, row in rows.items() if row["id"] in ids}
+        if len(measured) < len(ids):
+            raise DataError(f"{test}: of its {len(ids)} ids, {len(measured)} are of questions in {raw}")
     examples = [row for key, row in solved.items() if key not in measured]
     if not measured or not examples:
         raise DataError(f"{raw}: {len(measured)} questions are left to measure and {len(examples)} for the shots")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import html
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, remove_leftovers, write_text
 from sftmix.common.names import HUB_ID, is_there
 from sftmix.common.plain import as_list
-from sftmix.common.tables import read_confidence, read_dynamics, write_confidence, write_dynamics, write_table
+from sftmix.common.tables import read_dynamics, write_dynamics, write_table
 from sftmix.config.read import read_finished
 from sftmix.model.paths import model_place
 from sftmix.pipeline.rows import rows_of_run
@@ -95,7 +96,7 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     dynamics = replace(read_dynamics(folder / "dynamics.parquet"), token_nll=None)
     to.mkdir(parents=True, exist_ok=True)
     write_dynamics(to / "dynamics.parquet", dynamics)
-    write_confidence(to / "confidence.parquet", *read_confidence(folder / "confidence.parquet"))
+    shutil.copy(folder / "confidence.parquet", to)
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
     data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")
     alone = dynamics.alone_nll_sum is not None

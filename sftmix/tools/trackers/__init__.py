@@ -168,17 +168,21 @@ class TensorBoard(Tracker):
     package = client = "tensorboard"
 
     def open(self, run: Path, config: Mapping[str, Any]) -> int:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard import FileWriter
+        from torch.utils.tensorboard.summary import text
 
         for old in self.folder.glob("events.out.tfevents.*"):  # every process writes all rows anew
             old.unlink()
-        self._client = SummaryWriter(self.folder)
-        self._client.add_text("config", f"```\n{(run / 'config.yaml').read_text(encoding='utf-8')}```")
+        self._client = FileWriter(str(self.folder))
+        self._client.add_summary(text("config", f"```\n{(run / 'config.yaml').read_text(encoding='utf-8')}```"), 0)
         return 0
 
     def write(self, row: Row) -> None:
-        for name, value in row.values.items():
-            self._client.add_scalar(name, value, row.step, row.time)
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # One event for the whole row: it is in the file or not, and all rows of a run are written in no time.
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in row.values.items()]
+        self._client.add_summary(Summary(value=scalars), row.step, row.time)
 
     def close(self) -> None:
         self._client.close()

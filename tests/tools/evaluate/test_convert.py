@@ -67,6 +67,9 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
     convert("pubmedqa", raw, tmp_path / "rows", test=ids)
     measured, shots = map(lines, files_of("pubmedqa", tmp_path / "rows"))
     assert ([row["id"] for row in measured], len(shots)) == (["1", "4"], 4)
+    ids.write_text('["1", "99"]')
+    with pytest.raises(DataError, match=r"of its 2 ids, 1 are of questions"):
+        convert("pubmedqa", raw, tmp_path / "rows", test=ids)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Trackers against their real clients, without a network: what each has written is read back, and is metrics.jsonl."""
 
-import itertools
 import json
 import os
 import shutil
@@ -42,10 +41,9 @@ def of_tensorboard(run: Path) -> tuple[Rows, Any]:
     (file,) = (run / "trackers" / "tensorboard").glob("events*")
     first, *events = [event for event in LegacyEventFileLoader(str(file)).Load() if event.summary.value]
     config = yaml.safe_load(first.summary.value[0].tensor.string_val[0].decode().strip("`"))
-    rows = []
-    for (_, step), group in itertools.groupby(events, lambda event: (event.wall_time, event.step)):
-        rows.append((step, {value.tag: value.simple_value for event in group for value in event.summary.value}))
-    return rows, config
+    times = [event.wall_time for event in events[:-1]]
+    assert times == sorted(times)
+    return [(event.step, {v.tag: v.simple_value for v in event.summary.value}) for event in events], config
 
 
 def of_trackio(run: Path) -> tuple[Rows, Any]:
