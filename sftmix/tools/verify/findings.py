@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -114,8 +113,8 @@ def compare(
         same = (then == now) | (then.isna() & now.isna())
         exact &= bool(same.all())
         if bound := relative.get(name):
-            numbers = (pd.to_numeric(values, errors="coerce") for values in (then, now))
-            same |= np.isclose(*numbers, rtol=bound, atol=0)
+            was, is_now = (pd.to_numeric(values, errors="coerce") for values in (then, now))
+            same |= (was - is_now).abs() <= bound * is_now.abs()
         if not same.all() and len(findings) < _MOST:
             first = same.idxmin()
             place = f"{where}, {name}, {first}" if same.size > 1 else f"{where}, {name}"

@@ -244,7 +244,7 @@ class Replay(RunContext):
             sides.append({name: figures.get(name) for name in names})
             for file in files:
                 sides[-1] |= {f"{file}, {name}": values for name, values in _content(root / file).items()}
-        findings += compare("figures", "measured again", *sides)
+        findings += compare("figures", "measured again", sides[0], sides[1])
 
 
 def _content(file: Path) -> Mapping[str, Any] | pd.DataFrame:
