@@ -156,7 +156,7 @@ def sent(path: str, ranks: int, way: Way) -> tuple[float, float]:
     return traffic(work, FakeModel(path, None, way.lora), layout)
 
 
-@pytest.mark.parametrize(("ranks", "way"), WAYS, ids=str)
+@pytest.mark.parametrize(("ranks", "way"), WAYS)
 def test_what_is_sent_is_what_a_rank_sends(path, ranks, way):
     """In the second step, of bytes of weights and of gradients; the other ranks are not there."""
     model, world = load_model(path), World(size=ranks)
