@@ -18,11 +18,10 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.tools.estimate.machine import layout_of
 from sftmix.tools.estimate.memory import _ranks
 from sftmix.tools.estimate.model import QUANTIZED_BYTES, FakeModel, forward_flops, training_flops
 from sftmix.tools.estimate.run import traffic
-from sftmix.tools.estimate.work import Work
+from sftmix.tools.estimate.work import Work, layout_of
 from sftmix.training.module import TrainingModule, gradient_sync
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import scoring_plan
