@@ -223,10 +223,9 @@ def check_callback(callback: base.Callback) -> None:
     copy.deepcopy(callback)
     held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0}
     logged = dict.fromkeys(contracts.OWN_OF_STEP, 1.0) | held_out
-
-    score = Mock(return_value=RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0])))
+    scores = RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
     for evaluate in (None, lambda: held_out):
-        state = StageState("train", 1, 4, 0, logged, score, evaluate)
+        state = StageState("train", 1, 4, 0, logged, lambda **_: scores, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
             result = contracts.check_callback_result(callback, hook, getattr(callback, hook)(state))
             stops = result is not None and result.stop

@@ -73,9 +73,7 @@ def listing(comparison: Comparison) -> list[str]:
 def table_options() -> tuple[OwnOption, ...]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
     docs, default = option_docs(TableOptions), TableOptions()
-    options = [
-        OwnOption("variants", dict, {}, "{NAME: {...}, ...}", "Option: value of each variant; usually in a file.")
-    ]
+    options = [OwnOption("variants", dict, {}, "{NAME: ...}", "Option: value of each variant; usually in a file.")]
     for name, hint in get_type_hints(TableOptions).items():
         form = "" if hint is bool else name.upper()
         options.append(OwnOption(name, hint, getattr(default, name), form, docs[name]))

@@ -25,9 +25,8 @@ from sftmix.common.world import World
 from sftmix.components.base import Objective, Optimizer
 from sftmix.functional import fused
 from sftmix.model.layers import recompute_activations
-from sftmix.tools.estimate.machine import FLOAT, HALF, Layout, Machine
 from sftmix.tools.estimate.model import FakeModel
-from sftmix.tools.estimate.work import Work
+from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work
 from sftmix.training.module import TrainingModule, autocast, gradient_sync
 from sftmix.training.parallel import wrap
 from sftmix.types import Batch

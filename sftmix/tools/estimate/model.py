@@ -18,7 +18,7 @@ from sftmix.model.layers import decoder_layers
 from sftmix.model.meta import empty_model
 from sftmix.model.unused import unused_modules
 from sftmix.options import LoraOptions
-from sftmix.tools.estimate.machine import FLOAT
+from sftmix.tools.estimate.work import FLOAT
 from sftmix.types import Float64
 
 QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

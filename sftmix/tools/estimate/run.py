@@ -17,10 +17,9 @@ from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.pipeline.rows import read_rows
-from sftmix.tools.estimate.machine import FLOAT, Layout, Machine, layout_of, make_machine
 from sftmix.tools.estimate.memory import memory_of
 from sftmix.tools.estimate.model import FakeModel, forward_flops, training_flops
-from sftmix.tools.estimate.work import Work, plan
+from sftmix.tools.estimate.work import FLOAT, Layout, Machine, Work, layout_of, make_machine, plan
 from sftmix.training.log import PeakMemory
 
 __all__ = ["Machine", "estimate", "make_machine"]

@@ -25,7 +25,7 @@ It ends with 0 if all is the same, and with 4 if something differs."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, finished or not")
     parser.add_argument("--stage", choices=TRAINED, default="train", help="whose steps [%(default)s]")
-    start = "step with a checkpoint, or 0: the model before training [the earliest that was kept near the next weights]"
+    start = "step with a checkpoint, or 0: the model before training [the last with weights to compare after it]"
     parser.add_argument("--from", type=int, metavar="STEP", dest="start", help=start)
     steps = f"steps to make again [up to the next weights that the run kept; {STEPS} if they are over {NEAR} away]"
     parser.add_argument("--steps", type=int, metavar="N", help=steps)
@@ -36,10 +36,10 @@ def main(args: argparse.Namespace) -> None:
     """Make the steps again and print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(args.run).expanduser(), args.stage, args.start, args.steps)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
+    from sftmix.tools.verify.findings import lines
     from sftmix.tools.verify.run import verify
 
     certificate = verify(window)
-    lines = [json.dumps(certificate.plain(), indent=1)] if args.json else certificate.lines()
-    say("\n".join(lines), sys.stdout)
-    if not certificate.same:
+    say(json.dumps(certificate, indent=1) if args.json else "\n".join(lines(certificate)), sys.stdout)
+    if not certificate["same"]:
         raise DifferenceError(f"{window.run} is not what it recorded; see what differs above")

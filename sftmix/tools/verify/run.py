@@ -6,36 +6,31 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
+from safetensors.torch import load_file
 
 from sftmix.common.checkpoints import BEST, CHECKPOINTS, step_path
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import MANIFEST, read_json, sha256_file, verify_directory
-from sftmix.common.tables import read_table, write_table
+from sftmix.common.errors import ConfigError, DifferenceError
+from sftmix.common.files import read_json, verify_directory
+from sftmix.common.steps import read_steps
+from sftmix.common.tables import read_table
 from sftmix.common.world import start_world
 from sftmix.components.base import Callback, CallbackResult, Need, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import read_config
 from sftmix.pipeline.context import RunContext, Stage
-from sftmix.pipeline.directory import RunDirectory, check_same_directory, differences
+from sftmix.pipeline.directory import RunDirectory, check_same_directory, differences, is_finished
 from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
 from sftmix.pipeline.recipe import make_stages, write_summary
 from sftmix.pipeline.rows import read_rows, selected_ids
-from sftmix.tools.verify.findings import (
-    OF_CONFIDENCE,
-    Certificate,
-    Finding,
-    compare,
-    compare_logs,
-    rounded,
-    tensors_in,
-)
-from sftmix.tools.verify.window import TRAINED, Window, logged_steps
+from sftmix.tools.verify.findings import OF_CONFIDENCE, Finding, certificate, compare, compare_logs
+from sftmix.tools.verify.window import TRAINED, Window
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import Stage as TrainingStage
@@ -47,11 +42,11 @@ HEAVY = (CHECKPOINTS, BEST, "model")
 OBSERVED = (Evaluate, MeasureMixing)
 """Callbacks that only watch and whose figures are compared. Others that only watch, as trackers, are left out: they
 would tell the world of the steps a second time."""
-NOT_MEASURED = ("made_by", "calibration_seconds", "scoring_seconds")
+NOT_MEASURED = {"made_by", "calibration_seconds", "scoring_seconds"}
 """Figures of a stage that do not follow from its weights."""
 
 
-def verify(window: Window) -> Certificate:
+def verify(window: Window) -> dict[str, Any]:
     """Make the window again and compare what it gives with what the run wrote; notes and progress go to stderr.
 
     Where files or inputs differ nothing is made again, and the certificate says so. Started by torchrun, every rank
@@ -74,35 +69,27 @@ def verify(window: Window) -> Certificate:
             entered = stages_entered(config, "reference" if window.stage == "reference" else "train")
             stages = [stage for stage in entered if stage != "base"]
             findings += check_inputs(window, Known(config, world, rows, window.run), stages)
-            replay = Replay(window, findings, config, world, directory, stop, rows)
-            if any(finding.same is False for finding in findings):
-                findings.append(Finding("losses", None, "what the replay would read differs already"))
-            else:
+            replay = Replay(config, world, directory, stop, rows, window, findings)
+            if all(finding.same for finding in findings):
                 make_stages(replay, stages)
-            world.barrier()
-            return world.share(Certificate(window, replay.findings, replay.recorded, replay.machine))
+            return world.share(certificate(window, replay.findings, replay.recorded, replay.machine))
 
 
 # ------------------------------------------------------------------------------- what the replay would read
 
 
 def check_files(window: Window) -> list[Finding]:
-    """Compare every output of the finished stages, and every checkpoint of the window's stage, with its hash."""
-    manifests = [file for stage in ALL if (file := window.run / stage / MANIFEST).exists()]
-    outputs = [(m.parent / name, h) for m in manifests for name, h in read_json(m, files=dict)["files"].items()]
-    digests = [sha256_file(file) if file.is_file() else "no file" for file, _ in outputs]
-    findings = [
-        Finding("files", False, str(file.resolve()), False, expected, digest)
-        for (file, expected), digest in zip(outputs, digests, strict=True)
-        if digest != expected
-    ]
-    problems = {step: verify_directory(window.checkpoint(step)) for step in window.checkpoints}
-    findings += [Finding("files", False, f"checkpoint {step}: {why}", False) for step, why in problems.items() if why]
-    what = f"{len(outputs)} outputs of finished stages and {len(problems)} checkpoints of {window.stage}"
-    findings = findings or [Finding("files", True, f"{what}, by their hashes")]
-    if not window.place.is_dir():
-        findings.append(Finding("files", None, f"checkpoints: {window.place}, where the stage was made, is gone"))
-    return findings
+    """Compare the outputs of each finished stage, and each checkpoint of the window's stage, with their hashes."""
+    problems = {f"checkpoint {step}": verify_directory(window.checkpoint(step)) for step in window.checkpoints}
+    finished = 0
+    for stage in ALL:
+        try:
+            finished += is_finished(window.run / stage)
+        except DifferenceError as error:
+            problems[stage] = str(error)
+    differing = [Finding("files", False, f"{of}: {why}", False) for of, why in problems.items() if why]
+    what = f"outputs of {finished} finished stages and {len(window.checkpoints)} checkpoints of {window.stage}"
+    return differing or [Finding("files", True, f"{what}, by their hashes")]
 
 
 def check_inputs(window: Window, known: Known, stages: Sequence[str]) -> list[Finding]:
@@ -125,12 +112,10 @@ def lay_out(window: Window, place: Path) -> None:
     They are links of single files, in directories of their own, so that a file made here replaces none of the run.
     """
     for stage in ALL:
-        # The checkpoints of the window's stage hold the hash of the inputs as they were where the stage was made.
-        for source in (window.run / stage, *([window.place] if stage == window.stage else [])):
-            for file in source.rglob("*"):
-                name = file.relative_to(source)
-                if file.is_file() and name.parts[0] not in HEAVY:
-                    _link(file, place / stage / name)
+        for file in (window.run / stage).rglob("*"):
+            name = file.relative_to(window.run)
+            if file.is_file() and name.parts[1] not in HEAVY:
+                _link(file, place / name)
     if window.start:
         _link(window.checkpoint(window.start), step_path(place / window.stage / CHECKPOINTS, window.start))
     for step in range(window.start + 1, window.end + 1):
@@ -152,10 +137,11 @@ class StopAfter(Callback):
     def __init__(self, step: int) -> None:
         self._step = step
 
-    def on_step_end(self, state: StageState) -> CallbackResult | None:
-        return CallbackResult(stop=True) if state.step >= self._step else None
+    def on_step_end(self, state: StageState) -> CallbackResult:
+        return CallbackResult(stop=state.step >= self._step)
 
 
+@dataclass
 class Replay(RunContext):
     """A run of which some stages are made again, and of one of them only the steps of a window.
 
@@ -163,10 +149,10 @@ class Replay(RunContext):
     recorded  the machines that made the steps in the run, and machine, the one of the replay; empty before it
     """
 
-    def __init__(self, window: Window, findings: list[Finding], *context: Any) -> None:
-        super().__init__(*context)
-        self.window, self.place, self.findings = window, self.directory.path, findings
-        self.recorded, self.machine = list[dict[str, Any]](), dict[str, Any]()
+    window: Window
+    findings: list[Finding]
+    recorded: list[dict[str, Any]] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=dict)
 
     def enter(self, stage: Stage) -> Any:
         """Make a stage again, from the files of the run, and compare what it made.
@@ -175,38 +161,36 @@ class Replay(RunContext):
         nothing comes after that of the window.
         """
         if stage.name == self.window.stage:
-            self._make(stage)
-            return None
-        if stage.name in TRAINED:
-            return stage.read()
-        name = f"{stage.name}/{stage.make().files[0]}"
-        if stage.name == "selection":  # the rows are those that the run selected
-            ids = selected_ids(self.config, self.rows.whole)
-            self.world.on_main(lambda: write_table(self.place / name, ids))
-        self.findings += self.world.on_main(lambda: self._table(name)) or []
+            return self._make(stage)
+        if stage.name not in TRAINED:
+            file = f"{stage.name}/{stage.make().files[0]}"
+            self.world.on_main(lambda: self._compare_table(file))
         return stage.read()
 
-    def _table(self, name: str) -> list[Finding]:
-        tables = [read_table(root / name, ["id"]) for root in (self.window.run, self.place)]
-        expected, replayed = (table.to_pydict() for table in tables)
-        _link(self.window.run / name, self.place / name)
-        return compare("split", name, expected, replayed, relative=OF_CONFIDENCE, labels=expected["id"])
+    def _compare_table(self, name: str) -> None:
+        made, kept = self.directory.path / name, self.window.run / name
+        expected, replayed = _content(kept), _content(made)
+        if name.startswith("selection"):  # made of the rows that the run selected
+            replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
+        _link(kept, made)
+        self.findings += compare("split", name, expected, replayed, OF_CONFIDENCE)
 
     def _make(self, stage: Stage) -> None:
-        self.recorded = self.world.share(self.world.on_main(lambda: _recorded(self.window)))
-        threads = torch.get_num_threads()
-        try:  # sums of another number of parts are rounded differently
-            torch.set_num_threads(self.recorded[0]["threads"] if self.recorded else threads)
-            remade = stage.make()
-        finally:
-            torch.set_num_threads(threads)
-        # After the last stage, so that the summary tells of all.
-        has_summary = self.window.finished and (self.window.run / "base" / "figures.json").exists()
-        if has_summary:
-            write_summary(self, root=self.window.run)
-        files = [f"{stage.name}/{name}" for name in remade.files if name.endswith((".parquet", ".json"))]
-        files += ["summary.json"] * has_summary
-        self.findings += self.world.on_main(lambda: [*self._weights(), *self._figures(remade.figures, files)]) or []
+        """Make the stage of the window, with as many threads as the run had: they decide how sums are rounded."""
+        window, world = self.window, self.world
+        newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
+        file = window.run / stage.name / "figures.json" if window.finished else newest
+        # Steps after the last checkpoint of an unfinished run are taken for those of the machine that wrote it.
+        machines = read_json(file).get("machines", []) if file.exists() else []
+        self.recorded = machines_between(machines, window.start, window.last)
+        if self.recorded:
+            torch.set_num_threads(self.recorded[0]["threads"])
+        made = stage.make()
+        files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
+        if window.finished and (window.run / "base" / "figures.json").exists():
+            write_summary(self, root=window.run)  # after the last stage, so that it tells of all
+            files.append("summary.json")
+        world.on_main(lambda: self._compare_outputs(made.figures, files))
 
     def train(self, stage: TrainingStage) -> StageResult:
         """Train the steps of the window; then load the run's last weights, if it kept them, to be measured."""
@@ -217,72 +201,59 @@ class Replay(RunContext):
         self.exact = same_bits(self.recorded, self.machine)
         loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter(window.end)], checkpoint=unsaved), world)
         result = loop.run()
-        self.weights = self.expected = _copied(loop.module)
         self.trained = result.figures
-        relative = None if self.exact else rounded(loop.setup.precision)
+        precision = None if self.exact else loop.setup.precision
 
         def compare_steps() -> None:
-            logs, steps = (window.logged, logged_steps(stage.directory)), range(window.start + 1, window.end + 1)
-            self.findings += compare_logs(*logs, steps, relative=relative)
-            _link(window.file("metrics.jsonl"), stage.directory / "metrics.jsonl")
+            recorded, steps = window.run / window.stage, range(window.start + 1, window.end + 1)
+            self.findings += compare_logs(read_steps(recorded), read_steps(stage.directory), steps, precision)
+            _link(recorded / "metrics.jsonl", stage.directory / "metrics.jsonl")
 
         world.on_main(compare_steps)
-        loop.store.directory = window.place / CHECKPOINTS
+        replayed = {name: tensor.clone() for name, tensor in full_weights(loop.module).items()}
+        loop.store.directory = window.run / window.stage / CHECKPOINTS
         for step in sorted({window.end, window.last} & {*window.checkpoints}):
             loop.store.load(step, loop.module, None)
-            self.expected = _copied(loop.module) if step == window.end else self.expected
+            if step == window.end and self.exact:
+                name = f"{CHECKPOINTS}/{window.checkpoint(step).name}"
+                self.findings += compare("weights", name, full_weights(loop.module), replayed)
         return replace(result, figures={**result.figures, "steps": window.last})
 
-    def _weights(self) -> list[Finding]:
-        """Compare the weights after the window, and the exported model with the last checkpoint or the replay."""
-        window, model, findings = self.window, f"{self.window.stage}/model", list[Finding]()
-        stored, remade = tensors_in(window.run / model), tensors_in(self.place / model)
-        held = window.last in window.checkpoints
-        replayed = self.exact and not held and window.end == window.last
+    def _compare_outputs(self, measured: Mapping[str, Any], files: Sequence[str]) -> None:
+        """Compare the exported model, what the stage measured of the last weights, and the summary, gathered again."""
+        window, findings, name = self.window, self.findings, f"{self.window.stage}/model"
+        held, at_end = window.last in window.checkpoints, window.end == window.last
+        model, remade = (_tensors_in(root / name) for root in (window.run, self.directory.path))
+        comparable = bool(model) and (held or (at_end and self.exact))
         if not self.exact:
             findings.append(Finding("weights", None, "another machine rounds them in another way"))
-        elif window.end in window.checkpoints:
-            name = f"{CHECKPOINTS}/{window.checkpoint(window.end).name}"
-            findings += compare("weights", name, self.expected, self.weights)
-        elif not (stored and replayed):
+        elif window.end not in window.checkpoints and not (comparable and at_end):
             findings.append(Finding("weights", None, f"the run kept none of step {window.end} as they were trained"))
-        if stored and (held or replayed):
-            findings += compare("model" if held else "weights", model, stored, remade)
-        elif stored:
-            what = f"{model}: step {window.last} has no checkpoint; a window up to this step compares it"
+        if comparable:
+            findings += compare("model" if held else "weights", name, model, remade)
+        elif model:
+            what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
             findings.append(Finding("model", None, what))
-        return findings
-
-    def _figures(self, measured: Mapping[str, Any], files: Sequence[str]) -> list[Finding]:
-        """Compare what the stage measured of the last weights, and the summary, gathered again."""
-        window = self.window
-        whole = window.stage == "reference" or window.last in (window.end, *window.checkpoints)
-        if not (window.finished and whole):
-            return []
-        recorded = read_json(window.run / window.stage / "figures.json", machines=list)
-        if not (self.exact and self.machine.items() <= recorded["machines"][-1].items()):
-            return [Finding("figures", None, "they were measured on another machine")]
-        names = sorted(measured.keys() - self.trained.keys() - {*NOT_MEASURED})
-        expected, figures = (
-            {name: figures.get(name) for name in names} | {name: _content(root / name) for name in files}
-            for figures, root in ((recorded, window.run), (measured, self.place))
-        )
-        return compare("figures", "measured again", expected, figures)
+        if not window.finished or not (window.stage == "reference" or held or at_end):
+            return
+        if not self.exact:
+            findings.append(Finding("figures", None, "they were measured on another machine"))
+            return
+        recorded = read_json(window.run / window.stage / "figures.json")
+        names, sides = sorted(measured.keys() - self.trained.keys() - NOT_MEASURED), []
+        for root, figures in ((window.run, recorded), (self.directory.path, measured)):
+            sides.append({name: figures.get(name) for name in names})
+            for file in files:
+                sides[-1] |= {f"{file}, {name}": values for name, values in _content(root / file).items()}
+        findings += compare("figures", "measured again", sides[0], sides[1])
 
 
-def _copied(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in full_weights(module).items()}
+def _content(file: Path) -> Mapping[str, Any] | pd.DataFrame:
+    return read_json(file) if file.suffix == ".json" else pd.DataFrame(read_table(file, ["id"]).to_pydict())
 
 
-def _content(file: Path) -> Any:
-    return read_json(file) if file.suffix == ".json" else read_table(file, ["id"])
-
-
-def _recorded(window: Window) -> list[dict[str, Any]]:
-    """Return the machines that made the steps of the window, as the run recorded them; none if it did not.
-
-    Steps after the last checkpoint of an unfinished run are taken for those of the machine that wrote it.
-    """
-    newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
-    file = window.run / window.stage / "figures.json" if window.finished else newest
-    return machines_between(read_json(file).get("machines", []), window.start, window.end) if file.exists() else []
+def _tensors_in(directory: Path) -> dict[str, torch.Tensor]:
+    tensors = dict[str, torch.Tensor]()
+    for file in directory.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tensors

@@ -8,7 +8,7 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.config import RunConfig
 from sftmix.options import DataOptions, ModelOptions, TrainingOptions
-from sftmix.tools.estimate.machine import Machine, make_machine
+from sftmix.tools.estimate.work import Machine, make_machine
 from sftmix.types import Batch
 from tests.toy import toy_rows
 

@@ -18,11 +18,10 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.tools.estimate.machine import layout_of
 from sftmix.tools.estimate.memory import _ranks
 from sftmix.tools.estimate.model import QUANTIZED_BYTES, FakeModel, forward_flops, training_flops
 from sftmix.tools.estimate.run import traffic
-from sftmix.tools.estimate.work import Work
+from sftmix.tools.estimate.work import Work, layout_of
 from sftmix.training.module import TrainingModule, gradient_sync
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import scoring_plan
@@ -156,7 +155,7 @@ def sent(path: str, ranks: int, way: Way) -> tuple[float, float]:
     return traffic(work, FakeModel(path, None, way.lora), layout)
 
 
-@pytest.mark.parametrize(("ranks", "way"), WAYS, ids=str)
+@pytest.mark.parametrize(("ranks", "way"), WAYS)
 def test_what_is_sent_is_what_a_rank_sends(path, ranks, way):
     """In the second step, of bytes of weights and of gradients; the other ranks are not there."""
     model, world = load_model(path), World(size=ranks)

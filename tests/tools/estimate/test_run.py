@@ -56,11 +56,9 @@ def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
     assert "Hours need the peak of the device: --tflops." in printed
     done = sftmix(*words, "--gpus", "4", "--json")
     train = json.loads(done.out)["stages"]["train"]
-    step, memory = train["step"], train["memory_bytes"]
+    memory = train["memory_bytes"]
     assert (done.code, train["fits"]) == (0, True)
     assert memory["peak"] == sum(size for part, size in memory.items() if part != "peak")
-    assert step["communicating_seconds"] == pytest.approx(sum(step["sent_bytes_per_device"].values()) / 450e9)
-    assert step["computing_seconds"] == pytest.approx(train["training_flops"] / train["steps"] / (4 * 989e12 * 0.4))
     printed = sftmix(*words, "--gpus", "16").out
     assert "note: no time is counted for communication" in printed
     assert "What lowers" not in printed

@@ -17,8 +17,7 @@ from sftmix.components.splitters import RandomSplit
 from sftmix.config import RunConfig
 from sftmix.options import LoraOptions, ModelOptions, ReferenceModel
 from sftmix.pipeline.rows import RunRows, read_rows
-from sftmix.tools.estimate.machine import Machine
-from sftmix.tools.estimate.work import Work, plan
+from sftmix.tools.estimate.work import Machine, Work, plan
 from tests.tools.estimate.configs import CPU, TRAINING, config, machine
 
 ALONE: dict[str, Any] = {"objective": NTP(), "splitter": RandomSplit()}

@@ -37,10 +37,7 @@ class Copy:
 def made(place: Path, *words: str, dropout: float = 0.1) -> Copy:
     """A run of six steps with checkpoints 2, 4 and 6 of train, and the same for the reference."""
     tiny, run = make_tiny(place, dropout=dropout), place / "run"
-    options = tiny.options
-    if "Online" in words:  # which has no checkpoints
-        at = options.index("--reference.checkpoints")
-        del options[at : at + 2]
+    options = tiny.bare if "Online" in words else tiny.options
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["run", *options, *WORDS, "--out", str(run), *words]) == 0
     return Copy(tiny, run)

@@ -14,6 +14,7 @@ from sftmix.common.files import commit_directory
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
 from sftmix.training.machine import going_on, machine_of, machines_between, same_bits
+from tests.tiny import sftmix as process
 from tests.tools.verify.runs import WORDS, certified, differing, one_bit_of_a_weight, replaced, unfinished
 
 ONE, TWO = {"device": "cpu", "cuda": None, "ranks": 1}, {"device": "cpu", "cuda": None, "ranks": 2}
@@ -97,7 +98,7 @@ def test_an_exported_model_that_nothing_holds_is_not_certified(copy_of_ntp, sftm
     """The checkpoint of the last step is gone, and the window ends before it."""
     copy_of_ntp.edit("train/model/model.safetensors", one_bit_of_a_weight)
     shutil.rmtree(copy_of_ntp.run / "train" / "checkpoints" / "step-00000006")
-    found = certified(sftmix, str(copy_of_ntp.run))
+    found = certified(sftmix, str(copy_of_ntp.run), "--from", "2")
     assert (found.code, found.same, found.exact) == (0, True, False)
     (note,) = (f["note"] for f in found.findings if f["same"] is None)
     assert note == "train/model: step 6 has no checkpoint; a window up to this step compares it"
@@ -126,3 +127,18 @@ def test_a_precision_that_this_device_has_not_is_refused(copy_of_ntp, sftmix):
     refused = sftmix("verify", str(copy_of_ntp.run))
     assert refused.code == 2
     assert "training.precision auto is another one here" in refused.err
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_run_of_two_ranks_is_verified_by_two_and_by_one(ntp, tmp_path, sftmix):
+    words = ["--objective", "NTP", "--training.max_steps", "4", "--checkpoint.every", "2", "--out", f"{tmp_path}/run"]
+    done = process("run", *ntp.tiny.options, *words, ranks=2)
+    assert done.returncode == 0, done.stderr
+    two = process("verify", str(tmp_path / "run"), "--json", ranks=2)
+    assert two.returncode == 0, two.stderr
+    found = json.loads(two.stdout)
+    assert (found["same"], found["exact"], found["machine"]["different"]) == (True, True, [])
+    assert found["sentence"] == ("steps 3 to 4 of train replayed: examples, losses, weights are the same, bit for bit")
+    by_one = certified(sftmix, str(tmp_path / "run"))
+    assert (by_one.code, by_one.same, by_one.machine["different"]) == (0, True, ["ranks is 2 in the run and 1 here"])

@@ -1,21 +1,16 @@
-"""What other stages made is verified, too: the selection, the split, a stage of another run, adapters, callbacks."""
+"""What other stages made is verified, too: the selection, the split, adapters, callbacks."""
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sftmix.common.errors import ConfigError
 from sftmix.common.steps import read_steps
 from sftmix.common.tables import read_columns, read_confidence, read_split, write_confidence, write_split, write_table
 from sftmix.components.base import Callback, CallbackResult
-from sftmix.config.read import read_config
-from sftmix.pipeline.recipe import run as run_recipe
-from sftmix.tools.verify.window import window_of
-from tests.tools.verify.runs import Copy, certified, differing, made, one_bit_of_a_weight, with_line
+from tests.tools.verify.runs import Copy, certified, differing, made, one_bit_of_a_weight
 
 
 def notes(found, kind: str, *, same: bool | None) -> list[str]:
@@ -73,46 +68,6 @@ def test_what_was_changed_before_the_training_is_found(honest, tmp_path, sftmix,
     found = certified(sftmix, str(stage.run), "--from", "0")
     assert (found.code, differing(found)) == (4, {"split"})
     assert [note[: len(told)] for note in notes(found, "split", same=False)] == [told]
-
-
-# ---------------------------------------------------------------------------------- stages of another run
-
-
-@pytest.fixture
-def adopted(ntp, tmp_path) -> Copy:
-    """A run beside another one, whose training it adopted; its files share no bytes with it."""
-    origin = shutil.copytree(ntp.run, tmp_path / "origin")
-    config = replace(read_config(origin / "config.yaml"), out=str(tmp_path / "run"))
-    run_recipe(config, pool=[origin])
-    assert (tmp_path / "run" / "train" / "adopted.json").exists()
-    for file in (p for p in (tmp_path / "run").rglob("*") if p.is_file() and p.stat().st_nlink > 1):
-        data = file.read_bytes()
-        file.unlink()
-        file.write_bytes(data)
-    return Copy(ntp.tiny, tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_an_adopted_stage_is_read_in_the_run_and_its_checkpoints_where_it_was_made(adopted, sftmix):
-    honest = certified(sftmix, str(adopted.run))
-    assert (honest.code, honest.exact, getattr(honest, "from")) == (0, True, 2)
-    adopted.edit("train/model/model.safetensors", one_bit_of_a_weight)
-    adopted.edit("train/metrics.jsonl", with_line(3, loss=0.5))
-    found = certified(sftmix, str(adopted.run))
-    assert (found.code, differing(found)) == (4, {"losses", "model"})
-
-
-@pytest.mark.slow
-def test_an_adopted_stage_is_verified_from_the_base_model_where_the_other_run_is_gone(adopted, sftmix):
-    origin = window_of(adopted.run).place.parent
-    shutil.rmtree(origin)
-    found = certified(sftmix, str(adopted.run))
-    assert (found.code, found.same, found.exact) == (0, True, False)
-    assert (getattr(found, "from"), found.to) == (0, 6)
-    assert [note.split(":")[0] for note in notes(found, "files", same=None)] == ["checkpoints"]
-    (adopted.run / "train" / "metrics.jsonl").unlink()
-    with pytest.raises(ConfigError, match=r"adopted from is gone"):
-        window_of(adopted.run)
 
 
 # ------------------------------------------------------------------------------------ adapters, callbacks
