@@ -93,7 +93,7 @@ class Signal(Component, ABC):
 
 
 def cosines(one: Any, other: Any) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield, for AT_ONCE rows at a time, the place of the first, the cosines with others [AT_ONCE, N] and with the own."""
+    """Yield for AT_ONCE rows at a time the place of the first, the cosines with others [AT_ONCE, N], with their own."""
     from sklearn.metrics.pairwise import linear_kernel
 
     for start in range(0, one.shape[0], AT_ONCE):
