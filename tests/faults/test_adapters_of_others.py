@@ -21,13 +21,10 @@ HOSTILE = {
     "a module to import": ({"megatron_config": {"a": 1}, "megatron_core": "megatron.evil"}, "megatron_config is {'a'"),
     "a key of a later version": ({"core_module": "megatron.evil"}, "core_module is 'megatron.evil'"),
     "another computation": ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is [1], and such adapters"),
-    "an unknown type": ({"peft_type": "X"}, "peft_type is 'X'; only LORA is loaded"),
     "another type": ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA is loaded"),
-    "no base": ({"base_model_name_or_path": None}, "names no base model"),
     "a base that is no name": ({"base_model_name_or_path": {"a": 1}}, "names no base model"),
     "a URL as base": ({"base_model_name_or_path": "https://example.com/x"}, "is not a directory"),
     "a rank of text": ({"r": "a"}, "PEFT "),
-    "a negative rank": ({"r": -1}, "PEFT "),
     "no such module": ({"target_modules": ["nothing"]}, "PEFT cannot follow it in LlamaForCausalLM"),
     "another rank": ({"r": 3}, "does not hold the adapters"),
 }

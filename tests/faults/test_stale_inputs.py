@@ -61,7 +61,6 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "split, deleted": (lambda p: (p / "run" / "split" / "split.parquet").unlink(), "split.parquet"),
     "learning rate": (lambda p: ["--training.learning_rate", "0.02"], "learning_rate: 0.01 -> 0.02"),
     "seed": (lambda p: ["--seed", "43"], "seed: 42 -> 43"),
-    "batch size": (lambda p: ["--training.global_batch_size", "10"], "global_batch_size: 8 -> 10"),
     "mu": (lambda p: ["--objective.mu", "0.3"], "mu: 0.2 -> 0.3"),
 }
 

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import plotly.offline
 import pyarrow.parquet as pq
-from markupsafe import Markup
 
 import sftmix
 from sftmix.batches.collate import collate
@@ -124,15 +123,12 @@ def _write_page(to: Path, title: str, about: str, plots: Mapping[str, Any], **pa
         loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.ChainableUndefined
     )
     environment.filters["figure"] = short
-    environment.filters["js"] = lambda value: str(value).replace("inf", "Infinity")
-    # It cannot end the script element that holds it.
-    environment.filters["json"] = lambda figure: Markup(figure.to_json(engine="json").replace("<", "\\u003c"))
     html = environment.get_template("page.html").render(
         title=title,
         about=about,
         plots=plots,
         version=sftmix.__version__,
-        plotly=Markup(plotly.offline.get_plotlyjs()),
+        plotly=plotly.offline.get_plotlyjs(),
         **parts,
     )
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,9 @@ def main(args: argparse.Namespace) -> None:
     """Print the first rows, and write all of them as CSV and Parquet: a score is the largest weighted percentile."""
     import pandas as pd
 
-    run = Path(args.rows[0]) if len(args.rows) == 1 and is_run(args.rows[0]) else None
+    run = Path(args.rows[0]) if is_run(args.rows[0]) else None
+    if run and len(args.rows) > 1:
+        raise ConfigError(f"suspects takes one run, or files of rows, and not {' '.join(args.rows)}")
     if run:
         examples, dynamics, hard = _of_run(run)
     else:

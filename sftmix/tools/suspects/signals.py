@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.progress import progress_bar
+from sftmix.common.progress import progress_bar, without_bars_of_transformers
 from sftmix.components.base import Component
 from sftmix.components.confidence import perplexity
 from sftmix.types import Float64, Rows, TrainingDynamics
@@ -55,7 +55,8 @@ class SuspectRows:
 
             cut = {"truncation": True, "max_length": 256}
             model = str(Path(package.origin or "").parent / "model")
-            embed = pipeline("feature-extraction", model, tokenize_kwargs=cut, return_tensors=True)
+            with without_bars_of_transformers():
+                embed = pipeline("feature-extraction", model, tokenize_kwargs=cut, return_tensors=True)
             texts, means = [*self.prompts, *self.responses], []
             with progress_bar("Embedding", total=len(texts), unit=" texts", delay=1) as bar:
                 for text in texts:  # of a list it would hold all states

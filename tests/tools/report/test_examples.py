@@ -1,7 +1,6 @@
 """The table of all examples against the run's own files and transformers."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +87,15 @@ def test_both_ends_have_a_place_on_the_map(examples):
     assert len(placed[["x", "y"]].drop_duplicates()) == 20
 
 
-def test_a_run_whose_rows_have_changed_is_not_reported(run, tmp_path, monkeypatch):
-    for file in ("train.jsonl", "eval.jsonl"):
-        shutil.copy(run.parent / file, tmp_path)
-    shutil.copytree(run.parent / "model", tmp_path / "model")
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "model"))
-    config = (tmp_path / "run" / "config.yaml").read_text().replace(str(run.parent), str(tmp_path))
-    (tmp_path / "run" / "config.yaml").write_text(config)
-    monkeypatch.chdir(tmp_path)
-    write_report([Path("run")], map_size=0)
-    Path("eval.jsonl").write_text(Path("eval.jsonl").read_text().replace('"output": "', '"output": "more ', 1))
-    with pytest.raises(ConfigError, match="run was made from other rows"):
-        write_report([Path("run")], map_size=0)
+def test_a_run_whose_rows_have_changed_is_not_reported(run):
+    file = run.parent / "eval.jsonl"
+    text = file.read_text()
+    file.write_text(text.replace('"output": "', '"output": "more ', 1))
+    try:
+        with pytest.raises(ConfigError, match="run was made from other rows"):
+            write_report([run], run.parent / "none.html", map_size=0)
+    finally:
+        file.write_text(text)
 
 
 @pytest.mark.slow

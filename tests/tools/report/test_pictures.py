@@ -67,6 +67,7 @@ def test_hovers_are_escaped_and_short():
     assert len(hover) < 1200
     assert "<" not in hover.replace("<br>", "")
     assert "&lt;/script&gt;" in hover
+    assert "<" not in pictures.figure("</script>", "y").to_json(engine="json")  # the page takes it as it is
 
 
 def test_the_first_pairs_are_shown_token_by_token(finished):
