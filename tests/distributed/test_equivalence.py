@@ -140,18 +140,21 @@ def test_two_ranks_train_the_adapters_of_one(plain, adapted, tmp_path, parallel)
 
 
 @pytest.mark.parametrize(
-    ("stage", "step"),
-    [("reference", 7), ("train", 7), ("train", 8)],
-    ids=["reference", "mid epoch", "end of epoch"],
+    ("stage", "step", "ranks"),
+    [("reference", 7, 1), ("train", 7, 1), ("train", 8, 1), ("train", 6, 2)],
+    ids=["reference", "mid epoch", "end of epoch", "fsdp"],
 )
 @pytest.mark.slow
-def test_a_run_continued_after_kill_is_the_uninterrupted_run(small, one, tmp_path, stage, step):
-    """On two ranks: tests/faults/test_torchrun.py."""
+def test_a_run_continued_after_kill_is_the_uninterrupted_run(small, one, tmp_path, stage, step, ranks):
+    words, whole = ["run", *small.options, "--out", "run", "--checkpoint.every", "4"], one
+    if ranks > 1:
+        words += ["--training.parallel", "fsdp"]
+        whole = from_split(one, tmp_path / "whole")
+        command(*words, cwd=whole.parent, ranks=ranks)
     if stage == "train":
         from_split(one, tmp_path)
-    words = ["run", *small.options, "--out", "run", "--checkpoint.every", "4"]
     mine = KillIn("training/step.py", "train_step", call=step + 1)
-    assert ended(words, cwd=tmp_path, faults=[mine]).code == SIGKILLED
+    assert ended(words, cwd=tmp_path, faults=[mine] * ranks).codes == [SIGKILLED] * ranks
     assert len(steps(tmp_path / "run", stage)) < 12
-    command(*words, cwd=tmp_path)
-    assert_same(tmp_path / "run", one)
+    command(*words, cwd=tmp_path, ranks=ranks)
+    assert_same(tmp_path / "run", whole)

@@ -101,3 +101,20 @@ def test_lines_with_other_ends_and_lists_over_many_lines(tmp_path, name):
     convert("medqa_4options", tmp_path / name, tmp_path / "rows")
     measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows"))
     assert (len(measured), len(shots)) == (2, SHOTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "test", "questions"),
+    [
+        ("medqa_4options", "medqa_4options_test_800.jsonl", None, 780),
+        ("medqa_5options", "medqa_5options_test_800.jsonl", None, 780),
+        ("medmcqa", "medmcqa_2000.jsonl", None, 1980),
+        ("pubmedqa", "pubmedqa_ori_pqal.json", "pubmedqa_test_ground_truth.json", 500),
+    ],
+)
+def test_the_public_files(tmp_path, shared, name, file, test, questions):
+    medical = shared / "data" / "medical"
+    convert(name, medical / file, tmp_path, test=medical / test if test else None)
+    measured, shots = map(lines, files_of(name, tmp_path))
+    assert len(measured) == questions
+    assert not {row["question"] for row in measured} & {row["question"] for row in shots}
