@@ -130,25 +130,19 @@ def test_of_two_that_need_the_same_one_builds_it(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpaceError), (errno.EACCES, ConfigError)])
-def test_a_cache_that_cannot_be_written(number, kind, tmp_path):
-    def build(directory):
-        raise OSError(number, os.strerror(number))
-
-    with pytest.raises(kind, match=r"--data\.cache_dir or \$SFTMIX_CACHE"):
-        get_or_build(str(tmp_path), "key", build)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("name", ["rows.jsonl", "novel.txt"])
-def test_a_full_disk_is_not_taken_for_a_file_that_cannot_be_read(name, write, options, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_not_taken_for_a_file_that_cannot_be_read(
+    name, number, kind, write, options, monkeypatch, tmp_path
+):
     path = write(name, json.dumps(ROWS[0]) + "\n")
 
     def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("sftmix.data.rows.write_rows", full)
-    with pytest.raises(NoSpaceError, match=r"cannot write the tokenisation cache"):
+    with pytest.raises(kind, match=r"cannot write the tokenisation cache.*--data\.cache_dir or \$SFTMIX_CACHE"):
         prepare(options(path), 0, progress=False)
+    assert not list((tmp_path / "cache").iterdir())
 
 
 # ------------------------------------------------------------------------------ dropped, kept and split

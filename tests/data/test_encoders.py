@@ -3,8 +3,7 @@
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.encoders import encoder_for, make_encoder
-from sftmix.options import DataOptions
+from sftmix.data.encoders import make_encoder
 from tests.data.small_tokenizers import NO_END, chatml_tokenizer
 
 CHAT = [
@@ -119,15 +118,13 @@ def test_an_unknown_name_lists_what_there_is(small):
         make_encoder(small["bos"], "alpacca")
 
 
-def test_named_templates_without_a_default_are_refused_until_one_is_chosen(tmp_path):
+def test_named_templates_without_a_default_are_refused_until_one_is_chosen():
     """Several may belong to a tokenizer; the one called default is what transformers takes."""
     tokenizer = chatml_tokenizer()
     tokenizer.chat_template = {"rag": NO_END, "tool_use": NO_GENERATION_PROMPT}
     refusal = r"data\.template: the tokenizer's own chat templates are 'rag', 'tool_use', and none is called default"
     with pytest.raises(ConfigError, match=refusal):
         make_encoder(tokenizer)
-    with pytest.raises(ConfigError, match=refusal):
-        encoder_for(tokenizer, DataOptions(train=["rows.jsonl"], cache_dir=str(tmp_path)))
     assert make_encoder(tokenizer, "chatml").name == "chatml"
     tokenizer.chat_template["default"] = tokenizer.chat_template["rag"]
     assert make_encoder(tokenizer).appends_end

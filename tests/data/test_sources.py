@@ -86,9 +86,9 @@ def test_rows_on_one_line_have_their_index_and_the_ids_do_not(write, read):
     good = [{"instruction": f"a{i}", "output": "b"} for i in range(4)]
     one_line, lines = (read(write(name, good)).train for name in ("one.json", "lines.jsonl"))
     assert one_line.values("id") == lines.values("id")
-    row = json.dumps(good[0])
-    mixed = read(write("several.json", f"[{row},\n{row}, {row},\n\n{row}]")).train
-    assert [place.rpartition(":")[2] for place in mixed.values("source")] == ["1", "2", "2[2]", "4"]
+    row, tall = json.dumps(good[0]), json.dumps(good[0], indent=1)
+    mixed = read(write("several.json", f"[{row},\n{row}, {row},\n\n{tall},\n{row}]")).train
+    assert [place.rpartition(":")[2] for place in mixed.values("source")] == ["1", "2", "2[2]", "4", "8"]
 
 
 # -------------------------------------------------------------------------------------------------- tables
