@@ -45,7 +45,8 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[R
     """Measure N rows in one pass, together with all ranks: their scores, Brier sums f64[N], and the figures.
 
     The figures are the same on each rank: ECE, Brier, NLL before and after temperature scaling, reliability curve.
-    Raises NonFiniteError if a row has no NLL.
+    `reliability` has the bins of the curve, each with mean confidence, accuracy and number of tokens; the other figures
+    are those of the table in docs/calibration.md. Raises NonFiniteError if a row has no NLL.
     """
     confidences, hits, *sums = scorer.columns(module, data, _measure)
     brier_sum, tempered = map(np.array, sums)
@@ -93,6 +94,11 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
 
 
 def _of_logits(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Return the statistics of a block of logits x [T, V]; one buffer of its size serves all temperatures.
+
+    With p the distribution at temperature tau and b = 1 / tau, the NLL is log sum_k exp(b x_k) - b x_label; by b its
+    first derivative is E_p[x] - x_label, and its second the variance of x under p.
+    """
     x = (x - x.amax(1, keepdim=True)).clamp_(min=torch.finfo(x.dtype).min)  # a masked -inf times 0 would be NaN
     at_label = x.gather(1, labels[:, None]).squeeze(1)
     totals, tempered, e = [], [], torch.empty_like(x)
@@ -159,7 +165,10 @@ def nll_curve(sums: Float64) -> Any:
 
 
 def best_temperature(curve: Any) -> float:
-    """Return the tau in [TAUS[-1], TAUS[0]] with the smallest NLL, which is convex in 1 / tau: it has one minimum."""
+    """Return the tau in [TAUS[-1], TAUS[0]] with the smallest NLL, which is convex in 1 / tau: it has one minimum.
+
+    curve  of `nll_curve`. Where its slope has one sign throughout, the minimum is at an end of the range.
+    """
     from scipy.optimize import brentq
 
     slope, low, high = curve.derivative(), curve.x[0], curve.x[-1]

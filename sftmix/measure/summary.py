@@ -86,6 +86,10 @@ def made_by(world_size: int) -> dict[str, object]:
 
 
 def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
+    """Return what the summary tells of the target, and under `baseline` of the NTP run beside it, if there is one.
+
+    stages  stage -> its figures; train and base are among them
+    """
     train, baseline = stages["train"], stages.get("baseline")
     figures = {
         "eval_nll_before": stages["base"].get("eval_nll"),
@@ -101,6 +105,11 @@ def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arm(figures: dict[str, Any], spread: dict[str, Any]) -> dict[str, Any]:
+    """Return what the summary tells of a trained model, under the same names for target and baseline.
+
+    figures  of its stage
+    spread   of `confidence_std`
+    """
     told = {name: figures.get(name) for name in _OF_ARM}
     return {"eval_nll_after": figures.get("eval_nll"), **told, "confidence_std": spread}
 

@@ -42,7 +42,14 @@ class Stage:
 
 @dataclass
 class RunContext:
-    """One run in progress; `enter` is the runner of its stages."""
+    """One run in progress; `enter` is the runner of its stages.
+
+    config     the configuration, with the format of the rows settled
+    world      the ranks of the run, which call each method together
+    directory  the run directory, which is held
+    stop       the signals that end the run between two stages
+    rows       training and held-out rows, as the target sees them
+    """
 
     config: RunConfig
     world: World
@@ -60,6 +67,7 @@ class RunContext:
         return self.world.share(self.world.on_main(work))
 
     def say(self, text: str) -> None:
+        """Print a line on rank 0, at once."""
         if self.world.is_main:
             print(text, flush=True)
 

@@ -98,6 +98,9 @@ class Hold:
 class RunDirectory(Hold):
     """`with RunDirectory(path, world) as run:` holds the lock and keeps STATUS.json up to date (rank 0 writes).
 
+    A stage is made between `begin`, which says whether there is anything to do, and `finish`. Every rank calls each of
+    these; rank 0 reads and writes.
+
     pool  sibling run directories whose finished stages are adopted where their inputs are the same
     """
 

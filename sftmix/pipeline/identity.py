@@ -126,6 +126,7 @@ def _made(known: Known, name: str) -> str:
 
 
 def _precision(known: Known, options: TrainingOptions) -> str:
+    """Return fp32 or bf16; what `auto` means depends on the device, so it is UNKNOWN without ranks."""
     if known.world is None:
         return UNKNOWN if options.precision == "auto" else options.precision
     from sftmix.training.parallel import resolve_precision
@@ -158,6 +159,7 @@ def _rows_and_model(known: Known) -> Inputs:
 
 
 def _held_out(known: Known) -> str | None:
+    """Return the fingerprint of the held-out rows; None if there are none."""
     if known.rows is None:
         return UNKNOWN
     rows = known.rows.data.eval

@@ -86,7 +86,11 @@ def load_for_run(
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
-    """Make the scorer of rows under a wrapped module, for the stage of that name."""
+    """Make the scorer of rows under a wrapped module, for the stage of that name.
+
+    options    whose precision counts
+    token_nll  also keep the NLL of every response token
+    """
     return Scorer(
         world=world,
         precision=resolve_precision(options.precision, world.device),
@@ -258,7 +262,10 @@ def encoder_of(finished: FinishedModel) -> Encoder:
 
 
 def _weights(finished: FinishedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Load the weights of a model; dtype None: as they are stored."""
+    """Load the weights of a model; dtype None: as they are stored.
+
+    Adapters, and the base model of a run with adapters, are quantised as they were in training.
+    """
     options = ModelOptions() if finished.run is None else read_finished(finished.run).model
     adapters = (Path(finished.path) / "adapter_config.json").exists()
     base = base_of_adapters(Path(finished.path)) if adapters else finished.path

@@ -129,7 +129,11 @@ def rows_of_reference(
 
 
 class ReferenceRun:
-    """The pipeline's ReferenceContext: one NTP run of the training loop with scoring."""
+    """The pipeline's ReferenceContext (`sftmix.components.base`): training with scoring, or scoring alone.
+
+    ids      of the target's training rows; a reference scores these and no others
+    figures  of the stage, once one of the methods has trained or scored
+    """
 
     def __init__(self, run: RunContext) -> None:
         self._run, self.ids = run, run.rows.data.train.ids
@@ -137,6 +141,7 @@ class ReferenceRun:
         self.figures: dict[str, Any] = {}
 
     def content_hashes(self) -> list[str]:
+        """Return the hash of each example's turns, in row order."""
         return self._run.rows.data.train.content_hashes()
 
     def train_and_score(
@@ -148,6 +153,10 @@ class ReferenceRun:
         token_nll: bool = False,
         response_alone: bool = False,
     ) -> TrainingDynamics:
+        """Train by NTP, in an order of its own, and score every example at the checkpoints.
+
+        Online, nothing is scored: the losses of whole epochs are taken from the training steps.
+        """
         run, config, model = self._run, self._run.config, model or ReferenceModel()
         path, encoder, data = self._rows(model)
         options, seed = training_of_reference(config, training)
@@ -193,12 +202,14 @@ class ReferenceRun:
         return scoring.dynamics()
 
     def _train(self, stage: TrainingStage) -> None:
+        """Train the stage; its figures tell, too, how its loss began and ended."""
         figures = self._run.train(stage).figures
         self.figures = {**figures, **self._run.on_main(lambda: ends_of_loss(stage.directory))}
 
     def score_models(
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
     ) -> TrainingDynamics:
+        """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
         run, started = self._run, time.perf_counter()
 
         def scores_of(number: int, path: str) -> RowScores:
@@ -217,6 +228,7 @@ class ReferenceRun:
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
     ) -> TrainingDynamics:
+        """Score every example by functions of a row, on rank 0; the file of each holds what was scored so far."""
         run = self._run
         _, encoder, data = self._rows(model, key="reference.tokenizer")
         if data.packed:

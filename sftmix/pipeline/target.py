@@ -127,7 +127,10 @@ def training_stage(
 
 
 def base_stage(run: RunContext) -> Stage:
-    """The measurement of the untrained model, once for all arms; it comes after them, so that no step waits for it."""
+    """The measurement of the untrained model, once for all arms; it comes after them, so that no step waits for it.
+
+    Of a QLoRA run it is the quantised model, on which the adapters stand.
+    """
 
     def make() -> Made:
         config, rows = run.config, run.rows
@@ -205,6 +208,7 @@ def dynamics_of_single_run(run: RunContext) -> TrainingDynamics | None:
 
 
 def _losses(run: RunContext) -> OnlineLosses:
+    """Return the losses of the target's epochs; the stage that trains keeps one of these to record them."""
     return OnlineLosses(run.rows.data.train.ids, run.path / "train" / "online", run.world)
 
 
