@@ -255,13 +255,16 @@ def _hub(name: str, option: str) -> Any:
     datasets.disable_progress_bars()  # ours tell of the rows
     path, subset, split = hub_parts(name) or (name, None, "train")
     try:
-        return datasets.load_dataset(path, subset, split=split)
+        dataset = datasets.load_dataset(path, subset, split=split)
     except Exception as error:  # the hub client raises errors of many libraries, some of them pages long
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(
             f"{option}: {name}: there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT) it cannot be "
             f"loaded: {reason}. Without a network, name the data set's files instead."
         ) from error
+    if not isinstance(dataset, datasets.Dataset):
+        raise DataError(f"{option}: {name}: streaming datasets are not supported: the median split needs every score")
+    return dataset
 
 
 def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:

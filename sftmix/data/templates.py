@@ -40,7 +40,7 @@ CHATML = """\
 
 NAMED = {"alpaca": ALPACA, "chatml": CHATML}
 
-NUL = "\0"
+NUL, NUL_IN_JSON = "\0", r"\u0000"
 
 _SAME_DAY = """\
 {% macro strftime_now(form) %}\
@@ -236,10 +236,15 @@ class Encoder:
     def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:
         """Render each conversation, of turns with `content`; `prompt` adds the generation prompt.
 
-        Raises TemplateRefusal.
+        Raises TemplateRefusal, also for a template that writes a NUL of the content as text (`tojson`).
         """
         assert self.chat_template is not None, "plain text has no turns to render"
-        return render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
+        texts = render(self.tokenizer, self.chat_template, conversations, prompt=prompt)
+        for chat, text in zip(conversations, texts, strict=True):
+            contents = "".join(turn["content"] for turn in chat)
+            if NUL in contents and text.count(NUL_IN_JSON) > contents.count(NUL_IN_JSON):
+                raise TemplateRefusal("it writes content as JSON, in which special tokens cannot be told from text")
+        return texts
 
     def content(self, text: str) -> str:
         """Return what a row says, as `render` and `tokenize` take it: the special tokens in it become text."""

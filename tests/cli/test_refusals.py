@@ -106,7 +106,7 @@ def test_rows_that_cannot_be_read_leave_a_finished_run_as_it_was(finished, copie
     tiny.train.write_text('{"instruction": "no response"}\n' * 9)
     before = contents(copied)
     for rows, message in (
-        (str(tiny.train), "train.jsonl:1: format not recognised"),
+        (str(tiny.train), "train.jsonl:1: field 'output' is missing"),
         (missing(tiny.train), "no such file"),
     ):
         done = sftmix(*with_rows(finished.words, "--data.train", rows), "--out", str(copied))

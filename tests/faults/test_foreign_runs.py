@@ -71,7 +71,7 @@ def test_one_line_of_error(name, content, code, words, commands, run, sftmix, tm
         words_given = [first, *more, str(run)] if command is RUN else [first, str(run), *more]
         ended = sftmix(*words_given)
         assert ended.code == code, (command, ended.err)
-        assert words in ended.err
+        assert words in ended.err + ended.out
         assert len([line for line in ended.err.splitlines() if line.startswith("error: ")]) == (code != 0)
         assert not {"\x1b", "\x07"} & {*ended.out, *ended.err}
 

@@ -78,7 +78,7 @@ def rows() -> ToyRows:
 def alone(model: PreTrainedModel, data: ToyRows) -> torch.Tensor:
     """Hidden states that predict the targets, from one forward pass for each document."""
     parts = []
-    for window, lengths in zip(data.rows, WINDOWS, strict=True):
+    for window, lengths in zip(data, WINDOWS, strict=True):
         for document in np.split(window.input_ids, np.cumsum(lengths)[:-1]):
             ids = torch.from_numpy(document)[None]
             parts.append(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, :-1])
