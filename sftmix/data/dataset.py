@@ -194,7 +194,7 @@ def encode(
                 stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
             report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
             if is_text and report.train == limit:
-                report.notes.append(f"the first {limit:,} training windows are used, the rest left out (data.limit)")
+                report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
             return report.to_dict()
 
         key = key_of("tokens", rows.cache_key, settings)

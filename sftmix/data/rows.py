@@ -98,7 +98,7 @@ def _check_kind(options: DataOptions, text: bool) -> None:
         if options.packing:
             raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
         return
-    names = ["template", "multi_turn", "labels"]
+    names = ["template", "multi_turn", "labels", "num_proc"]
     if options.packing is not False:  # a window holds several documents
         names.append("label_field")
     for name in names:

@@ -144,5 +144,5 @@ def test_held_out_files_and_limit(write, options, encoders):
     assert data.train.ids == full.train.ids[:2]
     assert data.train.fingerprint != full.train.fingerprint
     assert len(data.eval) == len(full.eval) > 2
-    assert "the first 2 training windows are used, the rest left out (data.limit)" in data.report.notes
+    assert "no more than the first 2 training windows are used (data.limit)" in data.report.notes
     assert data.report.counts == {"eval_in_train": 1}
