@@ -257,7 +257,7 @@ from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
 pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **more: None
-pipeline.recipe.run = lambda config, until: {}
+pipeline.recipe.run = lambda config, until, validated: {}
 pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
 pipeline.start.export_run = lambda *args, **options: None
 pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []

@@ -168,7 +168,8 @@ def formatted(parts: Mapping[str, Iterable[Row]], **texts: Any) -> str:
     for title, rows in parts.items():
         group = parser.add_argument_group(title)
         for key, value, doc in rows:
-            group.add_argument(f"--{key}", metavar=value, help=doc.replace("%", "%%"))
+            action: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+            group.add_argument(f"--{key}", help=doc.replace("%", "%%"), **action)
     return parser.format_help()
 
 

@@ -114,10 +114,10 @@ def refuse(problems: Sequence[str], where: str) -> None:
         raise ConfigError("\n  - ".join([f"{len(problems)} problems in {where}", *problems]))
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """Return the allowed word that is most like this one, or "" if none is; `ntp` is near NTP."""
+def nearest(word: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """Return the allowed word that is most like this one, from `cutoff` on, or "" if none is; `ntp` is near NTP."""
     by_small = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(word.lower(), by_small, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word.lower(), by_small, n=1, cutoff=cutoff)
     return by_small[close[0]] if close else ""
 
 

@@ -165,9 +165,9 @@ class Reference(Component, ABC):
     """
 
     option = "reference"
-    needs = frozenset({Need.TRAINING, Need.SCORING})
+    needs: AbstractSet[Need] = frozenset({Need.TRAINING, Need.SCORING})
     """Without TRAINING, seed and training options do not matter; without SCORING, `collect` needs no ranks."""
-    gives = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
+    gives: AbstractSet[Need] = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
     """What the dynamics hold; a confidence that needs something else is refused before any work."""
     model: ReferenceModel | None = None
     """The model that is trained or scores; None: the target's base model."""
@@ -208,7 +208,7 @@ class Splitter(Component, ABC):
     """Scores -> groups, most confident first."""
 
     option = "splitter"
-    needs = frozenset({Need.CONFIDENCE})
+    needs: AbstractSet[Need] = frozenset({Need.CONFIDENCE})
     """Empty if the split comes from labels or a file: then no reference is trained."""
 
     @abstractmethod
@@ -379,7 +379,7 @@ class Callback(Component):
     """
 
     option = "callbacks"
-    gives = frozenset({Need.EVALUATIONS, Need.STOP})
+    gives: AbstractSet[Need] = frozenset({Need.EVALUATIONS, Need.STOP})
     """Without STOP it never stops training, so that a run is the same with and without it."""
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:

@@ -7,6 +7,7 @@ allowed. All of it is looked at where the answer arrives.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -58,7 +59,7 @@ ANY = -1
 
 def broken(component: Component, answer: str, allowed: str) -> ContractError:
     """Return the error of a component whose answer is not allowed."""
-    return ContractError(f"{component.option} {type(component).__name__} returned {answer}; allowed: {allowed}")
+    return ContractError(f"{type(component).option} {type(component).__name__} returned {answer}; allowed: {allowed}")
 
 
 def check_dynamics(reference: Reference, dynamics: TrainingDynamics) -> TrainingDynamics:
@@ -148,6 +149,9 @@ def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
     import torch
 
     _check_type(objective, plan, Plan)
+    _check_type(objective, plan.pairs, torch.Tensor, "pairs ")
+    if plan.mixup_mean not in ("own", "ntp"):
+        raise broken(objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
     many = (len(plan.pairs),)
     for name, shape in (
         ("pairs", (*many, 2)),
@@ -185,7 +189,7 @@ def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
     shapes = {"loss": (), "nll": tuple(plan.row_weight.shape), "mixup": tuple(plan.lam.shape)}
     for name, shape in shapes.items():
         value, graph = getattr(out, name), {True: "with a graph", False: "detached"}
-        _check_type(objective, value, functional.Tensor)
+        _check_type(objective, value, functional.Tensor, f"{name} ")
         if tuple(value.shape) != shape or value.requires_grad is not (name == "loss"):
             answer = f"{name} {_described(value)}, {graph[value.requires_grad]}"
             raise broken(objective, answer, f"a tensor {list(shape)}, {graph[name == 'loss']}")
@@ -206,7 +210,7 @@ def check_callback_result(callback: Callback, hook: str, result: CallbackResult 
     if result is None:
         return None
     _check_type(callback, result, CallbackResult)
-    if not all(isinstance(value, Real) for value in result.metrics.values()):
+    if not isinstance(result.metrics, Mapping) or not all(isinstance(value, Real) for value in result.metrics.values()):
         raise broken(callback, f"metrics {result.metrics!r}", "a mapping of names to numbers")
     reserved = OWN_OF_STAGE if hook == "on_stage_end" else OWN_OF_STEP
     if taken := sorted(reserved & result.metrics.keys()):
@@ -215,9 +219,9 @@ def check_callback_result(callback: Callback, hook: str, result: CallbackResult 
     return replace(result, metrics=plain_value(dict(result.metrics)))
 
 
-def _check_type(component: Component, answer: object, kind: type) -> None:
+def _check_type(component: Component, answer: object, kind: type, name: str = "") -> None:
     if not isinstance(answer, kind):
-        raise broken(component, _described(answer), f"{kind.__module__}.{kind.__name__}")
+        raise broken(component, f"{name}{_described(answer)}", f"{kind.__module__}.{kind.__name__}")
 
 
 def _array(

@@ -66,6 +66,7 @@ class FromEndpoint(Reference):
         require(of_http, "reference.url", url, "http://HOST:PORT/v1, or https")
         require(concurrency >= 1, "reference.concurrency", concurrency, "1 and above")
         self.rows = ReferenceModel(path=tokenizer or "", template=template, max_length=max_length)
+        require(retries >= 0, "reference.retries", retries, "0 and above")
         self.name, self.concurrency, self.retries, self.key_variable = model, concurrency, retries, key_variable
 
     def most_checkpoints(self, epochs: float | None) -> int | None:

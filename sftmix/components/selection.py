@@ -72,10 +72,12 @@ class ScoreAtLeast(Selector):
         for example_id, value in zip(scores.id, _column(columns, self.field), strict=True):
             try:
                 values.append(-math.inf if value in (None, "") else float(value))
-            except ValueError as error:
+            except ValueError:
+                values.append(math.nan)
+            if math.isnan(values[-1]):
                 raise ConfigError(
                     f"selector.field {self.field!r} is not a column of numbers: example {example_id} has {value!r}"
-                ) from error
+                )
         return np.flatnonzero(np.array(values) >= self.threshold)
 
 

@@ -124,8 +124,8 @@ class FromFile(Splitter):
         if missing or extra:
             raise DataError(
                 f"splitter.path: {self.path} is a split of other examples: {len(missing):,} of {len(scores):,} are "
-                f"missing from it (first {missing[:1]}), and {len(extra):,} of its {len(ids):,} are not trained on "
-                f"(first {extra[:1]}); make it from the same rows, selection and data.max_length"
+                f"missing from it, and {len(extra):,} of its {len(ids):,} are not trained on (first: "
+                f"{[*missing, *extra][0]}); make it from the same rows, selection and data.max_length"
             )
         return Split(group=np.asarray([group[i] for i in scores.id], dtype=np.int8), names=stored.names)
 

@@ -146,8 +146,13 @@ def own_modules(*, outside: Path | None = None) -> Iterator[None]:
 def import_class(path: str) -> type:
     """Import the class at an import path; the working directory is searched for it last."""
     module, _, name = path.rpartition(".")
-    with own_modules():
-        owner = importlib.import_module(module)
+    try:
+        with own_modules():
+            owner = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module or "." not in module:
+            raise
+        return getattr(import_class(module), name)  # a class inside a class
     found: type = getattr(owner, name)
     return found
 

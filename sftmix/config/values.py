@@ -167,9 +167,9 @@ def unknown_option(key: str) -> ConfigError:
     siblings = [option for option in allowed if dot and option.startswith(f"{group}.")]
     by_name: dict[str, str] = {}
     for option in [*siblings, *allowed]:
-        for name in (option.rpartition(".")[2], *ELSEWHERE.get(option, ())):
+        for name in (option.rpartition(".")[2], *ELSEWHERE.get(option, ()), *choices(option_hints().get(option))):
             by_name.setdefault(name, option)
-    near = by_name.get(nearest(key.rpartition(".")[2], by_name), "")
+    near = by_name.get(nearest(key.rpartition(".")[2], by_name, cutoff=0.6), "")
     return ConfigError(told(f"unknown option {key}", near, f"--help {group if siblings else 'all'} lists them"))
 
 

@@ -208,8 +208,8 @@ def _tails(rows: Conversations, fraction: float, report: DataReport) -> tuple[Co
         f"{len(rows.records):,} documents are too few to hold out whole ones: the last {fraction:.2%} of each is held "
         "out (it goes on where training stops, so its loss says little about other texts)"
     )
-    sides = []
-    for parts in (np.array(bounds)[:, :2], np.array(bounds)[:, 1:]):
+    sides, cuts = [], np.array(bounds, dtype=np.int64).reshape(-1, 3)
+    for parts in (cuts[:, :2], cuts[:, 1:]):
         some = parts[:, 0] < parts[:, 1]  # of a document of a few characters one part is empty
         sides.append(rows.some(rows.records[some], parts[some]))
     return sides[0], sides[1]

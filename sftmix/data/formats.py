@@ -202,7 +202,7 @@ def _turns(row: Mapping[str, Any], field: str) -> list[Message]:
         where = f"{field}[{place}]"
         if not isinstance(turn, Mapping):
             raise BadRow(f"{where} must be an object, found {quoted(turn)}")
-        role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
+        role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
         if content_key not in turn:
             raise BadRow(f"{where} has no {content_key!r}")
         if turn.get("tool_calls") or turn.get("function_call"):

@@ -123,6 +123,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     label_field = options.label_field if train else None
     sources = expand(names, option, options.format, labels)
     columns = Columns(options.columns)
+    label_field = next((field for field, column in columns.names.items() if column == label_field), label_field)
     is_text = holds_text(sources, options.format, option, columns)
     form = TEXT if is_text else options.format
     marks = [source.label for source in sources] if labels else label_field

@@ -141,6 +141,8 @@ def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) 
 
     tempered  f64[N, len(TAUS), 3], the last of `token_statistics` summed over the tokens of each row
     """
+    if len(ids) < 2:  # nothing to fit on
+        return dict.fromkeys(("nll_temperature_scaled", "temperature", "temperatures", "temperature_at_limit"))
     ranked = sorted(range(len(ids)), key=lambda i: stable_hash("calibration_fold", ids[i]))
     curves = [nll_curve(tempered[sorted(ranked[k::2])].sum(axis=0)) for k in (0, 1)]
     taus = [best_temperature(curve) for curve in curves]

@@ -176,7 +176,7 @@ class RunDirectory(Hold):
             write_json(directory / "figures.json", figures)
             hashes = {}
             for output in (directory / name for name in [*outputs, "figures.json"]):
-                for file in filter(Path.is_file, [output, *sorted(output.rglob("*"))]):
+                for file in [file for file in sorted(output.rglob("*")) if file.is_file()] or [output]:
                     hashes[file.relative_to(directory).as_posix()] = sha256_file(file)
             write_json(directory / MANIFEST, {"files": hashes})
 

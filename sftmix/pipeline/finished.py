@@ -44,7 +44,9 @@ def finished_models(place: str | Path, names: Sequence[str] = (TARGET,)) -> list
     Raises ConfigError for a model that is not there; DifferenceError for a model of a run whose files, or those beside
     it in its stage, were changed since.
     """
-    return [_model(name, *((str(place), name) if name in OF_A_RUN else (name, TARGET))) for name in names]
+    return [
+        _model(name, *((str(place), name) if name in OF_A_RUN else (name, TARGET))) for name in map(str.strip, names)
+    ]
 
 
 def is_run(place: str | Path) -> bool:

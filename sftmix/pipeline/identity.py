@@ -243,8 +243,12 @@ def config_of_arm(config: RunConfig, name: str) -> RunConfig:
 
 def arm_inputs(known: Known, name: str) -> Inputs:
     """Return the inputs of a trained arm, train or baseline. Their order is part of its checkpoints' identity."""
-    config, lora = config_of_arm(known.config, name), known.config.model.lora
-    pairing, deciding, single = config.resolved_pairing(), _deciding(config.callbacks), is_single_run(config)
+    config, lora, deciding = (
+        config_of_arm(known.config, name),
+        known.config.model.lora,
+        _deciding(known.config.callbacks),
+    )
+    pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
     paired = pairing is not None and not single
     scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence, too
     inputs = {

@@ -32,7 +32,7 @@ from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import arm_stage, base_stage, dynamics_of_single_run
 from sftmix.training.log import StopAtOnce
 from sftmix.training.parallel import check_compiler
-from sftmix.types import Scores, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Scores, TrainingDynamics
 
 
 def run(
@@ -138,7 +138,8 @@ def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stag
     path, estimator = run.path / "confidence" / "confidence.parquet", run.config.confidence
     train = run.rows.data.train
     nothing = np.full((len(train), 1), np.nan)
-    given = dynamics or TrainingDynamics(train.ids, np.zeros(1, np.int64), nothing, train.n_targets, nothing)
+    uncounted = np.full(nothing.shape, NOT_COUNTED)
+    given = dynamics or TrainingDynamics(train.ids, np.zeros(1, np.int64), nothing, train.n_targets, uncounted)
 
     def make() -> Made:
         confidence = check_confidence(estimator, estimator.estimate(given), given)

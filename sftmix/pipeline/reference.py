@@ -125,6 +125,8 @@ def rows_of_reference(
         )
     )
     check_same_rows({option: encoded.train.fingerprint}, world)
+    for line in encoded.report.lines():
+        say(f"reference ({path}): {line}")
     return path, encoder, encoded.train
 
 

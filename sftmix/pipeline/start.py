@@ -115,7 +115,7 @@ def export_run(
         raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
     stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
     steps = steps_in(stored)
-    if merge and not (steps or best or checkpoint) and is_finished(model.parent):
+    if merge and not (steps or best) and checkpoint is None and is_finished(model.parent):
         stored = model
     elif not steps:
         remedy = "a run writes some with --checkpoint.every N, the best with --checkpoint.keep_best true"

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.steps import read_steps
 from sftmix.common.tables import write_dynamics
 from sftmix.components.base import PairSampler
@@ -77,7 +77,8 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
         weights = full_weights(module)
         run.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
         files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
-        return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps")
+        nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
+        return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
 
     return Stage(name, make)
 
@@ -151,7 +152,10 @@ def pairs_by(divided: Divided, pairing: PairSampler | None, seed: int) -> Callab
         groups = divided(epoch)
         if groups is None or pairing is None:
             return None
-        return check_pairs(pairing, pairing.pairs(*groups, epoch=epoch, seed=seed), *groups)
+        pairs = check_pairs(pairing, pairing.pairs(*groups, epoch=epoch, seed=seed), *groups)
+        if len(pairs) == 0:
+            raise DataError("no pair can be made of the groups of the split; give more rows")
+        return pairs
 
     return pairs_of
 

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from sftmix import functional
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ContractError, SFTMixError
@@ -37,6 +39,8 @@ SEED, STEPS = 7, 3
 Tables = st.SearchStrategy[Scores]
 _DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
 _READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
+_TORCH = Path(torch.__file__).parent
+_LIBRARIES = [Path(part.__file__ or "").parent for part in (transformers, functional)]
 _UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
 _SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
 
@@ -249,8 +253,8 @@ class _HostReads(TorchFunctionMode):
         by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
         if by_mask or getattr(func, "__name__", "") in _READS:
             callers = ((Path(frame.filename), frame.lineno) for frame in reversed(traceback.extract_stack()[:-1]))
-            file, line = next((file, line) for file, line in callers if "torch" not in file.parts)
-            if not {"transformers", "functional"} & set(file.parts):
+            file, line = next((file, line) for file, line in callers if not file.is_relative_to(_TORCH))
+            if not any(file.is_relative_to(part) for part in _LIBRARIES):
                 self.places.append(f"{file.name}:{line}")
         return func(*args, **(kwargs or {}))
 

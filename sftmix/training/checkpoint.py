@@ -114,6 +114,8 @@ class CheckpointStore:
                 dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
         except CheckpointException as failed:  # every rank has it, whichever failed
             problem = next(iter(failed.failures.values()))[0]
+            if isinstance(problem, KeyboardInterrupt):
+                raise problem from failed
         optimizer_state = {} if optimizer is None else _optimizer_state(module, optimizer)
         # Counters of single parameters, and values that an optimizer adapts in its groups.
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}

@@ -162,7 +162,7 @@ def test_a_split_from_a_file_is_joined_by_id(tmp_path):
 def test_a_split_of_other_examples_is_refused(tmp_path):
     path = tmp_path / "split.parquet"
     write_split(path, ["a", "b", "c"], Split(np.asarray([0, 1, -1], dtype=np.int8), ("confident", "unconfident")))
-    message = r"2 of 3 are missing from it \(first \['y'\]\), and 2 of its 3 are not trained on \(first \['a'\]\)"
+    message = r"2 of 3 are missing from it, and 2 of its 3 are not trained on \(first: y\)"
     with pytest.raises(DataError, match=message):
         FromFile(path=path).split(table_of([np.nan] * 3, ids=["y", "b", "z"]), seed=0)
     with pytest.raises(DataError, match=r"splitter\.path: .*nowhere\.parquet: there is no such file"):

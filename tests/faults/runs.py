@@ -19,7 +19,7 @@ PHASES = {
     "reference": KillIn(LOOP, "run"),
     "scoring": KillIn(SCORES, "__call__", call=2),
     "training": KillIn(LOOP, "run"),
-    "measuring": KillIn(MEASURES, "measure_trained"),
+    "measuring": KillIn(MEASURES, "measure"),
 }
 """What a run does, and a kill at its beginning."""
 

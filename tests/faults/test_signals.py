@@ -30,7 +30,7 @@ IN_TRAINING = {
 }
 OUTSIDE = {
     "scoring": KillIn("training/scoring.py", "__call__", call=2, signal=TERM),
-    "measuring": KillIn("measure/model.py", "measure_trained", signal=TERM),
+    "measuring": KillIn("measure/model.py", "measure", signal=TERM),
 }
 
 

@@ -111,6 +111,15 @@ def test_the_stages_that_are_others_with_an_option(group, options, stages, tiny,
     assert others(made, replace(made, **{group: new})) == stages
 
 
+def test_a_baseline_is_of_the_order_of_its_target(tiny, tmp_path):
+    """Its inputs name the split, or it would be read back, or adopted, beside a target of another one."""
+    train, baseline = (arm_inputs(Known(config(tiny, tmp_path)), name) for name in ("train", "baseline"))
+    order = ("split", "confidence", "pairing")
+    assert None not in [train[name] for name in order]
+    assert [baseline[name] for name in order] == [train[name] for name in order]
+    assert baseline["objective"] != train["objective"]
+
+
 def test_callbacks_are_inputs_where_one_may_stop_a_training(tiny, tmp_path):
     """With those whose evaluations they may see; others may be added to a run that is done."""
 

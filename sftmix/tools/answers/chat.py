@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -33,6 +34,8 @@ def main(args: argparse.Namespace) -> None:
     """Load the models and talk until the user ends it."""
     from sftmix.pipeline.finished import finished_models
 
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding
     options, names = sampling(args), ["target", *([args.beside] if args.beside else [])]
     models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")

@@ -84,6 +84,8 @@ def read_questions(
 
 def _of_mt_bench(row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the row of a question in a format of training data, and more fields of the Question."""
+    if not isinstance(row["turns"], list) or not row["turns"]:
+        raise BadRow("turns must be a list of texts")
     first, *later = row["turns"]
     temperature = FASTCHAT.get(row["category"], 0.7)
     return {"id": row["question_id"], "prompt": first}, {"follow_ups": tuple(later), "temperature": temperature}

@@ -69,13 +69,16 @@ def listing(comparison: Comparison) -> list[str]:
     return lines
 
 
+FORMS = {"seeds": "[N, ...]", "metrics": "[NAME, ...]", "contrasts": "[[A, B], ...]"}
+
+
 @cache
 def table_options() -> tuple[OwnOption, ...]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
     docs, default = option_docs(TableOptions), TableOptions()
     options = [OwnOption("variants", dict, {}, "{NAME: ...}", "Option: value of each variant; usually in a file.")]
     for name, hint in get_type_hints(TableOptions).items():
-        form = "" if hint is bool else name.upper()
+        form = "" if hint is bool else FORMS.get(name, "NAME")
         options.append(OwnOption(name, hint, getattr(default, name), form, docs[name]))
     return tuple(options)
 

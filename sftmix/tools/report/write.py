@@ -54,7 +54,9 @@ def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int,
     if to.exists() and b'name="generator" content="sftmix' not in to.read_bytes()[:1000]:
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     if len(runs) == 1:
-        return _report_run(read_run(runs[0]), to, map_size, score_all=score_all)
+        return _report_run(read_run(runs[0]), to, max(map_size, 0), score_all=score_all)
+    if score_all:
+        raise ConfigError("--score fills the table of one run, and a page of several has none; leave it out")
     summaries = {str(run): read_summary(run, "train") for run in runs}
     curves = zip(summaries, cycle(pictures.GROUPS), [read_steps(run / "train") for run in runs], strict=False)
     about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."

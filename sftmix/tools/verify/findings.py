@@ -88,7 +88,8 @@ def lines(certified: Mapping[str, Any]) -> list[str]:
     """Return a line for each finding of a certificate, and the sentence."""
     shown = []
     for one in certified["findings"]:
-        values = f": expected {one['expected']}, found {one['found']}" if one["same"] is False else ""
+        both = (one["expected"], one["found"])
+        values = f": expected {both[0]}, found {both[1]}" if one["same"] is False and both != (None, None) else ""
         shown.append(f"{one['kind']:<9} {_VERDICTS[one['same']]}: {one['note']}{values}")
     return [*shown, certified["sentence"]]
 
@@ -107,7 +108,7 @@ def compare(
 
     relative  name -> largest relative difference at which its values count as the same; 0 for all others
     """
-    findings, exact = list[Finding](), True
+    findings, exact, named = list[Finding](), True, list(expected)
     for name in dict.fromkeys([*expected, *replayed]):
         then, now = _series(expected.get(name)).align(_series(replayed.get(name)))
         same = (then == now) | (then.isna() & now.isna())
@@ -121,7 +122,7 @@ def compare(
             note = f"{place}; {(~same).sum()} of {same.size} values differ"
             values = [values.astype(object)[first] for values in (then, now)]
             findings.append(Finding(kind, False, note, False, *(None if x != x else x for x in values)))
-    names = ", ".join(expected) if len(expected) <= 20 else f"{len(expected)} values"
+    names = ", ".join(named) if len(named) <= 20 else f"{len(named)} values"
     how = "bit for bit" if exact else "but for rounding"
     return findings or [Finding(kind, True, f"{where}, {names}, {how}", exact)]
 
@@ -150,6 +151,7 @@ def compare_logs(
     bound = RELATIVE[precision]
     relative = dict.fromkeys(LOSSES, bound) | {"learning_rate": min(bound, RELATIVE["fp32"]), "grad_norm": 10 * bound}
     logs = [pd.DataFrame(log).set_index("step").reindex(steps).rename("step {}".format) for log in (run, replay)]
+    logs = [log.dropna(axis=1, how="all") for log in logs]
     then, now = (log.drop(columns=CLOCKS, errors="ignore") for log in logs[0].align(logs[1], axis=1))
     of_callbacks = then.columns.difference([*EXAMPLES, *LOSSES])
     left = [name for name in of_callbacks if precision or not then[name].isna().equals(now[name].isna())]
