@@ -23,7 +23,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sftmix import functional
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ContractError, SFTMixError
@@ -40,7 +39,7 @@ Tables = st.SearchStrategy[Scores]
 _DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
 _READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
 _TORCH = Path(torch.__file__).parent
-_LIBRARIES = [Path(part.__file__ or "").parent for part in (transformers, functional)]
+_LIBRARIES = [Path(transformers.__file__).parent, Path(contracts.__file__).parents[1] / "functional"]
 _UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
 _SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
 
