@@ -73,8 +73,8 @@ class ModelOptions(PlainFields):
     path: str = ""
     """Hugging Face hub id or directory of the base model to fine-tune."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the exported weights; auto: the dtype the base model was stored in, for adapters float32. Training keeps
-    float32 weights."""
+    """Dtype of the exported weights; auto: that of the base model by its config, or float32 if it names none; for
+    adapters float32. Training keeps float32 weights."""
     lora: LoraOptions = field(default_factory=LoraOptions)
     """Train low-rank adapters instead of all weights."""
     attention: str | None = None

@@ -51,7 +51,7 @@ LID = {
     "measure": 4601,
     "model": 6938,
     "options": 1593,
-    "pipeline": 13287,
+    "pipeline": 13292,
     "testing": 4467,
     "tests": 240718,
     "tools/answers": 4356,

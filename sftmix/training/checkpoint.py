@@ -156,7 +156,7 @@ class CheckpointStore:
             shutil.rmtree(self.path(old), ignore_errors=True)
 
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
-        """Return the bytes that the checkpoints to come take beside what stands, at most at one time, on rank 0.
+        """Return the bytes that the checkpoints to come take beside what stands, at most at one time.
 
         The oldest one goes when the new one stands: once `keep` stand, one more must fit.
 
