@@ -92,6 +92,10 @@ class World:
         _raise_everywhere(self.share(error))
         return result
 
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Return, on every rank, what `work` returns on rank 0; raise its error on every rank."""
+        return self.share(self.on_main(work))
+
     def of_nodes(self, value: T) -> dict[str, T]:
         """Return one picklable object of each node, by the name of the node, on every rank; small ones.
 

@@ -62,10 +62,6 @@ class RunContext:
         """The run directory."""
         return self.directory.path
 
-    def on_main(self, work: Callable[[], Any]) -> Any:
-        """Return, on every rank, what `work` returns on rank 0; raise its error on each."""
-        return self.world.share(self.world.on_main(work))
-
     def say(self, text: str) -> None:
         """Print a line on rank 0, at once."""
         if self.world.is_main:

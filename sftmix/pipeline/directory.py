@@ -144,11 +144,11 @@ class RunDirectory(Hold):
             self.status(stage=stage, step=0, total_steps=0, doing="")
             return self._adopt(stage, inputs)
 
-        return self.world.share(self.world.on_main(enter))
+        return self.world.from_main(enter)
 
     def identity(self, stage: str) -> str:
         """Return the hash of the inputs of a stage that has begun."""
-        return self.world.share(self.world.on_main(lambda: sha256_file(self.path / stage / "inputs.json")))
+        return self.world.from_main(lambda: sha256_file(self.path / stage / "inputs.json"))
 
     def _adopt(self, stage: str, inputs: Inputs) -> bool:
         """Take over the stage from the first run of the pool that finished it from the same inputs.

@@ -89,7 +89,7 @@ class Known:
 
     def ask(self, question: Callable[[], Any]) -> Any:
         """Return, on every rank, what rank 0 answers, which looks at files or devices; raise its error on each."""
-        return UNKNOWN if self.world is None else self.world.share(self.world.on_main(question))
+        return UNKNOWN if self.world is None else self.world.from_main(question)
 
 
 # ------------------------------------------------------------------------------------------ parts of inputs

@@ -128,7 +128,7 @@ def selection_stage(run: RunContext) -> Stage:
         write_table(path, run.rows.data.train.ids)
         return Made([path.name])
 
-    return Stage("selection", lambda: run.on_main(make))
+    return Stage("selection", lambda: run.world.from_main(make))
 
 
 def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stage:
@@ -147,7 +147,7 @@ def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stag
         write_confidence(path, given.ids, confidence, variability(given))
         return Made([path.name])
 
-    return Stage("confidence", lambda: run.on_main(make), lambda: run.rows.table(path))
+    return Stage("confidence", lambda: run.world.from_main(make), lambda: run.rows.table(path))
 
 
 def split_stage(run: RunContext, scores: Scores) -> Stage:
@@ -160,4 +160,4 @@ def split_stage(run: RunContext, scores: Scores) -> Stage:
         files, figures = describe_split(run.path, scores, split)
         return Made([path.name, *files], figures)
 
-    return Stage("split", lambda: run.on_main(make), lambda: read_split(path)[1])
+    return Stage("split", lambda: run.world.from_main(make), lambda: read_split(path)[1])

@@ -67,7 +67,7 @@ def reference_stage(run: RunContext) -> Stage:
             )
         if missing:
             run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
-        run.on_main(lambda: write_dynamics(path, dynamics))
+        run.world.on_main(lambda: write_dynamics(path, dynamics))
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
         line = f"reference {type(reference).__name__}: {described(dynamics)}"
         return Made(["../confidence/dynamics.parquet"], figures, line)
@@ -206,7 +206,7 @@ class ReferenceRun:
     def _train(self, stage: TrainingStage) -> None:
         """Train the stage; its figures tell, too, how its loss began and ended."""
         figures = self._run.train(stage).figures
-        self.figures = {**figures, **self._run.on_main(lambda: ends_of_loss(stage.directory))}
+        self.figures = {**figures, **self._run.world.from_main(lambda: ends_of_loss(stage.directory))}
 
     def score_models(
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
@@ -247,7 +247,7 @@ class ReferenceRun:
 
             return self._checkpoints(data, list(ready), scores_of)
 
-        return run.on_main(collected)
+        return run.world.from_main(collected)
 
     def _checkpoints(
         self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], RowScores]

@@ -85,7 +85,7 @@ def read_rows(
     data = encoded()
     whole = data.train
     if not isinstance(config.selector, All):
-        data = encoded(world.share(world.on_main(lambda: selected_ids(config, whole, run))))
+        data = encoded(world.from_main(lambda: selected_ids(config, whole, run)))
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
         data.report.notes.append(chosen)
     fingerprints = {"data.train": data.train.fingerprint}

@@ -64,7 +64,7 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
         began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
         assert stage.scorer is not None
         files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
-        lines = run.on_main(lambda: read_steps(directory))
+        lines = run.world.from_main(lambda: read_steps(directory))
         figures = {
             **result.figures,
             **measured,
@@ -75,7 +75,7 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
         }
         run.directory.tell(doing="writing the model")
         weights = full_weights(module)
-        run.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
+        run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
         files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
         nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
         return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
@@ -207,7 +207,7 @@ def dynamics_of_single_run(run: RunContext) -> TrainingDynamics | None:
         run.say("train: stopped in the first epoch, before there was a split")
         return None
     last = _dynamics(run, begun - 1)
-    run.on_main(lambda: write_dynamics(run.path / "confidence" / "dynamics.parquet", last))
+    run.world.on_main(lambda: write_dynamics(run.path / "confidence" / "dynamics.parquet", last))
     return last
 
 

@@ -107,7 +107,7 @@ class CheckpointStore:
             with self._told(step, needed):
                 return fresh_directory(path)
 
-        staging = self.world.share(self.world.on_main(begin))
+        staging = self.world.from_main(begin)
         writer, problem = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True), None
         try:
             with warnings.catch_warnings(action="ignore"):  # that this is a single process, as is intended

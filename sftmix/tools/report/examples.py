@@ -34,7 +34,7 @@ def examples_table(
     sides = [train] if held_out is None else [train, held_out]
     blocks = []
     for side in sides:
-        examples = list(side.examples())
+        examples = view.examples if side is train else list(side.examples())
         instructions, responses = zip(*map(text_of, examples), strict=True)
         block: dict[str, Any] = {
             "id": side.ids,

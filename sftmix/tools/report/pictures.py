@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE
 
 from sftmix.common.figures import short
 from sftmix.common.files import read_json
-from sftmix.tools.report.run import RunView
+from sftmix.tools.report.run import RunView, text_of
 from sftmix.types import Float64, Rows
 
 GROUPS = ("#3f8fd2", "#e0603a", "#4fa64f", "#9a6fd0", "#b8860b", "#2a9d8f")
@@ -84,7 +84,7 @@ def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
     """Draw a dot for each of these rows; hovering over one shows the example, escaped, in short lines."""
     texts = []
     for row in rows.tolist():
-        instruction, response = view.texts[row]
+        instruction, response = text_of(view.examples[row])
         parts = view.scores.id[row], instruction, f"answer: {response}"
         lines = [line for part in parts for line in textwrap.wrap(textwrap.shorten(part, 240, placeholder=" ..."), 70)]
         scores = f"confidence {short(view.scores.confidence[row])}, variability {view.scores.variability[row]:,.3g}"

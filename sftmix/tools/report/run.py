@@ -20,7 +20,7 @@ from sftmix.pipeline.directory import check_finished, is_finished
 from sftmix.pipeline.loaded import scoring_model
 from sftmix.pipeline.rows import RunRows, rows_of_run
 from sftmix.training.module import TrainingModule
-from sftmix.training.scoring import split_by_row
+from sftmix.training.scoring import Column
 from sftmix.types import NOT_COUNTED, Batch, Example, Float64, Rows, Scores, Split, TrainingDynamics
 
 
@@ -49,9 +49,9 @@ class RunView:
         return measured[np.argsort(self.scores.confidence[measured], kind="stable")]
 
     @cached_property
-    def texts(self) -> list[tuple[str, str]]:
-        """Instruction and response of every training example."""
-        return [text_of(example) for example in self.rows.data.train.examples()]
+    def examples(self) -> list[Example]:
+        """The text of every training example, read once."""
+        return list(self.rows.data.train.examples())
 
     @cached_property
     def correctness(self) -> Float64 | None:
@@ -97,10 +97,11 @@ def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.n
     return scores.nll_sum / scores.n_tokens
 
 
-def _last(module: TrainingModule, batch: Batch) -> list[list[np.ndarray]]:
-    """Return the hidden state at the last response token of each row."""
+def _last(module: TrainingModule, batch: Batch) -> list[Column]:
+    """Return the hidden state at the last response token of each row, which alone leaves the device."""
     states = module.read(lambda it: it.hidden_states(batch))
-    return [[of_row[-1] for of_row in split_by_row(states.float(), batch)]]
+    ends = batch.slot.bincount(minlength=len(batch.rows)).cumsum(0) - 1
+    return [states[ends].float().cpu().numpy()]
 
 
 def read_summary(path: Path, *stages: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def verify(window: Window) -> dict[str, Any]:
     ):
         # A run that goes on may have saved since the other ranks looked. All share the directory of rank 0.
         window, place = world.share((window, Path(scratch)))
-        findings = world.share(world.on_main(lambda: check_files(window)))
+        findings = world.from_main(lambda: check_files(window))
         world.on_main(lambda: lay_out(window, place))
         with RunDirectory(place, world) as directory, StopAtOnce() as stop:
             check_same_directory(place, world)
@@ -183,9 +183,12 @@ class Replay(RunContext):
         # Steps after the last checkpoint of an unfinished run are taken for those of the machine that wrote it.
         machines = read_json(file).get("machines", []) if file.exists() else []
         self.recorded = machines_between(machines, window.start, window.last)
-        if self.recorded:
-            torch.set_num_threads(self.recorded[0]["threads"])
-        made = stage.make()
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(self.recorded[0]["threads"] if self.recorded else threads)
+            made = stage.make()
+        finally:
+            torch.set_num_threads(threads)
         files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
         if window.finished and (window.run / "base" / "figures.json").exists():
             write_summary(self, root=window.run)  # after the last stage, so that it tells of all

@@ -15,6 +15,7 @@ from sftmix.tools.report import pictures
 from sftmix.tools.report.pictures import both_ends, confidence_axis, losses, tsne
 from sftmix.tools.report.run import read_run
 from sftmix.tools.report.write import PAIRS, mixed_pairs
+from sftmix.types import Example, Message
 
 
 @pytest.mark.parametrize("size", [2, 9])
@@ -62,7 +63,8 @@ def test_hovers_are_escaped_and_short():
     text = "<b>bold</b> & </script><script>x</script> " * 40
     scores = SimpleNamespace(id=["<i>"], confidence=np.array([-1.0]), variability=np.array([0.5]))
     chart = pictures.figure("x", "y")
-    pictures.add_dots(chart, SimpleNamespace(scores=scores, texts=[(text, text)]), np.array([0]))
+    example = Example("<i>", (Message("user", text), Message("assistant", text, True)))
+    pictures.add_dots(chart, SimpleNamespace(scores=scores, examples=[example]), np.array([0]))
     (hover,) = chart.data[0].text
     assert len(hover) < 1200
     assert "<" not in hover.replace("<br>", "")
