@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.report import RESULTS, about  # noqa: E402
 from benchmarks.stages import WORDS, random_llama, write_rows  # noqa: E402
-from sftmix.tools.quickstart.model import make_tokenizer  # noqa: E402
+from sftmix.tools.quickstart import make_tokenizer  # noqa: E402
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"vocabulary": 32_000, "hidden_size": 1024, "num_hidden_layers": 16},

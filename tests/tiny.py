@@ -52,7 +52,7 @@ def make_tiny(directory: Path, *, dropout: float = 0.1) -> Tiny:
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sftmix.tools.quickstart.model import make_tokenizer
+    from sftmix.tools.quickstart import make_tokenizer
 
     rows = make_rows(n=40, seed=1)
     tiny = Tiny(directory / "model", directory / "train.jsonl", directory / "eval.jsonl")

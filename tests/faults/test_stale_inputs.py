@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.tools.quickstart.model import CHAT_TEMPLATE
+from sftmix.tools.quickstart import CHAT_TEMPLATE
 from tests.faults.mines import KillAt
 from tests.faults.runs import words_of
 from tests.forked import SIGKILLED, ended

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.tools.quickstart.model import make_tokenizer
+from sftmix.tools.quickstart import make_tokenizer
 from tests.data.small_tokenizers import THINKING
 from tests.tiny import SHORT, Tiny, table
 

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sftmix.tools.quickstart.tasks import Row, make_rows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 N_TRAIN = 2400
 N_EVAL = 400
+
+BOS, END, PAD = "<|begin|>", "<|im_end|>", "<|pad|>"
+ROLES = ("system", "user", "assistant")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +38,6 @@ class Materials:
 def materialise(out_dir: str | os.PathLike[str], *, seed: int) -> Materials:
     """Write model, tokenizer, training and held-out rows under `out_dir`; the same seed gives the same bytes."""
     from sftmix.common.progress import without_bars_of_transformers
-    from sftmix.tools.quickstart.model import make_model, make_tokenizer
 
     out = Path(out_dir)
     paths = Materials(model=out / "model", train=out / "train.jsonl", eval=out / "eval.jsonl")
@@ -44,3 +56,57 @@ def write_rows(path: str | os.PathLike[str], rows: list[Row]) -> None:
     """Write rows as JSON lines."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on `texts`, with a chat template; the end of a turn is also the end of the text.
+
+    Any text can be encoded. A word gets the same tokens at the start of a turn as within one.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    roles = [f"<|{role}|>" for role in ROLES]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS, END, PAD, *roles],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=roles,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> PreTrainedModel:
+    """Return a random float32 Llama for the tokenizer: two layers of width 128, about half a million parameters."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.06,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
