@@ -1,6 +1,224 @@
-"""SFTMix inside trainers of others: transformers' Trainer, TRL's SFTTrainer and axolotl's."""
+"""SFTMix inside trainers of others: transformers' Trainer, TRL's SFTTrainer and axolotl's.
 
-from sftmix.tools.integrations.dynamics import DynamicsCallback
-from sftmix.tools.integrations.trainer import SFTMixArguments, SFTMixTrainer
+SFTMixTrainer has pairs in each micro-batch, both counts over the global batch, and the loss in the forward;
+DynamicsCallback takes training dynamics out of any Trainer's run. The methods without types are those of transformers.
+"""
 
-__all__ = ["DynamicsCallback", "SFTMixArguments", "SFTMixTrainer"]
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback
+
+from sftmix.common.rng import generator, stable_hash
+from sftmix.common.tables import PathLike, read_dynamics, read_split, read_table, write_dynamics
+from sftmix.common.world import World
+from sftmix.components.confidence import Perplexity
+from sftmix.components.reference import numbered
+from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
+from sftmix.model.head import head_of
+from sftmix.training.dynamics import checkpoint_steps, merge, one_checkpoint
+from sftmix.training.module import TrainingModule
+from sftmix.training.scoring import Scorer
+from sftmix.types import UNPAIRED, Encoded, Int64
+
+GROUP = "sftmix_group"
+"""Column of the training set, and key of a batch: the group of each row."""
+
+UNFIT = (
+    *("packing", "padding_free", "sample_packing", "compute_loss_func", "use_liger_kernel", "label_smoothing_factor"),
+    *("deepspeed", "parallelism_config", "loss_type"),
+)
+"""Options of trainers that SFTMix does not work with."""
+
+
+@dataclass
+class SFTMixArguments:
+    """Options of SFTMix, to be inherited beside TrainingArguments or SFTConfig.
+
+    sftmix_split       a split.parquet, of a run of sftmix, too; or a dynamics.parquet, which is split at the median
+    sftmix_mu          weight of Mixup
+    sftmix_alpha       lambda ~ Beta(alpha, alpha)
+    sftmix_mixup_mean  own or ntp, as of SFTMixLoss
+    """
+
+    sftmix_split: str = ""
+    sftmix_mu: float = 0.2
+    sftmix_alpha: float = 0.5
+    sftmix_mixup_mean: str = "own"
+
+
+def groups_of(path: PathLike, ids: list[str]) -> Int64:
+    """Return i64[N]: 0 for confident rows, 1 for unconfident ones, UNPAIRED for others.
+
+    Of dynamics, rows are confident or unconfident above or below the median. ValueError if no row has a group.
+    """
+    if "group" in read_table(path, ["id"]).column_names:
+        names, split = read_split(path)
+        confident, unconfident = split.group == 0, split.group == len(split.names) - 1
+    else:
+        dynamics = read_dynamics(path)
+        names, confidence = [*dynamics.ids], Perplexity().estimate(dynamics)
+        confident, unconfident = confidence > np.nanmedian(confidence), confidence < np.nanmedian(confidence)
+    group = dict(zip(names, np.select([confident, unconfident], [0, 1], UNPAIRED), strict=True))
+    if not group.keys() & ids:
+        raise ValueError(f"sftmix_split: {path} holds none of these rows; is their column id that of the file?")
+    return np.array([group.get(name, UNPAIRED) for name in ids], dtype=np.int64)
+
+
+class PairSampler(list[int]):
+    """Row numbers of an epoch: pairs of a confident and an unconfident row, and rows without a partner between them."""
+
+    def __init__(self, groups: Int64, seed: int) -> None:
+        self._groups, self._seed = groups, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        rng = generator(self._seed, "pairs", epoch)
+        one, other, rest = (rng.permutation(np.flatnonzero(self._groups == group)) for group in (0, 1, UNPAIRED))
+        n = min(len(one), len(other))
+        units = [*zip(one, other, strict=False), *np.concatenate([one[n:], other[n:], rest])[:, None]]
+        self[:] = [int(row) for place in rng.permutation(len(units)) for row in units[place]]
+
+
+class SFTMixTrainer(Trainer):
+    """A Trainer that minimises NTP + mu Mixup; with TRL, `class Mine(SFTMixTrainer, SFTTrainer)`.
+
+    Its args inherit SFTMixArguments; evaluation is that of the trainer. Raises ValueError for what does not fit.
+
+    outputs  of the last micro-batch: the fields of SFTLoss
+    """
+
+    loss_is_scaled_for_ga = True
+    args: Any
+    train_dataset: Any
+    _signature_columns: Any
+
+    def __init__(self, model, args, *more, **kwargs):
+        values = {**vars(args), **kwargs}
+        named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll")]
+        if named or args.per_device_train_batch_size % 2:
+            raise ValueError(
+                f"SFTMix mixes whole rows, in even micro-batches, with a loss of its own; leave out {named}"
+            )
+        super().__init__(model, args, *more, **kwargs)
+        self._groups = groups_of(args.sftmix_split, row_ids(self.train_dataset))
+        self.train_dataset = self.train_dataset.add_column(GROUP, self._groups.tolist())
+        self.data_collator = functools.partial(_collate, self.data_collator)
+        self._set_signature_columns_if_needed()
+        self._signature_columns = [*self._signature_columns, GROUP]
+        base: Any = getattr(self.model, "get_base_model", lambda: self.model)()
+        base.forward = _with_loss(base, args)
+
+    def _get_train_sampler(self, train_dataset=None):
+        return PairSampler(self._groups, self.args.seed)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Give each micro-batch pairs and lambdas; return [2], NTP tokens and token pairs of the global batch."""
+        if None in batch_samples[0][GROUP]:  # held-out rows
+            return super()._get_num_items_in_batch(batch_samples, device)
+        counts, args, alpha = torch.zeros(2, device=device), self.args, self.args.sftmix_alpha
+        for place, batch in enumerate(batch_samples):
+            one, other = ([slot for slot, of in enumerate(batch[GROUP]) if of == group] for group in (0, 1))
+            pairs = torch.tensor([*zip(one, other, strict=False)], dtype=torch.int64, device=device).reshape(-1, 2)
+            key = self.state.global_step, place * args.world_size + args.process_index
+            lam = generator(args.seed, "lambda", *key).beta(alpha, alpha, len(pairs))
+            batch["sftmix"] = pairs, torch.tensor(lam, device=device)
+            counts[0] += (batch["labels"][:, 1:] != IGNORED).sum()
+            counts[1] += len(aligned_pairs(batch["labels"], pairs)[0])
+        return self.accelerator.reduce(counts, "sum")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs.pop(GROUP, None)
+        if "sftmix" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs["sftmix"] += tuple(num_items_in_batch)
+        self.outputs = model(**inputs)
+        return self.outputs["loss"] * self.accelerator.num_processes
+
+
+def _collate(collator, features):
+    """Return the collator's batch with the group of each row; held-out rows have None."""
+    groups = [feature.pop(GROUP, None) for feature in features]
+    return {**collator(features), GROUP: groups}
+
+
+def _with_loss(model: Any, args: Any) -> Any:
+    """Return the model's forward, which gives the fields of SFTLoss where it gets pairs.
+
+    The loss is computed inside the forward that DDP or FSDP wraps, whose hooks so fire.
+    """
+    if getattr(model.config, "output_router_logits", False):
+        raise ValueError("SFTMix does not know the loss of routers; set router_aux_loss_coef to 0")
+    forward, head = model.forward, head_of(model)
+    loss = SFTMixLoss(args.sftmix_mu, args.sftmix_mixup_mean, softcap=head.softcap, scale=head.scale)
+
+    @functools.wraps(forward)  # generate checks its keywords by this signature
+    def sftmix_forward(*inputs, sftmix=None, labels=None, **kwargs):
+        if sftmix is None:
+            return forward(*inputs, labels=labels, **kwargs)
+        hidden = model.get_decoder()(*inputs, **kwargs, use_cache=False).last_hidden_state
+        return loss(hidden, head.weight, labels, *sftmix, bias=head.bias)._asdict()
+
+    return sftmix_forward
+
+
+def row_ids(dataset: Dataset) -> list[str]:
+    """Return the ids of tokenised rows: their column `id`, or a hash of their tokens; `#k` marks the k-th repeat."""
+    named = "id" in dataset.column_names
+    names = dataset["id"] if named else [f"{stable_hash(*tokens):032x}" for tokens in dataset["input_ids"]]
+    return [f"{name}#{repeats}" if repeats else name for name, repeats in numbered(list(map(str, names)))]
+
+
+class TrainerRows:
+    """The tokenised data set of a Trainer (columns input_ids and labels) as rows to be scored."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.ids, self._rows = row_ids(dataset), dataset.with_format("numpy")
+        self.lengths = np.array([len(tokens) for tokens in dataset["input_ids"]], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> Encoded:
+        example = self._rows[row]
+        target = example["labels"] != IGNORED
+        target[0] = False  # no position predicts the first token
+        return Encoded(row, self.ids[row], example["input_ids"], target)
+
+
+class DynamicsCallback(TrainerCallback):
+    """Every row is scored at C steps of a Trainer's run, which is so the reference; the result is a dynamics file.
+
+    All ranks score together. Where weights are sharded (FSDP, DeepSpeed ZeRO-3) it raises ValueError; there, keep
+    checkpoints, and read them with the reference FromCheckpoints.
+    """
+
+    def __init__(self, dataset: Dataset, path: PathLike, *, checkpoints: int | list[float] = 5) -> None:
+        """
+        dataset: the Trainer's `train_dataset`, tokenised; its column `id` joins the scores with rows elsewhere.
+        path: the dynamics file, which holds more after each scoring; a Trainer that resumes goes on with it.
+        checkpoints: as of TrainedReference.
+        """
+        self._rows, self._path, self._checkpoints = TrainerRows(dataset), Path(path), checkpoints
+
+    def on_train_begin(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
+        if any(hasattr(weight, "full_tensor") or not weight.numel() for weight in model.parameters()):
+            raise ValueError("DynamicsCallback cannot score sharded weights: read checkpoints with FromCheckpoints")
+        self._world = World(args.process_index, args.world_size, args.local_process_index, args.device)
+        goes_on = state.global_step and self._path.exists()
+        self._parts = self._world.share([read_dynamics(self._path)] if goes_on else [])
+        self.on_step_end(args, state, control, model=model)
+
+    def on_step_end(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
+        step, steps = state.global_step, checkpoint_steps(self._checkpoints, state.max_steps)
+        if step in steps and all(step > part.steps[-1] for part in self._parts):
+            scorer = Scorer(world=self._world, precision="bf16" if args.bf16 else "fp32")
+            self._parts += [one_checkpoint(self._rows.ids, step, scorer(TrainingModule(model), self._rows))]
+            self._world.on_main(lambda: write_dynamics(self._path, merge(self._parts)))

@@ -10,8 +10,7 @@ from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel
 
 from sftmix.cli import main
-from sftmix.tools.integrations.dynamics import DynamicsCallback
-from sftmix.tools.integrations.trainer import SFTMixArguments, SFTMixTrainer
+from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixTrainer
 
 
 class SFTMixInput(BaseModel):

@@ -213,7 +213,7 @@ def test_axolotls_plugin_trains_alike(tiny, tmp_path, monkeypatch):
     axolotl = importlib.import_module("sftmix.tools.integrations.axolotl")
     plugin, file = axolotl.SFTMixPlugin(), str(tmp_path / "dynamics.parquet")
     assert plugin.get_input_args() == "sftmix.tools.integrations.axolotl.SFTMixInput"
-    assert plugin.get_training_args_mixin() == "sftmix.tools.integrations.trainer.SFTMixArguments"
+    assert plugin.get_training_args_mixin() == "sftmix.tools.integrations.SFTMixArguments"
     given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
 
     first = Values(axolotl.SFTMixInput(sftmix_dynamics=file).model_dump())
