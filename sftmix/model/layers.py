@@ -24,14 +24,9 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def recompute_activations(model: PreTrainedModel) -> None:
     """Checkpoint each decoder layer."""
-    getattr(model, f"{_checkpointing(model)}_enable")({"use_reentrant": False})
+    enable = getattr(model, "activation_checkpointing_enable", None)  # older versions of transformers have the other
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def recomputes_activations(model: PreTrainedModel) -> bool:
-    return bool(getattr(model, f"is_{_checkpointing(model)}"))
-
-
-def _checkpointing(model: PreTrainedModel) -> str:
-    """Return the name that this version of transformers has for it."""
-    new = "activation_checkpointing"
-    return new if hasattr(model, f"{new}_enable") else "gradient_checkpointing"
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

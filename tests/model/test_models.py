@@ -55,9 +55,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def build(family: str) -> PreTrainedModel:
     name, options = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**options)
+    return random_model(getattr(transformers, f"{name}Config")(**options))
+
+
+def random_model(config: Any, **options: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config, **options).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases start at 1 and 0, and would hide a mistake
             parameter.add_(0.05 * torch.randn_like(parameter))

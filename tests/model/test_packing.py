@@ -20,7 +20,7 @@ from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
 from sftmix.types import Encoded
-from tests.model.test_models import TINY
+from tests.model.test_models import TINY, random_model
 from tests.toy import ToyRows
 
 SLIDING, BOTH = {"sliding_window": 4}, ("sdpa", "eager")
@@ -34,15 +34,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 LEAKY = {
     "bloom": {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "opt": {
-        "vocab_size": 61,
-        "hidden_size": 32,
-        "word_embed_proj_dim": 32,
-        "ffn_dim": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
-    },
     "mamba": {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
 CASES = [(family, attention) for family, (_, _, kinds) in FAMILIES.items() for attention in kinds]
@@ -50,18 +41,9 @@ WINDOWS = ((9, 6, 8), (23,), (7, 1, 15), (5, 7), (4,))
 """Lengths of the documents of each window: full ones, and the short last of a data set."""
 
 
-def build(config: Any, attention: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
 def model_of(family: str, attention: str) -> PreTrainedModel:
     name, options, _ = FAMILIES[family]
-    return build(getattr(transformers, f"{name}Config")(**options), attention)
+    return random_model(getattr(transformers, f"{name}Config")(**options), attn_implementation=attention)
 
 
 def rows() -> ToyRows:
@@ -115,7 +97,7 @@ def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, 
 def test_models_that_let_documents_leak_are_refused(family):
     config = transformers.AutoConfig.for_model(family, **LEAKY[family])
     with pytest.raises(ConfigError, match=r"does not keep packed documents apart(.|\n)*data.packing to false"):
-        packed(build(config, "eager"))
+        packed(random_model(config, attn_implementation="eager"))
 
 
 def test_attention_without_masks_of_its_own_is_refused():
@@ -124,7 +106,7 @@ def test_attention_without_masks_of_its_own_is_refused():
 
     AttentionInterface.register("unmasked", sdpa_attention_forward)
     with pytest.raises(ConfigError, match="attention unmasked"):
-        packed(build(transformers.LlamaConfig(**TINY), "unmasked"))
+        packed(random_model(transformers.LlamaConfig(**TINY), attn_implementation="unmasked"))
 
 
 def flash_of_a_test(module, query, key, value, attention_mask, **more):
