@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -118,9 +117,12 @@ def _add(model: PreTrainedModel, config: Any, *, seed: int) -> None:
     rank that PEFT itself gives to fused tensors of experts is not ignored.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]")
+        for message in (
+            "fan_in_fan_out is set to",
+            "Model has `tie_word_embeddings=True`",
+            r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         torch.manual_seed(seed)
         model.add_adapter(config, ADAPTER)
 
@@ -139,7 +141,7 @@ def stored_config(directory: Path) -> Any:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         kind = stored["peft_type"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except Exception as error:  # files of strangers make json and what reads its value raise anything
         raise ConfigError(f"{file} cannot be read as PEFT writes it: {type(error).__name__}: {error}") from error
     if kind != "LORA":
         raise ConfigError(f"{file}: peft_type is {kind!r:.80}; only LORA is loaded")
@@ -160,7 +162,7 @@ def stored_config(directory: Path) -> Any:
 def base_of_adapters(directory: Path) -> str:
     """Return the hub id or directory of the base model; raise ConfigError as `stored_config`, and if there is none."""
     base = stored_config(directory).base_model_name_or_path
-    if not base or not isinstance(base, str):
+    if not isinstance(base, str):
         raise ConfigError(f"{directory / FILE} names no base model (base_model_name_or_path is {base!r:.80})")
     return base
 
@@ -191,7 +193,7 @@ def write_adapters(
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors, PEFT's format, into an existing directory.
 
-    weights  the full (gathered) trainable weights, by their names in `model`
+    weights  the full (gathered) weights, by their names in `model`; those that are not trained may be left out
     base     hub id or directory of the base model; a directory is written as its absolute path
     Raises ConfigError if the file would lack a trained weight.
     """
@@ -219,9 +221,9 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
     file = directory / WEIGHTS
     try:
         stored = load_file(file) if file.exists() else {}
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # safetensors has errors of its own
         raise ConfigError(f"{file} cannot be read: {error}") from error
-    adapters = _in_peft_format(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    adapters = _in_peft_format(model, dict(model.named_parameters()))
     if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in adapters.items()}:
         raise ConfigError(f"{file} does not hold the adapters of this run; was it changed?")
     for name, x in adapters.items():
@@ -229,13 +231,17 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same tensors, of adapters by their names in `model`, by their names in PEFT's format."""
+    """Return the same tensors, as far as they are trained, by their names in PEFT's format."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
-    # DoRA's magnitudes get their full name, which PEFT accepts, too: transformers 5.23 loses the short one.
-    state = {f"{k}.weight" if k.endswith("lora_magnitude_vector") else k: x for k, x in state.items()}
-    return {f"base_model.model.{name}": x for name, x in state.items()}
+    trained = {name: weights[name] for name, p in model.named_parameters() if p.requires_grad and name in weights}
+    state = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+    renamed = {}
+    for name, x in state.items():
+        # DoRA's magnitudes get their full name, which PEFT accepts, too: transformers 5.23 loses the short one.
+        end = ".weight" if name.endswith("lora_magnitude_vector") else ""
+        renamed[f"base_model.model.{name}{end}"] = x
+    return renamed
 
 
 # ----------------------------------------------------------------------------------------------------- merging

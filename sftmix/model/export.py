@@ -20,7 +20,7 @@ from sftmix.model.adapters import adapter_config, write_adapters
 def export_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    path: str | Path,
+    path: Path,
     *,
     dtype: torch.dtype,
     state_dict: Mapping[str, Tensor] | None = None,
@@ -36,20 +36,18 @@ def export_model(
     stop_ids       end-of-turn ids, in addition to the eos ids of the tokenizer and of the model's generation_config
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
-    path = Path(path)
     with naming_full_disk(path):
         temporary = fresh_directory(path)
         try:
             generation = _generation_config(model, tokenizer, stop_ids)
+            weights = state_dict or model.state_dict()
             if adapter_config(model) is None:
-                _write_model(model, temporary, state_dict or model.state_dict(), dtype, generation)
+                _write_model(model, temporary, weights, dtype, generation)
             else:
-                trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-                write_adapters(model, trained if state_dict is None else state_dict, temporary, base=base, dtype=dtype)
+                write_adapters(model, weights, temporary, base=base, dtype=dtype)
                 generation.save_pretrained(temporary)
             exported = copy.deepcopy(tokenizer)
-            if chat_template is not None:
-                exported.chat_template = chat_template
+            exported.chat_template = chat_template or tokenizer.chat_template
             exported.save_pretrained(temporary)
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
                 with open(file, "rb") as handle:
@@ -68,8 +66,7 @@ def _write_model(
     model: PreTrainedModel, path: Path, state: Mapping[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
 ) -> None:
     """Write the weights, floats in `dtype` and a tied group by its first name only (gathering unties them)."""
-    unique = {name for name, _ in model.named_parameters()}
-    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - unique
+    aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
     weights = {
         name: (x.to(dtype) if x.is_floating_point() else x).contiguous()
         for name, x in state.items()

@@ -73,17 +73,15 @@ def check_head(model: PreTrainedModel) -> Head:
     candidates = _candidates(model)
     name, attention = f"{type(model).__name__} ({model.config.model_type})", model.config._attn_implementation
     ids, differences = probe_ids(model, 2, 8), {}
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     flash = is_flash(attention)
     if flash:  # neither a CPU nor float32 has it; the head's formula is the same
         model.config._attn_implementation = "eager"
     try:
         with probing(model, f"{name} does not run as backbone and head"):
-            hidden = model.get_decoder()(**inputs).last_hidden_state
-            theirs = model(**inputs).logits.double()
+            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            theirs = model(input_ids=ids, use_cache=False).logits.double()
             for head in candidates:
-                ours = head.logits(hidden).double()
-                differences[head] = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+                differences[head] = float((head.logits(hidden).double() - theirs).abs().max())
     finally:
         if flash:
             model.config._attn_implementation = attention

@@ -25,7 +25,7 @@ from transformers.utils import find_adapter_config_file
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
-from sftmix.model.paths import holds_adapters, model_place, refuse_adapters, refuse_pickles
+from sftmix.model.paths import holds_adapters, model_place, refuse_pickles
 from sftmix.model.unused import freeze_unused
 
 # ------------------------------------------------------------------------------------------------- loading
@@ -79,9 +79,8 @@ def model_config(path: str | Path) -> PretrainedConfig:
 
 def stored_dtype(path: str | Path) -> torch.dtype:
     """Return the dtype of the stored weights, by the model's config; float32 if it does not say."""
-    config = model_config(path)
-    dtype = config.dtype or config.get_text_config().dtype or torch.float32
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    config: Any = model_config(path)
+    return config.dtype or config.get_text_config().dtype or torch.float32
 
 
 def refuse_quantized(path: str | Path) -> None:
@@ -106,10 +105,9 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def n_embeddings(model: PreTrainedModel) -> int:
+def n_embeddings(model: Any) -> int:
     """Return the number of token ids that have an embedding."""
-    weight: Any = model.get_input_embeddings().weight
-    return weight.shape[0]
+    return model.get_input_embeddings().weight.shape[0]
 
 
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
@@ -134,12 +132,11 @@ def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[
 
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
-    name, local = model_place(path)
+    name, _ = model_place(path)
     if auto is not AutoTokenizer:
-        refuse_adapters(path)
-        refuse_pickles(path)
-        if not local and find_adapter_config_file(name) is not None:  # transformers would load another model, its base
+        if find_adapter_config_file(name) is not None:  # transformers would load another model, its base
             raise holds_adapters(path)
+        refuse_pickles(path)
     try:
         with without_bars_of_transformers():
             return auto.from_pretrained(name, trust_remote_code=False, **options)

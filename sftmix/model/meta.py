@@ -28,9 +28,6 @@ from sftmix.common.world import World
 from sftmix.model.load import load_model, model_config, stored_dtype
 from sftmix.model.unused import freeze_unused
 
-_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-"""The names of dtypes in safetensors files."""
-
 # ------------------------------------------------------------------------------- 1. a model with its values
 
 
@@ -58,7 +55,7 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     config_file = str(cached_file(str(Path(path).expanduser()), "config.json", local_files_only=True))
     for file in Path(config_file).parent.glob("*.safetensors"):
         tensors = safe_open(file, framework="pt")
-        if any(tensors.get_slice(name).get_dtype() != _NAMES.get(stored) for name in tensors.keys()):  # noqa: SIM118
+        if any(tensors.get_tensor(name).dtype != stored for name in tensors.keys()):  # noqa: SIM118
             return None
     persistent = model.state_dict().keys()
     for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them
@@ -115,7 +112,7 @@ class Values:
     ) -> None:
         self.checks, self._values, self._device = checks, dict(values), world.device
         self._sent: dict[str, torch.dtype] = {}
-        if from_main and world.size > 1:
+        if from_main:
             self._sent = world.share({name: value.dtype for name, value in values.items()})
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
@@ -134,7 +131,7 @@ class Values:
             value = value.to(self._device).contiguous()
             if self._sent:
                 dist.broadcast(value, src=0)
-            whole = value.to(like.dtype)
-            return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).clone()
+            value = value.to(like.dtype)
+            return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
 
         _replace_parameters(model, shard)

@@ -45,8 +45,8 @@ def known_rows(*, packed: bool) -> Iterator[None]:
         "fast_all": lambda mask: False,
     }
     functions = vars(masking_utils)
-    own = {name: functions[name] for name in answers if name in functions}
-    functions.update({name: answers[name] for name in own})
+    own = {name: functions.get(name) for name in answers}  # None of a version that asks otherwise
+    functions.update(answers)
     try:
         yield
     finally:
@@ -71,11 +71,11 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     its parameters gathered. Raises ConfigError if the backbone itself fails.
     """
     name = f"{type(model).__name__} ({model.config.model_type}, attention {model.config._attn_implementation})"
-    option = "training.padding_free to false (micro-batches are padded)"
-    if not padding_free:
-        option = "data.packing to false (each example is a piece of one document)"
+    option = "data.packing to false (each example is a piece of one document)"
+    if padding_free:
+        option = "training.padding_free to false (micro-batches are padded)"
     remedy = f"Set {option}, or another model.attention (sdpa, eager)."
-    decoder, device, differences, sizes = model.get_decoder(), model.device, [], []
+    decoder, device, together, alone = model.get_decoder(), model.device, [], []
     documents = (sum(_DOCUMENTS, ()),) if padding_free else _DOCUMENTS
     width = max(map(sum, documents))
     ids = probe_ids(model, len(documents), width)
@@ -84,13 +84,11 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     with probing(model, f"{name} does not take packed documents", remedy):
         packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
         for tokens, states, lengths in zip(ids, packed, documents, strict=True):
-            parts = (x[: sum(lengths)].split(lengths) for x in (tokens, states))
-            for one, together in zip(*parts, strict=True):
-                mask = torch.ones_like(one[None])
-                alone = decoder(input_ids=one[None], attention_mask=mask, use_cache=False).last_hidden_state[0]
-                differences.append((together - alone).abs().max())
-                sizes.append(alone.abs().max())
-    difference, size = (float(torch.stack(answer).max()) for answer in (differences, sizes))  # NaN stays NaN
+            together.append(states[: sum(lengths)])
+            singles = tokens[: sum(lengths)].split(lengths)
+            alone += [decoder(input_ids=one[None], use_cache=False).last_hidden_state[0] for one in singles]
+    expected = torch.cat(alone)
+    difference, size = float((torch.cat(together) - expected).abs().max()), float(expected.abs().max())
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(precision, 3e-2) * size
     if difference <= limit:

@@ -57,8 +57,7 @@ def holds_adapters(path: str | Path) -> ConfigError:
 
 def refuse_pickles(path: str | Path) -> None:
     """Raise ConfigError for a directory whose weights are in pickles only."""
-    directory = Path(path).expanduser()
-    names = sorted(file.name for file in directory.glob("*"))
+    names = sorted(file.name for file in Path(path).expanduser().glob("*"))
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
         pickle = min(pickles, key=lambda name: "model" not in name)  # an optimizer.pt may lie beside the weights
