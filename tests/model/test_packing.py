@@ -1,13 +1,10 @@
 """Packed documents do not see each other: hidden states and gradients are those of every document alone (T12)."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 import transformers
-from torch import nn
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import eager_attention_forward as eager
 
 from sftmix.batches.collate import collate
@@ -20,11 +17,12 @@ from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
 from sftmix.types import Encoded
-from tests.model.test_models import TINY, random_model
+from tests.model.test_models import TINY
+from tests.model.test_models import random_model as build
 from tests.toy import ToyRows
 
 SLIDING, BOTH = {"sliding_window": 4}, ("sdpa", "eager")
-FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+FAMILIES = {
     "llama": ("Llama", TINY, BOTH),
     "qwen2": ("Qwen2", TINY, BOTH),
     "qwen3": ("Qwen3", TINY, BOTH),
@@ -34,6 +32,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 }
 LEAKY = {
     "bloom": {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "opt": {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    },
     "mamba": {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
 CASES = [(family, attention) for family, (_, _, kinds) in FAMILIES.items() for attention in kinds]
@@ -41,12 +48,12 @@ WINDOWS = ((9, 6, 8), (23,), (7, 1, 15), (5, 7), (4,))
 """Lengths of the documents of each window: full ones, and the short last of a data set."""
 
 
-def model_of(family: str, attention: str) -> PreTrainedModel:
+def model_of(family, attention):
     name, options, _ = FAMILIES[family]
-    return random_model(getattr(transformers, f"{name}Config")(**options), attn_implementation=attention)
+    return build(getattr(transformers, f"{name}Config")(**options), attention)
 
 
-def rows() -> ToyRows:
+def rows():
     rng = np.random.default_rng(3)
     encoded = []
     for row, lengths in enumerate(WINDOWS):
@@ -57,7 +64,7 @@ def rows() -> ToyRows:
     return ToyRows(encoded)
 
 
-def alone(model: PreTrainedModel, data: ToyRows) -> torch.Tensor:
+def alone(model, data):
     """Hidden states that predict the targets, from one forward pass for each document."""
     parts = []
     for window, lengths in zip(data, WINDOWS, strict=True):
@@ -67,14 +74,14 @@ def alone(model: PreTrainedModel, data: ToyRows) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def gradients(model: PreTrainedModel, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+def gradients(model, hidden):
     model.zero_grad()
     weights = torch.sin(torch.arange(hidden.numel(), dtype=torch.float32)).view_as(hidden)
     (hidden * weights).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def packed(model) -> nn.Module:
+def packed(model):
     """The module that a stage of packed documents trains."""
     return training_module(model, TrainingOptions(), precision="fp32", world=World(), packed=True, trains=True)
 
@@ -97,7 +104,7 @@ def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, 
 def test_models_that_let_documents_leak_are_refused(family):
     config = transformers.AutoConfig.for_model(family, **LEAKY[family])
     with pytest.raises(ConfigError, match=r"does not keep packed documents apart(.|\n)*data.packing to false"):
-        packed(random_model(config, attn_implementation="eager"))
+        packed(build(config, "eager"))
 
 
 def test_attention_without_masks_of_its_own_is_refused():
@@ -106,7 +113,7 @@ def test_attention_without_masks_of_its_own_is_refused():
 
     AttentionInterface.register("unmasked", sdpa_attention_forward)
     with pytest.raises(ConfigError, match="attention unmasked"):
-        packed(random_model(transformers.LlamaConfig(**TINY), attn_implementation="unmasked"))
+        packed(build(transformers.LlamaConfig(**TINY), "unmasked"))
 
 
 def flash_of_a_test(module, query, key, value, attention_mask, **more):
