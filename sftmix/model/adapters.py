@@ -110,7 +110,7 @@ def described_adapters(model: PreTrainedModel) -> str:
     return f"adapters with {trained:,} trained numbers in a model of {every - trained:,} frozen ones"
 
 
-def _add(model: PreTrainedModel, config: Any, *, seed: int) -> None:
+def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
     """Have PEFT put its layers in, without its warnings of intended effects.
 
     Those are that Conv1D is transposed, and that adapters untie a tied head (docs/lora.md); a third one is wrong: the
