@@ -11,9 +11,8 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sftmix.batches.order import Unit
+from sftmix.batches.order import Slot, Unit
 from sftmix.batches.rows import TokenisedRows
 from sftmix.types import Batch, Encoded, Int64, Segment, Split
 
@@ -39,23 +38,27 @@ def collate(
 
     from sftmix.functional import align
 
-    slots = [slot for unit in units for slot in unit]
+    slots: list[Slot] = []
+    slot_pairs = []
+    for unit in units:
+        if len(unit) == 2:
+            slot_pairs.append((len(slots), len(slots) + 1))
+        slots += unit
     encoded = [data[slot.row] for slot in slots]
     # The token at position t is predicted at t - 1; the first token of a sequence is predicted by nothing.
     targets = [np.flatnonzero(e.target[1:]) + 1 for e in encoded]
-    counts = np.array([len(t) for t in targets], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
+    counts = torch.tensor([len(t) for t in targets])
     labels = np.concatenate([e.input_ids[t] for e, t in zip(encoded, targets, strict=True)])
-    firsts = np.cumsum([0] + [len(unit) for unit in units])
-    slot_pairs = [(f, f + 1) for f, unit in zip(firsts, units, strict=False) if len(unit) == 2]
+    token_rows = torch.arange(len(labels)).split(counts.tolist())
     slot_pairs_P2 = torch.tensor(slot_pairs, dtype=torch.int64).reshape(-1, 2)
-    pairs, pair_index = align(torch.from_numpy(counts), slot_pairs_P2)
+    pairs, pair_index = align(counts, slot_pairs_P2)
     weight = None
     if any(e.weight is not None for e in encoded):
-        ones = (np.ones(len(e.target), np.float32) if e.weight is None else e.weight for e in encoded)
-        weight = torch.from_numpy(np.concatenate([w[t] for w, t in zip(ones, targets, strict=True)]))
-    rows = np.array([s.row for s in slots], dtype=np.int64)
-    group = np.full(len(slots), -1, dtype=np.int64) if split is None else split.group[rows].astype(np.int64)
+        of_slots = zip(encoded, targets, strict=True)
+        weights = [np.ones(len(t), np.float32) if e.weight is None else e.weight[t] for e, t in of_slots]
+        weight = torch.from_numpy(np.concatenate(weights))
+    rows = np.array([s.row for s in slots])
+    group = np.full(len(slots), -1) if split is None else split.group[rows].astype(np.int64)
     if padding_free:
         layout = [[list(range(len(slots)))]]
     else:
@@ -68,34 +71,39 @@ def collate(
         group=torch.from_numpy(group),
         n_groups=0 if split is None else len(split.names),
         labels=torch.from_numpy(labels.astype(np.int64)),
-        slot=torch.from_numpy(np.repeat(np.arange(len(slots)), counts)),
+        slot=torch.repeat_interleave(counts),
         slot_pairs=slot_pairs_P2,
         pairs=pairs,
         pair_index=pair_index,
-        segments=tuple(_segment(lines, encoded, targets, offsets, pad_id) for lines in layout),
+        segments=tuple(_segment(lines, encoded, targets, token_rows, pad_id) for lines in layout),
         weight=weight,
         examples=tuple(encoded),
     )
 
 
 def _segment(
-    lines: Sequence[Sequence[int]], encoded: Sequence[Encoded], targets: Sequence[Int64], offsets: Int64, pad_id: int
+    lines: Sequence[Sequence[int]],
+    encoded: Sequence[Encoded],
+    targets: Sequence[Int64],
+    token_rows: Sequence[torch.Tensor],
+    pad_id: int,
 ) -> Segment:
     """Pad lines to the longest; in a line, examples stand one after the other. An idle segment is one token.
 
     Positions count from the beginning of each document: of each example, and of those packed into one. They are None if
     no line holds two. Padding is one more document: nothing reads its results, and no other attends to it.
 
-    lines    the slots of each line
-    targets  of each slot i64, places of the response tokens in the example
-    offsets  i64[B + 1], the first token row of each slot
+    lines       the slots of each line
+    targets     of each slot i64, places of the response tokens in the example
+    token_rows  of each slot i64, where these tokens stand among those of the batch
     """
     import torch
 
     width = max(1, *(sum(len(encoded[slot].input_ids) for slot in line) for line in lines))
     input_ids = np.full((len(lines), width), pad_id, dtype=np.int64)
     mask, positions = np.zeros_like(input_ids), np.zeros_like(input_ids)
-    index, order, several = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], False
+    empty = np.zeros(0, dtype=np.int64)
+    index, order, several = [empty], [torch.from_numpy(empty)], False
     for b, line in enumerate(lines):
         start, documents = 0, list[int]()
         for slot in line:
@@ -103,7 +111,7 @@ def _segment(
             end = start + len(example.input_ids)
             input_ids[b, start:end] = example.input_ids
             index.append(b * width + start + targets[slot] - 1)
-            order.append(offsets[slot] + np.arange(len(targets[slot])))
+            order.append(token_rows[slot])
             documents += [start] if example.starts is None else (start + example.starts).tolist()
             start = end
         mask[b, : max(1, start)] = 1
@@ -111,16 +119,15 @@ def _segment(
         for first, last in itertools.pairwise([*documents, start, width]):
             positions[b, first:last] = np.arange(last - first)
     slots = [slot for line in lines for slot in line]
-    packed_line = several and len(lines) == 1
     return Segment(
         tuple(slots),
         torch.from_numpy(input_ids),
         torch.from_numpy(mask),
         torch.from_numpy(np.concatenate(index)),
-        torch.from_numpy(np.concatenate(order)),
+        torch.cat(order),
         torch.from_numpy(positions) if several else None,
         tuple(len(encoded[slot].input_ids) for slot in slots) if len(slots) > len(lines) else None,
-        torch.tensor([*documents, width], dtype=torch.int32) if packed_line else None,
+        torch.tensor([*documents, width], dtype=torch.int32) if several and len(lines) == 1 else None,
         padded=not mask.all(),
     )
 
@@ -133,7 +140,7 @@ def to_device(record: Any, device: torch.device) -> Any:
         if isinstance(value, torch.Tensor):
             pinned = value.pin_memory() if device.type in ("cuda", "xpu") else value  # other memory is copied at once
             return pinned.to(device, non_blocking=True)
-        if is_dataclass(value) and not isinstance(value, type):
+        if is_dataclass(value) and not isinstance(value, (type, Encoded)):  # an example holds no tensors
             return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
         return tuple(map(move, value)) if isinstance(value, tuple) else value
 
@@ -149,7 +156,7 @@ def token_slots(lengths: Sequence[int], n_segments: int, *, padding_free: bool =
         return sum(lengths)
     if n_segments == 1:
         return len(lengths) * max(lengths)
-    return int(_best_cuts(np.sort(np.asarray(lengths, dtype=np.float64)), n_segments)[0])
+    return int(_best_cuts(lengths, n_segments)[0])
 
 
 def length_groups(lengths: Sequence[int], n_groups: int) -> list[list[int]]:
@@ -158,8 +165,8 @@ def length_groups(lengths: Sequence[int], n_groups: int) -> list[list[int]]:
     In order of length the best groups are runs of neighbours, so a small dynamic programme finds them. The cost of a
     group is its size times its longest member.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    _, cuts = _best_cuts(np.asarray([lengths[i] for i in order], dtype=np.float64), n_groups)
+    order = np.argsort(lengths, kind="stable").tolist()
+    _, cuts = _best_cuts(lengths, n_groups)
     groups, end = [], len(order)
     for starts in reversed(cuts):
         start = int(starts[end])
@@ -168,17 +175,15 @@ def length_groups(lengths: Sequence[int], n_groups: int) -> list[list[int]]:
     return groups[::-1]
 
 
-def _best_cuts(ordered: npt.NDArray[np.float64], n_groups: int) -> tuple[float, list[Int64]]:
-    """Find the best groups of ascending lengths: their padded tokens, and for each group its start if it ends at i."""
-    size = len(ordered)
-    start, end = np.arange(size + 1)[:, None], np.arange(1, size + 1)
-    group = np.full((size + 1, size + 1), np.inf)  # [start, end]
-    group[:, 1:] = np.where(start < end, (end - start) * ordered, np.inf)
-    best = np.full(size + 1, np.inf)
-    best[0] = 0.0
+def _best_cuts(lengths: Sequence[int], n_groups: int) -> tuple[float, list[Int64]]:
+    """Find the best groups in order of length: their padded tokens, and for each group its start if it ends at i."""
+    longest = np.sort(np.array([0.0, *lengths]))  # of a group that ends at i
+    at = np.arange(len(longest))
+    group = np.where(at[:, None] < at, (at - at[:, None]) * longest, np.inf)  # [start, end]
+    best = np.where(at == 0, 0.0, np.inf)
     cuts = []
     for _ in range(n_groups):
         cost = best[:, None] + group
         cuts.append(np.argmin(cost, axis=0))
         best = np.min(cost, axis=0)
-    return float(best[size]), cuts
+    return float(best[-1]), cuts

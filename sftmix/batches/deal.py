@@ -9,13 +9,12 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from sftmix.batches.collate import token_slots
-from sftmix.batches.order import Unit
+from sftmix.batches.order import Slot, Unit
 from sftmix.options import DEFAULT_MICRO_BATCH, TrainingOptions
 from sftmix.types import Int64
 
@@ -36,8 +35,7 @@ Deal = list[list[Unit]]
 """The units of each micro-batch; on W ranks, W neighbours are one micro-step."""
 
 
-@dataclass(frozen=True, slots=True)
-class MicroStep:
+class MicroStep(NamedTuple):
     """One forward and backward on every rank at once.
 
     ranks       the units of each rank
@@ -72,11 +70,10 @@ def deal(
     if groups is None:  # one for two examples on a CPU; a GPU prefers a large batch
         expected = examples or int((tokens or 0) // lengths.mean())
         groups = min(MOST_LENGTH_GROUPS, max(1, expected // 2)) if device.type == "cpu" else 1
-    room = _Room(lengths, ranks, examples, tokens, 1 if padding_free else groups, padding_free)
+    room = _Room(lengths, ranks, examples or 2 * len(units), tokens, 1 if padding_free else groups, padding_free)
     bins = sorted(_deal(units, room), key=room.cost, reverse=True)
-    bins += [[] for _ in range(-len(bins) % ranks)]
     shortest = min((slot for unit in units for slot in unit), key=lambda slot: int(lengths[slot.row]))
-    filler = (replace(shortest, ntp_weight=0.0),)
+    filler = (Slot(shortest.row, 0.0),)
     steps = []
     for start in range(0, len(bins), ranks):
         shares = tuple(tuple(share) or (filler,) for share in bins[start : start + ranks])
@@ -88,13 +85,12 @@ def deal(
 # ------------------------------------------------------------------------------------------- dealing
 
 
-@dataclass(frozen=True, slots=True)
-class _Room:
+class _Room(NamedTuple):
     """The limits of a micro-batch, and measures of a set of units against them."""
 
     lengths: Int64
     ranks: int
-    examples: int | None
+    examples: int
     tokens: int | None
     segments: int
     padding_free: bool
@@ -112,18 +108,9 @@ class _Room:
         """True if the units fit into one micro-batch of at most `tokens` token slots; a single unit always does."""
         if len(units) < 2:
             return True
-        if self.examples is not None and sum(map(len, units)) > self.examples:
+        if sum(map(len, units)) > self.examples:
             return False
         return tokens is None or (sum(map(self.weight, units)) <= tokens and self.cost(units) <= tokens)
-
-    def fewest_steps(self, units: Sequence[Unit]) -> int:
-        """Fewest micro-steps that the units may take."""
-        tokens, bins = self.tokens, 1.0
-        if self.examples is not None:
-            bins = max(bins, sum(map(len, units)) / self.examples)
-        if tokens is not None:
-            bins = max(bins, sum(min(self.weight(unit), tokens) for unit in units) / tokens)
-        return math.ceil(bins / self.ranks)
 
     def total(self, bins: Deal) -> int:
         """Count the token slots of the slowest rank of each micro-step, and add them up."""
@@ -134,43 +121,39 @@ class _Room:
 def _deal(units: Sequence[Unit], room: _Room) -> Deal:
     """Choose the better of two deals: the one of fewer micro-steps, else the balanced one unless the other saves slots.
 
-    The other puts units of similar length together, which saves padding.
+    The balanced one deals equally many tokens to each micro-batch. The other puts units of similar length together,
+    which saves padding.
     """
     least = sum(map(room.weight, units))  # without any padding
-    fewest = room.fewest_steps(units)
-    balanced = _balanced(units, room, fewest, fewest)
+    fewest = max(1.0, sum(map(len, units)) / room.examples)
+    if room.tokens is not None:
+        fewest = max(fewest, sum(min(room.weight(unit), room.tokens) for unit in units) / room.tokens)
+    steps = math.ceil(fewest / room.ranks)
+    balanced = _spread_tokens(units, room, steps * room.ranks)
     if balanced is not None and least > WORTH_SORTING * room.ranks * room.total(balanced):
         return balanced
     similar = _by_length(units, room)
-    if balanced is None:
-        balanced = _balanced(units, room, fewest + 1, -(-len(similar) // room.ranks))
+    most = len(similar) // room.ranks
+    while balanced is None and steps < most:
+        steps += 1
+        balanced = _spread_tokens(units, room, steps * room.ranks)
     if balanced is None:
         return similar
-    fewer = len(balanced) // room.ranks < -(-len(similar) // room.ranks)
-    return balanced if fewer or room.total(similar) > WORTH_SORTING * room.total(balanced) else similar
-
-
-def _balanced(units: Sequence[Unit], room: _Room, first: int, last: int) -> Deal | None:
-    """Deal equally many tokens to each micro-batch, in the fewest micro-steps within the limits; or None."""
-    for n_steps in range(first, last + 1):
-        bins = _spread_tokens(units, room, n_steps * room.ranks)
-        if bins is not None and all(room.holds(units, room.tokens) for units in bins):
-            return bins
-    return None
+    return balanced if steps < most or room.total(similar) > WORTH_SORTING * room.total(balanced) else similar
 
 
 def _spread_tokens(units: Sequence[Unit], room: _Room, n_bins: int) -> Deal | None:
-    """Deal units, heaviest first, each to the lightest of `n_bins` with room for its examples; or None."""
+    """Deal units, heaviest first, each to the lightest of `n_bins` with room for its examples; None if it has none."""
     bins: Deal = [[] for _ in range(n_bins)]
-    tokens, free = np.zeros(n_bins), np.full(n_bins, room.examples or len(units) * 2)
+    tokens, free = np.zeros(n_bins), np.full(n_bins, room.examples)
     for unit in sorted(units, key=lambda u: (-len(u), -room.weight(u))):
-        best = int(np.argmin(np.where(free >= len(unit), tokens, np.inf)))
+        best = np.argmin(np.where(free >= len(unit), tokens, np.inf))
         if free[best] < len(unit):
             return None
         bins[best].append(unit)
         tokens[best] += room.weight(unit)
         free[best] -= len(unit)
-    return bins
+    return bins if all(room.holds(units, room.tokens) for units in bins) else None
 
 
 def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
@@ -179,9 +162,10 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
     bins = _cut(ordered, room, room.tokens)
     most = len(bins) + -len(bins) % room.ranks
     high = max(map(room.cost, bins))
-    high = high if room.tokens is None else min(high, room.tokens)
+    if room.tokens:
+        high = min(high, room.tokens)
     low = min(high, sum(map(room.weight, units)) // most)
-    full = room.examples is not None and sum(map(len, units)) == most * room.examples
+    full = sum(map(len, units)) == most * room.examples
     for _ in range(0 if full or room.ranks == 1 else BALANCE_STEPS):
         middle = (low + high) // 2
         tried = _cut(ordered, room, middle)
@@ -189,30 +173,29 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
             bins, high = tried, middle
         else:
             low = middle
-    steps = [bins[k : k + room.ranks] for k in range(0, len(bins), room.ranks)]
-    return [units for step in steps for units in _level(step, room)]
+
+    def load(step: Deal) -> tuple[int, int]:
+        costs = [room.cost(units) for units in step]
+        return max(costs), sum(costs)
+
+    dealt: Deal = []
+    for start in range(0, len(bins), room.ranks):  # dealt among the ranks anew, if that relieves the slowest rank
+        step = bins[start : start + room.ranks]
+        step += [[] for _ in range(room.ranks - len(step))]
+        anew = _spread_tokens([unit for units in step for unit in units], room, room.ranks)
+        if anew is not None:
+            step = min((step, anew), key=load)
+        dealt += step
+    return dealt
 
 
 def _cut(ordered: Sequence[Unit], room: _Room, tokens: int | None) -> Deal:
     """Cut units into runs, each as long as a micro-batch of `tokens` token slots holds."""
     bins, start = [], 0
     while start < len(ordered):
-        longer = range(2, min(len(ordered) - start, room.examples or len(ordered)) + 1)
+        longer = range(2, min(len(ordered) - start, room.examples) + 1)
         end = start + 1  # a unit more never costs less
         end += bisect.bisect_left(longer, True, key=lambda n: not room.holds(ordered[start : start + n], tokens))
         bins.append(list(ordered[start:end]))
         start = end
     return bins
-
-
-def _level(step: Deal, room: _Room) -> Deal:
-    """Deal the units of one micro-step among its ranks anew, if that relieves the slowest rank."""
-    anew = _spread_tokens([unit for units in step for unit in units], room, room.ranks)
-    if anew is None or not all(room.holds(units, room.tokens) for units in anew):
-        return step
-
-    def load(bins: Deal) -> tuple[int, int]:
-        costs = [room.cost(units) for units in bins]
-        return max(costs), sum(costs)
-
-    return min((step + [[] for _ in range(room.ranks - len(step))], anew), key=load)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
@@ -58,38 +59,31 @@ class TrainingOrder:
     ) -> None:
         self._n_rows, self._pairs_of, self._seed, self._known = n_rows, pairs_of, seed, known
         self._size = options.global_batch_size
-        self._cached: tuple[int, list[list[Unit]]] = (-1, [])
+        self._epoch = lru_cache(maxsize=1)(self._batches_of)
         self.ends: list[int] = []
         """Steps done at the end of each epoch; epochs or max_steps may end the last epoch early."""
         self.total_steps, most = 0, math.inf if options.max_steps is None else options.max_steps
         # The number that the user wrote: 1.1 is 11/10, and a tenth of an epoch of 10 batches is 1 step, not 2.
         epochs = Fraction(options.epochs).limit_denominator(1_000_000) if options.max_steps is None else math.inf
         while epochs > len(self.ends) and self.total_steps < most:
-            share = min(1, epochs - len(self.ends))
-            self.total_steps += math.ceil(share * self._batches_in(len(self.ends)))
-            self.total_steps = int(min(self.total_steps, most))
+            epoch, batches = len(self.ends), math.ceil(n_rows / self._size)
+            pairs = pairs_of(epoch) if known else None
+            if pairs is not None and (self._size % 2 or len(np.unique(pairs)) < pairs.size):
+                batches = len(self._epoch(epoch))  # built only if an example may have several slots
+            steps = self.total_steps + math.ceil(min(1, epochs - epoch) * batches)
+            self.total_steps = int(min(steps, most))
             self.ends.append(self.total_steps)
 
-    def _batches_in(self, epoch: int) -> int:
-        """Count the global batches of an epoch; build them only if an example may have several slots."""
-        pairs = self._pairs_of(epoch) if self._known else None
-        if pairs is None or (self._size % 2 == 0 and len(np.unique(pairs)) == pairs.size):
-            return math.ceil(self._n_rows / self._size)
-        return len(self._epoch(epoch))
-
-    def _epoch(self, epoch: int) -> list[list[Unit]]:
-        if self._cached[0] != epoch:
-            units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
-            batches = global_batches(units, self._size)
-            expected = math.ceil(self._n_rows / self._size)
-            if not self._known and len(batches) != expected:
-                raise ConfigError(
-                    f"epoch {epoch + 1} has {len(batches)} steps instead of {expected}: its pairs repeat examples, "
-                    "which a single run cannot plan for; use a splitter with equal groups and a pairing that takes "
-                    "each example once, or --reference TrainedReference"
-                )
-            self._cached = (epoch, batches)
-        return self._cached[1]
+    def _batches_of(self, epoch: int) -> list[list[Unit]]:
+        units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
+        batches, expected = global_batches(units, self._size), math.ceil(self._n_rows / self._size)
+        if not self._known and len(batches) != expected:
+            raise ConfigError(
+                f"epoch {epoch + 1} has {len(batches)} steps instead of {expected}: its pairs repeat examples, which a "
+                "single run cannot plan for; use a splitter with equal groups and a pairing that takes each example "
+                "once, or --reference TrainedReference"
+            )
+        return batches
 
     def epoch_of(self, step: int) -> int:
         """Epoch of step `step` (both from 0)."""
@@ -117,18 +111,13 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
     """
     if pairs is None:
         order = generator(seed, "order", epoch).permutation(n_rows)
-        return [(Slot(int(r)),) for r in order]
-    seen = np.zeros(n_rows, dtype=bool)
-    paired: list[Unit] = []
-    for couple in pairs.tolist():
-        slots = []
-        for row in couple:
-            slots.append(Slot(row, 0.0 if seen[row] else 1.0))
-            seen[row] = True
-        paired.append(tuple(slots))
-    rows = np.flatnonzero(~seen)
-    rows = rows[generator(seed, "singles", epoch).permutation(len(rows))]
-    singles: list[Unit] = [(Slot(int(row)),) for row in rows]
+        return [(Slot(row),) for row in order.tolist()]
+    weights = np.zeros(pairs.size)
+    weights[np.unique(pairs, return_index=True)[1]] = 1.0  # the first slot of each row
+    slots = list(map(Slot, pairs.ravel().tolist(), weights.tolist()))
+    paired = list(zip(slots[::2], slots[1::2], strict=True))
+    rows = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
+    singles: list[Unit] = [(Slot(row),) for row in rows.tolist()]
     twos = len(singles) // 2
     total = len(paired) + twos
     places = {int((k + 0.5) * total / twos) for k in range(twos)}
@@ -141,12 +130,12 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
 
 def global_batches(units: Sequence[Unit], global_batch_size: int) -> list[list[Unit]]:
     """Cut the epoch into global batches of `global_batch_size` slots; the last may be short."""
-    batches: list[list[Unit]] = [[]]
-    room = global_batch_size
+    batches: list[list[Unit]] = []
+    room = 0
     for unit in units:
         if len(unit) > room:
             batches.append([])
             room = global_batch_size
         batches[-1].append(unit)
         room -= len(unit)
-    return batches if batches[-1] else batches[:-1]
+    return batches

@@ -70,7 +70,5 @@ class ResponsesAlone:
         whole = self._rows[row]
         if whole.starts is not None:
             raise ConfigError("plain text has no instructions, so there are no responses to score alone")
-        places = np.flatnonzero(whole.target[1:]) + 1
-        target = np.ones(len(places) + 1, dtype=np.bool_)
-        target[0] = False
-        return replace(whole, input_ids=whole.input_ids[np.concatenate([[0], places])], target=target, weight=None)
+        kept = np.concatenate([[0], np.flatnonzero(whole.target[1:]) + 1])
+        return replace(whole, input_ids=whole.input_ids[kept], target=np.arange(len(kept)) > 0, weight=None)

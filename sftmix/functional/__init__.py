@@ -15,7 +15,6 @@ pairs of slots; the fused kernel is in sftmix.functional.fused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -120,12 +119,10 @@ def sft_loss(
             if index.numel() and (int(index.min()) < 0 or int(index.max()) >= limit):
                 raise ValueError(f"{name} must lie in [0, {limit}), got {index.min()} to {index.max()}.")
         alone = rows_alone(pairs, len(labels))
-    elif len(alone) + 2 * len(pairs) < len(labels):
-        raise ValueError(f"alone has {len(alone)} rows; with {len(pairs)} pairs of {len(labels)} rows it needs more.")
     rule = row_weight if callable(row_weight) else None
-    weights: Any = row_scale
-    if row_scale is None:
-        weights = row_weight if rule is None else torch.ones(len(labels), device=labels.device)
+    weights: Any = row_weight if rule is None else row_scale
+    if weights is None:
+        weights = torch.ones(len(labels), device=labels.device)
     inputs = (hidden, weight, bias)
     # Grad mode is read here: inside autograd.Function it is always off, and needs_input_grad ignores no_grad.
     need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
@@ -133,17 +130,16 @@ def sft_loss(
     spec = Spec(
         cast=autocast_dtype(device),
         softcap=softcap,
-        scale=float(scale),
-        smoothing=float(label_smoothing),
+        scale=scale,
+        smoothing=label_smoothing,
         chunk_size=chunk_size or default_chunk_size(len(weight), weight.device),
         rule=rule,
-        correct=stats,
-        entropy=stats or rule is not None,
+        stats=stats,
         need=need,
     )
     with torch.no_grad(), torch.autocast(device, enabled=False):  # autocast would round more than the matmuls
-        spec = replace(spec, kernels=kernels_for(spec, hidden))
-        rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, weights, pair_weight, alone, spec)
+        kernels = kernels_for(spec, hidden)
+        rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, weights, pair_weight, alone, spec, kernels)
         loss = (rows.weight * rows.ntp).sum() + (pair_weight.to(mixup.dtype) * mixup).sum()
     if any(need):
         loss = GradientsInForward.apply(loss, gradients, *inputs)
@@ -179,9 +175,7 @@ def reference_sft_loss(
 
     logp_TV = log_softmax(hidden)
     nll_T = -logp_TV.gather(1, labels[:, None]).squeeze(1)
-    ntp_T = nll_T
-    if label_smoothing:
-        ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
+    ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
     entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
     w_T: Any = row_weight
     if callable(w_T):
@@ -295,17 +289,16 @@ def _check_shapes(hidden, weight, labels, pairs, lam, row_weight, row_scale, pai
     rule = callable(row_weight)
     if row_scale is not None and not rule:
         raise ValueError("row_scale goes with a rule; a row_weight of numbers already holds it.")
-    shapes = {
-        "hidden": (hidden, (rows, width)),
-        "labels": (labels, (rows,)),
-        "pairs": (pairs, (many, 2)),
-        "lam": (lam, (many,)),
-        "pair_weight": (pair_weight, (many,)),
-        "bias": (bias, (vocabulary,)),
-        "row_weight": (None if rule else row_weight, (rows,)),
-        "row_scale": (row_scale, (rows,)),
-    }
-    for name, (x, shape) in shapes.items():
+    for name, x, shape in (
+        ("hidden", hidden, (rows, width)),
+        ("labels", labels, (rows,)),
+        ("pairs", pairs, (many, 2)),
+        ("lam", lam, (many,)),
+        ("pair_weight", pair_weight, (many,)),
+        ("bias", bias, (vocabulary,)),
+        ("row_weight", None if rule else row_weight, (rows,)),
+        ("row_scale", row_scale, (rows,)),
+    ):
         if x is not None and x.shape != shape:
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; with these weight, labels and pairs it must be {shape}."
@@ -313,7 +306,8 @@ def _check_shapes(hidden, weight, labels, pairs, lam, row_weight, row_scale, pai
     if {labels.dtype, pairs.dtype} != {torch.int64}:
         raise TypeError(f"labels and pairs must be int64, not {labels.dtype} and {pairs.dtype}.")
     head = {x.dtype for x in (hidden, weight, bias) if x is not None}
-    if not all(dtype.is_floating_point for dtype in head):
-        raise TypeError(f"hidden, weight and bias must be floating point, not {head}.")
-    if len(head) > 1 and (autocast_dtype(hidden.device.type) is None or torch.float64 in head):
-        raise TypeError(f"hidden, weight and bias must have one dtype outside autocast, not {head}.")
+    mixed = len(head) > 1 and (autocast_dtype(hidden.device.type) is None or torch.float64 in head)
+    if mixed or not all(dtype.is_floating_point for dtype in head):
+        raise TypeError(
+            f"hidden, weight and bias must be floating point, and of one dtype outside autocast, not {head}."
+        )

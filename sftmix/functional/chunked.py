@@ -52,8 +52,9 @@ def chunked_loss(
         raise ValueError(f"hidden, columns and row_weight must have the same number of rows, not {sorted(sizes)}.")
     inputs, device = (stacked, weight, bias), stacked.device.type
     need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+    trains = any(need)
     size = chunk_size or default_chunk_size(len(weight), weight.device) // 4  # autograd holds some tensors of a chunk
-    spec = Spec(cast=autocast_dtype(device), scale=float(scale), chunk_size=size, need=need)
+    spec = Spec(cast=autocast_dtype(device), scale=scale, chunk_size=size, need=need)
     with torch.no_grad(), torch.autocast(device, enabled=False):
         head = LinearHead(*inputs, spec)
         each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)
@@ -62,20 +63,19 @@ def chunked_loss(
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))
             place = places[:, part].flatten()
-            leaf = head.logits(place, head.weight.new_empty(len(place), len(weight)))
-            with torch.set_grad_enabled(any(need)):
-                leaf = leaf.requires_grad_(any(need))
+            leaf = head.logits(place, head.weight.new_empty(len(place), len(weight))).requires_grad_(trains)
+            with torch.set_grad_enabled(trains):
                 x = leaf.to(head.kind)
                 x = x if softcap is None else softcap * torch.tanh(x / softcap)
                 losses = f(*x.chunk(len(parts)), *(column[part] for column in columns))
                 if losses.shape != each[part].shape:
                     raise ValueError(f"f must return one loss per row, {len(each[part])}, not {tuple(losses.shape)}.")
-                gradient = torch.autograd.grad((weights[part] * losses).sum(), leaf)[0] if any(need) else leaf
+                total = (weights[part] * losses).sum()
             each[part] = losses.detach()
-            if any(need):
-                head.backward(place, gradient)
+            if trains:
+                head.backward(place, torch.autograd.grad(total, leaf)[0])
     loss = (weights * each).sum()
-    if any(need):
+    if trains:
         loss = GradientsInForward.apply(loss, head.gradients, *inputs)
     return ChunkedLoss(loss, each)
 
@@ -86,7 +86,6 @@ class GradientsInForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss, gradients, *inputs):
         ctx.gradients = gradients
-        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         ctx.save_for_backward(*inputs)  # so that double backward finds them, and fails
         return loss.clone()
 
@@ -102,7 +101,7 @@ class GradientsInForward(torch.autograd.Function):
         if keep and torch.is_grad_enabled():  # create_graph: add a node that fails on a second derivative
             inputs = [x for x in ctx.saved_tensors if x is not None]
             scaled = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in scaled]
-        return None, None, *(g if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes, strict=True))
+        return None, None, *scaled  # autograd casts them to the dtypes of the inputs
 
 
 class _NoSecondDerivative(torch.autograd.Function):

@@ -13,9 +13,10 @@ large.
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +25,13 @@ from torch import Tensor
 CPU_BLOCK_CELLS, BLOCK_CELLS = 2**18, 2**26
 """Logits of a block on CPU (1 MiB, the fastest of 2^16 to 2^21) and on an accelerator."""
 
+Spare = defaultdict[str, Tensor]
+"""Buffers of one block by name, made when first asked for and then reused."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """The settings of a pass. `cast`: dtype of autocast; `need`: True for hidden, weight, bias with a gradient;
-    `kernels`: the module of the Triton kernels, or None for torch's own passes."""
+    """The settings of a pass. `cast`: dtype of autocast; `need`: True for hidden, weight, bias with a gradient."""
 
     need: Sequence[bool]
     chunk_size: int
@@ -37,9 +40,7 @@ class Spec:
     scale: float = 1.0
     smoothing: float = 0.0
     rule: Callable[[Tensor, Tensor], Tensor] | None = None
-    correct: bool = False
-    entropy: bool = False
-    kernels: Any = None
+    stats: bool = False
 
 
 class Figures(NamedTuple):
@@ -87,49 +88,41 @@ def fused_loss(
     pair_weight: Tensor,
     alone: Tensor,
     spec: Spec,
+    kernels: Any,
 ) -> tuple[Figures, Tensor, list[Tensor | None]]:
-    """Return the figures of all T rows, mixup [M] and the gradients. Call without grad mode and autocast."""
+    """Return the figures of all T rows, mixup [M] and the gradients. Call without grad mode and autocast.
+
+    kernels  the module of the Triton kernels, or None for torch's own passes
+    """
     head = LinearHead(*inputs, spec)
-    kind, vocabulary = head.kind, len(head.weight)
-    lam, pair_weight = lam.to(kind), pair_weight.to(kind)
+    kind, vocabulary, device = head.kind, len(head.weight), labels.device
     chunks = list(_chunks(pairs, alone, spec.chunk_size))
-    row = torch.cat([labels.new_empty(0), *(chunk.rows for chunk in chunks)])
-    place, zero = torch.arange(len(row), device=row.device), torch.zeros(len(row), dtype=kind, device=row.device)
+    row = torch.cat([labels.new_empty(0), *(rows for _, rows in chunks)])
+    place = torch.arange(len(row), device=device)
     first = torch.full_like(labels, len(row)).scatter_reduce(0, row, place, "amin")  # the first use of every row
-    weight = torch.where(first[row] == place, row_weight.to(kind)[row], zero)
-    correct = torch.zeros_like(row, dtype=torch.bool)
-    uses = Figures(labels[row], weight, zero.clone(), zero.clone(), zero.clone(), correct)
-    mixup = lam.new_zeros(len(pairs))
-    logits = head.weight.new_empty(max((len(c.rows) for c in chunks), default=0), vocabulary)
-    height = block_rows(vocabulary, logits.device)
-    spare = _Spare(min(height, len(logits)), vocabulary, kind, logits.device)
+    weight = torch.where(first[row] == place, row_weight.to(kind)[row], 0.0)
+    nll, ntp, entropy = torch.zeros(3, len(row), dtype=kind, device=device)
+    uses = Figures(labels[row], weight, nll, ntp, entropy, torch.zeros_like(row, dtype=torch.bool))
+    of_pairs = (lam.to(kind), pair_weight.to(kind), torch.zeros(len(pairs), dtype=kind, device=device))
+    logits = head.weight.new_empty(max((len(rows) for _, rows in chunks), default=0), vocabulary)
+    height = block_rows(vocabulary, device)
+    spare = Spare(partial(torch.empty, min(height, len(logits)), vocabulary, dtype=kind, device=device))
 
     start = 0
-    for chunk in chunks:
-        x_KV = head.logits(chunk.rows, logits[: len(chunk.rows)])
-        here = uses.part(slice(start, start + len(chunk.rows)))
-        start += len(chunk.rows)
-        of_chunk = slice(chunk.pairs.start, chunk.pairs.stop)
-        mixed = _Mixed(lam[of_chunk], pair_weight[of_chunk], mixup[of_chunk])
-        if spec.kernels is not None:
-            spec.kernels.gradients(x_KV, here, *mixed, spec.softcap)
+    for in_chunk, rows in chunks:
+        x_KV = head.logits(rows, logits[: len(rows)])
+        here = uses.part(slice(start, start + len(rows)))
+        start += len(rows)
+        lam_M, weight_M, mixup_M = (x[in_chunk] for x in of_pairs)
+        if kernels is not None:
+            kernels.gradients(x_KV, here, lam_M, weight_M, mixup_M, spec.softcap)
         else:
-            n = len(chunk.pairs)
-            for a in range(0, n, height):
-                m = slice(a, min(a + height, n))
-                _pair_block(x_KV, here, m, slice(n + m.start, n + m.stop), mixed.part(m), spec, spare)
-            for a in range(2 * n, len(x_KV), height):
-                _row_block(x_KV, here, slice(a, a + height), spec, spare)
-        head.backward(chunk.rows, x_KV)
-    return uses.part(first), mixup, head.gradients
+            gradients(x_KV, here, lam_M, weight_M, mixup_M, height, spec, spare)
+        head.backward(rows, x_KV)
+    return uses.part(first), of_pairs[2], head.gradients
 
 
 # --------------------------------------------------------------------------------------- uses and chunks
-
-
-class _Chunk(NamedTuple):
-    pairs: range
-    rows: Tensor
 
 
 def rows_alone(pairs: Tensor, rows: int) -> Tensor:
@@ -139,8 +132,8 @@ def rows_alone(pairs: Tensor, rows: int) -> Tensor:
     return alone.nonzero().squeeze(1)
 
 
-def _chunks(pairs: Tensor, singles: Tensor, size: int) -> Iterator[_Chunk]:
-    """Yield chunks of nearly equal size: pairs in their order, then the rows in no pair, in theirs."""
+def _chunks(pairs: Tensor, singles: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the pairs and the rows of each chunk, all of nearly equal size: pairs first, then the rows in none."""
     total = 2 * len(pairs) + len(singles)
     # A small last chunk would cost a pass over the weight's gradient like any other.
     size = min(size, -(-total // -(-total // size)) + 1) if total else size
@@ -148,7 +141,7 @@ def _chunks(pairs: Tensor, singles: Tensor, size: int) -> Iterator[_Chunk]:
     while p < len(pairs) or s < len(singles):
         n = min(len(pairs) - p, max(1, size // 2))
         k = min(len(singles) - s, max(0, size - 2 * n))
-        yield _Chunk(range(p, p + n), torch.cat([pairs[p : p + n].T.flatten(), singles[s : s + k]]))
+        yield slice(p, p + n), torch.cat([pairs[p : p + n].T.flatten(), singles[s : s + k]])
         p, s = p + n, s + k
 
 
@@ -201,7 +194,7 @@ class LinearHead:
 
 def kernels_for(spec: Spec, hidden: Tensor) -> Any:
     """Return `sftmix.functional.kernels` if it covers this pass and works on the device; else None: torch does it."""
-    plain = spec.rule is None and not (spec.smoothing or spec.entropy or spec.correct) and any(spec.need)
+    plain = any(spec.need) and not (spec.smoothing or spec.stats or spec.rule)
     dtype = spec.cast or hidden.dtype
     if not plain or hidden.device.type not in ("cuda", "xpu") or torch.float64 in (dtype, hidden.dtype):
         return None
@@ -219,14 +212,10 @@ def _tried(device: torch.device, dtype: torch.dtype, softcap: float | None) -> A
     try:
         from sftmix.functional import kernels
 
-        inputs, pairs = (hidden, weight, None), rows[:4].view(2, 2)
-        computed, expected = (
-            fused_loss(inputs, rows * 1799, pairs, lam, share, share[:2], rows[4:], replace(spec, kernels=one))
-            for one in (kernels, None)
-        )
+        given = (hidden, weight, None), rows * 1799, rows[:4].view(2, 2), lam, share, share[:2], rows[4:], spec
+        (figures, *computed), (exact, *expected) = (fused_loss(*given, one) for one in (kernels, None))
         rtol, atol = 4 * torch.finfo(dtype).eps, 1e-4 if dtype == torch.float32 else 5e-2
-        both = ((figures.nll, *more) for figures, *more in (computed, expected))
-        torch.testing.assert_close(*both, rtol=rtol, atol=atol)
+        torch.testing.assert_close([figures.nll, *computed], [exact.nll, *expected], rtol=rtol, atol=atol)
     except Exception as error:  # a compiler, a driver or a device that fails in its own way
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(f"the Triton kernels of the loss are left out on {device}: {reason}", stacklevel=2)
@@ -234,67 +223,60 @@ def _tried(device: torch.device, dtype: torch.dtype, softcap: float | None) -> A
     return kernels
 
 
-class _Spare:
-    """Named buffers of one block, made when first asked for and then reused."""
+def gradients(
+    x_KV: Tensor,
+    uses: Figures,
+    lam: Tensor,
+    pair_weight: Tensor,
+    mixup: Tensor,
+    height: int,
+    spec: Spec,
+    spare: Spare,
+) -> None:
+    """Turn logits [K, V] into gradients, in place; fill the figures and mixup. The first rows are the columns of pairs.
 
-    def __init__(self, height: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.dtype, self.device = (height, vocabulary), dtype, device
-        self.buffers: dict[str, Tensor] = {}
+    height  rows of a block
+    """
+    many = len(lam)
 
-    def __call__(self, name: str, rows: int) -> Tensor:
-        if name not in self.buffers:
-            self.buffers[name] = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        return self.buffers[name][:rows]
+    def load(name: str, x: Tensor) -> Tensor:  # x itself if softmax can work in place, else a float32 copy
+        return x if x.dtype == uses.nll.dtype else spare[name][: len(x)].copy_(x)
 
-    def load(self, name: str, x: Tensor) -> Tensor:
-        """Return x itself if softmax can work in place, else a float32 copy."""
-        return x if x.dtype == self.dtype else self(name, len(x)).copy_(x)
+    def store(x: Tensor, at: slice) -> None:
+        if x.dtype != x_KV.dtype and any(spec.need):
+            x_KV[at] = x
 
-
-class _Mixed(NamedTuple):
-    lam: Tensor
-    weight: Tensor
-    loss: Tensor
-
-    def part(self, index: slice) -> _Mixed:
-        return _Mixed(*(x[index] for x in self))
-
-
-def _row_block(x_KV: Tensor, uses: Figures, at: slice, spec: Spec, spare: _Spare) -> None:
-    x = spare.load("a", x_KV[at])
-    _ntp(x, uses.part(at), spec, spare)
-    _store(x, x_KV[at], spec)
-
-
-def _pair_block(x_KV: Tensor, uses: Figures, i: slice, j: slice, mixed: _Mixed, spec: Spec, spare: _Spare) -> None:
-    xi, xj = spare.load("a", x_KV[i]), spare.load("b", x_KV[j])
-    lam = mixed.lam[:, None]
-    mix = torch.lerp(xj, xi, lam, out=spare("mix", len(lam)))
-    scale = _mixup(mix, uses.label[i], uses.label[j], mixed, spec, spare)[:, None]
-    for x, at, share in ((xi, i, lam), (xj, j, 1 - lam)):
+    for start in range(0, many, height):
+        i = slice(start, min(start + height, many))
+        j = slice(many + i.start, many + i.stop)
+        xi, xj, lam_R1 = load("a", x_KV[i]), load("b", x_KV[j]), lam[i, None]
+        mix = torch.lerp(xj, xi, lam_R1, out=spare["mix"][: len(lam_R1)])
+        total = _mixup(mix, uses.label[i], uses.label[j], lam[i], mixup[i], spec, spare)
+        scale_R1 = (pair_weight[i] / total)[:, None]
+        for x, at, share in ((xi, i, lam_R1), (xj, j, 1 - lam_R1)):
+            _ntp(x, uses.part(at), spec, spare)
+            if any(spec.need):
+                x.addcmul_(mix, share * scale_R1)
+            store(x, at)
+    for start in range(2 * many, len(x_KV), height):
+        at = slice(start, start + height)
+        x = load("a", x_KV[at])
         _ntp(x, uses.part(at), spec, spare)
-        if any(spec.need):
-            x.addcmul_(mix, share * scale)
-        _store(x, x_KV[at], spec)
+        store(x, at)
 
 
-def _store(x: Tensor, place: Tensor, spec: Spec) -> None:
-    if x.dtype != place.dtype and any(spec.need):
-        place.copy_(x)
-
-
-def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: _Spare) -> None:
+def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: Spare) -> None:
     """Turn logits x [R, V] into d (row_weight ntp) / dx in place; fill nll, ntp, entropy, correct, a rule's weight."""
-    slope = _cap(x, spec, spare)
+    slope = _capped(x, spec, spare)
     label = uses.label[:, None]
-    at_label = _shift(x).gather(1, label).squeeze(1)
-    if spec.correct and not x.is_cpu:
+    at_label = x.gather(1, label).squeeze(1)
+    if spec.stats and not x.is_cpu:
         torch.eq(x.argmax(1), uses.label, out=uses.correct)
-    elif spec.correct:  # the maximum is 0 now; argmax is slow, so only if it may be the label
+    elif spec.stats:  # the maximum is 0 now; argmax is slow, so only if it may be the label
         hits = (at_label == 0).nonzero().squeeze(1)
         uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
     mean = x.mean(1) if spec.smoothing else None
-    log_p = spare("shifted", len(x)).copy_(x) if spec.entropy else None
+    log_p = spare["shifted"][: len(x)].copy_(x) if spec.stats or spec.rule else None
     total = x.exp_().sum(1)
     torch.sub(total.log(), at_label, out=uses.nll)
     uses.ntp.copy_(uses.nll)
@@ -318,34 +300,29 @@ def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: _Spare) -> None:
             x.mul_(slope)
 
 
-def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, mixed: _Mixed, spec: Spec, spare: _Spare) -> Tensor:
-    """Turn mixed logits x [R, V] into d (pair_weight mixup) / dx in place, except for a factor of each row [R]: it is
-    returned (this saves a pass). Fill mixup."""
-    slope = _cap(x, spec, spare)
-    _shift(x)
-    targets = ((label_i[:, None], mixed.lam), (label_j[:, None], 1 - mixed.lam))
+def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, lam: Tensor, loss: Tensor, spec: Spec, spare: Spare) -> Tensor:
+    """Turn mixed logits x [R, V] into d mixup / dx in place, except for a divisor of each row [R]: it is returned (this
+    saves a pass). Fill `loss`."""
+    slope = _capped(x, spec, spare)
+    targets = ((label_i[:, None], lam), (label_j[:, None], 1 - lam))
     at_labels = sum(share * x.gather(1, label).squeeze(1) for label, share in targets)
     total = x.exp_().sum(1)
-    mixed.loss.copy_(total.log() - at_labels)
+    loss.copy_(total.log() - at_labels)
     if any(spec.need):
         for label, share in targets:
             x.scatter_add_(1, label, -(total * share)[:, None])
         if slope is not None:
             x.mul_(slope)
-    return mixed.weight / total
+    return total
 
 
-def _cap(x: Tensor, spec: Spec, spare: _Spare) -> Tensor | None:
-    """Turn x into softcap tanh(x / softcap) in place; return the derivative if it will be needed."""
-    if spec.softcap is None:
-        return None
-    x.div_(spec.softcap).tanh_()
+def _capped(x: Tensor, spec: Spec, spare: Spare) -> Tensor | None:
+    """Turn x into softcap tanh(x / softcap), less its maximum, in place; return the cap's derivative if it is used."""
     slope = None
-    if any(spec.need):
-        slope = torch.mul(x, x, out=spare("slope", len(x))).neg_().add_(1)
-    x.mul_(spec.softcap)
+    if spec.softcap is not None:
+        x.div_(spec.softcap).tanh_()
+        if any(spec.need):
+            slope = torch.mul(x, x, out=spare["slope"][: len(x)]).neg_().add_(1)
+        x.mul_(spec.softcap)
+    x.sub_(x.amax(1, keepdim=True))
     return slope
-
-
-def _shift(x: Tensor) -> Tensor:
-    return x.sub_(x.amax(1, keepdim=True))

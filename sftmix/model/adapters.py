@@ -11,34 +11,28 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
-from sftmix.model.unused import freeze_unused, unused_modules, used_modules
+from sftmix.model.unused import freeze_unused, unused_modules
 from sftmix.options import LoraOptions
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
-    from transformers import BitsAndBytesConfig
 
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-_ABOUT = "auto_mapping base_model_name_or_path inference_mode peft_type peft_version revision task_type"
-_PLACES = """exclude_modules layer_replication layers_pattern layers_to_transform modules_to_save target_modules
-target_parameters trainable_token_indices"""
-_NUMBERS = """alpha_pattern bias ensure_weight_tying eva_config fan_in_fan_out init_lora_weights loftq_config lora_alpha
+TAKEN = """auto_mapping base_model_name_or_path inference_mode peft_type peft_version revision task_type
+exclude_modules layer_replication layers_pattern layers_to_transform modules_to_save target_modules
+target_parameters trainable_token_indices
+alpha_pattern bias ensure_weight_tying eva_config fan_in_fan_out init_lora_weights loftq_config lora_alpha
 lora_bias lora_dropout r rank_pattern use_dora use_rslora"""
-TAKEN = frozenset(f"{_ABOUT} {_PLACES} {_NUMBERS}".split())
 """The keys that may have any value. Every other one must have PEFT's default: `megatron_config` imports a module that
 the file names, and others compute what a plain load of the adapters does not."""
 
@@ -56,19 +50,33 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     cannot follow the options; `sftmix.model.head.check_head` refuses an LM head that the loss cannot follow.
     """
     from peft import LoraConfig
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    options = {f.name: getattr(lora, f.name) for f in fields(lora) if f.name != "quantize"}
-    named = [] if isinstance(lora.target_modules, str) else [t for t in lora.target_modules if t != ALL_LINEAR]
-    if ALL_LINEAR in lora.target_modules:
+    options, targets, unused = asdict(lora), lora.target_modules, unused_modules(model)
+    del options["quantize"]
+    named = [] if isinstance(targets, str) else [name for name in targets if name != ALL_LINEAR]
+    # PEFT accepts names that fit no module silently, if one of them fits.
+    outside = tuple(f"{name}." for name in unused)
+    modules = {name: part for name, part in model.named_modules() if not f"{name}.".startswith(outside)}
+    for option, names in (("target_modules", named), ("modules_to_save", lora.modules_to_save or [])):
+        if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
+            last = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
+            raise ConfigError(
+                f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
+                f"there are {', '.join(last)}"
+            )
+    if ALL_LINEAR in targets:
         options["target_modules"] = ALL_LINEAR
-    _check_names(model, "target_modules", named)
-    _check_names(model, "modules_to_save", lora.modules_to_save or [])
-    if unused := "|".join(map(re.escape, unused_modules(model))):
-        options["exclude_modules"] = rf"({unused})(\..*)?"
+    if unused:
+        options["exclude_modules"] = rf"({'|'.join(map(re.escape, unused))})(\..*)?"
     try:
-        config = LoraConfig(**copy.deepcopy(options), task_type="CAUSAL_LM")
+        config = LoraConfig(**options, task_type="CAUSAL_LM")
         if config.target_modules == ALL_LINEAR and named:
-            _add_names(config, model, named)
+            # PEFT resolves all-linear first where it has experts and routers that are no linear layers.
+            convert_peft_config_for_transformers(config, model=model, conversions=None)
+            _maybe_include_all_linear_layers(config, model)
+            config.target_modules = sorted({*(config.target_modules or ()), *named})
         _add(model, config, seed=seed)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
@@ -91,53 +99,30 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
     read_adapters(model, directory)
 
 
-def adapter_config(model: nn.Module) -> LoraConfig | None:
+def adapter_config(model: nn.Module) -> Any:
     """Return the PEFT config of the model's adapters; None for a model without adapters."""
     return getattr(model, "peft_config", {}).get(ADAPTER)
 
 
 def described_adapters(model: PreTrainedModel) -> str:
-    """Describe in one line which weights are trained."""
-    trained, every = trained_numbers(model), sum(p.numel() for p in model.parameters())
+    """Describe in one line which weights are trained (a tied weight counts once)."""
+    trained, every = model.num_parameters(only_trainable=True), model.num_parameters()
     return f"adapters with {trained:,} trained numbers in a model of {every - trained:,} frozen ones"
 
 
-def trained_numbers(model: nn.Module) -> int:
-    """Return how many numbers of the model are trained (a tied weight counts once)."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _add_names(config: LoraConfig, model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Add names to all-linear, which PEFT resolves first where it has experts and routers that are no linear layers."""
-    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    convert_peft_config_for_transformers(config, model=model, conversions=None)
-    _maybe_include_all_linear_layers(config, model)
-    config.target_modules = sorted({*(config.target_modules or ()), *names})
-
-
-def _check_names(model: PreTrainedModel, option: str, names: Sequence[str]) -> None:
-    """Refuse names that fit no module: PEFT accepts them silently if one of the names fits."""
-    modules = used_modules(model)
-    if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
-        last = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
-        raise ConfigError(
-            f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
-            f"there are {', '.join(last)}"
-        )
-
-
-def _add(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
+def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
     """Have PEFT put its layers in, without its warnings of intended effects.
 
     Those are that Conv1D is transposed, and that adapters untie a tied head (docs/lora.md); a third one is wrong: the
     rank that PEFT itself gives to fused tensors of experts is not ignored.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]")
+        for message in (
+            "fan_in_fan_out is set to",
+            "Model has `tie_word_embeddings=True`",
+            r"The following (rank|alpha)_pattern keys .*gate_up_proj'\]",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         torch.manual_seed(seed)
         model.add_adapter(config, ADAPTER)
 
@@ -145,7 +130,7 @@ def _add(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> None:
 # ---------------------------------------------------------------------------------------- adapters of others
 
 
-def stored_config(directory: Path) -> LoraConfig:
+def stored_config(directory: Path) -> Any:
     """Return the configuration of the LoRA adapters in a directory.
 
     Raises ConfigError if the file cannot be read, is of other adapters than LoRA, or has a key that is not taken.
@@ -156,12 +141,12 @@ def stored_config(directory: Path) -> LoraConfig:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         kind = stored["peft_type"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except Exception as error:  # files of strangers make json and what reads its value raise anything
         raise ConfigError(f"{file} cannot be read as PEFT writes it: {type(error).__name__}: {error}") from error
     if kind != "LORA":
         raise ConfigError(f"{file}: peft_type is {kind!r:.80}; only LORA is loaded")
     default = LoraConfig().to_dict()
-    for key in sorted(stored.keys() - TAKEN):
+    for key in sorted(stored.keys() - TAKEN.split()):
         if stored[key] and stored[key] != default.get(key):
             raise ConfigError(
                 f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "
@@ -177,7 +162,7 @@ def stored_config(directory: Path) -> LoraConfig:
 def base_of_adapters(directory: Path) -> str:
     """Return the hub id or directory of the base model; raise ConfigError as `stored_config`, and if there is none."""
     base = stored_config(directory).base_model_name_or_path
-    if not base or not isinstance(base, str):
+    if not isinstance(base, str):
         raise ConfigError(f"{directory / FILE} names no base model (base_model_name_or_path is {base!r:.80})")
     return base
 
@@ -192,8 +177,6 @@ def quantization_config(lora: LoraOptions, *, compute: torch.dtype) -> BitsAndBy
     """
     if lora.quantize is None:
         return None
-    from transformers import BitsAndBytesConfig
-
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -210,19 +193,18 @@ def write_adapters(
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors, PEFT's format, into an existing directory.
 
-    weights  the full (gathered) trainable weights, by their names in `model`
+    weights  the full (gathered) weights, by their names in `model`; those that are not trained may be left out
     base     hub id or directory of the base model; a directory is written as its absolute path
     Raises ConfigError if the file would lack a trained weight.
     """
     state = {name: x.detach().to(dtype).contiguous() for name, x in _in_peft_format(model, weights).items()}
-    expected, written = trained_numbers(model), sum(x.numel() for x in state.values())
+    expected, written = model.num_parameters(only_trainable=True), sum(x.numel() for x in state.values())
     if written != expected:
         raise ConfigError(
             f"model.lora: {expected} numbers were trained, but PEFT's format would hold {written} of them"
         )
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
     config = copy.deepcopy(adapter_config(model))
-    assert config is not None
     config.inference_mode = True
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)  # each process writes a set in another order
@@ -239,9 +221,9 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
     file = directory / WEIGHTS
     try:
         stored = load_file(file) if file.exists() else {}
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # safetensors has errors of its own
         raise ConfigError(f"{file} cannot be read: {error}") from error
-    adapters = _in_peft_format(model, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    adapters = _in_peft_format(model, dict(model.named_parameters()))
     if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in adapters.items()}:
         raise ConfigError(f"{file} does not hold the adapters of this run; was it changed?")
     for name, x in adapters.items():
@@ -249,13 +231,17 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same tensors, of adapters by their names in `model`, by their names in PEFT's format."""
+    """Return the same tensors, as far as they are trained, by their names in PEFT's format."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
-    # DoRA's magnitudes get their full name, which PEFT accepts, too: transformers 5.23 loses the short one.
-    state = {f"{k}.weight" if k.endswith("lora_magnitude_vector") else k: x for k, x in state.items()}
-    return {f"base_model.model.{name}": x for name, x in state.items()}
+    trained = {name: weights[name] for name, p in model.named_parameters() if p.requires_grad and name in weights}
+    state = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+    renamed = {}
+    for name, x in state.items():
+        # DoRA's magnitudes get their full name, which PEFT accepts, too: transformers 5.23 loses the short one.
+        end = ".weight" if name.endswith("lora_magnitude_vector") else ""
+        renamed[f"base_model.model.{name}{end}"] = x
+    return renamed
 
 
 # ----------------------------------------------------------------------------------------------------- merging
@@ -267,25 +253,19 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
     If the adapters made input embeddings and LM head differ, a tied model is untied.
     """
-    if unties(model):
-        head = active(model.get_output_embeddings())
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapted = any(hasattr(end, "base_layer") or hasattr(end, "modules_to_save") for end in ends)
+    if adapted and model.config.get_text_config().tie_word_embeddings:
+        head = active(ends[1])
         layer = getattr(head, "base_layer", head)
         layer.weight = nn.Parameter(layer.weight.detach().clone())
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
     for name, module in reversed(list(model.named_modules())):  # PEFT adapts two tensors of experts one in the other
-        parent, _, last = name.rpartition(".")
         if hasattr(module, "modules_to_save"):
-            setattr(model.get_submodule(parent), last, module.modules_to_save[ADAPTER])
+            model.set_submodule(name, module.modules_to_save[ADAPTER])
         elif hasattr(module, "base_layer"):
             module.merge(safe_merge=True)
-            setattr(model.get_submodule(parent), last, module.base_layer)
+            model.set_submodule(name, module.base_layer)
     del model.peft_config
     model._hf_peft_config_loaded = False
-
-
-def unties(model: PreTrainedModel) -> bool:
-    """Return True if adapters on one end, or on both, make the embeddings and the head of a tied model differ."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    adapted = any(hasattr(end, "base_layer") or hasattr(end, "modules_to_save") for end in ends)
-    return adapted and bool(model.config.get_text_config().tie_word_embeddings)

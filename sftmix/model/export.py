@@ -20,7 +20,7 @@ from sftmix.model.adapters import adapter_config, write_adapters
 def export_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    path: str | Path,
+    path: Path,
     *,
     dtype: torch.dtype,
     state_dict: Mapping[str, Tensor] | None = None,
@@ -36,22 +36,27 @@ def export_model(
     stop_ids       end-of-turn ids, in addition to the eos ids of the tokenizer and of the model's generation_config
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
-    path = Path(path)
     with naming_full_disk(path):
         temporary = fresh_directory(path)
         try:
             generation = _generation_config(model, tokenizer, stop_ids)
+            weights = state_dict or model.state_dict()
             if adapter_config(model) is None:
-                _write_model(model, temporary, state_dict or model.state_dict(), dtype, generation)
+                _write_model(model, temporary, weights, dtype, generation)
             else:
-                trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-                write_adapters(model, trained if state_dict is None else state_dict, temporary, base=base, dtype=dtype)
+                write_adapters(model, weights, temporary, base=base, dtype=dtype)
                 generation.save_pretrained(temporary)
             exported = copy.deepcopy(tokenizer)
-            if chat_template is not None:
-                exported.chat_template = chat_template
+            exported.chat_template = chat_template or tokenizer.chat_template
             exported.save_pretrained(temporary)
-            _replace(temporary, path)
+            for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+            old = path.with_name(f".old-{path.name}.{os.getpid()}")
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)  # the old one is removed only when the new one stands
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return path
@@ -61,21 +66,20 @@ def _write_model(
     model: PreTrainedModel, path: Path, state: Mapping[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
 ) -> None:
     """Write the weights, floats in `dtype` and a tied group by its first name only (gathering unties them)."""
-    unique = {name for name, _ in model.named_parameters()}
-    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)} - unique
-    weights = {name: x.detach() for name, x in state.items() if name not in aliases}
-    weights = {name: (x.to(dtype) if x.is_floating_point() else x).contiguous() for name, x in weights.items()}
-    before = model.config, model.generation_config
-    try:
-        model.config, model.generation_config = copy.deepcopy(model.config), generation
-        with without_bars_of_transformers():
-            model.save_pretrained(path, state_dict=weights)  # save_pretrained writes into the config
-        parts = (getattr(model.config, name, None) for name in model.config.sub_configs)
-        for config in (model.config, *filter(None, parts)):
-            config.dtype = dtype
-        model.config.save_pretrained(path)
-    finally:
-        model.config, model.generation_config = before
+    aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
+    weights = {
+        name: (x.to(dtype) if x.is_floating_point() else x).contiguous()
+        for name, x in state.items()
+        if name not in aliases
+    }
+    saved = copy.copy(model)  # save_pretrained writes into the config
+    saved.config, saved.generation_config = copy.deepcopy(model.config), generation
+    with without_bars_of_transformers():
+        saved.save_pretrained(path, state_dict=weights)
+    parts = (getattr(saved.config, name, None) for name in saved.config.sub_configs)
+    for config in (saved.config, *filter(None, parts)):
+        config.dtype = dtype
+    saved.config.save_pretrained(path)
 
 
 def _generation_config(
@@ -99,15 +103,3 @@ def _generation_config(
     except Exception:  # values of strangers make transformers raise anything
         return GenerationConfig(**tokens)
     return config
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Put a finished directory in its place; the old one is removed only when the new one stands."""
-    for file in filter(Path.is_file, source.rglob("*")):  # several chat templates have a directory of their own
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    old = target.with_name(f".old-{target.name}.{os.getpid()}")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(source, target)
-    shutil.rmtree(old, ignore_errors=True)

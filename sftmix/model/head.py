@@ -6,8 +6,6 @@ logits: `check_head` compares the logits of both on a probe batch and refuses a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,15 +71,20 @@ def head_of(model: PreTrainedModel) -> Head:
 def check_head(model: PreTrainedModel) -> Head:
     """Return the head whose logits equal `model(...).logits` on a probe batch; ConfigError if no formula fits."""
     candidates = _candidates(model)
-    name = f"{type(model).__name__} ({model.config.model_type})"
+    name, attention = f"{type(model).__name__} ({model.config.model_type})", model.config._attn_implementation
     ids, differences = probe_ids(model, 2, 8), {}
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    with probing(model, f"{name} does not run as backbone and head"), _plain_attention(model):
-        hidden = model.get_decoder()(**inputs).last_hidden_state
-        theirs = model(**inputs).logits.double()
-        for head in candidates:
-            ours = head.logits(hidden).double()
-            differences[head] = float((ours - theirs).abs().max()) if ours.shape == theirs.shape else float("inf")
+    flash = is_flash(attention)
+    if flash:  # neither a CPU nor float32 has it; the head's formula is the same
+        model.config._attn_implementation = "eager"
+    try:
+        with probing(model, f"{name} does not run as backbone and head"):
+            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            theirs = model(input_ids=ids, use_cache=False).logits.double()
+            for head in candidates:
+                differences[head] = float((head.logits(hidden).double() - theirs).abs().max())
+    finally:
+        if flash:
+            model.config._attn_implementation = attention
     best, difference = min(differences.items(), key=lambda entry: entry[1])
     # Both are the same matmul: only the rounding of a scale or cap may differ.
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(hidden.dtype, 1e-2) * float(theirs.abs().max())
@@ -94,59 +97,32 @@ def check_head(model: PreTrainedModel) -> Head:
     return best
 
 
-@contextmanager
-def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Compute without flash attention, which neither a CPU nor float32 has; the head's formula is the same."""
-    name = model.config._attn_implementation
-    if name is None or not is_flash(name):
-        yield
-        return
-    model.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = name
-
-
 def _candidates(model: PreTrainedModel) -> list[Head]:
-    """Return every head that the config can mean; a single one for a model without scale or cap."""
-    module = model.get_output_embeddings() if hasattr(model, "get_decoder") else None
+    """Return every head that the config can mean; a single one for a model without scale or cap.
+
+    Raises ConfigError for a model without a head, or with an adapter on it that is not a constant sum of matrices.
+    """
+    module = model.get_output_embeddings()
     if module is None or model.config.is_encoder_decoder:
         raise ConfigError(f"model.path: {type(model).__name__} is not a decoder with an LM head.")
-    check_adapted_head(module)
+    layer = active(module)
+    if hasattr(layer, "base_layer"):
+        dora = layer.use_dora[ADAPTER]
+        if dora or getattr(layer.lora_dropout[ADAPTER], "p", 0.0):
+            option, neutral = ("use_dora", "false") if dora else ("lora_dropout", "0")
+            raise ConfigError(
+                f"model.lora.{option} and an adapter on the LM head exclude each other: the fused loss takes the head "
+                f"as one weight matrix. Leave the head out of model.lora.target_modules, set {option} to {neutral}, or "
+                "train the head in full (model.lora.modules_to_save)."
+            )
     config = model.config.get_text_config()
-    scales = [_number(config, key) for key in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
-    if scaling := _number(config, "logits_scaling"):
+    scales = [getattr(config, key, None) for key in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
+    if scaling := getattr(config, "logits_scaling", None):
         scales += [1 / scaling, scaling]  # Granite divides by it, HyperCLOVA X multiplies
-    cap = _number(config, "final_logit_softcapping")
+    cap = getattr(config, "final_logit_softcapping", None) or None  # no formula has 0
     return [Head(module, cap, scale) for scale in dict.fromkeys(filter(None, scales)) or [1.0]]
-
-
-def _number(config: Any, key: str) -> float | None:
-    """Return a number of the config; None for 0, which no formula has."""
-    value = getattr(config, key, None)
-    return float(value) or None if isinstance(value, (int, float)) else None
-
-
-# ------------------------------------------------------------------------------------------------------- adapted heads
-
-
-def check_adapted_head(head: nn.Module) -> None:
-    """Refuse an adapter on the LM head that is not a constant sum of matrices: ConfigError with the remedy."""
-    layer = active(head)
-    if not hasattr(layer, "base_layer"):
-        return
-    dropout = getattr(layer.lora_dropout[ADAPTER], "p", 0.0)
-    if layer.use_dora[ADAPTER] or dropout:
-        option, neutral = ("use_dora", "false") if layer.use_dora[ADAPTER] else ("lora_dropout", "0")
-        raise ConfigError(
-            f"model.lora.{option} and an adapter on the LM head exclude each other: the fused loss takes the head as "
-            f"one weight matrix. Leave the head out of model.lora.target_modules, set {option} to {neutral}, or train "
-            "the head in full (model.lora.modules_to_save)."
-        )
 
 
 def active(module: nn.Module) -> Any:
     """Return the layer that computes: the module, or the trained copy of it (`modules_to_save`)."""
-    copies: Any = getattr(module, "modules_to_save", None)
-    return module if copies is None else copies[ADAPTER]
+    return getattr(module, "modules_to_save", {ADAPTER: module})[ADAPTER]

@@ -10,7 +10,7 @@ from sftmix.common.errors import ConfigError
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """Return the repeated blocks of the decoder, which transformers itself never splits; none lies in another."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
+    names = model._no_split_modules or ()
     parts = (m for m in model.get_decoder().modules() if not isinstance(m, nn.Embedding))
     layers = [m for m in parts if any(cls.__name__ in names for cls in type(m).__mro__)]  # FSDP2 puts a class before it
     if not layers:
@@ -18,20 +18,15 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
             f"{type(model).__name__} names no decoder layers (_no_split_modules): use --training.parallel ddp, without "
             "--training.compile"
         )
-    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
-    return [layer for layer in layers if id(layer) not in inner]
+    inner = {part for layer in layers for part in layer.modules() if part is not layer}
+    return [layer for layer in layers if layer not in inner]
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
     """Checkpoint each decoder layer."""
-    getattr(model, f"{_checkpointing(model)}_enable")({"use_reentrant": False})
+    enable = getattr(model, "activation_checkpointing_enable", None)  # older versions of transformers have the other
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def recomputes_activations(model: PreTrainedModel) -> bool:
-    return bool(getattr(model, f"is_{_checkpointing(model)}"))
-
-
-def _checkpointing(model: PreTrainedModel) -> str:
-    """Return the name that this version of transformers has for it."""
-    new = "activation_checkpointing"
-    return new if hasattr(model, f"{new}_enable") else "gradient_checkpointing"
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import find_adapter_config_file
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
-from sftmix.model.paths import holds_adapters, model_place, refuse_adapters, refuse_pickles
+from sftmix.model.paths import holds_adapters, model_place, refuse_pickles
 from sftmix.model.unused import freeze_unused
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""The dtypes by their names in safetensors files."""
-
 
 # ------------------------------------------------------------------------------------------------- loading
 
@@ -55,26 +47,24 @@ def load_model(
     Reads safetensors only and runs no code that comes with the model. Raises ConfigError if there is no such model, if
     it needs such code or has no safetensors, or if weights are missing (they would be random).
     """
-    kinds = {"dtype": dtype, "attn_implementation": attention, "quantization_config": quantization}
-    options = {**kinds, "use_safetensors": True, "output_loading_info": True}
-    model, info = _from_pretrained(AutoModelForCausalLM, path, **options)
+    model, info = _from_pretrained(
+        AutoModelForCausalLM,
+        path,
+        dtype=dtype,
+        attn_implementation=attention,
+        quantization_config=quantization,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
     if missing := sorted(info["missing_keys"]):
         shown = ", ".join(missing[:5])
         raise ConfigError(f"model.path: {path} has no values for {len(missing)} weights of the model ({shown}, ...).")
-    if quantization is not None:
-        _keep_the_backward(model)
-    return freeze_unused(model)
-
-
-def _keep_the_backward(model: PreTrainedModel) -> None:
-    """Keep 4-bit weights as they are.
-
-    On a CPU with bf16 instructions bitsandbytes repacks them in the first forward in eval mode, for a kernel without a
-    gradient: scoring between two steps would end the training.
-    """
     for module in model.modules():
+        # On a CPU with bf16 instructions bitsandbytes repacks 4-bit weights in the first forward in eval mode, for a
+        # kernel without a gradient: scoring between two steps would end the training.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010, of a class that is not imported here
+    return freeze_unused(model)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -89,16 +79,8 @@ def model_config(path: str | Path) -> PretrainedConfig:
 
 def stored_dtype(path: str | Path) -> torch.dtype:
     """Return the dtype of the stored weights, by the model's config; float32 if it does not say."""
-    config = model_config(path)
-    dtype = config.dtype or config.get_text_config().dtype or torch.float32
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
-
-
-def dtypes_of_files(path: str | Path) -> set[torch.dtype | None]:
-    """Return the dtypes of all tensors in the files of a model that was loaded, None for one that is no float."""
-    config = str(cached_file(str(Path(path).expanduser()), "config.json", local_files_only=True))
-    files = [safe_open(file, framework="pt") for file in Path(config).parent.glob("*.safetensors")]
-    return {_DTYPES.get(file.get_slice(name).get_dtype()) for file in files for name in file.keys()}  # noqa: SIM118
+    config: Any = model_config(path)
+    return config.dtype or config.get_text_config().dtype or torch.float32
 
 
 def refuse_quantized(path: str | Path) -> None:
@@ -123,10 +105,9 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         )
 
 
-def n_embeddings(model: PreTrainedModel) -> int:
+def n_embeddings(model: Any) -> int:
     """Return the number of token ids that have an embedding."""
-    weight: Any = model.get_input_embeddings().weight
-    return weight.shape[0]
+    return model.get_input_embeddings().weight.shape[0]
 
 
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
@@ -144,19 +125,18 @@ def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[
             yield
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # which say nothing of the model
         raise
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+    except Exception as error:  # models of strangers raise anything
         raise ConfigError(f"model.path: {problem}: {error}. {remedy}") from error
     finally:
         model.train(training)
 
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
-    name, local = model_place(path)
+    name, _ = model_place(path)
     if auto is not AutoTokenizer:
-        refuse_adapters(path)
-        refuse_pickles(path)
-        if not local and find_adapter_config_file(name) is not None:  # transformers would load another model, its base
+        if find_adapter_config_file(name) is not None:  # transformers would load another model, its base
             raise holds_adapters(path)
+        refuse_pickles(path)
     try:
         with without_bars_of_transformers():
             return auto.from_pretrained(name, trust_remote_code=False, **options)
@@ -181,13 +161,12 @@ def context_length(path: str) -> int | None:
 
 def fingerprint(path: str) -> str:
     """Return the identity of a file's content, or of a model and tokenizer: a hub commit, or a directory's hash."""
-    if os.path.isfile(path):
-        return _hash(Path(path))
-    directory = Path(path).expanduser()
-    if not directory.is_dir():
+    place = Path(path).expanduser()
+    if place.is_file():
+        return _hash(place)
+    if not place.is_dir():
         return f"{path}@{model_config(path)._commit_hash}"
-    files = sorted(p for p in directory.iterdir() if p.suffix in MODEL_FILES)
-    return sha256_json({p.name: _hash(p) for p in files})
+    return sha256_json({file.name: _hash(file) for file in place.iterdir() if file.suffix in MODEL_FILES})
 
 
 def _hash(path: Path) -> str:

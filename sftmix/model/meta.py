@@ -14,16 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import cached_file
 
 from sftmix.common.world import World
-from sftmix.model.load import dtypes_of_files, load_model, model_config, stored_dtype
+from sftmix.model.load import load_model, model_config, stored_dtype
 from sftmix.model.unused import freeze_unused
 
 # ------------------------------------------------------------------------------- 1. a model with its values
@@ -50,13 +52,15 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     """
     stored = stored_dtype(path)
     model = load_model(path, dtype=stored, attention=attention)
-    if dtypes_of_files(path) != {stored}:
-        return None
+    config_file = str(cached_file(str(Path(path).expanduser()), "config.json", local_files_only=True))
+    for file in Path(config_file).parent.glob("*.safetensors"):
+        tensors = safe_open(file, framework="pt")
+        if any(tensors.get_tensor(name).dtype != stored for name in tensors.keys()):  # noqa: SIM118
+            return None
     persistent = model.state_dict().keys()
     for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them
-        parent, _, key = name.rpartition(".")
-        owner = model.get_submodule(parent)
-        setattr(owner, key, getattr(owner, key).to(buffer.dtype) if name in persistent else buffer)
+        stored_buffer = model.get_buffer(name)
+        stored_buffer.data = stored_buffer.to(buffer.dtype) if name in persistent else buffer
     for config in (model.config, model.config.get_text_config()):
         config.dtype = torch.float32
     return model
@@ -71,23 +75,18 @@ def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
     Tied parameters stay tied and have one value, under the name that `named_parameters` gives them.
     """
     values = {name: parameter.data for name, parameter in model.named_parameters()}
-
-    def empty(name: str, parameter: nn.Parameter) -> nn.Parameter:
-        shape = torch.empty(parameter.shape, dtype=torch.float32, device="meta")
-        return nn.Parameter(shape, requires_grad=parameter.requires_grad)
-
-    _replace_parameters(model, empty)
+    _replace_parameters(model, lambda _, old: torch.empty(old.shape, dtype=torch.float32, device="meta"))
     return values
 
 
-def _replace_parameters(model: nn.Module, new: Callable[[str, nn.Parameter], nn.Parameter]) -> None:
-    """Put another parameter in the place of each one; those with several names (tied) have one value and stay one."""
+def _replace_parameters(model: nn.Module, new: Callable[[str, Any], Tensor]) -> None:
+    """Put a new value in the place of each parameter; those with several names (tied) have one value and stay one."""
     others: dict[int, nn.Parameter] = {}
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        if id(parameter) not in others:
-            others[id(parameter)] = new(name, parameter)
+    for name, old in list(model.named_parameters(remove_duplicate=False)):
+        if id(old) not in others:
+            others[id(old)] = nn.Parameter(new(name, old), requires_grad=old.requires_grad)
         owner, _, key = name.rpartition(".")
-        setattr(model.get_submodule(owner), key, others[id(parameter)])
+        setattr(model.get_submodule(owner), key, others[id(old)])
 
 
 # ------------------------------------------------------------------------------- 3. the values in the shards
@@ -111,12 +110,10 @@ class Values:
         from_main: bool,
         checks: Sequence[Callable[[PreTrainedModel], Any]] = (),
     ) -> None:
-        self.checks = checks
-        self._values = dict(values)
-        self._world = world
-        self._sent: dict[str, torch.dtype] | None = None
-        if from_main and world.size > 1:
-            self._sent = world.share({name: value.dtype for name, value in self._values.items()})
+        self.checks, self._values, self._device = checks, dict(values), world.device
+        self._sent: dict[str, torch.dtype] = {}
+        if from_main:
+            self._sent = world.share({name: value.dtype for name, value in values.items()})
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
@@ -125,24 +122,16 @@ class Values:
 
         Each value is released after its use.
         """
-        _replace_parameters(model, self._shard)
 
-    def _shard(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
-        """Return this rank's part, with memory of its own, cut as `fully_shard` cuts it."""
-        if parameter.device.type != "meta":
-            return parameter
-        like = cast(DTensor, parameter.data)
-        value = self._whole(name, like).to(self._world.device, like.dtype)
-        whole = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
-        return nn.Parameter(whole.clone(), requires_grad=parameter.requires_grad)
+        def shard(name: str, like: Any) -> Tensor:
+            """Return this rank's part, with memory of its own, cut as `fully_shard` cuts it."""
+            value = self._values.pop(name, None)
+            if value is None:
+                value = torch.empty(like.shape, dtype=self._sent[name], device=self._device)
+            value = value.to(self._device).contiguous()
+            if self._sent:
+                dist.broadcast(value, src=0)
+            value = value.to(like.dtype)
+            return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
 
-    def _whole(self, name: str, like: Tensor) -> Tensor:
-        """Return the whole value: from this rank, or sent by rank 0."""
-        if self._sent is None:
-            return self._values.pop(name)
-        if self._world.is_main:
-            value = self._values.pop(name).detach().to(self._world.device).contiguous()
-        else:
-            value = torch.empty(like.shape, dtype=self._sent[name], device=self._world.device)
-        dist.broadcast(value, src=0)
-        return value
+        _replace_parameters(model, shard)

@@ -25,12 +25,12 @@ def is_skipping(attention: str | None, device: torch.device) -> bool:
 
     It then has no dense mask over all token pairs.
     """
-    return device.type != "cpu" and attention is not None and (is_flash(attention) or attention == "flex_attention")
+    return device.type != "cpu" and (is_flash(attention) or attention == "flex_attention")
 
 
-def is_flash(attention: str) -> bool:
+def is_flash(attention: str | None) -> bool:
     """Return True for flash attention, by any of its names: flash_attention_2, kernels-community/flash-attn2, ..."""
-    return "flash" in attention
+    return "flash" in (attention or "")
 
 
 @contextmanager
@@ -45,8 +45,8 @@ def known_rows(*, packed: bool) -> Iterator[None]:
         "fast_all": lambda mask: False,
     }
     functions = vars(masking_utils)
-    own = {name: functions[name] for name in answers if name in functions}
-    functions.update({name: answers[name] for name in own})
+    own = {name: functions.get(name) for name in answers}  # None of a version that asks otherwise
+    functions.update(answers)
     try:
         yield
     finally:
@@ -71,12 +71,25 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     its parameters gathered. Raises ConfigError if the backbone itself fails.
     """
     name = f"{type(model).__name__} ({model.config.model_type}, attention {model.config._attn_implementation})"
-    option = "training.padding_free to false (micro-batches are padded)"
-    if not padding_free:
-        option = "data.packing to false (each example is a piece of one document)"
+    option = "data.packing to false (each example is a piece of one document)"
+    if padding_free:
+        option = "training.padding_free to false (micro-batches are padded)"
     remedy = f"Set {option}, or another model.attention (sdpa, eager)."
+    decoder, device, together, alone = model.get_decoder(), model.device, [], []
+    documents = (sum(_DOCUMENTS, ()),) if padding_free else _DOCUMENTS
+    width = max(map(sum, documents))
+    ids = probe_ids(model, len(documents), width)
+    lines = [torch.cat([torch.arange(n) for n in (*lengths, width - sum(lengths))]) for lengths in documents]
+    positions = torch.stack(lines).to(device)
     with probing(model, f"{name} does not take packed documents", remedy):
-        difference, size, precision = _probe(model, padding_free)
+        packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
+        for tokens, states, lengths in zip(ids, packed, documents, strict=True):
+            together.append(states[: sum(lengths)])
+            singles = tokens[: sum(lengths)].split(lengths)
+            alone += [decoder(input_ids=one[None], use_cache=False).last_hidden_state[0] for one in singles]
+    expected = torch.cat(alone)
+    difference, size = float((torch.cat(together) - expected).abs().max()), float(expected.abs().max())
+    precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(precision, 3e-2) * size
     if difference <= limit:
         return None
@@ -84,25 +97,3 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
         f"model.path: {name} does not keep packed documents apart: their hidden states differ by up to "
         f"{difference:.3g} from those of each document alone (allowed: {limit:.3g}). {remedy}"
     )
-
-
-def _probe(model: PreTrainedModel, padding_free: bool) -> tuple[float, float, torch.dtype]:
-    """Return the largest difference between hidden states of packed and single documents, the largest state; dtype."""
-    decoder, device = model.get_decoder(), model.device
-    documents = (sum(_DOCUMENTS, ()),) if padding_free else _DOCUMENTS
-    width = max(map(sum, documents))
-    ids = probe_ids(model, len(documents), width)
-    lines = [torch.cat([torch.arange(n) for n in (*lengths, width - sum(lengths))]) for lengths in documents]
-    positions = torch.stack(lines).to(device)
-    packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
-    differences, sizes = [], []
-    for tokens, states, lengths in zip(ids, packed, documents, strict=True):
-        parts = (x[: sum(lengths)].split(lengths) for x in (tokens, states))
-        for one, together in zip(*parts, strict=True):
-            mask = torch.ones_like(one[None])
-            alone = decoder(input_ids=one[None], attention_mask=mask, use_cache=False).last_hidden_state[0]
-            differences.append((together - alone).abs().max())
-            sizes.append(alone.abs().max())
-    cast = torch.is_autocast_enabled(device.type)
-    difference, size = (float(torch.stack(answer).max()) for answer in (differences, sizes))  # NaN stays NaN
-    return difference, size, torch.get_autocast_dtype(device.type) if cast else packed.dtype

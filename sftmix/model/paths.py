@@ -21,8 +21,8 @@ def model_place(path: str | Path) -> tuple[str, bool]:
     """
     name = str(path)
     local = name.startswith(("/", ".", "~")) or not HUB_ID.match(name) or is_there(name)
-    name = os.path.expanduser(name) if local else name
-    if not name or (local and not os.path.isdir(name)):
+    name = os.path.expanduser(name)
+    if local and not os.path.isdir(name):
         raise ConfigError(f"model.path: {path} is not a directory. Give a hub id or a directory with a model.")
     return name, local
 
@@ -57,8 +57,7 @@ def holds_adapters(path: str | Path) -> ConfigError:
 
 def refuse_pickles(path: str | Path) -> None:
     """Raise ConfigError for a directory whose weights are in pickles only."""
-    directory = Path(path).expanduser()
-    names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+    names = sorted(file.name for file in Path(path).expanduser().glob("*"))
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
         pickle = min(pickles, key=lambda name: "model" not in name)  # an optimizer.pt may lie beside the weights
@@ -78,6 +77,6 @@ def named(option: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         text = str(error)
-        if option == "model.path" or not text.startswith("model.path:"):
-            raise
-        raise ConfigError(f"{option}{text.removeprefix('model.path')}") from error
+        if text.startswith("model.path:"):
+            error.args = (f"{option}{text.removeprefix('model.path')}",)
+        raise

@@ -30,15 +30,7 @@ def unused_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     return unused
 
 
-def used_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return all other modules by their names."""
-    unused = {id(part) for module in unused_modules(model).values() for part in module.modules()}
-    return {name: module for name, module in model.named_modules() if id(module) not in unused}
-
-
 def _used(model: PreTrainedModel) -> set[int]:
     """Return the identities of the parameters that text goes through."""
-    parts: list[nn.Module | None] = [model]
-    if hasattr(model, "get_decoder"):  # one without is refused where its head is looked for
-        parts = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     return {id(p) for part in parts if part is not None for p in part.parameters()}

@@ -53,7 +53,7 @@ def test_unpaired_examples_have_an_order_of_their_own_in_every_epoch():
     """And in no epoch that of the file, or of another seed."""
     pairs = np.arange(20).reshape(-1, 2)
 
-    def singles(epoch: int, seed: int) -> tuple[int, ...]:
+    def singles(epoch, seed):
         return tuple(u[0].row for u in epoch_units(70, pairs, epoch=epoch, seed=seed) if len(u) == 1)
 
     orders = [singles(epoch, seed) for epoch in range(3) for seed in (7, 8)]

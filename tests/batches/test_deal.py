@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.batches.collate import collate, token_slots
-from sftmix.batches.deal import MicroStep, deal
+from sftmix.batches.deal import deal
 from sftmix.batches.order import Slot, epoch_units, global_batches
 from sftmix.options import TrainingOptions
 from tests.batches.test_collate import an_epoch
-from tests.toy import ToyRows, toy_rows
+from tests.toy import toy_rows
 
 LIMITS = st.one_of(
     st.fixed_dictionaries({"micro_batch_tokens": st.integers(1, 400)}),
@@ -24,17 +24,17 @@ LAYOUTS = st.one_of(
 )
 
 
-def lengths_of(n: int) -> np.ndarray:
+def lengths_of(n):
     """Token counts that spread like those of instructions, at least 3."""
     return np.random.default_rng(n).lognormal(3.2, 0.8, n).astype(int) + 3
 
 
-def dealt(units, lengths, *, ranks: int = 1, padding_free: bool = False, **options) -> list[MicroStep]:
+def dealt(units, lengths, *, ranks=1, padding_free=False, **options):
     options = TrainingOptions(**{"length_groups": 1, **options})
     return deal(units, lengths, options, ranks=ranks, device=torch.device("cpu"), padding_free=padding_free)
 
 
-def slots_of(step, rank: int, data: ToyRows, padding_free: bool) -> int:
+def slots_of(step, rank, data, padding_free):
     """Token slots of the tensors that the backbone is really given."""
     batch = collate(step.ranks[rank], data, n_segments=step.n_segments, padding_free=padding_free)
     return sum(segment.input_ids.numel() for segment in batch.segments)
@@ -57,15 +57,6 @@ def test_each_slot_has_one_place_within_the_limits(epoch_of, world, limit, layou
                 if len(share) > 1:
                     slots = slots_of(step, rank, data, layout.get("padding_free", False))
                     assert slots <= limit.get("micro_batch_tokens", 10**9)
-
-
-@pytest.mark.parametrize("padding_free", [False, True])
-def test_a_unit_longer_than_the_budget_is_alone(padding_free):
-    lengths = np.array([90, 30, 200, 5, 6, 7, 8, 9])
-    units = [(Slot(0), Slot(1)), (Slot(2),), *((Slot(row),) for row in range(3, 8))]
-    steps = dealt(units, lengths, micro_batch_tokens=100, padding_free=padding_free)
-    assert len(steps) == 3
-    assert {((Slot(0), Slot(1)),), ((Slot(2),),)} <= {s.ranks[0] for s in steps}
 
 
 def test_as_many_examples_as_fit():

@@ -237,46 +237,27 @@ def check_label(loss, case):
         close(mixture(one)[0] - one.run(loss).bias, expected)
 
 
-def appendix_a(loss, case):
-    """Appendix A for the one pair (0, 1): by name, the gradients of Mixup and of its decomposed version.
+def check_appendix_a(loss, case):
+    """Appendix A for one pair: the closed forms of the gradients of Mixup, of its decomposed version, and of their
+    difference, W^T (p~ - lambda p_c - (1 - lambda) p_u) by the input.
 
     Decomposed: lambda CE_c + (1 - lambda) CE_u, that is NTP with the rows weighted by lambda and 1 - lambda.
     """
-    mixed = case.with_pairs_only().run(loss)
-    decomposed = case.without_pairs(torch.cat([case.lam, 1 - case.lam])).run(loss)
-    return {
-        "input": (mixed.hidden.sum(0), decomposed.hidden.sum(0)),
-        "confident": (mixed.hidden[0], decomposed.hidden[0]),
-        "unconfident": (mixed.hidden[1], decomposed.hidden[1]),
-        "weight": (mixed.weight, decomposed.weight),
-    }
-
-
-def one_pair(hidden, weight, labels, lam):
-    one = torch.ones(1, dtype=torch.float64)
-    return Case(hidden, weight, torch.tensor(labels), torch.tensor([[0, 1]]), lam * one, None, one)
-
-
-def check_appendix_a(loss, case):
-    """The closed forms, always: of each gradient, and of the difference W^T (p~ - lambda p_c - (1 - lambda) p_u)."""
     if len(case.labels) < 2 or not len(case.lam):
         return
-    lam = float(case.lam[0])
-    pair = one_pair(case.hidden[:2], case.weight, case.labels[:2].tolist(), lam)
-    gradients = appendix_a(loss, pair)
-    w = case.weight
-    p_c, p_u = torch.softmax(pair.hidden @ w.T, 1)
-    y_c, y_u = torch.eye(len(w), dtype=torch.float64)[pair.labels]
-    z = lam * pair.hidden[0] + (1 - lam) * pair.hidden[1]
-    p, y = torch.softmax(w @ z, 0), lam * y_c + (1 - lam) * y_u
-    mixed, decomposed = gradients["input"]
-    close(mixed, w.T @ (p - y))
-    close(mixed - decomposed, w.T @ (p - lam * p_c - (1 - lam) * p_u))
-    close(gradients["confident"][0], lam * (w.T @ (p - y)))
-    close(gradients["confident"][1], lam * (w.T @ (p_c - y_c)))
-    close(gradients["unconfident"][0], (1 - lam) * (w.T @ (p - y)))
-    close(gradients["unconfident"][1], (1 - lam) * (w.T @ (p_u - y_u)))
-    close(gradients["weight"][0], torch.outer(p - y, z))
+    w, lam, pairs, one = case.weight, case.lam[:1], torch.tensor([[0, 1]]), torch.ones(1, dtype=torch.float64)
+    pair = Case(case.hidden[:2], w, case.labels[:2], pairs, lam, None, one)
+    share = torch.cat([lam, 1 - lam])
+    mixed, decomposed = pair.with_pairs_only().run(loss), pair.without_pairs(share).run(loss)
+    each = torch.softmax(pair.hidden @ w.T, 1)
+    labels = torch.eye(len(w), dtype=torch.float64)[pair.labels]
+    z = share @ pair.hidden
+    p, y = torch.softmax(w @ z, 0), share @ labels
+    close(mixed.hidden.sum(0), w.T @ (p - y))
+    close((mixed.hidden - decomposed.hidden).sum(0), w.T @ (p - share @ each))
+    close(mixed.hidden, torch.outer(share, w.T @ (p - y)))
+    close(decomposed.hidden, share[:, None] * ((each - labels) @ w))
+    close(mixed.weight, torch.outer(p - y, z))
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are imported
 pytest.importorskip("triton", reason="Triton is not installed; pip install triton==3.9.0 (1 GB) runs these")
 
 from sftmix.functional import fused, kernels
-from sftmix.functional.fused import Figures, Spec
+from sftmix.functional.fused import Figures, Spare, Spec
 
 SPEC = Spec(chunk_size=5, need=(True, True, False))
 
@@ -33,10 +34,8 @@ def passes(x, rows, pairs, softcap, seed=0):
         if kernel:
             kernels.gradients(place, uses, lam, pair_weight, mixup, softcap)
         else:
-            spec, spare = replace(SPEC, softcap=softcap), fused._Spare(rows, x.shape[1], torch.float32, x.device)
-            mixed = fused._Mixed(lam, pair_weight, mixup)
-            fused._pair_block(place, uses, slice(0, pairs), slice(pairs, 2 * pairs), mixed, spec, spare)
-            fused._row_block(place, uses, slice(2 * pairs, rows), spec, spare)
+            spec, spare = replace(SPEC, softcap=softcap), Spare(partial(torch.empty, x.shape))
+            fused.gradients(place, uses, lam, pair_weight, mixup, rows, spec, spare)
         assert torch.equal(uses.nll, uses.ntp)
         results.append((place, uses.nll, mixup))
     return results
@@ -71,7 +70,7 @@ def test_a_loss_with_them_is_the_loss():
     labels, pairs = torch.randint(0, 999, (9,), generator=g), torch.tensor([[0, 1], [2, 3], [2, 5]])
     given = (labels, pairs, torch.rand(3, generator=g), torch.rand(9, generator=g), torch.rand(3, generator=g))
     found, expected = (
-        fused.fused_loss((hidden, weight, None), *given, fused.rows_alone(pairs, 9), replace(SPEC, kernels=one))
+        fused.fused_loss((hidden, weight, None), *given, fused.rows_alone(pairs, 9), SPEC, one)
         for one in (kernels, None)
     )
     for one, other in ((found[0].nll, expected[0].nll), *zip(found[2][:2], expected[2][:2], strict=True)):

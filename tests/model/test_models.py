@@ -1,8 +1,7 @@
 """Model families, their heads, and what is exported; tiny random models, and the real ones where they are there."""
 
 import json
-from pathlib import Path
-from typing import Any
+from functools import cache
 
 import pytest
 import torch
@@ -10,15 +9,15 @@ import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from sftmix.common.errors import ConfigError
-from sftmix.functional import sft_loss
+from sftmix.functional import SFTMixLoss
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, head_of
 from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
 
-TINY: dict[str, Any] = {
+TINY = {
     "vocab_size": 61,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -31,10 +30,10 @@ TINY: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-GPT2: dict[str, Any] = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 2}
+GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 2}
 
 # Scales and caps far from 1, so that leaving one out shows. Random heads are small: the caps are, too.
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+FAMILIES = {
     "llama": ("Llama", TINY),
     "llama tied": ("Llama", TINY | {"tie_word_embeddings": True}),
     "mistral": ("Mistral", TINY),
@@ -53,11 +52,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def build(family: str) -> PreTrainedModel:
+def build(family):
     name, options = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**options)
+    return random_model(getattr(transformers, f"{name}Config")(**options))
+
+
+def random_model(config, attention=None):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases start at 1 and 0, and would hide a mistake
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -66,8 +68,7 @@ def build(family: str) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def models():
-    built: dict[str, PreTrainedModel] = {}
-    return lambda family: built.get(family) or built.setdefault(family, build(family))
+    return cache(build)
 
 
 @pytest.fixture
@@ -79,29 +80,7 @@ def tokenizer():
     )
 
 
-def our_ntp(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean NLL over the labelled positions, by the backbone, the head's fields and sft_loss; shifted once."""
-    head = head_of(model)
-    hidden = model.get_decoder()(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
-    target = labels[:, 1:]
-    kept = target != -100
-    none = torch.zeros(0, 2, dtype=torch.int64)
-    result = sft_loss(
-        hidden[kept],
-        head.weight,
-        target[kept],
-        none,
-        torch.zeros(0),
-        row_weight=torch.ones(int(kept.sum())),
-        pair_weight=torch.zeros(0),
-        bias=head.bias,
-        softcap=head.softcap,
-        scale=head.scale,
-    )
-    return result.loss / kept.sum()
-
-
-def batch(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(vocabulary):
     """Two padded sequences with a masked prompt, and with some prompt-like gap inside."""
     ids = torch.randint(3, vocabulary, (2, 12), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
@@ -111,14 +90,18 @@ def batch(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return ids, mask, labels
 
 
-def compare_with_transformers(model: PreTrainedModel) -> None:
+def compare_with_transformers(model):
+    """Loss and gradients, by the backbone, the head's fields and the criterion, are those of the model's own loss."""
     ids, mask, labels = batch(model.get_input_embeddings().weight.shape[0])
     model.zero_grad()
     theirs = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
     theirs.backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    ours = our_ntp(model, ids, mask, labels)
+    head, none = head_of(model), torch.zeros(0, 2, dtype=torch.int64)
+    hidden = model.get_decoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    ntp = SFTMixLoss(0.0, softcap=head.softcap, scale=head.scale)
+    ours = ntp(hidden, head.weight, labels, none, torch.zeros(0), bias=head.bias).loss
     ours.backward()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     for name, parameter in model.named_parameters():
@@ -154,7 +137,7 @@ def test_head_fits(family, models):
     assert (head.bias is not None) is (family == "phi (head bias)")
 
 
-def test_head_follows_a_replaced_parameter(models):
+def test_head_follows_a_replaced_parameter():
     """FSDP exchanges the parameter objects: the head must read them when used."""
     model = build("llama")
     head = head_of(model)
@@ -167,7 +150,7 @@ class OddlyScaled(transformers.LlamaForCausalLM):
 
     factor = 1.01
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args, **kwargs):
         out = super().forward(*args, **kwargs)
         out.logits = out.logits * self.factor
         return out
@@ -223,7 +206,7 @@ def test_vocabulary_is_never_resized(tokenizer):
 # --------------------------------------------------------------------------------------------------- export
 
 
-def reload(path: Path) -> PreTrainedModel:
+def reload(path):
     model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model

@@ -1,13 +1,10 @@
 """Packed documents do not see each other: hidden states and gradients are those of every document alone (T12)."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 import transformers
-from torch import nn
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import eager_attention_forward as eager
 
 from sftmix.batches.collate import collate
@@ -21,10 +18,11 @@ from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
 from sftmix.types import Encoded
 from tests.model.test_models import TINY
+from tests.model.test_models import random_model as build
 from tests.toy import ToyRows
 
 SLIDING, BOTH = {"sliding_window": 4}, ("sdpa", "eager")
-FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+FAMILIES = {
     "llama": ("Llama", TINY, BOTH),
     "qwen2": ("Qwen2", TINY, BOTH),
     "qwen3": ("Qwen3", TINY, BOTH),
@@ -50,21 +48,12 @@ WINDOWS = ((9, 6, 8), (23,), (7, 1, 15), (5, 7), (4,))
 """Lengths of the documents of each window: full ones, and the short last of a data set."""
 
 
-def build(config: Any, attention: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def model_of(family: str, attention: str) -> PreTrainedModel:
+def model_of(family, attention):
     name, options, _ = FAMILIES[family]
     return build(getattr(transformers, f"{name}Config")(**options), attention)
 
 
-def rows() -> ToyRows:
+def rows():
     rng = np.random.default_rng(3)
     encoded = []
     for row, lengths in enumerate(WINDOWS):
@@ -75,7 +64,7 @@ def rows() -> ToyRows:
     return ToyRows(encoded)
 
 
-def alone(model: PreTrainedModel, data: ToyRows) -> torch.Tensor:
+def alone(model, data):
     """Hidden states that predict the targets, from one forward pass for each document."""
     parts = []
     for window, lengths in zip(data, WINDOWS, strict=True):
@@ -85,14 +74,14 @@ def alone(model: PreTrainedModel, data: ToyRows) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def gradients(model: PreTrainedModel, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+def gradients(model, hidden):
     model.zero_grad()
     weights = torch.sin(torch.arange(hidden.numel(), dtype=torch.float32)).view_as(hidden)
     (hidden * weights).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def packed(model) -> nn.Module:
+def packed(model):
     """The module that a stage of packed documents trains."""
     return training_module(model, TrainingOptions(), precision="fp32", world=World(), packed=True, trains=True)
 

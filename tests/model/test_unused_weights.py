@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config
 
-from sftmix.common.world import World
 from sftmix.model.adapters import add_adapters, load_adapters
 from sftmix.model.export import export_model
 from sftmix.model.load import load_model, stored_dtype
@@ -27,7 +26,7 @@ LORA = LoraOptions(r=2, bias="all")
 ONE = ("--training.max_steps", "4", "--checkpoint.every", "2", "--objective", "NTP")
 
 
-def write_model(directory: Path, vocabulary: int, **ids: int) -> None:
+def write_model(directory, vocabulary, **ids):
     """Write a random Gemma 3 with a vision tower, in bfloat16, as the hub's are."""
     text = TINY | {"vocab_size": vocabulary + 3, "max_position_embeddings": 128, "sliding_window": 16}
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -43,7 +42,7 @@ def write_model(directory: Path, vocabulary: int, **ids: int) -> None:
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
 
 
-def unseen(name: str) -> bool:
+def unseen(name):
     return "vision" in name or "multi_modal" in name
 
 
@@ -121,7 +120,7 @@ def test_adapters_are_put_where_text_goes(seeing, targets, tmp_path):
 # ------------------------------------------------------------------------------------------------- several ranks
 
 
-def ranks_train(world: World, path: str) -> None:
+def ranks_train(world, path):
     """DDP would wait for gradients that do not come; FSDP gathers what is exported from frozen shards, too."""
     before = load_model(path).state_dict()
     for parallel in ("ddp", "fsdp"):
