@@ -100,7 +100,8 @@ class CheckpointStore:
                 f"weights are not finite after step {step}, so {path} is not written; lower training.learning_rate "
                 "(the last checkpoint is untouched)"
             )
-        tensors = _tensors(module, optimizer)
+        optimizer_state = _optimizer_state(module, optimizer)
+        tensors = _tensors(module, optimizer_state)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
 
         def begin() -> Path:
@@ -116,7 +117,6 @@ class CheckpointStore:
             problem = next(iter(failed.failures.values()))[0]
             if isinstance(problem, KeyboardInterrupt):
                 raise problem from failed
-        optimizer_state = {} if optimizer is None else _optimizer_state(module, optimizer)
         # Counters of single parameters, and values that an optimizer adapts in its groups.
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
         self.world.barrier()
@@ -130,7 +130,12 @@ class CheckpointStore:
                 if arrays:
                     (staging / _ARRAYS).write_bytes(save(dict(arrays)))
                 commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
-            self._keep_newest(step)
+            self._verified = None
+            # All but `keep` go, first those of later steps, which were passed over as damaged. NFS keeps what is being
+            # read elsewhere; the next save tries again.
+            others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
+            for old in others[self.keep - 1 :]:
+                shutil.rmtree(self.path(old), ignore_errors=True)
 
         self.world.on_main(commit)
 
@@ -147,13 +152,6 @@ class CheckpointStore:
                 f"{self.path(step)} cannot be written ({type(error).__name__}: {error}); the checkpoints before are "
                 "untouched. Mend the cause, then the same command continues"
             ) from error
-
-    def _keep_newest(self, step: int) -> None:
-        """Remove all but `keep` checkpoints: those of later steps first, which were passed over as damaged."""
-        self._verified = None
-        others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
-        for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
-            shutil.rmtree(self.path(old), ignore_errors=True)
 
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
         """Return the bytes that the checkpoints to come take beside what stands, at most at one time.
@@ -199,7 +197,8 @@ class CheckpointStore:
             problem = verify_directory(path, hashes=step != self._verified)
         if problem := self.world.share(problem):
             raise CheckpointError(f"{path}: {problem}")
-        tensors, reader = _tensors(module, optimizer), dcp.HuggingFaceStorageReader(str(path))
+        fresh = _optimizer_state(module, optimizer)
+        tensors, reader = _tensors(module, fresh), dcp.HuggingFaceStorageReader(str(path))
         stored = reader.read_metadata().state_dict_metadata
         if missing := sorted(tensors.keys() - stored.keys()):
             raise CheckpointError(
@@ -215,7 +214,7 @@ class CheckpointStore:
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
         set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
         if optimizer is not None:
-            state, fresh = json.loads((path / _NUMBERS).read_text()), _optimizer_state(module, optimizer)
+            state = json.loads((path / _NUMBERS).read_text())
             state |= _of(stored, "optimizer/") | _of(tensors, "optimizer/")
             if late := sorted(state.keys() - fresh.keys()):
                 raise CheckpointError(
@@ -243,18 +242,17 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+def _tensors(module: nn.Module, optimizer_state: Mapping[str, Any]) -> dict[str, Any]:
     """Return model and optimizer tensors by name, each storage once (a tied head is the embedding)."""
     unique = set(_trained(module))
     if all(p.requires_grad for p in module.parameters()):
         unique |= {name for name, _ in module.named_buffers()}
     tensors = {f"weights/{k}": v for k, v in get_model_state_dict(module).items() if k in unique}
-    state = {} if optimizer is None else _optimizer_state(module, optimizer)
-    return tensors | {f"optimizer/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    return tensors | {f"optimizer/{k}": v for k, v in optimizer_state.items() if isinstance(v, torch.Tensor)}
 
 
-def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return get_optimizer_state_dict(module, optimizer, options=_FLAT)
+def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    return {} if optimizer is None else get_optimizer_state_dict(module, optimizer, options=_FLAT)
 
 
 def _of(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -34,17 +34,18 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, resume_step: int, world: World) -> None:
         self.last: dict[str, float] = {}
-        self._file: TextIO | None = world.on_main(lambda: self._opened(path, resume_step))
-        self.last = world.share(self.last)
 
-    def _opened(self, path: Path, resume_step: int) -> TextIO:
-        """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
-        if lines:
-            self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
-        write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
-        return path.open("a", encoding="utf-8")
+        def opened() -> TextIO:
+            """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
+            if lines:
+                self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+            return path.open("a", encoding="utf-8")
+
+        self._file = world.on_main(opened)
+        self.last = world.share(self.last)
 
     def write(self, metrics: Mapping[str, float], *, rows: str) -> None:
         """Write the line of a step, with the hash of its rows; a number that is not finite becomes null."""
@@ -86,7 +87,8 @@ class Totals:
     skipped: float = 0.0
     updates: float = 0.0
 
-    def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> None:
+    def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> dict[str, float]:
+        """Add a step; return what the log says of it by itself, to which the callbacks add."""
         step = {"elapsed": seconds, "tokens": tokens, "examples": examples}
         step |= {name: getattr(done, name) for name in ("ntp_tokens", "mixup_tokens", "skipped", "updates")}
         if done.mixup_count:
@@ -94,6 +96,15 @@ class Totals:
             step[f"mu_{done.mixup_mean}"] = done.mu * done.mixup_count
         for name, value in step.items():
             setattr(self, name, getattr(self, name) + value)
+        logged = ("loss", "ntp", "mixup", "learning_rate", "grad_norm", "ntp_tokens", "mixup_tokens")
+        return {
+            **{name: getattr(done, name) for name in logged},
+            "mu_effective": mu_effective(done.mu, done.mixup_mean, done.ntp_count, done.mixup_count),
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds,
+            "tokens_total": int(self.tokens),
+            "examples_total": int(self.examples),
+        }
 
     def figures(self) -> dict[str, float]:
         """Return all totals, and one mu_effective of all steps that mixed, with the mean of mu over the mixed pairs."""
@@ -102,19 +113,6 @@ class Totals:
             for mean, total in (("own", self.mu_own), ("ntp", self.mu_ntp))
         )
         return {**asdict(self), "mu_effective": effective}
-
-
-def step_metrics(done: StepResult, totals: Totals, *, tokens: int, seconds: float) -> dict[str, float]:
-    """Return what the log says of a step by itself: the callbacks add to it. `totals` include the step."""
-    of_step = ("loss", "ntp", "mixup", "learning_rate", "grad_norm", "ntp_tokens", "mixup_tokens")
-    return {
-        **{name: getattr(done, name) for name in of_step},
-        "mu_effective": mu_effective(done.mu, done.mixup_mean, done.ntp_count, done.mixup_count),
-        "tokens": tokens,
-        "tokens_per_second": tokens / seconds,
-        "tokens_total": int(totals.tokens),
-        "examples_total": int(totals.examples),
-    }
 
 
 def mu_effective(mu: float, mixup_mean: str, ntp_count: float, mixup_count: float) -> float:

@@ -33,9 +33,6 @@ CPU_SCORING_TOKENS = 2048
 Column: TypeAlias = Any
 """One value for each of B rows: an array [B, ...], or a list; the measure decides."""
 
-Measure: TypeAlias = Callable[[TrainingModule, Batch], Sequence[Column]]
-"""(module, batch of B rows) -> columns of these rows."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
@@ -54,33 +51,50 @@ class Scorer:
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
-        columns = self.columns(module, data, self._scores) if len(data) else [[], [], [], []]
-        nll_sum = np.array(columns[0], dtype=np.float64)
-        n_tokens, n_correct = (np.array(column, dtype=np.int64) for column in columns[1:3])
-        return RowScores(nll_sum, n_tokens, n_correct, columns[3] if self.token_nll else None)
+        nll_sum, *counts, token_nll = self.columns(module, data, self._scores) if len(data) else [[], [], [], []]
+        n_tokens, n_correct = (np.array(column, dtype=np.int64) for column in counts)
+        return RowScores(
+            np.array(nll_sum, dtype=np.float64), n_tokens, n_correct, token_nll if self.token_nll else None
+        )
 
-    def columns(self, module: nn.Module, data: TokenisedRows, measure: Measure) -> list[list[Any]]:
-        """Return the columns of `measure` for all rows of `data`, in row order, on every rank.
+    def columns(
+        self, module: nn.Module, data: TokenisedRows, measure: Callable[[TrainingModule, Batch], Sequence[Column]]
+    ) -> list[list[Any]]:
+        """Return the columns that `measure` gives for batches of B rows, of all rows, in row order, on every rank.
 
         Rows are sorted by length and dealt to the ranks batch by batch. Every rank makes the same number of forward
         passes (a collective under FSDP). The results are joined by row, so that none counts twice.
         """
-        mine: dict[int, tuple[Any, ...]] = {}
-        with eval_mode(module, self.world, self.precision) as target:
-            for rows in _scoring_batches(data.lengths, self.world, self.progress):
-                units = [(Slot(int(row), 0.0),) for row in rows]
+        world, lengths, mine = self.world, data.lengths, dict[int, tuple[Any, ...]]()
+        order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at the start
+        budget = min(SCORING_TOKENS, CPU_SCORING_TOKENS) if world.device.type == "cpu" else SCORING_TOKENS
+        batches, start = [], 0
+        while start < len(order):
+            size = max(1, budget // max(1, int(lengths[order[start]])))
+            batches.append(order[start : start + size])
+            start += size
+        rounds = math.ceil(len(batches) / world.size)
+        with (
+            eval_mode(module, world, self.precision) as target,
+            progress_bar(self.progress, total=rounds, unit=" batches", enabled=world.is_main, leave=False) as bar,
+        ):
+            for k in range(rounds):
+                # A rank with one batch fewer takes the last one, too.
+                rows = batches[min(k * world.size + world.rank, len(batches) - 1)].tolist()
+                units = [(Slot(row, 0.0),) for row in rows]
                 batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)
-                values = zip(*measure(target, to_device(batch, self.world.device)), strict=True)
-                mine |= zip(rows.tolist(), values, strict=True)
-        by_row = {row: values for of_rank in self.world.gather(mine) for row, values in of_rank.items()}
+                values = zip(*measure(target, to_device(batch, world.device)), strict=True)
+                mine |= zip(rows, values, strict=True)
+                bar.update()
+        by_row = {row: values for of_rank in world.gather(mine) for row, values in of_rank.items()}
         return [list(column) for column in zip(*(by_row[row] for row in range(len(data))), strict=True)]
 
     def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:
         out = module(batch, scoring_plan(batch), stats=True)
         assert out.correct is not None
         count = torch.bincount(batch.slot, minlength=len(batch.rows))
-        columns: list[Column] = [sum_by_row(out.nll, batch), count.tolist(), sum_by_row(out.correct, batch)]
-        return [*columns, split_by_row(out.nll.float(), batch)] if self.token_nll else columns
+        token_nll = split_by_row(out.nll.float(), batch) if self.token_nll else [None] * len(batch.rows)
+        return [sum_by_row(out.nll, batch), count.tolist(), sum_by_row(out.correct, batch), token_nll]
 
 
 @contextmanager
@@ -92,22 +106,6 @@ def eval_mode(module: nn.Module, world: World, precision: str) -> Iterator[Train
     with torch.no_grad(), autocast(module, precision, world.device):
         yield target
     target.train(was_training)
-
-
-def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[np.ndarray]:
-    """Yield this rank's batches; a rank with one batch fewer takes the last one, too."""
-    order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at the start
-    budget = min(SCORING_TOKENS, CPU_SCORING_TOKENS) if world.device.type == "cpu" else SCORING_TOKENS
-    cuts, start = [], 0
-    while start < len(order):
-        size = max(1, budget // max(1, int(lengths[order[start]])))
-        cuts.append(order[start : start + size])
-        start += size
-    rounds = math.ceil(len(cuts) / world.size)
-    with progress_bar(progress, total=rounds, unit=" batches", enabled=world.is_main, leave=False) as bar:
-        for k in range(rounds):
-            yield cuts[min(k * world.size + world.rank, len(cuts) - 1)]
-            bar.update()
 
 
 def refuse_nan(scores: RowScores) -> RowScores:
