@@ -91,14 +91,8 @@ def toy_stage(
     """NTP on the batches; with a learning rate so small that the weights stay as they are to the last but few bits."""
     training = {"learning_rate": 1e-14, "weight_decay": 0.0, "warmup_ratio": 0.0, "schedule": "constant"}
     training |= {"max_grad_norm": 0.0, "micro_batch_size": 2, **(options or {})}
-    stage = {
-        "name": "train",
-        "model": toy_model(),
-        "objective": NTP(),
-        "optimizer": AdamW(),
-        "checkpoint": CheckpointOptions(every=0),
-    }
-    stage |= {"order": FixedOrder(list(batches)), "directory": directory, "seed": 0}
+    stage = {"name": "train", "model": toy_model(), "objective": NTP(), "checkpoint": CheckpointOptions(every=0)}
+    stage |= {"optimizer": AdamW(), "order": FixedOrder(list(batches)), "directory": directory, "seed": 0}
     return Stage(options=TrainingOptions(**training), **stage | given)
 
 

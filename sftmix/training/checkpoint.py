@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class CheckpointStore:
     directory: Path
     keep: int
     world: World
-    _verified: int | None = field(default=None, init=False)
+    _verified: int | None = None
     """The step that was read in full and compared with its hashes by this object, on rank 0."""
 
     def steps(self) -> list[int]:

@@ -21,7 +21,7 @@ from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.training.scoring import example_nll, gather_nll
-from sftmix.types import NOT_COUNTED, Batch, BatchNLL, Int64, RowScores, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Batch, Int64, RowScores, TrainingDynamics
 
 # ---------------------------------------------------------------------------------------- checkpoints
 
@@ -62,9 +62,6 @@ class ScoreAtCheckpoints(Callback):
     alone: bool = False
     seconds: float = 0.0
 
-    def on_stage_start(self, state: StageState) -> CallbackResult:
-        return self.on_step_end(state)
-
     def on_step_end(self, state: StageState) -> CallbackResult:
         metrics = {}
         if state.step in self.steps:
@@ -83,6 +80,8 @@ class ScoreAtCheckpoints(Callback):
                 self.seconds += time.perf_counter() - started
             metrics["train_nll"] = float(dynamics.nll_sum.sum() / max(1, dynamics.n_tokens.sum()))
         return CallbackResult(metrics, stop=state.step >= max(self.steps))
+
+    on_stage_start = on_step_end
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}.parquet"
@@ -112,7 +111,7 @@ class OnlineLosses:
     ids: Sequence[str]
     directory: Path
     world: World
-    _parts: list[BatchNLL] = field(default_factory=list, init=False)
+    _parts: list[dict[str, torch.Tensor]] = field(default_factory=list, init=False)
 
     def record(self, batches: Sequence[Batch], nll: Sequence[torch.Tensor]) -> None:
         """Keep this rank's micro-batches of a step, each with the NLL [T] of its token rows, on the device."""
@@ -120,15 +119,12 @@ class OnlineLosses:
 
     def gathered(self) -> dict[str, torch.Tensor]:
         """Return the losses of this epoch so far from all ranks, by row: `row` i64, `nll_sum` f64, `n_tokens` i64."""
-        losses = gather_nll(self._parts, self.world)
-        return {} if losses is None else {"row": losses.rows, "nll_sum": losses.nll_sum, "n_tokens": losses.n_tokens}
+        return gather_nll(self._parts, self.world)
 
     def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
         """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
-        self._parts = []
         if arrays and self.world.is_main:
-            rows, nll_sum, n_tokens = (arrays[name].to(self.world.device) for name in ("row", "nll_sum", "n_tokens"))
-            self._parts = [BatchNLL(rows, nll_sum, n_tokens)]
+            self._parts = [{name: column.to(self.world.device) for name, column in arrays.items()}]
 
     def end_epoch(self, epoch: int, step: int) -> None:
         """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.
@@ -136,10 +132,10 @@ class OnlineLosses:
         An example whose loss was not finite counts as not scored; its step was skipped, and where the examples of a
         micro-batch stand in one row without padding, those beside it are not finite either.
         """
-        losses, self._parts = gather_nll(self._parts, self.world), []
-        if losses is not None and len(losses.rows) == len(self.ids):
-            n_tokens = losses.n_tokens.numpy()
-            scores = RowScores(losses.nll_sum.numpy(), n_tokens, np.full_like(n_tokens, NOT_COUNTED))
+        losses, self._parts = {name: column.numpy() for name, column in self.gathered().items()}, []
+        if len(losses.get("row", ())) == len(self.ids):
+            n_tokens = losses["n_tokens"]
+            scores = RowScores(losses["nll_sum"], n_tokens, np.full_like(n_tokens, NOT_COUNTED))
             dynamics = one_checkpoint(self.ids, step, scores)
             self.world.on_main(lambda: write_dynamics(self.path(epoch), dynamics))
             if self.world.is_main:

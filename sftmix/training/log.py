@@ -11,7 +11,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self, TextIO
 
 import torch
@@ -152,14 +151,14 @@ class StopSignal:
             if callable(signal.getsignal(signal.SIGINT)):  # neither ignored nor at the system's default
                 self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupted)
         around = (getattr(handler, "__self__", None) for handler in self._previous.values())
-        self.received |= any(isinstance(one, StopSignal) and one.received for one in around)
+        self.received |= any(getattr(one, "received", False) for one in around)
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+    def _interrupted(self, number: int, frame: Any) -> None:
         self.interrupted = True
         running = frame
         while running is not None:
@@ -168,7 +167,7 @@ class StopSignal:
             running = running.f_back
         self._previous[number](number, frame)
 
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
+    def _arrived(self, *_: object) -> None:
         self.received = True
         if another_rank_failed():
             raise Stopped("another rank failed; the same command continues from the last checkpoint")
@@ -181,17 +180,17 @@ class StopAtOnce(StopSignal):
     in place of an error that ends the work after the signal.
     """
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        super().__exit__(kind, error, trace)
-        if self.received and isinstance(error, Exception):
-            raise Stopped(_STOPPED) from error
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__()
+        if self.received and isinstance(error[1], Exception):
+            raise Stopped(_STOPPED) from error[1]
 
     def check(self, world: World) -> None:
         """Raise Stopped on every rank if any rank has received a signal. Call it on every rank."""
         if world.max(float(self.received)):
             raise Stopped(_STOPPED)
 
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
+    def _arrived(self, *_: object) -> None:
         self.received = True
         raise Stopped(_STOPPED)
 

@@ -111,8 +111,6 @@ class TrainingLoop:
             trains=True,
             values=stage.values,
         )
-        if options.compile and world.is_main:
-            print(f"{stage.name}: layers are compiled in the first steps, which may take minutes", flush=True)
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
         self.setup = StepSetup(
             module=self.module,
@@ -175,9 +173,15 @@ class TrainingLoop:
                 self.best.offer(self.step, self.module, self._evaluate())
             last = self._call("on_stage_end", metrics)
             self._save_or_stop(signal)
-        ends = {"steps": self.step, "total_steps": self.total, "machines": self.machines}
-        ends["stopped_by"] = self.stopped_by if self.step < self.total else None
-        return StageResult(self.module, {**self.totals.figures(), **ends, **last})
+        figures = {
+            **self.totals.figures(),
+            "steps": self.step,
+            "total_steps": self.total,
+            "stopped_by": self.stopped_by if self.step < self.total else None,
+            "machines": self.machines,
+            **last,
+        }
+        return StageResult(self.module, figures)
 
     def _resume(self) -> None:
         """Go on from the newest valid checkpoint, if there is one, and see that those to come have room.

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
-from sftmix.model.head import Head, head_of
+from sftmix.model.head import head_of
 from sftmix.model.layers import decoder_layers, recomputes_activations
 from sftmix.model.packing import is_flash, known_rows
 from sftmix.types import Batch, Plan, Segment
@@ -39,8 +39,8 @@ class TrainingModule(nn.Module):
     def __init__(self, model: PreTrainedModel, *, chunk_size: int | None = None) -> None:
         super().__init__()
         self.padding_free = False
-        self.model: PreTrainedModel = model
-        self.head: Head = head_of(model)
+        self.model = model
+        self.head = head_of(model)
         self.chunk_size = chunk_size
 
     def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:

@@ -167,10 +167,9 @@ def shard_group(shard_group_size: int | None, world: World) -> int:
     """Return how many ranks share one copy of the weights under hsdp; ConfigError if it does not divide all."""
     group = shard_group_size or world.local_size
     if world.size % group:
-        divisors = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
         raise ConfigError(
-            f"training.shard_group_size is {group}, but there are {world.size} ranks; allowed: {divisors} (null means "
-            "the ranks of a node)"
+            f"training.shard_group_size is {group}, which does not divide the {world.size} ranks; allowed: a divisor "
+            f"of {world.size}, or null, which means the ranks of a node"
         )
     return group
 

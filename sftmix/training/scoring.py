@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -31,7 +31,7 @@ CPU_SCORING_TOKENS = 2048
 """Largest number of padded tokens per scoring batch on a CPU: larger ones leave its caches, and are padded more."""
 
 Column: TypeAlias = Any
-"""One value for each of B rows: an array [B, ...], or a list; the measure decides."""
+"""One value for each of B rows: a tensor or an array [B, ...], or a list; the measure decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,9 @@ class Scorer:
                 rows = batches[min(k * world.size + world.rank, len(batches) - 1)].tolist()
                 units = [(Slot(row, 0.0),) for row in rows]
                 batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)
-                values = zip(*measure(target, to_device(batch, world.device)), strict=True)
-                mine |= zip(rows, values, strict=True)
+                measured = measure(target, to_device(batch, world.device))
+                on_host = [x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in measured]
+                mine |= zip(rows, zip(*on_host, strict=True), strict=True)
                 bar.update()
         by_row = {row: values for of_rank in world.gather(mine) for row, values in of_rank.items()}
         return [list(column) for column in zip(*(by_row[row] for row in range(len(data))), strict=True)]
@@ -94,7 +95,7 @@ class Scorer:
         assert out.correct is not None
         count = torch.bincount(batch.slot, minlength=len(batch.rows))
         token_nll = split_by_row(out.nll.float(), batch) if self.token_nll else [None] * len(batch.rows)
-        return [sum_by_row(out.nll, batch), count.tolist(), sum_by_row(out.correct, batch), token_nll]
+        return [sum_by_row(out.nll, batch), count, sum_by_row(out.correct, batch), token_nll]
 
 
 @contextmanager
@@ -147,28 +148,22 @@ def nll_by(scores: RowScores, groups: Sequence[str]) -> dict[str, float]:
 
 def scoring_plan(batch: Batch) -> Plan:
     """Return a plan that trains nothing, for a pass that only computes NLLs."""
-    size, device = len(batch.labels), batch.labels.device
-    nothing = torch.zeros(0, device=device)
+    weight = torch.zeros(len(batch.labels), device=batch.labels.device)
     return Plan(
-        row_weight=torch.zeros(size, device=device),
+        row_weight=weight,
         pairs=batch.pairs[:0],
-        pair_weight=nothing,
-        lam=nothing,
+        pair_weight=weight[:0],
+        lam=weight[:0],
         ntp_count=0.0,
         mixup_count=0.0,
-        alone=torch.arange(size, device=device),
+        alone=torch.arange(len(weight), device=weight.device),
     )
 
 
-def per_slot(batch: Batch, values_T: torch.Tensor) -> torch.Tensor:
-    """Return f64[B, ...], the sums of token-row values [T, ...] over each slot."""
-    sums = values_T.new_zeros(len(batch.ids), *values_T.shape[1:], dtype=torch.float64)
-    return sums.index_add_(0, batch.slot, values_T.double())
-
-
-def sum_by_row(values: torch.Tensor, batch: Batch) -> np.ndarray:
+def sum_by_row(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return f64[B, ...], the sums over the token rows [T, ...] of each example of the batch."""
-    return per_slot(batch, values).cpu().numpy()
+    sums = values.new_zeros(len(batch.ids), *values.shape[1:], dtype=torch.float64)
+    return sums.index_add_(0, batch.slot, values.double())
 
 
 def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
@@ -180,23 +175,25 @@ def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
 # ----------------------------------------------------------------------------------- of the global batch
 
 
-def example_nll(batch: Batch, nll_T: torch.Tensor) -> BatchNLL:
-    """Return the NLL of the examples with their turn in this micro-batch; repeats and fillers have theirs elsewhere."""
-    has_turn = batch.ntp_weight > 0
-    count = torch.bincount(batch.slot, minlength=len(batch.ids))
-    return BatchNLL(batch.rows[has_turn], per_slot(batch, nll_T)[has_turn], count[has_turn])
+def example_nll(batch: Batch, nll_T: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the NLL of the examples with their turn in this micro-batch; repeats and fillers have theirs elsewhere.
+
+    These are `row` i64, `nll_sum` f64 and `n_tokens` i64, on the device.
+    """
+    has_turn, count = batch.ntp_weight > 0, torch.bincount(batch.slot, minlength=len(batch.ids))
+    columns = {"row": batch.rows, "nll_sum": sum_by_row(nll_T, batch), "n_tokens": count}
+    return {name: column[has_turn] for name, column in columns.items()}
 
 
-def gather_nll(parts: Sequence[BatchNLL], world: World) -> BatchNLL | None:
-    """Join the parts of all ranks by row, on the CPU of every rank; None if no rank has any."""
-    columns = [[getattr(part, name) for part in parts] for name in ("rows", "nll_sum", "n_tokens")]
-    mine = [torch.cat(column).cpu().numpy() for column in columns] if parts else []
+def gather_nll(parts: Sequence[Mapping[str, torch.Tensor]], world: World) -> dict[str, torch.Tensor]:
+    """Join what `example_nll` returned on all ranks by row, on the CPU of every rank; empty if no rank has any."""
+    mine = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]} if parts else {}
     ranks = [of_rank for of_rank in world.gather(mine) if of_rank]
     if not ranks:
-        return None
-    rows, nll_sum, n_tokens = (torch.from_numpy(np.concatenate(column)) for column in zip(*ranks, strict=True))
-    order = torch.argsort(rows)
-    return BatchNLL(rows[order], nll_sum[order], n_tokens[order])
+        return {}
+    whole = {name: torch.from_numpy(np.concatenate([of_rank[name] for of_rank in ranks])) for name in ranks[0]}
+    order = torch.argsort(whole["row"])
+    return {name: column[order] for name, column in whole.items()}
 
 
 def with_batch_nll(
@@ -205,13 +202,12 @@ def with_batch_nll(
     """Return the micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode.
 
     batches  on the host, as the NLL is
-    ids  N example ids, by row of the data set
+    ids      N example ids, by row of the data set
     """
     with eval_mode(module, world, precision) as target:  # each rank has equally many: a forward is a collective
         on_device = [to_device(batch, world.device) for batch in batches]
         parts = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in on_device]
     whole = gather_nll(parts, world)
-    assert whole is not None
-    nll_sum = whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0)
-    shared = BatchNLL(whole.rows, nll_sum, whole.n_tokens, [ids[row] for row in whole.rows.tolist()])
+    rows, nll_sum = whole["row"], whole["nll_sum"].nan_to_num(nan=0.0, posinf=0.0)
+    shared = BatchNLL(rows, nll_sum, whole["n_tokens"], [ids[row] for row in rows.tolist()])
     return [replace(batch, batch_nll=shared) for batch in batches]
