@@ -5,7 +5,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.components import Perplexity
-from sftmix.training.dynamics import checkpoint_notes, checkpoint_steps, merge, one_checkpoint
+from sftmix.training.dynamics import checkpoint_steps, merge, one_checkpoint
 from sftmix.types import RowScores, TrainingDynamics
 
 
@@ -23,19 +23,6 @@ from sftmix.types import RowScores, TrainingDynamics
 )
 def test_checkpoint_steps(checkpoints, total, steps):
     assert checkpoint_steps(checkpoints, total) == steps
-
-
-@pytest.mark.parametrize(
-    ("checkpoints", "total", "notes"),
-    [
-        (5, 3, ["5 checkpoints fall on steps [1, 2, 3] of 3"]),
-        ([0.01, 0.02, 1], 20, ["3 checkpoints fall on steps [1, 20] of 20"]),
-        (5, 5, []),
-        ([0, 3, 7], 10, []),
-    ],
-)
-def test_what_a_short_run_cannot_place_is_said(checkpoints, total, notes):
-    assert [note.partition(":")[0] for note in checkpoint_notes(checkpoints, total)] == notes
 
 
 @pytest.mark.parametrize("checkpoints", [[5, 11], [0.5, 3]])

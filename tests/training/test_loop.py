@@ -22,7 +22,6 @@ from sftmix.components.base import Callback, CallbackResult
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import StageResult, train
-from tests.batches.test_deal import dealt
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
 from tests.toy import logged, toy_model, toy_rows, toy_stage
@@ -63,11 +62,6 @@ class Recording(AdamW):
 
 
 # ----------------------------------------------------------------------------------------------- steps
-
-
-def test_a_rank_with_fewer_slots_than_segments_is_among_the_layouts():
-    steps = dealt(BATCHES[0], DATA.lengths, ranks=2, **LAYOUTS[0])
-    assert any(min(sum(map(len, rank)) for rank in step.ranks) < step.n_segments for step in steps)
 
 
 def drawn(step: int) -> dict[tuple[str, str], list[float]]:
