@@ -100,8 +100,7 @@ class CheckpointStore:
                 f"weights are not finite after step {step}, so {path} is not written; lower training.learning_rate "
                 "(the last checkpoint is untouched)"
             )
-        optimizer_state = _optimizer_state(module, optimizer)
-        tensors = _tensors(module, optimizer_state)
+        tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
 
         def begin() -> Path:
@@ -197,8 +196,7 @@ class CheckpointStore:
             problem = verify_directory(path, hashes=step != self._verified)
         if problem := self.world.share(problem):
             raise CheckpointError(f"{path}: {problem}")
-        fresh = _optimizer_state(module, optimizer)
-        tensors, reader = _tensors(module, fresh), dcp.HuggingFaceStorageReader(str(path))
+        (tensors, fresh), reader = _tensors(module, optimizer), dcp.HuggingFaceStorageReader(str(path))
         stored = reader.read_metadata().state_dict_metadata
         if missing := sorted(tensors.keys() - stored.keys()):
             raise CheckpointError(
@@ -242,17 +240,18 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def _tensors(module: nn.Module, optimizer_state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model and optimizer tensors by name, each storage once (a tied head is the embedding)."""
+def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return model and optimizer tensors by name, each storage once (a tied head is the embedding).
+
+    The second part of the result is the whole state of the optimizer, with its numbers.
+    """
     unique = set(_trained(module))
     if all(p.requires_grad for p in module.parameters()):
         unique |= {name for name, _ in module.named_buffers()}
+    # First the weights: torch reshards what a forward has left gathered, which the optimizer does not know.
     tensors = {f"weights/{k}": v for k, v in get_model_state_dict(module).items() if k in unique}
-    return tensors | {f"optimizer/{k}": v for k, v in optimizer_state.items() if isinstance(v, torch.Tensor)}
-
-
-def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    return {} if optimizer is None else get_optimizer_state_dict(module, optimizer, options=_FLAT)
+    state = {} if optimizer is None else get_optimizer_state_dict(module, optimizer, options=_FLAT)
+    return tensors | {f"optimizer/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}, state
 
 
 def _of(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
