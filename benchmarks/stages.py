@@ -14,7 +14,6 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.batches.rows import TokenisedRows
 from sftmix.common.world import World
 from sftmix.components.objectives import NTP
-from sftmix.components.optimizers import AdamW
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.splitters import RandomSplit
 from sftmix.data import EncodedDataset, load_data, make_encoder
@@ -103,7 +102,6 @@ def ntp_stage(
         data=data,
         order=TrainingOrder(n, partial(_pairs, split, scores), options=options, seed=0),
         objective=NTP(),
-        optimizer=AdamW(),
         options=options,
         checkpoint=CheckpointOptions(every=0),
         directory=directory,

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from sftmix.batches.order import Unit
 from sftmix.common.world import World
-from sftmix.components import NTP, AdamW, Callback
+from sftmix.components import NTP, Callback
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.testing import RowsInMemory, rows_in_memory
 from sftmix.training.loop import Stage
@@ -92,7 +92,7 @@ def toy_stage(
     training = {"learning_rate": 1e-14, "weight_decay": 0.0, "warmup_ratio": 0.0, "schedule": "constant"}
     training |= {"max_grad_norm": 0.0, "micro_batch_size": 2, **(options or {})}
     stage = {"name": "train", "model": toy_model(), "objective": NTP(), "checkpoint": CheckpointOptions(every=0)}
-    stage |= {"optimizer": AdamW(), "order": FixedOrder(list(batches)), "directory": directory, "seed": 0}
+    stage |= {"order": FixedOrder(list(batches)), "directory": directory, "seed": 0}
     return Stage(options=TrainingOptions(**training), **stage | given)
 
 

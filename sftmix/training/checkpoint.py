@@ -168,17 +168,19 @@ class CheckpointStore:
 
         Raises CheckpointError if there are checkpoints, but all are damaged: never a silent fresh start.
         """
-        newest, steps = None, self.steps()
-        for step in steps if self.world.is_main else ():
-            problem = verify_directory(self.path(step))
-            if problem is None:
-                newest = self._verified = step
-                break
-            warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
-        newest, damaged = self.world.share((newest, newest is None and bool(steps)))
-        if damaged:
-            raise CheckpointError(f"no checkpoint in {self.directory} is readable; move them away to start again")
-        return newest
+
+        def newest() -> int | None:
+            for step in self.steps():
+                problem = verify_directory(self.path(step))
+                if problem is None:
+                    self._verified = step
+                    return step
+                warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
+            if self.steps():
+                raise CheckpointError(f"no checkpoint in {self.directory} is readable; move them away to start again")
+            return None
+
+        return self.world.from_main(newest)
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the loop's state in `step`, as it was saved."""

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.components.base import Callback, Objective, Optimizer, Perturbation, StageState
 from sftmix.components.contracts import check_callback_result
+from sftmix.components.optimizers import AdamW
 from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
@@ -69,7 +70,7 @@ class Stage:
     pad_id: int = 0
     split_of: Callable[[int], Split | None] = lambda epoch: None
     """The groups in each epoch."""
-    optimizer: Optimizer
+    optimizer: Optimizer = field(default_factory=AdamW)
     perturbation: Perturbation | None = None
     online: OnlineLosses | None = None
     """The store for the losses of the current epoch."""

@@ -7,7 +7,6 @@ reduced over all ranks.
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 from typing import cast
 
 import torch
@@ -183,7 +182,7 @@ def check_compiler(device: torch.device) -> None:
 
     try:
         if device.type != "cpu":
-            import_module("triton")
+            import triton  # noqa: F401
         else:
             cpp_builder.get_cpp_compiler()
     except (ImportError, exc.InvalidCxxCompiler) as error:

