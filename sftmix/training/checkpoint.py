@@ -129,12 +129,7 @@ class CheckpointStore:
                 if arrays:
                     (staging / _ARRAYS).write_bytes(save(dict(arrays)))
                 commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
-            self._verified = None
-            # All but `keep` go, first those of later steps, which were passed over as damaged. NFS keeps what is being
-            # read elsewhere; the next save tries again.
-            others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
-            for old in others[self.keep - 1 :]:
-                shutil.rmtree(self.path(old), ignore_errors=True)
+            self._keep_newest(step)
 
         self.world.on_main(commit)
 
@@ -151,6 +146,13 @@ class CheckpointStore:
                 f"{self.path(step)} cannot be written ({type(error).__name__}: {error}); the checkpoints before are "
                 "untouched. Mend the cause, then the same command continues"
             ) from error
+
+    def _keep_newest(self, step: int) -> None:
+        """Remove all but `keep` checkpoints: those of later steps first, which were passed over as damaged."""
+        self._verified = None
+        others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
+        for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
+            shutil.rmtree(self.path(old), ignore_errors=True)
 
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
         """Return the bytes that the checkpoints to come take beside what stands, at most at one time.

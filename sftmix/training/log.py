@@ -46,12 +46,12 @@ class MetricsLog:
         self._file = world.on_main(opened)
         self.last = world.share(self.last)
 
-    def write(self, metrics: Mapping[str, float], *, rows: str) -> None:
-        """Write the line of a step, with the hash of its rows; a number that is not finite becomes null."""
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write the line of a step: its metrics, and the hash of its rows; a number that is not finite becomes null."""
         if self._file is not None:
-            finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
+            finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in line.items()}
             with naming_full_disk(Path(self._file.name)):
-                self._file.write(json.dumps({**finite, "rows": rows}) + "\n")
+                self._file.write(f"{json.dumps(finite)}\n")
                 self._file.flush()
 
     def close(self) -> None:

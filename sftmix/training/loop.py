@@ -163,7 +163,7 @@ class TrainingLoop:
                 bar.show(figures_shown(metrics))
                 bar.update()
                 try:
-                    log.write(metrics, rows=digest(stage.order.batch(self.step - 1)))
+                    log.write({**metrics, "rows": digest(stage.order.batch(self.step - 1))})
                     stage.on_progress(self.step, self.total)
                 except NoSpaceError as error:
                     error.everywhere = True

@@ -45,14 +45,15 @@ class TrainingModule(nn.Module):
 
     def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
         """Return hidden[T, D], the input of the LM head at the positions that predict the response tokens."""
-        decoder, embedding = self.model.get_decoder(), self.model.get_input_embeddings()
+        decoder = self.model.get_decoder()
         parts, order, flash = [], [], is_flash(self.model.config._attn_implementation)
         for segment in batch.segments:
             changing: Any = contextlib.nullcontext()
             if perturb is not None and segment.slots:  # not an idle segment
                 # The decoder still gets the ids, as some have more embeddings by layer.
                 ids = [batch.ids[slot] for slot in segment.slots]
-                changing = embedding.register_forward_hook(partial(_perturbed, segment, partial(perturb, ids=ids)))
+                change = partial(_perturbed, segment, partial(perturb, ids=ids))
+                changing = self.model.get_input_embeddings().register_forward_hook(change)
             with changing, known_rows(packed=segment.position_ids is not None):
                 inputs = attention_inputs(segment, masked=segment.input_ids.is_cpu, flash=flash)
                 out = decoder(input_ids=segment.input_ids, **inputs, use_cache=False)

@@ -129,9 +129,7 @@ def wrap(
     if parallel == "none":
         return module.to(world.device)
     if parallel == "ddp":
-        module.to(world.device)
-        ids = None if world.device.type == "cpu" else [world.device.index]
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(module.to(world.device), gradient_as_bucket_view=True)
     if not dist.is_initialized():
         raise ConfigError(needs_torchrun(parallel))
     if parallel == "fsdp":

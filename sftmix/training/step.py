@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -75,8 +75,7 @@ class StepSetup:
         return check_embeddings(self.perturbation, e, changed)
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedStep:
+class PreparedStep(NamedTuple):
     """The host's part of a step: this rank's micro-batches, on the host, with their plans.
 
     number   of the step, from 0
@@ -147,7 +146,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     meanwhile  work of the host that is done while the device computes
     """
     module, optimizer, world, options = setup.module, setup.optimizer, setup.world, setup.options
-    step, batches, plans, problem = prepared.number, prepared.batches, prepared.plans, prepared.problem
+    step, batches, plans, problem = prepared
     module.train()
     rate = learning_rate(step, setup.total_steps, options)
     for group in optimizer.param_groups:
