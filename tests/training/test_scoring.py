@@ -144,11 +144,15 @@ def test_merge_puts_checkpoints_side_by_side_and_of_joins_by_id():
     def one(step):
         nll = np.array([[1.0], [2.0]]) * step
         tokens = [np.full((1, 2), step, np.float32), np.full((1, 3), -step, np.float32)]
-        return TrainingDynamics(["a", "b"], np.array([step]), nll, np.array([2, 3]), np.array([[1], [2]]), tokens)
+        return TrainingDynamics(
+            ["a", "b"], np.array([step]), nll, np.array([2, 3]), np.array([[1], [2]]), tokens, nll + 1
+        )
 
     both = merge([one(4), one(8)])
     assert both.steps.tolist() == [4, 8]
     assert both.nll_sum.tolist() == [[4.0, 8.0], [8.0, 16.0]]
+    assert both.alone_nll_sum.tolist() == [[5.0, 9.0], [9.0, 17.0]]
+    assert both.n_correct.tolist() == [[1, 1], [2, 2]]
     assert both.token_nll[1].tolist() == [[-4.0] * 3, [-8.0] * 3]
 
     joined = both.of(["b", "x", "a"])
