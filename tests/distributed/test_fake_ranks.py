@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FakeProcessGroup
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
@@ -119,8 +118,6 @@ def test_each_rank_has_its_part_of_every_weight(built):
         rows = math.ceil(p.shape[0] / per_copy)  # torch.chunk's
         first = min(p.shape[0], rows * (way.rank % per_copy))
         assert p.to_local().shape == (min(rows, p.shape[0] - first), *p.shape[1:])
-    groups = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    assert len(groups) == 2 + 1
 
 
 @every_way
