@@ -157,7 +157,7 @@ class TrainingLoop:
         ):
             metrics = log.last
             self.pending = self._call("on_stage_start", metrics)
-            self._save_or_stop(signal)
+            self._save_or_stop(signal)  # before the first step, too, ranks agree on an end
             while self.step < self.total and not self.stopped_by:
                 metrics, full_disk = self.advance(), None
                 bar.show(figures_shown(metrics))
