@@ -37,7 +37,6 @@ from sftmix.pipeline.target import training_stage
 from sftmix.training.dynamics import (
     OnlineLosses,
     ScoreAtCheckpoints,
-    checkpoint_notes,
     checkpoint_steps,
     described,
     merge,
@@ -188,12 +187,9 @@ class ReferenceRun:
                     "training.max_steps (or those of reference.training), or give a number of checkpoints"
                 )
             return merge([stage.online.read(epoch) for epoch in epochs])
-        total = stage.order.total_steps
-        for note in checkpoint_notes(checkpoints, total):
-            run.say(f"reference: {note}")
         scoring = ScoreAtCheckpoints(
             ids=data.ids,
-            steps=checkpoint_steps(checkpoints, total),
+            steps=checkpoint_steps(checkpoints, stage.order.total_steps),
             directory=stage.directory / "scores",
             world=run.world,
             alone=response_alone,

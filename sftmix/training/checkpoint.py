@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class CheckpointStore:
     directory: Path
     keep: int
     world: World
-    _verified: int | None = field(default=None, init=False)
+    _verified: int | None = None
     """The step that was read in full and compared with its hashes by this object, on rank 0."""
 
     def steps(self) -> list[int]:
@@ -100,7 +100,7 @@ class CheckpointStore:
                 f"weights are not finite after step {step}, so {path} is not written; lower training.learning_rate "
                 "(the last checkpoint is untouched)"
             )
-        tensors = _tensors(module, optimizer)
+        tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
 
         def begin() -> Path:
@@ -116,7 +116,6 @@ class CheckpointStore:
             problem = next(iter(failed.failures.values()))[0]
             if isinstance(problem, KeyboardInterrupt):
                 raise problem from failed
-        optimizer_state = {} if optimizer is None else _optimizer_state(module, optimizer)
         # Counters of single parameters, and values that an optimizer adapts in its groups.
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
         self.world.barrier()
@@ -171,17 +170,19 @@ class CheckpointStore:
 
         Raises CheckpointError if there are checkpoints, but all are damaged: never a silent fresh start.
         """
-        newest, steps = None, self.steps()
-        for step in steps if self.world.is_main else ():
-            problem = verify_directory(self.path(step))
-            if problem is None:
-                newest = self._verified = step
-                break
-            warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
-        newest, damaged = self.world.share((newest, newest is None and bool(steps)))
-        if damaged:
-            raise CheckpointError(f"no checkpoint in {self.directory} is readable; move them away to start again")
-        return newest
+
+        def newest() -> int | None:
+            for step in self.steps():
+                problem = verify_directory(self.path(step))
+                if problem is None:
+                    self._verified = step
+                    return step
+                warnings.warn(f"skipping checkpoint {self.path(step)}: {problem}", stacklevel=2)
+            if self.steps():
+                raise CheckpointError(f"no checkpoint in {self.directory} is readable; move them away to start again")
+            return None
+
+        return self.world.from_main(newest)
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the loop's state in `step`, as it was saved."""
@@ -199,7 +200,7 @@ class CheckpointStore:
             problem = verify_directory(path, hashes=step != self._verified)
         if problem := self.world.share(problem):
             raise CheckpointError(f"{path}: {problem}")
-        tensors, reader = _tensors(module, optimizer), dcp.HuggingFaceStorageReader(str(path))
+        (tensors, fresh), reader = _tensors(module, optimizer), dcp.HuggingFaceStorageReader(str(path))
         stored = reader.read_metadata().state_dict_metadata
         if missing := sorted(tensors.keys() - stored.keys()):
             raise CheckpointError(
@@ -215,7 +216,7 @@ class CheckpointStore:
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
         set_model_state_dict(module, _of(tensors, "weights/"), options=StateDictOptions(strict=False))
         if optimizer is not None:
-            state, fresh = json.loads((path / _NUMBERS).read_text()), _optimizer_state(module, optimizer)
+            state = json.loads((path / _NUMBERS).read_text())
             state |= _of(stored, "optimizer/") | _of(tensors, "optimizer/")
             if late := sorted(state.keys() - fresh.keys()):
                 raise CheckpointError(
@@ -243,18 +244,18 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """Return model and optimizer tensors by name, each storage once (a tied head is the embedding)."""
+def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return model and optimizer tensors by name, each storage once (a tied head is the embedding).
+
+    The second part of the result is the whole state of the optimizer, with its numbers.
+    """
     unique = set(_trained(module))
     if all(p.requires_grad for p in module.parameters()):
         unique |= {name for name, _ in module.named_buffers()}
+    # First the weights: torch reshards what a forward has left gathered, which the optimizer does not know.
     tensors = {f"weights/{k}": v for k, v in get_model_state_dict(module).items() if k in unique}
-    state = {} if optimizer is None else _optimizer_state(module, optimizer)
-    return tensors | {f"optimizer/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}
-
-
-def _optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return get_optimizer_state_dict(module, optimizer, options=_FLAT)
+    state = {} if optimizer is None else get_optimizer_state_dict(module, optimizer, options=_FLAT)
+    return tensors | {f"optimizer/{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}, state
 
 
 def _of(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

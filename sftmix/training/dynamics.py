@@ -8,7 +8,7 @@ takes the loss of each in its own training step.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.training.scoring import example_nll, gather_nll
-from sftmix.types import NOT_COUNTED, Batch, BatchNLL, Int64, RowScores, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Batch, Int64, RowScores, TrainingDynamics
 
 # ---------------------------------------------------------------------------------------- checkpoints
 
@@ -45,15 +45,6 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
     return sorted({int(step) for step in checkpoints})
 
 
-def checkpoint_notes(checkpoints: int | Sequence[float], total_steps: int) -> list[str]:
-    """Return a note for a short run, which cannot place the checkpoints as they were asked for; else none."""
-    steps = checkpoint_steps(checkpoints, total_steps)
-    wanted = checkpoints if isinstance(checkpoints, int) else len(set(checkpoints))
-    if len(steps) == wanted:
-        return []
-    return [f"{wanted} checkpoints fall on steps {steps} of {total_steps}: two on the same step are one"]
-
-
 @dataclass(kw_only=True, eq=False)
 class ScoreAtCheckpoints(Callback):
     """The scoring of all rows at the given steps; results are kept on disk, so that a resumed run scores nothing twice.
@@ -71,35 +62,29 @@ class ScoreAtCheckpoints(Callback):
     alone: bool = False
     seconds: float = 0.0
 
-    def on_stage_start(self, state: StageState) -> CallbackResult:
-        return self.on_step_end(state)
-
     def on_step_end(self, state: StageState) -> CallbackResult:
         metrics = {}
         if state.step in self.steps:
-            scored = self.world.share(self._path(state.step).exists())
-            dynamics = read_dynamics(self._path(state.step)) if scored else self._scored(state)
+            path = self._path(state.step)
+            if self.world.share(path.exists()):
+                dynamics = read_dynamics(path)
+            else:
+                assert state.score is not None
+                started = time.perf_counter()
+                scores = state.score()
+                alone = state.score(alone=True) if self.alone else None
+                dynamics = one_checkpoint(self.ids, state.step, scores, alone)
+                self.world.on_main(lambda: write_dynamics(path, dynamics))
+                if self.world.is_main:
+                    tell_lost(dynamics, scores.n_tokens, f"step {state.step} of the reference")
+                self.seconds += time.perf_counter() - started
             metrics["train_nll"] = float(dynamics.nll_sum.sum() / max(1, dynamics.n_tokens.sum()))
         return CallbackResult(metrics, stop=state.step >= max(self.steps))
 
+    on_stage_start = on_step_end
+
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}.parquet"
-
-    def _scored(self, state: StageState) -> TrainingDynamics:
-        """Score all rows under the current model, and keep the result on disk."""
-        assert state.score is not None
-        started = time.perf_counter()
-        scores = state.score()
-        alone = state.score(alone=True) if self.alone else None
-        dynamics = one_checkpoint(self.ids, state.step, scores, alone)
-
-        def write() -> None:
-            write_dynamics(self._path(state.step), dynamics)
-            tell_lost(dynamics, scores.n_tokens, f"step {state.step} of the reference")
-
-        self.world.on_main(write)
-        self.seconds += time.perf_counter() - started
-        return dynamics
 
     def dynamics(self) -> TrainingDynamics:
         """Return all checkpoints together, in order."""
@@ -126,23 +111,20 @@ class OnlineLosses:
     ids: Sequence[str]
     directory: Path
     world: World
-    _parts: list[BatchNLL] = field(default_factory=list, init=False)
+    _parts: list[dict[str, torch.Tensor]] = field(default_factory=list, init=False)
 
-    def record(self, losses: Iterable[tuple[Batch, torch.Tensor]]) -> None:
+    def record(self, batches: Sequence[Batch], nll: Sequence[torch.Tensor]) -> None:
         """Keep this rank's micro-batches of a step, each with the NLL [T] of its token rows, on the device."""
-        self._parts += [example_nll(batch, nll_T) for batch, nll_T in losses]
+        self._parts += map(example_nll, batches, nll)
 
     def gathered(self) -> dict[str, torch.Tensor]:
         """Return the losses of this epoch so far from all ranks, by row: `row` i64, `nll_sum` f64, `n_tokens` i64."""
-        losses = gather_nll(self._parts, self.world)
-        return {} if losses is None else {"row": losses.rows, "nll_sum": losses.nll_sum, "n_tokens": losses.n_tokens}
+        return gather_nll(self._parts, self.world)
 
     def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
         """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
-        self._parts = []
         if arrays and self.world.is_main:
-            rows, nll_sum, n_tokens = (arrays[name].to(self.world.device) for name in ("row", "nll_sum", "n_tokens"))
-            self._parts = [BatchNLL(rows, nll_sum, n_tokens)]
+            self._parts = [{name: column.to(self.world.device) for name, column in arrays.items()}]
 
     def end_epoch(self, epoch: int, step: int) -> None:
         """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.
@@ -150,18 +132,14 @@ class OnlineLosses:
         An example whose loss was not finite counts as not scored; its step was skipped, and where the examples of a
         micro-batch stand in one row without padding, those beside it are not finite either.
         """
-        losses = gather_nll(self._parts, self.world)
-
-        def write() -> None:
-            if losses is not None and len(losses.rows) == len(self.ids):
-                n_tokens = losses.n_tokens.numpy()
-                not_counted = np.full(len(n_tokens), NOT_COUNTED, dtype=np.int64)
-                dynamics = one_checkpoint(self.ids, step, RowScores(losses.nll_sum.numpy(), n_tokens, not_counted))
-                write_dynamics(self.path(epoch), dynamics)
+        losses, self._parts = {name: column.numpy() for name, column in self.gathered().items()}, []
+        if len(losses.get("row", ())) == len(self.ids):
+            n_tokens = losses["n_tokens"]
+            scores = RowScores(losses["nll_sum"], n_tokens, np.full_like(n_tokens, NOT_COUNTED))
+            dynamics = one_checkpoint(self.ids, step, scores)
+            self.world.on_main(lambda: write_dynamics(self.path(epoch), dynamics))
+            if self.world.is_main:
                 tell_lost(dynamics, n_tokens, f"epoch {epoch + 1}")
-
-        self._parts = []
-        self.world.on_main(write)
 
     def path(self, epoch: int) -> Path:
         return self.directory / f"epoch-{epoch:03d}.parquet"
@@ -211,24 +189,15 @@ def tell_lost(dynamics: TrainingDynamics, n_tokens: Int64, when: str) -> None:
 def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     """Merge dynamics of the same examples at several checkpoints; scored are the examples that all of them scored."""
     scored = np.all([p.scored for p in parts], axis=0)
-    parts = [part.scoring_only(scored) for part in parts]
-    first = parts[0]
-
-    def joined(name: str) -> Any:
-        columns = [getattr(part, name) for part in parts]
-        return None if any(column is None for column in columns) else np.concatenate(columns, axis=1)
-
-    tokens = None
+    first, *_ = parts = [part.scoring_only(scored) for part in parts]
+    joined: dict[str, Any] = {}
+    for name in ("steps", "nll_sum", "n_correct", "alone_nll_sum"):
+        if getattr(first, name) is not None:
+            joined[name] = np.concatenate([getattr(part, name) for part in parts], axis=-1)
     if first.token_nll is not None:
-        tokens = [np.concatenate(each) for each in zip(*(part.token_nll or () for part in parts), strict=True)]
-    return replace(
-        first,
-        steps=np.concatenate([part.steps for part in parts]),
-        nll_sum=joined("nll_sum"),
-        n_correct=joined("n_correct"),
-        token_nll=tokens,
-        alone_nll_sum=joined("alone_nll_sum"),
-    )
+        by_example = zip(*(part.token_nll or () for part in parts), strict=True)
+        joined["token_nll"] = [np.concatenate(each) for each in by_example]
+    return replace(first, **joined)
 
 
 def described(dynamics: TrainingDynamics) -> str:

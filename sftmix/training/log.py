@@ -11,7 +11,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self, TextIO
 
 import torch
@@ -34,24 +33,25 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, resume_step: int, world: World) -> None:
         self.last: dict[str, float] = {}
-        self._file: TextIO | None = world.on_main(lambda: self._opened(path, resume_step))
+
+        def opened() -> TextIO:
+            """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
+            if lines:
+                self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+            return path.open("a", encoding="utf-8")
+
+        self._file = world.on_main(opened)
         self.last = world.share(self.last)
 
-    def _opened(self, path: Path, resume_step: int) -> TextIO:
-        """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
-        if lines:
-            self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
-        write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
-        return path.open("a", encoding="utf-8")
-
-    def write(self, metrics: Mapping[str, float], *, rows: str) -> None:
-        """Write the line of a step, with the hash of its rows; a number that is not finite becomes null."""
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write the line of a step: its metrics, and the hash of its rows; a number that is not finite becomes null."""
         if self._file is not None:
-            finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
+            finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in line.items()}
             with naming_full_disk(Path(self._file.name)):
-                self._file.write(json.dumps({**finite, "rows": rows}) + "\n")
+                self._file.write(f"{json.dumps(finite)}\n")
                 self._file.flush()
 
     def close(self) -> None:
@@ -86,7 +86,8 @@ class Totals:
     skipped: float = 0.0
     updates: float = 0.0
 
-    def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> None:
+    def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> dict[str, float]:
+        """Add a step; return what the log says of it by itself, to which the callbacks add."""
         step = {"elapsed": seconds, "tokens": tokens, "examples": examples}
         step |= {name: getattr(done, name) for name in ("ntp_tokens", "mixup_tokens", "skipped", "updates")}
         if done.mixup_count:
@@ -94,6 +95,15 @@ class Totals:
             step[f"mu_{done.mixup_mean}"] = done.mu * done.mixup_count
         for name, value in step.items():
             setattr(self, name, getattr(self, name) + value)
+        logged = ("loss", "ntp", "mixup", "learning_rate", "grad_norm", "ntp_tokens", "mixup_tokens")
+        return {
+            **{name: getattr(done, name) for name in logged},
+            "mu_effective": mu_effective(done.mu, done.mixup_mean, done.ntp_count, done.mixup_count),
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds,
+            "tokens_total": int(self.tokens),
+            "examples_total": int(self.examples),
+        }
 
     def figures(self) -> dict[str, float]:
         """Return all totals, and one mu_effective of all steps that mixed, with the mean of mu over the mixed pairs."""
@@ -102,19 +112,6 @@ class Totals:
             for mean, total in (("own", self.mu_own), ("ntp", self.mu_ntp))
         )
         return {**asdict(self), "mu_effective": effective}
-
-
-def step_metrics(done: StepResult, totals: Totals, *, tokens: int, seconds: float) -> dict[str, float]:
-    """Return what the log says of a step by itself: the callbacks add to it. `totals` include the step."""
-    of_step = ("loss", "ntp", "mixup", "learning_rate", "grad_norm", "ntp_tokens", "mixup_tokens")
-    return {
-        **{name: getattr(done, name) for name in of_step},
-        "mu_effective": mu_effective(done.mu, done.mixup_mean, done.ntp_count, done.mixup_count),
-        "tokens": tokens,
-        "tokens_per_second": tokens / seconds,
-        "tokens_total": int(totals.tokens),
-        "examples_total": int(totals.examples),
-    }
 
 
 def mu_effective(mu: float, mixup_mean: str, ntp_count: float, mixup_count: float) -> float:
@@ -154,14 +151,14 @@ class StopSignal:
             if callable(signal.getsignal(signal.SIGINT)):  # neither ignored nor at the system's default
                 self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupted)
         around = (getattr(handler, "__self__", None) for handler in self._previous.values())
-        self.received |= any(isinstance(one, StopSignal) and one.received for one in around)
+        self.received |= any(getattr(one, "received", False) for one in around)
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+    def _interrupted(self, number: int, frame: Any) -> None:
         self.interrupted = True
         running = frame
         while running is not None:
@@ -170,7 +167,7 @@ class StopSignal:
             running = running.f_back
         self._previous[number](number, frame)
 
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
+    def _arrived(self, *_: object) -> None:
         self.received = True
         if another_rank_failed():
             raise Stopped("another rank failed; the same command continues from the last checkpoint")
@@ -183,17 +180,17 @@ class StopAtOnce(StopSignal):
     in place of an error that ends the work after the signal.
     """
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        super().__exit__(kind, error, trace)
-        if self.received and isinstance(error, Exception):
-            raise Stopped(_STOPPED) from error
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__()
+        if self.received and isinstance(error[1], Exception):
+            raise Stopped(_STOPPED) from error[1]
 
     def check(self, world: World) -> None:
         """Raise Stopped on every rank if any rank has received a signal. Call it on every rank."""
         if world.max(float(self.received)):
             raise Stopped(_STOPPED)
 
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
+    def _arrived(self, *_: object) -> None:
         self.received = True
         raise Stopped(_STOPPED)
 

@@ -33,13 +33,13 @@ from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
 from sftmix.training.dynamics import OnlineLosses
-from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, step_metrics
+from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown
 from sftmix.training.machine import going_on, machine_of
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
 from sftmix.training.step import PreparedStep, StepResult, StepSetup, prepare_step, train_step
-from sftmix.types import Batch, Plan, Rows, RowScores, Split
+from sftmix.types import Rows, RowScores, Split
 
 MAX_IN_A_ROW = 3
 """Consecutive steps that may be skipped because a loss or a gradient is not finite; one more stops the run."""
@@ -68,7 +68,7 @@ class Stage:
     values: Values | None = None
     """The values of a model on the meta device, where ranks share the weights."""
     pad_id: int = 0
-    split_of: Callable[[int], Split | None] = field(default=lambda epoch: None)
+    split_of: Callable[[int], Split | None] = lambda epoch: None
     """The groups in each epoch."""
     optimizer: Optimizer = field(default_factory=AdamW)
     perturbation: Perturbation | None = None
@@ -81,7 +81,7 @@ class Stage:
     """True if some rows hold several documents, which must not attend to each other."""
     scorer: Scorer | None = None
     callbacks: Sequence[Callback] = ()
-    on_progress: Callable[[int, int], None] = field(default=lambda step, total: None)
+    on_progress: Callable[[int, int], None] = lambda step, total: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +101,44 @@ class TrainingLoop:
     """The state of one stage on one rank; `run` goes to the end, `advance` makes one step and the work after it."""
 
     def __init__(self, stage: Stage, world: World) -> None:
-        self.stage, self.world = stage, world
-        self.setup = _prepared(stage, world)
-        self.module, self.optimizer = self.setup.module, self.setup.optimizer
+        self.stage, self.world, self.total = stage, world, stage.order.total_steps
+        options, precision = stage.options, resolve_precision(stage.options.precision, world.device)
+        self.module = training_module(
+            stage.model,
+            options,
+            precision=precision,
+            world=world,
+            packed=stage.packed,
+            trains=True,
+            values=stage.values,
+        )
+        self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
+        self.setup = StepSetup(
+            module=self.module,
+            optimizer=self.optimizer,
+            data=stage.data,
+            objective=stage.objective,
+            perturbation=stage.perturbation,
+            options=options,
+            precision=precision,
+            world=world,
+            pad_id=stage.pad_id,
+            seed=stage.seed,
+            total_steps=self.total,
+        )
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
-        self.total = stage.order.total_steps
-        self.every = stage.checkpoint.every
+        every = stage.checkpoint.every
+        self.every = max(50, math.ceil(self.total / 10)) if every is None else every
         """Steps between two checkpoints; 0 = none."""
-        if self.every is None:
-            self.every = max(50, math.ceil(self.total / 10))
         self.totals = Totals()
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
         self.evaluations: list[tuple[int, float]] = []
         self.step, self.stopped_by = 0, ""
-        self.saved = -1
-        """The last step that has a checkpoint."""
+        self.saved = 0
+        """The last step that has a checkpoint, or needs none: the start."""
         self.done: StepResult | None = None
         self.ahead: PreparedStep | None = None
         self.machines: list[dict[str, Any]] = []
@@ -127,104 +147,135 @@ class TrainingLoop:
     # ------------------------------------------------------------------------------------------ stage
 
     def run(self) -> StageResult:
-        stage = self.stage
+        stage, world = self.stage, self.world
         self._resume()
-        self.machines = going_on(self.machines, self.step, machine_of(self.world, stage.options))
-        self._check_space()
+        self.machines = going_on(self.machines, self.step, machine_of(world, stage.options))
         with (
-            closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=self.world)) as log,
-            progress_bar(stage.name, total=self.total, unit="step", done=self.step, enabled=self.world.is_main) as bar,
+            closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=world)) as log,
+            progress_bar(stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main) as bar,
             StopSignal() as signal,
         ):
             metrics = log.last
             self.pending = self._call("on_stage_start", metrics)
-            self._told_to_stop()  # before the first step, ranks agree on a stop, too
+            self._save_or_stop(signal)  # before the first step, too, ranks agree on an end
             while self.step < self.total and not self.stopped_by:
-                metrics = self.advance()
+                metrics, full_disk = self.advance(), None
                 bar.show(figures_shown(metrics))
                 bar.update()
-                full_disk = None
                 try:
-                    log.write(metrics, rows=digest(stage.order.batch(self.step - 1)))
+                    log.write({**metrics, "rows": digest(stage.order.batch(self.step - 1))})
                     stage.on_progress(self.step, self.total)
                 except NoSpaceError as error:
                     error.everywhere = True
                     full_disk = error
                 # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
-                self._save_if_due(interrupted=self._told_to_stop(signal, full_disk))
+                self._save_or_stop(signal, full_disk)
             if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
                 self.best.offer(self.step, self.module, self._evaluate())
             last = self._call("on_stage_end", metrics)
-            if self._told_to_stop(signal):  # since the last step
-                self._save_if_due(interrupted=True)
-        ends = {"steps": self.step, "total_steps": self.total, "machines": self.machines}
-        ends["stopped_by"] = self.stopped_by if self.step < self.total else None
-        return StageResult(self.module, {**self.totals.figures(), **ends, **last})
+            self._save_or_stop(signal)
+        figures = {
+            **self.totals.figures(),
+            "steps": self.step,
+            "total_steps": self.total,
+            "stopped_by": self.stopped_by if self.step < self.total else None,
+            "machines": self.machines,
+            **last,
+        }
+        return StageResult(self.module, figures)
 
     def _resume(self) -> None:
-        self.store.clean()
-        newest = self.store.newest_valid()
-        if newest is None:
-            return
-        state = self.store.state(newest)
-        if state["identity"] != self.stage.identity:  # checked before its tensors, which may have other shapes
-            raise ConfigError(
-                f"{self.store.path(newest)} belongs to a run on other inputs; move {self.store.directory} away, "
-                "or use another --out"
-            )
-        self.step = self.saved = state["step"]
-        self.totals = Totals(**state["totals"])
-        self.store.load(newest, self.module, self.optimizer if self.totals.updates else None)
-        for name in SAVED:
-            setattr(self, name, state[name])
-        if self.stage.online is not None:
-            self.stage.online.restore(self.store.arrays(newest))
-        if self.world.is_main:
-            print(f"{self.stage.name}: resuming after step {self.step} of {self.total}")
+        """Go on from the newest valid checkpoint, if there is one, and see that those to come have room.
 
-    def _save_if_due(self, *, interrupted: bool) -> None:
-        due = self.every and (self.step % self.every == 0 or self.step == self.total or self.stopped_by)
-        if (due or interrupted) and self.saved != self.step:  # written anew, it would be missing for a moment
-            state = {"identity": self.stage.identity, "totals": asdict(self.totals)}
-            state |= {name: getattr(self, name) for name in SAVED}
-            arrays = self.stage.online.gathered() if self.stage.online is not None else {}
-            # Before its first step an optimizer has no state, and to look for it torch would make a step.
-            optimizer = self.optimizer if self.totals.updates else None
-            self.store.save(self.step, self.module, optimizer, state, arrays)
-            self.saved = self.step
-        if interrupted:
-            raise Stopped(f"stopped by a signal; {self.store.path(self.step)} is saved, the same command continues")
-
-    def _check_space(self) -> None:
-        """Raise NoSpaceError on every rank, before a step is made, where the checkpoints to come do not fit."""
+        Raises NoSpaceError on every rank, before a step is made, where they do not fit.
+        """
+        stage, store = self.stage, self.store
+        store.clean()
+        newest = store.newest_valid()
+        if newest is not None:
+            state = store.state(newest)
+            if state["identity"] != stage.identity:  # checked before its tensors, which may have other shapes
+                raise ConfigError(
+                    f"{store.path(newest)} belongs to a run on other inputs; move {store.directory} away, "
+                    "or use another --out"
+                )
+            self.step = self.saved = state["step"]
+            self.totals = Totals(**state["totals"])
+            store.load(newest, self.module, self.optimizer if self.totals.updates else None)
+            for name in SAVED:
+                setattr(self, name, state[name])
+            if stage.online is not None:
+                stage.online.restore(store.arrays(newest))
+            if self.world.is_main:
+                print(f"{stage.name}: resuming after step {self.step} of {self.total}")
         if self.every and self.step < self.total:
             saves = math.ceil((self.total - self.step) / self.every)
-            needed = self.store.bytes_to_come(self.module, state_bytes=self.stage.optimizer.state_bytes, saves=saves)
+            needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
             if self.best is not None:  # the old ones go when the new ones stand
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
-            self.world.on_main(lambda: check_room(self.store.directory, needed, "the checkpoints to come"))
+            self.world.on_main(lambda: check_room(store.directory, needed, "the checkpoints to come"))
+
+    def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
+        """Agree with all ranks on an end, and save where it is due; raise Stopped if any rank received a signal.
+
+        A callback that stops one rank, as by its clock, stops all: `stopped_by` then has its name on each of them.
+
+        full_disk  the error of rank 0, which could not write its report; it is raised on all
+        """
+        if signal.interrupted:
+            raise KeyboardInterrupt
+        by_callback, by_signal, by_full_disk = 1, 2, 3
+        told = by_callback if self.stopped_by else 0
+        if signal.received:
+            told = by_signal
+        agreed = self.world.max(by_full_disk if full_disk else told)
+        if agreed == by_full_disk:
+            raise self.world.share(full_disk)
+        if agreed == by_callback:
+            self.stopped_by = next(filter(None, self.world.gather(self.stopped_by)))
+        due = self.every and (self.step % self.every == 0 or self.step == self.total or agreed == by_callback)
+        if (due or agreed == by_signal) and self.saved != self.step:  # written anew, it would be missing for a moment
+            online = self.stage.online
+            state = {"identity": self.stage.identity, "totals": asdict(self.totals)}
+            state |= {name: getattr(self, name) for name in SAVED}
+            # Before its first step an optimizer has no state, and to look for it torch would make a step.
+            optimizer = self.optimizer if self.totals.updates else None
+            self.store.save(self.step, self.module, optimizer, state, {} if online is None else online.gathered())
+            self.saved = self.step
+        if agreed == by_signal:
+            raise Stopped(f"stopped by a signal after step {self.step}; the same command continues")
 
     # ------------------------------------------------------------------------------------------- step
 
     def advance(self) -> dict[str, float]:
         """Make one optimizer step, and call the callbacks; return its metrics."""
-        stage, started = self.stage, time.perf_counter()
-        epoch = stage.order.epoch_of(self.step)
+        stage, order, started = self.stage, self.stage.order, time.perf_counter()
+        epoch = order.epoch_of(self.step)
         prepared, self.ahead = self.ahead or self._prepared(self.step), None
         done = self.done = train_step(self.setup, prepared, self._prepare_next)
-        self._count_skipped(done)
-        if stage.online is not None:
-            stage.online.record(zip(done.batches, done.nll, strict=True))
-        rows = [slot.row for unit in stage.order.batch(self.step) for slot in unit]
+        rows = [slot.row for unit in order.batch(self.step) for slot in unit]
         self.step += 1
-        tokens = int(sum(stage.data.lengths[row] for row in rows))
-        seconds = time.perf_counter() - started
-        self.totals.add(done, tokens=tokens, examples=len(rows), seconds=seconds)
+        tokens, seconds = int(sum(stage.data.lengths[row] for row in rows)), time.perf_counter() - started
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
-        metrics |= step_metrics(done, self.totals, tokens=tokens, seconds=seconds) | self.pending
+        metrics |= self.totals.add(done, tokens=tokens, examples=len(rows), seconds=seconds)
+        # A skipped step has changed nothing; too many of them, in a row or in all, end the run.
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if done.skipped else 0
+        if done.skipped:
+            name, skipped = stage.name, int(self.totals.skipped)
+            if self.world.is_main:
+                ids = [i for batch in done.batches for i in batch.ids]
+                print(f"{name}: step {self.step} skipped, gradient norm {done.grad_norm}; examples {ids[:8]} ...")
+            if self.skipped_in_a_row > MAX_IN_A_ROW or skipped > max(MAX_SKIPPED, MAX_SHARE * self.step):
+                raise NonFiniteError(
+                    f"{name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
+                    "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
+                )
+        if stage.online is not None:
+            stage.online.record(done.batches, done.nll)
+        metrics |= self.pending
         self.pending = {}
         metrics |= self._call("on_step_end", metrics)
-        if stage.order.ends_epoch(self.step):
+        if order.ends_epoch(self.step):
             if stage.online is not None:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)
@@ -239,44 +290,6 @@ class TrainingLoop:
         if step < self.total and not self.stage.order.ends_epoch(step):  # whose losses may decide on the next split
             self.ahead = self._prepared(step)
 
-    def _told_to_stop(self, signal: StopSignal | None = None, full_disk: NoSpaceError | None = None) -> bool:
-        """Agree with all ranks on an end; return True if any of them received a signal.
-
-        A callback that stops one rank, as by its clock, stops all: `stopped_by` has its name on each of them, and False
-        is returned.
-
-        full_disk  the error of rank 0, which could not write its report; it is raised on all
-        """
-        by_callback, by_signal, by_full_disk = 1, 2, 3
-        told = by_callback if self.stopped_by else 0
-        if signal is not None and signal.interrupted:
-            raise KeyboardInterrupt
-        if signal is not None and signal.received:
-            told = by_signal
-        agreed = self.world.max(by_full_disk if full_disk else told)
-        if agreed == by_full_disk:
-            raise self.world.share(full_disk)
-        if agreed == by_callback:
-            self.stopped_by = next(filter(None, self.world.gather(self.stopped_by)))
-        return agreed == by_signal
-
-    def _count_skipped(self, done: StepResult) -> None:
-        """Print the examples of a skipped step, and stop after too many in a row or in all."""
-        if not done.skipped:
-            self.skipped_in_a_row = 0
-            return
-        self.skipped_in_a_row += 1
-        if self.world.is_main:
-            ids = [i for batch in done.batches for i in batch.ids]
-            step = f"{self.stage.name}: step {self.step + 1}"
-            print(f"{step} skipped, gradient norm {done.grad_norm}; examples {ids[:8]} ...")
-        skipped, steps = int(self.totals.skipped) + 1, self.step + 1
-        if self.skipped_in_a_row > MAX_IN_A_ROW or skipped > max(MAX_SKIPPED, MAX_SHARE * steps):
-            raise NonFiniteError(
-                f"{self.stage.name}: {skipped} of the first {steps} steps, {self.skipped_in_a_row} in a row, have a "
-                "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
-            )
-
     # -------------------------------------------------------------------------------------- callbacks
 
     def _call(self, hook: str, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -284,45 +297,41 @@ class TrainingLoop:
 
         After a resume, the log has what they told before the first step.
         """
-        logged = hook == "on_stage_start" and self.step > 0
+        stage, step = self.stage, self.step
+        logged = hook == "on_stage_start" and step > 0
         added: dict[str, float] = {}
-        for callback in self.stage.callbacks:
-            state = self._state({**metrics, **added})
+        for callback in stage.callbacks:
+            state = StageState(
+                stage=stage.name,
+                step=step,
+                total_steps=self.total,
+                epoch=stage.order.epoch_of(step),
+                metrics={**metrics, **added},
+                score=self._score,
+                evaluate=None if stage.eval_data is None else self._evaluate,
+                read=None if self.done is None else partial(self._read, self.done),
+                objective=stage.objective,
+                evaluations=tuple((step, nll) for step, nll in self.evaluations),  # a checkpoint has lists there
+                directory=stage.directory,
+                is_main=self.world.is_main,
+            )
             result = check_callback_result(callback, hook, getattr(callback, hook)(state))
             if result is None:
                 continue
             if not logged:
                 added |= result.metrics
                 if "eval_nll" in result.metrics:  # a second evaluation of the same weights replaces the first
-                    earlier = [one for one in self.evaluations if one[0] != self.step]
-                    self.evaluations = [*earlier, (self.step, float(result.metrics["eval_nll"]))]
+                    earlier = [one for one in self.evaluations if one[0] != step]
+                    self.evaluations = [*earlier, (step, float(result.metrics["eval_nll"]))]
             if result.stop and not self.stopped_by:
                 self.stopped_by = type(callback).__name__
         if self.best is not None:
-            self.best.offer(self.step, self.module, added)
+            self.best.offer(step, self.module, added)
         return added
-
-    def _state(self, metrics: Mapping[str, float]) -> StageState:
-        return StageState(
-            stage=self.stage.name,
-            step=self.step,
-            total_steps=self.total,
-            epoch=self.stage.order.epoch_of(self.step),
-            metrics=metrics,
-            score=self._score,
-            evaluate=self._evaluate if self.stage.eval_data is not None else None,
-            read=None if self.done is None else partial(self._read, self.done),
-            objective=self.stage.objective,
-            evaluations=tuple((step, nll) for step, nll in self.evaluations),  # a checkpoint has lists in their place
-            directory=self.stage.directory,
-            is_main=self.world.is_main,
-        )
 
     def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
         assert self.stage.scorer is not None
-        data: TokenisedRows = self.stage.data
-        if rows is not None:
-            data = RowSubset(data, np.asarray(rows, dtype=np.int64))
+        data = self.stage.data if rows is None else RowSubset(self.stage.data, np.asarray(rows, dtype=np.int64))
         return self.stage.scorer(self.module, ResponsesAlone(data) if alone else data)
 
     def _evaluate(self) -> Mapping[str, float]:
@@ -337,32 +346,8 @@ class TrainingLoop:
         """Return function(hidden, head, batch, plan) of the micro-batches of a step, in eval mode, of all ranks."""
         with eval_mode(self.module, self.world, self.setup.precision) as target:
 
-            def read(batch: Batch, plan: Plan) -> Any:
+            def read(batch, plan):
                 return target.read(lambda it: function(it.hidden_states(batch), it.head, batch, plan))
 
             results = list(map(read, done.batches, done.plans))
         return [result for of_rank in self.world.gather(results) for result in of_rank]
-
-
-def _prepared(stage: Stage, world: World) -> StepSetup:
-    """Wrap the stage's model and make its optimizer."""
-    options = stage.options
-    precision = resolve_precision(options.precision, world.device)
-    module = training_module(
-        stage.model, options, precision=precision, world=world, packed=stage.packed, trains=True, values=stage.values
-    )
-    if options.compile and world.is_main:
-        print(f"{stage.name}: layers are compiled in the first steps, which may take minutes", flush=True)
-    return StepSetup(
-        module=module,
-        optimizer=build_optimizer(stage.model, options, stage.optimizer),
-        data=stage.data,
-        objective=stage.objective,
-        perturbation=stage.perturbation,
-        options=options,
-        precision=precision,
-        world=world,
-        pad_id=stage.pad_id,
-        seed=stage.seed,
-        total_steps=stage.order.total_steps,
-    )

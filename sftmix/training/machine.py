@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,8 +28,11 @@ def machine_of(world: World, options: TrainingOptions) -> Machine:
 
     cuda  the version of CUDA or ROCm, or the kind of another GPU; None if the device is a CPU
     """
-    device, gpu = world.device, world.device.type != "cpu"
-    cpu = f"cpu {_model_of_cpu()} {torch.backends.cpu.get_cpu_capability()}"
+    device, gpu, info = world.device, world.device.type != "cpu", Path("/proc/cpuinfo")
+    # Libraries choose by the model of the CPU how they multiply matrices.
+    named = re.search(r"^model name.*?:(.*)", info.read_text(), re.MULTILINE) if info.exists() else None
+    model = named[1].strip() if named else platform.processor() or platform.machine()
+    cpu = f"cpu {model} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "sftmix": sftmix.__version__,
         "torch": str(torch.__version__),
@@ -39,15 +43,6 @@ def machine_of(world: World, options: TrainingOptions) -> Machine:
         "ranks": world.size,
         **{name: getattr(options, name) for name in LAYOUT},
     }
-
-
-def _model_of_cpu() -> str:
-    """Return the model of the CPU, by which libraries choose how they multiply matrices."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[Machine]:

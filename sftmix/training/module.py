@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, cast
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
-from sftmix.model.head import Head, head_of
+from sftmix.model.head import head_of
 from sftmix.model.layers import decoder_layers, recomputes_activations
 from sftmix.model.packing import is_flash, known_rows
 from sftmix.types import Batch, Plan, Segment
@@ -38,8 +39,8 @@ class TrainingModule(nn.Module):
     def __init__(self, model: PreTrainedModel, *, chunk_size: int | None = None) -> None:
         super().__init__()
         self.padding_free = False
-        self.model: PreTrainedModel = model
-        self.head: Head = head_of(model)
+        self.model = model
+        self.head = head_of(model)
         self.chunk_size = chunk_size
 
     def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
@@ -47,33 +48,18 @@ class TrainingModule(nn.Module):
         decoder = self.model.get_decoder()
         parts, order, flash = [], [], is_flash(self.model.config._attn_implementation)
         for segment in batch.segments:
-            with self._perturbed(batch, segment, perturb), known_rows(packed=segment.position_ids is not None):
+            changing: Any = contextlib.nullcontext()
+            if perturb is not None and segment.slots:  # not an idle segment
+                # The decoder still gets the ids, as some have more embeddings by layer.
+                ids = [batch.ids[slot] for slot in segment.slots]
+                change = partial(_perturbed, segment, partial(perturb, ids=ids))
+                changing = self.model.get_input_embeddings().register_forward_hook(change)
+            with changing, known_rows(packed=segment.position_ids is not None):
                 inputs = attention_inputs(segment, masked=segment.input_ids.is_cpu, flash=flash)
                 out = decoder(input_ids=segment.input_ids, **inputs, use_cache=False)
             parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
             order.append(segment.order)
         return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
-
-    def _perturbed(
-        self, batch: Batch, segment: Segment, perturb: Perturb | None
-    ) -> contextlib.AbstractContextManager[Any]:
-        """Change what the embedding module returns; the decoder gets the ids, as some have more embeddings by layer.
-
-        Examples that share a row are perturbed as padded ones.
-        """
-        if perturb is None or not segment.slots:  # an idle segment
-            return contextlib.nullcontext()
-        ids = [batch.ids[slot] for slot in segment.slots]
-
-        def changed(module: nn.Module, inputs: object, e: torch.Tensor) -> torch.Tensor:
-            if segment.lengths is None:
-                return perturb(e, segment.attention_mask, ids=ids)
-            padded = pad_sequence(e[0].split(segment.lengths), batch_first=True)
-            mask = pad_sequence(list(segment.attention_mask[0].split(segment.lengths)), batch_first=True)
-            lines = zip(perturb(padded, mask, ids=ids), segment.lengths, strict=True)
-            return torch.cat([line[:length] for line, length in lines])[None]
-
-        return self.model.get_input_embeddings().register_forward_hook(changed)
 
     def forward(
         self,
@@ -121,31 +107,37 @@ class ModelView(LossView):
         if change is not None and layer == 0:
             embeddings = change(embeddings)
         elif change is not None:
-            changing = self._layer(layer).register_forward_hook(
-                lambda module, inputs, output: _replaced(output, change)
-            )
+            layers = decoder_layers(self._model)
+            if not 1 <= layer <= len(layers):
+                raise ConfigError(f"no decoder layer {layer}; allowed: 1 to {len(layers)}, and 0, the embeddings")
+            if recomputes_activations(self._model):  # the backward would make the layer's forward without the hook
+                raise ConfigError(
+                    f"training.activation_checkpointing true and a change of the states after layer {layer} exclude "
+                    "each other; leave it out, or change the embeddings (layer 0)"
+                )
+
+            def changed(module: nn.Module, inputs: object, output: Any) -> Any:
+                if isinstance(output, tuple):  # of which some versions of transformers return the states first
+                    return (change(output[0]), *output[1:])
+                return change(output)
+
+            changing = layers[layer - 1].register_forward_hook(changed)
         with changing, known_rows(packed=False):
             out = self._model.get_decoder()(
                 inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
             )
         return out.last_hidden_state
 
-    def _layer(self, layer: int) -> torch.nn.Module:
-        """Return a decoder layer, from 1; ConfigError if there is none, or if its activations are recomputed."""
-        layers = decoder_layers(self._model)
-        if not 1 <= layer <= len(layers):
-            raise ConfigError(f"no decoder layer {layer}; allowed: 1 to {len(layers)}, and 0, the embeddings")
-        if recomputes_activations(self._model):  # the backward would make the layer's forward without the hook
-            raise ConfigError(
-                f"training.activation_checkpointing true and a change of the states after layer {layer} exclude each "
-                "other; leave it out, or change the embeddings (layer 0)"
-            )
-        return layers[layer - 1]
 
-
-def _replaced(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return what a layer made with changed states; some versions of transformers return them first in a tuple."""
-    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+def _perturbed(segment: Segment, perturb: Perturb, module: nn.Module, inputs: object, e: torch.Tensor) -> torch.Tensor:
+    """Return the changed embeddings of a segment; examples that share a row are perturbed as padded ones."""
+    if segment.lengths is None:
+        return perturb(e, segment.attention_mask)
+    padded, mask = (
+        pad_sequence(line[0].split(segment.lengths), batch_first=True) for line in (e, segment.attention_mask)
+    )
+    lines = zip(perturb(padded, mask), segment.lengths, strict=True)
+    return torch.cat([line[:length] for line, length in lines])[None]
 
 
 def attention_inputs(segment: Segment, *, masked: bool = True, flash: bool = False) -> dict[str, Any]:
@@ -167,10 +159,9 @@ def attention_inputs(segment: Segment, *, masked: bool = True, flash: bool = Fal
     return inputs
 
 
-def unwrap(wrapped: nn.Module) -> TrainingModule:
+def unwrap(wrapped: Any) -> TrainingModule:
     """Return the module inside DDP; FSDP2 changes the module in place, so there it is the module itself."""
-    module = wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
-    return cast("TrainingModule", module)
+    return wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
 
 
 @contextlib.contextmanager

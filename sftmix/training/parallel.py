@@ -7,13 +7,12 @@ reduced over all ranks.
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
@@ -26,7 +25,7 @@ from sftmix.model.meta import Values
 from sftmix.model.packing import check_attention, is_skipping, packing_problem
 from sftmix.model.unused import unused_modules
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule, autocast, unwrap
+from sftmix.training.module import TrainingModule, autocast
 
 RECOMPILE_LIMIT = 32
 """Largest number of compiled variants of a layer: with and without mask, gradients, one example or several, ..."""
@@ -53,46 +52,43 @@ def training_module(
     if trains and options.activation_checkpointing:
         recompute_activations(model)
     if trains and options.compile:
-        compile_layers(model)
+        # Layers by themselves share the compiled code, and names stay; lengths differ from batch to batch.
+        from torch._dynamo import config  # takes a second to import
+
+        config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+        for layer in decoder_layers(model):
+            layer.compile(dynamic=True)
     parallel = resolve_parallel(options.parallel, world)
     if not trains:  # no buckets for gradients, and no copies of weights that autocast keeps for a backward
         model.requires_grad_(False)
         parallel = "none" if parallel == "ddp" else parallel
+    target = TrainingModule(model, chunk_size=options.chunk_size)
     module = wrap(
-        TrainingModule(model, chunk_size=options.chunk_size),
+        target,
         parallel=parallel,
         precision=precision,
         world=world,
         shard_group_size=options.shard_group_size,
         values=values,
     )
-    unwrap(module).padding_free = _padding_free(module, options, precision=precision, world=world, packed=packed)
-    if isinstance(module, FSDPModule):
-        module.reshard()  # undo the gathering of the probe: the optimizer is made of shards
+
+    # The examples of a micro-batch share a row as asked, or (auto) if the attention then skips work.
+    auto, one_row = options.padding_free == "auto", options.padding_free is True
+    if auto and options.length_groups is None:
+        one_row = is_skipping(model.config._attn_implementation, world.device)
+    if one_row or packed:
+        with autocast(module, precision, world.device):
+            problem = target.read(lambda it: packing_problem(it.model, padding_free=one_row))
+        if isinstance(module, FSDPModule):
+            module.reshard()  # undo the gathering of the probe: the optimizer is made of shards
+        if problem is not None:
+            if packed or not auto:
+                raise ConfigError(problem)
+            one_row = False
+            if world.is_main:
+                print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
+    target.padding_free = one_row
     return module
-
-
-def _padding_free(module: nn.Module, options: TrainingOptions, *, precision: str, world: World, packed: bool) -> bool:
-    """Return True if the examples of a micro-batch share a row: as asked, or (auto) if the attention then skips work.
-
-    Raises ConfigError if a probe finds that the model mixes the documents of a row, unless auto can pad instead, or if
-    the model fails in the probe.
-    """
-    auto, wanted = options.padding_free == "auto", options.padding_free is True
-    if auto:
-        attention = unwrap(module).model.config._attn_implementation
-        wanted = options.length_groups is None and is_skipping(attention, world.device)
-    if not (wanted or packed):
-        return False
-    with autocast(module, precision, world.device):
-        problem = unwrap(module).read(lambda it: packing_problem(it.model, padding_free=wanted))
-    if problem is None:
-        return wanted
-    if packed or not auto:
-        raise ConfigError(problem)
-    if world.is_main:
-        print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
-    return False
 
 
 def resolve_parallel(requested: str, world: World) -> str:
@@ -124,18 +120,27 @@ def wrap(
 ) -> nn.Module:
     """Wrap the module, whose forward runs backbone, head and losses.
 
-    fsdp, hsdp: one group per decoder layer and one for the rest (embeddings, norm, head). The rest is gathered once per
-    forward and kept until the backward is done, so tied weights live in one group. What no forward runs has groups of
-    its own, which are never gathered. Each group moves to the device when
-    it is sharded. For a model on the meta device, `values` go into the shards: no rank holds the whole model.
+    fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does. They are gathered in one
+    group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per forward and kept
+    until the backward is done, so tied weights live in one group. What no forward runs has groups of its own, which are
+    never gathered. Each group moves to the device when it is sharded. For a model on the meta device, `values` go into
+    the shards: no rank holds the whole model.
     """
     if parallel == "none":
         return module.to(world.device)
     if parallel == "ddp":
-        module.to(world.device)
-        ids = None if world.device.type == "cpu" else [world.device.index]
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
-    mesh = _mesh(parallel, shard_group_size, world)
+        return nn.parallel.DistributedDataParallel(module.to(world.device), gradient_as_bucket_view=True)
+    if not dist.is_initialized():
+        raise ConfigError(needs_torchrun(parallel))
+    if parallel == "fsdp":
+        mesh = init_device_mesh(world.device.type, (world.size,))
+    else:
+        group = shard_group(shard_group_size, world)
+        mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
+        # Its groups would have torch's own timeout, whatever training.timeout says.
+        timeout = cast(dist.ProcessGroup, dist.group.WORLD)._get_backend(world.device).options._timeout
+        for ranks in mesh.get_all_groups():
+            _set_pg_timeout(timeout, ranks)
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -155,29 +160,13 @@ def wrap(
     return module
 
 
-def _mesh(parallel: str, shard_group_size: int | None, world: World) -> DeviceMesh:
-    """Return the mesh. fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does."""
-    if not dist.is_initialized():
-        raise ConfigError(needs_torchrun(parallel))
-    if parallel == "fsdp":
-        return init_device_mesh(world.device.type, (world.size,))
-    group = shard_group(shard_group_size, world)
-    mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
-    # Its groups would have torch's own timeout, whatever training.timeout says.
-    timeout = cast(dist.ProcessGroup, dist.group.WORLD)._get_backend(world.device).options._timeout
-    for ranks in mesh.get_all_groups():
-        _set_pg_timeout(timeout, ranks)
-    return mesh
-
-
 def shard_group(shard_group_size: int | None, world: World) -> int:
     """Return how many ranks share one copy of the weights under hsdp; ConfigError if it does not divide all."""
     group = shard_group_size or world.local_size
     if world.size % group:
-        divisors = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
         raise ConfigError(
-            f"training.shard_group_size is {group}, but there are {world.size} ranks; allowed: {divisors} (null means "
-            "the ranks of a node)"
+            f"training.shard_group_size is {group}, which does not divide the {world.size} ranks; allowed: a divisor "
+            f"of {world.size}, or null, which means the ranks of a node"
         )
     return group
 
@@ -191,7 +180,7 @@ def check_compiler(device: torch.device) -> None:
 
     try:
         if device.type != "cpu":
-            import_module("triton")
+            import triton  # noqa: F401
         else:
             cpp_builder.get_cpp_compiler()
     except (ImportError, exc.InvalidCxxCompiler) as error:
@@ -199,16 +188,3 @@ def check_compiler(device: torch.device) -> None:
             "training.compile true needs a C++ compiler on a CPU (install g++, or name another one in the variable "
             "CXX) and the package triton on a GPU (pip install triton); or leave training.compile out"
         ) from error
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Compile each decoder layer by itself, in place: layers of one kind share the compiled code, names stay.
-
-    Lengths differ from batch to batch, so the compiled code treats them as symbols. Call this after
-    `recompute_activations` and before the layers are sharded.
-    """
-    from torch._dynamo import config  # takes a second to import
-
-    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
-    for layer in decoder_layers(model):
-        layer.compile(dynamic=True)

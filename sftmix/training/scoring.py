@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -31,10 +31,7 @@ CPU_SCORING_TOKENS = 2048
 """Largest number of padded tokens per scoring batch on a CPU: larger ones leave its caches, and are padded more."""
 
 Column: TypeAlias = Any
-"""One value for each of B rows: an array [B, ...], or a list; the measure decides."""
-
-Measure: TypeAlias = Callable[[TrainingModule, Batch], Sequence[Column]]
-"""(module, batch of B rows) -> columns of these rows."""
+"""One value for each of B rows: a tensor or an array [B, ...], or a list; the measure decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,33 +51,51 @@ class Scorer:
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
-        columns = self.columns(module, data, self._scores) if len(data) else [[], [], [], []]
-        nll_sum = np.array(columns[0], dtype=np.float64)
-        n_tokens, n_correct = (np.array(column, dtype=np.int64) for column in columns[1:3])
-        return RowScores(nll_sum, n_tokens, n_correct, columns[3] if self.token_nll else None)
+        nll_sum, *counts, token_nll = self.columns(module, data, self._scores) if len(data) else [[], [], [], []]
+        n_tokens, n_correct = (np.array(column, dtype=np.int64) for column in counts)
+        return RowScores(
+            np.array(nll_sum, dtype=np.float64), n_tokens, n_correct, token_nll if self.token_nll else None
+        )
 
-    def columns(self, module: nn.Module, data: TokenisedRows, measure: Measure) -> list[list[Any]]:
-        """Return the columns of `measure` for all rows of `data`, in row order, on every rank.
+    def columns(
+        self, module: nn.Module, data: TokenisedRows, measure: Callable[[TrainingModule, Batch], Sequence[Column]]
+    ) -> list[list[Any]]:
+        """Return the columns that `measure` gives for batches of B rows, of all rows, in row order, on every rank.
 
         Rows are sorted by length and dealt to the ranks batch by batch. Every rank makes the same number of forward
         passes (a collective under FSDP). The results are joined by row, so that none counts twice.
         """
-        mine: dict[int, tuple[Any, ...]] = {}
-        with eval_mode(module, self.world, self.precision) as target:
-            for rows in _scoring_batches(data.lengths, self.world, self.progress):
-                units = [(Slot(int(row), 0.0),) for row in rows]
+        world, lengths, mine = self.world, data.lengths, dict[int, tuple[Any, ...]]()
+        order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at the start
+        budget = min(SCORING_TOKENS, CPU_SCORING_TOKENS) if world.device.type == "cpu" else SCORING_TOKENS
+        batches, start = [], 0
+        while start < len(order):
+            size = max(1, budget // max(1, int(lengths[order[start]])))
+            batches.append(order[start : start + size])
+            start += size
+        rounds = math.ceil(len(batches) / world.size)
+        with (
+            eval_mode(module, world, self.precision) as target,
+            progress_bar(self.progress, total=rounds, unit=" batches", enabled=world.is_main, leave=False) as bar,
+        ):
+            for k in range(rounds):
+                # A rank with one batch fewer takes the last one, too.
+                rows = batches[min(k * world.size + world.rank, len(batches) - 1)].tolist()
+                units = [(Slot(row, 0.0),) for row in rows]
                 batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)
-                values = zip(*measure(target, to_device(batch, self.world.device)), strict=True)
-                mine |= zip(rows.tolist(), values, strict=True)
-        by_row = {row: values for of_rank in self.world.gather(mine) for row, values in of_rank.items()}
+                measured = measure(target, to_device(batch, world.device))
+                on_host = [x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in measured]
+                mine |= zip(rows, zip(*on_host, strict=True), strict=True)
+                bar.update()
+        by_row = {row: values for of_rank in world.gather(mine) for row, values in of_rank.items()}
         return [list(column) for column in zip(*(by_row[row] for row in range(len(data))), strict=True)]
 
     def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:
         out = module(batch, scoring_plan(batch), stats=True)
         assert out.correct is not None
         count = torch.bincount(batch.slot, minlength=len(batch.rows))
-        columns: list[Column] = [sum_by_row(out.nll, batch), count.tolist(), sum_by_row(out.correct, batch)]
-        return [*columns, split_by_row(out.nll.float(), batch)] if self.token_nll else columns
+        token_nll = split_by_row(out.nll.float(), batch) if self.token_nll else [None] * len(batch.rows)
+        return [sum_by_row(out.nll, batch), count, sum_by_row(out.correct, batch), token_nll]
 
 
 @contextmanager
@@ -92,22 +107,6 @@ def eval_mode(module: nn.Module, world: World, precision: str) -> Iterator[Train
     with torch.no_grad(), autocast(module, precision, world.device):
         yield target
     target.train(was_training)
-
-
-def _scoring_batches(lengths: np.ndarray, world: World, progress: str | None) -> Iterator[np.ndarray]:
-    """Yield this rank's batches; a rank with one batch fewer takes the last one, too."""
-    order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at the start
-    budget = min(SCORING_TOKENS, CPU_SCORING_TOKENS) if world.device.type == "cpu" else SCORING_TOKENS
-    cuts, start = [], 0
-    while start < len(order):
-        size = max(1, budget // max(1, int(lengths[order[start]])))
-        cuts.append(order[start : start + size])
-        start += size
-    rounds = math.ceil(len(cuts) / world.size)
-    with progress_bar(progress, total=rounds, unit=" batches", enabled=world.is_main, leave=False) as bar:
-        for k in range(rounds):
-            yield cuts[min(k * world.size + world.rank, len(cuts) - 1)]
-            bar.update()
 
 
 def refuse_nan(scores: RowScores) -> RowScores:
@@ -149,28 +148,22 @@ def nll_by(scores: RowScores, groups: Sequence[str]) -> dict[str, float]:
 
 def scoring_plan(batch: Batch) -> Plan:
     """Return a plan that trains nothing, for a pass that only computes NLLs."""
-    size, device = len(batch.labels), batch.labels.device
-    nothing = torch.zeros(0, device=device)
+    weight = torch.zeros(len(batch.labels), device=batch.labels.device)
     return Plan(
-        row_weight=torch.zeros(size, device=device),
+        row_weight=weight,
         pairs=batch.pairs[:0],
-        pair_weight=nothing,
-        lam=nothing,
+        pair_weight=weight[:0],
+        lam=weight[:0],
         ntp_count=0.0,
         mixup_count=0.0,
-        alone=torch.arange(size, device=device),
+        alone=torch.arange(len(weight), device=weight.device),
     )
 
 
-def per_slot(batch: Batch, values_T: torch.Tensor) -> torch.Tensor:
-    """Return f64[B, ...], the sums of token-row values [T, ...] over each slot."""
-    sums = values_T.new_zeros(len(batch.ids), *values_T.shape[1:], dtype=torch.float64)
-    return sums.index_add_(0, batch.slot, values_T.double())
-
-
-def sum_by_row(values: torch.Tensor, batch: Batch) -> np.ndarray:
+def sum_by_row(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return f64[B, ...], the sums over the token rows [T, ...] of each example of the batch."""
-    return per_slot(batch, values).cpu().numpy()
+    sums = values.new_zeros(len(batch.ids), *values.shape[1:], dtype=torch.float64)
+    return sums.index_add_(0, batch.slot, values.double())
 
 
 def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
@@ -182,23 +175,25 @@ def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
 # ----------------------------------------------------------------------------------- of the global batch
 
 
-def example_nll(batch: Batch, nll_T: torch.Tensor) -> BatchNLL:
-    """Return the NLL of the examples with their turn in this micro-batch; repeats and fillers have theirs elsewhere."""
-    has_turn = batch.ntp_weight > 0
-    count = torch.bincount(batch.slot, minlength=len(batch.ids))
-    return BatchNLL(batch.rows[has_turn], per_slot(batch, nll_T)[has_turn], count[has_turn])
+def example_nll(batch: Batch, nll_T: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the NLL of the examples with their turn in this micro-batch; repeats and fillers have theirs elsewhere.
+
+    These are `row` i64, `nll_sum` f64 and `n_tokens` i64, on the device.
+    """
+    has_turn, count = batch.ntp_weight > 0, torch.bincount(batch.slot, minlength=len(batch.ids))
+    columns = {"row": batch.rows, "nll_sum": sum_by_row(nll_T, batch), "n_tokens": count}
+    return {name: column[has_turn] for name, column in columns.items()}
 
 
-def gather_nll(parts: Sequence[BatchNLL], world: World) -> BatchNLL | None:
-    """Join the parts of all ranks by row, on the CPU of every rank; None if no rank has any."""
-    columns = [[getattr(part, name) for part in parts] for name in ("rows", "nll_sum", "n_tokens")]
-    mine = [torch.cat(column).cpu().numpy() for column in columns] if parts else []
+def gather_nll(parts: Sequence[Mapping[str, torch.Tensor]], world: World) -> dict[str, torch.Tensor]:
+    """Join what `example_nll` returned on all ranks by row, on the CPU of every rank; empty if no rank has any."""
+    mine = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]} if parts else {}
     ranks = [of_rank for of_rank in world.gather(mine) if of_rank]
     if not ranks:
-        return None
-    rows, nll_sum, n_tokens = (torch.from_numpy(np.concatenate(column)) for column in zip(*ranks, strict=True))
-    order = torch.argsort(rows)
-    return BatchNLL(rows[order], nll_sum[order], n_tokens[order])
+        return {}
+    whole = {name: torch.from_numpy(np.concatenate([of_rank[name] for of_rank in ranks])) for name in ranks[0]}
+    order = torch.argsort(whole["row"])
+    return {name: column[order] for name, column in whole.items()}
 
 
 def with_batch_nll(
@@ -207,13 +202,12 @@ def with_batch_nll(
     """Return the micro-batches with the NLL of the whole global batch: one pass without gradients, in eval mode.
 
     batches  on the host, as the NLL is
-    ids  N example ids, by row of the data set
+    ids      N example ids, by row of the data set
     """
     with eval_mode(module, world, precision) as target:  # each rank has equally many: a forward is a collective
         on_device = [to_device(batch, world.device) for batch in batches]
         parts = [example_nll(batch, target(batch, scoring_plan(batch)).nll) for batch in on_device]
     whole = gather_nll(parts, world)
-    assert whole is not None
-    nll_sum = whole.nll_sum.nan_to_num(nan=0.0, posinf=0.0)
-    shared = BatchNLL(whole.rows, nll_sum, whole.n_tokens, [ids[row] for row in whole.rows.tolist()])
+    rows, nll_sum = whole["row"], whole["nll_sum"].nan_to_num(nan=0.0, posinf=0.0)
+    shared = BatchNLL(rows, nll_sum, whole["n_tokens"], [ids[row] for row in rows.tolist()])
     return [replace(batch, batch_nll=shared) for batch in batches]

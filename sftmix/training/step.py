@@ -28,6 +28,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -45,7 +47,7 @@ from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.functional import SFTLoss
 from sftmix.functional.fused import rows_alone
 from sftmix.options import TrainingOptions
-from sftmix.training.module import Perturb, autocast, gradient_sync, unwrap
+from sftmix.training.module import autocast, gradient_sync, unwrap
 from sftmix.training.scoring import with_batch_nll
 from sftmix.types import Batch, Plan, Split
 
@@ -66,20 +68,14 @@ class StepSetup:
     seed: int
     total_steps: int
 
-    def perturb(self, step: int) -> Perturb | None:
-        """Return the change of the input embeddings in this step; None for no change."""
-        if self.perturbation is None:
-            return None
-        perturbation, seed = self.perturbation, self.seed
-
-        def perturbed(e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor:
-            return check_embeddings(perturbation, e, perturbation.embeddings(e, mask, ids=ids, step=step, seed=seed))
-
-        return perturbed
+    def perturbed(self, step: int, e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor:
+        """Return the changed input embeddings of some examples in this step."""
+        assert self.perturbation is not None
+        changed = self.perturbation.embeddings(e, mask, ids=ids, step=step, seed=self.seed)
+        return check_embeddings(self.perturbation, e, changed)
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedStep:
+class PreparedStep(NamedTuple):
     """The host's part of a step: this rank's micro-batches, on the host, with their plans.
 
     number   of the step, from 0
@@ -150,7 +146,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     meanwhile  work of the host that is done while the device computes
     """
     module, optimizer, world, options = setup.module, setup.optimizer, setup.world, setup.options
-    step, batches, plans, problem = prepared.number, prepared.batches, prepared.plans, prepared.problem
+    step, batches, plans, problem = prepared
     module.train()
     rate = learning_rate(step, setup.total_steps, options)
     for group in optimizer.param_groups:
@@ -171,7 +167,8 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     batches, plans = [to_device(one, world.device) for one in batches], [to_device(one, world.device) for one in plans]
 
     # 4. forward and backward
-    perturb, sums, nll = setup.perturb(step), torch.zeros(5, dtype=torch.float64, device=world.device), []
+    perturb = None if setup.perturbation is None else partial(setup.perturbed, step)
+    sums, nll = torch.zeros(5, dtype=torch.float64, device=world.device), []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         with gradient_sync(module, enabled=number == len(batches)):
@@ -284,7 +281,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
     for each way in which ranks divide them.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients: list[Any] = [p.grad for p in parameters]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0, torch.float64)))
     if hasattr(norm, "full_tensor"):
         norm = norm.full_tensor()
@@ -300,9 +297,5 @@ def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> floa
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
-    factor = {
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-        "linear": 1.0 - progress,
-        "constant": 1.0,
-    }[options.schedule]
-    return options.learning_rate * factor
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return options.learning_rate * {"cosine": cosine, "linear": 1.0 - progress, "constant": 1.0}[options.schedule]

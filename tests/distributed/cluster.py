@@ -90,16 +90,11 @@ class Cluster:
         return cluster
 
     def _start_daemons(self) -> None:
-        own = (
-            "key-file=munge.key",
-            "socket=munge.socket",
-            "pid-file=munge.pid",
-            "log-file=munge.log",
-            "seed-file=seed",
-        )
-        files = [f"--{name}={self.place}/{file}" for name, file in (each.split("=") for each in own)]
+        place = self.place
+        files = [f"--key-file={place}/munge.key", f"--socket={place}/munge.socket", f"--pid-file={place}/munge.pid"]
+        files += [f"--log-file={place}/munge.log", f"--seed-file={place}/seed"]
         self._start("munged", "--foreground", "--force", *files)
-        wait_until((self.place / "munge.socket").exists, 30)
+        wait_until((place / "munge.socket").exists, 30)
         self._start("slurmctld", "-D")
         self._start("slurmd", "-D")
         wait_until(lambda: "idle" in self.said("sinfo", "--noheader", "--format=%T"), 60)

@@ -1,12 +1,8 @@
 """Under torchrun an error is told once. Ranks that end with their launcher: tests/faults/test_torchrun.py."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.tiny import ROOT, sftmix, status
+from tests.tiny import in_this_process, sftmix, status
 
 pytestmark = pytest.mark.long
 
@@ -65,13 +61,6 @@ def test_a_rank_tells_its_own_error_where_the_first_has_another(small, tmp_path)
 
 @pytest.mark.slow
 def test_fsdp_alone_is_told_the_command_that_works(small, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "sftmix", "run", *small.options, "--training.parallel", "fsdp", "--out", "run"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = in_this_process("run", *small.options, "--training.parallel", "fsdp", "--out", "run", cwd=tmp_path)
     assert done.returncode == 2
     assert "torchrun --nproc_per_node N -m sftmix " in done.stderr

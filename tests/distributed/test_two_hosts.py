@@ -1,4 +1,4 @@
-"""Two hosts, each with a name, an address and a network of its own: a link that is cut, a host that is lost, two disks.
+"""Two hosts, each with a name, an address and a network of its own: a link that is cut, a host that is lost.
 
 The hosts are namespaces of this machine (tests/distributed/hosts.py).
 """
@@ -132,20 +132,3 @@ def test_a_host_is_lost_and_comes_back(small, hosts, tmp_path):
     assert job.wait() == [0, 0], job.printed
     assert_same(tmp_path / "run", expected)
     assert leftovers(tmp_path / "run") == []
-
-
-def test_a_path_that_is_another_disk_on_each_host_is_refused(small, hosts, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    for name, host in hosts.items():
-        (tmp_path / f"disk-{name}").mkdir()
-        host.do(f"mount --bind {tmp_path}/disk-{name} {disk}")
-    job = Job(hosts, tmp_path, ["split", *small.options, "--splitter", "RandomSplit", "--out", f"{disk}/run"])
-    assert all(job.wait())
-    blind = f"error: node 1 (two, from rank 1): out: {disk}/run is not the run directory"
-    for name, prefix in (("one", ""), ("two", "[rank 1] ")):
-        told = [line for line in job.agents[name].printed.splitlines() if line.startswith(f"{prefix}{blind}")]
-        assert len(told) == 1, job.printed
-    assert status(tmp_path / "disk-one" / "run")["exit_code"] == 2
-    assert not (tmp_path / "disk-two" / "run" / "STATUS.json").exists()
-    assert not list(disk.iterdir())

@@ -13,7 +13,6 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
 from sftmix.components import SFTMix
-from sftmix.model.layers import decoder_layers
 from sftmix.options import TrainingOptions
 from sftmix.training.parallel import training_module
 from sftmix.training.step import normalise
@@ -88,11 +87,3 @@ def test_without_a_compiler_it_is_said_before_anything_is_read(finished, tmp_pat
     assert done.returncode == 2
     assert "error: training.compile true needs a C++ compiler on a CPU" in done.stderr
     assert not [p for p in (tmp_path / "run").iterdir() if p.is_dir()]
-
-
-def test_nothing_is_compiled_unasked():
-    model = toy_model()
-    training_module(model, TrainingOptions(), precision="fp32", world=World(), trains=True)
-    assert [layer._compiled_call_impl for layer in decoder_layers(model)] == [None, None]
-    training_module(model, TrainingOptions(compile=True), precision="fp32", world=World())
-    assert [layer._compiled_call_impl for layer in decoder_layers(model)] == [None, None]  # it does not train

@@ -136,9 +136,7 @@ def broken(directory: Path, bad: list[int], *, steps: int) -> StageResult:
 def test_three_steps_in_a_row_may_be_skipped_and_change_nothing(tmp_path, capsys):
     done = broken(tmp_path / "a", [1, 2, 3, 5, 6, 7], steps=9)
     assert (done.figures["skipped"], done.figures["steps"]) == (6, 9)
-    printed = capsys.readouterr().out
-    for step in (2, 3, 4, 6, 7, 8):
-        assert f"train: step {step} skipped, gradient norm nan; examples ['example-" in printed
+    assert "train: step 2 skipped, gradient norm nan; examples ['example-" in capsys.readouterr().out
     assert [m["step"] for m in logged(tmp_path / "a") if m["grad_norm"] is None] == [2, 3, 4, 6, 7, 8]
     finite = broken(tmp_path / "b", [], steps=3)  # steps 0, 4 and 8
     for ours, theirs in zip(done.module.parameters(), finite.module.parameters(), strict=True):
@@ -194,24 +192,14 @@ OF_TWO: list[list[Unit]] = [
 """No weight has moved when the second is computed: the first is skipped where BAD is not finite."""
 
 
-class Break(Perturbation):
-    """Makes BAD not finite."""
-
-    def embeddings(self, e, mask, *, ids, step, seed):
-        return e * torch.tensor([float("inf") if i == ROWS.ids[BAD] else 1.0 for i in ids])[:, None, None]
-
-
-@pytest.mark.parametrize("broken", ["weight", "perturbation"])
 @pytest.mark.parametrize("padding_free", [True, False])
-def test_an_example_that_is_not_finite_costs_no_example_of_another_row_its_loss(tmp_path, padding_free, broken):
+def test_an_example_that_is_not_finite_costs_no_example_of_another_row_its_loss(tmp_path, padding_free):
     """Padding-free, all examples of the first step stand in the row of BAD: none of them is scored."""
     model = toy_model(dtype=torch.float32)
-    more = {"perturbation": Break()} if broken == "perturbation" else {}
-    if broken == "weight":
-        model.get_input_embeddings().weight.data[TOKEN] = float("inf")
+    model.get_input_embeddings().weight.data[TOKEN] = float("inf")
     options = {"padding_free": padding_free, "micro_batch_size": 8, "length_groups": 1}
     online = OnlineLosses(ROWS.ids, tmp_path / "online", World())
-    stage = toy_stage(tmp_path, OF_TWO, model=model, data=ROWS, options=options, online=online, **more)
+    stage = toy_stage(tmp_path, OF_TWO, model=model, data=ROWS, options=options, online=online)
     assert train(stage, World()).figures["skipped"] == 1
     losses = online.read(0)
     scored = np.isin(np.arange(len(ROWS)), [4, 5] if padding_free else [0, 1, 2, 4, 5, 6])
