@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.fields import listed
 from sftmix.data.formats import TEXT
 from sftmix.data.store import get_or_build, key_of
 from sftmix.data.templates import (
@@ -119,12 +118,13 @@ def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[s
     Ours begin with BOS if the tokenizer itself writes one, and turns end with a token that it knows.
     """
     if template is None and tokenizer.chat_template:
-        if isinstance(templates := tokenizer.chat_template, dict) and "default" not in templates:
+        try:
+            return "tokenizer", tokenizer.get_chat_template(), []
+        except ValueError as error:  # several, and none of them is called default
             raise ConfigError(
-                f"data.template: the tokenizer's own chat templates are {listed(sorted(templates))}, and none is "
-                "called default: write the one you want to a Jinja file and name that file, or choose chatml or alpaca"
-            )
-        return "tokenizer", tokenizer.get_chat_template(), []
+                f"data.template: {error}. Write the one you want to a Jinja file and name that file, or choose chatml "
+                "or alpaca"
+            ) from error
     notices = []
     if template is None:
         template = "alpaca"

@@ -45,6 +45,10 @@ def test_recognised_and_converted(name):
     assert convert(row, name).messages == tuple(expected)
 
 
+def test_rows_of_the_hub_s_alpaca_are_no_text():
+    assert recognise({**CASES["alpaca"][0], "text": "both of them"}) == "alpaca"
+
+
 @pytest.mark.parametrize("extra", ["", "  ", None])
 def test_alpaca_without_input_is_the_instruction(extra):
     row = {"instruction": "Say hi.", "output": "Hi"} | ({} if extra is None else {"input": extra})
@@ -52,11 +56,8 @@ def test_alpaca_without_input_is_the_instruction(extra):
 
 
 def test_a_turn_of_weight_0_is_not_trained():
-    pairs = [("user", {}), ("assistant", {"weight": 0}), ("user", {}), ("assistant", {"weight": 1})]
-    row = {"messages": [{"role": role, "content": f"t{i}"} | more for i, (role, more) in enumerate(pairs)]}
-    assert [m.trained for m in convert(row, "messages").messages] == [False, False, False, True]
-    row["messages"][1]["weight"] = None  # as in tables, where other rows have a weight
-    assert [m.trained for m in convert(row, "messages").messages] == [False, True, False, True]
+    row = {"messages": [*TURNS, TURNS[0], {**A_TURN, "weight": 0}]}
+    assert [m.trained for m in convert(row, "messages").messages] == [False, True, False, False]
 
 
 @pytest.mark.parametrize(("weight", "expected"), [("0.5", 0.5), ("", 1), (None, 1)])

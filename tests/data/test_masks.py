@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from transformers import AddedToken
 
 from sftmix.data.encoders import make_encoder
-from sftmix.data.masks import SPLIT, encode_examples
+from sftmix.data.tokenise import SPLIT, encode_examples
 from sftmix.types import Example, Message
-from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
+from tests.data.small_tokenizers import QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
 
 
 def example(*turns: str, system: str | None = None, whole: bool = False) -> Example:
@@ -67,14 +67,6 @@ def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
             assert said.strip() == chat.messages[-1].content.strip()
 
 
-def test_pad_equal_to_eos_is_still_trained(small):
-    """The bos tokenizer pads with eos, so a mask by `id == pad_id` would hide the end of turn."""
-    encoder = make_encoder(small["bos"])
-    (found,) = encode(encoder, example("Hi", "Yo"))
-    assert found.ids[-1] == small["bos"].eos_token_id == small["bos"].pad_token_id
-    assert found.spans[0][1] == len(found.ids)
-
-
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
 
 
@@ -100,24 +92,24 @@ def test_any_text(small, question, answer, name):
 
 
 def test_a_token_across_the_boundary_is_cut_apart(small):
-    """Two newlines may be one token, of which the first is the prompt's: the prompt must stay generation's."""
+    """Two newlines may be one token, of which the first is the prompt's: the prompt must stay generation's.
+
+    One sequence cannot hold two such prompts: a whole conversation is split.
+    """
     tokenizer = small["bos"]
     assert len(tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1  # the merge that makes the trouble
     encoder = make_encoder(tokenizer)
-    (found,) = encode(encoder, example("Hi", "\n\n1. Apple"))
+    found, *whole = encode(
+        encoder,
+        example("Hi", "\n\n1. Apple"),
+        example("Hi", "\n\n1. Apple", "And?", "2. Pear", whole=True),
+        example("Hi", "1. Apple", "And?", "2. Pear", whole=True),
+    )
+    assert [other.reasons for other in whole] == [[SPLIT], []]
     assert found.reasons == ["boundary"]
     ((start, _),) = found.spans
     assert found.ids[:start] == prompt_ids(encoder, [Message("user", "Hi")])
     assert pieces(encoder, found) == ["\n\n1. Apple</s>"]
-
-
-def test_a_token_across_a_boundary_splits_a_whole_conversation(small):
-    """Its own turns can be cut apart, but one sequence cannot hold both prompts."""
-    encoder = make_encoder(small["bos"])
-    (found,) = encode(encoder, example("Hi", "\n\n1. Apple", "And?", "2. Pear", whole=True))
-    assert found.reasons == [SPLIT]
-    (same,) = encode(encoder, example("Hi", "1. Apple", "And?", "2. Pear", whole=True))
-    assert same.reasons == []
 
 
 # ------------------------------------------------------------------------------------------ multi-turn
@@ -245,15 +237,6 @@ def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, traine
     (found,) = encode(encoder, example("Hi", "Yo"))
     assert pieces(encoder, found) == [trained]
     assert tokenizer.decode(encoder.stop_ids[0]) == trained[trained.index("<") :]
-
-
-def test_a_refused_conversation_is_counted_alone():
-    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + NO_END
-    encoder = make_encoder(chatml_tokenizer(template))
-    good, bad, last = encode(encoder, example("Hi", "Yo"), example("Hi", "Yo", system="S"), example("Hi", "Ya"))
-    assert (bad.ids, bad.reasons) == ([], ["template_refused"])
-    assert "no system" in bad.detail
-    assert [pieces(encoder, found) for found in (good, last)] == [["Yo<|end|>"], ["Ya<|end|>"]]
 
 
 # ------------------------------------------------------------------------------------------ truncation
