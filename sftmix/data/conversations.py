@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sftmix.data.store import key_of, open_rows, rows_of
+from sftmix.data.store import Record, key_of, open_rows, rows_of
 from sftmix.types import Example, Int64, Message
 
 EXAMPLE = [
@@ -26,7 +26,7 @@ EXAMPLE = [
 """The columns of an Example; messages and columns are JSON. A document is one message of the role text."""
 
 
-def stored(example: Example) -> dict[str, Any]:
+def stored(example: Example) -> Record:
     """Return the values of the columns of EXAMPLE."""
     return {
         "id": example.id,
@@ -37,7 +37,7 @@ def stored(example: Example) -> dict[str, Any]:
     }
 
 
-def example_of(row: dict[str, Any]) -> Example:
+def example_of(row: Record) -> Example:
     """Make the Example of a row with the columns of EXAMPLE."""
     messages = tuple(Message(*fields) for fields in json.loads(row["messages"]))
     return Example(row["id"], messages, row["source"], row["label"], json.loads(row["columns"]))

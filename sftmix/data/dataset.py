@@ -20,7 +20,7 @@ from sftmix.common.shown import one_line, printable
 from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, example_of
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.store import get_or_build, key_of, open_rows, rows_of, write_rows
+from sftmix.data.store import Record, get_or_build, key_of, open_rows, rows_of, write_rows
 from sftmix.data.templates import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.options import DataOptions
@@ -172,12 +172,12 @@ def encode(
         settings = [encoder.fingerprint, max_length, cut, None if selected is None else key_of(sorted(selected))]
         settings += [packed, limit] if is_text else []
 
-        def build(directory: Path) -> dict[str, Any]:
+        def build(directory: Path) -> Record:
             report = DataReport(max_length=max_length)
             if is_text:
                 windows = encode_windows(encoder, rows, max_length, packed, report, progress)
                 kept = (window for window in windows if selected is None or window["id"] in selected)
-                stored: Iterator[dict[str, Any]] = itertools.islice(kept, limit)
+                stored: Iterator[Record] = itertools.islice(kept, limit)
             else:
                 work = partial(tokenise, rows, whole, encoder, max_length, selected)
                 stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
@@ -227,7 +227,7 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
     kind, end = "document" if data.train.is_text else "response", encoder.end_of_turn_id
     parts = [f"Template: {encoder.name}; a {kind} ends with {spelt(end)} (id {end}); stop ids {encoder.stop_ids}"]
     begin, close = ("\x1b[0;32m", "\x1b[0m") if color else ("[[", "]]")
-    table = []
+    table = list[str]()
     for row in rows:
         encoded, example = data.train[row], data.train.example(row)
         ids, target = encoded.input_ids, encoded.target

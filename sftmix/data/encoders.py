@@ -84,7 +84,8 @@ def make_encoder(
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
     if "strftime_now" in source:
         notices.append("The template writes the date: 26 July 2024 is used on every day.")
-    end, ending, trailer = probe.ending()
+    ends = (n for n in probe.ids(probe.after) if n in probe.added or n in tokenizer.all_special_ids)
+    end, ending, trailer = next(ends, None), "", probe.after
     if appends := end is None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
@@ -93,6 +94,10 @@ def make_encoder(
             )
         end = int(tokenizer.eos_token_id)
         notices.append(f"The template writes no end-of-turn token: {tokenizer.eos_token!r} is put after responses.")
+    else:
+        spelling = str(tokenizer.convert_ids_to_tokens(end))
+        before, _, trailer = probe.after.partition(spelling)
+        ending = before + spelling
     if tokenizer.bos_token_id is not None and probe.ids(probe.full)[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     # The end of the generation prompt that enable_thinking=true leaves out.
@@ -216,11 +221,3 @@ class _Probe:
         with suppress(ConfigError):  # many templates take no system turn
             texts.append(self.text([*SYSTEM, *PROBE[:1]]))
         return {*around, *(number for text in texts for number in self.ids(text) if number in self.added)}
-
-    def ending(self) -> tuple[int | None, str, str]:
-        """Cut the text after a response into (end-of-turn id, text through it, text after it); None if it has none."""
-        for token in self.ids(self.after):
-            if token in self.added or token in self.tokenizer.all_special_ids:
-                before, end, trailer = self.after.partition(str(self.tokenizer.convert_ids_to_tokens(token)))
-                return token, before + end, trailer
-        return None, "", self.after

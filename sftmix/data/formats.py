@@ -115,9 +115,7 @@ def convert(
         messages = _checked([replace(turn, weight=weight * turn.weight) for turn in messages])
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     for key, value in columns.items():
-        _checked_text(key, f"the name of the field {quoted(key)}")
-        if isinstance(value, str):
-            _checked_text(value, f"field {quoted(key)}")
+        _checked_text(f"{key}{value}", f"field {quoted(key)}")
     if label_field is not None:
         value = _field(row, label_field)
         if not _is_scalar(value):
@@ -132,9 +130,7 @@ def convert(
 
 
 def _is_scalar(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, (str, bool, int))
+    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _field(row: Mapping[str, Any], name: str) -> Any:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, stor
 from sftmix.data.formats import RESERVED_ID, TEXT, BadRow, Columns, convert
 from sftmix.data.report import DataReport
 from sftmix.data.sources import Source, expand, holds_text
-from sftmix.data.store import AT_ONCE, get_or_build, key_of, write_rows
+from sftmix.data.store import AT_ONCE, Record, get_or_build, key_of, write_rows
 from sftmix.options import DataOptions
 from sftmix.types import Example, Int64
 
@@ -134,11 +133,11 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
     key = key_of("rows", content, places, options.skip_bad)
 
-    def build(directory: Path) -> dict[str, Any]:
+    def build(directory: Path) -> Record:
         report, written, bad = DataReport(), [0] * len(names), list[str]()
         times = Counter[str]()  # how often each id came before
 
-        def records(source: Source) -> Iterator[dict[str, Any]]:
+        def records(source: Source) -> Iterator[Record]:
             """Make the records of one source; count the rows, and name those that are none."""
             label = labels[source.entry] if labels else None
             for place, value in source.rows():
@@ -176,7 +175,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 
 
-def _record(example: Example, report: DataReport, times: Counter[str]) -> dict[str, Any] | None:
+def _record(example: Example, report: DataReport, times: Counter[str]) -> Record | None:
     """Return the record of a row, None for one without any response; count empty responses and repeated rows.
 
     Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that an

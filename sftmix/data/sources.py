@@ -53,8 +53,10 @@ def _lines(path: Path, name: str) -> Iterator[Row]:
             yield f"{name}:{number}", row
 
 
-_MARK = re.compile(r"[ \t\r\n]*(\[[ \t\r\n]*\]|[\[,\]]|)[ \t\r\n]*")
-"""What stands around the elements of an array; an empty array is all end."""
+_BEGIN = re.compile(r"[ \t\r\n]*\[(?![ \t\r\n]*\])[ \t\r\n]*")
+_NEXT = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
+_END = re.compile(r"[ \t\r\n]*\[?[ \t\r\n]*\][ \t\r\n]*\Z")
+"""What stands before the first element of an array, between two, and after the last; an empty array is all end."""
 
 
 def _array(path: Path, name: str) -> Iterator[Row]:
@@ -67,15 +69,13 @@ def _array(path: Path, name: str) -> Iterator[Row]:
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     decoder, at, index, line, last_line = json.JSONDecoder(), 0, 0, 1, 0
     try:
-        while (mark := _MARK.match(text, at)) and mark[1] == ("," if index else "["):
-            start = mark.end()
-            line += text.count("\n", at, start)
-            row, at = decoder.raw_decode(text, start)
+        while mark := (_NEXT if index else _BEGIN).match(text, at):
+            line += text.count("\n", at, mark.end())
+            row, at = decoder.raw_decode(text, mark.end())
             yield f"{name}:{line}[{index}]" if line == last_line else f"{name}:{line}", row
-            line += text.count("\n", start, at)
+            line += text.count("\n", mark.end(), at)
             index, last_line = index + 1, line
-        if not mark or not mark[1].endswith("]") or mark.end() < len(text):
-            at = mark.end() if mark else at
+        if not _END.match(text, at):
             raise json.JSONDecodeError("neither ',' nor the end of the array stands after a row", text, at)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", line)
@@ -189,8 +189,7 @@ def expand(names: Sequence[str], option: str, form: str = "auto") -> list[Source
             if not files:
                 dataset = _hub(name, option)
                 sources.append(Source(name, str(dataset._fingerprint), dataset, entry))
-            for path, shown in files:
-                sources.append(Source(shown, sha256_file(path), None, entry))
+            sources += [Source(file, sha256_file(Path(file).expanduser()), None, entry) for file in files]
     return sources
 
 
@@ -201,28 +200,29 @@ def check_names(names: Sequence[str], option: str, form: str = "auto") -> None:
             _files(name, option, form)
 
 
-def _files(name: str, option: str, form: str) -> list[tuple[Path, str]]:
-    """Return the files behind a name, each with its name in messages; none if the name is a hub id."""
+def _files(name: str, option: str, form: str) -> list[str]:
+    """Return the files behind a name, as messages name them; none if the name is a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
-        children = sorted(child for child in path.iterdir() if child.is_file() and child.suffix.lower() in READERS)
-        rows = [child for child in children if child.suffix.lower() != ".txt"]
+        children = sorted(file.name for file in path.iterdir() if file.is_file() and file.suffix.lower() in READERS)
+        rows = [child for child in children if not child.lower().endswith(".txt")]
         children = children if form == TEXT or (form == "auto" and not rows) else rows
         if not children:
             raise DataError(f"{option}: {name}: no file ending in {SUPPORTED} in this directory")
-        files = [(child, str(Path(name) / child.name)) for child in children]
+        files = [str(Path(name) / child) for child in children]
     elif path.exists():
-        files = [(path, name)]
+        files = [name]
     elif hub_parts(name) is not None and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
         return []
     else:
         base = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
         raise DataError(f"{option}: {name}: no such file or directory{base}; name a file, a directory or a hub id")
-    for file, shown in files:
-        if file.suffix.lower() not in READERS:
-            raise DataError(f"{shown}: files ending in {file.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
-        if file.stat().st_size == 0:
-            raise DataError(f"{shown}:1: the file is empty")
+    for file in files:
+        path = Path(file).expanduser()
+        if path.suffix.lower() not in READERS:
+            raise DataError(f"{file}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
+        if path.stat().st_size == 0:
+            raise DataError(f"{file}:1: the file is empty")
     return files
 
 

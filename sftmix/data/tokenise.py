@@ -31,7 +31,7 @@ from sftmix.common.progress import progress_bar
 from sftmix.data.conversations import Conversations, examples_of, stored
 from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
-from sftmix.data.store import AT_ONCE
+from sftmix.data.store import AT_ONCE, Record
 from sftmix.data.templates import NUL, Encoder, TemplateRefusal, writes_bos
 from sftmix.types import Example, Int64, Message
 
@@ -40,11 +40,11 @@ WORTH_A_PROCESS = 10_000
 _AHEAD = 16
 """Parts per process that are given out together."""
 
-Part = tuple[list[dict[str, Any]], DataReport]
+Part = tuple[list[Record], DataReport]
 Work = Callable[[Int64], Part]
 
 
-def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -> dict[str, Any]:
+def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -> Record:
     """Return the values of an example with its tokens, and [start, end) of the responses among them."""
     return {
         **stored(example),
@@ -174,7 +174,7 @@ def tokenise(
               conversations are split: a reference reads them as the target does, whatever its own template.
     """
 
-    rows, report = list[dict[str, Any]](), DataReport()
+    rows, report = list[Record](), DataReport()
 
     def add(examples: list[Example]) -> None:
         """Tokenise every example, in file order; behind a conversation that must be split follow its turns."""
@@ -207,27 +207,21 @@ def tokenise(
 
 def tokenised(
     work: Work, records: Int64, report: DataReport, *, processes: int | None, progress: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Tokenise the records; yield the rows to store, in file order, and add the counts to `report`.
 
     work       `tokenise` of some records
     processes  number of processes; None takes as many as there are cores, and fewer where there is little work
     """
     parts = np.split(records, range(AT_ONCE, len(records), AT_ONCE))
-    many = min(processes or default_processes(len(records)), len(parts))
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1  # elsewhere forking is not safe
+    many = min(processes or max(1, min(cores, len(records) // WORTH_A_PROCESS)), len(parts))
     done = map(work, parts) if many == 1 else _parallel(work, parts, many)
     with progress_bar("Tokenising", total=len(records), unit=" rows", delay=1, enabled=progress) as bar:
         for part, (rows, more) in zip(parts, done, strict=True):
             report.take(more)
             yield from rows
             bar.update(len(part))
-
-
-def default_processes(conversations: int) -> int:
-    """Number of cores of this process, or fewer where there is little work; 1 where forking is not safe."""
-    if sys.platform != "linux":
-        return 1
-    return max(1, min(len(os.sched_getaffinity(0)), conversations // WORTH_A_PROCESS))
 
 
 _work: Work | None = None
@@ -281,7 +275,7 @@ def windows(
 
 def encode_windows(
     encoder: Encoder, side: Conversations, length: int, packed: bool, report: DataReport, progress: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Make the windows of one side, as `sftmix.data.dataset` stores them.
 
     The report counts documents that spell special tokens, and windows without a target.

@@ -38,7 +38,6 @@ BAD_LINES = {
     ),
     "NUL escape": (reply("a\0b"), "NUL"),
     "content null": (reply(None), "must be a string, found None"),
-    "part without type": (reply([{"text": "a"}]), "messages[1].content[0] is {'text': 'a'}; only parts of"),
     "tool calls": (said(b'"Yo", "tool_calls": [{"x": 1}]'), "calls a tool"),
     "tools": (more(b'"tools": [{"type": "function"}]'), "lists tools"),
     "image": (
@@ -53,7 +52,6 @@ BAD_LINES = {
     "unknown role": (turns(("user", "Hi"), ("tool", "a")), "'tool'"),
     "no assistant": (turns(("user", "Hi")), "no assistant turn"),
     "same role twice": (turns(("user", "Hi"), ("user", "a"), ("assistant", "b")), "expected assistant's"),
-    "system not first": (turns(("user", "Hi"), ("system", "a"), ("assistant", "b")), "turn 2 is system's"),
     "scalar line": (b"42", "expected an object"),
     "deeper": (b'{"messages": ' + b"[" * 200000, "recursion"),
     "huge number": (b'{"messages": ' + b"1" * 5000 + b"}", "not valid JSON"),
@@ -62,7 +60,7 @@ BAD_LINES = {
     "no weight": (more(b'"weight": 0'), "no assistant turn to train on"),
     "no turn with a weight": (said(b'"Yo", "weight": 0'), "no assistant turn to train on"),
     "surrogate elsewhere": (more(rb'"note": "\ud800"'), "field 'note' contains a lone surrogate"),
-    "surrogate in a name": (more(rb'"\ud800": 1'), r"the name of the field '\ud800' contains a lone"),
+    "surrogate in a name": (more(rb'"\ud800": 1'), r"field '\ud800' contains a lone"),
     "id null": (more(b'"id": null'), "id must be a string, found None"),
     "id of a terminal": (more(rb'"id": "x\u001b]0;t\u0007"'), r"the control character '\x1b'"),
     "id reserved": (more(b'"id": "a@turn0"'), "@turn"),
@@ -142,11 +140,11 @@ def test_each_file_has_its_label(write, read, tmp_path):
     write("many/a.jsonl", rows[:2])
     write("many/b.jsonl", rows[2:3])
     names, held_out = (str(tmp_path / "many"), write("high.jsonl", rows[3:])), write("held.jsonl", dialogues(9)[7:])
-    prepared = [read(*names, eval=[held_out], labels=labels) for labels in (["low", "high"], ["low", "low"], None)]
+    prepared = [read(*names, eval=[held_out], labels=labels) for labels in (["low", "high"], ["low", "low"])]
     labels = [side.train.values("label") for side in prepared]
-    assert labels == [["low"] * 3 + ["high"] * 3, ["low"] * 6, [None] * 6]
+    assert labels == [["low"] * 3 + ["high"] * 3, ["low"] * 6]
     assert prepared[0].eval.values("label") == [None] * 2
-    assert len({(side.train.fingerprint, side.train.cache_key) for side in prepared}) == 3
+    assert len({(side.train.fingerprint, side.train.cache_key) for side in prepared}) == 2
 
 
 @pytest.mark.parametrize(
@@ -157,11 +155,8 @@ def test_each_file_has_its_label(write, read, tmp_path):
     ],
 )
 def test_options_that_cannot_be(more, message, write, read):
-    rows = dialogues(4)
     with pytest.raises(ConfigError, match=message):
-        read(write("a.jsonl", rows[:2]), write("b.jsonl", rows[2:]), **more)
-    with pytest.raises(ConfigError, match=r"data\.train is missing"):
-        read()
+        read(write("rows.jsonl", dialogues(4)), **more)
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,10 @@ def test_other_encodings_are_bad_rows(name, write, refused):
     ("text", "line", "reason"),
     [
         ('[\n{"instruction": "a", "output": "b"},\n{"instruction": "a" "output"}]', 3, "delimiter"),
-        ('[\n{"instruction": "a", "output": "b"}\n', 3, "neither ',' nor"),
+        ('[\n{"instruction": "a", "output": "b"}\n', 2, "neither ',' nor"),
         ('[\n{"instruction": "a", "output": "b"},\n]', 3, "Expecting value"),
-        ('[\n{"instruction": "a", "output": "b"}\n]\n[]', 4, "neither ',' nor"),
-        ('[\n{"instruction": "a", "output": "b"}\n[7]]', 3, "neither ',' nor"),
+        ('[\n{"instruction": "a", "output": "b"}\n]\n[]', 2, "neither ',' nor"),
+        ('[\n{"instruction": "a", "output": "b"}\n[7]]', 2, "neither ',' nor"),
         ('[\n{"instruction": "a\n"}]', 2, "Invalid control character"),
         ('[\n{"instruction": "a", "n": ' + "1" * 5000 + "}]", 2, "Exceeds the limit"),
         ("[\n" + "[" * 200_000, 2, "recursion"),
@@ -217,7 +217,6 @@ def test_a_bad_row_does_not_say_what_the_others_are(first, write, read, refused)
         ("a.txt", b"one\ntwo\0\n", r": text contains a NUL"),
         ("a.jsonl", [{"text": "a"}, {"body": "b"}], r":2: field 'text' is missing"),
         ("a.jsonl", [{"instruction": "a", "output": "b"}, {"text": "c"}], r":2: a text, where conversations are read"),
-        ("a.jsonl", [{"id": "m", "text": "Call me."}, {"id": "m", "text": "Whale."}], r":2: the id 'm' is taken"),
     ],
 )
 def test_bad_documents_are_named(name, content, message, write, refused):

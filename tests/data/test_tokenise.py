@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from sftmix.common.errors import ConfigError
 from sftmix.data import encode, make_encoder, prepare, tokenise
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
 
@@ -49,20 +48,3 @@ def test_several_processes_write_the_same_file_and_report(rows, options, encoder
     assert alone.parent.name == together.parent.name  # the number of processes is in no key
     assert alone.read_bytes() == together.read_bytes()
     assert one.train.fingerprint == three.train.fingerprint
-
-
-def test_an_error_of_a_worker_is_raised_here(rows, options, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenise, "encode_examples", refuse)  # the workers are forked: they refuse, too
-    with pytest.raises(ConfigError, match="refused by 3"):
-        tokenised(rows, options, encoder, tmp_path / "cache", monkeypatch, num_proc=3)
-    assert not list((tmp_path / "cache").glob("tokens-*"))
-
-
-def refuse(*_):
-    raise ConfigError("refused by 3")
-
-
-def test_more_processes_only_where_they_pay():
-    many = len(os.sched_getaffinity(0))
-    assert tokenise.default_processes(0) == tokenise.default_processes(2 * tokenise.WORTH_A_PROCESS - 1) == 1
-    assert tokenise.default_processes(10**9) == many
