@@ -44,12 +44,6 @@ def test_a_base_model_gets_alpaca_and_says_so(small):
     assert own.stop_ids == (own.end_of_turn_id, small["chatml"].eos_token_id) == (2, 0)
 
 
-def test_chatml_without_its_tokens_ends_turns_with_eos(small):
-    encoder = make_encoder(small["bos"], "chatml")
-    assert encoder.render([CHAT[1:3]], prompt=False) == ["<s><|im_start|>user\nHi</s>\n<|im_start|>assistant\nYo</s>\n"]
-    assert encoder.end_of_turn_id == small["bos"].eos_token_id
-
-
 def test_one_bos_in_training_and_chat(tokenizer):
     """Exactly one where the tokenizer writes one, and none where it writes none (plain templates)."""
     for template in (None, "alpaca", "chatml"):

@@ -17,7 +17,8 @@ U, A = (lambda text: Message("user", text)), (lambda text: Message("assistant", 
 A_TURN = {"role": "assistant", "content": "a"}
 TURNS = [{"role": "user", "content": "u"}, A_TURN]
 CASES = {
-    "alpaca": ({"instruction": "Add.", "input": "1 2", "output": " 3\n"}, [U("Add.\n1 2"), A(" 3\n")]),
+    # As the hub's Alpaca, whose rows have a text, too.
+    "alpaca": ({"instruction": "Add.", "input": "1 2", "output": " 3\n", "text": "both"}, [U("Add.\n1 2"), A(" 3\n")]),
     "messages": (
         {"messages": [{"role": "system", "content": "S"}, *TURNS]},
         [Message("system", "S"), U("u"), A("a")],
@@ -43,10 +44,6 @@ def test_recognised_and_converted(name):
     row, expected = CASES[name]
     assert recognise(row) == name
     assert convert(row, name).messages == tuple(expected)
-
-
-def test_rows_of_the_hub_s_alpaca_are_no_text():
-    assert recognise({**CASES["alpaca"][0], "text": "both of them"}) == "alpaca"
 
 
 @pytest.mark.parametrize("extra", [{}, {"input": ""}, {"input": "  "}])
@@ -185,12 +182,8 @@ def test_fields_of_each_format(columns, row, expected, write, read):
 
 
 def test_files_with_our_names_go_beside_them(write, read):
-    """One of several training files, or the held-out rows."""
     own = write("own.jsonl", [{"instruction": "u", "output": "a"}])
-    held_out = write("held.jsonl", [{"prompt": "v", "completion": "b"}])
-    prepared = read(write("rows.jsonl", ROWS), own, eval=[held_out], columns=COLUMNS)
-    assert contents(prepared.train)[-1] == ["u", "a"]
-    assert contents(prepared.eval) == [["v", "b"]]
+    assert contents(read(write("rows.jsonl", ROWS), own, columns=COLUMNS).train)[-1] == ["u", "a"]
 
 
 def test_columns_that_are_not_there(write, read, refused):

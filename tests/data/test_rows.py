@@ -147,26 +147,23 @@ def test_each_file_has_its_label(write, read, tmp_path):
     assert len({(side.train.fingerprint, side.train.cache_key) for side in prepared}) == 2
 
 
+OF_TEXT = [("template", "alpaca"), ("multi_turn", "whole"), ("label_field", "q"), ("labels", ["high"]), ("num_proc", 3)]
+
+
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("rows", "more", "message"),
     [
-        ({"eval_fraction": 0.99}, r"data\.eval_fraction = 0\.99 of 4 rows leaves no training row"),
-        ({"packing": True}, r"data\.packing"),
+        (dialogues(4), {"eval_fraction": 0.99}, r"data\.eval_fraction = 0\.99 of 4 rows leaves no training row"),
+        (dialogues(4), {"packing": True}, r"data\.packing"),
+        *(
+            ([{"text": "a tale", "q": "high"}], {name: value}, rf"data\.{name} \(.*\) and data\.format text exclude")
+            for name, value in OF_TEXT
+        ),
     ],
 )
-def test_options_that_cannot_be(more, message, write, read):
+def test_options_that_cannot_be(rows, more, message, write, read):
     with pytest.raises(ConfigError, match=message):
-        read(write("rows.jsonl", dialogues(4)), **more)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("template", "alpaca"), ("multi_turn", "whole"), ("label_field", "q"), ("labels", ["high"])],
-)
-def test_options_without_meaning_for_text_are_refused(option, value, write, read):
-    path = write("rows.jsonl", [{"text": "a tale", "q": "high"}])
-    with pytest.raises(ConfigError, match=rf"data\.{option} \(.*\) and data\.format text exclude"):
-        read(path, **{option: value})
+        read(write("rows.jsonl", rows), **more)
 
 
 def test_text_and_conversations_do_not_mix(write, read):

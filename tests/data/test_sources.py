@@ -29,7 +29,7 @@ def test_files_that_cannot_be_read_are_named(write, refused, tmp_path):
     assert "no file ending in" in refused(str(tmp_path / "folder"))[0]
 
 
-@pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.csv", "gone.parquet", "gone.txt"])
+@pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.parquet", "gone.txt"])
 def test_a_file_that_vanishes_is_named(name, tmp_path):
     with pytest.raises(DataError, match=rf"{name}: cannot be read.*: .*[Nn]o such file"):
         list(Source(str(tmp_path / name), "digest").rows())

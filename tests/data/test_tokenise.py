@@ -5,6 +5,7 @@ import os
 import pytest
 
 from sftmix.data import encode, make_encoder, prepare, tokenise
+from sftmix.options import DataOptions
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
 
 
@@ -27,21 +28,19 @@ def encoder():
     return make_encoder(chatml_tokenizer(THINKING))
 
 
-def tokenised(rows, options, encoder, place, monkeypatch, **more):
-    monkeypatch.setenv("SFTMIX_CACHE", str(place))
-    made = options(rows, multi_turn="whole", **more)
-    made.cache_dir = None
-    data = encode(prepare(made, 0, progress=False), encoder, max_length=60, progress=False)
+def tokenised(rows, encoder, place, processes):
+    options = DataOptions(train=rows, multi_turn="whole", num_proc=processes, cache_dir=str(place))
+    data = encode(prepare(options, 0, progress=False), encoder, max_length=60, progress=False)
     (stored,) = place.glob("tokens-*/tokens.arrow")
     return data, stored
 
 
-def test_several_processes_write_the_same_file_and_report(rows, options, encoder, tmp_path, monkeypatch):
-    one, alone = tokenised(rows, options, encoder, tmp_path / "one", monkeypatch, num_proc=1)
+def test_several_processes_write_the_same_file_and_report(rows, encoder, tmp_path, monkeypatch):
+    one, alone = tokenised(rows, encoder, tmp_path / "one", 1)
     seen = set()
     do = tokenise.ProcessPoolExecutor.submit
     monkeypatch.setattr(tokenise.ProcessPoolExecutor, "submit", lambda *a: (seen.add(os.getpid()), do(*a))[1])
-    three, together = tokenised(rows, options, encoder, tmp_path / "three", monkeypatch, num_proc=3)
+    three, together = tokenised(rows, encoder, tmp_path / "three", 3)
     assert seen  # the workers were there
     assert {"truncated", "no_response_token", "split_turns"} <= set(one.report.counts)
     assert one.report == three.report
