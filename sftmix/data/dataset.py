@@ -89,8 +89,8 @@ class EncodedDataset(Sequence[Encoded]):
     @cached_property
     def labels(self) -> list[str | None] | None:
         """N labels (data.label_field), or None when no example has one."""
-        labels = self._table["label"].to_pylist()
-        return labels if any(label is not None for label in labels) else None
+        labels = self._table["label"]
+        return None if labels.null_count == len(labels) else labels.to_pylist()
 
     @cached_property
     def sources(self) -> list[str]:

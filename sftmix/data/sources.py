@@ -182,14 +182,28 @@ def expand(names: Sequence[str], option: str, form: str = "auto") -> list[Source
             holds nothing else. Beside files of rows they are notes about the rows, and are left out.
     Raises DataError with the path that is missing, unreadable, empty or of an unknown kind.
     """
-    sources: list[Source] = []
+    sources = list[Source]()
     for entry, name in enumerate(names):
         with _reading(f"{option}: {name}"):
             files = _files(name, option, form)
-            if not files:
-                dataset = _hub(name, option)
-                sources.append(Source(name, str(dataset._fingerprint), dataset, entry))
             sources += [Source(file, sha256_file(Path(file).expanduser()), None, entry) for file in files]
+        if files:
+            continue
+        import datasets
+
+        datasets.disable_progress_bars()  # ours tell of the rows
+        path, subset, split = hub_parts(name) or (name, None, "train")
+        try:
+            dataset = datasets.load_dataset(path, subset, split=split)
+        except Exception as error:  # the hub client raises errors of many libraries, some of them pages long
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise DataError(
+                f"{option}: {name}: there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT) it cannot "
+                f"be loaded: {reason}. Without a network, name the data set's files instead."
+            ) from error
+        if not isinstance(dataset, datasets.Dataset):
+            raise DataError(f"{option}: {name}: streaming datasets are not supported: the split needs every score")
+        sources.append(Source(name, str(dataset._fingerprint), dataset, entry))
     return sources
 
 
@@ -233,25 +247,6 @@ def hub_parts(name: str) -> tuple[str, str | None, str] | None:
     if not HUB_ID.match(path) or (colon and not SUBSET.match(subset)) or (split and not SPLIT.match(split)):
         return None
     return path, subset or None, split or "train"
-
-
-def _hub(name: str, option: str) -> Any:
-    """Load a data set of the hub; raise DataError where it cannot be."""
-    import datasets
-
-    datasets.disable_progress_bars()  # ours tell of the rows
-    path, subset, split = hub_parts(name) or (name, None, "train")
-    try:
-        dataset = datasets.load_dataset(path, subset, split=split)
-    except Exception as error:  # the hub client raises errors of many libraries, some of them pages long
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(
-            f"{option}: {name}: there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT) it cannot be "
-            f"loaded: {reason}. Without a network, name the data set's files instead."
-        ) from error
-    if not isinstance(dataset, datasets.Dataset):
-        raise DataError(f"{option}: {name}: streaming datasets are not supported: the median split needs every score")
-    return dataset
 
 
 def holds_text(sources: Sequence[Source], form: str, columns: Columns) -> bool:
