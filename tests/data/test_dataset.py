@@ -34,8 +34,6 @@ def test_rows_as_documented(write, load, encoder):
     assert train.labels == ["low", "high"] * 25
     assert train.columns == {"score": [i / 2 for i in range(50)]}
     assert train[-1].row == 49
-    with pytest.raises(IndexError):
-        train[50]
 
 
 def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, load, encoder):

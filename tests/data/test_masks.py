@@ -67,6 +67,14 @@ def test_every_tokenizer_trains_the_response_and_its_end(tokenizer):
             assert said.strip() == chat.messages[-1].content.strip()
 
 
+def test_pad_equal_to_eos_is_still_trained(small):
+    """The bos tokenizer pads with eos, so a mask by `id == pad_id` would hide the end of turn."""
+    encoder = make_encoder(small["bos"])
+    (found,) = encode(encoder, example("Hi", "Yo"))
+    assert found.ids[-1] == small["bos"].eos_token_id == small["bos"].pad_token_id
+    assert found.spans[0][1] == len(found.ids)
+
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
 
 
