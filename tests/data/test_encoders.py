@@ -63,6 +63,7 @@ def test_a_jinja_file(small, write):
     # The header that comes before every response becomes the generation prompt.
     assert encoder.render([CHAT[:2]], prompt=True)[0].endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
     assert any("part of the prompt" in notice for notice in encoder.notices)
+    assert encoder.block == ""  # with enable_thinking=true, too
 
 
 def test_a_space_after_the_header_stays_with_the_response():
