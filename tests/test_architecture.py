@@ -127,7 +127,7 @@ def at_import_time(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def part_of(module: str) -> str:
-    """sftmix.data.masks -> data."""
+    """sftmix.data.rows -> data."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
@@ -222,7 +222,7 @@ def code_tokens(path: Path) -> int:
 
 
 def room_of(path: Path) -> str:
-    """sftmix/data/masks.py -> data; sftmix/tools/report/page.py -> tools/report."""
+    """sftmix/data/rows.py -> data; sftmix/tools/report/page.py -> tools/report."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return "/".join(parts[:2]) if parts[0] == "tools" and len(parts) > 2 else parts[0]
 

@@ -20,7 +20,7 @@ from sftmix.common.shown import one_line, printable
 from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, example_of
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.store import get_or_build, key_of, open_rows, rows_of, write_rows
+from sftmix.data.store import Record, get_or_build, key_of, open_rows, rows_of, write_rows
 from sftmix.data.templates import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.options import DataOptions
@@ -30,16 +30,17 @@ TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn", "sp
 MAX_TEMPLATE_LOSS = 0.05
 """Largest share of the training examples that a template may fail to encode."""
 
+_NUMBERS = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     [
         *EXAMPLE,
-        ("input_ids", pa.list_(pa.int32())),
-        ("spans", pa.list_(pa.int32())),
+        ("input_ids", _NUMBERS),
+        ("spans", _NUMBERS),
         ("weights", pa.list_(pa.float32())),
         ("truncated", pa.bool_()),
         ("n_targets", pa.int32()),
         ("offset", pa.int64()),
-        ("starts", pa.list_(pa.int32())),
+        ("starts", _NUMBERS),
     ]
 )
 """Windows of plain text have the source, label and columns of their first document; `offset` is the window's place
@@ -52,19 +53,27 @@ class EncodedDataset(Sequence[Encoded]):
     fingerprint  hash of the rows' content, the tokenizer, the template, the length and the code version. Artefacts
                  made from this data set carry it, and are refused beside another data set.
     is_text      they are windows of plain text
+    ids          N example ids
+    lengths      i64[N], tokens per example
+    n_targets    i64[N], response tokens per example, end-of-turn token included
+    truncated    bool[N], True where the example was cut at the maximum length
     """
 
     def __init__(self, path: Path, fingerprint: str, is_text: bool) -> None:
         self._table, self.fingerprint, self.is_text = open_rows(path), fingerprint, is_text
+        self.ids: list[str] = self._table["id"].to_pylist()
+        self.lengths: Int64 = pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
+        self.n_targets: Int64 = self._table["n_targets"].to_numpy().astype(np.int64)
+        self.truncated: npt.NDArray[np.bool_] = self._table["truncated"].to_numpy()
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return len(self.ids)
 
     def __getitem__(self, row: Any) -> Any:
         """The Encoded of one row; negative rows count from the end."""
         number = range(len(self))[row]
         ids = self._numbers(number, "input_ids")
-        name, truncated, weights = (self._table[column][number].as_py() for column in ("id", "truncated", "weights"))
+        weights = self._table["weights"][number].as_py()
         target = np.zeros(len(ids), dtype=np.bool_)
         weight = None if weights is None else np.ones(len(ids), dtype=np.float32)
         for span, (start, end) in enumerate(self._numbers(number, "spans").reshape(-1, 2)):
@@ -72,36 +81,16 @@ class EncodedDataset(Sequence[Encoded]):
             if weight is not None:
                 weight[start:end] = weights[span]
         starts = self._numbers(number, "starts") if self.is_text else None
-        return Encoded(number, name, ids, target, truncated, starts, weight)
+        return Encoded(number, self.ids[number], ids, target, bool(self.truncated[number]), starts, weight)
 
     def _numbers(self, row: int, column: str) -> Int64:
         return self._table[column][row].values.to_numpy().astype(np.int64)
 
     @cached_property
-    def ids(self) -> list[str]:
-        """N example ids."""
-        return self._table["id"].to_pylist()
-
-    @cached_property
-    def lengths(self) -> Int64:
-        """i64[N], tokens per example."""
-        return pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
-
-    @cached_property
-    def n_targets(self) -> Int64:
-        """i64[N], response tokens per example, end-of-turn token included."""
-        return self._table["n_targets"].to_numpy().astype(np.int64)
-
-    @cached_property
-    def truncated(self) -> npt.NDArray[np.bool_]:
-        """bool[N], True where the example was cut at the maximum length."""
-        return self._table["truncated"].to_numpy()
-
-    @cached_property
     def labels(self) -> list[str | None] | None:
         """N labels (data.label_field), or None when no example has one."""
-        labels = self._table["label"].to_pylist()
-        return labels if any(label is not None for label in labels) else None
+        labels = self._table["label"]
+        return None if labels.null_count == len(labels) else labels.to_pylist()
 
     @cached_property
     def sources(self) -> list[str]:
@@ -183,12 +172,12 @@ def encode(
         settings = [encoder.fingerprint, max_length, cut, None if selected is None else key_of(sorted(selected))]
         settings += [packed, limit] if is_text else []
 
-        def build(directory: Path) -> dict[str, Any]:
+        def build(directory: Path) -> Record:
             report = DataReport(max_length=max_length)
             if is_text:
                 windows = encode_windows(encoder, rows, max_length, packed, report, progress)
                 kept = (window for window in windows if selected is None or window["id"] in selected)
-                stored: Iterator[dict[str, Any]] = itertools.islice(kept, limit)
+                stored: Iterator[Record] = itertools.islice(kept, limit)
             else:
                 work = partial(tokenise, rows, whole, encoder, max_length, selected)
                 stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
@@ -223,59 +212,40 @@ def encode(
 
 
 EDGE = 8
-"""Tokens shown at both ends of a run in the table."""
+"""Tokens shown on both sides of the places where a response, or a prompt, begins or ends."""
 
 
 def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, color: bool = True) -> str:
-    """Text of the given training rows, the token table of the first of them, and the report on all rows.
+    """Text of the given training rows, a table of tokens of the first of them, and the report on all rows.
 
     The response, which is all tokens that carry loss, is green; without colour it stands in [[ ]].
     """
-    end = f"{encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn_id)!r} (id {encoder.end_of_turn_id})"
-    first = f"Template: {encoder.name}; a response ends with {end}; stop ids {encoder.stop_ids}"
-    if data.train.is_text:
-        first = f"Plain text: a document ends with {end}; the first token of each piece is not trained"
-    marks = ("\x1b[0;32m", "\x1b[0m") if color else ("[[", "]]")
-    parts = [first, *(_text(data.train, encoder, row, marks) for row in rows)]
-    if len(rows):
-        parts.append(_table(data.train[rows[0]], encoder))
-    parts.append("\n".join(["Rows", *data.report.lines()]))
-    return "\n\n".join(parts)
 
+    def spelt(token: int) -> str:
+        return printable(repr(encoder.tokenizer.convert_ids_to_tokens(token)))
 
-def _runs(encoded: Encoded) -> Iterator[tuple[int, int, bool]]:
-    """Cut an example into runs (start, end, trained): a run holds only response tokens, or none."""
-    edges = np.flatnonzero(np.diff(encoded.target)) + 1
-    for start, end in itertools.pairwise([0, *edges.tolist(), len(encoded.target)]):
-        yield start, end, bool(encoded.target[start])
-
-
-def _text(dataset: EncodedDataset, encoder: Encoder, row: int, marks: tuple[str, str]) -> str:
-    encoded, example = dataset[row], dataset.example(row)
-    facts = [f"row {encoded.row}", f"id {encoded.id}", example.source, f"{len(encoded.input_ids)} tokens"]
-    facts.append(f"{encoded.target.sum()} trained")
-    facts += [f"label {example.label}"] if example.label is not None else []
-    facts += ["cut at the maximum length: no end of turn"] if encoded.truncated else []
-    documents = () if encoded.starts is None else encoded.starts.tolist()
-    body, shown = "", 0
-    for start, end, trained in _runs(encoded):
-        if start in documents:
-            body += ("\n" if body else "") + "--- a document ---\n"
-        # Decoded from the start each time: a tokenizer may write a token differently at the beginning of a text.
-        decoded = encoder.decode(encoded.input_ids[:end])
-        piece = printable(decoded[shown:])
-        body += f"{marks[0]}{piece}{marks[1]}" if trained else piece
-        shown = len(decoded)
-    return f"{one_line(' | '.join(facts))}\n{body}"
-
-
-def _table(encoded: Encoded, encoder: Encoder) -> str:
-    """Table of place, id, label (-100 = not trained) and token, without the middle of long runs."""
-    lines = [f"Tokens of row {encoded.row}", f"{'place':>6} {'id':>7} {'label':>7}  token"]
-    for start, end, trained in _runs(encoded):
-        run = []
-        for place, token in enumerate(encoded.input_ids[start:end].tolist(), start):
-            piece = printable(repr(encoder.tokenizer.convert_ids_to_tokens(token)))
-            run.append(f"{place:>6} {token:>7} {token if trained else -100:>7}  {piece}")
-        lines += run if len(run) <= 2 * EDGE else [*run[:EDGE], f"{'...':>6}", *run[-EDGE:]]
-    return "\n".join(lines)
+    kind, end = "document" if data.train.is_text else "response", encoder.end_of_turn_id
+    parts = [f"Template: {encoder.name}; a {kind} ends with {spelt(end)} (id {end}); stop ids {encoder.stop_ids}"]
+    begin, close = ("\x1b[0;32m", "\x1b[0m") if color else ("[[", "]]")
+    table = list[str]()
+    for row in rows:
+        encoded, example = data.train[row], data.train.example(row)
+        ids, target = encoded.input_ids, encoded.target
+        edges = [0, *(np.flatnonzero(np.diff(target)) + 1).tolist(), len(ids)]
+        body = decoded = ""
+        for start, stop in itertools.pairwise(edges):  # all of these tokens are trained, or none
+            # Decoded from the start each time: a tokenizer may write a token differently at the beginning of a text.
+            shown, decoded = len(decoded), encoder.decode(ids[:stop])
+            piece = printable(decoded[shown:])
+            body += f"{begin}{piece}{close}" if target[start] else piece
+        facts = f"row {row} | id {encoded.id} | {example.source} | {len(ids)} tokens | {target.sum()} trained"
+        facts += "" if example.label is None else f" | label {example.label}"
+        facts += " | cut at the maximum length: no end of turn" if encoded.truncated else ""
+        parts.append(f"{one_line(facts)}\n{body}")
+        if not table:
+            table = [f"Tokens of row {row} (label -100: not trained)", f"{'place':>6} {'id':>7} {'label':>7}  token"]
+            near = np.add.outer(edges, np.arange(-EDGE, EDGE)).clip(0, len(ids) - 1)
+            for place in np.unique(near).tolist():
+                token = int(ids[place])
+                table.append(f"{place:>6} {token:>7} {token if target[place] else -100:>7}  {spelt(token)}")
+    return "\n\n".join([*parts, "\n".join(table), "\n".join(["Rows", *data.report.lines()])])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.fields import listed
 from sftmix.data.formats import TEXT
 from sftmix.data.store import get_or_build, key_of
 from sftmix.data.templates import (
@@ -69,9 +68,6 @@ def make_encoder(
 ) -> Encoder:
     """Choose the template, render a small conversation to find what it writes around a response; return the encoder.
 
-    The template gets a longer generation prompt if it writes more than that before a response: an empty thinking block,
-    or the whole header of a turn.
-
     template        None (the tokenizer's own, or alpaca where it has none), "alpaca", "chatml", or the path of a Jinja
                     file
     special_tokens  what their spellings in rows become, see `DataOptions`
@@ -79,13 +75,12 @@ def make_encoder(
     """
     name, source, notices = _choose(tokenizer, template)
     probe = _Probe(tokenizer, name, source)
-    if probe.before.strip():
-        header = probe.before.rstrip(" ")  # a space belongs to the first token of the response
-        probe = probe.with_longer_prompt(header)
+    if header := probe.header:
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
     if "strftime_now" in source:
         notices.append("The template writes the date: 26 July 2024 is used on every day.")
-    end, ending, trailer = probe.ending()
+    ends = (n for n in probe.ids(probe.after) if n in probe.added or n in tokenizer.all_special_ids)
+    end, ending, trailer = next(ends, None), "", probe.after
     if appends := end is None:
         if tokenizer.eos_token_id is None:
             raise ConfigError(
@@ -94,6 +89,10 @@ def make_encoder(
             )
         end = int(tokenizer.eos_token_id)
         notices.append(f"The template writes no end-of-turn token: {tokenizer.eos_token!r} is put after responses.")
+    else:
+        spelling = str(tokenizer.convert_ids_to_tokens(end))
+        before, _, trailer = probe.after.partition(spelling)
+        ending = before + spelling
     if tokenizer.bos_token_id is not None and probe.ids(probe.full)[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     # The end of the generation prompt that enable_thinking=true leaves out.
@@ -107,7 +106,7 @@ def make_encoder(
         appends_end=appends,
         ending=ending,
         trailer=trailer,
-        lead="" if probe.before.strip() else probe.before,
+        lead="" if probe.lead.strip() else probe.lead,
         block=probe.prompt[len(thinking) :] if probe.prompt.startswith(thinking) else "",
         notices=tuple(notices),
     )
@@ -119,12 +118,13 @@ def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[s
     Ours begin with BOS if the tokenizer itself writes one, and turns end with a token that it knows.
     """
     if template is None and tokenizer.chat_template:
-        if isinstance(templates := tokenizer.chat_template, dict) and "default" not in templates:
+        try:
+            return "tokenizer", tokenizer.get_chat_template(), []
+        except ValueError as error:  # several, and none of them is called default
             raise ConfigError(
-                f"data.template: the tokenizer's own chat templates are {listed(sorted(templates))}, and none is "
-                "called default: write the one you want to a Jinja file and name that file, or choose chatml or alpaca"
-            )
-        return "tokenizer", tokenizer.get_chat_template(), []
+                f"data.template: {error}. Write the one you want to a Jinja file and name that file, or choose chatml "
+                "or alpaca"
+            ) from error
     notices = []
     if template is None:
         template = "alpaca"
@@ -157,23 +157,38 @@ def template_source(template: str) -> str:
 class _Probe:
     """What a template writes for a small conversation. Raises ConfigError for a template that fails.
 
+    If it writes more before a response than its generation prompt, an empty thinking block or the whole header of a
+    turn, this is put behind the prompt. Behind a prompt of its own, however short, enable_thinking=true leaves it out:
+    responses with thinking of their own begin without it. A template that knows this variable writes the block itself
+    where it is false; one that gives it a value at its head gets the block always.
+
+    source  the template, with the longer prompt
+    header  what was put behind the prompt, or ""
     asked   the user's turn
     prompt  that and the generation prompt
     full    the user's turn and the assistant's
     head    the part of that before the answer
-    before  the part of the head behind the prompt
+    lead    the part of the head behind the prompt
     after   the part behind the answer
     added   the spellings of added tokens, but for runs of white space, which some tokenizers add for any text
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, source: str) -> None:
-        self.tokenizer, self.name, self.source = tokenizer, name, source
-        self.asked, self.prompt = self.text(PROBE[:1]), self.text(PROBE[:1], prompt=True)
-        self.full = self.text(PROBE)
-        self.head, answer, self.after = self.full.rpartition(PROBE[-1]["content"])
-        if not answer:
-            raise ConfigError("data.template: the template does not write the content of an assistant turn")
-        self.before = self.head[len(self.prompt) :] if self.full.startswith(self.prompt) else ""
+        self.tokenizer, self.name, self.source, self.header = tokenizer, name, source, ""
+        unless = " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
+        for condition in (unless, "", None):
+            self.asked, self.prompt = self.text(PROBE[:1]), self.text(PROBE[:1], prompt=True)
+            self.full = self.text(PROBE)
+            self.head, answer, self.after = self.full.rpartition(PROBE[-1]["content"])
+            if not answer:
+                raise ConfigError("data.template: the template does not write the content of an assistant turn")
+            self.lead = self.head[len(self.prompt) :] if self.full.startswith(self.prompt) else ""
+            if condition is None or not self.lead.strip():
+                break
+            self.header = self.header or self.lead.rstrip(" ")  # a space belongs to the first token of the response
+            own = condition if self.prompt != self.asked else ""
+            end = "{% if add_generation_prompt" + own + " %}{{ " + json.dumps(self.header) + " }}{% endif %}"
+            self.source = source.removesuffix("\n") + end
         tokens = tokenizer.added_tokens_decoder.items()
         self.added = {number: token.content for number, token in tokens if token.content.strip()}
 
@@ -186,21 +201,6 @@ class _Probe:
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def with_longer_prompt(self, header: str) -> _Probe:
-        """Put a header behind the template's generation prompt.
-
-        Behind a prompt of its own, however short, enable_thinking=true leaves the header out: responses with thinking
-        of their own begin without it. A template that knows this variable writes the header itself where it is false;
-        one that gives it a value at its head gets the header always.
-        """
-        unless = " and enable_thinking is not " + ("defined" if "enable_thinking" in self.source else "true")
-        for condition in (unless, "") if self.prompt != self.asked else ("",):
-            end = "{% if add_generation_prompt" + condition + " %}{{ " + json.dumps(header) + " }}{% endif %}"
-            longer = _Probe(self.tokenizer, self.name, self.source.removesuffix("\n") + end)
-            if not longer.before.strip():
-                break
-        return longer
 
     def around_turns(self) -> set[int]:
         """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
@@ -216,11 +216,3 @@ class _Probe:
         with suppress(ConfigError):  # many templates take no system turn
             texts.append(self.text([*SYSTEM, *PROBE[:1]]))
         return {*around, *(number for text in texts for number in self.ids(text) if number in self.added)}
-
-    def ending(self) -> tuple[int | None, str, str]:
-        """Cut the text after a response into (end-of-turn id, text through it, text after it); None if it has none."""
-        for token in self.ids(self.after):
-            if token in self.added or token in self.tokenizer.all_special_ids:
-                before, end, trailer = self.after.partition(str(self.tokenizer.convert_ids_to_tokens(token)))
-                return token, before + end, trailer
-        return None, "", self.after

@@ -115,9 +115,7 @@ def convert(
         messages = _checked([replace(turn, weight=weight * turn.weight) for turn in messages])
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     for key, value in columns.items():
-        _checked_text(key, f"the name of the field {quoted(key)}")
-        if isinstance(value, str):
-            _checked_text(value, f"field {quoted(key)}")
+        _checked_text(f"{key}{value}", f"field {quoted(key)}")
     if label_field is not None:
         value = _field(row, label_field)
         if not _is_scalar(value):
@@ -132,9 +130,7 @@ def convert(
 
 
 def _is_scalar(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return value is None or isinstance(value, (str, bool, int))
+    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _field(row: Mapping[str, Any], name: str) -> Any:
@@ -211,7 +207,15 @@ def _turns(row: Mapping[str, Any], field: str) -> list[Message]:
         if role is None:
             raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(_ROLES)}")
         weight = _weight(turn, f"{where}.weight")
-        content = _content(turn[content_key], f"{where}.{content_key}")
+        content, what = turn[content_key], f"{where}.{content_key}"
+        if isinstance(content, list):  # of parts, whose texts are put together
+            for number, part in enumerate(content):
+                if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                    raise BadRow(
+                        f"{what}[{number}] is {quoted(part)}; only parts of type 'text', with 'text', are read"
+                    )
+            content = "".join(part["text"] for part in content)
+        content = _checked_text(content, what)
         messages.append(Message(role, content, weight != 0 and role == "assistant", weight))
     return messages
 
@@ -226,18 +230,6 @@ def _weight(row: Mapping[str, Any], what: str) -> float:
     if not 0 <= weight < math.inf:
         raise BadRow(f"{what} is {quoted(value)}; allowed: a number from 0")
     return weight
-
-
-def _content(value: Any, what: str) -> str:
-    """Return the text of a turn: a string, or the texts of a list of parts {type: text, text: ...}, put together."""
-    if not isinstance(value, list):
-        return _checked_text(value, what)
-    texts = []
-    for place, part in enumerate(value):
-        if not isinstance(part, Mapping) or part.get("type") != "text" or "text" not in part:
-            raise BadRow(f"{what}[{place}] is {quoted(part)}; only parts of type 'text', with 'text', are read")
-        texts.append(_checked_text(part["text"], f"{what}[{place}].text"))
-    return "".join(texts)
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sftmix.common.errors import DataError
 from sftmix.common.figures import counted
 from sftmix.common.shown import one_line
 
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""
-
-SHOWN = 20
-"""Bad rows that an error message lists; the others are counted."""
 
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
@@ -63,10 +59,10 @@ class DataReport:
     max_length: int | None = None
     tokens: tuple[int, int] | None = None
 
-    def add(self, reason: str, *names: str, count: int = 1, most: int = NAMED) -> None:
-        """Count cases of `reason`, and keep the first `most` names of all."""
+    def add(self, reason: str, *names: str, count: int = 1) -> None:
+        """Count cases of `reason`, and keep the first names of all."""
         self.counts[reason] = self.counts.get(reason, 0) + count
-        self.first[reason] = [*self.first.get(reason, []), *names][:most]
+        self.first[reason] = [*self.first.get(reason, []), *names][:NAMED]
 
     def take(self, other: DataReport) -> None:
         """Add the rows, counts and notes of another."""
@@ -74,16 +70,6 @@ class DataReport:
         self.notes += other.notes
         for reason, count in other.counts.items():
             self.add(reason, *other.first[reason], count=count)
-
-    def settle_bad_rows(self, skip_bad: bool) -> None:
-        """Raise DataError that counts the bad rows and lists the first of them, unless they are to be skipped."""
-        first, count = self.first.get("bad_row", []), self.counts.get("bad_row", 0)
-        if count and not skip_bad:
-            more = [f"... and {count - SHOWN:,} more"] if count > SHOWN else []
-            raise DataError(
-                "\n".join([f"{counted(count, 'bad row')} (data.skip_bad drops and counts them):", *first, *more])
-            )
-        del first[NAMED:]
 
     def to_dict(self) -> dict[str, Any]:
         """The report in types that JSON can write; `DataReport(**d)` reads it back."""

@@ -1,43 +1,42 @@
-"""Rows -> checked conversations (or documents) with ids, for training and held out. No tokenizer or model is needed."""
+"""Rows -> checked conversations (or documents) with ids, for training and held out. No tokenizer or model is needed.
+
+Which rows: some of each source (data.take), without those of a list (data.exclude), held out or not.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError, refuse
+from sftmix.common.figures import counted
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
+from sftmix.common.rng import stable_hash
 from sftmix.common.shown import quoted
-from sftmix.data.conversations import (
-    EXAMPLE,
-    Conversations,
-    content_hash,
-    divide,
-    exclude,
-    report_overlap,
-    stored,
-    take,
-)
-from sftmix.data.formats import TEXT, BadRow, Columns, convert
-from sftmix.data.report import SHOWN, DataReport
+from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, stored
+from sftmix.data.formats import RESERVED_ID, TEXT, BadRow, Columns, convert
+from sftmix.data.report import DataReport
 from sftmix.data.sources import Source, expand, holds_text
-from sftmix.data.store import AT_ONCE, get_or_build, key_of, write_rows
+from sftmix.data.store import AT_ONCE, Record, get_or_build, key_of, write_rows
 from sftmix.options import DataOptions
-from sftmix.types import Example
+from sftmix.types import Example, Int64
 
 SCHEMA = pa.schema([*EXAMPLE, ("content", pa.uint64())])
 """Examples with the hash of their content."""
 
 DOCUMENTS_AT_ONCE = 16
 """Documents that are in memory until they are written; each may have 64 MiB."""
+
+SHOWN = 20
+"""Bad rows that an error message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,11 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     if limit is not None and not train.is_text and len(train.records) > limit:
         report.notes.append(f"{len(train.records) - limit:,} training rows left out (data.limit)")
         train = train.some(train.records[:limit])
-    if held_out is not None:
-        report_overlap(train, held_out, report)
+    # Parts of the same documents are on both sides on purpose.
+    if held_out is not None and train.parts is None:
+        hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
+        for example in held_out.read(held_out.records[np.isin(hashes, trained)]):
+            report.add("eval_in_train", f"{example.id} ({example.source})")
     return Prepared(train, held_out, report, options)
 
 
@@ -121,33 +123,36 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     names = as_list(options.train if train else options.eval or [])
     labels = as_list(options.labels or []) if train else []
     label_field = options.label_field if train else None
-    sources = expand(names, option, options.format, labels)
+    sources = expand(names, option, options.format)
     columns = Columns(options.columns)
     label_field = next((field for field, column in columns.names.items() if column == label_field), label_field)
-    is_text = holds_text(sources, options.format, option, columns)
+    is_text = holds_text(sources, options.format, columns)
     form = TEXT if is_text else options.format
-    marks = [source.label for source in sources] if labels else label_field
+    marks = [labels[source.entry] for source in sources] if labels else label_field
     content = [[source.digest for source in sources], form, marks, *([columns.names] if columns.names else [])]
     places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
     key = key_of("rows", content, places, options.skip_bad)
 
-    def build(directory: Path) -> dict[str, Any]:
-        report, written = DataReport(), [0] * len(names)
+    def build(directory: Path) -> Record:
+        report, written, bad = DataReport(), [0] * len(names), list[str]()
         times = Counter[str]()  # how often each id came before
 
-        def records(source: Source) -> Iterator[dict[str, Any]]:
+        def records(source: Source) -> Iterator[Record]:
             """Make the records of one source; count the rows, and name those that are none."""
+            label = labels[source.entry] if labels else None
             for place, value in source.rows():
                 report.rows += 1
                 bar.update()
                 try:
-                    row, label = columns.renamed(value), source.label
+                    row = columns.renamed(value)
                     example = convert(
                         row, form, first=columns.formats, source=place, label=label, label_field=label_field
                     )
                     record = _record(example, report, times)
                 except BadRow as problem:
-                    report.add("bad_row", f"{place}: {problem}", most=SHOWN)
+                    report.add("bad_row", f"{place}: {problem}")
+                    bad.append(f"{place}: {problem}")
+                    del bad[SHOWN:]
                     continue
                 if record is not None:
                     written[source.entry] += 1
@@ -158,7 +163,9 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
             write_rows(directory / "rows.arrow", SCHEMA, every, DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
         if train:
             columns.check()
-        report.settle_bad_rows(options.skip_bad)
+        if bad and not options.skip_bad:
+            problem = f"{counted(report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
+            raise DataError("\n".join([problem, *bad]))
         if not sum(written):
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
         return {"report": report.to_dict(), "written": written}
@@ -168,7 +175,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 
 
-def _record(example: Example, report: DataReport, times: Counter[str]) -> dict[str, Any] | None:
+def _record(example: Example, report: DataReport, times: Counter[str]) -> Record | None:
     """Return the record of a row, None for one without any response; count empty responses and repeated rows.
 
     Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that an
@@ -193,3 +200,97 @@ def _record(example: Example, report: DataReport, times: Counter[str]) -> dict[s
         name += f"#{repeats}"
         report.add("duplicate", f"{name} ({example.source})")
     return stored(replace(example, id=name)) | {"content": int(content, 16)}
+
+
+# -------------------------------------------------------------------------------------------- which rows
+
+
+def take(
+    rows: Conversations,
+    sizes: Sequence[float | None],
+    names: Sequence[str],
+    written: Sequence[int],
+    seed: int,
+    report: DataReport,
+) -> Conversations:
+    """Take some rows of each entry of data.train, those with the smallest hash of (seed, id); a note counts them.
+
+    sizes    data.take: a number of rows, a share of them, or None for all
+    names    the entries of data.train
+    written  records of each entry, which stand one after the other
+    Raises ConfigError for more rows than there are, and for a share that is no row.
+    """
+    chosen, notes = [], []
+    entries = np.split(rows.records, np.cumsum(written)[:-1])
+    for size, name, records in zip(sizes, names, entries, strict=True):
+        total = len(records)
+        count = total if size is None else size if isinstance(size, int) else round(size * total)
+        if size is not None and not 1 <= count <= total:
+            raise ConfigError(
+                f"data.take {size} of {name} is {count:,} of {total:,} usable rows; name a number from 1 to "
+                f"{total:,}, or null for all of them"
+            )
+        chosen.append(_drawn(rows, records, count, seed, "take"))
+        notes.append(f"{count:,} of {total:,} from {name}")
+    report.notes.append(f"rows taken (data.take): {', '.join(notes)}")
+    return rows.some(np.concatenate(chosen))
+
+
+def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations:
+    """Leave out the rows that a file names, one in each line: an id, that of a turn, too, or `file:line`.
+
+    Raises ConfigError for a file that cannot be read, and for a name that is no row's.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
+    names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}
+    known = list(zip(rows.values("id"), rows.values("source"), strict=True))
+    if unknown := sorted(names.difference(chain(*known))):
+        raise ConfigError(
+            f"data.exclude: {path} names {len(unknown):,} that are no rows of data.train, such as "
+            f"{quoted(unknown[0])}; give an id or file:line in each line, as `sftmix suspects` shows them"
+        )
+    remaining = np.array([names.isdisjoint(pair) for pair in known])
+    for k in np.flatnonzero(~remaining):
+        report.add("excluded", f"{known[k][0]} ({known[k][1]})")
+    return rows.some(rows.records[remaining])
+
+
+def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:
+    """Divide rows into (training side, held-out side): whole rows by their hash, or the last part of each document.
+
+    With fewer than 2 / fraction documents, about the last part of each is held out, behind the next newline, if there
+    is one. Windows from inside a document are not: the model would be tested on text that stands between trained text.
+    """
+    total = len(rows.records)
+    if not rows.is_text or total * fraction >= 2:
+        count = max(1, round(fraction * total))
+        if count >= total:
+            raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
+        chosen = _drawn(rows, rows.records, count, seed, "held out")
+        return rows.some(np.setdiff1d(rows.records, chosen, assume_unique=True)), rows.some(chosen)
+    report.notes.append(
+        f"{total:,} documents are too few to hold out whole ones: the last {fraction:.2%} of each is held "
+        "out (it goes on where training stops, so its loss says little about other texts)"
+    )
+    bounds = []
+    for _, text, *_ in rows.documents():
+        place = round((1 - fraction) * len(text))
+        after = text.find("\n", place) + 1
+        bounds.append((0, after if 0 < after < len(text) else place, len(text)))
+    sides, cuts = [], np.array(bounds, dtype=np.int64).reshape(-1, 3)
+    for parts in (cuts[:, :2], cuts[:, 1:]):
+        some = parts[:, 0] < parts[:, 1]  # of a document of a few characters one part is empty
+        sides.append(rows.some(rows.records[some], parts[some]))
+    return sides[0], sides[1]
+
+
+def _drawn(rows: Conversations, records: Int64, count: int, seed: int, purpose: str) -> Int64:
+    """Choose `count` of the records, those with the smallest hash of (seed, purpose, id); in file order."""
+    if count == len(records):
+        return records
+    numbers = (stable_hash(seed, purpose, name) & (2**64 - 1) for name in rows.some(records).values("id"))
+    hashes = np.fromiter(numbers, dtype=np.uint64, count=len(records))
+    return np.sort(records[np.argsort(hashes, kind="stable")[:count]])

@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ def _lines(path: Path, name: str) -> Iterator[Row]:
             yield f"{name}:{number}", row
 
 
-_MARK = re.compile(r"[ \t\r\n]*(\[[ \t\r\n]*\]|[\[,\]]|)[ \t\r\n]*")
-"""What stands around the elements of an array; an empty array is all end."""
+_BEGIN = re.compile(r"[ \t\r\n]*\[(?![ \t\r\n]*\])[ \t\r\n]*")
+_NEXT = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
+_END = re.compile(r"[ \t\r\n]*\[?[ \t\r\n]*\][ \t\r\n]*\Z")
+"""What stands before the first element of an array, between two, and after the last; an empty array is all end."""
 
 
 def _array(path: Path, name: str) -> Iterator[Row]:
@@ -66,15 +69,13 @@ def _array(path: Path, name: str) -> Iterator[Row]:
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     decoder, at, index, line, last_line = json.JSONDecoder(), 0, 0, 1, 0
     try:
-        while (mark := _MARK.match(text, at)) and mark[1] == ("," if index else "["):
-            start = mark.end()
-            line += text.count("\n", at, start)
-            row, at = decoder.raw_decode(text, start)
+        while mark := (_NEXT if index else _BEGIN).match(text, at):
+            line += text.count("\n", at, mark.end())
+            row, at = decoder.raw_decode(text, mark.end())
             yield f"{name}:{line}[{index}]" if line == last_line else f"{name}:{line}", row
-            line += text.count("\n", start, at)
+            line += text.count("\n", mark.end(), at)
             index, last_line = index + 1, line
-        if not mark or not mark[1].endswith("]") or mark.end() < len(text):
-            at = mark.end() if mark else at
+        if not _END.match(text, at):
             raise json.JSONDecodeError("neither ',' nor the end of the array stands after a row", text, at)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", line)
@@ -103,22 +104,16 @@ def _csv(path: Path, name: str) -> Iterator[Row]:
                 yield place, BadRow(f"{len(cells)} fields, but the header has {len(header)}")
 
 
-def _parquet(path: Path, name: str) -> Iterator[Row]:
-    def rows() -> Iterator[dict[str, Any]]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        for batch in pq.ParquetFile(pa.OSFile(str(path))).iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
-
-    return _numbered(rows(), name)
-
-
-def _numbered(rows: Iterable[dict[str, Any]], name: str) -> Iterator[Row]:
-    """Rows of a table under their numbers. Raises DataError where one cannot be decoded."""
+def _table(table: Any, name: str) -> Iterator[Row]:
+    """Rows of a Parquet file or of a hub dataset under their numbers. Raises DataError where one cannot be decoded."""
     read = 0
     try:
-        for row in rows:
+        if isinstance(table, Path):
+            from pyarrow import OSFile, parquet
+
+            batches = parquet.ParquetFile(OSFile(str(table))).iter_batches(batch_size=1024)
+            table = chain.from_iterable(batch.to_pylist() for batch in batches)
+        for row in table:
             yield f"{name}[{read}]", row
             read += 1
     except Exception as error:  # decoders raise errors of many libraries: a text that is not UTF-8, a broken image
@@ -136,7 +131,7 @@ def _text(path: Path, name: str) -> Iterator[Row]:
 # ------------------------------------------------------------------------------------------ files and hub ids
 
 
-READERS = {".json": _json, ".jsonl": _lines, ".csv": _csv, ".parquet": _parquet, ".txt": _text}
+READERS = {".json": _json, ".jsonl": _lines, ".csv": _csv, ".parquet": _table, ".txt": _text}
 """Ending of a file -> function: its path and its name in messages -> its rows."""
 SUPPORTED = ", ".join(sorted(READERS))
 
@@ -151,14 +146,12 @@ class Source:
     name     as the user wrote it (inside a directory: the directory and the file's name)
     digest   sha256 of the file's bytes, or the fingerprint of the hub dataset
     dataset  the hub dataset's rows, None for a file
-    label    the label of all its rows (data.labels)
     entry    place of the name in data.train that it belongs to
     """
 
     name: str
     digest: str
     dataset: Any = None
-    label: str | None = None
     entry: int = 0
 
     def rows(self) -> Iterator[Row]:
@@ -166,13 +159,9 @@ class Source:
         path = Path(self.name).expanduser()
         with _reading(self.name):
             if self.dataset is not None:
-                yield from _numbered(self.dataset, self.name)
+                yield from _table(self.dataset, self.name)
             else:
-                yield from READERS[_ending(path)](path, self.name)
-
-
-def _ending(path: Path) -> str:
-    return path.suffix.lower()
+                yield from READERS[path.suffix.lower()](path, self.name)
 
 
 @contextmanager
@@ -183,7 +172,7 @@ def _reading(name: str) -> Iterator[None]:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
-def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequence[str] = ()) -> list[Source]:
+def expand(names: Sequence[str], option: str, form: str = "auto") -> list[Source]:
     """Turn file names, directories and hub ids into sources, in the order given.
 
     A hub id may name a subset, a split or both: `openai/gsm8k:main`, `tatsu-lab/alpaca@train[:50%]`.
@@ -191,19 +180,30 @@ def expand(names: Sequence[str], option: str, form: str = "auto", labels: Sequen
     option  name of the option that holds the names, for messages
     form    data.format. Text files of a directory are documents where it is text, or where it is auto and the directory
             holds nothing else. Beside files of rows they are notes about the rows, and are left out.
-    labels  one label for each name, or none
     Raises DataError with the path that is missing, unreadable, empty or of an unknown kind.
     """
-    sources: list[Source] = []
+    sources = list[Source]()
     for entry, name in enumerate(names):
-        label = labels[entry] if labels else None
         with _reading(f"{option}: {name}"):
             files = _files(name, option, form)
-            if files is None:
-                dataset = _hub(name, option)
-                sources.append(Source(name, str(dataset._fingerprint), dataset, label, entry))
-            for path, shown in files or ():
-                sources.append(Source(shown, sha256_file(path), None, label, entry))
+            sources += [Source(file, sha256_file(Path(file).expanduser()), None, entry) for file in files]
+        if files:
+            continue
+        import datasets
+
+        datasets.disable_progress_bars()  # ours tell of the rows
+        path, subset, split = hub_parts(name) or (name, None, "train")
+        try:
+            dataset = datasets.load_dataset(path, subset, split=split)
+        except Exception as error:  # the hub client raises errors of many libraries, some of them pages long
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise DataError(
+                f"{option}: {name}: there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT) it cannot "
+                f"be loaded: {reason}. Without a network, name the data set's files instead."
+            ) from error
+        if not isinstance(dataset, datasets.Dataset):
+            raise DataError(f"{option}: {name}: streaming datasets are not supported: the split needs every score")
+        sources.append(Source(name, str(dataset._fingerprint), dataset, entry))
     return sources
 
 
@@ -214,28 +214,29 @@ def check_names(names: Sequence[str], option: str, form: str = "auto") -> None:
             _files(name, option, form)
 
 
-def _files(name: str, option: str, form: str) -> list[tuple[Path, str]] | None:
-    """Return the files behind a name, each with its name in messages; None if the name is a hub id."""
+def _files(name: str, option: str, form: str) -> list[str]:
+    """Return the files behind a name, as messages name them; none if the name is a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
-        children = sorted(child for child in path.iterdir() if child.is_file() and _ending(child) in READERS)
-        rows = [child for child in children if _ending(child) != ".txt"]
+        children = sorted(file.name for file in path.iterdir() if file.is_file() and file.suffix.lower() in READERS)
+        rows = [child for child in children if not child.lower().endswith(".txt")]
         children = children if form == TEXT or (form == "auto" and not rows) else rows
         if not children:
             raise DataError(f"{option}: {name}: no file ending in {SUPPORTED} in this directory")
-        files = [(child, str(Path(name) / child.name)) for child in children]
+        files = [str(Path(name) / child) for child in children]
     elif path.exists():
-        files = [(path, name)]
-    elif hub_parts(name) is not None and _ending(path) not in READERS:  # `rows.jsonl` could be both
-        return None
+        files = [name]
+    elif hub_parts(name) is not None and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
+        return []
     else:
         base = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
         raise DataError(f"{option}: {name}: no such file or directory{base}; name a file, a directory or a hub id")
-    for file, shown in files:
-        if _ending(file) not in READERS:
-            raise DataError(f"{shown}: files ending in {file.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
-        if file.stat().st_size == 0:
-            raise DataError(f"{shown}:1: the file is empty")
+    for file in files:
+        path = Path(file).expanduser()
+        if path.suffix.lower() not in READERS:
+            raise DataError(f"{file}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
+        if path.stat().st_size == 0:
+            raise DataError(f"{file}:1: the file is empty")
     return files
 
 
@@ -248,54 +249,18 @@ def hub_parts(name: str) -> tuple[str, str | None, str] | None:
     return path, subset or None, split or "train"
 
 
-def _hub(name: str, option: str) -> Any:
-    """Load a data set of the hub; raise DataError where it cannot be."""
-    import datasets
+def holds_text(sources: Sequence[Source], form: str, columns: Columns) -> bool:
+    """True if the sources hold documents: by data.format (`form`), or by the first text file or row of a known format.
 
-    datasets.disable_progress_bars()  # ours tell of the rows
-    path, subset, split = hub_parts(name) or (name, None, "train")
-    try:
-        dataset = datasets.load_dataset(path, subset, split=split)
-    except Exception as error:  # the hub client raises errors of many libraries, some of them pages long
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(
-            f"{option}: {name}: there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT) it cannot be "
-            f"loaded: {reason}. Without a network, name the data set's files instead."
-        ) from error
-    if not isinstance(dataset, datasets.Dataset):
-        raise DataError(f"{option}: {name}: streaming datasets are not supported: the median split needs every score")
-    return dataset
-
-
-def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:
-    """True if the sources hold documents (by data.format, or by their first rows); False if conversations.
-
-    form     data.format
-    option   name of the option that holds the sources, for messages
     columns  data.columns, under which the rows are read
-    Raises DataError if the sources are of both kinds, or if `form` does not fit a text file.
     """
-    if form == TEXT:
-        return True
-    names = dict[bool, str]()
+    if form != "auto":
+        return form == TEXT
     for source in sources:
-        is_text = source.name.lower().endswith(".txt") or (form == "auto" and _begins_with_text(source, columns))
-        names[is_text] = source.name
-    if form != "auto" and True in names:
-        raise DataError(
-            f"{option}: {names[True]} is a text file, but data.format is {form}; text files need text or auto"
-        )
-    if len(names) > 1:
-        raise DataError(
-            f"{option}: {names[True]} holds plain text and {names[False]} conversations: a run takes one kind"
-        )
-    return True in names
-
-
-def _begins_with_text(source: Source, columns: Columns) -> bool:
-    """True if the first row of a known format is text; bad rows before it say nothing about the others."""
-    with suppress(DataError):  # it is raised again where the rows are read
-        for _, value in source.rows():
-            with suppress(BadRow):
-                return recognise(columns.renamed(value), columns.formats) == TEXT
+        if source.name.lower().endswith(".txt"):
+            return True
+        with suppress(DataError):  # it is raised again where the rows are read
+            for _, value in source.rows():
+                with suppress(BadRow):  # it says nothing about the others
+                    return recognise(columns.renamed(value), columns.formats) == TEXT
     return False

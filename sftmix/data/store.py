@@ -27,6 +27,9 @@ from sftmix.types import Int64
 CODE_VERSION = 3
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
+Record = dict[str, Any]
+"""A stored row, column -> value; or the summary of a directory."""
+
 AT_ONCE = 256
 """Rows that are read, tokenised and written together: enough for the tokenizer's threads, little memory."""
 
@@ -40,9 +43,7 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def get_or_build(
-    cache_dir: str | None, name: str, build: Callable[[Path], dict[str, Any]]
-) -> tuple[Path, dict[str, Any]]:
+def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Record]) -> tuple[Path, Record]:
     """Return the directory of this name in the cache, and its summary; build it first if it is absent or incomplete.
 
     The cache is `cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix.
@@ -99,7 +100,7 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _read(target: Path) -> dict[str, Any] | None:
+def _read(target: Path) -> Record | None:
     damage = verify_directory(target)  # absent or damaged: the caller builds it again
     return read_json(target / "summary.json") if damage is None else None
 
@@ -107,7 +108,7 @@ def _read(target: Path) -> dict[str, Any] | None:
 # --------------------------------------------------------------------------------------------- Arrow files
 
 
-def write_rows(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]], batch: int = AT_ONCE) -> int:
+def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Record], batch: int = AT_ONCE) -> int:
     """Write an Arrow IPC file of rows, column -> value, `batch` rows at a time; return their number.
 
     A column that a row lacks is null.
@@ -125,7 +126,7 @@ def open_rows(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
 
 
-def rows_of(table: pa.Table, rows: Int64) -> Iterator[dict[str, Any]]:
+def rows_of(table: pa.Table, rows: Int64) -> Iterator[Record]:
     """Read whole rows in the given order; neighbours are read together."""
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
         for start in range(0, len(run), AT_ONCE):

@@ -79,16 +79,24 @@ class SpecialSpellings:
         added = tokenizer.added_tokens_decoder
         special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
         spelt = {str(tokenizer.convert_ids_to_tokens(number)): number for number in [*special, *written]}
-        as_text = {"add_special_tokens": False, "split_special_tokens": True}
-        self.ids = {
-            spelling: number
-            for spelling, number in spelt.items()
-            if len(spelling) > 1 or tokenizer(spelling, **as_text)["input_ids"] != [number]
-        }
+        self.ids = dict[str, int]()
+        for spelling, number in spelt.items():
+            if len(spelling) == 1:
+                as_text = tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                if as_text == [number]:
+                    continue
+            self.ids[spelling] = number
         self.unmarked = sorted(spelling for spelling, number in self.ids.items() if number not in special)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._normalizer: Any = getattr(self._backend, "normalizer", None)
-        either = _either(self.ids)
+        # Grouped by their first two characters: some tokenizers have a thousand, which begin with the same one. A
+        # longer one stands before one that it begins with. A single character cannot be broken: a NUL behind it says
+        # that it is text.
+        groups = []
+        for start, group in itertools.groupby(sorted(self.ids, reverse=True), key=lambda spelling: spelling[:2]):
+            ends = "|".join(re.escape(spelling[2:]) for spelling in group)
+            groups.append(f"{re.escape(start)}(?:{ends})" + (f"(?!{NUL})" if len(start) == 1 else ""))
+        either = "|".join(groups) or r"(?!)"
         self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
         self._whole = re.compile(f"({either})")
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
@@ -120,11 +128,29 @@ class SpecialSpellings:
 
     @cached_property
     def _twin(self) -> Tokenizer:
-        """The tokenizer that finds only the special tokens that are spelt with NUL; made when a row needs it."""
+        """The tokenizer that finds only the special tokens that are spelt with NUL; made when a row needs it.
+
+        They are respelt in the model's vocabulary, too: there the old spelling could be put together from text, by
+        Unigram, or by merges, which go as well.
+        """
         problem = "it is not a fast tokenizer"
         if self._backend is not None:
-            twin = Tokenizer.from_str(json.dumps(_respelt(json.loads(self._backend.to_str()), self.ids)))
-            found = {s: twin.encode(_twin_spelling(s), add_special_tokens=False).ids for s in self.ids}
+            respelt = {spelling: _twin_spelling(spelling) for spelling in self.ids}
+            content = json.loads(self._backend.to_str())
+            model, vocabulary = content["model"], content["model"]["vocab"]
+            for token in content["added_tokens"]:
+                if token["content"] in respelt:  # a normaliser may take the NUL away, or find it in another form
+                    token |= {"content": respelt[token["content"]], "normalized": False}
+            if isinstance(vocabulary, dict):
+                model["vocab"] = {respelt.get(piece, piece): number for piece, number in vocabulary.items()}
+            else:
+                model["vocab"] = [[respelt.get(piece, piece), score] for piece, score in vocabulary]
+            if model.get("unk_token") in respelt:
+                model["unk_token"] = respelt[model["unk_token"]]
+            if "merges" in model:
+                model["merges"] = [m for m in model["merges"] if respelt.keys().isdisjoint([*m, "".join(m)])]
+            twin = Tokenizer.from_str(json.dumps(content))
+            found = {s: twin.encode(respelt[s], add_special_tokens=False).ids for s in self.ids}
             wrong = [spelling for spelling, number in self.ids.items() if found[spelling] != [number]]
             if not wrong:
                 return twin
@@ -138,45 +164,6 @@ class SpecialSpellings:
 def _twin_spelling(spelling: str) -> str:
     """Return the twin's spelling of a special token."""
     return spelling[0] + NUL + spelling[1:]
-
-
-def _either(spellings: Iterable[str]) -> str:
-    """Return a regular expression for any of the spellings, the longest at a place.
-
-    They are grouped by their first two characters: some tokenizers have a thousand, which begin with the same one.
-    A single character cannot be broken: a NUL behind it says that it is text.
-    """
-    ordered = sorted(spellings, reverse=True)  # a longer spelling before one that it begins with
-    groups = itertools.groupby(ordered, key=lambda spelling: spelling[:2])
-    return (
-        "|".join(
-            f"{re.escape(start)}(?:{'|'.join(re.escape(s[2:]) for s in group)})"
-            + (f"(?!{NUL})" if len(start) == 1 else "")
-            for start, group in groups
-        )
-        or r"(?!)"
-    )
-
-
-def _respelt(content: dict[str, Any], spellings: Iterable[str]) -> dict[str, Any]:
-    """Return the content of a tokenizer.json with the twin's spellings, in the model's vocabulary, too.
-
-    There the old spelling could be put together from text: by Unigram, or by merges, which go as well.
-    """
-    twin = {spelling: _twin_spelling(spelling) for spelling in spellings}
-    model, vocabulary = content["model"], content["model"]["vocab"]
-    for token in content["added_tokens"]:
-        if token["content"] in twin:  # a normaliser may take the NUL away, or find the token in another form
-            token |= {"content": twin[token["content"]], "normalized": False}
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {twin.get(piece, piece): number for piece, number in vocabulary.items()}
-    else:
-        model["vocab"] = [[twin.get(piece, piece), score] for piece, score in vocabulary]
-    if model.get("unk_token") in twin:
-        model["unk_token"] = twin[model["unk_token"]]
-    if "merges" in model:
-        model["merges"] = [pair for pair in model["merges"] if twin.keys().isdisjoint([*pair, "".join(pair)])]
-    return content
 
 
 # -------------------------------------------------------------------------------------------- the encoder
@@ -220,8 +207,8 @@ class Encoder:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids at which generation stops: the end of a turn, and eos."""
-        ids = (self.end_of_turn_id, self.tokenizer.eos_token_id)
-        return tuple(dict.fromkeys(number for number in ids if number is not None))
+        end, eos = self.end_of_turn_id, self.tokenizer.eos_token_id
+        return (end,) if eos in (None, end) else (end, eos)
 
     @cached_property
     def fingerprint(self) -> str:

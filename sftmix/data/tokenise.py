@@ -1,6 +1,10 @@
 """Conversations -> rows of examples to store, and documents -> rows of windows.
 
-One process and several give the same rows of conversations.
+Masks come from token ids. For every trained turn, two texts are rendered: the conversation before the turn with the
+generation prompt, which is the text that generation starts from, and the conversation through the turn, cut after the
+end of the turn. The ids of the first text must be the first ids of the second; the other ids of the second are the
+response.
+One process and several give the same rows.
 
 Of a window of text every token is a target but the first of each document in it. A document ends with eos, and begins
 with BOS if the tokenizer writes one before plain text. Packed documents stand one after the other and are cut into
@@ -18,18 +22,17 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftmix.common.progress import LiveLine, progress_bar
+from sftmix.common.progress import progress_bar
 from sftmix.data.conversations import Conversations, examples_of, stored
 from sftmix.data.formats import TEXT
-from sftmix.data.masks import SPLIT, Outcome, encode_examples
 from sftmix.data.report import DataReport
-from sftmix.data.store import AT_ONCE
-from sftmix.data.templates import Encoder, writes_bos
+from sftmix.data.store import AT_ONCE, Record
+from sftmix.data.templates import NUL, Encoder, TemplateRefusal, writes_bos
 from sftmix.types import Example, Int64, Message
 
 WORTH_A_PROCESS = 10_000
@@ -37,11 +40,11 @@ WORTH_A_PROCESS = 10_000
 _AHEAD = 16
 """Parts per process that are given out together."""
 
-Part = tuple[list[dict[str, Any]], DataReport]
+Part = tuple[list[Record], DataReport]
 Work = Callable[[Int64], Part]
 
 
-def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -> dict[str, Any]:
+def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -> Record:
     """Return the values of an example with its tokens, and [start, end) of the responses among them."""
     return {
         **stored(example),
@@ -50,6 +53,107 @@ def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -
         "truncated": False,
         "n_targets": sum(end - start for start, end in spans),
     }
+
+
+# ------------------------------------------------------------------------------------------------ the mask
+
+
+SPLIT = "split_turns"
+"""The only reason of an example whose turns the caller encodes as examples of their own: the template rewrites them."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The result of tokenising one example.
+
+    ids      its tokens, at most max_length; empty if it cannot be trained on
+    spans    (start, end) of each trained response, end-of-turn token included
+    reasons  keys of `report.REASONS` to count
+    detail   words that the report adds to the example's name
+    """
+
+    ids: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    detail: str = ""
+
+
+class _Turn(NamedTuple):
+    """One trained turn.
+
+    prompt  text of the conversation before it, with the generation prompt
+    closed  text of the conversation through it, cut behind the end of the turn
+    reason  composed: `closed` is not as the template writes it; own_block: the response brings what else ends the
+            generation prompt, see `Encoder.block`; or ""
+    """
+
+    prompt: str
+    closed: str
+    reason: str
+
+
+def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
+    """Tokenise a batch of examples, each on its own; one Outcome per example, in order."""
+    chats = [[{"role": m.role, "content": encoder.content(m.content)} for m in e.messages] for e in examples]
+    places = [(n, i) for n, example in enumerate(examples) for i, m in enumerate(example.messages) if m.trained]
+    try:
+        prompts = encoder.render([chats[n][:i] for n, i in places], prompt=True)
+        through = encoder.render([chats[n][: i + 1] for n, i in places], prompt=False)
+    except TemplateRefusal as error:
+        if len(examples) == 1:
+            return [Outcome(reasons=["template_refused"], detail=str(error))]
+        return [encode_examples(encoder, [example], max_length)[0] for example in examples]
+    turns_of: list[list[_Turn]] = [[] for _ in examples]
+    for (n, i), prompt, full in zip(places, prompts, through, strict=True):
+        shorter, closed, reason = prompt.removesuffix(encoder.block), full.removesuffix(encoder.trailer), ""
+        ends = closed.endswith(encoder.ending) and full.endswith(encoder.trailer)
+        if not ends or not full.startswith(shorter):  # the template writes the turn without its prompt
+            closed, reason = prompt + encoder.lead + chats[n][i]["content"] + encoder.ending, "composed"
+        elif not full.startswith(prompt):  # a response with its own thinking has no empty block before it
+            prompt, reason = shorter, "own_block"
+        turns_of[n].append(_Turn(prompt, closed, reason))
+    ids = iter(encoder.tokenize([text for turns in turns_of for t in turns for text in (t.prompt, t.closed)]))
+    end = [encoder.end_of_turn_id] if encoder.appends_end else []
+    return [_masked(encoder, turns, [(next(ids), next(ids) + end) for _ in turns], max_length) for turns in turns_of]
+
+
+def _masked(
+    encoder: Encoder, turns: list[_Turn], tokens: list[tuple[list[int], list[int]]], max_length: int
+) -> Outcome:
+    """Mask of the first max_length tokens; a whole conversation is split unless each turn begins behind its own prompt.
+
+    tokens  (ids of the prompt, ids of the conversation through the turn) of each turn
+    """
+    last, end = turns[-1], encoder.end_of_turn_id
+    reasons = sorted({turn.reason for turn in turns} - {""})
+    prompt, ids = tokens[-1]
+    fits = all(ids[: len(part)] == part for pair in tokens for part in pair)
+    if len(turns) > 1:
+        ends = all(closed[-1] == end for _, closed in tokens)
+        if "composed" in reasons or not (fits and ends) or encoder.appends_end:
+            return Outcome(reasons=[SPLIT])
+    elif not fits:
+        # One token would span the prompt and the rest, so they are tokenised apart: the rest behind a special token, so
+        # that no tokenizer takes it for the beginning of a text.
+        anchor = str(encoder.tokenizer.convert_ids_to_tokens(end))
+        rest = encoder.tokenize([anchor + last.closed[len(last.prompt) :]])[0]
+        apart = prompt + rest[1:] + ([end] if encoder.appends_end else [])
+        if rest[:1] != [end] or encoder.decode(apart) != encoder.decode(ids):
+            return Outcome(reasons=["prefix_mismatch"])
+        tokens, ids = [(prompt, apart)], apart
+        reasons.append("boundary")
+    if ids[-1] != end:
+        return Outcome(reasons=["no_end_of_turn"])
+    # The first token of a text is predicted by nothing, so it can never be a target.
+    spans = [(max(len(before), 1), min(len(closed), max_length)) for before, closed in tokens]
+    spans = [(start, stop) for start, stop in spans if start < stop]
+    if not spans:
+        return Outcome(reasons=[*reasons, "no_response_token"])
+    if len(ids) > max_length:
+        reasons.append("truncated")
+    if NUL in last.closed:
+        reasons.append("spelt_special")
+    return Outcome(ids[:max_length], spans, reasons)
 
 
 # -------------------------------------------------------------------------------------------- conversations
@@ -70,48 +174,48 @@ def tokenise(
               conversations are split: a reference reads them as the target does, whatever its own template.
     """
 
-    def outcomes(examples: list[Example]) -> Iterator[tuple[Example, Outcome]]:
+    rows, report = list[Record](), DataReport()
+
+    def add(examples: list[Example]) -> None:
         """Tokenise every example, in file order; behind a conversation that must be split follow its turns."""
         # Conversations with many turns make long lists: pieces of them keep memory bounded.
         for at in range(0, len(examples), AT_ONCE):
             part = examples[at : at + AT_ONCE]
             for example, outcome in zip(part, encode_examples(encoder, part, max_length), strict=True):
-                split = outcome.reasons == [SPLIT]
+                name, split = f"{example.id} ({example.source})", outcome.reasons == [SPLIT]
                 if split and selected is not None:  # its turns have no place among the ids
                     outcome.reasons = ["split_alone"]
-                yield example, outcome
+                for reason in outcome.reasons:
+                    report.add(reason, f"{name}: {outcome.detail}" if outcome.detail else name)
                 if split and selected is None:
-                    yield from outcomes(examples_of(example, whole=False))
+                    add(list(examples_of(example, whole=False)))
+                if outcome.ids:
+                    row = _tokens_of(example, outcome.ids, outcome.spans)
+                    row["truncated"] = "truncated" in outcome.reasons
+                    weights = [m.weight for m in example.messages if m.trained][: len(outcome.spans)]
+                    if set(weights) != {1.0}:
+                        report.add("weighted", name)
+                        row["weights"] = weights
+                    rows.append(row)
 
-    rows, report, examples = list[dict[str, Any]](), DataReport(), list[Example]()
+    examples = list[Example]()
     for record in conversations.read(records):
         examples += examples_of(record, whole=whole and (selected is None or record.id in selected))
-    if selected is not None:
-        examples = [example for example in examples if example.id in selected]
-    for example, outcome in outcomes(examples):
-        name = f"{example.id} ({example.source})"
-        for reason in outcome.reasons:
-            report.add(reason, f"{name}: {outcome.detail}" if outcome.detail else name)
-        if outcome.ids:
-            row = _tokens_of(example, outcome.ids, outcome.spans) | {"truncated": "truncated" in outcome.reasons}
-            weights = [message.weight for message in example.messages if message.trained][: len(outcome.spans)]
-            if set(weights) != {1.0}:
-                report.add("weighted", name)
-                row["weights"] = weights
-            rows.append(row)
+    add(examples if selected is None else [example for example in examples if example.id in selected])
     return rows, report
 
 
 def tokenised(
     work: Work, records: Int64, report: DataReport, *, processes: int | None, progress: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Tokenise the records; yield the rows to store, in file order, and add the counts to `report`.
 
     work       `tokenise` of some records
     processes  number of processes; None takes as many as there are cores, and fewer where there is little work
     """
     parts = np.split(records, range(AT_ONCE, len(records), AT_ONCE))
-    many = min(processes or default_processes(len(records)), len(parts))
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1  # elsewhere forking is not safe
+    many = min(processes or max(1, min(cores, len(records) // WORTH_A_PROCESS)), len(parts))
     done = map(work, parts) if many == 1 else _parallel(work, parts, many)
     with progress_bar("Tokenising", total=len(records), unit=" rows", delay=1, enabled=progress) as bar:
         for part, (rows, more) in zip(parts, done, strict=True):
@@ -120,33 +224,22 @@ def tokenised(
             bar.update(len(part))
 
 
-def default_processes(conversations: int) -> int:
-    """Number of cores of this process, or fewer where there is little work; 1 where forking is not safe."""
-    if sys.platform != "linux":
-        return 1
-    return max(1, min(len(os.sched_getaffinity(0)), conversations // WORTH_A_PROCESS))
-
-
 _work: Work | None = None
-"""The work of this process on each part, where it is a worker."""
+"""The work on each part, which the workers have from the process that forked them."""
 
 
 def _parallel(work: Work, parts: list[Int64], processes: int) -> Iterator[Part]:
     """Run `map(work, parts)` in forked workers, which share the memory map and the tokenizer with this process."""
+    global _work
+    _work = work
     # Spawned workers would import the user's script again, and need seconds to import transformers.
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, context, _begin, (work,)) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
         for at in range(0, len(parts), _AHEAD * processes):  # what waits to be written is in memory
             yield from pool.map(_do, parts[at : at + _AHEAD * processes])
 
 
-def _begin(work: Work) -> None:
-    global _work
-    _work = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the parent's threads are not in a fork
-
-
 def _do(part: Int64) -> Part:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the parent's threads are not in a fork
     assert _work is not None
     return _work(part)
 
@@ -155,11 +248,12 @@ def _do(part: Int64) -> Part:
 
 
 def windows(
-    documents: Iterable[tuple[Any, Sequence[int]]], length: int
+    documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed: bool
 ) -> Iterator[tuple[Any, int, list[int], list[int]]]:
     """Cut the tokens of documents, which stand one after the other, into windows of `length`; the last may be shorter.
 
     documents  (document, token ids)
+    packed     a window may hold several documents; else the last one of each may be shorter
     Yields (first document, place of the first token among the tokens of that, tokens, places where documents begin).
     """
     ids, starts = list[int](), list[int]()
@@ -172,7 +266,7 @@ def windows(
             piece = tokens[at : at + length - len(ids)]
             ids.extend(piece)
             at += len(piece)
-            if len(ids) == length:
+            if len(ids) == length or not (packed or at < len(tokens)):
                 yield first, offset, ids, starts
                 ids, starts = [], []
     if ids:
@@ -181,7 +275,7 @@ def windows(
 
 def encode_windows(
     encoder: Encoder, side: Conversations, length: int, packed: bool, report: DataReport, progress: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """Make the windows of one side, as `sftmix.data.dataset` stores them.
 
     The report counts documents that spell special tokens, and windows without a target.
@@ -189,7 +283,7 @@ def encode_windows(
     bos = [int(encoder.tokenizer.bos_token_id)] if writes_bos(encoder.tokenizer) else []
     eos = [encoder.end_of_turn_id]
 
-    def tokens(bar: LiveLine) -> Iterator[tuple[Example, list[int]]]:
+    def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
         for document, text, begins, ends in side.documents():
             content = encoder.content(text)
@@ -201,8 +295,7 @@ def encode_windows(
 
     times = Counter[str]()
     with progress_bar("Tokenising", total=len(side.records), unit=" documents", delay=1, enabled=progress) as bar:
-        groups = [tokens(bar)] if packed else ([document] for document in tokens(bar))
-        for document, offset, ids, starts in itertools.chain.from_iterable(windows(group, length) for group in groups):
+        for document, offset, ids, starts in windows(tokens(), length, packed):
             bounds = itertools.pairwise([*starts, len(ids)])
             spans = [(start + 1, end) for start, end in bounds if start + 1 < end]
             if not spans:

@@ -10,8 +10,6 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 SECONDS = 2
@@ -19,7 +17,7 @@ SECONDS = 2
 MEGABYTES = 512
 """Memory of the trial, on top of what the program itself takes."""
 LETTERS = 1 << 20
-"""Most characters of a template, and of what it may write for a conversation of four short turns."""
+"""Most characters that it may write for a conversation of four short turns."""
 
 _TURNS = [("system", "Be short."), ("user", "Name a colour."), ("assistant", "Blue"), ("user", "And now?")]
 _CHAT = [{"role": role, "content": content} for role, content in [*_TURNS, ("assistant", "Green")]]
@@ -28,7 +26,7 @@ SYSTEM, PROBE = _CHAT[:1], _CHAT[1:3]
 CONVERSATIONS = [PROBE[:1], PROBE, _CHAT, _CHAT[1:], _CHAT[:2]]
 
 
-def trouble_with(template: str, variables: Mapping[str, str]) -> str | None:
+def trouble_with(template: str, variables: dict[str, str]) -> str | None:
     """Render small conversations in another process; return why the template must not be used, or None.
 
     A template that raises an error is no trouble: it will raise it again, for a message that tells more. Many do so on
@@ -36,56 +34,44 @@ def trouble_with(template: str, variables: Mapping[str, str]) -> str | None:
 
     variables  the tokenizer's special tokens by name, which the template may write
     """
-    if len(template) > LETTERS:
-        return f"it has {len(template):,} characters, and the limit is {LETTERS:,}"
-    request = json.dumps({"template": template, "variables": dict(variables)})
+    request = json.dumps({"template": template, "variables": variables})
     program = [sys.executable, "-P", __file__]  # the modules beside this file have names of their own
-    try:
-        done = subprocess.run(program, input=request, capture_output=True, text=True)
-    except OSError as error:
-        return f"it cannot be tried out: no Python process can be started: {error}"
-    if done.returncode < 0:
-        return f"it needs more than {SECONDS} s of processor time for a short conversation"
-    if done.returncode:
-        return "it cannot be tried out: " + (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return done.stdout.splitlines()[-1] or None  # before it stands what others print when Python starts
+    done = subprocess.run(program, input=request, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    return (
+        f"it takes more than {SECONDS} s of processor time, {MEGABYTES} MB of memory or {LETTERS:,} characters for a "
+        f"short conversation, or cannot be tried out (exit code {done.returncode} {done.stderr.splitlines()[-1:]})"
+    )
 
 
 def _main() -> None:
-    """Render the conversations of the trial within the bounds; print what is wrong with the template, or nothing."""
+    """Render the conversations of the trial within the bounds: SECONDS and MEGABYTES more than were used before."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     request = json.load(sys.stdin)
     render_jinja_template([CONVERSATIONS[0]], chat_template="{{ messages }}")  # imports what it needs
-    with suppress(ImportError):
-        _bound()
-    trouble = ""
+    if sys.platform != "win32":  # it knows no such bounds
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        status = Path("/proc/self/statm")
+        if status.exists():  # elsewhere the bound on memory does not work
+            size = int(status.read_text().split()[0]) * resource.getpagesize() + (MEGABYTES << 20)
+            resource.setrlimit(resource.RLIMIT_AS, (size, size))
     for chat, prompt in itertools.product(CONVERSATIONS, (False, True)):
-        with suppress(Exception):  # any error of a template; the caller meets it again
-            try:
-                texts = render_jinja_template(  # a list, and places that are not asked for
-                    [chat], chat_template=request["template"], add_generation_prompt=prompt, **request["variables"]
-                )[0]
-            except MemoryError:
-                trouble = f"it needs more than {MEGABYTES} MB of memory for a short conversation"
-                break
-            if len(texts[0]) > LETTERS:
-                trouble = f"it writes {len(texts[0]):,} characters for a short conversation"
-    print(trouble)
-
-
-def _bound() -> None:
-    """Bound the rest of this process: SECONDS and MEGABYTES more than it has used. Windows knows no such bounds."""
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    status = Path("/proc/self/statm")
-    if status.exists():  # elsewhere the bound on memory does not work
-        size = int(status.read_text().split()[0]) * resource.getpagesize() + (MEGABYTES << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        try:
+            texts = render_jinja_template(  # a list, and places that are not asked for
+                [chat], chat_template=request["template"], add_generation_prompt=prompt, **request["variables"]
+            )[0]
+        except MemoryError:
+            raise
+        except Exception:  # any error of a template; the caller meets it again
+            continue
+        if len(texts[0]) > LETTERS:
+            raise MemoryError
 
 
 if __name__ == "__main__":

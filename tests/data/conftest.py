@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sftmix.common.errors import DataError
-from sftmix.data.rows import Prepared, prepare
+from sftmix.data import Encoder, LoadedData, Prepared, load_data, prepare
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import REAL, SMALL
 
@@ -55,6 +55,16 @@ def options(tmp_path) -> Callable[..., DataOptions]:
 def read(options) -> Callable[..., Prepared]:
     """prepare, by the names of the training files."""
     return lambda *train, run_seed=0, **more: prepare(options(*train, **more), run_seed, progress=False)
+
+
+@pytest.fixture
+def load(options) -> Callable[..., LoadedData]:
+    """load_data with an encoder, by the names of the training files."""
+
+    def load_files(encoder: Encoder, *train: str, max_length: int = 64, **more: object) -> LoadedData:
+        return load_data(options(*train, **more), encoder, max_length=max_length, seed=0, progress=False)
+
+    return load_files
 
 
 @pytest.fixture

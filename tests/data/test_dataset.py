@@ -1,7 +1,6 @@
 """The tokenised dataset, its cache and its report, through prepare and encode."""
 
 import errno
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 
 from sftmix.common.errors import ConfigError, DataError, NoSpaceError
-from sftmix.data import load_data, make_encoder, prepare, render_preview
-from sftmix.data.encoders import text_encoder
+from sftmix.data import make_encoder, prepare, render_preview
 from sftmix.data.store import get_or_build
 from tests.data.small_tokenizers import chatml_tokenizer
 
@@ -23,13 +21,9 @@ def encoder(small):
     return make_encoder(small["chatml"])
 
 
-def load(options, encoder, **more):
-    return load_data(options, encoder, max_length=more.pop("max_length", 64), seed=0, progress=False, **more)
-
-
-def test_rows_as_documented(write, options, encoder):
+def test_rows_as_documented(write, load, encoder):
     rows = [{**row, "quality": "high" if i % 2 else "low"} for i, row in enumerate(ROWS)]
-    train = load(options(write("rows.jsonl", rows), label_field="quality"), encoder).train
+    train = load(encoder, write("rows.jsonl", rows), label_field="quality").train
     assert len(train) == len(train.ids) == 50
     for row, encoded in enumerate(train):
         assert (encoded.row, encoded.id) == (row, train.ids[row])
@@ -40,15 +34,13 @@ def test_rows_as_documented(write, options, encoder):
     assert train.labels == ["low", "high"] * 25
     assert train.columns == {"score": [i / 2 for i in range(50)]}
     assert train[-1].row == 49
-    with pytest.raises(IndexError):
-        train[50]
 
 
-def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, options, encoder):
+def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, load, encoder):
     turns = [{"role": role, "content": f"{role} {k}"} for k in range(2) for role in ("user", "assistant")]
     turns[1]["weight"] = 0.5
     path = write("rows.jsonl", [{"weight": 3, "messages": turns}, {"weight": None, "messages": turns[2:]}])
-    whole = load(options(path, multi_turn="whole"), encoder)
+    whole = load(encoder, path, multi_turn="whole")
     first, second = whole.train
     responses = np.flatnonzero(np.diff(first.target.astype(int)) == 1) + 1
     assert first.weight.dtype == np.float32
@@ -56,60 +48,53 @@ def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, opt
     assert second.weight is None
     assert whole.train.columns["weight"] == [3, None]
     assert whole.report.counts["weighted"] == 1
-    turns = load(options(path), encoder).train
+    turns = load(encoder, path).train
     assert [None if e.weight is None else set(e.weight[e.target]) for e in turns] == [{1.5}, {3}, None]
 
 
-def test_the_second_load_reads_the_cache(write, options, encoder, monkeypatch):
+def test_the_second_load_reads_the_cache(write, load, encoder, monkeypatch):
     path = write("rows.jsonl", ROWS)
-    first = load(options(path, eval_fraction=0.2), encoder)
+    first = load(encoder, path, eval_fraction=0.2)
     monkeypatch.setattr("sftmix.data.tokenise.encode_examples", None)  # would fail if anything were tokenised again
     monkeypatch.setattr("sftmix.data.rows.convert", None)
-    second = load(options(path, eval_fraction=0.2), encoder)
+    second = load(encoder, path, eval_fraction=0.2)
     assert second.report == first.report
     assert second.train.fingerprint == first.train.fingerprint
-    assert second.eval.ids == first.eval.ids
-    for a, b in zip(first.train, second.train, strict=True):
-        assert (a.input_ids.tolist(), a.target.tolist()) == (b.input_ids.tolist(), b.target.tolist())
+    assert (second.train.ids, second.eval.ids) == (first.train.ids, first.eval.ids)
 
 
-def test_the_fingerprint_follows_what_the_tokens_are_made_from(write, options, encoder, small):
+def test_the_fingerprint_follows_what_the_tokens_are_made_from(write, load, encoder, small):
     """One byte of a file, the template, the tokenizer, the length, the side; not the file's name."""
     path = write("rows.jsonl", ROWS)
-    base = load(options(path), encoder).train.fingerprint
-    assert load(options(write("renamed.jsonl", ROWS)), encoder).train.fingerprint == base
+    base = load(encoder, path).train.fingerprint
+    assert load(encoder, write("renamed.jsonl", ROWS)).train.fingerprint == base
     others = [
-        load(options(path), encoder, max_length=63),
-        load(options(path), make_encoder(small["chatml"], "alpaca")),
-        load(options(path), make_encoder(small["bos"], "chatml")),
-        load(options(path, multi_turn="whole"), encoder),
-        load(options(path, limit=49), encoder),
-        load(options(path, eval_fraction=0.1), encoder),
+        load(encoder, path, max_length=63),
+        load(make_encoder(small["chatml"], "alpaca"), path),
+        load(make_encoder(small["bos"], "chatml"), path),
+        load(encoder, path, multi_turn="whole"),
+        load(encoder, path, limit=49),
+        load(encoder, path, eval_fraction=0.1),
     ]
     before = os.stat(path)
     write("rows.jsonl", [*ROWS[:-1], {**ROWS[-1], "output": "50"[::-1] + " " * 12}])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    changed = load(options(path), encoder)
+    changed = load(encoder, path)
     assert changed.train.example(49).messages[1].content.startswith("05")
     found = [other.train.fingerprint for other in (*others, changed)]
     assert len({base, *found}) == 1 + len(found)
 
 
-def one_bit_of(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
-def test_a_damaged_cache_is_built_anew(write, options, encoder, tmp_path, capsys):
+def test_a_damaged_cache_is_built_anew(write, load, encoder, tmp_path, capsys):
     path = write("rows.jsonl", ROWS)
-    first = load(options(path), encoder)
+    first = load(encoder, path)
     for file in sorted((tmp_path / "cache").glob("*/*")):
         content = file.read_bytes()
-        for damage in (content[: len(content) // 2], b"", None, bytes(len(content)), one_bit_of(content)):
+        for damage in (content[: len(content) // 2], b"", None, content[:-1] + bytes([content[-1] ^ 1])):
             file.unlink()
             if damage is not None:
                 file.write_bytes(damage)
-            again = load(options(path), encoder)
+            again = load(encoder, path)
             assert [e.input_ids.tolist() for e in again.train] == [e.input_ids.tolist() for e in first.train]
             assert f"{file.parent} is not as it was written, and is made again" in capsys.readouterr().err
     assert not list((tmp_path / "cache").glob(".*"))  # nothing half-built is left
@@ -130,11 +115,10 @@ def test_of_two_that_need_the_same_one_builds_it(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NoSpaceError), (errno.EACCES, ConfigError)])
-@pytest.mark.parametrize("name", ["rows.jsonl", "novel.txt"])
 def test_a_cache_that_cannot_be_written_is_not_taken_for_a_file_that_cannot_be_read(
-    name, number, kind, write, options, monkeypatch, tmp_path
+    number, kind, write, options, monkeypatch, tmp_path
 ):
-    path = write(name, json.dumps(ROWS[0]) + "\n")
+    path = write("rows.jsonl", ROWS)
 
     def full(*_):
         raise OSError(number, os.strerror(number))
@@ -148,14 +132,14 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_file_that_cannot_be_r
 # ------------------------------------------------------------------------------ dropped, kept and split
 
 
-def test_rows_without_response_tokens_are_dropped_counted_and_named(write, options, encoder):
+def test_rows_without_response_tokens_are_dropped_counted_and_named(write, load, encoder):
     rows = [
         *ROWS[:3],
         {"id": "long", "instruction": "word " * 60, "output": "x"},
         {"instruction": "a", "output": "y" * 99},
     ]
     path = write("rows.jsonl", rows)
-    data = load(options(path), encoder)
+    data = load(encoder, path)
     assert data.report.counts == {"no_response_token": 1, "truncated": 1}
     assert len(data.train) == 4
     assert data.train.truncated.tolist() == [False, False, False, True]
@@ -165,7 +149,7 @@ def test_rows_without_response_tokens_are_dropped_counted_and_named(write, optio
     with pytest.raises(
         DataError, match=r"(?s)data\.train: no example is left:.*5 examples dropped: .*data\.max_length = 4"
     ):
-        load(options(path), encoder, max_length=4)
+        load(encoder, path, max_length=4)
 
 
 STRICT = (
@@ -176,13 +160,13 @@ STRICT = (
 
 
 @pytest.mark.parametrize(("refused", "stops"), [(2, False), (3, True)])
-def test_a_template_that_loses_more_than_a_twentieth_of_the_rows_is_refused(refused, stops, write, options):
+def test_a_template_that_loses_more_than_a_twentieth_of_the_rows_is_refused(refused, stops, write, load):
     encoder = make_encoder(chatml_tokenizer(STRICT))
     path = write("rows.jsonl", [{**row, "system": "S" if i < refused else None} for i, row in enumerate(ROWS)])
     if stops:
         with pytest.raises(DataError, match=r"tokenizer cannot encode 3 of 50 training examples(.|\n)*no system turns"):
-            load(options(path), encoder)
-    data = load(options(path, skip_bad=stops), encoder)
+            load(encoder, path)
+    data = load(encoder, path, skip_bad=stops)
     assert len(data.train) == 50 - refused
     assert data.report.counts["template_refused"] == refused
 
@@ -190,9 +174,9 @@ def test_a_template_that_loses_more_than_a_twentieth_of_the_rows_is_refused(refu
 # ----------------------------------------------------------------------------------------- the preview
 
 
-def test_text_mask_and_dropped_rows(write, options, encoder):
+def test_text_mask_and_dropped_rows(write, load, encoder):
     rows = [{"instruction": "Say \x1b[31mred.", "output": "é😀 red"}, {"instruction": "a", "output": ""}]
-    data = load(options(write("rows.jsonl", rows)), encoder)
+    data = load(encoder, write("rows.jsonl", rows))
     plain = render_preview(data, encoder, [0], color=False)
     assert "<|im_start|>user\nSay \\x1b[31mred.<|im_end|>\n<|im_start|>assistant\n[[é😀 red<|im_end|>]]" in plain
     assert "1 empty response dropped: " in plain
@@ -203,15 +187,3 @@ def test_text_mask_and_dropped_rows(write, options, encoder):
     for place, token, label, *_ in (line.split() for line in lines if "..." not in line):
         assert encoded.input_ids[int(place)] == int(token)
         assert int(label) == (int(token) if encoded.target[int(place)] else -100)
-
-
-def test_documents_and_their_mask(write, options, small):
-    encoder = text_encoder(small["chatml"])
-    path = write("rows.jsonl", [{"text": text} for text in ("Blue.", "A green colour.")])
-    data = load(options(path), encoder, max_length=200)
-    shown = render_preview(data, encoder, [0], color=False)
-    for text in ("Blue.", "A green colour."):
-        head = encoder.decode(encoder.tokenize([text])[0][:1])
-        assert f"--- a document ---\n{head}[[{text.removeprefix(head)}<|end|>]]" in shown
-    assert "2 documents read: 1 training and 0 held-out windows of at most 200 tokens" in shown
-    assert data.train.example(0).messages[0].content == encoder.tokenizer.decode(data.train[0].input_ids)

@@ -17,7 +17,8 @@ U, A = (lambda text: Message("user", text)), (lambda text: Message("assistant", 
 A_TURN = {"role": "assistant", "content": "a"}
 TURNS = [{"role": "user", "content": "u"}, A_TURN]
 CASES = {
-    "alpaca": ({"instruction": "Add.", "input": "1 2", "output": " 3\n"}, [U("Add.\n1 2"), A(" 3\n")]),
+    # As the hub's Alpaca, whose rows have a text, too.
+    "alpaca": ({"instruction": "Add.", "input": "1 2", "output": " 3\n", "text": "both"}, [U("Add.\n1 2"), A(" 3\n")]),
     "messages": (
         {"messages": [{"role": "system", "content": "S"}, *TURNS]},
         [Message("system", "S"), U("u"), A("a")],
@@ -45,18 +46,14 @@ def test_recognised_and_converted(name):
     assert convert(row, name).messages == tuple(expected)
 
 
-@pytest.mark.parametrize("extra", ["", "  ", None])
+@pytest.mark.parametrize("extra", [{}, {"input": ""}, {"input": "  "}])
 def test_alpaca_without_input_is_the_instruction(extra):
-    row = {"instruction": "Say hi.", "output": "Hi"} | ({} if extra is None else {"input": extra})
-    assert convert(row, "alpaca").messages[0] == U("Say hi.")
+    assert convert({"instruction": "Hi.", "output": "Yo", **extra}, "alpaca").messages[0] == U("Hi.")
 
 
 def test_a_turn_of_weight_0_is_not_trained():
-    pairs = [("user", {}), ("assistant", {"weight": 0}), ("user", {}), ("assistant", {"weight": 1})]
-    row = {"messages": [{"role": role, "content": f"t{i}"} | more for i, (role, more) in enumerate(pairs)]}
-    assert [m.trained for m in convert(row, "messages").messages] == [False, False, False, True]
-    row["messages"][1]["weight"] = None  # as in tables, where other rows have a weight
-    assert [m.trained for m in convert(row, "messages").messages] == [False, True, False, True]
+    row = {"messages": [*TURNS, TURNS[0], {**A_TURN, "weight": 0}]}
+    assert [m.trained for m in convert(row, "messages").messages] == [False, True, False, False]
 
 
 @pytest.mark.parametrize(("weight", "expected"), [("0.5", 0.5), ("", 1), (None, 1)])
@@ -169,7 +166,6 @@ def test_rows_are_those_that_were_renamed_by_hand(write, read):
 @pytest.mark.parametrize(
     ("columns", "row", "expected"),
     [
-        ({"messages": "dialog"}, {"dialog": TURNS}, "u|a"),
         ({"instruction": "q", "output": "r", "history": "h"}, {"q": "u", "r": "a", "h": [["v", "b"]]}, "v|b|u|a"),
         ({"instruction": "input", "input": "instruction"}, {"input": "u", "instruction": "c", "output": "a"}, "u\nc|a"),
         ({"prompt": "question", "id": "key"}, {"question": "u", "completion": "a", "key": "k"}, "u|a"),
@@ -186,12 +182,8 @@ def test_fields_of_each_format(columns, row, expected, write, read):
 
 
 def test_files_with_our_names_go_beside_them(write, read):
-    """One of several training files, or the held-out rows."""
     own = write("own.jsonl", [{"instruction": "u", "output": "a"}])
-    held_out = write("held.jsonl", [{"prompt": "v", "completion": "b"}])
-    prepared = read(write("rows.jsonl", ROWS), own, eval=[held_out], columns=COLUMNS)
-    assert contents(prepared.train)[-1] == ["u", "a"]
-    assert contents(prepared.eval) == [["v", "b"]]
+    assert contents(read(write("rows.jsonl", ROWS), own, columns=COLUMNS).train)[-1] == ["u", "a"]
 
 
 def test_columns_that_are_not_there(write, read, refused):

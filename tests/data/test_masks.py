@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from transformers import AddedToken
 
 from sftmix.data.encoders import make_encoder
-from sftmix.data.masks import SPLIT, encode_examples
+from sftmix.data.tokenise import SPLIT, encode_examples
 from sftmix.types import Example, Message
-from tests.data.small_tokenizers import NO_END, QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
+from tests.data.small_tokenizers import QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
 
 
 def example(*turns: str, system: str | None = None, whole: bool = False) -> Example:
@@ -100,24 +100,24 @@ def test_any_text(small, question, answer, name):
 
 
 def test_a_token_across_the_boundary_is_cut_apart(small):
-    """Two newlines may be one token, of which the first is the prompt's: the prompt must stay generation's."""
+    """Two newlines may be one token, of which the first is the prompt's: the prompt must stay generation's.
+
+    One sequence cannot hold two such prompts: a whole conversation is split.
+    """
     tokenizer = small["bos"]
     assert len(tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1  # the merge that makes the trouble
     encoder = make_encoder(tokenizer)
-    (found,) = encode(encoder, example("Hi", "\n\n1. Apple"))
+    found, *whole = encode(
+        encoder,
+        example("Hi", "\n\n1. Apple"),
+        example("Hi", "\n\n1. Apple", "And?", "2. Pear", whole=True),
+        example("Hi", "1. Apple", "And?", "2. Pear", whole=True),
+    )
+    assert [other.reasons for other in whole] == [[SPLIT], []]
     assert found.reasons == ["boundary"]
     ((start, _),) = found.spans
     assert found.ids[:start] == prompt_ids(encoder, [Message("user", "Hi")])
     assert pieces(encoder, found) == ["\n\n1. Apple</s>"]
-
-
-def test_a_token_across_a_boundary_splits_a_whole_conversation(small):
-    """Its own turns can be cut apart, but one sequence cannot hold both prompts."""
-    encoder = make_encoder(small["bos"])
-    (found,) = encode(encoder, example("Hi", "\n\n1. Apple", "And?", "2. Pear", whole=True))
-    assert found.reasons == [SPLIT]
-    (same,) = encode(encoder, example("Hi", "1. Apple", "And?", "2. Pear", whole=True))
-    assert same.reasons == []
 
 
 # ------------------------------------------------------------------------------------------ multi-turn
@@ -164,8 +164,6 @@ def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(t
     assert thought.ids == whole[: whole.index(encoder.end_of_turn_id, len(prompt)) + 1]
     assert thought.spans == [(len(prompt), len(thought.ids))]
     assert thought.reasons == ["own_block"]
-    text = tokenizer.decode(thought.ids)
-    assert text.count("<think>") == text.count("</think>") == 1
 
     # The exported template begins either kind of answer.
     exported = {"chat_template": encoder.chat_template, "add_generation_prompt": True}
@@ -245,15 +243,6 @@ def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, traine
     (found,) = encode(encoder, example("Hi", "Yo"))
     assert pieces(encoder, found) == [trained]
     assert tokenizer.decode(encoder.stop_ids[0]) == trained[trained.index("<") :]
-
-
-def test_a_refused_conversation_is_counted_alone():
-    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + NO_END
-    encoder = make_encoder(chatml_tokenizer(template))
-    good, bad, last = encode(encoder, example("Hi", "Yo"), example("Hi", "Yo", system="S"), example("Hi", "Ya"))
-    assert (bad.ids, bad.reasons) == ([], ["template_refused"])
-    assert "no system" in bad.detail
-    assert [pieces(encoder, found) for found in (good, last)] == [["Yo<|end|>"], ["Ya<|end|>"]]
 
 
 # ------------------------------------------------------------------------------------------ truncation

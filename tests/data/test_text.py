@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError
-from sftmix.data import load_data
 from sftmix.data.encoders import text_encoder
 from sftmix.data.tokenise import windows
 from tests.data.small_tokenizers import SMALL
@@ -19,10 +18,6 @@ TALES = [f"Tale {i}.\n\n" + " ".join(f"Then {j} came {i * j}." for j in range(3 
 @pytest.fixture(scope="session")
 def encoders(small):
     return {name: text_encoder(tokenizer) for name, tokenizer in small.items()}
-
-
-def load(options, encoder, *, max_length=16, seed=0):
-    return load_data(options, encoder, max_length=max_length, seed=seed, progress=False)
 
 
 def tokens_of(encoder, text: str, *, begins: bool = True, ends: bool = True) -> list[int]:
@@ -54,7 +49,7 @@ def expected_windows(
     st.integers(2, 9),
 )
 def test_windows_hold_every_token_of_every_document_once(documents, length):
-    found = list(windows(enumerate(documents), length))
+    found = list(windows(enumerate(documents), length, True))
     assert [(ids, starts) for *_, ids, starts in found if len(starts) < len(ids)] == expected_windows(documents, length)
     assert [token for *_, ids, _ in found for token in ids] == [token for ids in documents for token in ids]
     assert all(len(ids) == length for *_, ids, _ in found[:-1])
@@ -63,12 +58,12 @@ def test_windows_hold_every_token_of_every_document_once(documents, length):
         assert ids[: len(first)] == first
 
 
-def test_the_id_of_a_window_is_what_it_holds(write, options, encoders):
+def test_the_id_of_a_window_is_what_it_holds(write, load, encoders):
     """Its tokens and where documents begin; `#k` for the k-th repetition."""
 
     def names(*texts, length=1000, **more) -> list[str]:
         path = write("echo.jsonl", [{"text": text} for text in texts])
-        return load(options(path, **more), encoders["chatml"], max_length=length).train.ids
+        return load(encoders["chatml"], path, **more, max_length=length).train.ids
 
     (one, *rest) = names(*[TALES[0]] * 3, packing=False)
     assert rest == [f"{one}#1", f"{one}#2"]
@@ -78,28 +73,27 @@ def test_the_id_of_a_window_is_what_it_holds(write, options, encoders):
 
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("packing", [None, False])
-def test_documents_become_windows(kind, packing, write, options, encoders):
+def test_documents_become_windows(kind, packing, write, load, encoders):
     encoder = encoders[kind]
     path = write("tales.jsonl", [{"text": tale, "score": i} for i, tale in enumerate(TALES)])
     label = None if packing is None else "score"
-    data = load(options(path, packing=packing, label_field=label), encoder, max_length=30)
+    data = load(encoder, path, packing=packing, label_field=label, max_length=30)
     expected = expected_windows([tokens_of(encoder, tale) for tale in TALES], 30, packed=packing is None)
     assert [(e.input_ids.tolist(), e.starts.tolist()) for e in data.train] == expected
+    assert data.train.example(0).messages[0].content == encoder.decode(expected[0][0])
     for encoded in data.train:
         assert np.flatnonzero(~encoded.target).tolist() == encoded.starts.tolist()
-        assert not encoded.truncated
     assert data.train.packed is (packing is None)
     if label:
         assert data.train.labels == [data.train.example(row).label for row in range(len(data.train))]
         assert set(data.train.labels) == {str(i) for i in range(12)}
     assert any(line.startswith("12 documents read") for line in data.report.lines())
     assert data.report.tokens == (sum(len(ids) for ids, _ in expected), 0)
-    assert len(set(data.train.ids)) == len(data.train)
 
 
-def test_a_novel_is_what_the_tokenizer_makes_of_it(tokenizer, shared, options):
+def test_a_novel_is_what_the_tokenizer_makes_of_it(tokenizer, shared, load):
     path = shared / "data/text/Doyle_Hound_1902.txt"
-    data = load(options(str(path)), text_encoder(tokenizer), max_length=5000)
+    data = load(text_encoder(tokenizer), str(path), max_length=5000)
     expected = tokens_of(text_encoder(tokenizer), path.read_text(encoding="utf-8-sig"))
     assert [token for window in data.train for token in window.input_ids.tolist()] == expected
 
@@ -112,18 +106,18 @@ def test_a_tokenizer_without_eos_is_refused(small):
 # ---------------------------------------------------------------------------------------------- held out
 
 
-def test_documents_are_held_out_whole_where_there_are_enough(write, options, encoders):
+def test_documents_are_held_out_whole_where_there_are_enough(write, load, encoders):
     path = write("tales.jsonl", [{"text": tale} for tale in TALES])
-    data = load(options(path, eval_fraction=0.25, packing=False), encoders["bos"], max_length=1000)
+    data = load(encoders["bos"], path, eval_fraction=0.25, packing=False, max_length=1000)
     sides = [[example.input_ids.tolist() for example in side] for side in (data.train, data.eval)]
     assert len(sides[1]) == 3
     assert sorted(sides[0] + sides[1]) == sorted(tokens_of(encoders["bos"], tale) for tale in TALES)
 
 
-def test_of_few_documents_the_last_part_of_each_is_held_out(write, options, encoders):
+def test_of_few_documents_the_last_part_of_each_is_held_out(write, load, encoders):
     encoder, tales = encoders["bos"], ["\n".join(TALES), "\n".join(TALES[::-1]), "."]
     path = write("tales.jsonl", [{"text": tale} for tale in tales])
-    data = load(options(path, eval_fraction=0.25), encoder, max_length=4000)
+    data = load(encoder, path, eval_fraction=0.25, max_length=4000)
     first, last = [], []
     for tale in tales[:2]:
         cut = tale.index("\n", round(0.75 * len(tale))) + 1
@@ -135,11 +129,11 @@ def test_of_few_documents_the_last_part_of_each_is_held_out(write, options, enco
     assert data.report.counts == {}
 
 
-def test_held_out_files_and_limit(write, options, encoders):
+def test_held_out_files_and_limit(write, load, encoders):
     train = write("tales.jsonl", [{"text": tale} for tale in TALES])
     held_out = write("held.txt", TALES[3])
-    data = load(options(train, eval=[held_out], limit=2), encoders["bos"])
-    full = load(options(train, eval=[held_out]), encoders["bos"])
+    data = load(encoders["bos"], train, eval=[held_out], limit=2, max_length=16)
+    full = load(encoders["bos"], train, eval=[held_out], max_length=16)
     assert len(data.train) == 2
     assert data.train.ids == full.train.ids[:2]
     assert data.train.fingerprint != full.train.fingerprint

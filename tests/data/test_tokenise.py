@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from sftmix.common.errors import ConfigError
 from sftmix.data import encode, make_encoder, prepare, tokenise
+from sftmix.options import DataOptions
 from tests.data.small_tokenizers import THINKING, chatml_tokenizer
 
 
@@ -28,41 +28,22 @@ def encoder():
     return make_encoder(chatml_tokenizer(THINKING))
 
 
-def tokenised(rows, options, encoder, place, monkeypatch, **more):
-    monkeypatch.setenv("SFTMIX_CACHE", str(place))
-    made = options(rows, multi_turn="whole", **more)
-    made.cache_dir = None
-    data = encode(prepare(made, 0, progress=False), encoder, max_length=60, progress=False)
+def tokenised(rows, encoder, place, processes):
+    options = DataOptions(train=rows, multi_turn="whole", num_proc=processes, cache_dir=str(place))
+    data = encode(prepare(options, 0, progress=False), encoder, max_length=60, progress=False)
     (stored,) = place.glob("tokens-*/tokens.arrow")
     return data, stored
 
 
-def test_several_processes_write_the_same_file_and_report(rows, options, encoder, tmp_path, monkeypatch):
-    one, alone = tokenised(rows, options, encoder, tmp_path / "one", monkeypatch, num_proc=1)
+def test_several_processes_write_the_same_file_and_report(rows, encoder, tmp_path, monkeypatch):
+    one, alone = tokenised(rows, encoder, tmp_path / "one", 1)
     seen = set()
     do = tokenise.ProcessPoolExecutor.submit
     monkeypatch.setattr(tokenise.ProcessPoolExecutor, "submit", lambda *a: (seen.add(os.getpid()), do(*a))[1])
-    three, together = tokenised(rows, options, encoder, tmp_path / "three", monkeypatch, num_proc=3)
+    three, together = tokenised(rows, encoder, tmp_path / "three", 3)
     assert seen  # the workers were there
     assert {"truncated", "no_response_token", "split_turns"} <= set(one.report.counts)
     assert one.report == three.report
     assert alone.parent.name == together.parent.name  # the number of processes is in no key
     assert alone.read_bytes() == together.read_bytes()
     assert one.train.fingerprint == three.train.fingerprint
-
-
-def test_an_error_of_a_worker_is_raised_here(rows, options, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenise, "encode_examples", refuse)  # the workers are forked: they refuse, too
-    with pytest.raises(ConfigError, match="refused by 3"):
-        tokenised(rows, options, encoder, tmp_path / "cache", monkeypatch, num_proc=3)
-    assert not list((tmp_path / "cache").glob("tokens-*"))
-
-
-def refuse(*_):
-    raise ConfigError("refused by 3")
-
-
-def test_more_processes_only_where_they_pay():
-    many = len(os.sched_getaffinity(0))
-    assert tokenise.default_processes(0) == tokenise.default_processes(2 * tokenise.WORTH_A_PROCESS - 1) == 1
-    assert tokenise.default_processes(10**9) == many

@@ -51,7 +51,7 @@ def test_every_bad_line_is_named_or_counted_before_a_model_is_loaded(no_model, t
         for number, (line, (kind, (_, reason))) in enumerate(zip(told[:20], part, strict=False)):
             assert line.startswith(f"{path}:{2 * number + len(FINE) + 2}: "), kind
             assert reason in line, kind
-    assert f"... and {len(kinds) - 20} more" in told[20]
+    assert not any(str(path) in line for line in told[20:])
     prepared = prepare(DataOptions(train=path, skip_bad=True), 0, progress=False)
     assert prepared.report.counts["bad_row"] == len(kinds)
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from sftmix.common.errors import ConfigError
 from sftmix.data import load_data, make_encoder
 from sftmix.data.encoders import text_encoder
-from sftmix.data.masks import encode_examples
+from sftmix.data.tokenise import encode_examples
 from sftmix.types import Example, Message
 from tests.data.conftest import options, write  # noqa: F401, fixtures
 from tests.data.small_tokenizers import CHATML as CHATML_TEMPLATE

@@ -9,7 +9,7 @@ import pytest
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.data.encoders import PROBE, encoder_for
-from sftmix.data.trial import CONVERSATIONS, trouble_with
+from sftmix.data.trial import CONVERSATIONS
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import chatml_tokenizer
 from tests.forked import on_ranks
@@ -20,24 +20,24 @@ PAYLOADS = {
     "globals": ("{{ cycler.__init__.__globals__.os.system('touch CANARY') }}", "SecurityError"),
     "lipsum": ("{{ lipsum.__globals__['os'].popen('touch CANARY').read() }}", "SecurityError"),
     "long range": ("{% for i in range(1000000000) %}x{% endfor %}", "OverflowError"),
-    "nested ranges": (LOOPS, "processor time"),
-    "tracked": ("{% generation %}" + LOOPS + "{% endgeneration %}", "processor time"),
-    "long text": ("{{ 'a' * 3000000000 }}", "MB of memory"),
+    "nested ranges": (LOOPS, "exit code -9 "),
+    "tracked": ("{% generation %}" + LOOPS + "{% endgeneration %}", "exit code -9 "),
+    "long text": ("{{ 'a' * 3000000000 }}", "MemoryError"),
     "growing text": (
         "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
-        "MB of memory",
+        "MemoryError",
     ),
-    "wide filter": ("{{ 'x' | center(2000000000) }}", "MB of memory"),
+    "wide filter": ("{{ 'x' | center(2000000000) }}", "MemoryError"),
     "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "RecursionError"),
     "include": ("{% include '/etc/passwd' %}", "cannot render"),
-    "10 MB": ("{{ 1 }}" * 1_500_000, "10,500,000 characters"),
+    "10 MB": ("{{ 1 }}" * 1_500_000, "or cannot be tried out"),
     "append": ("{{ messages.append({'role': 'user', 'content': 'x'}) }}", "SecurityError"),
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
     "loops without a system turn": (
         "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + LOOPS,
-        "processor time",
+        "exit code -9 ",
     ),
-    "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "writes 9,899,901 characters"),
+    "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "MemoryError"),
 }
 QUICK = ("nested ranges", "loops without a system turn")
 
@@ -82,16 +82,3 @@ def test_a_good_template_is_tried_out_once(tmp_path):
 def test_the_probe_is_tried_out_first():
     """A template is rendered here only for conversations that it was tried out on."""
     assert [PROBE[:1], PROBE] == CONVERSATIONS[:2]
-
-
-def test_programs_that_python_starts_with_may_print(tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text("print('Hello')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert trouble_with("{{ messages[0].content }}", {}) is None
-
-
-def test_a_trial_that_cannot_start_is_no_fault_of_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    options = DataOptions(train="rows.jsonl", cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match=r"data\.template: tokenizer: it cannot be tried out: .*No such file"):
-        encoder_for(chatml_tokenizer(), options)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from sftmix.common.errors import ConfigError
 from sftmix.config.read import read_config
 from sftmix.data.encoders import encoder_for
-from sftmix.data.masks import encode_examples
+from sftmix.data.tokenise import encode_examples
 from sftmix.model.load import load_tokenizer
 from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.loaded import load_finished
