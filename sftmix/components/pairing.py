@@ -10,7 +10,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler, require, require_one_of
-from sftmix.types import UNPAIRED, Int64, Rows, Scores, Split
+from sftmix.types import UNPAIRED, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
 First = Literal["confident", "unconfident"]
@@ -120,7 +120,7 @@ class ByConfidence(PairSampler):
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         ranked = _ranked(self, split, scores)
-        pairs = np.asarray(ranked[: len(ranked) // 2 * 2], dtype=np.int64).reshape(-1, 2)
+        pairs = ranked[: len(ranked) // 2 * 2].reshape(-1, 2)
         return pairs if self.first == "confident" else pairs[::-1]
 
 
@@ -130,6 +130,10 @@ class ConfidenceGapPairs(PairSampler):
     The scored examples, except the unpaired, are ranked by confidence (equal ones by id) and matched at random. The
     ranks of partners differ by at least `min_gap` times the number of examples. If this number is odd, the example in
     the middle is left out. Groups play no part. (The paper names continuous confidence as future work.)
+
+    A walk starts from the matching of rank r with r + n/2. In each of its rounds, pairs meet two by two and exchange
+    partners, in one of two ways at random, if the gap allows it. The walk is symmetric, so all matchings that it
+    reaches are equally likely in the end.
     """
 
     def __init__(self, *, min_gap: float = 0.25):
@@ -140,41 +144,31 @@ class ConfidenceGapPairs(PairSampler):
         self.min_gap = min_gap
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        ranked = _ranked(self, split, scores)
+        ranked, rng = _ranked(self, split, scores), generator(seed, "pairs", epoch)
         if len(ranked) % 2:
-            del ranked[len(ranked) // 2]
-        rng = generator(seed, "pairs", epoch)
-        ranks = rng.permutation(_far_matching(len(ranked), math.ceil(self.min_gap * len(ranked)), rng))
-        return np.asarray(ranked, dtype=np.int64)[ranks]
+            ranked = np.delete(ranked, len(ranked) // 2)
+        half, quarter = len(ranked) // 2, len(ranked) // 4
+        gap = math.ceil(self.min_gap * len(ranked))
+        matched = np.stack([np.arange(half), np.arange(half, len(ranked))], axis=1)  # ranks
+        for _ in range(SWAP_ROUNDS):
+            met = rng.permutation(half)[: 2 * quarter].reshape(2, quarter)
+            one, other = matched[met]
+            other = np.where(rng.random(quarter)[:, None] < 0.5, other, other[:, ::-1])
+            new = np.sort(np.stack([one, other], axis=2), axis=2)  # [quarter, 2, 2]: for each meeting, two new pairs
+            allowed = (new[:, :, 1] - new[:, :, 0] >= gap).all(axis=1)
+            matched[met[:, allowed]] = new[allowed].swapaxes(0, 1)
+        return ranked[rng.permutation(matched)]
 
 
-def _ranked(sampler: PairSampler, split: Split, scores: Scores) -> list[int]:
+def _ranked(sampler: PairSampler, split: Split, scores: Scores) -> Rows:
     """Return the scored rows but the unpaired, most confident first, equal ones by id."""
     if np.isnan(scores.confidence).all():
         raise ConfigError(
             f"pairing {type(sampler).__name__} needs a confidence, and with this splitter none is estimated; "
             "use --splitter Median or Quantile"
         )
-    return [row for row in scores.ranked() if split.group[row] != UNPAIRED]
-
-
-def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Int64:
-    """Return i64[n/2, 2]: a random perfect matching of the ranks 0..n-1 (n even), partners `gap` or more apart.
-
-    The walk starts from the matching of r with r + n/2. In each round, pairs meet two by two and exchange partners, in
-    one of two ways at random, if the gap allows it. The walk is symmetric, so all matchings that it reaches are equally
-    likely in the end.
-    """
-    matched = np.stack([np.arange(n // 2), np.arange(n // 2, n)], axis=1)
-    half = len(matched) // 2
-    for _ in range(SWAP_ROUNDS):
-        met = rng.permutation(len(matched))[: 2 * half].reshape(2, half)
-        one, other = matched[met[0]], matched[met[1]]
-        other = np.where(rng.random(half)[:, None] < 0.5, other, other[:, ::-1])
-        new = np.sort(np.stack([one, other], axis=2), axis=2)  # [half, 2, 2]: for each meeting, two new pairs
-        allowed = (new[:, :, 1] - new[:, :, 0] >= gap).all(axis=1)
-        matched[met[0, allowed]], matched[met[1, allowed]] = new[allowed, 0], new[allowed, 1]
-    return matched
+    rows = np.array(scores.ranked(), dtype=np.int64)
+    return rows[split.group[rows] != UNPAIRED]
 
 
 def _between(split: Split, upper: int, lower: int, rng: np.random.Generator) -> Rows:
