@@ -113,9 +113,9 @@ class SFTMix(Objective):
         size_P = batch.pair_index.bincount(minlength=len(batch.slot_pairs))
         draws = [np.empty(0)]
         for (first, second), size in zip(batch.slot_pairs.tolist(), size_P.tolist(), strict=True):
-            names = () if self.lambda_per == "batch" else (batch.ids[first], batch.ids[second])
-            drawn = generator(seed, "lambda", step, *names).beta(alpha, alpha, size if self.lambda_per == "token" else 1)
-            draws.append(np.broadcast_to(drawn, (size,)))
+            pair = () if self.lambda_per == "batch" else (batch.ids[first], batch.ids[second])
+            rng, n_draws = generator(seed, "lambda", step, *pair), size if self.lambda_per == "token" else 1
+            draws.append(np.broadcast_to(rng.beta(alpha, alpha, n_draws), (size,)))
         lam = torch.as_tensor(np.concatenate(draws), dtype=torch.float32, device=batch.pairs.device)
 
         # The weight of each token pair before mu, and their part of the Mixup denominator.
