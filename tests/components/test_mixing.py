@@ -1,7 +1,5 @@
 """MeasureMixing against autograd through the whole formula, on the model that a run exported."""
 
-from collections import defaultdict
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ import torch
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.tables import read_split
 from sftmix.common.world import World
-from sftmix.components.mixing import _figures
+from sftmix.components import MeasureMixing, SFTMix, StageState
 from sftmix.config.read import read_config
 from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.target import pairs_by
@@ -127,4 +125,6 @@ def test_nothing_is_measured_where_nothing_is_mixed(run):
 
 def test_a_batch_of_repeats_alone_has_no_token_that_is_not_reached():
     """A sampler may put all repeats into one global batch; NTP and the share leave them out."""
-    assert _figures(defaultdict(float, mix=4.0, mix_count=2.0))["mixing_unreached"] == 0
+    part = {"mix": 4.0, "mix_count": 2.0}
+    state = StageState("train", 1, 1, 0, {"mixup_tokens": 1}, read=lambda function: [part], objective=SFTMix())
+    assert MeasureMixing(every=1).on_step_end(state).metrics["mixing_unreached"] == 0

@@ -56,7 +56,7 @@ def test_a_field_that_is_no_score_is_named_beside_those_there_are():
     table = scores([1, 2], judge=[1.0, None], topic=["", "law"])
     with pytest.raises(ConfigError, match=r"field is 'score'; allowed: a field of the rows: n_tokens, judge, topic"):
         ScoreAtLeast(field="score", threshold=1).select(table, seed=0)
-    with pytest.raises(ConfigError, match=r"'topic' is not a column of numbers: example e1 has 'law'"):
+    with pytest.raises(ConfigError, match=r"'topic' is not a column of numbers: .*'law'"):
         ScoreAtLeast(field="topic", threshold=1).select(table, seed=0)
 
 
