@@ -1,8 +1,5 @@
 """Evaluate: when the held-out rows are looked at."""
 
-import pytest
-
-from sftmix.common.errors import ConfigError
 from sftmix.components import Evaluate, StageState
 
 
@@ -32,8 +29,3 @@ def test_each_epoch_or_each_so_many_steps():
 
 def test_without_held_out_rows_there_is_nothing_to_do():
     assert run(Evaluate(), held_out=False) == run(Evaluate(every=1), held_out=False) == []
-
-
-def test_every_must_be_positive():
-    with pytest.raises(ConfigError, match=r"Evaluate\.every is 0"):
-        Evaluate(every=0)

@@ -113,8 +113,6 @@ def test_ifd_is_the_ratio_with_and_without_the_instruction(checkpoint, expected)
 def test_ifd_needs_responses_scored_alone():
     with pytest.raises(ConfigError, match=r"--reference\.response_alone true"):
         IFD().estimate(dynamics([[1.0]], [1]))
-    with pytest.raises(ConfigError, match=r"confidence\.checkpoint is 'best'; allowed: first, last, mean"):
-        IFD(checkpoint="best")
 
 
 @given(tables())

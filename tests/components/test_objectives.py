@@ -118,24 +118,6 @@ def test_ntp_on_one_half_needs_a_split():
     assert SFTMix().plan(batch, **AT).ntp_count == 4
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("mu", -0.1),
-        ("mu", float("nan")),
-        ("alpha", 0.0),
-        ("alpha", float("inf")),
-        ("ntp_on", "some"),
-        ("mixup_mean", "mean"),
-        ("lambda_per", "row"),
-        ("mean", "pair"),
-    ],
-)
-def test_wrong_options_are_named(key, value):
-    with pytest.raises(ConfigError, match=rf"objective\.{key} is .*{value}.*; allowed: "):
-        SFTMix(**{key: value})
-
-
 def test_only_sftmix_asks_for_pairs():
     assert SFTMix.needs == {Need.PAIRS}
     assert not NTP.needs

@@ -72,12 +72,6 @@ def test_left_over_rows_of_quantiles_by_hand():
     assert halves.names == ("confident", "unconfident")
 
 
-def test_levels_out_of_range():
-    for levels in (1, 129):
-        with pytest.raises(ConfigError, match=rf"splitter\.levels is {levels}; allowed: from 2 to 128"):
-            Quantile(levels=levels)
-
-
 LABELS = ["good", "poor", None, "fair", "good", "bad"]
 
 
