@@ -153,15 +153,6 @@ def test_level_pairs_use_every_row_of_equal_levels_once(rule, n_levels, size, se
     assert used.sum() - len(rows) == len(alone)  # a level within itself leaves one of an odd number out
 
 
-def test_levels_of_different_size_repeat_the_smaller():
-    split = levels([0, 0, 0, 0, 1, 1, 2, 3, 3, 3], 4)
-    pairs = pairs_of(LevelPairs(), split)
-    counts = np.bincount(pairs.reshape(-1), minlength=10)
-    assert counts.tolist()[:4] == [1, 1, 1, 1]
-    assert sorted(counts.tolist()[7:]) == [1, 1, 2]
-    assert counts.tolist()[4:7] == [1, 1, 2]
-
-
 @pytest.mark.parametrize("sampler", [SameGroupPairs(), AnyPairs()], ids=lambda s: type(s).__name__)
 @given(group=LEVELS, seed=st.integers(0, 3), epoch=st.integers(0, 3), data=st.data())
 def test_the_controls_take_all_that_are_not_unpaired(sampler, group, seed, epoch, data):
@@ -262,5 +253,4 @@ def test_pairs_that_are_documented_are_kept():
     found = check_pairs(Given(rows=rows), np.asarray(rows, dtype=np.int32), THIRDS, TABLE)
     assert found.dtype == np.int64
     assert found.tolist() == rows
-    assert pairs_by(lambda epoch: (THIRDS, TABLE), Given(rows=rows), seed=0)(1).tolist() == rows
     assert check_pairs(Given(rows=[]), np.empty((0, 2), dtype=np.int64), THIRDS, TABLE).shape == (0, 2)

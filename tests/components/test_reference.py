@@ -43,9 +43,9 @@ def test_trained_reference_hands_its_options_to_the_loop():
     assert context.asked == defaults
 
 
-@pytest.mark.parametrize("checkpoints", [1, 7, [0], [0.0, 1.0], [0, 40, 100.0]])
-def test_places_of_checkpoints(checkpoints):
-    assert TrainedReference(checkpoints=checkpoints).checkpoints == checkpoints
+def test_places_of_checkpoints():
+    for checkpoints in (1, [0], [0.0, 1.0], [0, 40, 100.0]):
+        assert TrainedReference(checkpoints=checkpoints).checkpoints == checkpoints
 
 
 def test_a_file_is_joined_by_id(tmp_path):

@@ -26,7 +26,6 @@ def test_k_examples_are_chosen(n_tokens, data):
 def test_longest_orders_equal_lengths_by_id():
     table = scores([5, 7, 5, 5, 9], ids=list("dbcae"))
     assert Longest(k=3).select(table, seed=0).tolist() == [1, 3, 4]
-    assert Longest().k == 1000
 
 
 def test_random_selections_of_two_seeds_are_independent():

@@ -109,6 +109,7 @@ def test_length_matched_halves_have_the_same_lengths(n_tokens, seed):
     split = LengthMatched().split(table, seed=seed)
     halves = [np.sort(table.n_tokens[rows]) for rows in (split.confident, split.unconfident)]
     assert len(halves[0]) == len(halves[1]) == n // 2
+    assert table.n_tokens[split.unpaired].tolist() == sorted(n_tokens)[n // 2 : n // 2 + n % 2]
     # Each half holds one of every two neighbours in length: their order statistics interleave.
     lower, upper = np.minimum(*halves), np.maximum(*halves)
     assert (upper[:-1] <= lower[1:]).all()
@@ -123,11 +124,6 @@ def test_length_matched_coins_are_fair_and_seeded(of_each):
     assert 430 < (first[::2] == 0).sum() < 570  # 1,000 coins: within 4.4 standard deviations
     assert 860 < (first == other).sum() < 1140
     assert not LengthMatched.needs
-
-
-def test_length_matched_leaves_the_middle_one_unpaired():
-    split = LengthMatched().split(scores([9, 1, 7, 3, 5]), seed=0)
-    assert split.unpaired.tolist() == [4]
 
 
 def test_a_split_from_a_file_is_joined_by_id(tmp_path):
