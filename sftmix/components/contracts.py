@@ -95,10 +95,7 @@ def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
         allowed = f"at most {MOST_GROUPS}, each once, and none {UNPAIRED_NAME!r}"
         raise broken(splitter, f"{len(names)} groups with the names {list(names)}", allowed)
     group = _array(splitter, split.group, (len(scores),), name="groups ")
-    outside = (group < UNPAIRED) | (group >= len(names))
-    if outside.any():
-        allowed = f"-1 (unpaired), or 0 to {len(names) - 1}"
-        raise broken(splitter, f"group {group[outside][0]} with the names {list(names)}", allowed)
+    _check_range(splitter, "groups", group, len(names) - 1, least=UNPAIRED)
     unscored = np.isnan(scores.confidence) & (group != UNPAIRED)
     if unscored.any() and np.isfinite(scores.confidence).any():
         first = f"a group for {scores.id[int(unscored.argmax())]}, which has no confidence"
@@ -142,10 +139,9 @@ def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
     import torch
 
     _check_type(objective, plan, Plan)
-    _check_type(objective, plan.pairs, torch.Tensor, "pairs ")
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken(objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
-    pairs = (len(plan.pairs),)
+    pairs = tuple(np.shape(plan.pairs)[:1])
     shapes = {"pairs": (*pairs, 2), "row_weight": batch.labels.shape, "pair_weight": pairs, "lam": pairs}
     for name, shape in shapes.items():
         value, kind = getattr(plan, name), "int64" if name == "pairs" else "floats"
@@ -200,8 +196,8 @@ def check_callback_result(callback: Callback, hook: str, result: CallbackResult 
         raise broken(callback, f"metrics {result.metrics!r}", "a mapping of names to numbers")
     reserved = OWN_OF_STAGE if hook == "on_stage_end" else OWN_OF_STEP
     if taken := sorted(reserved & result.metrics.keys()):
-        answer, other = f"the metric {taken[0]} from {hook}()", f"my_{taken[0]}"
-        raise broken(callback, answer, f"names that the loop does not use itself; rename it, as {other}")
+        allowed = f"names that the loop does not use itself; rename it, as my_{taken[0]}"
+        raise broken(callback, f"the metric {taken[0]} from {hook}()", allowed)
     return replace(result, metrics=plain_value(dict(result.metrics)))
 
 
@@ -228,9 +224,9 @@ def _array(
     return array
 
 
-def _check_range(component: Component, name: str, values: np.ndarray | Tensor, most: int) -> None:
-    if len(values) and not 0 <= values.min() <= values.max() <= most:
-        raise broken(component, f"{name} {values.min()} to {values.max()}", f"0 to {most}")
+def _check_range(component: Component, name: str, values: np.ndarray | Tensor, most: int, least: int = 0) -> None:
+    if len(values) and not least <= values.min() <= values.max() <= most:
+        raise broken(component, f"{name} {values.min()} to {values.max()}", f"{least} to {most}")
 
 
 def _described(value: Any) -> str:

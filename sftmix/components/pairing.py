@@ -28,7 +28,7 @@ class RandomPairs(PairSampler):
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        return _between(split, 0, len(split.names) - 1, generator(seed, "pairs", epoch))
+        return _between(split.confident, split.unconfident, generator(seed, "pairs", epoch))
 
 
 class LengthMatchedPairs(PairSampler):
@@ -45,7 +45,7 @@ class LengthMatchedPairs(PairSampler):
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng = generator(seed, "pairs", epoch)
-        pairs = _between(split, 0, len(split.names) - 1, rng)
+        pairs = _between(split.confident, split.unconfident, rng)
         ranks = np.argsort(scores.n_tokens[pairs], axis=0, kind="stable")
         by_length = np.take_along_axis(pairs, ranks, axis=0)
         for start in range(0, len(by_length), self.window):
@@ -76,8 +76,8 @@ class LevelPairs(PairSampler):
             "extremes": [(0, last)],
         }[self.rule]
         matched = [
-            _between(split, upper, lower, rng) if upper != lower else _within(split.rows(upper), scores, rng)
-            for upper, lower in levels
+            _between(split.rows(one), split.rows(other), rng) if one != other else _within(split.rows(one), scores, rng)
+            for one, other in levels
         ]
         return rng.permutation(np.concatenate(matched))
 
@@ -171,16 +171,15 @@ def _ranked(sampler: PairSampler, split: Split, scores: Scores) -> Rows:
     return rows[split.group[rows] != UNPAIRED]
 
 
-def _between(split: Split, upper: int, lower: int, rng: np.random.Generator) -> Rows:
+def _between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:
     """Return i64[P, 2]: two groups in random order; the smaller one is repeated, each time in a new order."""
-    if upper == lower:
-        raise ConfigError(f"pairing needs a split into at least 2 groups, got {split.names}; choose another splitter")
-    columns = []
-    n_pairs = max(len(split.rows(upper)), len(split.rows(lower)))
-    for group in (upper, lower):
-        rows = split.rows(group)
-        if len(rows) == 0:
-            raise DataError(f"no example is in group {split.names[group]!r}, so nothing can be paired")
+    if not len(upper) or not len(lower) or np.array_equal(upper, lower):
+        raise DataError(
+            f"pairing needs two groups with examples, and those to be paired have {len(upper)} and {len(lower)}, or "
+            "are one and the same; choose another splitter, or give more rows"
+        )
+    columns, n_pairs = [], max(len(upper), len(lower))
+    for rows in (upper, lower):
         passes = [rng.permutation(rows) for _ in range(math.ceil(n_pairs / len(rows)))]
         columns.append(np.concatenate(passes)[:n_pairs])
     return np.stack(columns, axis=1)

@@ -164,13 +164,9 @@ class Rho1(StoredReference):
         self.share = share
 
     def plan(self, batch: Batch, **at: Any) -> Plan:
-        plan = super().plan(batch, **at)
-        return replace(plan, ntp_count=float((batch.ntp_weight * self._sizes(batch)[1]).sum()))
-
-    def _sizes(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return i64[B] twice, the number of tokens of each response, and of those that are trained."""
-        size_B = batch.rows.new_zeros(len(batch.ids)).index_add(0, batch.slot, batch.slot.new_ones(len(batch.slot)))
-        return size_B, (self.share * size_B.double() - 1e-9).ceil().long()
+        size_B = batch.slot.bincount(minlength=len(batch.ids))
+        trained_B = (self.share * size_B.double() - 1e-9).ceil()
+        return replace(super().plan(batch, **at), ntp_count=float((batch.ntp_weight * trained_B).sum()))
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         import torch
@@ -178,9 +174,11 @@ class Rho1(StoredReference):
         excess = _nll(view, batch) - self.reference_nll(batch, -1)
         order = excess.argsort(descending=True, stable=True)
         order = order[batch.slot[order].argsort(stable=True)]  # by response, and in each from the largest
-        slot, (size, most) = batch.slot[order], self._sizes(batch)
-        rank = torch.arange(len(order), device=order.device) - (size.cumsum(0) - size)[slot]
-        return torch.zeros_like(excess).index_copy(0, order, (rank < most[slot]).to(excess))
+        size_B = batch.rows.new_zeros(len(batch.ids)).index_add(0, batch.slot, torch.ones_like(batch.slot))
+        slot = batch.slot[order]
+        rank = torch.arange(len(order), device=order.device) - (size_B.cumsum(0) - size_B)[slot]
+        trained = rank < (self.share * size_B.double() - 1e-9)[slot]
+        return torch.zeros_like(excess).index_copy(0, order, trained.to(excess))
 
 
 class TailSFT(StoredReference):
