@@ -40,9 +40,8 @@ class TrainedReference(Reference):
         training: differences from the run's `training` options; null inherits them all.
         """
         if checkpoints == "online":
-            allowed = "false where reference.checkpoints is online, as those losses are not scored"
-            require(not token_nll, "reference.token_nll", token_nll, allowed)
-            require(not response_alone, "reference.response_alone", response_alone, allowed)
+            allowed = "a number or a list with token_nll or response_alone, as the losses of the training are not scored"
+            require(not (token_nll or response_alone), "reference.checkpoints", checkpoints, allowed)
         else:
             if isinstance(checkpoints, int):
                 holds = checkpoints >= 1
