@@ -44,12 +44,11 @@ from sftmix.types import (
     TrainingDynamics,
 )
 
-_OF_BOTH = frozenset({"tokens", "ntp_tokens", "mixup_tokens", "mu_effective"})
-OWN_OF_STEP = _OF_BOTH | {"loss", "ntp", "mixup", "learning_rate", "grad_norm", "step", "time", "epoch", "rows"}
-OWN_OF_STEP |= {"tokens_total", "examples_total", "tokens_per_second"}
+OWN_OF_STEP = {"step", "time", "epoch", "rows", "loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm"}
+OWN_OF_STEP |= {"tokens", "ntp_tokens", "mixup_tokens", "tokens_total", "examples_total", "tokens_per_second"}
 """The names of the loop's own metrics in a line of metrics.jsonl."""
-OWN_OF_STAGE = _OF_BOTH | {"ntp_count", "mixup_count", "mu_own", "mu_ntp", "skipped", "updates"}
-OWN_OF_STAGE |= {"elapsed", "examples", "steps", "total_steps", "stopped_by", "machines"}
+OWN_OF_STAGE = {"steps", "total_steps", "updates", "skipped", "stopped_by", "elapsed", "machines", "examples", "tokens"}
+OWN_OF_STAGE |= {"ntp_tokens", "mixup_tokens", "ntp_count", "mixup_count", "mu_effective", "mu_own", "mu_ntp"}
 """The names of the loop's own figures of a stage, in figures.json."""
 
 

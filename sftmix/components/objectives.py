@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
 class NTP(Objective):
     """Next-token prediction on every example, each response token alike: the baseline."""
 
-    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+    def plan(self, batch: Batch, **at: Any) -> Plan:
         return ntp_plan(batch, batch.ntp_weight)
 
 

@@ -40,7 +40,9 @@ class TrainedReference(Reference):
         training: differences from the run's `training` options; null inherits them all.
         """
         if checkpoints == "online":
-            allowed = "a number or a list with token_nll or response_alone, as the losses of the training are not scored"
+            allowed = (
+                "a number or a list with token_nll or response_alone, as the losses of the training are not scored"
+            )
             require(not (token_nll or response_alone), "reference.checkpoints", checkpoints, allowed)
         else:
             if isinstance(checkpoints, int):
