@@ -40,22 +40,17 @@ class TrainedReference(Reference):
         training: differences from the run's `training` options; null inherits them all.
         """
         if checkpoints == "online":
-            allowed = (
-                "a number or a list with token_nll or response_alone, as the losses of the training are not scored"
-            )
-            require(not (token_nll or response_alone), "reference.checkpoints", checkpoints, allowed)
+            holds = not (token_nll or response_alone)
+        elif isinstance(checkpoints, int):
+            holds = checkpoints >= 1
         else:
-            if isinstance(checkpoints, int):
-                holds = checkpoints >= 1
-            else:
-                shares = max(checkpoints, default=-1) <= 1
-                steps = all(float(place).is_integer() for place in checkpoints)
-                holds = min(checkpoints, default=-1) >= 0 and (shares or steps)
-            allowed = (
-                "a number of scorings from 1, a list of either shares of the run (0 is before training, 1 its end) or, "
-                "if one is above 1, whole steps, or online"
-            )
-            require(holds, "reference.checkpoints", checkpoints, allowed)
+            are_steps = all(float(place).is_integer() for place in checkpoints)
+            holds = min(checkpoints, default=-1) >= 0 and (max(checkpoints) <= 1 or are_steps)
+        allowed = (
+            "a number of scorings from 1, a list of either shares of the run (0 is before training, 1 its end) or, if "
+            "one is above 1, whole steps, or, without token_nll and response_alone, online"
+        )
+        require(holds, "reference.checkpoints", checkpoints, allowed)
         self.model, self.checkpoints, self.training = model, checkpoints, training
         self.token_nll, self.response_alone = token_nll, response_alone
         held = {

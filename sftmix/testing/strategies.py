@@ -64,9 +64,7 @@ def score_tables(
     size = draw(st.integers(min_value=4, max_value=max_size))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     values = -np.round(rng.gamma(2.0, 3.0, size), draw(st.sampled_from([0, 6])))  # rounded: ties
-    values[rng.random(size) < draw(st.sampled_from([0.0, 0.1]))] = np.nan
-    if not confidence:
-        values[:] = np.nan
+    values[rng.random(size) < (draw(st.sampled_from([0.0, 0.1])) if confidence else 1.0)] = np.nan
     return Scores(
         id=[f"id-{number}" for number in rng.permutation(size)],
         row=np.arange(size),
