@@ -92,7 +92,7 @@ class SFTMix(Objective):
         """
         for key, value in (("mu", mu), ("alpha", alpha)):
             if not isinstance(value, Schedule):
-                _number(key, value)
+                _checked(key, value)
         require_one_of("objective.ntp_on", ntp_on, NtpOn)
         require_one_of("objective.mixup_mean", mixup_mean, MixupMean)
         require_one_of("objective.lambda_per", lambda_per, LambdaPer)
@@ -105,11 +105,11 @@ class SFTMix(Objective):
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch
 
-        mu, ntp = _number("mu", self.mu, step, total_steps), self._ntp(batch)
+        mu, ntp = _checked("mu", self.mu, step, total_steps), self._ntp(batch)
         if mu == 0:
             return ntp
         # Lambda of column 0 of each aligned token pair: the same on any rank and in any micro-batch.
-        alpha = _number("alpha", self.alpha, step, total_steps)
+        alpha = _checked("alpha", self.alpha, step, total_steps)
         size_P = batch.pair_index.bincount(minlength=len(batch.slot_pairs))
         draws = [np.empty(0)]
         for (first, second), size in zip(batch.slot_pairs.tolist(), size_P.tolist(), strict=True):
@@ -178,7 +178,7 @@ class DecomposedMixup(SFTMix):
         return out._replace(mixup=plan.lam * out.nll[i] + (1 - plan.lam) * out.nll[j])
 
 
-def _number(key: str, value: float | Schedule, step: int = 0, total_steps: int = 0) -> float:
+def _checked(key: str, value: float | Schedule, step: int = 0, total_steps: int = 0) -> float:
     """Return mu or alpha, a schedule's value at this step; ConfigError out of its range."""
     name = f"objective.{key}"
     if isinstance(value, Schedule):

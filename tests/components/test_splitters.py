@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import write_split
-from sftmix.components import LengthMatched, Median, Need, QualityLabel, Quantile, RandomSplit
+from sftmix.components import LengthMatched, Median, QualityLabel, Quantile, RandomSplit
 from sftmix.components.contracts import check_split
 from sftmix.components.splitters import FromFile
 from sftmix.types import Split
@@ -35,7 +35,6 @@ def test_ties_are_ordered_by_id():
 
 
 def test_random_split_needs_no_confidence_and_depends_on_the_seed_alone():
-    assert Median.needs == {Need.CONFIDENCE}
     assert not RandomSplit.needs
     ranked, reversed_ = table_of(-np.arange(1.0, 401.0)), table_of(-np.arange(400.0, 0.0, -1.0))
     first = RandomSplit().split(ranked, seed=0).group
@@ -123,7 +122,6 @@ def test_length_matched_coins_are_fair_and_seeded(of_each):
     first, other = (LengthMatched().split(table, seed=seed).group for seed in (0, 1))
     assert 430 < (first[::2] == 0).sum() < 570  # 1,000 coins: within 4.4 standard deviations
     assert 860 < (first == other).sum() < 1140
-    assert not LengthMatched.needs
 
 
 def test_a_split_from_a_file_is_joined_by_id(tmp_path):
