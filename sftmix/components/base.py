@@ -71,7 +71,7 @@ class Component:
     """What others may have from it; leaving a member out is a promise that it never gives that."""
     package: str | None = None
     """The package that has to be installed for it."""
-    option: str = ""  # that chooses a component of this kind, for messages
+    option = ""  # that chooses a component of this kind, for messages
     _init_args: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -81,7 +81,7 @@ class Component:
                 bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
                 bound.apply_defaults()
                 init_args = dict(list(bound.arguments.items())[1:])
-        object.__setattr__(self, "_init_args", init_args)
+        self._init_args = init_args
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -165,15 +165,15 @@ class Reference(Component, ABC):
     """
 
     option = "reference"
-    needs: AbstractSet[Need] = frozenset({Need.TRAINING, Need.SCORING})
+    needs = frozenset({Need.TRAINING, Need.SCORING})
     """Without TRAINING, seed and training options do not matter; without SCORING, `collect` needs no ranks."""
-    gives: AbstractSet[Need] = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
+    gives = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
     """What the dynamics hold; a confidence that needs something else is refused before any work."""
     model: ReferenceModel | None = None
     """The model that is trained or scores; None: the target's base model."""
     training: ReferenceTraining | None = None
     """Differences from the run's training options; None inherits them all."""
-    token_nll: bool = False
+    token_nll = False
     """True if the dynamics hold the NLL of every response token."""
     layout: AbstractSet[str] = frozenset()
     """Options that do not decide the dynamics: a stage that has begun may change them."""
@@ -196,7 +196,7 @@ class ConfidenceEstimator(Component, ABC):
     """
 
     option = "confidence"
-    least_checkpoints: int = 1
+    least_checkpoints = 1
     """The smallest number of checkpoints that the estimator works with."""
 
     @abstractmethod
@@ -208,7 +208,7 @@ class Splitter(Component, ABC):
     """Scores -> groups, most confident first."""
 
     option = "splitter"
-    needs: AbstractSet[Need] = frozenset({Need.CONFIDENCE})
+    needs = frozenset({Need.CONFIDENCE})
     """Empty if the split comes from labels or a file: then no reference is trained."""
 
     @abstractmethod
@@ -325,9 +325,11 @@ class Optimizer(Component, ABC):
 
 def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
     """Return parameter groups: matrices decay, and vectors (biases, norms) do not."""
-    matrices, vectors = ([p for p in parameters.values() if (p.ndim >= 2) is matrix] for matrix in (True, False))
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups: list[dict[str, object]] = []
+    for matrices, decay in ((True, weight_decay), (False, 0.0)):
+        if chosen := [p for p in parameters.values() if (p.ndim >= 2) is matrices]:
+            groups.append({"params": chosen, "weight_decay": decay})
+    return groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +381,7 @@ class Callback(Component):
     """
 
     option = "callbacks"
-    gives: AbstractSet[Need] = frozenset({Need.EVALUATIONS, Need.STOP})
+    gives = frozenset({Need.EVALUATIONS, Need.STOP})
     """Without STOP it never stops training, so that a run is the same with and without it."""
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:

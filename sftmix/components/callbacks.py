@@ -82,10 +82,10 @@ class LossSpikeGuard(Callback):
     def on_stage_start(self, state: StageState) -> None:
         """Read the losses before a resume from metrics.jsonl, which holds every bit of them."""
         self._losses.clear()
-        lines = [] if state.directory is None else read_steps(state.directory)
-        # A node may still see the file as it was before the resume, and all ranks must decide alike.
-        losses = (line["loss"] for line in lines if line["step"] <= state.step)
-        self._losses.extend(loss for loss in losses if loss is not None)  # null: it was not finite
+        for line in [] if state.directory is None else read_steps(state.directory):
+            # A node may still see the file as it was before the resume, and all ranks must decide alike.
+            if line["step"] <= state.step and line["loss"] is not None:  # null: it was not finite
+                self._losses.append(line["loss"])
 
     def on_step_end(self, state: StageState) -> None:
         loss = state.metrics["loss"]

@@ -82,10 +82,9 @@ class IFD(ConfidenceEstimator):
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         remedy = "--reference.response_alone true, in another --out"
         _check_dynamics(self, dynamics.alone_nll_sum is not None, Need.RESPONSE_ALONE, remedy)
-        alone = np.asarray(dynamics.alone_nll_sum)
-        known = alone > 0
-        ratio_NC = np.divide(dynamics.nll_sum, alone, where=known, out=np.full(alone.shape, np.inf))
-        ratio_NC[~known & (dynamics.nll_sum == 0)] = 1.0
+        with np.errstate(all="ignore"):
+            ratio_NC = dynamics.nll_sum / np.asarray(dynamics.alone_nll_sum)
+        ratio_NC[np.isnan(ratio_NC)] = 1.0  # both are 0
         chosen = {"first": ratio_NC[:, 0], "last": ratio_NC[:, -1], "mean": ratio_NC.mean(axis=1)}
         return np.where(dynamics.scored, np.maximum(-chosen[self.checkpoint], LEAST), np.nan)
 
@@ -107,9 +106,9 @@ class LearningPercentage(ConfidenceEstimator):
         remedy = f"--reference.checkpoints [0, 0.33, 1] or a longer list (they are of the steps {steps})"
         _check_dynamics(self, steps[:1] == [0] and len(steps) > 2, needed, remedy)
         nll_NC = dynamics.mean_nll
-        with np.errstate(over="ignore"):  # divided by P_0: this fits float64 even if a perplexity does not
+        with np.errstate(all="ignore"):  # divided by P_0: this fits float64 even if a perplexity does not
             first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
-        learned = np.divide(first, last, where=last < 0, out=np.full(len(last), -np.inf))
+            learned = np.where(last < 0, first / last, -np.inf)
         return np.where(dynamics.scored, np.maximum(learned, LEAST), np.nan)
 
 

@@ -44,17 +44,12 @@ from sftmix.types import (
     TrainingDynamics,
 )
 
-_OF_BOTH = frozenset({"tokens", "ntp_tokens", "mixup_tokens", "mu_effective"})
-OWN_OF_STEP = _OF_BOTH | {"loss", "ntp", "mixup", "learning_rate", "grad_norm", "step", "time", "epoch", "rows"}
-OWN_OF_STEP |= {"tokens_total", "examples_total", "tokens_per_second"}
+OWN_OF_STEP = {"step", "time", "epoch", "rows", "loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm"}
+OWN_OF_STEP |= {"tokens", "ntp_tokens", "mixup_tokens", "tokens_total", "examples_total", "tokens_per_second"}
 """The names of the loop's own metrics in a line of metrics.jsonl."""
-OWN_OF_STAGE = _OF_BOTH | {"ntp_count", "mixup_count", "mu_own", "mu_ntp", "skipped", "updates"}
-OWN_OF_STAGE |= {"elapsed", "examples", "steps", "total_steps", "stopped_by", "machines"}
+OWN_OF_STAGE = {"steps", "total_steps", "updates", "skipped", "stopped_by", "elapsed", "machines", "examples", "tokens"}
+OWN_OF_STAGE |= {"ntp_tokens", "mixup_tokens", "ntp_count", "mixup_count", "mu_effective", "mu_own", "mu_ntp"}
 """The names of the loop's own figures of a stage, in figures.json."""
-
-
-ANY = -1
-"""Any length, in the shape of an answer."""
 
 
 def broken(component: Component, answer: str, allowed: str) -> ContractError:
@@ -71,21 +66,19 @@ def check_dynamics(reference: Reference, dynamics: TrainingDynamics) -> Training
     columns: dict[str, Any] = {}
     for name, shape in shapes.items():
         if (column := getattr(dynamics, name)) is not None:
-            kinds, numbers = ("iuf", "numbers") if name.endswith("nll_sum") else ("iu", "whole numbers")
-            allowed = f"{numbers} {list(shape)}, for {size} ids and {checkpoints} checkpoints"
-            columns[name] = _array(reference, column, shape, allowed, kinds=kinds, name=f"{name} ")
+            kinds = "iuf" if name.endswith("nll_sum") else "iu"
+            columns[name] = _array(reference, column, shape, kinds=kinds, name=f"{name} ")
     dynamics = replace(dynamics, **columns)
     for name, wrong, allowed in impossible_numbers(dynamics):
         if wrong.any():
-            value, example = columns[name].reshape(wrong.shape)[wrong][0], dynamics.ids[int(wrong.any(axis=1).argmax())]
-            raise broken(reference, f"{name} {value} for {example}", allowed)
+            row = int(wrong.any(axis=1).argmax())
+            raise broken(reference, f"{name} {columns[name][row]} for {dynamics.ids[row]}", allowed)
     return dynamics
 
 
 def check_confidence(estimator: ConfidenceEstimator, confidence: Float64, dynamics: TrainingDynamics) -> Float64:
     """Return the confidence as f64[N] if it is finite, and NaN exactly where unscored; else raise ContractError."""
-    size = len(dynamics.ids)
-    values = _array(estimator, confidence, (size,), f"{size} numbers, one per example", kinds="iuf").astype(np.float64)
+    values = _array(estimator, confidence, (len(dynamics.ids),), kinds="iuf").astype(np.float64)
     wrong = np.flatnonzero(np.isinf(values) | (np.isnan(values) == dynamics.scored))
     if len(wrong):
         first = f"{values[wrong[0]]} for {dynamics.ids[wrong[0]]} and {len(wrong) - 1} other examples"
@@ -100,11 +93,8 @@ def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
     if len(names) > MOST_GROUPS or len({*names, UNPAIRED_NAME}) <= len(names):  # files tell groups by their names
         allowed = f"at most {MOST_GROUPS}, each once, and none {UNPAIRED_NAME!r}"
         raise broken(splitter, f"{len(names)} groups with the names {list(names)}", allowed)
-    allowed = f"for each of {len(scores)} examples a whole number: -1 (unpaired), or 0 to {len(names) - 1}"
-    group = _array(splitter, split.group, (len(scores),), allowed, name="groups ")
-    outside = (group < UNPAIRED) | (group >= len(names))
-    if outside.any():
-        raise broken(splitter, f"group {group[outside][0]} with the names {list(names)}", allowed)
+    group = _array(splitter, split.group, (len(scores),), name="groups ")
+    _check_range(splitter, "groups", group, len(names) - 1, least=UNPAIRED)
     unscored = np.isnan(scores.confidence) & (group != UNPAIRED)
     if unscored.any() and np.isfinite(scores.confidence).any():
         first = f"a group for {scores.id[int(unscored.argmax())]}, which has no confidence"
@@ -117,15 +107,14 @@ def check_pairs(sampler: PairSampler, pairs: Rows, split: Split, scores: Scores)
 
     A row may be in several pairs, and both rows of a pair may be of one group.
     """
-    rows = _array(sampler, pairs, (ANY, 2), "i64[P, 2], rows")
-    _check_range(sampler, "rows", rows, len(scores))
-    itself, unpaired = rows[:, 0] == rows[:, 1], (split.group[rows] == UNPAIRED).any(axis=1)
-    for wrong, problem in ((itself, "a row with itself"), (unpaired, "with an unpaired row")):
-        if wrong.any():
-            place = int(wrong.argmax())
-            answer = f"pair {place}, {rows[place].tolist()}, {problem} ({wrong.sum()} in all)"
-            allowed = "two different rows that have a group; leave out all others, they are trained on by NTP then"
-            raise broken(sampler, answer, allowed)
+    rows = _array(sampler, pairs, (-1, 2))
+    _check_range(sampler, "rows", rows, len(scores) - 1)
+    wrong = (rows[:, 0] == rows[:, 1]) | (split.group[rows] == UNPAIRED).any(axis=1)
+    if wrong.any():
+        place = int(wrong.argmax())
+        answer = f"pair {place}, {rows[place].tolist()} (one of {wrong.sum()})"
+        allowed = "two different rows that have a group; leave out all others, they are trained on by NTP then"
+        raise broken(sampler, answer, allowed)
     return rows.astype(np.int64)
 
 
@@ -133,12 +122,12 @@ def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:
     """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
     if np.size(rows) == 0:
         raise ConfigError(f"selector {type(selector).__name__}: none of the {n_rows} examples is selected")
-    selected = _array(selector, rows, (ANY,), "i64[K], distinct rows")
-    _check_range(selector, "rows", selected, n_rows)
-    rows_once, times = np.unique(selected, return_counts=True)
-    if times.max() > 1:
-        raise broken(selector, f"row {rows_once[times.argmax()]} twice", "each row once")
-    return rows_once.astype(np.int64)
+    selected = _array(selector, rows, (-1,))
+    _check_range(selector, "rows", selected, n_rows - 1)
+    distinct = np.unique(selected)
+    if len(distinct) < len(selected):
+        raise broken(selector, f"{len(selected)} rows, {len(distinct)} of them distinct", "each row once")
+    return distinct.astype(np.int64)
 
 
 def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
@@ -149,27 +138,19 @@ def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
     import torch
 
     _check_type(objective, plan, Plan)
-    _check_type(objective, plan.pairs, torch.Tensor, "pairs ")
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken(objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
-    many = (len(plan.pairs),)
-    for name, shape in (
-        ("pairs", (*many, 2)),
-        ("row_weight", batch.labels.shape),
-        ("pair_weight", many),
-        ("lam", many),
-    ):
+    pairs = tuple(np.shape(plan.pairs)[:1])
+    shapes = {"pairs": (*pairs, 2), "row_weight": batch.labels.shape, "pair_weight": pairs, "lam": pairs}
+    for name, shape in shapes.items():
         value, kind = getattr(plan, name), "int64" if name == "pairs" else "floats"
         fits = isinstance(value, torch.Tensor) and value.shape == shape
         if not fits or not (value.dtype == torch.int64 if kind == "int64" else value.is_floating_point()):
             raise broken(objective, f"{name} {_described(value)}", f"a tensor of {kind} {list(shape)}")
-    _check_range(objective, "pairs of the rows", plan.pairs, len(batch.labels))
-    for name in ("row_weight", "pair_weight", "lam"):
-        value, good, allowed = getattr(plan, name), getattr(plan, name).isfinite(), "finite numbers"
-        if name == "lam":
-            good, allowed = (value >= 0) & (value <= 1), "0 to 1"
-        if not good.all():
-            raise broken(objective, f"{name} {value[~good][0].item()}", allowed)
+        if not value.isfinite().all():
+            raise broken(objective, f"{name} {value[~value.isfinite()][0]}", "finite numbers")
+    _check_range(objective, "pairs of the rows", plan.pairs, len(batch.labels) - 1)
+    _check_range(objective, "lam", plan.lam, 1)
     for name in ("ntp_count", "mixup_count", "mu"):
         value = getattr(plan, name)
         if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
@@ -186,13 +167,13 @@ def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
     from sftmix import functional
 
     _check_type(objective, out, functional.SFTLoss)
-    shapes = {"loss": (), "nll": tuple(plan.row_weight.shape), "mixup": tuple(plan.lam.shape)}
+    shapes = {"loss": (), "nll": plan.row_weight.shape, "mixup": plan.lam.shape}
     for name, shape in shapes.items():
-        value, graph = getattr(out, name), {True: "with a graph", False: "detached"}
+        value = getattr(out, name)
         _check_type(objective, value, functional.Tensor, f"{name} ")
-        if tuple(value.shape) != shape or value.requires_grad is not (name == "loss"):
-            answer = f"{name} {_described(value)}, {graph[value.requires_grad]}"
-            raise broken(objective, answer, f"a tensor {list(shape)}, {graph[name == 'loss']}")
+        if value.shape != shape or value.requires_grad is not (name == "loss"):
+            answer = f"{name} {_described(value)}, requires_grad {value.requires_grad}"
+            raise broken(objective, answer, f"a tensor {list(shape)}, requires_grad {name == 'loss'}")
 
 
 def check_embeddings(perturbation: Perturbation, before: Tensor, changed: Tensor) -> Tensor:
@@ -214,8 +195,8 @@ def check_callback_result(callback: Callback, hook: str, result: CallbackResult 
         raise broken(callback, f"metrics {result.metrics!r}", "a mapping of names to numbers")
     reserved = OWN_OF_STAGE if hook == "on_stage_end" else OWN_OF_STEP
     if taken := sorted(reserved & result.metrics.keys()):
-        answer, other = f"the metric {taken[0]} from {hook}()", f"my_{taken[0]}"
-        raise broken(callback, answer, f"names that the loop does not use itself; rename it, as {other}")
+        allowed = f"names that the loop does not use itself; rename it, as my_{taken[0]}"
+        raise broken(callback, f"the metric {taken[0]} from {hook}()", allowed)
     return replace(result, metrics=plain_value(dict(result.metrics)))
 
 
@@ -225,22 +206,26 @@ def _check_type(component: Component, answer: object, kind: type, name: str = ""
 
 
 def _array(
-    component: Component, answer: Any, shape: tuple[int, ...], allowed: str, *, kinds: str = "iu", name: str = ""
+    component: Component, answer: Any, shape: tuple[int, ...], *, kinds: str = "iu", name: str = ""
 ) -> np.ndarray:
-    """Return an answer as an array of this shape, of whole numbers unless `kinds` (of numpy's dtypes) allows more."""
+    """Return an answer as an array of this shape (-1: any length), of whole numbers unless `kinds` allows more.
+
+    kinds  of numpy's dtypes
+    """
     try:
         array = np.asarray(answer)
     except (TypeError, ValueError, RuntimeError):  # a ragged list, or a tensor with a graph
         array = np.empty(0, dtype=object)
-    fits = array.ndim == len(shape) and all(n in (ANY, size) for n, size in zip(shape, array.shape, strict=True))
+    fits = array.ndim == len(shape) and all(n in (-1, size) for n, size in zip(shape, array.shape, strict=True))
     if array.dtype.kind not in kinds or not fits:
-        raise broken(component, f"{name}{_described(answer)}", allowed)
+        numbers = "numbers" if "f" in kinds else "whole numbers"
+        raise broken(component, f"{name}{_described(answer)}", f"{numbers} {list(shape)}")
     return array
 
 
-def _check_range(component: Component, name: str, rows: np.ndarray | Tensor, n_rows: int) -> None:
-    if len(rows) and not 0 <= rows.min() <= rows.max() < n_rows:
-        raise broken(component, f"{name} {rows.min()} to {rows.max()}", f"0 to {n_rows - 1}")
+def _check_range(component: Component, name: str, values: np.ndarray | Tensor, most: int, least: int = 0) -> None:
+    if len(values) and not least <= values.min() <= values.max() <= most:
+        raise broken(component, f"{name} {values.min()} to {values.max()}", f"{least} to {most}")
 
 
 def _described(value: Any) -> str:

@@ -17,7 +17,7 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.plain import as_list
 from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
 from sftmix.options import ReferenceModel
-from sftmix.types import Encoded, Float64, RowScorer, TrainingDynamics
+from sftmix.types import Encoded, RowScorer, TrainingDynamics
 
 PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
 """A text that the server's tokenizer and the reference's must make the same ids of."""
@@ -81,32 +81,32 @@ class FromEndpoint(Reference):
 
     def _connected(self, url: str, tokenizer: Any) -> RowScorer:
         """Return the function of a row, once a text has shown that the server reads it as the tokenizer does."""
-        try:
-            self._log_probabilities(url, PROBE, tokenizer(PROBE)["input_ids"], 0)
-        except ValueError as error:
-            raise ConfigError(
-                f"reference.url: {url} does not read a text as the tokenizer of the rows does: its answer {error}. "
-                "Serve a model with that tokenizer, or name the server's as reference.tokenizer"
-            ) from error
+
+        def log_probabilities(prompt, ids, start):
+            """Return f64[n - 1, 2], what it says of n ids, the prompt's from `start` on; ValueError for others."""
+            try:
+                positions = self.positions(url, prompt, start)[1:]
+                return np.array([at[token] for at, token in zip(positions, ids[1:], strict=True)])
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ValueError(f"does not hold each of {len(ids)} tokens ({error!r})") from error
 
         def score(row: Encoded) -> tuple[float, int]:
             ids, start = row.input_ids.tolist(), max(int(row.target.argmax()) - 1, 0)
             try:
-                of_tokens = self._log_probabilities(url, ids, ids[start:], start)
+                of_tokens = log_probabilities(ids, ids[start:], start)
             except ValueError as error:
                 raise DataError(f"reference.url: {url}, row {row.id}: the answer {error}") from error
             logprob, highest = of_tokens[row.target[start + 1 :]].sum(axis=0)
             return -logprob, highest
 
-        return score
-
-    def _log_probabilities(self, url: str, prompt: str | list[int], ids: list[int], start: int) -> Float64:
-        """Return f64[n - 1, 2], what the server says of n ids, the prompt's from `start` on; ValueError for others."""
         try:
-            positions = self.positions(url, prompt, start)[1:]
-            return np.array([at[token] for at, token in zip(positions, ids[1:], strict=True)])
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"does not hold each of {len(ids)} tokens ({error!r})") from error
+            log_probabilities(PROBE, tokenizer(PROBE)["input_ids"], 0)
+        except ValueError as error:
+            raise ConfigError(
+                f"reference.url: {url} does not read a text as the tokenizer of the rows does: its answer {error}. "
+                "Serve a model with that tokenizer, or name the server's as reference.tokenizer"
+            ) from error
+        return score
 
     def positions(self, url: str, prompt: str | list[int], start: int) -> Positions:
         """Ask for a prompt, a text or ids, and return its positions from `start` on; KeyError for other answers."""

@@ -14,8 +14,8 @@ from sftmix.components.base import Callback, CallbackResult, Objective, StageSta
 from sftmix.components.view import LossView
 from sftmix.types import Batch, Plan, Tensor
 
-SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Lower ends of the bins of the larger share max(lambda, 1 - lambda); the last bin ends at 1."""
+SHARES = (50, 60, 70, 80, 90)
+"""Per cent: lower ends of the bins of the larger share max(lambda, 1 - lambda); the last bin ends at 1."""
 
 
 class MeasureMixing(Callback):
@@ -47,10 +47,22 @@ class MeasureMixing(Callback):
         sums: Any = Counter()
         for part in state.read(partial(_sums, state.objective)):  # of all micro-batches of all ranks
             sums.update(part)
-        return CallbackResult({**_figures(sums), "mixing_seconds": time.perf_counter() - started})
+        ntp, mix = (
+            math.sqrt(sums[name]) / sums[f"{name}_count"] if sums[f"{name}_count"] else 0.0 for name in ("ntp", "mix")
+        )
+        product = math.sqrt(sums["ntp"] * sums["mix"])
+        figures = {
+            "mixing_cosine": sums["both"] / product if product else 0.0,
+            "mixing_gradient_share": mix / (ntp + mix) if ntp + mix else 0.0,
+            "mixing_unreached": 1 - sums["reached"] / sums["tokens"] if sums["tokens"] else 0.0,  # repeats alone
+        }
+        for low in SHARES:
+            if sums["pairs", low]:
+                figures[f"mixing_loss_{low}"] = sums["losses", low] / sums["pairs", low]
+        return CallbackResult({**figures, "mixing_seconds": time.perf_counter() - started})
 
 
-def _sums(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[str, float]:
+def _sums(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[Any, float]:
     """Return sums over one micro-batch: products of both gradients, counts, and Mixup losses by bin.
 
     hidden [T, D], the input of the LM head. The gradients are those of sums over tokens: not divided by a count yet.
@@ -62,7 +74,7 @@ def _sums(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: P
     once = batch.ntp_weight[batch.slot] > 0  # repeats of an example, and fillers of idle ranks, count nowhere
     reached = torch.zeros_like(once)
     reached[batch.pairs.flatten()] = True
-    sums = {
+    sums: dict[Any, float] = {
         "ntp": float((ntp * ntp).sum()),
         "mix": float((mix * mix).sum()),
         "both": float((ntp * mix).sum()),
@@ -72,9 +84,9 @@ def _sums(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: P
         "reached": float((reached & once).sum()),
     }
     larger = torch.maximum(plan.lam, 1 - plan.lam)
-    for low, high in zip(SHARES, (*SHARES[1:], math.inf), strict=True):
-        inside = (larger >= low) & (larger < high)
-        sums |= {f"pairs {low}": float(inside.sum()), f"losses {low}": float(losses[inside].double().sum())}
+    for low in SHARES:
+        inside = (larger >= low / 100) & (larger < (low + 10) / 100 if low < 90 else True)
+        sums |= {("pairs", low): float(inside.sum()), ("losses", low): float(losses[inside].double().sum())}
     return sums
 
 
@@ -89,18 +101,3 @@ def _gradient(objective: Objective, hidden: Tensor, head: Any, batch: Batch, pla
         out = objective.loss(LossView(frozen, lambda: leaf), batch, plan)
         (gradient,) = torch.autograd.grad(out.loss, leaf)
     return gradient.double(), out.mixup
-
-
-def _figures(sums: dict[str, float]) -> dict[str, float]:
-    """Return the metrics from the sums over all micro-batches of all ranks."""
-    ntp, mix = (
-        math.sqrt(sums[name]) / sums[f"{name}_count"] if sums[f"{name}_count"] else 0.0 for name in ("ntp", "mix")
-    )
-    product = math.sqrt(sums["ntp"] * sums["mix"])
-    figures = {
-        "mixing_cosine": sums["both"] / product if product else 0.0,
-        "mixing_gradient_share": mix / (ntp + mix) if ntp + mix else 0.0,
-        "mixing_unreached": 1 - sums["reached"] / sums["tokens"] if sums["tokens"] else 0.0,  # repeats alone
-    }
-    means = {low: sums[f"losses {low}"] / sums[f"pairs {low}"] for low in SHARES if sums[f"pairs {low}"]}
-    return figures | {f"mixing_loss_{low:.0%}".rstrip("%"): mean for low, mean in means.items()}

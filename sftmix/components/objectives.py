@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
 from sftmix.components.base import Need, Objective, Schedule, require, require_one_of
 from sftmix.components.view import LossView, SFTLoss
-from sftmix.types import Batch, Float64, Plan, Tensor
+from sftmix.types import Batch, Plan, Tensor
 
 NtpOn = Literal["all", "confident", "unconfident"]
 MixupMean = Literal["own", "ntp"]
@@ -57,7 +57,7 @@ def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
 class NTP(Objective):
     """Next-token prediction on every example, each response token alike: the baseline."""
 
-    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+    def plan(self, batch: Batch, **at: Any) -> Plan:
         return ntp_plan(batch, batch.ntp_weight)
 
 
@@ -92,7 +92,7 @@ class SFTMix(Objective):
         """
         for key, value in (("mu", mu), ("alpha", alpha)):
             if not isinstance(value, Schedule):
-                _check_value(key, value)
+                _checked(key, value)
         require_one_of("objective.ntp_on", ntp_on, NtpOn)
         require_one_of("objective.mixup_mean", mixup_mean, MixupMean)
         require_one_of("objective.lambda_per", lambda_per, LambdaPer)
@@ -105,13 +105,27 @@ class SFTMix(Objective):
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch
 
-        mu = _at("mu", self.mu, step, total_steps)
-        ntp = self._ntp(batch)
+        mu, ntp = _checked("mu", self.mu, step, total_steps), self._ntp(batch)
         if mu == 0:
             return ntp
-        lam_M = self._draw_lambda(batch, alpha=_at("alpha", self.alpha, step, total_steps), step=step, seed=seed)
-        lam = torch.as_tensor(lam_M, dtype=torch.float32, device=batch.pairs.device)
-        share_M, mixup_count = self._shares(batch, lam)
+        # Lambda of column 0 of each aligned token pair: the same on any rank and in any micro-batch.
+        alpha = _checked("alpha", self.alpha, step, total_steps)
+        size_P = batch.pair_index.bincount(minlength=len(batch.slot_pairs))
+        draws = [np.empty(0)]
+        for (first, second), size in zip(batch.slot_pairs.tolist(), size_P.tolist(), strict=True):
+            pair = () if self.lambda_per == "batch" else (batch.ids[first], batch.ids[second])
+            rng, n_draws = generator(seed, "lambda", step, *pair), size if self.lambda_per == "token" else 1
+            draws.append(np.broadcast_to(rng.beta(alpha, alpha, n_draws), (size,)))
+        lam = torch.as_tensor(np.concatenate(draws), dtype=torch.float32, device=batch.pairs.device)
+
+        # The weight of each token pair before mu, and their part of the Mixup denominator.
+        share_M, mixup_count = lam.new_ones(len(lam)), float(len(lam))
+        if self.mean == "sequence":
+            share_M, mixup_count = 1 / size_P.double()[batch.pair_index], float((size_P > 0).sum())
+        if batch.weight is not None:  # weights of the rows are interpolated as the labels are
+            weight_M2, lam_M = batch.weight[batch.pairs], lam.double()
+            share_M = share_M * (lam_M * weight_M2[:, 0] + (1 - lam_M) * weight_M2[:, 1])
+            mixup_count = float(share_M.sum())
         return replace(
             ntp,
             pairs=batch.pairs,
@@ -130,33 +144,6 @@ class SFTMix(Objective):
                 raise ConfigError(f"objective.ntp_on is {self.ntp_on}, which needs a split; set it to all")
             weight = weight * (batch.group == (0 if self.ntp_on == "confident" else batch.n_groups - 1))
         return ntp_plan(batch, weight) if self.mean == "token" else sequence_plan(batch, weight)
-
-    def _shares(self, batch: Batch, lam: Tensor) -> tuple[Tensor, float]:
-        """Return [M], the weight of each aligned token pair before mu, and their part of the Mixup denominator.
-
-        lam  f32[M]; weights of the rows are interpolated as the labels are
-        """
-        share_M, count = lam.new_ones(len(lam)), float(len(lam))
-        if self.mean == "sequence":
-            size_P = batch.pair_index.bincount(minlength=len(batch.slot_pairs))
-            share_M, count = 1 / size_P.double()[batch.pair_index], float((size_P > 0).sum())
-        if batch.weight is None:
-            return share_M, count
-        (one, other), lam = batch.weight[batch.pairs].unbind(1), lam.double()
-        share_M = share_M * (lam * one + (1 - lam) * other)
-        return share_M, float(share_M.sum())
-
-    def _draw_lambda(self, batch: Batch, *, alpha: float, step: int, seed: int) -> Float64:
-        """Return f64[M], lambda of column 0 of each aligned token pair: the same on any rank and in any micro-batch."""
-        if self.lambda_per == "batch":
-            return np.full(len(batch.pairs), generator(seed, "lambda", step).beta(alpha, alpha))
-        lengths = batch.pair_index.bincount(minlength=len(batch.slot_pairs)).tolist()
-        draws = [np.empty(0)]
-        for (first, second), length in zip(batch.slot_pairs.tolist(), lengths, strict=True):
-            rng = generator(seed, "lambda", step, batch.ids[first], batch.ids[second])
-            size = length if self.lambda_per == "token" else 1
-            draws.append(np.broadcast_to(rng.beta(alpha, alpha, size=size), (length,)))
-        return np.concatenate(draws)
 
 
 class MixupOnly(SFTMix):
@@ -191,17 +178,13 @@ class DecomposedMixup(SFTMix):
         return out._replace(mixup=plan.lam * out.nll[i] + (1 - plan.lam) * out.nll[j])
 
 
-def _at(key: str, value: float | Schedule, step: int, total_steps: int) -> float:
-    """Return the number, or the schedule's value at this step, checked."""
-    if not isinstance(value, Schedule):
-        return value
-    number = float(value.value(step, total_steps))  # numpy's numbers, too
-    _check_value(f"{key} at step {step} of {total_steps}", number)
-    return number
-
-
-def _check_value(key: str, value: float) -> None:
-    if key.startswith("mu"):
-        require(0 <= value < math.inf, f"objective.{key}", value, "a number from 0 (paper: 0.2)")
+def _checked(key: str, value: float | Schedule, step: int = 0, total_steps: int = 0) -> float:
+    """Return mu or alpha, a schedule's value at this step; ConfigError out of its range."""
+    name = f"objective.{key}"
+    if isinstance(value, Schedule):
+        name, value = f"{name} at step {step} of {total_steps}", float(value.value(step, total_steps))
+    if key == "mu":
+        require(0 <= value < math.inf, name, value, "a number from 0 (paper: 0.2)")
     else:
-        require(0 < value < math.inf, f"objective.{key}", value, "a number above 0 (paper: 0.5)")
+        require(0 < value < math.inf, name, value, "a number above 0 (paper: 0.5)")
+    return value

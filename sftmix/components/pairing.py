@@ -10,7 +10,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler, require, require_one_of
-from sftmix.types import UNPAIRED, Int64, Rows, Scores, Split
+from sftmix.types import UNPAIRED, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
 First = Literal["confident", "unconfident"]
@@ -28,7 +28,7 @@ class RandomPairs(PairSampler):
     """
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        return _between(split, 0, len(split.names) - 1, generator(seed, "pairs", epoch))
+        return _between(split.confident, split.unconfident, generator(seed, "pairs", epoch))
 
 
 class LengthMatchedPairs(PairSampler):
@@ -45,7 +45,7 @@ class LengthMatchedPairs(PairSampler):
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         rng = generator(seed, "pairs", epoch)
-        pairs = _between(split, 0, len(split.names) - 1, rng)
+        pairs = _between(split.confident, split.unconfident, rng)
         ranks = np.argsort(scores.n_tokens[pairs], axis=0, kind="stable")
         by_length = np.take_along_axis(pairs, ranks, axis=0)
         for start in range(0, len(by_length), self.window):
@@ -76,8 +76,8 @@ class LevelPairs(PairSampler):
             "extremes": [(0, last)],
         }[self.rule]
         matched = [
-            _between(split, upper, lower, rng) if upper != lower else _within(split.rows(upper), scores, rng)
-            for upper, lower in levels
+            _between(split.rows(one), split.rows(other), rng) if one != other else _within(split.rows(one), scores, rng)
+            for one, other in levels
         ]
         return rng.permutation(np.concatenate(matched))
 
@@ -120,7 +120,7 @@ class ByConfidence(PairSampler):
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         ranked = _ranked(self, split, scores)
-        pairs = np.asarray(ranked[: len(ranked) // 2 * 2], dtype=np.int64).reshape(-1, 2)
+        pairs = ranked[: len(ranked) // 2 * 2].reshape(-1, 2)
         return pairs if self.first == "confident" else pairs[::-1]
 
 
@@ -130,6 +130,10 @@ class ConfidenceGapPairs(PairSampler):
     The scored examples, except the unpaired, are ranked by confidence (equal ones by id) and matched at random. The
     ranks of partners differ by at least `min_gap` times the number of examples. If this number is odd, the example in
     the middle is left out. Groups play no part. (The paper names continuous confidence as future work.)
+
+    A walk starts from the matching of rank r with r + n/2. In each of its rounds, pairs meet two by two and exchange
+    partners, in one of two ways at random, if the gap allows it. The walk is symmetric, so all matchings that it
+    reaches are equally likely in the end.
     """
 
     def __init__(self, *, min_gap: float = 0.25):
@@ -140,53 +144,42 @@ class ConfidenceGapPairs(PairSampler):
         self.min_gap = min_gap
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        ranked = _ranked(self, split, scores)
+        ranked, rng = _ranked(self, split, scores), generator(seed, "pairs", epoch)
         if len(ranked) % 2:
-            del ranked[len(ranked) // 2]
-        rng = generator(seed, "pairs", epoch)
-        ranks = rng.permutation(_far_matching(len(ranked), math.ceil(self.min_gap * len(ranked)), rng))
-        return np.asarray(ranked, dtype=np.int64)[ranks]
+            ranked = np.delete(ranked, len(ranked) // 2)
+        half, quarter = len(ranked) // 2, len(ranked) // 4
+        gap = math.ceil(self.min_gap * len(ranked))
+        matched = np.stack([np.arange(half), np.arange(half, len(ranked))], axis=1)  # ranks
+        for _ in range(SWAP_ROUNDS):
+            met = rng.permutation(half)[: 2 * quarter].reshape(2, quarter)
+            one, other = matched[met]
+            other = np.where(rng.random(quarter)[:, None] < 0.5, other, other[:, ::-1])
+            new = np.sort(np.stack([one, other], axis=2), axis=2)  # [quarter, 2, 2]: for each meeting, two new pairs
+            allowed = (new[:, :, 1] - new[:, :, 0] >= gap).all(axis=1)
+            matched[met[:, allowed]] = new[allowed].swapaxes(0, 1)
+        return ranked[rng.permutation(matched)]
 
 
-def _ranked(sampler: PairSampler, split: Split, scores: Scores) -> list[int]:
+def _ranked(sampler: PairSampler, split: Split, scores: Scores) -> Rows:
     """Return the scored rows but the unpaired, most confident first, equal ones by id."""
     if np.isnan(scores.confidence).all():
         raise ConfigError(
             f"pairing {type(sampler).__name__} needs a confidence, and with this splitter none is estimated; "
             "use --splitter Median or Quantile"
         )
-    return [row for row in scores.ranked() if split.group[row] != UNPAIRED]
+    rows = np.array(scores.ranked(), dtype=np.int64)
+    return rows[split.group[rows] != UNPAIRED]
 
 
-def _far_matching(n: int, gap: int, rng: np.random.Generator) -> Int64:
-    """Return i64[n/2, 2]: a random perfect matching of the ranks 0..n-1 (n even), partners `gap` or more apart.
-
-    The walk starts from the matching of r with r + n/2. In each round, pairs meet two by two and exchange partners, in
-    one of two ways at random, if the gap allows it. The walk is symmetric, so all matchings that it reaches are equally
-    likely in the end.
-    """
-    matched = np.stack([np.arange(n // 2), np.arange(n // 2, n)], axis=1)
-    half = len(matched) // 2
-    for _ in range(SWAP_ROUNDS):
-        met = rng.permutation(len(matched))[: 2 * half].reshape(2, half)
-        one, other = matched[met[0]], matched[met[1]]
-        other = np.where(rng.random(half)[:, None] < 0.5, other, other[:, ::-1])
-        new = np.sort(np.stack([one, other], axis=2), axis=2)  # [half, 2, 2]: for each meeting, two new pairs
-        allowed = (new[:, :, 1] - new[:, :, 0] >= gap).all(axis=1)
-        matched[met[0, allowed]], matched[met[1, allowed]] = new[allowed, 0], new[allowed, 1]
-    return matched
-
-
-def _between(split: Split, upper: int, lower: int, rng: np.random.Generator) -> Rows:
+def _between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:
     """Return i64[P, 2]: two groups in random order; the smaller one is repeated, each time in a new order."""
-    if upper == lower:
-        raise ConfigError(f"pairing needs a split into at least 2 groups, got {split.names}; choose another splitter")
-    columns = []
-    n_pairs = max(len(split.rows(upper)), len(split.rows(lower)))
-    for group in (upper, lower):
-        rows = split.rows(group)
-        if len(rows) == 0:
-            raise DataError(f"no example is in group {split.names[group]!r}, so nothing can be paired")
+    if not len(upper) or not len(lower) or np.array_equal(upper, lower):
+        raise DataError(
+            f"pairing needs two groups with examples, and those to be paired have {len(upper)} and {len(lower)}, or "
+            "are one and the same; choose another splitter, or give more rows"
+        )
+    columns, n_pairs = [], max(len(upper), len(lower))
+    for rows in (upper, lower):
         passes = [rng.permutation(rows) for _ in range(math.ceil(n_pairs / len(rows)))]
         columns.append(np.concatenate(passes)[:n_pairs])
     return np.stack(columns, axis=1)

@@ -56,31 +56,13 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     if any(one.starts is not None and len(one.starts) > 1 for one in batch.examples):
         raise ConfigError("Mixup of embeddings or layers needs examples of one document; set data.packing false")
     first = [int(one.target[1:].argmax()) for one in batch.examples]
-    ids, mask, column = [], [], [np.zeros(0, dtype=np.int64)]
+    ids, column = [], []
     for one, place in zip(batch.examples, first, strict=True):
         start = max(first) - place
-        ids.append(torch.from_numpy(np.pad(one.input_ids, (start, 0))))
-        mask.append(torch.arange(len(ids[-1])) >= start)
+        ids.append(torch.from_numpy(np.pad(one.input_ids, (start, 0), constant_values=-1)))
         column.append(start + np.flatnonzero(one.target[1:]))
-    column_T = torch.from_numpy(np.concatenate(column))
-    return pad_sequence(ids, batch_first=True), pad_sequence(mask, batch_first=True), column_T
-
-
-def mixed(states: Tensor, mask: Tensor, share: Tensor) -> Tensor:
-    """Return the states [R, L, D] of each line mixed with its partner's where both have a token; else its own."""
-    import torch
-
-    half, share = len(states) // 2, share.to(torch.promote_types(share.dtype, states.dtype))[:, None, None]
-    mixture = share * states + (1 - share) * states.roll(half, 0)
-    return mixture.to(states.dtype).where((mask & mask.roll(half, 0))[:, :, None], states)
-
-
-def _two_labels(logits: Tensor, own: Tensor, other: Tensor, lam: Tensor) -> Tensor:
-    """Return lambda CE(own) + (1 - lambda) CE(other) for each row of logits [r, V]."""
-    import torch.nn.functional as F
-
-    one, two = (F.cross_entropy(logits, labels, reduction="none") for labels in (own, other))
-    return lam * one + (1 - lam) * two
+    padded = pad_sequence(ids, batch_first=True, padding_value=-1)
+    return padded.clamp(min=0), padded >= 0, torch.from_numpy(np.concatenate(column))
 
 
 class ManifoldMixup(SFTMix):
@@ -122,15 +104,27 @@ class ManifoldMixup(SFTMix):
         )
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
+        import torch
+        import torch.nn.functional as F
+
         ntp = view.sft_loss(batch, plan.without_pairs())
         if not isinstance(plan, LinesPlan):  # mu is 0
             return ntp
-        mask, share, weight = plan.mask, plan.share, plan.pair_weight.repeat(2) / 2
-        states = view.states(
-            view.embed(plan.input_ids), mask, layer=plan.layer, change=lambda states: mixed(states, mask, share)
-        )
+        mask, share, half = plan.mask, plan.share[:, None, None], len(plan.mask) // 2
+
+        def mixed(states):
+            """Mix the states [R, L, D] of each line with its partner's where both have a token."""
+            lam = share.to(torch.promote_types(share.dtype, states.dtype))
+            mixture = lam * states + (1 - lam) * states.roll(half, 0)
+            return mixture.to(states.dtype).where((mask & mask.roll(half, 0))[:, :, None], states)
+
+        def two_labels(logits, own, other, lam):
+            one, two = (F.cross_entropy(logits, labels, reduction="none") for labels in (own, other))
+            return lam * one + (1 - lam) * two
+
+        states = view.states(view.embed(plan.input_ids), mask, layer=plan.layer, change=mixed)
         hidden, columns = states[plan.line, plan.column], (plan.own, plan.other, plan.lam.repeat(2))
-        loss, each = view.chunked_loss(hidden, _two_labels, *columns, row_weight=weight)
+        loss, each = view.chunked_loss(hidden, two_labels, *columns, row_weight=plan.pair_weight.repeat(2) / 2)
         return ntp._replace(loss=ntp.loss + loss, mixup=each.view(2, -1).mean(0))
 
 
@@ -159,13 +153,13 @@ class CutMix(EmbeddingMixup):
         if not isinstance(plan, LinesPlan):
             return plan
         counts = plan.line[: len(plan.lam)].bincount(minlength=len(batch.slot_pairs)).tolist()
-        taken = [np.zeros(0, dtype=bool)]
+        swapped, begin = torch.zeros(len(plan.lam), dtype=torch.bool), 0
         for (first, second), n, share in zip(batch.slot_pairs.tolist(), counts, plan.share.tolist(), strict=False):
             length = round((1 - share) * n)
             start = generator(seed, "cut", step, batch.ids[first], batch.ids[second]).integers(n - length + 1)
-            taken.append((np.arange(n) >= start) & (np.arange(n) < start + length))
-        swapped = torch.from_numpy(np.concatenate(taken)).repeat(2)
-        labels = torch.where(swapped, plan.other, plan.own)
+            swapped[begin + start : begin + start + length] = True
+            begin += n
+        labels = torch.where(swapped.repeat(2), plan.other, plan.own)
         ids = plan.input_ids.index_put((plan.line, plan.column + 1), labels)  # what the states predict
         return replace(plan, input_ids=ids, share=torch.ones_like(plan.share), own=labels, other=labels)
 
@@ -191,16 +185,16 @@ class MixtureDivergence(SFTMix):
         self.divergence = divergence
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
-        ntp = view.sft_loss(batch, plan.without_pairs())
-        h_i, h_j = view.hidden[plan.pairs].unbind(1)
-        mixture = (plan.lam[:, None] * h_i + (1 - plan.lam[:, None]) * h_j).to(h_i.dtype)
-        loss, each = view.chunked_loss((h_i, h_j, mixture), self._divergence, plan.lam, row_weight=plan.pair_weight)
-        return ntp._replace(loss=ntp.loss + loss, mixup=each)
+        def divergence(z_i, z_j, z, lam):
+            """Return the divergence of each pair from the logits [r, V] of both rows and of their mixture."""
+            q, log_p = lam[:, None] * z_i.softmax(-1) + (1 - lam[:, None]) * z_j.softmax(-1), z.log_softmax(-1)
+            if self.divergence == "kl":
+                return (q * (q.log() - log_p)).sum(-1)
+            middle = (0.5 * (q + log_p.exp())).log()
+            return 0.5 * (q * (q.log() - middle) + log_p.exp() * (log_p - middle)).sum(-1)
 
-    def _divergence(self, z_i: Tensor, z_j: Tensor, z: Tensor, lam: Tensor) -> Tensor:
-        """Return the divergence of each pair from the logits [r, V] of both rows and of their mixture."""
-        q, log_p = lam[:, None] * z_i.softmax(-1) + (1 - lam[:, None]) * z_j.softmax(-1), z.log_softmax(-1)
-        if self.divergence == "kl":
-            return (q * (q.log() - log_p)).sum(-1)
-        middle = (0.5 * (q + log_p.exp())).log()
-        return 0.5 * (q * (q.log() - middle) + log_p.exp() * (log_p - middle)).sum(-1)
+        ntp = view.sft_loss(batch, plan.without_pairs())
+        (h_i, h_j), lam = view.hidden[plan.pairs].unbind(1), plan.lam[:, None]
+        mixture = (lam * h_i + (1 - lam) * h_j).to(h_i.dtype)
+        loss, each = view.chunked_loss((h_i, h_j, mixture), divergence, plan.lam, row_weight=plan.pair_weight)
+        return ntp._replace(loss=ntp.loss + loss, mixup=each)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.hub import HUB, fetched_scores, hub_name
+from sftmix.common.hub import fetched_scores, hub_name
 from sftmix.common.tables import existing_file, read_columns, read_dynamics
 from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
 from sftmix.options import ReferenceModel, ReferenceTraining
@@ -40,16 +40,17 @@ class TrainedReference(Reference):
         training: differences from the run's `training` options; null inherits them all.
         """
         if checkpoints == "online":
-            allowed = "false where reference.checkpoints is online, as those losses are not scored"
-            require(not token_nll, "reference.token_nll", token_nll, allowed)
-            require(not response_alone, "reference.response_alone", response_alone, allowed)
+            holds = not (token_nll or response_alone)
+        elif isinstance(checkpoints, int):
+            holds = checkpoints >= 1
         else:
-            holds = checkpoints >= 1 if isinstance(checkpoints, int) else _are_places(checkpoints)
-            allowed = (
-                "a number of scorings from 1, a list of either shares of the run (0 is before training, 1 its end) or, "
-                "if one is above 1, whole steps, or online"
-            )
-            require(holds, "reference.checkpoints", checkpoints, allowed)
+            are_steps = all(float(place).is_integer() for place in checkpoints)
+            holds = min(checkpoints, default=-1) >= 0 and (max(checkpoints) <= 1 or are_steps)
+        allowed = (
+            "a number of scorings from 1, a list of either shares of the run (0 is before training, 1 its end) or, if "
+            "one is above 1, whole steps, or, without token_nll and response_alone, online"
+        )
+        require(holds, "reference.checkpoints", checkpoints, allowed)
         self.model, self.checkpoints, self.training = model, checkpoints, training
         self.token_nll, self.response_alone = token_nll, response_alone
         held = {
@@ -171,29 +172,24 @@ class FromFile(Reference):
         return [existing_file("reference.path", self.path)]
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
-        if name := hub_name(str(self.path)):
-            return _shared(name, context)
-        dynamics = read_dynamics(self.path).of(context.ids)
-        if len(context.ids) and not dynamics.scored.any():
-            raise DataError(f"{self.path} holds none of the {len(context.ids)} examples: it is of other data")
-        return dynamics
-
-
-def _shared(name: str, context: ReferenceContext) -> TrainingDynamics:
-    """Return shared scores under the ids of this run: of each text that is there k times, the k-th has the k-th's."""
-    dynamics_file, rows_file = fetched_scores(name)
-    rows = read_columns(rows_file, "id", "hash")
-    theirs = dict(zip(numbered(rows["hash"]), rows["id"], strict=True))
-    wanted = numbered(context.content_hashes())
-    missing = [example_id for example_id, key in zip(context.ids, wanted, strict=True) if key not in theirs]
-    if missing:
-        raise DataError(
-            f"{HUB}{name} has scores of {len(theirs):,} rows, and {len(missing):,} of the {len(wanted):,} rows of this "
-            f"run are not among them (first: {', '.join(missing[:3])}): a score belongs to a text. Train on the rows "
-            "that its card names, held out in the same way, or score yours with --reference TrainedReference"
-        )
-    dynamics = read_dynamics(dynamics_file).of([theirs[key] for key in wanted])
-    return replace(dynamics, ids=list(context.ids))
+        if not hub_name(str(self.path)):
+            dynamics = read_dynamics(self.path).of(context.ids)
+            if len(context.ids) and not dynamics.scored.any():
+                raise DataError(f"{self.path} holds none of the {len(context.ids)} examples: it is of other data")
+            return dynamics
+        # Shared scores get the ids of this run: of each text that is there k times, the k-th has the k-th's.
+        dynamics_file, rows_file = self.files()
+        rows, wanted = read_columns(rows_file, "id", "hash"), numbered(context.content_hashes())
+        theirs = dict(zip(numbered(rows["hash"]), rows["id"], strict=True))
+        if missing := [one for one, text in zip(context.ids, wanted, strict=True) if text not in theirs]:
+            raise DataError(
+                f"{self.path} has scores of {len(theirs):,} rows, and {len(missing):,} of the {len(wanted):,} rows of "
+                f"this run are not among them (first: {', '.join(missing[:3])}): a score belongs to a text. Train on "
+                "the rows that its card names, held out in the same way, or score yours with --reference "
+                "TrainedReference"
+            )
+        dynamics = read_dynamics(dynamics_file).of([theirs[text] for text in wanted])
+        return replace(dynamics, ids=list(context.ids))
 
 
 def numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
@@ -203,9 +199,3 @@ def numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
         numbered.append((value, seen[value]))
         seen[value] += 1
     return numbered
-
-
-def _are_places(places: list[float]) -> bool:
-    if not places or min(places) < 0:
-        return False
-    return max(places) <= 1 or all(float(place).is_integer() for place in places)

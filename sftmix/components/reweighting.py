@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from sftmix.components.base import Need, Objective, require
 from sftmix.components.objectives import NTP, sequence_plan
@@ -47,7 +48,7 @@ class IRDRO(Objective):
         require(0 < tau < math.inf, "objective.tau", tau, "a number above 0 (its authors: 1)")
         self.tau = tau
 
-    def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
+    def plan(self, batch: Batch, **at: Any) -> Plan:
         import torch
 
         of_batch = batch.batch_nll

@@ -32,7 +32,7 @@ class Linear(Schedule):
         self.start, self.end = start, end
 
     def value(self, step: int, total_steps: int) -> float:
-        done = _done(step, total_steps)
+        done = step / max(total_steps - 1, 1)  # 0 at the first step, 1 at the last; a single step is the first
         return (1 - done) * self.start + done * self.end
 
 
@@ -40,7 +40,7 @@ class Cosine(Linear):
     """Half a cosine from `start` at the first step to `end` at the last: slow, fast, slow."""
 
     def value(self, step: int, total_steps: int) -> float:
-        left = (1 + math.cos(math.pi * _done(step, total_steps))) / 2
+        left = (1 + math.cos(math.pi * step / max(total_steps - 1, 1))) / 2
         return left * self.start + (1 - left) * self.end
 
 
@@ -58,8 +58,3 @@ class AfterFraction(Schedule):
 
     def value(self, step: int, total_steps: int) -> float:
         return self._value if step >= self.fraction * total_steps else self.before
-
-
-def _done(step: int, total_steps: int) -> float:
-    """Return the share of steps done: 0 at the first step, 1 at the last; a single step is the first."""
-    return step / max(total_steps - 1, 1)

@@ -36,8 +36,7 @@ class Longest(Selector):
         self.k = k
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
-        lengths = scores.n_tokens.tolist()
-        return _first(self.k, [(-length, example_id) for length, example_id in zip(lengths, scores.id, strict=True)])
+        return _first(self.k, list(zip((-scores.n_tokens).tolist(), scores.id, strict=True)))
 
 
 class Random(Selector):
@@ -67,17 +66,11 @@ class ScoreAtLeast(Selector):
         self.field, self.threshold = field, threshold
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
-        columns = {"n_tokens": scores.n_tokens.tolist(), **scores.columns}
-        values = []
-        for example_id, value in zip(scores.id, _column(columns, self.field), strict=True):
-            try:
-                values.append(-math.inf if value in (None, "") else float(value))
-            except ValueError:
-                values.append(math.nan)
-            if math.isnan(values[-1]):
-                raise ConfigError(
-                    f"selector.field {self.field!r} is not a column of numbers: example {example_id} has {value!r}"
-                )
+        column = _column({"n_tokens": scores.n_tokens.tolist(), **scores.columns}, self.field)
+        try:
+            values = [-math.inf if value in (None, "") else float(value) for value in column]
+        except ValueError as error:
+            raise ConfigError(f"selector.field {self.field!r} is not a column of numbers: {error}") from None
         return np.flatnonzero(np.array(values) >= self.threshold)
 
 
@@ -111,8 +104,8 @@ class Shares(Selector):
         self.field, self.shares, self.k = field, shares, k
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
-        columns = {**scores.columns, "label": scores.label or [None] * len(scores)}
-        values, chosen = _column(columns, self.field), []
+        values = _column({**scores.columns, "label": scores.label or [None] * len(scores)}, self.field)
+        chosen: list[int] = []
         for value, share in self.shares.items():
             rows, wanted = [row for row, source in enumerate(values) if str(source) == value], round(share * self.k)
             allowed = f"at most {len(rows)} of the {self.k} examples with {self.field} {value!r}, as there are no more"
@@ -152,11 +145,10 @@ class S2L(Selector):
         rng = generator(seed, "s2l")
         with warnings.catch_warnings(action="ignore"):  # an empty cluster gives nothing
             _, cluster = kmeans2(dynamics.mean_nll[rows], min(self.clusters, len(rows)), minit="++", seed=rng)
-        members = [rng.permutation(rows[cluster == c]) for c in np.unique(cluster)]
-        members.sort(key=len)
+        members = sorted((rng.permutation(rows[cluster == number]) for number in np.unique(cluster)), key=len)
         chosen: list[int] = []
-        for place, rows_of_cluster in enumerate(members):
-            chosen += rows_of_cluster[: (self.k - len(chosen)) // (len(members) - place)].tolist()
+        for place, of_cluster in enumerate(members):
+            chosen.extend(of_cluster[: (self.k - len(chosen)) // (len(members) - place)])
         return np.sort(chosen)
 
 

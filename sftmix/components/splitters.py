@@ -23,7 +23,7 @@ class Median(Splitter):
     """
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        return _equal_groups(scores.ranked(), len(scores), names=("confident", "unconfident"))
+        return _equal_groups(scores.ranked(), scores, ("confident", "unconfident"))
 
 
 class Quantile(Splitter):
@@ -39,8 +39,7 @@ class Quantile(Splitter):
         self.levels = levels
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        names = tuple(f"level_{level + 1}" for level in range(self.levels))
-        return _equal_groups(scores.ranked(), len(scores), names=names)
+        return _equal_groups(scores.ranked(), scores, tuple(f"level_{level + 1}" for level in range(self.levels)))
 
 
 class QualityLabel(Splitter):
@@ -75,7 +74,7 @@ class RandomSplit(Splitter):
     def split(self, scores: Scores, *, seed: int) -> Split:
         drawn = [stable_hash(seed, "random_split", example_id) for example_id in scores.id]
         ranked = sorted(range(len(scores)), key=drawn.__getitem__)
-        return _equal_groups(ranked, len(scores), names=HALVES)
+        return _equal_groups(ranked, scores, HALVES)
 
 
 class LengthMatched(Splitter):
@@ -98,7 +97,7 @@ class LengthMatched(Splitter):
         for pair in halves:
             if stable_hash(seed, "length_matched", *[scores.id[row] for row in pair]) % 2:
                 pair[:] = pair[::-1]
-        return _equal_groups(halves.T.flatten().tolist(), len(scores), names=HALVES)
+        return _equal_groups(halves.T.flatten().tolist(), scores, HALVES)
 
 
 class FromFile(Splitter):
@@ -119,28 +118,26 @@ class FromFile(Splitter):
     def split(self, scores: Scores, *, seed: int) -> Split:
         ids, stored = read_split(self.path)
         group = dict(zip(ids, stored.group.tolist(), strict=True))
-        missing = [example_id for example_id in scores.id if example_id not in group]
-        extra = sorted(set(ids).difference(scores.id))
-        if missing or extra:
+        if strange := sorted(group.keys() ^ set(scores.id)):
             raise DataError(
-                f"splitter.path: {self.path} is a split of other examples: {len(missing):,} of {len(scores):,} are "
-                f"missing from it, and {len(extra):,} of its {len(ids):,} are not trained on (first: "
-                f"{[*missing, *extra][0]}); make it from the same rows, selection and data.max_length"
+                f"splitter.path: {self.path} is a split of other examples: {len(strange):,} are among its {len(ids):,} "
+                f"or among the {len(scores):,} that are trained on, but not in both (first: {strange[0]}); make it "
+                "from the same rows, selection and data.max_length"
             )
         return Split(group=np.asarray([group[i] for i in scores.id], dtype=np.int8), names=stored.names)
 
 
-def _equal_groups(ranked: list[int], n_examples: int, names: tuple[str, ...]) -> Split:
+def _equal_groups(ranked: list[int], scores: Scores, names: tuple[str, ...]) -> Split:
     """Return equal groups of the ranked rows, in their order; the rest in the middle, and unranked rows, unpaired."""
     if len(ranked) < len(names):
         raise DataError(
             f"a split into {len(names)} groups needs at least {len(names)} scored examples, but only {len(ranked)} of "
-            f"{n_examples} are; give more rows, or raise data.max_length or reference.model.max_length if responses "
+            f"{len(scores)} are; give more rows, or raise data.max_length or reference.model.max_length if responses "
             "were cut off"
         )
     size, rest = divmod(len(ranked), len(names))
     middle = (len(ranked) - rest) // 2
     fitting = [*ranked[:middle], *ranked[middle + rest :]]
-    group = np.full(n_examples, UNPAIRED, dtype=np.int8)
+    group = np.full(len(scores), UNPAIRED, dtype=np.int8)
     group[fitting] = np.repeat(np.arange(len(names)), size)
     return Split(group=group, names=names)

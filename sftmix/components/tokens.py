@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import existing_file, read_dynamics
@@ -59,7 +58,7 @@ class ProFit(TokenWeights):
         self.threshold = threshold
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
-        return (_probability(view, batch) > self.threshold).float()
+        return ((-_nll(view, batch)).exp() > self.threshold).float()
 
 
 class EAFT(TokenWeights):
@@ -70,7 +69,11 @@ class EAFT(TokenWeights):
     """
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
-        return view.figures(_top_entropy)
+        def entropy(logits):
+            log_p = logits.topk(min(20, logits.shape[-1])).values.log_softmax(-1)
+            return -(log_p.exp() * log_p).sum(-1) / math.log(20)
+
+        return view.figures(entropy)
 
 
 class StoredReference(TokenWeights):
@@ -88,30 +91,22 @@ class StoredReference(TokenWeights):
         return [existing_file("objective.dynamics", self.dynamics)]
 
     @cached_property
-    def stored(self) -> TrainingDynamics:
-        """The dynamics in the file."""
-        return read_dynamics(self.dynamics)
-
-    @cached_property
-    def token_nll(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Example id -> f32[C, n_tokens]."""
-        if self.stored.token_nll is None:
-            raise DataError(
-                f"objective.dynamics: {self.dynamics} has no NLL of tokens; write it with --reference.token_nll true"
-            )
-        return dict(zip(self.stored.ids, self.stored.token_nll, strict=True))
-
-    @cached_property
-    def mean_nll(self) -> dict[str, float]:
-        """Example id -> its mean NLL per response token at the first checkpoint, of the examples that were scored."""
-        first = zip(self.stored.ids, self.stored.mean_nll[:, 0].tolist(), strict=True)
-        return {name: nll for name, nll in first if not math.isnan(nll)}
+    def stored(self) -> tuple[TrainingDynamics, dict[str, int]]:
+        """The dynamics in the file, and the place of each example in them."""
+        dynamics = read_dynamics(self.dynamics)
+        return dynamics, {name: place for place, name in enumerate(dynamics.ids)}
 
     def reference_nll(self, batch: Batch, checkpoint: int = 0) -> Tensor:
         """Return f64[T], the NLL of each response token at a checkpoint; ConfigError if the file has other tokens."""
         import torch
 
-        nll = [self.token_nll[name][checkpoint] if name in self.token_nll else np.zeros(0) for name in batch.ids]
+        dynamics, places = self.stored
+        if dynamics.token_nll is None:
+            raise DataError(
+                f"objective.dynamics: {self.dynamics} has no NLL of tokens; write it with --reference.token_nll true"
+            )
+        token_nll = dynamics.token_nll
+        nll = [token_nll[places[name]][checkpoint] if name in places else np.zeros(0) for name in batch.ids]
         sizes = [len(part) for part in nll]
         if sum(sizes) != len(batch.labels):  # no look at the device before something is wrong
             here = torch.bincount(batch.slot, minlength=len(sizes)).tolist()
@@ -148,7 +143,7 @@ class ASFT(StoredReference):
         self.kl = kl
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
-        return _probability(view, batch) + self.kl * (-self.reference_nll(batch)).exp()
+        return (-_nll(view, batch)).exp() + self.kl * (-self.reference_nll(batch)).exp()
 
 
 class Rho1(StoredReference):
@@ -169,23 +164,21 @@ class Rho1(StoredReference):
         self.share = share
 
     def plan(self, batch: Batch, **at: Any) -> Plan:
-        plan = super().plan(batch, **at)
-        return replace(plan, ntp_count=float((batch.ntp_weight * self._sizes(batch)[1]).sum()))
-
-    def _sizes(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return i64[B] twice, the number of tokens of each response, and of those that are trained."""
-        size_B = batch.rows.new_zeros(len(batch.ids)).index_add(0, batch.slot, batch.slot.new_ones(len(batch.slot)))
-        return size_B, (self.share * size_B.double() - 1e-9).ceil().long()
+        size_B = batch.slot.bincount(minlength=len(batch.ids))
+        trained_B = (self.share * size_B.double() - 1e-9).ceil()
+        return replace(super().plan(batch, **at), ntp_count=float((batch.ntp_weight * trained_B).sum()))
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         import torch
 
-        excess = view.figures(_nll, batch.labels) - self.reference_nll(batch, -1)
+        excess = _nll(view, batch) - self.reference_nll(batch, -1)
         order = excess.argsort(descending=True, stable=True)
         order = order[batch.slot[order].argsort(stable=True)]  # by response, and in each from the largest
-        slot, (size, most) = batch.slot[order], self._sizes(batch)
-        rank = torch.arange(len(order), device=order.device) - (size.cumsum(0) - size)[slot]
-        return torch.zeros_like(excess).index_copy(0, order, (rank < most[slot]).to(excess))
+        size_B = batch.rows.new_zeros(len(batch.ids)).index_add(0, batch.slot, torch.ones_like(batch.slot))
+        slot = batch.slot[order]
+        rank = torch.arange(len(order), device=order.device) - (size_B.cumsum(0) - size_B)[slot]
+        trained = rank < (self.share * size_B.double() - 1e-9)[slot]
+        return torch.zeros_like(excess).index_copy(0, order, trained.to(excess))
 
 
 class TailSFT(StoredReference):
@@ -212,10 +205,11 @@ class TailSFT(StoredReference):
 
         nll = batch.batch_nll
         assert nll is not None
-        try:
-            before = nll.nll_sum.new_tensor([self.mean_nll[name] for name in nll.ids])
-        except KeyError as missing:
-            raise ConfigError(f"objective.dynamics: {self.dynamics} has no NLL of example {missing}") from None
+        dynamics, places = self.stored
+        if missing := [name for name in nll.ids if name not in places or not dynamics.n_tokens[places[name]]]:
+            raise ConfigError(f"objective.dynamics: {self.dynamics} has no NLL of example {missing[0]}")
+        rows = [places[name] for name in nll.ids]
+        before = torch.as_tensor(dynamics.nll_sum[rows, 0] / dynamics.n_tokens[rows])
         fallen = before - nll.nll_sum / nll.n_tokens
         left_out = nll.rows[fallen.argsort(descending=True, stable=True)[: round(self.share * len(fallen))]]
         batch = replace(batch, ntp_weight=batch.ntp_weight * ~torch.isin(batch.rows, left_out[: len(fallen) - 1]))
@@ -225,16 +219,8 @@ class TailSFT(StoredReference):
         return view.hidden.new_ones(len(batch.labels))
 
 
-def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+def _nll(view: LossView, batch: Batch) -> Tensor:
+    """Return [T], the NLL of each response token, detached."""
     import torch.nn.functional as F
 
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _probability(view: LossView, batch: Batch) -> Tensor:
-    return (-view.figures(_nll, batch.labels)).exp()
-
-
-def _top_entropy(logits: Tensor, k: int = 20) -> Tensor:
-    log_p = logits.topk(min(k, logits.shape[-1])).values.log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1) / math.log(k)
+    return view.figures(partial(F.cross_entropy, reduction="none"), batch.labels)

@@ -7,7 +7,6 @@ import inspect
 import math
 import random
 import traceback
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -31,20 +30,22 @@ from sftmix.components.base import Need, StageState
 from sftmix.options import TrainingOptions
 from sftmix.testing.strategies import equal_groups, rows_in_memory, score_tables, training_dynamics
 from sftmix.training.module import TrainingModule
+from sftmix.training.optimizer import build_optimizer
 from sftmix.training.step import normalise
-from sftmix.types import Batch, BatchNLL, Float64, Int64, Plan, RowScores, Scores, Split, TrainingDynamics
+from sftmix.types import BatchNLL, RowScores, Scores, Split, TrainingDynamics
 
 SEED, STEPS = 7, 3
 Tables = st.SearchStrategy[Scores]
+_DYNAMICS, _UNSCORED = training_dynamics(), score_tables(confidence=False)
 _DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
 _READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
-_TORCH = Path(torch.__file__).parent
-_LIBRARIES = [Path(transformers.__file__).parent, Path(contracts.__file__).parents[1] / "functional"]
+_TORCH = f"{torch.__path__[0]}/"
+_LIBRARIES = (f"{transformers.__path__[0]}/", f"{Path(contracts.__file__).parents[1]}/functional/")
 _UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
 _SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
 
 
-def on_examples(strategy: st.SearchStrategy[Any], holds: Callable[[Any], Any]) -> list[Any]:
+def on_examples(strategy, holds):
     """Return what `holds` gives for inputs. An SFTMixError refuses an input: some may be refused, but not all."""
     answers, refusals = [], []
 
@@ -70,7 +71,7 @@ def on_examples(strategy: st.SearchStrategy[Any], holds: Callable[[Any], Any]) -
     return answers
 
 
-def assert_is(component: base.Component, kind: type) -> None:
+def assert_is(component, kind):
     name, init = type(component).__name__, type(component).__init__
     assert isinstance(component, kind), f"{name} is not a {kind.__name__}"
     kinds = [p.kind for p in inspect.signature(init).parameters.values()][1:]
@@ -80,21 +81,23 @@ def assert_is(component: base.Component, kind: type) -> None:
 
 
 @contextmanager
-def untouched(*records: Any) -> Iterator[None]:
+def untouched(*records):
     """Check that the records and the global random states are the same afterwards."""
 
     def states():
-        return [random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist()]
+        drawn = [random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist()]
+        return [asdict(record) for record in records], drawn
 
-    before, drawn = [asdict(record) for record in records], states()
+    before = states()
     yield
-    np.testing.assert_equal([asdict(record) for record in records], before, "a record was changed in place")
-    assert drawn == states(), "it drew from a global random state; draw from sftmix.common.rng.generator(seed, ...)"
+    after = states()
+    np.testing.assert_equal(after[0], before[0], "a record was changed in place")
+    assert after[1] == before[1], "it drew from a global random state; draw from sftmix.common.rng.generator(seed, ...)"
 
 
-def permuted(record: Any, order: Int64) -> Any:
+def permuted(record, order):
     """Return a record of N examples with these in another order; `row` stays 0..N-1."""
-    changed: dict[str, Any] = {}
+    changed: dict = {}
     for field in fields(record):
         value = getattr(record, field.name)
         if field.name == "columns":
@@ -104,12 +107,7 @@ def permuted(record: Any, order: Int64) -> Any:
     return replace(record, **changed)
 
 
-def _check_rows(
-    component: base.Component,
-    kind: type,
-    inputs: st.SearchStrategy[Any],
-    answer: Callable[[Any, Any], np.ndarray],
-) -> None:
+def _check_rows(component, kind, inputs, answer):
     """Check answer(component, record), [N]: a copy gives the same, and another order of the examples no other."""
 
     def holds(record):
@@ -118,28 +116,23 @@ def _check_rows(
         again = answer(copy.deepcopy(component), record)
         np.testing.assert_array_equal(values, again, "a second call gives something else")
         order = np.random.default_rng(len(values)).permutation(len(values))
-        moved, message = (
-            answer(component, permuted(record, order)),
-            "it depends on the order of the examples; break ties by id",
-        )
-        np.testing.assert_allclose(moved, values[order], rtol=1e-12, err_msg=message)
+        moved = answer(component, permuted(record, order))
+        told = "it depends on the order of the examples; break ties by id"
+        np.testing.assert_allclose(moved, values[order], rtol=1e-12, err_msg=told)
 
     assert_is(component, kind)
     on_examples(inputs, holds)
 
 
 def check_confidence_estimator(
-    estimator: base.ConfidenceEstimator,
-    *,
-    dynamics: st.SearchStrategy[TrainingDynamics] | None = None,
+    estimator: base.ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] = _DYNAMICS
 ) -> None:
     """Check that each example gets one number, NaN exactly if unscored, whatever the order of the examples."""
 
     def answer(asked, record):
         return contracts.check_confidence(asked, asked.estimate(record), record)
 
-    inputs = training_dynamics() if dynamics is None else dynamics
-    _check_rows(estimator, base.ConfidenceEstimator, inputs, answer)
+    _check_rows(estimator, base.ConfidenceEstimator, dynamics, answer)
 
 
 def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> None:
@@ -156,20 +149,16 @@ def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> 
     _check_rows(splitter, base.Splitter, tables, answer)
 
 
-def check_selector(selector: base.Selector, *, scores: Tables | None = None) -> None:
+def check_selector(selector: base.Selector, *, scores: Tables = _UNSCORED) -> None:
     """Check that the selected rows are distinct, and the same examples whatever the order of the file."""
 
     def answer(asked, table):
-        rows = contracts.check_selection(asked, asked.select(table, seed=SEED), len(table))
-        return np.isin(table.row, rows)
+        return np.isin(table.row, contracts.check_selection(asked, asked.select(table, seed=SEED), len(table)))
 
-    tables = score_tables(confidence=False) if scores is None else scores
-    _check_rows(selector, base.Selector, tables, answer)
+    _check_rows(selector, base.Selector, scores, answer)
 
 
-def check_pair_sampler(
-    sampler: base.PairSampler, *, groups: int = 2, scores: Tables | None = None, examples: int = 50
-) -> None:
+def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Tables | None = None) -> None:
     """Check that no pair has an unpaired row, a row twice, or the less confident row in column 0, in any epoch.
 
     Some of the inputs must give a pair: a sampler that never does would mix nothing.
@@ -208,7 +197,7 @@ def check_reference(reference: base.Reference) -> None:
     assert_is(reference, base.Reference)
 
     def holds(stored):
-        def give(*_: object, **__: object) -> TrainingDynamics:
+        def give(*_, **__):
             return stored  # nothing is trained: as if a run had made these
 
         context: Any = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
@@ -217,13 +206,12 @@ def check_reference(reference: base.Reference) -> None:
             dynamics = contracts.check_dynamics(reference, reference.collect(context))
         assert list(dynamics.ids) == list(stored.ids), "it must return exactly context.ids, in that order"
 
-    on_examples(training_dynamics(), holds)
+    on_examples(_DYNAMICS, holds)
 
 
 def check_callback(callback: base.Callback) -> None:
     """Check that every hook returns None or a CallbackResult, with held-out rows or without; observers never stop."""
     assert_is(callback, base.Callback)
-    copy.deepcopy(callback)
     held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0}
     logged = dict.fromkeys(contracts.OWN_OF_STEP, 1.0) | held_out
     scores = RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
@@ -235,49 +223,41 @@ def check_callback(callback: base.Callback) -> None:
             assert Need.STOP in callback.gives or not stops, f"{hook} stopped training, but `gives` has no Need.STOP"
 
 
-def _batches(cut: Sequence[Sequence[Unit]]) -> list[Batch]:
-    rows = torch.arange(8)
-    counts = torch.tensor([int(example.target.sum()) for example in _DATA[:8]])
-    nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts, ids=_DATA.ids[:8])
-    return [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
-
-
 class _HostReads(TorchFunctionMode):
     """The places outside torch, transformers and the fused loss that read a tensor's values while it is entered."""
 
-    def __init__(self) -> None:
-        self.places: list[str] = []
+    def __init__(self):
+        self.places = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
         if by_mask or getattr(func, "__name__", "") in _READS:
-            callers = ((Path(frame.filename), frame.lineno) for frame in reversed(traceback.extract_stack()[:-1]))
-            file, line = next((file, line) for file, line in callers if not file.is_relative_to(_TORCH))
-            if not any(file.is_relative_to(part) for part in _LIBRARIES):
-                self.places.append(f"{file.name}:{line}")
+            stack = reversed(traceback.extract_stack()[:-1])
+            caller = next(frame for frame in stack if not frame.filename.startswith(_TORCH))
+            if not caller.filename.startswith(_LIBRARIES):
+                self.places.append(f"{Path(caller.filename).name}:{caller.lineno}")
         return func(*args, **(kwargs or {}))
 
 
-def _loss(
-    objective: base.Objective, batches: Sequence[Batch], step: int, move: Float64 | float = 0.0
-) -> tuple[Float64, list[Plan]]:
+def _loss(objective, batches, step, move=0.0):
     """Return the loss of a global batch on a small GPT-2 in float64 and its gradient in one vector, and the plans.
 
     move  is added to the weights
     """
-    plans = [objective.plan(batch, step=step, total_steps=STEPS, seed=SEED) for batch in batches]
-    for batch, plan in zip(batches, plans, strict=True):
-        contracts.check_plan(objective, plan, batch)
+    plans = []
+    for batch in batches:
+        plan = contracts.check_plan(objective, objective.plan(batch, step=step, total_steps=STEPS, seed=SEED), batch)
         assert plan.mu or not len(plan.pairs), "pairs are mixed, but mu is 0"
         repeats = plan.row_weight[batch.ntp_weight[batch.slot] == 0]
         assert not repeats.any(), f"a repeated slot carries no NTP loss, but its tokens weigh {repeats.tolist()}"
+        plans.append(plan)
     config = GPT2Config(vocab_size=64, n_embd=8, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         module = TrainingModule(GPT2LMHeadModel(config).double().eval())
     weights = list(module.parameters())
-    with torch.no_grad():
-        nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(weights) + torch.as_tensor(move), weights)
+    moved = nn.utils.parameters_to_vector(weights).detach() + torch.as_tensor(move)
+    nn.utils.vector_to_parameters(moved, weights)
     ntp, mixup = sum(plan.ntp_count for plan in plans), sum(plan.mixup_count for plan in plans)
     total = torch.zeros((), dtype=torch.float64)
     for batch, plan in zip(batches, plans, strict=True):
@@ -303,7 +283,12 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
     finite_differences  False for a loss with detached parts, which have none
     """
     assert_is(objective, base.Objective)
-    whole, *cuts = [_batches(cut) for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])]
+    rows, counts = torch.arange(8), torch.tensor([int(example.target.sum()) for example in _DATA[:8]])
+    nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts, ids=_DATA.ids[:8])
+    whole, *cuts = (
+        [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
+        for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
+    )
     for step in range(STEPS):
         with untouched():
             value, plans = _loss(objective, whole, step)
@@ -336,9 +321,9 @@ def check_perturbation(perturbation: base.Perturbation) -> None:
         together = contracts.check_embeddings(perturbation, e, changed(perturbation, [0, 1, 2]))
     (gradient,) = torch.autograd.grad(together.sum(), e)
     assert gradient.abs().sum() > 0, "no gradient reaches the embeddings"
-    torch.testing.assert_close(changed(copy.deepcopy(perturbation), [0, 1, 2]), together, rtol=0, atol=0)
-    for row, length in enumerate(lengths):
-        torch.testing.assert_close(changed(perturbation, [row], length)[0], together[row, :length], rtol=0, atol=0)
+    for row, length in enumerate(lengths):  # a copy, which has seen none of the others
+        alone = changed(copy.deepcopy(perturbation), [row], length)[0]
+        torch.testing.assert_close(alone, together[row, :length], rtol=0, atol=0)
 
 
 def check_optimizer(optimizer: base.Optimizer) -> None:
@@ -346,26 +331,26 @@ def check_optimizer(optimizer: base.Optimizer) -> None:
     assert_is(optimizer, base.Optimizer)
 
     def trained(component, steps, rate=0.01):
-        parameters = [nn.Parameter(torch.linspace(-1, 1, n).view(shape)) for n, shape in ((24, (6, 4)), (4, (4,)))]
-        names = dict(zip(("layer.weight", "layer.bias"), parameters, strict=True))
-        built = component.build(names, training=TrainingOptions(learning_rate=rate))
-        taken = [id(p) for group in built.param_groups for p in group["params"]]
-        assert sorted(taken) == sorted(map(id, parameters)), "each parameter must be in one group, once"
+        """Return the weights after so many steps, and the optimizer."""
+        layer = nn.utils.skip_init(nn.Linear, 6, 4)
+        nn.utils.vector_to_parameters(torch.linspace(-1, 1, 28), layer.parameters())
+        built = build_optimizer(layer, TrainingOptions(learning_rate=rate), component)
         for step in range(steps):
             for group in built.param_groups:
                 group["lr"] = rate
-            for parameter in parameters:
+            for parameter in layer.parameters():
                 parameter.grad = torch.cos(parameter.detach() * (step + 1))
             built.step()
-        return nn.utils.parameters_to_vector(parameters).detach(), built
+        return nn.utils.parameters_to_vector(layer.parameters()).detach(), built
 
     with untouched():
         moved, built = trained(optimizer, 2)
-    start = trained(optimizer, 0)[0]
+    start, _ = trained(optimizer, 0)
     assert (moved != start).all(), "a step changed nothing"
     assert torch.equal(trained(copy.deepcopy(optimizer), 2)[0], moved), "a copy moves elsewhere: draw nothing at random"
     assert torch.equal(trained(optimizer, 2, rate=0.0)[0], start), "it moves although the rate is 0"
-    for name, value in [item for state in built.state.values() for item in state.items()]:
-        assert isinstance(value, (torch.Tensor, int, float)), (
-            f"state {name} is a {type(value).__name__}; a checkpoint holds tensors and numbers"
-        )
+    for state in built.state.values():
+        for name, value in state.items():
+            assert isinstance(value, (torch.Tensor, int, float)), (
+                f"state {name} is a {type(value).__name__}; a checkpoint holds tensors and numbers"
+            )

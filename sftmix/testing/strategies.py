@@ -16,7 +16,7 @@ class RowsInMemory(list[Encoded]):
 
     @property
     def lengths(self) -> Int64:
-        return np.array([len(example.input_ids) for example in self], dtype=np.int64)
+        return np.array([len(example.input_ids) for example in self])
 
     @property
     def ids(self) -> list[str]:
@@ -36,9 +36,9 @@ def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61, 
 def training_dynamics(draw: st.DrawFn) -> TrainingDynamics:
     """Draw dynamics of 2 to 24 examples at 3 checkpoints from 0, some alike, some not scored (n_tokens 0)."""
     size = draw(st.integers(2, 24))
-    n_tokens = np.array(draw(st.lists(st.integers(0, 40), min_size=size, max_size=size)), dtype=np.int64)
-    n_tokens[0] = max(1, n_tokens[0])
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_tokens = rng.integers(0, 41, size) * (rng.random(size) > draw(st.sampled_from([0.0, 0.2])))
+    n_tokens[0] += 1
     nll = rng.gamma(2.0, 1.0, size=(2, size, 3)) * n_tokens[None, :, None]
     if draw(st.booleans()):  # twins, with which the order of the file could decide
         twin = np.minimum(np.arange(size), rng.integers(0, size, size))
@@ -64,17 +64,15 @@ def score_tables(
     size = draw(st.integers(min_value=4, max_value=max_size))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     values = -np.round(rng.gamma(2.0, 3.0, size), draw(st.sampled_from([0, 6])))  # rounded: ties
-    values[rng.random(size) < draw(st.sampled_from([0.0, 0.1]))] = np.nan
-    if not confidence:
-        values[:] = np.nan
+    values[rng.random(size) < (draw(st.sampled_from([0.0, 0.1])) if confidence else 1.0)] = np.nan
     return Scores(
         id=[f"id-{number}" for number in rng.permutation(size)],
-        row=np.arange(size, dtype=np.int64),
+        row=np.arange(size),
         confidence=values,
         variability=np.where(np.isnan(values), np.nan, rng.gamma(1.0, 1.0, size)),
-        n_tokens=np.array(draw(st.lists(st.integers(1, 40), min_size=size, max_size=size)), dtype=np.int64),
-        label=None if labels is None else [labels[i] for i in rng.integers(0, len(labels), size)],
-        columns={"score": [float(x) for x in np.round(rng.random(size) * 5, 1)]},
+        n_tokens=rng.integers(1, 41, size),
+        label=None if labels is None else rng.choice(labels, size).tolist(),
+        columns={"score": np.round(rng.random(size) * 5, 1).tolist()},
     )
 
 

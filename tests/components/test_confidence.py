@@ -7,7 +7,6 @@ import statistics
 import numpy as np
 import pytest
 from hypothesis import example, given
-from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError
 from sftmix.components import (
@@ -22,6 +21,7 @@ from sftmix.components import (
 )
 from sftmix.components.confidence import LEAST
 from sftmix.components.contracts import check_confidence
+from sftmix.testing import training_dynamics
 from sftmix.types import NOT_COUNTED, TrainingDynamics
 
 
@@ -36,28 +36,20 @@ def dynamics(nll_sum, n_tokens, **more):
     )
 
 
-@st.composite
-def tables(draw):
-    n, c = draw(st.integers(1, 6)), draw(st.integers(1, 5))
-    row = st.lists(st.floats(0, 500), min_size=c, max_size=c)
-    nll = draw(st.lists(row, min_size=n, max_size=n))
-    return nll, draw(st.lists(st.integers(0, 90), min_size=n, max_size=n))
-
-
-@given(tables())
-def test_values_are_the_definitions(table):
-    nll, n_tokens = table
-    given_ = dynamics(nll, n_tokens)
-    estimates = Perplexity().estimate(given_), LogPerplexity().estimate(given_), variability(given_)
-    for row, count, conf, log_conf, spread in zip(nll, n_tokens, *estimates, strict=True):
+@given(training_dynamics())
+def test_values_are_the_definitions(drawn):
+    estimators = (Perplexity(), LogPerplexity(), Correctness())
+    estimates = [estimator.estimate(drawn) for estimator in estimators] + [variability(drawn)]
+    table = (drawn.nll_sum.tolist(), drawn.n_correct.tolist(), drawn.n_tokens.tolist())
+    for row, correct, count, conf, log_conf, share, spread in zip(*table, *estimates, strict=True):
         if count == 0:
-            assert all(map(math.isnan, (conf, log_conf, spread)))
+            assert all(map(math.isnan, (conf, log_conf, share, spread)))
             continue
-        perplexities = [math.exp(nll_c / count) for nll_c in row]
+        perplexities = [math.exp(nll / count) for nll in row]
         assert conf == pytest.approx(-math.fsum(perplexities) / len(row), rel=1e-12)
         assert log_conf == pytest.approx(-math.fsum(row) / count / len(row), rel=1e-12, abs=1e-15)
-        if max(perplexities) < 1e100:
-            assert spread == pytest.approx(statistics.pstdev(perplexities), rel=1e-6, abs=1e-9 * max(perplexities))
+        assert share == pytest.approx(math.fsum(correct) / (count * len(row)))
+        assert spread == pytest.approx(statistics.pstdev(perplexities), rel=1e-6, abs=1e-9 * max(perplexities))
 
 
 def test_an_overflowing_perplexity_ranks_last_and_has_infinite_spread():
@@ -67,15 +59,6 @@ def test_an_overflowing_perplexity_ranks_last_and_has_infinite_spread():
     assert np.argsort(-confidence).tolist() == [2, 1, 0]
     assert variability(given_)[0] == np.inf
     assert np.isfinite(LogPerplexity().estimate(given_)).all()
-
-
-@given(tables(), st.data())
-def test_correctness_is_the_mean_share_of_correct_tokens(table, data):
-    nll, n_tokens = table
-    correct = [[data.draw(st.integers(0, count)) for _ in row] for row, count in zip(nll, n_tokens, strict=True)]
-    found = Correctness().estimate(dynamics(nll, n_tokens, n_correct=np.asarray(correct)))
-    for value, row, count in zip(found, correct, n_tokens, strict=True):
-        assert math.isnan(value) if count == 0 else value == pytest.approx(math.fsum(row) / (count * len(row)))
 
 
 def test_low_variability_ranks_what_did_not_change_first():
@@ -107,28 +90,22 @@ def test_ifd_is_the_ratio_with_and_without_the_instruction(checkpoint, expected)
     found = IFD(checkpoint=checkpoint).estimate(given_)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert IFD.needs == {Need.RESPONSE_ALONE}
-    assert IFD().checkpoint == "first"
 
 
 def test_ifd_needs_responses_scored_alone():
     with pytest.raises(ConfigError, match=r"--reference\.response_alone true"):
         IFD().estimate(dynamics([[1.0]], [1]))
-    with pytest.raises(ConfigError, match=r"confidence\.checkpoint is 'best'; allowed: first, last, mean"):
-        IFD(checkpoint="best")
 
 
-@given(tables())
-@example(([[5e-17, 0.0, 0.0]], [1]))
-def test_learning_percentage_is_the_share_learned_first(table):
-    nll, n_tokens = table
-    given_ = dynamics(nll, n_tokens)
-    if len(nll[0]) < 3:
-        return
-    for row, count, value in zip(nll, n_tokens, LearningPercentage().estimate(given_), strict=True):
+@given(training_dynamics())
+@example(dynamics([[5e-17, 0.0, 0.0]], [1]))
+def test_learning_percentage_is_the_share_learned_first(drawn):
+    table = (drawn.nll_sum.tolist(), drawn.n_tokens.tolist(), LearningPercentage().estimate(drawn))
+    for row, count, value in zip(*table, strict=True):
         if count == 0:
             assert math.isnan(value)
             continue
-        nats = [row[c] / count for c in (0, 1, -1)]
+        nats = [nll / count for nll in row]
         before, first, last = map(math.exp, nats)
         if nats[-1] >= nats[0]:  # of the logarithms: two that differ may have the same exponential
             assert value == LEAST

@@ -2,9 +2,14 @@
 
 import importlib
 import inspect
+import math
 import pickle
+import re
+
+import pytest
 
 import sftmix.components as components
+from sftmix.common.errors import ConfigError
 from sftmix.components.base import Component
 from sftmix.config.schema import options_of
 
@@ -44,11 +49,46 @@ def test_public_names_resolve():
 
 
 def test_a_component_within_a_component_goes_along():
-    made = components.SFTMix(mu=components.Linear(start=0, end=0.4), alpha=components.Constant(value=2.0))
-    spec = made.spec()
-    path = "sftmix.components.schedules."
-    assert spec["init_args"]["mu"] == {"class_path": path + "Linear", "init_args": {"start": 0, "end": 0.4}}
-    assert spec["init_args"]["alpha"] == {"class_path": path + "Constant", "init_args": {"value": 2.0}}
+    made = components.SFTMix(mu=components.Linear(start=0, end=0.4))
+    spec, path = made.spec(), "sftmix.components.schedules.Linear"
+    assert spec["init_args"]["mu"] == {"class_path": path, "init_args": {"start": 0, "end": 0.4}}
     again = pickle.loads(pickle.dumps(made))
     assert again.spec() == spec != components.SFTMix(mu=components.Linear(start=0, end=0.5)).spec()
     assert again.mu.value(5, 11) == 0.2
+
+
+WRONG = {
+    "Evaluate": {"every": [0]},
+    "LossSpikeGuard": {"factor": [1.0, math.nan], "window": [1]},
+    "SFTMix": {
+        "mu": [-0.1, math.nan],
+        "alpha": [0.0, math.inf],
+        "ntp_on": ["some"],
+        "mixup_mean": ["mean"],
+        "lambda_per": ["row"],
+        "mean": ["pair"],
+    },
+    "IFD": {"checkpoint": ["best"]},
+    "NEFTune": {"alpha": [0.0, -1.0, math.nan]},
+    "LabelSmoothing": {"epsilon": [-0.1, 1.0, math.nan]},
+    "IRDRO": {"tau": [0.0, -1.0, math.inf]},
+    "AfterFraction": {"fraction": [1.5, math.nan]},
+    "ConfidenceGapPairs": {"min_gap": [0.51, math.nan]},
+    "LengthMatchedPairs": {"window": [0]},
+    "LevelPairs": {"rule": ["next"]},
+    "Quantile": {"levels": [1, 129]},
+    "Random": {"k": [0]},
+    "Shares": {"shares": [{}, {"a": 0.6, "b": 0.6}, {"a": 1.5, "b": -0.5}]},
+    "TrainedReference": {"checkpoints": [0, -1, [], [-0.5], [1.5], [0.25, 40], [math.nan], [math.inf]]},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_options_are_named_with_what_is_allowed(name):
+    cls = getattr(components, name)
+    required = {k: REQUIRED.get(k, k) for k, p in options_of(cls).items() if p.default is inspect.Parameter.empty}
+    for option, values in WRONG[name].items():
+        for value in values:
+            told = rf"^({cls.option}\.(\w+\.)?)?{option}.* is {re.escape(repr(value))}; allowed: "
+            with pytest.raises(ConfigError, match=told):
+                cls(**{**required, option: value})

@@ -4,7 +4,7 @@ import pytest
 
 from sftmix.batches.order import Slot
 from sftmix.common.checkpoints import steps_in
-from sftmix.common.errors import ConfigError, NonFiniteError
+from sftmix.common.errors import NonFiniteError
 from sftmix.common.world import World
 from sftmix.components import LossSpikeGuard, Perturbation, StageState
 from sftmix.options import CheckpointOptions
@@ -52,12 +52,6 @@ def test_each_stage_has_its_own_losses():
     assert asked(guard, [1.0, 1.0]) is None
     assert asked(guard, [9.0, 9.0]) is None
     check_callback(guard)
-
-
-@pytest.mark.parametrize("option", [{"factor": 1.0}, {"factor": NAN}, {"window": 1}])
-def test_wrong_options_are_named(option):
-    with pytest.raises(ConfigError, match=rf"callbacks\.LossSpikeGuard\.{next(iter(option))} is"):
-        LossSpikeGuard(**option)
 
 
 class Leap(Perturbation):

@@ -1,130 +1,86 @@
-"""MeasureMixing against autograd through the whole formula, on the model that a run exported."""
+"""MeasureMixing against autograd through the whole formula, one example at a time."""
 
-from collections import defaultdict
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from sftmix.batches.order import TrainingOrder
-from sftmix.common.tables import read_split
+from sftmix.batches.collate import collate
 from sftmix.common.world import World
-from sftmix.components.mixing import _figures
-from sftmix.config.read import read_config
-from sftmix.pipeline.rows import read_rows
-from sftmix.pipeline.target import pairs_by
-from tests.forked import done
-from tests.tiny import in_this_process, make_tiny, metrics
-
-pytestmark = pytest.mark.long
-
-NAMES = ("mixing_cosine", "mixing_gradient_share", "mixing_unreached")
+from sftmix.components import MeasureMixing, SFTMix, StageState
+from sftmix.training.checkpoint import full_weights
+from sftmix.training.loop import train
+from tests.forked import on_ranks
+from tests.toy import logged, toy_model, toy_stage
+from tests.training.test_step import DATA, UNITS, nll, response
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of two steps without dropout, measured after the second; its pairs are from both halves of a small set."""
-    place = tmp_path_factory.mktemp("mixing")
-    tiny = make_tiny(place, dropout=0.0)
-    words = ["--training.max_steps", "2", "--objective.mu", "0.7", "--callbacks+", "MeasureMixing"]
-    done = in_this_process("run", *tiny.options, *words, "--callbacks.every", "2", "--out", "run", cwd=place)
-    assert done.returncode == 0, done.stderr
-    return place / "run"
+def check_figures(world: World, directory: str, parallel: str = "none") -> None:
+    """Those of the second of two steps, under the weights after it."""
+    objective, steps = SFTMix(mu=0.7), [UNITS] * 2
+    options = {"learning_rate": 0.03, "parallel": parallel}
+    given = {"data": DATA, "objective": objective, "callbacks": [MeasureMixing(every=2)], "options": options}
+    done = train(toy_stage(Path(directory), steps, **given), world)
+    model, weights = toy_model(), full_weights(done.module)
+    if not world.is_main:
+        return
+    model.load_state_dict(weights)
+    head = model.get_output_embeddings().weight.detach()
 
-
-@pytest.mark.slow
-def test_the_figures_are_those_of_autograd(run, monkeypatch):
-    from transformers import AutoModelForCausalLM
-
-    monkeypatch.chdir(run.parent)
-    config = read_config(run / "config.yaml")
-    config, rows = read_rows(config, World())
-    data, split = rows.data.train, read_split(run / "split" / "split.parquet")[1]
-    scores = rows.table(run / "confidence" / "confidence.parquet")
-    pairs_of = pairs_by(lambda epoch: (split, scores), config.resolved_pairing(), config.seed)
-    order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
-    model = AutoModelForCausalLM.from_pretrained(run / "train" / "model", dtype=torch.float32).eval()
-    weight = model.get_output_embeddings().weight.detach().double()
-
-    hidden, labels, at, reached = [], [], [], 0
-    for unit in order.batch(1):
-        for slot in unit:
-            example = data[slot.row]
-            places = np.flatnonzero(example.target)
-            with torch.no_grad():
-                states = model.get_decoder()(torch.from_numpy(example.input_ids)[None]).last_hidden_state[0]
-            at.append(range(sum(map(len, labels)), sum(map(len, labels)) + len(places)))
-            hidden.append(states[places - 1])
-            labels.append(torch.from_numpy(example.input_ids[places]))
-    leaf = torch.cat(hidden).double().requires_grad_()
-    y = torch.cat(labels)
-    z = leaf @ weight.T
-    ntp = torch.nn.functional.cross_entropy(z, y)
-
-    losses, larger, slot = [], [], 0
-    for unit in order.batch(1):
+    mixed, larger, trained, leaves, reached = [], [], [], [], 0
+    for unit in UNITS:
+        hidden, labels = zip(*(response(model, DATA[slot.row])[:2] for slot in unit), strict=True)
+        hidden = [states.detach().requires_grad_() for states in hidden]
+        leaves += hidden
+        trained += [nll(h @ head.T, y) for h, y, slot in zip(hidden, labels, unit, strict=True) if slot.ntp_weight]
         if len(unit) == 2:
-            lam = lambda_of(config, data, unit, split, order)
-            first, second = at[slot], at[slot + 1]
-            reached += 2 * min(len(first), len(second))
-            for i, j in zip(first, second, strict=False):
-                mixed = (lam * z[i] + (1 - lam) * z[j]).log_softmax(dim=-1)
-                losses.append(-lam * mixed[y[i]] - (1 - lam) * mixed[y[j]])
-                larger.append(max(lam, 1 - lam))
-        slot += len(unit)
-    (g_ntp,) = torch.autograd.grad(ntp, leaf, retain_graph=True)
-    (g_mix,) = torch.autograd.grad(0.7 * torch.stack(losses).mean(), leaf)
-    cosine = float((g_ntp * g_mix).sum() / (g_ntp.norm() * g_mix.norm()))
-    share = float(g_mix.norm() / (g_ntp.norm() + g_mix.norm()))
-
-    before, line = metrics(run)
-    assert not set(NAMES) & set(before)
-    assert [line[name] for name in NAMES] == pytest.approx([cosine, share, 1 - reached / len(y)], rel=1e-4)
-    assert 0.05 < share < 0.95
-    assert abs(cosine) < 0.999
-    assert line["mixing_seconds"] > 0
-    values, larger = torch.stack(losses).detach().numpy(), np.array(larger)
-    for low in (50, 60, 70, 80, 90):
-        inside = (larger >= low / 100) & (larger < (low + 10) / 100 if low < 90 else True)
-        if inside.any():
-            assert line[f"mixing_loss_{low}"] == pytest.approx(values[inside].mean(), rel=1e-5)
-        else:
-            assert f"mixing_loss_{low}" not in line
-
-
-def lambda_of(config, data, unit, split, order):
-    """Lambda of a pair, drawn for this pair alone."""
-    from sftmix.batches.collate import collate
-
-    plan = config.objective.plan(
-        collate([unit], data, split=split), step=1, total_steps=order.total_steps, seed=config.seed
+            lam = float(objective.plan(collate([unit], DATA), step=1, total_steps=2, seed=0).lam[0])
+            n = min(map(len, labels))
+            logits = (lam * hidden[0][:n] + (1 - lam) * hidden[1][:n]) @ head.T
+            mixed.append(lam * nll(logits, labels[0][:n]) + (1 - lam) * nll(logits, labels[1][:n]))
+            larger += [max(lam, 1 - lam)] * n
+            reached += n * sum(slot.ntp_weight for slot in unit)
+    ntp, mixup = torch.cat(trained), torch.cat(mixed)
+    of_ntp, of_mixup = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)])
+        for loss in (ntp.mean(), 0.7 * mixup.mean())
     )
-    return float(plan.lam[0])
+    share = float(of_mixup.norm() / (of_ntp.norm() + of_mixup.norm()))
+    expected = {
+        "mixing_cosine": float(of_ntp @ of_mixup / (of_ntp.norm() * of_mixup.norm())),
+        "mixing_gradient_share": share,
+        "mixing_unreached": 1 - reached / len(ntp),
+    }
+    for low in (50, 60, 70, 80, 90):
+        inside = torch.tensor([low / 100 <= x and (low == 90 or x < (low + 10) / 100) for x in larger])
+        if inside.any():
+            expected[f"mixing_loss_{low}"] = float(mixup.detach()[inside].mean())
+    before, line = logged(Path(directory))
+    assert not any(name.startswith("mixing") for name in before)
+    assert line.pop("mixing_seconds") > 0
+    assert {name: value for name, value in line.items() if name.startswith("mixing")} == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert 0.05 < share < 0.95
+
+
+def test_the_figures_are_those_of_autograd(tmp_path):
+    check_figures(World(), str(tmp_path))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_ranks_together_have_the_figures_of_one(run, tmp_path, parallel):
-    words = [
-        "run",
-        "--config",
-        str(run / "config.yaml"),
-        "--training.parallel",
-        parallel,
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    done(words, cwd=run.parent, ranks=2)
-    ours, one = metrics(tmp_path / "run")[1], metrics(run)[1]
-    names = [name for name in one if name.startswith("mixing_") and name != "mixing_seconds"]
-    assert len(names) >= 4
-    assert [ours[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-4)
+def test_ranks_together_have_the_same_figures(tmp_path, parallel):
+    on_ranks(check_figures, str(tmp_path), parallel)
 
 
-def test_nothing_is_measured_where_nothing_is_mixed(run):
-    assert all("mixing_cosine" not in line for line in metrics(run, "reference"))
+def test_nothing_is_measured_where_nothing_is_mixed(tmp_path):
+    train(toy_stage(tmp_path, [UNITS], data=DATA, callbacks=[MeasureMixing(every=1)]), World())
+    assert "mixing_cosine" not in logged(tmp_path)[0]
 
 
 def test_a_batch_of_repeats_alone_has_no_token_that_is_not_reached():
     """A sampler may put all repeats into one global batch; NTP and the share leave them out."""
-    assert _figures(defaultdict(float, mix=4.0, mix_count=2.0))["mixing_unreached"] == 0
+    part = {"mix": 4.0, "mix_count": 2.0}
+    state = StageState("train", 1, 1, 0, {"mixup_tokens": 1}, read=lambda function: [part], objective=SFTMix())
+    assert MeasureMixing(every=1).on_step_end(state).metrics["mixing_unreached"] == 0

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftmix.common.errors import ConfigError
 from sftmix.components import AfterFraction, Constant, Cosine, Linear
 
 ENDS = st.floats(-10, 10)
@@ -40,9 +39,3 @@ def test_values_by_hand():
 
 def test_a_single_step_is_the_first():
     assert values(Linear(start=0.1, end=0.9), 1) == values(Cosine(start=0.1, end=0.9), 1) == [0.1]
-
-
-def test_wrong_options_are_named():
-    for fraction in (1.5, math.nan):
-        with pytest.raises(ConfigError, match=rf"fraction of a schedule is {fraction}; allowed: from 0 to 1"):
-            AfterFraction(fraction=fraction, value=1)
