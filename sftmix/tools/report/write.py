@@ -68,16 +68,15 @@ def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int,
 def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> list[Path]:
     summary, config, data = view.summary, view.config, view.rows.data
     objective, every = type(config.objective).__name__, np.arange(len(data.train))
-    trained, places, hidden_map = "train" in summary["stages"], dict[int, Sequence[float]](), None
+    trained, places, hidden_map = "train" in summary["stages"], np.full((len(every), 2), np.nan), None
     ends = pictures.both_ends(view.by_confidence, map_size // 2)
     if trained and len(ends) >= 10:
         rows, back = np.unique(ends, return_inverse=True)
         hidden = look(view, "train", rows, hidden=True)
         if hidden is None:
             raise ConfigError(f"{view.path} has no train/model to look at; give --map 0 for a report without it")
-        on_map = pictures.tsne(hidden[back])
-        hidden_map = pictures.hidden_map(view, ends, on_map)
-        places = dict(zip(ends.tolist(), on_map.tolist(), strict=True))
+        places[ends] = pictures.tsne(hidden[back])
+        hidden_map = pictures.hidden_map(view, ends, places[ends])
     scored = {column: look(view, stage, every) for column, stage in LOSSES.items()} if score_all else {}
     table = examples_table(view, scored=scored, places=places)
     (view.path / FILE).parent.mkdir(exist_ok=True)
@@ -87,7 +86,8 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
         f"{len(data.train):,} training examples, {len(data.eval or ()):,} held out; sftmix {summary['version']}"
     )
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
-    listed, points = view.path / "suspects" / "suspects.parquet", pictures.thinned(view.by_confidence)
+    listed, measured = view.path / "suspects" / "suspects.parquet", view.path / "evaluation" / "table.json"
+    points = pictures.thinned(view.by_confidence)
     plots = {
         "losses": pictures.losses(curves, "ntp", "eval_nll"),
         "mixup": pictures.losses(curves, "mixup"),
@@ -107,7 +107,7 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
         shown=f"{len(points):,} of {len(every):,}",
         examples=table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
         pairs=mixed_pairs(view) if trained else [],
-        benchmarks=benchmarks(view.path),
+        benchmarks=read_json(measured) if measured.exists() else None,
         rows="\n".join(data.report.lines()),
         configuration=config.yaml(),
     )
@@ -137,35 +137,29 @@ def _write_page(to: Path, title: str, about: str, plots: Mapping[str, Any], **pa
     write_text(to, html)
 
 
-def mixed_pairs(view: RunView) -> list[list[list[str]]]:
+def mixed_pairs(view: RunView) -> list[list[tuple[str, ...]]]:
     """Return a table for each of the first pairs, as the training planned them; none if none can be known.
 
     So it is for a single run, whose first epoch mixes nothing, for objectives that see the losses of the batch, and for
     a user's own classes, which are not imported.
     """
     config, pairing, data = view.config, view.config.resolved_pairing(), view.rows.data.train
-    tables = []
     needs = {*config.reference.needs, *config.objective.needs} & {Need.TARGET_LOSSES, Need.BATCH_NLL}
     shipped = [type(part).__module__.startswith("sftmix.") for part in (pairing, config.objective, config.reference)]
-    if view.split is not None and all(shipped) and not needs:
-        groups = view.split, view.scores
-        pairs_of = pairs_by(lambda epoch: groups, pairing, config.seed)
-        order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
-        for pair in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
-            batch = collate([pair], data, split=view.split, pad_id=view.rows.encoder.pad_id)
-            plan = config.objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)
-            head, columns = [], []
-            for example in (data[slot.row] for slot in pair):
-                head.append(f"{view.split.labels[example.row]} {example.id}")
-                predicted = example.input_ids[1:][example.target[1:]].tolist()
-                columns.append([str(view.rows.encoder.tokenizer.decode([token])) for token in predicted[:TOKENS]])
-            if len(plan.lam):
-                columns.append([f"{share:.2f}" for share in plan.lam[:TOKENS].tolist()])
-                tables.append([[*head, "lambda"], *map(list, zip_longest(*columns, fillvalue=""))])
+    if view.split is None or needs or not all(shipped):
+        return []
+    groups, tables = (view.split, view.scores), []
+    pairs_of = pairs_by(lambda epoch: groups, pairing, config.seed)
+    order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
+    for pair in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
+        batch = collate([pair], data, split=view.split)
+        plan = config.objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)
+        columns = []
+        for example in (data[slot.row] for slot in pair):
+            predicted = example.input_ids[1:][example.target[1:]].tolist()
+            tokens = [str(view.rows.encoder.tokenizer.decode([token])) for token in predicted[:TOKENS]]
+            columns.append([f"{view.split.labels[example.row]} {example.id}", *tokens])
+        if len(plan.lam):
+            columns.append(["lambda", *(f"{share:.2f}" for share in plan.lam[:TOKENS].tolist())])
+            tables.append(list(zip_longest(*columns, fillvalue="")))
     return tables
-
-
-def benchmarks(run: Path) -> dict[str, Any] | None:
-    """Return the table and the sentences that `sftmix evaluate` left in the run; None where nothing was evaluated."""
-    file = run / "evaluation" / "table.json"
-    return read_json(file) if file.exists() else None

@@ -21,8 +21,7 @@ from sftmix.components.optimizers import AdamW, AdamW8bit
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.tools.estimate.memory import _ranks, memory_of
-from sftmix.tools.estimate.model import FakeModel
+from sftmix.tools.estimate.run import FakeModel, _ranks, memory_of
 from sftmix.tools.estimate.work import Work, layout_of
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import training_module

@@ -18,9 +18,7 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.tools.estimate.memory import _ranks
-from sftmix.tools.estimate.model import QUANTIZED_BYTES, FakeModel, forward_flops, training_flops
-from sftmix.tools.estimate.run import traffic
+from sftmix.tools.estimate.run import QUANTIZED_BYTES, FakeModel, _ranks, forward_flops, traffic, training_flops
 from sftmix.tools.estimate.work import Work, layout_of
 from sftmix.training.module import TrainingModule, gradient_sync
 from sftmix.training.parallel import wrap
@@ -41,12 +39,12 @@ def path(tmp_path_factory) -> str:
 def test_numbers_are_those_of_the_real_model(path, tmp_path):
     real, fake = load_model(path), FakeModel(path, None, LoraOptions())
     assert fake.numbers == (sum(p.numel() for p in real.parameters()),) * 2
-    assert fake.head_shape == tuple(real.get_output_embeddings().weight.shape)
+    assert fake.head.shape == real.get_output_embeddings().weight.shape
     assert fake.per_token.all == sum(p.numel() for x in real.model.layers for p in x.parameters() if p.dim() == 2)
     adapted = FakeModel(path, None, LoraOptions(r=4, target_modules=["q_proj"]))
     assert adapted.numbers.trained == LAYERS * 2 * 4 * WIDTH
     assert adapted.numbers.all == fake.numbers.all + adapted.numbers.trained
-    assert not adapted.head_is_trained
+    assert not adapted.head.requires_grad
     GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=512).save_pretrained(tmp_path / "gpt2")
     gpt2 = FakeModel(tmp_path / "gpt2", None, LoraOptions())
     assert gpt2.per_token.all == 2 * 12 * 16 * 16  # 512 learned positions are looked up, not multiplied with
