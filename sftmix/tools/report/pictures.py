@@ -176,12 +176,12 @@ def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:
     return chart
 
 
-def tsne(hidden: np.ndarray) -> Float64:
-    """Return f64[K, 2], t-SNE (van der Maaten and Hinton, 2008) of f32[K, D].
+def tsne(hidden: np.ndarray) -> np.ndarray:
+    """Return f32[K, 2], t-SNE (van der Maaten and Hinton, 2008) of f32[K, D].
 
     It starts from the first two principal components and has a fixed seed, so that a page can be made again.
     """
     if min(hidden.shape) > 50:
         hidden = PCA(50, random_state=0).fit_transform(hidden)
     model = TSNE(perplexity=min(30.0, (len(hidden) - 1) / 3), init="pca", random_state=0, n_jobs=1)
-    return model.fit_transform(hidden.astype(np.float32)).astype(np.float64)
+    return model.fit_transform(hidden)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ CURVES = {
 def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int, score_all: bool = False) -> list[Path]:
     """Write the page, and of one run report/examples.parquet; return the files that were written.
 
+    The page is one HTML file that needs no network; all text in it is escaped.
+
     runs       finished runs
     to         the page; None: report/report.html in the only directory, or report.html
     map_size   examples on the map of hidden states of a single run, half from each end; 0: no model is loaded
@@ -54,18 +56,38 @@ def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int,
     if to.exists() and b'name="generator" content="sftmix' not in to.read_bytes()[:1000]:
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     if len(runs) == 1:
-        return _report_run(read_run(runs[0]), to, max(map_size, 0), score_all=score_all)
-    if score_all:
+        parts, files = _report_run(read_run(runs[0]), max(map_size, 0), score_all=score_all), [to, runs[0] / FILE]
+    elif score_all:
         raise ConfigError("--score fills the table of one run, and a page of several has none; leave it out")
-    summaries = {str(run): read_summary(run, "train") for run in runs}
-    curves = zip(summaries, cycle(pictures.GROUPS), [read_steps(run / "train") for run in runs], strict=False)
-    about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
-    plots = {"losses": pictures.losses(curves, "ntp", "eval_nll")}
-    _write_page(to, ", ".join(run.resolve().name for run in runs), about, plots, runs=summaries)
-    return [to]
+    else:
+        summaries = {str(run): read_summary(run, "train") for run in runs}
+        curves = zip(summaries, cycle(pictures.GROUPS), [read_steps(run / "train") for run in runs], strict=False)
+        about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
+        parts = {"about": about, "plots": {"losses": pictures.losses(curves, "ntp", "eval_nll")}, "runs": summaries}
+        files = [to]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    environment.filters["figure"] = short
+    html = environment.get_template("page.html").render(
+        title=", ".join(run.resolve().name for run in runs),
+        version=sftmix.__version__,
+        plotly=plotly.offline.get_plotlyjs(),
+        **parts,
+    )
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_text(to, html)
+    return files
 
 
-def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> list[Path]:
+def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, Any]:
+    """Write report/examples.parquet of a run, and return what page.html shows of it.
+
+    The page leaves out the sections of those that are empty or not given, and plots that are None.
+    """
     summary, config, data = view.summary, view.config, view.rows.data
     objective, every = type(config.objective).__name__, np.arange(len(data.train))
     trained, places, hidden_map = "train" in summary["stages"], np.full((len(every), 2), np.nan), None
@@ -88,53 +110,26 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
     listed, measured = view.path / "suspects" / "suspects.parquet", view.path / "evaluation" / "table.json"
     points = pictures.thinned(view.by_confidence)
-    plots = {
-        "losses": pictures.losses(curves, "ntp", "eval_nll"),
-        "mixup": pictures.losses(curves, "mixup"),
-        "data-map": pictures.data_map(view, points),
-        "histogram-groups": pictures.histogram(view, "groups"),
-        "histogram-labels": pictures.histogram(view, "labels"),
-        "hidden-map": hidden_map,
+    return {
+        "about": about,
+        "plots": {
+            "losses": pictures.losses(curves, "ntp", "eval_nll"),
+            "mixup": pictures.losses(curves, "mixup"),
+            "data-map": pictures.data_map(view, points),
+            "histogram-groups": pictures.histogram(view, "groups"),
+            "histogram-labels": pictures.histogram(view, "labels"),
+            "hidden-map": hidden_map,
+        },
+        "suspects": pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
+        "summary": summary,
+        "objective": objective,
+        "shown": f"{len(points):,} of {len(every):,}",
+        "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
+        "pairs": mixed_pairs(view) if trained else [],
+        "benchmarks": read_json(measured) if measured.exists() else None,
+        "rows": "\n".join(data.report.lines()),
+        "configuration": config.yaml(),
     }
-    _write_page(
-        to,
-        view.path.resolve().name,
-        about,
-        plots,
-        suspects=pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
-        summary=summary,
-        objective=objective,
-        shown=f"{len(points):,} of {len(every):,}",
-        examples=table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
-        pairs=mixed_pairs(view) if trained else [],
-        benchmarks=read_json(measured) if measured.exists() else None,
-        rows="\n".join(data.report.lines()),
-        configuration=config.yaml(),
-    )
-    return [to, view.path / FILE]
-
-
-def _write_page(to: Path, title: str, about: str, plots: Mapping[str, Any], **parts: Any) -> None:
-    """Write the page as one HTML file that needs no network; all text in it is escaped.
-
-    plots  id -> figure, or None
-    parts  what page.html shows, which leaves out the sections of those that are empty or not given
-    """
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.ChainableUndefined
-    )
-    environment.filters["figure"] = short
-    html = environment.get_template("page.html").render(
-        title=title,
-        about=about,
-        plots=plots,
-        version=sftmix.__version__,
-        plotly=plotly.offline.get_plotlyjs(),
-        **parts,
-    )
-    to.parent.mkdir(parents=True, exist_ok=True)
-    write_text(to, html)
 
 
 def mixed_pairs(view: RunView) -> list[list[tuple[str, ...]]]:
