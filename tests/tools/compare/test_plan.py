@@ -35,31 +35,20 @@ def test_a_variant_is_its_options_over_those_of_all(table):
             "NTP": {"objective": "NTP"},
             "base": None,
             "mu": {"objective.mu": 0.4, "training": {"epochs": 5}},
-            "whole": {"splitter": {"class_path": "RandomSplit"}, "pairing": None, "objective": {"class_path": "NTP"}},
             "added": {"callbacks+": "MeasureMixing", "callbacks.every": 3, "data.train+": "b.json"},
         },
     )
-    ntp, base, mu, whole, added = made.variants.values()
+    ntp, base, mu, added = made.variants.values()
     assert isinstance(ntp.objective, NTP)
     assert base.objective.spec()["init_args"]["mu"] == 0.3
     assert (mu.objective.spec()["init_args"]["mu"], mu.training.epochs) == (0.4, 5.0)
-    assert (type(whole.splitter).__name__, whole.pairing, whole.training.epochs) == ("RandomSplit", None, 2.0)
+    assert base.training.epochs == 2.0
     assert [(type(c).__name__, vars(c)["every"]) for c in added.callbacks] == [("Evaluate", None), ("MeasureMixing", 3)]
     assert (added.data.train, base.data.train) == (["a.json", "b.json"], ["a.json"])
     assert made.baseline == "NTP"
-    assert made.contrasts == [(name, "NTP") for name in ("base", "mu", "whole", "added")]
+    assert made.contrasts == [(name, "NTP") for name in ("base", "mu", "added")]
     assert made.options_of("mu")["training.epochs"] == 5.0
     assert "training.epochs" in made.options_of("NTP")
-
-
-def test_an_option_that_every_variant_overrides_is_named(table, tmp_path, capsys):
-    """As with compare.yaml, which a table writes with all options of every variant."""
-    path = tmp_path / "compare.yaml"
-    path.write_text(yaml.safe_dump(table(variants={"NTP": {"objective": "NTP"}, "SFTMix": {}}).plain()))
-    words = ["--out", "t2", "--training.learning_rate", "0.1", "--data.train+", "b", "--metric", "x"]
-    comparison_of(read_arguments(["--config", str(path), *words], table_options()))
-    named = re.findall(r"note: (\S+) changes nothing here", capsys.readouterr().err)
-    assert sorted(named) == ["--data.train+", "--training.learning_rate"]
 
 
 def test_a_cell_is_a_variant_at_a_seed_with_components_of_its_own(table):
@@ -87,13 +76,19 @@ def test_the_seeds_that_decide_rows_and_reference_are_the_same_in_all_cells(tabl
         assert (training and training.seed) == of_reference
 
 
-def test_what_a_table_writes_down_is_read_back_equal(table, tmp_path):
+def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_line(table, tmp_path, capsys):
+    """It has all options of every variant, so an option of the base changes nothing, which is said."""
     made = table(variants={"NTP": {"objective": "NTP"}, "mu": {"objective.mu": 0.4, "data.limit": 5}}, metrics=["x"])
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(made.plain(), sort_keys=False))
-    again = comparison_of(read_arguments(["--config", str(path), "--out", "o"], table_options()))
+    words = ["--config", str(path), "--out", "o"]
+    again = comparison_of(read_arguments(words, table_options()))
     assert again.options == made.options
     assert [cell.plain for cell in again.cells] == [cell.plain for cell in made.cells]
+    words += ["--training.learning_rate", "0.1", "--data.train+", "b", "--metric", "x"]
+    comparison_of(read_arguments(words, table_options()))
+    named = re.findall(r"note: (\S+) changes nothing here", capsys.readouterr().err)
+    assert sorted(named) == ["--data.train+", "--training.learning_rate"]
 
 
 def test_the_listing_names_variants_runs_and_too_few_seeds(table):
