@@ -118,7 +118,7 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
         scores = RowScores(sums[cell.name][order], tokens[order], np.ones(11, dtype=np.int64))
         write_eval(cell.path / "train" / "eval.parquet", [f"{i:02}" for i in order], scores, np.zeros(11))
     figures = {name: {"eval_nll_after": own.sum() / tokens.sum()} for name, own in sums.items()}
-    for seeds, over in (([1, 2, 3], "seeds and examples"), ([1, 3], "seeds and examples"), ([2], "examples")):
+    for seeds, over in (([1, 3], "seeds and examples"), ([2], "examples")):
         known = {name: own if int(name[-1]) in seeds else {} for name, own in figures.items()}
         (contrast,) = build_table(comparison, known)["contrasts"]
         count = np.tile(tokens.astype(float), (len(seeds), 1))

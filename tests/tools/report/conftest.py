@@ -43,7 +43,7 @@ def run(tmp_path_factory) -> Path:
     rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
     for number, row in enumerate(rows):
         row |= {"quality": "high" if number % 2 else "low", "score": number / 4, "group": f"g{number % 3}"}
-        row |= {"x": number}
+        row |= {"x": number, "mixed": number or "zero"}
     held_out = [json.loads(line) for line in tiny.eval.read_text().splitlines()]
     tiny.eval.write_text("".join(json.dumps({**row, "group": "own", "confidence": "high"}) + "\n" for row in held_out))
     rows[3]["output"] = NASTY
