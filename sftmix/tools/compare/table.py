@@ -198,9 +198,9 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[s
         frames = [pd.read_parquet(file).set_index("id")[[RATIOS[metric], "n_tokens"]] for file in files]
         table = pd.concat(frames, axis=1).sort_index()
         if not table.isna().any(axis=None):  # all have the same held-out rows
-            sums = np.ascontiguousarray(table.to_numpy(np.float64).T).reshape(-1, 2, 2, len(table))
-            parts = [per_example(sums[:, side, 0], sums[:, side, 1]) for side in (0, 1)]
-            bounds, over = interval(parts[0] - parts[1]), [*over, "examples"]
+            sums = np.ascontiguousarray(table.to_numpy(np.float64).T)
+            parts = per_example(sums[::2], sums[1::2])  # of ours and theirs by turns
+            bounds, over = interval(parts[::2] - parts[1::2]), [*over, "examples"]
     return {
         "ours": pair[0],
         "theirs": pair[1],

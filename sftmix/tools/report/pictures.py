@@ -112,7 +112,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     spread = view.scores.variability[rows]
     positive = spread[np.isfinite(spread) & (spread > 0)]
     log = len(positive) > 0  # with one checkpoint nothing varies
-    correct = None if view.correctness is None else view.correctness[rows]
+    correct = view.correctness
     chart = figure(
         f"variability (standard deviation of the perplexity over the checkpoints{', log' * log})",
         "confidence" + (" (log)" if axis else ""),
@@ -128,7 +128,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
         x=np.clip(spread, positive.min() / 2, 1e300) if log else spread,
         y=heights,
         marker={
-            "color": None if correct is None or np.isnan(correct).all() else correct,
+            "color": None if correct is None or np.isnan(correct[rows]).all() else correct[rows],
             "colorscale": CORRECT,
             "size": 5,
             "opacity": 0.75,
