@@ -21,7 +21,6 @@ from sftmix.common.figures import flatten, markdown_table, short, unit_of
 from sftmix.common.files import read_json, write_json, write_text
 from sftmix.config.read import TABLE
 from sftmix.pipeline.directory import RunDirectory, differences
-from sftmix.pipeline.start import check_run, holding
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
 from sftmix.tools.compare.statistics import (
     ALPHA,
@@ -62,6 +61,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
     goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
     """
+    from sftmix.pipeline.start import check_run, holding
+
     comparison.validate()
     cells, out = comparison.cells, Path(comparison.out or "")
     foreign = [] if (out / TABLE).exists() else sorted({p.name for p in out.glob("*")} - {".lock", "STATUS.json"})
