@@ -77,8 +77,8 @@ def make_machine(
         if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
             raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
     tflops, bandwidth = tflops or peak, bandwidth or (link if gpus <= gpus_per_node else None)
-    flops, memory, sent = (x and x * scale for x, scale in ((tflops, 1e12), (gigabytes, 1e9), (bandwidth, 1e9)))
-    return Machine(gpu, gpus, flops, memory, mfu, gpus_per_node, sent)
+    flops, memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
+    return Machine(gpu, gpus, flops, memory, mfu, gpus_per_node, bandwidth and bandwidth * 1e9)
 
 
 class Layout(NamedTuple):
@@ -96,11 +96,11 @@ class Layout(NamedTuple):
 
 def layout_of(options: TrainingOptions, machine: Machine) -> Layout:
     """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-    count, device = machine.count, machine.device
-    world = World(size=count, device=device, local_size=min(count, machine.per_node))
+    count = machine.count
+    world = World(size=count, device=machine.device, local_size=min(count, machine.per_node))
     parallel = resolve_parallel(options.parallel, world)
     shards = shard_group(options.shard_group_size, world) if parallel == "hsdp" else count if parallel == "fsdp" else 1
-    fp32 = options.precision == "fp32" or (options.precision == "auto" and device.type == "cpu")
+    fp32 = options.precision == "fp32" or (options.precision == "auto" and machine.name == "cpu")
     return Layout(shards, count // shards, FLOAT if fp32 else HALF)
 
 
