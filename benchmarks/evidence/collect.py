@@ -57,7 +57,7 @@ def collect(table: Path, out: Path, *, halves: str) -> int:
     plan = read_json(table / "table.json")
     # Statistics are made from all sittings, by results.py.
     variants = {name: found["options"] for name, found in plan["variants"].items()}
-    about = {key: plan[key] for key in ("seed", "options", "versions", "trained_by")}
+    about = {key: plan[key] for key in ("seed", "options", "trained_by")}
     write_json(out / "table.json", {"variants": variants, **about})
     kept = 0
     for run, variant, seed in _runs(table, plan):

@@ -77,7 +77,7 @@ def test_a_run_with_other_sampled_rows_keeps_its_held_out_ones_and_other_held_ou
 
 def test_a_run_that_diverged_is_kept_as_such_and_runs_of_other_tables_are_not(tmp_path):
     made, out = tmp_path / "table", tmp_path / "out"
-    about = {"seed": 0, "versions": {}, "trained_by": [], "contrasts": [{"p": 0.01}]}
+    about = {"seed": 0, "trained_by": [], "contrasts": [{"p": 0.01}]}
     variants = {arm: {"options": {}, "runs": []} for arm in ("NTP", "SFTMix")}
     write_json(made / "table.json", {"variants": variants, "options": {"seeds": [1, 2]}, **about})
     for arm, seed in (("NTP", 1), ("NTP", 3), ("other", 1)):

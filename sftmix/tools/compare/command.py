@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from sftmix.cli.help import help_text, option_docs
 from sftmix.cli.parsing import Arguments, OwnOption, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
-from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
-from sftmix.config.merge import Tree, build, merge
+from sftmix.config.merge import build, merge
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
@@ -38,11 +36,9 @@ def main(argv: Sequence[str]) -> None:
     only_list = arguments.options.pop("list", False) in (True, "true")
     comparison = comparison_of(arguments)
     comparison.validate(needs_out=not only_list)
-    if only_list:
-        print("\n".join(listing(comparison)))
-        return
-    say("\n".join(listing(comparison)))
-    run_table(comparison)
+    say(listing(comparison), sys.stdout if only_list else None)
+    if not only_list:
+        run_table(comparison)
 
 
 def run_table(comparison: Comparison) -> None:
@@ -54,7 +50,7 @@ def run_table(comparison: Comparison) -> None:
     say(f"see table.md, cells.csv and table.json in {comparison.out}", sys.stdout)
 
 
-def listing(comparison: Comparison) -> list[str]:
+def listing(comparison: Comparison) -> str:
     """List the variants with their options, and the runs; nothing is loaded."""
     done = sum(is_over(cell.path) for cell in comparison.cells)
     variants, seeds = comparison.variants, len(comparison.options.seeds)
@@ -66,21 +62,16 @@ def listing(comparison: Comparison) -> list[str]:
             f"note: {needed} seeds are needed before one of {contrasts} contrasts can be called significant (sign-flip "
             f"test, Holm), and there are {seeds}: give more seeds, or plan fewer contrasts"
         )
-    return lines
+    return "\n".join(lines)
 
 
-FORMS = {"seeds": "[N, ...]", "metrics": "[NAME, ...]", "contrasts": "[[A, B], ...]"}
-
-
-@cache
-def table_options() -> tuple[OwnOption, ...]:
+def table_options() -> list[OwnOption]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
     docs, default = option_docs(TableOptions), TableOptions()
     options = [OwnOption("variants", dict, {}, "{NAME: ...}", "Option: value of each variant; usually in a file.")]
     for name, hint in get_type_hints(TableOptions).items():
-        form = "" if hint is bool else FORMS.get(name, "NAME")
-        options.append(OwnOption(name, hint, getattr(default, name), form, docs[name]))
-    return tuple(options)
+        options.append(OwnOption(name, hint, getattr(default, name), "" if hint is bool else "VALUE", docs[name]))
+    return options
 
 
 def comparison_of(arguments: Arguments) -> Comparison:
@@ -88,27 +79,22 @@ def comparison_of(arguments: Arguments) -> Comparison:
     parsed = parse(arguments, table_options())
     table, base = vars(parsed.values), parsed.config.plain()
     variants, replaced = dict[str, RunConfig](), set(arguments.options)
-    for name, options in table["variants"].items():
-        variants[str(name)] = _variant(name, options or {}, parsed.tree)
+    for name, given in table["variants"].items():
+        options = given or {}
+        try:
+            if not isinstance(options, Mapping):
+                raise ConfigError(f"{options!r} is not a mapping of options; write `{name}: {{option: value}}`")
+            for key in OF_THE_TABLE:
+                if key in options:
+                    raise ConfigError(f"{key} is not an option of a variant: it is the table's")
+            variants[str(name)] = build(merge(parsed.tree, options))
+        except ConfigError as error:
+            raise ConfigError(f"variant {name}: {error}") from error
         changed = {key for key, _ in differing(base, variants[str(name)].plain())}
         replaced = {option for option in replaced if option.rstrip("+") in changed}
     for option in replaced:
-        values = " ".join(as_list(arguments.options[option]))
-        say(f"note: --{option} {values} changes nothing here: every variant sets it to something else")
+        say(f"note: --{option} changes nothing here: every variant sets it to something else")
     if arguments.print_config:
         print_config({**base, **table})
     del table["variants"]
     return Comparison(out=parsed.config.out, variants=variants, options=TableOptions(**table))
-
-
-def _variant(name: str, options: Any, base: Tree) -> RunConfig:
-    """Return the configuration of one variant: its options over those of the files and the command line."""
-    try:
-        if not isinstance(options, Mapping):
-            raise ConfigError(f"{options!r} is not a mapping of options; write `{name}: {{option: value}}`")
-        for key in OF_THE_TABLE:
-            if key in options:
-                raise ConfigError(f"{key} is not an option of a variant: it is the table's")
-        return build(merge(base, options))
-    except ConfigError as error:
-        raise ConfigError(f"variant {name}: {error}") from error

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.files import MANIFEST
@@ -36,7 +35,7 @@ class TableOptions(PlainFields):
     metric: str = "eval_nll_after"
     """Figure of summary.json that the contrasts are tested on, with dots (calibration.ece)."""
     metrics: list[str] | None = None
-    """Further figures shown; the name of a group (calibration) stands for all of it. null: a choice of them."""
+    """A list of further figures; the name of a group (calibration) stands for all of it. null: a choice of them."""
     contrasts: list[list[str]] | None = None
     """Planned comparisons, pairs [A, B] of variants for A - B; null: every variant with the baseline."""
     fresh_reference: bool = False
@@ -86,25 +85,23 @@ class Comparison:
     @cached_property
     def cells(self) -> list[Cell]:
         """All runs, seed by seed, so that an unfinished table already compares the variants."""
+        variants = {name: config.plain() for name, config in self.variants.items()}
+        if not self.options.fresh_reference:  # what all seeds share does not depend on a run's seed
+            seed = self.variants[self.baseline].seed
+            for name, plain in variants.items():
+                if plain["data"]["seed"] is None and self.variants[name].data.drawn:
+                    plain["data"]["seed"] = seed
+                values = plain["reference"]["init_args"]
+                if "training" in values:
+                    training = values["training"] = {"seed": None, **(values["training"] or {})}
+                    if training["seed"] is None:
+                        training["seed"] = seed
         cells = []
         for seed in self.options.seeds:
-            for name, config in self.variants.items():
+            for name, plain in variants.items():
                 path = Path(self.out or "") / name / f"seed-{seed}"
-                cells.append(Cell(name, seed, path, {**self._shared(config), "seed": seed, "out": str(path)}))
+                cells.append(Cell(name, seed, path, {**plain, "seed": seed, "out": str(path)}))
         return cells
-
-    def _shared(self, config: RunConfig) -> dict[str, Any]:
-        """Return a variant's plain configuration; parts that all seeds share do not depend on the run's seed."""
-        plain, seed = config.plain(), self.variants[self.baseline].seed
-        if self.options.fresh_reference:
-            return plain
-        if plain["data"]["seed"] is None and config.data.drawn:
-            plain["data"]["seed"] = seed
-        values = plain["reference"]["init_args"]
-        if "training" in values:
-            training = values["training"] or {}
-            values["training"] = {**training, "seed": seed if training.get("seed") is None else training["seed"]}
-        return plain
 
     def options_of(self, variant: str) -> dict[str, object]:
         """Return a variant's options that are not the same in all, as plain values; a new component as a whole."""
@@ -122,13 +119,7 @@ class Comparison:
 
     def validate(self, *, needs_out: bool = True) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
-        problems = list(self._problems(needs_out))
-        for name, config in {} if problems else self.variants.items():
-            try:
-                validate(config, needs_out=False)
-            except ConfigError as error:
-                problems.append(f"variant {name}: {error}")
-        refuse(problems, "the table")
+        refuse(list(self._problems(needs_out)), "the table")
 
     def _problems(self, needs_out: bool) -> Iterator[str]:
         options, names = self.options, list(self.variants)
@@ -140,10 +131,10 @@ class Comparison:
                 "variants is missing: `compare` runs named variants of a configuration, for example "
                 f"--variants '{EXAMPLES['variants']}', or `variants` in a file of --config; `run` makes a single run"
             )
+        elif self.baseline not in names:
+            yield f"baseline is {self.baseline!r}; there are the variants {listed}"
         if not 1 <= len(options.seeds) <= MAX_SEEDS or len(set(options.seeds)) < len(options.seeds):
             yield f"seeds is {options.seeds}; allowed: 1 to {MAX_SEEDS} different whole numbers"
-        if names and self.baseline not in names:
-            yield f"baseline is {self.baseline!r}; there are the variants {listed}"
         for pair in options.contrasts or ():
             if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(names):
                 yield f"contrasts: {pair} is not a pair of two variants; there are {listed}"
@@ -157,6 +148,10 @@ class Comparison:
                 yield f"variant {name}: with_baseline has no place in a table; add a variant `objective: NTP` instead"
             if config.data.eval is None and config.data.eval_fraction is None and options.metric.startswith("eval_"):
                 yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
+            try:
+                validate(config, needs_out=False)
+            except ConfigError as error:
+                yield f"variant {name}: {error}"
 
 
 def is_over(run: Path) -> bool:
@@ -187,7 +182,7 @@ def shown_options(options: Mapping[str, object]) -> str:
 def _value(value: object) -> str:
     """Write a plain value; a component as its class and options, a group as its options that are set."""
     if isinstance(value, Mapping):
-        args = value.get("init_args") or {} if "class_path" in value else value
-        listed = ", ".join(f"{k}={_value(v)}" for k, v in args.items() if v is not None)
+        options = value.get("init_args", value)
+        listed = ", ".join(f"{k}={_value(v)}" for k, v in options.items() if v is not None)
         return f"{value.get('class_path', '').rpartition('.')[2]}({listed})"
     return value if isinstance(value, str) else json.dumps(value)

@@ -20,7 +20,6 @@ from sftmix.types import Float64
 MIN_SEEDS = 6
 """Fewest seeds with which a result may be called significant: with 5, the smallest possible p is 2/32 = 0.0625."""
 ALPHA = 0.05
-LEVEL = 0.95
 MAX_SEEDS = 20
 """Most seeds of a table: all 2^n sign assignments are gone through."""
 
@@ -54,10 +53,10 @@ def sign_flip(differences: Sequence[float] | Float64) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's adjusted p-values, in the order given: the k-th smallest times (m - k + 1), monotone, at most 1."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return np.minimum(adjusted, 1.0)[np.argsort(order)].tolist()
+    import pandas as pd
+
+    p = pd.Series(p_values, dtype=np.float64).sort_values()
+    return (p * np.arange(len(p), 0, -1)).cummax().clip(upper=1.0).sort_index().tolist()
 
 
 def per_example(numerator: Float64, denominator: Float64) -> Float64:
@@ -93,6 +92,7 @@ def interval(differences: Sequence[float] | Float64) -> tuple[float, float] | No
     squared = 0.0
     for means, known in ((by_seed, 0.0), (by_example, of_cells)):
         if (n := len(means)) > 1:
-            variance = max(0.0, float(means.var(ddof=1)) - known)
-            squared += float(stdtrit(n - 1, (1 + LEVEL) / 2)) ** 2 * (variance / n)
-    return (mean - math.sqrt(squared), mean + math.sqrt(squared)) if d.size > 1 else None
+            variance = max(0.0, means.var(ddof=1) - known)
+            squared += stdtrit(n - 1, 1 - ALPHA / 2) ** 2 * (variance / n)
+    half = math.sqrt(squared)
+    return (mean - half, mean + half) if d.size > 1 else None

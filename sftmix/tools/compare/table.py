@@ -1,20 +1,27 @@
-"""The table of finished cells: a plain value that table.json holds, and that the other files show."""
+"""The run of a table, and the table of its finished cells: a plain value that table.json holds and other files show.
+
+The cells go through the pipeline one after the other, in directories that share stages with equal inputs.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
-import sftmix
+from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.figures import flatten, markdown_table, short, unit_of
 from sftmix.common.files import read_json, write_json, write_text
-from sftmix.pipeline.directory import differences
-from sftmix.tools.compare.plan import Comparison, shown_options
+from sftmix.config.read import TABLE
+from sftmix.pipeline.directory import RunDirectory, differences
+from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
 from sftmix.tools.compare.statistics import (
     ALPHA,
     MIN_SEEDS,
@@ -24,7 +31,9 @@ from sftmix.tools.compare.statistics import (
     per_example,
     sign_flip,
 )
-from sftmix.types import Float64
+
+if TYPE_CHECKING:
+    from sftmix.common.world import World
 
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
@@ -45,100 +54,166 @@ NOTES = """\
   both are the same training."""
 
 
+def compare(comparison: Comparison) -> dict[str, Any]:
+    """Run the missing cells of a table and return it in the form of table.json.
+
+    Call it in every process of a torchrun. Every run is checked before the first starts. The same call continues an
+    interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
+    goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
+    """
+    from sftmix.pipeline.start import check_run, holding
+
+    comparison.validate()
+    cells, out = comparison.cells, Path(comparison.out or "")
+    foreign = [] if (out / TABLE).exists() else sorted({p.name for p in out.glob("*")} - {".lock", "STATUS.json"})
+    if foreign:
+        raise ConfigError(f"{out} holds {foreign[0]}, which no table wrote; choose another --out")
+    with holding(out):  # what is certain of any run without a model is refused before torch is imported
+        for cell in cells:
+            with _named(cell):
+                check_run(cell.config(), "train")
+    from sftmix.common.world import start_world
+
+    summaries, say_rows = dict[str, Any](), cache(print)  # equal rows are told once
+    timeout = max(config.training.timeout for config in comparison.variants.values())
+    with start_world(timeout) as world, RunDirectory(out, world) as directory:
+        plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
+        world.on_main(lambda: write_text(out / TABLE, plan))
+        for done, cell in enumerate(cells):
+            new = world.share(world.is_main and not is_over(cell.path))
+            if new:
+                directory.starts_work()
+            directory.tell(stage=cell.name, step=done, total_steps=len(cells))
+            with _named(cell):
+                summaries[cell.name] = _summary_of(cell, cells, world, say_rows)
+            # The last table needs every run. A cell that was read back changes nothing; another may still be refused.
+            if new or len(summaries) == len(cells):
+                table = world.from_main(lambda: write_table(out, build_table(comparison, summaries)))
+        directory.tell(stage="table", step=len(cells))
+        return table
+
+
+def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[[str], object]) -> dict[str, Any]:
+    """Run a cell and return its summary, an empty one if its target diverged: that is a result, too.
+
+    Nothing can be made from a reference that diverges, and other cells share it: the table ends.
+    """
+    from sftmix.pipeline.recipe import run
+
+    tell = print if world.is_main else lambda *_, **options: None
+    tell(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
+    if world.share(world.is_main and has_diverged(cell.path)):
+        tell(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", flush=True)
+        return {}
+    try:
+        pool = [other.path for other in cells]
+        return run(cell.config(), world=world, pool=pool, say_rows=say_rows, validated=True)
+    except LossLeapError:  # the loss is still a number, and a person is to look
+        raise
+    except NonFiniteError as error:
+        message = {"message": str(error)}
+        if not world.share(world.is_main and read_json(cell.path / "STATUS.json")["stage"] == "train"):
+            raise
+        world.on_main(lambda: write_json(cell.path / DIVERGED, message))
+        tell(f"diverged; the table goes on. variant {cell.variant}, seed {cell.seed}: {error}", flush=True)
+        return {}
+
+
+@contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    """Let errors name the cell."""
+    try:
+        yield
+    except (SFTMixError, Stopped) as error:
+        error.args = (f"variant {cell.variant}, seed {cell.seed}: {error}",)
+        raise
+
+
+# ---------------------------------------------------------------------------------------------- the value
+
+
 def build_table(comparison: Comparison, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the table of the finished cells; `complete` is True if these are all.
 
     summaries  name of a cell -> what its run returned; empty if its target diverged
-    A run has as metrics every finite number of its summary but SETTINGS, nested ones with dots. Only a complete table
-    has contrasts: testing a part of the seeds would be one of many looks.
+    A run has as metrics every finite number of its summary but SETTINGS, nested ones with dots; `no_value` lists the
+    seeds without the metric. Only a complete table has contrasts: testing a part of the seeds would be one of many
+    looks.
     """
-    from sftmix.measure.summary import git_revision
+    import pandas as pd
 
-    options, complete = comparison.options, len(summaries) == len(comparison.cells)
-    variants = {name: _variant(comparison, name, summaries) for name in comparison.variants}
+    metric, complete, variants = comparison.options.metric, len(summaries) == len(comparison.cells), {}
+    for variant in comparison.variants:
+        runs, figures = list[dict[str, Any]](), {}
+        for cell in comparison.cells:
+            if cell.variant == variant and cell.name in summaries:
+                numbers = flatten(summaries[cell.name])
+                metrics = {name: x for name, x in numbers if name not in SETTINGS and math.isfinite(x)}
+                runs.append({"seed": cell.seed, "run": cell.name, "metrics": metrics})
+        for name, column in pd.DataFrame([run["metrics"] for run in runs]).items():
+            values = column.dropna()
+            mean, sd = mean_sd(values)
+            figures[name] = {"seeds": len(values), "mean": mean, "sd": sd}
+        no_value = [run["seed"] for run in runs if metric not in run["metrics"]]
+        options = comparison.options_of(variant)
+        variants[variant] = {"options": options, "metrics": figures, "no_value": no_value, "runs": runs}
     contrasts = [_contrast(comparison, variants, pair) for pair in comparison.contrasts if complete]
     # Count all planned contrasts: one that could not be measured makes the others no more significant.
     adjusted = holm([1.0 if c["p"] is None else c["p"] for c in contrasts])
     for contrast, p_holm in zip(contrasts, adjusted, strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
         contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"
-        if len(contrast["seeds"]) < MIN_SEEDS:
-            contrast["verdict"] = f"not tested: {len(contrast['seeds'])} of at least {MIN_SEEDS} seeds"
-    makers = [(one.get("version"), one.get("git_revision")) for one in summaries.values()]
+        if (seeds := len(contrast["seeds"])) < MIN_SEEDS:
+            contrast["verdict"] = f"not tested: {seeds} of at least {MIN_SEEDS} seeds"
+    makers = {f"{one.get('version', '')} {one.get('git_revision') or ''}".strip() for one in summaries.values()}
     return {
         "complete": complete,
         "runs_done": len(summaries),
         "runs": len(comparison.cells),
-        "metric": options.metric,
+        "metric": metric,
         "baseline": comparison.baseline,
         "variants": variants,
         "contrasts": contrasts,
-        "options": asdict(options),
+        "options": asdict(comparison.options),
         "seed": comparison.variants[comparison.baseline].seed,
-        "versions": {"sftmix": sftmix.__version__, "git_revision": git_revision()},
-        "trained_by": sorted({" ".join(filter(None, maker)) for maker in makers} - {""}),
+        "trained_by": sorted(makers - {""}),
     }
-
-
-def _variant(comparison: Comparison, variant: str, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return options, means over seeds, and the metrics of each run; `no_value` lists seeds without the metric."""
-    runs = list[dict[str, Any]]()
-    for cell in comparison.cells:
-        if cell.variant == variant and cell.name in summaries:
-            numbers = flatten(summaries[cell.name])
-            metrics = {name: x for name, x in numbers if name not in SETTINGS and math.isfinite(x)}
-            runs.append({"seed": cell.seed, "run": cell.name, "metrics": metrics})
-    figures = {}
-    for metric in dict.fromkeys(metric for run in runs for metric in run["metrics"]):
-        values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
-        mean, sd = mean_sd(values)
-        figures[metric] = {"seeds": len(values), "mean": mean, "sd": sd}
-    no_value = [run["seed"] for run in runs if comparison.options.metric not in run["metrics"]]
-    return {"options": comparison.options_of(variant), "metrics": figures, "no_value": no_value, "runs": runs}
 
 
 def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
     """Return the figures of a contrast; None for what too few seeds do not give."""
-    root, metric = Path(comparison.out or ""), comparison.options.metric
-    both = list(zip(*(variants[name]["runs"] for name in pair), strict=True))
-    inputs = [[read_json(root / run["run"] / "train" / "inputs.json") for run in runs] for runs in both]
-    changes = [line for ours, theirs in inputs for line in differences(ours, theirs)]
-    measured = [runs for runs in both if all(metric in run["metrics"] for run in runs)]
-    values = [ours["metrics"][metric] - theirs["metrics"][metric] for ours, theirs in measured]
+    import pandas as pd
+
+    metric, by_seed, changed, files = comparison.options.metric, {}, list[str](), []
+    for ours, theirs in zip(*(variants[name]["runs"] for name in pair), strict=True):
+        trained = [Path(comparison.out or "") / run["run"] / "train" for run in (ours, theirs)]
+        of_ours, of_theirs = (read_json(stage / "inputs.json") for stage in trained)
+        changed += [line.partition(": ")[0] for line in differences(of_ours, of_theirs)]
+        if metric in ours["metrics"] and metric in theirs["metrics"]:
+            by_seed[ours["seed"]] = ours["metrics"][metric] - theirs["metrics"][metric]
+            files += [stage / "eval.parquet" for stage in trained]
+    values = list(by_seed.values())
     mean, sd = mean_sd(values) if values else (None, None)
-    files = [root / run["run"] / "train" / "eval.parquet" for runs in measured for run in runs]
-    of_examples = _differences(files, RATIOS[metric]) if values and metric in RATIOS else None
-    over = [*["seeds"] * (len(values) > 1), *["examples"] * (of_examples is not None)]
+    bounds, over = interval(values) if values else None, ["seeds"] * (len(values) > 1)
+    if values and metric in RATIOS:
+        frames = [pd.read_parquet(file).set_index("id")[[RATIOS[metric], "n_tokens"]] for file in files]
+        table = pd.concat(frames, axis=1).sort_index()
+        if not table.isna().any(axis=None):  # all have the same held-out rows
+            sums = np.ascontiguousarray(table.to_numpy(np.float64).T)
+            parts = per_example(sums[::2], sums[1::2])  # of ours and theirs by turns
+            bounds, over = interval(parts[::2] - parts[1::2]), [*over, "examples"]
     return {
         "ours": pair[0],
         "theirs": pair[1],
-        "seeds": [ours["seed"] for ours, _ in measured],
-        "inputs_that_differ": sorted({line.partition(": ")[0] for line in changes}),
+        "seeds": list(by_seed),
+        "inputs_that_differ": sorted(set(changed)),
         "differences": values,
         "mean": mean,
         "sd": sd,
         "p": None if sd is None else sign_flip(values),
-        "interval": interval(values if of_examples is None else of_examples) if over else None,
+        "interval": bounds,
         "interval_over": " and ".join(over) or None,
     }
-
-
-def _differences(files: Sequence[Path], numerator: str) -> Float64 | None:
-    """Return f64[S, N], the differences of the examples; None without per-example files of the same held-out rows.
-
-    files  of the runs of a contrast, ours and theirs by turns
-    """
-    import pandas as pd
-
-    if not all(file.exists() for file in files):
-        return None
-    frames = [pd.read_parquet(file).set_index("id").reindex(columns=[numerator, "n_tokens"]) for file in files]
-    table = pd.concat(frames, axis=1).sort_index()
-    if table.isna().any(axis=None):  # other rows, or files without the column
-        return None
-    sums = np.ascontiguousarray(table.to_numpy(np.float64).T).reshape(-1, 2, 2, len(table))
-    ours, theirs = (per_example(sums[:, side, 0], sums[:, side, 1]) for side in (0, 1))
-    return ours - theirs
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -164,7 +239,22 @@ def markdown(table: Mapping[str, Any]) -> str:
     if not table["complete"]:
         parts.append(f"**INCOMPLETE: {table['runs_done']} of {table['runs']} runs are done.**")
     if table["contrasts"]:
-        parts += [markdown_table([CONTRASTS, *(_contrast_row(c, seeds) for c in table["contrasts"])]), NOTES]
+        rows = [CONTRASTS]
+        for contrast in table["contrasts"]:
+            interval, numbers = contrast["interval"], [contrast["p"], contrast["p_holm"]]
+            rows.append(
+                [
+                    f"{contrast['ours']} − {contrast['theirs']}",
+                    f"{len(contrast['seeds'])} of {seeds}",
+                    "-" if contrast["mean"] is None else f"{contrast['mean']:+.4f}",
+                    "-" if interval is None else "[{:+.4f}, {:+.4f}]".format(*interval),
+                    contrast["interval_over"] or "-",
+                    *("-" if number is None else short(number) for number in numbers),
+                    contrast["verdict"],
+                    ", ".join(contrast["inputs_that_differ"]) or "none",
+                ]
+            )
+        parts += [markdown_table(rows), NOTES]
     for name, variant in variants.items():
         if variant["no_value"]:
             seeds_without = ", ".join(map(str, variant["no_value"]))
@@ -176,27 +266,13 @@ def markdown(table: Mapping[str, Any]) -> str:
     known = list(dict.fromkeys(name for variant in variants.values() for name in variant["metrics"]))
     names = [metric]
     for group in SHOWN if table["options"]["metrics"] is None else table["options"]["metrics"]:
-        names += [name for name in known if name == group or name.startswith(f"{group}.")]
+        names += [name for name in known if f"{name}.".startswith(f"{group}.")]
     figures = [[name, *(_figure(variant, name) for variant in variants.values())] for name in dict.fromkeys(names)]
-    parts.append(markdown_table([["figure", *variants], *figures]))
     options = [[name, shown_options(variant["options"])] for name, variant in variants.items()]
-    parts += ["## Variants", markdown_table([["variant", "options that are not the same in all"], *options])]
+    parts += [markdown_table([["figure", *variants], *figures]), "## Variants"]
+    parts.append(markdown_table([["variant", "options that are not the same in all"], *options]))
     parts.append(f"Trained by sftmix {', '.join(table['trained_by'])}.")
     return "\n\n".join(parts) + "\n"
-
-
-def _contrast_row(contrast: Mapping[str, Any], planned: int) -> list[str]:
-    interval, numbers = contrast["interval"], [contrast["p"], contrast["p_holm"]]
-    return [
-        f"{contrast['ours']} − {contrast['theirs']}",
-        f"{len(contrast['seeds'])} of {planned}",
-        "-" if contrast["mean"] is None else f"{contrast['mean']:+.4f}",
-        "-" if interval is None else "[{:+.4f}, {:+.4f}]".format(*interval),
-        contrast["interval_over"] or "-",
-        *("-" if number is None else short(number) for number in numbers),
-        contrast["verdict"],
-        ", ".join(contrast["inputs_that_differ"]) or "none",
-    ]
 
 
 def _figure(variant: Mapping[str, Any], name: str) -> str:

@@ -61,10 +61,10 @@ REMEDIES = """\
 What lowers activations: a smaller --training.micro_batch_size, --training.activation_checkpointing true; the
 rest: --training.parallel fsdp on more --gpus, with one micro-batch a step (between several each GPU holds the whole
 gradient), --model.lora.r 16, without fsdp also --model.lora.quantize 4bit or --optimizer AdamW8bit."""
-COLUMNS = (
-    *("stage", "model", "numbers", "trained", "steps", "training tokens", "scored tokens", "PFLOP"),
-    *("device hours", "s to compute a step", "s to communicate", "GiB each"),
-)
+HEAD = """\
+| stage | model | numbers | trained | steps | training tokens | scored tokens | PFLOP | device hours \
+| s to compute a step | s to communicate | GiB each |
+|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def described(estimate: Mapping[str, Any]) -> str:
@@ -72,8 +72,7 @@ def described(estimate: Mapping[str, Any]) -> str:
     machine, stages, hours = estimate["machine"], estimate["stages"], estimate["device_hours"]
     lines = [
         f"{estimate['examples']:,} examples of {estimate['tokens']:,} tokens on {machine['count']} x {machine['name']}",
-        f"| {' | '.join(COLUMNS)} |",
-        f"|{'---|' * len(COLUMNS)}",
+        HEAD,
     ]
     memory = ["", "Memory of each at its peak, GiB:"]
     for name, stage in stages.items():

@@ -4,25 +4,61 @@
     estimate(config, machine)["device_hours"]  # `make_machine` makes one of the command line's options
 
 The rows are read and tokenised, and the run will find them in the cache. Of the models only the configs are read.
+
+FLOPs are multiplications and additions of matrices. A matrix takes 2 per number and token in the forward and 4 in the
+backward (2 if it is frozen). The head is multiplied with response tokens alone. Mixup adds no matrix product.
+
+Memory is that of one rank: forward and backward of the shipped modules on fake tensors, which have shapes and no
+storage, under torch's `MemTracker`; the other ranks are of the fake process group, which sends nothing. Weights, which
+may be in 4 bits, and the optimizer's state and temporaries are reckoned.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
 
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._C._distributed_c10d import FakeProcessGroup
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
-from sftmix.components.base import Need
+from sftmix.components.base import Need, Objective, Optimizer
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
+from sftmix.functional import fused
+from sftmix.model.adapters import add_adapters
+from sftmix.model.layers import decoder_layers, recompute_activations
+from sftmix.model.meta import empty_model
+from sftmix.model.unused import unused_modules
+from sftmix.options import LoraOptions
 from sftmix.pipeline.rows import read_rows
-from sftmix.tools.estimate.memory import memory_of
-from sftmix.tools.estimate.model import FakeModel, forward_flops, training_flops
-from sftmix.tools.estimate.work import FLOAT, Layout, Machine, Work, layout_of, make_machine, plan
+from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, layout_of, make_machine, plan
 from sftmix.training.log import PeakMemory
+from sftmix.training.module import TrainingModule, autocast, gradient_sync
+from sftmix.training.parallel import wrap
+from sftmix.types import Batch, Float64
 
 __all__ = ["Machine", "estimate", "make_machine"]
+
+CPU = torch.device("cpu")
+
+BLOCK_CELLS = 2**22
+"""Logits of a block for a GPU, whose kernels need none: few fake operations, and 50 MB at most."""
+
+QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes per number of a 4-bit layer: 4 bits, an 8-bit scale per 64 numbers, a float32 scale per 256 of those scales."""
 
 
 def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
@@ -31,7 +67,7 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     Raises the errors of the options, the rows and the configs of the models.
     """
     config, rows = read_rows(config, World(), progress=True)
-    process = float(PeakMemory(machine.device).bytes()) if machine.name == "cpu" else 0.0
+    process = PeakMemory(CPU).bytes() if machine.device == CPU else 0
     stages = {work.name: _stage(work, config, machine, process) for work in plan(config, rows, machine)}
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
     return {
@@ -44,7 +80,7 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _stage(work: Work, config: RunConfig, machine: Machine, process: float) -> dict[str, Any]:
+def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dict[str, Any]:
     """FLOPs and hours of all devices together, bytes that each one sends and holds.
 
     Computation and communication overlap: FSDP gathers a layer while the layer before it computes, DDP sends gradients
@@ -56,7 +92,7 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: float) -> d
         refuse_sharded(config.optimizer, work.lora, f"training.parallel {options.parallel} (here sharded)")
     trains_it = work.name == "train" and Need.BATCH_NLL not in config.objective.needs
     objective = config.objective if trains_it else NTP()
-    memory = {"process": round(process), **memory_of(work, model, objective, config.optimizer, layout, machine)}
+    memory = {"process": process, **memory_of(work, model, objective, config.optimizer, layout, machine)}
     memory["peak"] = sum(memory.values())
     training = training_flops(model, work.trained, recompute=options.activation_checkpointing)
     scoring = sum(forward_flops(model, work.read))
@@ -103,3 +139,177 @@ def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]
     twice = layout.shards > 1 and work.passes > work.micro_batches > 1
     gradients = model.outside.trained + model.layers.trained * (2 if twice else 1)
     return layout.size * ring * weights, FLOAT * (ring + 2 * (copies - 1) / copies / layout.shards) * gradients
+
+
+# ------------------------------------------------------------------------------------------- models and FLOPs
+
+
+class Count(NamedTuple):
+    """How many numbers some parameters have: all of them, and those that are trained."""
+
+    all: float
+    trained: float
+
+
+def count(parameters: Iterable[nn.Parameter]) -> Count:
+    sizes = [(p.numel(), p.requires_grad) for p in parameters]
+    return Count(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
+
+
+class FakeModel:
+    """A causal language model without weights, of which only the config is read.
+
+    numbers        all numbers; those of a tied weight count once
+    layers         numbers of the decoder layers
+    outside        numbers of embeddings, last norm and head
+    per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
+    stored_bytes   bytes of the weights: float32, or 4 bits for a quantised base
+    head           the weight of the LM head, [V, D]
+    in_4_bits      the layers whose weights bitsandbytes stores so
+    attention_width  numbers of all heads of a layer; 0 for a model without attention
+    """
+
+    def __init__(self, path: str | Path, attention: str | None, lora: LoraOptions) -> None:
+        """Arguments as model.path, model.attention and model.lora; ConfigError for a model that cannot be built."""
+        known = attention if attention in (None, "eager") else "sdpa"
+        try:
+            self.model = model = empty_model(path, attention=known)
+        except (ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise ConfigError(f"model.path: cannot build the model of {path}: {error}") from error
+        if lora.r:
+            add_adapters(model, lora, seed=0)
+        elif lora.quantize:  # nothing is trained, and all of it is in 4 bits
+            model.requires_grad_(False)
+        decoder, config = model.get_decoder(), model.config.get_text_config()
+        self.head = model.get_output_embeddings().weight
+        # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
+        linear = [one for one in model.modules() if isinstance(one, nn.Linear) and not one.weight.requires_grad]
+        self.in_4_bits = [one for one in linear if lora.quantize and one.weight is not self.head]
+        for layer in self.in_4_bits:  # its output has the dtype of its input
+            layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
+
+        self.numbers = count(model.parameters())
+        in_4_bits = sum(layer.weight.numel() for layer in self.in_4_bits)
+        self.stored_bytes = FLOAT * (self.numbers.all - in_4_bits) + QUANTIZED_BYTES * in_4_bits
+        layers = decoder_layers(model)
+        inside = {p for layer in layers for p in layer.parameters()}
+        unused = {p for module in unused_modules(model).values() for p in module.parameters()}
+        self.n_layers, self.layers = len(layers), count(inside)
+        self.outside = count(set(model.parameters()) - inside - unused)
+        looked_up = {one.weight for one in decoder.modules() if isinstance(one, nn.Embedding)}
+        self.per_token = count(p for p in decoder.parameters() if p.dim() > 1 and p not in looked_up)
+        heads = getattr(config, "num_attention_heads", 0)
+        self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def forward_flops(model: FakeModel, amount: Float64) -> tuple[float, float, float]:
+    """FLOPs of the backbone's matrices, of attention, and of the head; the amount is that of `amount_of`.
+
+    Attention is the product for the scores and the one with the values: 2 FLOPs each per number of a head and pair of
+    positions, of which the causal mask leaves half.
+    """
+    tokens, targets, squares = amount.tolist()
+    attention = 2.0 * model.attention_width * model.n_layers * squares
+    return 2.0 * model.per_token.all * tokens, attention, 2.0 * model.head.numel() * targets
+
+
+def training_flops(model: FakeModel, amount: Float64, *, recompute: bool) -> float:
+    """Forward and backward; recompute (activation checkpointing): the forward of the backbone counts twice."""
+    matrices, attention, head = forward_flops(model, amount)
+    inputs = matrices + 2 * attention + head
+    weights = 2.0 * model.per_token.trained * float(amount[0]) + head * model.head.requires_grad
+    return (matrices + attention) * (2 if recompute else 1) + head + inputs + weights
+
+
+# ----------------------------------------------------------------------------------------------------- memory
+
+
+def memory_of(
+    work: Work, model: FakeModel, objective: Objective, optimizer: Optimizer, layout: Layout, machine: Machine
+) -> dict[str, int]:
+    """Return the bytes of each part on one device; ConfigError for a model that looks at values."""
+    share, state = FLOAT * model.numbers.trained / layout.shards, 0.0
+    if work.largest is None:  # FSDP has gathered two layers (the next one comes) and what is outside the layers
+        gathered = 2 * model.layers.all / model.n_layers + model.outside.all
+        held = 0.0, 0.0, layout.size * gathered * (layout.shards > 1)
+    else:
+        state = optimizer.state_bytes * share / FLOAT
+        try:
+            held = _held_in_a_step(work, work.largest, model, objective, layout, machine)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"model.path: estimate cannot follow {work.model_path}: {error}. Models whose computation depends on "
+                "values (experts to which tokens are routed) have none here. Measure instead: run with "
+                "--training.max_steps 2 --checkpoint.every 0, and see peak_memory_bytes and elapsed in its summary.json"
+            ) from error
+        if sum(held) < 2 * share:  # the optimizer's step, with temporaries
+            held = share, 0.0, share
+    parts = ("weights", "optimizer", "gradients", "activations", "working")
+    sizes = (model.stored_bytes / layout.shards, state, *held)
+    return dict(zip(parts, map(round, sizes), strict=True))
+
+
+class _Tracker(MemTracker):
+    """torch's tracker without its statistics of modules, for which each may be called once."""
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None: ...
+
+    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing
+
+    def total(self, kind: str = "current") -> int:
+        return self.get_tracker_snapshot(kind)[CPU]["Total"]
+
+
+def _held_in_a_step(
+    work: Work, batch: Batch, model: FakeModel, objective: Objective, layout: Layout, machine: Machine
+) -> tuple[float, float, float]:
+    """Return bytes before a micro-batch, those that its forward adds, and those at the peak besides."""
+    shards, precision = layout.shards, "bf16" if layout.size == HALF else "fp32"
+    cells = fused.CPU_BLOCK_CELLS
+    if machine.device != CPU:
+        cells = BLOCK_CELLS
+        # No attention gets a mask there.
+        batch = replace(batch, segments=tuple(replace(s, position_ids=None, padded=False) for s in batch.segments))
+    if work.options.activation_checkpointing:
+        recompute_activations(model.model)
+    for layer in model.in_4_bits if layout.size == HALF else ():  # bitsandbytes makes them anew at each use
+        layer.bfloat16()
+    chunk = work.options.chunk_size or fused.default_chunk_size(len(model.head), machine.device)
+    module, tracker = TrainingModule(model.model.train(), chunk_size=chunk), _Tracker()
+    plan = objective.plan(batch, step=0, total_steps=1, seed=0)
+    plan = replace(plan, alone=fused.rows_alone(plan.pairs, len(batch.labels)))
+    # DDP's buckets hold the whole gradient from the start, as one rank does after a micro-batch.
+    several = work.micro_batches > 1 or (shards == 1 and layout.copies > 1)
+    world = World(size=machine.count)
+    with _ranks(world), mock.patch.object(fused, "CPU_BLOCK_CELLS", cells):
+        if shards > 1:
+            kind = "fsdp" if layout.copies == 1 else "hsdp"
+            wrap(module, parallel=kind, precision=precision, world=world, shard_group_size=shards)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            module.to_empty(device=CPU)
+            if shards == 1:
+                model.model.tie_weights()  # each parameter was made fake by itself
+            tracker.track_external(module)
+            stored = tracker.total()
+            with tracker:
+                for last in (False, True)[not several :]:
+                    before = tracker.total()
+                    with gradient_sync(module, last):
+                        with autocast(module, precision, CPU):
+                            loss = module(batch, plan, loss=objective.loss).loss
+                        saved = tracker.total() - before
+                        loss.backward()
+    return before - stored, saved, tracker.total("peak") - before - saved
+
+
+@contextlib.contextmanager
+def _ranks(world: World) -> Iterator[None]:
+    """Ranks of which only this one is there."""
+    options = FakeProcessGroup.Options()  # type: ignore[call-arg]  # with the timeout that `wrap` looks for
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world.size, pg_options=options)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Set timeout")
+            yield
+    finally:
+        dist.destroy_process_group()

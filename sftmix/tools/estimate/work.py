@@ -67,20 +67,18 @@ def make_machine(
     tflops     peak of one device, TFLOP/s; None: that of the table
     bandwidth  GB/s in one direction; None: that of the table, which holds within a node
     """
-    known = GPUS.get(gpu)
-    if known is None and gpu != "cpu":
+    peak, gigabytes, link = GPUS.get(gpu, (None, None, None))
+    if peak is None and gpu != "cpu":
         raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
     if gpus is None:
-        gpus = gpus_per_node if known else 1
+        gpus = 1 if gpu == "cpu" else gpus_per_node
     numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
     for option, number in numbers.items():
         if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
             raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
-    if known:
-        tflops = tflops or known.tflops
-        bandwidth = bandwidth or (known.bandwidth if gpus <= gpus_per_node else None)
-    memory = known.gigabytes * 1e9 if known else None
-    return Machine(gpu, gpus, tflops and tflops * 1e12, memory, mfu, gpus_per_node, bandwidth and bandwidth * 1e9)
+    tflops, bandwidth = tflops or peak, bandwidth or (link if gpus <= gpus_per_node else None)
+    flops, memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
+    return Machine(gpu, gpus, flops, memory, mfu, gpus_per_node, bandwidth and bandwidth * 1e9)
 
 
 class Layout(NamedTuple):
@@ -98,11 +96,11 @@ class Layout(NamedTuple):
 
 def layout_of(options: TrainingOptions, machine: Machine) -> Layout:
     """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-    count, device = machine.count, machine.device
-    world = World(size=count, device=device, local_size=min(count, machine.per_node))
+    count = machine.count
+    world = World(size=count, device=machine.device, local_size=min(count, machine.per_node))
     parallel = resolve_parallel(options.parallel, world)
     shards = shard_group(options.shard_group_size, world) if parallel == "hsdp" else count if parallel == "fsdp" else 1
-    fp32 = options.precision == "fp32" or (options.precision == "auto" and device.type == "cpu")
+    fp32 = options.precision == "fp32" or (options.precision == "auto" and machine.name == "cpu")
     return Layout(shards, count // shards, FLOAT if fp32 else HALF)
 
 
@@ -112,10 +110,10 @@ SAMPLED_STEPS = 100
 """Steps of a training, evenly spaced, whose batches are dealt."""
 
 
-def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None), times: float = 1.0) -> Float64:
-    """f64[3]: all tokens, response tokens among them, and the sum of the squared lengths, so many times."""
+def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64:
+    """f64[3]: all tokens, response tokens among them, and the sum of the squared lengths."""
     lengths = data.lengths[rows].astype(np.float64)
-    return times * np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()])
+    return np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()])
 
 
 class Work(NamedTuple):
@@ -144,57 +142,52 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     """The stages in their order: reference (if the run has one), train, baseline (if it is wanted), base.
 
     Evaluations are those of Evaluate, and one after the training: what a user's own callback does is not known. Pairs
-    are random ones of all rows.
+    are random ones of all rows. Of the reference its attributes count; none of its code is run.
     """
-    data, held_out, options = rows.data.train, rows.data.eval, config.training
-    path, lora, n = config.model.path, config.model.lora, len(rows.data.train)
+    data, held_out, options, reference = rows.data.train, rows.data.eval, config.training, config.reference
+    path, lora, n, pairing = config.model.path, config.model.lora, len(data), config.resolved_pairing()
+    stages = []
+    if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & reference.needs:
+        model = reference.model or ReferenceModel(path=[*getattr(reference, "paths", ()), ""][0])
+        model_path, _, own = rows_of_reference(config, rows, model, World())
+        training = inherit(options, reference.training)
+        order = TrainingOrder(len(own), lambda epoch: None, options=training, seed=0)
+        checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(training.epochs) or 1)
+        steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
+        read = len(steps) * amount_of(own)
+        work = Work("reference", model_path, reference_lora(config.model, model), training, read)
+        last = max(steps, default=order.total_steps)  # where the training of the reference stops
+        if last and Need.TRAINING in reference.needs:
+            work = _trained(work, config.model.attention, own, order, machine, last)
+        stages.append(work)
 
     def pairs(epoch: int) -> Rows | None:
-        if config.resolved_pairing() is None:
-            return None
-        return generator(config.seed, "estimate", epoch).permutation(n)[: n // 2 * 2].reshape(-1, 2)
+        shuffled = generator(config.seed, "estimate", epoch).permutation(n)
+        return shuffled[: n // 2 * 2].reshape(-1, 2) if pairing else None
 
     order = TrainingOrder(n, pairs, options=options, seed=config.seed)
     base = read = amount_of(data, sample_rows(data.ids))
     if held_out is not None:
         chosen = [one.every for one in config.callbacks if isinstance(one, Evaluate)]
         evaluations = 1 + sum(len(order.ends) if n is None else order.total_steps // n for n in chosen)
-        base, read = (read + amount_of(held_out, times=times) for times in (1, evaluations))
-    train = _trained(Work("train", path, lora, options, read), config, data, order, machine, order.total_steps)
-    arms = [train, train._replace(name="baseline")] if config.with_baseline else [train]
-    if Need.BATCH_NLL in config.objective.needs:  # each batch is read before it is trained on
-        arms[0] = train._replace(read=read + train.trained)
-    last = Work("base", path, lora.without_adapters(), options, base)
-    return [*_reference(config, rows, machine), *arms, last]
-
-
-def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
-    """The stage of the reference by what its attributes say; none of its code is run."""
-    reference = config.reference
-    wanted = config.resolved_pairing() and config.uses_dynamics()
-    if not wanted or not {Need.TRAINING, Need.SCORING} & reference.needs:
-        return []
-    model = reference.model or ReferenceModel(path=[*getattr(reference, "paths", ()), ""][0])
-    path, _, data = rows_of_reference(config, rows, model, World())
-    options = inherit(config.training, reference.training)
-    order = TrainingOrder(len(data), lambda epoch: None, options=options, seed=0)
-    checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(options.epochs) or 1)
-    steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
-    work = Work("reference", path, reference_lora(config.model, model), options, amount_of(data, times=len(steps)))
-    last = max(steps, default=order.total_steps)  # where the training of the reference stops
-    return [_trained(work, config, data, order, machine, last if Need.TRAINING in reference.needs else 0)]
+        base, read = base + amount_of(held_out), read + evaluations * amount_of(held_out)
+    work = Work("train", path, lora, options, read)
+    train = _trained(work, config.model.attention, data, order, machine, order.total_steps)
+    before = train.trained * (Need.BATCH_NLL in config.objective.needs)  # each batch is read before it is trained on
+    stages.append(train._replace(read=read + before))
+    if config.with_baseline:
+        stages.append(train._replace(name="baseline"))
+    return [*stages, Work("base", path, lora.without_adapters(), options, base)]
 
 
 def _trained(
-    work: Work, config: RunConfig, data: EncodedDataset, order: TrainingOrder, machine: Machine, steps: int
+    work: Work, attention: str | None, data: EncodedDataset, order: TrainingOrder, machine: Machine, steps: int
 ) -> Work:
     """The work with a training that stops after so many steps of the order; some of them are dealt as in a run."""
-    if not steps:
-        return work
     options, device = work.options, machine.device
     one_row = options.padding_free  # auto: unless the model turns out to mix the examples of a row
     if one_row == "auto":
-        one_row = options.length_groups is None and is_skipping(config.model.attention, device)
+        one_row = options.length_groups is None and is_skipping(attention, device)
     most, counts = 0.0, []
     for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
         batch = order.batch(step)
@@ -206,11 +199,11 @@ def _trained(
                 slots = token_slots(lengths, one.n_segments, padding_free=one_row)
                 if slots > most:
                     most, largest, n_segments = slots, units, min(one.n_segments, len(lengths))
-    mean, passes = np.mean(counts, axis=0).tolist()
+    micro_batches, passes = np.mean(counts, axis=0).tolist()
     return work._replace(
-        trained=amount_of(data, times=steps / math.ceil(len(data) / options.global_batch_size)),
+        trained=steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data),
         steps=steps,
         largest=collate(largest, data, n_segments=n_segments, padding_free=one_row),
-        micro_batches=mean,
+        micro_batches=micro_batches,
         passes=passes,
     )

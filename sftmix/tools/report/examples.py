@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -21,19 +20,16 @@ LOSSES = {"loss_before": "base", "loss_after": "train", "loss_after_baseline": "
 """Columns of the mean NLL per response token (nats), and the stage that measured it."""
 
 
-def examples_table(
-    view: RunView, *, scored: Mapping[str, Float64 | None], places: Mapping[int, Sequence[float]]
-) -> pa.Table:
+def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], places: Float64) -> pa.Table:
     """Return one line per example, training examples first, then the held-out ones.
 
     scored  column of LOSSES -> f64[N] in nats, of all training examples; without it the loss is that of the sample that
             every run measures, or null
-    places  row -> (x, y) on the map of hidden states
+    places  f64[N, 2], x and y on the map of hidden states; NaN for examples that are not on it
     """
     train, held_out = view.rows.data.train, view.rows.data.eval
-    sides = [train] if held_out is None else [train, held_out]
     blocks = []
-    for side in sides:
+    for side in [train] if held_out is None else [train, held_out]:
         examples = view.examples if side is train else list(side.examples())
         instructions, responses = zip(*map(text_of, examples), strict=True)
         block: dict[str, Any] = {
@@ -42,7 +38,7 @@ def examples_table(
             "instruction": instructions,
             "response": responses,
             "response_tokens": side.n_targets,
-            "held_out": [side is held_out] * len(side),
+            "held_out": side is held_out,
         }
         if side is train:
             block |= {
@@ -58,27 +54,23 @@ def examples_table(
                 block |= zip(names, perplexity(view.dynamics).T, strict=True)
         for name, stage in LOSSES.items():
             file = view.path / stage / (SAMPLE if side is train else "eval.parquet")
-            nll = scored.get(name)
-            if side is train and nll is not None:
-                block[name] = nll
+            if side is train and scored.get(name) is not None:
+                block[name] = scored[name]
             elif file.exists():
-                measured = pd.read_parquet(file).set_index("id")
-                block[name] = (measured.nll_sum / measured.n_tokens).reindex(side.ids)
-        blocks.append(block)
-    on_map = [places.get(row, (np.nan, np.nan)) for row in range(len(train))]
-    blocks[0]["x"], blocks[0]["y"] = zip(*on_map, strict=True)
-    taken = {*blocks[0], "label"}
-    for side, block in zip(sides, blocks, strict=True):
+                measured = pd.read_parquet(file).set_index("id").reindex(side.ids)
+                block[name] = (measured.nll_sum / measured.n_tokens).tolist()
+        if side is train:
+            block["x"], block["y"] = places.T
+            taken = {*block, "label"}
         if side.labels is not None:
             block["label"] = side.labels
         block |= {f"row_{name}" if name in taken else name: values for name, values in side.columns.items()}
-    columns = {}
-    for name in dict.fromkeys(name for block in blocks for name in block):
-        values: list[Any] = []
-        for side, block in zip(sides, blocks, strict=True):
-            values.extend(block.get(name, [None] * len(side)))
+        blocks.append(pd.DataFrame(block, dtype=object))
+    table, columns = pd.concat(blocks, ignore_index=True), {}
+    for name in table:
+        values = table[name].where(table[name].notna(), None).tolist()
         try:
-            columns[name] = pa.array(values, from_pandas=True)  # NaN is null
+            columns[name] = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types, as users' fields have
             columns[name] = pa.array([None if value is None else str(value) for value in values])
     return pa.table(columns)

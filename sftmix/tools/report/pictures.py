@@ -112,7 +112,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     spread = view.scores.variability[rows]
     positive = spread[np.isfinite(spread) & (spread > 0)]
     log = len(positive) > 0  # with one checkpoint nothing varies
-    correct = None if view.correctness is None else view.correctness[rows]
+    correct = view.correctness
     chart = figure(
         f"variability (standard deviation of the perplexity over the checkpoints{', log' * log})",
         "confidence" + (" (log)" if axis else ""),
@@ -128,7 +128,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
         x=np.clip(spread, positive.min() / 2, 1e300) if log else spread,
         y=heights,
         marker={
-            "color": None if correct is None or np.isnan(correct).all() else correct,
+            "color": None if correct is None or np.isnan(correct[rows]).all() else correct[rows],
             "colorscale": CORRECT,
             "size": 5,
             "opacity": 0.75,
@@ -176,12 +176,12 @@ def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:
     return chart
 
 
-def tsne(hidden: np.ndarray) -> Float64:
-    """Return f64[K, 2], t-SNE (van der Maaten and Hinton, 2008) of f32[K, D].
+def tsne(hidden: np.ndarray) -> np.ndarray:
+    """Return f32[K, 2], t-SNE (van der Maaten and Hinton, 2008) of f32[K, D].
 
     It starts from the first two principal components and has a fixed seed, so that a page can be made again.
     """
     if min(hidden.shape) > 50:
         hidden = PCA(50, random_state=0).fit_transform(hidden)
     model = TSNE(perplexity=min(30.0, (len(hidden) - 1) / 3), init="pca", random_state=0, n_jobs=1)
-    return model.fit_transform(hidden.astype(np.float32)).astype(np.float64)
+    return model.fit_transform(hidden)

@@ -58,9 +58,8 @@ class RunView:
         """f64[N], the share of response tokens that were the argmax, over the checkpoints; NaN where not counted."""
         if self.dynamics is None:
             return None
-        counted = self.dynamics.scored & (self.dynamics.n_correct != NOT_COUNTED).all(axis=1)
-        share = self.dynamics.n_correct.mean(axis=1) / np.maximum(self.dynamics.n_tokens, 1)
-        return np.where(counted, share, np.nan)
+        correct = np.where(self.dynamics.n_correct == NOT_COUNTED, np.nan, self.dynamics.n_correct)
+        return correct.mean(axis=1) / np.where(self.dynamics.scored, self.dynamics.n_tokens, np.nan)
 
 
 def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ CURVES = {
 def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int, score_all: bool = False) -> list[Path]:
     """Write the page, and of one run report/examples.parquet; return the files that were written.
 
+    The page is one HTML file that needs no network; all text in it is escaped.
+
     runs       finished runs
     to         the page; None: report/report.html in the only directory, or report.html
     map_size   examples on the map of hidden states of a single run, half from each end; 0: no model is loaded
@@ -54,30 +56,49 @@ def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int,
     if to.exists() and b'name="generator" content="sftmix' not in to.read_bytes()[:1000]:
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     if len(runs) == 1:
-        return _report_run(read_run(runs[0]), to, max(map_size, 0), score_all=score_all)
-    if score_all:
+        parts, files = _report_run(read_run(runs[0]), max(map_size, 0), score_all=score_all), [to, runs[0] / FILE]
+    elif score_all:
         raise ConfigError("--score fills the table of one run, and a page of several has none; leave it out")
-    summaries = {str(run): read_summary(run, "train") for run in runs}
-    curves = zip(summaries, cycle(pictures.GROUPS), [read_steps(run / "train") for run in runs], strict=False)
-    about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
-    plots = {"losses": pictures.losses(curves, "ntp", "eval_nll")}
-    _write_page(to, ", ".join(run.resolve().name for run in runs), about, plots, runs=summaries)
-    return [to]
+    else:
+        summaries = {str(run): read_summary(run, "train") for run in runs}
+        curves = zip(summaries, cycle(pictures.GROUPS), [read_steps(run / "train") for run in runs], strict=False)
+        about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
+        parts = {"about": about, "plots": {"losses": pictures.losses(curves, "ntp", "eval_nll")}, "runs": summaries}
+        files = [to]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    environment.filters["figure"] = short
+    html = environment.get_template("page.html").render(
+        title=", ".join(run.resolve().name for run in runs),
+        version=sftmix.__version__,
+        plotly=plotly.offline.get_plotlyjs(),
+        **parts,
+    )
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_text(to, html)
+    return files
 
 
-def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> list[Path]:
+def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, Any]:
+    """Write report/examples.parquet of a run, and return what page.html shows of it.
+
+    The page leaves out the sections of those that are empty or not given, and plots that are None.
+    """
     summary, config, data = view.summary, view.config, view.rows.data
     objective, every = type(config.objective).__name__, np.arange(len(data.train))
-    trained, places, hidden_map = "train" in summary["stages"], dict[int, Sequence[float]](), None
+    trained, places, hidden_map = "train" in summary["stages"], np.full((len(every), 2), np.nan), None
     ends = pictures.both_ends(view.by_confidence, map_size // 2)
     if trained and len(ends) >= 10:
         rows, back = np.unique(ends, return_inverse=True)
         hidden = look(view, "train", rows, hidden=True)
         if hidden is None:
             raise ConfigError(f"{view.path} has no train/model to look at; give --map 0 for a report without it")
-        on_map = pictures.tsne(hidden[back])
-        hidden_map = pictures.hidden_map(view, ends, on_map)
-        places = dict(zip(ends.tolist(), on_map.tolist(), strict=True))
+        places[ends] = pictures.tsne(hidden[back])
+        hidden_map = pictures.hidden_map(view, ends, places[ends])
     scored = {column: look(view, stage, every) for column, stage in LOSSES.items()} if score_all else {}
     table = examples_table(view, scored=scored, places=places)
     (view.path / FILE).parent.mkdir(exist_ok=True)
@@ -87,85 +108,53 @@ def _report_run(view: RunView, to: Path, map_size: int, *, score_all: bool) -> l
         f"{len(data.train):,} training examples, {len(data.eval or ()):,} held out; sftmix {summary['version']}"
     )
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
-    listed, points = view.path / "suspects" / "suspects.parquet", pictures.thinned(view.by_confidence)
-    plots = {
-        "losses": pictures.losses(curves, "ntp", "eval_nll"),
-        "mixup": pictures.losses(curves, "mixup"),
-        "data-map": pictures.data_map(view, points),
-        "histogram-groups": pictures.histogram(view, "groups"),
-        "histogram-labels": pictures.histogram(view, "labels"),
-        "hidden-map": hidden_map,
+    listed, measured = view.path / "suspects" / "suspects.parquet", view.path / "evaluation" / "table.json"
+    points = pictures.thinned(view.by_confidence)
+    return {
+        "about": about,
+        "plots": {
+            "losses": pictures.losses(curves, "ntp", "eval_nll"),
+            "mixup": pictures.losses(curves, "mixup"),
+            "data-map": pictures.data_map(view, points),
+            "histogram-groups": pictures.histogram(view, "groups"),
+            "histogram-labels": pictures.histogram(view, "labels"),
+            "hidden-map": hidden_map,
+        },
+        "suspects": pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
+        "summary": summary,
+        "objective": objective,
+        "shown": f"{len(points):,} of {len(every):,}",
+        "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
+        "pairs": mixed_pairs(view) if trained else [],
+        "benchmarks": read_json(measured) if measured.exists() else None,
+        "rows": "\n".join(data.report.lines()),
+        "configuration": config.yaml(),
     }
-    _write_page(
-        to,
-        view.path.resolve().name,
-        about,
-        plots,
-        suspects=pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
-        summary=summary,
-        objective=objective,
-        shown=f"{len(points):,} of {len(every):,}",
-        examples=table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
-        pairs=mixed_pairs(view) if trained else [],
-        benchmarks=benchmarks(view.path),
-        rows="\n".join(data.report.lines()),
-        configuration=config.yaml(),
-    )
-    return [to, view.path / FILE]
 
 
-def _write_page(to: Path, title: str, about: str, plots: Mapping[str, Any], **parts: Any) -> None:
-    """Write the page as one HTML file that needs no network; all text in it is escaped.
-
-    plots  id -> figure, or None
-    parts  what page.html shows, which leaves out the sections of those that are empty or not given
-    """
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.ChainableUndefined
-    )
-    environment.filters["figure"] = short
-    html = environment.get_template("page.html").render(
-        title=title,
-        about=about,
-        plots=plots,
-        version=sftmix.__version__,
-        plotly=plotly.offline.get_plotlyjs(),
-        **parts,
-    )
-    to.parent.mkdir(parents=True, exist_ok=True)
-    write_text(to, html)
-
-
-def mixed_pairs(view: RunView) -> list[list[list[str]]]:
+def mixed_pairs(view: RunView) -> list[list[tuple[str, ...]]]:
     """Return a table for each of the first pairs, as the training planned them; none if none can be known.
 
     So it is for a single run, whose first epoch mixes nothing, for objectives that see the losses of the batch, and for
     a user's own classes, which are not imported.
     """
     config, pairing, data = view.config, view.config.resolved_pairing(), view.rows.data.train
-    tables = []
     needs = {*config.reference.needs, *config.objective.needs} & {Need.TARGET_LOSSES, Need.BATCH_NLL}
     shipped = [type(part).__module__.startswith("sftmix.") for part in (pairing, config.objective, config.reference)]
-    if view.split is not None and all(shipped) and not needs:
-        groups = view.split, view.scores
-        pairs_of = pairs_by(lambda epoch: groups, pairing, config.seed)
-        order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
-        for pair in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
-            batch = collate([pair], data, split=view.split, pad_id=view.rows.encoder.pad_id)
-            plan = config.objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)
-            head, columns = [], []
-            for example in (data[slot.row] for slot in pair):
-                head.append(f"{view.split.labels[example.row]} {example.id}")
-                predicted = example.input_ids[1:][example.target[1:]].tolist()
-                columns.append([str(view.rows.encoder.tokenizer.decode([token])) for token in predicted[:TOKENS]])
-            if len(plan.lam):
-                columns.append([f"{share:.2f}" for share in plan.lam[:TOKENS].tolist()])
-                tables.append([[*head, "lambda"], *map(list, zip_longest(*columns, fillvalue=""))])
+    if view.split is None or needs or not all(shipped):
+        return []
+    groups, tables = (view.split, view.scores), []
+    pairs_of = pairs_by(lambda epoch: groups, pairing, config.seed)
+    order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
+    for pair in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
+        batch = collate([pair], data, split=view.split)
+        plan = config.objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)
+        columns = []
+        for example in (data[slot.row] for slot in pair):
+            predicted = example.input_ids[1:][example.target[1:]].tolist()
+            tokens = [str(view.rows.encoder.tokenizer.decode([token])) for token in predicted[:TOKENS]]
+            columns.append([f"{view.split.labels[example.row]} {example.id}", *tokens])
+        if len(plan.lam):
+            columns.append(["lambda", *(f"{share:.2f}" for share in plan.lam[:TOKENS].tolist())])
+            tables.append(list(zip_longest(*columns, fillvalue="")))
     return tables
-
-
-def benchmarks(run: Path) -> dict[str, Any] | None:
-    """Return the table and the sentences that `sftmix evaluate` left in the run; None where nothing was evaluated."""
-    file = run / "evaluation" / "table.json"
-    return read_json(file) if file.exists() else None

@@ -9,7 +9,6 @@ import yaml
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.components.objectives import NTP
-from sftmix.components.reference import FromFile, TrainedReference
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import comparison_of, listing, table_options
 
@@ -36,74 +35,64 @@ def test_a_variant_is_its_options_over_those_of_all(table):
             "NTP": {"objective": "NTP"},
             "base": None,
             "mu": {"objective.mu": 0.4, "training": {"epochs": 5}},
-            "whole": {"splitter": {"class_path": "RandomSplit"}, "pairing": None, "objective": {"class_path": "NTP"}},
             "added": {"callbacks+": "MeasureMixing", "callbacks.every": 3, "data.train+": "b.json"},
         },
     )
-    ntp, base, mu, whole, added = made.variants.values()
+    ntp, base, mu, added = made.variants.values()
     assert isinstance(ntp.objective, NTP)
     assert base.objective.spec()["init_args"]["mu"] == 0.3
     assert (mu.objective.spec()["init_args"]["mu"], mu.training.epochs) == (0.4, 5.0)
-    assert (type(whole.splitter).__name__, whole.pairing, whole.training.epochs) == ("RandomSplit", None, 2.0)
+    assert base.training.epochs == 2.0
     assert [(type(c).__name__, vars(c)["every"]) for c in added.callbacks] == [("Evaluate", None), ("MeasureMixing", 3)]
     assert (added.data.train, base.data.train) == (["a.json", "b.json"], ["a.json"])
     assert made.baseline == "NTP"
-    assert made.contrasts == [(name, "NTP") for name in ("base", "mu", "whole", "added")]
-    assert made.options_of("mu")["training.epochs"] == 5.0
-    assert "training.epochs" in made.options_of("NTP")
+    assert made.contrasts == [(name, "NTP") for name in ("base", "mu", "added")]
 
 
-def test_an_option_that_every_variant_overrides_is_named(table, tmp_path, capsys):
-    """As with compare.yaml, which a table writes with all options of every variant."""
-    path = tmp_path / "compare.yaml"
-    path.write_text(yaml.safe_dump(table(variants={"NTP": {"objective": "NTP"}, "SFTMix": {}}).plain()))
-    words = ["--out", "t2", "--training.learning_rate", "0.1", "--data.train+", "b", "--metric", "x"]
-    comparison_of(read_arguments(["--config", str(path), *words], table_options()))
-    named = re.findall(r"note: (\S+ \S+) changes nothing here", capsys.readouterr().err)
-    assert sorted(named) == ["--data.train+ b", "--training.learning_rate 0.1"]
-
-
-def test_the_seeds_vary_the_training_and_not_what_all_share(table):
+def test_a_cell_is_a_variant_at_a_seed_with_components_of_its_own(table):
     made = table(variants={"a": {}, "b": {"objective.mu": 1}})
     configs = [cell.config() for cell in made.cells]
     assert [(c.seed, c.out) for c in configs] == [(n, f"o/{v}/seed-{n}") for n in (1, 2) for v in "ab"]
-    assert {c.data.seed for c in configs} == {42}
-    assert {c.reference.training.seed for c in configs if isinstance(c.reference, TrainedReference)} == {42}
-    assert configs[0].callbacks[0] is not made.cells[0].config().callbacks[0]  # no component is shared
+    assert configs[0].callbacks[0] is not made.cells[0].config().callbacks[0]
 
 
 @pytest.mark.parametrize(
     ("words", "of_data", "of_reference"),
     [
+        ("", 42, 42),
         ("--data.eval_fraction null --data.take 5", 42, 42),
         ("--data.seed 7 --reference.training.seed 8", 7, 8),
         ("--fresh_reference true", None, None),
-        ("--reference FromFile --reference.path d.parquet", 42, "none"),
+        ("--reference FromFile --reference.path d.parquet", 42, None),
     ],
 )
-def test_the_seeds_that_decide_rows_and_reference(table, words, of_data, of_reference):
-    config = table(*words.split(), variants={"a": {}}).cells[0].config()
-    assert config.data.seed == of_data
-    if of_reference == "none":
-        assert isinstance(config.reference, FromFile)
-    else:
-        assert isinstance(config.reference, TrainedReference)
-        assert (config.reference.training and config.reference.training.seed) == of_reference
+def test_the_seeds_that_decide_rows_and_reference_are_the_same_in_all_cells(table, words, of_data, of_reference):
+    for cell in table(*words.split(), variants={"a": {}}).cells:
+        config = cell.config()
+        assert config.data.seed == of_data
+        training = config.reference.training
+        assert (training and training.seed) == of_reference
 
 
-def test_what_a_table_writes_down_is_read_back_equal(table, tmp_path):
+def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_line(table, tmp_path, capsys):
+    """It has all options of every variant, so an option of the base changes nothing, which is said."""
     made = table(variants={"NTP": {"objective": "NTP"}, "mu": {"objective.mu": 0.4, "data.limit": 5}}, metrics=["x"])
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(made.plain(), sort_keys=False))
-    again = comparison_of(read_arguments(["--config", str(path), "--out", "o"], table_options()))
+    words = ["--config", str(path), "--out", "o"]
+    again = comparison_of(read_arguments(words, table_options()))
     assert again.options == made.options
     assert [cell.plain for cell in again.cells] == [cell.plain for cell in made.cells]
+    words += ["--training.learning_rate", "0.1", "--data.train+", "b", "--metric", "x"]
+    comparison_of(read_arguments(words, table_options()))
+    named = re.findall(r"note: (\S+) changes nothing here", capsys.readouterr().err)
+    assert sorted(named) == ["--data.train+", "--training.learning_rate"]
 
 
 def test_the_listing_names_variants_runs_and_too_few_seeds(table):
     made = table(variants={"NTP": {"objective": "NTP"}, "b": {"training.epochs": 9}}, out=None)
     made.validate(needs_out=False)
-    first, ntp, b, warning = listing(made)
+    first, ntp, b, warning = listing(made).splitlines()
     assert first.startswith("compare: 2 variants x 2 seeds, 0 of them done")
     assert re.search(r"NTP: training.epochs: 3.0; objective: NTP\(\)", ntp)
     assert re.search(r"b: training.epochs: 9.0; objective: SFTMix\(mu=0.2", b)

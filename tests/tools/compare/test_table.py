@@ -1,14 +1,23 @@
-"""The figures, contrasts and notes of a table, from results that are written down here."""
+"""A table: its figures, contrasts and notes from results that are written down here; and whole on the tiny model.
 
+Through the command line: what is made once, resuming, failing, and diverging.
+"""
+
+import contextlib
+import io
 import json
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 
+from sftmix.cli import main
 from sftmix.common.files import read_json, write_json
 from sftmix.common.tables import read_eval, write_eval
 from sftmix.components.objectives import NTP
@@ -18,6 +27,9 @@ from sftmix.tools.compare import Comparison, TableOptions
 from sftmix.tools.compare.statistics import interval, per_example
 from sftmix.tools.compare.table import build_table, markdown, write_table
 from sftmix.types import RowScores
+from tests.conftest import Finished
+from tests.forked import done as on_ranks
+from tests.tiny import metrics, status
 
 
 def table_of(directory: Path, names: str, seeds: int, **options: Any) -> Comparison:
@@ -106,7 +118,7 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
         scores = RowScores(sums[cell.name][order], tokens[order], np.ones(11, dtype=np.int64))
         write_eval(cell.path / "train" / "eval.parquet", [f"{i:02}" for i in order], scores, np.zeros(11))
     figures = {name: {"eval_nll_after": own.sum() / tokens.sum()} for name, own in sums.items()}
-    for seeds, over in (([1, 2, 3], "seeds and examples"), ([1, 3], "seeds and examples"), ([2], "examples")):
+    for seeds, over in (([1, 3], "seeds and examples"), ([2], "examples")):
         known = {name: own if int(name[-1]) in seeds else {} for name, own in figures.items()}
         (contrast,) = build_table(comparison, known)["contrasts"]
         count = np.tile(tokens.astype(float), (len(seeds), 1))
@@ -115,10 +127,9 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
         assert contrast["interval_over"] == over
     file = comparison.cells[0].path / "train" / "eval.parquet"
     ids, scores, _ = read_eval(file)
-    for others in (lambda: write_eval(file, ["other", *ids[1:]], scores), file.unlink):  # another row, or no rows
-        others()
-        (contrast,) = build_table(comparison, figures)["contrasts"]
-        assert contrast["interval_over"] == "seeds"
+    write_eval(file, ["other", *ids[1:]], scores)
+    (contrast,) = build_table(comparison, figures)["contrasts"]
+    assert contrast["interval_over"] == "seeds"
 
 
 def test_the_files_say_the_same(tmp_path):
@@ -130,3 +141,156 @@ def test_the_files_say_the_same(tmp_path):
     assert (tmp_path / "table.md").read_text() == markdown(table)
     rows = (tmp_path / "cells.csv").read_text().splitlines()
     assert rows[::2] == ["variant,seed,run,x,only", f"A,2,A/seed-2,{2 / 3},", f"B,2,B/seed-2,{2 / 3},7.0"]
+
+
+# ----------------------------------------------------------------------------------------------- whole tables
+
+
+VARIANTS = {"NTP": {"objective": "NTP"}, "SFTMix": {}}
+WILD = {"wild": {"objective": "NTP", "training.learning_rate": 1e30}, "NTP": {"objective": "NTP"}}
+CELLS = ("NTP/seed-1", "SFTMix/seed-1", "NTP/seed-2", "SFTMix/seed-2")
+
+
+def words(
+    finished: Finished, directory: Path, variants: object = VARIANTS, *more: str, seeds: str = "[1, 2]"
+) -> list[str]:
+    """`compare` on the tiny model into directory/table; pairs in every variant, so that all of them need the split."""
+    file = directory / "variants.yaml"
+    file.write_text(yaml.safe_dump({"variants": variants, "pairing": "RandomPairs"}, sort_keys=False))
+    small = ("--training.max_steps", "3", "--checkpoint.every", "0", "--seeds", seeds, *more)
+    return ["compare", *finished.tiny.options, "--config", str(file), "--out", str(directory / "table"), *small]
+
+
+@pytest.fixture(scope="module")
+def ran(finished, tmp_path_factory) -> SimpleNamespace:
+    """A finished table; copy it before you change it."""
+    directory = tmp_path_factory.mktemp("compare")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(words(finished, directory)) == 0
+    return SimpleNamespace(out=directory / "table", printed=printed.getvalue())
+
+
+def test_the_reference_is_trained_once_and_the_target_in_every_run(ran):
+    adopted = {name: sorted(p.parent.name for p in (ran.out / name).glob("*/adopted.json")) for name in CELLS}
+    assert adopted["NTP/seed-1"] == []
+    assert adopted["SFTMix/seed-1"] == ["base", "confidence", "reference", "split"]
+    assert adopted["NTP/seed-2"] == ["base", "confidence", "reference"]  # a split has a seed
+    assert adopted["SFTMix/seed-2"] == adopted["SFTMix/seed-1"]
+    assert [(ran.out / name / "reference" / "metrics.jsonl").exists() for name in CELLS] == [True, False, False, False]
+    for name in CELLS[1:]:
+        source = read_json(ran.out / name / "reference" / "adopted.json")["from"]
+        assert (ran.out / name / "reference" / source).resolve() == (ran.out / "NTP/seed-1/reference").resolve()
+    assert len({(ran.out / name / "confidence" / "dynamics.parquet").stat().st_ino for name in CELLS}) == 1
+    assert [len(metrics(ran.out / name)) for name in CELLS] == [3] * 4
+
+
+def test_the_table_holds_what_the_runs_say(ran):
+    table = read_json(ran.out / "table.json")
+    values = {name: read_json(ran.out / name / "summary.json")["eval_nll_after"] for name in CELLS}
+    assert (table["complete"], table["runs_done"], table["baseline"]) == (True, 4, "NTP")
+    contrast = table["contrasts"][0]
+    off = [values[f"SFTMix/seed-{seed}"] - values[f"NTP/seed-{seed}"] for seed in (1, 2)]
+    assert (contrast["differences"], contrast["p"]) == (pytest.approx(off), 0.5 if off[0] * off[1] > 0 else 1.0)
+    assert (contrast["interval_over"], contrast["inputs_that_differ"]) == ("seeds and examples", ["objective"])
+    files = {"table.md", "table.json", "cells.csv", "compare.yaml", "STATUS.json", ".lock"}
+    assert {p.name for p in ran.out.iterdir()} == {*files, *VARIANTS}
+    assert (ran.out / "table.md").read_text() in ran.printed
+    assert ran.printed.count(" rows read: ") == 1  # of 4 cells
+    assert "SFTMix, seed 2 (4 of 4)" in ran.printed
+    assert status(ran.out)["exit_code"] == 0
+
+
+def test_an_unfinished_table_continues_and_a_refused_change_leaves_it(ran, finished, sftmix, tmp_path):
+    """As a kill leaves it, in the third of four runs. A later variant is changed, before which others are read back."""
+    out = tmp_path / "table"
+    shutil.copytree(ran.out, out)
+    shutil.rmtree(out / CELLS[3])
+    (out / CELLS[2] / "train" / "MANIFEST.json").unlink()
+    (out / "table.json").unlink()
+    models = [out / name / "train" / "model" / "model.safetensors" for name in CELLS[:2]]
+    before = [file.stat().st_mtime_ns for file in models]
+    assert sftmix(*words(finished, tmp_path)).code == 0
+    ours, theirs = (read_json(place / "table.json")["contrasts"][0] for place in (out, ran.out))
+    assert ours["differences"] == theirs["differences"]
+    files = {file: file.read_bytes() for file in out.glob("*.*") if file.name != "STATUS.json"}
+    assert len(files) == 5
+    changed = sftmix(*words(finished, tmp_path, {**VARIANTS, "SFTMix": {"objective.mu": 0.7}}))
+    assert (changed.code, "variant SFTMix, seed 1" in changed.err) == (2, True), changed.err
+    assert "objective.mu: 0.2 -> 0.7" in changed.err
+    assert {file: file.read_bytes() for file in files} == files
+    assert [file.stat().st_mtime_ns for file in models] == before
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_table_grows_by_variants(ran, finished, sftmix, tmp_path):
+    """The inputs that differ decide whether both sides train on one order, which the tokens of their steps show."""
+    shutil.copytree(ran.out, tmp_path / "table")
+    more = {"again": {}, "control": {"splitter": "RandomSplit"}, "alone": {**VARIANTS["NTP"], "pairing": None}}
+    more |= {"drawn": {"selector": "Random", "selector.k": 20}}
+    assert sftmix(*words(finished, tmp_path, {**VARIANTS, **more})).code == 0
+    out, table = tmp_path / "table", read_json(tmp_path / "table" / "table.json")
+    assert (table["runs"], len(table["contrasts"])) == (12, 5)
+    orders = {name: [step["ntp_tokens"] for step in metrics(out / name / "seed-1")] for name in table["variants"]}
+    for contrast in table["contrasts"]:
+        of_order = {name.partition(".")[0] for name in contrast["inputs_that_differ"]} - {"objective"}
+        assert bool(of_order) == (orders[contrast["ours"]] != orders[contrast["theirs"]]), contrast
+    assert (out / "again" / "seed-2" / "train" / "adopted.json").exists()
+    assert {p.parent.name for p in (out / "control" / "seed-1").glob("*/adopted.json")} == {"base"}
+    ours, theirs = (table["variants"][name]["metrics"]["eval_nll_after"]["mean"] for name in ("again", "SFTMix"))
+    assert ours == theirs
+
+
+def test_a_directory_of_others_is_left_alone(finished, sftmix, tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "table.md").write_text("my notes")
+    done = sftmix(*words(finished, tmp_path))
+    assert (done.code, "holds table.md, which no table wrote" in done.err) == (2, True)
+    assert [p.name for p in (tmp_path / "table").iterdir()] == ["table.md"]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_names_its_cell_and_keeps_its_exit_code(finished, sftmix, tmp_path):
+    beyond_the_context = {"data.label_field": None, "data.max_length": 100_000}
+    done = sftmix(*words(finished, tmp_path, {"NTP": {"objective": "NTP"}, "late": beyond_the_context}))
+    assert done.code in (2, 3)
+    assert "error: variant late, seed 1: " in done.err
+    state = status(tmp_path / "table")
+    assert (state["stage"], state["exit_code"], state["step"]) == ("late/seed-1", done.code, 1)
+    assert "INCOMPLETE: 1 of 4 runs are done." in (tmp_path / "table" / "table.md").read_text()
+
+
+LONGER = ("--training.max_steps", "6", "--reference.training.learning_rate", "0.01")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_table_goes_on_past_a_run_that_diverges(finished, sftmix, tmp_path, ranks):
+    """Rank 0 alone reads and notes how the run ended; a rank that went another way would wait for ever."""
+    command = words(finished, tmp_path, WILD, *LONGER, seeds="[1]")
+    wild, before = tmp_path / "table" / "wild" / "seed-1", {}
+    for line in ("diverged; the table goes on. variant wild, seed 1", "diverged before, and is not tried again"):
+        out = on_ranks(command, cwd=tmp_path, ranks=ranks) if ranks > 1 else sftmix(*command).out
+        assert out.count(line) == 1
+        after = {p: p.stat().st_mtime_ns for p in wild.rglob("*") if p.is_file()}
+        assert not before or after == before
+        before = after
+    assert (status(wild)["stage"], status(wild)["exit_code"], (wild / "diverged.json").exists()) == ("train", 6, True)
+    table = read_json(tmp_path / "table" / "table.json")
+    assert (table["complete"], table["variants"]["wild"]["no_value"]) == (True, [1])
+    assert table["variants"]["NTP"]["metrics"]["eval_nll_after"]["seeds"] == 1
+    assert table["contrasts"][0]["seeds"] == []
+
+
+@pytest.mark.slow
+def test_what_diverges_and_ends_the_table(finished, sftmix, tmp_path):
+    """A reference, from which nothing can be made; and a leap of the loss, at which a person is to look."""
+    wild = {"wild": {"reference.training.learning_rate": 1e30}}
+    done = sftmix(*words(finished, tmp_path, wild, "--training.max_steps", "6"))
+    assert (done.code, "error: variant wild, seed 1: reference" in done.err) == (6, True)
+    shutil.rmtree(tmp_path / "table")
+    guard = {"class_path": "LossSpikeGuard", "init_args": {"factor": 1.001, "window": 2}}
+    wild = {"NTP": {"objective": "NTP", "callbacks": [guard], "training.learning_rate": 1.0}}
+    done = sftmix(*words(finished, tmp_path, wild, *LONGER))
+    assert (done.code, "(LossSpikeGuard)" in done.err) == (6, True)
+    assert not (tmp_path / "table" / "NTP" / "seed-1" / "diverged.json").exists()

@@ -21,12 +21,11 @@ from sftmix.components.optimizers import AdamW, AdamW8bit
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.tools.estimate.memory import _ranks, memory_of
-from sftmix.tools.estimate.model import FakeModel
+from sftmix.tools.estimate.run import FakeModel, _ranks, memory_of
 from sftmix.tools.estimate.work import Work, layout_of
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import training_module
-from sftmix.training.step import PreparedStep, StepSetup, plans_of, train_step
+from sftmix.training.step import PreparedStep, plans_of, train_step
 from sftmix.types import Batch
 from tests.tools.estimate.configs import LAYER, LAYERS, VOCABULARY, WIDTH, machine, micro_batch, small_llama
 from tests.toy import Answers, FakeRank, toy_setup
@@ -81,21 +80,17 @@ class Held(TorchDispatchMode):
         self.now -= self.held.pop(key)
 
 
-def two_steps(setup: StepSetup, given: Batch, tracker: Any, *modes: Any) -> None:
+def two_steps(module: Any, options: TrainingOptions, given: Batch, *modes: Any, **parts: Any) -> None:
     """The second one has the optimizer's state from its start."""
+    setup = toy_setup(module, options=options, precision=options.precision, **parts)
     plans, problem = plans_of(setup, [given], 0)
     with contextlib.ExitStack() as stack:
-        for mode in (*modes, tracker):
+        for mode in modes:
             stack.enter_context(mode)
         for step in range(2):
             assert train_step(setup, PreparedStep(step, [given], plans, problem)).updates
-            if isinstance(tracker, FSDPMemTracker):
-                tracker.reset_mod_stats()
-
-
-def set_up(module: Any, options: TrainingOptions, world: World, objective: Any) -> StepSetup:
-    about = {"options": options, "precision": options.precision, "world": world}
-    return toy_setup(module, optimizer=build_optimizer(module, options), objective=objective, **about)
+            if isinstance(modes[-1], FSDPMemTracker):
+                modes[-1].reset_mod_stats()
 
 
 @pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
@@ -103,18 +98,17 @@ def set_up(module: Any, options: TrainingOptions, world: World, objective: Any) 
 @pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(path, objective, precision, lora, recompute):
-    options = TrainingOptions(precision=precision, activation_checkpointing=recompute, padding_free=False)
+    about = {"activation_checkpointing": recompute, "precision": precision}
+    options, counter = TrainingOptions(**about, padding_free=False), Held()
     model, given = load_model(path), micro_batch(8, 60)
     if lora.r:
         add_adapters(model, lora, seed=0)
     module = training_module(model, options, precision=precision, world=World(), trains=True)
-    setup = set_up(module, options, World(), objective)
-    counter = Held()
-    for parameter in setup.module.parameters():
+    for parameter in module.parameters():
         counter.add(parameter.untyped_storage())
-    two_steps(setup, given, counter)
-    about = {"activation_checkpointing": recompute, "precision": precision, "lora": lora, "objective": objective}
-    assert peak(path, given, gpu="cpu", count=1, **about) == pytest.approx(counter.peak, rel=0.02)
+    two_steps(module, options, given, counter, optimizer=build_optimizer(module, options), objective=objective)
+    expected = peak(path, given, gpu="cpu", count=1, lora=lora, objective=objective, **about)
+    assert expected == pytest.approx(counter.peak, rel=0.02)
 
 
 @pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
@@ -127,12 +121,13 @@ def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(path, 
     with _ranks(world):
         module = training_module(model, options, precision="bf16", world=world, trains=True)
         with fake:
-            setup = set_up(module.to_empty(device="cpu"), options, world, objective)
-        tracker = FSDPMemTracker(module, setup.optimizer)
-        two_steps(setup, given, tracker, fake, Answers())
+            optimizer = build_optimizer(module.to_empty(device="cpu"), options)
+        tracker = FSDPMemTracker(module, optimizer)
+        modes = fake, Answers(), tracker
+        two_steps(module, options, given, *modes, world=world, optimizer=optimizer, objective=objective)
     found = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    about = {"lora": lora, "objective": objective, "parallel": "fsdp"}
-    assert peak(path, given, gpu="cpu", count=ranks, **about) == pytest.approx(found, rel=0.02)
+    expected = peak(path, given, gpu="cpu", count=ranks, lora=lora, objective=objective, parallel="fsdp")
+    assert expected == pytest.approx(found, rel=0.02)
 
 
 # ------------------------------------------------------------------------------------------------- parts

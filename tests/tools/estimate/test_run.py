@@ -1,20 +1,48 @@
-"""What `estimate` says of a run, against the real stages and the command."""
+"""What `estimate` says of a run, against the real stages and the command; numbers of a model, FLOPs and traffic of a
+stage, against the real model, torch's counter, and real ranks."""
 
+import contextlib
 import json
-from dataclasses import replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, MambaConfig
 
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
 from sftmix.common.gpus import GPUS
-from sftmix.components import Need
-from sftmix.components.optimizers import AdamW
+from sftmix.common.world import World
 from sftmix.components.reference import TrainedReference
 from sftmix.components.splitters import RandomSplit
-from sftmix.options import LoraOptions
-from sftmix.tools.estimate.run import estimate
+from sftmix.model.adapters import add_adapters
+from sftmix.model.layers import recompute_activations
+from sftmix.model.load import load_model
+from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
+from sftmix.tools.estimate.run import (
+    QUANTIZED_BYTES,
+    FakeModel,
+    _ranks,
+    estimate,
+    forward_flops,
+    traffic,
+    training_flops,
+)
+from sftmix.tools.estimate.work import Work, layout_of
+from sftmix.training.module import TrainingModule, gradient_sync
+from sftmix.training.parallel import wrap
+from sftmix.training.scoring import scoring_plan
+from tests.distributed.test_sharding import COUNTED
 from tests.tiny import metrics
-from tests.tools.estimate.configs import CPU, config, machine
+from tests.tools.estimate.configs import CPU, LAYERS, VOCABULARY, WIDTH, config, machine, small_llama
+from tests.toy import toy_rows
+
+NO_LORA, LORA, QLORA = LoraOptions(), LoraOptions(r=4), LoraOptions(r=4, quantize="4bit")
+DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4)])
 
 
 def test_stages_steps_and_tokens_are_those_of_the_run(finished):
@@ -88,14 +116,151 @@ def test_the_data_sheet_s_bandwidth_holds_within_a_node():
     assert [machine(name, None).count for name in ("cpu", "H100")] == [1, 8]
 
 
-@pytest.mark.parametrize(
-    ("quantize", "named"), [(False, "optimizer AdamW"), (True, "model.lora.quantize 4bit")], ids=["optimizer", "4bit"]
-)
-def test_what_does_not_shard_is_refused_as_by_a_run(tiny, monkeypatch, quantize, named):
-    monkeypatch.setattr(AdamW, "needs", frozenset() if quantize else {Need.WHOLE_WEIGHTS})
-    given = config(tiny, splitter=RandomSplit())
-    if quantize:
-        given = replace(given, model=replace(given.model, lora=LoraOptions(r=4, quantize="4bit")))
+def test_what_does_not_shard_is_refused_as_by_a_run(tiny):
+    model = ModelOptions(path=str(tiny.model), lora=QLORA)
+    given = config(tiny, splitter=RandomSplit(), model=model)
     assert estimate(given, machine(gpus=1))["stages"]
-    with pytest.raises(ConfigError, match=f"{named} and training.parallel auto .here sharded. exclude each other"):
+    with pytest.raises(ConfigError, match=r"4bit and training\.parallel auto .here sharded. exclude"):
         estimate(given, machine(gpus=8))
+
+
+# --------------------------------------------------------------------------------------- models, FLOPs, layouts
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> str:
+    return small_llama(tmp_path_factory.mktemp("llama"), num_key_value_heads=2)
+
+
+def test_numbers_are_those_of_the_real_model(path, tmp_path):
+    real, fake = load_model(path), FakeModel(path, None, NO_LORA)
+    assert fake.numbers == (sum(p.numel() for p in real.parameters()),) * 2
+    assert fake.head.shape == real.get_output_embeddings().weight.shape
+    assert fake.per_token.all == sum(p.numel() for x in real.model.layers for p in x.parameters() if p.dim() == 2)
+    adapted = FakeModel(path, None, LoraOptions(r=4, target_modules=["q_proj"]))
+    assert adapted.numbers.trained == LAYERS * 2 * 4 * WIDTH
+    assert adapted.numbers.all == fake.numbers.all + adapted.numbers.trained
+    assert not adapted.head.requires_grad
+    GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=512).save_pretrained(tmp_path / "gpt2")
+    gpt2 = FakeModel(tmp_path / "gpt2", None, NO_LORA)
+    assert gpt2.per_token.all == 2 * 12 * 16 * 16  # 512 learned positions are looked up, not multiplied with
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 50}
+    MambaConfig(**sizes, architectures=["MambaForCausalLM"]).save_pretrained(tmp_path / "mamba")
+    mamba = FakeModel(tmp_path / "mamba", None, NO_LORA)
+    assert (mamba.attention_width, mamba.n_layers) == (0, 2)  # and not 4: each block has a mixer, which is none
+
+
+def test_four_bit_layers_are_counted_as_bitsandbytes_stores_them(path):
+    """Embeddings, head, norms and adapters stay float32 (bitsandbytes leaves them, load_model loads them so)."""
+    real, fake = load_model(path), FakeModel(path, "sdpa", QLORA)
+    add_adapters(real, LORA, seed=0)
+    in_4_bits = sum(p.numel() for p in real.model.layers.parameters() if p.dim() == 2 and not p.requires_grad)
+    others = sum(p.numel() for p in real.parameters()) - in_4_bits
+    assert others > 2 * VOCABULARY * WIDTH
+    assert fake.stored_bytes == 4 * others + QUANTIZED_BYTES * in_4_bits
+    read = FakeModel(path, "sdpa", QLORA.without_adapters())
+    assert read.stored_bytes == fake.stored_bytes - 4 * fake.numbers.trained
+
+
+def test_flops_are_those_that_torch_counts(path):
+    """torch counts whole attention matrices, of which a causal mask needs half; so the squares count twice here."""
+    fake, real = FakeModel(path, "sdpa", NO_LORA), load_model(path, attention="eager").eval()
+    with FlopCounterMode(display=False) as forward:
+        loss = real(input_ids=torch.ones(1, 24, dtype=torch.int64)).logits.sum()
+    amount = np.array([24, 24, 2 * 24**2])
+    assert sum(forward_flops(fake, amount)) == forward.get_total_flops()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    both = forward.get_total_flops() + backward.get_total_flops()
+    assert training_flops(fake, amount, recompute=False) == both
+    head = forward_flops(fake, amount)[2]
+    assert training_flops(fake, amount, recompute=True) == both + forward.get_total_flops() - head
+
+
+def test_hsdp_shares_within_a_node():
+    def shards(count: int, group: int | None = None, per_node: int = 8) -> int:
+        options = TrainingOptions(parallel="hsdp", shard_group_size=group)
+        return layout_of(options, machine(gpus=count, gpus_per_node=per_node)).shards
+
+    assert (shards(16), shards(4), shards(16, 2), shards(16, per_node=4)) == (8, 4, 2, 4)
+    with pytest.raises(ConfigError, match="shard_group_size is 8, but there are 12 ranks"):
+        shards(12)
+
+
+# ------------------------------------------------------------------------------------------------ traffic
+
+
+class Moved(TorchDispatchMode):
+    """Bytes that this rank passes on in collectives of a ring; whole tensors are gathered, reduced or averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = dict.fromkeys(COUNTED.values(), 0.0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = COUNTED.get(func.__name__.split(".")[0]) if func.namespace == "c10d" else None
+        if name:
+            whole = args[1] if name == "reduce_scatter" else args[0]
+            size = sum(x.nbytes for x in ([whole] if isinstance(whole, torch.Tensor) else whole))
+            self.bytes[name] += (1 + (name == "all_reduce")) * size / 2  # in groups of two ranks
+        return func(*args, **(kwargs or {}))
+
+
+class Way(NamedTuple):
+    """How ranks work together; so many micro-batches of so many segments make a step."""
+
+    ranks: int
+    parallel: Any
+    precision: Any = "fp32"
+    segments: int = 1
+    micro_batches: int = 2
+    recompute: bool = False
+    lora: LoraOptions = NO_LORA
+
+
+WAYS = [
+    Way(2, "fsdp", "bf16"),
+    Way(2, "fsdp", segments=2),
+    Way(2, "fsdp", segments=2, micro_batches=1),
+    Way(2, "fsdp", segments=4, recompute=True),
+    Way(2, "fsdp", "bf16", lora=LORA),
+    Way(4, "hsdp", "bf16"),
+    Way(4, "hsdp", segments=2),
+]
+
+
+def sent(path: str, way: Way) -> tuple[float, float]:
+    options = TrainingOptions(parallel=way.parallel, precision=way.precision, shard_group_size=2)
+    passes = way.micro_batches * way.segments
+    work = Work("train", path, way.lora, options, np.zeros(3), micro_batches=way.micro_batches, passes=passes)
+    return traffic(work, FakeModel(path, None, way.lora), layout_of(options, machine(gpus=way.ranks)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_sent_is_what_a_rank_sends(path, way):
+    """In the second step, of bytes of weights and of gradients; the other ranks are not there."""
+    model, world, moved = load_model(path), World(size=way.ranks), Moved()
+    if way.lora.r:
+        add_adapters(model, way.lora, seed=0)
+    if way.recompute:
+        recompute_activations(model)
+    wrapping = {"parallel": way.parallel, "precision": way.precision}
+    with _ranks(world):
+        module = wrap(TrainingModule(model), world=world, shard_group_size=2, **wrapping)
+        for counter in (contextlib.nullcontext(), moved):
+            for number in range(way.micro_batches):
+                given = collate([(Slot(k),) for k in range(4)], DATA, n_segments=way.segments)
+                plan = scoring_plan(given)
+                plan.row_weight.fill_(1.0)
+                with counter, gradient_sync(module, number == way.micro_batches - 1):
+                    module(given, plan).loss.backward()
+            module.zero_grad(set_to_none=True)
+    assert bool(moved.bytes["all_reduce"]) == (way.parallel == "hsdp")
+    weights, gradients = sent(path, way)
+    assert moved.bytes["all_gather"] == pytest.approx(weights, rel=1e-6)
+    assert moved.bytes["reduce_scatter"] + moved.bytes["all_reduce"] == pytest.approx(gradients, rel=1e-6)
+
+
+def test_ddp_averages_all_gradients_around_the_ring(path):
+    numbers = FakeModel(path, None, NO_LORA).numbers.all
+    assert [sent(path, Way(n, "ddp", segments=2)) for n in (2, 4)] == [(0, 4 * numbers), (0, 6 * numbers)]

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.common.files import write_json
 from sftmix.tools.evaluate.command import difference, entry_file, write_tables
 from sftmix.tools.evaluate.convert import BENCHMARKS
-from sftmix.tools.report.write import benchmarks
 from tests.tools.evaluate.bench import HEAD, asked, write_rows
 
 QUESTIONS = 12
@@ -81,7 +80,6 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
         assert told["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
         assert told["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
     assert done.out == (folder / "table.md").read_text()
-    assert (benchmarks(place / "run") or {})["table"] == found["table"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.common.files import write_json
 from tests.tiny import in_this_process, make_tiny
 
 NASTY = "</script><script>window.broken=1</script><img src=x onerror=window.broken=2> <b>bold</b> &amp;"
@@ -42,7 +43,7 @@ def run(tmp_path_factory) -> Path:
     rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
     for number, row in enumerate(rows):
         row |= {"quality": "high" if number % 2 else "low", "score": number / 4, "group": f"g{number % 3}"}
-        row |= {"x": number}
+        row |= {"x": number, "mixed": number or "zero"}
     held_out = [json.loads(line) for line in tiny.eval.read_text().splitlines()]
     tiny.eval.write_text("".join(json.dumps({**row, "group": "own", "confidence": "high"}) + "\n" for row in held_out))
     rows[3]["output"] = NASTY
@@ -50,6 +51,8 @@ def run(tmp_path_factory) -> Path:
     words = ["run", *tiny.options, "--data.label_field", "quality", "--with_baseline", "--out", "run"]
     done = in_this_process(*words, cwd=place)
     assert done.returncode == 0, done.stderr
+    benchmarks = {"table": [["task", "target"], ["medqa", "0.5"]], "sentences": ["Few questions."]}
+    write_json(place / "run" / "evaluation" / "table.json", benchmarks)
     done = in_this_process("report", "run", "--score", "--map", "20", cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["run/report/report.html", "run/report/examples.parquet"]

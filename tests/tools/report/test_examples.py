@@ -31,11 +31,12 @@ def test_the_table_has_every_example_with_its_text_and_columns(run, examples):
     names = {"response": "output", "label": "quality", "score": "score", "row_group": "group", "row_x": "x"}
     for column, name in names.items():
         assert train[column].tolist() == [row[name] for row in rows]
+    assert train.mixed.tolist() == [str(row["mixed"]) for row in rows]  # values of several types are text
     assert train.group.to_dict() == groups(run)
     assert held.response.tolist() == [row["output"] for row in held_out]
     assert (held.row_group == "own").all()
     assert (held.row_confidence == "high").all()
-    assert held.group.isna().all()
+    assert held[["group", "mixed"]].isna().all(axis=None)
 
 
 def test_the_table_has_what_the_reference_saw(run, examples):
@@ -118,7 +119,6 @@ def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
     for _, row in examples[~examples.held_out].iloc[[0, 3]].iterrows():
         expected = loss_of(model, tokenizer, row.instruction, row.response)
         assert row.loss_after == pytest.approx(expected, rel=2e-5)
-        assert row.loss_after != pytest.approx(row.loss_before, rel=1e-4)
     sample = read_dynamics(Path("lora/train/sample.parquet"))
     write_report([Path("lora")], map_size=0)  # without --score: of the sample alone
     again = pd.read_parquet("lora/report/examples.parquet").set_index("id").loc[list(sample.ids)]
@@ -135,11 +135,8 @@ def test_correctness_is_of_rows_that_every_checkpoint_counted():
 
 
 def test_the_text_of_an_example_names_roles_where_there_are_several():
-    user, answer, system = (
-        Message("user", "Hi"),
-        Message("assistant", "Hello", trained=True),
-        Message("system", "Be kind"),
-    )
+    user, answer = Message("user", "Hi"), Message("assistant", "Hello", trained=True)
     assert text_of(Example("a", (user, answer))) == ("Hi", "Hello")
+    system = Message("system", "Be kind")
     assert text_of(Example("a", (system, user, answer))) == ("system: Be kind\n\nuser: Hi", "Hello")
     assert text_of(Example("a", (Message("text", "A window", trained=True),))) == ("", "A window")
