@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sftmix.cli.results import say
@@ -41,39 +41,30 @@ def main(args: argparse.Namespace) -> None:
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     from sftmix.pipeline.loaded import load_finished
 
-    chat([load_finished(model, options.dtype) for model in models], options, _lines())
+    chat([load_finished(model, options.dtype) for model in models], options)
 
 
-def _lines() -> Iterator[str]:
-    """Yield what the user writes; from a pipe without a prompt sign."""
-    sign = "> " if sys.stdin.isatty() else ""
+def chat(models: Sequence[Any], options: AnswerOptions) -> None:
+    """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before."""
+    beginning = [{"role": "system", "content": options.system}] if options.system else []
+    conversations = [beginning for _ in models]
+    sign = "> " if sys.stdin.isatty() else ""  # none from a pipe
     if sign:
         import readline  # noqa: F401  # arrow keys and a history for input()
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
-            yield input(sign)
-
-
-def chat(models: Sequence[Any], options: AnswerOptions, lines: Iterable[str]) -> None:
-    """Answer each line with every model, until the lines end.
-
-    models  LoadedModels
-    lines   what the user writes, a turn in each; /reset forgets all turns before
-    """
-    beginning = [{"role": "system", "content": options.system}] if options.system else []
-    conversations = [beginning for _ in models]
-    for line in map(str.strip, lines):
-        if line == "/reset":
-            conversations = [beginning for _ in models]
-        elif line:
-            turn, answered = {"role": "user", "content": line}, []
-            try:  # all models or none: they are compared, so all must have been asked the same
-                for model, messages in zip(models, conversations, strict=True):
-                    print(f"{model.name}: " if len(models) > 1 else "", end="")
-                    answered.append(_answer(model, [*messages, turn], options))
-                conversations = answered
-            except KeyboardInterrupt:
-                print("\nthe turn is taken back")
+            line = input(sign).strip()
+            if line == "/reset":
+                conversations = [beginning for _ in models]
+            elif line:
+                turn, answered = {"role": "user", "content": line}, []
+                try:  # all models or none: they are compared, so all must have been asked the same
+                    for model, messages in zip(models, conversations, strict=True):
+                        print(f"{model.name}: " if len(models) > 1 else "", end="")
+                        answered.append(_answer(model, [*messages, turn], options))
+                    conversations = answered
+                except KeyboardInterrupt:
+                    print("\nthe turn is taken back")
 
 
 def _answer(loaded: Any, messages: list[dict[str, str]], options: AnswerOptions) -> list[dict[str, str]]:

@@ -9,12 +9,10 @@ import torch
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import append_batch
-from sftmix.tools.answers.answering import COLUMNS, answered, generated
-from sftmix.tools.answers.generate import generate
+from sftmix.tools.answers.answering import COLUMNS, Question, answered, generated
 from sftmix.tools.answers.options import AnswerOptions
-from sftmix.tools.answers.questions import Question
 
-SHORT_ANSWERS = AnswerOptions(max_new_tokens=12)
+WORDS = ("--models", "target,base", "--max_new_tokens", "12")
 
 
 def questions_of(n: int) -> list[Question]:
@@ -112,10 +110,10 @@ def test_follow_ups_come_after_the_models_own_answer(lively):
 
 
 @pytest.fixture(scope="module")
-def made(finished, tmp_path_factory):
+def made(finished, generate, tmp_path_factory):
     """The held-out rows, answered by two models of the run."""
     to = tmp_path_factory.mktemp("made") / "answers.jsonl"
-    generate(str(finished.path), to, models=["target", "base"], options=SHORT_ANSWERS)
+    generate(finished.path, to, *WORDS)
     return to
 
 
@@ -129,36 +127,33 @@ def test_a_line_has_all_models_beside_one_another(made, finished):
 
 
 @pytest.mark.parametrize("cut", [1, 700, 10**6], ids=lambda n: f"{n} bytes left")
-def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, tmp_path, cut):
+def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, generate, tmp_path, cut):
     """A kill leaves the parts cut at any byte; the last model may not have begun."""
-    to = tmp_path / "answers.jsonl"
+    to, part = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.parts"
     shutil.copy(f"{made}.inputs.json", f"{to}.inputs.json")
-    part = tmp_path / "answers.jsonl.parts"
     for line in made.read_text().splitlines():
         row = json.loads(line)
-        columns = {name: row[name]["target"] for name in COLUMNS}
-        append_batch(part, [{"key": ("target", row["id"], 0), **columns}])
+        append_batch(part, [{"key": ("target", row["id"], 0), **{name: row[name]["target"] for name in COLUMNS}}])
     part.write_bytes(part.read_bytes()[:cut])
-    names = ["target", "base"]
-    generate(str(finished.path), to, models=names, options=SHORT_ANSWERS)
+    generate(finished.path, to, *WORDS)
     assert to.read_bytes() == made.read_bytes()
 
 
-def test_a_finished_file_is_read_back_and_other_options_are_refused(made, finished, monkeypatch):
-    names, before = ["target", "base"], made.read_bytes()
-    generate(str(finished.path), made, models=names, options=SHORT_ANSWERS)
+def test_a_finished_file_is_read_back_and_other_options_are_refused(made, finished, generate):
+    before = made.read_bytes()
+    generate(finished.path, made, *WORDS)
     assert made.read_bytes() == before
     with pytest.raises(ConfigError, match="max_new_tokens: 12 -> 13"):
-        generate(str(finished.path), made, models=names, options=AnswerOptions(max_new_tokens=13))
+        generate(finished.path, made, *WORDS[:3], "13")
     with pytest.raises(ConfigError, match="was made with other inputs"):
-        generate(str(finished.path), finished.tiny.eval, models=["target"], options=SHORT_ANSWERS)
+        generate(finished.path, finished.tiny.eval, *WORDS)
 
 
-def test_texts_with_any_line_separator_are_read_back(finished, tmp_path):
+def test_texts_with_any_line_separator_are_read_back(finished, generate, tmp_path):
     text, prompts = "one\u2028two\u2029three\x85four\x0bfive\nsix", tmp_path / "rows.jsonl"
     prompts.write_text(json.dumps({"instruction": text}))
     for _ in range(2):
-        generate(str(finished.path), tmp_path / "to", models=["target"], prompts=[str(prompts)], options=SHORT_ANSWERS)
+        generate(finished.path, tmp_path / "to", "--prompts", prompts, *WORDS)
     assert json.loads((tmp_path / "to").read_bytes())["messages"][0]["content"] == text
 
 

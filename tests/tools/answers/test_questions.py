@@ -1,15 +1,13 @@
-"""Questions from rows of any format and of official judges, and the files that these take, field by field."""
+"""Questions from rows of any format and of official judges."""
 
 import json
 
 import pytest
 
 from sftmix.common.errors import DataError
-from sftmix.tools.answers.questions import read_questions, write_answers
+from sftmix.tools.answers.answering import read_questions
 
-ALPACA = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
 MT_BENCH = {"question_id": 81, "category": "writing", "turns": ["Q?", "More?"]}
-ANSWERED = {"question_id": 81, "model_id": "first-target", "choices": [{"index": 0, "turns": ["one", "two"]}]}
 ASKED = ({"role": "user", "content": "Q?"},)
 
 
@@ -23,20 +21,6 @@ def read(tmp_path):
         return read_questions([str(file)], mt_bench=mt_bench)
 
     return questions
-
-
-@pytest.mark.parametrize(
-    ("form", "row", "file", "expected"),
-    [
-        ("alpaca_eval", ALPACA, "first-target.json", [{**ALPACA, "output": "one", "generator": "first-target"}]),
-        ("mt_bench", MT_BENCH, "model_answer/first-target.jsonl", ANSWERED),
-    ],
-)
-def test_a_judges_file_has_its_fields_and_its_place(read, tmp_path, form, row, file, expected):
-    (question,) = read(row, mt_bench=form == "mt_bench")
-    assert question.messages == ASKED
-    assert write_answers(form, tmp_path, "first-target", [question], [["one", "two"]]) == tmp_path / file
-    assert json.loads((tmp_path / file).read_text()) == expected
 
 
 @pytest.mark.parametrize(("category", "expected"), [("writing", 0.7), ("math", 0.0), ("stem", 0.1), ("other", 0.7)])
