@@ -89,6 +89,6 @@ def test_the_files_of_judges_have_their_fields_and_stand_side_by_side(run, finis
     before = first.read_bytes()
     assert json.loads(before) == {"question_id": 81, "model_id": "first-target", "choices": choices}
     assert json.loads(second.read_text())["model_id"] == "run-target"
-    with pytest.raises(ConfigError, match=r"answers-first-target.* temperature: None -> 0\.5; .*: "):
+    with pytest.raises(ConfigError, match=r"answers-first-target.* temperature: None -> 0\.5; prompts: "):
         generate(run, to, *words, "--models", "target,base", "--temperature", "0.5")
     assert first.read_bytes() == before
