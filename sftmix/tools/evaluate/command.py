@@ -111,6 +111,10 @@ def main(args: argparse.Namespace) -> None:
 def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Path, args: argparse.Namespace) -> str:
     """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
 
+    A result is a file, whose name has the task, the model, and a hash of all that the numbers depend on. It holds these
+    and `scores`, as `harness.scores_of` gives them; `all`, every metric that lm-eval gave; and `finished`, Unix time in
+    seconds.
+
     tasks, manager  as `harness.find_tasks` gives them
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
@@ -135,7 +139,8 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
         }
         if args.num_fewshot is None and isinstance(spec, dict):
             settings["num_fewshot"] = spec["num_fewshot"]
-        file = entry_file(place, task, model.name, identity, settings)
+        names = [re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in (task, model.name)]
+        file = place / f"{'.'.join(names)}.{sha256_json([model.name, identity, settings])[:12]}.json"
         if file.exists():
             say(f"{task}, {model.name}: there already")
         else:
@@ -171,18 +176,6 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
 
 
 # ------------------------------------------------------------------------------------------------ the table
-
-
-def entry_file(place: Path, task: str, model: str, identity: str, settings: Mapping[str, Any]) -> Path:
-    """Return the file of a result; its name tells the task and the model, and has a hash of the rest.
-
-    identity  fingerprint of the model's files and of its encoder
-    settings  all that the numbers depend on, but the model: few-shot examples, limit, seed, template, hashes, versions
-    The file holds these and `scores`, as `harness.scores_of` gives them; `all`, every metric that lm-eval gave; and
-    `finished`, Unix time in seconds.
-    """
-    task, model_name = (re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in (task, model))
-    return place / f"{task}.{model_name}.{sha256_json([model, identity, settings])[:12]}.json"
 
 
 def write_tables(place: Path, measured: Mapping[str, str]) -> str:

@@ -96,8 +96,7 @@ def scores_of(name: str, evaluated: Mapping[str, Any]) -> dict[str, dict[str, An
             continue
         metric, kind = metrics[0].split(",", 1)
         stderr = results.get(f"{metric}_stderr,{kind}")
-        samples = [one for one in evaluated.get("samples", {}).get(task, []) if one.get("filter", kind) == kind]
-        samples.sort(key=lambda sample: int(sample["doc_id"]))
+        samples = [sample for sample in evaluated["samples"].get(task, []) if sample["filter"] == kind]
         if not all(isinstance(sample.get(metric), int | float) for sample in samples):
             samples = []
         scores[task] = {

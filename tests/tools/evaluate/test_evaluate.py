@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.files import write_json
-from sftmix.tools.evaluate.command import difference, entry_file, write_tables
+from sftmix.tools.evaluate.command import difference, write_tables
 from sftmix.tools.evaluate.convert import BENCHMARKS
 from sftmix.tools.report.write import benchmarks
 from tests.tools.evaluate.bench import HEAD, asked, write_rows
@@ -107,7 +107,8 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
     ("words", "told"),
     [
         ([], "--tasks is missing"),
-        (["--tasks", "medqa_4options"], "--data_dir DIR"),
+        (["--tasks", "medqa_4options"], "medqa_4options.jsonl and medqa_4options.shots.jsonl in --data_dir DIR"),
+        (["--tasks", "medqa_4options", "--data_dir", "."], "--convert medqa_4options"),
         (["--convert", "medqa_4options"], "--to is missing"),
     ],
 )
@@ -145,16 +146,11 @@ def test_a_difference_needs_the_same_questions_and_a_mean_over_them():
 
 def test_results_of_weights_that_are_no_more_are_left_out_and_other_settings_are_other_lines(tmp_path):
     settings = {"num_fewshot": 0, "limit": None, "seed": 1, "chat_template": False}
-    for task, model, identity, version in (
-        ("first", "baseline", "old", "1"),
-        ("first", "target", "old", "1"),
-        ("second", "baseline", "old", "1"),
-        ("second", "target", "old", "1"),
-        ("first", "target", "new", "1"),
-        ("first", "target", "new", "2"),
-    ):
+    results = [(task, model, "old", "1") for task in ("first", "second") for model in ("baseline", "target")]
+    results += [("first", "target", "new", version) for version in ("1", "2")]
+    for number, (task, model, identity, version) in enumerate(results):
         entry = {"task": task, "model": model, "identity": identity, "settings": {**settings, "lm_eval": version}}
-        file = entry_file(tmp_path, task, model, identity, entry["settings"])
+        file = tmp_path / f"{task}.{model}.{number:012}.json"
         write_json(file, {**entry, "scores": {task: score([0.0, 1.0])}, "finished": 1.0})
     write_tables(tmp_path, {"target": "new"})
     written = json.loads((tmp_path / "table.json").read_text())
