@@ -1,4 +1,4 @@
-"""What `generate` refuses before it answers: other inputs than before, options without effect, files of others."""
+"""Questions from rows of any format and of official judges, and what is refused: other inputs than before."""
 
 import itertools
 import json
@@ -7,13 +7,74 @@ import shutil
 import pytest
 import yaml
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.templates import ALPACA
 from sftmix.pipeline.directory import differences
 from sftmix.pipeline.finished import finished_models
-from sftmix.tools.answers.answering import Question
+from sftmix.tools.answers.answering import Question, read_questions
 from sftmix.tools.answers.generate import inputs_of
 from sftmix.tools.answers.options import AnswerOptions
+
+ALPACA_EVAL = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
+MT_BENCH = {"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}
+ASKED = ({"role": "user", "content": "Q?"},)
+
+
+# ------------------------------------------------------------------------------------------- questions
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Function: the questions of lines, which are rows or texts."""
+
+    def questions(*lines, mt_bench=False):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+        return read_questions([str(file)], mt_bench=mt_bench)
+
+    return questions
+
+
+@pytest.mark.parametrize(("category", "expected"), [("writing", 0.7), ("math", 0.0), ("stem", 0.1), ("other", 0.7)])
+def test_the_category_decides_the_temperature(read, category, expected):
+    (question,) = read({**MT_BENCH, "category": category}, mt_bench=True)
+    assert (question.temperature, question.follow_ups) == (expected, ("More?",))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Q?", "output": "A", "id": "own"},
+        {"instruction": "Q?"},
+        {"prompt": [{"role": "user", "content": "Q?"}]},
+        {"messages": [{"role": "user", "content": "Q?"}]},
+        {"conversations": [{"from": "human", "value": "Q?"}]},
+    ],
+    ids=str,
+)
+def test_prompts_are_rows_of_any_format_with_or_without_answer(read, row):
+    first, second = read(row, row)
+    assert (first.messages, first.reference) == (ASKED, row.get("output"))
+    assert second.id == f"{first.id}#2"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", ""),
+        ("5", "expected an object"),
+        ('{"text": "long ago"}', "a text"),
+        ('{"instruction": "a\\u0000"}', "instruction contains a NUL"),
+    ],
+)
+def test_a_bad_row_is_named(read, line, words):
+    with pytest.raises(DataError, match=f"rows.jsonl:2: {words}"):
+        read({"instruction": "Q", "id": "a"}, line)
+    with pytest.raises(DataError, match=r"rows.jsonl:2: it has no 'turns'"):
+        read(MT_BENCH, {"what": 1}, mt_bench=True)
+
+
+# ---------------------------------------------------------------------------------- inputs, and the files of judges
 
 
 @pytest.fixture
@@ -33,8 +94,7 @@ def change(run, part: str, **options) -> None:
 
 
 def inputs(models):
-    question = Question("q", ({"role": "user", "content": "Q?"},))
-    return inputs_of("rows", [question], models, AnswerOptions())
+    return inputs_of("rows", [Question("q", ASKED)], models, AnswerOptions())
 
 
 def test_another_template_of_the_run_makes_other_inputs(run, tmp_path):
@@ -64,10 +124,6 @@ def test_held_out_text_asks_for_prompts(run, generate, tmp_path):
     change(run, "data", train=str(train), eval=str(held_out))
     with pytest.raises(ConfigError, match=r"--prompts is not given, and target has no held-out conversations"):
         generate(run, tmp_path / "answers.jsonl")
-
-
-ALPACA_EVAL = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
-MT_BENCH = {"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}
 
 
 def test_the_files_of_judges_have_their_fields_and_stand_side_by_side(run, finished, generate, tmp_path, monkeypatch):

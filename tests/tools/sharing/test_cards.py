@@ -9,14 +9,8 @@ from huggingface_hub import ModelCard
 
 from sftmix import __version__
 from sftmix.common.files import read_json, write_json
-from sftmix.tools.sharing.cards import (
-    is_edited,
-    model_card,
-    without_directories,
-    write_card,
-    write_cards,
-    write_scores,
-)
+from sftmix.tools.sharing.cards import is_edited, model_card, without_directories, write_card, write_scores
+from sftmix.tools.sharing.command import write_run_cards
 from tests.tiny import ROOT
 
 
@@ -126,6 +120,6 @@ def test_cards_that_nobody_edited_follow_the_run(run):
     assert not is_edited(target)
     baseline.write_text("mine")
     benchmarked(run)
-    write_cards(run)
+    write_run_cards(run)
     assert "| a\\|b | 0.5 |" in target.read_text()
     assert baseline.read_text() == "mine"
