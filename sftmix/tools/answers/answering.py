@@ -137,19 +137,21 @@ def answered(
         for (temperature, room), waiting in groups.items():
             waiting.sort(key=lambda one: -len(one[1]))
             for start in range(0, len(waiting), options.batch_size):
-                batch = [one for one in waiting[start : start + options.batch_size] if one[0] not in answers]
-                if batch:
-                    rows = generated(loaded, dict(batch), room, temperature, options)
-                    for (key, prompt), ids in zip(batch, rows, strict=True):
-                        finish = "prompt_too_long" if not ids else "stop" if ids[-1] in loaded.stop_ids else "length"
-                        answers[key] = {
-                            "key": key,
-                            "answers": loaded.text_of(ids) if ids else None,
-                            "finish": finish,
-                            "prompt_tokens": len(prompt),
-                            "answer_tokens": len(ids),
-                        }
-                    yield [answers[key] for key, _ in batch]
+                some = waiting[start : start + options.batch_size]
+                batch = {key: prompt for key, prompt in some if key not in answers}
+                if not batch:
+                    continue
+                rows = generated(loaded, batch, room, temperature, options)
+                for (key, prompt), ids in zip(batch.items(), rows, strict=True):
+                    finish = "prompt_too_long" if not ids else "stop" if ids[-1] in loaded.stop_ids else "length"
+                    answers[key] = {
+                        "key": key,
+                        "answers": loaded.text_of(ids) if ids else None,
+                        "finish": finish,
+                        "prompt_tokens": len(prompt),
+                        "answer_tokens": len(ids),
+                    }
+                yield [answers[key] for key in batch]
 
 
 def asked(
@@ -216,6 +218,8 @@ def generated(
         logits_processor=chain,
         streamer=streamer,
     )
-    answers = out[:, longest:].tolist()
-    ends = [next((k for k, token in enumerate(row) if token in stop), n) for row in answers]
-    return [row[: end + 1] for row, end in zip(answers, ends, strict=True)]
+    answers = []
+    for row in out[:, longest:].tolist():
+        end = next((place for place, token in enumerate(row) if token in stop), n)
+        answers.append(row[: end + 1])
+    return answers
