@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from collections import Counter
 
 import pytest
 import torch
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import append_batch
+from sftmix.common.rng import generator
 from sftmix.tools.answers.answering import COLUMNS, Question, answered, generated
 from sftmix.tools.answers.options import AnswerOptions
 
@@ -22,9 +22,10 @@ def questions_of(n: int) -> list[Question]:
 
 
 def all_answers(loaded, questions, **options) -> dict[str, list]:
-    answers = {}
-    for batch in answered(loaded, questions, answers, AnswerOptions(**{"max_new_tokens": 12, **options})):
+    answers, options = {}, AnswerOptions(**{"max_new_tokens": 12, **options})
+    for batch in answered(loaded, questions, answers, options):
         assert all(answers[answer["key"]] is answer for answer in batch)
+    assert not list(answered(loaded, questions, answers, options))
     return {q.id: [answers[loaded.name, q.id, turn] for turn in range(1 + len(q.follow_ups))] for q in questions}
 
 
@@ -54,32 +55,30 @@ def test_greedy_tokens_are_the_argmax_of_the_model_alone(lively):
         assert turn["finish"] == ("stop" if ids[-1] in lively.stop_ids else "length")
 
 
-def test_a_token_is_drawn_for_the_seed_the_id_the_turn_and_the_position(lively):
-    prompt = lively.render(questions_of(1)[0].messages)
+@pytest.mark.parametrize(
+    ("name", "turn", "seed", "temperature", "top_p"),
+    [
+        ("a", 0, 42, 1.0, 1.0),
+        ("b", 0, 42, 1.0, 1.0),
+        ("a", 1, 42, 1.0, 1.0),
+        ("a", 0, 7, 1.0, 1.0),
+        ("a", 0, 42, 2.0, 0.5),
+    ],
+)
+def test_a_token_is_drawn_for_the_seed_the_id_the_turn_and_the_position(lively, name, turn, seed, temperature, top_p):
+    """The one in whose share of [0, 1), in the order of the vocabulary, the number of the position falls.
 
-    def drawn(*keys, n=12, seed=42):
-        prompts = {("", *key): prompt for key in keys}
-        return [tuple(ids) for ids in generated(lively, prompts, n, 1.0, AnswerOptions(seed=seed))]
-
-    first, *others = drawn(("a", 0), ("b", 0), ("a", 1))
-    assert len({first, *others, *drawn(("a", 0), seed=7)}) == 4
-    assert drawn(("a", 0)) == [first]
-    assert drawn(("a", 0), n=6) == [first[:6]]
-
-
-def test_temperature_and_top_p_act_before_the_draw(lively):
-    """The first token over many keys, against the softmax of the model's own logits."""
-    prompt = lively.render(questions_of(1)[0].messages)
+    Of the likeliest tokens those have shares that reach top_p together, at this temperature.
+    """
+    prompt, numbers = lively.render(questions_of(1)[0].messages), generator(seed, "answer", name, turn).random(12)
+    options = AnswerOptions(seed=seed, top_p=top_p)
+    (ids,) = generated(lively, {("", name, turn): prompt}, 12, temperature, options)
     with torch.no_grad():
-        share = (lively.model(torch.tensor([prompt])).logits[0, -1].double() / 2).softmax(-1).sort(descending=True)
-    kept = int((share.values.cumsum(0) < 0.5).sum()) + 1
-    shares = share.values[:kept] / share.values[:kept].sum()
-    expected = dict(zip(share.indices[:kept].tolist(), shares.tolist(), strict=True))
-    prompts = {("", f"q{n}", 0): prompt for n in range(1000)}
-    counts = Counter(ids[0] for ids in generated(lively, prompts, 1, 2.0, AnswerOptions(top_p=0.5)))
-    assert 1 < len(expected) >= len(counts)
-    assert all(abs(counts[token] / 1000 - p) < 0.08 for token, p in expected.items())  # five standard errors of a half
-    assert counts.keys() <= expected.keys()
+        logits = lively.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+    likeliest, order = (logits.double() / temperature).softmax(-1).sort(descending=True)
+    likeliest[likeliest.cumsum(-1) - likeliest >= top_p] = 0
+    shares = torch.zeros_like(likeliest).scatter(-1, order, likeliest).cumsum(-1)
+    assert ids == [int((row <= number * row[-1]).sum()) for row, number in zip(shares, numbers, strict=False)]
 
 
 def test_a_prompt_may_fill_the_context_and_not_more(lively):
