@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sftmix.cli import main
-from tests.tiny import Tiny, make_tiny
+from tests.tiny import Tiny, make_tiny, metrics
 
 WORDS = ("--training.max_steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "4")
 
@@ -73,7 +73,7 @@ def with_line(step: int, name: str, change: Callable[[Any], Any]) -> Callable[[P
     """Change an entry of a step in metrics.jsonl."""
 
     def change_file(file: Path) -> None:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = metrics(file.parents[1])
         lines[step - 1][name] = change(lines[step - 1][name])
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
