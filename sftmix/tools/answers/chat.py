@@ -45,7 +45,18 @@ def main(args: argparse.Namespace) -> None:
 
 
 def chat(models: Sequence[Any], options: AnswerOptions) -> None:
-    """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before."""
+    """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before.
+
+    A turn for whose answer the context of a model has no room is forgotten. Raises DataError where a chat template
+    refuses the conversation.
+    """
+    from transformers import TextStreamer
+
+    from sftmix.tools.answers.answering import asked, generated
+
+    def show(text: str, stream_end: bool = False) -> None:
+        print(as_lines(text), end="\n" if stream_end else "", flush=True)  # no answer can control the terminal
+
     beginning = [{"role": "system", "content": options.system}] if options.system else []
     conversations = [beginning for _ in models]
     sign = "> " if sys.stdin.isatty() else ""  # none from a pipe
@@ -56,35 +67,23 @@ def chat(models: Sequence[Any], options: AnswerOptions) -> None:
             line = input(sign).strip()
             if line == "/reset":
                 conversations = [beginning for _ in models]
-            elif line:
-                turn, answered = {"role": "user", "content": line}, []
-                try:  # all models or none: they are compared, so all must have been asked the same
-                    for model, messages in zip(models, conversations, strict=True):
-                        print(f"{model.name}: " if len(models) > 1 else "", end="")
-                        answered.append(_answer(model, [*messages, turn], options))
-                    conversations = answered
-                except KeyboardInterrupt:
-                    print("\nthe turn is taken back")
-
-
-def _answer(loaded: Any, messages: list[dict[str, str]], options: AnswerOptions) -> list[dict[str, str]]:
-    """Answer the last turn, write the answer while it is made, and return the conversation with it.
-
-    A turn for whose answer the context has no room is forgotten. Raises DataError where the chat template refuses.
-    """
-    from transformers import TextStreamer
-
-    from sftmix.tools.answers.answering import asked, generated
-
-    def show(text: str, stream_end: bool = False) -> None:
-        print(as_lines(text), end="\n" if stream_end else "", flush=True)  # no answer can control the terminal
-
-    prompt, room = asked(loaded, messages, options, "chat")
-    if not room:
-        print(f"the conversation has {len(prompt)} tokens, of {loaded.context}: /reset begins anew")
-        return messages[:-1]
-    streamer = TextStreamer(loaded.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    streamer.on_finalized_text = show  # type: ignore[method-assign]
-    key = "", "chat", sum(message["role"] == "assistant" for message in messages)
-    (ids,) = generated(loaded, {key: prompt}, room, options.temperature or 0.0, options, streamer)
-    return [*messages, {"role": "assistant", "content": loaded.text_of(ids)}]
+            if line in ("", "/reset"):
+                continue
+            answered = []
+            try:  # all models or none: they are compared, so all must have been asked the same
+                for model, messages in zip(models, conversations, strict=True):
+                    print(f"{model.name}: " if len(models) > 1 else "", end="")
+                    turns = [*messages, {"role": "user", "content": line}]
+                    prompt, room = asked(model, turns, options, "chat")
+                    if room:
+                        streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
+                        streamer.on_finalized_text = show  # type: ignore[method-assign]
+                        key = "", "chat", sum(turn["role"] == "assistant" for turn in turns)
+                        (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)
+                        answered.append([*turns, {"role": "assistant", "content": model.text_of(ids)}])
+                    else:
+                        print(f"the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew")
+                        answered.append(messages)
+                conversations = answered
+            except KeyboardInterrupt:
+                print("\nthe turn is taken back")
