@@ -79,8 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
             files = self.hub.repositories[key].items()
             self._json([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files])
         else:
-            siblings = [{"rfilename": name} for name in self.hub.repositories[key]]
-            self._json({"id": key[1], "sha": self.hub.sha(key), "siblings": siblings, "private": False, "tags": []})
+            self._json({"id": key[1], "sha": self.hub.sha(key), "private": False, "tags": []})
 
     do_HEAD = do_GET
 

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from sftmix.tools.sharing.cards import write_scores
-from tests.tiny import ROOT, groups, table
+from tests.tiny import ROOT, groups
 from tests.tools.sharing.hub import Hub
 
 pytestmark = pytest.mark.long
@@ -85,13 +84,6 @@ def test_no_text_of_the_rows_is_shared(shared_run, finished):
     long = [text.encode() for text in texts if len(text) > 12]
     assert long
     assert [name for name, data in files.items() for text in long if text in data] == []
-
-
-def test_shared_scores_are_the_runs_without_the_nll_of_single_tokens(finished, tmp_path):
-    kept = table(finished.path / "confidence" / "dynamics.parquet")
-    assert kept.pop("token_nll")
-    write_scores(finished.path, tmp_path, name="me/scores")
-    assert table(tmp_path / "dynamics.parquet") == kept
 
 
 @pytest.mark.slow
