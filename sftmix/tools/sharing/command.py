@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -67,8 +68,6 @@ def main(args: argparse.Namespace) -> None:
             f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
-    import shutil
-
     from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
     from sftmix.common.steps import read_steps
     from sftmix.pipeline.directory import check_finished, is_finished, origin
