@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sftmix.cli.results import say
@@ -41,45 +41,14 @@ def main(args: argparse.Namespace) -> None:
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     from sftmix.pipeline.loaded import load_finished
 
-    chat([load_finished(model, options.dtype) for model in models], options, _lines())
+    chat([load_finished(model, options.dtype) for model in models], options)
 
 
-def _lines() -> Iterator[str]:
-    """Yield what the user writes; from a pipe without a prompt sign."""
-    sign = "> " if sys.stdin.isatty() else ""
-    if sign:
-        import readline  # noqa: F401  # arrow keys and a history for input()
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while True:
-            yield input(sign)
+def chat(models: Sequence[Any], options: AnswerOptions) -> None:
+    """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before.
 
-
-def chat(models: Sequence[Any], options: AnswerOptions, lines: Iterable[str]) -> None:
-    """Answer each line with every model, until the lines end.
-
-    models  LoadedModels
-    lines   what the user writes, a turn in each; /reset forgets all turns before
-    """
-    beginning = [{"role": "system", "content": options.system}] if options.system else []
-    conversations = [beginning for _ in models]
-    for line in map(str.strip, lines):
-        if line == "/reset":
-            conversations = [beginning for _ in models]
-        elif line:
-            turn, answered = {"role": "user", "content": line}, []
-            try:  # all models or none: they are compared, so all must have been asked the same
-                for model, messages in zip(models, conversations, strict=True):
-                    print(f"{model.name}: " if len(models) > 1 else "", end="")
-                    answered.append(_answer(model, [*messages, turn], options))
-                conversations = answered
-            except KeyboardInterrupt:
-                print("\nthe turn is taken back")
-
-
-def _answer(loaded: Any, messages: list[dict[str, str]], options: AnswerOptions) -> list[dict[str, str]]:
-    """Answer the last turn, write the answer while it is made, and return the conversation with it.
-
-    A turn for whose answer the context has no room is forgotten. Raises DataError where the chat template refuses.
+    A turn for whose answer the context of a model has no room is forgotten. Raises DataError where a chat template
+    refuses the conversation.
     """
     from transformers import TextStreamer
 
@@ -88,12 +57,33 @@ def _answer(loaded: Any, messages: list[dict[str, str]], options: AnswerOptions)
     def show(text: str, stream_end: bool = False) -> None:
         print(as_lines(text), end="\n" if stream_end else "", flush=True)  # no answer can control the terminal
 
-    prompt, room = asked(loaded, messages, options, "chat")
-    if not room:
-        print(f"the conversation has {len(prompt)} tokens, of {loaded.context}: /reset begins anew")
-        return messages[:-1]
-    streamer = TextStreamer(loaded.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    streamer.on_finalized_text = show  # type: ignore[method-assign]
-    key = "", "chat", sum(message["role"] == "assistant" for message in messages)
-    (ids,) = generated(loaded, {key: prompt}, room, options.temperature or 0.0, options, streamer)
-    return [*messages, {"role": "assistant", "content": loaded.text_of(ids)}]
+    beginning = [{"role": "system", "content": options.system}] if options.system else []
+    conversations = [beginning for _ in models]
+    sign = "> " if sys.stdin.isatty() else ""  # none from a pipe
+    if sign:
+        import readline  # noqa: F401  # arrow keys and a history for input()
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            line = input(sign).strip()
+            if line == "/reset":
+                conversations = [beginning for _ in models]
+            if line in ("", "/reset"):
+                continue
+            answered = []
+            try:  # all models or none: they are compared, so all must have been asked the same
+                for model, messages in zip(models, conversations, strict=True):
+                    print(f"{model.name}: " if len(models) > 1 else "", end="")
+                    turns = [*messages, {"role": "user", "content": line}]
+                    prompt, room = asked(model, turns, options, "chat")
+                    if room:
+                        streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
+                        streamer.on_finalized_text = show  # type: ignore[method-assign]
+                        key = "", "chat", sum(turn["role"] == "assistant" for turn in turns)
+                        (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)
+                        answered.append([*turns, {"role": "assistant", "content": model.text_of(ids)}])
+                    else:
+                        print(f"the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew")
+                        answered.append(messages)
+                conversations = answered
+            except KeyboardInterrupt:
+                print("\nthe turn is taken back")

@@ -60,37 +60,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Answer, and say what happened."""
-    models, options = args.models.split(","), sampling(args)
-    files = generate(args.place, Path(args.to), models=models, prompts=args.prompts, form=args.format, options=options)
-    print(*files, sep="\n")
+    """Let models answer questions, write the files of a format and print their names; say how the answers ended.
 
-
-def generate(
-    place: str,
-    to: Path,
-    *,
-    models: Sequence[str],
-    prompts: Sequence[str] = (),
-    form: str = "rows",
-    options: AnswerOptions,
-) -> list[Path]:
-    """Let models answer questions, write the files of a format and return them; say how the answers of each ended.
-
-    place    a run directory, model directory or hub id; `models` are names as `finished_models` takes them
-    to       the file (rows), or the directory of the files
-    prompts  files, directories or hub ids of rows; empty: the held-out rows of the run
     The same call continues what was interrupted. Raises ConfigError for other inputs than those of an existing file,
     DataError for a bad row.
     """
+    options, form, to = sampling(args), args.format, Path(args.to)
+    finished = finished_models(args.place, args.models.split(","))
     from sftmix.data import prepare
-    from sftmix.tools.answers.questions import question_of, read_questions, write_answers
+    from sftmix.tools.answers.answering import question_of, read_questions
 
-    finished, judged = finished_models(place, models), form != "rows"
-    runs = [model.run for model in finished if model.run is not None]
-    config = read_finished(runs[0]) if runs and not judged else None
-    if prompts:
-        questions = read_questions(prompts, config.data.columns if config else None, mt_bench=form == "mt_bench")
+    runs = [model.run for model in finished if model.run]
+    config = read_finished(runs[0]) if runs and form == "rows" else None
+    if args.prompts:
+        questions = read_questions(args.prompts, config.data.columns if config else None, mt_bench=form == "mt_bench")
     else:
         prepared = prepare(config.data, config.seed) if config else None
         if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
@@ -102,25 +85,30 @@ def generate(
         if options.system is not None and question.messages[0]["role"] != "system":
             question = replace(question, messages=({"role": "system", "content": options.system}, *question.messages))
         questions[number] = question
-    files = []
-    for group in [[model] for model in finished] if judged else [finished]:
-        label = _label(group[0])  # other runs lie in the same directory, so each model has a file of its own
-        files.append(to / f"answers-{label}.jsonl" if judged else to)
-        lines = _lines(files[-1], group, questions, form, options)
-        if judged:
-            texts = [[text or "" for text in as_list(line["answers"][group[0].name])] for line in lines]
-            files.append(write_answers(form, to, label, questions, texts))
-        for model in group:
-            ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))
-            say(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(ends.items()))}")
-    return files
-
-
-def _label(model: FinishedModel) -> str:
-    """Return the name of a model for other tools, of a run with the run's name before it; without slashes."""
-    if model.run is None or "/" in model.name:
-        return Path(model.name).resolve().name
-    return f"{model.run.resolve().name}-{model.name}"
+    if form == "rows":
+        answer_file(to, finished, questions, form, options)
+        print(to)
+        return
+    for model in finished:
+        # Other runs lie in the same directory, so each model has a file of its own, with the run's name before its own.
+        label = Path(model.name).resolve().name
+        if model.run and "/" not in model.name:
+            label = f"{model.run.resolve().name}-{model.name}"
+        file, outputs = to / f"answers-{label}.jsonl", []
+        for question, line in zip(questions, answer_file(file, [model], questions, form, options), strict=True):
+            texts = [text or "" for text in as_list(line["answers"][model.name])]
+            if form == "alpaca_eval":
+                outputs.append({**question.row, "output": texts[0], "generator": label})
+            else:
+                turns = [{"index": 0, "turns": texts}]
+                outputs.append({"question_id": question.row["question_id"], "model_id": label, "choices": turns})
+        if form == "alpaca_eval":
+            judged = to / f"{label}.json"
+            write_json(judged, outputs)
+        else:
+            judged = to / "model_answer" / f"{label}.jsonl"
+            write_text(judged, "".join(f"{json.dumps(output, ensure_ascii=False)}\n" for output in outputs))
+        print(file, judged, sep="\n")
 
 
 def inputs_of(
@@ -139,7 +127,7 @@ def inputs_of(
     return inputs
 
 
-def _lines(
+def answer_file(
     path: Path, models: Sequence[FinishedModel], questions: Sequence[Any], form: str, options: AnswerOptions
 ) -> list[dict[str, Any]]:
     """Return the lines of a file, after answering what it lacks; ConfigError if it was begun from other inputs.
@@ -151,34 +139,38 @@ def _lines(
     from sftmix.pipeline.loaded import load_finished
     from sftmix.tools.answers.answering import COLUMNS, answered
 
-    inputs, file = inputs_of(form, questions, models, options), Path(f"{path}.inputs.json")
+    file, parts = Path(f"{path}.inputs.json"), Path(f"{path}.parts")
+    inputs = inputs_of(form, questions, models, options)
     if not path.exists() and not file.exists():
         write_json(file, inputs)
     old = read_json(file) if file.exists() else {}  # {}: not written by this command
     if different := differences(old, inputs):
         problem = f"{path} was made with other inputs: {'; '.join(different)}"
         raise ConfigError(f"{problem}. Use another --to, or the old settings")
-    if path.exists():
-        return list(map(json.loads, path.read_bytes().splitlines()))  # of a text U+2028 would end a line, too
-    parts = Path(f"{path}.parts")
-    answers = {tuple(answer["key"]): answer for answer in read_batches(parts)}
-    total = sum(1 + len(question.follow_ups) for question in questions)
-    for model in models:
-        done = sum(name == model.name for name, _, _ in answers)
-        if done < total:
-            loaded = load_finished(model, options.dtype)
-            with progress_bar(f"{model.name}: answering", total=total, unit=" answers", done=done) as bar:
-                for batch in answered(loaded, questions, answers, options):
-                    append_batch(parts, batch)
-                    bar.update(len(batch))
-            del loaded  # before the next one
     lines = []
-    for question in questions:
-        line, turns = question.plain(), range(1 + len(question.follow_ups))
-        for column in COLUMNS:
-            values = {m.name: [answers[m.name, question.id, turn][column] for turn in turns] for m in models}
-            line[column] = values if question.follow_ups else {name: value for name, (value,) in values.items()}
-        lines.append(line)
-    write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
-    parts.unlink()
+    if path.exists():
+        lines = list(map(json.loads, path.read_bytes().splitlines()))  # of a text U+2028 would end a line, too
+    else:
+        answers = {tuple(answer["key"]): answer for answer in read_batches(parts)}
+        total = sum(1 + len(question.follow_ups) for question in questions)
+        for model in models:
+            done = sum(name == model.name for name, _, _ in answers)
+            if done < total:
+                loaded = load_finished(model, options.dtype)
+                with progress_bar(f"{model.name}: answering", total=total, unit=" answers", done=done) as bar:
+                    for batch in answered(loaded, questions, answers, options):
+                        append_batch(parts, batch)
+                        bar.update(len(batch))
+                del loaded  # before the next one
+        for question in questions:
+            line, turns = question.plain(), range(1 + len(question.follow_ups))
+            for column in COLUMNS:
+                values = {m.name: [answers[m.name, question.id, turn][column] for turn in turns] for m in models}
+                line[column] = values if question.follow_ups else {name: value for name, (value,) in values.items()}
+            lines.append(line)
+        write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
+        parts.unlink()
+    for model in models:
+        ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))
+        say(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(ends.items()))}")
     return lines

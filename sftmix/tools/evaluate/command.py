@@ -80,19 +80,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Convert rows, or measure and print the table."""
+    """Convert rows; or measure models on what they were not measured on, and print the table of all results there."""
     if args.convert is not None:
         if args.to is None:
             raise ConfigError("--to is missing; name the directory of the rows, which --data_dir takes then")
         print(convert(args.convert, Path(args.place), Path(args.to), shots=args.shots, test=args.test))
-    elif args.tasks is None:
+        return
+    if args.tasks is None:
         raise ConfigError("--tasks is missing; give names, as --tasks arc_easy,medqa_4options")
-    else:
-        measure(args)
-
-
-def measure(args: argparse.Namespace) -> None:
-    """Measure the models of a place on what they were not measured on, and print the table of all results there."""
     run, usual = Path(args.place).expanduser(), ["target"]
     if is_run(run):
         usual = [name for name in MODELS if name != "baseline" or (run / "baseline" / "figures.json").exists()]
@@ -105,8 +100,7 @@ def measure(args: argparse.Namespace) -> None:
     from sftmix.tools.evaluate.harness import find_tasks
 
     tasks, manager = find_tasks(args.tasks.split(","), args.data_dir, args.include_path)
-    identities = {model.name: _measure(model, tasks, manager, place, args) for model in models}
-    print(write_tables(place, identities))
+    print(write_tables(place, {model.name: _measure(model, tasks, manager, place, args) for model in models}))
     if args.to is None:
         from sftmix.tools.sharing.command import write_run_cards
 
@@ -116,6 +110,10 @@ def measure(args: argparse.Namespace) -> None:
 
 def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Path, args: argparse.Namespace) -> str:
     """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
+
+    A result is a file, whose name has the task, the model, and a hash of all that the numbers depend on. It holds these
+    and `scores`, as `harness.scores_of` gives them; `all`, every metric that lm-eval gave; and `finished`, Unix time in
+    seconds.
 
     tasks, manager  as `harness.find_tasks` gives them
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
@@ -129,54 +127,50 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
     with named(f"model {model.name}"):
         identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
     missing = []
-    for task in tasks:
-        usual = None if isinstance(task.spec, str) else task.spec["num_fewshot"]
+    for task, spec, files in tasks:
         settings = {
-            "num_fewshot": usual if args.num_fewshot is None else args.num_fewshot,
+            "num_fewshot": args.num_fewshot,
             "limit": args.limit,
             "seed": args.seed,
             "chat_template": args.apply_chat_template,
             "dtype": args.dtype,
-            "files": [sha256_file(file) for file in task.files],
+            "files": [sha256_file(file) for file in files],
             "lm_eval": version("lm_eval"),
         }
-        file = entry_file(place, task.name, model.name, identity, settings)
+        if args.num_fewshot is None and isinstance(spec, dict):
+            settings["num_fewshot"] = spec["num_fewshot"]
+        names = [re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in (task, model.name)]
+        file = place / f"{'.'.join(names)}.{sha256_json([model.name, identity, settings])[:12]}.json"
         if file.exists():
-            say(f"{task.name}, {model.name}: there already")
+            say(f"{task}, {model.name}: there already")
         else:
-            missing.append((task, file, settings))
+            entry = {"task": task, "model": model.name, "path": model.path, "identity": identity, "settings": settings}
+            missing.append((file, spec, entry))
     if not missing:
         return identity
     try:  # rows that are not there are told before a model is loaded
-        manager.load([task.spec for task, _, _ in missing])
+        manager.load([spec for _, spec, _ in missing])
     except OSError as error:  # as all are that tell of the network, the hub or a missing file
         raise DataError(
-            f"--tasks: lm-eval cannot load {', '.join(task.name for task, _, _ in missing)} or its rows "
+            f"--tasks: lm-eval cannot load {', '.join(entry['task'] for _, _, entry in missing)} or its rows "
             f"({' '.join(str(error).split())}); without a network it finds rows that it fetched before, and those that "
             "--include_path or --data_dir names"
         ) from error
     harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), args.seed)
-    for task, file, settings in missing:
+    for file, spec, entry in missing:
         results = simple_evaluate(
             model=harness,
-            tasks=[task.spec],
+            tasks=[spec],
             task_manager=manager,
             num_fewshot=args.num_fewshot,
             limit=args.limit,
             apply_chat_template=args.apply_chat_template,
             **seeds,
         )
-        entry = {
-            "task": task.name,
-            "model": model.name,
-            "path": model.path,
-            "identity": identity,
-            "settings": settings,
-            "scores": scores_of(task.name, results),
-            "finished": time.time(),
-            "all": json.loads(json.dumps(results["results"], default=str)),
-        }
+        entry["scores"] = scores_of(entry["task"], results)
+        entry["finished"] = time.time()
+        entry["all"] = json.loads(json.dumps(results["results"], default=str))
         write_json(file, entry)
     return identity
 
@@ -184,61 +178,42 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
 # ------------------------------------------------------------------------------------------------ the table
 
 
-def entry_file(place: Path, task: str, model: str, identity: str, settings: Mapping[str, Any]) -> Path:
-    """Return the file of a result; its name tells the task and the model, and has a hash of the rest.
-
-    identity  fingerprint of the model's files and of its encoder
-    settings  all that the numbers depend on, but the model: few-shot examples, limit, seed, template, hashes, versions
-    The file holds these and `scores`, as `harness.scores_of` gives them; `all`, every metric that lm-eval gave; and
-    `finished`, Unix time in seconds.
-    """
-    task, model_name = (re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in (task, model))
-    return place / f"{task}.{model_name}.{sha256_json([model, identity, settings])[:12]}.json"
-
-
 def write_tables(place: Path, measured: Mapping[str, str]) -> str:
     """Write table.json and table.md of all results of a directory; return the latter.
 
+    A line is a task with its settings. Of results that differ in the model's files alone, the newest counts. Under the
+    table stand the differences of the target to the base and to the baseline.
+
     measured  model -> its identity now; results of other weights under these names are left out
     """
-    entries = [read_json(file) for file in place.glob("*.*.????????????.json")]
-    table, differences = tables_of([e for e in entries if measured.get(e["model"]) in (None, e["identity"])])
-    sentences = [
-        f"{one['task']}: {one['left']} - {one['right']} = {_figure(one, '+.4f')} (paired, {one['n']:,} questions)"
-        for one in differences
-    ]
-    sentences.append(NOTE)
-    text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
-    write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
-    write_text(place / "table.md", text + "\n")
-    return text
-
-
-def tables_of(entries: Sequence[dict[str, Any]]) -> tuple[list[list[str]], list[dict[str, Any]]]:
-    """Return the table as text, its head first, and the differences of the target to the base and to the baseline.
-
-    A line is a task with its settings. Of results that differ in the model's files alone, the newest counts.
-    """
     lines: dict[Any, dict[str, Any]] = {}
+    names, entries = set(), [read_json(file) for file in place.glob("*.*.????????????.json")]
     for entry in sorted(entries, key=lambda entry: entry["finished"]):
-        settings = entry["settings"]
+        name, settings = entry["model"], entry["settings"]
+        if measured.get(name) not in (None, entry["identity"]):
+            continue
+        names.add(name)
         words = "its own shots" if settings["num_fewshot"] is None else f"{settings['num_fewshot']}-shot"
         words += "" if settings["limit"] is None else f", first {settings['limit']}"
         words += f", seed {settings['seed']}" + (", chat template" if settings["chat_template"] else "")
         for task, score in entry["scores"].items():
-            lines.setdefault((task, words, sha256_json(settings)), {})[entry["model"]] = score
-    names = {entry["model"] for entry in entries}
+            lines.setdefault((task, words, sha256_json(settings)), {})[name] = score
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
-    table, differences = [["task", "settings", "metric", "questions", *models]], []
+    table, differences, sentences = [["task", "settings", "metric", "questions", *models]], [], []
     for (task, words, _), scores in sorted(lines.items()):
         first = next(iter(scores.values()))
         cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
         table.append([task, words, first["metric"], f"{first['n']:,}", *cells])
         for other in ("base", "baseline"):
-            both = [scores[name] for name in ("target", other) if name in scores]
-            if figures := difference(*both) if len(both) == 2 else None:
+            if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other])):
                 differences.append({"task": task, "left": "target", "right": other, **figures})
-    return table, differences
+                paired = f"{_figure(figures, '+.4f')} (paired, {figures['n']:,} questions)"
+                sentences.append(f"{task}: target - {other} = {paired}")
+    sentences.append(NOTE)
+    text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
+    write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
+    write_text(place / "table.md", text + "\n")
+    return text
 
 
 def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any] | None:

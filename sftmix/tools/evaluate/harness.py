@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from lm_eval.models.huggingface import HFLM
@@ -19,16 +19,9 @@ from sftmix.tools.evaluate.convert import BENCHMARKS, files_of
 MEDICAL = Path(__file__).parent / "tasks" / "medical.yaml"
 
 
-class Task(NamedTuple):
-    """A task to measure.
-
-    spec   what lm-eval's TaskManager loads: the name, or the whole configuration of a task of this room
-    files  what else the result depends on: task files, and rows
-    """
-
-    name: str
-    spec: str | dict[str, Any]
-    files: Sequence[Path]
+Task = tuple[str, Any, list[Path]]
+"""Its name; what lm-eval's TaskManager loads, the name or the whole configuration of a task of this room; and the files
+that its result depends on, task files and rows."""
 
 
 def find_tasks(names: Sequence[str], data_dir: Path | None, include: Path | None) -> tuple[list[Task], TaskManager]:
@@ -39,10 +32,10 @@ def find_tasks(names: Sequence[str], data_dir: Path | None, include: Path | None
     lm-eval's own task files, thousands, are read only where one of the names may be among them.
     """
     mine = [path for path in include.rglob("*") if path.is_file() and path.suffix != ".pyc"] if include else []
-    tasks = []
+    tasks: list[Task] = []
     for name in dict.fromkeys(names):
         if name not in BENCHMARKS:
-            tasks.append(Task(name, name, sorted(mine)))
+            tasks.append((name, name, sorted(mine)))
             continue
         rows, shots = files_of(name, data_dir or Path())
         if data_dir is None or not (rows.exists() and shots.exists()):
@@ -50,12 +43,11 @@ def find_tasks(names: Sequence[str], data_dir: Path | None, include: Path | None
                 f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
                 f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
             )
-        spec = yaml.safe_load(MEDICAL.read_text(encoding="utf-8")) | {
-            "task": name,
-            "doc_to_choice": list("ABCDE"[: BENCHMARKS[name]]),
-            "dataset_kwargs": {"data_files": {"test": str(rows), "shots": str(shots)}},
-        }
-        tasks.append(Task(name, spec, [MEDICAL, rows, shots]))
+        spec = yaml.safe_load(MEDICAL.read_text(encoding="utf-8"))
+        spec["task"] = name
+        spec["doc_to_choice"] = list("ABCDE"[: BENCHMARKS[name]])
+        spec["dataset_kwargs"] = {"data_files": {"test": str(rows), "shots": str(shots)}}
+        tasks.append((name, spec, [MEDICAL, rows, shots]))
     others = set(names).difference(BENCHMARKS)
     manager = TaskManager(include_path=include, include_defaults=False)
     if not others.issubset(manager.all_tasks):
@@ -104,8 +96,7 @@ def scores_of(name: str, evaluated: Mapping[str, Any]) -> dict[str, dict[str, An
             continue
         metric, kind = metrics[0].split(",", 1)
         stderr = results.get(f"{metric}_stderr,{kind}")
-        samples = [one for one in evaluated.get("samples", {}).get(task, []) if one.get("filter", kind) == kind]
-        samples.sort(key=lambda sample: int(sample["doc_id"]))
+        samples = [sample for sample in evaluated["samples"].get(task, []) if sample["filter"] == kind]
         if not all(isinstance(sample.get(metric), int | float) for sample in samples):
             samples = []
         scores[task] = {

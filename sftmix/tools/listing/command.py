@@ -17,13 +17,35 @@ With a name, show one with its options.
   sftmix components SFTMix"""
 
 
-def main(args: argparse.Namespace) -> None:
-    """Print the list or the one component."""
-    print(details(args.name) if args.name else overview(), end="")
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print every component under the option that chooses it, one line each; or one with its docstring and options.
+
+    A short name that several components have shows all of them.
+    """
+    places, shipped = component_bases() | nested_bases(), dict(catalogue())
+    if not args.name:
+        for option, base in places.items():
+            print(f"--{option}  ({base.__name__}: {as_shipped(base).doc})")
+            for component in shipped[base.__name__]:
+                print(f"  {component.name:<20} {component.doc}")
+            print()
+        own = "Your own: subclass the base class, choose it by import path."
+        print(f"`components NAME` shows one with its options. {own}")
+        return
+    paths = [component.path for every in shipped.values() for component in every if component.name == args.name]
+    texts = []
+    for cls in [import_class(path) for path in paths] or [find_component(Component, args.name)]:
+        for option, base in places.items():
+            if issubclass(cls, base):
+                title = f"{cls.__name__}  ({as_shipped(cls).path}), chosen by --{option} {chosen_by(cls)}"
+                about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
+                rows = {"options": option_rows(cls, f"{option}.")}
+                texts.append(formatted(rows, usage=argparse.SUPPRESS, description=about))
+    print("\n".join(texts), end="")
 
 
 def nested_bases() -> dict[str, type[Component]]:
@@ -36,29 +58,3 @@ def nested_bases() -> dict[str, type[Component]]:
                 if inner and inner not in (*bases.values(), *nested.values()):
                     nested[f"{field}.{name}"] = inner
     return nested
-
-
-def overview() -> str:
-    """List every component under the option that chooses it, one line each."""
-    lines, shipped = [], dict(catalogue())
-    for option, base in (component_bases() | nested_bases()).items():
-        lines.append(f"--{option}  ({base.__name__}: {as_shipped(base).doc})")
-        lines += [f"  {component.name:<20} {component.doc}" for component in shipped[base.__name__]]
-        lines.append("")
-    more = "`components NAME` shows one with its options. Your own: subclass the base class, choose it by import path."
-    return "\n".join([*lines, more]) + "\n"
-
-
-def details(name: str) -> str:
-    """Describe a component: its docstring, its import path and its options; all shipped components of a short name."""
-    paths = [component.path for _, components in catalogue() for component in components if component.name == name]
-    classes = [import_class(path) for path in paths] or [find_component(Component, name)]
-    places, texts = component_bases() | nested_bases(), []
-    for cls in classes:
-        for option, base in places.items():
-            if issubclass(cls, base):
-                title = f"{cls.__name__}  ({as_shipped(cls).path}), chosen by --{option} {chosen_by(cls)}"
-                about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
-                rows = {"options": option_rows(cls, f"{option}.")}
-                texts.append(formatted(rows, usage=argparse.SUPPRESS, description=about))
-    return "\n".join(texts)

@@ -24,8 +24,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, remove_leftovers, write_text
+from sftmix.common.files import read_json, write_text
 from sftmix.common.names import HUB_ID, is_there
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
@@ -87,32 +86,16 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     """Write the scores of a data set without its text into `to`: dynamics, confidence, hashes of rows, and the card.
 
     name  of the repository on the hub, for the card
-    The NLL of single tokens is left out: it tells too much of a text. Raises ConfigError for a run without scores.
+    The NLL of single tokens is left out: it tells too much of a text. Raises DataError for a run without dynamics.
     """
-    folder = run / "confidence"
-    if not (folder / "confidence.parquet").exists() or not (folder / "dynamics.parquet").exists():
-        raise ConfigError(f"{run} has no confidence of its rows yet: sftmix confidence --config {run / 'config.yaml'}")
-    rows = rows_of_run(run)[1].data.train
+    folder, rows = run / "confidence", rows_of_run(run)[1].data.train
     dynamics = replace(read_dynamics(folder / "dynamics.parquet"), token_nll=None)
-    to.mkdir(parents=True, exist_ok=True)
     write_dynamics(to / "dynamics.parquet", dynamics)
     shutil.copy(folder / "confidence.parquet", to)
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
     data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")
     alone = dynamics.alone_nll_sum is not None
     write_text(to / CARD, _card("scores.md", run, data, rows=len(rows.ids), alone=alone, repository=name))
-
-
-def write_cards(run: Path) -> None:
-    """Write the cards of train/model and baseline/model as the run's files are now.
-
-    A stage without a model gets none, and a card that was edited stays.
-    """
-    for stage in ("train", "baseline"):
-        file = run / stage / "model" / CARD
-        remove_leftovers(file.parent, CARD)  # of a stage that is done nobody else would
-        if file.parent.is_dir() and not is_edited(file):
-            write_card(file, model_card(run, stage))
 
 
 def write_card(file: Path, card: str, license: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import remove_leftovers
 from sftmix.config import RunConfig
 from sftmix.pipeline.finished import DTYPES
 
@@ -66,14 +68,6 @@ def main(args: argparse.Namespace) -> None:
             f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
-    with tempfile.TemporaryDirectory() as place:
-        export_to(args, Path(args.to or f"{place}/model"))
-
-
-def export_to(args: argparse.Namespace, to: Path) -> None:
-    """Write the model and its card into `to`, and upload it where this is asked for."""
-    import shutil
-
     from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
     from sftmix.common.steps import read_steps
     from sftmix.pipeline.directory import check_finished, is_finished, origin
@@ -83,23 +77,25 @@ def export_to(args: argparse.Namespace, to: Path) -> None:
     run, step = Path(args.run), args.step
     refuse_no_run(run)
     check_finished(run)
-    if args.to is None and step is None and not args.best and not args.merge and args.dtype == "auto":
-        shutil.copytree(finished_models(run)[0].path, to)
-    else:
-        export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
-        steps_dir = origin(run / "train") / (BEST if args.best else CHECKPOINTS)
-        step = step or max(steps_in(steps_dir), default=None)  # None: merged from the model after the last step
-        if is_finished(run / "train") and step == read_steps(run / "train")[-1]["step"]:
-            step = None
-    from sftmix.tools.sharing.cards import CARD, model_card, write_card  # imports torch, which no refusal waits for
+    with tempfile.TemporaryDirectory() as place:
+        to = Path(args.to or f"{place}/model")
+        if args.to is None and step is None and not args.best and not args.merge and args.dtype == "auto":
+            shutil.copytree(finished_models(run)[0].path, to)
+        else:
+            export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
+            steps_dir = origin(run / "train") / (BEST if args.best else CHECKPOINTS)
+            step = step or max(steps_in(steps_dir), default=None)  # None: merged from the model after the last step
+            if is_finished(run / "train") and step == read_steps(run / "train")[-1]["step"]:
+                step = None
+        from sftmix.tools.sharing.cards import CARD, model_card, write_card  # import torch, which no refusal waits for
 
-    card = model_card(run, "train", license=args.license, step=step, merged=args.merge)
-    write_card(to / CARD, card, args.license)
-    if args.push_to_hub is None:
-        print(to)
-    else:
-        say(f"export: {run} to {args.push_to_hub}")
-        print(push(to, args.push_to_hub, kind="model", private=args.private))
+        card = model_card(run, "train", license=args.license, step=step, merged=args.merge)
+        write_card(to / CARD, card, args.license)
+        if args.push_to_hub is None:
+            print(to)
+        else:
+            say(f"export: {run} to {args.push_to_hub}")
+            print(push(to, args.push_to_hub, kind="model", private=args.private))
 
 
 def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], private: bool) -> str:
@@ -123,13 +119,20 @@ def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], priva
 
 
 def write_run_cards(*runs: Path) -> None:
-    """Write the cards of the models that runs have exported, as their files are now; rank 0 alone does."""
+    """Write the cards of train/model and baseline/model as the files of each run are now; rank 0 alone does.
+
+    A stage without a model gets none, and a card that was edited stays.
+    """
     if os.environ.get("RANK", "0") != "0":
         return
-    from sftmix.tools.sharing.cards import write_cards
+    from sftmix.tools.sharing.cards import CARD, is_edited, model_card, write_card
 
     for run in runs:
-        write_cards(run)
+        for stage in ("train", "baseline"):
+            file = run / stage / "model" / CARD
+            remove_leftovers(file.parent, CARD)  # of a stage that is done nobody else would
+            if file.parent.is_dir() and not is_edited(file):
+                write_card(file, model_card(run, stage))
 
 
 def after_stage(config: RunConfig, until: str, values: Any) -> None:

@@ -27,7 +27,7 @@ It reads files only, so it works while a run goes on and after it has ended.
 CONTINUED = (None, INTERRUPTED, Stopped.exit_code, NoSpaceError.exit_code)
 """Exit codes after which the same command continues the run; null is that of a killed process."""
 
-_COLUMNS = ("stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left")
+_COLUMNS = ["stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,24 +39,31 @@ def main(args: argparse.Namespace) -> None:
     problems = list[SFTMixError]()
     for run in args.runs:
         try:
-            say(report(run) + "\n", sys.stdout)
+            say(report(Path(run)) + "\n", sys.stdout)
         except SFTMixError as error:
             problems.append(error)
     if problems:
         raise type(problems[0])("\n".join(map(str, problems)))
 
 
-def report(place: str | Path) -> str:
-    """Return the state of a run directory, or of a table, as text.
+def report(run: Path) -> str:
+    """Return the state of a run directory, or of a table with its runs, also those that are only planned, as text.
 
     Raises ConfigError if it is neither, DifferenceError where its files are not as a run writes them.
     """
-    run = Path(place)
     try:
         status = _json(run / "STATUS.json")
         if is_there(run / TABLE):
-            rows = _runs(run)
-            notes = [f"{sum(row[2] == 'finished' for row in rows)} of {len(rows) - 1} runs finished"]
+            plan, finished = read_yaml(run / TABLE), 0
+            rows = [["variant", "seed", "state", "steps", plan["metric"]]]
+            for seed in plan["seeds"]:
+                for variant in map(str, plan["variants"]):
+                    cell = run / variant / f"seed-{seed}"
+                    of_cell, summary = _json(cell / "STATUS.json"), _json(cell / "summary.json")
+                    steps = _stage(cell, of_cell["stage"], of_cell)[2] if of_cell else ""
+                    rows.append([variant, str(seed), _state(of_cell), steps, _number(at(summary, plan["metric"]))])
+                    finished += rows[-1][2] == "finished"
+            notes = [f"{finished} of {len(rows) - 1} runs finished"]
         elif status or is_there(run / "config.yaml"):
             rows = [_COLUMNS, *(row for stage in STAGES if (row := _stage(run, stage, status)))]
             notes = held_out(_json(run / "summary.json"))
@@ -66,20 +73,6 @@ def report(place: str | Path) -> str:
         return "\n".join([f"{run}: {_state(status)}{why}", markdown_table(rows), *notes])
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise not_as_written(f"a file of {run}", error) from error
-
-
-def _runs(out: Path) -> list[tuple[str, ...]]:
-    """Return the lines of a table: its runs, also those that are only planned."""
-    plan = read_yaml(out / TABLE)
-    rows: list[tuple[str, ...]] = [("variant", "seed", "state", "steps", plan["metric"])]
-    for seed in plan["seeds"]:
-        for variant in map(str, plan["variants"]):
-            run = out / variant / f"seed-{seed}"
-            status = _json(run / "STATUS.json")
-            cells = _stage(run, status["stage"], status) if status else ("", "", "")
-            figure = at(_json(run / "summary.json"), plan["metric"])
-            rows.append((variant, str(seed), _state(status), cells[2], _number(figure)))
-    return rows
 
 
 def _state(status: Mapping[str, Any]) -> str:
@@ -106,12 +99,12 @@ def _may_run(status: Mapping[str, Any]) -> bool:
     return status["exit_code"] is None
 
 
-def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> tuple[str, ...]:
+def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> list[str]:
     """Return the cells of _COLUMNS for a stage; none if it has not begun."""
     steps, current = read_steps(run / stage), status.get("stage") == stage
     done = (run / stage / MANIFEST).exists()
     if not (steps or done or current):
-        return ()
+        return []
     running = current and _may_run(status)
     last, total = steps[-1] if steps else {}, status.get("total_steps") if current else None
     count, left = str(last.get("step", "")), ""
@@ -121,7 +114,7 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> tuple[str, ...]:
         if running and len(now) > 1:
             seconds = (now[-1] - now[0]) / (len(now) - 1) * (total - last["step"])
             left = str(timedelta(seconds=round(seconds)))
-    return (
+    return [
         stage,
         "done" if done else "running" if running else "interrupted",
         count,
@@ -131,7 +124,7 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> tuple[str, ...]:
         _number(last.get("learning_rate"), "{:.2e}"),
         _number(last.get("tokens_per_second"), "{:,.0f}"),
         left,
-    )
+    ]
 
 
 def _number(value: Any, form: str = "{:.4f}") -> str:

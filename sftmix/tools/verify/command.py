@@ -36,10 +36,18 @@ def main(args: argparse.Namespace) -> None:
     """Make the steps again and print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(args.run).expanduser(), args.stage, args.start, args.steps)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
-    from sftmix.tools.verify.findings import lines
     from sftmix.tools.verify.run import verify
 
     certificate = verify(window)
-    say(json.dumps(certificate, indent=1) if args.json else "\n".join(lines(certificate)), sys.stdout)
+    text = json.dumps(certificate, indent=1)
+    if not args.json:
+        lines = []
+        for one in certificate["findings"]:
+            verdict = {None: "not compared", True: "same", False: "differs"}[one["same"]]
+            lines.append(f"{one['kind']:<9} {verdict}: {one['note']}")
+            if (one["expected"], one["found"]) != (None, None):
+                lines[-1] += f": expected {one['expected']}, found {one['found']}"
+        text = "\n".join([*lines, certificate["sentence"]])
+    say(text, sys.stdout)
     if not certificate["same"]:
         raise DifferenceError(f"{window.run} is not what it recorded; see what differs above")

@@ -1,14 +1,18 @@
-"""Stages of a run, made again by the recipe's own functions in a copy of its directory, and compared with it."""
+"""Stages of a run, made again by the recipe's own functions in a copy of its directory, and compared with it.
+
+There is one comparison, for logs, tables, weights and figures.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import tempfile
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -29,7 +33,6 @@ from sftmix.pipeline.directory import RunDirectory, check_same_directory, differ
 from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
 from sftmix.pipeline.recipe import make_stages, write_summary
 from sftmix.pipeline.rows import read_rows, selected_ids
-from sftmix.tools.verify.findings import OF_CONFIDENCE, Finding, certificate, compare, compare_logs
 from sftmix.tools.verify.window import TRAINED, Window
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.log import StopAtOnce
@@ -44,6 +47,37 @@ OBSERVED = (Evaluate, MeasureMixing)
 would tell the world of the steps a second time."""
 NOT_MEASURED = {"made_by", "calibration_seconds", "scoring_seconds"}
 """Figures of a stage that do not follow from its weights."""
+_MOST = 8
+"""Names of one comparison of which is told that they differ."""
+RELATIVE = {None: 0.0, "fp32": 1e-5, "bf16": 1e-2}
+"""Precision -> largest relative difference of a loss, where another machine rounds differently; None: the run's own."""
+OF_CONFIDENCE = dict.fromkeys(("confidence", "variability"), 1e-9)
+"""The same for these columns, by any precision: another processor may round an exponential in another way."""
+EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
+"""Entries of a step that follow from its examples alone: the hash of its rows, and counts."""
+LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
+"""The other entries that the loop writes of every step; more of them come from callbacks."""
+CLOCKS = ["time", "tokens_per_second", "mixing_seconds"]
+"""Entries of a step that are no result of it."""
+
+
+class Finding(NamedTuple):
+    """One comparison.
+
+    kind      files, inputs, split, examples, losses, weights, model or figures
+    same      None: not compared, and `note` says why
+    note      what was compared, or what differs
+    exact     False: equal but for rounding
+    expected  what the run recorded, where it differs
+    found     what is there, or what the replay gave
+    """
+
+    kind: str
+    same: bool | None
+    note: str
+    exact: bool = True
+    expected: Any = None
+    found: Any = None
 
 
 def verify(window: Window) -> dict[str, Any]:
@@ -53,7 +87,7 @@ def verify(window: Window) -> dict[str, Any]:
     calls it and returns the same. Raises ConfigError where this machine cannot compute as the run did, and the errors
     of files and rows that cannot be read.
     """
-    config = replace(read_config(window.run / "config.yaml"), with_baseline=window.stage == "baseline")
+    config = read_config(window.run / "config.yaml")
     with (
         contextlib.redirect_stdout(sys.stderr),
         start_world(config.training.timeout) as world,
@@ -65,14 +99,15 @@ def verify(window: Window) -> dict[str, Any]:
         world.on_main(lambda: lay_out(window, place))
         with RunDirectory(place, world) as directory, StopAtOnce() as stop:
             check_same_directory(place, world)
-            config, rows = read_rows(replace(config, out=str(place)), world, run=window.run, progress=world.is_main)
+            config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
+            config, rows = read_rows(config, world, run=window.run, progress=world.is_main)
             entered = stages_entered(config, "reference" if window.stage == "reference" else "train")
             stages = [stage for stage in entered if stage != "base"]
             findings += check_inputs(window, Known(config, world, rows, window.run), stages)
             replay = Replay(config, world, directory, stop, rows, window, findings)
             if all(finding.same for finding in findings):
                 make_stages(replay, stages)
-            return world.share(certificate(window, replay.findings, replay.recorded, replay.machine))
+            return world.share(replay.certificate())
 
 
 # ------------------------------------------------------------------------------- what the replay would read
@@ -131,16 +166,6 @@ def _link(file: Path, target: Path) -> None:
 # ------------------------------------------------------------------------------------------- the replay
 
 
-class StopAfter(Callback):
-    """The end of a replay."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_step_end(self, state: StageState) -> CallbackResult:
-        return CallbackResult(stop=state.step >= self._step)
-
-
 @dataclass
 class Replay(RunContext):
     """A run of which some stages are made again, and of one of them only the steps of a window.
@@ -160,31 +185,19 @@ class Replay(RunContext):
         Later stages read the files of the run, so that each differs alone. Other stages with steps are read back;
         nothing comes after that of the window.
         """
-        if stage.name == self.window.stage:
-            return self._make(stage)
-        if stage.name not in TRAINED:
-            file = f"{stage.name}/{stage.make().files[0]}"
-            self.world.on_main(lambda: self._compare_table(file))
-        return stage.read()
-
-    def _compare_table(self, name: str) -> None:
-        made, kept = self.directory.path / name, self.window.run / name
-        expected, replayed = _content(kept), _content(made)
-        if name.startswith("selection"):  # made of the rows that the run selected
-            replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
-        _link(kept, made)
-        self.findings += compare("split", name, expected, replayed, OF_CONFIDENCE)
-
-    def _make(self, stage: Stage) -> None:
-        """Make the stage of the window, with as many threads as the run had: they decide how sums are rounded."""
         window, world = self.window, self.world
+        if stage.name != window.stage:
+            if stage.name not in TRAINED:
+                name = f"{stage.name}/{stage.make().files[0]}"
+                world.on_main(lambda: self._compare_table(name))
+            return stage.read()
         newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
         file = window.run / stage.name / "figures.json" if window.finished else newest
         # Steps after the last checkpoint of an unfinished run are taken for those of the machine that wrote it.
         machines = read_json(file).get("machines", []) if file.exists() else []
         self.recorded = machines_between(machines, window.start, window.last)
         threads = torch.get_num_threads()
-        try:
+        try:  # with as many threads as the run had: they decide how sums are rounded
             torch.set_num_threads(self.recorded[0]["threads"] if self.recorded else threads)
             made = stage.make()
         finally:
@@ -195,26 +208,41 @@ class Replay(RunContext):
             files.append("summary.json")
         world.on_main(lambda: self._compare_outputs(made.figures, files))
 
+    def _compare_table(self, name: str) -> None:
+        made, kept = self.directory.path / name, self.window.run / name
+        expected, replayed = _content(kept), _content(made)
+        if name.startswith("selection"):  # made of the rows that the run selected
+            replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
+        _link(kept, made)
+        self.findings += compare("split", name, expected, replayed, OF_CONFIDENCE)
+
     def train(self, stage: TrainingStage) -> StageResult:
         """Train the steps of the window; then load the run's last weights, if it kept them, to be measured."""
-        window, world = self.window, self.world
+        window, world, recorded = self.window, self.world, self.window.run / self.window.stage
+
+        class StopAfter(Callback):
+            """The end of a replay."""
+
+            def on_step_end(self, state: StageState) -> CallbackResult:
+                return CallbackResult(stop=state.step >= window.end)
+
         watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = replace(stage.checkpoint, every=0, keep_best=False, keep=2)  # 2: the link is never pruned
         self.machine = machine_of(world, stage.options)
         self.exact = same_bits(self.recorded, self.machine)
-        loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter(window.end)], checkpoint=unsaved), world)
+        loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved), world)
         result = loop.run()
         self.trained = result.figures
         precision = None if self.exact else loop.setup.precision
 
         def compare_steps() -> None:
-            recorded, steps = window.run / window.stage, range(window.start + 1, window.end + 1)
+            steps = range(window.start + 1, window.end + 1)
             self.findings += compare_logs(read_steps(recorded), read_steps(stage.directory), steps, precision)
             _link(recorded / "metrics.jsonl", stage.directory / "metrics.jsonl")
 
         world.on_main(compare_steps)
         replayed = {name: tensor.clone() for name, tensor in full_weights(loop.module).items()}
-        loop.store.directory = window.run / window.stage / CHECKPOINTS
+        loop.store.directory = recorded / CHECKPOINTS
         for step in sorted({window.end, window.last} & {*window.checkpoints}):
             loop.store.load(step, loop.module, None)
             if step == window.end and self.exact:
@@ -226,7 +254,7 @@ class Replay(RunContext):
         """Compare the exported model, what the stage measured of the last weights, and the summary, gathered again."""
         window, findings, name = self.window, self.findings, f"{self.window.stage}/model"
         held, at_end = window.last in window.checkpoints, window.end == window.last
-        model, remade = (_tensors_in(root / name) for root in (window.run, self.directory.path))
+        model, remade = _content(window.run / name), _content(self.directory.path / name)
         comparable = bool(model) and (held or (at_end and self.exact))
         if not self.exact:
             findings.append(Finding("weights", None, "another machine rounds them in another way"))
@@ -250,13 +278,116 @@ class Replay(RunContext):
                 sides[-1] |= {f"{file}, {name}": values for name, values in _content(root / file).items()}
         findings += compare("figures", "measured again", sides[0], sides[1])
 
+    def certificate(self) -> dict[str, Any]:
+        """Return all that was found about the steps of the window, as `--json` prints it.
 
-def _content(file: Path) -> Mapping[str, Any] | pd.DataFrame:
-    return read_json(file) if file.suffix == ".json" else pd.DataFrame(read_table(file, ["id"]).to_pydict())
+        In it `exact` tells that all was compared, and is the same bit for bit.
+        """
+        window, findings, different = self.window, self.findings, []
+        for name, here in self.machine.items():
+            others = dict.fromkeys(one.get(name) for one in self.recorded)
+            different += [f"{name} is {other} in the run and {here} here" for other in others if other != here]
+        replayed = [one for one in findings if one.same and one.kind in ("examples", "losses", "weights")]
+        wrong, left = ([one for one in findings if one.same is verdict] for verdict in (False, None))
+        if wrong:
+            sentence = f"{window.run} is not what its configuration says: differences in {_kinds(wrong)}"
+        else:
+            why = ", ".join(different) or "by an unknown machine, or by a GPU, which adds in any order"
+            how = "bit for bit" if all(one.exact for one in replayed) else f"but for rounding ({why})"
+            but = f"; not compared, at least in part: {_kinds(left)}" if left else ""
+            steps = f"steps {window.start + 1} to {window.end} of {window.stage}"
+            sentence = f"{steps} replayed: {_kinds(replayed)} are the same, {how}{but}"
+        return {
+            "run": str(window.run),
+            "stage": window.stage,
+            "from": window.start,
+            "to": window.end,
+            "same": not wrong,
+            "exact": all(one.same and one.exact for one in findings),
+            "machine": {"run": self.recorded, "replay": self.machine, "different": different},
+            "findings": [one._asdict() for one in findings],
+            "sentence": sentence,
+        }
 
 
-def _tensors_in(directory: Path) -> dict[str, torch.Tensor]:
-    tensors = dict[str, torch.Tensor]()
-    for file in directory.glob("*.safetensors"):
-        tensors |= load_file(file)
-    return tensors
+def _kinds(findings: Sequence[Finding]) -> str:
+    return ", ".join(dict.fromkeys(one.kind for one in findings))
+
+
+def _content(place: Path) -> Any:
+    """Return what a JSON file, a table, or a directory of weights holds, by its names."""
+    if place.suffix == ".json":
+        return read_json(place)
+    if place.suffix == ".parquet":
+        return pd.DataFrame(read_table(place, ["id"]).to_pydict())
+    return ChainMap(*map(load_file, place.glob("*.safetensors")))
+
+
+# ------------------------------------------------------------------------------------------- comparing
+
+
+def compare(
+    kind: str,
+    where: str,
+    expected: Mapping[str, Any] | pd.DataFrame,
+    replayed: Mapping[str, Any] | pd.DataFrame,
+    relative: Mapping[str, float] = {},
+) -> list[Finding]:
+    """Compare values by name: tensors, columns of a table or a log, or single values of any kind.
+
+    relative  name -> largest relative difference at which its values count as the same; 0 for all others
+    """
+    findings, exact, named = list[Finding](), True, list(expected)
+    for name in dict.fromkeys([*expected, *replayed]):
+        then, now = _series(expected.get(name)).align(_series(replayed.get(name)))
+        same = (then == now) | (then.isna() & now.isna())
+        exact &= bool(same.all())
+        if bound := relative.get(name):
+            was, is_now = (pd.to_numeric(values, errors="coerce") for values in (then, now))
+            same |= (was - is_now).abs() <= bound * is_now.abs()
+        if not same.all() and len(findings) < _MOST:
+            first = same.idxmin()
+            place = f"{where}, {name}, {first}" if same.size > 1 else f"{where}, {name}"
+            note = f"{place}; {(~same).sum()} of {same.size} values differ"
+            values = [values.astype(object)[first] for values in (then, now)]
+            findings.append(Finding(kind, False, note, False, *(None if x != x else x for x in values)))
+    names = ", ".join(named) if len(named) <= 20 else f"{len(named)} values"
+    how = "bit for bit" if exact else "but for rounding"
+    return findings or [Finding(kind, True, f"{where}, {names}, {how}", exact)]
+
+
+def _series(values: Any) -> pd.Series:
+    if isinstance(values, torch.Tensor):
+        return pd.Series(values.detach().double().flatten().numpy())
+    return values if isinstance(values, pd.Series) else pd.Series([values])
+
+
+def compare_logs(
+    run: Sequence[Mapping[str, Any]],
+    replay: Sequence[Mapping[str, Any]],
+    steps: Sequence[int],
+    precision: str | None,
+) -> list[Finding]:
+    """Compare the lines of metrics.jsonl of these steps: what tells of the examples, then all other numbers.
+
+    Entries of callbacks are compared only bit for bit, and only where run and replay have them in the same steps. The
+    learning rate is computed in float64; in the norm of the gradient the rounding of earlier steps grows fastest.
+
+    precision  fp32 or bf16, of numbers that another machine rounded; None: bit for bit
+    """
+    bound = RELATIVE[precision]
+    relative = dict.fromkeys(LOSSES, bound) | {"learning_rate": min(bound, RELATIVE["fp32"]), "grad_norm": 10 * bound}
+    logs = []
+    for log in (run, replay):
+        table = pd.DataFrame(log).set_index("step").reindex(steps).rename("step {}".format)
+        logs.append(table.drop(columns=CLOCKS, errors="ignore").dropna(axis=1, how="all"))
+    then, now = logs[0].align(logs[1], axis=1)
+    of_callbacks = then.columns.difference([*EXAMPLES, *LOSSES])
+    left = [name for name in of_callbacks if precision or not then[name].isna().equals(now[name].isna())]
+    examples = [name for name in then if name in EXAMPLES]
+    numbers = then.columns.drop([*examples, *left])
+    return [
+        *(Finding("losses", None, f"{name}: it is of a callback, and of other steps or machines") for name in left),
+        *compare("examples", "metrics.jsonl", then[examples], now[examples]),
+        *compare("losses", "metrics.jsonl", then[numbers], now[numbers], relative),
+    ]

@@ -55,7 +55,7 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
         raise ConfigError(f"--stage {stage}: {run} adopted this stage; verify the run that made it, {source.parent}")
     logged, finished = read_steps(directory), (directory / MANIFEST).exists()
     last = logged[-1]["step"] if logged else 0
-    if not last or not (directory / "inputs.json").exists() or (stage == "reference" and not finished):
+    if not last or (stage == "reference" and not finished):
         trained = [name for name in TRAINED if (run / name / "metrics.jsonl").exists()]
         raise ConfigError(
             f"--stage {stage}: {run} has no steps of this stage, or is not done with it; "

@@ -1,6 +1,8 @@
-"""A finished run and its models, loaded once."""
+"""A finished run and its models, loaded once, and `generate` as it is called."""
 
+import argparse
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.loaded import LoadedModel, load_finished
+from sftmix.tools.answers.generate import add_options, main
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +28,11 @@ def lively(target) -> LoadedModel:
             if weight.dim() > 1:
                 weight.normal_(0, 0.4)
     return replace(target, model=model)
+
+
+@pytest.fixture(scope="session")
+def generate() -> Callable[..., None]:
+    """Function: answer the prompts of a run or a model, by the words of the command."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return lambda place, to, *words: main(parser.parse_args([str(place), "--to", str(to), *map(str, words)]))

@@ -7,10 +7,9 @@ import re
 import pytest
 
 from sftmix.common.shown import as_lines
-from sftmix.tools.answers.answering import answered
+from sftmix.tools.answers.answering import Question, answered
 from sftmix.tools.answers.chat import chat
 from sftmix.tools.answers.options import AnswerOptions
-from sftmix.tools.answers.questions import Question
 
 OPTIONS = AnswerOptions(max_new_tokens=8)
 
@@ -31,8 +30,9 @@ def spied(lively, monkeypatch):
 
 
 def said(models, *lines: str, options: AnswerOptions = OPTIONS) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        chat(models, options, lines)
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+        chat(models, options)
     return out.getvalue()
 
 

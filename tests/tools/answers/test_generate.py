@@ -2,19 +2,17 @@
 
 import json
 import shutil
-from collections import Counter
 
 import pytest
 import torch
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import append_batch
-from sftmix.tools.answers.answering import COLUMNS, answered, generated
-from sftmix.tools.answers.generate import generate
+from sftmix.common.rng import generator
+from sftmix.tools.answers.answering import COLUMNS, Question, answered, generated
 from sftmix.tools.answers.options import AnswerOptions
-from sftmix.tools.answers.questions import Question
 
-SHORT_ANSWERS = AnswerOptions(max_new_tokens=12)
+WORDS = ("--models", "target,base", "--max_new_tokens", "12")
 
 
 def questions_of(n: int) -> list[Question]:
@@ -24,9 +22,10 @@ def questions_of(n: int) -> list[Question]:
 
 
 def all_answers(loaded, questions, **options) -> dict[str, list]:
-    answers = {}
-    for batch in answered(loaded, questions, answers, AnswerOptions(**{"max_new_tokens": 12, **options})):
+    answers, options = {}, AnswerOptions(**{"max_new_tokens": 12, **options})
+    for batch in answered(loaded, questions, answers, options):
         assert all(answers[answer["key"]] is answer for answer in batch)
+    assert not list(answered(loaded, questions, answers, options))
     return {q.id: [answers[loaded.name, q.id, turn] for turn in range(1 + len(q.follow_ups))] for q in questions}
 
 
@@ -56,32 +55,30 @@ def test_greedy_tokens_are_the_argmax_of_the_model_alone(lively):
         assert turn["finish"] == ("stop" if ids[-1] in lively.stop_ids else "length")
 
 
-def test_a_token_is_drawn_for_the_seed_the_id_the_turn_and_the_position(lively):
-    prompt = lively.render(questions_of(1)[0].messages)
+@pytest.mark.parametrize(
+    ("name", "turn", "seed", "temperature", "top_p"),
+    [
+        ("a", 0, 42, 1.0, 1.0),
+        ("b", 0, 42, 1.0, 1.0),
+        ("a", 1, 42, 1.0, 1.0),
+        ("a", 0, 7, 1.0, 1.0),
+        ("a", 0, 42, 2.0, 0.5),
+    ],
+)
+def test_a_token_is_drawn_for_the_seed_the_id_the_turn_and_the_position(lively, name, turn, seed, temperature, top_p):
+    """The one in whose share of [0, 1), in the order of the vocabulary, the number of the position falls.
 
-    def drawn(*keys, n=12, seed=42):
-        prompts = {("", *key): prompt for key in keys}
-        return [tuple(ids) for ids in generated(lively, prompts, n, 1.0, AnswerOptions(seed=seed))]
-
-    first, *others = drawn(("a", 0), ("b", 0), ("a", 1))
-    assert len({first, *others, *drawn(("a", 0), seed=7)}) == 4
-    assert drawn(("a", 0)) == [first]
-    assert drawn(("a", 0), n=6) == [first[:6]]
-
-
-def test_temperature_and_top_p_act_before_the_draw(lively):
-    """The first token over many keys, against the softmax of the model's own logits."""
-    prompt = lively.render(questions_of(1)[0].messages)
+    Of the likeliest tokens those have shares that reach top_p together, at this temperature.
+    """
+    prompt, numbers = lively.render(questions_of(1)[0].messages), generator(seed, "answer", name, turn).random(12)
+    options = AnswerOptions(seed=seed, top_p=top_p)
+    (ids,) = generated(lively, {("", name, turn): prompt}, 12, temperature, options)
     with torch.no_grad():
-        share = (lively.model(torch.tensor([prompt])).logits[0, -1].double() / 2).softmax(-1).sort(descending=True)
-    kept = int((share.values.cumsum(0) < 0.5).sum()) + 1
-    shares = share.values[:kept] / share.values[:kept].sum()
-    expected = dict(zip(share.indices[:kept].tolist(), shares.tolist(), strict=True))
-    prompts = {("", f"q{n}", 0): prompt for n in range(1000)}
-    counts = Counter(ids[0] for ids in generated(lively, prompts, 1, 2.0, AnswerOptions(top_p=0.5)))
-    assert 1 < len(expected) >= len(counts)
-    assert all(abs(counts[token] / 1000 - p) < 0.08 for token, p in expected.items())  # five standard errors of a half
-    assert counts.keys() <= expected.keys()
+        logits = lively.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+    likeliest, order = (logits.double() / temperature).softmax(-1).sort(descending=True)
+    likeliest[likeliest.cumsum(-1) - likeliest >= top_p] = 0
+    shares = torch.zeros_like(likeliest).scatter(-1, order, likeliest).cumsum(-1)
+    assert ids == [int((row <= number * row[-1]).sum()) for row, number in zip(shares, numbers, strict=False)]
 
 
 def test_a_prompt_may_fill_the_context_and_not_more(lively):
@@ -112,10 +109,10 @@ def test_follow_ups_come_after_the_models_own_answer(lively):
 
 
 @pytest.fixture(scope="module")
-def made(finished, tmp_path_factory):
+def made(finished, generate, tmp_path_factory):
     """The held-out rows, answered by two models of the run."""
     to = tmp_path_factory.mktemp("made") / "answers.jsonl"
-    generate(str(finished.path), to, models=["target", "base"], options=SHORT_ANSWERS)
+    generate(finished.path, to, *WORDS)
     return to
 
 
@@ -129,36 +126,33 @@ def test_a_line_has_all_models_beside_one_another(made, finished):
 
 
 @pytest.mark.parametrize("cut", [1, 700, 10**6], ids=lambda n: f"{n} bytes left")
-def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, tmp_path, cut):
+def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, generate, tmp_path, cut):
     """A kill leaves the parts cut at any byte; the last model may not have begun."""
-    to = tmp_path / "answers.jsonl"
+    to, part = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.parts"
     shutil.copy(f"{made}.inputs.json", f"{to}.inputs.json")
-    part = tmp_path / "answers.jsonl.parts"
     for line in made.read_text().splitlines():
         row = json.loads(line)
-        columns = {name: row[name]["target"] for name in COLUMNS}
-        append_batch(part, [{"key": ("target", row["id"], 0), **columns}])
+        append_batch(part, [{"key": ("target", row["id"], 0), **{name: row[name]["target"] for name in COLUMNS}}])
     part.write_bytes(part.read_bytes()[:cut])
-    names = ["target", "base"]
-    generate(str(finished.path), to, models=names, options=SHORT_ANSWERS)
+    generate(finished.path, to, *WORDS)
     assert to.read_bytes() == made.read_bytes()
 
 
-def test_a_finished_file_is_read_back_and_other_options_are_refused(made, finished, monkeypatch):
-    names, before = ["target", "base"], made.read_bytes()
-    generate(str(finished.path), made, models=names, options=SHORT_ANSWERS)
+def test_a_finished_file_is_read_back_and_other_options_are_refused(made, finished, generate):
+    before = made.read_bytes()
+    generate(finished.path, made, *WORDS)
     assert made.read_bytes() == before
     with pytest.raises(ConfigError, match="max_new_tokens: 12 -> 13"):
-        generate(str(finished.path), made, models=names, options=AnswerOptions(max_new_tokens=13))
+        generate(finished.path, made, *WORDS[:3], "13")
     with pytest.raises(ConfigError, match="was made with other inputs"):
-        generate(str(finished.path), finished.tiny.eval, models=["target"], options=SHORT_ANSWERS)
+        generate(finished.path, finished.tiny.eval, *WORDS)
 
 
-def test_texts_with_any_line_separator_are_read_back(finished, tmp_path):
+def test_texts_with_any_line_separator_are_read_back(finished, generate, tmp_path):
     text, prompts = "one\u2028two\u2029three\x85four\x0bfive\nsix", tmp_path / "rows.jsonl"
     prompts.write_text(json.dumps({"instruction": text}))
     for _ in range(2):
-        generate(str(finished.path), tmp_path / "to", models=["target"], prompts=[str(prompts)], options=SHORT_ANSWERS)
+        generate(finished.path, tmp_path / "to", "--prompts", prompts, *WORDS)
     assert json.loads((tmp_path / "to").read_bytes())["messages"][0]["content"] == text
 
 

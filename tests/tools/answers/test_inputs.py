@@ -1,23 +1,80 @@
-"""What `generate` refuses before it answers: other inputs than before, options without effect, files of others."""
+"""Questions from rows of any format and of official judges, and what is refused: other inputs than before."""
 
 import itertools
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import yaml
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.templates import ALPACA
 from sftmix.pipeline.directory import differences
 from sftmix.pipeline.finished import finished_models
-from sftmix.tools.answers.generate import _label, generate, inputs_of
+from sftmix.tools.answers.answering import Question, read_questions
+from sftmix.tools.answers.generate import inputs_of
 from sftmix.tools.answers.options import AnswerOptions
-from sftmix.tools.answers.questions import Question
 
-SHORT = AnswerOptions(max_new_tokens=2)
-ASKED = Question("q", ({"role": "user", "content": "Q?"},))
+ALPACA_EVAL = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
+MT_BENCH = {"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}
+ASKED = ({"role": "user", "content": "Q?"},)
+
+
+# ------------------------------------------------------------------------------------------- questions
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Function: the questions of lines, which are rows or texts."""
+
+    def questions(*lines, mt_bench=False):
+        file = tmp_path / "rows.jsonl"
+        file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+        return read_questions([str(file)], mt_bench=mt_bench)
+
+    return questions
+
+
+@pytest.mark.parametrize(("category", "expected"), [("writing", 0.7), ("math", 0.0), ("stem", 0.1), ("other", 0.7)])
+def test_the_category_decides_the_temperature(read, category, expected):
+    (question,) = read({**MT_BENCH, "category": category}, mt_bench=True)
+    assert (question.temperature, question.follow_ups) == (expected, ("More?",))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Q?", "output": "A", "id": "own"},
+        {"instruction": "Q?"},
+        {"prompt": [{"role": "user", "content": "Q?"}]},
+        {"messages": [{"role": "user", "content": "Q?"}]},
+        {"conversations": [{"from": "human", "value": "Q?"}]},
+    ],
+    ids=str,
+)
+def test_prompts_are_rows_of_any_format_with_or_without_answer(read, row):
+    first, second = read(row, row)
+    assert (first.messages, first.reference) == (ASKED, row.get("output"))
+    assert second.id == f"{first.id}#2"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", ""),
+        ("5", "expected an object"),
+        ('{"text": "long ago"}', "a text"),
+        ('{"instruction": "a\\u0000"}', "instruction contains a NUL"),
+    ],
+)
+def test_a_bad_row_is_named(read, line, words):
+    with pytest.raises(DataError, match=f"rows.jsonl:2: {words}"):
+        read({"instruction": "Q", "id": "a"}, line)
+    with pytest.raises(DataError, match=r"rows.jsonl:2: it has no 'turns'"):
+        read(MT_BENCH, {"what": 1}, mt_bench=True)
+
+
+# ---------------------------------------------------------------------------------- inputs, and the files of judges
 
 
 @pytest.fixture
@@ -36,8 +93,8 @@ def change(run, part: str, **options) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def inputs(models, question=ASKED, options=SHORT):
-    return inputs_of("rows", [question], models, options)
+def inputs(models):
+    return inputs_of("rows", [Question("q", ASKED)], models, AnswerOptions())
 
 
 def test_another_template_of_the_run_makes_other_inputs(run, tmp_path):
@@ -60,45 +117,34 @@ def test_the_weights_of_a_model_from_elsewhere_are_inputs(run, tmp_path):
     assert inputs(models)["models"] != before["models"]
 
 
-def test_a_questions_temperature_is_an_input(run):
-    models = finished_models(run)
-    assert inputs(models, replace(ASKED, temperature=0.7))["prompts"] != inputs(models)["prompts"]
-
-
-def test_options_overrule_the_temperature_and_add_a_system_turn(run, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("sftmix.tools.answers.generate._lines", lambda *given: asked.extend(given[2]) or [])
-    generate(str(run), tmp_path / "to", models=["target"], options=replace(SHORT, temperature=0.5, system="Be brief."))
-    assert {(one.temperature, one.messages[0]["content"]) for one in asked} == {(0.5, "Be brief.")}
-
-
-def test_held_out_text_asks_for_prompts(run, tmp_path):
+def test_held_out_text_asks_for_prompts(run, generate, tmp_path):
     train, held_out = tmp_path / "train.txt", tmp_path / "eval.txt"
     train.write_text("Long ago.")
     held_out.write_text("Not long ago.")
     change(run, "data", train=str(train), eval=str(held_out))
     with pytest.raises(ConfigError, match=r"--prompts is not given, and target has no held-out conversations"):
-        generate(str(run), tmp_path / "answers.jsonl", models=["target"], options=SHORT)
+        generate(run, tmp_path / "answers.jsonl")
 
 
-def test_a_model_in_the_working_directory_has_the_name_of_its_directory(finished, monkeypatch):
+def test_the_files_of_judges_have_their_fields_and_stand_side_by_side(run, finished, generate, tmp_path, monkeypatch):
+    """Those of two runs, and of a model under the name of its directory; none replaces another."""
+    prompts, to, words = tmp_path / "rows.jsonl", tmp_path / "to", ("--max_new_tokens", "2", "--prompts")
+    prompts.write_text(json.dumps(ALPACA_EVAL))
     monkeypatch.chdir(finished.tiny.model)
-    assert _label(finished_models(".")[0]) == finished.tiny.model.name
-
-
-def test_runs_stand_side_by_side_for_a_judge_and_replace_nothing(run, finished, tmp_path):
-    prompts, to = tmp_path / "question.jsonl", tmp_path / "mt_bench"
-    prompts.write_text(json.dumps({"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}))
-
-    def answer(place, *models: str, options=SHORT):
-        return generate(str(place), to, models=models, prompts=[str(prompts)], form="mt_bench", options=options)
-
-    first, second = answer(run, "target"), answer(finished.path, "target")
-    assert [path.name for path in first] == ["answers-first-target.jsonl", "first-target.jsonl"]
-    assert [path.name for path in second] == ["answers-run-target.jsonl", "run-target.jsonl"]
-    answers, judged = (json.loads(path.read_text()) for path in first)
-    assert judged["choices"][0]["turns"] == answers["answers"]["target"]
-    before = first[1].read_bytes()
-    with pytest.raises(ConfigError, match=r"answers-first-target\.jsonl was made .*: temperature: None -> "):
-        answer(run, "target", "base", options=replace(SHORT, temperature=0.7))  # that of the question, too
-    assert first[1].read_bytes() == before
+    generate(".", to, *words, prompts, "--format", "alpaca_eval")
+    answers, judged = (json.loads((to / name).read_text()) for name in ("answers-model.jsonl", "model.json"))
+    assert judged == [{**ALPACA_EVAL, "output": answers["answers"]["."], "generator": "model"}]
+    prompts.write_text(json.dumps(MT_BENCH))
+    words = (*words, prompts, "--format", "mt_bench")
+    generate(run, to, *words)
+    generate(finished.path, to, *words)
+    (answers, first), (_, second) = (
+        (to / f"answers-{name}-target.jsonl", to / "model_answer" / f"{name}-target.jsonl") for name in ("first", "run")
+    )
+    choices = [{"index": 0, "turns": json.loads(answers.read_text())["answers"]["target"]}]
+    before = first.read_bytes()
+    assert json.loads(before) == {"question_id": 81, "model_id": "first-target", "choices": choices}
+    assert json.loads(second.read_text())["model_id"] == "run-target"
+    with pytest.raises(ConfigError, match=r"answers-first-target.* temperature: None -> 0\.5; prompts: "):
+        generate(run, to, *words, "--models", "target,base", "--temperature", "0.5")
+    assert first.read_bytes() == before

@@ -7,6 +7,7 @@ import pytest
 from sftmix.common.errors import DataError
 from sftmix.tools.evaluate.convert import SHOTS, convert, files_of
 
+FOUR = ["one", "two", "three", "four"]
 LETTERED = {"question": "Which?", "options": {"B": "two", "A": "one", "C": "three", "D": "four"}, "answer_idx": "C"}
 FIVE = {**LETTERED, "options": {**LETTERED["options"], "E": "five"}, "answer_idx": "E"}
 HUB = {"id": "x", "question": "Which?", "opa": "one", "opb": "two", "opc": "three", "opd": "four", "cop": 2}
@@ -14,8 +15,10 @@ AUTHORS = {**HUB, "cop": 3}
 PUBMED = {"QUESTION": "Which?", "CONTEXTS": ["First part.", "Second."], "final_decision": "maybe"}
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def converted(name, raw, to, **files):
+    """The measured rows and the shots that come out."""
+    convert(name, raw, to, **files)
+    return ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files_of(name, to))
 
 
 def numbered(raw, n):
@@ -31,17 +34,16 @@ def write(path, rows):
 @pytest.mark.parametrize(
     ("name", "raw", "also", "context", "options", "answer"),
     [
-        ("medqa_4options", LETTERED, [], "", ["one", "two", "three", "four"], 2),
-        ("medqa_5options", FIVE, [], "", ["one", "two", "three", "four", "five"], 4),
-        ("medmcqa", HUB, [{**HUB, "cop": 0, "question": "Zero?"}], "", ["one", "two", "three", "four"], 2),
-        ("medmcqa", AUTHORS, [{**HUB, "cop": 4, "question": "Four?"}], "", ["one", "two", "three", "four"], 2),
+        ("medqa_4options", LETTERED, [], "", FOUR, 2),
+        ("medqa_5options", FIVE, [], "", [*FOUR, "five"], 4),
+        ("medmcqa", HUB, [{**HUB, "cop": 0, "question": "Zero?"}], "", FOUR, 2),
+        ("medmcqa", AUTHORS, [{**HUB, "cop": 4, "question": "Four?"}], "", FOUR, 2),
         ("pubmedqa", PUBMED, [], "First part. Second.", ["yes", "no", "maybe"], 2),
     ],
 )
 def test_rows_of_each_raw_format(tmp_path, name, raw, also, context, options, answer):
     file = write(tmp_path / "raw.jsonl", [*numbered(raw, SHOTS + 5), *also])
-    convert(name, file, tmp_path / "rows")
-    measured, shots = map(lines, files_of(name, tmp_path / "rows"))
+    measured, shots = converted(name, file, tmp_path / "rows")
     assert len(shots) == SHOTS
     assert len(measured) == 5 + len(also)
     questions = [row["question"] for row in (*measured, *shots)]
@@ -53,8 +55,7 @@ def test_rows_of_each_raw_format(tmp_path, name, raw, also, context, options, an
 def test_shots_of_a_file_of_their_own_lose_the_measured_questions(tmp_path):
     test = write(tmp_path / "test.jsonl", [*numbered(LETTERED, 3), *numbered(LETTERED, 1)])
     train = write(tmp_path / "train.jsonl", numbered({**LETTERED, "answer_idx": "A"}, 6))
-    convert("medqa_4options", test, tmp_path / "rows", shots=train)
-    measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows"))
+    measured, shots = converted("medqa_4options", test, tmp_path / "rows", shots=train)
     assert [row["question"] for row in measured] == ["Which 0?", "Which 1?", "Which 2?"]
     assert [row["question"] for row in shots] == ["Which 3?", "Which 4?", "Which 5?"]
 
@@ -64,8 +65,7 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
     raw.write_text(json.dumps({str(i): {**PUBMED, "QUESTION": f"Which {i}?"} for i in range(6)}))
     ids = tmp_path / "ground_truth.json"
     ids.write_text(json.dumps({"1": "maybe", "4": "maybe"}))
-    convert("pubmedqa", raw, tmp_path / "rows", test=ids)
-    measured, shots = map(lines, files_of("pubmedqa", tmp_path / "rows"))
+    measured, shots = converted("pubmedqa", raw, tmp_path / "rows", test=ids)
     assert ([row["id"] for row in measured], len(shots)) == (["1", "4"], 4)
     ids.write_text('["1", "99"]')
     with pytest.raises(DataError, match=r"of its 2 ids, 1 are of questions"):
@@ -98,8 +98,7 @@ def test_lines_with_other_ends_and_lists_over_many_lines(tmp_path, name):
     rows = [json.dumps({**row, "note": "one\u2028two"}, ensure_ascii=False) for row in numbered(LETTERED, SHOTS + 2)]
     text = "[\n" + ",\n".join(rows) + "\n]" if name == "list.json" else "\n".join(rows)
     (tmp_path / name).write_text(text, encoding="utf-8")
-    convert("medqa_4options", tmp_path / name, tmp_path / "rows")
-    measured, shots = map(lines, files_of("medqa_4options", tmp_path / "rows"))
+    measured, shots = converted("medqa_4options", tmp_path / name, tmp_path / "rows")
     assert (len(measured), len(shots)) == (2, SHOTS)
 
 
@@ -114,7 +113,6 @@ def test_lines_with_other_ends_and_lists_over_many_lines(tmp_path, name):
 )
 def test_the_public_files(tmp_path, shared, name, file, test, questions):
     medical = shared / "data" / "medical"
-    convert(name, medical / file, tmp_path, test=medical / test if test else None)
-    measured, shots = map(lines, files_of(name, tmp_path))
+    measured, shots = converted(name, medical / file, tmp_path, test=medical / test if test else None)
     assert len(measured) == questions
     assert not {row["question"] for row in measured} & {row["question"] for row in shots}

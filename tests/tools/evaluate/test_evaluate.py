@@ -7,10 +7,11 @@ import statistics
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.common.files import write_json
-from sftmix.tools.evaluate.command import difference, entry_file, write_tables
+from sftmix.common.files import read_json, write_json
+from sftmix.tools.evaluate.command import difference, write_tables
 from sftmix.tools.evaluate.convert import BENCHMARKS
 from tests.tools.evaluate.bench import HEAD, asked, write_rows
 
@@ -41,14 +42,14 @@ def plain_answers(model_path, tokenizer, name, rows):
     model = AutoModelForCausalLM.from_pretrained(model_path).eval()
     right = []
     for row in rows:
-        prompt, scores = HEAD + asked(row), []
+        prompt, losses = HEAD + asked(row), []
         for letter in "ABCDE"[: BENCHMARKS[name]]:
             ids = torch.tensor([tokenizer(prompt + letter).input_ids])
             before = len(tokenizer(prompt).input_ids)
             with torch.no_grad():
-                log_p = model(ids).logits[0].double().log_softmax(-1)
-            scores.append(sum(float(log_p[at - 1, ids[0, at]]) for at in range(before, ids.shape[1])))
-        right.append(float(max(range(len(scores)), key=scores.__getitem__) == row["answer"]))
+                logits = model(ids).logits[0].double()
+            losses.append(float(cross_entropy(logits[before - 1 : -1], ids[0, before:], reduction="sum")))
+        right.append(float(losses.index(min(losses)) == row["answer"]))
     return right
 
 
@@ -60,13 +61,13 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
     models = {"base": finished.tiny.model}
     models |= {name: finished.path / stage / "model" for name, stage in (("baseline", "baseline"), ("target", "train"))}
     folder = place / "run" / "evaluation"
-    found = json.loads((folder / "table.json").read_text())
+    found = read_json(folder / "table.json")
     assert found["table"][0] == ["task", "settings", "metric", "questions", "base", "baseline", "target"]
     right = {}
     for name in ("medqa_4options", "pubmedqa"):
         rows = [json.loads(row) for row in (place / "rows" / f"{name}.jsonl").read_text().splitlines()]
         right |= {(name, model): plain_answers(path, tokenizer, name, rows) for model, path in models.items()}
-    entries = [json.loads(file.read_text()) for file in folder.glob("*.*.????????????.json")]
+    entries = [read_json(file) for file in folder.glob("*.*.????????????.json")]
     assert {(entry["task"], entry["model"]) for entry in entries} == right.keys()
     for entry in entries:
         (score,), each = entry["scores"].values(), right[entry["task"], entry["model"]]
@@ -96,7 +97,7 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
     after = {file.name: file.read_bytes() for file in folder.glob("*.*.????????????.json")}
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 2
-    lines = [row[:2] for row in json.loads((folder / "table.json").read_text())["table"][1:]]
+    lines = [row[:2] for row in read_json(folder / "table.json")["table"][1:]]
     assert ["pubmedqa", "3-shot, first 5, seed 1234, chat template"] in lines
     assert ["pubmedqa", "0-shot, seed 1234"] in lines
 
@@ -105,7 +106,8 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
     ("words", "told"),
     [
         ([], "--tasks is missing"),
-        (["--tasks", "medqa_4options"], "--data_dir DIR"),
+        (["--tasks", "medqa_4options"], "medqa_4options.jsonl and medqa_4options.shots.jsonl in --data_dir DIR"),
+        (["--tasks", "medqa_4options", "--data_dir", "."], "--convert medqa_4options"),
         (["--convert", "medqa_4options"], "--to is missing"),
     ],
 )
@@ -143,19 +145,14 @@ def test_a_difference_needs_the_same_questions_and_a_mean_over_them():
 
 def test_results_of_weights_that_are_no_more_are_left_out_and_other_settings_are_other_lines(tmp_path):
     settings = {"num_fewshot": 0, "limit": None, "seed": 1, "chat_template": False}
-    for task, model, identity, version in (
-        ("first", "baseline", "old", "1"),
-        ("first", "target", "old", "1"),
-        ("second", "baseline", "old", "1"),
-        ("second", "target", "old", "1"),
-        ("first", "target", "new", "1"),
-        ("first", "target", "new", "2"),
-    ):
+    results = [(task, model, "old", "1") for task in ("first", "second") for model in ("baseline", "target")]
+    results += [("first", "target", "new", version) for version in ("1", "2")]
+    for number, (task, model, identity, version) in enumerate(results):
         entry = {"task": task, "model": model, "identity": identity, "settings": {**settings, "lm_eval": version}}
-        file = entry_file(tmp_path, task, model, identity, entry["settings"])
+        file = tmp_path / f"{task}.{model}.{number:012}.json"
         write_json(file, {**entry, "scores": {task: score([0.0, 1.0])}, "finished": 1.0})
     write_tables(tmp_path, {"target": "new"})
-    written = json.loads((tmp_path / "table.json").read_text())
+    written = read_json(tmp_path / "table.json")
     head, *lines = [[row[0], *row[4:]] for row in written["table"]]
     assert head == ["task", "baseline", "target"]
     assert sorted(lines) == [["first", "", "0.5000"], ["first", "0.5000", "0.5000"], ["second", "0.5000", ""]]

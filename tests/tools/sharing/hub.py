@@ -60,15 +60,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/preupload/" in path:
             files = [{"path": file["path"], "shouldIgnore": False} for file in json.loads(body)["files"]]
             self._json({"files": [{**file, "uploadMode": "regular"} for file in files]})
-        elif "/commit/" in path and key in self.hub.repositories:
+        else:  # a commit
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.hub.repositories[key][line["value"]["path"]] = content
             sha = self.hub.sha(key)
             self._json({"commitUrl": f"{self.hub.url}/{key[1]}/commit/{sha}", "commitOid": sha, "success": True})
-        else:
-            self._json({"error": "Repository not found"}, 404)
 
     def do_GET(self) -> None:
         path, _ = self._asked()
@@ -81,8 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
             files = self.hub.repositories[key].items()
             self._json([{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files])
         else:
-            siblings = [{"rfilename": name} for name in self.hub.repositories[key]]
-            self._json({"id": key[1], "sha": self.hub.sha(key), "siblings": siblings, "private": False, "tags": []})
+            self._json({"id": key[1], "sha": self.hub.sha(key), "private": False, "tags": []})
 
     do_HEAD = do_GET
 

@@ -9,15 +9,9 @@ from huggingface_hub import ModelCard
 
 from sftmix import __version__
 from sftmix.common.files import read_json, write_json
-from sftmix.tools.sharing.cards import (
-    is_edited,
-    model_card,
-    without_directories,
-    write_card,
-    write_cards,
-    write_scores,
-)
-from tests.tiny import ROOT
+from sftmix.tools.sharing.cards import is_edited, model_card, without_directories, write_card, write_scores
+from sftmix.tools.sharing.command import write_run_cards
+from tests.tiny import ROOT, table
 
 
 @pytest.fixture
@@ -29,11 +23,6 @@ def run(finished, tmp_path):
 def recipe_of(card):
     text = card.partition("## Recipe\n")[2].partition("## Citation")[0]
     return yaml.safe_load(textwrap.dedent(text.partition(":\n\n")[2]))
-
-
-def scores_of(run):
-    write_scores(run, run / "scores", name="me/my_scores")
-    return (run / "scores" / "README.md").read_text()
 
 
 def benchmarked(run, *, sentences=()):
@@ -59,8 +48,12 @@ def test_the_card_of_a_model(run, finished):
     assert ("objective NTP" in baseline, "NTP baseline, same rows" in baseline) == (True, False)
 
 
-def test_the_card_of_scores_says_how_they_are_read(run):
-    card = scores_of(run)
+def test_shared_scores_are_the_runs_without_the_nll_of_single_tokens_and_their_card_says_how_they_are_read(run):
+    kept = table(run / "confidence" / "dynamics.parquet")
+    assert kept.pop("token_nll")
+    write_scores(run, run / "scores", name="me/my_scores")
+    assert table(run / "scores" / "dynamics.parquet") == kept
+    card = (run / "scores" / "README.md").read_text()
     assert "--reference.path hub:me/my_scores" in card
     assert "Perplexity: The paper's confidence: minus the perplexity of the response" in card
     assert recipe_of(card)["reference"]["init_args"]["checkpoints"] == 2
@@ -126,6 +119,6 @@ def test_cards_that_nobody_edited_follow_the_run(run):
     assert not is_edited(target)
     baseline.write_text("mine")
     benchmarked(run)
-    write_cards(run)
+    write_run_cards(run)
     assert "| a\\|b | 0.5 |" in target.read_text()
     assert baseline.read_text() == "mine"

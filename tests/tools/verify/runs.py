@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from sftmix.cli import main
-from tests.tiny import Tiny, make_tiny
+from tests.tiny import Tiny, make_tiny, metrics
 
 WORDS = ("--training.max_steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "4")
 
@@ -68,13 +69,15 @@ def one_bit_of_a_weight(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def with_line(step: int, **values: float) -> Callable[[Path], None]:
-    def change(file: Path) -> None:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        lines[step - 1] |= values
+def with_line(step: int, name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Change an entry of a step in metrics.jsonl."""
+
+    def change_file(file: Path) -> None:
+        lines = metrics(file.parents[1])
+        lines[step - 1][name] = change(lines[step - 1][name])
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    return change
+    return change_file
 
 
 def certified(sftmix, *words: str) -> SimpleNamespace:
