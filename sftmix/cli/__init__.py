@@ -1,7 +1,5 @@
 """The command line: `sftmix COMMAND`, `python -m sftmix COMMAND` and `torchrun -m sftmix COMMAND` do the same."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

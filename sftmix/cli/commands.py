@@ -1,7 +1,5 @@
 """The commands by name. Each imports its modules when it runs, so that `--help` and wrong options need no torch."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

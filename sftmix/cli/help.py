@@ -1,7 +1,5 @@
 """The help: options with their explanations and defaults, from the fields of dataclasses and from constructors."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import inspect

@@ -1,7 +1,5 @@
 """A command line -> its files and its options, which are one more layer of values -> RunConfig."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

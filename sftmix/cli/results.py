@@ -1,7 +1,5 @@
 """Output of commands: notes on the way, then the figures of summary.json in words, and where to look next."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """metrics.jsonl: what a stage wrote of its optimizer steps, one line for each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

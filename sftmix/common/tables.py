@@ -19,7 +19,6 @@ import numpy.typing as npt
 from sftmix.common.errors import DataError
 from sftmix.common.files import replacing
 from sftmix.types import (
-    MOST_GROUPS,
     NOT_COUNTED,
     UNPAIRED,
     UNPAIRED_NAME,
@@ -68,7 +67,8 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     import pyarrow.csv
     import pyarrow.parquet as pq
 
-    is_csv, text = os.fspath(path).endswith(".csv"), pa.csv.ConvertOptions(column_types={"id": pa.string()})
+    text = pa.csv.ConvertOptions(column_types={"id": pa.string()})
+    is_csv = os.fspath(path).endswith(".csv")
     try:
         with open(path, "rb") as file:  # of a name alone pyarrow makes a URL, which it would fetch
             table = pa.csv.read_csv(file, convert_options=text) if is_csv else pq.read_table(file)
@@ -106,8 +106,7 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = (), once
 def _type_of(name: str) -> pa.DataType:
     import pyarrow as pa
 
-    is_list = name == "token_nll"
-    return pa.large_list(pa.float32()) if is_list else pa.type_for_alias(_TYPES.get(name, "float64"))
+    return pa.large_list(pa.float32()) if name == "token_nll" else pa.type_for_alias(_TYPES.get(name, "float64"))
 
 
 def _require(path: PathLike, holds: bool, problem: str) -> None:
@@ -139,7 +138,6 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     table = read_columns(path, "id", "group")
     stored = table["metadata"].get(_NAMES_KEY)
     names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES
-    _require(path, len(names) <= MOST_GROUPS, f"it names {len(names)} groups, and a split has at most {MOST_GROUPS}")
     code = {name: index for index, name in enumerate(names)} | {UNPAIRED_NAME: UNPAIRED}
     unknown = [name for name in table["group"] if name not in code]
     _require(path, not unknown, f"group {unknown[:1]} is none of {', '.join(code)}")
@@ -193,16 +191,20 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     """
     names = ("id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct")
     table = read_columns(path, *names, optional=["alone_nll_sum", "token_nll"], once=False)
-    ids, checkpoint = list(dict.fromkeys(table["id"])), table["checkpoint"]
-    n, c = len(ids), int(checkpoint.max(initial=-1)) + 1
-    place = {example: index for index, example in enumerate(ids)}
+    place = {example: index for index, example in enumerate(dict.fromkeys(table["id"]))}
     row = np.asarray([place[example] for example in table["id"]], dtype=np.int64)
-    order = np.lexsort((checkpoint, row))
-    whole = 0 < n * c == len(row) and np.array_equal([row[order], checkpoint[order]], np.divmod(np.arange(n * c), c))
+    ids, checkpoint = list(place), table["checkpoint"]
+    n, c = len(ids), int(checkpoint.max(initial=-1)) + 1
+    cell = row * c + checkpoint
+    order = np.argsort(cell)
+    whole = 0 < n * c == len(cell) and checkpoint.min() >= 0 and np.array_equal(cell[order], np.arange(n * c))
     _require(path, whole, "it holds no example, or not one line for each example and checkpoint 0, 1, 2, ...")
-    columns = [table[name] for name in (*names[2:], "alone_nll_sum", "token_nll")]
-    grid: list[Any] = [column if column is None else column[order].reshape(n, c) for column in columns]
-    step, nll_sum, n_tokens, n_correct, alone, token_nll = grid
+
+    def grid(name: str) -> Any:
+        return None if table[name] is None else table[name][order].reshape(n, c)
+
+    step, nll_sum, n_tokens, n_correct = map(grid, names[2:])
+    alone, token_nll = grid("alone_nll_sum"), grid("token_nll")
     nll_sum = np.where(n_tokens > 0, nll_sum, 0.0)
     dynamics = TrainingDynamics(ids, step[0], nll_sum, n_tokens[:, 0], n_correct, alone_nll_sum=alone)
     problems = [
@@ -213,9 +215,8 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     if token_nll is not None:
         problems.append(("token_nll", np.vectorize(len, otypes=[int])(token_nll) != n_tokens, "n_tokens numbers"))
     for name, wrong, allowed in problems:
-        examples = np.flatnonzero(wrong.any(axis=1))
-        first = [ids[example] for example in examples[:1]]
-        _require(path, not first, f"{name} of {len(examples)} examples, first {first} is wrong; allowed: {allowed}")
+        first = ids[int(wrong.any(axis=1).argmax())]
+        _require(path, not wrong.any(), f"{name} of example {first!r} is wrong; allowed: {allowed}")
     tokens = None if token_nll is None else [np.stack(list(lines)) for lines in token_nll]
     return replace(dynamics, token_nll=tokens)
 

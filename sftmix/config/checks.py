@@ -1,7 +1,5 @@
 """Checks of a configuration that need neither rows nor a model: one sentence per problem."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from collections.abc import Container, Iterator

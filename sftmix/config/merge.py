@@ -7,8 +7,6 @@ each value against the type of its option. `build` makes the typed tree of what 
 In the plain tree a component is {"class_path": import path, "init_args": the options that were given}.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from inspect import Parameter

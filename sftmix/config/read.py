@@ -4,8 +4,6 @@ A file may name other files under `base:`. They apply before it, in order, each 
 So a recipe holds only its differences from another.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@ packages when they are imported: a directory from elsewhere could hold a file of
 directory were always searched.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import inspect

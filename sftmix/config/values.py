@@ -3,8 +3,6 @@
 A message has the key, the value, what is allowed, and the nearest name.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import inspect
 import types

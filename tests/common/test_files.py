@@ -85,7 +85,6 @@ OTHER_HASH, UNREADABLE = "does not have the hash", "its manifest is unreadable"
         (MANIFEST, b"{", UNREADABLE),
         (MANIFEST, b"[]", UNREADABLE),
         (MANIFEST, b'{"step": 1}', UNREADABLE),
-        (MANIFEST, b'{"files": {"weights": 3}}', UNREADABLE),
     ],
 )
 def test_what_is_wrong_is_named(committed, name, content, problem):
