@@ -177,7 +177,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     if pairs:
         for name in ("global_batch_size", "micro_batch_size"):
             size = getattr(training, name)
-            if size is not None and size >= 1 and size % 2:
+            if size is not None and size % 2:
                 yield (
                     f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                     f"use {size + 1}, or --pairing null with an objective that does not mix"
@@ -201,10 +201,6 @@ def _needs(config: RunConfig) -> Iterator[str]:
     yield from _missing("objective", config.objective, available, by_reference if online else "this run")
     # Sharded ranks do not give whole weights, which is another message.
     yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "this run")
-    yield from _callbacks(config)
-
-
-def _callbacks(config: RunConfig) -> Iterator[str]:
     held_out = config.data.eval is not None or config.data.eval_fraction is not None
     if config.checkpoint.keep_best and not held_out:
         yield f"checkpoint.keep_best is true, but there are no held-out rows to evaluate; {_ROWS}, or leave it out"

@@ -69,8 +69,6 @@ def read_layers(
         name = RECIPE + place.relative_to(_RECIPES).with_suffix("").as_posix()
     applied.add(place)
     values = read_yaml(path)
-    if not values:
-        raise ConfigError(f"{path} is empty: expected `option: value` lines")
     if one_run and OF_COMPARE in values:
         raise ConfigError(
             f"{name} describes a table of runs (by its `{OF_COMPARE}`), not one run; run it with "
@@ -98,7 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loader = yaml.SafeLoader(read_text(path))  # in Python, as the one in C crashes where lists are too deep
         node = loader.get_single_node()
         _check_nodes(node)
-        values = {} if node is None else loader.construct_document(node)
+        values = None if node is None else loader.construct_document(node)
     except (OSError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -58,8 +58,6 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
 
     A parameter without a type keeps `inspect.Parameter.empty`. Raises ConfigError if a type cannot be resolved.
     """
-    if owner.__init__ is object.__init__:
-        return {}
     try:
         hints = _type_hints(owner.__init__)
     except (NameError, AttributeError, TypeError) as error:
@@ -144,15 +142,9 @@ def own_modules(*, outside: Path | None = None) -> Iterator[None]:
 def import_class(path: str) -> type:
     """Import the class at an import path; the working directory is searched for it last."""
     module, _, name = path.rpartition(".")
-    try:
-        with own_modules():
-            owner = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module or "." not in module:
-            raise
-        return getattr(import_class(module), name)  # a class inside a class
-    found: type = getattr(owner, name)
-    return found
+    with own_modules():
+        cls: type = getattr(importlib.import_module(module), name)
+    return cls
 
 
 def chosen_by(cls: type) -> str:

@@ -93,10 +93,10 @@ def _as(kind: Any, value: Any) -> Any:
     origin, inside = _type_of(kind), get_args(kind)
     if (origin is Literal and value in inside) or (kind is str and isinstance(value, str)):
         return value
-    if kind is str or (kind is types.NoneType and value not in (None, "null", "~")):
-        raise ValueError
+    if kind is types.NoneType and value in (None, "null", "~"):
+        return None
     parsed = from_yaml(value)
-    if kind in (types.NoneType, bool) and isinstance(parsed, kind):
+    if kind is bool and isinstance(parsed, bool):
         return parsed
     if kind in (int, float) and type(parsed) in (str, int, kind):  # 1e-4 is a text to YAML, since it has no point
         return kind(parsed)
@@ -161,8 +161,8 @@ def unknown_option(key: str) -> ConfigError:
     The last parts are compared alone, since those before them are alike in all options of a group.
     """
     allowed = [*option_hints(), *options_of(RunConfig), "config", "print_config"]
-    group, dot, _ = key.partition(".")
-    siblings = [option for option in allowed if dot and option.startswith(f"{group}.")]
+    group = key.partition(".")[0]
+    siblings = [option for option in allowed if option.startswith(f"{group}.")]
     by_name: dict[str, str] = {}
     for option in [*siblings, *allowed]:
         for name in (option.rpartition(".")[2], *ELSEWHERE.get(option, ()), *choices(option_hints().get(option))):
