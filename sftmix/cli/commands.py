@@ -88,28 +88,15 @@ COMMANDS = {
 
 
 def call(name: str, argv: Sequence[str]) -> None:
-    """Run a command with the words after its name; one without a configuration gets them parsed."""
+    """Run a command with the words after its name; one without a configuration gets them parsed.
+
+    Raises ConfigError for places that cannot be written.
+    """
     if not COMMANDS[name].module:
         return _stage(name, argv)
     command = import_module(f"sftmix.tools.{COMMANDS[name].module}")
-    command.main(_arguments(name, command, argv) if hasattr(command, "add_options") else argv)
-
-
-# -------------------------------------------------------------------- commands without a configuration
-
-
-class WordsParser(argparse.ArgumentParser):
-    """An argparse parser that raises ConfigError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
-def _arguments(name: str, command: Any, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the words of a command; raise ConfigError for places that cannot be written.
-
-    command  its module, with the description ABOUT, and `add_options`, which gives a parser its options
-    """
+    if not hasattr(command, "add_options"):  # it reads options of a run
+        return command.main(argv)
     form = argparse.RawDescriptionHelpFormatter
     parser = WordsParser(f"sftmix {name}", description=command.ABOUT, formatter_class=form, allow_abbrev=False)
     command.add_options(parser)
@@ -118,7 +105,14 @@ def _arguments(name: str, command: Any, argv: Sequence[str]) -> argparse.Namespa
         place = getattr(args, option, None)
         if place and (problem := path_problem(place) or _unwritable(Path(place))):
             raise ConfigError(f"--{option}: {place!r} {problem}")
-    return args
+    command.main(args)
+
+
+class WordsParser(argparse.ArgumentParser):
+    """An argparse parser that raises ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def _unwritable(place: Path) -> str | None:

@@ -132,7 +132,7 @@ PROBLEMS = [
     ({"data.eval": []}, "data.eval is an empty list: name files of held-out rows, or null for none"),
     ({"data.limit": 0}, "data.limit is 0; allowed: at least 1"),
     ({"data.labels": "a", "data.label_field": "q"}, "data.labels (a) and data.label_field (q) exclude each other"),
-    ({"data.labels": ["a", "b"]}, "data.labels names 2 values (a, b) for 1 entries of data.train (a.json)"),
+    ({"data.labels": ["a", "b"]}, "data.labels has 2 values ['a', 'b'] for 1 entries of data.train ['a.json']"),
     ({"training.global_batch_size": 31}, "training.global_batch_size is 31, and pairing needs an even number"),
     ({"training.global_batch_size": 0}, "training.global_batch_size is 0; allowed: at least 1"),
     ({"training.micro_batch_tokens": 0}, "training.micro_batch_tokens is 0; allowed: at least 1, or null"),
