@@ -49,10 +49,3 @@ def test_another_process_draws_the_same_numbers():
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(generator(*KEY).random(3).tolist())
-
-
-def test_draws_of_neighbouring_keys_are_independent():
-    """Serial correlation over 4,000 consecutive steps, within four standard errors of zero."""
-    draws = np.asarray([generator(0, "lambda", step).random() for step in range(4000)])
-    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 4 / np.sqrt(4000)
-    assert abs(draws.mean() - 0.5) < 4 * np.sqrt(1 / 12 / 4000)

@@ -87,7 +87,6 @@ NOT_WHOLE = "holds no example, or not one line for each example and checkpoint 0
     [
         ({"checkpoint": [0, 0, 0, 1]}, NOT_WHOLE),
         ({"id": ["a", "a", "b", "c"]}, NOT_WHOLE),
-        ({"checkpoint": [0, -1, 0, 1]}, NOT_WHOLE),
         ({"id": ["a", "b", "b", "b"], "checkpoint": [0, -1, 0, 1]}, NOT_WHOLE),
         ({"checkpoint": [0, 10**9, 0, 1]}, NOT_WHOLE),
         ({"step": [3, 6, 3, 7]}, "step of example 'b'"),
