@@ -102,9 +102,14 @@ def call(name: str, argv: Sequence[str]) -> None:
     command.add_options(parser)
     args = parser.parse_args(argv)
     for option in ("to", "out"):
-        place = getattr(args, option, None)
-        if place and (problem := path_problem(place) or _unwritable(Path(place))):
-            raise ConfigError(f"--{option}: {place!r} {problem}")
+        if place := getattr(args, option, None):
+            path, problem = Path(place), path_problem(place)
+            existing = next(part for part in (path, *path.parents) if os.path.exists(part))
+            if not (problem or ((existing == path or existing.is_dir()) and os.access(existing, os.W_OK))):
+                problem = f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory"
+                problem += " of yours"
+            if problem:
+                raise ConfigError(f"--{option}: {place!r} {problem}")
     command.main(args)
 
 
@@ -113,11 +118,3 @@ class WordsParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
-
-
-def _unwritable(place: Path) -> str | None:
-    """Return why nothing can be written at a place, or None."""
-    existing = next(path for path in (place, *place.parents) if os.path.exists(path))
-    if (existing == place or existing.is_dir()) and os.access(existing, os.W_OK):
-        return None
-    return f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory of yours"

@@ -101,12 +101,11 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
         key = name.removeprefix("--")
         if key in ("", name):
             last = seen[-1].rstrip("+")
-            if is_list(hints.get(last)):
-                raise ConfigError(f"--{last} takes one value, so {word!r} is too many; add it with --{last}+ {word}")
             place = f" after --{last}" if last else ""
-            raise ConfigError(f"unexpected argument {word!r}{place}; options start with --")
+            more = f"add it with --{last}+ {word}" if is_list(hints.get(last)) else "options start with --"
+            raise ConfigError(f"unexpected argument {word!r}{place}; {more}")
         argument: Any = value if equals else True
-        if not equals and key != "print_config" and words and not words[0].startswith("--"):
+        if not equals and words and not words[0].startswith("--"):
             argument = words.popleft()
         field = key.partition(".")[0].rstrip("+")
         if key == "help":

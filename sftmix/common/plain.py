@@ -7,9 +7,6 @@ from typing import Any
 
 from sftmix.common.shown import quoted
 
-PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
-"""The types of a single plain value. YAML writes no class made from one of them, such as numpy's float64."""
-
 
 @dataclass
 class PlainFields:
@@ -48,10 +45,10 @@ def not_plain(value: object, key: str = "") -> Iterator[str]:
             yield from not_plain(inner, key)
     elif isinstance(value, str) and value != value.encode(errors="replace").decode():
         yield f"{key} is {quoted(value)}, which is not UTF-8: give it another name, or set PYTHONUTF8=1 if it is"
-    elif type(value) not in PLAIN:
-        shown, kind = " ".join(quoted(value).split()), f"{type(value).__module__}.{type(value).__qualname__}"
+    elif type(value) not in (bool, int, float, str, type(None)):  # YAML writes no class made from one, as np.float64
         allowed = "a configuration holds numbers, text, true, false, None, and lists and dictionaries of these"
-        yield f"{key} is {shown}, of the type {kind}; {allowed}. Give float(), int(), str() or list() of it"
+        shown = f"{quoted(value)}, a {type(value).__name__}"
+        yield f"{key} is {shown}; {allowed}. Give float(), int(), str() or list() of it"
 
 
 def as_list(value: Any) -> list[Any]:

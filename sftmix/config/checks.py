@@ -39,15 +39,16 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     if not config.model.path:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
     yield from config.data.problems()
-    training, optimizer, lora = config.training, config.optimizer, config.model.lora
-    yield from _training("", training, optimizer, lora)
-    yield from _lora("model.lora", lora)
-    adapters = reference_lora(config.model, config.reference.model)
-    inherited = set(_training("reference.", training, optimizer, lora))
-    problems = _training("reference.", inherit(training, config.reference.training), optimizer, adapters)
-    yield from (problem for problem in problems if problem not in inherited)
-    if adapters is not lora:
-        yield from _lora("reference.model.lora", adapters)
+    reference, inherited = config.reference, set[str]()
+    adapters = reference_lora(config.model, reference.model)
+    for of, training, lora in (
+        ("", config.training, config.model.lora),
+        ("reference.", inherit(config.training, reference.training), adapters),
+    ):
+        for problem in (*_training(of, training, config.optimizer, lora), *_lora(f"{of}model.lora", lora)):
+            if problem.replace("reference.", "") not in inherited:
+                yield problem
+            inherited.add(problem)
     yield from _needs(config)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
 

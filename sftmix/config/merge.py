@@ -59,18 +59,15 @@ def build(tree: Tree) -> RunConfig:
 def _by_name(*mappings: Mapping[str, Any]) -> Tree:
     """Return the values by the first part of their keys: {"mu.start": 0, "mu": "Linear"} -> {"mu": {...}}.
 
-    What stands in init_args is taken out of it. A value beside options, as the name of a component, is its class_path.
+    A value beside options, as the name of a component, is its class_path.
     """
     options: Tree = {}
     for key, value in (item for mapping in mappings for item in mapping.items()):
-        name, _, rest = str(key).removeprefix(f"{ARGS}.").partition(".")
-        inner = {name: {rest: value} if rest else value}
-        for option, new in (_by_name(value) if name == ARGS and isinstance(value, Mapping) else inner).items():
-            old = options.get(option)
-            if option in options and (isinstance(old, Mapping) or isinstance(new, Mapping)):
-                options[option] = _by_name(_with_class(old), _with_class(new))
-            else:
-                options[option] = new
+        name, _, rest = str(key).partition(".")
+        old, new = options.get(name), {rest: value} if rest else value
+        if name in options and (isinstance(old, Mapping) or isinstance(new, Mapping)):
+            new = _by_name(_with_class(old), _with_class(new))
+        options[name] = new
     return options
 
 
@@ -149,6 +146,9 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
     if isinstance(spelled, Mapping):  # --objective '{class_path: SFTMix, mu: 0.1}'
         del options[CLASS]
         options |= _by_name(spelled)
+    if isinstance(arguments := options.get(ARGS), Mapping):
+        del options[ARGS]
+        options = _by_name(options, arguments)
     cls = import_class(old[CLASS]) if isinstance(old, Mapping) else None
     if CLASS in options:
         name, cls = options.pop(CLASS), None

@@ -145,16 +145,16 @@ def read_finished(run: Path) -> RunConfig:
     Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their names
     and plain forms, which do nothing, stand in their places.
     """
-    layers, foreign = read_layers(run / "config.yaml", one_run=True), dict[str, Any]()
-    for layer in layers:
-        for name in component_bases().keys() & layer.values.keys():
-            if re.search(_FOREIGN, json.dumps(layer.values[name], default=str)):
-                foreign[name] = layer.values.pop(name)
+    file = run / "config.yaml"
+    values, foreign = read_yaml(file), dict[str, Any]()
+    for name in component_bases().keys() & values.keys():
+        if re.search(_FOREIGN, json.dumps(values[name], default=str)):
+            foreign[name] = values.pop(name)
     with own_modules(outside=Path("/")):
-        config = _from_layers(layers)
-    for name, values in foreign.items():
-        stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(values)]
-        setattr(config, name, stand_ins if isinstance(values, list) else stand_ins[0])
+        config = _from_layers([Layer(str(file), values)])
+    for name, plain_form in foreign.items():
+        stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(plain_form)]
+        setattr(config, name, stand_ins if isinstance(plain_form, list) else stand_ins[0])
     return config
 
 

@@ -65,11 +65,10 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
         raise ConfigError(f"the types in {named}.__init__ cannot be read, and they are its options: {error}") from error
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
     defaults = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
-    named_kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {
         p.name: p.replace(annotation=hints.get(p.name, p.empty), default=defaults.get(p.name, p.default))
         for p in inspect.signature(owner).parameters.values()
-        if p.kind in named_kinds
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
 
 
@@ -160,11 +159,10 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
     """
     catalogue()  # which imports the shipped ones
     known: dict[str, type[Component]] = {}
-    pending = list(base.__subclasses__())
-    while pending:
-        cls = pending.pop(0)
-        pending += cls.__subclasses__()
-        internal = cls.__module__.startswith("sftmix.") and not cls.__module__.startswith("sftmix.components.")
+    classes = base.__subclasses__()
+    for cls in classes:
+        classes += cls.__subclasses__()  # and theirs
+        internal = cls.__module__.startswith("sftmix.") and chosen_by(cls) != cls.__name__
         if not (internal or inspect.isabstract(cls) or cls.__name__.startswith("_")):
             known.setdefault(chosen_by(cls), cls)
     return known
