@@ -63,7 +63,7 @@ class OwnOption(NamedTuple):
     """An option of one command, beside the options of RunConfig. An option of type bool is a flag."""
 
     name: str
-    type: Any
+    annotation: Any
     default: Any
     metavar: str
     doc: str

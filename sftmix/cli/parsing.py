@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import Parameter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,7 +64,7 @@ def configuration(
 
 def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> Parsed:
     """Apply the files of a command line in their order, then its options; raise ConfigError for what does not fit."""
-    known = {o.name: Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type) for o in options}
+    known = {option.name: option for option in options}
     tree: Tree = {}
     applied = set[Path]()
     for file in arguments.configs:
@@ -94,7 +93,7 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
     options  the command's options beside those of RunConfig
     """
     arguments, words, seen = Arguments(), deque(argv), [""]
-    hints = {**option_hints(), **{option.name: option.type for option in options}}
+    hints = {**option_hints(), **{option.name: option.annotation for option in options}}
     while words:
         word = words.popleft()
         name, equals, value = ("--help" if word == "-h" else word).partition("=")

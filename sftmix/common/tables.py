@@ -55,10 +55,11 @@ def write_table(path: PathLike, ids: Sequence[str], metadata: dict[bytes, str] |
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    arrays = {name: pa.array(column, _type_of(name)) for name, column in columns.items() if column is not None}
-    table = pa.table({"id": pa.array(ids, pa.string()), **arrays}, metadata=metadata)
+    arrays = {
+        name: pa.array(column, _type_of(name)) for name, column in {"id": ids, **columns}.items() if column is not None
+    }
     with replacing(Path(path)) as file:
-        pq.write_table(table, file)
+        pq.write_table(pa.table(arrays, metadata=metadata), file)
 
 
 def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
@@ -68,12 +69,12 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     import pyarrow.parquet as pq
 
     text = pa.csv.ConvertOptions(column_types={"id": pa.string()})
-    is_csv = os.fspath(path).endswith(".csv")
+    kind = "CSV" if os.fspath(path).endswith(".csv") else "Parquet"
     try:
         with open(path, "rb") as file:  # of a name alone pyarrow makes a URL, which it would fetch
-            table = pa.csv.read_csv(file, convert_options=text) if is_csv else pq.read_table(file)
+            table = pa.csv.read_csv(file, convert_options=text) if kind == "CSV" else pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read as {'CSV' if is_csv else 'Parquet'}: {error}") from error
+        raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
     missing = [name for name in columns if name not in table.column_names]
     _require(path, not missing, f"columns {missing} are missing (it has {table.column_names})")
     return table
@@ -146,8 +147,8 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
 
 def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> None:
     """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, and brier_sum if it is given."""
-    nll_sum, n_tokens, n_correct = scores.nll_sum, scores.n_tokens, scores.n_correct
-    write_table(path, ids, nll_sum=nll_sum, n_tokens=n_tokens, n_correct=n_correct, brier_sum=brier_sum)
+    counts = {"n_tokens": scores.n_tokens, "n_correct": scores.n_correct}
+    write_table(path, ids, nll_sum=scores.nll_sum, **counts, brier_sum=brier_sum)
 
 
 def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:

@@ -55,7 +55,7 @@ class World:
             return [float(v) for v in values]
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
-        return [float(v) for v in total.tolist()]
+        return total.tolist()
 
     def max(self, value: float) -> float:
         """Return the largest value over ranks."""

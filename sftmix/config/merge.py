@@ -33,10 +33,10 @@ Tree = dict[str, Any]
 """The options that were given, nested, as plain values of their types."""
 
 
-def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Parameter] | None = None, *, of: str = "") -> Tree:
+def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None = None, *, of: str = "") -> Tree:
     """Return the tree with one more layer of values over it; raise ConfigError for what does not fit.
 
-    more  the options that a command has beside those of a run
+    more  the options that a command has beside those of a run, each with an annotation and a default
     of    the name of the file, for messages
     """
     try:
@@ -79,7 +79,7 @@ def _with_class(value: Any) -> Mapping[str, Any]:
 def _merge_options(
     old: Tree,
     new: Mapping[str, Any],
-    known: Mapping[str, Parameter],
+    known: Mapping[str, Any],
     prefix: str,
     cls: type[Component] | None = None,
 ) -> Tree:
