@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import inspect
-import itertools
 import json
 import re
 import textwrap
@@ -76,12 +75,6 @@ class Row(NamedTuple):
     form: str
     doc: str
 
-    @property
-    def title(self) -> str:
-        """The group of the option: `run` for those without one."""
-        group, dot, _ = self.key.partition(".")
-        return group if dot or self.form in ("...", "CLASS") else "run"
-
     def within(self, keys: Iterable[str]) -> bool:
         """Return True if this is one of these options, or an option inside one."""
         return any(f"{self.key}.".startswith(f"{key}.") for key in keys)
@@ -100,7 +93,11 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
         Row("print_config", "", "Print the whole configuration as YAML for --config, and exit."),
         *option_rows(RunConfig, ""),
     ]
-    groups = {title: [*members] for title, members in itertools.groupby(rows, lambda row: row.title)}
+    heads = {row.key for row in rows if row.form in ("...", "CLASS")}
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        group = row.key.partition(".")[0]
+        groups.setdefault(group if group in heads else "run", []).append(row)
     usage = f"sftmix {name} [--config FILE] [options]"
     if topic == "all":
         return formatted(groups, usage=usage, description=about, epilog=_COMPONENTS)

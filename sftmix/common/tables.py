@@ -147,8 +147,8 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
 
 def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> None:
     """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, and brier_sum if it is given."""
-    counts = {"n_tokens": scores.n_tokens, "n_correct": scores.n_correct}
-    write_table(path, ids, nll_sum=scores.nll_sum, **counts, brier_sum=brier_sum)
+    nll_sum, n_tokens, n_correct = scores.nll_sum, scores.n_tokens, scores.n_correct
+    write_table(path, ids, nll_sum=nll_sum, n_tokens=n_tokens, n_correct=n_correct, brier_sum=brier_sum)
 
 
 def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:

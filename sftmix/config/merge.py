@@ -49,7 +49,7 @@ def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None 
 def build(tree: Tree) -> RunConfig:
     """Make the configuration that a tree describes; what it does not name has its default."""
     with own_modules():
-        config: RunConfig = _make({name: tree[name] for name in options_of(RunConfig) if name in tree}, RunConfig, "")
+        config: RunConfig = _make(tree, RunConfig, "")
         return config
 
 
@@ -184,7 +184,11 @@ def _make(value: Any, hint: Any, key: str) -> Any:
     known, prefix = options_of(cls), f"{key}." if key else ""
     if missing := [f"{prefix}{p.name}" for p in known.values() if p.default is p.empty and p.name not in options]:
         raise ConfigError(f"{key}: {cls.__name__} needs {', '.join(missing)}")
-    made = {name: _make(inner, known[name].annotation, f"{prefix}{name}") for name, inner in options.items()}
+    made = {  # but for options of a command, which stand in the tree beside those of a run
+        name: _make(inner, known[name].annotation, f"{prefix}{name}")
+        for name, inner in options.items()
+        if name in known
+    }
     try:
         return cls(**made)
     except ValueError as error:

@@ -7,7 +7,7 @@ So a recipe holds only its differences from another.
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,9 +134,11 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
 
     Classes that it names are not imported from its own directory, as the directory may be the run of someone else.
     """
-    layers = read_layers(path, one_run=True)
+    tree: Tree = {}
     with own_modules(outside=Path(path).expanduser().parent):
-        return _from_layers(layers)
+        for layer in read_layers(path, one_run=True):
+            tree = merge(tree, layer.values, of=layer.name)
+        return build(tree)
 
 
 def read_finished(run: Path) -> RunConfig:
@@ -151,7 +153,7 @@ def read_finished(run: Path) -> RunConfig:
         if re.search(_FOREIGN, json.dumps(values[name], default=str)):
             foreign[name] = values.pop(name)
     with own_modules(outside=Path("/")):
-        config = _from_layers([Layer(str(file), values)])
+        config = build(merge({}, values, of=str(file)))
     for name, plain_form in foreign.items():
         stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(plain_form)]
         setattr(config, name, stand_ins if isinstance(plain_form, list) else stand_ins[0])
@@ -171,11 +173,4 @@ def _stand_in(base: type[Component], plain_form: Mapping[str, Any]) -> Component
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:
     """Build a configuration from (a part of) its plain form; raise ConfigError for wrong keys and values."""
-    return _from_layers([Layer("", dict(values))])
-
-
-def _from_layers(layers: Sequence[Layer]) -> RunConfig:
-    tree: Tree = {}
-    for layer in layers:
-        tree = merge(tree, layer.values, of=layer.name)
-    return build(tree)
+    return build(merge({}, values))
