@@ -118,17 +118,6 @@ def _require(path: PathLike, holds: bool, problem: str) -> None:
 # ------------------------------------------------------------------------------------------- tables of examples
 
 
-def write_confidence(path: PathLike, ids: Sequence[str], confidence: Float64, variability: Float64) -> None:
-    """Write id, confidence, variability; both f64[N], NaN where an example was not scored."""
-    write_table(path, ids, confidence=confidence, variability=variability)
-
-
-def read_confidence(path: PathLike) -> tuple[list[str], Float64, Float64]:
-    """Return (ids, confidence f64[N], variability f64[N])."""
-    table = read_columns(path, "id", "confidence", "variability")
-    return table["id"], table["confidence"], table["variability"]
-
-
 def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
     """Write exactly id and group (a group's name or `unpaired`); the order of the names goes to the metadata."""
     write_table(path, ids, {_NAMES_KEY: json.dumps(split.names)}, group=split.labels)

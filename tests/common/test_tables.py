@@ -116,13 +116,13 @@ def test_a_missing_or_foreign_file_is_a_data_error_with_its_path(tmp_path):
             tables.read_dynamics(tmp_path / name)
 
 
-def test_confidence_survives_the_file(tmp_path):
-    confidence, variability = np.asarray([-1.25, np.nan, -np.inf]), np.asarray([0.5, np.nan, np.inf])
-    tables.write_confidence(tmp_path / "c.parquet", ["a", "b", "c"], confidence, variability)
-    assert pq.read_schema(tmp_path / "c.parquet").names == ["id", "confidence", "variability"]
-    ids, *values = tables.read_confidence(tmp_path / "c.parquet")
-    assert ids == ["a", "b", "c"]
-    np.testing.assert_array_equal(values, [confidence, variability])
+def test_numbers_of_examples_survive_the_file(tmp_path):
+    confidence, path = np.asarray([-1.25, np.nan, -np.inf]), tmp_path / "c.parquet"
+    tables.write_table(path, ["a", "b", "c"], confidence=confidence)
+    assert pq.read_schema(path).names == ["id", "confidence"]
+    table = tables.read_columns(path, "id", "confidence")
+    assert table["id"] == ["a", "b", "c"]
+    np.testing.assert_array_equal(table["confidence"], confidence)
 
 
 def test_a_split_is_stored_by_the_names_of_its_groups(tmp_path):
