@@ -88,7 +88,6 @@ def directory(tmp_path_factory) -> Path:
         ("run --splitter my_parts.Half", "my_parts.Half is abstract: it lacks split"),
         ("run --splitter my_parts.Needs", "splitter: Needs needs splitter.untyped"),
         ("run --splitter my_parts.Array --splitter.a 3", "splitter.a: '3' is not allowed; allowed: <class 'numpy"),
-        ("run --splitter my_parts.Unknown", "name 'Nowhere' is not defined"),
     ],
 )  # fmt: skip
 def test_a_wrong_name_or_class_ends_with_one_sentence(directory, words, said):
