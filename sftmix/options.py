@@ -180,7 +180,7 @@ class DataOptions(PlainFields):
                     "give one for each, in their order"
                 )
         for size in sizes or ():
-            share, number = isinstance(size, float), isinstance(size, int) and not isinstance(size, bool)
+            share, number = isinstance(size, float), isinstance(size, int)
             if not (size is None or (share and 0 < size < 1) or (number and size >= 1)):
                 yield (
                     f"data.take has {size}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or null. "

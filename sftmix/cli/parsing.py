@@ -104,7 +104,7 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
             more = f"add it with --{last}+ {word}" if is_list(hints.get(last)) else "options start with --"
             raise ConfigError(f"unexpected argument {word!r}{place}; {more}")
         argument: Any = value if equals else True
-        if not equals and words and not words[0].startswith("--"):
+        if not equals and key != "print_config" and words and not words[0].startswith("--"):
             argument = words.popleft()
         field = key.partition(".")[0].rstrip("+")
         if key == "help":

@@ -102,9 +102,7 @@ class _WorkingDirectory(MetaPathFinder):
         self.outside = None if outside is None else outside.resolve()
         self.found: set[str] = set()
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         here = Path.cwd().resolve()
         spec = PathFinder.find_spec(fullname, [str(here)]) if path is None else None
         if spec is None:

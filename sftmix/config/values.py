@@ -36,10 +36,10 @@ EXAMPLES = {
 """A value of each option whose form is easily mistaken."""
 ELSEWHERE = {
     "model.path": ("model_name_or_path", "base_model"),
-    "model.lora.r": ("rank", "lora_r", "lora_rank", "adapter", "finetuning_type"),
+    "model.lora.r": ("rank", "lora_rank", "adapter", "finetuning_type"),
     "model.lora.quantize": ("load_in_4bit",),
-    "data.train": ("dataset", "datasets", "dataset_name"),
-    "data.eval_fraction": ("val_size", "val_set_size"),
+    "data.train": ("dataset",),
+    "data.eval_fraction": ("val_size",),
     "data.max_length": ("sequence_len", "cutoff_len"),
     "data.limit": ("max_samples",),
     "training.epochs": ("num_epochs", "num_train_epochs"),
@@ -52,7 +52,7 @@ ELSEWHERE = {
     "out": ("output_dir",),
     "callbacks": ("eval_steps", "report_to"),
 }
-"""Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike."""
+"""Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike; one of those that are."""
 
 
 class NoValueError(Exception):
