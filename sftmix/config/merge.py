@@ -85,10 +85,16 @@ def _merge_options(
 ) -> Tree:
     """Return the options of a group, or of a component of this class: those that a layer gives over the old ones.
 
-    new  values by the names of options, or by `name+` for what is added to a list, after its other values
+    new  values by the names of options, or by `name+` for what is added to a list
     """
     tree, given = dict(old), _by_name(new)
-    for word in sorted(given, key=lambda word: word.endswith("+")):
+
+    def turn(word: str) -> int:
+        """First values, then what is added to them, then options alone: of a list, those of its last component."""
+        options_alone = isinstance(given[word], Mapping) and CLASS not in given[word]
+        return 1 if word.endswith("+") else 2 * options_alone
+
+    for word in sorted(given, key=turn):
         name, value, key = word.removesuffix("+"), given[word], prefix + word
         adds = word != name
         if name not in known or (adds and not is_list(known[name].annotation)):

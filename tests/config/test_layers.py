@@ -139,7 +139,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
         ({"data.train+": "b", "data": {"train": "a"}}, {"data": {"train": ["a", "b"]}}),
         (
             {"callbacks.every": 3, "callbacks+": "MeasureMixing"},
-            {"callbacks": [{"class_path": "Evaluate", "init_args": {"every": 3}}, "MeasureMixing"]},
+            {"callbacks": ["Evaluate", {"class_path": "MeasureMixing", "init_args": {"every": 3}}]},
         ),
     ],
 )
