@@ -192,6 +192,6 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}")
     if inspect.isabstract(cls):
-        methods = ", ".join(sorted(cls.__abstractmethods__))
+        methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise ConfigError(f"{where}{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
     return cls
