@@ -122,12 +122,13 @@ def _training(of: str, options: TrainingOptions, optimizer: Optimizer, lora: Lor
 def _lora(prefix: str, lora: LoraOptions) -> Iterator[str]:
     """Yield the problems of one group of adapter options."""
     yield from out_of_range(prefix, lora, _LORA)
-    idle = [f.name for f in fields(lora) if f.name != "r" and getattr(lora, f.name) != f.default and not lora.r]
-    for name in idle:
-        yield (
-            f"{prefix}.{name} is {getattr(lora, name)!r}, but {prefix}.r is {'null' if lora.r is None else lora.r}: "
-            f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
-        )
+    for option in fields(lora):
+        name, value = option.name, getattr(lora, option.name)
+        if not lora.r and name != "r" and value != option.default:
+            yield (
+                f"{prefix}.{name} is {value!r}, but {prefix}.r is {'null' if lora.r is None else lora.r}: "
+                f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
+            )
     if lora.r and lora.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
         yield (
             f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "

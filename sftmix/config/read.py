@@ -94,36 +94,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         loader = yaml.SafeLoader(read_text(path))  # in Python, as the one in C crashes where lists are too deep
-        node = loader.get_single_node()
-        _check_nodes(node)
-        values = None if node is None else loader.construct_document(node)
+        document = loader.get_single_node()
+        nodes, seen = [document], 0
+        while nodes:  # YAML would take the last value of a key that stands twice, and unfold aliases without end
+            node, seen = nodes.pop(), seen + 1
+            if seen + len(nodes) > _MOST:
+                raise ValueError(f"with its aliases it has over {_MOST:,} values")
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            nodes += node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
+            lines: dict[str, int] = {}
+            for key, _ in pairs:
+                name, line = str(key.value), key.start_mark.line + 1
+                if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
+                    raise ValueError(f"{name} stands in lines {lines[name]} and {line}; write it once")
+                lines[name] = line
+        values = None if document is None else loader.construct_document(document)
     except (OSError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
     return values
-
-
-def _check_nodes(node: Any) -> None:
-    """Raise ValueError for a key that stands twice in one mapping: YAML would take the last one, without a word.
-
-    Also for aliases that unfold to more than _MOST values, or to themselves.
-    """
-    import yaml
-
-    nodes, seen = [node], 0
-    while nodes:
-        node, seen = nodes.pop(), seen + 1
-        if seen + len(nodes) > _MOST:
-            raise ValueError(f"with its aliases it has over {_MOST:,} values")
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        nodes += node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
-        lines: dict[str, int] = {}
-        for key, _ in pairs:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
-                raise ValueError(f"{name} stands in lines {lines[name]} and {line}; write it once")
-            lines[name] = line
 
 
 # --------------------------------------------------------------------------------------------- RunConfig

@@ -70,6 +70,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
         ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
         ({"data": {"format": "alpacca"}}, ["data.format: 'alpacca'", "mean alpaca? Allowed: auto, alpaca, "]),
         ({"data": 3}, ["data: 3", "a group of options {train, "]),
+        ({"model": "m", "model.path": "p"}, ["model: 'm' is not allowed; allowed: a group of options {path, "]),
         ({"objective": None}, ["objective is null, or has no value; allowed: NTP, SFTMix, "]),
         ({"objective": ["NTP"]}, ["objective: ['NTP'] is not allowed", "SFTMix"]),
         ({"objective.mo": 1}, ["objective.mo: SFTMix has no option 'mo'. Did you mean mu? It takes mu, alpha, "]),
