@@ -53,7 +53,6 @@ OPTIONS = [
     ("data.max_length", "null", None),
     ("data.skip_bad", None, True),
     ("reference.checkpoints", "[0, 0.5, 1]", [0.0, 0.5, 1.0]),
-    ("pairing", "auto", "auto"),
     ("pairing", "null", None),
     ("objective", "sftmix.components.objectives.NTP", "NTP"),
     ("training.betas", "[0.8, 0.9]", [0.8, 0.9]),
