@@ -96,8 +96,8 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     log("read dynamics, join by id", lambda: read_dynamics(place / "dynamics.parquet").of(data.ids))
     confidence = log("confidence", lambda: check_confidence(Perplexity(), Perplexity().estimate(dynamics), dynamics))
     spread_N = variability(dynamics)
-    columns = {"confidence": confidence, "variability": spread_N}
-    log("write confidence", lambda: write_table(place / "confidence.parquet", data.ids, **columns))
+    write = partial(write_table, place / "confidence.parquet", data.ids, confidence=confidence, variability=spread_N)
+    log("write confidence", write)
     scores = Scores(data.ids, np.arange(len(data)), confidence, spread_N, data.n_targets)
     for splitter in (Quantile(levels=4), LengthMatched(), Median()):
         split_rows = partial(splitter.split, scores, seed=0)
