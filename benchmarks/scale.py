@@ -32,7 +32,7 @@ from benchmarks.report import parse, parser, publish  # noqa: E402
 from benchmarks.stages import write_rows  # noqa: E402
 from sftmix.batches.order import TrainingOrder  # noqa: E402
 from sftmix.common.rng import generator  # noqa: E402
-from sftmix.common.tables import read_dynamics, read_split, write_confidence, write_dynamics, write_split  # noqa: E402
+from sftmix.common.tables import read_dynamics, read_split, write_dynamics, write_split, write_table  # noqa: E402
 from sftmix.common.world import World  # noqa: E402
 from sftmix.components.confidence import Perplexity, variability  # noqa: E402
 from sftmix.components.contracts import check_confidence, check_pairs, check_split  # noqa: E402
@@ -96,7 +96,8 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     log("read dynamics, join by id", lambda: read_dynamics(place / "dynamics.parquet").of(data.ids))
     confidence = log("confidence", lambda: check_confidence(Perplexity(), Perplexity().estimate(dynamics), dynamics))
     spread_N = variability(dynamics)
-    log("write confidence", lambda: write_confidence(place / "confidence.parquet", data.ids, confidence, spread_N))
+    write = partial(write_table, place / "confidence.parquet", data.ids, confidence=confidence, variability=spread_N)
+    log("write confidence", write)
     scores = Scores(data.ids, np.arange(len(data)), confidence, spread_N, data.n_targets)
     for splitter in (Quantile(levels=4), LengthMatched(), Median()):
         split_rows = partial(splitter.split, scores, seed=0)

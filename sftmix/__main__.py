@@ -3,20 +3,13 @@
 import os
 import sys
 
-
-def _leave_out_working_directory() -> None:
-    """Take the working directory off sys.path, where `python -m` puts it first, so that it is searched as by `sftmix`.
-
-    It stays where it holds this package: a checkout that is not installed.
-    """
+if __name__ == "__main__":
+    # `python -m` puts the working directory first on sys.path. Off it, it is searched as by `sftmix`; it stays where it
+    # holds this package: a checkout that is not installed.
     here, package = os.getcwd(), os.path.dirname(os.path.abspath(__file__))
-    is_first = sys.path[:1] == [here] and not getattr(sys.flags, "safe_path", False)  # of Python 3.11 and later
+    is_first = sys.path[:1] == [here] and not sys.flags.safe_path
     if is_first and not os.path.samefile(here, os.path.dirname(package)):
         del sys.path[0]
-
-
-if __name__ == "__main__":
-    _leave_out_working_directory()
     from sftmix.cli import main  # here, since it imports more
 
     sys.exit(main())

@@ -3,8 +3,6 @@
 `sftmix.config.RunConfig` composes them with the components. A field's docstring is its help text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -63,7 +61,7 @@ class LoraOptions(PlainFields):
     quantize: Literal["4bit"] | None = None
     """4bit: QLoRA, the frozen weights as NF4 by bitsandbytes; with training.parallel ddp or one process."""
 
-    def without_adapters(self) -> LoraOptions:
+    def without_adapters(self) -> "LoraOptions":
         """Return the options for the base model under the adapters, which is stored without them."""
         return LoraOptions(quantize=self.quantize)
 
@@ -178,11 +176,11 @@ class DataOptions(PlainFields):
         for key, values in (("labels", labels), ("take", sizes)):
             if values is not None and len(values) != len(train):
                 yield (
-                    f"data.{key} names {len(values)} values ({_shown(values)}) for {len(train)} entries of data.train "
-                    f"({_shown(train)}); give one for each, in their order"
+                    f"data.{key} has {len(values)} values {values} for {len(train)} entries of data.train {train}; "
+                    "give one for each, in their order"
                 )
         for size in sizes or ():
-            share, number = isinstance(size, float), isinstance(size, int) and not isinstance(size, bool)
+            share, number = isinstance(size, float), isinstance(size, int)
             if not (size is None or (share and 0 < size < 1) or (number and size >= 1)):
                 yield (
                     f"data.take has {size}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or null. "
@@ -190,10 +188,6 @@ class DataOptions(PlainFields):
                 )
         yield from column_problems(self.format, self.columns or {})
         yield from out_of_range("data", self, _DATA)
-
-
-def _shown(values: list[Any]) -> str:
-    return ", ".join("null" if value is None else str(value) for value in values)
 
 
 DEFAULT_MICRO_BATCH = 8

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 Int64 = npt.NDArray[np.int64]
-Rows: TypeAlias = Int64
+Rows = Int64
 """Row numbers of the data set, or pairs of them; other whole numbers are Int64."""
 Float64 = npt.NDArray[np.float64]
 Tensor: TypeAlias = "torch.Tensor"
@@ -108,7 +108,7 @@ class RowScores:
     token_nll: Sequence[npt.NDArray[np.float32]] | None = None
 
 
-RowScorer: TypeAlias = Callable[[Encoded], tuple[float, int]]
+RowScorer = Callable[[Encoded], tuple[float, int]]
 """A row -> the summed NLL of its response tokens (nats), and the number of those that are the argmax."""
 
 NOT_COUNTED = -1
@@ -157,7 +157,7 @@ class TrainingDynamics:
             nll_sum=self.nll_sum[rows],
             n_tokens=self.n_tokens[rows],
             n_correct=self.n_correct[rows],
-            token_nll=None if tokens is None else [tokens[at] for at in rows.tolist()],
+            token_nll=None if tokens is None else [tokens[row] for row in rows],
             alone_nll_sum=None if alone is None else alone[rows],
         ).scoring_only(rows >= 0)
 
@@ -209,7 +209,7 @@ UNPAIRED = -1
 """Marker in place of a group: the example gets NTP, no Mixup."""
 UNPAIRED_NAME = "unpaired"
 """What such examples are called in files and pages."""
-MOST_GROUPS = int(np.iinfo(np.int8).max) + 1
+MOST_GROUPS = 128
 """Most groups of a split, whose numbers are int8, from 0."""
 
 
@@ -373,6 +373,5 @@ class Plan:
         import torch
 
         weight = self.row_weight if row_weight is None else row_weight
-        pairs, nothing = self.pairs[:0], self.lam[:0]
-        alone = torch.arange(len(weight), device=weight.device)
-        return replace(self, row_weight=weight, pairs=pairs, pair_weight=nothing, lam=nothing, alone=alone)
+        nothing, alone = self.lam[:0], torch.arange(len(weight), device=weight.device)
+        return replace(self, row_weight=weight, pairs=self.pairs[:0], pair_weight=nothing, lam=nothing, alone=alone)

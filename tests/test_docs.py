@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -202,20 +201,6 @@ def test_every_exit_code_is_documented():
     assert all(f"| {kind.exit_code} |" in text for kind in kinds)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md")), ids=name_of)
-def test_decisions_are_short_and_dated(page):
-    text = page.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 40
-    assert text.startswith(f"# {int(page.name[:4])}. ")
-    assert re.search(r"^\d{4}-\d\d-\d\d, ", text, re.M)
-    assert re.findall(r"^## (.+)$", text, re.M) == ["Context", "Decision", "Consequences"]
-
-
-def test_the_picture_stands_alone():
-    picture = ET.parse(ROOT / "docs" / "images" / "sftmix.svg")
-    assert not [e for e in picture.iter() if e.tag.endswith(("script", "image", "foreignObject"))]
-
-
 # -------------------------------------------------------------------------------------------- commands
 
 
@@ -227,11 +212,6 @@ def test_readme_has_two_set_up_commands():
     assert re.fullmatch(r"pip install [^&]+ && sftmix quickstart", install)
     assert re.fullmatch(r"pip install [^&\n]+ && pytest", set_up[1])
     assert len(set_up) == 2
-    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    take = re.search(r"^command=\$\((.+)\)$", ci, re.M)
-    assert take is not None
-    taken = subprocess.run(["bash", "-c", take[1]], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert taken.stdout == set_up[1] + "\n"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

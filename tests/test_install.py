@@ -107,12 +107,9 @@ def test_the_citation_names_paper_and_software():
     assert (cited["cff-version"], cited["type"], cited["title"]) == ("1.2.0", "software", "SFTMix")
     paper = cited["references"][0]
     assert paper["identifiers"][0] == {"type": "other", "value": "arXiv:2410.05248"}
-    assert paper["authors"][0]["family-names"] == "Xiao"
     zenodo = json.loads((ROOT / ".zenodo.json").read_text(encoding="utf-8"))
     same = ["title", "version", "license", "keywords"]
     assert [zenodo[name] for name in [*same, "description"]] == [cited[name] for name in [*same, "abstract"]]
-    names = ", ".join(f"{author['given-names']} {author['family-names']}" for author in paper["authors"])
-    assert zenodo["references"] == [f"{names}: {paper['title']}. ACL 2026. arXiv:2410.05248"]
     assert {one["identifier"] for one in zenodo["related_identifiers"]} == {"arXiv:2410.05248", paper["url"]}
 
 

@@ -21,7 +21,7 @@ from benchmarks.evidence.known_rows import SHARES  # noqa: E402
 from benchmarks.evidence.known_tests import contrasts  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.common.files import MANIFEST, write_json  # noqa: E402
-from sftmix.common.tables import read_confidence  # noqa: E402
+from sftmix.common.tables import read_columns  # noqa: E402
 from sftmix.tools.compare.plan import has_diverged  # noqa: E402
 
 ARMS, SEEDS = ("NTP", "SFTMix", "RandomSplit"), range(1, 11)
@@ -69,8 +69,8 @@ def figures_of(table: Path, data: Path, share: int) -> dict[str, Any]:
         else:
             continue
         if arm == "SFTMix":  # the confidence is older than the training, which may have diverged
-            ids, confidence, _ = read_confidence(run / "confidence" / "confidence.parquet")
-            found_by[str(seed)] = aucs(dict(zip(ids, confidence.tolist(), strict=True)), train)
+            scores = read_columns(run / "confidence" / "confidence.parquet", "id", "confidence")
+            found_by[str(seed)] = aucs(dict(zip(scores["id"], scores["confidence"].tolist(), strict=True)), train)
     over = sum(map(len, [*runs.values(), *diverged.values()]))
     complete = over == len(ARMS) * len(SEEDS)
     return {"share": share, "complete": complete, "auc": found_by, "diverged": diverged, "runs": runs}

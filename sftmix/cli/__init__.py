@@ -1,7 +1,5 @@
 """The command line: `sftmix COMMAND`, `python -m sftmix COMMAND` and `torchrun -m sftmix COMMAND` do the same."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys
@@ -51,19 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (`sftmix.common.errors`); unexpected exceptions keep their traceback."""
     end_with_launcher()  # before anything that takes its time
     outputs = outlast_readers() if argv is None else []
-    code = _run(argv)
-    sys.stdout.flush()
-    lost = [output.code for output in outputs if output.code]
-    if NoSpaceError.exit_code in lost:
-        print("error: no space left for what this command prints", file=sys.stderr)
-    return code or max(lost, default=0)
-
-
-def _run(argv: Sequence[str] | None) -> int:
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as leave:  # --help and --print_config
+        code = int(leave.code or 0)
     except (SFTMixError, Stopped) as error:
-        return _report(error)
+        code = _report(error)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print(
@@ -71,10 +62,15 @@ def _run(argv: Sequence[str] | None) -> int:
                 "(SIGTERM saves one first)",
                 file=sys.stderr,
             )
-        return INTERRUPTED
+        code = INTERRUPTED
     except Exception as error:
         record_error(f"{type(error).__name__}: {error}")
         raise
+    sys.stdout.flush()
+    lost = [output.code for output in outputs if output.code]
+    if NoSpaceError.exit_code in lost:
+        print("error: no space left for what this command prints", file=sys.stderr)
+    return code or max(lost, default=0)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -90,10 +86,7 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         guess, listed = nearest(argv[0], COMMANDS), f"there are {', '.join(COMMANDS)}"
         raise ConfigError(told(f"no command {argv[0]!r}", guess, listed))
-    try:
-        call(argv[0], argv[1:])
-    except SystemExit as leave:  # --help and --print_config
-        return int(leave.code or 0)
+    call(argv[0], argv[1:])
     return 0
 
 

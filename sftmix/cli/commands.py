@@ -1,7 +1,5 @@
 """The commands by name. Each imports its modules when it runs, so that `--help` and wrong options need no torch."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -90,14 +88,29 @@ COMMANDS = {
 
 
 def call(name: str, argv: Sequence[str]) -> None:
-    """Run a command with the words after its name; one without a configuration gets them parsed."""
+    """Run a command with the words after its name; one without a configuration gets them parsed.
+
+    Raises ConfigError for places that cannot be written.
+    """
     if not COMMANDS[name].module:
         return _stage(name, argv)
     command = import_module(f"sftmix.tools.{COMMANDS[name].module}")
-    command.main(_arguments(name, command, argv) if hasattr(command, "add_options") else argv)
-
-
-# -------------------------------------------------------------------- commands without a configuration
+    if not hasattr(command, "add_options"):  # it reads options of a run
+        return command.main(argv)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = WordsParser(f"sftmix {name}", description=command.ABOUT, formatter_class=form, allow_abbrev=False)
+    command.add_options(parser)
+    args = parser.parse_args(argv)
+    for option in ("to", "out"):
+        if place := getattr(args, option, None):
+            path, problem = Path(place), path_problem(place)
+            existing = next(part for part in (path, *path.parents) if os.path.exists(part))
+            if not (problem or ((existing == path or existing.is_dir()) and os.access(existing, os.W_OK))):
+                problem = f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory"
+                problem += " of yours"
+            if problem:
+                raise ConfigError(f"--{option}: {place!r} {problem}")
+    command.main(args)
 
 
 class WordsParser(argparse.ArgumentParser):
@@ -105,27 +118,3 @@ class WordsParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
-
-
-def _arguments(name: str, command: Any, argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the words of a command; raise ConfigError for places that cannot be written.
-
-    command  its module, with the description ABOUT, and `add_options`, which gives a parser its options
-    """
-    form = argparse.RawDescriptionHelpFormatter
-    parser = WordsParser(f"sftmix {name}", description=command.ABOUT, formatter_class=form, allow_abbrev=False)
-    command.add_options(parser)
-    args = parser.parse_args(argv)
-    for option in ("to", "out"):
-        place = getattr(args, option, None)
-        if place and (problem := path_problem(place) or _unwritable(Path(place))):
-            raise ConfigError(f"--{option}: {place!r} {problem}")
-    return args
-
-
-def _unwritable(place: Path) -> str | None:
-    """Return why nothing can be written at a place, or None."""
-    existing = next(path for path in (place, *place.parents) if os.path.exists(path))
-    if (existing == place or existing.is_dir()) and os.access(existing, os.W_OK):
-        return None
-    return f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory of yours"

@@ -1,11 +1,8 @@
 """The help: options with their explanations and defaults, from the fields of dataclasses and from constructors."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import inspect
-import itertools
 import json
 import re
 import textwrap
@@ -61,12 +58,11 @@ _FORMS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", bool: "true|false",
 _FORMS |= {dict: "{NAME: ...}", list: "[A, ...]", tuple: "[A, B]"}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class OwnOption:
+class OwnOption(NamedTuple):
     """An option of one command, beside the options of RunConfig. An option of type bool is a flag."""
 
     name: str
-    type: Any
+    annotation: Any
     default: Any
     metavar: str
     doc: str
@@ -78,12 +74,6 @@ class Row(NamedTuple):
     key: str
     form: str
     doc: str
-
-    @property
-    def title(self) -> str:
-        """The group of the option: `run` for those without one."""
-        group, dot, _ = self.key.partition(".")
-        return group if dot or self.form in ("...", "CLASS") else "run"
 
     def within(self, keys: Iterable[str]) -> bool:
         """Return True if this is one of these options, or an option inside one."""
@@ -103,7 +93,11 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
         Row("print_config", "", "Print the whole configuration as YAML for --config, and exit."),
         *option_rows(RunConfig, ""),
     ]
-    groups = {title: [*members] for title, members in itertools.groupby(rows, lambda row: row.title)}
+    heads = {row.key for row in rows if row.form in ("...", "CLASS")}
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        group = row.key.partition(".")[0]
+        groups.setdefault(group if group in heads else "run", []).append(row)
     usage = f"sftmix {name} [--config FILE] [options]"
     if topic == "all":
         return formatted(groups, usage=usage, description=about, epilog=_COMPONENTS)
@@ -114,7 +108,11 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
         return formatted({topic: chosen}, usage=argparse.SUPPRESS, epilog="All options: --help all.")
     unread = _NOT_READ.get(name, "").split()
     by_key = {row.key: row for row in rows if not row.within(unread)}
-    short = [_on_a_line(by_key[key], text) for key, text in SHORT.items() if key in by_key]
+    short = []
+    for key in filter(by_key.get, SHORT):  # a few words, the default, and one form of the value
+        default = re.search(r" \[(?!null|auto)[^[]*]$", by_key[key].doc)
+        form = by_key[key].form.partition("|")[0]
+        short.append(Row(key, form, SHORT[key] + (default[0] if default else "")))
     rest = f"All options: --help all. One group in full: --help GROUP, of {', '.join(groups)}."
     return formatted({name: own, "options": short}, usage=usage, description=about, epilog=textwrap.fill(rest, 78))
 
@@ -135,16 +133,10 @@ def option_rows(owner: type, prefix: str) -> Iterator[Row]:
             yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, base) else ()
         else:
             more = f" More: --{key}+ VALUE." if is_list(hint) else ""
-            yield Row(key, _form(option), f"{doc}{more}{_default(option.default, doc)}".strip())
-
-
-def _form(option: inspect.Parameter) -> str:
-    """Return how the value of an option is written: `N`, `cosine|linear`; "" for a flag."""
-    if option.annotation is bool or option.name in _NAMES:
-        return _NAMES.get(option.name, "")
-    kinds = [get_origin(kind) or kind for kind in alternatives(option.annotation)]
-    forms = ["CLASS" if component_in(kind) else _FORMS.get(kind, "VALUE") for kind in kinds]
-    return "|".join(filter(None, [*forms, *choices(option.annotation)]))
+            kinds = [] if hint is bool else [get_origin(kind) or kind for kind in alternatives(hint)]  # bool: a flag
+            forms = ["CLASS" if component_in(kind) else _FORMS.get(kind, "VALUE") for kind in kinds]
+            form = _NAMES.get(name) or "|".join(filter(None, [*forms, *choices(hint)]))
+            yield Row(key, form, f"{doc}{more}{_default(option.default, doc)}".strip())
 
 
 def _default(value: Any, doc: str) -> str:
@@ -154,12 +146,6 @@ def _default(value: Any, doc: str) -> str:
     if value is False or value in ("", [], {}) or (value is None and "null" in doc):
         return ""
     return f" [{value if isinstance(value, str) else json.dumps(value, default=str)}]"
-
-
-def _on_a_line(row: Row, text: str) -> Row:
-    """Return the row with a few words for its explanation, and one form of its value."""
-    default = re.search(r" \[(?!null|auto)[^[]*]$", row.doc)
-    return Row(row.key, row.form.partition("|")[0], text + (default[0] if default else ""))
 
 
 def formatted(parts: Mapping[str, Iterable[Row]], **texts: Any) -> str:

@@ -1,11 +1,8 @@
 """A command line -> its files and its options, which are one more layer of values -> RunConfig."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import Parameter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,7 +64,7 @@ def configuration(
 
 def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> Parsed:
     """Apply the files of a command line in their order, then its options; raise ConfigError for what does not fit."""
-    known = {o.name: Parameter(o.name, Parameter.KEYWORD_ONLY, default=o.default, annotation=o.type) for o in options}
+    known = {option.name: option for option in options}
     tree: Tree = {}
     applied = set[Path]()
     for file in arguments.configs:
@@ -96,17 +93,16 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
     options  the command's options beside those of RunConfig
     """
     arguments, words, seen = Arguments(), deque(argv), [""]
-    hints = {**option_hints(), **{option.name: option.type for option in options}}
+    hints = {**option_hints(), **{option.name: option.annotation for option in options}}
     while words:
         word = words.popleft()
         name, equals, value = ("--help" if word == "-h" else word).partition("=")
         key = name.removeprefix("--")
         if key in ("", name):
             last = seen[-1].rstrip("+")
-            if is_list(hints.get(last)):
-                raise ConfigError(f"--{last} takes one value, so {word!r} is too many; add it with --{last}+ {word}")
             place = f" after --{last}" if last else ""
-            raise ConfigError(f"unexpected argument {word!r}{place}; options start with --")
+            more = f"add it with --{last}+ {word}" if is_list(hints.get(last)) else "options start with --"
+            raise ConfigError(f"unexpected argument {word!r}{place}; {more}")
         argument: Any = value if equals else True
         if not equals and key != "print_config" and words and not words[0].startswith("--"):
             argument = words.popleft()

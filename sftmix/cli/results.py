@@ -1,7 +1,5 @@
 """Output of commands: notes on the way, then the figures of summary.json in words, and where to look next."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
@@ -44,7 +42,17 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str
     stage = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
     if files := [str(out / name) for name in (stage, "summary.json") if (out / name).exists()]:
         lines.append(f"see {', '.join(files)}")
-    return [*lines, "Next:", *(f"  {command}" for command in following(out, until))]
+    config, place = shlex.quote(str(out / "config.yaml")), shlex.quote(str(out))
+    lines.append("Next:")
+    if trained:
+        lines += [
+            f"  sftmix chat {place}  # talk to the model",
+            f"  sftmix report {place}  # what it saw, and what came out",
+        ]
+    else:
+        suspects = [f"  sftmix suspects {place}  # rows to read first"] if until == "confidence" else []
+        lines += [*suspects, f"  sftmix run --config {config} --out {place}  # goes on from here"]
+    return lines
 
 
 def held_out(summary: Mapping[str, Any]) -> list[str]:
@@ -68,12 +76,3 @@ def at(arm: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = (value or {}).get(name)
     return value
-
-
-def following(out: Path, until: str) -> list[str]:
-    """Return commands that go on from a finished one, ready for a shell."""
-    config, place = shlex.quote(str(out / "config.yaml")), shlex.quote(str(out))
-    if until != "train":
-        suspects = [f"sftmix suspects {place}  # rows to read first"] if until == "confidence" else []
-        return [*suspects, f"sftmix run --config {config} --out {place}  # goes on from here"]
-    return [f"sftmix chat {place}  # talk to the model", f"sftmix report {place}  # what it saw, and what came out"]

@@ -1,7 +1,5 @@
 """Names of checkpoints on disk, which are looked for before torch is imported."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 CHECKPOINTS = "checkpoints"

@@ -7,8 +7,6 @@
 saved.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Sequence
 

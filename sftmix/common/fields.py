@@ -1,7 +1,5 @@
 """Names of the fields of rows: those that each format reads, the check of data.columns, and how messages list them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 
 from sftmix.common.shown import quoted
@@ -19,19 +17,13 @@ FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
 ANY_FORMAT = ("system", "id", "weight")
 """Fields that every format reads (text: `id` alone)."""
 
-OTHER_NAMES = {"response": "completion"}
-"""Other names of fields, in data.columns."""
-
 SHOWN_FIELDS = 30
 """Most fields that a message lists."""
 
 
 def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
     """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
-    fields = field_columns(columns)
-    if len(fields) < len(columns):
-        yield "data.columns names completion and response, which are the same field; leave one out"
-    if not formats_with(fields, form):
+    if not formats_with(field_columns(columns), form):
         reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in FORMAT_FIELDS.items())
         yield (
             f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
@@ -41,7 +33,7 @@ def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
 
 def field_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
     """Return data.columns with each field under its own name: `completion` for `response`."""
-    return {OTHER_NAMES.get(name, name): column for name, column in (columns or {}).items()}
+    return {"completion" if name == "response" else name: column for name, column in (columns or {}).items()}
 
 
 def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:

@@ -1,7 +1,5 @@
 """Figures: numbers in nested mappings by dotted names, their unit, counts in words, and Markdown tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files and directories that appear whole or not at all, with a manifest of hashes."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -16,7 +14,6 @@ from typing import Any, BinaryIO
 from sftmix.common.errors import DifferenceError, NoSpaceError
 
 MANIFEST = "MANIFEST.json"
-_OWN_HASH = "sha256"
 
 _LARGEST = 1 << 26
 """Most bytes of a file of a run directory that is read at once."""
@@ -97,7 +94,7 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_full(error) and not isinstance(error, NoSpaceError):
+        if is_full(error):
             raise no_space(path) from error
         raise
 
@@ -186,7 +183,7 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
         _fsync(path)
     hashes = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()}
     manifest = {**about, "files": hashes}
-    write_json(staging / MANIFEST, {**manifest, _OWN_HASH: sha256_json(manifest)})
+    write_json(staging / MANIFEST, {**manifest, "sha256": sha256_json(manifest)})
     _fsync(staging)
     if final.exists():
         shutil.rmtree(final)
@@ -204,19 +201,17 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     """
     try:
         manifest = read_json(path / MANIFEST, files=dict)
-        recorded, files = manifest.pop(_OWN_HASH, None), manifest["files"]
-        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (DifferenceError, ValueError, KeyError, TypeError) as error:
+    except DifferenceError as error:
         return f"its manifest is unreadable ({error})"
-    if recorded != sha256_json(manifest):
+    if manifest.pop("sha256", None) != sha256_json(manifest):
         return "its manifest does not have the hash it was written with"
-    if strange := sorted({file.name for file in path.glob("*.safetensors")} - expected.keys()):
+    if strange := sorted({file.name for file in path.glob("*.safetensors")} - manifest["files"].keys()):
         return f"{strange[0]} is not a file of it"
-    for name, (size, digest) in expected.items():
+    for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != size or (hashes and sha256_file(file) != digest):
+        if file.stat().st_size != entry["bytes"] or (hashes and sha256_file(file) != entry["sha256"]):
             return f"{name} does not have the hash it was written with"
     return None
 

@@ -1,7 +1,5 @@
 """The GPUs that `estimate` knows, in a module without torch, because the help of the command line reads it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

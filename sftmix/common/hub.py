@@ -1,7 +1,5 @@
 """Scores of a data set from the hub, as local files, which huggingface_hub keeps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path

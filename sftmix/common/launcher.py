@@ -4,10 +4,7 @@ torchrun starts one process per rank, watches them, and ends the others when one
 the environment that start with TORCHELASTIC. Nothing here needs torch.
 """
 
-from __future__ import annotations
-
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -15,18 +12,15 @@ import threading
 import time
 from pathlib import Path
 
+from sftmix.common.errors import NoSpaceError
+from sftmix.common.files import read_json, write_json
+
 GRACE = 60.0
 """Seconds that a rank has to save and end once torchrun is gone, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says another
 number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (30 if it is not set)."""
 
 _HEARS = "hears"
 """The name of a file beside that of a rank's error: it waits for the first one's."""
-
-_PATIENCE = 30.0
-"""Seconds that a rank waits for the error of the first one."""
-
-_HEARING = 10.0
-"""Seconds that the first rank waits for the others of its node to hear its error."""
 
 _watched: list[int] = []
 """The process id of the torchrun whose end is watched for."""
@@ -87,10 +81,8 @@ def record_error(message: str) -> None:
     if (file := _error_file()) is None:
         return
     error = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
-    with contextlib.suppress(OSError):
-        staging = file.with_suffix(".writing")
-        staging.write_text(json.dumps({"message": error}), encoding="utf-8")
-        staging.replace(file)  # in one step: other ranks read it
+    with contextlib.suppress(OSError, NoSpaceError):
+        write_json(file, {"message": error})  # in one step: other ranks read it
 
 
 def first_rank_tells(message: str) -> bool:
@@ -102,13 +94,11 @@ def first_rank_tells(message: str) -> bool:
     error_file = _error_file()
     if error_file is None or os.environ.get("LOCAL_RANK", "0") == "0":
         return False
-    _outlast_others()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends once another rank has failed
     with contextlib.suppress(OSError):
         (error_file.parent / _HEARS).touch()
     first = error_file.parents[1] / "0" / error_file.name
-    if not _wait_for([first], _PATIENCE):
-        return False
-    return bool(json.loads(first.read_text(encoding="utf-8"))["message"]["message"] == message)
+    return _wait_for([first], seconds=30) and bool(read_json(first)["message"]["message"] == message)
 
 
 def wait_for_hearers() -> None:
@@ -119,9 +109,9 @@ def wait_for_hearers() -> None:
     """
     error_file = _error_file()
     if error_file is not None and os.environ.get("LOCAL_RANK", "0") == "0":
-        _outlast_others()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         others = range(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        _wait_for([error_file.parents[1] / str(rank) / _HEARS for rank in others], _HEARING)
+        _wait_for([error_file.parents[1] / str(rank) / _HEARS for rank in others], seconds=10)
 
 
 def _wait_for(files: list[Path], seconds: float) -> bool:
@@ -142,13 +132,7 @@ def another_rank_failed() -> bool:
     )
 
 
-def _outlast_others() -> None:
-    """Ignore the SIGTERM that torchrun sends once another rank has failed: this rank is about to end, too."""
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def _error_file() -> Path | None:
     """The file of this rank, DIRECTORY/LOCAL_RANK/error.json."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE") if by_torchrun() else None
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     return Path(file) if file else None

@@ -1,7 +1,5 @@
 """Names that a user or a configuration gives: hub ids, and paths that are written to."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

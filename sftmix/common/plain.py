@@ -1,18 +1,11 @@
 """Values as JSON and YAML have them: what notebooks hand over becomes plain once, where an option is set."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from sftmix.common.shown import quoted
-
-T = TypeVar("T")
-
-PLAIN: tuple[type, ...] = (bool, int, float, str, type(None))
-"""The types of a single plain value. YAML writes no class made from one of them, such as numpy's float64."""
 
 
 @dataclass
@@ -31,13 +24,10 @@ def plain_value(value: Any, *, paths: bool = False) -> Any:
     """
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # without an import of numpy
         return value.item()
-    if type(value) is dict:
-        items = list(value.items())
-        plain_items = plain_value(items, paths=paths)
-        return value if plain_items is items else dict(plain_items)
-    if type(value) in (list, tuple):
-        plain = [plain_value(inner, paths=paths) for inner in value]
-        changed = any(new is not old for new, old in zip(plain, value, strict=True))
+    if type(value) in (dict, list, tuple):
+        inside = [*value.items()] if type(value) is dict else value
+        plain = [plain_value(inner, paths=paths) for inner in inside]
+        changed = any(new is not old for new, old in zip(plain, inside, strict=True))
         return type(value)(plain) if changed else value
     return os.fspath(value) if paths and isinstance(value, os.PathLike) else value
 
@@ -55,13 +45,13 @@ def not_plain(value: object, key: str = "") -> Iterator[str]:
             yield from not_plain(inner, key)
     elif isinstance(value, str) and value != value.encode(errors="replace").decode():
         yield f"{key} is {quoted(value)}, which is not UTF-8: give it another name, or set PYTHONUTF8=1 if it is"
-    elif type(value) not in PLAIN:
-        shown, kind = " ".join(quoted(value).split()), f"{type(value).__module__}.{type(value).__qualname__}"
+    elif type(value) not in (bool, int, float, str, type(None)):  # YAML writes no class made from one, as np.float64
         allowed = "a configuration holds numbers, text, true, false, None, and lists and dictionaries of these"
-        yield f"{key} is {shown}, of the type {kind}; {allowed}. Give float(), int(), str() or list() of it"
+        shown = f"{quoted(value)}, a {type(value).__name__}"
+        yield f"{key} is {shown}; {allowed}. Give float(), int(), str() or list() of it"
 
 
-def as_list(value: list[T] | T) -> list[T]:
+def as_list(value: Any) -> list[Any]:
     """Return a list of names or numbers, a list itself; a single one becomes a list of one."""
     if isinstance(value, tuple):
         return list(value)

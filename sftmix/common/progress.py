@@ -1,7 +1,5 @@
 """The progress of long work on stderr: one live line in a terminal, plain lines in a log file; none of libraries."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time
@@ -13,12 +11,6 @@ PAUSE, SHARE, INNER_SHARE = 10.0, 0.01, 0.25
 """Seconds and share of the work after which a log file gets another line, so about a hundred of a run of any length;
 work inside other work gets at most four."""
 
-_CLEAR = "\x1b[K"  # to the end of the line: the bar before may have been longer
-_LIVE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}]" + _CLEAR
-_LIVE_NO_TOTAL = "{desc}: {n_fmt}{unit} [{elapsed}, {rate_fmt}{postfix}]" + _CLEAR
-_LOG = "{desc} {n_fmt}/{total_fmt} ({percentage:.0f}%), {rate_fmt}, {remaining} left"
-_LOG_NO_TOTAL = "{desc} {n_fmt}{unit}, {rate_fmt}{postfix}"
-
 
 class LiveLine(tqdm):
     """A line of the terminal that is drawn again and again."""
@@ -28,22 +20,21 @@ class LiveLine(tqdm):
     last_print_n: float
 
     def show(self, figures: str) -> None:
-        """Show these figures from the next update on, in place of the rate."""
+        """Show these figures from the next update on, in place of the rate; of work with a total."""
         if not self.disable:
-            self.bar_format = self.bar_format.replace(", {rate_fmt}", "{postfix}") if self.total else self.bar_format
+            self.bar_format = self.bar_format.replace(", {rate_fmt}", "{postfix}")
             self.set_postfix_str(figures, refresh=False)
 
 
 class LogLines(LiveLine):
     """Lines like `09:41:07 train 135/1350 (10%), ntp 1.2345, mixup 2.3456, 5,400 tokens/s, 05:02 left`.
 
-    One is due after the first update, after the last, and as the constants above say.
+    One is due after the first update, at the end, and as the constants above say.
     """
 
     def update(self, n: float | None = 1) -> None:
         super().update(n)
-        at_an_end = self.last_print_n == self.initial or self.n == self.total
-        if self.leave and at_an_end and self._time() >= self.start_t + self.delay:
+        if self.leave and self.last_print_n == self.initial and self._time() >= self.start_t + self.delay:
             self.display()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -80,20 +71,22 @@ def progress_bar(
     work = {"total": total, "initial": done, "desc": name, "unit": unit, "leave": leave}
     disabled = name is None or not enabled
     if disabled or sys.stderr.isatty() or "ipykernel" in sys.modules:
+        shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}]"
         return LiveLine(
             **work,
             delay=delay if leave else 1,
             disable=disabled,
-            bar_format=_LIVE if total else _LIVE_NO_TOTAL,
+            # and clear to the end of the line: the bar before may have been longer
+            bar_format=f"{shown if total else '{desc}: {n_fmt}{unit} [{elapsed}, {rate_fmt}]'}\x1b[K",
             dynamic_ncols=True,
             position=0,  # inner work takes over the line of the outer, which is not drawn meanwhile
             miniters=1,  # draw by time alone: tqdm's monitor would draw a bar that waits
-            mininterval=0.1,
         )
+    shown = "{desc} {n_fmt}/{total_fmt} ({percentage:.0f}%), {rate_fmt}, {remaining} left"
     return LogLines(
         **work,
         delay=delay,
-        bar_format=_LOG if total else _LOG_NO_TOTAL,
+        bar_format=shown if total else "{desc} {n_fmt}{unit}, {rate_fmt}",
         miniters=max(1, (total or 0) * (SHARE if leave else INNER_SHARE)),
         mininterval=PAUSE,
         maxinterval=float("inf"),  # tqdm's monitor would print, too

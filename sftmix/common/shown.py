@@ -1,7 +1,5 @@
 """Text that others wrote, as messages and terminals show it: no row and no model can control the terminal."""
 
-from __future__ import annotations
-
 import re
 
 QUOTED_CHARACTERS = 80
@@ -24,9 +22,9 @@ def printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Make control characters visible, newlines and tabs, too; no other character changes."""
-    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    return as_lines(text, but="")
 
 
-def as_lines(text: str) -> str:
+def as_lines(text: str, but: str = "\n\t") -> str:
     """Make control characters visible, all but newlines and tabs; what some scripts need, such as joiners, stays."""
-    return CONTROL.sub(lambda match: match[0] if match[0] in "\n\t" else repr(match[0])[1:-1], text)
+    return CONTROL.sub(lambda match: match[0] if match[0] in but else repr(match[0])[1:-1], text)

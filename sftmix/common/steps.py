@@ -1,7 +1,5 @@
 """metrics.jsonl: what a stage wrote of its optimizer steps, one line for each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -18,5 +16,8 @@ def read_steps(stage: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        whole = [(number, line) for number, line in enumerate(file, 1) if line.endswith((b"}", b"\n"))]
-        return [read_object(line, f"{path}, line {number}", step=int) for number, line in whole]
+        return [
+            read_object(line, f"{path}, line {number}", step=int)
+            for number, line in enumerate(file, 1)
+            if line.endswith((b"}", b"\n"))
+        ]

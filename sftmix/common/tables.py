@@ -56,10 +56,11 @@ def write_table(path: PathLike, ids: Sequence[str], metadata: dict[bytes, str] |
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    arrays = {name: pa.array(column, _type_of(name)) for name, column in columns.items() if column is not None}
-    table = pa.table({"id": pa.array(ids, pa.string()), **arrays}, metadata=metadata)
+    arrays = {
+        name: pa.array(column, _type_of(name)) for name, column in {"id": ids, **columns}.items() if column is not None
+    }
     with replacing(Path(path)) as file:
-        pq.write_table(table, file)
+        pq.write_table(pa.table(arrays, metadata=metadata), file)
 
 
 def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
@@ -68,12 +69,13 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     import pyarrow.csv
     import pyarrow.parquet as pq
 
-    is_csv, text = os.fspath(path).endswith(".csv"), pa.csv.ConvertOptions(column_types={"id": pa.string()})
+    text = pa.csv.ConvertOptions(column_types={"id": pa.string()})
+    kind = "CSV" if os.fspath(path).endswith(".csv") else "Parquet"
     try:
         with open(path, "rb") as file:  # of a name alone pyarrow makes a URL, which it would fetch
-            table = pa.csv.read_csv(file, convert_options=text) if is_csv else pq.read_table(file)
+            table = pa.csv.read_csv(file, convert_options=text) if kind == "CSV" else pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read as {'CSV' if is_csv else 'Parquet'}: {error}") from error
+        raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
     missing = [name for name in columns if name not in table.column_names]
     _require(path, not missing, f"columns {missing} are missing (it has {table.column_names})")
     return table
@@ -106,8 +108,7 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = (), once
 def _type_of(name: str) -> pa.DataType:
     import pyarrow as pa
 
-    is_list = name == "token_nll"
-    return pa.large_list(pa.float32()) if is_list else pa.type_for_alias(_TYPES.get(name, "float64"))
+    return pa.large_list(pa.float32()) if name == "token_nll" else pa.type_for_alias(_TYPES.get(name, "float64"))
 
 
 def _require(path: PathLike, holds: bool, problem: str) -> None:
@@ -116,17 +117,6 @@ def _require(path: PathLike, holds: bool, problem: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------- tables of examples
-
-
-def write_confidence(path: PathLike, ids: Sequence[str], confidence: Float64, variability: Float64) -> None:
-    """Write id, confidence, variability; both f64[N], NaN where an example was not scored."""
-    write_table(path, ids, confidence=confidence, variability=variability)
-
-
-def read_confidence(path: PathLike) -> tuple[list[str], Float64, Float64]:
-    """Return (ids, confidence f64[N], variability f64[N])."""
-    table = read_columns(path, "id", "confidence", "variability")
-    return table["id"], table["confidence"], table["variability"]
 
 
 def write_split(path: PathLike, ids: Sequence[str], split: Split) -> None:
@@ -193,16 +183,20 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     """
     names = ("id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct")
     table = read_columns(path, *names, optional=["alone_nll_sum", "token_nll"], once=False)
-    ids, checkpoint = list(dict.fromkeys(table["id"])), table["checkpoint"]
-    n, c = len(ids), int(checkpoint.max(initial=-1)) + 1
-    place = {example: index for index, example in enumerate(ids)}
+    place = {example: index for index, example in enumerate(dict.fromkeys(table["id"]))}
     row = np.asarray([place[example] for example in table["id"]], dtype=np.int64)
-    order = np.lexsort((checkpoint, row))
-    whole = 0 < n * c == len(row) and np.array_equal([row[order], checkpoint[order]], np.divmod(np.arange(n * c), c))
+    ids, checkpoint = list(place), table["checkpoint"]
+    n, c = len(ids), int(checkpoint.max(initial=-1)) + 1
+    cell = row * c + checkpoint
+    order = np.argsort(cell)
+    whole = 0 < n * c == len(cell) and checkpoint.min() >= 0 and np.array_equal(cell[order], np.arange(n * c))
     _require(path, whole, "it holds no example, or not one line for each example and checkpoint 0, 1, 2, ...")
-    columns = [table[name] for name in (*names[2:], "alone_nll_sum", "token_nll")]
-    grid: list[Any] = [column if column is None else column[order].reshape(n, c) for column in columns]
-    step, nll_sum, n_tokens, n_correct, alone, token_nll = grid
+
+    def grid(name: str) -> Any:
+        return None if table[name] is None else table[name][order].reshape(n, c)
+
+    step, nll_sum, n_tokens, n_correct = map(grid, names[2:])
+    alone, token_nll = grid("alone_nll_sum"), grid("token_nll")
     nll_sum = np.where(n_tokens > 0, nll_sum, 0.0)
     dynamics = TrainingDynamics(ids, step[0], nll_sum, n_tokens[:, 0], n_correct, alone_nll_sum=alone)
     problems = [
@@ -213,9 +207,8 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     if token_nll is not None:
         problems.append(("token_nll", np.vectorize(len, otypes=[int])(token_nll) != n_tokens, "n_tokens numbers"))
     for name, wrong, allowed in problems:
-        examples = np.flatnonzero(wrong.any(axis=1))
-        first = [ids[example] for example in examples[:1]]
-        _require(path, not first, f"{name} of {len(examples)} examples, first {first} is wrong; allowed: {allowed}")
+        first = ids[int(wrong.any(axis=1).argmax())]
+        _require(path, not wrong.any(), f"{name} of example {first!r} is wrong; allowed: {allowed}")
     tokens = None if token_nll is None else [np.stack(list(lines)) for lines in token_nll]
     return replace(dynamics, token_nll=tokens)
 

@@ -1,14 +1,12 @@
 """This process among the other ranks: its rank and device, and messages between ranks."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,9 +24,6 @@ a tensor, and hang (torch 2.13). This reference gives the lock back first."""
 
 _SHOWN = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 """Variables that name the GPUs which a process may use: of NVIDIA, of AMD (two) and of Intel."""
-
-_TIMED_OUT = "Timed out waiting"
-"""Words of gloo, which has no class for this error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +55,7 @@ class World:
             return [float(v) for v in values]
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
-        return [float(v) for v in total.tolist()]
+        return total.tolist()
 
     def max(self, value: float) -> float:
         """Return the largest value over ranks."""
@@ -96,15 +91,6 @@ class World:
         """Return, on every rank, what `work` returns on rank 0; raise its error on every rank."""
         return self.share(self.on_main(work))
 
-    def of_nodes(self, value: T) -> dict[str, T]:
-        """Return one picklable object of each node, by the name of the node, on every rank; small ones.
-
-        value  only that of the first rank of a node is taken; nodes may share a host name
-        """
-        ranks = enumerate(self.gather((self.local_rank, socket.gethostname(), value)))
-        firsts = [(rank, host, each) for rank, (local_rank, host, each) in ranks if local_rank == 0]
-        return {f"node {node} ({host}, from rank {rank})": each for node, (rank, host, each) in enumerate(firsts)}
-
     def node_first(self, work: Callable[[], T]) -> T:
         """Do `work` on the first rank of each node, then on the others, which find the cache of their node filled.
 
@@ -112,12 +98,13 @@ class World:
         """
         first = self.local_rank == 0
         result, error = _attempt(work) if first else (None, None)
-        errors = self.of_nodes(error)
-        node, error = next(((node, error) for node, error in errors.items() if error is not None), ("", None))
-        if error is not None and not isinstance(error, Stopped) and len(set(map(str, errors.values()))) > 1:
-            error = type(error)(f"{node}: {error}")
-        _raise_everywhere(error)
-        return cast(T, result) if first else work()
+        ranks = self.gather((socket.gethostname(), error) if first else None)
+        nodes = [(rank, *of_node) for rank, of_node in enumerate(ranks) if of_node is not None]
+        for node, (rank, host, error) in enumerate(nodes):
+            if isinstance(error, SFTMixError) and len({str(of_node[2]) for of_node in nodes}) > 1:
+                error = type(error)(f"node {node} ({host}, from rank {rank}): {error}")  # hosts may share a name
+            _raise_everywhere(error)
+        return result if first else work()  # type: ignore[return-value]
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, SFTMixError | Stopped | None]:
@@ -159,7 +146,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         dist.barrier()  # if one rank leaves early, the others can abort at exit
         ended = True
     except RuntimeError as error:
-        if _TIMED_OUT not in str(error):
+        if "Timed out waiting" not in str(error):  # gloo has no class for this error
             raise
         raise HangError(
             f"another rank did not answer within {timeout:g} s (training.timeout): it hangs, or does what takes "

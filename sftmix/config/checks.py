@@ -1,7 +1,5 @@
 """Checks of a configuration that need neither rows nor a model: one sentence per problem."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from collections.abc import Container, Iterator
@@ -41,15 +39,16 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     if not config.model.path:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
     yield from config.data.problems()
-    training, optimizer, lora = config.training, config.optimizer, config.model.lora
-    yield from _training("", training, optimizer, lora)
-    yield from _lora("model.lora", lora)
-    adapters = reference_lora(config.model, config.reference.model)
-    inherited = set(_training("reference.", training, optimizer, lora))
-    problems = _training("reference.", inherit(training, config.reference.training), optimizer, adapters)
-    yield from (problem for problem in problems if problem not in inherited)
-    if adapters is not lora:
-        yield from _lora("reference.model.lora", adapters)
+    reference, inherited = config.reference, set[str]()
+    adapters = reference_lora(config.model, reference.model)
+    for of, training, lora in (
+        ("", config.training, config.model.lora),
+        ("reference.", inherit(config.training, reference.training), adapters),
+    ):
+        for problem in (*_training(of, training, config.optimizer, lora), *_lora(f"{of}model.lora", lora)):
+            if problem.replace("reference.", "") not in inherited:
+                yield problem
+            inherited.add(problem)
     yield from _needs(config)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
 
@@ -123,12 +122,13 @@ def _training(of: str, options: TrainingOptions, optimizer: Optimizer, lora: Lor
 def _lora(prefix: str, lora: LoraOptions) -> Iterator[str]:
     """Yield the problems of one group of adapter options."""
     yield from out_of_range(prefix, lora, _LORA)
-    idle = [f.name for f in fields(lora) if f.name != "r" and getattr(lora, f.name) != f.default and not lora.r]
-    for name in idle:
-        yield (
-            f"{prefix}.{name} is {getattr(lora, name)!r}, but {prefix}.r is {'null' if lora.r is None else lora.r}: "
-            f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
-        )
+    for option in fields(lora):
+        name, value = option.name, getattr(lora, option.name)
+        if not lora.r and name != "r" and value != option.default:
+            yield (
+                f"{prefix}.{name} is {value!r}, but {prefix}.r is {'null' if lora.r is None else lora.r}: "
+                f"without a rank there are no adapters; set --{prefix}.r 16, or leave {name} out"
+            )
     if lora.r and lora.quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
         yield (
             f"{prefix}.quantize is {lora.quantize}, which needs the package bitsandbytes: "
@@ -179,7 +179,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     if pairs:
         for name in ("global_batch_size", "micro_batch_size"):
             size = getattr(training, name)
-            if size is not None and size >= 1 and size % 2:
+            if size is not None and size % 2:
                 yield (
                     f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                     f"use {size + 1}, or --pairing null with an objective that does not mix"
@@ -203,10 +203,6 @@ def _needs(config: RunConfig) -> Iterator[str]:
     yield from _missing("objective", config.objective, available, by_reference if online else "this run")
     # Sharded ranks do not give whole weights, which is another message.
     yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "this run")
-    yield from _callbacks(config)
-
-
-def _callbacks(config: RunConfig) -> Iterator[str]:
     held_out = config.data.eval is not None or config.data.eval_fraction is not None
     if config.checkpoint.keep_best and not held_out:
         yield f"checkpoint.keep_best is true, but there are no held-out rows to evaluate; {_ROWS}, or leave it out"

@@ -7,10 +7,7 @@ each value against the type of its option. `build` makes the typed tree of what 
 In the plain tree a component is {"class_path": import path, "init_args": the options that were given}.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from contextlib import suppress
 from inspect import Parameter
 from typing import Any
 
@@ -36,10 +33,10 @@ Tree = dict[str, Any]
 """The options that were given, nested, as plain values of their types."""
 
 
-def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Parameter] | None = None, *, of: str = "") -> Tree:
+def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None = None, *, of: str = "") -> Tree:
     """Return the tree with one more layer of values over it; raise ConfigError for what does not fit.
 
-    more  the options that a command has beside those of a run
+    more  the options that a command has beside those of a run, each with an annotation and a default
     of    the name of the file, for messages
     """
     try:
@@ -52,7 +49,7 @@ def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Parameter] |
 def build(tree: Tree) -> RunConfig:
     """Make the configuration that a tree describes; what it does not name has its default."""
     with own_modules():
-        config: RunConfig = _make({name: tree[name] for name in options_of(RunConfig) if name in tree}, RunConfig, "")
+        config: RunConfig = _make(tree, RunConfig, "")
         return config
 
 
@@ -62,24 +59,16 @@ def build(tree: Tree) -> RunConfig:
 def _by_name(*mappings: Mapping[str, Any]) -> Tree:
     """Return the values by the first part of their keys: {"mu.start": 0, "mu": "Linear"} -> {"mu": {...}}.
 
-    What stands in init_args is taken out of it. A value beside options, as the name of a component, is its class_path.
+    A value beside options, as the name of a component, is its class_path.
     """
     options: Tree = {}
     for key, value in (item for mapping in mappings for item in mapping.items()):
-        name, _, rest = str(key).removeprefix(f"{ARGS}.").partition(".")
-        inner = {name: {rest: value} if rest else value}
-        for option, new in (_by_name(value) if name == ARGS and isinstance(value, Mapping) else inner).items():
-            options[option] = _both(option, options[option], new) if option in options else new
+        name, _, rest = str(key).partition(".")
+        old, new = options.get(name), {rest: value} if rest else value
+        if name in options and (isinstance(old, Mapping) or isinstance(new, Mapping)):
+            new = _by_name(_with_class(old), _with_class(new))
+        options[name] = new
     return options
-
-
-def _both(name: str, old: Any, new: Any) -> Any:
-    """Return what a layer says of an option in two places: the options of both, or the same value."""
-    if isinstance(old, Mapping) or isinstance(new, Mapping):
-        return _by_name(_with_class(old), _with_class(new))
-    if old != new:
-        raise ConfigError(f"{name} has two values, {old!r} and {new!r}; write it once")
-    return new
 
 
 def _with_class(value: Any) -> Mapping[str, Any]:
@@ -90,7 +79,7 @@ def _with_class(value: Any) -> Mapping[str, Any]:
 def _merge_options(
     old: Tree,
     new: Mapping[str, Any],
-    known: Mapping[str, Parameter],
+    known: Mapping[str, Any],
     prefix: str,
     cls: type[Component] | None = None,
 ) -> Tree:
@@ -99,28 +88,35 @@ def _merge_options(
     new  values by the names of options, or by `name+` for what is added to a list
     """
     tree, given = dict(old), _by_name(new)
-    for name in dict.fromkeys(name.removesuffix("+") for name in given):
-        key = f"{prefix}{name}"
-        if name not in known:
-            inner = [f".{first}" for first in given[name]] if isinstance(given.get(name), Mapping) else []
+
+    def turn(word: str) -> int:
+        """First values, then what is added to them, then options alone: of a list, those of its last component."""
+        options_alone = isinstance(given[word], Mapping) and CLASS not in given[word]
+        return 1 if word.endswith("+") else 2 * options_alone
+
+    for word in sorted(given, key=turn):
+        name, value, key = word.removesuffix("+"), given[word], prefix + word
+        adds = word != name
+        if name not in known or (adds and not is_list(known[name].annotation)):
+            inner = [f".{first}" for first in value] if isinstance(value, Mapping) else []
             raise unknown_option("".join([key, *inner[:1]])) if cls is None else no_option_of(cls, key)
-        hint, added = known[name].annotation, given.get(f"{name}+", [])
-        if f"{name}+" in given and not is_list(hint):
-            raise ConfigError(f"{key}+: {key} takes one value, and only lists, such as data.train, can be added to")
-        value = tree[name] if name in tree else _plain_default(known[name].default)
+        hint = known[name].annotation
+        before = tree[name] if name in tree else _plain_default(known[name].default)
         if (base := component_in(hint)) and is_list(hint):
-            tree[name] = _merge_components(value, given.get(name, {}), as_list(from_yaml(added)), base, key)
+            tree[name] = _merge_components(before, value, adds, base, prefix + name)
         elif base:
-            tree[name] = _merge_component(value, given[name], hint, base, key)
-        elif (group := group_in(hint)) and isinstance(given[name], Mapping):
-            if CLASS in given[name]:  # --model NAME beside --model.path NAME
-                raise not_allowed(key, hint, given[name][CLASS])
-            options = value if isinstance(value, dict) else {}
-            tree[name] = _merge_options(options, given[name], options_of(group), f"{key}.")
+            tree[name] = _merge_component(before, value, hint, base, key)
+        elif (group := group_in(hint)) and isinstance(value, Mapping):
+            if CLASS in value:  # --model NAME beside --model.path NAME
+                raise not_allowed(key, hint, value[CLASS])
+            tree[name] = _merge_options(before if isinstance(before, dict) else {}, value, options_of(group), f"{key}.")
         else:
-            value = _convert(given[name], hint, key) if name in given else value
-            items = as_list(_convert(added, hint, key)) if added else []
-            tree[name] = [*as_list([] if value in (None, Parameter.empty) else value), *items] if items else value
+            try:
+                tree[name] = converted(value, hint)
+            except NoValueError as error:
+                raise not_allowed(prefix + name, hint, error.args[0]) from error
+            if adds:
+                tree[name] = [*as_list([] if before in (None, Parameter.empty) else before), *as_list(tree[name])]
     return tree
 
 
@@ -131,24 +127,19 @@ def _plain_default(value: Any) -> Any:
     return [_plain_default(one) for one in value] if isinstance(value, list) else value
 
 
-def _convert(value: Any, hint: Any, key: str) -> Any:
-    try:
-        return converted(value, hint)
-    except NoValueError as error:
-        raise not_allowed(key, hint, error.args[0]) from error
+def _merge_components(old: list[Any], new: Any, adds: bool, base: type[Component], key: str) -> list[Any]:
+    """Return the components of a list. Options without a class (`callbacks.every`) are those of the last one.
 
-
-def _merge_components(old: list[Any], new: Any, added: list[Any], base: type[Component], key: str) -> list[Any]:
-    """Return the components of a list. Options without a class (`callbacks.every`) are those of the last one."""
-    options = dict(_with_class(new))
+    adds  whether the new ones stand after the old ones, or in their place
+    """
+    options = {CLASS: new} if adds else dict(_with_class(new))
     if CLASS in options:
-        old, added = [], [*as_list(from_yaml(options.pop(CLASS))), *added]
-    components = [*old, *(_merge_component(None, one, base, base, key) for one in added)]
-    if options and not components:
-        raise ConfigError(f"{key} is an empty list, so {key}.{next(iter(options))} has no owner; name a class")
+        chosen = as_list(from_yaml(options.pop(CLASS)))
+        old = [*(old if adds else []), *(_merge_component(None, one, base, base, key) for one in chosen)]
     if options:
-        components[-1] = _merge_component(components[-1], options, base, base, key)
-    return components
+        last = old[-1] if old else None
+        old = [*old[:-1], _merge_component(last, options, base, base, key)]
+    return old
 
 
 def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: str) -> Any:
@@ -161,20 +152,22 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
     if isinstance(spelled, Mapping):  # --objective '{class_path: SFTMix, mu: 0.1}'
         del options[CLASS]
         options |= _by_name(spelled)
+    if isinstance(arguments := options.get(ARGS), Mapping):
+        del options[ARGS]
+        options = _by_name(options, arguments)
+    cls = import_class(old[CLASS]) if isinstance(old, Mapping) else None
     if CLASS in options:
-        name = options.pop(CLASS)
-        with suppress(NoValueError):
+        name, cls = options.pop(CLASS), None
+        try:
             value = converted(name, hint)
-            if options:
-                shown = "null" if name is None else name
-                raise ConfigError(f"{key}: {shown} has no options; choose a class that has some: {listed(base)}")
-            return value
-        if not isinstance(name, str):
-            raise not_allowed(key, hint, name)
-        cls = find_component(base, name, key, words_of(hint))
-    elif isinstance(old, Mapping):
-        cls = import_class(old[CLASS])
-    else:
+        except NoValueError as error:
+            if not isinstance(name, str):
+                raise not_allowed(key, hint, name) from error
+            cls = find_component(base, name, key, words_of(hint))
+        else:
+            if not options:
+                return value
+    if cls is None:
         raise ConfigError(
             f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed(base)}"
         )
@@ -197,7 +190,11 @@ def _make(value: Any, hint: Any, key: str) -> Any:
     known, prefix = options_of(cls), f"{key}." if key else ""
     if missing := [f"{prefix}{p.name}" for p in known.values() if p.default is p.empty and p.name not in options]:
         raise ConfigError(f"{key}: {cls.__name__} needs {', '.join(missing)}")
-    made = {name: _make(inner, known[name].annotation, f"{prefix}{name}") for name, inner in options.items()}
+    made = {  # but for options of a command, which stand in the tree beside those of a run
+        name: _make(inner, known[name].annotation, f"{prefix}{name}")
+        for name, inner in options.items()
+        if name in known
+    }
     try:
         return cls(**made)
     except ValueError as error:

@@ -4,12 +4,10 @@ A file may name other files under `base:`. They apply before it, in order, each 
 So a recipe holds only its differences from another.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,8 +69,6 @@ def read_layers(
         name = RECIPE + place.relative_to(_RECIPES).with_suffix("").as_posix()
     applied.add(place)
     values = read_yaml(path)
-    if not values:
-        raise ConfigError(f"{path} is empty: expected `option: value` lines")
     if one_run and OF_COMPARE in values:
         raise ConfigError(
             f"{name} describes a table of runs (by its `{OF_COMPARE}`), not one run; run it with "
@@ -98,36 +94,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         loader = yaml.SafeLoader(read_text(path))  # in Python, as the one in C crashes where lists are too deep
-        node = loader.get_single_node()
-        _check_nodes(node)
-        values = {} if node is None else loader.construct_document(node)
+        document = loader.get_single_node()
+        nodes, seen = [document], 0
+        while nodes:  # YAML would take the last value of a key that stands twice, and unfold aliases without end
+            node, seen = nodes.pop(), seen + 1
+            if seen + len(nodes) > _MOST:
+                raise ValueError(f"with its aliases it has over {_MOST:,} values")
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            nodes += node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
+            lines: dict[str, int] = {}
+            for key, _ in pairs:
+                name, line = str(key.value), key.start_mark.line + 1
+                if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
+                    raise ValueError(f"{name} stands in lines {lines[name]} and {line}; write it once")
+                lines[name] = line
+        values = None if document is None else loader.construct_document(document)
     except (OSError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
     return values
-
-
-def _check_nodes(node: Any) -> None:
-    """Raise ValueError for a key that stands twice in one mapping: YAML would take the last one, without a word.
-
-    Also for aliases that unfold to more than _MOST values, or to themselves.
-    """
-    import yaml
-
-    nodes, seen = [node], 0
-    while nodes:
-        node, seen = nodes.pop(), seen + 1
-        if seen + len(nodes) > _MOST:
-            raise ValueError(f"with its aliases it has over {_MOST:,} values")
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        nodes += node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
-        lines: dict[str, int] = {}
-        for key, _ in pairs:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
-                raise ValueError(f"{name} stands in lines {lines[name]} and {line}; write it once")
-            lines[name] = line
 
 
 # --------------------------------------------------------------------------------------------- RunConfig
@@ -138,9 +124,11 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
 
     Classes that it names are not imported from its own directory, as the directory may be the run of someone else.
     """
-    layers = read_layers(path, one_run=True)
+    tree: Tree = {}
     with own_modules(outside=Path(path).expanduser().parent):
-        return _from_layers(layers)
+        for layer in read_layers(path, one_run=True):
+            tree = merge(tree, layer.values, of=layer.name)
+        return build(tree)
 
 
 def read_finished(run: Path) -> RunConfig:
@@ -149,16 +137,16 @@ def read_finished(run: Path) -> RunConfig:
     Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their names
     and plain forms, which do nothing, stand in their places.
     """
-    layers, foreign = read_layers(run / "config.yaml", one_run=True), dict[str, Any]()
-    for layer in layers:
-        for name in component_bases().keys() & layer.values.keys():
-            if re.search(_FOREIGN, json.dumps(layer.values[name], default=str)):
-                foreign[name] = layer.values.pop(name)
+    file = run / "config.yaml"
+    values, foreign = read_yaml(file), dict[str, Any]()
+    for name in component_bases().keys() & values.keys():
+        if re.search(_FOREIGN, json.dumps(values[name], default=str)):
+            foreign[name] = values.pop(name)
     with own_modules(outside=Path("/")):
-        config = _from_layers(layers)
-    for name, values in foreign.items():
-        stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(values)]
-        setattr(config, name, stand_ins if isinstance(values, list) else stand_ins[0])
+        config = build(merge({}, values, of=str(file)))
+    for name, plain_form in foreign.items():
+        stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(plain_form)]
+        setattr(config, name, stand_ins if isinstance(plain_form, list) else stand_ins[0])
     return config
 
 
@@ -175,11 +163,4 @@ def _stand_in(base: type[Component], plain_form: Mapping[str, Any]) -> Component
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:
     """Build a configuration from (a part of) its plain form; raise ConfigError for wrong keys and values."""
-    return _from_layers([Layer("", dict(values))])
-
-
-def _from_layers(layers: Sequence[Layer]) -> RunConfig:
-    tree: Tree = {}
-    for layer in layers:
-        tree = merge(tree, layer.values, of=layer.name)
-    return build(tree)
+    return build(merge({}, values))

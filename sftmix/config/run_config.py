@@ -5,8 +5,6 @@ It works without YAML, too, with the paper's defaults:
     RunConfig(out="runs/first", model=ModelOptions(path="..."), data=DataOptions(train=["rows.json"]))
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 

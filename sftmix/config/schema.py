@@ -5,8 +5,6 @@ packages when they are imported: a directory from elsewhere could hold a file of
 directory were always searched.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import inspect
@@ -60,8 +58,6 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
 
     A parameter without a type keeps `inspect.Parameter.empty`. Raises ConfigError if a type cannot be resolved.
     """
-    if owner.__init__ is object.__init__:
-        return {}
     try:
         hints = _type_hints(owner.__init__)
     except (NameError, AttributeError, TypeError) as error:
@@ -69,11 +65,10 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
         raise ConfigError(f"the types in {named}.__init__ cannot be read, and they are its options: {error}") from error
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
     defaults = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
-    named_kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {
         p.name: p.replace(annotation=hints.get(p.name, p.empty), default=defaults.get(p.name, p.default))
         for p in inspect.signature(owner).parameters.values()
-        if p.kind in named_kinds
+        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
 
 
@@ -107,9 +102,7 @@ class _WorkingDirectory(MetaPathFinder):
         self.outside = None if outside is None else outside.resolve()
         self.found: set[str] = set()
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         here = Path.cwd().resolve()
         spec = PathFinder.find_spec(fullname, [str(here)]) if path is None else None
         if spec is None:
@@ -146,15 +139,9 @@ def own_modules(*, outside: Path | None = None) -> Iterator[None]:
 def import_class(path: str) -> type:
     """Import the class at an import path; the working directory is searched for it last."""
     module, _, name = path.rpartition(".")
-    try:
-        with own_modules():
-            owner = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module or "." not in module:
-            raise
-        return getattr(import_class(module), name)  # a class inside a class
-    found: type = getattr(owner, name)
-    return found
+    with own_modules():
+        cls: type = getattr(importlib.import_module(module), name)
+    return cls
 
 
 def chosen_by(cls: type) -> str:
@@ -170,11 +157,10 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
     """
     catalogue()  # which imports the shipped ones
     known: dict[str, type[Component]] = {}
-    pending = list(base.__subclasses__())
-    while pending:
-        cls = pending.pop(0)
-        pending += cls.__subclasses__()
-        internal = cls.__module__.startswith("sftmix.") and not cls.__module__.startswith("sftmix.components.")
+    classes = base.__subclasses__()
+    for cls in classes:
+        classes += cls.__subclasses__()  # and theirs
+        internal = cls.__module__.startswith("sftmix.") and chosen_by(cls) != cls.__name__
         if not (internal or inspect.isabstract(cls) or cls.__name__.startswith("_")):
             known.setdefault(chosen_by(cls), cls)
     return known

@@ -3,8 +3,6 @@
 A message has the key, the value, what is allowed, and the nearest name.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import inspect
 import types
@@ -38,10 +36,10 @@ EXAMPLES = {
 """A value of each option whose form is easily mistaken."""
 ELSEWHERE = {
     "model.path": ("model_name_or_path", "base_model"),
-    "model.lora.r": ("rank", "lora_r", "lora_rank", "adapter", "finetuning_type"),
+    "model.lora.r": ("rank", "lora_rank", "adapter", "finetuning_type"),
     "model.lora.quantize": ("load_in_4bit",),
-    "data.train": ("dataset", "datasets", "dataset_name"),
-    "data.eval_fraction": ("val_size", "val_set_size"),
+    "data.train": ("dataset",),
+    "data.eval_fraction": ("val_size",),
     "data.max_length": ("sequence_len", "cutoff_len"),
     "data.limit": ("max_samples",),
     "training.epochs": ("num_epochs", "num_train_epochs"),
@@ -54,7 +52,7 @@ ELSEWHERE = {
     "out": ("output_dir",),
     "callbacks": ("eval_steps", "report_to"),
 }
-"""Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike."""
+"""Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike; one of those that are."""
 
 
 class NoValueError(Exception):
@@ -95,10 +93,10 @@ def _as(kind: Any, value: Any) -> Any:
     origin, inside = _type_of(kind), get_args(kind)
     if (origin is Literal and value in inside) or (kind is str and isinstance(value, str)):
         return value
-    if kind is str or (kind is types.NoneType and value not in (None, "null", "~")):
-        raise ValueError
+    if kind is types.NoneType and value in (None, "null"):
+        return None
     parsed = from_yaml(value)
-    if kind in (types.NoneType, bool) and isinstance(parsed, kind):
+    if kind is bool and isinstance(parsed, bool):
         return parsed
     if kind in (int, float) and type(parsed) in (str, int, kind):  # 1e-4 is a text to YAML, since it has no point
         return kind(parsed)
@@ -163,8 +161,8 @@ def unknown_option(key: str) -> ConfigError:
     The last parts are compared alone, since those before them are alike in all options of a group.
     """
     allowed = [*option_hints(), *options_of(RunConfig), "config", "print_config"]
-    group, dot, _ = key.partition(".")
-    siblings = [option for option in allowed if dot and option.startswith(f"{group}.")]
+    group = key.partition(".")[0]
+    siblings = [option for option in allowed if option.startswith(f"{group}.")]
     by_name: dict[str, str] = {}
     for option in [*siblings, *allowed]:
         for name in (option.rpartition(".")[2], *ELSEWHERE.get(option, ()), *choices(option_hints().get(option))):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.tables import read_split, write_confidence, write_split, write_table
+from sftmix.common.tables import read_split, write_split, write_table
 from sftmix.common.world import World, start_world
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
@@ -144,7 +144,7 @@ def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stag
 
     def make() -> Made:
         confidence = check_confidence(estimator, estimator.estimate(given), given)
-        write_confidence(path, given.ids, confidence, variability(given))
+        write_table(path, given.ids, confidence=confidence, variability=variability(given))
         return Made([path.name])
 
     return Stage("confidence", lambda: run.world.from_main(make), lambda: run.rows.table(path))

@@ -11,7 +11,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, read_json
 from sftmix.common.plain import as_list
-from sftmix.common.tables import read_columns, read_confidence
+from sftmix.common.tables import read_columns
 from sftmix.common.world import World
 from sftmix.components.base import Need
 from sftmix.components.contracts import check_selection
@@ -163,7 +163,8 @@ def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
     """Return the rows as a table of scores; without a file of confidence, that column is NaN."""
     values = spread = np.full(len(rows), np.nan)
     if confidence is not None:
-        _, values, spread = read_confidence(confidence)
+        table = read_columns(confidence, "id", "confidence", "variability")
+        values, spread = table["confidence"], table["variability"]
     return Scores(
         id=rows.ids,
         row=np.arange(len(rows), dtype=np.int64),

@@ -15,7 +15,7 @@ from benchmarks.evidence.known_tests import contrasts
 from benchmarks.evidence.known_truth import ARMS, keep
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.files import read_json, write_json
-from sftmix.common.tables import write_confidence, write_eval
+from sftmix.common.tables import write_eval, write_table
 from sftmix.tools.compare.command import comparison_of, table_options
 from sftmix.tools.compare.plan import DIVERGED
 from sftmix.tools.quickstart import make_rows, write_rows
@@ -114,7 +114,7 @@ def write_run(table: Path, arm: str, seed: int, *, clean: float = 1.0) -> None:
     write_json(run / "train" / "MANIFEST.json", {})
     (run / "report").mkdir(parents=True)
     pq.write_table(pa.table(columns), run / "report" / "examples.parquet")
-    write_confidence(run / "confidence" / "confidence.parquet", ids, np.array([-1.0, -2, -1, -2, -3]), np.zeros(5))
+    write_table(run / "confidence" / "confidence.parquet", ids, confidence=np.array([-1.0, -2, -1, -2, -3]))
     scores = RowScores(np.ones(4), np.array([2, 2, 2, 2]), np.array([2, 2, 1, 0]))
     write_eval(run / "train" / "eval.parquet", [f"eval-{k}" for k in range(4)], scores)
     write_json(run / "summary.json", {"eval_nll_after": 0.5, "eval_nll_best": 0.4})

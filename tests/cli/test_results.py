@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.cli.results import following, held_out, results
+from sftmix.cli.results import held_out, results
 from sftmix.training.log import figures_shown
 
 SUMMARY = {
@@ -92,6 +92,7 @@ def test_what_a_finished_run_recommends_works(finished, tmp_path, sftmix, monkey
     run = shutil.copytree(finished.path, tmp_path / "it's my run")
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
     for until in ("split", "train"):
-        for command in following(run, until):
+        lines = results(run, {}, until)
+        for command in lines[lines.index("Next:") + 1 :]:
             done = sftmix(*shlex.split(command, comments=True)[1:])
             assert done.code == 0, done.err

@@ -15,7 +15,6 @@ NOT_YOURS = "is a file, or not yours to write; name a place in a directory of yo
     [
         ["quickstart", "--out", "a_file/x"],
         ["export", "r", "--to", "a_file/x/y"],
-        ["evaluate", "m", "--tasks", "t", "--to", "a_file/x"],
     ],
 )
 def test_a_place_below_a_file_cannot_be_written(sftmix, argv, tmp_path, monkeypatch):

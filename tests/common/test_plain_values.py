@@ -17,7 +17,6 @@ from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
 from sftmix.options import DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.recipe import run
-from sftmix.tools.compare import TableOptions
 
 RATE, MU = np.float64(0.01), np.linspace(0, 0.4, 5)[1]
 
@@ -68,17 +67,6 @@ def test_an_option_keeps_a_plain_value_however_it_is_set(value, plain):
     changed.cache_dir = value
     for found in (made.cache_dir, changed.cache_dir, replace(changed).cache_dir):
         assert kept(found) == kept(plain)
-
-
-def test_every_group_of_options_keeps_plain_values():
-    for group, name, value, plain in (
-        (RunConfig, "seed", np.int64(3), 3),
-        (DataOptions, "train", [Path("a.json"), "b.json"], ["a.json", "b.json"]),
-        (ModelOptions, "path", Path("models/m"), "models/m"),  # relative, as it was given
-        (LoraOptions, "r", np.int64(8), 8),
-        (TableOptions, "seeds", [*np.arange(1, 3)], [1, 2]),
-    ):
-        assert kept(getattr(group(**{name: value}), name)) == kept(plain)
 
 
 def test_what_is_plain_stays_the_same_object():
@@ -148,10 +136,10 @@ REFUSED = [
         {"objective": SFTMix(alpha=Linear(start=0.1, end=torch.tensor(0.5)))},
         "objective.alpha.end",
         "tensor(0.5000)",
-        "torch.Tensor",
+        "Tensor",
     ),
-    ({"training__betas": np.array([0.5, 0.9])}, "training.betas", "array([0.5, 0.9])", "numpy.ndarray"),
-    ({"training__epochs": np.longdouble(2)}, "training.epochs", "np.longdouble('2.0')", "numpy.longdouble"),
+    ({"training__betas": np.array([0.5, 0.9])}, "training.betas", "array([0.5, 0.9])", "ndarray"),
+    ({"training__epochs": np.longdouble(2)}, "training.epochs", "np.longdouble('2.0')", "longdouble"),
 ]
 
 
@@ -161,7 +149,7 @@ def test_what_cannot_be_plain_is_refused_before_anything_is_written(options, key
     config = changed(**options)
     with pytest.raises(ConfigError) as told:
         run(config)
-    assert str(told.value) == f"{key} is {shown}, of the type {kind}; {STORED}"
+    assert str(told.value) == f"{key} is {shown}, a {kind}; {STORED}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -119,21 +119,6 @@ def in_terminal(*words: str) -> str:
     return written.decode().replace("\r\n", "\n")
 
 
-@pytest.mark.slow
-def test_a_terminal_has_one_live_line_for_each_stage(tiny, tmp_path):
-    run = tmp_path / "run"
-    options = [*tiny.options, "--training.max_steps", "20", "--out", str(run)]
-    lines = in_terminal(sys.executable, str(ROOT / "cli.py"), "run", *options).split("\n")
-    for stage in ("reference", "train"):
-        drawn = [line for line in lines if f"{stage}: " in line]
-        assert len(drawn) == 1, lines
-        last = metrics(run, stage)[-1]
-        shown = f"ntp {last['ntp']:.4f}, mixup {last['mixup']:.4f}" if stage == "train" else f"loss {last['loss']:.4f}"
-        final = drawn[0].split("\r")[-1]
-        assert f"20/20 [00:00 left, {shown}, {last['tokens_per_second']:,.0f} tokens/s]" in final
-    assert not [line for line in lines if "\x1b[A" in line], "a bar stands on a second line"
-
-
 INNER = """
 import time
 from sftmix.common.progress import progress_bar
@@ -143,6 +128,7 @@ with progress_bar("outer", total=2, unit="step") as outer:
         for _ in range(3):
             time.sleep(0.6)
             inner.update()
+    outer.show("loss 1.5")
     outer.update()
 """
 
@@ -152,4 +138,4 @@ def test_work_inside_other_work_takes_over_its_line():
     assert written.count("\n") == 1
     assert written.endswith("\n")
     assert "\x1b[A" not in written
-    assert re.search(r"\router: +0%.*\rinner: +67%.*\r +\r.*\router: 100%", written)
+    assert re.search(r"\router: +0%.*\rinner: +67%.*\r +\r.*\router: 100%.*2/2 \[00:00 left, loss 1.5\]", written)

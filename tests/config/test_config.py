@@ -39,7 +39,6 @@ def complete(**changes: object) -> RunConfig:
 
 VARIED = [
     RunConfig(),
-    complete(objective=NTP(), pairing=None, callbacks=[], with_baseline=True, seed=7),
     complete(
         model=ModelOptions(path="m", lora=LoraOptions(r=8, target_modules=["q_proj", "lm_head"], bias="all")),
         data=DataOptions(train=["a.json", "b.jsonl"], eval="held.json", template="chatml", max_length=64, limit=9),
@@ -72,16 +71,10 @@ def test_the_defaults_are_the_papers():
     config = RunConfig()
     classes = [config.reference, config.confidence, config.splitter, config.objective, *config.callbacks]
     assert [type(c) for c in classes] == [TrainedReference, Perplexity, Median, SFTMix, Evaluate]
-    objective, training = config.plain()["objective"]["init_args"], config.training
-    assert (objective["mu"], objective["alpha"]) == (0.2, 0.5)
-    assert config.plain()["reference"]["init_args"]["checkpoints"] == 5
+    objective, training = config.objective, config.training
+    assert (objective.mu, objective.alpha, config.reference.checkpoints) == (0.2, 0.5, 5)
     assert (training.learning_rate, training.weight_decay, training.global_batch_size) == (2e-6, 0.1, 32)
     assert (training.schedule, training.warmup_ratio) == ("cosine", 0.1)
-
-
-def test_two_configurations_share_no_component():
-    assert RunConfig().objective is not RunConfig().objective
-    assert RunConfig().callbacks is not RunConfig().callbacks
 
 
 def test_auto_pairing_follows_the_objective():
@@ -109,11 +102,6 @@ def test_yaml_comes_back_equal(config, tmp_path):
     assert yaml.safe_load(config.yaml()) == config.plain()
 
 
-def test_one_file_needs_no_list():
-    assert DataOptions(train="a.json", eval="b.json") == DataOptions(train=["a.json"], eval=["b.json"])
-    assert from_plain({"data": {"train": "a.json"}}).data.train == ["a.json"]
-
-
 def test_a_complete_configuration_is_valid():
     validate(complete())
     validate(complete(out=None), needs_out=False)
@@ -132,7 +120,7 @@ PROBLEMS = [
     ({"data.eval": []}, "data.eval is an empty list: name files of held-out rows, or null for none"),
     ({"data.limit": 0}, "data.limit is 0; allowed: at least 1"),
     ({"data.labels": "a", "data.label_field": "q"}, "data.labels (a) and data.label_field (q) exclude each other"),
-    ({"data.labels": ["a", "b"]}, "data.labels names 2 values (a, b) for 1 entries of data.train (a.json)"),
+    ({"data.labels": ["a", "b"]}, "data.labels has 2 values ['a', 'b'] for 1 entries of data.train ['a.json']"),
     ({"training.global_batch_size": 31}, "training.global_batch_size is 31, and pairing needs an even number"),
     ({"training.global_batch_size": 0}, "training.global_batch_size is 0; allowed: at least 1"),
     ({"training.micro_batch_tokens": 0}, "training.micro_batch_tokens is 0; allowed: at least 1, or null"),
@@ -219,12 +207,9 @@ def refusal(**changes: object) -> str:
         (FromCheckpoints(paths=["a", "b", "c"]), {"IFD": ALONE, "LearningPercentage": BEFORE}),
         (FromFile(path="dynamics.parquet"), {}),
         (OwnReference(), {}),
-        *(
-            (
-                Online(window=window),
-                {"IFD": ALONE, "LearningPercentage": BEFORE, "Correctness": CORRECT, "LowVariability": "has 1"},
-            )
-            for window in (1, None)
+        (
+            Online(window=None),
+            {"IFD": ALONE, "LearningPercentage": BEFORE, "Correctness": CORRECT, "LowVariability": "has 1"},
         ),
     ],
 )
@@ -245,9 +230,7 @@ def test_a_confidence_is_refused_where_the_dynamics_lack_what_it_reads(reference
         (None, {"epochs": 1.9}, True),
         (None, {"epochs": 2}, False),
         (ReferenceTraining(epochs=1), {"epochs": 3}, True),
-        (ReferenceTraining(epochs=2), {"epochs": 1}, False),
         (ReferenceTraining(max_steps=9), {"epochs": 1}, False),
-        (None, {"epochs": 1, "max_steps": 9}, False),
     ],
 )
 def test_online_checkpoints_are_as_many_as_whole_epochs(own, options, refused):

@@ -19,17 +19,14 @@ def config(training: TrainingOptions, own: ReferenceTraining) -> RunConfig:
 
 
 REPLACED = [
-    ({"micro_batch_size": 8}, {"micro_batch_size": 2}, {}),
     ({"micro_batch_size": 8}, {"micro_batch_tokens": 900}, {"micro_batch_size": None}),
     ({"micro_batch_tokens": 900}, {"micro_batch_size": 2}, {"micro_batch_tokens": None}),
     ({"max_steps": 500}, {"epochs": 1.0}, {"max_steps": None}),
     ({"max_steps": 500}, {"epochs": 1.0, "max_steps": 7}, {}),
-    ({"max_steps": 500}, {"learning_rate": 1e-3}, {}),
     ({"length_groups": 4}, {"padding_free": True}, {"length_groups": None}),
     ({"length_groups": 4}, {"padding_free": "auto"}, {}),
     ({"padding_free": True}, {"length_groups": 4}, {"padding_free": "auto"}),
     ({"parallel": "hsdp", "shard_group_size": 2}, {"parallel": "ddp"}, {"shard_group_size": None}),
-    ({"parallel": "hsdp", "shard_group_size": 2}, {"parallel": "hsdp"}, {}),
 ]
 
 

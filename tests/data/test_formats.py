@@ -195,7 +195,6 @@ def test_columns_that_are_not_there(write, read, refused):
     for columns, form, message in (
         ({"prmpt": "question", "response": "answer"}, "auto", "no format of data.format auto has prmpt and response; "),
         (COLUMNS, "alpaca", "no format of data.format alpaca has prompt and response; .*instruction"),
-        ({"completion": "answer", "response": "answer"}, "auto", "the same field"),
     ):
         with pytest.raises(ConfigError, match=rf"^data\.columns.*{message}"):
             read(path, columns=columns, format=form)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sftmix.common.steps import read_steps
-from sftmix.common.tables import read_columns, read_confidence, read_split, write_confidence, write_split, write_table
+from sftmix.common.tables import read_columns, read_split, write_split, write_table
 from sftmix.components.base import Callback, CallbackResult
 from tests.tools.verify.runs import Copy, certified, differing, made, one_bit_of_a_weight
 
@@ -28,8 +28,8 @@ def with_two_examples_exchanged(file: Path) -> None:
 
 
 def with_the_confidence_turned_around(file: Path) -> None:
-    ids, confidence, spread = read_confidence(file)
-    write_confidence(file, ids, -confidence, spread)
+    table = read_columns(file, "id", "confidence", "variability")
+    write_table(file, table["id"], confidence=-table["confidence"], variability=table["variability"])
 
 
 def without_the_last_id(file: Path) -> None:
