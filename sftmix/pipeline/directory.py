@@ -41,8 +41,8 @@ BEFORE_STAGES = ("start", "data")
 class Hold:
     """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is told in STATUS.json.
 
-    The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
-    back an unfinished run to its end.
+    The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has come
+    to its end.
 
     main  False: another process of the same command does this, and this one nothing
     """
@@ -52,8 +52,8 @@ class Hold:
         self._lock = FileLock(self.path / ".lock")
         self._status: dict[str, Any] = {"stage": BEFORE_STAGES[0], "step": 0, "total_steps": 0, "exit_code": None}
         self._status |= {"started": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-        self._earlier: dict[str, Any] = {}
-        """The STATUS.json of another process, while it stays."""
+        self._silent = False
+        """True while the STATUS.json of an earlier command stays."""
 
     def __enter__(self) -> Self:
         """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
@@ -71,8 +71,7 @@ class Hold:
         for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
             remove_leftovers(self.path, name)
         with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
-            earlier = read_json(self.path / "STATUS.json", stage=str)
-            self._earlier = {} if earlier["stage"] in BEFORE_STAGES else earlier
+            self._silent = read_json(self.path / "STATUS.json", stage=str)["stage"] not in BEFORE_STAGES
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -86,13 +85,13 @@ class Hold:
         """Update STATUS.json; with `throttle`, at most once in so many seconds."""
         self._status |= fields
         now = time.time()
-        if self._main and not self._earlier and now - self._status.get("updated", 0.0) >= throttle:
+        if self._main and not self._silent and now - self._status.get("updated", 0.0) >= throttle:
             self._status["updated"] = now
             write_json(self.path / "STATUS.json", self._status)
 
     def starts_work(self) -> None:
         """Note that something is about to be made here: from now on STATUS.json tells of this process."""
-        self._earlier = {}
+        self._silent = False
 
 
 class RunDirectory(Hold):
@@ -114,8 +113,7 @@ class RunDirectory(Hold):
 
     def __exit__(self, *raised: Any) -> None:
         if raised[1] is None:  # the command did all it should
-            if self._earlier.get("exit_code") != 0:
-                self.starts_work()
+            self.starts_work()
             self.status(exit_code=0, message="")
         super().__exit__(*raised)
 
@@ -126,8 +124,9 @@ class RunDirectory(Hold):
     def begin(self, stage: str, inputs: Inputs, configuration: str = "") -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
 
-        Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and
-        DifferenceError where an output was changed since.
+        From the first run of the pool that finished it from the same inputs it is taken over. Its outputs are hard
+        links where the file system has them: nothing here rewrites a file in place. Raises ConfigError naming what
+        differs where the stage was made, or begun, from other inputs, and DifferenceError where an output was changed.
 
         configuration  of the run, which config.yaml holds from the first stage on that is not done here
         """
@@ -142,31 +141,17 @@ class RunDirectory(Hold):
             write_json(directory / "inputs.json", inputs)
             write_text(self.path / "config.yaml", configuration)
             self.status(stage=stage, step=0, total_steps=0, doing="")
-            return self._adopt(stage, inputs)
+            for source in (sibling / stage for sibling in self.pool):
+                equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)
+                if equal and is_finished(source):
+                    for name in read_json(source / MANIFEST, files=dict)["files"]:
+                        _link(source / name, directory / name)
+                    write_json(directory / ADOPTED, {"from": os.path.relpath(origin(source), directory)})
+                    _link(source / MANIFEST, directory / MANIFEST)  # last: what was interrupted before is done again
+                    return True
+            return False
 
         return self.world.from_main(enter)
-
-    def identity(self, stage: str) -> str:
-        """Return the hash of the inputs of a stage that has begun."""
-        return self.world.from_main(lambda: sha256_file(self.path / stage / "inputs.json"))
-
-    def _adopt(self, stage: str, inputs: Inputs) -> bool:
-        """Take over the stage from the first run of the pool that finished it from the same inputs.
-
-        Its outputs are hard links where the file system has them: nothing here rewrites a file in place. The manifest
-        comes last, so that an adoption which was interrupted is done again. Raises DifferenceError for a changed
-        output.
-        """
-        directory = self.path / stage
-        for source in (sibling / stage for sibling in self.pool):
-            equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)
-            if equal and is_finished(source):
-                for name in read_json(source / MANIFEST, files=dict)["files"]:
-                    _link(source / name, directory / name)
-                write_json(directory / ADOPTED, {"from": os.path.relpath(origin(source), directory)})
-                _link(source / MANIFEST, directory / MANIFEST)
-                return True
-        return False
 
     def finish(self, stage: str, outputs: Sequence[str], figures: Mapping[str, Any]) -> None:
         """Mark a stage as done: figures.json, and the manifest with the hashes of `outputs`, last."""

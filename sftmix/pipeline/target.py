@@ -11,6 +11,7 @@ from typing import Any
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import sha256_file
 from sftmix.common.steps import read_steps
 from sftmix.common.tables import write_dynamics
 from sftmix.components.base import PairSampler
@@ -53,6 +54,7 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
             config.model.lora,
             eval_data=rows.data.eval,
             eval_groups=rows.eval_groups,
+            packed=rows.packed,
             seed=config.seed,
             objective=config.objective,
             perturbation=config.perturbation,
@@ -93,7 +95,6 @@ def training_stage(
     lora: LoraOptions,
     *,
     seed: int,
-    eval_data: EncodedDataset | None = None,
     token_nll: bool = False,
     **more: Any,
 ) -> TrainingStage:
@@ -112,15 +113,13 @@ def training_stage(
         model=model,
         values=values,
         data=data,
-        eval_data=eval_data,
         optimizer=run.config.optimizer,
         options=options,
         checkpoint=checkpoint if name == "train" else replace(checkpoint, keep_best=False),
         directory=run.path / name,
-        identity=run.directory.identity(name),
+        identity=run.world.from_main(lambda: sha256_file(run.path / name / "inputs.json")),
         seed=seed,
         pad_id=encoder.pad_id,
-        packed=data.packed or (eval_data is not None and eval_data.packed),
         scorer=scorer(options, run.world, encoder, name=name, token_nll=token_nll),
         on_progress=lambda step, total: run.directory.status(step=step, total_steps=total, throttle=1.0),
         **more,
