@@ -41,8 +41,8 @@ BEFORE_STAGES = ("start", "data")
 class Hold:
     """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is told in STATUS.json.
 
-    The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has come
-    to its end.
+    The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
+    back an unfinished run to its end.
 
     main  False: another process of the same command does this, and this one nothing
     """
@@ -52,8 +52,8 @@ class Hold:
         self._lock = FileLock(self.path / ".lock")
         self._status: dict[str, Any] = {"stage": BEFORE_STAGES[0], "step": 0, "total_steps": 0, "exit_code": None}
         self._status |= {"started": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
-        self._silent = False
-        """True while the STATUS.json of an earlier command stays."""
+        self._earlier: dict[str, Any] = {}
+        """The STATUS.json of another process, while it stays."""
 
     def __enter__(self) -> Self:
         """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
@@ -71,7 +71,8 @@ class Hold:
         for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
             remove_leftovers(self.path, name)
         with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
-            self._silent = read_json(self.path / "STATUS.json", stage=str)["stage"] not in BEFORE_STAGES
+            earlier = read_json(self.path / "STATUS.json", stage=str)
+            self._earlier = {} if earlier["stage"] in BEFORE_STAGES else earlier
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -85,13 +86,13 @@ class Hold:
         """Update STATUS.json; with `throttle`, at most once in so many seconds."""
         self._status |= fields
         now = time.time()
-        if self._main and not self._silent and now - self._status.get("updated", 0.0) >= throttle:
+        if self._main and not self._earlier and now - self._status.get("updated", 0.0) >= throttle:
             self._status["updated"] = now
             write_json(self.path / "STATUS.json", self._status)
 
     def starts_work(self) -> None:
         """Note that something is about to be made here: from now on STATUS.json tells of this process."""
-        self._silent = False
+        self._earlier = {}
 
 
 class RunDirectory(Hold):
@@ -113,7 +114,8 @@ class RunDirectory(Hold):
 
     def __exit__(self, *raised: Any) -> None:
         if raised[1] is None:  # the command did all it should
-            self.starts_work()
+            if self._earlier.get("exit_code") != 0:
+                self.starts_work()
             self.status(exit_code=0, message="")
         super().__exit__(*raised)
 

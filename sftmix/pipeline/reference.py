@@ -41,7 +41,6 @@ from sftmix.training.dynamics import (
     described,
     merge,
     one_checkpoint,
-    tell_lost,
 )
 from sftmix.training.loop import Stage as TrainingStage
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
@@ -252,10 +251,7 @@ class ReferenceRun:
         parts = []
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
-            scores = scores_of(number, name)
-            parts.append(one_checkpoint(data.ids, number, scores))
-            if self._run.world.is_main:
-                tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
+            parts.append(one_checkpoint(data.ids, number, scores_of(number, name)))
         return merge(parts)
 
 

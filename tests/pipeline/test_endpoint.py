@@ -1,6 +1,5 @@
 """A reference behind a server: the same dynamics as from its weights, and each row asked for once."""
 
-import json
 import os
 import signal
 import time
@@ -11,6 +10,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError
 from sftmix.components import FromEndpoint, endpoint
+from sftmix.tools.quickstart import write_rows
 from tests.forked import SIGKILLED, start
 from tests.pipeline.endpoint import Server
 from tests.pipeline.test_reference_rows import letters
@@ -129,10 +129,8 @@ def test_a_key_is_read_from_the_environment(tiny, server, made, refused, monkeyp
 
 
 def test_windows_of_several_documents_are_refused_and_pieces_of_one_are_scored(tiny, other, made, refused):
-    tiny.train.write_text(
-        json.dumps({"text": "sort the words of this list " * 30}) + "\n" + json.dumps({"text": "add"})
-    )
-    tiny.eval.write_text(json.dumps({"text": "sort"}))
+    write_rows(tiny.train, [{"text": "sort the words of this list " * 30}, {"text": "add"}])
+    write_rows(tiny.eval, [{"text": "sort"}])
     words = [*asked(tiny, other), "--data.max_length", "24"]
     assert "data.packing false" in refused(*words)
     made(*words, "--data.packing", "false")

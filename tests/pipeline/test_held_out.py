@@ -1,10 +1,9 @@
 """The held-out NLL by label or by the names of data.eval."""
 
-import json
-
 import numpy as np
 import pytest
 
+from sftmix.common.files import read_json
 from sftmix.pipeline.rows import MOST_GROUPS, held_out_groups
 from sftmix.training.scoring import held_out_metrics, nll_by
 from sftmix.types import RowScores
@@ -46,11 +45,10 @@ def test_the_nll_of_a_group_is_that_of_its_tokens():
     assert held_out_metrics(scores)["eval_nll"] == 15 / 12
 
 
-def test_labelled_rows_that_were_held_out_go_by_their_labels(tiny, made):
-    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
+def test_labelled_rows_that_were_held_out_go_by_their_labels(tiny, rows, made):
     words = [word for word in tiny.options if word not in ("--data.eval", str(tiny.eval))]
     words += ["--data.eval_fraction", "0.4", "--data.label_field", "kind", "--objective", "NTP"]
     run = made("run", *words, "--training.max_steps", "1")
-    by = json.loads((run / "summary.json").read_text())["eval_nll_by"]
+    by = read_json(run / "summary.json")["eval_nll_by"]
     assert len(by) > 1
     assert by.keys() <= {row["kind"] for row in rows}

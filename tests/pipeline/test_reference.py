@@ -1,6 +1,5 @@
 """Where the dynamics come from: a file, or another model with a tokenizer and a length of its own (contract 7)."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,8 +9,10 @@ import torch
 from transformers import AutoTokenizer
 
 from sftmix.batches.order import TrainingOrder
+from sftmix.common.files import read_json
 from sftmix.common.rng import stable_hash
 from sftmix.options import TrainingOptions
+from sftmix.tools.quickstart import write_rows
 from tests.pipeline.test_reference_rows import letters
 from tests.tiny import SHORT, groups, metrics, table, weights
 
@@ -50,15 +51,14 @@ def test_a_missing_file_of_dynamics_is_bad_data_and_can_be_put_there(finished, t
 
 
 @pytest.fixture
-def weak(tiny) -> list[str]:
+def weak(tiny, rows) -> list[str]:
     """Words of a reference whose tokenizer knows letters only; one row has a prompt too long for it."""
-    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
     rows[7] = {**rows[7], "instruction": "sort the words " * 8, "input": ""}
-    tiny.train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tiny.train, rows)
     return [*tiny.options, *SHORT, "--reference.model.path", str(letters(tiny)), "--reference.model.max_length"]
 
 
-def test_a_weaker_reference_with_another_tokenizer_joins_by_id(tiny, weak, made):
+def test_a_weaker_reference_with_another_tokenizer_joins_by_id(tiny, rows, weak, made):
     """Contract 7: an example that it cannot score is unpaired and counted."""
     run = made("split", *weak, "110")
     assert "1 examples the reference could not score stay unpaired" in made.printed
@@ -68,9 +68,8 @@ def test_a_weaker_reference_with_another_tokenizer_joins_by_id(tiny, weak, made)
     assert [i for i, group in groups(run).items() if group == "unpaired"] == unscored  # 28 are scored: an even number
     dynamics = table(run / "confidence" / "dynamics.parquet")
     tokens = dict(zip(dynamics["id"], dynamics["n_tokens"], strict=True))
-    outputs = [json.loads(line)["output"] for line in tiny.train.read_text().splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(tiny.model.parent / "letters")
-    expected = [len(tokenizer(output, add_special_tokens=False).input_ids) + 1 for output in outputs]  # and the end
+    expected = [len(tokenizer(row["output"], add_special_tokens=False).input_ids) + 1 for row in rows]  # and the end
     expected[7] = 0
     assert [tokens[i] for i in target["id"]] == expected
 
@@ -99,7 +98,7 @@ def test_a_changed_reference_model_is_refused(tiny, weak, made, refused):
 def test_a_weaker_reference_trains_on_the_targets_examples_only(weak, made):
     """An example that the target dropped (its own length leaves no response token) is none of the reference's."""
     run = made("reference", *weak, "512", "--data.max_length", "40")
-    kept = json.loads((run / "summary.json").read_text())["data"]["train"]
+    kept = read_json(run / "summary.json")["data"]["train"]
     assert kept < 29
     assert len(pq.read_table(next((run / "reference" / "scores").glob("*.parquet")))) == kept
 
@@ -121,7 +120,7 @@ def test_a_reference_stops_after_its_last_scoring(tiny, made, places, steps):
         scored.append(found[found.step == steps][["id", "nll_sum"]].to_numpy().tolist())
     assert scored[0] == scored[1]
     assert len(metrics(run, "reference")) == steps
-    assert json.loads((run / "reference" / "figures.json").read_text())["steps"] == steps
+    assert read_json(run / "reference" / "figures.json")["steps"] == steps
 
 
 def test_a_stopped_reference_is_continued_where_it_stopped(tiny, made):

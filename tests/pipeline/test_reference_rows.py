@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.common.files import read_json, write_json
+from sftmix.tools.quickstart import write_rows
 from sftmix.tools.quickstart.model import make_tokenizer
 from tests.data.small_tokenizers import THINKING
 from tests.tiny import SHORT, Tiny, table
@@ -20,8 +22,7 @@ RUN = ("--data.template", "alpaca", "--data.max_length", str(LENGTH))
 def copied(tiny: Tiny, name: str, **changed: object) -> Path:
     """Copy the model, with other values in its config."""
     path = shutil.copytree(tiny.model, tiny.model.parent / name)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, **changed}))
+    write_json(path / "config.json", {**read_json(path / "config.json"), **changed})
     return path
 
 
@@ -134,16 +135,15 @@ def test_another_tokenizer_has_a_template_and_a_length_of_its_own_and_they_are_t
 # --------------------------------------------------------------------------------- conversations of several turns
 
 
-def two_templates(tiny: Tiny, target: str, reference: str) -> list[str]:
+def two_templates(tiny: Tiny, rows: list[dict], target: str, reference: str) -> list[str]:
     """Make the training rows conversations, the first four of two turns, and return the words of a reference with a
     template of its own."""
-    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
     turns = [
         [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
         for row in rows
     ]
     chats = [turn + (turns[-1 - i] if i < 4 else []) for i, turn in enumerate(turns)]
-    tiny.train.write_text("".join(json.dumps({"id": f"c{i}", "messages": m}) + "\n" for i, m in enumerate(chats)))
+    write_rows(tiny.train, [{"id": f"c{i}", "messages": messages} for i, messages in enumerate(chats)])
     template = tiny.model.parent / "thinking.jinja"
     template.write_text(THINKING)
     names = {"alpaca": "alpaca", "thinking": str(template)}
@@ -151,17 +151,17 @@ def two_templates(tiny: Tiny, target: str, reference: str) -> list[str]:
     return on_disk(tiny, tiny.model, "--data.multi_turn", "whole", *own)
 
 
-def test_a_reference_reads_as_turns_what_the_target_splits(tiny, made):
+def test_a_reference_reads_as_turns_what_the_target_splits(tiny, rows, made):
     """Its own template would keep the conversation whole, whose one score belongs to no turn."""
-    run = made(*two_templates(tiny, "thinking", "alpaca"))
+    run = made(*two_templates(tiny, rows, "thinking", "alpaca"))
     found = table(run / "confidence" / "dynamics.parquet")["id"]
     assert found[:3] == ["c0@turn0", "c0@turn1", "c1@turn0"]
     assert_same(run, by_hand(tiny.model, tiny, 512))
 
 
-def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(tiny, refused):
+def test_a_reference_that_splits_what_the_target_reads_whole_is_refused(tiny, rows, refused):
     """Its scores of turns are none of the conversation."""
-    told = refused(*two_templates(tiny, "alpaca", "thinking"), code=3)
+    told = refused(*two_templates(tiny, rows, "alpaca", "thinking"), code=3)
     assert "cannot encode 4 of 29 training examples" in told
     assert "4 conversations not scored: split by this template, not by the target's" in told
     assert "max_length" not in told

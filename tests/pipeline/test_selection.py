@@ -1,6 +1,5 @@
 """Which examples are trained on: chosen before anything else, by components of a user's own, through the pipeline."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from sftmix.common.errors import ConfigError
 from sftmix.components import Perturbation, Selector
 from sftmix.pipeline.recipe import run
+from sftmix.tools.quickstart import write_rows
 from tests.pipeline.test_identity import config
 from tests.tiny import metrics, table
 
@@ -43,7 +43,7 @@ def test_another_selection_is_another_run(tiny, tmp_path):
     with pytest.raises(ConfigError, match=r"selector\.k: 12 -> 10"):
         run(config(tiny, tmp_path / "run", selector=LongResponses(k=10)))
     others = [{"instruction": f"Say {i}.", "output": f"{i}", "kind": "x"} for i in range(20)]
-    (tmp_path / "others.jsonl").write_text("\n".join(map(json.dumps, others)))
+    write_rows(tmp_path / "others.jsonl", others)
     changed = config(tiny, tmp_path / "run", selector=LongResponses())
     changed = replace(changed, data=replace(changed.data, train=str(tmp_path / "others.jsonl")))
     with pytest.raises(ConfigError, match="the training rows are others"):

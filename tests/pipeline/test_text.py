@@ -1,26 +1,25 @@
 """Plain text through the whole recipe and the command line: NTP, SFTMix, what is exported, and what is refused."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftmix.common.files import read_json
 from sftmix.config.read import read_config
 from sftmix.data import encode, encoder_for, prepare
+from sftmix.tools.quickstart import write_rows
 from tests.tiny import groups, table
 
 LENGTH = 24
 
 
 @pytest.fixture
-def words(tiny, tmp_path) -> list[str]:
+def words(tiny, rows, tmp_path) -> list[str]:
     """Options of a run on 30 documents of rows that the tiny tokenizer knows."""
-    rows = [json.loads(line) for line in tiny.train.read_text().splitlines()]
     texts = [{"text": f"{row['instruction']} {row.get('input', '')} {row['output']}"} for row in rows]
     path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    write_rows(path, texts)
     return [
         *("--model.path", str(tiny.model), "--data.train", str(path), "--data.max_length", str(LENGTH)),
         *("--data.eval_fraction", "0.2", "--training.learning_rate", "0.01", "--training.epochs", "2"),
@@ -46,7 +45,7 @@ def documents_of(window) -> list[list[int]]:
 def test_sftmix_on_text_from_end_to_end(made, sftmix, words, tiny):
     out = made("run", *words, "--with_baseline")
     assert "29 documents read" in made.printed
-    summary = json.loads((out / "summary.json").read_text())
+    summary = read_json(out / "summary.json")
     config = read_config(out / "config.yaml")
     assert config.data.format == "text"
 
