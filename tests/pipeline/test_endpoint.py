@@ -13,7 +13,7 @@ from sftmix.components import FromEndpoint, endpoint
 from sftmix.tools.quickstart import write_rows
 from tests.forked import SIGKILLED, start
 from tests.pipeline.endpoint import Server
-from tests.pipeline.test_reference_rows import letters
+from tests.pipeline.test_reference import letters
 from tests.tiny import table
 
 

@@ -111,11 +111,13 @@ def test_ntp_needs_no_split_and_a_split_without_confidence_no_reference(words, s
         assert summary["confidence"]["half_a"]["confidence_mean"] is None
 
 
-def test_the_baseline_is_plain_ntp_whatever_the_target_is(tiny, made):
+def test_reference_and_baseline_are_plain_ntp_whatever_the_target_is(tiny, made):
     """Neither perturbed nor weighted; and Mixup alone has no weight beside NTP that could be told."""
-    common = ["run", *tiny.options, "--splitter", "RandomSplit", "--training.max_steps", "3"]
+    common = ["run", *tiny.options, "--training.max_steps", "3"]
     special = made(*common, "--perturbation", "NEFTune", "--objective", "MixupOnly", "--with_baseline")
     plain = made(*common, "--objective", "NTP", "--pairing", "RandomPairs", out="plain")
+    dynamics = [table(run / "confidence" / "dynamics.parquet") for run in (special, plain)]
+    assert dynamics[0] == dynamics[1]
     ours, theirs = weights(special, "baseline"), weights(plain)
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     summary = read_json(special / "summary.json")
