@@ -5,7 +5,6 @@ import errno
 import os
 import socket
 import time
-from pathlib import Path
 
 import pytest
 
@@ -77,25 +76,15 @@ def test_status_says_what_runs_and_how_it_ended(tmp_path):
     assert status(tmp_path).items() >= {"exit_code": 0, "message": "", "step": 4}.items()
 
 
-def fails(path: Path, message: str, *, begins: str | None = None) -> None:
-    """A command that fails where it reads, or in a stage that it begins."""
-    with contextlib.suppress(DataError), RunDirectory(path, ALONE) as directory:
-        directory.status(stage="data")
-        if begins:
-            directory.begin(begins, {})
-        raise DataError(message)
-
-
-def test_an_error_before_a_stage_leaves_the_status_of_a_run_that_has_come_further(tmp_path):
-    fails(tmp_path, "bad", begins="reference")
-    assert status(tmp_path)["stage"] == "reference"
+def test_a_run_that_failed_in_a_stage_and_is_then_read_back_is_finished(tmp_path):
+    with contextlib.suppress(DataError), RunDirectory(tmp_path, ALONE) as directory:
+        directory.begin("reference", {})
+        raise DataError("bad")
+    assert [status(tmp_path)[key] for key in ("stage", "message")] == ["reference", "DataError: bad"]
     before = (tmp_path / "STATUS.json").read_bytes()
-    fails(tmp_path, "refused")
     with pytest.raises(ConfigError), Hold(tmp_path):
         raise ConfigError("refused")
     assert (tmp_path / "STATUS.json").read_bytes() == before
-    fails(tmp_path, "worse", begins="confidence")
-    assert [status(tmp_path)[key] for key in ("stage", "message")] == ["confidence", "DataError: worse"]
     with RunDirectory(tmp_path, ALONE) as directory:
         directory.status(stage="train")  # all stages are read back
     assert [status(tmp_path)[key] for key in ("stage", "exit_code")] == ["train", 0]
