@@ -6,8 +6,8 @@ What is refused is refused before torch is imported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.names import is_there
@@ -22,8 +22,7 @@ OF_A_RUN = (TARGET, "baseline", "base")
 """The models that a run can have."""
 
 
-@dataclass(frozen=True)
-class FinishedModel:
+class FinishedModel(NamedTuple):
     """A model that can be loaded.
 
     name  target, baseline or base of a run; else the directory or hub id as it was given

@@ -7,10 +7,10 @@ alone decides is known at once, and the rest is UNKNOWN until ranks and rows are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file
@@ -70,8 +70,7 @@ def training_of_reference(config: RunConfig, training: ReferenceTraining | None 
     return inherit(config.training, training), seed
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """What is known of a run when the inputs of a stage are named.
 
     world      the ranks; None: neither files nor devices were looked at

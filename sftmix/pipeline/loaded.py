@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -190,8 +190,7 @@ def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None
 # ------------------------------------------------------------------------------------------- finished models
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(NamedTuple):
     """A model in eval mode, and how conversations become its token ids.
 
     encoder   tokenizer and chat template; of a run those of its training, for all models of the run

@@ -54,10 +54,9 @@ def run(
     """
     if not validated:
         validate(config)
-    assert config.out is not None
     with (
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
-        RunDirectory(config.out, ranks, pool=pool) as directory,
+        RunDirectory(config.out or "", ranks, pool=pool) as directory,
         StopAtOnce() as stop,
     ):
         check_same_directory(directory.path, ranks)

@@ -90,10 +90,9 @@ def rows_of_reference(
 
     key  the option that names the model, beside those of its template and length
     """
-    path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length
+    path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length or 0
     if model == ReferenceModel(lora=model.lora):
         return path, encoder, rows.data.train
-    assert length is not None, "tokenised rows have a length"
     option = key.rpartition(".")[0]
     with named(key if model.path else "model.path"):
         tokenizer = world.node_first(lambda: load_tokenizer(path))

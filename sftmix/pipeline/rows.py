@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +27,7 @@ MOST_GROUPS = 20
 """Most groups of held-out rows whose NLL is told: more of them would be scores, not groups, and fill every log."""
 
 
-@dataclass(frozen=True)
-class RunRows:
+class RunRows(NamedTuple):
     """The training and held-out rows of a run.
 
     prepared  the rows as read, before any tokenizer

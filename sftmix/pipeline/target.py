@@ -162,11 +162,24 @@ def pairs_by(divided: Divided, pairing: PairSampler | None, seed: int) -> Callab
 def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> dict[str, Any]:
     """Return what a stage of the training loop needs of the order of `train` or `baseline`, which have the same.
 
-    These are `order`, the global batches; `split_of`, the groups; `online`, the keeper of a single run's losses.
+    The groups of each epoch of a single run are made by the target's losses in earlier ones; the first has none.
+    Returned are `order`, the global batches; `split_of`, the groups; `online`, the keeper of a single run's losses.
     """
     config, single = run.config, is_single_run(run.config)
-    of_all = None if split is None else (split, scores)
-    divided = _by_earlier_epochs(run, name) if single else lambda epoch: of_all
+    # A baseline that trains longer than the target, which a callback has stopped, then gets shuffled singles.
+    begun = _epochs_begun(run) if single and name == "baseline" else math.inf
+
+    @lru_cache(maxsize=2)
+    def divided(epoch: int) -> tuple[Split, Scores] | None:
+        if not single:
+            return None if split is None else (split, scores)
+        if not 0 < epoch < begun:
+            return None
+        dynamics = _dynamics(run, epoch)
+        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
+        table = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
+        return check_split(config.splitter, config.splitter.split(table, seed=config.seed), table), table
+
     pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
     order = TrainingOrder(
         len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, known=not single
@@ -178,25 +191,6 @@ def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None
         )
     online = _losses(run) if single and name == "train" else None
     return {"order": order, "split_of": lambda epoch: (divided(epoch) or (None,))[0], "online": online}
-
-
-def _by_earlier_epochs(run: RunContext, name: str) -> Divided:
-    """Return the groups of each epoch of a single run, by the target's losses in earlier ones; the first has none.
-
-    A baseline that trains longer than the target, which a callback has stopped, then gets shuffled singles.
-    """
-    config, begun = run.config, _epochs_begun(run) if name == "baseline" else math.inf
-
-    @lru_cache(maxsize=2)
-    def divide(epoch: int) -> tuple[Split, Scores] | None:
-        if not 0 < epoch < begun:
-            return None
-        dynamics = _dynamics(run, epoch)
-        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
-        scores = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
-        return check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores), scores
-
-    return divide
 
 
 def dynamics_of_single_run(run: RunContext) -> TrainingDynamics | None:
