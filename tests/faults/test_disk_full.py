@@ -41,11 +41,8 @@ CHECKPOINT = 400_000
 """Bytes of a checkpoint of the tiny model, a little less than it has."""
 
 
-Disk = Callable[[str], Path]
-
-
 @pytest.fixture
-def disk(tmp_path) -> Iterator[Disk]:
+def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
     """A file system in memory, of a size that a second call changes."""
     place = tmp_path / "disk"
     place.mkdir()

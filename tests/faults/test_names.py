@@ -204,12 +204,10 @@ def elsewhere(tiny, tmp_path) -> Iterator[Path]:
     assert not ran.exists(), ran.read_text()
 
 
-def command(*words: str, cwd: Path, ranks: int = 1, module: bool = False) -> subprocess.CompletedProcess[str]:
-    """The console script, `python -m sftmix` or ranks of torchrun in `cwd`; this package is on PYTHONPATH."""
+def command(*words: str, cwd: Path, module: bool = False) -> subprocess.CompletedProcess[str]:
+    """The console script, or `python -m sftmix`, in `cwd`; this package is on PYTHONPATH."""
     start = ["-c", "import sys; sys.path.remove(''); from sftmix.cli import main; sys.exit(main())"]
-    if ranks > 1:
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m", "sftmix"]
-    elif module:
+    if module:
         start = ["-m", "sftmix"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     program = [sys.executable, *start, *words]
@@ -281,14 +279,12 @@ def test_a_run_directory_brings_no_classes_of_its_own(inside, name, found, tmp_p
 
 
 @long
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_class_of_ones_own_may_import_what_lies_beside_it(ranks, tiny, tmp_path):
+def test_a_class_of_ones_own_may_import_what_lies_beside_it(tiny, tmp_path):
     """At once and when it runs."""
     (tmp_path / "my_callback.py").write_text(OWN)
     (tmp_path / "my_words.py").write_text("BEGINNING = 'the begin'")
     (tmp_path / "my_ending.py").write_text("ENDING = 'ning and the end'")
-    done = command(
-        *short(tiny, out=tmp_path / "run"), "--callbacks+", "my_callback.Mine", cwd=tmp_path, ranks=ranks, module=True
-    )
+    words = [*short(tiny, out=tmp_path / "run"), "--callbacks+", "my_callback.Mine"]
+    done = command(*words, cwd=tmp_path, module=True)
     assert done.returncode == 0, done.stderr
     assert "the beginning and the end" in done.stdout

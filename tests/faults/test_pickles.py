@@ -235,7 +235,12 @@ def test_repositories_of_the_hub(adapters, finished, tmp_path):
     with Hub() as hub:
         for name, files in {"model": model, "adapters": own, "both": model | own, "pickled": pickled}.items():
             hub.repositories[("models", f"me/{name}")] = files
-        found = _loaded(hub.url, tmp_path, "me/model", "me/adapters", "me/both", "me/pickled")
+        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        environment = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
+        words = [sys.executable, "-c", SCRIPT, *(name for _, name in hub.repositories)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found = [json.loads(line) for line in done.stdout.splitlines()]
         fetched = [line for line in hub.asked if line.startswith("GET") and line.endswith((".bin", ".safetensors"))]
     assert [said for name, said in found if name == "me/model"] == ["LlamaConfig", "LlamaForCausalLM"]
     for name in ("me/adapters", "me/both"):
@@ -244,12 +249,3 @@ def test_repositories_of_the_hub(adapters, finished, tmp_path):
         assert first.startswith(f"model.path: {name} holds adapters, not a model: ")
     assert "cannot load me/pickled" in found[-1][1]
     assert {line.partition("/resolve/")[0] for line in fetched} == {"GET /me/model"}
-
-
-def _loaded(url: str, home: Path, *names: str) -> list[list[str]]:
-    own = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    environment = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-c", SCRIPT, *names]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -227,16 +227,6 @@ def test_documents_do_not_end_in_their_middle(named, write, options):  # noqa: F
 # ------------------------------------------------------------------------------------------ what is told
 
 
-def test_the_report_counts_rows(write, options):  # noqa: F811
-    answers = ["Yes", "<|im_end|>", "<|im_end|><|end|><|im_end|>"]
-    path = write("rows.jsonl", [{"instruction": "Say it.", "output": answer} for answer in answers])
-    data = load_data(options(path), make_encoder(SMALL["chatml"]()), max_length=64, seed=0)
-    assert data.report.counts == {"spelt_special": 2}
-    line = data.report.lines()[-1]
-    assert line.startswith("2 examples with the spelling of a special token, encoded as text (data.special_tokens): ")
-    assert f"({path}:2)" in line
-
-
 def test_a_special_token_that_merges_spell():
     """Without the merges that make it, its text is written in smaller pieces."""
     tokenizer, encoder = with_special("re")

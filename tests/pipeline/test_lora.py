@@ -13,7 +13,6 @@ from sftmix.model.adapters import add_adapters, quantization_config
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions
-from tests.tiny import cut_before_the_end, metrics
 
 pytestmark = [  # of PEFT when it reads what was written; ours are silent about both
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -76,18 +75,6 @@ def test_without_checkpoints_the_exported_adapters_are_merged(run, made, sftmix,
     refused = sftmix("export", str(none), "--to", str(tmp_path / "adapters"))
     assert refused.code == 2
     assert f"has no checkpoint; {none / 'train' / 'model'} holds the model after the last step" in refused.err
-
-
-def test_a_resumed_run_is_the_uninterrupted_one(run, made, tmp_path):
-    """Bit for bit, dropout of the adapters included."""
-    words = [*run[2], "--model.lora.r", "4", "--model.lora.lora_dropout", "0.2"]
-    whole = made(*words)
-    cut_before_the_end(whole, tmp_path / "cut")
-    cut = made(*words, out="cut")
-    assert "train: resuming after step 2 of 4" in made.printed
-    left, right = (load_file(r / "train" / "model" / "adapter_model.safetensors") for r in (whole, cut))
-    assert all(torch.equal(left[k], right[k]) for k in left)
-    assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(cut)]
 
 
 # ------------------------------------------------------------------------------------------------------ QLoRA
