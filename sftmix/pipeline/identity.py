@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -269,8 +268,8 @@ STAGE_INPUTS: Mapping[str, Callable[[Known], Inputs]] = {
     "reference": reference_inputs,
     "confidence": confidence_inputs,
     "split": split_inputs,
-    "train": partial(arm_inputs, name="train"),
-    "baseline": partial(arm_inputs, name="baseline"),
+    "train": lambda known: arm_inputs(known, "train"),
+    "baseline": lambda known: arm_inputs(known, "baseline"),
     "base": base_inputs,
 }
 """Stage -> its inputs, as far as they are known."""
