@@ -176,7 +176,7 @@ def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None
                 store.load(steps[0] if step is None else step, module, None)
                 break
             except Exception as error:  # a run beside this may have removed it, whichever file was missed first
-                if store.steps() != steps:
+                if step is None and store.steps() != steps:
                     continue
                 if step is None and steps[1:]:
                     error.args = (f"{error}; --step {steps[1]} exports the one before it",)
