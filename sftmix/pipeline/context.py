@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sftmix.common.world import World
 from sftmix.config import RunConfig
@@ -18,17 +18,15 @@ from sftmix.training.loop import Stage as TrainingStage
 from sftmix.training.loop import StageResult, train
 
 
-@dataclass(frozen=True)
-class Made:
+class Made(NamedTuple):
     """What a stage has made: its files, relative to its directory, its figures, and a line for people."""
 
     files: Sequence[str]
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = {}
     line: str = ""
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """A stage of a run. All ranks call each of its functions; `STAGE_INPUTS` has its inputs by its name.
 
     make  makes its files

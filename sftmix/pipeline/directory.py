@@ -126,8 +126,9 @@ class RunDirectory(Hold):
     def begin(self, stage: str, inputs: Inputs, configuration: str = "") -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
 
-        Raises ConfigError naming what differs where the stage was made, or begun, from other inputs, and
-        DifferenceError where an output was changed since.
+        From the first run of the pool that finished it from the same inputs it is taken over. Its outputs are hard
+        links where the file system has them: nothing here rewrites a file in place. Raises ConfigError naming what
+        differs where the stage was made, or begun, from other inputs, and DifferenceError where an output was changed.
 
         configuration  of the run, which config.yaml holds from the first stage on that is not done here
         """
@@ -142,31 +143,17 @@ class RunDirectory(Hold):
             write_json(directory / "inputs.json", inputs)
             write_text(self.path / "config.yaml", configuration)
             self.status(stage=stage, step=0, total_steps=0, doing="")
-            return self._adopt(stage, inputs)
+            for source in (sibling / stage for sibling in self.pool):
+                equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)
+                if equal and is_finished(source):
+                    for name in read_json(source / MANIFEST, files=dict)["files"]:
+                        _link(source / name, directory / name)
+                    write_json(directory / ADOPTED, {"from": os.path.relpath(origin(source), directory)})
+                    _link(source / MANIFEST, directory / MANIFEST)  # last: what was interrupted before is done again
+                    return True
+            return False
 
         return self.world.from_main(enter)
-
-    def identity(self, stage: str) -> str:
-        """Return the hash of the inputs of a stage that has begun."""
-        return self.world.from_main(lambda: sha256_file(self.path / stage / "inputs.json"))
-
-    def _adopt(self, stage: str, inputs: Inputs) -> bool:
-        """Take over the stage from the first run of the pool that finished it from the same inputs.
-
-        Its outputs are hard links where the file system has them: nothing here rewrites a file in place. The manifest
-        comes last, so that an adoption which was interrupted is done again. Raises DifferenceError for a changed
-        output.
-        """
-        directory = self.path / stage
-        for source in (sibling / stage for sibling in self.pool):
-            equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)
-            if equal and is_finished(source):
-                for name in read_json(source / MANIFEST, files=dict)["files"]:
-                    _link(source / name, directory / name)
-                write_json(directory / ADOPTED, {"from": os.path.relpath(origin(source), directory)})
-                _link(source / MANIFEST, directory / MANIFEST)
-                return True
-        return False
 
     def finish(self, stage: str, outputs: Sequence[str], figures: Mapping[str, Any]) -> None:
         """Mark a stage as done: figures.json, and the manifest with the hashes of `outputs`, last."""

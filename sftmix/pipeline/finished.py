@@ -6,8 +6,8 @@ What is refused is refused before torch is imported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.names import is_there
@@ -22,8 +22,7 @@ OF_A_RUN = (TARGET, "baseline", "base")
 """The models that a run can have."""
 
 
-@dataclass(frozen=True)
-class FinishedModel:
+class FinishedModel(NamedTuple):
     """A model that can be loaded.
 
     name  target, baseline or base of a run; else the directory or hub id as it was given
@@ -34,19 +33,6 @@ class FinishedModel:
     name: str
     path: str
     run: Path | None
-
-
-def finished_models(place: str | Path, names: Sequence[str] = (TARGET,)) -> list[FinishedModel]:
-    """Find models by their names, in the order of the names.
-
-    place   a run directory, or a model directory or hub id, of which there is one model alone: its target
-    names   of a run target, baseline and base; and any other place, of which the target is taken
-    Raises ConfigError for a model that is not there; DifferenceError for a model of a run whose files, or those beside
-    it in its stage, were changed since.
-    """
-    return [
-        _model(name, *((str(place), name) if name in OF_A_RUN else (name, TARGET))) for name in map(str.strip, names)
-    ]
 
 
 def is_run(place: str | Path) -> bool:
@@ -60,29 +46,37 @@ def refuse_no_run(place: Path) -> None:
         raise ConfigError(f"{place} is not a run directory (it has no config.yaml)")
 
 
-def _model(name: str, place: str, wanted: str) -> FinishedModel:
-    """Find the model of a run that is wanted, or the model at a place that is no run; `name` is what to call the first.
+def finished_models(place: str | Path, names: Sequence[str] = (TARGET,)) -> list[FinishedModel]:
+    """Find models by their names, in the order of the names. That of an adopted stage lies in the run, too.
 
-    That of an adopted stage lies in the run, too.
+    place   a run directory, or a model directory or hub id, of which there is one model alone: its target
+    names   of a run target, baseline and base; and any other place, of which the target is taken
+    Raises ConfigError for a model that is not there; DifferenceError for a model of a run whose files, or those beside
+    it in its stage, were changed since.
     """
-    if is_run(place):
-        run = Path(place).expanduser()
-        if wanted == "base":
-            return FinishedModel(name, model_place(read_finished(run).model.path)[0], run)
-        stage = run / ("train" if wanted == TARGET else wanted)
-        if not is_finished(stage) or not (stage / "model").is_dir():
-            more = "" if wanted == TARGET else " --with_baseline true"
-            raise ConfigError(
-                f"{run}: {stage.name} is not trained yet (sftmix run --config {run / 'config.yaml'} --out {run}{more})"
-            )
-        return FinishedModel(name, str(stage / "model"), run)
-    if wanted != TARGET:
-        raise ConfigError(f"{place} is a model and not a run directory, so it has no {wanted}; name a run directory")
-    with named(f"model {place}"):
-        path, local = model_at_hand(place)
-    if local and not any((Path(path) / file).exists() for file in ("config.json", "adapter_config.json")):
-        raise ConfigError(
-            f"{place} is neither a run directory (it has no config.yaml) nor a model (it has no config.json); of a "
-            "table of `sftmix compare` name the directory of one variant and seed"
-        )
-    return FinishedModel(place, path, None)
+    models = []
+    for name in map(str.strip, names):
+        of, wanted = (str(place), name) if name in OF_A_RUN else (name, TARGET)
+        run = Path(of).expanduser()
+        if not is_run(run):
+            if wanted != TARGET:
+                raise ConfigError(f"{of} is a model and not a run directory, so it has no {wanted}; name a run")
+            with named(f"model {of}"):
+                path, local = model_at_hand(of)
+            if local and not any((Path(path) / file).exists() for file in ("config.json", "adapter_config.json")):
+                raise ConfigError(
+                    f"{of} is neither a run directory (it has no config.yaml) nor a model (it has no config.json); of "
+                    "a table of `sftmix compare` name the directory of one variant and seed"
+                )
+            models.append(FinishedModel(of, path, None))
+        elif wanted == "base":
+            models.append(FinishedModel(name, model_place(read_finished(run).model.path)[0], run))
+        else:
+            stage = run / ("train" if wanted == TARGET else wanted)
+            if not is_finished(stage) or not (stage / "model").is_dir():
+                more = "" if wanted == TARGET else " --with_baseline true"
+                raise ConfigError(
+                    f"{run}: {stage.name} is not trained yet (sftmix run --config {run}/config.yaml --out {run}{more})"
+                )
+            models.append(FinishedModel(name, str(stage / "model"), run))
+    return models

@@ -7,10 +7,9 @@ alone decides is known at once, and the rest is UNKNOWN until ranks and rows are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 StageName = Literal["reference", "confidence", "split", "train"]
 
-ALL = ("selection", "reference", "confidence", "split", "train", "baseline", "base")
-"""The stages in the order in which they are entered."""
-
 
 def is_single_run(config: RunConfig) -> bool:
     """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
@@ -43,24 +39,24 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
     NTP without pairs needs no split, and a split by label no reference. Raises ConfigError for a stage that this
     configuration does not have.
     """
-    single, scored = is_single_run(config), Need.CONFIDENCE in config.splitter.needs
-    if single and until != "train":
+    single, train = is_single_run(config), until == "train"
+    if single and not train:
         raise ConfigError(
             f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
-    stages: set[str] = {until}
-    if not isinstance(config.selector, All):
-        stages.add("selection")
-    if until == "train":
-        stages |= {"base", "baseline"} if config.with_baseline else {"base"}
-        if config.resolved_pairing() is not None and not single:
-            stages.add("split")
-    if "split" in stages and scored:
-        stages.add("confidence")
-    if "confidence" in stages and Need.CONFIDENCE not in config.confidence.gives:
-        stages.add("reference")
-    return [stage for stage in ALL if stage in stages]
+    split = until == "split" or (train and config.resolved_pairing() is not None and not single)
+    confidence = until == "confidence" or (split and Need.CONFIDENCE in config.splitter.needs)
+    stages = {
+        "selection": not isinstance(config.selector, All),
+        "reference": until == "reference" or (confidence and Need.CONFIDENCE not in config.confidence.gives),
+        "confidence": confidence,
+        "split": split,
+        "train": train,
+        "baseline": train and config.with_baseline,
+        "base": train,
+    }
+    return [stage for stage, entered in stages.items() if entered]
 
 
 def training_of_reference(config: RunConfig, training: ReferenceTraining | None = None) -> tuple[TrainingOptions, int]:
@@ -73,8 +69,7 @@ def training_of_reference(config: RunConfig, training: ReferenceTraining | None 
     return inherit(config.training, training), seed
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """What is known of a run when the inputs of a stage are named.
 
     world      the ranks; None: neither files nor devices were looked at
@@ -105,18 +100,13 @@ def _fingerprint(name: str) -> str | None:
         return None
 
 
-def _parts(config: RunConfig, *names: str) -> Inputs:
-    """Return options and components of the configuration by their names, in their plain form."""
-    return {name: plain(getattr(config, name)) for name in names}
-
-
-def _files(known: Known, key: str, *components: Component | None) -> Inputs:
-    """Return fingerprints of the files of components, by their names, under a key.
+def _files(known: Known, *components: Component | None) -> Any:
+    """Return the fingerprints of the files of components, by their names.
 
     Raises what `files()` raises, on every rank, and before torch is imported, too.
     """
     names = [name for component in components if component is not None for name in files_of(component)]
-    return {key: known.ask(lambda: {name: _fingerprint(name) for name in names})}
+    return known.ask(lambda: {name: _fingerprint(name) for name in names})
 
 
 def _made(known: Known, name: str) -> str:
@@ -139,13 +129,14 @@ def _data(known: Known) -> Inputs:
     data, rows = known.config.data, known.rows
     names = ("limit", "take", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens")
     inputs = {name: getattr(data, name) for name in names}
-    inputs |= {"max_length": data.max_length or UNKNOWN, "template": UNKNOWN, "fingerprint": UNKNOWN}
-    if rows is not None:
-        report, fingerprint = rows.data.report, rows.data.train.fingerprint
-        inputs |= {"max_length": report.max_length, "template": rows.encoder.name, "fingerprint": fingerprint}
-    elif data.format == "auto":  # which may turn out to be plain text
+    if rows is None and data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
-    return inputs
+    return {
+        **inputs,
+        "max_length": rows.data.report.max_length if rows else data.max_length or UNKNOWN,
+        "template": rows.encoder.name if rows else UNKNOWN,
+        "fingerprint": rows.data.train.fingerprint if rows else UNKNOWN,
+    }
 
 
 def _rows_and_model(known: Known) -> Inputs:
@@ -156,14 +147,6 @@ def _rows_and_model(known: Known) -> Inputs:
         "model": known.ask(lambda: _fingerprint(config.model.path)),
         "computed": {"precision": _precision(known, config.training), "attention": config.model.attention},
     }
-
-
-def _held_out(known: Known) -> str | None:
-    """Return the fingerprint of the held-out rows; None if there are none."""
-    if known.rows is None:
-        return UNKNOWN
-    rows = known.rows.data.eval
-    return rows.fingerprint if rows else None
 
 
 def _training(known: Known, options: TrainingOptions) -> Inputs:
@@ -183,11 +166,12 @@ def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
 
 def selection_inputs(known: Known) -> Inputs:
     """Return the inputs of the selection."""
-    data = UNKNOWN if known.rows is None else known.rows.whole.fingerprint
+    selector = known.config.selector
     return {
-        "data": data,
-        **_parts(known.config, "selector", "seed"),
-        **_files(known, "selector_files", known.config.selector),
+        "data": known.rows.whole.fingerprint if known.rows else UNKNOWN,
+        "selector": selector.spec(),
+        "seed": known.config.seed,
+        "selector_files": _files(known, selector),
     }
 
 
@@ -200,13 +184,13 @@ def reference_inputs(known: Known) -> Inputs:
     inputs = {
         **_rows_and_model(known),
         "reference": spec | {"init_args": {k: v for k, v in spec["init_args"].items() if k not in elsewhere}},
-        **_files(known, "reference_files", reference, *([config.optimizer, *deciding] if trains else [])),
+        "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
     }
     if trains:
         training, seed = training_of_reference(config)
         lora = reference_lora(config.model, reference.model)
         inputs |= {
-            **_parts(config, "optimizer"),
+            "optimizer": config.optimizer.spec(),
             "lora": plain(lora) if lora.r else None,
             "training": _training(known, training),
             "callbacks": plain(deciding),
@@ -221,7 +205,7 @@ def confidence_inputs(known: Known) -> Inputs:
     return {
         "dynamics": None if Need.CONFIDENCE in estimator.gives else _made(known, "confidence/dynamics.parquet"),
         "confidence": estimator.spec(),
-        **_files(known, "confidence_files", estimator),
+        "confidence_files": _files(known, estimator),
     }
 
 
@@ -231,8 +215,9 @@ def split_inputs(known: Known) -> Inputs:
     return {
         "data": _data(known),
         "confidence": _made(known, "confidence/confidence.parquet") if Need.CONFIDENCE in splitter.needs else None,
-        **_parts(known.config, "splitter", "seed"),
-        **_files(known, "splitter_files", splitter),
+        "splitter": splitter.spec(),
+        "seed": known.config.seed,
+        "splitter_files": _files(known, splitter),
     }
 
 
@@ -243,37 +228,39 @@ def config_of_arm(config: RunConfig, name: str) -> RunConfig:
 
 def arm_inputs(known: Known, name: str) -> Inputs:
     """Return the inputs of a trained arm, train or baseline. Their order is part of its checkpoints' identity."""
-    config, lora, deciding = (
-        config_of_arm(known.config, name),
-        known.config.model.lora,
-        _deciding(known.config.callbacks),
-    )
+    config, lora = config_of_arm(known.config, name), known.config.model.lora
     pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
-    paired = pairing is not None and not single
+    deciding, paired = _deciding(config.callbacks), pairing is not None and not single
     scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence, too
     inputs = {
         **_rows_and_model(known),
-        "eval": _held_out(known),
+        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
         "dtype": config.model.dtype,
         "lora": plain(lora) if lora.r else None,
         "split": _made(known, "split/split.parquet") if paired else None,
         "confidence": _made(known, "confidence/confidence.parquet") if scored else None,
         "pairing": plain(pairing),
-        **_parts(config, "objective", "optimizer", "perturbation", "seed"),
-        **_files(known, "files", pairing, config.objective, config.optimizer, config.perturbation, *deciding),
+        "objective": config.objective.spec(),
+        "optimizer": config.optimizer.spec(),
+        "perturbation": plain(config.perturbation),
+        "seed": config.seed,
+        "files": _files(known, pairing, config.objective, config.optimizer, config.perturbation, *deciding),
         "training": _training(known, config.training),
         "callbacks": plain(deciding),
     }
     if single:
         chosen = (config.reference, config.confidence, config.splitter)
-        inputs["online"] = [{**component.spec(), **_files(known, "files", component)} for component in chosen]
+        inputs["online"] = [{**component.spec(), "files": _files(known, component)} for component in chosen]
     return inputs
 
 
 def base_inputs(known: Known) -> Inputs:
     """Return the inputs of the measurement of the base model."""
-    quantize = known.config.model.lora.without_adapters().quantize
-    return {**_rows_and_model(known), "eval": _held_out(known), "quantize": quantize}
+    return {
+        **_rows_and_model(known),
+        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
+        "quantize": known.config.model.lora.quantize,
+    }
 
 
 STAGE_INPUTS: Mapping[str, Callable[[Known], Inputs]] = {
@@ -281,8 +268,10 @@ STAGE_INPUTS: Mapping[str, Callable[[Known], Inputs]] = {
     "reference": reference_inputs,
     "confidence": confidence_inputs,
     "split": split_inputs,
-    "train": partial(arm_inputs, name="train"),
-    "baseline": partial(arm_inputs, name="baseline"),
+    "train": lambda known: arm_inputs(known, "train"),
+    "baseline": lambda known: arm_inputs(known, "baseline"),
     "base": base_inputs,
 }
 """Stage -> its inputs, as far as they are known."""
+ALL = tuple(STAGE_INPUTS)
+"""The stages in the order in which they are entered."""

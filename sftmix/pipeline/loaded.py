@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from sftmix.common.errors import CheckpointError, NonFiniteError
+from sftmix.common.errors import NonFiniteError
 from sftmix.common.plain import as_list
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World, accelerator
@@ -176,9 +176,9 @@ def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None
                 store.load(steps[0] if step is None else step, module, None)
                 break
             except Exception as error:  # a run beside this may have removed it, whichever file was missed first
-                if step is None and store.steps()[:1] != steps[:1]:
+                if step is None and store.steps() != steps:
                     continue
-                if step is None and steps[1:] and isinstance(error, CheckpointError):
+                if step is None and steps[1:]:
                     error.args = (f"{error}; --step {steps[1]} exports the one before it",)
                 raise
     if merge:
@@ -190,8 +190,7 @@ def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None
 # ------------------------------------------------------------------------------------------- finished models
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(NamedTuple):
     """A model in eval mode, and how conversations become its token ids.
 
     encoder   tokenizer and chat template; of a run those of its training, for all models of the run
@@ -232,9 +231,18 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     dtype  of the weights, by its name in torch; auto: as they are stored
     Raises ConfigError if the model cannot be loaded or its tokenizer does not fit, NonFiniteError if it computes NaN.
     """
-    encoder = encoder_of(finished)
+    encoder, directory = encoder_of(finished), Path(finished.path)
+    options = ModelOptions() if finished.run is None else read_finished(finished.run).model
+    asked = None if dtype == "auto" else getattr(torch, dtype)
+    adapters = (directory / "adapter_config.json").exists()
     with named(f"model {finished.name}"):
-        model = _weights(finished, None if dtype == "auto" else getattr(torch, dtype))
+        base = base_of_adapters(directory) if adapters else finished.path
+        kind, quantization = asked or stored_dtype(base), None
+        if adapters or finished.name == "base":  # of a run with adapters: quantised as it was in training
+            quantization = quantization_config(options.lora, compute=kind if adapters else asked or torch.float32)
+        model = load_model(base, dtype=kind, attention=options.attention, quantization=quantization)
+        if adapters:
+            load_adapters(model, directory)
         check_vocabulary(model, encoder.tokenizer)
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(accelerator())  # type: ignore[arg-type]
@@ -259,20 +267,3 @@ def encoder_of(finished: FinishedModel) -> Encoder:
         path, options = config.model.path, options if config.data.format == TEXT else config.data
     with named(f"model {finished.name}"):
         return encoder_for(load_tokenizer(path), options)
-
-
-def _weights(finished: FinishedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Load the weights of a model; dtype None: as they are stored.
-
-    Adapters, and the base model of a run with adapters, are quantised as they were in training.
-    """
-    options = ModelOptions() if finished.run is None else read_finished(finished.run).model
-    adapters = (Path(finished.path) / "adapter_config.json").exists()
-    base = base_of_adapters(Path(finished.path)) if adapters else finished.path
-    kind, quantization = dtype or stored_dtype(base), None
-    if adapters or finished.name == "base":
-        quantization = quantization_config(options.lora, compute=kind if adapters else dtype or torch.float32)
-    model = load_model(base, dtype=kind, attention=options.attention, quantization=quantization)
-    if adapters:
-        load_adapters(model, Path(finished.path))
-    return model

@@ -54,10 +54,9 @@ def run(
     """
     if not validated:
         validate(config)
-    assert config.out is not None
     with (
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
-        RunDirectory(config.out, ranks, pool=pool) as directory,
+        RunDirectory(config.out or "", ranks, pool=pool) as directory,
         StopAtOnce() as stop,
     ):
         check_same_directory(directory.path, ranks)
@@ -65,21 +64,17 @@ def run(
             check_compiler(ranks.device)
         directory.tell(stage="data")
         config, rows = read_rows(config, ranks, run=directory.path, progress=ranks.is_main)
-        return recipe(RunContext(config, ranks, directory, stop, rows), until, say_rows)
-
-
-def recipe(run: RunContext, until: StageName, say_rows: Callable[[str], object]) -> dict[str, Any]:
-    """Dynamics -> confidence -> split -> training -> baseline -> base -> summary, as far as `until` needs."""
-    stages = stages_entered(run.config, until)
-    refuse_other_inputs(Known(run.config, run.world, run.rows), stages, run.path)  # before anything is made
-    if run.world.is_main:
-        say_rows("\n".join(run.rows.data.report.lines()))
-        sys.stdout.flush()
-    make_stages(run, stages)
-    summary = write_summary(run)
-    last = summary["stages"].get(until, {})  # what was asked for, whatever came last
-    run.directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
-    return summary
+        stages = stages_entered(config, until)
+        refuse_other_inputs(Known(config, ranks, rows), stages, directory.path)  # before anything is made
+        if ranks.is_main:
+            say_rows("\n".join(rows.data.report.lines()))
+            sys.stdout.flush()
+        context = RunContext(config, ranks, directory, stop, rows)
+        make_stages(context, stages)
+        summary = write_summary(context)
+        last = summary["stages"].get(until, {})  # what was asked for, whatever came last
+        directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
+        return summary
 
 
 def make_stages(run: RunContext, stages: Container[str]) -> None:

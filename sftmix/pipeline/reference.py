@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -41,7 +40,6 @@ from sftmix.training.dynamics import (
     described,
     merge,
     one_checkpoint,
-    tell_lost,
 )
 from sftmix.training.loop import Stage as TrainingStage
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
@@ -91,10 +89,9 @@ def rows_of_reference(
 
     key  the option that names the model, beside those of its template and length
     """
-    path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length
+    path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length or 0
     if model == ReferenceModel(lora=model.lora):
         return path, encoder, rows.data.train
-    assert length is not None, "tokenised rows have a length"
     option = key.rpartition(".")[0]
     with named(key if model.path else "model.path"):
         tokenizer = world.node_first(lambda: load_tokenizer(path))
@@ -132,18 +129,16 @@ def rows_of_reference(
 class ReferenceRun:
     """The pipeline's ReferenceContext (`sftmix.components.base`): training with scoring, or scoring alone.
 
-    ids      of the target's training rows; a reference scores these and no others
-    figures  of the stage, once one of the methods has trained or scored
+    ids             of the target's training rows; a reference scores these and no others
+    content_hashes  function: the hash of each example's turns, in row order
+    figures         of the stage, once one of the methods has trained or scored
     """
 
     def __init__(self, run: RunContext) -> None:
         self._run, self.ids = run, run.rows.data.train.ids
+        self.content_hashes = run.rows.data.train.content_hashes
         self._rows = partial(rows_of_reference, run.config, run.rows, world=run.world, say=run.say)
         self.figures: dict[str, Any] = {}
-
-    def content_hashes(self) -> list[str]:
-        """Return the hash of each example's turns, in row order."""
-        return self._run.rows.data.train.content_hashes()
 
     def train_and_score(
         self,
@@ -175,6 +170,7 @@ class ReferenceRun:
                 objective=NTP(),
                 order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
                 token_nll=token_nll,
+                packed=data.packed,
                 # Those that look at held-out rows have nothing to do here.
                 callbacks=[callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs],
             )
@@ -208,7 +204,7 @@ class ReferenceRun:
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
-        run, started = self._run, time.perf_counter()
+        run = self._run
 
         def scores_of(number: int, path: str) -> RowScores:
             score, module = scoring_model(
@@ -219,9 +215,7 @@ class ReferenceRun:
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
             _, encoder, data = self._rows(model, key="reference.paths")
-            dynamics = self._checkpoints(data, paths, scores_of)
-        self.figures = {"scoring_seconds": time.perf_counter() - started}
-        return dynamics
+            return self._checkpoints(data, paths, scores_of)
 
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
@@ -252,10 +246,7 @@ class ReferenceRun:
         parts = []
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
-            scores = scores_of(number, name)
-            parts.append(one_checkpoint(data.ids, number, scores))
-            if self._run.world.is_main:
-                tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
+            parts.append(one_checkpoint(data.ids, number, scores_of(number, name)))
         return merge(parts)
 
 

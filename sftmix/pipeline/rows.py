@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +27,7 @@ MOST_GROUPS = 20
 """Most groups of held-out rows whose NLL is told: more of them would be scores, not groups, and fill every log."""
 
 
-@dataclass(frozen=True)
-class RunRows:
+class RunRows(NamedTuple):
     """The training and held-out rows of a run.
 
     prepared  the rows as read, before any tokenizer
@@ -49,6 +49,11 @@ class RunRows:
         confidence  file of the confidence; None: confidence and variability are NaN
         """
         return table_of(self.data.train, confidence)
+
+    @property
+    def eval_fingerprint(self) -> str | None:
+        """The identity of the held-out rows; None if there are none."""
+        return self.data.eval.fingerprint if self.data.eval else None
 
     @property
     def packed(self) -> bool:
@@ -88,15 +93,13 @@ def read_rows(
         data = encoded(world.from_main(lambda: selected_ids(config, whole, run)))
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
         data.report.notes.append(chosen)
-    fingerprints = {"data.train": data.train.fingerprint}
-    if data.eval is not None:
-        fingerprints["data.eval"] = data.eval.fingerprint
-    check_same_rows(fingerprints, world)
     groups = held_out_groups(data.eval, as_list(config.data.eval or []))
-    return config, RunRows(prepared, encoder, data, whole, groups)
+    rows = RunRows(prepared, encoder, data, whole, groups)
+    check_same_rows({"data.train": data.train.fingerprint, "data.eval": rows.eval_fingerprint}, world)
+    return config, rows
 
 
-def check_same_rows(fingerprints: Mapping[str, str], world: World) -> None:
+def check_same_rows(fingerprints: Mapping[str, str | None], world: World) -> None:
     """Raise ConfigError on every rank, which names a node that has read other rows than the first one.
 
     fingerprints  option -> hash of the rows it gave, and of what made tokens of them
@@ -146,12 +149,11 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
     Raises ConfigError where the rows are no longer those that a stage of the run was made from.
     """
     config, rows = read_rows(read_finished(path), World(), run=path, progress=progress)
-    held_out = rows.data.eval.fingerprint if rows.data.eval else None
     recorded = [path / stage / "inputs.json" for stage in ("train", "reference")]
     if file := next((file for file in recorded if file.exists()), None):  # a reference may be of an earlier try
         inputs = read_json(file, data=dict)
-        then = inputs["data"].get("fingerprint"), inputs.get("eval", held_out)
-        if then != (rows.data.train.fingerprint, held_out):
+        then = inputs["data"].get("fingerprint"), inputs.get("eval", rows.eval_fingerprint)
+        if then != (rows.data.train.fingerprint, rows.eval_fingerprint):
             raise ConfigError(
                 f"{path} was made from other rows (data.train, data.eval): the files, the tokenizer, the template, or "
                 "the version of sftmix has changed; bring it back to what it was"

@@ -21,7 +21,6 @@ from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
 from sftmix.options import SHARDED
 from sftmix.pipeline.directory import Hold, is_finished, origin, refuse_others
-from sftmix.pipeline.finished import refuse_no_run
 from sftmix.pipeline.identity import STAGE_INPUTS, Known, StageName, stages_entered, training_of_reference
 
 
@@ -105,14 +104,11 @@ def export_run(
     where it is damaged, DifferenceError where train/model is.
     """
     run, to = Path(run), Path(to)
-    refuse_no_run(run)
     if is_there(to):
         raise ConfigError(f"{to} exists; name a directory that does not")
     config = read_finished(run)
     if merge and not config.model.lora.r:
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
-    if best and checkpoint is not None:
-        raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
     stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
     steps = steps_in(stored)
     if merge and not (steps or best) and checkpoint is None and is_finished(model.parent):

@@ -11,6 +11,7 @@ from typing import Any
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import sha256_file
 from sftmix.common.steps import read_steps
 from sftmix.common.tables import write_dynamics
 from sftmix.components.base import PairSampler
@@ -53,6 +54,7 @@ def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -
             config.model.lora,
             eval_data=rows.data.eval,
             eval_groups=rows.eval_groups,
+            packed=rows.packed,
             seed=config.seed,
             objective=config.objective,
             perturbation=config.perturbation,
@@ -93,7 +95,6 @@ def training_stage(
     lora: LoraOptions,
     *,
     seed: int,
-    eval_data: EncodedDataset | None = None,
     token_nll: bool = False,
     **more: Any,
 ) -> TrainingStage:
@@ -112,15 +113,13 @@ def training_stage(
         model=model,
         values=values,
         data=data,
-        eval_data=eval_data,
         optimizer=run.config.optimizer,
         options=options,
         checkpoint=checkpoint if name == "train" else replace(checkpoint, keep_best=False),
         directory=run.path / name,
-        identity=run.directory.identity(name),
+        identity=run.world.from_main(lambda: sha256_file(run.path / name / "inputs.json")),
         seed=seed,
         pad_id=encoder.pad_id,
-        packed=data.packed or (eval_data is not None and eval_data.packed),
         scorer=scorer(options, run.world, encoder, name=name, token_nll=token_nll),
         on_progress=lambda step, total: run.directory.status(step=step, total_steps=total, throttle=1.0),
         **more,
@@ -163,11 +162,24 @@ def pairs_by(divided: Divided, pairing: PairSampler | None, seed: int) -> Callab
 def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> dict[str, Any]:
     """Return what a stage of the training loop needs of the order of `train` or `baseline`, which have the same.
 
-    These are `order`, the global batches; `split_of`, the groups; `online`, the keeper of a single run's losses.
+    The groups of each epoch of a single run are made by the target's losses in earlier ones; the first has none.
+    Returned are `order`, the global batches; `split_of`, the groups; `online`, the keeper of a single run's losses.
     """
     config, single = run.config, is_single_run(run.config)
-    of_all = None if split is None else (split, scores)
-    divided = _by_earlier_epochs(run, name) if single else lambda epoch: of_all
+    # A baseline that trains longer than the target, which a callback has stopped, then gets shuffled singles.
+    begun = _epochs_begun(run) if single and name == "baseline" else math.inf
+
+    @lru_cache(maxsize=2)
+    def divided(epoch: int) -> tuple[Split, Scores] | None:
+        if not single:
+            return None if split is None else (split, scores)
+        if not 0 < epoch < begun:
+            return None
+        dynamics = _dynamics(run, epoch)
+        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
+        table = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
+        return check_split(config.splitter, config.splitter.split(table, seed=config.seed), table), table
+
     pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
     order = TrainingOrder(
         len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, known=not single
@@ -179,25 +191,6 @@ def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None
         )
     online = _losses(run) if single and name == "train" else None
     return {"order": order, "split_of": lambda epoch: (divided(epoch) or (None,))[0], "online": online}
-
-
-def _by_earlier_epochs(run: RunContext, name: str) -> Divided:
-    """Return the groups of each epoch of a single run, by the target's losses in earlier ones; the first has none.
-
-    A baseline that trains longer than the target, which a callback has stopped, then gets shuffled singles.
-    """
-    config, begun = run.config, _epochs_begun(run) if name == "baseline" else math.inf
-
-    @lru_cache(maxsize=2)
-    def divide(epoch: int) -> tuple[Split, Scores] | None:
-        if not 0 < epoch < begun:
-            return None
-        dynamics = _dynamics(run, epoch)
-        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
-        scores = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
-        return check_split(config.splitter, config.splitter.split(scores, seed=config.seed), scores), scores
-
-    return divide
 
 
 def dynamics_of_single_run(run: RunContext) -> TrainingDynamics | None:

@@ -9,6 +9,7 @@ import pytest
 
 from sftmix.common.checkpoints import steps_in
 from tests.faults.mines import KillIn
+from tests.forked import done
 from tests.tiny import STAGES, Tiny, metrics
 
 EVERY = 3
@@ -72,6 +73,21 @@ def checkpoints(run: Path, stage: str = "train") -> list[str]:
 def leftovers(run: Path) -> list[str]:
     """What a kill may leave behind, and the next run must remove."""
     return [str(p.relative_to(run)) for pattern in (".tmp-*", ".old-*") for p in run.rglob(pattern)]
+
+
+def goes_on(words: list[str], place: Path, whole: Path, *, ranks: int = 1) -> str:
+    """The same command ends as the uninterrupted run, without leftovers; return what it printed."""
+    printed = done(words, cwd=place, ranks=ranks)
+    assert_same(place / "run", whole)
+    assert leftovers(place / "run") == []
+    return printed
+
+
+def one_bit(file: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
 def assert_little_is_lost(run: Path) -> None:

@@ -12,9 +12,7 @@ import pytest
 from sftmix.common.files import verify_directory
 from sftmix.common.world import World
 from sftmix.training.checkpoint import CheckpointStore
-from tests.faults.mines import KillAt
-from tests.faults.runs import assert_same, from_split, long, words_of
-from tests.forked import SIGKILLED, done, ended
+from tests.faults.runs import one_bit
 from tests.tiny import contents, in_this_process
 
 OLDER, NEWEST = "step-00000009", "step-00000012"
@@ -96,41 +94,6 @@ def test_files_that_torch_does_not_read_do_no_harm(kept):
         (kept / NEWEST / name).write_text("{}")
     (kept / NEWEST / "gone").symlink_to("nowhere")
     assert newest(kept) == (12, [])
-
-
-@long
-def test_swapped_shards(whole_of_two, tmp_path):
-    kept = Path(shutil.copytree(whole_of_two / "train" / "checkpoints", tmp_path / "checkpoints"))
-    one, two = sorted((kept / NEWEST).glob("shard-*"))
-    one.rename(kept / "moved")
-    two.rename(one)
-    (kept / "moved").rename(two)
-    assert_passed_over(kept)
-
-
-@long
-def test_a_command_goes_back_to_the_one_before_or_ends_with_4(small, whole, tmp_path):
-    run = from_split(whole, tmp_path)
-    mine = KillAt("train/checkpoints/.tmp-step-00000009", 1)
-    assert ended(words_of(small), cwd=tmp_path, faults=[mine]).code == SIGKILLED
-    states = [run / "train" / "checkpoints" / f"step-0000000{step}" / "state.json" for step in (6, 3)]
-    states[0].write_text(states[0].read_text().replace("6", "7"))
-    whole_again = tmp_path / "again"
-    shutil.copytree(run, whole_again / "run")
-    printed = done(words_of(small), cwd=whole_again)
-    assert printed.count("skipping checkpoint") == 1
-    assert "resuming after step 3" in printed
-    assert_same(whole_again / "run", whole)
-    states[1].unlink()
-    refused = ended(words_of(small), cwd=tmp_path)
-    assert refused.code == 4
-    assert "move them away to start again" in refused.printed
-
-
-def one_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 GENERATE = ["generate", "run", "--to", "answers.jsonl"]

@@ -1,13 +1,13 @@
 """Run directories that are damaged, or from anyone: one line of error, no hang, no code, nothing for the terminal."""
 
 import io
-import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from sftmix.common.files import write_json
 from sftmix.components import SFTMix
 from sftmix.config.read import from_plain, read_config, read_finished
 
@@ -86,7 +86,7 @@ def test_what_only_reads_a_run_imports_none_of_its_classes(run, sftmix, tmp_path
     mine = {"class_path": "of_someone.Mine", "init_args": {"size": 3}}
     objective = {**given["objective"], "init_args": {**given["objective"]["init_args"], "mu": mine}}
     given |= {"splitter": mine, "callbacks": [mine], "objective": objective}
-    (run / "config.yaml").write_text(json.dumps(given))
+    write_json(run / "config.yaml", given)
     found = read_finished(run)
     assert found.plain() == given
     assert (found.model, type(found.splitter).__name__) == (was.model, "Mine")

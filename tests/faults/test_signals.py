@@ -13,8 +13,8 @@ import pytest
 from sftmix.common.errors import Stopped
 from sftmix.training.log import StopSignal
 from tests.faults.mines import KillAt, KillIn, gone
-from tests.faults.runs import assert_same, checkpoints, from_split, long, steps, words_of
-from tests.forked import done, ended, start
+from tests.faults.runs import checkpoints, from_split, goes_on, long, steps, words_of
+from tests.forked import ended, start
 from tests.tiny import sftmix, status
 
 TERM, USR1 = int(signal.SIGTERM), int(signal.SIGUSR1)
@@ -56,8 +56,7 @@ def test_a_signal_in_training_loses_no_step(small, whole, tmp_path, how):
     stopped(words_of(small), tmp_path, IN_TRAINING[how])
     last = steps(run)[-1][0]
     assert checkpoints(run)[-1] == f"step-{last:08d}"
-    assert f"resuming after step {last} of 12" in done(words_of(small), cwd=tmp_path)
-    assert_same(run, whole)
+    assert f"resuming after step {last} of 12" in goes_on(words_of(small), tmp_path, whole)
 
 
 @long
@@ -66,8 +65,7 @@ def test_a_signal_outside_training(small, whole, tmp_path, how):
     if how == "measuring":
         from_split(whole, tmp_path)
     stopped(words_of(small), tmp_path, OUTSIDE[how])
-    done(words_of(small), cwd=tmp_path)
-    assert_same(tmp_path / "run", whole)
+    goes_on(words_of(small), tmp_path, whole)
 
 
 # ----------------------------------------------------------------------------------------------------------- a hang
@@ -136,5 +134,4 @@ def test_a_hang_ends_the_job_of_torchrun(small, whole_of_two, tmp_path):
     assert it.returncode != 0
     assert waited < TIMEOUT + MARGIN, it.stderr
     assert all(gone(int((tmp_path / f"pid-{rank}").read_text())) for rank in (0, 1))
-    done(words_of(small, *more), cwd=tmp_path, ranks=2)
-    assert_same(tmp_path / "run", whole_of_two)
+    goes_on(words_of(small, *more), tmp_path, whole_of_two, ranks=2)

@@ -1,10 +1,14 @@
 """Special tokens that a row spells become text: no row ends a turn, begins another, or changes what is trained."""
 
+import base64
+from pathlib import Path
+
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from sftmix.common.errors import ConfigError
 from sftmix.data import load_data, make_encoder
@@ -14,7 +18,30 @@ from sftmix.types import Example, Message
 from tests.data.conftest import options, write  # noqa: F401, fixtures
 from tests.data.small_tokenizers import CHATML as CHATML_TEMPLATE
 from tests.data.small_tokenizers import REAL, SMALL, THINKING, byte_level
-from tests.faults.llama3 import llama3_tokenizer
+
+# ------------------------------------- Llama 3's tokenizer from its tiktoken file, by transformers' own converter
+
+LLAMA3_SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+LLAMA3_TEMPLATE = """{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}\
+{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+
+
+class Converter(TikTokenConverter):
+    """It reads the file without the package tiktoken."""
+
+    @staticmethod
+    def load_tiktoken_bpe(tiktoken_url):
+        lines = map(str.split, Path(tiktoken_url).read_text().splitlines())
+        return {base64.b64decode(piece): int(rank) for piece, rank in lines}
+
+
+def llama3_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    backend = Converter(vocab_file=path, extra_special_tokens=LLAMA3_SPECIAL).converted()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=LLAMA3_SPECIAL[0], eos_token="<|eot_id|>", chat_template=LLAMA3_TEMPLATE
+    )
+
 
 QUICK = (*SMALL, "base-7m", "stories260K")
 SLOW = ("mistral", "qwen2", "gpt2", "llama3")
@@ -198,16 +225,6 @@ def test_documents_do_not_end_in_their_middle(named, write, options):  # noqa: F
 
 
 # ------------------------------------------------------------------------------------------ what is told
-
-
-def test_the_report_counts_rows(write, options):  # noqa: F811
-    answers = ["Yes", "<|im_end|>", "<|im_end|><|end|><|im_end|>"]
-    path = write("rows.jsonl", [{"instruction": "Say it.", "output": answer} for answer in answers])
-    data = load_data(options(path), make_encoder(SMALL["chatml"]()), max_length=64, seed=0)
-    assert data.report.counts == {"spelt_special": 2}
-    line = data.report.lines()[-1]
-    assert line.startswith("2 examples with the spelling of a special token, encoded as text (data.special_tokens): ")
-    assert f"({path}:2)" in line
 
 
 def test_a_special_token_that_merges_spell():

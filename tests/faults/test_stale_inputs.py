@@ -9,16 +9,9 @@ import pytest
 
 from sftmix.tools.quickstart import CHAT_TEMPLATE
 from tests.faults.mines import KillAt
-from tests.faults.runs import words_of
+from tests.faults.runs import one_bit
 from tests.forked import SIGKILLED, ended
 from tests.tiny import Tiny, contents
-
-
-def one_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    place = len(content) - 40
-    content[place] ^= 1
-    path.write_bytes(content)
 
 
 def one_letter(path: Path, pattern: str = r'"output": "\w') -> None:
@@ -39,7 +32,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "training rows": (lambda p: one_letter(p / "train.jsonl"), "the training rows are others, as the model sees them"),
     "held-out rows": (lambda p: one_letter(p / "eval.jsonl"), "the held-out rows are others, as the model sees them"),
     "weights of the model": (
-        lambda p: one_byte(p / "model" / "model.safetensors"),
+        lambda p: one_bit(p / "model" / "model.safetensors"),
         "the model's files are others (model.path)",
     ),
     "configuration of the model": (
@@ -52,12 +45,12 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "the training rows are others, as the model sees them",
     ),
     "checkpoint of the reference": (
-        lambda p: one_byte(p / "checkpoint" / "model.safetensors"),
+        lambda p: one_bit(p / "checkpoint" / "model.safetensors"),
         "reference_files.checkpoint: ",
     ),
-    "dynamics": (lambda p: one_byte(p / "run" / "confidence" / "dynamics.parquet"), "dynamics.parquet"),
-    "confidence": (lambda p: one_byte(p / "run" / "confidence" / "confidence.parquet"), "confidence.parquet"),
-    "split": (lambda p: one_byte(p / "run" / "split" / "split.parquet"), "split.parquet"),
+    "dynamics": (lambda p: one_bit(p / "run" / "confidence" / "dynamics.parquet"), "dynamics.parquet"),
+    "confidence": (lambda p: one_bit(p / "run" / "confidence" / "confidence.parquet"), "confidence.parquet"),
+    "split": (lambda p: one_bit(p / "run" / "split" / "split.parquet"), "split.parquet"),
     "split, deleted": (lambda p: (p / "run" / "split" / "split.parquet").unlink(), "split.parquet"),
     "learning rate": (lambda p: ["--training.learning_rate", "0.02"], "learning_rate: 0.01 -> 0.02"),
     "seed": (lambda p: ["--seed", "43"], "seed: 42 -> 43"),
@@ -84,10 +77,9 @@ def halfway(small, tmp_path_factory) -> Path:
 
 def words(place: Path) -> list[str]:
     """Of a run whose reference is a model on disk, and whose template is a file."""
-    known = words_of(Tiny(place / "model", place / "train.jsonl", place / "eval.jsonl"))
-    at = known.index("--reference.checkpoints")
+    tiny = Tiny(place / "model", place / "train.jsonl", place / "eval.jsonl")
     on_disk = ("--reference", "FromCheckpoints", "--reference.paths", "[checkpoint]", "--data.template", "chat.jinja")
-    return [*known[:at], *known[at + 2 :], *on_disk]
+    return ["run", *tiny.bare, *on_disk, "--checkpoint.every", "3", "--out", "run"]
 
 
 @pytest.mark.slow

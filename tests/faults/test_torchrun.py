@@ -20,14 +20,12 @@ from tests.faults.mines import KillIn, everyone, gone, launcher, script
 from tests.faults.runs import (
     PHASES,
     assert_little_is_lost,
-    assert_same,
     checkpoints,
     from_split,
-    leftovers,
+    goes_on,
     steps,
     words_of,
 )
-from tests.forked import done
 from tests.tiny import ROOT, Tiny, contents, sftmix, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -70,13 +68,6 @@ def sharing(tiny: Tiny) -> list[str]:
     return [*words_of(tiny), "--training.parallel", "fsdp"]
 
 
-def goes_on(tiny: Tiny, place: Path, whole: Path) -> None:
-    """The same command on two ranks ends as the uninterrupted run."""
-    done(sharing(tiny), cwd=place, ranks=2)
-    assert_same(place / "run", whole)
-    assert leftovers(place / "run") == []
-
-
 def test_all_are_killed_in_every_stage(small, whole_of_two, tmp_path):
     """One run directory: each start goes on where the one before was killed, at a random moment of the next phase."""
     chance = random.Random("torchrun")
@@ -85,7 +76,7 @@ def test_all_are_killed_in_every_stage(small, whole_of_two, tmp_path):
         job = Job(small, tmp_path, replace(mine, call=1, after=after, whom=everyone))
         assert job.code == -KILL, phase
         assert_little_is_lost(tmp_path / "run")
-    goes_on(small, tmp_path, whole_of_two)
+    goes_on(sharing(small), tmp_path, whole_of_two, ranks=2)
 
 
 IN_STEP_5 = KillIn("training/step.py", "train_step", call=5)
@@ -96,7 +87,7 @@ def test_one_rank_is_killed(small, whole_of_two, tmp_path):
     job = Job(small, tmp_path, IN_STEP_5)
     assert job.code not in (0, None)
     assert job.seconds < 30
-    goes_on(small, tmp_path, whole_of_two)
+    goes_on(sharing(small), tmp_path, whole_of_two, ranks=2)
 
 
 def batch_script(*words: str, ranks: int, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -140,13 +131,13 @@ def test_a_signal_in_training_saves_both_ranks_at_one_step(small, whole_of_two, 
     left = contents(run)
     time.sleep(2)
     assert contents(run) == left
-    goes_on(small, tmp_path, whole_of_two)
+    goes_on(sharing(small), tmp_path, whole_of_two, ranks=2)
 
 
 def test_a_signal_while_the_reference_scores(small, whole_of_two, tmp_path):
     mine = replace(PHASES["scoring"], call=1, signal=TERM, whom=launcher)
     stopped(small, tmp_path, mine, None)
-    goes_on(small, tmp_path, whole_of_two)
+    goes_on(sharing(small), tmp_path, whole_of_two, ranks=2)
 
 
 DEAF = """

@@ -1,5 +1,6 @@
 """Runs of a command in this process: those that must succeed, and those that must be refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,12 @@ class Made:
 @pytest.fixture
 def made(sftmix, tmp_path) -> Made:
     return Made(sftmix, tmp_path)
+
+
+@pytest.fixture
+def rows(tiny) -> list[dict]:
+    """The training rows of the tiny model's directory, to be changed and written back."""
+    return [json.loads(line) for line in tiny.train.read_text().splitlines()]
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """EarlyStopping: when it stops, through the real command, on any number of ranks and after any resume."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from sftmix.common.files import read_json
 from sftmix.components import EarlyStopping, StageState
 from tests.tiny import Tiny, in_this_process, metrics
 from tests.tiny import sftmix as command
@@ -91,7 +91,7 @@ def test_a_run_stops_early_and_says_where(early, tmp_path, sftmix):
     run, found = early, evaluations(early)
     last = stopped(run)
     assert 4 <= last < 12
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_json(run / "summary.json")
     assert f"EarlyStopping stopped the training early, after step {last} of 12." in summary["remarks"]
     best = min(found, key=found.__getitem__)
     assert [path.name for path in (run / "train" / "best").iterdir()] == [f"step-{best:08d}"]

@@ -25,7 +25,7 @@ from sftmix.pipeline.identity import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.start import export_run
 from tests.pipeline.test_pairs import StopAt
-from tests.tiny import SHORT, Tiny, contents, metrics, sftmix, status
+from tests.tiny import SHORT, Tiny, metrics, sftmix, status
 
 
 def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **rest) -> RunConfig:
@@ -172,19 +172,6 @@ def test_mu_effective_of_a_run_with_a_schedule_that_ends_at_zero(finished, tmp_p
     expected = sum(0.4 * (1 - k / 3) * n for k, n in enumerate(mixed)) / sum(mixed)
     expected *= sum(m["ntp_tokens"] for m in steps[:-1]) / sum(mixed)
     assert summary["mu_effective"] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    "first", [("--reference", "Online"), ("--splitter", "RandomSplit")], ids=["single run", "random"]
-)
-def test_a_refused_objective_begins_no_stage_and_leaves_the_configuration(made, refused, tiny, first):
-    """Plain NTP has no use for a split: that of the run before is not asked for a reference first."""
-    words = ["run", *tiny.bare, *SHORT, "--training.max_steps", "8"]
-    run = made(*words, *first)
-    before = contents(run, but=["STATUS.json"])
-    told = refused(*words, *(first if first[0] == "--reference" else ()), "--objective", "NTP")
-    assert "train: was made with other inputs" in told
-    assert contents(run, but=["STATUS.json"]) == before
 
 
 class Failing(Perplexity):

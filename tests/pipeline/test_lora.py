@@ -1,5 +1,7 @@
-"""Runs with adapters through the real command line: small checkpoints, what is refused, and both exports."""
+"""Runs with adapters through the real command line: small checkpoints, what is refused, and both exports. QLoRA where
+bitsandbytes is installed: the base is quantised, the adapters are float32."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.tiny import cut_before_the_end, metrics
+from sftmix.model.adapters import add_adapters, quantization_config
+from sftmix.model.head import check_head
+from sftmix.model.load import load_model
+from sftmix.options import LoraOptions
 
 pytestmark = [  # of PEFT when it reads what was written; ours are silent about both
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -72,13 +77,36 @@ def test_without_checkpoints_the_exported_adapters_are_merged(run, made, sftmix,
     assert f"has no checkpoint; {none / 'train' / 'model'} holds the model after the last step" in refused.err
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(run, made, tmp_path):
-    """Bit for bit, dropout of the adapters included."""
-    words = [*run[2], "--model.lora.r", "4", "--model.lora.lora_dropout", "0.2"]
-    whole = made(*words)
-    cut_before_the_end(whole, tmp_path / "cut")
-    cut = made(*words, out="cut")
-    assert "train: resuming after step 2 of 4" in made.printed
-    left, right = (load_file(r / "train" / "model" / "adapter_model.safetensors") for r in (whole, cut))
-    assert all(torch.equal(left[k], right[k]) for k in left)
-    assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(cut)]
+# ------------------------------------------------------------------------------------------------------ QLoRA
+
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+QLORA = LoraOptions(r=4, quantize="4bit")
+
+
+@needs_bitsandbytes
+def test_the_base_is_quantised_and_the_adapters_are_not(tiny):
+    model = load_model(tiny.model, quantization=quantization_config(QLORA, compute=torch.float32))
+    add_adapters(model, QLORA, seed=0)
+    check_head(model)
+    q_proj = model.model.layers[0].self_attn.q_proj
+    assert q_proj.base_layer.weight.dtype == torch.uint8
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert model.get_output_embeddings().weight.dtype == torch.float32
+
+
+@needs_bitsandbytes
+def test_a_run_and_its_merged_model(tiny, made, sftmix, tmp_path):
+    """Merged are the base's own weights: the adapters are exactly what the adapter directory adds to them."""
+    words = ["--model.lora.r", "4", "--model.lora.quantize", "4bit", "--training.max_steps", "3"]
+    out, merged = made("run", *tiny.options, *words, "--objective", "NTP"), tmp_path / "merged"
+    written = load_file(out / "train" / "model" / "adapter_model.safetensors")
+    assert all(x.dtype == torch.float32 for x in written.values())
+    assert max(float(x.abs().max()) for k, x in written.items() if "lora_B" in k) > 0
+    assert sftmix("export", str(out), "--to", str(merged), "--merge").code == 0
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        left, right = (
+            AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32).eval()(ids).logits
+            for p in (merged, out / "train" / "model")
+        )
+    assert float((left - right).abs().max()) < 1e-5

@@ -3,7 +3,6 @@
 Real tokenised rows (prompt masked, padded), accumulation over micro-batches of very different token counts, float32.
 """
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,16 +96,6 @@ def test_transformers_loss_is_ours(tiny, data, ours):
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
 def test_trl_sft_trainer_is_ours(tiny, data, ours, tmp_path):
     """SFTTrainer on the same rows in the same order: loss and gradient norm of every step, and the final weights."""
-    trained, logged = run_trl(tiny, data, tmp_path)
-    assert len(logged) == STEPS
-    assert ours.loss == pytest.approx([m["loss"] for m in logged], rel=2e-6)
-    assert ours.norm == pytest.approx([m["grad_norm"] for m in logged], rel=2e-6)
-    for name, weight in ours.weights.items():
-        torch.testing.assert_close(weight, trained.state_dict()[name], rtol=0, atol=1e-6)
-
-
-def run_trl(tiny: Tiny, data: TokenisedRows, directory: Path):
-    """The trained model, and what the trainer logged at every step."""
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
     from trl import SFTConfig, SFTTrainer
@@ -117,7 +106,7 @@ def run_trl(tiny: Tiny, data: TokenisedRows, directory: Path):
 
     dataset = Dataset.from_list(examples(data, order_of(data)))
     arguments = SFTConfig(
-        output_dir=str(directory),
+        output_dir=str(tmp_path),
         per_device_train_batch_size=MICRO,
         gradient_accumulation_steps=ACCUMULATION,
         max_steps=STEPS,
@@ -140,4 +129,9 @@ def run_trl(tiny: Tiny, data: TokenisedRows, directory: Path):
         processing_class=AutoTokenizer.from_pretrained(tiny.model),
     )
     trainer.train()
-    return trainer.model, [m for m in trainer.state.log_history if "loss" in m]
+    logged = [m for m in trainer.state.log_history if "loss" in m]
+    assert len(logged) == STEPS
+    assert ours.loss == pytest.approx([m["loss"] for m in logged], rel=2e-6)
+    assert ours.norm == pytest.approx([m["grad_norm"] for m in logged], rel=2e-6)
+    for name, weight in ours.weights.items():
+        torch.testing.assert_close(weight, trainer.model.state_dict()[name], rtol=0, atol=1e-6)

@@ -1,6 +1,5 @@
 """Single-run SFTMix: the losses of one epoch split the data for the next, in the run that is the only one."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from sftmix.common.files import read_json
 from sftmix.components import Median, RandomPairs
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.types import Scores, Split
-from tests.tiny import Tiny, in_this_process, metrics, table, weights
+from tests.tiny import Tiny, metrics, table, weights
+
+KEEPING = ("--with_baseline", "--checkpoint.every", "3", "--checkpoint.keep", "9")
 
 
 def options(tiny: Tiny, *more: str) -> list[str]:
@@ -23,7 +25,7 @@ def single(finished, tmp_path_factory):
     from sftmix.cli import main
 
     out = tmp_path_factory.mktemp("single") / "run"
-    assert main(["run", *options(finished.tiny), "--with_baseline", "--checkpoint.every", "3", "--out", str(out)]) == 0
+    assert main(["run", *options(finished.tiny), *KEEPING, "--out", str(out)]) == 0
     return out
 
 
@@ -80,20 +82,10 @@ def test_a_window_of_two_epochs_is_the_last_two(finished, made):
     assert mixed(run, 3) == [depths(run, [1, 2], 3).sum()]
 
 
-@pytest.fixture(scope="module")
-def keeping(finished, tmp_path_factory):
-    """The words of a run that keeps its checkpoints, and the run."""
-    words = options(finished.tiny, "--checkpoint.every", "3", "--checkpoint.keep", "9")
-    place = tmp_path_factory.mktemp("keeping")
-    assert in_this_process("run", *words, "--out", "whole", cwd=place).returncode == 0
-    return words, place / "whole"
-
-
 @pytest.mark.parametrize("step", [3, 6, 9])
-def test_a_continued_single_run_is_the_uninterrupted_one(keeping, tmp_path, made, step):
+def test_a_continued_single_run_is_the_uninterrupted_one(finished, single, tmp_path, made, step):
     """From a checkpoint in the first epoch (4 steps), in the second, and just after it."""
-    (words, whole), again = keeping, tmp_path / "run"
-    shutil.copytree(whole, again)
+    whole, again = single, shutil.copytree(single, tmp_path / "run")
     (again / "train" / "MANIFEST.json").unlink()
     for folder in ("train/model", "confidence", "split"):
         shutil.rmtree(again / folder)
@@ -102,7 +94,7 @@ def test_a_continued_single_run_is_the_uninterrupted_one(keeping, tmp_path, made
             shutil.rmtree(checkpoint)
     for epoch in range(step // 4, 3):
         (again / "train" / "online" / f"epoch-{epoch:03d}.parquet").unlink()
-    made("run", *words)
+    made("run", *options(finished.tiny), *KEEPING)
     assert [m["loss"] for m in metrics(whole)] == [m["loss"] for m in metrics(again)]
     left, right = weights(whole), weights(again)
     assert all(torch.equal(left[k], right[k]) for k in left)
@@ -126,8 +118,6 @@ def test_online_confidence_of_a_reference_needs_no_scoring(finished, made):
     dynamics = table(out / "confidence" / "dynamics.parquet")
     assert sorted(set(dynamics["step"])) == [4, 8, 12]
     assert not (out / "reference" / "scores").exists()
-    total = sum(m["ntp"] * m["ntp_tokens"] for m in metrics(out, "reference"))
-    assert sum(dynamics["nll_sum"]) == pytest.approx(total, rel=1e-6)
 
 
 class BreakOnce(Perturbation):
@@ -174,7 +164,7 @@ def test_a_callback_may_stop_a_single_run(finished, single, made, step, decided_
     ours, whole = ([m["ntp_tokens"] for m in metrics(run, "baseline")] for run in (out, single))
     assert ours[: 4 * begun] == whole[: 4 * begun]
     assert sum(ours) == sum(whole)  # each example once in every epoch
-    summary = json.loads((out / "summary.json").read_text())
+    summary = read_json(out / "summary.json")
     if decided_by is None:
         assert "stopped in the first epoch" in made.printed
         assert ((out / "split").exists(), "confidence" in summary) == (False, False)
@@ -183,4 +173,4 @@ def test_a_callback_may_stop_a_single_run(finished, single, made, step, decided_
         np.testing.assert_allclose(found, halves_of(out, [decided_by])[0].confidence, rtol=1e-12)
         assert summary["confidence"]["confident"]["examples"] == 14
     made(*words, "--callbacks.step", str(step))
-    assert json.loads((out / "summary.json").read_text()) == summary
+    assert read_json(out / "summary.json") == summary

@@ -3,7 +3,6 @@
 Everything goes through the command line, in this process; the fixture `finished` is one whole run of it.
 """
 
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.order import TrainingOrder
+from sftmix.common.files import read_json
 from sftmix.common.tables import read_split
 from sftmix.components import RandomPairs
 from sftmix.config.read import read_config
@@ -78,12 +78,6 @@ def test_every_epoch_mixes_other_pairs(finished):
 # ------------------------------------------------------------------------------- reused or refused
 
 
-def test_the_same_command_again_does_nothing(finished, copied, made):
-    before = contents(copied, but=("STATUS.json", ".lock", "config.yaml"))
-    made(*finished.words)
-    assert contents(copied, but=("STATUS.json", ".lock", "config.yaml")) == before
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -111,20 +105,22 @@ def test_another_configuration_is_refused_by_name(finished, copied, refused, wor
 def test_ntp_needs_no_split_and_a_split_without_confidence_no_reference(words, stages, tiny, made):
     run = made("run", *tiny.options, *SHORT, *words)
     assert {p.name for p in run.iterdir() if p.is_dir()} == stages
-    summary = json.loads((run / "summary.json").read_text())
+    summary = read_json(run / "summary.json")
     assert ("confidence" in summary, summary["mixup_tokens"] > 0) == ("split" in stages, "split" in stages)
     if "split" in stages:
         assert summary["confidence"]["half_a"]["confidence_mean"] is None
 
 
-def test_the_baseline_is_plain_ntp_whatever_the_target_is(tiny, made):
+def test_reference_and_baseline_are_plain_ntp_whatever_the_target_is(tiny, made):
     """Neither perturbed nor weighted; and Mixup alone has no weight beside NTP that could be told."""
-    common = ["run", *tiny.options, "--splitter", "RandomSplit", "--training.max_steps", "3"]
+    common = ["run", *tiny.options, "--training.max_steps", "3"]
     special = made(*common, "--perturbation", "NEFTune", "--objective", "MixupOnly", "--with_baseline")
     plain = made(*common, "--objective", "NTP", "--pairing", "RandomPairs", out="plain")
+    dynamics = [table(run / "confidence" / "dynamics.parquet") for run in (special, plain)]
+    assert dynamics[0] == dynamics[1]
     ours, theirs = weights(special, "baseline"), weights(plain)
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
-    summary = json.loads((special / "summary.json").read_text())
+    summary = read_json(special / "summary.json")
     assert summary["mu_effective"] is None
     assert summary["mixup_tokens"] > 0
 
@@ -181,4 +177,3 @@ def test_a_model_stored_in_bfloat16_is_exported_in_bfloat16_and_trained_in_float
     half = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").state_dict()
     assert all(torch.equal(full[k].to(torch.bfloat16), half[k]) for k in half)
     assert any(not torch.equal(full[k], half[k].float()) for k in half)  # more than bfloat16 was trained
-    assert sftmix("export", str(run), "--to", str(again)).code == 2  # it exists

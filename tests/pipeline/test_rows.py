@@ -1,0 +1,211 @@
+"""Which rows are trained on, by components of a user's own, which are held out and how their NLL is told, scores of
+one's own for them, and plain text through the whole recipe."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json
+from sftmix.components import Selector
+from sftmix.config.read import read_config
+from sftmix.data import encode, encoder_for, prepare
+from sftmix.pipeline.recipe import run
+from sftmix.pipeline.rows import MOST_GROUPS, held_out_groups
+from sftmix.tools.quickstart import write_rows
+from sftmix.training.scoring import held_out_metrics, nll_by
+from sftmix.types import RowScores
+from tests.pipeline.test_identity import config
+from tests.tiny import groups, metrics, table
+
+
+class LongResponses(Selector):
+    """The k longest responses, in an order that is not the file's."""
+
+    def __init__(self, *, k: int = 12):
+        self.k = k
+
+    def select(self, scores, *, seed):
+        assert np.isnan(scores.confidence).all()
+        assert set(scores.columns) >= {"kind"}
+        return np.argsort(-scores.n_tokens, kind="stable")[: self.k].astype(np.int64)
+
+
+def test_only_the_selected_are_scored_split_and_trained_on(finished, tiny, tmp_path, capsys):
+    run(config(tiny, tmp_path / "run", selector=LongResponses()))
+    everything = table(finished.path / "confidence" / "dynamics.parquet")
+    lengths = dict(zip(everything["id"], everything["n_tokens"], strict=True))
+    chosen = table(tmp_path / "run" / "selection" / "selected.parquet")["id"]
+    assert sorted(lengths[i] for i in chosen) == sorted(lengths.values())[-12:]
+    assert chosen == [i for i in lengths if i in set(chosen)]
+    for name in ("confidence/dynamics", "confidence/confidence", "split/split"):
+        assert set(table(tmp_path / "run" / f"{name}.parquet")["id"]) == set(chosen)
+    assert "12 of 29 examples selected by LongResponses" in capsys.readouterr().out
+
+
+def test_another_selection_is_another_run(tiny, tmp_path):
+    run(config(tiny, tmp_path / "run", selector=LongResponses()))
+    with pytest.raises(ConfigError, match=r"selector\.k: 12 -> 10"):
+        run(config(tiny, tmp_path / "run", selector=LongResponses(k=10)))
+    others = [{"instruction": f"Say {i}.", "output": f"{i}", "kind": "x"} for i in range(20)]
+    write_rows(tmp_path / "others.jsonl", others)
+    changed = config(tiny, tmp_path / "run", selector=LongResponses())
+    changed = replace(changed, data=replace(changed.data, train=str(tmp_path / "others.jsonl")))
+    with pytest.raises(ConfigError, match="the training rows are others"):
+        run(changed)
+
+
+class Held:
+    """What the grouping reads of held-out rows."""
+
+    def __init__(self, labels=None, sources=(), packed=False):
+        self.labels, self.sources, self.packed = labels, list(sources), packed
+
+
+@pytest.mark.parametrize(
+    ("names", "sources", "groups"),
+    [
+        (["a.json", "b.json"], ["a.json:1", "b.json:1[17]", "a.json:2"], ["a.json", "b.json", "a.json"]),
+        (["x/a.json", "./texts/"], ["texts/one.txt", "x/a.json:1"], ["./texts/", "x/a.json"]),
+        (["u/set", "u/settled"], ["u/settled[3]", "u/set[0]"], ["u/settled", "u/set"]),
+    ],
+)
+def test_rows_of_several_files_go_by_their_names(names, sources, groups):
+    assert held_out_groups(Held(sources=sources), names) == groups
+
+
+def test_labels_come_first_and_one_group_is_none():
+    sources = ["a:1", "b:1"]
+    assert held_out_groups(Held(labels=["good", None], sources=sources), ["a", "b"]) == ["good", "None"]
+    many = Held(labels=[str(k) for k in range(MOST_GROUPS + 1)])
+    alike, packed = Held(labels=["good", "good"], sources=sources), Held(sources=sources, packed=True)
+    for rows, names in ((None, ["a", "b"]), (Held(sources=["a:1"]), ["a"]), (many, []), (alike, ["a", "b"])):
+        assert held_out_groups(rows, names) is None
+    assert held_out_groups(packed, ["a", "b"]) is None
+
+
+def test_the_nll_of_a_group_is_that_of_its_tokens():
+    nll, tokens = np.array([3.0, 5.0, 7.0, 0.0]), np.array([2, 4, 6, 0])
+    scores = RowScores(nll, tokens, np.zeros(4, dtype=np.int64))
+    assert nll_by(scores, ["b", "a", "b", "empty"]) == {"a": 5 / 4, "b": 10 / 8}
+    assert held_out_metrics(scores)["eval_nll"] == 15 / 12
+
+
+def test_labelled_rows_that_were_held_out_go_by_their_labels(tiny, rows, made):
+    words = [word for word in tiny.options if word not in ("--data.eval", str(tiny.eval))]
+    words += ["--data.eval_fraction", "0.4", "--data.label_field", "kind", "--objective", "NTP"]
+    run = made("run", *words, "--training.max_steps", "1")
+    by = read_json(run / "summary.json")["eval_nll_by"]
+    assert len(by) > 1
+    assert by.keys() <= {row["kind"] for row in rows}
+
+
+def written(path: Path, ids: list[str]) -> dict[str, float]:
+    """Write a score for each id, and return them; those of ids in the list's order rise and fall."""
+    scores = {name: float((7 * place) % len(ids)) for place, name in enumerate(ids)}
+    frame = pd.DataFrame({"id": list(scores), "score": list(scores.values())})
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_parquet(path)
+    return scores
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+def test_scores_of_ones_own_divide_the_rows(name, tiny, finished, tmp_path, made):
+    ids = list(groups(finished.path))
+    scores = written(tmp_path / name, [*ids, "another"])
+    run = made("run", *tiny.bare, "--confidence", "FromFile", "--confidence.path", str(tmp_path / name))
+    assert not (run / "reference").exists()
+    stored = table(run / "confidence" / "confidence.parquet")
+    assert dict(zip(stored["id"], stored["confidence"], strict=True)) == {name: scores[name] for name in ids}
+    ranked, found = sorted(ids, key=lambda name: -scores[name]), groups(run)
+    assert {found[name] for name in ranked[:14]} == {"confident"}
+    assert {found[name] for name in ranked[-14:]} == {"unconfident"}
+    assert metrics(run)[0]["mixup_tokens"] > 0
+
+
+def test_a_missing_score_is_named(tiny, finished, tmp_path, refused):
+    ids = list(groups(finished.path))
+    written(tmp_path / "scores.csv", ids[1:])
+    words = ("confidence", *tiny.options, "--confidence", "FromFile", "--confidence.path")
+    told = refused(*words, str(tmp_path / "scores.csv"), code=3)
+    assert f"no score of 1 of {len(ids)} examples, first {ids[0]}" in told
+    assert "confidence.path: nowhere.csv: there is no such file" in refused(*words, "nowhere.csv", code=3)
+
+
+LENGTH = 24
+
+
+@pytest.fixture
+def words(tiny, rows, tmp_path) -> list[str]:
+    """Options of a run on 30 documents of rows that the tiny tokenizer knows."""
+    texts = [{"text": f"{row['instruction']} {row.get('input', '')} {row['output']}"} for row in rows]
+    path = tmp_path / "texts.jsonl"
+    write_rows(path, texts)
+    return [
+        *("--model.path", str(tiny.model), "--data.train", str(path), "--data.max_length", str(LENGTH)),
+        *("--data.eval_fraction", "0.2", "--training.learning_rate", "0.01", "--training.epochs", "2"),
+        *("--training.global_batch_size", "4", "--training.micro_batch_size", "4", "--reference.checkpoints", "2"),
+    ]
+
+
+def alone(model, tokens: list[list[int]]) -> tuple[float, int]:
+    """Sum of the NLL of every token that has one before it in its document, and their number."""
+    total, count = 0.0, 0
+    for ids in tokens:
+        logits = model(torch.tensor([ids])).logits[0, :-1].double()
+        total -= float(torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].sum())
+        count += len(ids) - 1
+    return total, count
+
+
+def documents_of(window) -> list[list[int]]:
+    return [part.tolist() for part in np.split(window.input_ids, window.starts[1:])]
+
+
+@pytest.mark.slow
+def test_sftmix_on_text_from_end_to_end(made, sftmix, words, tiny):
+    out = made("run", *words, "--with_baseline")
+    assert "29 documents read" in made.printed
+    summary = read_json(out / "summary.json")
+    config = read_config(out / "config.yaml")
+    assert config.data.format == "text"
+
+    # Every window is scored, split and paired by its id; each of two mixed tokens is one NTP token.
+    split = groups(out)
+    assert table(out / "confidence" / "confidence.parquet")["id"] == list(split)
+    assert list(split.values()).count("confident") == len(split) // 2
+    assert 0.4 * summary["ntp_tokens"] < summary["mixup_tokens"] <= 0.5 * summary["ntp_tokens"]
+
+    # The held-out NLL before training is that of each document of each window alone under the base model.
+    model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
+    prepared = prepare(config.data, config.seed, progress=False)
+    data = encode(prepared, encoder_for(AutoTokenizer.from_pretrained(tiny.model), config.data), max_length=LENGTH)
+    assert data.eval is not None
+    assert data.train.packed
+    with torch.no_grad():
+        total, count = alone(model, [d for window in data.eval for d in documents_of(window)])
+    assert summary["eval_nll_before"] == pytest.approx(total / count, rel=1e-5)
+    assert summary["eval_nll_after"] < summary["eval_nll_before"]
+
+    # The base's tokenizer is exported as it was, and the same command changes nothing.
+    own, exported = (AutoTokenizer.from_pretrained(path) for path in (tiny.model, out / "train" / "model"))
+    assert exported.chat_template == own.chat_template
+    resolved = sftmix("run", "--config", str(out / "config.yaml"))
+    assert resolved.code == 0, resolved.err
+
+
+def test_another_length_of_the_reference_is_refused(words, refused):
+    told = refused("run", *words, "--reference.model.max_length", "16")
+    assert "a reference reads the windows of the target" in told
+
+
+def test_responses_without_instructions_are_refused_where_there_are_none(words, refused):
+    """Where documents are packed, the cuts between them would lie elsewhere."""
+    assert "data.format text has no instructions" in refused("reference", *words, "--reference.response_alone")
