@@ -6,6 +6,7 @@ from loops without end, nor from texts that fill the memory. `trouble_with` runs
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -51,7 +52,7 @@ def _main() -> None:
 
     request = json.load(sys.stdin)
     render_jinja_template([CONVERSATIONS[0]], chat_template="{{ messages }}")  # imports what it needs
-    if sys.platform != "win32":  # it knows no such bounds
+    with contextlib.suppress(ImportError):  # Windows knows no such bounds
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)

@@ -109,6 +109,8 @@ def export_run(
     config = read_finished(run)
     if merge and not config.model.lora.r:
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
+    if best and checkpoint is not None:
+        raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
     stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
     steps = steps_in(stored)
     if merge and not (steps or best) and checkpoint is None and is_finished(model.parent):

@@ -75,8 +75,8 @@ def test_a_directory_is_one_entry_and_bad_rows_are_none(write, read, tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([1, 2], r"data\.take names 2 values \(1, 2\) for 3 entries of data\.train \(.*\); give one for each"),
-        ([0, 1.5, True], r"data\.take has 0; .*(.|\n)*data\.take has 1\.5(.|\n)*data\.take has True"),
+        ([1, 2], r"data\.take has 2 values \[1, 2\] for 3 entries of data\.train \[.*\]; give one for each"),
+        ([0, 1.5, None], r"data\.take has 0; .*(.|\n)*data\.take has 1\.5"),
         ([None, 31, None], r"data\.take 31 of .*b\.json is 31 of 30 usable rows; name a number from 1 to 30, or null"),
     ],
 )

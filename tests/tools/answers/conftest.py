@@ -3,7 +3,6 @@
 import argparse
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ def lively(target) -> LoadedModel:
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.normal_(0, 0.4)
-    return replace(target, model=model)
+    return target._replace(model=model)
 
 
 @pytest.fixture(scope="session")

@@ -183,7 +183,7 @@ def test_hsdp_shares_within_a_node():
         return layout_of(options, machine(gpus=count, gpus_per_node=per_node)).shards
 
     assert (shards(16), shards(4), shards(16, 2), shards(16, per_node=4)) == (8, 4, 2, 4)
-    with pytest.raises(ConfigError, match="shard_group_size is 8, but there are 12 ranks"):
+    with pytest.raises(ConfigError, match="shard_group_size is 8, which does not divide the 12 ranks"):
         shards(12)
 
 

@@ -1,7 +1,5 @@
 """Tasks, models and scores as lm-eval has them: what is asked, in which prompts, where answers end, what came out."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import yaml
@@ -86,7 +84,7 @@ def test_an_answer_ends_with_the_turn(alpaca, harness):
     with torch.no_grad():
         first = int(alpaca.model(ids).logits[0, -1].argmax())
     options = {"context": ids, "max_length": ids.shape[1] + 8, "stop": [], "attention_mask": torch.ones_like(ids)}
-    ended = harness_of(replace(alpaca, stop_ids=(first,)), 2, chat=True)
+    ended = harness_of(alpaca._replace(stop_ids=(first,)), 2, chat=True)
     assert ended._model_generate(**options)[0, ids.shape[1] :].tolist() == [first]
 
 
