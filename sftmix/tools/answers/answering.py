@@ -75,6 +75,8 @@ def read_questions(
             try:
                 plain, later, temperature = reader.renamed(row), [], 0.0
                 if mt_bench:
+                    if not isinstance(plain["turns"], list):
+                        raise ValueError("turns must be a list of texts")
                     first, *later = plain["turns"]
                     temperature = FASTCHAT.get(plain["category"], 0.7)
                     plain = {"id": plain["question_id"], "prompt": first}
