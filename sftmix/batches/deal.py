@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 WORTH_SORTING = 0.9
-"""Largest share of the slots of balanced micro-batches that those of similar length may need. If they need more, they
-are not worth it: they put the longest examples into one micro-batch, and its memory is the peak."""
+"""Micro-batches of similar length may need at most this share of the token slots of balanced ones. Else they are not
+worth it: the longest examples are then in one micro-batch, whose memory is the peak."""
 
 BALANCE_STEPS = 7
 """Halvings in the search for the size of the largest micro-batch: they leave about 1% of the interval."""
@@ -32,7 +32,7 @@ MOST_LENGTH_GROUPS = 16
 """Most length groups of a micro-batch on CPU: more would save less padding than their passes cost."""
 
 Deal = list[list[Unit]]
-"""The units of each micro-batch; on W ranks, W neighbours are one micro-step."""
+"""The units of each micro-batch; on W ranks, every W micro-batches are one micro-step."""
 
 
 class MicroStep(NamedTuple):
@@ -67,18 +67,20 @@ def deal(
     examples, tokens, groups = options.micro_batch_size, options.micro_batch_tokens, options.length_groups
     if examples is None and tokens is None:
         examples = DEFAULT_MICRO_BATCH
-    if groups is None:  # one for two examples on a CPU; a GPU prefers a large batch
+    # On a CPU, one group for every two examples; on a GPU a single one, since several passes cost launches.
+    if groups is None:
         expected = examples or int((tokens or 0) // lengths.mean())
         groups = min(MOST_LENGTH_GROUPS, max(1, expected // 2)) if device.type == "cpu" else 1
     room = _Room(lengths, ranks, examples or 2 * len(units), tokens, 1 if padding_free else groups, padding_free)
+    # Sorted, so that the ranks of a micro-step have about the same work.
     bins = sorted(_deal(units, room), key=room.cost, reverse=True)
     shortest = min((slot for unit in units for slot in unit), key=lambda slot: int(lengths[slot.row]))
     filler = (Slot(shortest.row, 0.0),)
     steps = []
     for start in range(0, len(bins), ranks):
         shares = tuple(tuple(share) or (filler,) for share in bins[start : start + ranks])
-        most = max(sum(map(len, share)) for share in shares)
-        steps.append(MicroStep(shares, min(room.segments, most)))
+        slots = max(sum(map(len, share)) for share in shares)
+        steps.append(MicroStep(shares, min(room.segments, slots)))
     return steps
 
 
@@ -110,6 +112,7 @@ class _Room(NamedTuple):
             return True
         if sum(map(len, units)) > self.examples:
             return False
+        # The real tokens first: they are counted faster than padded ones.
         return tokens is None or (sum(map(self.weight, units)) <= tokens and self.cost(units) <= tokens)
 
     def total(self, bins: Deal) -> int:
@@ -119,31 +122,37 @@ class _Room(NamedTuple):
 
 
 def _deal(units: Sequence[Unit], room: _Room) -> Deal:
-    """Choose the better of two deals: the one of fewer micro-steps, else the balanced one unless the other saves slots.
+    """Deal the units in the better of two ways: with fewer micro-steps, or if both need as many, by WORTH_SORTING.
 
-    The balanced one deals equally many tokens to each micro-batch. The other puts units of similar length together,
+    The balanced deal gives each micro-batch about as many tokens. The other puts units of similar length together,
     which saves padding.
     """
-    least = sum(map(room.weight, units))  # without any padding
-    fewest = max(1.0, sum(map(len, units)) / room.examples)
+    real_tokens = sum(map(room.weight, units))
+    # the fewest micro-batches that the limits could allow
+    fewest_bins = max(1.0, sum(map(len, units)) / room.examples)
     if room.tokens is not None:
-        fewest = max(fewest, sum(min(room.weight(unit), room.tokens) for unit in units) / room.tokens)
-    steps = math.ceil(fewest / room.ranks)
+        fewest_bins = max(fewest_bins, sum(min(room.weight(unit), room.tokens) for unit in units) / room.tokens)
+    steps = math.ceil(fewest_bins / room.ranks)
     balanced = _spread_tokens(units, room, steps * room.ranks)
-    if balanced is not None and least > WORTH_SORTING * room.ranks * room.total(balanced):
+    # Even without any padding the other deal would save too little.
+    if balanced is not None and real_tokens > WORTH_SORTING * room.ranks * room.total(balanced):
         return balanced
     similar = _by_length(units, room)
-    most = len(similar) // room.ranks
-    while balanced is None and steps < most:
+    similar_steps = len(similar) // room.ranks
+    # Units that do not fill their micro-batches need more of them, but not more than the other deal.
+    while balanced is None and steps < similar_steps:
         steps += 1
         balanced = _spread_tokens(units, room, steps * room.ranks)
     if balanced is None:
         return similar
-    return balanced if steps < most or room.total(similar) > WORTH_SORTING * room.total(balanced) else similar
+    return balanced if steps < similar_steps or room.total(similar) > WORTH_SORTING * room.total(balanced) else similar
 
 
 def _spread_tokens(units: Sequence[Unit], room: _Room, n_bins: int) -> Deal | None:
-    """Deal units, heaviest first, each to the lightest of `n_bins` with room for its examples; None if it has none."""
+    """Deal pairs, then singles, the heaviest first, each to the micro-batch of fewest tokens that has room for it.
+
+    Return None if there is no such micro-batch, or if one gets more than the limits allow.
+    """
     bins: Deal = [[] for _ in range(n_bins)]
     tokens, free = np.zeros(n_bins), np.full(n_bins, room.examples)
     for unit in sorted(units, key=lambda u: (-len(u), -room.weight(u))):
@@ -157,44 +166,48 @@ def _spread_tokens(units: Sequence[Unit], room: _Room, n_bins: int) -> Deal | No
 
 
 def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
-    """Cut the units, in order of length, into runs: as few micro-steps as that allows, the largest run kept small."""
+    """Cut the units, in order of length, into micro-batches: in few micro-steps, and the largest one small."""
     ordered = sorted(units, key=lambda unit: -max(int(room.lengths[slot.row]) for slot in unit))
     bins = _cut(ordered, room, room.tokens)
-    most = len(bins) + -len(bins) % room.ranks
+    n_bins = len(bins) + -len(bins) % room.ranks
+    # The smallest size of the largest micro-batch that needs no more of them, by halving an interval.
     high = max(map(room.cost, bins))
     if room.tokens:
         high = min(high, room.tokens)
-    low = min(high, sum(map(room.weight, units)) // most)
-    full = sum(map(len, units)) == most * room.examples
+    low = min(high, sum(map(room.weight, units)) // n_bins)
+    # If each has as many examples as are allowed, none can be smaller.
+    full = sum(map(len, units)) == n_bins * room.examples
     for _ in range(0 if full or room.ranks == 1 else BALANCE_STEPS):
         middle = (low + high) // 2
-        tried = _cut(ordered, room, middle)
-        if len(tried) <= most:
-            bins, high = tried, middle
+        smaller = _cut(ordered, room, middle)
+        if len(smaller) <= n_bins:
+            bins, high = smaller, middle
         else:
             low = middle
 
+    # In each micro-step, the units are dealt to the ranks anew, if that relieves the slowest rank.
     def load(step: Deal) -> tuple[int, int]:
         costs = [room.cost(units) for units in step]
         return max(costs), sum(costs)
 
     dealt: Deal = []
-    for start in range(0, len(bins), room.ranks):  # dealt among the ranks anew, if that relieves the slowest rank
+    for start in range(0, len(bins), room.ranks):
         step = bins[start : start + room.ranks]
         step += [[] for _ in range(room.ranks - len(step))]
-        anew = _spread_tokens([unit for units in step for unit in units], room, room.ranks)
-        if anew is not None:
-            step = min((step, anew), key=load)
+        redealt = _spread_tokens([unit for units in step for unit in units], room, room.ranks)
+        if redealt is not None:
+            step = min((step, redealt), key=load)
         dealt += step
     return dealt
 
 
 def _cut(ordered: Sequence[Unit], room: _Room, tokens: int | None) -> Deal:
-    """Cut units into runs, each as long as a micro-batch of `tokens` token slots holds."""
+    """Cut units into runs, each as long as fits into a micro-batch of `tokens` token slots."""
     bins, start = [], 0
     while start < len(ordered):
         longer = range(2, min(len(ordered) - start, room.examples) + 1)
-        end = start + 1  # a unit more never costs less
+        # One more unit never costs less, so bisection finds the longest run that fits.
+        end = start + 1
         end += bisect.bisect_left(longer, True, key=lambda n: not room.holds(ordered[start : start + n], tokens))
         bins.append(list(ordered[start:end]))
         start = end

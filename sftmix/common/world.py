@@ -17,13 +17,13 @@ from sftmix.common.launcher import end_with_launcher
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
-_kept: list[object] = []
-"""The process group, so that it outlives all else that holds it. A DDP module that goes last, with the traceback of an
-error, would destroy it while it holds the interpreter's lock, wait for gloo's thread, which waits for that lock to free
-a tensor, and hang (torch 2.13). This reference gives the lock back first."""
+_process_group: list[object] = []
+"""The process group, so that no DDP module is the last to hold it. Such a module, freed with the traceback of an error,
+would destroy the group while it holds the interpreter's lock, and hang: it waits for gloo's thread, which waits for the
+lock to free a tensor (torch 2.13). Freed through this reference, the group gives the lock back first."""
 
 _SHOWN = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-"""Variables that name the GPUs which a process may use: of NVIDIA, of AMD (two) and of Intel."""
+"""Environment variables that name the GPUs a process may use: of NVIDIA, of AMD (two) and of Intel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class World:
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums over ranks, in float64.
 
-        These and the next are numbers of the host: gloo sends them without a wait for the GPU, and can tell a hang,
-        where NCCL ends the process.
+        This method and those below exchange values of the host, by gloo: it does not wait for the GPU, and it raises an
+        error if a rank hangs, where NCCL would end the process.
         """
         if self.size == 1:
             return [float(v) for v in values]
@@ -66,7 +66,7 @@ class World:
         return float(top)
 
     def gather(self, value: T) -> list[T]:
-        """Return one picklable object of every rank, on every rank; small ones, which go over the network only."""
+        """Return the values of all ranks, on every rank: small objects, which are pickled for the network alone."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -94,20 +94,21 @@ class World:
     def node_first(self, work: Callable[[], T]) -> T:
         """Do `work` on the first rank of each node, then on the others, which find the cache of their node filled.
 
-        An error of any node is raised on every rank; its message names the node, unless all nodes have the same.
+        An error of any node is raised on every rank; its message names the node, unless all nodes have the same error.
         """
         first = self.local_rank == 0
         result, error = _attempt(work) if first else (None, None)
-        ranks = self.gather((socket.gethostname(), error) if first else None)
-        nodes = [(rank, *of_node) for rank, of_node in enumerate(ranks) if of_node is not None]
+        answers = self.gather((socket.gethostname(), error) if first else None)
+        nodes = [(rank, *answer) for rank, answer in enumerate(answers) if answer is not None]
         for node, (rank, host, error) in enumerate(nodes):
-            if isinstance(error, SFTMixError) and len({str(of_node[2]) for of_node in nodes}) > 1:
+            if isinstance(error, SFTMixError) and len({str(answer[2]) for answer in nodes}) > 1:
                 error = type(error)(f"node {node} ({host}, from rank {rank}): {error}")  # hosts may share a name
             _raise_everywhere(error)
         return result if first else work()  # type: ignore[return-value]
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, SFTMixError | Stopped | None]:
+    """Return the result of `work` and None, or None and the error that other ranks should raise, too."""
     try:
         return work(), None
     except (SFTMixError, Stopped) as error:
@@ -124,7 +125,7 @@ def _raise_everywhere(error: SFTMixError | Stopped | None) -> None:
 def start_world(timeout: float = 1800.0) -> Iterator[World]:
     """Join the process group that torchrun announces; without torchrun, yield a world of one rank.
 
-    A rank ends when its torchrun is gone. After an error on a GPU the process group stays: this process is to end.
+    A rank ends when its torchrun is gone. After an error on a GPU the process group is left to the end of the process.
 
     timeout  seconds after which ranks that wait for another one give up
     """
@@ -139,34 +140,34 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     kind = device.type
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    _kept[:] = [dist.group.WORLD]
-    ended = False
+    _process_group[:] = [dist.group.WORLD]
+    finished = False
     try:
         yield World(rank, size, local, device, local_size)
         dist.barrier()  # if one rank leaves early, the others can abort at exit
-        ended = True
+        finished = True
     except RuntimeError as error:
         if "Timed out waiting" not in str(error):  # gloo has no class for this error
             raise
         raise HangError(
-            f"another rank did not answer within {timeout:g} s (training.timeout): it hangs, or does what takes "
+            f"another rank did not answer within {timeout:g} s (training.timeout): it hangs, or its work takes "
             "longer; the same command continues from the last checkpoint"
         ) from error
     finally:
-        # A shutdown of NCCL waits for kernels, which wait for other ranks: after an error of one rank it may wait until
-        # its timeout, and torchrun, which ends the others, would not hear of the error. So may those of other makers.
-        if ended or kind == "cpu":
+        # Shutting NCCL down waits for kernels, which wait for other ranks. After an error of this rank it may last to
+        # the timeout: torchrun would not hear of the error, nor end the other ranks. Other GPUs may be alike.
+        if finished or kind == "cpu":
             dist.destroy_process_group()
 
 
 def accelerator() -> torch.device:
-    """Return the kind of GPU of this machine, without a number, or the CPU; a Mac's GPU (mps) has no float64."""
+    """Return the kind of GPU of this machine, without a number, or the CPU; a Mac's (mps) has no float64."""
     kind = torch.accelerator.current_accelerator(check_available=True)
     return _CPU if kind is None or kind.type == "mps" else kind
 
 
 def _device(local_rank: int) -> torch.device:
-    """Return the GPU of this rank, or the CPU; a scheduler may show each rank a single GPU, its own."""
+    """Return the GPU of this rank, or the CPU. If a scheduler shows each rank its own GPU alone, this is number 0."""
     kind = accelerator()
     if kind == _CPU:
         return _CPU

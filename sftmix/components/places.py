@@ -1,9 +1,10 @@
 """Mixup at other places than the input of the LM head. Each costs a second pass of the backbone, over the pairs alone.
 
-The examples of a pair are laid out so that their responses begin at one place. Each has a line of its own, so a pair is
-mixed both ways, lambda being the share of the line's own example, and the loss of a token pair is the mean of the two
-mixtures. NTP, pairs, lambdas and weights are those of SFTMix. In conversations trained as a whole, token pairs that do
-not stand at one place (behind first responses of other lengths) are left out, and not counted.
+Each example of a pair has a line (a row of input ids), padded on the left so that both first responses begin in one
+column. In its own line an example has the share lambda, its partner 1 - lambda; the loss of a token pair is the mean of
+both lines. NTP, pairs, lambdas and weights are those of SFTMix. In conversations with several trained turns, later
+responses may stand in different columns, since the first ones differ in length: such token pairs are left out and not
+counted.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from sftmix.types import Batch, Plan, Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinesPlan(Plan):
-    """A plan with the lines [R, L] of P pairs, R = 2 P: first examples, then second ones. Without pairs R = 2.
+    """A plan with the lines [R, L] of P pairs, R = 2 P: all first examples, then all second ones. R = 2 without pairs.
 
     input_ids  i64[R, L]
     mask       bool[R, L], the real tokens
     share      f32[R], lambda of the line's own example
-    line, column  i64[2 M], the line of each token row, and the place in it whose state predicts the token; those of
-               column 0 of `pairs` before those of column 1
-    own, other  i64[2 M], the labels of these rows and of their partners
+    line, column  i64[2 M], the line of each token row, and the column whose state predicts its token; the token rows
+               `pairs[:, 0]` come before `pairs[:, 1]`
+    own, other  i64[2 M], the labels of these token rows and of their partners
     layer      the decoder layer after which states are mixed; 0: the embeddings
     """
 
@@ -46,21 +47,22 @@ class LinesPlan(Plan):
 
 
 def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return input_ids i64[B, L] and mask bool[B, L] with the first responses at one place, and column i64[T].
+    """Return input_ids i64[B, L] and mask bool[B, L], padded so that all first responses begin in one column.
 
-    Raises ConfigError for examples of several documents, which a line cannot keep apart.
+    Return also column i64[T], the one whose state predicts the token of each token row. Raises ConfigError for examples
+    of several documents, which a line cannot keep apart.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    if any(one.starts is not None and len(one.starts) > 1 for one in batch.examples):
+    if any(example.starts is not None and len(example.starts) > 1 for example in batch.examples):
         raise ConfigError("Mixup of embeddings or layers needs examples of one document; set data.packing false")
-    first = [int(one.target[1:].argmax()) for one in batch.examples]
+    begins = [int(example.target[1:].argmax()) for example in batch.examples]
     ids, column = [], []
-    for one, place in zip(batch.examples, first, strict=True):
-        start = max(first) - place
-        ids.append(torch.from_numpy(np.pad(one.input_ids, (start, 0), constant_values=-1)))
-        column.append(start + np.flatnonzero(one.target[1:]))
+    for example, begin in zip(batch.examples, begins, strict=True):
+        padding = max(begins) - begin
+        ids.append(torch.from_numpy(np.pad(example.input_ids, (padding, 0), constant_values=-1)))
+        column.append(padding + np.flatnonzero(example.target[1:]))
     padded = pad_sequence(ids, batch_first=True, padding_value=-1)
     return padded.clamp(min=0), padded >= 0, torch.from_numpy(np.concatenate(column))
 
@@ -83,18 +85,19 @@ class ManifoldMixup(SFTMix):
         import torch
 
         ids, mask, column = aligned(batch)
-        same_place = column[batch.pairs[:, 0]] == column[batch.pairs[:, 1]]
-        batch = replace(batch, pairs=batch.pairs[same_place], pair_index=batch.pair_index[same_place])
+        same_column = column[batch.pairs[:, 0]] == column[batch.pairs[:, 1]]
+        batch = replace(batch, pairs=batch.pairs[same_column], pair_index=batch.pair_index[same_column])
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
         if plan.mu == 0:
             return plan
-        # Without pairs a pass is made all the same: under FSDP every rank makes as many.
+        # Without pairs there is one pass all the same: under FSDP every rank must make the same number.
         slots = batch.slot_pairs if len(batch.slot_pairs) else batch.slot_pairs.new_zeros(1, 2)
         pair, lines, rows = batch.pair_index, slots.T.flatten(), batch.pairs.T.flatten()
         return LinesPlan(
             **{field.name: getattr(plan, field.name) for field in fields(Plan)},
             input_ids=ids[lines],
             mask=mask[lines],
+            # 1, unmixed, for a pair of which no token pair is left
             share=plan.lam.new_ones(len(slots)).index_copy(0, pair, plan.lam).repeat(2),
             line=torch.cat([pair, pair + len(slots)]),
             column=column[rows],
@@ -112,20 +115,21 @@ class ManifoldMixup(SFTMix):
             return ntp
         mask, share, half = plan.mask, plan.share[:, None, None], len(plan.mask) // 2
 
-        def mixed(states):
+        def mix(states):
             """Mix the states [R, L, D] of each line with its partner's where both have a token."""
             lam = share.to(torch.promote_types(share.dtype, states.dtype))
             mixture = lam * states + (1 - lam) * states.roll(half, 0)
             return mixture.to(states.dtype).where((mask & mask.roll(half, 0))[:, :, None], states)
 
-        def two_labels(logits, own, other, lam):
-            one, two = (F.cross_entropy(logits, labels, reduction="none") for labels in (own, other))
-            return lam * one + (1 - lam) * two
+        def mix_losses(logits, own, other, lam):
+            """Return the cross entropy [r] with the own and the partner's label, mixed by lambda."""
+            own_loss, partner_loss = (F.cross_entropy(logits, labels, reduction="none") for labels in (own, other))
+            return lam * own_loss + (1 - lam) * partner_loss
 
-        states = view.states(view.embed(plan.input_ids), mask, layer=plan.layer, change=mixed)
+        states = view.states(view.embed(plan.input_ids), mask, layer=plan.layer, change=mix)
         hidden, columns = states[plan.line, plan.column], (plan.own, plan.other, plan.lam.repeat(2))
-        loss, each = view.chunked_loss(hidden, two_labels, *columns, row_weight=plan.pair_weight.repeat(2) / 2)
-        return ntp._replace(loss=ntp.loss + loss, mixup=each.view(2, -1).mean(0))
+        loss, losses = view.chunked_loss(hidden, mix_losses, *columns, row_weight=plan.pair_weight.repeat(2) / 2)
+        return ntp._replace(loss=ntp.loss + loss, mixup=losses.view(2, -1).mean(0))
 
 
 class EmbeddingMixup(ManifoldMixup):
@@ -142,8 +146,8 @@ class EmbeddingMixup(ManifoldMixup):
 class CutMix(EmbeddingMixup):
     """Control: a stretch of the response is the partner's (after arXiv 1905.04899); nothing is interpolated.
 
-    Of N aligned response tokens, round((1 - lambda) N) that stand together change places, and each place is trained by
-    NTP on the token that stands there.
+    Of N aligned response tokens, a run of round((1 - lambda) N) is exchanged between both lines, and each column is
+    trained by NTP on the token that then stands there.
     """
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
@@ -152,6 +156,7 @@ class CutMix(EmbeddingMixup):
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
         if not isinstance(plan, LinesPlan):
             return plan
+        # token pairs of each pair, which stand one after the other
         counts = plan.line[: len(plan.lam)].bincount(minlength=len(batch.slot_pairs)).tolist()
         swapped, begin = torch.zeros(len(plan.lam), dtype=torch.bool), 0
         for (first, second), n, share in zip(batch.slot_pairs.tolist(), counts, plan.share.tolist(), strict=False):
@@ -160,7 +165,7 @@ class CutMix(EmbeddingMixup):
             swapped[begin + start : begin + start + length] = True
             begin += n
         labels = torch.where(swapped.repeat(2), plan.other, plan.own)
-        ids = plan.input_ids.index_put((plan.line, plan.column + 1), labels)  # what the states predict
+        ids = plan.input_ids.index_put((plan.line, plan.column + 1), labels)  # a state predicts the next column
         return replace(plan, input_ids=ids, share=torch.ones_like(plan.share), own=labels, other=labels)
 
 
@@ -196,5 +201,5 @@ class MixtureDivergence(SFTMix):
         ntp = view.sft_loss(batch, plan.without_pairs())
         (h_i, h_j), lam = view.hidden[plan.pairs].unbind(1), plan.lam[:, None]
         mixture = (lam * h_i + (1 - lam) * h_j).to(h_i.dtype)
-        loss, each = view.chunked_loss((h_i, h_j, mixture), divergence, plan.lam, row_weight=plan.pair_weight)
-        return ntp._replace(loss=ntp.loss + loss, mixup=each)
+        loss, divergences = view.chunked_loss((h_i, h_j, mixture), divergence, plan.lam, row_weight=plan.pair_weight)
+        return ntp._replace(loss=ntp.loss + loss, mixup=divergences)

@@ -2,7 +2,7 @@
 
 A file, a recipe, a command line and a variant of a table are layers: mappings in which an option stands by its full key
 (`objective.mu: 0.4`) or in braces (`objective: {mu: 0.4}`), in any order. `merge` lays them over each other, and checks
-each value against the type of its option. `build` makes the typed tree of what results.
+each value against the type of its option. `build` makes the RunConfig of the result.
 
 In the plain tree a component is {"class_path": import path, "init_args": the options that were given}.
 """
@@ -36,7 +36,7 @@ Tree = dict[str, Any]
 def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None = None, *, of: str = "") -> Tree:
     """Return the tree with one more layer of values over it; raise ConfigError for what does not fit.
 
-    more  the options that a command has beside those of a run, each with an annotation and a default
+    more  name -> parameter of each option that a command has beside those of a run
     of    the name of the file, for messages
     """
     try:
@@ -47,7 +47,7 @@ def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None 
 
 
 def build(tree: Tree) -> RunConfig:
-    """Make the configuration that a tree describes; what it does not name has its default."""
+    """Make the configuration that a tree describes; options that it does not name have their defaults."""
     with own_modules():
         config: RunConfig = _make(tree, RunConfig, "")
         return config
@@ -57,9 +57,10 @@ def build(tree: Tree) -> RunConfig:
 
 
 def _by_name(*mappings: Mapping[str, Any]) -> Tree:
-    """Return the values by the first part of their keys: {"mu.start": 0, "mu": "Linear"} -> {"mu": {...}}.
+    """Group values by the first part of their keys.
 
-    A value beside options, as the name of a component, is its class_path.
+    Where a key has options and a value, this is the name of a component, and so its class_path: {"mu.start": 0, "mu":
+    "Linear"} -> {"mu": {"start": 0, "class_path": "Linear"}}.
     """
     options: Tree = {}
     for key, value in (item for mapping in mappings for item in mapping.items()):
@@ -72,7 +73,7 @@ def _by_name(*mappings: Mapping[str, Any]) -> Tree:
 
 
 def _with_class(value: Any) -> Mapping[str, Any]:
-    """Return the options of a component; its name alone is its class_path."""
+    """Return the options of a component; a name alone becomes its class_path."""
     return value if isinstance(value, Mapping) else {CLASS: value}
 
 
@@ -83,59 +84,59 @@ def _merge_options(
     prefix: str,
     cls: type[Component] | None = None,
 ) -> Tree:
-    """Return the options of a group, or of a component of this class: those that a layer gives over the old ones.
+    """Lay the options of a layer over the old ones of a group, or of a component of class `cls`.
 
     new  values by the names of options, or by `name+` for what is added to a list
     """
-    tree, given = dict(old), _by_name(new)
+    tree, layer = dict(old), _by_name(new)
 
     def turn(word: str) -> int:
-        """First values, then what is added to them, then options alone: of a list, those of its last component."""
-        options_alone = isinstance(given[word], Mapping) and CLASS not in given[word]
+        """Sort values first, then additions, then options without a class: the last component of a list has them."""
+        options_alone = isinstance(layer[word], Mapping) and CLASS not in layer[word]
         return 1 if word.endswith("+") else 2 * options_alone
 
-    for word in sorted(given, key=turn):
-        name, value, key = word.removesuffix("+"), given[word], prefix + word
+    for word in sorted(layer, key=turn):
+        name, value, key = word.removesuffix("+"), layer[word], prefix + word
         adds = word != name
         if name not in known or (adds and not is_list(known[name].annotation)):
             inner = [f".{first}" for first in value] if isinstance(value, Mapping) else []
             raise unknown_option("".join([key, *inner[:1]])) if cls is None else no_option_of(cls, key)
         hint = known[name].annotation
-        before = tree[name] if name in tree else _plain_default(known[name].default)
+        prior = tree[name] if name in tree else _plain_default(known[name].default)
         if (base := component_in(hint)) and is_list(hint):
-            tree[name] = _merge_components(before, value, adds, base, prefix + name)
+            tree[name] = _merge_components(prior, value, adds, base, prefix + name)
         elif base:
-            tree[name] = _merge_component(before, value, hint, base, key)
+            tree[name] = _merge_component(prior, value, hint, base, key)
         elif (group := group_in(hint)) and isinstance(value, Mapping):
             if CLASS in value:  # --model NAME beside --model.path NAME
                 raise not_allowed(key, hint, value[CLASS])
-            tree[name] = _merge_options(before if isinstance(before, dict) else {}, value, options_of(group), f"{key}.")
+            tree[name] = _merge_options(prior if isinstance(prior, dict) else {}, value, options_of(group), f"{key}.")
         else:
             try:
                 tree[name] = converted(value, hint)
             except NoValueError as error:
                 raise not_allowed(prefix + name, hint, error.args[0]) from error
             if adds:
-                tree[name] = [*as_list([] if before in (None, Parameter.empty) else before), *as_list(tree[name])]
+                tree[name] = [*as_list([] if prior in (None, Parameter.empty) else prior), *as_list(tree[name])]
     return tree
 
 
 def _plain_default(value: Any) -> Any:
-    """Return a default as the tree has it: of a component its class alone, whose options have defaults themselves."""
+    """Return a default as the tree holds it: of a component the class alone, since its options have defaults, too."""
     if isinstance(value, Component):
         return {**value.spec(), ARGS: {}}
-    return [_plain_default(one) for one in value] if isinstance(value, list) else value
+    return [_plain_default(item) for item in value] if isinstance(value, list) else value
 
 
 def _merge_components(old: list[Any], new: Any, adds: bool, base: type[Component], key: str) -> list[Any]:
-    """Return the components of a list. Options without a class (`callbacks.every`) are those of the last one.
+    """Lay new components over those of a list. Options without a class (`callbacks.every`) are for the last one.
 
-    adds  whether the new ones stand after the old ones, or in their place
+    adds  True if the new components follow the old ones, False if they replace them
     """
     options = {CLASS: new} if adds else dict(_with_class(new))
     if CLASS in options:
         chosen = as_list(from_yaml(options.pop(CLASS)))
-        old = [*(old if adds else []), *(_merge_component(None, one, base, base, key) for one in chosen)]
+        old = [*(old if adds else []), *(_merge_component(None, item, base, base, key) for item in chosen)]
     if options:
         last = old[-1] if old else None
         old = [*old[:-1], _merge_component(last, options, base, base, key)]
@@ -143,10 +144,11 @@ def _merge_components(old: list[Any], new: Any, adds: bool, base: type[Component
 
 
 def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: str) -> Any:
-    """Return a component as its class and its options, or another value that the option takes in its place.
+    """Lay new options over a component; return its class and options, or a plain value that the option takes instead.
 
-    Options without a class are those of the class in force. Options of the class before stay if the new one has them.
+    Options without a class are for the class chosen so far. If the class changes, old options stay that it has, too.
     """
+    # the new options, in whichever way they are spelled
     options = _by_name(_with_class(new))
     spelled = from_yaml(options.get(CLASS))
     if isinstance(spelled, Mapping):  # --objective '{class_path: SFTMix, mu: 0.1}'
@@ -155,6 +157,7 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
     if isinstance(arguments := options.get(ARGS), Mapping):
         del options[ARGS]
         options = _by_name(options, arguments)
+    # the class: the new one, or else the old one
     cls = import_class(old[CLASS]) if isinstance(old, Mapping) else None
     if CLASS in options:
         name, cls = options.pop(CLASS), None
@@ -166,23 +169,24 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
             cls = find_component(base, name, key, words_of(hint))
         else:
             if not options:
-                return value
+                return value  # such as null
     if cls is None:
         raise ConfigError(
             f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed(base)}"
         )
+    # its options: the old ones that it has, and the new ones over them
     known = options_of(cls)
-    kept = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
-    return {CLASS: f"{cls.__module__}.{cls.__qualname__}", ARGS: _merge_options(kept, options, known, f"{key}.", cls)}
+    args = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
+    return {CLASS: f"{cls.__module__}.{cls.__qualname__}", ARGS: _merge_options(args, options, known, f"{key}.", cls)}
 
 
 # ------------------------------------------------------------------------------------------------ building
 
 
 def _make(value: Any, hint: Any, key: str) -> Any:
-    """Make the tree, a group or a component of its plain options; any other value is as it is."""
+    """Make the configuration, a group or a component from plain options; any other value stays as it is."""
     if isinstance(value, list) and component_in(hint):
-        return [_make(one, hint, key) for one in value]
+        return [_make(item, hint, key) for item in value]
     group = group_in(hint)
     if not isinstance(value, Mapping) or not (group or component_in(hint)):
         return value
@@ -190,12 +194,12 @@ def _make(value: Any, hint: Any, key: str) -> Any:
     known, prefix = options_of(cls), f"{key}." if key else ""
     if missing := [f"{prefix}{p.name}" for p in known.values() if p.default is p.empty and p.name not in options]:
         raise ConfigError(f"{key}: {cls.__name__} needs {', '.join(missing)}")
-    made = {  # but for options of a command, which stand in the tree beside those of a run
+    arguments = {  # without the options of a command, which stand in the tree beside those of a run
         name: _make(inner, known[name].annotation, f"{prefix}{name}")
         for name, inner in options.items()
         if name in known
     }
     try:
-        return cls(**made)
+        return cls(**arguments)
     except ValueError as error:
         raise ConfigError(f"{key}: {cls.__name__} refused its options: {error}") from error

@@ -3,10 +3,9 @@
 Masks come from token ids. For every trained turn, two texts are rendered: the conversation before the turn with the
 generation prompt, which is the text that generation starts from, and the conversation through the turn, cut after the
 end of the turn. The ids of the first text must be the first ids of the second; the other ids of the second are the
-response.
-One process and several give the same rows.
+response. One process and several give the same rows.
 
-Of a window of text every token is a target but the first of each document in it. A document ends with eos, and begins
+In a window of text every token is a target, except the first of each document. A document ends with eos, and begins
 with BOS if the tokenizer writes one before plain text. Packed documents stand one after the other and are cut into
 windows of exactly max_length tokens. A window names the places where its documents begin: neither attention nor targets
 may cross them, or the model would learn from an unrelated text.
@@ -36,16 +35,16 @@ from sftmix.data.templates import NUL, Encoder, TemplateRefusal, writes_bos
 from sftmix.types import Example, Int64, Message
 
 WORTH_A_PROCESS = 10_000
-"""Conversations for which one more process is worth its start; data.num_proc overrules it."""
+"""Conversations per process, so that it is worth the time to start it; data.num_proc overrules this."""
 _AHEAD = 16
-"""Parts per process that are given out together."""
+"""Parts per process that are submitted together."""
 
 Part = tuple[list[Record], DataReport]
 Work = Callable[[Int64], Part]
 
 
 def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -> Record:
-    """Return the values of an example with its tokens, and [start, end) of the responses among them."""
+    """Return the row to store of an example: its values, its token ids, and [start, end) of each response in them."""
     return {
         **stored(example),
         "input_ids": ids,
@@ -59,7 +58,7 @@ def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -
 
 
 SPLIT = "split_turns"
-"""The only reason of an example whose turns the caller encodes as examples of their own: the template rewrites them."""
+"""The only reason of a conversation that cannot be masked as a whole: the caller makes an example of each turn."""
 
 
 @dataclass(slots=True)
@@ -83,8 +82,8 @@ class _Turn(NamedTuple):
 
     prompt  text of the conversation before it, with the generation prompt
     closed  text of the conversation through it, cut behind the end of the turn
-    reason  composed: `closed` is not as the template writes it; own_block: the response brings what else ends the
-            generation prompt, see `Encoder.block`; or ""
+    reason  composed: the template writes no such text, so it is put together from the prompt and the response;
+            own_block: the response has its own block, so the prompt ends before the empty one of `Encoder.block`; or ""
     """
 
     prompt: str
@@ -100,6 +99,7 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
         prompts = encoder.render([chats[n][:i] for n, i in places], prompt=True)
         through = encoder.render([chats[n][: i + 1] for n, i in places], prompt=False)
     except TemplateRefusal as error:
+        # The template refuses one of them: alone, each tells whether it is this one.
         if len(examples) == 1:
             return [Outcome(reasons=["template_refused"], detail=str(error))]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
@@ -107,7 +107,7 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     for (n, i), prompt, full in zip(places, prompts, through, strict=True):
         shorter, closed, reason = prompt.removesuffix(encoder.block), full.removesuffix(encoder.trailer), ""
         ends = closed.endswith(encoder.ending) and full.endswith(encoder.trailer)
-        if not ends or not full.startswith(shorter):  # the template writes the turn without its prompt
+        if not ends or not full.startswith(shorter):  # the template does not write it behind its prompt
             closed, reason = prompt + encoder.lead + chats[n][i]["content"] + encoder.ending, "composed"
         elif not full.startswith(prompt):  # a response with its own thinking has no empty block before it
             prompt, reason = shorter, "own_block"
@@ -120,7 +120,9 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
 def _masked(
     encoder: Encoder, turns: list[_Turn], tokens: list[tuple[list[int], list[int]]], max_length: int
 ) -> Outcome:
-    """Mask of the first max_length tokens; a whole conversation is split unless each turn begins behind its own prompt.
+    """Return the first max_length tokens of an example, and the spans of its responses in them.
+
+    A conversation of several turns is split unless it begins with the tokens of every prompt and of every turn.
 
     tokens  (ids of the prompt, ids of the conversation through the turn) of each turn
     """
@@ -133,19 +135,19 @@ def _masked(
         if "composed" in reasons or not (fits and ends) or encoder.appends_end:
             return Outcome(reasons=[SPLIT])
     elif not fits:
-        # One token would span the prompt and the rest, so they are tokenised apart: the rest behind a special token, so
-        # that no tokenizer takes it for the beginning of a text.
+        # A token would span the end of the prompt and the response, so both are tokenised apart: the response behind a
+        # special token, so that no tokenizer takes it for the beginning of a text.
         anchor = str(encoder.tokenizer.convert_ids_to_tokens(end))
-        rest = encoder.tokenize([anchor + last.closed[len(last.prompt) :]])[0]
-        apart = prompt + rest[1:] + ([end] if encoder.appends_end else [])
-        if rest[:1] != [end] or encoder.decode(apart) != encoder.decode(ids):
+        response = encoder.tokenize([anchor + last.closed[len(last.prompt) :]])[0]
+        apart = prompt + response[1:] + ([end] if encoder.appends_end else [])
+        if response[:1] != [end] or encoder.decode(apart) != encoder.decode(ids):
             return Outcome(reasons=["prefix_mismatch"])
         tokens, ids = [(prompt, apart)], apart
         reasons.append("boundary")
     if ids[-1] != end:
         return Outcome(reasons=["no_end_of_turn"])
     # The first token of a text is predicted by nothing, so it can never be a target.
-    spans = [(max(len(before), 1), min(len(closed), max_length)) for before, closed in tokens]
+    spans = [(max(len(prompt), 1), min(len(closed), max_length)) for prompt, closed in tokens]
     spans = [(start, stop) for start, stop in spans if start < stop]
     if not spans:
         return Outcome(reasons=[*reasons, "no_response_token"])
@@ -167,23 +169,23 @@ def tokenise(
     selected: frozenset[str] | None,
     records: Int64,
 ) -> Part:
-    """Tokenise some records: the rows of their examples to store, and the report on them.
+    """Tokenise some records; return the rows of their examples to store, and the report on them.
 
-    whole     conversations are examples; else their turns are
-    selected  None, or the ids of the examples to keep; others are neither stored nor counted. They say which
-              conversations are split: a reference reads them as the target does, whatever its own template.
+    whole     True if conversations are examples, False if each of their trained turns is one
+    selected  None, or the ids of the examples to keep; others are neither stored nor counted. They also decide which
+              conversations are split, so that a reference has the examples of the target, whatever its own template.
     """
 
     rows, report = list[Record](), DataReport()
 
     def add(examples: list[Example]) -> None:
-        """Tokenise every example, in file order; behind a conversation that must be split follow its turns."""
-        # Conversations with many turns make long lists: pieces of them keep memory bounded.
+        """Tokenise every example, in file order; the turns of a conversation that must be split take its place."""
+        # Conversations with many turns make long lists, so they are taken in pieces, which bounds the memory.
         for at in range(0, len(examples), AT_ONCE):
             part = examples[at : at + AT_ONCE]
             for example, outcome in zip(part, encode_examples(encoder, part, max_length), strict=True):
                 name, split = f"{example.id} ({example.source})", outcome.reasons == [SPLIT]
-                if split and selected is not None:  # its turns have no place among the ids
+                if split and selected is not None:  # the ids of its turns are not among the selected ones
                     outcome.reasons = ["split_alone"]
                 for reason in outcome.reasons:
                     report.add(reason, f"{name}: {outcome.detail}" if outcome.detail else name)
@@ -210,22 +212,22 @@ def tokenised(
 ) -> Iterator[Record]:
     """Tokenise the records; yield the rows to store, in file order, and add the counts to `report`.
 
-    work       `tokenise` of some records
+    work       does `tokenise` for some records
     processes  number of processes; None takes as many as there are cores, and fewer where there is little work
     """
     parts = np.split(records, range(AT_ONCE, len(records), AT_ONCE))
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1  # elsewhere forking is not safe
-    many = min(processes or max(1, min(cores, len(records) // WORTH_A_PROCESS)), len(parts))
-    done = map(work, parts) if many == 1 else _parallel(work, parts, many)
+    workers = min(processes or max(1, min(cores, len(records) // WORTH_A_PROCESS)), len(parts))
+    results = map(work, parts) if workers == 1 else _parallel(work, parts, workers)
     with progress_bar("Tokenising", total=len(records), unit=" rows", delay=1, enabled=progress) as bar:
-        for part, (rows, more) in zip(parts, done, strict=True):
-            report.take(more)
+        for part, (rows, part_report) in zip(parts, results, strict=True):
+            report.take(part_report)
             yield from rows
             bar.update(len(part))
 
 
 _work: Work | None = None
-"""The work on each part, which the workers have from the process that forked them."""
+"""The function that does a part; forked workers inherit it from this process."""
 
 
 def _parallel(work: Work, parts: list[Int64], processes: int) -> Iterator[Part]:
@@ -234,12 +236,12 @@ def _parallel(work: Work, parts: list[Int64], processes: int) -> Iterator[Part]:
     _work = work
     # Spawned workers would import the user's script again, and need seconds to import transformers.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-        for at in range(0, len(parts), _AHEAD * processes):  # what waits to be written is in memory
+        for at in range(0, len(parts), _AHEAD * processes):  # few at once: results wait in memory until written
             yield from pool.map(_do, parts[at : at + _AHEAD * processes])
 
 
 def _do(part: Int64) -> Part:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the parent's threads are not in a fork
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a fork has none of the parent's threads
     assert _work is not None
     return _work(part)
 
@@ -253,8 +255,8 @@ def windows(
     """Cut the tokens of documents, which stand one after the other, into windows of `length`; the last may be shorter.
 
     documents  (document, token ids)
-    packed     a window may hold several documents; else the last one of each may be shorter
-    Yields (first document, place of the first token among the tokens of that, tokens, places where documents begin).
+    packed     a window may hold several documents; else each document is cut alone, and its last window may be shorter
+    Yields (first document, offset of the first token in this document, tokens, places where documents begin).
     """
     ids, starts = list[int](), list[int]()
     for document, tokens in documents:
@@ -276,7 +278,7 @@ def windows(
 def encode_windows(
     encoder: Encoder, side: Conversations, length: int, packed: bool, report: DataReport, progress: bool
 ) -> Iterator[Record]:
-    """Make the windows of one side, as `sftmix.data.dataset` stores them.
+    """Make the windows of the training or of the held-out documents, as `sftmix.data.dataset` stores them.
 
     The report counts documents that spell special tokens, and windows without a target.
     """
@@ -293,7 +295,7 @@ def encode_windows(
             yield document, (bos if begins else []) + ids + (eos if ends else [])
             bar.update()
 
-    times = Counter[str]()
+    counts = Counter[str]()
     with progress_bar("Tokenising", total=len(side.records), unit=" documents", delay=1, enabled=progress) as bar:
         for document, offset, ids, starts in windows(tokens(), length, packed):
             bounds = itertools.pairwise([*starts, len(ids)])
@@ -301,10 +303,11 @@ def encode_windows(
             if not spans:
                 report.add("no_target", f"{document.source}, token {offset}")
                 continue
-            # Another length, tokenizer or order of documents gives other ids: artefacts of different windows never mix.
+            # The id is a hash of the tokens: other windows (by length, tokenizer or order of documents) have other ids,
+            # so no file about them is taken for one about these.
             numbers = np.array([len(ids), *ids, len(starts), *starts], dtype="<i8")
             name = hashlib.blake2b(numbers.tobytes(), digest_size=8).hexdigest()
-            repeats = f"#{times[name]}" if times[name] else ""
-            times[name] += 1
-            example = replace(document, id=name + repeats, messages=(Message(TEXT, encoder.decode(ids), True),))
+            suffix = f"#{counts[name]}" if counts[name] else ""
+            counts[name] += 1
+            example = replace(document, id=name + suffix, messages=(Message(TEXT, encoder.decode(ids), True),))
             yield _tokens_of(example, ids, spans) | {"offset": offset, "starts": starts}

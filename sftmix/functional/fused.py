@@ -31,7 +31,13 @@ Spare = defaultdict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """The settings of a pass. `cast`: dtype of autocast; `need`: True for hidden, weight, bias with a gradient."""
+    """The settings of a pass.
+
+    need   True for each of hidden, weight and bias that needs a gradient
+    cast   None, or the dtype of autocast
+    rule   None, or the `row_weight` of `sft_loss` if it is a rule
+    stats  True to compute entropy and correct, too
+    """
 
     need: Sequence[bool]
     chunk_size: int
@@ -44,7 +50,7 @@ class Spec:
 
 
 class Figures(NamedTuple):
-    """The figures of each use, and at the end of each row: columns of one length."""
+    """The figures of each use during the pass, of each token row at its end; all have one length."""
 
     label: Tensor
     weight: Tensor  # 0 unless it is the first use of its row
@@ -58,13 +64,13 @@ class Figures(NamedTuple):
 
 
 def default_chunk_size(vocabulary: int, device: torch.device) -> int:
-    """Return the rows of logits: 128 MiB of float32 on CPU, eight times as much on an accelerator (larger matmuls)."""
+    """Return the rows of a chunk: 128 MiB of float32 logits on CPU, eight times as much on an accelerator."""
     cells = 2**25 if device.type == "cpu" else 2**28
     return max(64, min(4096, cells // max(vocabulary, 1)))
 
 
 def block_rows(vocabulary: int, device: torch.device) -> int:
-    """Return the rows of logits that go through all pointwise passes before the next rows, at least 1."""
+    """Return the rows of a block, at least 1."""
     cells = CPU_BLOCK_CELLS if device.type == "cpu" else BLOCK_CELLS
     return max(1, cells // max(vocabulary, 1))
 
@@ -96,6 +102,7 @@ def fused_loss(
     """
     head = LinearHead(*inputs, spec)
     kind, vocabulary, device = head.kind, len(head.weight), labels.device
+    # the token row of each use, in the order of the chunks, and its figures
     chunks = list(_chunks(pairs, alone, spec.chunk_size))
     row = torch.cat([labels.new_empty(0), *(rows for _, rows in chunks)])
     place = torch.arange(len(row), device=device)
@@ -104,20 +111,22 @@ def fused_loss(
     nll, ntp, entropy = torch.zeros(3, len(row), dtype=kind, device=device)
     uses = Figures(labels[row], weight, nll, ntp, entropy, torch.zeros_like(row, dtype=torch.bool))
     of_pairs = (lam.to(kind), pair_weight.to(kind), torch.zeros(len(pairs), dtype=kind, device=device))
+    # the buffers that all chunks share
     logits = head.weight.new_empty(max((len(rows) for _, rows in chunks), default=0), vocabulary)
     height = block_rows(vocabulary, device)
     spare = Spare(partial(torch.empty, min(height, len(logits)), vocabulary, dtype=kind, device=device))
 
+    # chunk by chunk: logits, their gradients in place, and the gradients of the head's inputs
     start = 0
     for in_chunk, rows in chunks:
         x_KV = head.logits(rows, logits[: len(rows)])
-        here = uses.part(slice(start, start + len(rows)))
+        chunk_uses = uses.part(slice(start, start + len(rows)))
         start += len(rows)
         lam_M, weight_M, mixup_M = (x[in_chunk] for x in of_pairs)
         if kernels is not None:
-            kernels.gradients(x_KV, here, lam_M, weight_M, mixup_M, spec.softcap)
+            kernels.gradients(x_KV, chunk_uses, lam_M, weight_M, mixup_M, spec.softcap)
         else:
-            gradients(x_KV, here, lam_M, weight_M, mixup_M, height, spec, spare)
+            gradients(x_KV, chunk_uses, lam_M, weight_M, mixup_M, height, spec, spare)
         head.backward(rows, x_KV)
     return uses.part(first), of_pairs[2], head.gradients
 
@@ -126,16 +135,16 @@ def fused_loss(
 
 
 def rows_alone(pairs: Tensor, rows: int) -> Tensor:
-    """Return i64, the rows of 0..rows-1 in no pair, in their order; their number has to be read from the device."""
+    """Return i64, those of the rows 0..rows-1 in no pair, ascending; the host waits for the device to count them."""
     alone = torch.ones(rows, dtype=torch.bool, device=pairs.device)
     alone[pairs.flatten()] = False
     return alone.nonzero().squeeze(1)
 
 
 def _chunks(pairs: Tensor, singles: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the pairs and the rows of each chunk, all of nearly equal size: pairs first, then the rows in none."""
+    """Yield the pairs of each chunk and all its token rows: first chunks of pairs, then rows in no pair."""
     total = 2 * len(pairs) + len(singles)
-    # A small last chunk would cost a pass over the weight's gradient like any other.
+    # Nearly equal sizes: a small last chunk would cost a pass over the weight's gradient like a full one.
     size = min(size, -(-total // -(-total // size)) + 1) if total else size
     p = s = 0
     while p < len(pairs) or s < len(singles):
@@ -173,7 +182,7 @@ class LinearHead:
     def backward(self, rows: Tensor, d_KV: Tensor) -> None:
         """Add the gradients of hidden, weight and bias that follow from d loss / d logits of these rows."""
         dh, dw, db = self.gradients
-        if dh is not None:  # rows may repeat, so each device uses an operation with a fixed order
+        if dh is not None:  # rows may repeat, so they are added in an order that each device fixes
             values = torch.mm(d_KV, self.weight).to(self.kind).mul_(self.scale)
             if dh.is_cuda:
                 dh.index_put_((rows,), values, accumulate=True)
@@ -183,7 +192,7 @@ class LinearHead:
             dw.addmm_(d_KV.T, self.hidden[rows], alpha=self.scale)
         elif dw is not None and dw.is_cuda and self.scale == 1:  # the matmul itself adds up in float32
             torch.addmm(dw, d_KV.T, self.hidden[rows], out_dtype=self.kind, out=dw)  # torch >= 2.10 (PR 167931)
-        elif dw is not None:  # each chunk's product has the autocast dtype, the sum does not
+        elif dw is not None:  # a chunk's product has the autocast dtype, the sum float32
             dw.add_(torch.mm(d_KV.T, self.hidden[rows]), alpha=self.scale)
         if db is not None:
             db.add_(d_KV.sum(0, dtype=self.kind), alpha=self.scale)
@@ -193,7 +202,7 @@ class LinearHead:
 
 
 def kernels_for(spec: Spec, hidden: Tensor) -> Any:
-    """Return `sftmix.functional.kernels` if it covers this pass and works on the device; else None: torch does it."""
+    """Return the Triton kernels if they cover this pass and work on the device; else None, and torch computes it."""
     plain = any(spec.need) and not (spec.smoothing or spec.stats or spec.rule)
     dtype = spec.cast or hidden.dtype
     if not plain or hidden.device.type not in ("cuda", "xpu") or torch.float64 in (dtype, hidden.dtype):
@@ -212,8 +221,8 @@ def _tried(device: torch.device, dtype: torch.dtype, softcap: float | None) -> A
     try:
         from sftmix.functional import kernels
 
-        given = (hidden, weight, None), rows * 1799, rows[:4].view(2, 2), lam, share, share[:2], rows[4:], spec
-        (figures, *computed), (exact, *expected) = (fused_loss(*given, one) for one in (kernels, None))
+        inputs = (hidden, weight, None), rows * 1799, rows[:4].view(2, 2), lam, share, share[:2], rows[4:], spec
+        (figures, *computed), (exact, *expected) = (fused_loss(*inputs, backend) for backend in (kernels, None))
         rtol, atol = 4 * torch.finfo(dtype).eps, 1e-4 if dtype == torch.float32 else 5e-2
         torch.testing.assert_close([figures.nll, *computed], [exact.nll, *expected], rtol=rtol, atol=atol)
     except Exception as error:  # a compiler, a driver or a device that fails in its own way
@@ -233,22 +242,24 @@ def gradients(
     spec: Spec,
     spare: Spare,
 ) -> None:
-    """Turn logits [K, V] into gradients, in place; fill the figures and mixup. The first rows are the columns of pairs.
+    """Turn the logits x [K, V] of a chunk into d loss / dx, in place; fill the figures and mixup.
 
+    Of M pairs, column 0 is in the first M rows, column 1 in the next M; the rows in no pair follow.
     height  rows of a block
     """
-    many = len(lam)
+    n_pairs = len(lam)
 
     def load(name: str, x: Tensor) -> Tensor:  # x itself if softmax can work in place, else a float32 copy
         return x if x.dtype == uses.nll.dtype else spare[name][: len(x)].copy_(x)
 
-    def store(x: Tensor, at: slice) -> None:
+    def store(x: Tensor, at: slice) -> None:  # the copy goes back where the logits were
         if x.dtype != x_KV.dtype and any(spec.need):
             x_KV[at] = x
 
-    for start in range(0, many, height):
-        i = slice(start, min(start + height, many))
-        j = slice(many + i.start, many + i.stop)
+    # pairs: rows i with their partners, rows j
+    for start in range(0, n_pairs, height):
+        i = slice(start, min(start + height, n_pairs))
+        j = slice(n_pairs + i.start, n_pairs + i.stop)
         xi, xj, lam_R1 = load("a", x_KV[i]), load("b", x_KV[j]), lam[i, None]
         mix = torch.lerp(xj, xi, lam_R1, out=spare["mix"][: len(lam_R1)])
         total = _mixup(mix, uses.label[i], uses.label[j], lam[i], mixup[i], spec, spare)
@@ -258,7 +269,8 @@ def gradients(
             if any(spec.need):
                 x.addcmul_(mix, share * scale_R1)
             store(x, at)
-    for start in range(2 * many, len(x_KV), height):
+    # rows in no pair
+    for start in range(2 * n_pairs, len(x_KV), height):
         at = slice(start, start + height)
         x = load("a", x_KV[at])
         _ntp(x, uses.part(at), spec, spare)
@@ -266,30 +278,33 @@ def gradients(
 
 
 def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: Spare) -> None:
-    """Turn logits x [R, V] into d (row_weight ntp) / dx in place; fill nll, ntp, entropy, correct, a rule's weight."""
+    """Turn logits x [R, V] into d (row_weight ntp) / dx in place; fill the figures, and the weight by a rule."""
     slope = _capped(x, spec, spare)
     label = uses.label[:, None]
     at_label = x.gather(1, label).squeeze(1)
     if spec.stats and not x.is_cpu:
         torch.eq(x.argmax(1), uses.label, out=uses.correct)
-    elif spec.stats:  # the maximum is 0 now; argmax is slow, so only if it may be the label
+    elif spec.stats:  # argmax is slow: only where the label has the maximum, 0 by now
         hits = (at_label == 0).nonzero().squeeze(1)
         uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
+    # losses and entropy; x becomes exp(x), so what needs x itself is taken before
     mean = x.mean(1) if spec.smoothing else None
-    log_p = spare["shifted"][: len(x)].copy_(x) if spec.stats or spec.rule else None
+    logits = spare["shifted"][: len(x)].copy_(x) if spec.stats or spec.rule else None
     total = x.exp_().sum(1)
     torch.sub(total.log(), at_label, out=uses.nll)
     uses.ntp.copy_(uses.nll)
     if mean is not None:
         uses.ntp.lerp_(total.log() - mean, spec.smoothing)
-    if log_p is not None:
-        uses.entropy.copy_(total.log() - torch.linalg.vecdot(x, log_p) / total)
+    if logits is not None:
+        uses.entropy.copy_(total.log() - torch.linalg.vecdot(x, logits) / total)
+    # the weight by a rule
     if spec.rule is not None:
         factor = spec.rule(uses.nll.clone(), uses.entropy.clone()).detach()
         if factor.shape != uses.nll.shape:
             raise ValueError(f"row_weight: the rule must return one weight per row, not shape {tuple(factor.shape)}.")
         # 0 if the use is not the row's first, whatever the rule returns
         uses.weight.copy_(torch.where(uses.weight == 0, 0.0, uses.weight * factor))
+    # the gradient
     if any(spec.need):
         w = uses.weight[:, None]
         x.mul_(w / total[:, None])
@@ -301,8 +316,10 @@ def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: Spare) -> None:
 
 
 def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, lam: Tensor, loss: Tensor, spec: Spec, spare: Spare) -> Tensor:
-    """Turn mixed logits x [R, V] into d mixup / dx in place, except for a divisor of each row [R]: it is returned (this
-    saves a pass). Fill `loss`."""
+    """Turn mixed logits x [R, V] into d mixup / dx times the softmax sum of each row, in place; fill `loss`.
+
+    Return these sums [R]. The caller divides by them in a pass that it makes anyway, which saves one here.
+    """
     slope = _capped(x, spec, spare)
     targets = ((label_i[:, None], lam), (label_j[:, None], 1 - lam))
     at_labels = sum(share * x.gather(1, label).squeeze(1) for label, share in targets)
@@ -317,7 +334,7 @@ def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, lam: Tensor, loss: Tenso
 
 
 def _capped(x: Tensor, spec: Spec, spare: Spare) -> Tensor | None:
-    """Turn x into softcap tanh(x / softcap), less its maximum, in place; return the cap's derivative if it is used."""
+    """Turn logits x into softcap tanh(x / softcap) less the row's maximum, in place; return the cap's slope."""
     slope = None
     if spec.softcap is not None:
         x.div_(spec.softcap).tanh_()

@@ -33,11 +33,11 @@ exclude_modules layer_replication layers_pattern layers_to_transform modules_to_
 target_parameters trainable_token_indices
 alpha_pattern bias ensure_weight_tying eva_config fan_in_fan_out init_lora_weights loftq_config lora_alpha
 lora_bias lora_dropout r rank_pattern use_dora use_rslora"""
-"""The keys that may have any value. Every other one must have PEFT's default: `megatron_config` imports a module that
-the file names, and others compute what a plain load of the adapters does not."""
+"""The keys of adapter_config.json that may have any value. Every other one must have PEFT's default: `megatron_config`
+imports a module that the file names, and others change what the adapters compute."""
 
 ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear layer but the LM head, and for experts and routers; here it may also stand in a list."""
+"""PEFT's word for experts, routers and every linear layer but the LM head; here it may stand in a list, too."""
 
 
 # --------------------------------------------------------------------------------------------------- adding
@@ -55,16 +55,16 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
 
     options, targets, unused = asdict(lora), lora.target_modules, unused_modules(model)
     del options["quantize"]
-    named = [] if isinstance(targets, str) else [name for name in targets if name != ALL_LINEAR]
-    # PEFT accepts names that fit no module silently, if one of them fits.
+    target_names = [] if isinstance(targets, str) else [name for name in targets if name != ALL_LINEAR]
+    # PEFT says nothing of a name that fits no module, if another one fits.
     outside = tuple(f"{name}." for name in unused)
     modules = {name: part for name, part in model.named_modules() if not f"{name}.".startswith(outside)}
-    for option, names in (("target_modules", named), ("modules_to_save", lora.modules_to_save or [])):
+    for option, names in (("target_modules", target_names), ("modules_to_save", lora.modules_to_save or [])):
         if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
-            last = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
+            choices = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
             raise ConfigError(
                 f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
-                f"there are {', '.join(last)}"
+                f"there are {', '.join(choices)}"
             )
     if ALL_LINEAR in targets:
         options["target_modules"] = ALL_LINEAR
@@ -72,29 +72,30 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         options["exclude_modules"] = rf"({'|'.join(map(re.escape, unused))})(\..*)?"
     try:
         config = LoraConfig(**options, task_type="CAUSAL_LM")
-        if config.target_modules == ALL_LINEAR and named:
-            # PEFT resolves all-linear first where it has experts and routers that are no linear layers.
+        if config.target_modules == ALL_LINEAR and target_names:
+            # PEFT does not take all-linear beside names, so its own functions make names of it here: first those of
+            # experts and routers, which are no linear layers.
             convert_peft_config_for_transformers(config, model=model, conversions=None)
             _maybe_include_all_linear_layers(config, model)
-            config.target_modules = sorted({*(config.target_modules or ()), *named})
+            config.target_modules = sorted({*(config.target_modules or ()), *target_names})
         _add(model, config, seed=seed)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
-    freeze_unused(model)  # PEFT's bias: all is all
+    freeze_unused(model)  # with `bias: all` PEFT trains every bias of the model
 
 
 def load_adapters(model: PreTrainedModel, directory: Path) -> None:
-    """Put the adapters of a directory onto their base model, in place: of `write_adapters`, or of PEFT itself.
+    """Put the adapters that `write_adapters` or PEFT itself wrote into a directory onto their base model, in place.
 
-    Raises ConfigError if adapter_config.json is refused, or if the file does not hold what it says.
+    Raises ConfigError if adapter_config.json is refused, or if the weights are not those that it describes.
     """
     config = stored_config(directory)
-    config.inference_mode = False  # else PEFT freezes them, and they would not be found by `read_adapters`
+    config.inference_mode = False  # else PEFT freezes them, and `read_adapters` finds only trained ones
     try:
         _add(model, config, seed=0)
-    except Exception as error:  # values of strangers make PEFT raise anything
+    except Exception as error:  # for values in a stranger's file PEFT may raise anything
         raise ConfigError(f"{directory / FILE}: PEFT cannot follow it in {type(model).__name__}: {error}") from error
-    if config.bias == "all" and config.exclude_modules:  # as `add_adapters` wrote it: of the text model alone
+    if config.bias == "all" and config.exclude_modules:  # `add_adapters` trained biases of the text model alone
         freeze_unused(model)
     read_adapters(model, directory)
 
@@ -105,16 +106,16 @@ def adapter_config(model: nn.Module) -> Any:
 
 
 def described_adapters(model: PreTrainedModel) -> str:
-    """Describe in one line which weights are trained (a tied weight counts once)."""
-    trained, every = model.num_parameters(only_trainable=True), model.num_parameters()
-    return f"adapters with {trained:,} trained numbers in a model of {every - trained:,} frozen ones"
+    """Say in one line how many weights are trained (a tied weight counts once)."""
+    trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
+    return f"adapters with {trained:,} trained numbers in a model of {total - trained:,} frozen ones"
 
 
 def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
-    """Have PEFT put its layers in, without its warnings of intended effects.
+    """Have PEFT add its layers, without three of its warnings.
 
-    Those are that Conv1D is transposed, and that adapters untie a tied head (docs/lora.md); a third one is wrong: the
-    rank that PEFT itself gives to fused tensors of experts is not ignored.
+    Two tell of intended effects: Conv1D is transposed, and adapters untie a tied head (docs/lora.md). The third one is
+    wrong: the rank that PEFT itself gives to fused tensors of experts is not ignored.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         for message in (
@@ -133,7 +134,7 @@ def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
 def stored_config(directory: Path) -> Any:
     """Return the configuration of the LoRA adapters in a directory.
 
-    Raises ConfigError if the file cannot be read, is of other adapters than LoRA, or has a key that is not taken.
+    Raises ConfigError if the file cannot be read, is of adapters other than LoRA, or sets a key outside TAKEN.
     """
     from peft import LoraConfig
 
@@ -141,7 +142,7 @@ def stored_config(directory: Path) -> Any:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         kind = stored["peft_type"]
-    except Exception as error:  # files of strangers make json and what reads its value raise anything
+    except Exception as error:  # a stranger's file may make json or the look-up raise anything
         raise ConfigError(f"{file} cannot be read as PEFT writes it: {type(error).__name__}: {error}") from error
     if kind != "LORA":
         raise ConfigError(f"{file}: peft_type is {kind!r:.80}; only LORA is loaded")
@@ -151,16 +152,16 @@ def stored_config(directory: Path) -> Any:
             raise ConfigError(
                 f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "
                 "import, or change how they are computed. Take it out of the file if they work without it, else merge "
-                "them into their base model by PEFT (merge_and_unload), and name the merged one"
+                "them into their base model with PEFT (merge_and_unload), and name the merged model"
             )
     try:
         return LoraConfig(**{key: value for key, value in stored.items() if key in default})
-    except Exception as error:  # values of strangers make PEFT raise anything
+    except Exception as error:  # for values in a stranger's file PEFT may raise anything
         raise ConfigError(f"{file}: PEFT refuses it: {type(error).__name__}: {error}") from error
 
 
 def base_of_adapters(directory: Path) -> str:
-    """Return the hub id or directory of the base model; raise ConfigError as `stored_config`, and if there is none."""
+    """Return the hub id or directory of the base model; raise ConfigError as `stored_config` does, and without one."""
     base = stored_config(directory).base_model_name_or_path
     if not isinstance(base, str):
         raise ConfigError(f"{directory / FILE} names no base model (base_model_name_or_path is {base!r:.80})")
@@ -207,7 +208,7 @@ def write_adapters(
     config = copy.deepcopy(adapter_config(model))
     config.inference_mode = True
     if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # each process writes a set in another order
+        config.target_modules = sorted(config.target_modules)  # the order of a set differs from process to process
     config.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
     config.save_pretrained(str(directory))
 
@@ -216,7 +217,7 @@ def write_adapters(
 def read_adapters(model: PreTrainedModel, directory: Path) -> None:
     """Put the values that `write_adapters` wrote into the adapters of `model`, in place.
 
-    Raises ConfigError if they are those of other adapters.
+    Raises ConfigError if the file cannot be read or holds other adapters.
     """
     file = directory / WEIGHTS
     try:
@@ -231,14 +232,14 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same tensors, as far as they are trained, by their names in PEFT's format."""
+    """Return those of the weights that are trained, by their names in PEFT's format."""
     from peft import get_peft_model_state_dict
 
     trained = {name: weights[name] for name, p in model.named_parameters() if p.requires_grad and name in weights}
     state = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
     renamed = {}
     for name, x in state.items():
-        # DoRA's magnitudes get their full name, which PEFT accepts, too: transformers 5.23 loses the short one.
+        # DoRA's magnitudes get their full name, which PEFT reads, too: with the short one transformers 5.23 loses them.
         end = ".weight" if name.endswith("lora_magnitude_vector") else ""
         renamed[f"base_model.model.{name}{end}"] = x
     return renamed
@@ -251,17 +252,19 @@ def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> di
 def merge_adapters(model: PreTrainedModel) -> None:
     """Turn an adapted model into a plain one with the same function, in place.
 
-    If the adapters made input embeddings and LM head differ, a tied model is untied.
+    A tied model is untied if its input embeddings or its LM head were adapted, since they may now differ.
     """
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     adapted = any(hasattr(end, "base_layer") or hasattr(end, "modules_to_save") for end in ends)
     if adapted and model.config.get_text_config().tie_word_embeddings:
+        # a weight of its own, so that merging into one end leaves the other as it is
         head = active(ends[1])
         layer = getattr(head, "base_layer", head)
         layer.weight = nn.Parameter(layer.weight.detach().clone())
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
-    for name, module in reversed(list(model.named_modules())):  # PEFT adapts two tensors of experts one in the other
+    # The innermost first: of two adapted tensors of experts, PEFT puts the layer of one inside that of the other.
+    for name, module in reversed(list(model.named_modules())):
         if hasattr(module, "modules_to_save"):
             model.set_submodule(name, module.modules_to_save[ADAPTER])
         elif hasattr(module, "base_layer"):

@@ -32,14 +32,14 @@ from sftmix.training.loop import Stage as TrainingStage
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
 
 Divided = Callable[[int], tuple[Split, Scores] | None]
-"""Epoch, from 0 -> the groups, and the scores behind them; None: shuffled singles."""
+"""Epoch, from 0 -> its split and the scores it was made from; None: the epoch has no pairs, only shuffled singles."""
 
 
 def arm_stage(run: RunContext, name: str, scores: Scores, split: Split | None) -> Stage:
-    """The training of the target, or of the NTP baseline in the same order; then it is measured and exported.
+    """Return the stage that trains the target, or the NTP baseline in the same order, and measures and exports it.
 
     name           train or baseline
-    scores, split  of the stages before; a single run has neither, and divides its epochs itself
+    scores, split  from the stages before; a single run takes neither, but makes a split for each epoch
     """
     config, rows, directory = config_of_arm(run.config, name), run.rows, run.path / name
 
@@ -127,9 +127,9 @@ def training_stage(
 
 
 def base_stage(run: RunContext) -> Stage:
-    """The measurement of the untrained model, once for all arms; it comes after them, so that no step waits for it.
+    """Return the stage that measures the untrained model, once for both arms, and last, so that no step waits for it.
 
-    Of a QLoRA run it is the quantised model, on which the adapters stand.
+    In a QLoRA run this is the quantised model without the adapters.
     """
 
     def make() -> Made:
@@ -160,13 +160,13 @@ def pairs_by(divided: Divided, pairing: PairSampler | None, seed: int) -> Callab
 
 
 def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> dict[str, Any]:
-    """Return what a stage of the training loop needs of the order of `train` or `baseline`, which have the same.
+    """Return the fields of a training stage that hold its order, which is the same for `train` and `baseline`.
 
-    The groups of each epoch of a single run are made by the target's losses in earlier ones; the first has none.
-    Returned are `order`, the global batches; `split_of`, the groups; `online`, the keeper of a single run's losses.
+    In a single run each epoch is split by the target's losses in earlier epochs; the first epoch has no split. The
+    fields are `order`, the global batches; `split_of`, the split of an epoch; `online`, which records those losses.
     """
     config, single = run.config, is_single_run(run.config)
-    # A baseline that trains longer than the target, which a callback has stopped, then gets shuffled singles.
+    # After a callback stopped the target, no losses split later epochs: the baseline has shuffled singles there.
     begun = _epochs_begun(run) if single and name == "baseline" else math.inf
 
     @lru_cache(maxsize=2)
@@ -186,8 +186,8 @@ def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None
     )
     if single and len(order.ends) < 2:
         raise ConfigError(
-            f"--reference {type(config.reference).__name__} needs a second epoch, which the losses of the "
-            f"first decide, but training has {len(order.ends)}: raise training.epochs (or training.max_steps)"
+            f"--reference {type(config.reference).__name__} needs a second epoch, whose pairs are made from the "
+            f"losses of the first, but training has {len(order.ends)}: raise training.epochs (or training.max_steps)"
         )
     online = _losses(run) if single and name == "train" else None
     return {"order": order, "split_of": lambda epoch: (divided(epoch) or (None,))[0], "online": online}
@@ -199,22 +199,22 @@ def dynamics_of_single_run(run: RunContext) -> TrainingDynamics | None:
     if begun == 1:
         run.say("train: stopped in the first epoch, before there was a split")
         return None
-    last = _dynamics(run, begun - 1)
-    run.world.on_main(lambda: write_dynamics(run.path / "confidence" / "dynamics.parquet", last))
-    return last
+    dynamics = _dynamics(run, begun - 1)
+    run.world.on_main(lambda: write_dynamics(run.path / "confidence" / "dynamics.parquet", dynamics))
+    return dynamics
 
 
 def _losses(run: RunContext) -> OnlineLosses:
-    """Return the losses of the target's epochs; the stage that trains keeps one of these to record them."""
+    """Return what records the losses of each epoch while the target trains, and reads them back."""
     return OnlineLosses(run.rows.data.train.ids, run.path / "train" / "online", run.world)
 
 
 def _dynamics(run: RunContext, epoch: int) -> TrainingDynamics:
-    """Return the dynamics that decide epoch `epoch`, which is at least 1."""
+    """Return the training dynamics by which epoch `epoch`, at least 1, is split."""
     window = run.config.reference.window or epoch  # None: all earlier epochs count
     return merge([_losses(run).read(earlier) for earlier in range(max(0, epoch - window), epoch)])
 
 
 def _epochs_begun(run: RunContext) -> int:
-    """Return the number of epochs, at least 1, that the finished training began: a callback may have stopped it."""
+    """Return how many epochs, at least 1, the finished training began; a callback may have stopped it early."""
     return int(read_steps(run.path / "train")[-1]["epoch"]) + 1

@@ -12,15 +12,15 @@ Each loss is divided by a count:
     Mixup  all mixed token pairs of the global batch; under mixup_mean "ntp" the NTP count
 
 The global batch is the examples of all ranks in all micro-batches of the step. A mean of the micro-batches' means would
-weigh a token by its micro-batch, so both counts are known before the first backward. Every loss is also multiplied by
-the world size, because DDP and FSDP average gradients over ranks, but a sum is wanted.
+weigh a token of a small micro-batch more than one of a large one, so both counts are summed before the first backward.
+Every loss is also multiplied by the world size, because DDP and FSDP average gradients over ranks, but a sum is wanted.
 
-Nothing random has a state: order, pairs and lambdas are functions of (seed, step), dropout of seed, step and layout.
-Resume, log, checkpoints, callbacks and online losses belong to `sftmix.training.loop`, which calls this and reads the
-`StepResult`.
+No random state is carried from step to step: order, pairs and lambdas are functions of (seed, step), dropout is one of
+seed, step and the layout in ranks and micro-batches. Resume, log, checkpoints, callbacks and online losses belong to
+`sftmix.training.loop`, which calls `train_step` and reads its `StepResult`.
 
-The host never waits for the device before all of a step is launched. Then, while the device works, it prepares the next
-step, and reads the sums and the gradient norm at once.
+The host launches all passes of a step on the device before it waits for a result. While the device computes, the host
+prepares the next step; then it reads the sums and the gradient norm in one transfer.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from sftmix.types import Batch, Plan, Split
 
 @dataclass(frozen=True, kw_only=True)
 class StepSetup:
-    """The setup that all steps of a stage share; `module` is wrapped, and `optimizer` updates its parameters."""
+    """The setup that all steps of a stage share. `module` wraps the model (`sftmix.training.parallel`)."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -91,7 +91,7 @@ class PreparedStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The outcome of one step. All fields but the last three cover the whole global batch, the same on every rank.
+    """The outcome of one step. All fields but the last three are of the whole global batch, equal on every rank.
 
     loss           the minimised loss: both terms, weighted and divided
     ntp, mixup     each term by itself, over its count and without mu; 0 if there is none
@@ -100,7 +100,7 @@ class StepResult:
     mu, mixup_mean            those of the plans that mix
     grad_norm      before clipping; if it or the loss is not finite, the step is skipped
     batches, plans this rank's micro-batches, and the plan of each, unnormalised, on the device
-    nll            for each the NLL of its token rows [T], detached
+    nll            the NLL of the token rows [T] of each micro-batch, detached
     """
 
     loss: float
@@ -124,12 +124,12 @@ class StepResult:
 
     @property
     def updates(self) -> bool:
-        """True if the weights move. Where nothing is counted there is no gradient, and AdamW would go on without."""
+        """True if the weights change. With no count every gradient is 0, but AdamW would still move the weights."""
         return not self.skipped and (self.ntp_count > 0 or (self.mixup_count > 0 and self.mixup_mean == "own"))
 
 
 def prepare_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None) -> PreparedStep:
-    """Make this rank's part of a global batch, the `units` of all ranks, for step number `step` (from 0)."""
+    """Prepare this rank's part of step `step` (from 0); `units` are the whole global batch, those of all ranks."""
     # 1. micro-batches
     batches = micro_batches(
         units, setup.data, setup.options, setup.world, setup.module, split=split, pad_id=setup.pad_id
@@ -143,10 +143,11 @@ def prepare_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Spli
 def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[], None] | None = None) -> StepResult:
     """Train on one global batch. All ranks call it together.
 
-    meanwhile  work of the host that is done while the device computes
+    meanwhile  work of the host that is result while the device computes
     """
     module, optimizer, world, options = setup.module, setup.optimizer, setup.world, setup.options
     step, batches, plans, problem = prepared
+    # learning rate, and the seed of dropout
     module.train()
     rate = learning_rate(step, setup.total_steps, options)
     for group in optimizer.param_groups:
@@ -157,14 +158,15 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         batches = with_batch_nll(batches, setup.data.ids, module, world, setup.precision)
         plans, problem = plans_of(setup, batches, step)
     # 3. counts over all ranks
-    mixed_own = sum(p.mixup_count for p in plans if p.mixup_mean == "own")
-    counts = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), mixed_own, problem is not None]
-    mu_of_ranks = [0.0] * world.size  # a rank, or a micro-batch, may be without pairs, and its plan without mu
+    own_mean_count = sum(p.mixup_count for p in plans if p.mixup_mean == "own")
+    counts = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), own_mean_count, problem is not None]
+    mu_of_ranks = [0.0] * world.size  # each rank fills its place; a plan without pairs has mu 0
     mu_of_ranks[world.rank] = max((p.mu for p in plans), default=0.0)
-    ntp_count, mixup_count, mixed_own, broken, *mu_of_ranks = world.sum([*counts, *mu_of_ranks])
-    if broken:
+    ntp_count, mixup_count, own_mean_count, broken, *mu_of_ranks = world.sum([*counts, *mu_of_ranks])
+    if broken:  # every rank raises the message, so that none waits for another
         raise ConfigError(next(filter(None, world.gather(problem))))
-    batches, plans = [to_device(one, world.device) for one in batches], [to_device(one, world.device) for one in plans]
+    batches = [to_device(batch, world.device) for batch in batches]
+    plans = [to_device(plan, world.device) for plan in plans]
 
     # 4. forward and backward
     perturb = None if setup.perturbation is None else partial(setup.perturbed, step)
@@ -178,7 +180,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
             out.loss.backward()
         sums += step_sums(plan, out)
         nll.append(out.nll)
-        del out  # with its graph, before the next forward
+        del out  # frees its graph before the next forward
 
     # 5. clip and update
     norm = clip_gradients(module, options.max_grad_norm)
@@ -186,7 +188,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         meanwhile()
     *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
     loss, ntp, mixup, ntp_tokens, mixup_tokens = world.sum(sums_of_rank)
-    done = StepResult(
+    result = StepResult(
         loss=loss / world.size,  # each rank's loss was multiplied by it
         ntp=ntp / ntp_count if ntp_count else 0.0,
         mixup=mixup / mixup_count if mixup_count else 0.0,
@@ -195,17 +197,17 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         ntp_tokens=int(ntp_tokens),
         mixup_tokens=int(mixup_tokens),
         mu=max(mu_of_ranks),
-        mixup_mean="ntp" if mixup_count > mixed_own else "own",
+        mixup_mean="ntp" if mixup_count > own_mean_count else "own",
         learning_rate=rate,
         grad_norm=grad_norm,
         batches=batches,
         plans=plans,
         nll=nll,
     )
-    if done.updates:  # by numbers of all ranks, so every rank decides the same
+    if result.updates:  # decided by sums over all ranks, so alike on every rank
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return done
+    return result
 
 
 # --------------------------------------------------------------------------------------- 1. micro-batches
@@ -226,7 +228,7 @@ def micro_batches(
     batches = []
     for micro_step in deal(units, data.lengths, options, ranks=world.size, device=world.device, padding_free=one_row):
         units_of_rank, n_segments = micro_step.ranks[world.rank], micro_step.n_segments
-        if not isinstance(module, FSDPModule):  # only FSDP gathers for each segment, on all ranks at once
+        if not isinstance(module, FSDPModule):  # only FSDP needs as many on each rank: it gathers per segment
             n_segments = min(n_segments, sum(map(len, units_of_rank)))
         batches.append(
             collate(units_of_rank, data, n_segments=n_segments, padding_free=one_row, split=split, pad_id=pad_id)
@@ -238,7 +240,7 @@ def micro_batches(
 
 
 def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[list[Plan], str | None]:
-    """Return the plans of this rank's micro-batches, and None or what is wrong with them."""
+    """Return the plans of this rank's micro-batches and None; if one is wrong, no plans and the message."""
     objective, plans = setup.objective, list[Plan]()
     try:
         for batch in batches:
@@ -275,10 +277,10 @@ def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
-    """Clip to the global norm `max_norm` (0: only measure) and return the norm before clipping, [], of all shards.
+    """Clip the gradients to the norm `max_norm` (0: only measure); return the norm over all shards before clipping, [].
 
-    Squares are summed in float64: in float32 the norm of 7M gradients is off by 1e-5 on a CPU, and by another amount
-    for each way in which ranks divide them.
+    Squares are summed in float64: in float32 the norm of 7M gradients is off by 1e-5 on a CPU, and how far depends on
+    how the ranks divide the gradients.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     gradients: list[Any] = [p.grad for p in parameters]
@@ -292,7 +294,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
 
 
 def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> float:
-    """Return the learning rate of step `step` (from 0): linear warm-up over ceil(ratio * total), then the schedule."""
+    """Return the learning rate of step `step` (from 0): linear warm-up in ceil(ratio * total), then the schedule."""
     warmup = math.ceil(options.warmup_ratio * total_steps)
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup

@@ -1,6 +1,6 @@
-"""Stages of a run, made again by the recipe's own functions in a copy of its directory, and compared with it.
+"""Stages of a run are made again by the recipe's own functions, in a directory of links to its files, and compared.
 
-There is one comparison, for logs, tables, weights and figures.
+`compare` is the one comparison of logs, tables, weights and figures.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from sftmix.training.machine import machine_of, machines_between, same_bits
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
 OBSERVED = (Evaluate, MeasureMixing)
-"""Callbacks that only watch and whose figures are compared. Others that only watch, as trackers, are left out: they
-would tell the world of the steps a second time."""
+"""Callbacks that only watch, but have figures to compare. Others that only watch, such as trackers, are left out: they
+would report the steps a second time."""
 NOT_MEASURED = {"made_by", "calibration_seconds", "scoring_seconds"}
 """Figures of a stage that do not follow from its weights."""
 _MOST = 8
-"""Names of one comparison of which is told that they differ."""
+"""Most differences that one comparison names."""
 RELATIVE = {None: 0.0, "fp32": 1e-5, "bf16": 1e-2}
-"""Precision -> largest relative difference of a loss, where another machine rounds differently; None: the run's own."""
+"""Precision -> largest allowed relative difference of a loss on another machine; None: on the machine of the run."""
 OF_CONFIDENCE = dict.fromkeys(("confidence", "variability"), 1e-9)
-"""The same for these columns, by any precision: another processor may round an exponential in another way."""
+"""Column -> the same, for any precision: another processor may round an exponential differently."""
 EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
 """Entries of a step that follow from its examples alone: the hash of its rows, and counts."""
 LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
-"""The other entries that the loop writes of every step; more of them come from callbacks."""
+"""The other entries that the loop writes for every step; callbacks add more."""
 CLOCKS = ["time", "tokens_per_second", "mixing_seconds"]
-"""Entries of a step that are no result of it."""
+"""Entries of a step that measure time, and are not compared."""
 
 
 class Finding(NamedTuple):
@@ -81,11 +81,11 @@ class Finding(NamedTuple):
 
 
 def verify(window: Window) -> dict[str, Any]:
-    """Make the window again and compare what it gives with what the run wrote; notes and progress go to stderr.
+    """Replay the steps of a window, compare them with what the run wrote, and return the certificate.
 
-    Where files or inputs differ nothing is made again, and the certificate says so. Started by torchrun, every rank
-    calls it and returns the same. Raises ConfigError where this machine cannot compute as the run did, and the errors
-    of files and rows that cannot be read.
+    If files or inputs differ, nothing is replayed, and the certificate says so. Notes and progress go to stderr. Under
+    torchrun every rank calls it and returns the same. Raises ConfigError if this machine cannot compute as the run did,
+    and the errors of files and rows that cannot be read.
     """
     config = read_config(window.run / "config.yaml")
     with (
@@ -93,7 +93,7 @@ def verify(window: Window) -> dict[str, Any]:
         start_world(config.training.timeout) as world,
         tempfile.TemporaryDirectory(prefix="sftmix-verify-", ignore_cleanup_errors=True) as scratch,
     ):
-        # A run that goes on may have saved since the other ranks looked. All share the directory of rank 0.
+        # Ranks may have looked before and after a run saved: the window of rank 0 counts, and its directory.
         window, place = world.share((window, Path(scratch)))
         findings = world.from_main(lambda: check_files(window))
         world.on_main(lambda: lay_out(window, place))
@@ -128,7 +128,7 @@ def check_files(window: Window) -> list[Finding]:
 
 
 def check_inputs(window: Window, known: Known, stages: Sequence[str]) -> list[Finding]:
-    """Compare what these stages recorded when they began with what configuration, rows and models are now."""
+    """Compare the inputs that these stages recorded when they began with those of now."""
     findings = []
     for stage in stages:
         for line in differences(read_json(window.run / stage / "inputs.json"), STAGE_INPUTS[stage](known)):
@@ -142,9 +142,9 @@ def check_inputs(window: Window, known: Known, stages: Sequence[str]) -> list[Fi
 
 
 def lay_out(window: Window, place: Path) -> None:
-    """Link the files that the stages read into a directory, without what came after the window's start.
+    """Link the files that the stages read into the directory `place`, without those after the window's start.
 
-    They are links of single files, in directories of their own, so that a file made here replaces none of the run.
+    Each file is a link, but each directory a new one, so that a file made here replaces none of the run.
     """
     for stage in ALL:
         for file in (window.run / stage).rglob("*"):
@@ -171,7 +171,8 @@ class Replay(RunContext):
     """A run of which some stages are made again, and of one of them only the steps of a window.
 
     findings  those of rank 0 count
-    recorded  the machines that made the steps in the run, and machine, the one of the replay; empty before it
+    recorded  the machines that made the steps in the run; empty before the replay
+    machine   the one of the replay; empty before it
     """
 
     window: Window
@@ -182,8 +183,8 @@ class Replay(RunContext):
     def enter(self, stage: Stage) -> Any:
         """Make a stage again, from the files of the run, and compare what it made.
 
-        Later stages read the files of the run, so that each differs alone. Other stages with steps are read back;
-        nothing comes after that of the window.
+        Later stages read the files of the run, so that no difference is carried on. Stages with steps, but that of the
+        window, are only read back. The stage of the window is the last.
         """
         window, world = self.window, self.world
         if stage.name != window.stage:
@@ -204,16 +205,16 @@ class Replay(RunContext):
             torch.set_num_threads(threads)
         files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
         if window.finished and (window.run / "base" / "figures.json").exists():
-            write_summary(self, root=window.run)  # after the last stage, so that it tells of all
+            write_summary(self, root=window.run)  # after the last stage, so that it holds all of them
             files.append("summary.json")
         world.on_main(lambda: self._compare_outputs(made.figures, files))
 
     def _compare_table(self, name: str) -> None:
-        made, kept = self.directory.path / name, self.window.run / name
-        expected, replayed = _content(kept), _content(made)
-        if name.startswith("selection"):  # made of the rows that the run selected
+        replay_file, run_file = self.directory.path / name, self.window.run / name
+        expected, replayed = _content(run_file), _content(replay_file)
+        if name.startswith("selection"):  # the rows here are those that the run selected: select from all rows again
             replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
-        _link(kept, made)
+        _link(run_file, replay_file)
         self.findings += compare("split", name, expected, replayed, OF_CONFIDENCE)
 
     def train(self, stage: TrainingStage) -> StageResult:
@@ -227,7 +228,7 @@ class Replay(RunContext):
                 return CallbackResult(stop=state.step >= window.end)
 
         watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
-        unsaved = replace(stage.checkpoint, every=0, keep_best=False, keep=2)  # 2: the link is never pruned
+        unsaved = replace(stage.checkpoint, every=0, keep_best=False, keep=2)  # 2: the linked checkpoint stays
         self.machine = machine_of(world, stage.options)
         self.exact = same_bits(self.recorded, self.machine)
         loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved), world)
@@ -243,6 +244,7 @@ class Replay(RunContext):
         world.on_main(compare_steps)
         replayed = {name: tensor.clone() for name, tensor in full_weights(loop.module).items()}
         loop.store.directory = recorded / CHECKPOINTS
+        # the run's weights of the window's end, to compare, and its last ones, to measure
         for step in sorted({window.end, window.last} & {*window.checkpoints}):
             loop.store.load(step, loop.module, None)
             if step == window.end and self.exact:
@@ -279,22 +281,24 @@ class Replay(RunContext):
         findings += compare("figures", "measured again", sides[0], sides[1])
 
     def certificate(self) -> dict[str, Any]:
-        """Return all that was found about the steps of the window, as `--json` prints it.
+        """Return all findings about the steps of the window, as `--json` prints them.
 
-        In it `exact` tells that all was compared, and is the same bit for bit.
+        In it `exact` is True if everything was compared and is the same, bit for bit.
         """
         window, findings, different = self.window, self.findings, []
-        for name, here in self.machine.items():
-            others = dict.fromkeys(one.get(name) for one in self.recorded)
-            different += [f"{name} is {other} in the run and {here} here" for other in others if other != here]
-        replayed = [one for one in findings if one.same and one.kind in ("examples", "losses", "weights")]
-        wrong, left = ([one for one in findings if one.same is verdict] for verdict in (False, None))
-        if wrong:
-            sentence = f"{window.run} is not what its configuration says: differences in {_kinds(wrong)}"
+        for name, value in self.machine.items():
+            others = dict.fromkeys(machine.get(name) for machine in self.recorded)
+            different += [f"{name} is {other} in the run and {value} here" for other in others if other != value]
+        replayed = [
+            finding for finding in findings if finding.same and finding.kind in ("examples", "losses", "weights")
+        ]
+        differing, omitted = ([finding for finding in findings if finding.same is verdict] for verdict in (False, None))
+        if differing:
+            sentence = f"{window.run} is not what its configuration says: differences in {_kinds(differing)}"
         else:
             why = ", ".join(different) or "by an unknown machine, or by a GPU, which adds in any order"
-            how = "bit for bit" if all(one.exact for one in replayed) else f"but for rounding ({why})"
-            but = f"; not compared, at least in part: {_kinds(left)}" if left else ""
+            how = "bit for bit" if all(finding.exact for finding in replayed) else f"but for rounding ({why})"
+            but = f"; not compared, at least in part: {_kinds(omitted)}" if omitted else ""
             steps = f"steps {window.start + 1} to {window.end} of {window.stage}"
             sentence = f"{steps} replayed: {_kinds(replayed)} are the same, {how}{but}"
         return {
@@ -302,20 +306,20 @@ class Replay(RunContext):
             "stage": window.stage,
             "from": window.start,
             "to": window.end,
-            "same": not wrong,
-            "exact": all(one.same and one.exact for one in findings),
+            "same": not differing,
+            "exact": all(finding.same and finding.exact for finding in findings),
             "machine": {"run": self.recorded, "replay": self.machine, "different": different},
-            "findings": [one._asdict() for one in findings],
+            "findings": [finding._asdict() for finding in findings],
             "sentence": sentence,
         }
 
 
 def _kinds(findings: Sequence[Finding]) -> str:
-    return ", ".join(dict.fromkeys(one.kind for one in findings))
+    return ", ".join(dict.fromkeys(finding.kind for finding in findings))
 
 
 def _content(place: Path) -> Any:
-    """Return what a JSON file, a table, or a directory of weights holds, by its names."""
+    """Return the values of a JSON file, a table or a directory of weights, by name."""
     if place.suffix == ".json":
         return read_json(place)
     if place.suffix == ".parquet":
@@ -343,8 +347,8 @@ def compare(
         same = (then == now) | (then.isna() & now.isna())
         exact &= bool(same.all())
         if bound := relative.get(name):
-            was, is_now = (pd.to_numeric(values, errors="coerce") for values in (then, now))
-            same |= (was - is_now).abs() <= bound * is_now.abs()
+            old, new = (pd.to_numeric(values, errors="coerce") for values in (then, now))
+            same |= (old - new).abs() <= bound * new.abs()
         if not same.all() and len(findings) < _MOST:
             first = same.idxmin()
             place = f"{where}, {name}, {first}" if same.size > 1 else f"{where}, {name}"
@@ -368,12 +372,12 @@ def compare_logs(
     steps: Sequence[int],
     precision: str | None,
 ) -> list[Finding]:
-    """Compare the lines of metrics.jsonl of these steps: what tells of the examples, then all other numbers.
+    """Compare the lines of metrics.jsonl of these steps: first entries about the examples, then all others.
 
     Entries of callbacks are compared only bit for bit, and only where run and replay have them in the same steps. The
     learning rate is computed in float64; in the norm of the gradient the rounding of earlier steps grows fastest.
 
-    precision  fp32 or bf16, of numbers that another machine rounded; None: bit for bit
+    precision  fp32 or bf16 if another machine made the replay; None: the numbers must be equal bit for bit
     """
     bound = RELATIVE[precision]
     relative = dict.fromkeys(LOSSES, bound) | {"learning_rate": min(bound, RELATIVE["fp32"]), "grad_norm": 10 * bound}
@@ -383,11 +387,11 @@ def compare_logs(
         logs.append(table.drop(columns=CLOCKS, errors="ignore").dropna(axis=1, how="all"))
     then, now = logs[0].align(logs[1], axis=1)
     of_callbacks = then.columns.difference([*EXAMPLES, *LOSSES])
-    left = [name for name in of_callbacks if precision or not then[name].isna().equals(now[name].isna())]
+    omitted = [name for name in of_callbacks if precision or not then[name].isna().equals(now[name].isna())]
     examples = [name for name in then if name in EXAMPLES]
-    numbers = then.columns.drop([*examples, *left])
+    numbers = then.columns.drop([*examples, *omitted])
     return [
-        *(Finding("losses", None, f"{name}: it is of a callback, and of other steps or machines") for name in left),
+        *(Finding("losses", None, f"{name}: it is of a callback, and of other steps or machines") for name in omitted),
         *compare("examples", "metrics.jsonl", then[examples], now[examples]),
         *compare("losses", "metrics.jsonl", then[numbers], now[numbers], relative),
     ]
