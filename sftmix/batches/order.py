@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
 
@@ -59,7 +58,7 @@ class TrainingOrder:
     ) -> None:
         self._n_rows, self._pairs_of, self._seed, self._known = n_rows, pairs_of, seed, known
         self._size = options.global_batch_size
-        self._epoch = lru_cache(maxsize=1)(self._batches_of)
+        self._cached: tuple[int, list[list[Unit]]] = (-1, [])
         self.ends: list[int] = []
         """Steps done at the end of each epoch; epochs or max_steps may end the last epoch early."""
         self.total_steps, most = 0, math.inf if options.max_steps is None else options.max_steps
@@ -74,7 +73,9 @@ class TrainingOrder:
             self.total_steps = int(min(steps, most))
             self.ends.append(self.total_steps)
 
-    def _batches_of(self, epoch: int) -> list[list[Unit]]:
+    def _epoch(self, epoch: int) -> list[list[Unit]]:
+        if self._cached[0] == epoch:
+            return self._cached[1]
         units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
         batches, expected = global_batches(units, self._size), math.ceil(self._n_rows / self._size)
         if not self._known and len(batches) != expected:
@@ -83,6 +84,7 @@ class TrainingOrder:
                 "single run cannot plan for; use a splitter with equal groups and a pairing that takes each example "
                 "once, or --reference TrainedReference"
             )
+        self._cached = (epoch, batches)
         return batches
 
     def epoch_of(self, step: int) -> int:

@@ -23,7 +23,10 @@ SHOWN_FIELDS = 30
 
 def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
     """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
-    if not formats_with(field_columns(columns), form):
+    fields = field_columns(columns)
+    if len(fields) < len(columns):
+        yield "data.columns names completion and response, which are the same field; leave one out"
+    if not formats_with(fields, form):
         reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in FORMAT_FIELDS.items())
         yield (
             f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "

@@ -81,7 +81,7 @@ class Component:
                 bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
                 bound.apply_defaults()
                 init_args = dict(list(bound.arguments.items())[1:])
-        self._init_args = init_args
+        object.__setattr__(self, "_init_args", init_args)  # a component may be a frozen dataclass
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -82,9 +82,10 @@ class IFD(ConfidenceEstimator):
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         remedy = "--reference.response_alone true, in another --out"
         _check_dynamics(self, dynamics.alone_nll_sum is not None, Need.RESPONSE_ALONE, remedy)
+        alone = np.asarray(dynamics.alone_nll_sum)
         with np.errstate(all="ignore"):
-            ratio_NC = dynamics.nll_sum / np.asarray(dynamics.alone_nll_sum)
-        ratio_NC[np.isnan(ratio_NC)] = 1.0  # both are 0
+            ratio_NC = dynamics.nll_sum / alone
+        ratio_NC[(dynamics.nll_sum == 0) & (alone == 0)] = 1.0
         chosen = {"first": ratio_NC[:, 0], "last": ratio_NC[:, -1], "mean": ratio_NC.mean(axis=1)}
         return np.where(dynamics.scored, np.maximum(-chosen[self.checkpoint], LEAST), np.nan)
 

@@ -71,6 +71,9 @@ class ScoreAtLeast(Selector):
             values = [-math.inf if value in (None, "") else float(value) for value in column]
         except ValueError as error:
             raise ConfigError(f"selector.field {self.field!r} is not a column of numbers: {error}") from None
+        if np.isnan(values).any():
+            unknown = scores.id[int(np.isnan(values).argmax())]
+            raise ConfigError(f"selector.field {self.field!r} is not a column of numbers: example {unknown} has nan")
         return np.flatnonzero(np.array(values) >= self.threshold)
 
 

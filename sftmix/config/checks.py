@@ -179,7 +179,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     if pairs:
         for name in ("global_batch_size", "micro_batch_size"):
             size = getattr(training, name)
-            if size is not None and size % 2:
+            if size is not None and size >= 1 and size % 2:
                 yield (
                     f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                     f"use {size + 1}, or --pairing null with an objective that does not mix"

@@ -68,6 +68,8 @@ def _by_name(*mappings: Mapping[str, Any]) -> Tree:
         old, new = options.get(name), {rest: value} if rest else value
         if name in options and (isinstance(old, Mapping) or isinstance(new, Mapping)):
             new = _by_name(_with_class(old), _with_class(new))
+        elif name in options and old != new:
+            raise ConfigError(f"{name} has two values, {old!r} and {new!r}; write it once")
         options[name] = new
     return options
 
@@ -88,23 +90,31 @@ def _merge_options(
 
     new  values by the names of options, or by `name+` for what is added to a list
     """
-    tree, layer = dict(old), _by_name(new)
+    tree, layer, words = dict(old), _by_name(new), list[tuple[str, Any]]()
+    for word, value in layer.items():
+        if f"{word}+" in layer and isinstance(value, Mapping) and CLASS in value:  # its options are the last one's
+            words.append((word, value[CLASS]))
+            value = {option: inner for option, inner in value.items() if option != CLASS}
+        if value != {}:
+            words.append((word, value))
 
-    def turn(word: str) -> int:
+    def turn(entry: tuple[str, Any]) -> int:
         """Sort values first, then additions, then options without a class: the last component of a list has them."""
-        options_alone = isinstance(layer[word], Mapping) and CLASS not in layer[word]
-        return 1 if word.endswith("+") else 2 * options_alone
+        word, value = entry
+        return 1 if word.endswith("+") else 2 * (isinstance(value, Mapping) and CLASS not in value)
 
-    for word in sorted(layer, key=turn):
-        name, value, key = word.removesuffix("+"), layer[word], prefix + word
-        adds = word != name
-        if name not in known or (adds and not is_list(known[name].annotation)):
+    for word, value in sorted(words, key=turn):
+        name = word.removesuffix("+")
+        adds, key = word != name, prefix + name
+        if adds and name in known and not is_list(known[name].annotation):
+            raise ConfigError(f"{key}+: {key} takes one value, and only lists, such as data.train, can be added to")
+        if name not in known:
             inner = [f".{first}" for first in value] if isinstance(value, Mapping) else []
             raise unknown_option("".join([key, *inner[:1]])) if cls is None else no_option_of(cls, key)
         hint = known[name].annotation
         prior = tree[name] if name in tree else _plain_default(known[name].default)
         if (base := component_in(hint)) and is_list(hint):
-            tree[name] = _merge_components(prior, value, adds, base, prefix + name)
+            tree[name] = _merge_components(prior, value, adds, base, key)
         elif base:
             tree[name] = _merge_component(prior, value, hint, base, key)
         elif (group := group_in(hint)) and isinstance(value, Mapping):
@@ -115,7 +125,7 @@ def _merge_options(
             try:
                 tree[name] = converted(value, hint)
             except NoValueError as error:
-                raise not_allowed(prefix + name, hint, error.args[0]) from error
+                raise not_allowed(key, hint, error.args[0]) from error
             if adds:
                 tree[name] = [*as_list([] if prior in (None, Parameter.empty) else prior), *as_list(tree[name])]
     return tree

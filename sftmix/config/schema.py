@@ -139,8 +139,14 @@ def own_modules(*, outside: Path | None = None) -> Iterator[None]:
 def import_class(path: str) -> type:
     """Import the class at an import path; the working directory is searched for it last."""
     module, _, name = path.rpartition(".")
-    with own_modules():
-        cls: type = getattr(importlib.import_module(module), name)
+    try:
+        with own_modules():
+            owner: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module or "." not in module:
+            raise
+        owner = import_class(module)  # a class inside a class
+    cls: type = getattr(owner, name)
     return cls
 
 

@@ -93,7 +93,7 @@ def _as(kind: Any, value: Any) -> Any:
     origin, inside = _type_of(kind), get_args(kind)
     if (origin is Literal and value in inside) or (kind is str and isinstance(value, str)):
         return value
-    if kind is types.NoneType and value in (None, "null"):
+    if kind is types.NoneType and value in (None, "null", "~"):
         return None
     parsed = from_yaml(value)
     if kind is bool and isinstance(parsed, bool):

@@ -126,7 +126,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     sources = expand(names, option, options.format)
     columns = Columns(options.columns)
     label_field = next((field for field, column in columns.names.items() if column == label_field), label_field)
-    is_text = holds_text(sources, options.format, columns)
+    is_text = holds_text(sources, options.format, option, columns)
     form = TEXT if is_text else options.format
     marks = [labels[source.entry] for source in sources] if labels else label_field
     content = [[source.digest for source in sources], form, marks, *([columns.names] if columns.names else [])]

@@ -76,6 +76,7 @@ def _array(path: Path, name: str) -> Iterator[Row]:
             line += text.count("\n", mark.end(), at)
             index, last_line = index + 1, line
         if not _END.match(text, at):
+            at = len(text) - len(text[at:].lstrip(" \t\r\n"))
             raise json.JSONDecodeError("neither ',' nor the end of the array stands after a row", text, at)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", line)
@@ -249,18 +250,35 @@ def hub_parts(name: str) -> tuple[str, str | None, str] | None:
     return path, subset or None, split or "train"
 
 
-def holds_text(sources: Sequence[Source], form: str, columns: Columns) -> bool:
-    """True if the sources hold documents: by data.format (`form`), or by the first text file or row of a known format.
+def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:
+    """True if the sources hold documents (by data.format, or by their first rows); False if conversations.
 
+    form     data.format
+    option   name of the option that holds the sources, for messages
     columns  data.columns, under which the rows are read
+    Raises DataError if the sources are of both kinds, or if `form` does not fit a text file.
     """
-    if form != "auto":
-        return form == TEXT
+    if form == TEXT:
+        return True
+    names = dict[bool, str]()
     for source in sources:
-        if source.name.lower().endswith(".txt"):
-            return True
-        with suppress(DataError):  # it is raised again where the rows are read
-            for _, value in source.rows():
-                with suppress(BadRow):  # it says nothing about the others
-                    return recognise(columns.renamed(value), columns.formats) == TEXT
+        is_text = source.name.lower().endswith(".txt") or (form == "auto" and _begins_with_text(source, columns))
+        names[is_text] = source.name
+    if form != "auto" and True in names:
+        raise DataError(
+            f"{option}: {names[True]} is a text file, but data.format is {form}; text files need text or auto"
+        )
+    if len(names) > 1:
+        raise DataError(
+            f"{option}: {names[True]} holds plain text and {names[False]} conversations: a run takes one kind"
+        )
+    return True in names
+
+
+def _begins_with_text(source: Source, columns: Columns) -> bool:
+    """True if the first row of a known format is text; bad rows before it say nothing about the others."""
+    with suppress(DataError):  # it is raised again where the rows are read
+        for _, value in source.rows():
+            with suppress(BadRow):
+                return recognise(columns.renamed(value), columns.formats) == TEXT
     return False

@@ -40,9 +40,10 @@ def trouble_with(template: str, variables: dict[str, str]) -> str | None:
     done = subprocess.run(program, input=request, capture_output=True, text=True)
     if done.returncode == 0:
         return None
+    end = done.stderr.strip().rpartition("\n")[2]
     return (
         f"it takes more than {SECONDS} s of processor time, {MEGABYTES} MB of memory or {LETTERS:,} characters for a "
-        f"short conversation, or cannot be tried out (exit code {done.returncode} {done.stderr.splitlines()[-1:]})"
+        f"short conversation, or cannot be tried out (exit code {done.returncode}, {end or 'killed'})"
     )
 
 
@@ -58,6 +59,7 @@ def _main() -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         status = Path("/proc/self/statm")
         if status.exists():  # elsewhere the bound on memory does not work
             size = int(status.read_text().split()[0]) * resource.getpagesize() + (MEGABYTES << 20)

@@ -119,6 +119,8 @@ def sft_loss(
             if index.numel() and (int(index.min()) < 0 or int(index.max()) >= limit):
                 raise ValueError(f"{name} must lie in [0, {limit}), got {index.min()} to {index.max()}.")
         alone = rows_alone(pairs, len(labels))
+    elif len(alone) + 2 * len(pairs) < len(labels):
+        raise ValueError(f"alone has {len(alone)} rows; with {len(pairs)} pairs of {len(labels)} rows it needs more.")
     rule = row_weight if callable(row_weight) else None
     weights: Any = row_weight if rule is None else row_scale
     if weights is None:
@@ -175,7 +177,9 @@ def reference_sft_loss(
 
     logp_TV = log_softmax(hidden)
     nll_T = -logp_TV.gather(1, labels[:, None]).squeeze(1)
-    ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
+    ntp_T = nll_T
+    if label_smoothing:  # 0 times the -inf of a masked token would be NaN
+        ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
     entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
     w_T: Any = row_weight
     if callable(w_T):

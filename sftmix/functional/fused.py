@@ -203,7 +203,7 @@ class LinearHead:
 
 def kernels_for(spec: Spec, hidden: Tensor) -> Any:
     """Return the Triton kernels if they cover this pass and work on the device; else None, and torch computes it."""
-    plain = any(spec.need) and not (spec.smoothing or spec.stats or spec.rule)
+    plain = any(spec.need) and spec.rule is None and not (spec.smoothing or spec.stats)
     dtype = spec.cast or hidden.dtype
     if not plain or hidden.device.type not in ("cuda", "xpu") or torch.float64 in (dtype, hidden.dtype):
         return None
@@ -289,7 +289,7 @@ def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: Spare) -> None:
         uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
     # losses and entropy; x becomes exp(x), so what needs x itself is taken before
     mean = x.mean(1) if spec.smoothing else None
-    logits = spare["shifted"][: len(x)].copy_(x) if spec.stats or spec.rule else None
+    logits = spare["shifted"][: len(x)].copy_(x) if spec.stats or spec.rule is not None else None
     total = x.exp_().sum(1)
     torch.sub(total.log(), at_label, out=uses.nll)
     uses.ntp.copy_(uses.nll)

@@ -116,10 +116,15 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
                 "train the head in full (model.lora.modules_to_save)."
             )
     config = model.config.get_text_config()
-    scales = [getattr(config, key, None) for key in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
-    if scaling := getattr(config, "logits_scaling", None):
+
+    def number(key: str) -> float | None:
+        value = getattr(config, key, None)
+        return float(value) or None if isinstance(value, (int, float)) else None  # no formula has 0
+
+    scales = [number(key) for key in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
+    if scaling := number("logits_scaling"):
         scales += [1 / scaling, scaling]  # Granite divides by it, HyperCLOVA X multiplies
-    cap = getattr(config, "final_logit_softcapping", None) or None  # no formula has 0
+    cap = number("final_logit_softcapping")
     return [Head(module, cap, scale) for scale in dict.fromkeys(filter(None, scales)) or [1.0]]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from sftmix.common.errors import NonFiniteError
+from sftmix.common.errors import CheckpointError, NonFiniteError
 from sftmix.common.plain import as_list
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World, accelerator
@@ -178,7 +178,7 @@ def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None
             except Exception as error:  # a run beside this may have removed it, whichever file was missed first
                 if step is None and store.steps() != steps:
                     continue
-                if step is None and steps[1:]:
+                if step is None and steps[1:] and isinstance(error, CheckpointError):
                     error.args = (f"{error}; --step {steps[1]} exports the one before it",)
                 raise
     if merge:

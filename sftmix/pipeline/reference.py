@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,7 @@ from sftmix.training.dynamics import (
     described,
     merge,
     one_checkpoint,
+    tell_lost,
 )
 from sftmix.training.loop import Stage as TrainingStage
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
@@ -183,9 +185,14 @@ class ReferenceRun:
                     "training.max_steps (or those of reference.training), or give a number of checkpoints"
                 )
             return merge([stage.online.read(epoch) for epoch in epochs])
+        total = stage.order.total_steps
+        steps = checkpoint_steps(checkpoints, total)
+        wanted = checkpoints if isinstance(checkpoints, int) else len(set(checkpoints))
+        if len(steps) < wanted:
+            run.say(f"reference: {wanted} checkpoints fall on steps {steps} of {total}: two on the same step are one")
         scoring = ScoreAtCheckpoints(
             ids=data.ids,
-            steps=checkpoint_steps(checkpoints, stage.order.total_steps),
+            steps=steps,
             directory=stage.directory / "scores",
             world=run.world,
             alone=response_alone,
@@ -204,7 +211,7 @@ class ReferenceRun:
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
-        run = self._run
+        run, started = self._run, time.perf_counter()
 
         def scores_of(number: int, path: str) -> RowScores:
             score, module = scoring_model(
@@ -215,7 +222,9 @@ class ReferenceRun:
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
             _, encoder, data = self._rows(model, key="reference.paths")
-            return self._checkpoints(data, paths, scores_of)
+            dynamics = self._checkpoints(data, paths, scores_of)
+        self.figures = {"scoring_seconds": time.perf_counter() - started}
+        return dynamics
 
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
@@ -246,7 +255,10 @@ class ReferenceRun:
         parts = []
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
-            parts.append(one_checkpoint(data.ids, number, scores_of(number, name)))
+            scores = scores_of(number, name)
+            parts.append(one_checkpoint(data.ids, number, scores))
+            if self._run.world.is_main:
+                tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
         return merge(parts)
 
 

@@ -155,7 +155,7 @@ def test_what_print_config_prints_is_that_configuration(run, configured, tmp_pat
         (["run", "--data.train", "a", "--data.train", "b"], ["--data.train+"]),
         (["run", "stray"], ["unexpected argument 'stray'"]),
         (["run", "--out"], ["out is true, or has no value; allowed: text, null"]),
-        (["run", "--seed+", "1"], ["unknown option seed+. Did you mean seed?"]),
+        (["run", "--seed+", "1"], ["seed+: seed takes one value", "data.train"]),
         (["preview", "--rows", "0", "--model.path", "m", "--data.train", "a"], ["rows is 0"]),
         (["chat", "r", "--temperature", "11"], ["--temperature from 0 (greedy) to 10"]),
         (["export"], ["RUN", "export --help"]),

@@ -54,10 +54,10 @@ def test_other_encodings_are_bad_rows(name, write, refused):
     ("text", "line", "reason"),
     [
         ('[\n{"instruction": "a", "output": "b"},\n{"instruction": "a" "output"}]', 3, "delimiter"),
-        ('[\n{"instruction": "a", "output": "b"}\n', 2, "neither ',' nor"),
+        ('[\n{"instruction": "a", "output": "b"}\n', 3, "neither ',' nor"),
         ('[\n{"instruction": "a", "output": "b"},\n]', 3, "Expecting value"),
-        ('[\n{"instruction": "a", "output": "b"}\n]\n[]', 2, "neither ',' nor"),
-        ('[\n{"instruction": "a", "output": "b"}\n[7]]', 2, "neither ',' nor"),
+        ('[\n{"instruction": "a", "output": "b"}\n]\n[]', 3, "neither ',' nor"),
+        ('[\n{"instruction": "a", "output": "b"}\n[7]]', 3, "neither ',' nor"),
         ('[\n{"instruction": "a\n"}]', 2, "Invalid control character"),
         ('[\n{"instruction": "a", "n": ' + "1" * 5000 + "}]", 2, "Exceeds the limit"),
         ("[\n" + "[" * 200_000, 2, "recursion"),

@@ -20,8 +20,8 @@ PAYLOADS = {
     "globals": ("{{ cycler.__init__.__globals__.os.system('touch CANARY') }}", "SecurityError"),
     "lipsum": ("{{ lipsum.__globals__['os'].popen('touch CANARY').read() }}", "SecurityError"),
     "long range": ("{% for i in range(1000000000) %}x{% endfor %}", "OverflowError"),
-    "nested ranges": (LOOPS, "exit code -9 "),
-    "tracked": ("{% generation %}" + LOOPS + "{% endgeneration %}", "exit code -9 "),
+    "nested ranges": (LOOPS, "exit code -9,"),
+    "tracked": ("{% generation %}" + LOOPS + "{% endgeneration %}", "exit code -9,"),
     "long text": ("{{ 'a' * 3000000000 }}", "MemoryError"),
     "growing text": (
         "{% set n = namespace(s='a') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
@@ -35,7 +35,7 @@ PAYLOADS = {
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
     "loops without a system turn": (
         "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + LOOPS,
-        "exit code -9 ",
+        "exit code -9,",
     ),
     "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "MemoryError"),
 }

@@ -75,7 +75,7 @@ def read_questions(
             try:
                 plain, later, temperature = reader.renamed(row), [], 0.0
                 if mt_bench:
-                    if not isinstance(plain["turns"], list):
+                    if not isinstance(plain["turns"], list) or not plain["turns"]:
                         raise ValueError("turns must be a list of texts")
                     first, *later = plain["turns"]
                     temperature = FASTCHAT.get(plain["category"], 0.7)

@@ -195,10 +195,11 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[s
     values = list(by_seed.values())
     mean, sd = mean_sd(values) if values else (None, None)
     bounds, over = interval(values) if values else None, ["seeds"] * (len(values) > 1)
-    if values and metric in RATIOS:
-        frames = [pd.read_parquet(file).set_index("id")[[RATIOS[metric], "n_tokens"]] for file in files]
+    if values and metric in RATIOS and all(file.exists() for file in files):
+        columns = [RATIOS[metric], "n_tokens"]
+        frames = [pd.read_parquet(file).set_index("id").reindex(columns=columns) for file in files]
         table = pd.concat(frames, axis=1).sort_index()
-        if not table.isna().any(axis=None):  # all have the same held-out rows
+        if not table.isna().any(axis=None):  # all have the same held-out rows, and files with these columns
             sums = np.ascontiguousarray(table.to_numpy(np.float64).T)
             parts = per_example(sums[::2], sums[1::2])  # of ours and theirs by turns
             bounds, over = interval(parts[::2] - parts[1::2]), [*over, "examples"]

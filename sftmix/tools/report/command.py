@@ -22,7 +22,7 @@ It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run directories")
     where = "the page [RUN/report/report.html; of several runs report.html]"
-    parser.add_argument("--to", type=Path, metavar="FILE", help=where)
+    parser.add_argument("--to", metavar="FILE", help=where)
     size = "examples on the map of hidden states of one run, half from each end; 0 loads no model [%(default)s]"
     parser.add_argument("--map", type=int, default=400, metavar="N", dest="map_size", help=size)
     score = "pass all training examples through the base model and the trained ones, for the table"
@@ -38,5 +38,6 @@ def main(args: argparse.Namespace) -> None:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
-    for path in write_report(args.runs, args.to, map_size=args.map_size, score_all=args.score):
+    to = None if args.to is None else Path(args.to)
+    for path in write_report(args.runs, to, map_size=args.map_size, score_all=args.score):
         print(path)
