@@ -45,7 +45,7 @@ LID = {
     "cli": 4081,
     "common": 7564,
     "components": 18369,
-    "config": 6997,
+    "config": 6933,
     "data": 16085,
     "functional": 7328,
     "measure": 4601,

@@ -106,8 +106,10 @@ def call(name: str, argv: Sequence[str]) -> None:
             path, problem = Path(place), path_problem(place)
             existing = next(part for part in (path, *path.parents) if os.path.exists(part))
             if not (problem or ((existing == path or existing.is_dir()) and os.access(existing, os.W_OK))):
-                problem = f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory"
-                problem += " of yours"
+                problem = (
+                    f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory of "
+                    "yours"
+                )
             if problem:
                 raise ConfigError(f"--{option}: {place!r} {problem}")
     command.main(args)

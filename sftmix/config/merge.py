@@ -90,44 +90,29 @@ def _merge_options(
 
     new  values by the names of options, or by `name+` for what is added to a list
     """
-    tree, layer, words = dict(old), _by_name(new), list[tuple[str, Any]]()
-    for word, value in layer.items():
-        if f"{word}+" in layer and isinstance(value, Mapping) and CLASS in value:  # its options are the last one's
-            words.append((word, value[CLASS]))
-            value = {option: inner for option, inner in value.items() if option != CLASS}
-        if value != {}:
-            words.append((word, value))
-
-    def turn(entry: tuple[str, Any]) -> int:
-        """Sort values first, then additions, then options without a class: the last component of a list has them."""
-        word, value = entry
-        return 1 if word.endswith("+") else 2 * (isinstance(value, Mapping) and CLASS not in value)
-
-    for word, value in sorted(words, key=turn):
-        name = word.removesuffix("+")
-        adds, key = word != name, prefix + name
-        if adds and name in known and not is_list(known[name].annotation):
-            raise ConfigError(f"{key}+: {key} takes one value, and only lists, such as data.train, can be added to")
+    tree, layer = dict(old), _by_name(new)
+    for name in dict.fromkeys(name.removesuffix("+") for name in layer):
+        key = f"{prefix}{name}"
         if name not in known:
-            inner = [f".{first}" for first in value] if isinstance(value, Mapping) else []
+            inner = [f".{first}" for first in layer[name]] if isinstance(layer.get(name), Mapping) else []
             raise unknown_option("".join([key, *inner[:1]])) if cls is None else no_option_of(cls, key)
-        hint = known[name].annotation
-        prior = tree[name] if name in tree else _plain_default(known[name].default)
+        hint, added = known[name].annotation, layer.get(f"{name}+", [])
+        if f"{name}+" in layer and not is_list(hint):
+            raise ConfigError(f"{key}+: {key} takes one value, and only lists, such as data.train, can be added to")
+        value = tree[name] if name in tree else _plain_default(known[name].default)
         if (base := component_in(hint)) and is_list(hint):
-            tree[name] = _merge_components(prior, value, adds, base, key)
+            tree[name] = _merge_components(value, layer.get(name, {}), as_list(from_yaml(added)), base, key)
         elif base:
-            tree[name] = _merge_component(prior, value, hint, base, key)
-        elif (group := group_in(hint)) and isinstance(value, Mapping):
-            if CLASS in value:  # --model NAME beside --model.path NAME
-                raise not_allowed(key, hint, value[CLASS])
-            tree[name] = _merge_options(prior if isinstance(prior, dict) else {}, value, options_of(group), f"{key}.")
+            tree[name] = _merge_component(value, layer[name], hint, base, key)
+        elif (group := group_in(hint)) and isinstance(layer[name], Mapping):
+            if CLASS in layer[name]:  # --model NAME beside --model.path NAME
+                raise not_allowed(key, hint, layer[name][CLASS])
+            options = value if isinstance(value, dict) else {}
+            tree[name] = _merge_options(options, layer[name], options_of(group), f"{key}.")
         else:
-            try:
-                tree[name] = converted(value, hint)
-            except NoValueError as error:
-                raise not_allowed(key, hint, error.args[0]) from error
-            if adds:
-                tree[name] = [*as_list([] if prior in (None, Parameter.empty) else prior), *as_list(tree[name])]
+            value = _convert(layer[name], hint, key) if name in layer else value
+            items = as_list(_convert(added, hint, key)) if added else []
+            tree[name] = [*as_list([] if value in (None, Parameter.empty) else value), *items] if items else value
     return tree
 
 
@@ -138,19 +123,26 @@ def _plain_default(value: Any) -> Any:
     return [_plain_default(item) for item in value] if isinstance(value, list) else value
 
 
-def _merge_components(old: list[Any], new: Any, adds: bool, base: type[Component], key: str) -> list[Any]:
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    try:
+        return converted(value, hint)
+    except NoValueError as error:
+        raise not_allowed(key, hint, error.args[0]) from error
+
+
+def _merge_components(old: list[Any], new: Any, added: list[Any], base: type[Component], key: str) -> list[Any]:
     """Lay new components over those of a list. Options without a class (`callbacks.every`) are for the last one.
 
-    adds  True if the new components follow the old ones, False if they replace them
+    added  components that follow those
     """
-    options = {CLASS: new} if adds else dict(_with_class(new))
+    options = dict(_with_class(new))
     if CLASS in options:
-        chosen = as_list(from_yaml(options.pop(CLASS)))
-        old = [*(old if adds else []), *(_merge_component(None, item, base, base, key) for item in chosen)]
+        old, added = [], [*as_list(from_yaml(options.pop(CLASS))), *added]
+    components = [*old, *(_merge_component(None, item, base, base, key) for item in added)]
     if options:
-        last = old[-1] if old else None
-        old = [*old[:-1], _merge_component(last, options, base, base, key)]
-    return old
+        last = components.pop() if components else None
+        components.append(_merge_component(last, options, base, base, key))
+    return components
 
 
 def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: str) -> Any:
