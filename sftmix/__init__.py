@@ -3,8 +3,6 @@
 Importing this package imports no torch: the public names below are resolved on first use.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -5,8 +5,6 @@ a list of *units* (`epoch_units`), which `global_batches` cuts. A unit is a pair
 stay in one micro-batch.
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Data sets as batching reads them: tokenised rows, some of them, or their responses alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol

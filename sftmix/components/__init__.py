@@ -4,8 +4,6 @@ Three are named `FromFile`: dynamics, scores or a split from a file. `--referenc
 `--splitter FromFile` each find theirs; in Python they are in the modules `reference`, `confidence` and `splitters`.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -6,8 +6,6 @@ choice is drawn from `sftmix.common.rng.generator(seed, purpose, ...)`. The comm
 must start fast: they import torch inside methods.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import os

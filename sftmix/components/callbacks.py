@@ -1,7 +1,5 @@
 """Callbacks: work beside the training step."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from statistics import median

@@ -1,7 +1,5 @@
 """Confidence estimators: training dynamics -> one number per example."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A reference behind a server, which is asked for the log-probabilities of each row's tokens."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

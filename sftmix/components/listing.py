@@ -1,7 +1,5 @@
 """The shipped components by base class, found in their modules, as `cli.py components` prints them."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import pkgutil

@@ -1,7 +1,5 @@
 """A measurement of what Mixup does to the training: its gradient beside that of NTP, and its loss by lambda."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import Counter

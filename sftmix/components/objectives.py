@@ -1,7 +1,5 @@
 """Objectives of the paper: the weights and lambdas of one optimizer step."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Optimizers: the update rule of a step. Learning rate, betas, epsilon and weight decay are options of `training`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from sftmix.components.base import Need, Optimizer, decay_groups

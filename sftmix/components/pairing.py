@@ -1,7 +1,5 @@
 """Pair samplers: the pairs of examples that are mixed in an epoch."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Perturbations: changes of the input embeddings in training steps, and nowhere else."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

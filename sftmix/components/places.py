@@ -7,8 +7,6 @@ responses may stand in different columns, since the first ones differ in length:
 counted.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 

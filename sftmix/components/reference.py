@@ -1,7 +1,5 @@
 """References: sources of training dynamics."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """Baselines that weigh the NTP loss by token or by example. They do not mix: pairs only decide the order."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

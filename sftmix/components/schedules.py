@@ -3,8 +3,6 @@
 The paper keeps both constant and names a schedule as future work; we claim nothing for any of these.
 """
 
-from __future__ import annotations
-
 import math
 
 from sftmix.components.base import Schedule, require

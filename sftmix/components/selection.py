@@ -1,7 +1,5 @@
 """Selectors: the choice of the examples to train on (arXiv 2410.05248, section 5.5)."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Splitters: scores -> groups, most confident first."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from sftmix.common.errors import DataError

@@ -5,8 +5,6 @@ rows with the same tokenizer, template and length. PriFT, ASFT and TailSFT take 
 before training, if 0 is among reference.checkpoints), Rho1 its last.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from dataclasses import replace

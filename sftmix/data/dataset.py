@@ -1,7 +1,5 @@
 """Tokenised examples behind a memory map, made by `encode` or read from the cache; and a preview of some of them."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Row formats: each turns one row into one example, or says what is wrong with the row."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

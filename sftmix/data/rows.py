@@ -3,8 +3,6 @@
 Which rows: some of each source (data.take), without those of a list (data.exclude), held out or not.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -4,8 +4,6 @@ Every problem has its place. A row of JSON or CSV that cannot be read is a bad r
 reading.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -3,8 +3,6 @@
 Every directory in the cache has a key. The key changes with everything that its rows depend on, never with file times.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

@@ -11,8 +11,6 @@ windows of exactly max_length tokens. A window names the places where its docume
 may cross them, or the model would learn from an unrelated text.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import multiprocessing

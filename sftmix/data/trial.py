@@ -4,8 +4,6 @@ A template comes with a model, so its author may be anyone. Jinja's sandbox keep
 from loops without end, nor from texts that fill the memory. `trouble_with` runs this file as the process's program.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -12,8 +12,6 @@ needs no head matmul of its own. `SFTMixLoss` is the criterion of a padded batch
 pairs of slots; the fused kernel is in sftmix.functional.fused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 

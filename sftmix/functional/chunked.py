@@ -1,7 +1,5 @@
 """Losses of the logits that are sums over rows, one chunk at a time: [R, V] logits never exist."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

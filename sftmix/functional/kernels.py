@@ -4,8 +4,6 @@ Each reads the logits twice, for the log-sum-exps and for the gradients, which i
 logit in bf16, where the passes of torch take some fifty. Logits are bf16, f16 or float32, and all else is float32.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import triton

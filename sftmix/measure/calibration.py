@@ -14,8 +14,6 @@ below 1e-5 nats and 1e-3 in tau if the curve is as smooth as those of language m
 minimum would cost the whole backbone again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

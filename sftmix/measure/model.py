@@ -5,8 +5,6 @@ token calibration, and the share of the response tokens that was mixed. The NTP 
 the same rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

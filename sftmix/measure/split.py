@@ -4,8 +4,6 @@ A high AUC or rank correlation says that the two halves differ in the length of 
 may come from length; RandomSplit and LengthMatched are the controls.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """summary.json: the results of a finished run, gathered from the figures of its stages, and remarks on them."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import cache

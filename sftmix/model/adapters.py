@@ -4,8 +4,6 @@ The model stays the transformers model it was (`get_decoder()`, `get_output_embe
 puts its layers in the place of the targeted ones, and everything else is frozen.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import os

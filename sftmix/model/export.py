@@ -1,7 +1,5 @@
 """A trained model as a Hugging Face directory."""
 
-from __future__ import annotations
-
 import copy
 import os
 import shutil

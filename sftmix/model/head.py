@@ -4,8 +4,6 @@ The loss multiplies hidden states with the head itself, so it must know every st
 logits: `check_head` compares the logits of both on a probe batch and refuses a model whose logits differ.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

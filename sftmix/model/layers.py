@@ -1,7 +1,5 @@
 """The decoder layers of a model, and whether their activations are recomputed in the backward."""
 
-from __future__ import annotations
-
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -1,7 +1,5 @@
 """Hugging Face causal language models and tokenizers: loading, and the facts known before any weight is read."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -10,8 +10,6 @@
 transformers handles names, conversions and missing weights, as in a plain load.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ builds masks for this attention at all. Flash attention gets the places where po
 row. Each architecture uses these in its own way, so a probe is compared with its documents one at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

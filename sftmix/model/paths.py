@@ -1,7 +1,5 @@
 """Names of models: a directory or a hub id; apart from loading, as a wrong name is refused before torch is imported."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ They get no gradient, so an optimizer would have state that no step made, and DD
 stores or wraps weights asks `requires_grad` alone.
 """
 
-from __future__ import annotations
-
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -1,7 +1,5 @@
 """What a stage of a run is, and RunContext, which makes one or reads it back: configuration, ranks, directory, rows."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

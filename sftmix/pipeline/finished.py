@@ -3,8 +3,6 @@
 What is refused is refused before torch is imported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

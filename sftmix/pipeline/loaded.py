@@ -1,7 +1,5 @@
 """Models in memory: those that a run trains and scores with, their export, and finished ones, which answer."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

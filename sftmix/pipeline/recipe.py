@@ -5,8 +5,6 @@ makes one, unless it is done. The short stages are below; the reference is in `r
 and measuring the target in `target`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Container, Sequence

@@ -1,7 +1,5 @@
 """The stage of the reference, and what it lends to a Reference: training, and scoring by models or row by row."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

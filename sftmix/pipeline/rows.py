@@ -1,7 +1,5 @@
 """The rows of a run: read once, then tokenised for the target, and again for a reference with another tokenizer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath

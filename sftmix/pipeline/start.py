@@ -1,7 +1,5 @@
 """Refusals of a run and of an export that need no model: they come before torch is imported."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator, Sequence

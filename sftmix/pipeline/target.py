@@ -1,7 +1,5 @@
 """The stages of the target, of its NTP baseline and of the base model of both; the pairs of each epoch."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

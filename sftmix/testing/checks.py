@@ -1,7 +1,5 @@
 """Conformance checks of components, each by the contract that a run checks and by what a run takes on trust."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import math

@@ -1,7 +1,5 @@
 """Hypothesis strategies for the records that components receive."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -7,8 +7,6 @@ are trusted. Tensors are stored by name, so a checkpoint of two ranks loads on o
 model with adapters, only the trained weights are stored; the rest belongs to the base model.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

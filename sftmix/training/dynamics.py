@@ -5,8 +5,6 @@ computed from them afterwards. `ScoreAtCheckpoints` scores all examples under th
 takes the loss of each in its own training step.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

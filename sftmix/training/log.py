@@ -1,7 +1,5 @@
 """The reports of a running stage: metrics.jsonl, sums over its steps, peak memory; and the signals that stop it."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -4,8 +4,6 @@ Nothing random has a state: order, pairs and lambdas are functions of (seed, ste
 a run that is resumed in its layout is the uninterrupted run, bit for bit.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence

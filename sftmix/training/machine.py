@@ -4,8 +4,6 @@ A stage may be made on several machines, one after the other. Its record is a li
 entry has `after`, the step after which that machine went on.
 """
 
-from __future__ import annotations
-
 import math
 import platform
 import re

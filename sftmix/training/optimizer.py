@@ -1,7 +1,5 @@
 """The optimizer of a stage, over all that is trained and nothing else."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -4,8 +4,6 @@ DDP and FSDP2 both average gradients over ranks, so the step multiplies its sums
 reduced over all ranks.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import cast
 

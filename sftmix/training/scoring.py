@@ -3,8 +3,6 @@
 `Scorer` scores every row of a data set, `with_batch_nll` the global batch of the next training step.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -23,8 +23,6 @@ The host launches all passes of a step on the device before it waits for a resul
 prepares the next step; then it reads the sums and the gradient norm in one transfer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Questions of rows or of a judge's tool, and their answers by one loaded model, in batches."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """`chat`: a conversation with one finished model, or with two side by side, in a terminal."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

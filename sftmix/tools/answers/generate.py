@@ -1,7 +1,5 @@
 """`generate`: finished models answer a file of prompts."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """The options of an answer, for the commands that make some; their help needs no library."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass
 

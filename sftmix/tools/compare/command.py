@@ -1,7 +1,5 @@
 """`compare`: variants and seeds from YAML and the command line -> Comparison."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from typing import get_type_hints

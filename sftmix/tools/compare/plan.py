@@ -1,7 +1,5 @@
 """The plan of a table: variants, seeds, the run of each cell, and the checks before the first run."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

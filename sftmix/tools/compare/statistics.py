@@ -7,8 +7,6 @@ the intervals are Student's, and those over seeds and examples follow Banerjee (
 linear functions of means of k populations when the population variances are not equal, 1960).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The command `estimate`: memory and hours of a run on some machine, before anything is started."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

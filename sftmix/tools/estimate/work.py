@@ -1,7 +1,5 @@
 """The devices of a run, and its stages with the rows that each reads and trains on, by the run's own order."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import NamedTuple

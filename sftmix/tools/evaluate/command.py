@@ -3,8 +3,6 @@
 A result is one file for each task, model and settings. The table has a line for each task with its settings.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -5,8 +5,6 @@ the right option, from 0). Two files come out: the questions that are measured, 
 stand before them. No question is in both.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

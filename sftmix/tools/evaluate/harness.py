@@ -1,7 +1,5 @@
 """Tasks for lm-eval, a finished model as lm-eval asks it, and the scores that lm-eval gives."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

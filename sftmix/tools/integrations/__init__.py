@@ -4,8 +4,6 @@ SFTMixTrainer has pairs in each micro-batch, both counts over the global batch, 
 DynamicsCallback takes training dynamics out of any Trainer's run. The methods without types are those of transformers.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from pathlib import Path

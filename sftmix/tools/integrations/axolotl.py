@@ -1,7 +1,5 @@
 """The plugin of axolotl, `plugins: [sftmix.tools.integrations.axolotl.SFTMixPlugin]`, and its command `sftmix`."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import fields
 

@@ -1,7 +1,5 @@
 """`components`: what can be swapped, and the options of one component."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 

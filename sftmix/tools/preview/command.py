@@ -1,7 +1,5 @@
 """`preview`: the first rows as the model will see them."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`quickstart`: the recipe and the NTP baseline on rows and a model made on the spot, and a table of the results."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

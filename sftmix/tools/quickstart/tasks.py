@@ -5,8 +5,6 @@ answer is drawn at random, so no model can be sure of it). The responses of both
 length alone does not tell them apart.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

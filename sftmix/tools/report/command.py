@@ -1,7 +1,5 @@
 """`report`: the page of a run, or of several."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One table of all examples of a run, report/examples.parquet, for pandas, DuckDB or a viewer of embeddings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

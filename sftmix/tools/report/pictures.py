@@ -1,7 +1,5 @@
 """Figures of a run, each a plotly figure; None where the run has nothing to show there. The page sets the colours."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape

@@ -1,7 +1,5 @@
 """A finished run, read back for the report: its files, its rows, and what its models show of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`write_report`: the page of one run, or of several; page.html has its sections, with their titles and captions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import cycle, zip_longest
 from pathlib import Path

@@ -7,8 +7,6 @@ A card is no output of a stage, so users may edit it. The last line of one that 
 hash of the text above it, by which an edited card is told from one that may be written again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import html
 import re

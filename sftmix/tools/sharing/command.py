@@ -1,7 +1,5 @@
 """`export`, the uploads of `export` and `confidence`, and the model cards that other commands leave behind."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

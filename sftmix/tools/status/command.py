@@ -1,7 +1,5 @@
 """`status`: the progress of a run or a table, from its files alone; it may be on another machine, or finished."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import socket

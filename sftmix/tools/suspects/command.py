@@ -1,7 +1,5 @@
 """`suspects`: the rows that are most likely wrong, by signals of their texts and of a reference's losses."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

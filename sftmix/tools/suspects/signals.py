@@ -1,7 +1,5 @@
 """Signals of wrong rows: each gives every row a number, larger where the row is more suspicious (`sftmix suspects`)."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from abc import ABC, abstractmethod

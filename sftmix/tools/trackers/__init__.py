@@ -4,8 +4,6 @@ What is sent is metrics.jsonl, line by line, so that both ways give the same. No
 room, and each client is imported when it is used.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import sys

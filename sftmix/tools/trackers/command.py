@@ -1,7 +1,5 @@
 """`track`: the metrics of a run, sent to a tracker from its files alone."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`verify`: some steps of a run made again, and compared with what the run wrote."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -3,8 +3,6 @@
 `compare` is the one comparison of logs, tables, weights and figures.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """The steps of a run that are made again: which ones, from which checkpoint, and to which one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
