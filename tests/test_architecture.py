@@ -45,7 +45,7 @@ LID = {
     "cli": 4081,
     "common": 7564,
     "components": 18297,
-    "config": 6933,
+    "config": 6804,
     "data": 16057,
     "functional": 7316,
     "measure": 4585,

@@ -23,7 +23,6 @@ from sftmix.config.schema import (
     is_list,
     listed,
     options_of,
-    own_modules,
 )
 from sftmix.config.values import NoValueError, converted, from_yaml, no_option_of, not_allowed, unknown_option, words_of
 
@@ -40,17 +39,15 @@ def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None 
     of    the name of the file, for messages
     """
     try:
-        with own_modules():
-            return _merge_options(tree, values, {**options_of(RunConfig), **(more or {})}, "")
+        return _merge_options(tree, values, {**options_of(RunConfig), **(more or {})}, "")
     except ConfigError as error:
         raise ConfigError(f"{of}: {error}" if of else str(error)) from error
 
 
 def build(tree: Tree) -> RunConfig:
     """Make the configuration that a tree describes; options that it does not name have their defaults."""
-    with own_modules():
-        config: RunConfig = _make(tree, RunConfig, "")
-        return config
+    config: RunConfig = _make(tree, RunConfig, "")
+    return config
 
 
 # ------------------------------------------------------------------------------------------------ merging

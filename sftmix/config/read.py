@@ -17,7 +17,7 @@ from sftmix.common.plain import as_list
 from sftmix.components.base import Component
 from sftmix.config.merge import CLASS, Tree, build, merge
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import component_bases, own_modules
+from sftmix.config.schema import component_bases, without_modules_of
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -125,7 +125,7 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
     Classes that it names are not imported from its own directory, as the directory may be the run of someone else.
     """
     tree: Tree = {}
-    with own_modules(outside=Path(path).expanduser().parent):
+    with without_modules_of(Path(path).parent):
         for layer in read_layers(path, one_run=True):
             tree = merge(tree, layer.values, of=layer.name)
         return build(tree)
@@ -142,7 +142,7 @@ def read_finished(run: Path) -> RunConfig:
     for name in component_bases().keys() & values.keys():
         if re.search(_FOREIGN, json.dumps(values[name], default=str)):
             foreign[name] = values.pop(name)
-    with own_modules(outside=Path("/")):
+    with without_modules_of(Path("/")):
         config = build(merge({}, values, of=str(file)))
     for name, plain_form in foreign.items():
         stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(plain_form)]

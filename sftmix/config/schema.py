@@ -8,15 +8,14 @@ directory were always searched.
 import dataclasses
 import importlib
 import inspect
-import os
 import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -91,57 +90,38 @@ def component_bases() -> dict[str, type[Component]]:
 # ------------------------------------------------------------------------------------- component classes
 
 
-class _WorkingDirectory(MetaPathFinder):
-    """The last place where Python looks for a module, so that a file there shadows no package.
-
-    outside  None, or the directory in which no module is found, nor in a package around it
-    found    names of the modules that were looked for and are there
-    """
-
-    def __init__(self, outside: Path | None) -> None:
-        self.outside = None if outside is None else outside.resolve()
-        self.found: set[str] = set()
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        here = Path.cwd().resolve()
-        spec = PathFinder.find_spec(fullname, [str(here)]) if path is None else None
-        if spec is None:
-            return None
-        places = [Path(place).resolve() for place in spec.submodule_search_locations or ()] or [here / f"{fullname}.py"]
-        if self.outside and any(p.is_relative_to(self.outside) or self.outside.is_relative_to(p) for p in places):
-            return None
-        self.found.add(fullname)
-        return spec
+_closed: list[Path] = []
+"""Directories in which no module of the working directory is imported: runs, whose authors may be anyone."""
 
 
 @contextmanager
-def own_modules(*, outside: Path | None = None) -> Iterator[None]:
-    """Search the working directory, too, while classes that options name are imported.
-
-    After a class was found there, the directory stays at the end of sys.path: its module may import others beside it
-    when it runs.
-
-    outside  a run directory, whose author may be anyone: nothing in it is imported. It holds for the whole block.
-    """
-    if any(isinstance(finder, _WorkingDirectory) for finder in sys.meta_path):
-        yield
-        return
-    directory = _WorkingDirectory(outside)
-    sys.meta_path.append(directory)
+def without_modules_of(directory: Path) -> Iterator[None]:
+    """Import no class from this directory of the working directory, nor from a package around it."""
+    _closed.append(directory.expanduser().resolve())
     try:
         yield
     finally:
-        sys.meta_path.remove(directory)
-        if directory.found & sys.modules.keys():  # imported from there, and not looked for alone
-            sys.path.append(os.getcwd())
+        _closed.pop()
 
 
 def import_class(path: str) -> type:
-    """Import the class at an import path; the working directory is searched for it last."""
+    """Import the class at an import path.
+
+    If Python does not find its module, the working directory is searched, too, and stays at the end of sys.path: a
+    module may import others beside it when it runs.
+    """
     module, _, name = path.rpartition(".")
+    package, here = module.partition(".")[0], Path.cwd().resolve()
+    if (
+        package not in sys.modules
+        and find_spec(package) is None
+        and (spec := PathFinder.find_spec(package, [str(here)]))
+    ):
+        places = [Path(place).resolve() for place in spec.submodule_search_locations or [str(spec.origin)]]
+        if not any(p.is_relative_to(d) or d.is_relative_to(p) for p in places for d in _closed):
+            sys.path.append(str(here))
     try:
-        with own_modules():
-            owner: Any = importlib.import_module(module)
+        owner: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module or "." not in module:
             raise
@@ -188,7 +168,7 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
     if cls is None and "." in name:
         try:
             cls = import_class(name)
-        except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
             reason = f": {error}"
     if cls is None:
         near = [*known_components(base), *words]  # with those of a module that was imported just now
