@@ -53,7 +53,7 @@ LID = {
     "options": 1548,
     "pipeline": 12929,
     "testing": 4049,
-    "tests": 228613,
+    "tests": 228652,
     "tools/answers": 3927,
     "tools/compare": 5051,
     "tools/estimate": 4548,

@@ -141,6 +141,10 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
             {"callbacks.every": 3, "callbacks+": "MeasureMixing"},
             {"callbacks": ["Evaluate", {"class_path": "MeasureMixing", "init_args": {"every": 3}}]},
         ),
+        (
+            {"callbacks": "Evaluate", "callbacks+": "MeasureMixing", "callbacks.every": 3},
+            {"callbacks": ["Evaluate", {"class_path": "MeasureMixing", "init_args": {"every": 3}}]},
+        ),
     ],
 )
 def test_keys_with_dots_are_the_nested_ones_in_any_order(dotted, nested):
