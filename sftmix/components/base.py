@@ -10,8 +10,7 @@ import importlib.util
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import StrEnum
@@ -63,9 +62,9 @@ class Component:
     What it needs is checked before anything is trained: a class, or its constructor, says so in `needs`.
     """
 
-    needs: AbstractSet[Need] = frozenset()
+    needs: Set[Need] = frozenset()
     """What must be there for it. The base classes say which members count for their kind."""
-    gives: AbstractSet[Need] = frozenset()
+    gives: Set[Need] = frozenset()
     """What others may have from it; leaving a member out is a promise that it never gives that."""
     package: str | None = None
     """The package that has to be installed for it."""
@@ -129,7 +128,7 @@ def plain(value: Any) -> Any:
 class ReferenceContext(Protocol):
     """The services that the pipeline lends to a Reference: the examples' ids, and training and scoring."""
 
-    ids: Sequence[str]
+    ids: list[str]
     """The N example ids, in row order."""
 
     def content_hashes(self) -> Sequence[str]:
@@ -177,7 +176,7 @@ class Reference(Component, ABC):
     """Differences from the run's training options; None inherits them all."""
     token_nll = False
     """True if the dynamics hold the NLL of every response token."""
-    layout: AbstractSet[str] = frozenset()
+    layout: Set[str] = frozenset()
     """Options that do not decide the dynamics: a stage that has begun may change them."""
     window: int | None = 1
     """Past epochs that count as checkpoints, where the losses are the target's own; None: all."""

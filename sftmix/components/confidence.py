@@ -3,7 +3,6 @@
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import existing_file, read_columns
@@ -116,8 +115,8 @@ class LearningPercentage(ConfidenceEstimator):
             )
         nll_NC = dynamics.mean_nll
         with np.errstate(all="ignore"):  # divided by P_0: this fits float64 even if a perplexity does not
-            first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
-            learned = np.where(last < 0, first / last, -np.inf)
+            change_NC = np.expm1(nll_NC - nll_NC[:, :1])
+            learned = np.where(change_NC[:, -1] < 0, change_NC[:, 1] / change_NC[:, -1], -np.inf)
         return np.where(dynamics.scored, np.maximum(learned, LEAST), np.nan)
 
 
@@ -145,7 +144,7 @@ class FromFile(ConfidenceEstimator):
         return np.asarray([score[name] for name in dynamics.ids])
 
 
-def is_measured(confidence: Float64) -> npt.NDArray[np.bool_]:
+def is_measured(confidence: Float64) -> np.ndarray:
     """Return bool[N]: True for a confidence that means and pictures can count, which is neither NaN nor LEAST."""
     return np.isfinite(confidence) & (confidence > LEAST)
 

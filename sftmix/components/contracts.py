@@ -47,8 +47,7 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
     """Return the dynamics if their columns fit together and hold possible numbers; else raise ContractError."""
     _check_type(reference, dynamics, TrainingDynamics)
     each = (len(dynamics.ids), len(dynamics.steps))
-    shapes: dict[str, Any] = {"steps": each[1:], "n_tokens": each[:1]}
-    shapes |= dict.fromkeys(("n_correct", "nll_sum", "alone_nll_sum"), each)
+    shapes = {"steps": each[1:], "n_tokens": each[:1], "n_correct": each, "nll_sum": each, "alone_nll_sum": each}
     for name, shape in shapes.items():
         if (column := getattr(dynamics, name)) is not None:
             kinds = "iuf" if name.endswith("nll_sum") else "iu"
@@ -201,7 +200,7 @@ def _array(
     return array
 
 
-def _check_each(component: Component, name: str, values: np.ndarray, wrong: np.ndarray, ids: Any, allowed: str) -> None:
+def _check_each(component: Component, name: str, values: np.ndarray, wrong: Any, ids: Any, allowed: str) -> None:
     """Raise ContractError that names the first of the values that are wrong, bool[N]."""
     if wrong.any():
         first = wrong.argmax()

@@ -26,7 +26,7 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
     row_weight_T = slot_weight[batch.slot]
     if batch.weight is not None:
         row_weight_T = row_weight_T * batch.weight
-    nothing = torch.empty(0, dtype=torch.float32, device=row_weight_T.device)
+    nothing = torch.empty(0, dtype=torch.float32)
     return Plan(
         row_weight=row_weight_T,
         pairs=batch.pairs[:0],
@@ -108,7 +108,7 @@ class SFTMix(Objective):
             pair = () if self.lambda_per == "batch" else (batch.ids[first], batch.ids[second])
             rng, n_draws = generator(seed, "lambda", step, *pair), size if self.lambda_per == "token" else 1
             draws.append(np.broadcast_to(rng.beta(alpha, alpha, n_draws), (size,)))
-        lam = torch.as_tensor(np.concatenate(draws), dtype=torch.float32, device=batch.pairs.device)
+        lam = torch.as_tensor(np.concatenate(draws), dtype=torch.float32)
 
         # The weight of each token pair before mu, and their part of the Mixup denominator.
         share_M, mixup_count = lam.new_ones(len(lam)), float(len(lam))

@@ -29,7 +29,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sftmix.batches.collate import collate
-from sftmix.batches.order import Slot, Unit
+from sftmix.batches.order import Slot
 from sftmix.common.errors import ContractError, SFTMixError
 from sftmix.components import base, contracts
 from sftmix.components.base import Need, StageState
@@ -110,7 +110,7 @@ SEED, STEPS = 7, 3
 Tables = st.SearchStrategy[Scores]
 _DYNAMICS, _SCORED, _UNSCORED = training_dynamics(), score_tables(max_size=40), score_tables(confidence=False)
 _DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
-_UNITS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
+_UNITS = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
 _SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
 
 
@@ -156,12 +156,14 @@ def _permuted(record, order):
     """Return a record of N examples with these in another order; `row` stays 0..N-1."""
 
     def moved(values):
+        if values is None:
+            return None
         if isinstance(values, dict):
             return {name: moved(column) for name, column in values.items()}
         return values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
 
-    columns = {name: value for name, value in asdict(record).items() if name not in ("row", "steps")}
-    return replace(record, **{name: moved(value) for name, value in columns.items() if value is not None})
+    columns = asdict(record).items()
+    return replace(record, **{name: moved(values) for name, values in columns if name not in ("row", "steps")})
 
 
 def _check_rows(component, inputs, ask):
@@ -236,8 +238,13 @@ def check_reference(reference: base.Reference) -> None:
         def give(*_, **__):
             return stored  # nothing is trained: as if a run had made these
 
-        context: Any = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
-        context.content_hashes = lambda: stored.ids  # made-up examples have no text
+        context: Any = SimpleNamespace(
+            ids=stored.ids,
+            content_hashes=lambda: stored.ids,  # made-up examples have no text
+            train_and_score=give,
+            score_models=give,
+            score_rows=give,
+        )
         return asdict(contracts.check_dynamics(asked, asked.collect(context)))
 
     def holds(stored):
