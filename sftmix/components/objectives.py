@@ -176,5 +176,5 @@ def _checked(key: str, value: float | Schedule, step: int = 0, total_steps: int 
     if isinstance(value, Schedule):
         name, value = f"{name} at step {step} of {total_steps}", float(value.value(step, total_steps))
     holds = 0 <= value < math.inf and (value > 0 or key == "mu")
-    require(holds, name, value, "a finite number, for mu from 0 (paper: 0.2), for alpha above 0 (paper: 0.5)")
+    require(holds, name, value, "a number from 0 (paper: 0.2)" if key == "mu" else "a number above 0 (paper: 0.5)")
     return value

@@ -278,7 +278,6 @@ def check_callback(callback: base.Callback) -> None:
 
 
 _READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
-_TORCH = f"{torch.__path__[0]}/"
 _LIBRARIES = (f"{transformers.__path__[0]}/", f"{Path(contracts.__file__).parents[1]}/functional/")
 
 
@@ -289,7 +288,7 @@ class _NoHostReads(TorchFunctionMode):
         by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
         if by_mask or getattr(func, "__name__", "") in _READS:
             stack = reversed(traceback.extract_stack()[:-1])
-            place = next(frame for frame in stack if not frame.filename.startswith(_TORCH))
+            place = next(frame for frame in stack if not frame.filename.startswith(f"{torch.__path__[0]}/"))
             told = f"loss() reads values on the host, which waits for the device: {place.filename}:{place.lineno}"
             assert place.filename.startswith(_LIBRARIES), told
         return func(*args, **(kwargs or {}))
@@ -383,7 +382,7 @@ def check_optimizer(optimizer: base.Optimizer) -> None:
             for group in built.param_groups:
                 group["lr"] = rate
             for parameter in layer.parameters():
-                parameter.grad = torch.cos(parameter.detach() * step)
+                parameter.grad = torch.cos(parameter.detach() / step)  # above 0: the steps do not undo each other
             built.step()
         return nn.utils.parameters_to_vector(layer.parameters()).detach(), built
 
