@@ -72,7 +72,7 @@ def training_dynamics(draw: st.DrawFn) -> TrainingDynamics:
     n_tokens = rng.integers(0, 41, size) * (rng.random(size) > draw(st.sampled_from([0.0, 0.2])))
     n_tokens[0] += 1
     mean_nll = np.round(rng.gamma(2.0, 1.0, size=(2, size, 3)), draw(st.sampled_from([0, 6])))  # rounded: ties
-    nll = (mean_nll + 0.5) * n_tokens[None, :, None]
+    nll = (mean_nll + 0.5) * n_tokens[:, None]
     return TrainingDynamics(
         ids=[f"id-{number}" for number in rng.permutation(size)],
         steps=np.array([0, 10, 20]),
@@ -142,13 +142,14 @@ def _on_examples(strategy, holds):
     return answers
 
 
-def _asked(component, ask, *records):
-    """Return ask(component, *records). A copy must answer the same, and the records must stay as they are."""
-    fresh, before = copy.deepcopy(component), [asdict(record) for record in records]  # as it was at the first input
+def _answer_of(component, ask, *records):
+    """Return ask(component, *records): a copy must answer the same, and the records must stay as they are."""
+    fresh = copy.deepcopy(component)  # each input finds the same component
+    before = [asdict(record) for record in records]
     answer = ask(fresh, *records)
     np.testing.assert_equal([asdict(record) for record in records], before, "a record was changed in place")
-    told = "a copy answers something else: keep no state, and draw from sftmix.common.rng.generator(seed, ...)"
-    np.testing.assert_equal(ask(copy.deepcopy(fresh), *records), answer, told)
+    message = "a copy answers something else: keep no state, and draw from sftmix.common.rng.generator(seed, ...)"
+    np.testing.assert_equal(ask(copy.deepcopy(fresh), *records), answer, message)
     return answer
 
 
@@ -170,10 +171,10 @@ def _check_rows(component, inputs, ask):
     """Check ask(component, record), an answer for each of N examples, whose order must not matter."""
 
     def holds(record):
-        values = _asked(component, ask, record)
+        values = _answer_of(component, ask, record)
         order = np.random.default_rng(len(values)).permutation(len(values))
-        told = "it depends on the order of the examples; break ties by id"
-        np.testing.assert_allclose(ask(component, _permuted(record, order)), values[order], rtol=1e-12, err_msg=told)
+        message = "it depends on the order of the examples; break ties by id"
+        np.testing.assert_allclose(ask(component, _permuted(record, order)), values[order], rtol=1e-12, err_msg=message)
 
     _on_examples(inputs, holds)
 
@@ -185,7 +186,11 @@ def check_confidence_estimator(
     estimator: base.ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] = _DYNAMICS
 ) -> None:
     """Check that each example gets one number, NaN exactly if unscored, whatever the order of the examples."""
-    _check_rows(estimator, dynamics, lambda asked, seen: contracts.check_confidence(asked, asked.estimate(seen), seen))
+
+    def ask(component, record):
+        return contracts.check_confidence(component, component.estimate(record), record)
+
+    _check_rows(estimator, dynamics, ask)
 
 
 def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> None:
@@ -194,19 +199,20 @@ def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> 
     scores  the tables to try; by default with confidence exactly if the splitter needs it
     """
 
-    def ask(asked, table):
-        split = contracts.check_split(asked, asked.split(table, seed=SEED), table)
+    def ask(component, table):
+        split = contracts.check_split(component, component.split(table, seed=SEED), table)
         return np.unique(split.labels, return_inverse=True)[1]
 
-    by_default = _SCORED if Need.CONFIDENCE in splitter.needs else _UNSCORED
-    _check_rows(splitter, by_default if scores is None else scores, ask)
+    if scores is None:
+        scores = _SCORED if Need.CONFIDENCE in splitter.needs else _UNSCORED
+    _check_rows(splitter, scores, ask)
 
 
 def check_selector(selector: base.Selector, *, scores: Tables = _UNSCORED) -> None:
     """Check that the selected rows are distinct, and the same examples whatever the order of the file."""
 
-    def ask(asked, table):
-        return np.isin(table.row, contracts.check_selection(asked, asked.select(table, seed=SEED), len(table)))
+    def ask(component, table):
+        return np.isin(table.row, contracts.check_selection(component, component.select(table, seed=SEED), len(table)))
 
     _check_rows(selector, scores, ask)
 
@@ -218,12 +224,12 @@ def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Ta
     groups  number of groups in the splits to try, which are made by confidence
     """
 
-    def ask(asked, table, split):
-        drawn = [asked.pairs(split, table, epoch=epoch, seed=SEED) for epoch in range(3)]
-        return [contracts.check_pairs(asked, pairs, split, table) for pairs in drawn]
+    def ask(component, table, split):
+        drawn = [component.pairs(split, table, epoch=epoch, seed=SEED) for epoch in range(3)]
+        return [contracts.check_pairs(component, pairs, split, table) for pairs in drawn]
 
     def holds(table):
-        drawn = _asked(sampler, ask, table, Quantile(levels=groups).split(table, seed=SEED))
+        drawn = _answer_of(sampler, ask, table, Quantile(levels=groups).split(table, seed=SEED))
         first, second = table.confidence[np.concatenate(drawn)].T
         assert (first >= second).all(), "column 0 of a pair must be the more confident row"
         return len(first)
@@ -234,21 +240,16 @@ def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Ta
 def check_reference(reference: base.Reference) -> None:
     """Check that the dynamics are of exactly the requested examples, in their order, with possible numbers."""
 
-    def ask(asked, stored):
+    def ask(component, stored):
         def give(*_, **__):
             return stored  # nothing is trained: as if a run had made these
 
-        context: Any = SimpleNamespace(
-            ids=stored.ids,
-            content_hashes=lambda: stored.ids,  # made-up examples have no text
-            train_and_score=give,
-            score_models=give,
-            score_rows=give,
-        )
-        return asdict(contracts.check_dynamics(asked, asked.collect(context)))
+        context: Any = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
+        context.content_hashes = lambda: stored.ids  # made-up examples have no text
+        return asdict(contracts.check_dynamics(component, component.collect(context)))
 
     def holds(stored):
-        ids = _asked(reference, ask, stored)["ids"]
+        ids = _answer_of(reference, ask, stored)["ids"]
         assert list(ids) == stored.ids, "it must return exactly context.ids, in that order"
 
     _on_examples(_DYNAMICS, holds)
@@ -260,7 +261,7 @@ def check_reference(reference: base.Reference) -> None:
 def check_schedule(schedule: base.Schedule) -> None:
     """Check that every step of runs of several lengths gives a finite number from 0, from the step alone."""
     places = [(step, total) for total in (1, 2, 10, 1000) for step in range(total)]
-    values = _asked(schedule, lambda asked: [asked.value(*place) for place in places])
+    values = _answer_of(schedule, lambda component: [component.value(*place) for place in places])
     assert all(0 <= value < math.inf for value in values), f"allowed: finite numbers from 0, not {values}"
 
 
@@ -289,8 +290,8 @@ class _NoHostReads(TorchFunctionMode):
         if by_mask or getattr(func, "__name__", "") in _READS:
             stack = reversed(traceback.extract_stack()[:-1])
             place = next(frame for frame in stack if not frame.filename.startswith(f"{torch.__path__[0]}/"))
-            told = f"loss() reads values on the host, which waits for the device: {place.filename}:{place.lineno}"
-            assert place.filename.startswith(_LIBRARIES), told
+            message = f"loss() reads values on the host, which waits for the device: {place.filename}:{place.lineno}"
+            assert place.filename.startswith(_LIBRARIES), message
         return func(*args, **(kwargs or {}))
 
 
@@ -342,16 +343,16 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
         [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
         for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
     )
-    values = _asked(objective, lambda asked: [_loss(asked, whole, step) for step in range(STEPS)])
+    values = _answer_of(objective, lambda component: [_loss(component, whole, step) for step in range(STEPS)])
     for step, value in enumerate(values):
         for batches in cuts:
-            other, told = _loss(objective, batches, step), "it depends on how the batch is cut into micro-batches"
-            np.testing.assert_allclose(other, value, rtol=1e-6, atol=1e-8, err_msg=told)
+            other, message = _loss(objective, batches, step), "it depends on how the batch is cut into micro-batches"
+            np.testing.assert_allclose(other, value, rtol=1e-6, atol=1e-8, err_msg=message)
     if finite_differences:
         gradient = values[-1][1:]
         ahead, behind = (_loss(objective, whole, STEPS - 1, way * np.sign(gradient))[0] for way in (1e-6, -1e-6))
-        slope, found = np.abs(gradient).sum(), (ahead - behind) / 2e-6
-        assert math.isclose(found, slope, rel_tol=1e-5, abs_tol=1e-8), "the gradient is not the loss's"
+        slope, measured = np.abs(gradient).sum(), (ahead - behind) / 2e-6
+        assert math.isclose(measured, slope, rel_tol=1e-5, abs_tol=1e-8), "the gradient is not the loss's"
 
 
 def check_perturbation(perturbation: base.Perturbation) -> None:
