@@ -59,14 +59,13 @@ _NAMES = {
     "splitters": ("LengthMatched", "Median", "QualityLabel", "Quantile", "RandomSplit"),
     "tokens": ("ASFT", "EAFT", "PriFT", "ProFit", "Rho1", "TailSFT"),
 }
-_PUBLIC = {name: module for module, names in _NAMES.items() for name in names}
-
-__all__ = list(_PUBLIC)
+__all__ = [name for names in _NAMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

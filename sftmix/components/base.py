@@ -10,13 +10,12 @@ import importlib.util
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args, get_origin
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import plain_value
@@ -63,9 +62,9 @@ class Component:
     What it needs is checked before anything is trained: a class, or its constructor, says so in `needs`.
     """
 
-    needs: AbstractSet[Need] = frozenset()
+    needs: Set[Need] = frozenset()
     """What must be there for it. The base classes say which members count for their kind."""
-    gives: AbstractSet[Need] = frozenset()
+    gives: Set[Need] = frozenset()
     """What others may have from it; leaving a member out is a promise that it never gives that."""
     package: str | None = None
     """The package that has to be installed for it."""
@@ -79,6 +78,11 @@ class Component:
                 bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
                 bound.apply_defaults()
                 init_args = dict(list(bound.arguments.items())[1:])
+        for name, value in init_args.items():
+            hint = bound.signature.parameters[name].annotation
+            if get_origin(hint) is Literal:
+                words = get_args(hint)
+                require(value in words, f"{cls.option}.{name}", value, ", ".join(map(str, words)))
         object.__setattr__(self, "_init_args", init_args)  # a component may be a frozen dataclass
         return self
 
@@ -124,9 +128,8 @@ def plain(value: Any) -> Any:
 class ReferenceContext(Protocol):
     """The services that the pipeline lends to a Reference: the examples' ids, and training and scoring."""
 
-    @property
-    def ids(self) -> Sequence[str]:
-        """The N example ids, in row order."""
+    ids: list[str]
+    """The N example ids, in row order."""
 
     def content_hashes(self) -> Sequence[str]:
         """Return the hash of each example's turns, in row order; examples of the same text have the same."""
@@ -173,7 +176,7 @@ class Reference(Component, ABC):
     """Differences from the run's training options; None inherits them all."""
     token_nll = False
     """True if the dynamics hold the NLL of every response token."""
-    layout: AbstractSet[str] = frozenset()
+    layout: Set[str] = frozenset()
     """Options that do not decide the dynamics: a stage that has begun may change them."""
     window: int | None = 1
     """Past epochs that count as checkpoints, where the losses are the target's own; None: all."""
@@ -218,11 +221,6 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raise ConfigError for the value of an option that is not as it must be."""
     if not holds:
         raise ConfigError(f"{key} is {value!r}; allowed: {allowed}")
-
-
-def require_one_of(key: str, value: str, words: Any) -> None:
-    """Raise ConfigError if an option's value is none of the words of a Literal."""
-    require(value in get_args(words), key, value, ", ".join(get_args(words)))
 
 
 def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[str | None]:
@@ -323,11 +321,10 @@ class Optimizer(Component, ABC):
 
 def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
     """Return parameter groups: matrices decay, and vectors (biases, norms) do not."""
-    groups: list[dict[str, object]] = []
-    for matrices, decay in ((True, weight_decay), (False, 0.0)):
-        if chosen := [p for p in parameters.values() if (p.ndim >= 2) is matrices]:
-            groups.append({"params": chosen, "weight_decay": decay})
-    return groups
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    vectors = [p for p in parameters.values() if p.ndim < 2]
+    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,11 @@
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import existing_file, read_columns
-from sftmix.components.base import ConfidenceEstimator, Need, require_one_of
+from sftmix.components.base import ConfidenceEstimator, Need
 from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
-
-Checkpoint = Literal["first", "last", "mean"]
 
 LEAST = float(np.finfo(np.float64).min)
 """In place of -inf, which is no confidence: it ranks below every other. See `is_measured`."""
@@ -44,8 +41,11 @@ class Correctness(ConfidenceEstimator):
     needs = frozenset({Need.CORRECT})
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        counted = not (dynamics.n_correct == NOT_COUNTED).any()
-        _check_dynamics(self, counted, Need.CORRECT, "a number of --reference.checkpoints (online losses have none)")
+        if (dynamics.n_correct == NOT_COUNTED).any():
+            raise ConfigError(
+                "confidence Correctness needs the number of correct tokens, which these dynamics do not hold; use a "
+                "number of --reference.checkpoints (online losses have none)"
+            )
         return (dynamics.n_correct / np.where(dynamics.scored, dynamics.n_tokens, np.nan)[:, None]).mean(axis=1)
 
 
@@ -58,7 +58,11 @@ class LowVariability(ConfidenceEstimator):
     least_checkpoints = 2
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        _check_dynamics(self, len(dynamics.steps) > 1, "at least 2 checkpoints", "more --reference.checkpoints")
+        if len(dynamics.steps) < 2:
+            raise ConfigError(
+                "confidence LowVariability needs at least 2 checkpoints, which these dynamics do not hold; use more "
+                "--reference.checkpoints"
+            )
         return np.maximum(-variability(dynamics), LEAST)
 
 
@@ -72,15 +76,17 @@ class IFD(ConfidenceEstimator):
 
     needs = frozenset({Need.RESPONSE_ALONE})
 
-    def __init__(self, *, checkpoint: Checkpoint = "first"):
+    def __init__(self, *, checkpoint: Literal["first", "last", "mean"] = "first"):
         """checkpoint: the scoring of the reference that is used; the paper of IFD uses a model with little training."""
-        require_one_of("confidence.checkpoint", checkpoint, Checkpoint)
         self.checkpoint = checkpoint
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        remedy = "--reference.response_alone true, in another --out"
-        _check_dynamics(self, dynamics.alone_nll_sum is not None, Need.RESPONSE_ALONE, remedy)
-        alone = np.asarray(dynamics.alone_nll_sum)
+        alone = dynamics.alone_nll_sum
+        if alone is None:
+            raise ConfigError(
+                "confidence IFD needs the NLL of each response without its instruction, which these dynamics do not "
+                "hold; use --reference.response_alone true, in another --out"
+            )
         with np.errstate(all="ignore"):
             ratio_NC = dynamics.nll_sum / alone
         ratio_NC[(dynamics.nll_sum == 0) & (alone == 0)] = 1.0
@@ -101,13 +107,16 @@ class LearningPercentage(ConfidenceEstimator):
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         steps = dynamics.steps.tolist()
-        needed = f"{Need.BEFORE_TRAINING} and at 2 later checkpoints"
-        remedy = f"--reference.checkpoints [0, 0.33, 1] or a longer list (they are of the steps {steps})"
-        _check_dynamics(self, steps[:1] == [0] and len(steps) > 2, needed, remedy)
+        if steps[:1] != [0] or len(steps) < 3:
+            raise ConfigError(
+                "confidence LearningPercentage needs the perplexity before training and at 2 later checkpoints, which "
+                "these dynamics do not hold; use --reference.checkpoints [0, 0.33, 1] or a longer list (they are of "
+                f"the steps {steps})"
+            )
         nll_NC = dynamics.mean_nll
         with np.errstate(all="ignore"):  # divided by P_0: this fits float64 even if a perplexity does not
-            first, last = np.expm1(nll_NC[:, 1] - nll_NC[:, 0]), np.expm1(nll_NC[:, -1] - nll_NC[:, 0])
-            learned = np.where(last < 0, first / last, -np.inf)
+            change_NC = np.expm1(nll_NC - nll_NC[:, :1])
+            learned = np.where(change_NC[:, -1] < 0, change_NC[:, 1] / change_NC[:, -1], -np.inf)
         return np.where(dynamics.scored, np.maximum(learned, LEAST), np.nan)
 
 
@@ -135,7 +144,7 @@ class FromFile(ConfidenceEstimator):
         return np.asarray([score[name] for name in dynamics.ids])
 
 
-def is_measured(confidence: Float64) -> npt.NDArray[np.bool_]:
+def is_measured(confidence: Float64) -> np.ndarray:
     """Return bool[N]: True for a confidence that means and pictures can count, which is neither NaN nor LEAST."""
     return np.isfinite(confidence) & (confidence > LEAST)
 
@@ -154,9 +163,3 @@ def variability(dynamics: TrainingDynamics) -> Float64:
     perplexity_NC = perplexity(dynamics)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.where(np.isinf(perplexity_NC).any(axis=1), np.inf, np.std(perplexity_NC, axis=1))
-
-
-def _check_dynamics(estimator: ConfidenceEstimator, hold: bool, needed: str, remedy: str) -> None:
-    if not hold:
-        name = type(estimator).__name__
-        raise ConfigError(f"confidence {name} needs {needed}, which these dynamics do not hold; use {remedy}")

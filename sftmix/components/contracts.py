@@ -4,8 +4,6 @@ A component that breaks its contract stops the run with one line: its name, its 
 allowed. All of it is looked at where the answer arrives.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,19 +15,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError, ContractError
 from sftmix.common.plain import plain_value
 from sftmix.common.tables import impossible_numbers
-from sftmix.components.base import (
-    Callback,
-    CallbackResult,
-    Component,
-    ConfidenceEstimator,
-    Objective,
-    PairSampler,
-    Perturbation,
-    Reference,
-    Selector,
-    Splitter,
-)
-from sftmix.components.view import SFTLoss
+from sftmix.components.base import CallbackResult, Component
 from sftmix.types import (
     MOST_GROUPS,
     UNPAIRED,
@@ -57,80 +43,68 @@ def broken(component: Component, answer: str, allowed: str) -> ContractError:
     return ContractError(f"{type(component).option} {type(component).__name__} returned {answer}; allowed: {allowed}")
 
 
-def check_dynamics(reference: Reference, dynamics: TrainingDynamics) -> TrainingDynamics:
+def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
     """Return the dynamics if their columns fit together and hold possible numbers; else raise ContractError."""
     _check_type(reference, dynamics, TrainingDynamics)
-    size, checkpoints = len(dynamics.ids), len(dynamics.steps)
-    each = (size, checkpoints)
-    shapes = {"steps": (checkpoints,), "n_tokens": (size,), "n_correct": each, "nll_sum": each, "alone_nll_sum": each}
-    columns: dict[str, Any] = {}
+    each = (len(dynamics.ids), len(dynamics.steps))
+    shapes = {"steps": each[1:], "n_tokens": each[:1], "n_correct": each, "nll_sum": each, "alone_nll_sum": each}
     for name, shape in shapes.items():
         if (column := getattr(dynamics, name)) is not None:
             kinds = "iuf" if name.endswith("nll_sum") else "iu"
-            columns[name] = _array(reference, column, shape, kinds=kinds, name=f"{name} ")
-    dynamics = replace(dynamics, **columns)
+            dynamics = replace(dynamics, **{name: _array(reference, name, column, shape, kinds)})
     for name, wrong, allowed in impossible_numbers(dynamics):
-        if wrong.any():
-            row = int(wrong.any(axis=1).argmax())
-            raise broken(reference, f"{name} {columns[name][row]} for {dynamics.ids[row]}", allowed)
+        _check_each(reference, f"{name} of", getattr(dynamics, name), wrong.any(axis=1), dynamics.ids, allowed)
     return dynamics
 
 
-def check_confidence(estimator: ConfidenceEstimator, confidence: Float64, dynamics: TrainingDynamics) -> Float64:
+def check_confidence(estimator: Component, confidence: Any, dynamics: TrainingDynamics) -> Float64:
     """Return the confidence as f64[N] if it is finite, and NaN exactly where unscored; else raise ContractError."""
-    values = _array(estimator, confidence, (len(dynamics.ids),), kinds="iuf").astype(np.float64)
-    wrong = np.flatnonzero(np.isinf(values) | (np.isnan(values) == dynamics.scored))
-    if len(wrong):
-        first = f"{values[wrong[0]]} for {dynamics.ids[wrong[0]]} and {len(wrong) - 1} other examples"
-        raise broken(estimator, first, "a finite number for each example that was scored, NaN for each that was not")
+    values = _array(estimator, "confidence", confidence, (len(dynamics.ids),), "iuf").astype(np.float64)
+    wrong = np.isinf(values) | (np.isnan(values) == dynamics.scored)
+    allowed = "a finite number for each example that was scored, NaN for each that was not"
+    _check_each(estimator, "confidence of", values, wrong, dynamics.ids, allowed)
     return values
 
 
-def check_split(splitter: Splitter, split: Split, scores: Scores) -> Split:
+def check_split(splitter: Component, split: Any, scores: Scores) -> Split:
     """Return the split if it has one of at most MOST_GROUPS groups for each example; else raise ContractError."""
     _check_type(splitter, split, Split)
     names = split.names
     if len(names) > MOST_GROUPS or len({*names, UNPAIRED_NAME}) <= len(names):  # files tell groups by their names
         allowed = f"at most {MOST_GROUPS}, each once, and none {UNPAIRED_NAME!r}"
         raise broken(splitter, f"{len(names)} groups with the names {list(names)}", allowed)
-    group = _array(splitter, split.group, (len(scores),), name="groups ")
-    _check_range(splitter, "groups", group, len(names) - 1, least=UNPAIRED)
-    unscored = np.isnan(scores.confidence) & (group != UNPAIRED)
-    if unscored.any() and np.isfinite(scores.confidence).any():
-        first = f"a group for {scores.id[int(unscored.argmax())]}, which has no confidence"
-        raise broken(splitter, first, "-1 (unpaired) for every example without a confidence (NaN)")
+    group = _array(splitter, "group", split.group, (len(scores),), least=UNPAIRED, most=len(names) - 1)
+    if np.isfinite(scores.confidence).any():
+        wrong = np.isnan(scores.confidence) & (group != UNPAIRED)
+        allowed = "-1 (unpaired) for every example without a confidence (NaN)"
+        _check_each(splitter, "group of", group, wrong, scores.id, allowed)
     return replace(split, group=group.astype(np.int8))
 
 
-def check_pairs(sampler: PairSampler, pairs: Rows, split: Split, scores: Scores) -> Rows:
+def check_pairs(sampler: Component, pairs: Any, split: Split, scores: Scores) -> Rows:
     """Return the pairs if they are i64[P, 2], each of two different rows that have a group; else raise ContractError.
 
     A row may be in several pairs, and both rows of a pair may be of one group.
     """
-    rows = _array(sampler, pairs, (-1, 2))
-    _check_range(sampler, "rows", rows, len(scores) - 1)
+    rows = _array(sampler, "rows", pairs, (-1, 2), least=0, most=len(scores) - 1)
     wrong = (rows[:, 0] == rows[:, 1]) | (split.group[rows] == UNPAIRED).any(axis=1)
-    if wrong.any():
-        place = int(wrong.argmax())
-        answer = f"pair {place}, {rows[place].tolist()} (one of {wrong.sum()})"
-        allowed = "two different rows that have a group; leave out all others, they are trained on by NTP then"
-        raise broken(sampler, answer, allowed)
+    allowed = "two different rows that have a group; leave out all others, they are trained on by NTP then"
+    _check_each(sampler, "pair", rows, wrong, range(len(rows)), allowed)
     return rows.astype(np.int64)
 
 
-def check_selection(selector: Selector, rows: Rows, n_rows: int) -> Rows:
+def check_selection(selector: Component, rows: Any, n_rows: int) -> Rows:
     """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
     if np.size(rows) == 0:
         raise ConfigError(f"selector {type(selector).__name__}: none of the {n_rows} examples is selected")
-    selected = _array(selector, rows, (-1,))
-    _check_range(selector, "rows", selected, n_rows - 1)
+    selected = _array(selector, "rows", rows, (-1,), least=0, most=n_rows - 1)
     distinct = np.unique(selected)
     if len(distinct) < len(selected):
         raise broken(selector, f"{len(selected)} rows, {len(distinct)} of them distinct", "each row once")
     return distinct.astype(np.int64)
 
 
-def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
+def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:
     """Return the plan if its parts have the types, shapes and values of this micro-batch; else raise ContractError.
 
     What weighs is counted, as the step leaves out a term whose count is 0.
@@ -140,17 +114,16 @@ def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
     _check_type(objective, plan, Plan)
     if plan.mixup_mean not in ("own", "ntp"):
         raise broken(objective, f"mixup_mean {plan.mixup_mean!r}", "own, ntp")
-    pairs = tuple(np.shape(plan.pairs)[:1])
-    shapes = {"pairs": (*pairs, 2), "row_weight": batch.labels.shape, "pair_weight": pairs, "lam": pairs}
-    for name, shape in shapes.items():
-        value, kind = getattr(plan, name), "int64" if name == "pairs" else "floats"
-        fits = isinstance(value, torch.Tensor) and value.shape == shape
-        if not fits or not (value.dtype == torch.int64 if kind == "int64" else value.is_floating_point()):
-            raise broken(objective, f"{name} {_described(value)}", f"a tensor of {kind} {list(shape)}")
-        if not value.isfinite().all():
-            raise broken(objective, f"{name} {value[~value.isfinite()][0]}", "finite numbers")
-    _check_range(objective, "pairs of the rows", plan.pairs, len(batch.labels) - 1)
-    _check_range(objective, "lam", plan.lam, 1)
+    tokens, pairs = batch.labels.shape, np.shape(plan.pairs)[:1]
+    last, largest = len(batch.labels) - 1, np.finfo(np.float32).max
+    for name, kinds, shape, least, most in (
+        ("pairs", "iu", (*pairs, 2), 0, last),
+        ("row_weight", "f", tokens, -largest, largest),
+        ("pair_weight", "f", pairs, -largest, largest),
+        ("lam", "f", pairs, 0, 1),
+    ):
+        _check_type(objective, getattr(plan, name), torch.Tensor, f"{name} ")
+        _array(objective, name, getattr(plan, name), shape, kinds, least, most)
     for name in ("ntp_count", "mixup_count", "mu"):
         value = getattr(plan, name)
         if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
@@ -159,10 +132,10 @@ def check_plan(objective: Objective, plan: Plan, batch: Batch) -> Plan:
         raise broken(objective, "ntp_count 0 for tokens with a weight", "above 0, as their number")
     if not plan.mixup_count and plan.mixup_mean == "own" and plan.pair_weight.any():
         raise broken(objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
-    return plan
+    return replace(plan, pairs=plan.pairs.long())
 
 
-def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
+def check_loss(objective: Component, out: Any, plan: Plan) -> None:
     """Raise ContractError for a loss that is no scalar with a graph, or figures that are not detached, one for each."""
     from sftmix import functional
 
@@ -176,14 +149,14 @@ def check_loss(objective: Objective, out: SFTLoss, plan: Plan) -> None:
             raise broken(objective, answer, f"a tensor {list(shape)}, requires_grad {name == 'loss'}")
 
 
-def check_embeddings(perturbation: Perturbation, before: Tensor, changed: Tensor) -> Tensor:
+def check_embeddings(perturbation: Component, before: Tensor, changed: Tensor) -> Tensor:
     """Return the changed embeddings if they have the shape and type of the given ones; else raise ContractError."""
     if _described(changed) != _described(before):
         raise broken(perturbation, _described(changed), f"embeddings {_described(before)}")
     return changed
 
 
-def check_callback_result(callback: Callback, hook: str, result: CallbackResult | None) -> CallbackResult | None:
+def check_callback_result(callback: Component, hook: str, result: Any) -> CallbackResult | None:
     """Return the result of a hook if it is None or a CallbackResult with numbers; else raise ContractError.
 
     None of its metrics may have a name that the loop gives itself: it would take the place of the loop's own.
@@ -206,26 +179,32 @@ def _check_type(component: Component, answer: object, kind: type, name: str = ""
 
 
 def _array(
-    component: Component, answer: Any, shape: tuple[int, ...], *, kinds: str = "iu", name: str = ""
+    component: Component, name: str, answer: Any, shape: Any, kinds: str = "iu", least: Any = None, most: Any = None
 ) -> np.ndarray:
-    """Return an answer as an array of this shape (-1: any length), of whole numbers unless `kinds` allows more.
+    """Return an answer as an array; raise ContractError if it has another shape, other types or other values.
 
-    kinds  of numpy's dtypes
+    shape        -1 in the first place: any length
+    kinds        of numpy's dtypes: whole numbers, unless floats are allowed
+    least, most  bounds of all values; None: any, NaN among them
     """
     try:
         array = np.asarray(answer)
     except (TypeError, ValueError, RuntimeError):  # a ragged list, or a tensor with a graph
         array = np.empty(0, dtype=object)
-    fits = array.ndim == len(shape) and all(n in (-1, size) for n, size in zip(shape, array.shape, strict=True))
+    fits = array.ndim == len(shape) and shape in (array.shape, (-1, *array.shape[1:]))
     if array.dtype.kind not in kinds or not fits:
         numbers = "numbers" if "f" in kinds else "whole numbers"
-        raise broken(component, f"{name}{_described(answer)}", f"{numbers} {list(shape)}")
+        raise broken(component, f"{name} {_described(answer)}", f"{numbers} {list(shape)}")
+    if most is not None and array.size and not least <= array.min() <= array.max() <= most:
+        raise broken(component, f"{name} {array.min()} to {array.max()}", f"{least} to {most}")
     return array
 
 
-def _check_range(component: Component, name: str, values: np.ndarray | Tensor, most: int, least: int = 0) -> None:
-    if len(values) and not least <= values.min() <= values.max() <= most:
-        raise broken(component, f"{name} {values.min()} to {values.max()}", f"{least} to {most}")
+def _check_each(component: Component, name: str, values: np.ndarray, wrong: Any, ids: Any, allowed: str) -> None:
+    """Raise ContractError that names the first of the values that are wrong, bool[N]."""
+    if wrong.any():
+        first = wrong.argmax()
+        raise broken(component, f"{name} {ids[first]}: {values[first]} (one of {wrong.sum()})", allowed)
 
 
 def _described(value: Any) -> str:

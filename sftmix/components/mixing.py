@@ -45,14 +45,12 @@ class MeasureMixing(Callback):
         sums: Any = Counter()
         for part in state.read(partial(_sums, state.objective)):  # of all micro-batches of all ranks
             sums.update(part)
-        ntp, mix = (
-            math.sqrt(sums[name]) / sums[f"{name}_count"] if sums[f"{name}_count"] else 0.0 for name in ("ntp", "mix")
-        )
-        product = math.sqrt(sums["ntp"] * sums["mix"])
+        # What is divided by a zero is zero itself, but for tokens, of which repeats alone have none.
+        ntp, mix = (math.sqrt(sums[name]) / (sums[f"{name}_count"] or 1) for name in ("ntp", "mix"))
         figures = {
-            "mixing_cosine": sums["both"] / product if product else 0.0,
-            "mixing_gradient_share": mix / (ntp + mix) if ntp + mix else 0.0,
-            "mixing_unreached": 1 - sums["reached"] / sums["tokens"] if sums["tokens"] else 0.0,  # repeats alone
+            "mixing_cosine": sums["both"] / (math.sqrt(sums["ntp"] * sums["mix"]) or 1),
+            "mixing_gradient_share": mix / (ntp + mix or 1),
+            "mixing_unreached": 1 - sums["reached"] / sums["tokens"] if sums["tokens"] else 0.0,
         }
         for low in SHARES:
             if sums["pairs", low]:

@@ -8,12 +8,10 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
-from sftmix.components.base import Need, Objective, Schedule, require, require_one_of
+from sftmix.components.base import Need, Objective, Schedule, require
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
 
-NtpOn = Literal["all", "confident", "unconfident"]
-MixupMean = Literal["own", "ntp"]
 LambdaPer = Literal["pair", "batch", "token"]
 Mean = Literal["token", "sequence"]
 
@@ -28,7 +26,7 @@ def ntp_plan(batch: Batch, slot_weight: Tensor) -> Plan:
     row_weight_T = slot_weight[batch.slot]
     if batch.weight is not None:
         row_weight_T = row_weight_T * batch.weight
-    nothing = torch.empty(0, dtype=torch.float32, device=row_weight_T.device)
+    nothing = torch.empty(0, dtype=torch.float32)
     return Plan(
         row_weight=row_weight_T,
         pairs=batch.pairs[:0],
@@ -74,8 +72,8 @@ class SFTMix(Objective):
         *,
         mu: float | Schedule = 0.2,
         alpha: float | Schedule = 0.5,
-        ntp_on: NtpOn = "all",
-        mixup_mean: MixupMean = "own",
+        ntp_on: Literal["all", "confident", "unconfident"] = "all",
+        mixup_mean: Literal["own", "ntp"] = "own",
         lambda_per: LambdaPer = "pair",
         mean: Mean = "token",
     ):
@@ -91,10 +89,6 @@ class SFTMix(Objective):
         for key, value in (("mu", mu), ("alpha", alpha)):
             if not isinstance(value, Schedule):
                 _checked(key, value)
-        require_one_of("objective.ntp_on", ntp_on, NtpOn)
-        require_one_of("objective.mixup_mean", mixup_mean, MixupMean)
-        require_one_of("objective.lambda_per", lambda_per, LambdaPer)
-        require_one_of("objective.mean", mean, Mean)
         self.mu, self.alpha = mu, alpha
         self.ntp_on, self.mixup_mean, self.lambda_per, self.mean = ntp_on, mixup_mean, lambda_per, mean
         if ntp_on != "all":
@@ -114,7 +108,7 @@ class SFTMix(Objective):
             pair = () if self.lambda_per == "batch" else (batch.ids[first], batch.ids[second])
             rng, n_draws = generator(seed, "lambda", step, *pair), size if self.lambda_per == "token" else 1
             draws.append(np.broadcast_to(rng.beta(alpha, alpha, n_draws), (size,)))
-        lam = torch.as_tensor(np.concatenate(draws), dtype=torch.float32, device=batch.pairs.device)
+        lam = torch.as_tensor(np.concatenate(draws), dtype=torch.float32)
 
         # The weight of each token pair before mu, and their part of the Mixup denominator.
         share_M, mixup_count = lam.new_ones(len(lam)), float(len(lam))
@@ -181,8 +175,6 @@ def _checked(key: str, value: float | Schedule, step: int = 0, total_steps: int 
     name = f"objective.{key}"
     if isinstance(value, Schedule):
         name, value = f"{name} at step {step} of {total_steps}", float(value.value(step, total_steps))
-    if key == "mu":
-        require(0 <= value < math.inf, name, value, "a number from 0 (paper: 0.2)")
-    else:
-        require(0 < value < math.inf, name, value, "a number above 0 (paper: 0.5)")
+    holds = 0 <= value < math.inf and (value > 0 or key == "mu")
+    require(holds, name, value, "a number from 0 (paper: 0.2)" if key == "mu" else "a number above 0 (paper: 0.5)")
     return value

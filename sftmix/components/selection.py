@@ -30,7 +30,6 @@ class Longest(Selector):
 
     def __init__(self, *, k: int = 1000):
         """k: number of examples to keep."""
-        _check_k(k)
         self.k = k
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
@@ -42,7 +41,6 @@ class Random(Selector):
 
     def __init__(self, *, k: int):
         """k: number of examples to keep."""
-        _check_k(k)
         self.k = k
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
@@ -66,13 +64,12 @@ class ScoreAtLeast(Selector):
     def select(self, scores: Scores, *, seed: int) -> Rows:
         column = _column({"n_tokens": scores.n_tokens.tolist(), **scores.columns}, self.field)
         try:
-            values = [-math.inf if value in (None, "") else float(value) for value in column]
+            values = np.array([-math.inf if value in (None, "") else float(value) for value in column])
+            if np.isnan(values).any():
+                raise ValueError(f"example {scores.id[np.isnan(values).argmax()]} has nan")
         except ValueError as error:
             raise ConfigError(f"selector.field {self.field!r} is not a column of numbers: {error}") from None
-        if np.isnan(values).any():
-            unknown = scores.id[int(np.isnan(values).argmax())]
-            raise ConfigError(f"selector.field {self.field!r} is not a column of numbers: example {unknown} has nan")
-        return np.flatnonzero(np.array(values) >= self.threshold)
+        return np.flatnonzero(values >= self.threshold)
 
 
 class WithLabel(Selector):
@@ -99,7 +96,6 @@ class Shares(Selector):
         shares: value of the field -> share of the k examples; the shares add up to 1, and parts are rounded.
         k: number of examples to keep.
         """
-        _check_k(k)
         are_shares = min(shares.values(), default=-1) >= 0 and math.isclose(sum(shares.values()), 1)
         require(are_shares, "selector.shares", shares, "shares from 0 that add up to 1")
         self.field, self.shares, self.k = field, shares, k
@@ -109,8 +105,8 @@ class Shares(Selector):
         chosen: list[int] = []
         for value, share in self.shares.items():
             rows, wanted = [row for row, source in enumerate(values) if str(source) == value], round(share * self.k)
-            allowed = f"at most {len(rows)} of the {self.k} examples with {self.field} {value!r}, as there are no more"
-            require(wanted <= len(rows), "selector.shares", self.shares, allowed)
+            allowed = f"from 0 to {len(rows)} of the {self.k} examples with {self.field} {value!r}: there are no more"
+            require(0 <= wanted <= len(rows), "selector.shares", self.shares, allowed)
             chosen += sorted(rows, key=lambda row: stable_hash(seed, "shares", scores.id[row]))[:wanted]
         return np.sort(chosen)
 
@@ -129,7 +125,6 @@ class S2L(Selector):
         dynamics: a dynamics.parquet of the same rows, for instance of `sftmix confidence` with a small model.
         clusters: number of clusters of k-means, at least 1.
         """
-        _check_k(k)
         require(clusters >= 1, "selector.clusters", clusters, "1 and above")
         self.k, self.dynamics, self.clusters = k, dynamics, clusters
 
@@ -141,8 +136,8 @@ class S2L(Selector):
 
         dynamics = read_dynamics(self.dynamics).of(scores.id)
         rows = np.flatnonzero(dynamics.scored)
-        allowed = f"at most {len(rows)}, the examples with a trajectory in selector.dynamics {self.dynamics}"
-        require(self.k <= len(rows), "selector.k", self.k, allowed)
+        allowed = f"from 1 to {len(rows)}, the examples with a trajectory in selector.dynamics {self.dynamics}"
+        require(1 <= self.k <= len(rows), "selector.k", self.k, allowed)
         rng = generator(seed, "s2l")
         with warnings.catch_warnings(action="ignore"):  # an empty cluster gives nothing
             _, cluster = kmeans2(dynamics.mean_nll[rows], min(self.clusters, len(rows)), minit="++", seed=rng)
@@ -160,9 +155,5 @@ def _column(columns: Mapping[str, Sequence[Any]], field: str) -> Sequence[Any]:
 
 def _first(k: int, keys: Sequence[Any]) -> Rows:
     """Return the k rows with the smallest keys."""
-    require(k <= len(keys), "selector.k", k, f"at most {len(keys)}, the number of examples")
+    require(1 <= k <= len(keys), "selector.k", k, f"from 1 to {len(keys)}, the number of examples")
     return np.sort(sorted(range(len(keys)), key=keys.__getitem__)[:k])
-
-
-def _check_k(k: int) -> None:
-    require(k >= 1, "selector.k", k, "a number of examples, 1 and above")

@@ -7,7 +7,7 @@ from sftmix.common.plain import as_list
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import existing_file, read_split
 from sftmix.components.base import Splitter, check_labels, require
-from sftmix.types import MOST_GROUPS, UNPAIRED, Scores, Split
+from sftmix.types import MOST_GROUPS, UNPAIRED, Rows, Scores, Split
 
 HALVES = ("half_a", "half_b")
 """Names of two halves, neither of them the more confident."""
@@ -70,8 +70,7 @@ class RandomSplit(Splitter):
     needs = frozenset()
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        drawn = [stable_hash(seed, "random_split", example_id) for example_id in scores.id]
-        ranked = sorted(range(len(scores)), key=drawn.__getitem__)
+        ranked = sorted(range(len(scores)), key=lambda row: stable_hash(seed, "random_split", scores.id[row]))
         return _equal_groups(ranked, scores, HALVES)
 
 
@@ -86,16 +85,17 @@ class LengthMatched(Splitter):
     needs = frozenset()
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        drawn = [stable_hash(seed, "length_matched", example_id) for example_id in scores.id]
-        lengths = scores.n_tokens.tolist()
-        ranked = sorted(range(len(scores)), key=lambda row: (lengths[row], drawn[row]))
+        def rank(row: int) -> tuple[int, int]:
+            return int(scores.n_tokens[row]), stable_hash(seed, "length_matched", scores.id[row])
+
+        ranked = sorted(range(len(scores)), key=rank)
         if len(ranked) % 2:
             del ranked[len(ranked) // 2]
         halves = np.asarray(ranked, dtype=np.int64).reshape(-1, 2)
         for pair in halves:
             if stable_hash(seed, "length_matched", *[scores.id[row] for row in pair]) % 2:
                 pair[:] = pair[::-1]
-        return _equal_groups(halves.T.flatten().tolist(), scores, HALVES)
+        return _equal_groups(halves.T.flatten(), scores, HALVES)
 
 
 class FromFile(Splitter):
@@ -125,7 +125,7 @@ class FromFile(Splitter):
         return Split(group=np.asarray([group[i] for i in scores.id], dtype=np.int8), names=stored.names)
 
 
-def _equal_groups(ranked: list[int], scores: Scores, names: tuple[str, ...]) -> Split:
+def _equal_groups(ranked: list[int] | Rows, scores: Scores, names: tuple[str, ...]) -> Split:
     """Return equal groups of the ranked rows, in their order; the rest in the middle, and unranked rows, unpaired."""
     if len(ranked) < len(names):
         raise DataError(
@@ -135,7 +135,6 @@ def _equal_groups(ranked: list[int], scores: Scores, names: tuple[str, ...]) -> 
         )
     size, rest = divmod(len(ranked), len(names))
     middle = (len(ranked) - rest) // 2
-    fitting = [*ranked[:middle], *ranked[middle + rest :]]
     group = np.full(len(scores), UNPAIRED, dtype=np.int8)
-    group[fitting] = np.repeat(np.arange(len(names)), size)
+    group[np.delete(ranked, slice(middle, middle + rest))] = np.repeat(np.arange(len(names)), size)
     return Split(group=group, names=names)

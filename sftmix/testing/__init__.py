@@ -6,38 +6,393 @@
     def test_by_length():
         check_splitter(ByLength(threshold=20))
 
-Each check runs the component on generated inputs, the same ones every time. It raises AssertionError with the smallest
-input that breaks the contract of its base class. All need hypothesis (`pip install sftmix[test]`), no data and no GPU.
+Each check runs the component on generated inputs, the same ones every time: its answers must keep the contract that a
+run checks, and what a run takes on trust. It raises AssertionError with the smallest input that breaks the contract of
+its base class. All need hypothesis (`pip install sftmix[test]`), no data and no GPU.
 """
 
-from sftmix.testing.checks import (
-    check_callback,
-    check_confidence_estimator,
-    check_objective,
-    check_optimizer,
-    check_pair_sampler,
-    check_perturbation,
-    check_reference,
-    check_schedule,
-    check_selector,
-    check_splitter,
-)
-from sftmix.testing.strategies import RowsInMemory, equal_groups, rows_in_memory, score_tables, training_dynamics
+import copy
+import math
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-__all__ = [
-    "RowsInMemory",
-    "check_callback",
-    "check_confidence_estimator",
-    "check_objective",
-    "check_optimizer",
-    "check_pair_sampler",
-    "check_perturbation",
-    "check_reference",
-    "check_schedule",
-    "check_selector",
-    "check_splitter",
-    "equal_groups",
-    "rows_in_memory",
-    "score_tables",
-    "training_dynamics",
-]
+import numpy as np
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from sftmix.batches.collate import collate
+from sftmix.batches.order import Slot
+from sftmix.common.errors import ContractError, SFTMixError
+from sftmix.components import base, contracts
+from sftmix.components.base import Need, StageState
+from sftmix.components.splitters import Quantile
+from sftmix.options import TrainingOptions
+from sftmix.training.module import TrainingModule
+from sftmix.training.optimizer import build_optimizer
+from sftmix.training.step import normalise
+from sftmix.types import BatchNLL, Encoded, Int64, RowScores, Scores, Split, TrainingDynamics
+
+# --------------------------------------------------------------------------------------------- inputs
+
+
+class RowsInMemory(list[Encoded]):
+    """Tokenised rows, as the loop sees them, in a list."""
+
+    @property
+    def lengths(self) -> Int64:
+        return np.array([len(example.input_ids) for example in self])
+
+    @property
+    def ids(self) -> list[str]:
+        return [example.id for example in self]
+
+
+def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61) -> RowsInMemory:
+    """Return one row of random tokens per (prompt tokens, response tokens); ids example-0, example-1, ..."""
+    rng, rows = np.random.default_rng(0), RowsInMemory()
+    for row, (prompt, response) in enumerate(lengths):
+        target = np.arange(prompt + response) >= prompt
+        rows.append(Encoded(row, f"example-{row}", rng.integers(3, vocabulary, len(target)), target))
+    return rows
+
+
+@st.composite
+def training_dynamics(draw: st.DrawFn) -> TrainingDynamics:
+    """Draw dynamics of 2 to 24 examples at 3 checkpoints from 0, some alike, some not scored (n_tokens 0)."""
+    size = draw(st.integers(2, 24))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_tokens = rng.integers(0, 41, size) * (rng.random(size) > draw(st.sampled_from([0.0, 0.2])))
+    n_tokens[0] += 1
+    mean_nll = np.round(rng.gamma(2.0, 1.0, size=(2, size, 3)), draw(st.sampled_from([0, 6])))  # rounded: ties
+    nll = (mean_nll + 0.5) * n_tokens[:, None]
+    return TrainingDynamics(
+        ids=[f"id-{number}" for number in rng.permutation(size)],
+        steps=np.array([0, 10, 20]),
+        nll_sum=nll[0],
+        n_tokens=n_tokens,
+        n_correct=rng.integers(0, n_tokens[:, None] + 1, size=(size, 3)),
+        alone_nll_sum=nll[1],
+    )
+
+
+@st.composite
+def score_tables(
+    draw: st.DrawFn, *, max_size: int = 30, labels: Sequence[str] | None = None, confidence: bool = True
+) -> Scores:
+    """Draw tables of 4 to max_size examples, with ties and (if `confidence`) some examples that were not scored.
+
+    labels  the labels to draw from; None: no labels
+    """
+    size = draw(st.integers(4, max_size))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    values = -np.round(rng.gamma(2.0, 3.0, size), draw(st.sampled_from([0, 6])))  # rounded: ties
+    values[rng.random(size) < (draw(st.sampled_from([0.0, 0.1])) if confidence else 1.0)] = np.nan
+    return Scores(
+        id=[f"id-{number}" for number in rng.permutation(size)],
+        row=np.arange(size),
+        confidence=values,
+        variability=rng.gamma(1.0, 1.0, size) - values,  # NaN where the confidence is
+        n_tokens=rng.integers(1, 41, size),
+        label=None if labels is None else rng.choice(labels, size).tolist(),
+        columns={"score": np.round(rng.random(size) * 5, 1).tolist()},
+    )
+
+
+SEED, STEPS = 7, 3
+Tables = st.SearchStrategy[Scores]
+_DYNAMICS, _SCORED, _UNSCORED = training_dynamics(), score_tables(max_size=40), score_tables(confidence=False)
+_DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
+_UNITS = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
+_SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
+
+
+# ----------------------------------------------------------------------------------- what the checks share
+
+
+def _on_examples(strategy, holds):
+    """Return what `holds` gives for inputs. An SFTMixError refuses an input: some may be refused, but not all."""
+    answers, refusals = [], []
+
+    @settings(
+        max_examples=50,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,  # one failure in words; several come as an ExceptionGroup without any
+    )
+    @given(strategy)
+    def check(value):
+        try:
+            answers.append(holds(value))
+        except ContractError:
+            raise
+        except SFTMixError as refusal:
+            refusals.append(refusal)
+
+    check()
+    assert answers, f"every input was refused, the last one with: {refusals[-1]}"
+    return answers
+
+
+def _answer_of(component, ask, *records):
+    """Return ask(component, *records): a copy must answer the same, and the records must stay as they are."""
+    fresh = copy.deepcopy(component)  # each input finds the same component
+    before = [asdict(record) for record in records]
+    answer = ask(fresh, *records)
+    np.testing.assert_equal([asdict(record) for record in records], before, "a record was changed in place")
+    message = "a copy answers something else: keep no state, and draw from sftmix.common.rng.generator(seed, ...)"
+    np.testing.assert_equal(ask(copy.deepcopy(fresh), *records), answer, message)
+    return answer
+
+
+def _permuted(record, order):
+    """Return a record of N examples with these in another order; `row` stays 0..N-1."""
+
+    def moved(values):
+        if values is None:
+            return None
+        if isinstance(values, dict):
+            return {name: moved(column) for name, column in values.items()}
+        return values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
+
+    columns = asdict(record).items()
+    return replace(record, **{name: moved(values) for name, values in columns if name not in ("row", "steps")})
+
+
+def _check_rows(component, inputs, ask):
+    """Check ask(component, record), an answer for each of N examples, whose order must not matter."""
+
+    def holds(record):
+        values = _answer_of(component, ask, record)
+        order = np.random.default_rng(len(values)).permutation(len(values))
+        message = "it depends on the order of the examples; break ties by id"
+        np.testing.assert_allclose(ask(component, _permuted(record, order)), values[order], rtol=1e-12, err_msg=message)
+
+    _on_examples(inputs, holds)
+
+
+# --------------------------------------------------------------------------------------------- rows
+
+
+def check_confidence_estimator(
+    estimator: base.ConfidenceEstimator, *, dynamics: st.SearchStrategy[TrainingDynamics] = _DYNAMICS
+) -> None:
+    """Check that each example gets one number, NaN exactly if unscored, whatever the order of the examples."""
+
+    def ask(component, record):
+        return contracts.check_confidence(component, component.estimate(record), record)
+
+    _check_rows(estimator, dynamics, ask)
+
+
+def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> None:
+    """Check that every example gets a group (unpaired without confidence), whatever the order of the file.
+
+    scores  the tables to try; by default with confidence exactly if the splitter needs it
+    """
+
+    def ask(component, table):
+        split = contracts.check_split(component, component.split(table, seed=SEED), table)
+        return np.unique(split.labels, return_inverse=True)[1]
+
+    if scores is None:
+        scores = _SCORED if Need.CONFIDENCE in splitter.needs else _UNSCORED
+    _check_rows(splitter, scores, ask)
+
+
+def check_selector(selector: base.Selector, *, scores: Tables = _UNSCORED) -> None:
+    """Check that the selected rows are distinct, and the same examples whatever the order of the file."""
+
+    def ask(component, table):
+        return np.isin(table.row, contracts.check_selection(component, component.select(table, seed=SEED), len(table)))
+
+    _check_rows(selector, scores, ask)
+
+
+def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Tables = _SCORED) -> None:
+    """Check that no pair has an unpaired row, a row twice, or the less confident row in column 0, in any epoch.
+
+    Some of the inputs must give a pair: a sampler that never does would mix nothing.
+    groups  number of groups in the splits to try, which are made by confidence
+    """
+
+    def ask(component, table, split):
+        drawn = [component.pairs(split, table, epoch=epoch, seed=SEED) for epoch in range(3)]
+        return [contracts.check_pairs(component, pairs, split, table) for pairs in drawn]
+
+    def holds(table):
+        drawn = _answer_of(sampler, ask, table, Quantile(levels=groups).split(table, seed=SEED))
+        first, second = table.confidence[np.concatenate(drawn)].T
+        assert (first >= second).all(), "column 0 of a pair must be the more confident row"
+        return len(first)
+
+    assert any(_on_examples(scores, holds)), "no input gave a pair; if it needs other tables, give `scores`"
+
+
+def check_reference(reference: base.Reference) -> None:
+    """Check that the dynamics are of exactly the requested examples, in their order, with possible numbers."""
+
+    def ask(component, stored):
+        def give(*_, **__):
+            return stored  # nothing is trained: as if a run had made these
+
+        context: Any = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
+        context.content_hashes = lambda: stored.ids  # made-up examples have no text
+        return asdict(contracts.check_dynamics(component, component.collect(context)))
+
+    def holds(stored):
+        ids = _answer_of(reference, ask, stored)["ids"]
+        assert list(ids) == stored.ids, "it must return exactly context.ids, in that order"
+
+    _on_examples(_DYNAMICS, holds)
+
+
+# --------------------------------------------------------------------------------------------- training
+
+
+def check_schedule(schedule: base.Schedule) -> None:
+    """Check that every step of runs of several lengths gives a finite number from 0, from the step alone."""
+    places = [(step, total) for total in (1, 2, 10, 1000) for step in range(total)]
+    values = _answer_of(schedule, lambda component: [component.value(*place) for place in places])
+    assert all(0 <= value < math.inf for value in values), f"allowed: finite numbers from 0, not {values}"
+
+
+def check_callback(callback: base.Callback) -> None:
+    """Check that every hook returns None or a CallbackResult, with held-out rows or without; observers never stop."""
+    held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0}
+    logged = dict.fromkeys(contracts.OWN_OF_STEP, 1.0) | held_out
+    scores = RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
+    for evaluate in (None, lambda: held_out):
+        state = StageState("train", 1, 4, 0, logged, lambda **_: scores, evaluate)
+        for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
+            result = contracts.check_callback_result(callback, hook, getattr(callback, hook)(state))
+            stops = result and result.stop
+            assert Need.STOP in callback.gives or not stops, f"{hook} stopped training, but `gives` has no Need.STOP"
+
+
+_READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
+_LIBRARIES = (f"{transformers.__path__[0]}/", f"{Path(contracts.__file__).parents[1]}/functional/")
+
+
+class _NoHostReads(TorchFunctionMode):
+    """Refuses what reads a tensor's values, but in transformers and the fused loss."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
+        if by_mask or getattr(func, "__name__", "") in _READS:
+            stack = reversed(traceback.extract_stack()[:-1])
+            place = next(frame for frame in stack if not frame.filename.startswith(f"{torch.__path__[0]}/"))
+            message = f"loss() reads values on the host, which waits for the device: {place.filename}:{place.lineno}"
+            assert place.filename.startswith(_LIBRARIES), message
+        return func(*args, **(kwargs or {}))
+
+
+def _loss(objective, batches, step, move=0.0):
+    """Return the loss of a global batch on a small GPT-2 in float64 and its gradient, in one vector.
+
+    move  is added to the weights
+    """
+    plans = []
+    for batch in batches:
+        plan = contracts.check_plan(objective, objective.plan(batch, step=step, total_steps=STEPS, seed=SEED), batch)
+        assert plan.mu or not len(plan.pairs), "pairs are mixed, but mu is 0"
+        repeats = plan.row_weight[batch.ntp_weight[batch.slot] == 0]
+        assert not repeats.any(), f"a repeated slot carries no NTP loss, but its tokens weigh {repeats.tolist()}"
+        plans.append(plan)
+    config = transformers.GPT2Config(vocab_size=64, n_embd=8, n_layer=2, n_head=2, initializer_range=0.3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        module = TrainingModule(transformers.GPT2LMHeadModel(config).double().eval())
+    weights = list(module.parameters())
+    moved = nn.utils.parameters_to_vector(weights).detach() + torch.as_tensor(move)
+    nn.utils.vector_to_parameters(moved, weights)
+    ntp, mixup = sum(plan.ntp_count for plan in plans), sum(plan.mixup_count for plan in plans)
+    total = torch.zeros((), dtype=torch.float64)
+    for batch, plan in zip(batches, plans, strict=True):
+        scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=1)
+        with _NoHostReads():
+            out = module(batch, scaled, loss=objective.loss)
+        contracts.check_loss(objective, out, scaled)
+        total = total + out.loss
+    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(total, weights, materialize_grads=True))
+    return torch.cat([total.detach()[None], gradient]).numpy()
+
+
+def check_objective(objective: base.Objective, *, finite_differences: bool = True) -> None:
+    """Check plans and loss: well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
+
+    The loss reads no values on the host (`item`, `tolist`, a mask as an index), which would wait for the device.
+
+    The last point makes a run independent of ranks and micro-batches: the loss and its gradient on a small model,
+    divided by the counts of the whole global batch, must not depend on the cut. The gradient is held against finite
+    differences.
+
+    finite_differences  False for a loss with detached parts, which have none
+    """
+    rows, counts = torch.arange(8), torch.tensor([int(example.target.sum()) for example in _DATA[:8]])
+    nll = BatchNLL(rows=rows, nll_sum=counts.double() * (1.0 + rows.double() / 3), n_tokens=counts, ids=_DATA.ids[:8])
+    whole, *cuts = (
+        [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
+        for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
+    )
+    values = _answer_of(objective, lambda component: [_loss(component, whole, step) for step in range(STEPS)])
+    for step, value in enumerate(values):
+        for batches in cuts:
+            other, message = _loss(objective, batches, step), "it depends on how the batch is cut into micro-batches"
+            np.testing.assert_allclose(other, value, rtol=1e-6, atol=1e-8, err_msg=message)
+    if finite_differences:
+        gradient = values[-1][1:]
+        ahead, behind = (_loss(objective, whole, STEPS - 1, way * np.sign(gradient))[0] for way in (1e-6, -1e-6))
+        slope, measured = np.abs(gradient).sum(), (ahead - behind) / 2e-6
+        assert math.isclose(measured, slope, rel_tol=1e-5, abs_tol=1e-8), "the gradient is not the loss's"
+
+
+def check_perturbation(perturbation: base.Perturbation) -> None:
+    """Check that embeddings keep their shape, are differentiable and drawn for each example, whatever its batch."""
+    lengths, ids = [7, 4, 5], ["example-0", "example-1", "example-2"]
+    e = torch.linspace(-1, 1, 3 * 7 * 8).view(3, 7, 8).requires_grad_()
+    mask = (torch.arange(7) < torch.tensor(lengths)[:, None]).long()
+    together = perturbation.embeddings(e, mask, ids=ids, step=2, seed=SEED)
+    contracts.check_embeddings(perturbation, e, together)
+    (gradient,) = torch.autograd.grad(together.sum(), e)
+    assert gradient.abs().sum() > 0, "no gradient reaches the embeddings"
+    for row, length in enumerate(lengths):  # a copy, which has seen none of the others
+        one, fresh = slice(row, row + 1), copy.deepcopy(perturbation)
+        alone = fresh.embeddings(e[one, :length], mask[one, :length], ids=ids[one], step=2, seed=SEED)
+        torch.testing.assert_close(alone[0], together[row, :length], rtol=0, atol=0)
+
+
+def check_optimizer(optimizer: base.Optimizer) -> None:
+    """Check that the optimizer trains exactly its parameters, at its groups' rates, with a state that can be saved."""
+    start = torch.linspace(-1, 1, 28)
+
+    def trained(component, rate=0.01):
+        """Return the weights after two steps, and the optimizer."""
+        layer = nn.utils.skip_init(nn.Linear, 6, 4)
+        nn.utils.vector_to_parameters(start.clone(), layer.parameters())
+        built = build_optimizer(layer, TrainingOptions(), component)
+        for step in (1, 2):
+            for group in built.param_groups:
+                group["lr"] = rate
+            for parameter in layer.parameters():
+                parameter.grad = torch.cos(parameter.detach() / step)  # above 0: the steps do not undo each other
+            built.step()
+        return nn.utils.parameters_to_vector(layer.parameters()).detach(), built
+
+    moved, built = trained(optimizer)
+    assert (moved != start).all(), "a step changed nothing"
+    assert torch.equal(trained(copy.deepcopy(optimizer))[0], moved), "a copy moves elsewhere: draw nothing at random"
+    assert torch.equal(trained(optimizer, rate=0.0)[0], start), "it moves although the rate is 0"
+    for state in built.state.values():
+        for name, value in state.items():
+            assert isinstance(value, (torch.Tensor, int, float)), (
+                f"state {name} is a {type(value).__name__}; a checkpoint holds tensors and numbers"
+            )

@@ -77,7 +77,6 @@ WRONG = {
     "LengthMatchedPairs": {"window": [0]},
     "LevelPairs": {"rule": ["next"]},
     "Quantile": {"levels": [1, 129]},
-    "Random": {"k": [0]},
     "Shares": {"shares": [{}, {"a": 0.6, "b": 0.6}, {"a": 1.5, "b": -0.5}]},
     "TrainedReference": {"checkpoints": [0, -1, [], [-0.5], [1.5], [0.25, 40], [math.nan], [math.inf]]},
 }

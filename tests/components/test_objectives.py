@@ -159,5 +159,5 @@ def test_pairs_of_tokens_that_are_not_in_the_micro_batch_are_refused():
     batch = make_batch([3, 2], 1)
     plan = SFTMix().plan(batch, **AT)
     plan.pairs[0, 0] = -1
-    with pytest.raises(ConfigError, match="pairs of the rows -1 to 4; allowed: 0 to 4"):
+    with pytest.raises(ConfigError, match="pairs -1 to 4; allowed: 0 to 4"):
         check_plan(SFTMix(), plan, batch)

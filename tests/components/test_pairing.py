@@ -23,8 +23,7 @@ from sftmix.components import (
 )
 from sftmix.components.contracts import check_pairs
 from sftmix.pipeline.target import pairs_by
-from sftmix.testing import score_tables
-from sftmix.testing.checks import permuted
+from sftmix.testing import _permuted, score_tables
 from sftmix.types import Split
 from tests.components.tables import scores
 
@@ -187,7 +186,7 @@ def test_gap_pairs_are_a_matching_of_distant_ranks(table, gap, epoch):
     assert min(distance, default=len(ranked)) >= gap * len(ranked)
     # By ids, whatever the order of the file.
     order = np.random.default_rng(epoch).permutation(len(ids))
-    again = order[pairs_of(sampler, Split(split.group[order], split.names), permuted(table, order), epoch=epoch)]
+    again = order[pairs_of(sampler, Split(split.group[order], split.names), _permuted(table, order), epoch=epoch)]
     assert again.tolist() == pairs.tolist()
 
 
@@ -235,8 +234,8 @@ THIRDS = Split(group=np.asarray([0, 1, 0, 1, 0, -1], dtype=np.int8), names=("con
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([[0, 1], [2, 2], [4, 4]], "pair 1, [2, 2] (one of 2); allowed: two different rows that have a group"),
-        ([[5, 3], [2, 5]], "pair 0, [5, 3] (one of 2); allowed: two different rows that have a group"),
+        ([[0, 1], [2, 2], [4, 4]], "pair 1: [2 2] (one of 2); allowed: two different rows that have a group"),
+        ([[5, 3], [2, 5]], "pair 0: [5 3] (one of 2); allowed: two different rows that have a group"),
         ([[0, 1], [2, 6]], "rows 0 to 6; allowed: 0 to 5"),
         ([[0, 1], [2, -1]], "rows -1 to 2; allowed: 0 to 5"),
     ],

@@ -1,5 +1,7 @@
 """Selectors: exactly the rows that were asked for, whatever the order of the file."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,8 +37,8 @@ def test_random_selections_of_two_seeds_are_independent():
 
 
 def test_more_than_there_are_is_an_error():
-    for selector in (Longest(), Random(k=1000)):
-        with pytest.raises(ConfigError, match=r"selector\.k is 1000; allowed: at most 3, the number of examples"):
+    for selector in (Longest(), Random(k=1000), Random(k=0)):
+        with pytest.raises(ConfigError, match=rf"selector\.k is {selector.k}; allowed: from 1 to 3, the number"):
             selector.select(scores([1, 2, 3]), seed=0)
 
 
@@ -55,6 +57,8 @@ def test_a_field_that_is_no_score_is_named_beside_those_there_are():
         ScoreAtLeast(field="score", threshold=1).select(table, seed=0)
     with pytest.raises(ConfigError, match=r"'topic' is not a column of numbers: .*'law'"):
         ScoreAtLeast(field="topic", threshold=1).select(table, seed=0)
+    with pytest.raises(ConfigError, match=r"'judge' is not a column of numbers: example e1 has nan"):
+        ScoreAtLeast(field="judge", threshold=1).select(scores([1, 2], judge=[1.0, math.nan], ids=["e0", "e1"]), seed=0)
 
 
 def test_labels():
@@ -78,7 +82,7 @@ def test_shares_of_sources_are_chosen_by_id():
     assert any(selector.select(table, seed=seed).tolist() != rows for seed in range(1, 9))
     labelled = Shares(field="label", shares={"x": 1.0}, k=1)
     assert labelled.select(scores([1, 1], label=["y", "x"]), seed=0).tolist() == [1]
-    with pytest.raises(ConfigError, match=r"allowed: at most 3 of the 10 examples with source 'b'"):
+    with pytest.raises(ConfigError, match=r"allowed: from 0 to 3 of the 10 examples with source 'b'"):
         Shares(field="source", shares={"a": 0.6, "b": 0.4}, k=10).select(table, seed=0)
 
 
@@ -98,7 +102,7 @@ def test_s2l_spreads_the_choice_over_clusters_of_trajectories(tmp_path):
     assert np.bincount(kinds[rows], minlength=3).tolist() == [2, 5, 5]
     assert rows.tolist() == selector.select(table, seed=0).tolist()
     assert len(S2L(k=30, dynamics=path).select(table, seed=1)) == 30
-    with pytest.raises(ConfigError, match=r"selector\.k is 31; allowed: at most 30, the examples with a trajectory"):
+    with pytest.raises(ConfigError, match=r"selector\.k is 31; allowed: from 1 to 30, the examples with a trajectory"):
         S2L(k=31, dynamics=path).select(table, seed=0)
     with pytest.raises(DataError, match=r"selector\.dynamics: .*none\.parquet: there is no such file"):
         S2L(k=1, dynamics=str(tmp_path / "none.parquet")).files()

@@ -16,7 +16,7 @@ from sftmix.batches.order import Slot
 from sftmix.common.world import World
 from sftmix.components import EAFT, NTP, AdamW, CutMix, ManifoldMixup, NEFTune, SFTMix
 from sftmix.options import TrainingOptions
-from sftmix.testing.checks import _READS
+from sftmix.testing import _READS
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule, attention_inputs
 from sftmix.training.step import prepare_step, train_step

@@ -142,7 +142,7 @@ def test_the_examples_that_have_fallen_most_are_left_out(model, path):
 
 @pytest.mark.parametrize("cls", [PriFT, ASFT, Rho1, TailSFT])
 def test_they_keep_the_contract_of_an_objective(cls, tmp_path):
-    from sftmix.testing.checks import _DATA
+    from sftmix.testing import _DATA
 
     write_dynamics(tmp_path / "dynamics.parquet", dynamics_of(_DATA))
     for mixup in (None, SFTMix(), EmbeddingMixup()):
