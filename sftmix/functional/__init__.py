@@ -13,7 +13,7 @@ pairs of slots; the fused kernel is in sftmix.functional.fused.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ from sftmix.functional.fused import Pass, default_chunk_size, rows_alone, statis
 
 __all__ = [
     "ChunkedLoss",
-    "RowWeight",
     "SFTLoss",
     "SFTMixLoss",
     "align",
@@ -36,8 +35,6 @@ __all__ = [
 
 IGNORED = -100
 """Label of a token that carries no loss, as in transformers."""
-
-RowWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 class SFTLoss(NamedTuple):
@@ -63,15 +60,15 @@ def sft_loss(
     pairs: Tensor,
     lam: Tensor,
     *,
-    row_weight: RowWeight,
+    row_weight: Tensor,
     pair_weight: Tensor,
+    rule: Callable[[Tensor, Tensor], Tensor] | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
     stats: bool = False,
-    row_scale: Tensor | None = None,
     alone: Tensor | None = None,
 ) -> SFTLoss:
     """Compute NTP and Mixup of T token rows through the LM head, without ever holding [T, V] logits.
@@ -85,21 +82,17 @@ def sft_loss(
     labels           i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before
     pairs            i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself
     lam              [M], share of column 0
-    row_weight       [T], or a rule (nll [R], entropy [R]) -> weight [R]: elementwise, detached, for R rows at a time
+    row_weight       [T]; a row of weight 0 carries no NTP loss
     pair_weight      [M]
+    rule             (nll [R], entropy [R]) -> factor [R] of the weights of R rows: elementwise, detached
     label_smoothing  in [0, 1), the share of the NTP target that is spread evenly over V, in the loss only
     chunk_size       rows of logits alive at once, >= 1 (a pair needs two); None chooses from V
     stats            also return correct and entropy
-    row_scale        [T], multiplies what a rule returns (0: the row carries no NTP loss); only with a rule
     alone            i64, the rows in no pair, from a caller who has checked labels and pairs; None checks them and
                      finds these rows, for which the host waits
 
     Raises ValueError for inputs that do not fit, RuntimeError under create_graph.
     """
-    rule = row_weight if callable(row_weight) else None
-    weights: Any = row_weight if rule is None else row_scale
-    if weights is None:
-        weights = torch.ones(len(labels), device=labels.device)
     rows, (vocabulary, width), many = len(labels), weight.shape, len(pairs)
     for name, x, *shape in (  # a shape that does not fit might be broadcast
         ("hidden", hidden, rows, width),
@@ -108,7 +101,7 @@ def sft_loss(
         ("lam", lam, many),
         ("pair_weight", pair_weight, many),
         ("bias", bias, vocabulary),
-        ("row_scale" if rule else "row_weight", weights, rows),
+        ("row_weight", row_weight, rows),
     ):
         if x is not None and list(x.shape) != shape:
             raise ValueError(
@@ -128,7 +121,7 @@ def sft_loss(
     if plain and hidden.device.type in ("cuda", "xpu"):
         kernels = working_kernels(hidden.device, head.hidden.dtype, softcap)
     size = chunk_size or default_chunk_size(vocabulary, weight.device)
-    loss, figures, mixup = head.loss(labels, pairs, lam, weights, pair_weight, alone, size, kernels)
+    loss, figures, mixup = head.loss(labels, pairs, lam, row_weight, pair_weight, alone, size, kernels)
     correct, entropy = (figures.correct, figures.entropy) if stats else (None, None)
     return SFTLoss(head.attach(loss), figures.nll, mixup, correct, entropy)
 
@@ -140,15 +133,15 @@ def reference_sft_loss(
     pairs: Tensor,
     lam: Tensor,
     *,
-    row_weight: RowWeight,
+    row_weight: Tensor,
     pair_weight: Tensor,
+    rule: Callable[[Tensor, Tensor], Tensor] | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
     stats: bool = False,
-    row_scale: Tensor | None = None,
 ) -> SFTLoss:
     """Compute the formula as the paper writes it, under plain autograd, for tests and benchmarks to compare with.
 
@@ -166,10 +159,7 @@ def reference_sft_loss(
     if label_smoothing:  # 0 times the -inf of a masked token would be NaN
         ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
     entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
-    w_T: Any = row_weight
-    if callable(w_T):
-        scale_T = torch.ones_like(nll_T) if row_scale is None else row_scale
-        w_T = torch.where(scale_T == 0, 0.0, scale_T * w_T(nll_T.detach(), entropy_T))
+    w_T = row_weight if rule is None else row_weight * rule(nll_T.detach(), entropy_T)
 
     (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(kind)[:, None]
     mixed_MD = lam_M1 * hidden[i] + (1 - lam_M1) * hidden[j]

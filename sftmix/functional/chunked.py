@@ -49,7 +49,7 @@ def chunked_loss(
     if {rows} != (sizes := {len(x) for x in (*parts, *columns, weights)}):
         raise ValueError(f"hidden, columns and row_weight must have the same number of rows, not {sorted(sizes)}.")
     head = Pass(stacked, weight, bias, scale=scale)
-    # autograd holds some tensors of a chunk
+    # a quarter of the fused loss's chunk, as autograd holds some tensors of it
     step = max(1, (chunk_size or default_chunk_size(len(weight), weight.device) // 4) // len(parts))
     with torch.no_grad(), torch.autocast(stacked.device.type, enabled=False):
         each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)

@@ -53,7 +53,7 @@ def block_rows(vocabulary: int, device: torch.device) -> int:
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of softmax, losses and accumulated gradients: float32 or better."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def rows_alone(pairs: Tensor, rows: int) -> Tensor:
@@ -80,7 +80,7 @@ def _chunks(pairs: Tensor, alone: Tensor, size: int) -> Iterator[tuple[slice, Te
 class Pass:
     """One pass through the LM head: its inputs, cast for the matmuls, its settings, and the gradients so far.
 
-    rule   None, or the `row_weight` of `sft_loss` if it is a rule
+    rule   as of `sft_loss`
     stats  True to compute entropy and correct, too
     """
 
@@ -96,16 +96,17 @@ class Pass:
     def __post_init__(self) -> None:
         # Grad mode and autocast are read here: in the pass both are off, as autocast would round more than matmuls.
         self.inputs: list[Any] = [self.hidden, self.weight, self.bias]
-        need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in self.inputs]
         device = self.hidden.device.type
         cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         with torch.no_grad():
             self.hidden, self.weight, self.bias = (
                 x if x is None or cast is None or x.dtype == torch.float64 else x.to(cast) for x in self.inputs
             )
-        self.trains, self.kind = any(need), statistics_dtype(self.hidden)
+        self.kind = statistics_dtype(self.hidden)
         zeros = partial(torch.zeros_like, dtype=self.kind, memory_format=torch.contiguous_format)
-        self.gradients = [zeros(x) if needed else None for x, needed in zip(self.inputs, need, strict=True)]
+        grad = torch.is_grad_enabled()
+        self.gradients = [zeros(x) if grad and x is not None and x.requires_grad else None for x in self.inputs]
+        self.trains = any(gradient is not None for gradient in self.gradients)
 
     def loss(
         self,
@@ -246,9 +247,7 @@ class Pass:
         if self.rule is not None:
             factor = self.rule(uses.nll.clone(), uses.entropy.clone()).detach()
             if factor.shape != uses.nll.shape:
-                raise ValueError(
-                    f"row_weight: the rule must return one weight per row, not shape {tuple(factor.shape)}."
-                )
+                raise ValueError(f"the rule must return one factor per row, not shape {tuple(factor.shape)}.")
             # 0 if the use is not the row's first, whatever the rule returns
             uses.weight.copy_(torch.where(uses.weight == 0, 0.0, uses.weight * factor))
         # the gradient

@@ -102,14 +102,13 @@ def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.con
 def gradients(x: Tensor, uses: Any, lam: Tensor, pair_weight: Tensor, mixup: Tensor, softcap: float | None) -> None:
     """Turn logits x [K, V] into gradients, in place; fill nll, ntp and mixup. The first rows are the columns of pairs.
 
-    uses  `fused.Figures` of the K rows; lam, pair_weight, mixup  f32[M], 2 M <= K
+    uses  `fused.Figures` of the K rows, of which both kernels take label, weight and nll
+    lam, pair_weight, mixup  f32[M], 2 M <= K
     """
     pairs, vocabulary = len(lam), x.shape[1]
     options = {"softcap": softcap or 0.0, "BLOCK": min(BLOCK, triton.next_power_of_2(vocabulary)), "num_warps": 8}
     if pairs:
-        columns = (uses.label, uses.weight, uses.nll, lam, pair_weight, mixup)
-        _pairs[(pairs,)](x, *columns, pairs, vocabulary, **options)
-    if len(x) > 2 * pairs:
-        rest = uses.part(slice(2 * pairs, None))
-        _rows[(len(x) - 2 * pairs,)](x[2 * pairs :], rest.label, rest.weight, rest.nll, vocabulary, **options)
+        _pairs[(pairs,)](x, *uses[:3], lam, pair_weight, mixup, pairs, vocabulary, **options)
+    if len(alone := x[2 * pairs :]):
+        _rows[(len(alone),)](alone, *uses.part(slice(2 * pairs, None))[:3], vocabulary, **options)
     uses.ntp.copy_(uses.nll)
