@@ -75,7 +75,7 @@ class LossSpikeGuard(Callback):
         require(1 < factor < math.inf, "callbacks.LossSpikeGuard.factor", factor, "above 1")
         require(window >= 2, "callbacks.LossSpikeGuard.window", window, "2 and above")
         self.factor, self.window = factor, window
-        self._losses: deque[float] = deque(maxlen=window)
+        self._losses = deque[float](maxlen=window)
 
     def on_stage_start(self, state: StageState) -> None:
         """Read the losses before a resume from metrics.jsonl, which holds every bit of them."""

@@ -80,30 +80,23 @@ class FromEndpoint(Reference):
     def _connected(self, url: str, tokenizer: Any) -> RowScorer:
         """Return the function of a row, once a text has shown that the server reads it as the tokenizer does."""
 
-        def log_probabilities(prompt, ids, start):
-            """Return f64[n - 1, 2], what it says of n ids, the prompt's from `start` on; ValueError for others."""
+        def log_probabilities(prompt, ids, start, refusal):
+            """Return f64[n - 1, 2], what it says of n ids, the prompt's from `start` on; a refusal for others."""
             try:
                 positions = self.positions(url, prompt, start)[1:]
                 return np.array([at[token] for at, token in zip(positions, ids[1:], strict=True)])
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                raise ValueError(f"does not hold each of {len(ids)} tokens ({error!r})") from error
+                answer = f"the answer does not hold each of {len(ids)} tokens ({error!r})"
+                raise refusal(f"reference.url: {url}, {answer}") from error
 
         def score(row: Encoded) -> tuple[float, int]:
             ids, start = row.input_ids.tolist(), max(int(row.target.argmax()) - 1, 0)
-            try:
-                of_tokens = log_probabilities(ids, ids[start:], start)
-            except ValueError as error:
-                raise DataError(f"reference.url: {url}, row {row.id}: the answer {error}") from error
+            of_tokens = log_probabilities(ids, ids[start:], start, lambda said: DataError(f"{said}, row {row.id}"))
             logprob, highest = of_tokens[row.target[start + 1 :]].sum(axis=0)
             return -logprob, highest
 
-        try:
-            log_probabilities(PROBE, tokenizer(PROBE)["input_ids"], 0)
-        except ValueError as error:
-            raise ConfigError(
-                f"reference.url: {url} does not read a text as the tokenizer of the rows does: its answer {error}. "
-                "Serve a model with that tokenizer, or name the server's as reference.tokenizer"
-            ) from error
+        remedy = "serve a model with the tokenizer of the rows, or name the server's as reference.tokenizer"
+        log_probabilities(PROBE, tokenizer(PROBE)["input_ids"], 0, lambda said: ConfigError(f"{said}: {remedy}"))
         return score
 
     def positions(self, url: str, prompt: str | list[int], start: int) -> Positions:

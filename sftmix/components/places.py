@@ -154,14 +154,13 @@ class CutMix(EmbeddingMixup):
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
         if not isinstance(plan, LinesPlan):
             return plan
-        # token pairs of each pair, which stand one after the other
-        counts = plan.line[: len(plan.lam)].bincount(minlength=len(batch.slot_pairs)).tolist()
-        swapped, begin = torch.zeros(len(plan.lam), dtype=torch.bool), 0
-        for (first, second), n, share in zip(batch.slot_pairs.tolist(), counts, plan.share.tolist(), strict=False):
-            length = round((1 - share) * n)
-            start = generator(seed, "cut", step, batch.ids[first], batch.ids[second]).integers(n - length + 1)
-            swapped[begin + start : begin + start + length] = True
-            begin += n
+        # the token pairs of each pair stand one after the other; each part is a view of them
+        swapped = torch.zeros(len(plan.lam), dtype=torch.bool)
+        parts = swapped.split(plan.line[: len(swapped)].bincount(minlength=len(batch.slot_pairs)).tolist())
+        for (first, second), share, part in zip(batch.slot_pairs.tolist(), plan.share.tolist(), parts, strict=False):
+            length = round((1 - share) * len(part))
+            start = generator(seed, "cut", step, batch.ids[first], batch.ids[second]).integers(len(part) - length + 1)
+            part[start : start + length] = True
         labels = torch.where(swapped.repeat(2), plan.other, plan.own)
         ids = plan.input_ids.index_put((plan.line, plan.column + 1), labels)  # a state predicts the next column
         return replace(plan, input_ids=ids, share=torch.ones_like(plan.share), own=labels, other=labels)

@@ -30,7 +30,7 @@ class TokenWeights(Objective):
     def __init__(self, *, mixup: Objective | None = None):
         """mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs."""
         self.inner = mixup or NTP()
-        self.needs = type(self).needs | self.inner.needs
+        self.needs = self.needs | self.inner.needs
 
     @abstractmethod
     def factors(self, view: LossView, batch: Batch) -> Tensor:
@@ -169,14 +169,11 @@ class Rho1(StoredReference):
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         import torch
 
-        excess = _nll(view, batch) - self.reference_nll(batch, -1)
-        order = excess.argsort(descending=True, stable=True)
-        order = order[batch.slot[order].argsort(stable=True)]  # by response, and in each from the largest
-        size_B = batch.rows.new_zeros(len(batch.ids)).index_add(0, batch.slot, torch.ones_like(batch.slot))
-        slot = batch.slot[order]
-        rank = torch.arange(len(order), device=order.device) - (size_B.cumsum(0) - size_B)[slot]
-        trained = rank < (self.share * size_B.double() - 1e-9)[slot]
-        return torch.zeros_like(excess).index_copy(0, order, trained.to(excess))
+        excess, trained = _nll(view, batch) - self.reference_nll(batch, -1), []
+        for of_response in excess.split([int(example.target[1:].sum()) for example in batch.examples]):
+            rank = of_response.argsort(descending=True, stable=True).argsort()
+            trained.append(rank < math.ceil(self.share * len(rank) - 1e-9))
+        return torch.cat(trained).to(excess)
 
 
 class TailSFT(StoredReference):

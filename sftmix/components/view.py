@@ -61,11 +61,11 @@ class LossView:
             labels=batch.labels,
             pairs=plan.pairs,
             lam=plan.lam,
-            row_weight=plan.row_weight if rule is None else rule,
+            row_weight=plan.row_weight,
             pair_weight=plan.pair_weight,
+            rule=rule,
             label_smoothing=label_smoothing,
             stats=stats,
-            row_scale=None if rule is None else plan.row_weight,
             alone=plan.alone,
             **self._formula,
         )

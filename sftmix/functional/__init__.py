@@ -13,26 +13,17 @@ pairs of slots; the fused kernel is in sftmix.functional.fused.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sftmix.functional.chunked import ChunkedLoss, GradientsInForward, chunked_loss
-from sftmix.functional.fused import (
-    Spec,
-    autocast_dtype,
-    default_chunk_size,
-    fused_loss,
-    kernels_for,
-    rows_alone,
-    statistics_dtype,
-)
+from sftmix.functional.chunked import ChunkedLoss, chunked_loss
+from sftmix.functional.fused import Pass, default_chunk_size, rows_alone, statistics_dtype, working_kernels
 
 __all__ = [
     "ChunkedLoss",
-    "RowWeight",
     "SFTLoss",
     "SFTMixLoss",
     "align",
@@ -44,8 +35,6 @@ __all__ = [
 
 IGNORED = -100
 """Label of a token that carries no loss, as in transformers."""
-
-RowWeight: TypeAlias = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 class SFTLoss(NamedTuple):
@@ -71,15 +60,15 @@ def sft_loss(
     pairs: Tensor,
     lam: Tensor,
     *,
-    row_weight: RowWeight,
+    row_weight: Tensor,
     pair_weight: Tensor,
+    rule: Callable[[Tensor, Tensor], Tensor] | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
     stats: bool = False,
-    row_scale: Tensor | None = None,
     alone: Tensor | None = None,
 ) -> SFTLoss:
     """Compute NTP and Mixup of T token rows through the LM head, without ever holding [T, V] logits.
@@ -93,57 +82,48 @@ def sft_loss(
     labels           i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before
     pairs            i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself
     lam              [M], share of column 0
-    row_weight       [T], or a rule (nll [R], entropy [R]) -> weight [R]: elementwise, detached, for R rows at a time
+    row_weight       [T]; a row of weight 0 carries no NTP loss
     pair_weight      [M]
+    rule             (nll [R], entropy [R]) -> factor [R] of the weights of R rows: elementwise, detached
     label_smoothing  in [0, 1), the share of the NTP target that is spread evenly over V, in the loss only
     chunk_size       rows of logits alive at once, >= 1 (a pair needs two); None chooses from V
     stats            also return correct and entropy
-    row_scale        [T], multiplies what a rule returns (0: the row carries no NTP loss); only with a rule
     alone            i64, the rows in no pair, from a caller who has checked labels and pairs; None checks them and
                      finds these rows, for which the host waits
 
-    Raises TypeError or ValueError for inputs that do not fit, RuntimeError on a second derivative.
+    Raises ValueError for inputs that do not fit, RuntimeError under create_graph.
     """
-    _check_shapes(hidden, weight, labels, pairs, lam, row_weight, row_scale, pair_weight, bias)
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be positive or None, not {softcap}.")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1 or None, not {chunk_size}.")
+    rows, (vocabulary, width), many = len(labels), weight.shape, len(pairs)
+    for name, x, *shape in (  # a shape that does not fit might be broadcast
+        ("hidden", hidden, rows, width),
+        ("labels", labels, rows),
+        ("pairs", pairs, many, 2),
+        ("lam", lam, many),
+        ("pair_weight", pair_weight, many),
+        ("bias", bias, vocabulary),
+        ("row_weight", row_weight, rows),
+    ):
+        if x is not None and list(x.shape) != shape:
+            raise ValueError(
+                f"{name} has shape {list(x.shape)}; with these weight, labels and pairs it must be {shape}."
+            )
     if alone is None:
         # A wrong index would otherwise read another row, or crash a GPU.
-        for name, index, limit in (("labels", labels, len(weight)), ("pairs", pairs, len(labels))):
+        for name, index, limit in (("labels", labels, vocabulary), ("pairs", pairs, rows)):
             if index.numel() and (int(index.min()) < 0 or int(index.max()) >= limit):
                 raise ValueError(f"{name} must lie in [0, {limit}), got {index.min()} to {index.max()}.")
-        alone = rows_alone(pairs, len(labels))
-    elif len(alone) + 2 * len(pairs) < len(labels):
-        raise ValueError(f"alone has {len(alone)} rows; with {len(pairs)} pairs of {len(labels)} rows it needs more.")
-    rule = row_weight if callable(row_weight) else None
-    weights: Any = row_weight if rule is None else row_scale
-    if weights is None:
-        weights = torch.ones(len(labels), device=labels.device)
-    inputs = (hidden, weight, bias)
-    # Grad mode is read here: inside autograd.Function it is always off, and needs_input_grad ignores no_grad.
-    need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
-    device = hidden.device.type
-    spec = Spec(
-        cast=autocast_dtype(device),
-        softcap=softcap,
-        scale=scale,
-        smoothing=label_smoothing,
-        chunk_size=chunk_size or default_chunk_size(len(weight), weight.device),
-        rule=rule,
-        stats=stats,
-        need=need,
-    )
-    with torch.no_grad(), torch.autocast(device, enabled=False):  # autocast would round more than the matmuls
-        kernels = kernels_for(spec, hidden)
-        rows, mixup, gradients = fused_loss(inputs, labels, pairs, lam, weights, pair_weight, alone, spec, kernels)
-        loss = (rows.weight * rows.ntp).sum() + (pair_weight.to(mixup.dtype) * mixup).sum()
-    if any(need):
-        loss = GradientsInForward.apply(loss, gradients, *inputs)
-    return SFTLoss(loss, rows.nll, mixup, rows.correct if stats else None, rows.entropy if stats else None)
+        alone = rows_alone(pairs, rows)
+    elif len(alone) + 2 * many < rows:
+        raise ValueError(f"alone has {len(alone)} rows; with {many} pairs of {rows} rows it needs more.")
+    head = Pass(hidden, weight, bias, softcap, scale, label_smoothing, rule, stats)
+    kernels = None  # those of Triton cover a plain training step
+    plain = head.trains and not (rule or label_smoothing or stats or head.kind == torch.float64)
+    if plain and hidden.device.type in ("cuda", "xpu"):
+        kernels = working_kernels(hidden.device, head.hidden.dtype, softcap)
+    size = chunk_size or default_chunk_size(vocabulary, weight.device)
+    loss, figures, mixup = head.loss(labels, pairs, lam, row_weight, pair_weight, alone, size, kernels)
+    correct, entropy = (figures.correct, figures.entropy) if stats else (None, None)
+    return SFTLoss(head.attach(loss), figures.nll, mixup, correct, entropy)
 
 
 def reference_sft_loss(
@@ -153,15 +133,15 @@ def reference_sft_loss(
     pairs: Tensor,
     lam: Tensor,
     *,
-    row_weight: RowWeight,
+    row_weight: Tensor,
     pair_weight: Tensor,
+    rule: Callable[[Tensor, Tensor], Tensor] | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
     stats: bool = False,
-    row_scale: Tensor | None = None,
 ) -> SFTLoss:
     """Compute the formula as the paper writes it, under plain autograd, for tests and benchmarks to compare with.
 
@@ -179,10 +159,7 @@ def reference_sft_loss(
     if label_smoothing:  # 0 times the -inf of a masked token would be NaN
         ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
     entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
-    w_T: Any = row_weight
-    if callable(w_T):
-        scale_T = torch.ones_like(nll_T) if row_scale is None else row_scale
-        w_T = torch.where(scale_T == 0, 0.0, scale_T * w_T(nll_T.detach(), entropy_T))
+    w_T = row_weight if rule is None else row_weight * rule(nll_T.detach(), entropy_T)
 
     (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(kind)[:, None]
     mixed_MD = lam_M1 * hidden[i] + (1 - lam_M1) * hidden[j]
@@ -283,33 +260,3 @@ def _whole(weight: Any) -> Any:
     if whole.requires_grad:
         whole.register_hook(lambda gradient: gradient / mesh.size())
     return whole
-
-
-def _check_shapes(hidden, weight, labels, pairs, lam, row_weight, row_scale, pair_weight, bias):
-    """Check shapes and dtypes."""
-    rows, (vocabulary, width), many = len(labels), weight.shape, len(pairs)
-    rule = callable(row_weight)
-    if row_scale is not None and not rule:
-        raise ValueError("row_scale goes with a rule; a row_weight of numbers already holds it.")
-    for name, x, shape in (
-        ("hidden", hidden, (rows, width)),
-        ("labels", labels, (rows,)),
-        ("pairs", pairs, (many, 2)),
-        ("lam", lam, (many,)),
-        ("pair_weight", pair_weight, (many,)),
-        ("bias", bias, (vocabulary,)),
-        ("row_weight", None if rule else row_weight, (rows,)),
-        ("row_scale", row_scale, (rows,)),
-    ):
-        if x is not None and x.shape != shape:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; with these weight, labels and pairs it must be {shape}."
-            )
-    if {labels.dtype, pairs.dtype} != {torch.int64}:
-        raise TypeError(f"labels and pairs must be int64, not {labels.dtype} and {pairs.dtype}.")
-    head = {x.dtype for x in (hidden, weight, bias) if x is not None}
-    mixed = len(head) > 1 and (autocast_dtype(hidden.device.type) is None or torch.float64 in head)
-    if mixed or not all(dtype.is_floating_point for dtype in head):
-        raise TypeError(
-            f"hidden, weight and bias must be floating point, and of one dtype outside autocast, not {head}."
-        )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sftmix.functional.fused import LinearHead, Spec, autocast_dtype, default_chunk_size
+from sftmix.functional.fused import Pass, default_chunk_size
 
 
 class ChunkedLoss(NamedTuple):
@@ -41,28 +41,24 @@ def chunked_loss(
     row_weight  w [R], a constant; None: all 1
     chunk_size  rows of logits alive at once, of all `hidden` together; None chooses from V
 
-    Raises ValueError for columns or losses of another length; RuntimeError on a second derivative.
+    Raises ValueError for columns or losses of another length; RuntimeError under create_graph.
     """
     parts = [hidden] if isinstance(hidden, Tensor) else list(hidden)
     rows, stacked = len(parts[0]), parts[0] if len(parts) == 1 else torch.cat(parts)
     weights = stacked.new_ones(rows) if row_weight is None else row_weight.detach()
     if {rows} != (sizes := {len(x) for x in (*parts, *columns, weights)}):
         raise ValueError(f"hidden, columns and row_weight must have the same number of rows, not {sorted(sizes)}.")
-    inputs, device = (stacked, weight, bias), stacked.device.type
-    need = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
-    trains = any(need)
-    size = chunk_size or default_chunk_size(len(weight), weight.device) // 4  # autograd holds some tensors of a chunk
-    spec = Spec(cast=autocast_dtype(device), scale=scale, chunk_size=size, need=need)
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        head = LinearHead(*inputs, spec)
+    head = Pass(stacked, weight, bias, scale=scale)
+    # a quarter of the fused loss's chunk, as autograd holds some tensors of it
+    step = max(1, (chunk_size or default_chunk_size(len(weight), weight.device) // 4) // len(parts))
+    with torch.no_grad(), torch.autocast(stacked.device.type, enabled=False):
         each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)
         places = torch.arange(len(stacked), device=stacked.device).view(len(parts), rows)
-        step = max(1, size // len(parts))
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))
             place = places[:, part].flatten()
-            leaf = head.logits(place, head.weight.new_empty(len(place), len(weight))).requires_grad_(trains)
-            with torch.set_grad_enabled(trains):
+            leaf = head.logits(place, head.weight.new_empty(len(place), len(weight))).requires_grad_(head.trains)
+            with torch.set_grad_enabled(head.trains):
                 x = leaf.to(head.kind)
                 x = x if softcap is None else softcap * torch.tanh(x / softcap)
                 losses = f(*x.chunk(len(parts)), *(column[part] for column in columns))
@@ -70,43 +66,7 @@ def chunked_loss(
                     raise ValueError(f"f must return one loss per row, {len(each[part])}, not {tuple(losses.shape)}.")
                 total = (weights[part] * losses).sum()
             each[part] = losses.detach()
-            if trains:
+            if head.trains:
                 head.backward(place, torch.autograd.grad(total, leaf)[0])
     loss = (weights * each).sum()
-    if trains:
-        loss = GradientsInForward.apply(loss, head.gradients, *inputs)
-    return ChunkedLoss(loss, each)
-
-
-class GradientsInForward(torch.autograd.Function):
-    """A node of the graph that gives a loss the gradients computed together with it."""
-
-    @staticmethod
-    def forward(ctx, loss, gradients, *inputs):
-        ctx.gradients = gradients
-        ctx.save_for_backward(*inputs)  # so that double backward finds them, and fails
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, upstream):
-        if ctx.gradients is None:
-            raise RuntimeError("sft_loss: backward a second time; pass retain_graph=True to the first one.")
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        scale = torch.mul if keep else torch.Tensor.mul_  # in place: a second [V, D] would be the peak of the memory
-        scaled = [None if g is None else scale(g, upstream) for g in ctx.gradients]
-        if not keep:
-            ctx.gradients = None
-        if keep and torch.is_grad_enabled():  # create_graph: add a node that fails on a second derivative
-            inputs = [x for x in ctx.saved_tensors if x is not None]
-            scaled = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in scaled]
-        return None, None, *scaled  # autograd casts them to the dtypes of the inputs
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gradient, *inputs):
-        return gradient.detach()
-
-    @staticmethod
-    def backward(ctx, *upstream):
-        raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")
+    return ChunkedLoss(head.attach(loss), each)

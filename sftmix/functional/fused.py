@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -24,29 +24,6 @@ from torch import Tensor
 
 CPU_BLOCK_CELLS, BLOCK_CELLS = 2**18, 2**26
 """Logits of a block on CPU (1 MiB, the fastest of 2^16 to 2^21) and on an accelerator."""
-
-Spare = defaultdict[str, Tensor]
-"""Buffers of one block by name, made when first asked for and then reused."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """The settings of a pass.
-
-    need   True for each of hidden, weight and bias that needs a gradient
-    cast   None, or the dtype of autocast
-    rule   None, or the `row_weight` of `sft_loss` if it is a rule
-    stats  True to compute entropy and correct, too
-    """
-
-    need: Sequence[bool]
-    chunk_size: int
-    cast: torch.dtype | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-    smoothing: float = 0.0
-    rule: Callable[[Tensor, Tensor], Tensor] | None = None
-    stats: bool = False
 
 
 class Figures(NamedTuple):
@@ -66,72 +43,17 @@ class Figures(NamedTuple):
 def default_chunk_size(vocabulary: int, device: torch.device) -> int:
     """Return the rows of a chunk: 128 MiB of float32 logits on CPU, eight times as much on an accelerator."""
     cells = 2**25 if device.type == "cpu" else 2**28
-    return max(64, min(4096, cells // max(vocabulary, 1)))
+    return max(64, min(4096, cells // vocabulary))
 
 
 def block_rows(vocabulary: int, device: torch.device) -> int:
     """Return the rows of a block, at least 1."""
-    cells = CPU_BLOCK_CELLS if device.type == "cpu" else BLOCK_CELLS
-    return max(1, cells // max(vocabulary, 1))
-
-
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """Return the dtype of matmuls under autocast, or None outside of it."""
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return max(1, (CPU_BLOCK_CELLS if device.type == "cpu" else BLOCK_CELLS) // vocabulary)
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of softmax, losses and accumulated gradients: float32 or better."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def fused_loss(
-    inputs: tuple[Tensor, Tensor, Tensor | None],
-    labels: Tensor,
-    pairs: Tensor,
-    lam: Tensor,
-    row_weight: Tensor,
-    pair_weight: Tensor,
-    alone: Tensor,
-    spec: Spec,
-    kernels: Any,
-) -> tuple[Figures, Tensor, list[Tensor | None]]:
-    """Return the figures of all T rows, mixup [M] and the gradients. Call without grad mode and autocast.
-
-    kernels  the module of the Triton kernels, or None for torch's own passes
-    """
-    head = LinearHead(*inputs, spec)
-    kind, vocabulary, device = head.kind, len(head.weight), labels.device
-    # the token row of each use, in the order of the chunks, and its figures
-    chunks = list(_chunks(pairs, alone, spec.chunk_size))
-    row = torch.cat([labels.new_empty(0), *(rows for _, rows in chunks)])
-    place = torch.arange(len(row), device=device)
-    first = torch.full_like(labels, len(row)).scatter_reduce(0, row, place, "amin")  # the first use of every row
-    weight = torch.where(first[row] == place, row_weight.to(kind)[row], 0.0)
-    nll, ntp, entropy = torch.zeros(3, len(row), dtype=kind, device=device)
-    uses = Figures(labels[row], weight, nll, ntp, entropy, torch.zeros_like(row, dtype=torch.bool))
-    of_pairs = (lam.to(kind), pair_weight.to(kind), torch.zeros(len(pairs), dtype=kind, device=device))
-    # the buffers that all chunks share
-    logits = head.weight.new_empty(max((len(rows) for _, rows in chunks), default=0), vocabulary)
-    height = block_rows(vocabulary, device)
-    spare = Spare(partial(torch.empty, min(height, len(logits)), vocabulary, dtype=kind, device=device))
-
-    # chunk by chunk: logits, their gradients in place, and the gradients of the head's inputs
-    start = 0
-    for in_chunk, rows in chunks:
-        x_KV = head.logits(rows, logits[: len(rows)])
-        chunk_uses = uses.part(slice(start, start + len(rows)))
-        start += len(rows)
-        lam_M, weight_M, mixup_M = (x[in_chunk] for x in of_pairs)
-        if kernels is not None:
-            kernels.gradients(x_KV, chunk_uses, lam_M, weight_M, mixup_M, spec.softcap)
-        else:
-            gradients(x_KV, chunk_uses, lam_M, weight_M, mixup_M, height, spec, spare)
-        head.backward(rows, x_KV)
-    return uses.part(first), of_pairs[2], head.gradients
-
-
-# --------------------------------------------------------------------------------------- uses and chunks
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def rows_alone(pairs: Tensor, rows: int) -> Tensor:
@@ -141,38 +63,103 @@ def rows_alone(pairs: Tensor, rows: int) -> Tensor:
     return alone.nonzero().squeeze(1)
 
 
-def _chunks(pairs: Tensor, singles: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
+def _chunks(pairs: Tensor, alone: Tensor, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Yield the pairs of each chunk and all its token rows: first chunks of pairs, then rows in no pair."""
-    total = 2 * len(pairs) + len(singles)
+    total = 2 * len(pairs) + len(alone)
     # Nearly equal sizes: a small last chunk would cost a pass over the weight's gradient like a full one.
     size = min(size, -(-total // -(-total // size)) + 1) if total else size
     p = s = 0
-    while p < len(pairs) or s < len(singles):
-        n = min(len(pairs) - p, max(1, size // 2))
-        k = min(len(singles) - s, max(0, size - 2 * n))
-        yield slice(p, p + n), torch.cat([pairs[p : p + n].T.flatten(), singles[s : s + k]])
-        p, s = p + n, s + k
+    while p < len(pairs) or s < len(alone):
+        paired = pairs[p : p + max(1, size // 2)].T.flatten()
+        single = alone[s : s + max(0, size - len(paired))]
+        yield slice(p, p + len(paired) // 2), torch.cat([paired, single])
+        p, s = p + len(paired) // 2, s + len(single)
 
 
-# ------------------------------------------------------------------------------------------------ matmuls
+@dataclass
+class Pass:
+    """One pass through the LM head: its inputs, cast for the matmuls, its settings, and the gradients so far.
 
+    rule   as of `sft_loss`
+    stats  True to compute entropy and correct, too
+    """
 
-class LinearHead:
-    """The LM head: logits of some rows, and the gradients that come back from them."""
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    softcap: float | None = None
+    scale: float = 1.0
+    smoothing: float = 0.0
+    rule: Callable[[Tensor, Tensor], Tensor] | None = None
+    stats: bool = False
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec) -> None:
+    def __post_init__(self) -> None:
+        # Grad mode and autocast are read here: in the pass both are off, as autocast would round more than matmuls.
+        self.inputs: list[Any] = [self.hidden, self.weight, self.bias]
+        device = self.hidden.device.type
+        cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        with torch.no_grad():
+            self.hidden, self.weight, self.bias = (
+                x if x is None or cast is None or x.dtype == torch.float64 else x.to(cast) for x in self.inputs
+            )
+        self.kind = statistics_dtype(self.hidden)
+        zeros = partial(torch.zeros_like, dtype=self.kind, memory_format=torch.contiguous_format)
+        grad = torch.is_grad_enabled()
+        self.gradients = [zeros(x) if grad and x is not None and x.requires_grad else None for x in self.inputs]
+        self.trains = any(gradient is not None for gradient in self.gradients)
 
-        def cast(x: Tensor) -> Tensor:
-            return x if spec.cast is None or x.dtype == torch.float64 else x.to(spec.cast)
+    def loss(
+        self,
+        labels: Tensor,
+        pairs: Tensor,
+        lam: Tensor,
+        row_weight: Tensor,
+        pair_weight: Tensor,
+        alone: Tensor,
+        chunk_size: int,
+        kernels: Any = None,
+    ) -> tuple[Tensor, Figures, Tensor]:
+        """Return the loss, detached, the figures of all T rows and mixup [M]; the gradients stay here.
 
-        self.hidden, self.weight, self.bias = cast(hidden), cast(weight), None if bias is None else cast(bias)
-        self.scale, self.kind = spec.scale, statistics_dtype(self.hidden)
-        self.gradients = [
-            torch.zeros_like(x, dtype=self.kind, memory_format=torch.contiguous_format)
-            if need and x is not None
-            else None
-            for x, need in zip((hidden, weight, bias), spec.need, strict=True)
-        ]
+        kernels  the module of the Triton kernels, or None for torch's own passes
+        """
+        with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
+            kind, vocabulary, device = self.kind, len(self.weight), labels.device
+            # the token row of each use, in the order of the chunks; the first use of each row; the figures of each use
+            chunks = list(_chunks(pairs, alone, chunk_size))
+            row = torch.cat([labels.new_empty(0), *(rows for _, rows in chunks)])
+            place = torch.arange(len(row), device=device)
+            first = place.new_full(labels.shape, len(row)).scatter_reduce(0, row, place, "amin")
+            weight = torch.where(first[row] == place, row_weight.to(kind)[row], 0.0)
+            nll, ntp, entropy = torch.zeros(3, len(row), dtype=kind, device=device)
+            uses = Figures(labels[row], weight, nll, ntp, entropy, torch.zeros_like(row, dtype=torch.bool))
+            of_pairs = (lam.to(kind), pair_weight.to(kind), torch.zeros(len(pairs), dtype=kind, device=device))
+            # the buffers that all chunks share; those of one block are made when first asked for
+            logits = self.weight.new_empty(max((len(rows) for _, rows in chunks), default=0), vocabulary)
+            height = block_rows(vocabulary, device)
+            empty = partial(torch.empty, min(height, len(logits)), vocabulary, dtype=kind, device=device)
+            self.spare = defaultdict[str, Tensor](empty)
+
+            # chunk by chunk: logits, their gradients in place, and the gradients of the head's inputs
+            start = 0
+            for in_chunk, rows in chunks:
+                x_KV = self.logits(rows, logits[: len(rows)])
+                chunk_uses = uses.part(slice(start, start + len(rows)))
+                start += len(rows)
+                lam_M, weight_M, mixup_M = (x[in_chunk] for x in of_pairs)
+                if kernels is not None:
+                    kernels.gradients(x_KV, chunk_uses, lam_M, weight_M, mixup_M, self.softcap)
+                else:
+                    self.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, height)
+                self.backward(rows, x_KV)
+            of_rows, (_, weight, mixup) = uses.part(first), of_pairs
+            return (of_rows.weight * of_rows.ntp).sum() + (weight * mixup).sum(), of_rows, mixup
+
+    def attach(self, loss: Tensor) -> Tensor:
+        """Return the loss with a graph that holds its gradients; as it is if nothing is trained."""
+        return GradientsInForward.apply(loss, self.gradients, *self.inputs) if self.trains else loss
+
+    # ------------------------------------------------------------------------------------------------ matmuls
 
     def logits(self, rows: Tensor, out: Tensor) -> Tensor:
         """Write scale (hidden[rows] W^T + bias) into `out` and return it."""
@@ -197,149 +184,153 @@ class LinearHead:
         if db is not None:
             db.add_(d_KV.sum(0, dtype=self.kind), alpha=self.scale)
 
+    # ------------------------------------------------------------------------------------------ pointwise passes
 
-# ------------------------------------------------------------------------------------------ pointwise passes
+    def differentiate(
+        self, x_KV: Tensor, uses: Figures, lam: Tensor, pair_weight: Tensor, mixup: Tensor, height: int
+    ) -> None:
+        """Turn the logits x [K, V] of a chunk into d loss / dx, in place; fill the figures and mixup.
+
+        Of M pairs, column 0 is in the first M rows, column 1 in the next M; the rows in no pair follow.
+        height  rows of a block
+        """
+        n_pairs = len(lam)
+
+        def load(name: str, x: Tensor) -> Tensor:  # x itself if softmax can work in place, else a float32 copy
+            return x if x.dtype == self.kind else self.spare[name][: len(x)].copy_(x)
+
+        def store(x: Tensor, at: slice) -> None:  # the copy goes back where the logits were
+            if x.dtype != x_KV.dtype and self.trains:
+                x_KV[at] = x
+
+        # pairs: rows i with their partners, rows j
+        for start in range(0, n_pairs, height):
+            i = slice(start, min(start + height, n_pairs))
+            j = slice(n_pairs + i.start, n_pairs + i.stop)
+            xi, xj, lam_R1 = load("a", x_KV[i]), load("b", x_KV[j]), lam[i, None]
+            mix = torch.lerp(xj, xi, lam_R1, out=self.spare["mix"][: len(lam_R1)])
+            total = self._mixup(mix, uses.label[i], uses.label[j], lam[i], mixup[i])
+            scale_R1 = (pair_weight[i] / total)[:, None]
+            for x, at, share in ((xi, i, lam_R1), (xj, j, 1 - lam_R1)):
+                self._ntp(x, uses.part(at))
+                if self.trains:
+                    x.addcmul_(mix, share * scale_R1)
+                store(x, at)
+        # rows in no pair
+        for start in range(2 * n_pairs, len(x_KV), height):
+            at = slice(start, start + height)
+            x = load("a", x_KV[at])
+            self._ntp(x, uses.part(at))
+            store(x, at)
+
+    def _ntp(self, x: Tensor, uses: Figures) -> None:
+        """Turn logits x [R, V] into d (row_weight ntp) / dx in place; fill the figures, and the weight by a rule."""
+        slope = self._capped(x)
+        label = uses.label[:, None]
+        at_label = x.gather(1, label).squeeze(1)
+        if self.stats and not x.is_cpu:
+            torch.eq(x.argmax(1), uses.label, out=uses.correct)
+        elif self.stats:  # argmax is slow: only where the label has the maximum, 0 by now
+            hits = (at_label == 0).nonzero().squeeze(1)
+            uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
+        # losses and entropy; x becomes exp(x), so what needs x itself is taken before
+        mean = x.mean(1) if self.smoothing else None
+        logits = self.spare["shifted"][: len(x)].copy_(x) if self.stats or self.rule is not None else None
+        total = x.exp_().sum(1)
+        torch.sub(total.log(), at_label, out=uses.nll)
+        uses.ntp.copy_(uses.nll)
+        if mean is not None:
+            uses.ntp.lerp_(total.log() - mean, self.smoothing)
+        if logits is not None:
+            uses.entropy.copy_(total.log() - torch.linalg.vecdot(x, logits) / total)
+        # the weight by a rule
+        if self.rule is not None:
+            factor = self.rule(uses.nll.clone(), uses.entropy.clone()).detach()
+            if factor.shape != uses.nll.shape:
+                raise ValueError(f"the rule must return one factor per row, not shape {tuple(factor.shape)}.")
+            # 0 if the use is not the row's first, whatever the rule returns
+            uses.weight.copy_(torch.where(uses.weight == 0, 0.0, uses.weight * factor))
+        # the gradient
+        if self.trains:
+            w = uses.weight[:, None]
+            x.mul_(w / total[:, None])
+            if self.smoothing:
+                x.sub_(w * (self.smoothing / x.shape[1]))
+            x.scatter_add_(1, label, w * (self.smoothing - 1))
+            if slope is not None:
+                x.mul_(slope)
+
+    def _mixup(self, x: Tensor, label_i: Tensor, label_j: Tensor, lam: Tensor, loss: Tensor) -> Tensor:
+        """Turn mixed logits x [R, V] into d mixup / dx times the softmax sum of each row, in place; fill `loss`.
+
+        Return these sums [R]. The caller divides by them in a pass that it makes anyway, which saves one here.
+        """
+        slope = self._capped(x)
+        targets = ((label_i[:, None], lam), (label_j[:, None], 1 - lam))
+        at_labels = sum(share * x.gather(1, label).squeeze(1) for label, share in targets)
+        total = x.exp_().sum(1)
+        loss.copy_(total.log() - at_labels)
+        if self.trains:
+            for label, share in targets:
+                x.scatter_add_(1, label, -(total * share)[:, None])
+            if slope is not None:
+                x.mul_(slope)
+        return total
+
+    def _capped(self, x: Tensor) -> Tensor | None:
+        """Turn logits x into softcap tanh(x / softcap) less the row's maximum, in place; return the cap's slope."""
+        slope = None
+        if self.softcap is not None:
+            x.div_(self.softcap).tanh_()
+            if self.trains:
+                slope = torch.mul(x, x, out=self.spare["slope"][: len(x)]).neg_().add_(1)
+            x.mul_(self.softcap)
+        x.sub_(x.amax(1, keepdim=True))
+        return slope
 
 
-def kernels_for(spec: Spec, hidden: Tensor) -> Any:
-    """Return the Triton kernels if they cover this pass and work on the device; else None, and torch computes it."""
-    plain = any(spec.need) and spec.rule is None and not (spec.smoothing or spec.stats)
-    dtype = spec.cast or hidden.dtype
-    if not plain or hidden.device.type not in ("cuda", "xpu") or torch.float64 in (dtype, hidden.dtype):
-        return None
-    return _tried(hidden.device, dtype, spec.softcap)
+class GradientsInForward(torch.autograd.Function):
+    """A node of the graph that gives a loss the gradients computed together with it."""
+
+    @staticmethod
+    def forward(ctx, loss, gradients, *inputs):
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if torch.is_grad_enabled():  # create_graph
+            raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")
+        if ctx.gradients is None:
+            raise RuntimeError("sft_loss: backward a second time; pass retain_graph=True to the first one.")
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        scale = torch.mul if keep else torch.Tensor.mul_  # in place: a second [V, D] would be the peak of the memory
+        scaled = [None if g is None else scale(g, upstream) for g in ctx.gradients]
+        if not keep:
+            ctx.gradients = None
+        return None, None, *scaled  # autograd casts them to the dtypes of the inputs
 
 
 @cache
-def _tried(device: torch.device, dtype: torch.dtype, softcap: float | None) -> Any:
-    """Return the kernels if they give what torch gives for a small input; else None, after one warning."""
+def working_kernels(device: torch.device, dtype: torch.dtype, softcap: float | None) -> Any:
+    """Return the Triton kernels if they give what torch gives for a small input; else None, after one warning."""
     numbers = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, 16, generator=numbers).to(device, dtype) for n in (6, 9000))
+    hidden, weight = (torch.randn(n, 16, generator=numbers).to(device, dtype).requires_grad_() for n in (6, 9000))
     rows = torch.arange(6, device=device)
     lam, share = torch.rand(2, generator=numbers).to(device), torch.rand(6, generator=numbers).to(device)
-    spec = Spec(softcap=softcap, chunk_size=6, need=(True, True, False))
+    figures = []
     try:
         from sftmix.functional import kernels
 
-        inputs = (hidden, weight, None), rows * 1799, rows[:4].view(2, 2), lam, share, share[:2], rows[4:], spec
-        (figures, *computed), (exact, *expected) = (fused_loss(*inputs, backend) for backend in (kernels, None))
+        for backend in (kernels, None):
+            one = Pass(hidden, weight, None, softcap)
+            inputs = rows * 1799, rows[:4].view(2, 2), lam, share, share[:2], rows[4:]
+            _, of_rows, mixup = one.loss(*inputs, chunk_size=6, kernels=backend)
+            figures.append([of_rows.nll, mixup, *one.gradients])
         rtol, atol = 4 * torch.finfo(dtype).eps, 1e-4 if dtype == torch.float32 else 5e-2
-        torch.testing.assert_close([figures.nll, *computed], [exact.nll, *expected], rtol=rtol, atol=atol)
+        torch.testing.assert_close(*figures, rtol=rtol, atol=atol)
     except Exception as error:  # a compiler, a driver or a device that fails in its own way
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(f"the Triton kernels of the loss are left out on {device}: {reason}", stacklevel=2)
         return None
     return kernels
-
-
-def gradients(
-    x_KV: Tensor,
-    uses: Figures,
-    lam: Tensor,
-    pair_weight: Tensor,
-    mixup: Tensor,
-    height: int,
-    spec: Spec,
-    spare: Spare,
-) -> None:
-    """Turn the logits x [K, V] of a chunk into d loss / dx, in place; fill the figures and mixup.
-
-    Of M pairs, column 0 is in the first M rows, column 1 in the next M; the rows in no pair follow.
-    height  rows of a block
-    """
-    n_pairs = len(lam)
-
-    def load(name: str, x: Tensor) -> Tensor:  # x itself if softmax can work in place, else a float32 copy
-        return x if x.dtype == uses.nll.dtype else spare[name][: len(x)].copy_(x)
-
-    def store(x: Tensor, at: slice) -> None:  # the copy goes back where the logits were
-        if x.dtype != x_KV.dtype and any(spec.need):
-            x_KV[at] = x
-
-    # pairs: rows i with their partners, rows j
-    for start in range(0, n_pairs, height):
-        i = slice(start, min(start + height, n_pairs))
-        j = slice(n_pairs + i.start, n_pairs + i.stop)
-        xi, xj, lam_R1 = load("a", x_KV[i]), load("b", x_KV[j]), lam[i, None]
-        mix = torch.lerp(xj, xi, lam_R1, out=spare["mix"][: len(lam_R1)])
-        total = _mixup(mix, uses.label[i], uses.label[j], lam[i], mixup[i], spec, spare)
-        scale_R1 = (pair_weight[i] / total)[:, None]
-        for x, at, share in ((xi, i, lam_R1), (xj, j, 1 - lam_R1)):
-            _ntp(x, uses.part(at), spec, spare)
-            if any(spec.need):
-                x.addcmul_(mix, share * scale_R1)
-            store(x, at)
-    # rows in no pair
-    for start in range(2 * n_pairs, len(x_KV), height):
-        at = slice(start, start + height)
-        x = load("a", x_KV[at])
-        _ntp(x, uses.part(at), spec, spare)
-        store(x, at)
-
-
-def _ntp(x: Tensor, uses: Figures, spec: Spec, spare: Spare) -> None:
-    """Turn logits x [R, V] into d (row_weight ntp) / dx in place; fill the figures, and the weight by a rule."""
-    slope = _capped(x, spec, spare)
-    label = uses.label[:, None]
-    at_label = x.gather(1, label).squeeze(1)
-    if spec.stats and not x.is_cpu:
-        torch.eq(x.argmax(1), uses.label, out=uses.correct)
-    elif spec.stats:  # argmax is slow: only where the label has the maximum, 0 by now
-        hits = (at_label == 0).nonzero().squeeze(1)
-        uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
-    # losses and entropy; x becomes exp(x), so what needs x itself is taken before
-    mean = x.mean(1) if spec.smoothing else None
-    logits = spare["shifted"][: len(x)].copy_(x) if spec.stats or spec.rule is not None else None
-    total = x.exp_().sum(1)
-    torch.sub(total.log(), at_label, out=uses.nll)
-    uses.ntp.copy_(uses.nll)
-    if mean is not None:
-        uses.ntp.lerp_(total.log() - mean, spec.smoothing)
-    if logits is not None:
-        uses.entropy.copy_(total.log() - torch.linalg.vecdot(x, logits) / total)
-    # the weight by a rule
-    if spec.rule is not None:
-        factor = spec.rule(uses.nll.clone(), uses.entropy.clone()).detach()
-        if factor.shape != uses.nll.shape:
-            raise ValueError(f"row_weight: the rule must return one weight per row, not shape {tuple(factor.shape)}.")
-        # 0 if the use is not the row's first, whatever the rule returns
-        uses.weight.copy_(torch.where(uses.weight == 0, 0.0, uses.weight * factor))
-    # the gradient
-    if any(spec.need):
-        w = uses.weight[:, None]
-        x.mul_(w / total[:, None])
-        if spec.smoothing:
-            x.sub_(w * (spec.smoothing / x.shape[1]))
-        x.scatter_add_(1, label, w * (spec.smoothing - 1))
-        if slope is not None:
-            x.mul_(slope)
-
-
-def _mixup(x: Tensor, label_i: Tensor, label_j: Tensor, lam: Tensor, loss: Tensor, spec: Spec, spare: Spare) -> Tensor:
-    """Turn mixed logits x [R, V] into d mixup / dx times the softmax sum of each row, in place; fill `loss`.
-
-    Return these sums [R]. The caller divides by them in a pass that it makes anyway, which saves one here.
-    """
-    slope = _capped(x, spec, spare)
-    targets = ((label_i[:, None], lam), (label_j[:, None], 1 - lam))
-    at_labels = sum(share * x.gather(1, label).squeeze(1) for label, share in targets)
-    total = x.exp_().sum(1)
-    loss.copy_(total.log() - at_labels)
-    if any(spec.need):
-        for label, share in targets:
-            x.scatter_add_(1, label, -(total * share)[:, None])
-        if slope is not None:
-            x.mul_(slope)
-    return total
-
-
-def _capped(x: Tensor, spec: Spec, spare: Spare) -> Tensor | None:
-    """Turn logits x into softcap tanh(x / softcap) less the row's maximum, in place; return the cap's slope."""
-    slope = None
-    if spec.softcap is not None:
-        x.div_(spec.softcap).tanh_()
-        if any(spec.need):
-            slope = torch.mul(x, x, out=spare["slope"][: len(x)]).neg_().add_(1)
-        x.mul_(spec.softcap)
-    x.sub_(x.amax(1, keepdim=True))
-    return slope

@@ -16,7 +16,7 @@ BLOCK = 4096
 
 @triton.jit
 def _logits(x, at, V):
-    """The logits of a row at these places, 0 beyond its end."""
+    """The logits of a row at one place or several, 0 beyond its end."""
     return tl.load(x + at, mask=at < V, other=0.0).to(tl.float32)
 
 
@@ -31,7 +31,7 @@ def _capped(z, softcap: tl.constexpr):
 @triton.jit
 def _slope(z, softcap: tl.constexpr):
     """The derivative of `_capped` where its value is z."""
-    slope = tl.full(z.shape, 1.0, tl.float32)
+    slope = 1.0
     if softcap != 0:
         slope -= (z / softcap) * (z / softcap)
     return slope
@@ -54,7 +54,7 @@ def _rows(x, label, weight, nll, V, softcap: tl.constexpr, BLOCK: tl.constexpr):
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
         top, total = _joined(top, total, _capped(_logits(x, at, V), softcap), at < V)
-    tl.store(nll + row, tl.log(total) - (_capped(tl.load(x + y).to(tl.float32), softcap) - top))
+    tl.store(nll + row, tl.log(total) - (_capped(_logits(x, y, V), softcap) - top))
     w = tl.load(weight + row)
     tl.debug_barrier()
     for start in range(0, V, BLOCK):
@@ -79,8 +79,7 @@ def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.con
         top_i, total_i = _joined(top_i, total_i, _capped(a, softcap), at < V)
         top_j, total_j = _joined(top_j, total_j, _capped(b, softcap), at < V)
         top_m, total_m = _joined(top_m, total_m, mixed, at < V)
-    ii, ji, ij, jj = tl.load(xi + yi), tl.load(xj + yi), tl.load(xi + yj), tl.load(xj + yj)
-    ii, ji, ij, jj = ii.to(tl.float32), ji.to(tl.float32), ij.to(tl.float32), jj.to(tl.float32)
+    ii, ji, ij, jj = _logits(xi, yi, V), _logits(xj, yi, V), _logits(xi, yj, V), _logits(xj, yj, V)
     tl.store(nll + i, tl.log(total_i) - (_capped(ii, softcap) - top_i))
     tl.store(nll + j, tl.log(total_j) - (_capped(jj, softcap) - top_j))
     at_yi, at_yj = _capped(share * ii + (1 - share) * ji, softcap), _capped(share * ij + (1 - share) * jj, softcap)
@@ -103,14 +102,13 @@ def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.con
 def gradients(x: Tensor, uses: Any, lam: Tensor, pair_weight: Tensor, mixup: Tensor, softcap: float | None) -> None:
     """Turn logits x [K, V] into gradients, in place; fill nll, ntp and mixup. The first rows are the columns of pairs.
 
-    uses  `fused.Figures` of the K rows; lam, pair_weight, mixup  f32[M], 2 M <= K
+    uses  `fused.Figures` of the K rows, of which both kernels take label, weight and nll
+    lam, pair_weight, mixup  f32[M], 2 M <= K
     """
     pairs, vocabulary = len(lam), x.shape[1]
     options = {"softcap": softcap or 0.0, "BLOCK": min(BLOCK, triton.next_power_of_2(vocabulary)), "num_warps": 8}
     if pairs:
-        columns = (uses.label, uses.weight, uses.nll, lam, pair_weight, mixup)
-        _pairs[(pairs,)](x, *columns, pairs, vocabulary, **options)
-    if len(x) > 2 * pairs:
-        rest = uses.part(slice(2 * pairs, None))
-        _rows[(len(x) - 2 * pairs,)](x[2 * pairs :], rest.label, rest.weight, rest.nll, vocabulary, **options)
+        _pairs[(pairs,)](x, *uses[:3], lam, pair_weight, mixup, pairs, vocabulary, **options)
+    if len(alone := x[2 * pairs :]):
+        _rows[(len(alone),)](alone, *uses.part(slice(2 * pairs, None))[:3], vocabulary, **options)
     uses.ntp.copy_(uses.nll)

@@ -29,7 +29,7 @@ class Case:
     labels: Tensor
     pairs: Tensor
     lam: Tensor
-    row_weight: Any
+    row_weight: Tensor
     pair_weight: Tensor
     bias: Tensor | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -120,6 +120,7 @@ def cases(draw, *, softcap=True, rules=True, smoothing=True):
         "scale": draw(st.sampled_from([1.0, 0.25, -1.5])),
         "label_smoothing": draw(st.sampled_from([0.0, 0.1])) if smoothing else 0.0,
         "chunk_size": draw(st.sampled_from([None, 1, 2, 3, 4, 7])),
+        "rule": draw(st.sampled_from([None, None, dft, by_entropy])) if rules else None,
     }
     case = make_case(
         draw(st.integers(0, 2**32)),
@@ -133,8 +134,7 @@ def cases(draw, *, softcap=True, rules=True, smoothing=True):
     lam = case.lam.clone()
     for m in draw(st.sets(st.integers(0, 8))):
         lam[m : m + 1] = float(m % 2)
-    rule = draw(st.sampled_from([None, None, dft, by_entropy])) if rules else None
-    return replace(case, lam=lam, row_weight=rule or case.row_weight)
+    return replace(case, lam=lam)
 
 
 # -------------------------------------------------------------------------------------------------- checks
@@ -150,14 +150,14 @@ def check_sum(loss, case):
     """loss = sum_t row_weight_t nll_t + sum_m pair_weight_m mixup_m, whatever the chunks."""
     case = replace(case, options=case.options | {"label_smoothing": 0.0})
     out = case.run(loss).result
-    rule = case.row_weight
-    w = rule(out.nll, out.entropy) if callable(rule) else rule
+    w, rule = case.row_weight, case.options.get("rule")
+    w = w if rule is None else w * rule(out.nll, out.entropy)
     close(out.loss.detach(), (w * out.nll).sum() + (case.pair_weight * out.mixup).sum())
 
 
 def check_endpoints(loss, case):
     """lambda = 1 is the NTP loss of column 0, lambda = 0 that of column 1; in value and gradient."""
-    case = replace(case.with_pairs_only(), options=case.options | {"label_smoothing": 0.0})
+    case = replace(case.with_pairs_only(), options=case.options | {"label_smoothing": 0.0, "rule": None})
     for column, lam in ((0, 1.0), (1, 0.0)):
         out = replace(case, lam=torch.full_like(case.lam, lam)).run(loss)
         close(out.result.mixup, out.result.nll[case.pairs[:, column]])
@@ -193,7 +193,7 @@ def check_permutation(loss, case):
         pairs=place[case.pairs[order]],
         lam=case.lam[order],
         pair_weight=case.pair_weight[order],
-        row_weight=case.row_weight if callable(case.row_weight) else case.row_weight[rows],
+        row_weight=case.row_weight[rows],
     )
     a, b = case.run(loss), moved.run(loss)
     close(b.result.loss, a.result.loss)

@@ -76,13 +76,13 @@ def test_rule_sees_nll_and_entropy_without_a_graph():
         return nll.mul_(-1).exp_()  # even in place
 
     out = case.run(sft_loss, chunk_size=4)
-    got = replace(case, row_weight=rule).run(sft_loss, chunk_size=4)
-    same(got, replace(case, row_weight=dft).run(reference_sft_loss))
+    got = case.run(sft_loss, chunk_size=4, rule=rule)
+    same(got, case.run(reference_sft_loss, rule=dft))
     close(got.result.nll, out.result.nll)
     assert seen
     assert not any(graph for graph, _ in seen)
-    with pytest.raises(ValueError, match="one weight per row"):
-        replace(case, row_weight=lambda nll, entropy: nll.sum()).run(sft_loss)
+    with pytest.raises(ValueError, match="one factor per row"):
+        case.run(sft_loss, rule=lambda nll, entropy: nll.sum())
 
 
 def test_correct_is_the_first_maximum():
@@ -108,11 +108,8 @@ def test_repeats_bit_for_bit():
 def test_second_derivative_raises():
     case = make_case(7)
     h, w = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(call(case, h, w).loss, h, create_graph=True)
-    close(gradient, case.run(sft_loss).hidden)
-    for inputs in ((h,), (w,), (h, w)):
-        with pytest.raises(RuntimeError, match="second derivative"):
-            torch.autograd.grad(gradient.sum(), inputs, retain_graph=True, allow_unused=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(call(case, h, w).loss, h, create_graph=True)
 
 
 def test_a_scaled_loss_has_scaled_gradients_whether_or_not_its_graph_is_kept():
@@ -245,22 +242,16 @@ def test_default_chunk_size_follows_the_vocabulary():
 
 WRONG = [
     ({"labels": torch.tensor([0, 1, -100])}, ValueError, r"labels must lie in \[0, 7\), got -100 to 1"),
-    ({"labels": torch.tensor([0, 1, 2], dtype=torch.int32)}, TypeError, "labels and pairs must be int64"),
     ({"labels": torch.tensor([0, 1])}, ValueError, "hidden has shape"),
     ({"pairs": torch.tensor([[0, 3]])}, ValueError, r"pairs must lie in \[0, 3\)"),
     ({"pairs": torch.tensor([[0, 1, 2]])}, ValueError, "pairs has shape"),
-    ({"pairs": torch.tensor([[0.0, 1.0]])}, TypeError, "pairs must be int64"),
+    ({"pairs": torch.tensor([[0.0, 1.0]])}, IndexError, "must be long"),
     ({"lam": torch.tensor([0.5, 0.5])}, ValueError, "lam has shape"),
     ({"pair_weight": torch.tensor(0.5)}, ValueError, "pair_weight has shape"),
     ({"row_weight": torch.ones(2)}, ValueError, "row_weight has shape"),
     ({"bias": torch.zeros(3)}, ValueError, "bias has shape"),
-    ({"bias": torch.zeros(7, dtype=torch.float64)}, TypeError, "one dtype outside autocast"),
-    ({"hidden": torch.zeros(3, 4, dtype=torch.int64)}, TypeError, "floating point"),
-    ({"softcap": 0.0}, ValueError, "softcap must be positive"),
-    ({"label_smoothing": 1.0}, ValueError, "label_smoothing"),
-    ({"chunk_size": 0}, ValueError, "chunk_size"),
-    ({"row_scale": torch.ones(3)}, ValueError, "row_scale goes with a rule"),
-    ({"row_weight": dft, "row_scale": torch.ones(2)}, ValueError, "row_scale has shape"),
+    ({"bias": torch.zeros(7, dtype=torch.float64)}, RuntimeError, "dtype"),
+    ({"hidden": torch.zeros(3, 4, dtype=torch.int64)}, RuntimeError, "dtype"),
 ]
 
 
@@ -292,15 +283,14 @@ def test_on_a_gpu(dtype):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, None])
-def test_row_scale_multiplies_what_a_rule_returns(chunk_size):
-    """Equal to the specification, and to the same weights given as numbers; a row of scale 0 carries no NTP loss."""
+def test_a_rule_multiplies_the_weights(chunk_size):
+    """Equal to the specification, and to the same weights given as numbers; a row of weight 0 carries no NTP loss."""
     scale = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 2.0, 1.0, 0.0, 1.0], dtype=torch.float64)
-    case = make_case(5)
-    rule = replace(case, row_weight=dft, options={"row_scale": scale})
-    got = rule.run(sft_loss, chunk_size=chunk_size)
-    same(got, rule.run(reference_sft_loss))
+    case = replace(make_case(5), row_weight=scale)
+    got = case.run(sft_loss, rule=dft, chunk_size=chunk_size)
+    same(got, case.run(reference_sft_loss, rule=dft))
     numbers = torch.exp(-got.result.nll) * scale
     same(got, replace(case, row_weight=numbers).run(sft_loss))
-    infinite = replace(rule, row_weight=lambda nll, entropy: torch.where(nll > -1, torch.inf, 0.0))
-    none = replace(infinite, options={"row_scale": torch.zeros_like(scale)}).run(sft_loss, chunk_size=chunk_size)
+    infinite = {"rule": lambda nll, entropy: torch.where(nll > -1, torch.inf, 0.0), "chunk_size": chunk_size}
+    none = case.with_pairs_only().run(sft_loss, **infinite)
     close(none.result.loss, (case.pair_weight * none.result.mixup).sum())

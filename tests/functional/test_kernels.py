@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections import defaultdict
 from functools import partial
 
 import pytest
@@ -14,9 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are imported
 pytest.importorskip("triton", reason="Triton is not installed; pip install triton==3.9.0 (1 GB) runs these")
 
 from sftmix.functional import fused, kernels
-from sftmix.functional.fused import Figures, Spare, Spec
-
-SPEC = Spec(chunk_size=5, need=(True, True, False))
+from sftmix.functional.fused import Figures, Pass
 
 
 def passes(x, rows, pairs, softcap, seed=0):
@@ -34,8 +32,9 @@ def passes(x, rows, pairs, softcap, seed=0):
         if kernel:
             kernels.gradients(place, uses, lam, pair_weight, mixup, softcap)
         else:
-            spec, spare = replace(SPEC, softcap=softcap), Spare(partial(torch.empty, x.shape))
-            fused.gradients(place, uses, lam, pair_weight, mixup, rows, spec, spare)
+            one = Pass(x.new_ones(rows, 1).float().requires_grad_(), x.new_ones(1, 1).float(), None, softcap)
+            one.spare = defaultdict(partial(torch.empty, x.shape))
+            one.differentiate(place, uses, lam, pair_weight, mixup, rows)
         assert torch.equal(uses.nll, uses.ntp)
         results.append((place, uses.nll, mixup))
     return results
@@ -66,26 +65,26 @@ def test_extreme_logits(softcap):
 
 def test_a_loss_with_them_is_the_loss():
     g = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(9, 16, generator=g), torch.randn(999, 16, generator=g)
+    hidden, weight = (torch.randn(n, 16, generator=g).requires_grad_() for n in (9, 999))
     labels, pairs = torch.randint(0, 999, (9,), generator=g), torch.tensor([[0, 1], [2, 3], [2, 5]])
     given = (labels, pairs, torch.rand(3, generator=g), torch.rand(9, generator=g), torch.rand(3, generator=g))
-    found, expected = (
-        fused.fused_loss((hidden, weight, None), *given, fused.rows_alone(pairs, 9), SPEC, one)
-        for one in (kernels, None)
-    )
-    for one, other in ((found[0].nll, expected[0].nll), *zip(found[2][:2], expected[2][:2], strict=True)):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-5)
+    found, expected = [], []
+    for into, backend in ((found, kernels), (expected, None)):
+        one = Pass(hidden, weight, None)
+        loss, figures, mixup = one.loss(*given, fused.rows_alone(pairs, 9), 5, backend)
+        into += [loss, figures.nll, mixup, *one.gradients]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[2], expected[2], rtol=1e-6, atol=1e-5)
 
 
 def test_kernels_that_give_other_numbers_are_left_out_with_one_line(monkeypatch):
     cpu = torch.device("cpu")
     for dtype in (torch.float32, torch.bfloat16):
-        assert fused._tried.__wrapped__(cpu, dtype, None) is kernels
+        assert fused.working_kernels.__wrapped__(cpu, dtype, None) is kernels
     shipped = kernels.gradients
     monkeypatch.setattr(kernels, "gradients", lambda x, *more: shipped(x, *more) or x.mul_(1.1))
     with pytest.warns(UserWarning, match="the Triton kernels of the loss are left out on cpu") as seen:
-        assert fused._tried.__wrapped__(cpu, torch.float32, None) is None
+        assert fused.working_kernels.__wrapped__(cpu, torch.float32, None) is None
     assert len(seen) == 1
     assert "\n" not in str(seen[0].message)
 
