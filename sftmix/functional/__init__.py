@@ -33,6 +33,8 @@ __all__ = [
     "sft_loss",
 ]
 
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""(nll [R], entropy [R]) -> factor [R] of the weights of R token rows."""
 IGNORED = -100
 """Label of a token that carries no loss, as in transformers."""
 
@@ -60,9 +62,9 @@ def sft_loss(
     pairs: Tensor,
     lam: Tensor,
     *,
-    row_weight: Tensor,
+    row_weight: Tensor | Rule,
     pair_weight: Tensor,
-    rule: Callable[[Tensor, Tensor], Tensor] | None = None,
+    rule: Rule | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
@@ -82,7 +84,7 @@ def sft_loss(
     labels           i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before
     pairs            i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself
     lam              [M], share of column 0
-    row_weight       [T]; a row of weight 0 carries no NTP loss
+    row_weight       [T]; a row of weight 0 carries no NTP loss. Or a rule, where all weights are 1
     pair_weight      [M]
     rule             (nll [R], entropy [R]) -> factor [R] of the weights of R rows: elementwise, detached
     label_smoothing  in [0, 1), the share of the NTP target that is spread evenly over V, in the loss only
@@ -91,8 +93,15 @@ def sft_loss(
     alone            i64, the rows in no pair, from a caller who has checked labels and pairs; None checks them and
                      finds these rows, for which the host waits
 
-    Raises ValueError for inputs that do not fit, RuntimeError under create_graph.
+    Raises ValueError for inputs that do not fit, RuntimeError on a second derivative.
     """
+    if callable(row_weight):
+        rule, row_weight = row_weight, torch.ones(len(labels), device=labels.device)
+    if not (0 <= label_smoothing < 1 and (softcap is None or softcap > 0) and (chunk_size is None or chunk_size >= 1)):
+        raise ValueError(
+            f"label_smoothing {label_smoothing}, softcap {softcap}, chunk_size {chunk_size}; allowed: label_smoothing "
+            "in [0, 1), softcap above 0 or None, chunk_size at least 1 or None."
+        )
     rows, (vocabulary, width), many = len(labels), weight.shape, len(pairs)
     for name, x, *shape in (  # a shape that does not fit might be broadcast
         ("hidden", hidden, rows, width),
@@ -133,9 +142,9 @@ def reference_sft_loss(
     pairs: Tensor,
     lam: Tensor,
     *,
-    row_weight: Tensor,
+    row_weight: Tensor | Rule,
     pair_weight: Tensor,
-    rule: Callable[[Tensor, Tensor], Tensor] | None = None,
+    rule: Rule | None = None,
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
@@ -147,6 +156,8 @@ def reference_sft_loss(
 
     It mixes hidden states, applies the head to them again, and takes dense soft labels. `chunk_size` has no effect.
     """
+    if callable(row_weight):
+        rule, row_weight = row_weight, torch.ones(len(labels), device=labels.device)
     kind = statistics_dtype(hidden)
 
     def log_softmax(h: Tensor) -> Tensor:

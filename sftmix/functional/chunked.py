@@ -41,7 +41,7 @@ def chunked_loss(
     row_weight  w [R], a constant; None: all 1
     chunk_size  rows of logits alive at once, of all `hidden` together; None chooses from V
 
-    Raises ValueError for columns or losses of another length; RuntimeError under create_graph.
+    Raises ValueError for columns or losses of another length; RuntimeError on a second derivative.
     """
     parts = [hidden] if isinstance(hidden, Tensor) else list(hidden)
     rows, stacked = len(parts[0]), parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -295,12 +295,11 @@ class GradientsInForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, loss, gradients, *inputs):
         ctx.gradients = gradients
+        ctx.save_for_backward(*inputs)  # so that double backward finds them, and fails
         return loss.clone()
 
     @staticmethod
     def backward(ctx, upstream):
-        if torch.is_grad_enabled():  # create_graph
-            raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")
         if ctx.gradients is None:
             raise RuntimeError("sft_loss: backward a second time; pass retain_graph=True to the first one.")
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
@@ -308,7 +307,20 @@ class GradientsInForward(torch.autograd.Function):
         scaled = [None if g is None else scale(g, upstream) for g in ctx.gradients]
         if not keep:
             ctx.gradients = None
+        if torch.is_grad_enabled():  # create_graph: add a node that fails on a second derivative
+            inputs = [x for x in ctx.saved_tensors if x is not None]
+            scaled = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in scaled]
         return None, None, *scaled  # autograd casts them to the dtypes of the inputs
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gradient, *inputs):
+        return gradient.detach()
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")
 
 
 @cache

@@ -78,6 +78,9 @@ def test_rule_sees_nll_and_entropy_without_a_graph():
     out = case.run(sft_loss, chunk_size=4)
     got = case.run(sft_loss, chunk_size=4, rule=rule)
     same(got, case.run(reference_sft_loss, rule=dft))
+    ones = replace(case, row_weight=torch.ones_like(case.row_weight)).run(sft_loss, rule=dft)
+    for loss in (sft_loss, reference_sft_loss):
+        same(replace(case, row_weight=dft).run(loss), ones)
     close(got.result.nll, out.result.nll)
     assert seen
     assert not any(graph for graph, _ in seen)
@@ -108,8 +111,11 @@ def test_repeats_bit_for_bit():
 def test_second_derivative_raises():
     case = make_case(7)
     h, w = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
-    with pytest.raises(RuntimeError, match="second derivative"):
-        torch.autograd.grad(call(case, h, w).loss, h, create_graph=True)
+    (gradient,) = torch.autograd.grad(call(case, h, w).loss, h, create_graph=True)
+    close(gradient, case.run(sft_loss).hidden)
+    for inputs in ((h,), (w,), (h, w)):
+        with pytest.raises(RuntimeError, match="second derivative"):
+            torch.autograd.grad(gradient.sum(), inputs, retain_graph=True, allow_unused=True)
 
 
 def test_a_scaled_loss_has_scaled_gradients_whether_or_not_its_graph_is_kept():
@@ -250,6 +256,9 @@ WRONG = [
     ({"pair_weight": torch.tensor(0.5)}, ValueError, "pair_weight has shape"),
     ({"row_weight": torch.ones(2)}, ValueError, "row_weight has shape"),
     ({"bias": torch.zeros(3)}, ValueError, "bias has shape"),
+    ({"softcap": 0.0}, ValueError, "softcap above 0"),
+    ({"label_smoothing": 1.0}, ValueError, "label_smoothing 1.0"),
+    ({"chunk_size": 0}, ValueError, "chunk_size 0"),
     ({"bias": torch.zeros(7, dtype=torch.float64)}, RuntimeError, "dtype"),
     ({"hidden": torch.zeros(3, 4, dtype=torch.int64)}, RuntimeError, "dtype"),
 ]
