@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.names import path_problem
+from sftmix.common.files import path_problem
 
 # -------------------------------------------------------------------- commands with a configuration
 

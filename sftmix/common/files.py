@@ -1,9 +1,10 @@
-"""Files and directories that appear whole or not at all, with a manifest of hashes."""
+"""Files and directories that appear whole or not at all, with a manifest of hashes; their names; those of a stage."""
 
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -224,3 +225,68 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------ names of places
+
+
+HUB_ID = re.compile(r"^(?=.{1,96}\Z)(?!\.+(/|\Z))[\w.-]+(/(?!\.+\Z)[\w.-]+)?\Z")
+"""`NAME` or `OWNER/NAME` on the Hugging Face hub."""
+
+_URL = re.compile(r"^[A-Za-z][\w+.-]+:/")
+
+_LONGEST = 200
+"""Bytes of a name in a path: file systems take 255, and unfinished directories have longer names."""
+
+
+def path_problem(path: str | os.PathLike[str]) -> str | None:
+    """Return why nothing is written under this path, or None: a URL, or control characters in it."""
+    name = os.fspath(path)
+    if _URL.match(name):
+        return "is a URL; name a place on this machine"
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        return "holds a control character; name a place without it"
+    if any(len(os.fsencode(part)) > _LONGEST for part in Path(name).parts):
+        return f"has a part of more than {_LONGEST} bytes; name a shorter one"
+    return None
+
+
+is_there = os.path.exists
+"""True if there is such a file or directory; False for a name that no file can have, too."""
+
+
+# ------------------------------------------------------------------------------------------------ files of a stage
+
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a stage: the checkpoints to resume from."""
+BEST = "best"
+"""Folder of a stage: the weights of its best held-out evaluation (checkpoint.keep_best)."""
+
+
+def step_path(directory: Path, step: int) -> Path:
+    """Return the directory of one checkpoint."""
+    return directory / f"step-{step:08d}"
+
+
+def steps_in(directory: Path) -> list[int]:
+    """Return the steps that have a checkpoint directory, newest first, valid or not."""
+    directories = [path for path in directory.glob(f"step-{'[0-9]' * 8}") if path.is_dir()]
+    return sorted((int(path.name.removeprefix("step-")) for path in directories), reverse=True)
+
+
+def read_steps(stage: Path) -> list[dict[str, Any]]:
+    """Return the lines of a stage's metrics.jsonl; none without the file.
+
+    The last line may be torn, by a killed process or because it is being written: it is left out. Raises
+    DifferenceError for another line that is not as a run writes it.
+    """
+    path = stage / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        return [
+            read_object(line, f"{path}, line {number}", step=int)
+            for number, line in enumerate(file, 1)
+            if line.endswith((b"}", b"\n"))
+        ]

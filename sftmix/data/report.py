@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sftmix.common.figures import counted
-from sftmix.common.shown import one_line
+from sftmix.common.shown import counted, one_line
 
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""

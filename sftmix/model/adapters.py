@@ -21,7 +21,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
-from sftmix.model.unused import freeze_unused, unused_modules
+from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.options import LoraOptions
 
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from sftmix.common.world import World
+from sftmix.model.layers import freeze_unused
 from sftmix.model.load import load_model, model_config, stored_dtype
-from sftmix.model.unused import freeze_unused
 
 # ------------------------------------------------------------------------------- 1. a model with its values
 

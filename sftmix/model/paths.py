@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.names import HUB_ID, is_there
+from sftmix.common.files import HUB_ID, is_there
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 """Endings of files of weights that can hold programs, or that are of other libraries."""

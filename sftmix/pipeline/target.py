@@ -9,8 +9,7 @@ from typing import Any
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import sha256_file
-from sftmix.common.steps import read_steps
+from sftmix.common.files import read_steps, sha256_file
 from sftmix.common.tables import write_dynamics
 from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability

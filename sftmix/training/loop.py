@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 
 from sftmix.batches.order import TrainingOrder, digest
 from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
-from sftmix.common.checkpoints import CHECKPOINTS
 from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
-from sftmix.common.files import check_room
+from sftmix.common.files import CHECKPOINTS, check_room
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.components.base import Callback, Objective, Optimizer, Perturbation, StageState

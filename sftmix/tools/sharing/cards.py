@@ -22,8 +22,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.common.files import read_json, write_text
-from sftmix.common.names import HUB_ID, is_there
+from sftmix.common.files import HUB_ID, is_there, read_json, write_text
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
 from sftmix.config.read import read_finished

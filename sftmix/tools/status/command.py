@@ -11,10 +11,8 @@ from typing import Any
 
 from sftmix.cli.results import STAGES, at, held_out, say
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
-from sftmix.common.figures import markdown_table
-from sftmix.common.files import MANIFEST, not_as_written, read_json
-from sftmix.common.names import is_there
-from sftmix.common.steps import read_steps
+from sftmix.common.files import MANIFEST, is_there, not_as_written, read_json, read_steps
+from sftmix.common.shown import markdown_table
 from sftmix.config.read import TABLE, read_yaml
 
 ABOUT = """Show how far runs are: stages, steps, last loss, time left, and whether the process is alive.

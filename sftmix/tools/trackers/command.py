@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.figures import flatten
 from sftmix.common.files import read_json
+from sftmix.common.shown import flatten
 from sftmix.components.base import missing_package
 from sftmix.pipeline.finished import refuse_no_run
 from sftmix.tools.trackers import TRACKERS
