@@ -27,6 +27,8 @@ Int64 = npt.NDArray[np.int64]
 Rows = Int64
 """Row numbers of the data set, or pairs of them; other whole numbers are Int64."""
 Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
 Tensor: TypeAlias = "torch.Tensor"
 """A torch tensor, for component modules: the command line executes their `if TYPE_CHECKING:` blocks, so they cannot
 import torch there."""
@@ -83,10 +85,10 @@ class Encoded:
     row: int
     id: str
     input_ids: Int64
-    target: npt.NDArray[np.bool_]
+    target: Bool
     truncated: bool = False
     starts: Int64 | None = None
-    weight: npt.NDArray[np.float32] | None = None
+    weight: Float32 | None = None
 
 
 # ---------------------------------------------------------------------------- dynamics, scores, split
@@ -105,7 +107,7 @@ class RowScores:
     nll_sum: Float64
     n_tokens: Int64
     n_correct: Int64
-    token_nll: Sequence[npt.NDArray[np.float32]] | None = None
+    token_nll: Sequence[Float32] | None = None
 
 
 RowScorer = Callable[[Encoded], tuple[float, int]]
@@ -133,11 +135,11 @@ class TrainingDynamics:
     nll_sum: Float64
     n_tokens: Int64
     n_correct: Int64
-    token_nll: Sequence[npt.NDArray[np.float32]] | None = None
+    token_nll: Sequence[Float32] | None = None
     alone_nll_sum: Float64 | None = None
 
     @property
-    def scored(self) -> npt.NDArray[np.bool_]:
+    def scored(self) -> Bool:
         """bool[N], True if at least one response token of the example is within the reference's length."""
         return self.n_tokens > 0
 
@@ -161,7 +163,7 @@ class TrainingDynamics:
             alone_nll_sum=None if alone is None else alone[rows],
         ).scoring_only(rows >= 0)
 
-    def scoring_only(self, mask: npt.NDArray[np.bool_]) -> TrainingDynamics:
+    def scoring_only(self, mask: Bool) -> TrainingDynamics:
         """Return the dynamics with n_tokens 0, and no numbers, for the examples outside the mask, bool[N]."""
         tokens, alone, each = self.token_nll, self.alone_nll_sum, mask[:, None]
         nothing = np.empty((len(self.steps), 0), dtype=np.float32)
@@ -264,9 +266,9 @@ class BatchNLL:
     ids       G example ids
     """
 
-    rows: torch.Tensor
-    nll_sum: torch.Tensor
-    n_tokens: torch.Tensor
+    rows: Tensor
+    nll_sum: Tensor
+    n_tokens: Tensor
     ids: Sequence[str] = ()
 
 
@@ -295,18 +297,18 @@ class Batch:
     """
 
     ids: tuple[str, ...]
-    rows: torch.Tensor
-    ntp_weight: torch.Tensor
-    group: torch.Tensor
+    rows: Tensor
+    ntp_weight: Tensor
+    group: Tensor
     n_groups: int
-    labels: torch.Tensor
-    slot: torch.Tensor
-    slot_pairs: torch.Tensor
-    pairs: torch.Tensor
-    pair_index: torch.Tensor
+    labels: Tensor
+    slot: Tensor
+    slot_pairs: Tensor
+    pairs: Tensor
+    pair_index: Tensor
     segments: tuple[Segment, ...]
     batch_nll: BatchNLL | None = None
-    weight: torch.Tensor | None = None
+    weight: Tensor | None = None
     examples: tuple[Encoded, ...] = ()
 
 
@@ -326,13 +328,13 @@ class Segment:
     """
 
     slots: tuple[int, ...]
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    index: torch.Tensor
-    order: torch.Tensor
-    position_ids: torch.Tensor | None = None
+    input_ids: Tensor
+    attention_mask: Tensor
+    index: Tensor
+    order: Tensor
+    position_ids: Tensor | None = None
     lengths: tuple[int, ...] | None = None
-    starts: torch.Tensor | None = None
+    starts: Tensor | None = None
     padded: bool = True
 
 
@@ -358,17 +360,17 @@ class Plan:
     An objective whose `loss` needs more may return a subclass with more fields.
     """
 
-    row_weight: torch.Tensor
-    pairs: torch.Tensor
-    pair_weight: torch.Tensor
-    lam: torch.Tensor
+    row_weight: Tensor
+    pairs: Tensor
+    pair_weight: Tensor
+    lam: Tensor
     ntp_count: float
     mixup_count: float
     mu: float = 0.0
     mixup_mean: str = "own"
-    alone: torch.Tensor | None = None
+    alone: Tensor | None = None
 
-    def without_pairs(self, row_weight: torch.Tensor | None = None) -> Plan:
+    def without_pairs(self, row_weight: Tensor | None = None) -> Plan:
         """Return the plan of NTP alone, with its own row weights [T] or these."""
         import torch
 
