@@ -72,13 +72,10 @@ def read_batches(file: Path) -> list[dict[str, Any]]:
     return [record for batch in whole.splitlines() for record in json.loads(batch)]
 
 
-def append_batch(file: Path, batch: Sequence[Mapping[str, Any]], *, sync: bool = True) -> None:
-    """Add a batch of records to a file, all or none; they are on disk when this returns, or with the system's cache."""
+def append_batch(file: Path, batch: Sequence[Mapping[str, Any]]) -> None:
+    """Add a batch of records to a file, all or none, whatever becomes of this process."""
     with naming_full_disk(file), file.open("ab") as part:
         part.write(f"{json.dumps(batch)}\n".encode())
-        part.flush()
-        if sync:
-            os.fsync(part.fileno())
 
 
 def is_full(error: BaseException) -> bool:
@@ -119,8 +116,7 @@ def check_room(path: Path, needed: int, purpose: str) -> None:
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
     """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
-    leftovers = directory.glob(f".tmp-{name}.*") if name else [*directory.rglob(".tmp-*"), *directory.rglob(".old-*")]
-    for leftover in list(leftovers):
+    for leftover in list(directory.glob(f".tmp-{name}.*") if name else directory.rglob(".tmp-*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -181,15 +177,15 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
     """
     files = {p.relative_to(staging).as_posix(): p for p in sorted(staging.rglob("*")) if p.is_file()}
     for path in files.values():
-        _fsync(path)
+        sync_path(path)
     hashes = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()}
     manifest = {**about, "files": hashes}
     write_json(staging / MANIFEST, {**manifest, "sha256": sha256_json(manifest)})
-    _fsync(staging)
+    sync_path(staging)
     if final.exists():
         shutil.rmtree(final)
     os.rename(staging, final)
-    _fsync(final.parent)
+    sync_path(final.parent)
 
 
 def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
@@ -217,7 +213,8 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     return None
 
 
-def _fsync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
     if sys.platform == "win32":  # it syncs no directory, and no file that is open for reading alone
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -271,8 +268,8 @@ def step_path(directory: Path, step: int) -> Path:
 
 def steps_in(directory: Path) -> list[int]:
     """Return the steps that have a checkpoint directory, newest first, valid or not."""
-    directories = [path for path in directory.glob(f"step-{'[0-9]' * 8}") if path.is_dir()]
-    return sorted((int(path.name.removeprefix("step-")) for path in directories), reverse=True)
+    paths = directory.glob(f"step-{'[0-9]' * 8}")
+    return sorted((int(path.name.removeprefix("step-")) for path in paths if path.is_dir()), reverse=True)
 
 
 def read_steps(stage: Path) -> list[dict[str, Any]]:

@@ -26,13 +26,8 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-def one_line(text: str) -> str:
-    """Make control characters visible, newlines and tabs, too; no other character changes."""
-    return as_lines(text, but="")
-
-
 def as_lines(text: str, but: str = "\n\t") -> str:
-    """Make control characters visible, all but newlines and tabs; what some scripts need, such as joiners, stays."""
+    """Make control characters visible, all but some of them; what some scripts need, such as joiners, stays."""
     return CONTROL.sub(lambda match: match[0] if match[0] in but else repr(match[0])[1:-1], text)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
-from sftmix.common.shown import one_line, printable
+from sftmix.common.shown import as_lines, printable
 from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, example_of
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
@@ -239,7 +239,7 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
         facts = f"row {row} | id {encoded.id} | {example.source} | {len(ids)} tokens | {target.sum()} trained"
         facts += "" if example.label is None else f" | label {example.label}"
         facts += " | cut at the maximum length: no end of turn" if encoded.truncated else ""
-        parts.append(f"{one_line(facts)}\n{body}")
+        parts.append(f"{as_lines(facts, but='')}\n{body}")
         if not table:
             table = [f"Tokens of row {row} (label -100: not trained)", f"{'place':>6} {'id':>7} {'label':>7}  token"]
             near = np.add.outer(edges, np.arange(-EDGE, EDGE)).clip(0, len(ids) - 1)
