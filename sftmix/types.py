@@ -151,29 +151,24 @@ class TrainingDynamics:
     def of(self, ids: Sequence[str]) -> TrainingDynamics:
         """Return the dynamics of exactly these `ids`, in their order; an unknown id gets n_tokens 0."""
         place = {example_id: index for index, example_id in enumerate(self.ids)}
-        rows = np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64)
-        tokens, alone = self.token_nll, self.alone_nll_sum
-        return replace(
-            self,
-            ids=list(ids),
-            nll_sum=self.nll_sum[rows],
-            n_tokens=self.n_tokens[rows],
-            n_correct=self.n_correct[rows],
-            token_nll=None if tokens is None else [tokens[row] for row in rows],
-            alone_nll_sum=None if alone is None else alone[rows],
-        ).scoring_only(rows >= 0)
+        return self._of_rows(ids, np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64))
 
     def scoring_only(self, mask: Bool) -> TrainingDynamics:
         """Return the dynamics with n_tokens 0, and no numbers, for the examples outside the mask, bool[N]."""
-        tokens, alone, each = self.token_nll, self.alone_nll_sum, mask[:, None]
-        nothing = np.empty((len(self.steps), 0), dtype=np.float32)
+        return self._of_rows(self.ids, np.where(mask, np.arange(len(mask)), -1))
+
+    def _of_rows(self, ids: Sequence[str], rows: Int64) -> TrainingDynamics:
+        """Return the dynamics of these rows, which get these ids; row -1 has n_tokens 0, and no numbers."""
+        tokens, alone, known = self.token_nll, self.alone_nll_sum, rows >= 0
+        each = known[:, None]
         return replace(
             self,
-            nll_sum=np.where(each, self.nll_sum, 0.0),
-            n_tokens=np.where(mask, self.n_tokens, 0),
-            n_correct=np.where(each, self.n_correct, 0),
-            token_nll=None if tokens is None else [t if ok else nothing for t, ok in zip(tokens, mask, strict=True)],
-            alone_nll_sum=None if alone is None else np.where(each, alone, 0.0),
+            ids=list(ids),
+            nll_sum=np.where(each, self.nll_sum[rows], 0.0),
+            n_tokens=np.where(known, self.n_tokens[rows], 0),
+            n_correct=np.where(each, self.n_correct[rows], 0),
+            token_nll=None if tokens is None else [tokens[row] if row >= 0 else tokens[row][:, :0] for row in rows],
+            alone_nll_sum=None if alone is None else np.where(each, alone[rows], 0.0),
         )
 
 

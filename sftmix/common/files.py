@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sftmix.common.errors import DifferenceError, NoSpaceError
 
@@ -32,31 +32,23 @@ def sha256_json(value: object) -> str:
 
 @contextmanager
 def placing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`; its file replaces `path` when the block ends. NoSpaceError on a full disk."""
+    """Yield a path beside `path`; its file replaces `path`, whole, when the block ends. NoSpaceError on a full disk."""
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
         staging.unlink(missing_ok=True)
         try:
             yield staging
+            sync_path(staging)
             os.replace(staging, path)
         finally:
             staging.unlink(missing_ok=True)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that replaces it, whole, when the block ends; NoSpaceError on a full disk."""
-    with placing(path) as staging, staging.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` atomically."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    with placing(path) as staging:
+        staging.write_bytes(text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -108,10 +100,10 @@ def no_space(path: Path, needed: int | None = None, problem: str = "no space lef
     return NoSpaceError(f"{problem} {path}: {need}{free_bytes(path):,} are free; free some and run again")
 
 
-def check_room(path: Path, needed: int, purpose: str) -> None:
-    """Raise NoSpaceError if fewer than `needed` bytes are free for `purpose`, which is to be written in `path`."""
+def check_room(path: Path, needed: int) -> None:
+    """Raise NoSpaceError if fewer than `needed` bytes are free for the checkpoints that are to be written in `path`."""
     if free_bytes(path) < needed:
-        raise no_space(path, needed, f"too little room for {purpose} in")
+        raise no_space(path, needed, "too little room for the checkpoints to come in")
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import replacing
+from sftmix.common.files import placing
 from sftmix.types import (
     NOT_COUNTED,
     UNPAIRED,
@@ -58,7 +58,7 @@ def write_table(path: PathLike, ids: Sequence[str], metadata: dict[bytes, str] |
     arrays = {
         name: pa.array(column, _type_of(name)) for name, column in {"id": ids, **columns}.items() if column is not None
     }
-    with replacing(Path(path)) as file:
+    with placing(Path(path)) as staging, staging.open("wb") as file:
         pq.write_table(pa.table(arrays, metadata=metadata), file)
 
 

@@ -103,12 +103,6 @@ def adapter_config(model: nn.Module) -> Any:
     return getattr(model, "peft_config", {}).get(ADAPTER)
 
 
-def described_adapters(model: PreTrainedModel) -> str:
-    """Say in one line how many weights are trained (a tied weight counts once)."""
-    trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
-    return f"adapters with {trained:,} trained numbers in a model of {total - trained:,} frozen ones"
-
-
 def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
     """Have PEFT add its layers, without three of its warnings.
 

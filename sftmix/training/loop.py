@@ -210,7 +210,7 @@ class TrainingLoop:
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
             if self.best is not None:  # the old ones go when the new ones stand
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
-            self.world.on_main(lambda: check_room(store.directory, needed, "the checkpoints to come"))
+            self.world.on_main(lambda: check_room(store.directory, needed))
 
     def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
         """Agree with all ranks on an end, and save where it is due; raise Stopped if any rank received a signal.
