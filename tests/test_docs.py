@@ -160,10 +160,8 @@ def known_options() -> set[str]:
         *(f.name for f in fields(TableOptions)),
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
-    tools = ROOT / "sftmix" / "tools"
-    for command in (*tools.glob("*/*command.py"), tools / "answers" / "chat.py", tools / "answers" / "generate.py"):
-        module = importlib.import_module(f"sftmix.tools.{command.parent.name}.{command.stem}")
-        getattr(module, "add_options", lambda _: None)(parser)
+    for module in {command.module for command in COMMANDS.values()} - {""}:
+        getattr(importlib.import_module(f"sftmix.tools.{module}"), "add_options", lambda _: None)(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
     of_launchers |= {"signal", "signals"}

@@ -134,6 +134,11 @@ def read_json(path: Path, **needs: type) -> dict[str, Any]:
         raise not_as_written(path, error) from error
 
 
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """Return what `read_json` does; {} without the file."""
+    return read_json(path) if is_there(path) else {}
+
+
 def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str, Any]:
     """Return the object that a text in JSON holds, as `read_json` does; `place` is the file, and the line, of it."""
     try:

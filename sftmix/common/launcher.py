@@ -98,7 +98,7 @@ def first_rank_tells(message: str) -> bool:
     with contextlib.suppress(OSError):
         (error_file.parent / _HEARS).touch()
     first = error_file.parents[1] / "0" / error_file.name
-    return _wait_for([first], seconds=30) and bool(read_json(first)["message"]["message"] == message)
+    return _wait_for([first], seconds=30) and read_json(first)["message"]["message"] == message
 
 
 def wait_for_hearers() -> None:

@@ -37,7 +37,7 @@ class LogLines(LiveLine):
         if self.leave and self.last_print_n == self.initial and self._time() >= self.start_t + self.delay:
             self.display()
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+    def display(self, *_: object) -> None:
         """Print a line, where something was done since the last one."""
         if self.n > self.last_print_n:
             print(time.strftime("%H:%M:%S"), self, file=sys.stderr, flush=True)

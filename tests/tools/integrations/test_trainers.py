@@ -3,7 +3,6 @@
 import importlib
 import os
 import sys
-import tomllib
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -229,6 +228,3 @@ def test_axolotls_plugin_trains_alike(tiny, tmp_path, monkeypatch):
     _, right = trained(Mixed, tiny, tmp_path / "trl", keep, **options)
     same(found, right, "loss", "grad_norm")
     assert plugin.add_callbacks_post_trainer(Values(options), None) == []
-
-    commands = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["axolotl.cli_commands"]
-    assert commands == {"sftmix": f"{axolotl.__name__}:{axolotl.command.name}"}
