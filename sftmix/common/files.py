@@ -154,8 +154,9 @@ def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str,
 
 def not_as_written(place: object, error: Exception) -> DifferenceError:
     """Return the error of a file of a run directory, or of a line of one, that is not as a run writes it."""
-    reason = f"{type(error).__name__}: {error}"
-    return DifferenceError(f"{place} is not as a run writes it ({reason}); bring it back, or use another directory")
+    return DifferenceError(
+        f"{place} is not as a run writes it ({type(error).__name__}: {error}); bring it back, or use another directory"
+    )
 
 
 def fresh_directory(final: Path) -> Path:
@@ -172,10 +173,11 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
 
     The manifest holds a hash of itself, too: a bit of a step's number may flip as well as one of a weight.
     """
-    files = {p.relative_to(staging).as_posix(): p for p in sorted(staging.rglob("*")) if p.is_file()}
-    for path in files.values():
+    hashes = {}
+    for path in filter(Path.is_file, sorted(staging.rglob("*"))):
         sync_path(path)
-    hashes = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()}
+        name = path.relative_to(staging).as_posix()
+        hashes[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     manifest = {**about, "files": hashes}
     write_json(staging / MANIFEST, {**manifest, "sha256": sha256_json(manifest)})
     sync_path(staging)

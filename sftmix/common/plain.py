@@ -46,9 +46,10 @@ def not_plain(value: object, key: str = "") -> Iterator[str]:
     elif isinstance(value, str) and value != value.encode(errors="replace").decode():
         yield f"{key} is {quoted(value)}, which is not UTF-8: give it another name, or set PYTHONUTF8=1 if it is"
     elif type(value) not in (bool, int, float, str, type(None)):  # YAML writes no class made from one, as np.float64
-        allowed = "a configuration holds numbers, text, true, false, None, and lists and dictionaries of these"
-        shown = f"{quoted(value)}, a {type(value).__name__}"
-        yield f"{key} is {shown}; {allowed}. Give float(), int(), str() or list() of it"
+        yield (
+            f"{key} is {quoted(value)}, a {type(value).__name__}; a configuration holds numbers, text, true, false, "
+            "None, and lists and dictionaries of these. Give float(), int(), str() or list() of it"
+        )
 
 
 def as_list(value: Any) -> list[Any]:

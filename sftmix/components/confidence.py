@@ -3,12 +3,11 @@
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import existing_file, read_columns
 from sftmix.components.base import ConfidenceEstimator, Need, require_one_of
-from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Bool, Float64, TrainingDynamics
 
 Checkpoint = Literal["first", "last", "mean"]
 
@@ -135,7 +134,7 @@ class FromFile(ConfidenceEstimator):
         return np.asarray([score[name] for name in dynamics.ids])
 
 
-def is_measured(confidence: Float64) -> npt.NDArray[np.bool_]:
+def is_measured(confidence: Float64) -> Bool:
     """Return bool[N]: True for a confidence that means and pictures can count, which is neither NaN nor LEAST."""
     return np.isfinite(confidence) & (confidence > LEAST)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +21,7 @@ from sftmix.data.store import Record, get_or_build, key_of, open_rows, rows_of, 
 from sftmix.data.templates import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.options import DataOptions
-from sftmix.types import Encoded, Example, Int64
+from sftmix.types import Bool, Encoded, Example, Int64
 
 TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn", "split_alone")
 MAX_TEMPLATE_LOSS = 0.05
@@ -62,7 +61,7 @@ class EncodedDataset(Sequence[Encoded]):
         self.ids: list[str] = self._table["id"].to_pylist()
         self.lengths: Int64 = pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
         self.n_targets: Int64 = self._table["n_targets"].to_numpy().astype(np.int64)
-        self.truncated: npt.NDArray[np.bool_] = self._table["truncated"].to_numpy()
+        self.truncated: Bool = self._table["truncated"].to_numpy()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -149,7 +149,9 @@ class TrainingLoop:
         self.machines = going_on(self.machines, self.step, machine_of(world, stage.options))
         with (
             closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=world)) as log,
-            progress_bar(stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main) as bar,
+            progress_bar(
+                stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main, rate="{postfix}"
+            ) as bar,
             StopSignal() as signal,
         ):
             metrics = log.last
@@ -157,7 +159,7 @@ class TrainingLoop:
             self._save_or_stop(signal)  # before the first step, too, ranks agree on an end
             while self.step < self.total and not self.stopped_by:
                 metrics, full_disk = self.advance(), None
-                bar.show(figures_shown(metrics))
+                bar.set_postfix_str(figures_shown(metrics), refresh=False)
                 bar.update()
                 try:
                     log.write({**metrics, "rows": digest(stage.order.batch(self.step - 1))})
