@@ -19,16 +19,14 @@ GRACE = 60.0
 """Seconds that a rank has to save and end once torchrun is gone, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says another
 number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (30 if it is not set)."""
 
+BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""A variable of the environment of every process that torchrun started."""
+
 _HEARS = "hears"
 """The name of a file beside that of a rank's error: it waits for the first one's."""
 
 _watched: list[int] = []
 """The process id of the torchrun whose end is watched for."""
-
-
-def by_torchrun() -> bool:
-    """Return True if torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def needs_torchrun(parallel: str) -> str:
@@ -45,7 +43,7 @@ def end_with_launcher() -> None:
     Call it as early as possible: a launcher that is gone before is not missed. It does nothing without torchrun, and
     nothing a second time.
     """
-    if by_torchrun() and not _watched:
+    if BY_TORCHRUN in os.environ and not _watched:
         _watched.append(os.getppid())
         threading.Thread(target=_watch, name="launcher", daemon=True).start()
 

@@ -30,10 +30,6 @@ def recompute_activations(model: PreTrainedModel) -> None:
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def recomputes_activations(model: PreTrainedModel) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-
-
 def freeze_unused(model: PreTrainedModel) -> PreTrainedModel:
     """Freeze what lies outside the decoder, the input embeddings and the LM head, in place; return the model."""
     used = _used(model)
