@@ -1,4 +1,7 @@
-"""Files and directories that appear whole or not at all, with a manifest of hashes; their names; those of a stage."""
+"""Files and directories that appear whole or not at all, with a manifest of hashes.
+
+Beside them, names of places, and the files of a stage that several rooms read.
+"""
 
 import errno
 import hashlib
@@ -236,7 +239,7 @@ _LONGEST = 200
 
 
 def path_problem(path: str | os.PathLike[str]) -> str | None:
-    """Return why nothing is written under this path, or None: a URL, or control characters in it."""
+    """Return why nothing is written under this path, or None: a URL, control characters, or a part that is too long."""
     name = os.fspath(path)
     if _URL.match(name):
         return "is a URL; name a place on this machine"

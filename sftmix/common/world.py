@@ -51,9 +51,10 @@ class World:
         This method and those below exchange values of the host, by gloo: it does not wait for the GPU, and it raises an
         error if a rank hangs, where NCCL would end the process.
         """
+        if self.size == 1:
+            return [float(v) for v in values]
         total = torch.tensor(values, dtype=torch.float64)
-        if self.size > 1:
-            dist.all_reduce(total)
+        dist.all_reduce(total)
         return total.tolist()
 
     def max(self, value: float) -> float:
