@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from sftmix.common.fields import column_problems
-from sftmix.common.plain import PlainFields, as_list
+from sftmix.common.plain import PlainFields, as_list, column_problems
 
 SpecialTokens = Literal["text", "tokens"]
 ScheduleName = Literal["cosine", "linear", "constant"]

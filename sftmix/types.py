@@ -27,6 +27,8 @@ Int64 = npt.NDArray[np.int64]
 Rows = Int64
 """Row numbers of the data set, or pairs of them; other whole numbers are Int64."""
 Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
 Tensor: TypeAlias = "torch.Tensor"
 """A torch tensor, for component modules: the command line executes their `if TYPE_CHECKING:` blocks, so they cannot
 import torch there."""
@@ -83,10 +85,10 @@ class Encoded:
     row: int
     id: str
     input_ids: Int64
-    target: npt.NDArray[np.bool_]
+    target: Bool
     truncated: bool = False
     starts: Int64 | None = None
-    weight: npt.NDArray[np.float32] | None = None
+    weight: Float32 | None = None
 
 
 # ---------------------------------------------------------------------------- dynamics, scores, split
@@ -105,7 +107,7 @@ class RowScores:
     nll_sum: Float64
     n_tokens: Int64
     n_correct: Int64
-    token_nll: Sequence[npt.NDArray[np.float32]] | None = None
+    token_nll: Sequence[Float32] | None = None
 
 
 RowScorer = Callable[[Encoded], tuple[float, int]]
@@ -133,11 +135,11 @@ class TrainingDynamics:
     nll_sum: Float64
     n_tokens: Int64
     n_correct: Int64
-    token_nll: Sequence[npt.NDArray[np.float32]] | None = None
+    token_nll: Sequence[Float32] | None = None
     alone_nll_sum: Float64 | None = None
 
     @property
-    def scored(self) -> npt.NDArray[np.bool_]:
+    def scored(self) -> Bool:
         """bool[N], True if at least one response token of the example is within the reference's length."""
         return self.n_tokens > 0
 
@@ -149,29 +151,24 @@ class TrainingDynamics:
     def of(self, ids: Sequence[str]) -> TrainingDynamics:
         """Return the dynamics of exactly these `ids`, in their order; an unknown id gets n_tokens 0."""
         place = {example_id: index for index, example_id in enumerate(self.ids)}
-        rows = np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64)
-        tokens, alone = self.token_nll, self.alone_nll_sum
+        return self._of_rows(ids, np.asarray([place.get(example_id, -1) for example_id in ids], dtype=np.int64))
+
+    def scoring_only(self, mask: Bool) -> TrainingDynamics:
+        """Return the dynamics with n_tokens 0, and no numbers, for the examples outside the mask, bool[N]."""
+        return self._of_rows(self.ids, np.where(mask, np.arange(len(mask)), -1))
+
+    def _of_rows(self, ids: Sequence[str], rows: Int64) -> TrainingDynamics:
+        """Return the dynamics of these rows, which get these ids; row -1 has n_tokens 0, and no numbers."""
+        tokens, alone, known = self.token_nll, self.alone_nll_sum, rows >= 0
+        each = known[:, None]
         return replace(
             self,
             ids=list(ids),
-            nll_sum=self.nll_sum[rows],
-            n_tokens=self.n_tokens[rows],
-            n_correct=self.n_correct[rows],
-            token_nll=None if tokens is None else [tokens[row] for row in rows],
-            alone_nll_sum=None if alone is None else alone[rows],
-        ).scoring_only(rows >= 0)
-
-    def scoring_only(self, mask: npt.NDArray[np.bool_]) -> TrainingDynamics:
-        """Return the dynamics with n_tokens 0, and no numbers, for the examples outside the mask, bool[N]."""
-        tokens, alone, each = self.token_nll, self.alone_nll_sum, mask[:, None]
-        nothing = np.empty((len(self.steps), 0), dtype=np.float32)
-        return replace(
-            self,
-            nll_sum=np.where(each, self.nll_sum, 0.0),
-            n_tokens=np.where(mask, self.n_tokens, 0),
-            n_correct=np.where(each, self.n_correct, 0),
-            token_nll=None if tokens is None else [t if ok else nothing for t, ok in zip(tokens, mask, strict=True)],
-            alone_nll_sum=None if alone is None else np.where(each, alone, 0.0),
+            nll_sum=np.where(each, self.nll_sum[rows], 0.0),
+            n_tokens=np.where(known, self.n_tokens[rows], 0),
+            n_correct=np.where(each, self.n_correct[rows], 0),
+            token_nll=None if tokens is None else [tokens[row] if row >= 0 else tokens[row][:, :0] for row in rows],
+            alone_nll_sum=None if alone is None else np.where(each, alone[rows], 0.0),
         )
 
 
@@ -264,9 +261,9 @@ class BatchNLL:
     ids       G example ids
     """
 
-    rows: torch.Tensor
-    nll_sum: torch.Tensor
-    n_tokens: torch.Tensor
+    rows: Tensor
+    nll_sum: Tensor
+    n_tokens: Tensor
     ids: Sequence[str] = ()
 
 
@@ -295,18 +292,18 @@ class Batch:
     """
 
     ids: tuple[str, ...]
-    rows: torch.Tensor
-    ntp_weight: torch.Tensor
-    group: torch.Tensor
+    rows: Tensor
+    ntp_weight: Tensor
+    group: Tensor
     n_groups: int
-    labels: torch.Tensor
-    slot: torch.Tensor
-    slot_pairs: torch.Tensor
-    pairs: torch.Tensor
-    pair_index: torch.Tensor
+    labels: Tensor
+    slot: Tensor
+    slot_pairs: Tensor
+    pairs: Tensor
+    pair_index: Tensor
     segments: tuple[Segment, ...]
     batch_nll: BatchNLL | None = None
-    weight: torch.Tensor | None = None
+    weight: Tensor | None = None
     examples: tuple[Encoded, ...] = ()
 
 
@@ -326,13 +323,13 @@ class Segment:
     """
 
     slots: tuple[int, ...]
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    index: torch.Tensor
-    order: torch.Tensor
-    position_ids: torch.Tensor | None = None
+    input_ids: Tensor
+    attention_mask: Tensor
+    index: Tensor
+    order: Tensor
+    position_ids: Tensor | None = None
     lengths: tuple[int, ...] | None = None
-    starts: torch.Tensor | None = None
+    starts: Tensor | None = None
     padded: bool = True
 
 
@@ -358,17 +355,17 @@ class Plan:
     An objective whose `loss` needs more may return a subclass with more fields.
     """
 
-    row_weight: torch.Tensor
-    pairs: torch.Tensor
-    pair_weight: torch.Tensor
-    lam: torch.Tensor
+    row_weight: Tensor
+    pairs: Tensor
+    pair_weight: Tensor
+    lam: Tensor
     ntp_count: float
     mixup_count: float
     mu: float = 0.0
     mixup_mean: str = "own"
-    alone: torch.Tensor | None = None
+    alone: Tensor | None = None
 
-    def without_pairs(self, row_weight: torch.Tensor | None = None) -> Plan:
+    def without_pairs(self, row_weight: Tensor | None = None) -> Plan:
         """Return the plan of NTP alone, with its own row weights [T] or these."""
         import torch
 

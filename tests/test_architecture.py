@@ -76,7 +76,7 @@ of each room: no comments, no docstrings, no blank lines, so that denser lines w
 in the commit what was taken away for it, or why it is worth more; whoever takes away lowers it."""
 
 COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "functional")}
-COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in ("errors", "hub", "plain", "rng", "steps", "tables")}
+COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in ("errors", "files", "hub", "plain", "rng", "tables")}
 COMPONENTS_MAY_IMPORT |= {"sftmix.components.base", "sftmix.components.view", "sftmix.components.objectives", "numpy"}
 IN_METHODS = {"torch", "bitsandbytes", "scipy"}
 """What component modules import where it is used, and nowhere else."""

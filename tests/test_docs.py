@@ -160,10 +160,8 @@ def known_options() -> set[str]:
         *(f.name for f in fields(TableOptions)),
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
-    tools = ROOT / "sftmix" / "tools"
-    for command in (*tools.glob("*/*command.py"), tools / "answers" / "chat.py", tools / "answers" / "generate.py"):
-        module = importlib.import_module(f"sftmix.tools.{command.parent.name}.{command.stem}")
-        getattr(module, "add_options", lambda _: None)(parser)
+    for module in {command.module for command in COMMANDS.values()} - {""}:
+        getattr(importlib.import_module(f"sftmix.tools.{module}"), "add_options", lambda _: None)(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
     of_launchers |= {"signal", "signals"}
@@ -230,7 +228,7 @@ import sftmix.pipeline.start, sftmix.tools.answers.chat, sftmix.tools.answers.ge
 import sftmix.tools.compare.command, sftmix.tools.estimate.command, sftmix.tools.estimate.run
 import sftmix.tools.evaluate.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
-import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers.command
+import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers
 import sftmix.tools.suspects.command
 import sftmix.tools.verify.command
 from sftmix.cli import main
@@ -243,7 +241,7 @@ pipeline.start.export_run = lambda *args, **options: None
 pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
 tools.estimate.run.estimate = tools.estimate.command.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
-tools.trackers.command.main = tools.quickstart.command.main = lambda args: None
+tools.trackers.main = tools.quickstart.command.main = lambda args: None
 tools.suspects.command.main = lambda given: None
 tools.report.write.write_report = lambda *args, **options: []
 tools.answers.generate.main = tools.evaluate.command.main = tools.verify.command.main = lambda args: None

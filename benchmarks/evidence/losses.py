@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from sftmix.common.errors import ConfigError  # noqa: E402
-from sftmix.common.files import MANIFEST, replacing  # noqa: E402
+from sftmix.common.files import MANIFEST, placing  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_eval  # noqa: E402
 from sftmix.types import Float64, Int64  # noqa: E402
 
@@ -141,5 +141,5 @@ def _read(path: Path) -> pa.Table:
 
 
 def _write(path: Path, **columns: object) -> None:
-    with replacing(path) as file:
-        pq.write_table(pa.table(columns), file, compression="zstd", write_statistics=False, store_schema=False)
+    with placing(path) as staging:
+        pq.write_table(pa.table(columns), staging, compression="zstd", write_statistics=False, store_schema=False)

@@ -17,7 +17,7 @@ from sftmix.common.errors import (
     nearest,
     told,
 )
-from sftmix.common.launcher import by_torchrun, end_with_launcher, first_rank_tells, record_error, wait_for_hearers
+from sftmix.common.launcher import BY_TORCHRUN, end_with_launcher, first_rank_tells, record_error, wait_for_hearers
 from sftmix.common.shown import as_lines
 
 
@@ -101,7 +101,7 @@ def _report(error: SFTMixError | Stopped) -> int:
     shared = error.everywhere or isinstance(error, ConfigError)
     if shared and first_rank_tells(message):
         return 0
-    if not (shared and rank) or by_torchrun():
+    if not (shared and rank) or BY_TORCHRUN in os.environ:
         print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
     record_error(message)
     if shared and not isinstance(error, Stopped):  # a signal leaves little time, and may have reached one rank alone

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.names import path_problem
+from sftmix.common.files import path_problem
 
 # -------------------------------------------------------------------- commands with a configuration
 
@@ -82,7 +82,7 @@ COMMANDS = {
     "evaluate": Command("measure the models of a run on benchmarks, in one table", "evaluate.command"),
     "verify": Command("check a result: make some steps of a run again and compare them", "verify.command"),
     "status": Command("show how far runs are", "status.command"),
-    "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", "trackers.command"),
+    "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", "trackers"),
     "components": Command("list what can be swapped", "listing.command"),
 }
 

@@ -8,8 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from sftmix.common.figures import short
-from sftmix.common.shown import as_lines
+from sftmix.common.shown import as_lines, short
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
 

@@ -1,15 +1,19 @@
-"""Files and directories that appear whole or not at all, with a manifest of hashes."""
+"""Files and directories that appear whole or not at all, with a manifest of hashes.
+
+Beside them, names of places, and the files of a stage that several rooms read.
+"""
 
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sftmix.common.errors import DifferenceError, NoSpaceError
 
@@ -31,31 +35,23 @@ def sha256_json(value: object) -> str:
 
 @contextmanager
 def placing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`; its file replaces `path` when the block ends. NoSpaceError on a full disk."""
+    """Yield a path beside `path`; its file replaces `path`, whole, when the block ends. NoSpaceError on a full disk."""
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
         staging.unlink(missing_ok=True)
         try:
             yield staging
+            sync_path(staging)
             os.replace(staging, path)
         finally:
             staging.unlink(missing_ok=True)
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that replaces it, whole, when the block ends; NoSpaceError on a full disk."""
-    with placing(path) as staging, staging.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` atomically."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    with placing(path) as staging:
+        staging.write_bytes(text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -71,13 +67,10 @@ def read_batches(file: Path) -> list[dict[str, Any]]:
     return [record for batch in whole.splitlines() for record in json.loads(batch)]
 
 
-def append_batch(file: Path, batch: Sequence[Mapping[str, Any]], *, sync: bool = True) -> None:
-    """Add a batch of records to a file, all or none; they are on disk when this returns, or with the system's cache."""
+def append_batch(file: Path, batch: Sequence[Mapping[str, Any]]) -> None:
+    """Add a batch of records to a file, all or none, whatever becomes of this process."""
     with naming_full_disk(file), file.open("ab") as part:
         part.write(f"{json.dumps(batch)}\n".encode())
-        part.flush()
-        if sync:
-            os.fsync(part.fileno())
 
 
 def is_full(error: BaseException) -> bool:
@@ -110,16 +103,15 @@ def no_space(path: Path, needed: int | None = None, problem: str = "no space lef
     return NoSpaceError(f"{problem} {path}: {need}{free_bytes(path):,} are free; free some and run again")
 
 
-def check_room(path: Path, needed: int, purpose: str) -> None:
-    """Raise NoSpaceError if fewer than `needed` bytes are free for `purpose`, which is to be written in `path`."""
+def check_room(path: Path, needed: int) -> None:
+    """Raise NoSpaceError if fewer than `needed` bytes are free for the checkpoints that are to be written in `path`."""
     if free_bytes(path) < needed:
-        raise no_space(path, needed, f"too little room for {purpose} in")
+        raise no_space(path, needed, "too little room for the checkpoints to come in")
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
     """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
-    leftovers = directory.glob(f".tmp-{name}.*") if name else [*directory.rglob(".tmp-*"), *directory.rglob(".old-*")]
-    for leftover in list(leftovers):
+    for leftover in list(directory.glob(f".tmp-{name}.*") if name else directory.rglob(".tmp-*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -145,6 +137,11 @@ def read_json(path: Path, **needs: type) -> dict[str, Any]:
         raise not_as_written(path, error) from error
 
 
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """Return what `read_json` does; {} without the file."""
+    return read_json(path) if is_there(path) else {}
+
+
 def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str, Any]:
     """Return the object that a text in JSON holds, as `read_json` does; `place` is the file, and the line, of it."""
     try:
@@ -160,8 +157,9 @@ def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str,
 
 def not_as_written(place: object, error: Exception) -> DifferenceError:
     """Return the error of a file of a run directory, or of a line of one, that is not as a run writes it."""
-    reason = f"{type(error).__name__}: {error}"
-    return DifferenceError(f"{place} is not as a run writes it ({reason}); bring it back, or use another directory")
+    return DifferenceError(
+        f"{place} is not as a run writes it ({type(error).__name__}: {error}); bring it back, or use another directory"
+    )
 
 
 def fresh_directory(final: Path) -> Path:
@@ -178,17 +176,18 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
 
     The manifest holds a hash of itself, too: a bit of a step's number may flip as well as one of a weight.
     """
-    files = {p.relative_to(staging).as_posix(): p for p in sorted(staging.rglob("*")) if p.is_file()}
-    for path in files.values():
-        _fsync(path)
-    hashes = {name: {"sha256": sha256_file(p), "bytes": p.stat().st_size} for name, p in files.items()}
+    hashes = {}
+    for path in filter(Path.is_file, sorted(staging.rglob("*"))):
+        sync_path(path)
+        name = path.relative_to(staging).as_posix()
+        hashes[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
     manifest = {**about, "files": hashes}
     write_json(staging / MANIFEST, {**manifest, "sha256": sha256_json(manifest)})
-    _fsync(staging)
+    sync_path(staging)
     if final.exists():
         shutil.rmtree(final)
     os.rename(staging, final)
-    _fsync(final.parent)
+    sync_path(final.parent)
 
 
 def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
@@ -216,7 +215,8 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     return None
 
 
-def _fsync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on disk."""
     if sys.platform == "win32":  # it syncs no directory, and no file that is open for reading alone
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -224,3 +224,68 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------ names of places
+
+
+HUB_ID = re.compile(r"^(?=.{1,96}\Z)(?!\.+(/|\Z))[\w.-]+(/(?!\.+\Z)[\w.-]+)?\Z")
+"""`NAME` or `OWNER/NAME` on the Hugging Face hub."""
+
+_URL = re.compile(r"^[A-Za-z][\w+.-]+:/")
+
+_LONGEST = 200
+"""Bytes of a name in a path: file systems take 255, and unfinished directories have longer names."""
+
+
+def path_problem(path: str | os.PathLike[str]) -> str | None:
+    """Return why nothing is written under this path, or None: a URL, control characters, or a part that is too long."""
+    name = os.fspath(path)
+    if _URL.match(name):
+        return "is a URL; name a place on this machine"
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        return "holds a control character; name a place without it"
+    if any(len(os.fsencode(part)) > _LONGEST for part in Path(name).parts):
+        return f"has a part of more than {_LONGEST} bytes; name a shorter one"
+    return None
+
+
+is_there = os.path.exists
+"""True if there is such a file or directory; False for a name that no file can have, too."""
+
+
+# ------------------------------------------------------------------------------------------------ files of a stage
+
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a stage: the checkpoints to resume from."""
+BEST = "best"
+"""Folder of a stage: the weights of its best held-out evaluation (checkpoint.keep_best)."""
+
+
+def step_path(directory: Path, step: int) -> Path:
+    """Return the directory of one checkpoint."""
+    return directory / f"step-{step:08d}"
+
+
+def steps_in(directory: Path) -> list[int]:
+    """Return the steps that have a checkpoint directory, newest first, valid or not."""
+    paths = directory.glob(f"step-{'[0-9]' * 8}")
+    return sorted((int(path.name.removeprefix("step-")) for path in paths if path.is_dir()), reverse=True)
+
+
+def read_steps(stage: Path) -> list[dict[str, Any]]:
+    """Return the lines of a stage's metrics.jsonl; none without the file.
+
+    The last line may be torn, by a killed process or because it is being written: it is left out. Raises
+    DifferenceError for another line that is not as a run writes it.
+    """
+    path = stage / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        return [
+            read_object(line, f"{path}, line {number}", step=int)
+            for number, line in enumerate(file, 1)
+            if line.endswith((b"}", b"\n"))
+        ]

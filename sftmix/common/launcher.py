@@ -19,16 +19,14 @@ GRACE = 60.0
 """Seconds that a rank has to save and end once torchrun is gone, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says another
 number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (30 if it is not set)."""
 
+BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""A variable of the environment of every process that torchrun started."""
+
 _HEARS = "hears"
 """The name of a file beside that of a rank's error: it waits for the first one's."""
 
 _watched: list[int] = []
 """The process id of the torchrun whose end is watched for."""
-
-
-def by_torchrun() -> bool:
-    """Return True if torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def needs_torchrun(parallel: str) -> str:
@@ -45,7 +43,7 @@ def end_with_launcher() -> None:
     Call it as early as possible: a launcher that is gone before is not missed. It does nothing without torchrun, and
     nothing a second time.
     """
-    if by_torchrun() and not _watched:
+    if BY_TORCHRUN in os.environ and not _watched:
         _watched.append(os.getppid())
         threading.Thread(target=_watch, name="launcher", daemon=True).start()
 
@@ -98,7 +96,7 @@ def first_rank_tells(message: str) -> bool:
     with contextlib.suppress(OSError):
         (error_file.parent / _HEARS).touch()
     first = error_file.parents[1] / "0" / error_file.name
-    return _wait_for([first], seconds=30) and bool(read_json(first)["message"]["message"] == message)
+    return _wait_for([first], seconds=30) and read_json(first)["message"]["message"] == message
 
 
 def wait_for_hearers() -> None:

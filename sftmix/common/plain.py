@@ -1,7 +1,10 @@
-"""Values as JSON and YAML have them: what notebooks hand over becomes plain once, where an option is set."""
+"""Values of options: plain ones, as JSON and YAML have them, and the names of fields that data.columns may have.
+
+What notebooks hand over becomes plain once, where an option is set.
+"""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +49,10 @@ def not_plain(value: object, key: str = "") -> Iterator[str]:
     elif isinstance(value, str) and value != value.encode(errors="replace").decode():
         yield f"{key} is {quoted(value)}, which is not UTF-8: give it another name, or set PYTHONUTF8=1 if it is"
     elif type(value) not in (bool, int, float, str, type(None)):  # YAML writes no class made from one, as np.float64
-        allowed = "a configuration holds numbers, text, true, false, None, and lists and dictionaries of these"
-        shown = f"{quoted(value)}, a {type(value).__name__}"
-        yield f"{key} is {shown}; {allowed}. Give float(), int(), str() or list() of it"
+        yield (
+            f"{key} is {quoted(value)}, a {type(value).__name__}; a configuration holds numbers, text, true, false, "
+            "None, and lists and dictionaries of these. Give float(), int(), str() or list() of it"
+        )
 
 
 def as_list(value: Any) -> list[Any]:
@@ -56,3 +60,54 @@ def as_list(value: Any) -> list[Any]:
     if isinstance(value, tuple):
         return list(value)
     return value if isinstance(value, list) else [value]
+
+
+# ----------------------------------------------------------------------------------------- the fields of rows
+
+
+FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "history": ("instruction", "input", "output", "history"),
+    "alpaca": ("instruction", "input", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+"""The fields that each format reads, beside those of ANY_FORMAT."""
+
+ANY_FORMAT = ("system", "id", "weight")
+"""Fields that every format reads (text: `id` alone)."""
+
+SHOWN_FIELDS = 30
+"""Most fields that a message lists."""
+
+
+def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
+    fields = field_columns(columns)
+    if len(fields) < len(columns):
+        yield "data.columns names completion and response, which are the same field; leave one out"
+    if not formats_with(fields, form):
+        reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in FORMAT_FIELDS.items())
+        yield (
+            f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
+            f"({reads}; each: system, id, weight), on the right those of the rows"
+        )
+
+
+def field_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """Return data.columns with each field under its own name: `completion` for `response`."""
+    return {"completion" if name == "response" else name: column for name, column in (columns or {}).items()}
+
+
+def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
+    """List the formats that read all these fields; of the one named `form`, or of all for auto."""
+    wanted = set(fields) - set(ANY_FORMAT)
+    return [name for name, reads in FORMAT_FIELDS.items() if form in ("auto", name) and wanted <= set(reads)]
+
+
+def listed(fields: Iterable[str]) -> str:
+    """List the names of fields for a message."""
+    names = [quoted(field) for field in fields]
+    more = ", ..." if len(names) > SHOWN_FIELDS else ""
+    return ", ".join(names[:SHOWN_FIELDS]) + more or "none"

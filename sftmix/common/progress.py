@@ -12,32 +12,21 @@ PAUSE, SHARE, INNER_SHARE = 10.0, 0.01, 0.25
 work inside other work gets at most four."""
 
 
-class LiveLine(tqdm):
-    """A line of the terminal that is drawn again and again."""
-
-    disable: bool
-    bar_format: str
-    last_print_n: float
-
-    def show(self, figures: str) -> None:
-        """Show these figures from the next update on, in place of the rate; of work with a total."""
-        if not self.disable:
-            self.bar_format = self.bar_format.replace(", {rate_fmt}", "{postfix}")
-            self.set_postfix_str(figures, refresh=False)
-
-
-class LogLines(LiveLine):
+class LogLines(tqdm):
     """Lines like `09:41:07 train 135/1350 (10%), ntp 1.2345, mixup 2.3456, 5,400 tokens/s, 05:02 left`.
 
     One is due after the first update, at the end, and as the constants above say.
     """
+
+    disable: bool
+    last_print_n: float
 
     def update(self, n: float | None = 1) -> None:
         super().update(n)
         if self.leave and self.last_print_n == self.initial and self._time() >= self.start_t + self.delay:
             self.display()
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+    def display(self, *_: object) -> None:
         """Print a line, where something was done since the last one."""
         if self.n > self.last_print_n:
             print(time.strftime("%H:%M:%S"), self, file=sys.stderr, flush=True)
@@ -60,19 +49,21 @@ def progress_bar(
     enabled: bool = True,
     leave: bool = True,
     delay: float = 0.0,
-) -> LiveLine:
+    rate: str = ", {rate_fmt}",
+) -> tqdm:
     """Return the progress of work: a live line in a terminal or notebook, else plain lines; nothing without a name.
 
     It is a context manager that closes it; `update(n)` notes that n more units are done.
 
     leave   False for work inside other work: its bar vanishes, and of its lines there are only a few if it is long
     delay   seconds before anything is shown, so that short work shows nothing
+    rate    what stands there, of work with a total: the rate, or "{postfix}" for the figures of `set_postfix_str`
     """
     work = {"total": total, "initial": done, "desc": name, "unit": unit, "leave": leave}
     disabled = name is None or not enabled
     if disabled or sys.stderr.isatty() or "ipykernel" in sys.modules:
-        shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left, {rate_fmt}]"
-        return LiveLine(
+        shown = f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} [{{remaining}} left{rate}]"
+        return tqdm(
             **work,
             delay=delay if leave else 1,
             disable=disabled,
@@ -82,7 +73,7 @@ def progress_bar(
             position=0,  # inner work takes over the line of the outer, which is not drawn meanwhile
             miniters=1,  # draw by time alone: tqdm's monitor would draw a bar that waits
         )
-    shown = "{desc} {n_fmt}/{total_fmt} ({percentage:.0f}%), {rate_fmt}, {remaining} left"
+    shown = f"{{desc}} {{n_fmt}}/{{total_fmt}} ({{percentage:.0f}}%){rate}, {{remaining}} left"
     return LogLines(
         **work,
         delay=delay,

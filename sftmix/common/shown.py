@@ -1,6 +1,12 @@
-"""Text that others wrote, as messages and terminals show it: no row and no model can control the terminal."""
+"""Text and figures as messages, terminals and pages show them.
+
+Text that others wrote is shown so that no row and no model can control the terminal. Figures are numbers in nested
+mappings by dotted names, with their unit, counts in words, and Markdown tables.
+"""
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 QUOTED_CHARACTERS = 80
 """Most characters of a value that a message quotes."""
@@ -20,11 +26,41 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
-def one_line(text: str) -> str:
-    """Make control characters visible, newlines and tabs, too; no other character changes."""
-    return as_lines(text, but="")
-
-
 def as_lines(text: str, but: str = "\n\t") -> str:
-    """Make control characters visible, all but newlines and tabs; what some scripts need, such as joiners, stays."""
+    """Make control characters visible, all but some of them; what some scripts need, such as joiners, stays."""
     return CONTROL.sub(lambda match: match[0] if match[0] in but else repr(match[0])[1:-1], text)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield (dotted name, number) for every number in nested mappings; NaN for null."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif value is None:
+            yield f"{prefix}{key}", float("nan")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+def unit_of(metric: str) -> str:
+    """Return the unit of a figure of a run's summary and which way is better, in words; "" for one without a unit."""
+    of_held_out = metric in ("eval_nll_after", "eval_nll_best", "eval_nll_before")
+    return "nats per response token of the held-out rows; lower is better" if of_held_out else ""
+
+
+def short(value: float, *, digits: int = 4) -> str:
+    """Return a number with so many digits, with all of the whole ones below ten million: -0.312, -40.2, -167,800."""
+    return f"{value:,.0f}" if 10 ** (digits - 1) <= abs(value) < 1e7 else f"{value:,.{digits}g}"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return `1 step`, `2 steps` or `1,000 steps`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of rows, the head first, its columns aligned for people who read the text."""
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)

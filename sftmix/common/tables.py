@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import replacing
+from sftmix.common.files import placing
 from sftmix.types import (
-    MOST_GROUPS,
     NOT_COUNTED,
     UNPAIRED,
     UNPAIRED_NAME,
+    Bool,
     Float64,
     RowScores,
     Split,
@@ -59,7 +58,7 @@ def write_table(path: PathLike, ids: Sequence[str], metadata: dict[bytes, str] |
     arrays = {
         name: pa.array(column, _type_of(name)) for name, column in {"id": ids, **columns}.items() if column is not None
     }
-    with replacing(Path(path)) as file:
+    with placing(Path(path)) as staging, staging.open("wb") as file:
         pq.write_table(pa.table(arrays, metadata=metadata), file)
 
 
@@ -81,14 +80,14 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     return table
 
 
-def read_columns(path: PathLike, *names: str, optional: Sequence[str] = (), once: bool = True) -> dict[str, Any]:
+def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> dict[str, Any]:
     """Return columns of a Parquet file by their names: text as list[str], integers as i64[N], other numbers as f64[N].
 
     token_nll is an array of arrays, f32; `metadata` are the file's own texts, as bytes.
 
     optional  columns that are None where the file has none
-    once      each id stands there once
-    Raises DataError as `read_table`, and for empty cells or other values in a column.
+    Raises DataError as `read_table`, for empty cells or other values in a column, and for an id that is there twice in
+    a file without checkpoints.
     """
     import pyarrow as pa
 
@@ -101,7 +100,7 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = (), once
         except pa.ArrowException as error:
             raise DataError(f"{path}: column {name} does not hold {_type_of(name)}: {error}") from error
         columns[name] = column.to_pylist() if _TYPES.get(name) == "string" else column.to_numpy()
-    _require(path, not once or len(set(columns["id"])) == len(table), "an example id is there twice")
+    _require(path, "checkpoint" in names or len({*columns["id"]}) == len(table), "an example id is there twice")
     return columns
 
 
@@ -129,7 +128,6 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     table = read_columns(path, "id", "group")
     stored = table["metadata"].get(_NAMES_KEY)
     names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES
-    _require(path, len(names) <= MOST_GROUPS, f"it names {len(names)} groups, and a split has at most {MOST_GROUPS}")
     code = {name: index for index, name in enumerate(names)} | {UNPAIRED_NAME: UNPAIRED}
     unknown = [name for name in table["group"] if name not in code]
     _require(path, not unknown, f"group {unknown[:1]} is none of {', '.join(code)}")
@@ -138,8 +136,9 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
 
 def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum: Float64 | None = None) -> None:
     """Write one line per held-out example: id, nll_sum (nats), n_tokens, n_correct, and brier_sum if it is given."""
-    nll_sum, n_tokens, n_correct = scores.nll_sum, scores.n_tokens, scores.n_correct
-    write_table(path, ids, nll_sum=nll_sum, n_tokens=n_tokens, n_correct=n_correct, brier_sum=brier_sum)
+    write_table(
+        path, ids, nll_sum=scores.nll_sum, n_tokens=scores.n_tokens, n_correct=scores.n_correct, brier_sum=brier_sum
+    )
 
 
 def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:
@@ -182,23 +181,20 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     line for each checkpoint, with finite numbers that agree between the lines.
     """
     names = ("id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct")
-    table = read_columns(path, *names, optional=["alone_nll_sum", "token_nll"], once=False)
+    optional = ("alone_nll_sum", "token_nll")
+    table = read_columns(path, *names, optional=optional)
     place = {example: index for index, example in enumerate(dict.fromkeys(table["id"]))}
-    row = np.asarray([place[example] for example in table["id"]], dtype=np.int64)
     ids, checkpoint = list(place), table["checkpoint"]
     n, c = len(ids), int(checkpoint.max(initial=-1)) + 1
-    cell = row * c + checkpoint
+    cell = np.asarray([place[example] for example in table["id"]], dtype=np.int64) * c + checkpoint
     order = np.argsort(cell)
     whole = 0 < n * c == len(cell) and checkpoint.min() >= 0 and np.array_equal(cell[order], np.arange(n * c))
     _require(path, whole, "it holds no example, or not one line for each example and checkpoint 0, 1, 2, ...")
-
-    def grid(name: str) -> Any:
-        return None if table[name] is None else table[name][order].reshape(n, c)
-
-    step, nll_sum, n_tokens, n_correct = map(grid, names[2:])
-    alone, token_nll = grid("alone_nll_sum"), grid("token_nll")
+    columns = map(table.get, (*names[2:], *optional))
+    grids: list[Any] = [None if column is None else column[order].reshape(n, c) for column in columns]
+    step, nll_sum, n_tokens, n_correct, alone, token_nll = grids
     nll_sum = np.where(n_tokens > 0, nll_sum, 0.0)
-    dynamics = TrainingDynamics(ids, step[0], nll_sum, n_tokens[:, 0], n_correct, alone_nll_sum=alone)
+    dynamics = TrainingDynamics(ids, step[0], nll_sum, n_tokens[:, 0], n_correct, None, alone)
     problems = [
         ("n_tokens", n_tokens != n_tokens[:, :1], "one number for all checkpoints"),
         ("step", step != step[:1], "one number for each checkpoint"),
@@ -213,7 +209,7 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     return replace(dynamics, token_nll=tokens)
 
 
-def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, npt.NDArray[np.bool_], str]]:
+def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, Bool, str]]:
     """Yield (column, bool[N, C] or [N, 1], True for a number that is impossible, what is allowed)."""
     n_tokens, n_correct = dynamics.n_tokens[:, None], dynamics.n_correct
     counted = (n_correct >= NOT_COUNTED) & (n_correct <= n_tokens)

@@ -84,7 +84,8 @@ class World:
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Do `work` on rank 0 while the others wait; raise its error on every rank."""
         result, error = _attempt(work) if self.is_main else (None, None)
-        _raise_everywhere(self.share(error))
+        if error := self.share(error):
+            raise error
         return result
 
     def from_main(self, work: Callable[[], T]) -> T:
@@ -101,24 +102,20 @@ class World:
         answers = self.gather((socket.gethostname(), error) if first else None)
         nodes = [(rank, *answer) for rank, answer in enumerate(answers) if answer is not None]
         for node, (rank, host, error) in enumerate(nodes):
-            if isinstance(error, SFTMixError) and len({str(answer[2]) for answer in nodes}) > 1:
-                error = type(error)(f"node {node} ({host}, from rank {rank}): {error}")  # hosts may share a name
-            _raise_everywhere(error)
+            if error:
+                if len({str(other) for *_, other in nodes}) > 1:
+                    error.args = (f"node {node} ({host}, from rank {rank}): {error}",)  # hosts may share a name
+                raise error
         return result if first else work()  # type: ignore[return-value]
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, SFTMixError | Stopped | None]:
-    """Return the result of `work` and None, or None and the error that other ranks should raise, too."""
+    """Return the result of `work` and None, or None and the error that every rank raises."""
     try:
         return work(), None
     except (SFTMixError, Stopped) as error:
-        return None, error
-
-
-def _raise_everywhere(error: SFTMixError | Stopped | None) -> None:
-    if error is not None:
         error.everywhere = True
-        raise error
+        return None, error
 
 
 @contextlib.contextmanager

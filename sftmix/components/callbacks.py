@@ -5,7 +5,7 @@ from collections import deque
 from statistics import median
 
 from sftmix.common.errors import LossLeapError
-from sftmix.common.steps import read_steps
+from sftmix.common.files import read_steps
 from sftmix.components.base import Callback, CallbackResult, Need, StageState, require
 
 

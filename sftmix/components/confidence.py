@@ -7,7 +7,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import existing_file, read_columns
 from sftmix.components.base import ConfidenceEstimator, Need
-from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Bool, Float64, TrainingDynamics
 
 LEAST = float(np.finfo(np.float64).min)
 """In place of -inf, which is no confidence: it ranks below every other. See `is_measured`."""
@@ -144,7 +144,7 @@ class FromFile(ConfidenceEstimator):
         return np.asarray([score[name] for name in dynamics.ids])
 
 
-def is_measured(confidence: Float64) -> np.ndarray:
+def is_measured(confidence: Float64) -> Bool:
     """Return bool[N]: True for a confidence that means and pictures can count, which is neither NaN nor LEAST."""
     return np.isfinite(confidence) & (confidence > LEAST)
 

@@ -6,8 +6,8 @@ from collections.abc import Container, Iterator
 from dataclasses import fields
 
 from sftmix.common.errors import refuse
-from sftmix.common.figures import counted
 from sftmix.common.plain import not_plain
+from sftmix.common.shown import counted
 from sftmix.components.base import Component, Need, Optimizer, missing_package
 from sftmix.components.callbacks import Evaluate
 from sftmix.config.run_config import RunConfig

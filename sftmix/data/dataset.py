@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
-from sftmix.common.shown import one_line, printable
+from sftmix.common.shown import as_lines, printable
 from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, example_of
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
@@ -22,7 +21,7 @@ from sftmix.data.store import Record, get_or_build, key_of, open_rows, rows_of, 
 from sftmix.data.templates import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.options import DataOptions
-from sftmix.types import Encoded, Example, Int64
+from sftmix.types import Bool, Encoded, Example, Int64
 
 TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn", "split_alone")
 MAX_TEMPLATE_LOSS = 0.05
@@ -62,7 +61,7 @@ class EncodedDataset(Sequence[Encoded]):
         self.ids: list[str] = self._table["id"].to_pylist()
         self.lengths: Int64 = pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
         self.n_targets: Int64 = self._table["n_targets"].to_numpy().astype(np.int64)
-        self.truncated: npt.NDArray[np.bool_] = self._table["truncated"].to_numpy()
+        self.truncated: Bool = self._table["truncated"].to_numpy()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -239,7 +238,7 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
         facts = f"row {row} | id {encoded.id} | {example.source} | {len(ids)} tokens | {target.sum()} trained"
         facts += "" if example.label is None else f" | label {example.label}"
         facts += " | cut at the maximum length: no end of turn" if encoded.truncated else ""
-        parts.append(f"{one_line(facts)}\n{body}")
+        parts.append(f"{as_lines(facts, but='')}\n{body}")
         if not table:
             table = [f"Tokens of row {row} (label -100: not trained)", f"{'place':>6} {'id':>7} {'label':>7}  token"]
             near = np.add.outer(edges, np.arange(-EDGE, EDGE)).clip(0, len(ids) - 1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from sftmix.common.errors import DataError
-from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
+from sftmix.common.plain import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.types import Example, Message
 

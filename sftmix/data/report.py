@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sftmix.common.figures import counted
-from sftmix.common.shown import one_line
+from sftmix.common.shown import as_lines, counted
 
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""
@@ -90,4 +89,4 @@ class DataReport:
                     text = text.replace("data.max_length", f"data.max_length = {self.max_length}")
                 names = self.first[reason] + ["..."] * (count > NAMED)
                 lines.append(f"{count:,} {text}: {', '.join(names)}")
-        return [one_line(line) for line in lines]
+        return [as_lines(line, but="") for line in lines]

@@ -14,11 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError, refuse
-from sftmix.common.figures import counted
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
-from sftmix.common.shown import quoted
+from sftmix.common.shown import counted, quoted
 from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, stored
 from sftmix.data.formats import RESERVED_ID, TEXT, BadRow, Columns, convert
 from sftmix.data.report import DataReport

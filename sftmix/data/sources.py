@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import sha256_file
-from sftmix.common.names import HUB_ID
+from sftmix.common.files import HUB_ID, sha256_file
 from sftmix.data.formats import TEXT, BadRow, Columns, recognise
 
 MAX_CELL = 16 << 20

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 import sftmix
-from sftmix.common.files import read_json, write_json
-from sftmix.common.steps import read_steps
+from sftmix.common.files import read_json, read_steps, write_json
 from sftmix.common.world import World
 from sftmix.data import DataReport
 from sftmix.measure.model import confidence_std

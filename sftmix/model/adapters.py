@@ -21,7 +21,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
-from sftmix.model.unused import freeze_unused, unused_modules
+from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.options import LoraOptions
 
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -103,12 +103,6 @@ def adapter_config(model: nn.Module) -> Any:
     return getattr(model, "peft_config", {}).get(ADAPTER)
 
 
-def described_adapters(model: PreTrainedModel) -> str:
-    """Say in one line how many weights are trained (a tied weight counts once)."""
-    trained, total = model.num_parameters(only_trainable=True), model.num_parameters()
-    return f"adapters with {trained:,} trained numbers in a model of {total - trained:,} frozen ones"
-
-
 def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
     """Have PEFT add its layers, without three of its warnings.
 
@@ -130,40 +124,34 @@ def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
 
 
 def stored_config(directory: Path) -> Any:
-    """Return the configuration of the LoRA adapters in a directory.
+    """Return the configuration of the LoRA adapters in a directory, which names their base model.
 
-    Raises ConfigError if the file cannot be read, is of adapters other than LoRA, or sets a key outside TAKEN.
+    Raises ConfigError if the file cannot be read, is of adapters other than LoRA, sets a key outside TAKEN, or names no
+    base model.
     """
     from peft import LoraConfig
 
-    file = directory / FILE
+    file, default = directory / FILE, LoraConfig().to_dict()
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        kind = stored["peft_type"]
-    except Exception as error:  # a stranger's file may make json or the look-up raise anything
+        if stored["peft_type"] != "LORA":
+            raise ConfigError(f"{file}: peft_type is {stored['peft_type']!r:.80}; only LORA is loaded")
+        for key in sorted(stored.keys() - TAKEN.split()):
+            if stored[key] and stored[key] != default.get(key):
+                raise ConfigError(
+                    f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "
+                    "import, or change how they are computed. Take it out of the file if they work without it, else "
+                    "merge them into their base model with PEFT (merge_and_unload), and name the merged model"
+                )
+        config = LoraConfig(**{key: value for key, value in stored.items() if key in default})
+    except ConfigError:
+        raise
+    except Exception as error:  # a stranger's file may make json, the look-ups and PEFT raise anything
         raise ConfigError(f"{file} cannot be read as PEFT writes it: {type(error).__name__}: {error}") from error
-    if kind != "LORA":
-        raise ConfigError(f"{file}: peft_type is {kind!r:.80}; only LORA is loaded")
-    default = LoraConfig().to_dict()
-    for key in sorted(stored.keys() - TAKEN.split()):
-        if stored[key] and stored[key] != default.get(key):
-            raise ConfigError(
-                f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "
-                "import, or change how they are computed. Take it out of the file if they work without it, else merge "
-                "them into their base model with PEFT (merge_and_unload), and name the merged model"
-            )
-    try:
-        return LoraConfig(**{key: value for key, value in stored.items() if key in default})
-    except Exception as error:  # for values in a stranger's file PEFT may raise anything
-        raise ConfigError(f"{file}: PEFT refuses it: {type(error).__name__}: {error}") from error
-
-
-def base_of_adapters(directory: Path) -> str:
-    """Return the hub id or directory of the base model; raise ConfigError as `stored_config` does, and without one."""
-    base = stored_config(directory).base_model_name_or_path
+    base = config.base_model_name_or_path
     if not isinstance(base, str):
-        raise ConfigError(f"{directory / FILE} names no base model (base_model_name_or_path is {base!r:.80})")
-    return base
+        raise ConfigError(f"{file} names no base model (base_model_name_or_path is {base!r:.80})")
+    return config
 
 
 # -------------------------------------------------------------------------------------------- quantised base
@@ -219,7 +207,7 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
     """
     file = directory / WEIGHTS
     try:
-        stored = load_file(file) if file.exists() else {}
+        stored = load_file(file)
     except Exception as error:  # safetensors has errors of its own
         raise ConfigError(f"{file} cannot be read: {error}") from error
     adapters = _in_peft_format(model, dict(model.named_parameters()))

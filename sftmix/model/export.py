@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.common.files import fresh_directory, naming_full_disk
+from sftmix.common.files import fresh_directory, naming_full_disk, sync_path
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
 
@@ -48,9 +48,8 @@ def export_model(
             exported.chat_template = chat_template or tokenizer.chat_template
             exported.save_pretrained(temporary)
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
-            old = path.with_name(f".old-{path.name}.{os.getpid()}")
+                sync_path(file)
+            old = path.with_name(f"{temporary.name}.old")
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)  # the old one is removed only when the new one stands

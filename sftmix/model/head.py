@@ -115,14 +115,13 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
             )
     config = model.config.get_text_config()
 
-    def number(key: str) -> float | None:
-        value = getattr(config, key, None)
-        return float(value) or None if isinstance(value, (int, float)) else None  # no formula has 0
+    def number(key: str) -> float:
+        return float(getattr(config, key, None) or 0)  # no formula has 0
 
     scales = [number(key) for key in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
     if scaling := number("logits_scaling"):
         scales += [1 / scaling, scaling]  # Granite divides by it, HyperCLOVA X multiplies
-    cap = number("final_logit_softcapping")
+    cap = number("final_logit_softcapping") or None
     return [Head(module, cap, scale) for scale in dict.fromkeys(filter(None, scales)) or [1.0]]
 
 

@@ -23,8 +23,8 @@ from transformers.utils import find_adapter_config_file
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
+from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import holds_adapters, model_place, refuse_pickles
-from sftmix.model.unused import freeze_unused
 
 # ------------------------------------------------------------------------------------------------- loading
 
@@ -38,7 +38,7 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the causal language model of a hub id or directory: weights cast to `dtype`, vocabulary as it is.
 
-    What text never goes through is frozen (`sftmix.model.unused`).
+    What text never goes through is frozen (`sftmix.model.layers`).
 
     quantization  a transformers quantisation config (`sftmix.model.adapters.quantization_config`)
 

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from sftmix.common.world import World
+from sftmix.model.layers import freeze_unused
 from sftmix.model.load import load_model, model_config, stored_dtype
-from sftmix.model.unused import freeze_unused
 
 # ------------------------------------------------------------------------------- 1. a model with its values
 
@@ -51,12 +51,9 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     stored = stored_dtype(path)
     model = load_model(path, dtype=stored, attention=attention)
     config_file = str(cached_file(str(Path(path).expanduser()), "config.json", local_files_only=True))
-    files = list(Path(config_file).parent.glob("*.safetensors"))
-    for file in files:
-        tensors = safe_open(file, framework="pt")
-        if any(tensors.get_tensor(name).dtype != stored for name in tensors.keys()):  # noqa: SIM118
-            return None
-    if not files:  # a hub may have them in another snapshot than the config
+    files = [safe_open(file, framework="pt") for file in Path(config_file).parent.glob("*.safetensors")]
+    # None at all, where a hub has them in another snapshot than the config
+    if {file.get_tensor(name).dtype for file in files for name in file.keys()} != {stored}:  # noqa: SIM118
         return None
     persistent = model.state_dict().keys()
     for name, buffer in empty_model(path, attention=attention).named_buffers():  # half precision rounds them

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, masking_utils
 from sftmix.common.errors import ConfigError
 from sftmix.model.load import probe_ids, probing
 
-_DOCUMENTS = ((9, 6, 8), (5, 7), (13,))
-"""Lengths of the documents packed into each line of the probe, padded to the longest; padding-free, all in one line."""
+_DOCUMENTS = (9, 6, 8, 5, 7, 11, 13, 10)
+"""Lengths of the documents in the probe: three lines of 23 tokens, as padding is one, too; padding-free, one of 69."""
 
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
@@ -73,20 +73,15 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     if padding_free:
         option = "training.padding_free to false (micro-batches are padded)"
     remedy = f"Set {option}, or another model.attention (sdpa, eager)."
-    decoder, device, together, alone = model.get_decoder(), model.device, [], []
-    documents = (sum(_DOCUMENTS, ()),) if padding_free else _DOCUMENTS
-    width = max(map(sum, documents))
-    ids = probe_ids(model, len(documents), width)
-    lines = [torch.cat([torch.arange(n) for n in (*lengths, width - sum(lengths))]) for lengths in documents]
-    positions = torch.stack(lines).to(device)
+    decoder, device = model.get_decoder(), model.device
+    ids = probe_ids(model, *((1, 69) if padding_free else (3, 23)))
+    positions = torch.cat([torch.arange(n, device=device) for n in _DOCUMENTS]).view(ids.shape)
     with probing(model, f"{name} does not take packed documents", remedy):
         packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
-        for tokens, states, lengths in zip(ids, packed, documents, strict=True):
-            together.append(states[: sum(lengths)])
-            singles = tokens[: sum(lengths)].split(lengths)
-            alone += [decoder(input_ids=one[None], use_cache=False).last_hidden_state[0] for one in singles]
+        singles = ids.view(1, -1).split(_DOCUMENTS, dim=1)
+        alone = [decoder(input_ids=one, use_cache=False).last_hidden_state[0] for one in singles]
     expected = torch.cat(alone)
-    difference, size = float((torch.cat(together) - expected).abs().max()), float(expected.abs().max())
+    difference, size = float((packed.flatten(0, 1) - expected).abs().max()), float(expected.abs().max())
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype
     limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(precision, 3e-2) * size
     if difference <= limit:

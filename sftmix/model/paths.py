@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.names import HUB_ID, is_there
+from sftmix.common.files import HUB_ID, is_there
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 """Endings of files of weights that can hold programs, or that are of other libraries."""
@@ -58,11 +58,10 @@ def refuse_pickles(path: str | Path) -> None:
     names = sorted(file.name for file in Path(path).expanduser().glob("*"))
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
-        pickle = min(pickles, key=lambda name: "model" not in name)  # an optimizer.pt may lie beside the weights
         raise ConfigError(
-            f"model.path: {path}: there is no safetensors file; found {pickle}, a pickle, which can run a program when "
-            "it is read. Only safetensors are read. If you trust the directory, write its weights anew, and name the "
-            "new one: "
+            f"model.path: {path}: there is no safetensors file; found {pickles[-1]}, a pickle, which can run a program "
+            "when it is read. Only safetensors are read. If you trust the directory, write its weights anew, and name "
+            "the new one: "
             'python -c "import sys, transformers as t; m, t = t.AutoModelForCausalLM, t.AutoTokenizer; '
             '[x.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2]) for x in (m, t)]" OLD NEW'
         )

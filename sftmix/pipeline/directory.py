@@ -21,8 +21,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from filelock import FileLock, Timeout
 
 from sftmix.common.errors import ConfigError, DifferenceError, InUseError, NoSpaceError, exit_code_of
-from sftmix.common.files import MANIFEST, placing, read_json, remove_leftovers, sha256_file, write_json, write_text
-from sftmix.common.names import path_problem
+from sftmix.common.files import (
+    MANIFEST,
+    path_problem,
+    placing,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from sftmix.common.world import World

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.names import is_there
+from sftmix.common.files import is_there
 from sftmix.config.read import read_finished
 from sftmix.model.paths import model_at_hand, model_place, named
 from sftmix.pipeline.directory import is_finished

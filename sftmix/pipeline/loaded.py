@@ -22,11 +22,11 @@ from sftmix.data.formats import TEXT
 from sftmix.model.adapters import (
     adapter_config,
     add_adapters,
-    base_of_adapters,
     load_adapters,
     merge_adapters,
     quantization_config,
     read_adapters,
+    stored_config,
 )
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
@@ -234,7 +234,7 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     asked = None if dtype == "auto" else getattr(torch, dtype)
     adapters = (directory / "adapter_config.json").exists()
     with named(f"model {finished.name}"):
-        base = base_of_adapters(directory) if adapters else finished.path
+        base = stored_config(directory).base_model_name_or_path if adapters else finished.path
         kind, quantization = asked or stored_dtype(base), None
         if adapters or finished.name == "base":  # of a run with adapters: quantised as it was in training
             quantization = quantization_config(options.lora, compute=kind if adapters else asked or torch.float32)

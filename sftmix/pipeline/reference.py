@@ -285,7 +285,7 @@ def score_each(score: RowScorer, data: EncodedDataset, file: Path, threads: int)
         progress_bar("reference: scoring", total=len(data), done=len(scored), unit=" examples") as bar,
     ):
         for one in filter(None, pool.imap_unordered(record, waiting)):
-            append_batch(file, [one], sync=False)  # to wait for the disk at each row would be slower than a server
+            append_batch(file, [one])
             scored[one["id"]] = one
             bar.update()
     if failed:

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
 from sftmix.common.errors import ConfigError, SFTMixError
-from sftmix.common.files import MANIFEST
+from sftmix.common.files import BEST, CHECKPOINTS, MANIFEST, is_there, steps_in
 from sftmix.common.launcher import needs_torchrun
-from sftmix.common.names import is_there
 from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
 from sftmix.config.read import read_finished

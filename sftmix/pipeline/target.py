@@ -9,8 +9,7 @@ from typing import Any
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import sha256_file
-from sftmix.common.steps import read_steps
+from sftmix.common.files import read_steps, sha256_file
 from sftmix.common.tables import write_dynamics
 from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
@@ -18,7 +17,6 @@ from sftmix.components.contracts import check_confidence, check_pairs, check_spl
 from sftmix.data import EncodedDataset, Encoder
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.summary import made_by
-from sftmix.model.adapters import described_adapters
 from sftmix.model.load import refuse_quantized
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.pipeline.context import Made, RunContext, Stage
@@ -103,8 +101,6 @@ def training_stage(
     """
     refuse_quantized(path)
     model, values = load_for_run(run.config, run.world, path, encoder, options, lora, seed=seed)
-    if lora.r:
-        run.say(f"{name}: {described_adapters(model)}")
     checkpoint = run.config.checkpoint
     return TrainingStage(
         name=name,

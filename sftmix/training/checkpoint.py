@@ -31,14 +31,16 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from sftmix.common.checkpoints import BEST, step_path, steps_in
 from sftmix.common.errors import CheckpointError, NonFiniteError
 from sftmix.common.files import (
+    BEST,
     commit_directory,
     fresh_directory,
     is_full,
     no_space,
     remove_leftovers,
+    step_path,
+    steps_in,
     verify_directory,
 )
 from sftmix.common.world import World

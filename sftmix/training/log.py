@@ -14,9 +14,8 @@ from typing import Any, Self, TextIO
 import torch
 
 from sftmix.common.errors import Stopped
-from sftmix.common.files import naming_full_disk, write_text
+from sftmix.common.files import naming_full_disk, read_steps, write_text
 from sftmix.common.launcher import another_rank_failed
-from sftmix.common.steps import read_steps
 from sftmix.common.world import World
 from sftmix.training.step import StepResult
 

@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 
 from sftmix.batches.order import TrainingOrder, digest
 from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
-from sftmix.common.checkpoints import CHECKPOINTS
 from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
-from sftmix.common.files import check_room
+from sftmix.common.files import CHECKPOINTS, check_room
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.components.base import Callback, Objective, Optimizer, Perturbation, StageState
@@ -150,7 +149,9 @@ class TrainingLoop:
         self.machines = going_on(self.machines, self.step, machine_of(world, stage.options))
         with (
             closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=world)) as log,
-            progress_bar(stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main) as bar,
+            progress_bar(
+                stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main, rate="{postfix}"
+            ) as bar,
             StopSignal() as signal,
         ):
             metrics = log.last
@@ -158,7 +159,7 @@ class TrainingLoop:
             self._save_or_stop(signal)  # before the first step, too, ranks agree on an end
             while self.step < self.total and not self.stopped_by:
                 metrics, full_disk = self.advance(), None
-                bar.show(figures_shown(metrics))
+                bar.set_postfix_str(figures_shown(metrics), refresh=False)
                 bar.update()
                 try:
                     log.write({**metrics, "rows": digest(stage.order.batch(self.step - 1))})
@@ -211,7 +212,7 @@ class TrainingLoop:
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
             if self.best is not None:  # the old ones go when the new ones stand
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
-            self.world.on_main(lambda: check_room(store.directory, needed, "the checkpoints to come"))
+            self.world.on_main(lambda: check_room(store.directory, needed))
 
     def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
         """Agree with all ranks on an end, and save where it is due; raise Stopped if any rank received a signal.

@@ -21,7 +21,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
 from sftmix.model.head import head_of
-from sftmix.model.layers import decoder_layers, recomputes_activations
+from sftmix.model.layers import decoder_layers
 from sftmix.model.packing import is_flash, known_rows
 from sftmix.types import Batch, Plan, Segment
 
@@ -110,7 +110,8 @@ class ModelView(LossView):
             layers = decoder_layers(self._model)
             if not 1 <= layer <= len(layers):
                 raise ConfigError(f"no decoder layer {layer}; allowed: 1 to {len(layers)}, and 0, the embeddings")
-            if recomputes_activations(self._model):  # the backward would make the layer's forward without the hook
+            # Where activations are recomputed, the backward would make the layer's forward without the hook.
+            if any(getattr(part, "gradient_checkpointing", False) for part in self._model.modules()):
                 raise ConfigError(
                     f"training.activation_checkpointing true and a change of the states after layer {layer} exclude "
                     "each other; leave it out, or change the embeddings (layer 0)"

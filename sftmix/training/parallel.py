@@ -18,10 +18,9 @@ from transformers import PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
-from sftmix.model.layers import decoder_layers, recompute_activations
+from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
 from sftmix.model.meta import Values
 from sftmix.model.packing import check_attention, is_skipping, packing_problem
-from sftmix.model.unused import unused_modules
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule, autocast
 

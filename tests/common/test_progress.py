@@ -63,14 +63,13 @@ def test_rates_and_times_left_are_those_of_this_process(capsys):
     lines._time, lines.start_t = (lambda: now[0]), 0.0
     now[0] = 10.0
     lines.update(20)
-    lines.show("what is shown in place of the rate")
     now[0] = 60.0
     lines.update(10)
     lines.close()
     shown = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
     assert shown == [
         "Tokenising 60/100 (60%),  2.00 rows/s, 00:20 left",
-        "Tokenising 70/100 (70%), what is shown in place of the rate, 01:00 left",
+        "Tokenising 70/100 (70%),  2.00s/ rows, 01:00 left",
     ]
 
 
@@ -122,13 +121,13 @@ def in_terminal(*words: str) -> str:
 INNER = """
 import time
 from sftmix.common.progress import progress_bar
-with progress_bar("outer", total=2, unit="step") as outer:
+with progress_bar("outer", total=2, unit="step", rate="{postfix}") as outer:
     outer.update()
     with progress_bar("inner", total=3, unit="batch", leave=False) as inner:
         for _ in range(3):
             time.sleep(0.6)
             inner.update()
-    outer.show("loss 1.5")
+    outer.set_postfix_str("loss 1.5", refresh=False)
     outer.update()
 """
 

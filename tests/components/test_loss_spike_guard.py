@@ -3,8 +3,8 @@
 import pytest
 
 from sftmix.batches.order import Slot
-from sftmix.common.checkpoints import steps_in
 from sftmix.common.errors import NonFiniteError
+from sftmix.common.files import steps_in
 from sftmix.common.world import World
 from sftmix.components import LossSpikeGuard, Perturbation, StageState
 from sftmix.options import CheckpointOptions

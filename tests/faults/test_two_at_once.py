@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sftmix.common.checkpoints import step_path, steps_in
-from sftmix.common.files import verify_directory
+from sftmix.common.files import step_path, steps_in, verify_directory
 from sftmix.pipeline.start import export_run
 from sftmix.tools.quickstart import make_rows, write_rows
 from tests.faults.mines import KillIn, children, itself

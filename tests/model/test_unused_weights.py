@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config
 
 from sftmix.model.adapters import add_adapters, load_adapters
 from sftmix.model.export import export_model
+from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.model.load import load_model, stored_dtype
 from sftmix.model.meta import mapped_model
-from sftmix.model.unused import freeze_unused, unused_modules
 from sftmix.options import LoraOptions
 from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import sharded

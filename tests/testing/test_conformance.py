@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sftmix import components, testing
-from sftmix.common.steps import read_steps
+from sftmix.common.files import read_steps
 from sftmix.components import base
 from sftmix.components.contracts import OWN_OF_STEP
 from sftmix.components.listing import catalogue

@@ -10,7 +10,7 @@ from typing import Any
 
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import append_batch, read_batches, read_json, sha256_json, write_json, write_text
+from sftmix.common.files import append_batch, read_batches, read_json_if_there, sha256_json, write_json, write_text
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
@@ -141,7 +141,7 @@ def answer_file(
     inputs = inputs_of(form, questions, models, options)
     if not path.exists() and not file.exists():
         write_json(file, inputs)
-    old = read_json(file) if file.exists() else {}  # {}: not written by this command
+    old = read_json_if_there(file)  # {}: not written by this command
     if different := differences(old, inputs):
         problem = f"{path} was made with other inputs: {'; '.join(different)}"
         raise ConfigError(f"{problem}. Use another --to, or the old settings")

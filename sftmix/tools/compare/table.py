@@ -17,8 +17,8 @@ import numpy as np
 import yaml
 
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
-from sftmix.common.figures import flatten, markdown_table, short, unit_of
 from sftmix.common.files import read_json, write_json, write_text
+from sftmix.common.shown import flatten, markdown_table, short, unit_of
 from sftmix.config.read import TABLE
 from sftmix.pipeline.directory import RunDirectory, differences
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
@@ -33,7 +33,7 @@ from sftmix.tools.compare.statistics import (
 )
 
 if TYPE_CHECKING:
-    from sftmix.common.world import World
+    from sftmix.common.world import World, start_world
 
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
@@ -72,7 +72,6 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         for cell in cells:
             with _named(cell):
                 check_run(cell.config(), "train")
-    from sftmix.common.world import start_world
 
     summaries, say_rows = dict[str, Any](), cache(print)  # equal rows are told once
     timeout = max(config.training.timeout for config in comparison.variants.values())

@@ -39,9 +39,8 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.functional import fused
 from sftmix.model.adapters import add_adapters
-from sftmix.model.layers import decoder_layers, recompute_activations
+from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
 from sftmix.model.meta import empty_model
-from sftmix.model.unused import unused_modules
 from sftmix.options import LoraOptions
 from sftmix.pipeline.rows import read_rows
 from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, layout_of, make_machine, plan

@@ -30,8 +30,15 @@ GROUP = "sftmix_group"
 """Column of the training set, and key of a batch: the group of each row."""
 
 UNFIT = (
-    *("packing", "padding_free", "sample_packing", "compute_loss_func", "use_liger_kernel", "label_smoothing_factor"),
-    *("deepspeed", "parallelism_config", "loss_type"),
+    "packing",
+    "padding_free",
+    "sample_packing",
+    "compute_loss_func",
+    "use_liger_kernel",
+    "label_smoothing_factor",
+    "deepspeed",
+    "parallelism_config",
+    "loss_type",
 )
 """Options of trainers that SFTMix does not work with."""
 
@@ -112,7 +119,20 @@ class SFTMixTrainer(Trainer):
         self._set_signature_columns_if_needed()
         self._signature_columns = [*self._signature_columns, GROUP]
         base: Any = getattr(self.model, "get_base_model", lambda: self.model)()
-        base.forward = _with_loss(base, args)
+        if getattr(base.config, "output_router_logits", False):
+            raise ValueError("SFTMix does not know the loss of routers; set router_aux_loss_coef to 0")
+        forward, head = base.forward, head_of(base)
+        loss = SFTMixLoss(args.sftmix_mu, args.sftmix_mixup_mean, softcap=head.softcap, scale=head.scale)
+
+        # The loss is computed inside the forward that DDP or FSDP wraps, whose hooks so fire.
+        @functools.wraps(forward)  # generate checks its keywords by this signature
+        def sftmix_forward(*inputs, sftmix=None, labels=None, **kwargs):
+            if sftmix is None:
+                return forward(*inputs, labels=labels, **kwargs)
+            hidden = base.get_decoder()(*inputs, **kwargs, use_cache=False).last_hidden_state
+            return loss(hidden, head.weight, labels, *sftmix, bias=head.bias)._asdict()
+
+        base.forward = sftmix_forward
 
     def _get_train_sampler(self, train_dataset=None):
         return PairSampler(self._groups, self.args.seed)
@@ -145,26 +165,6 @@ def _collate(collator, features):
     """Return the collator's batch with the group of each row; held-out rows have None."""
     groups = [feature.pop(GROUP, None) for feature in features]
     return {**collator(features), GROUP: groups}
-
-
-def _with_loss(model: Any, args: Any) -> Any:
-    """Return the model's forward, which gives the fields of SFTLoss where it gets pairs.
-
-    The loss is computed inside the forward that DDP or FSDP wraps, whose hooks so fire.
-    """
-    if getattr(model.config, "output_router_logits", False):
-        raise ValueError("SFTMix does not know the loss of routers; set router_aux_loss_coef to 0")
-    forward, head = model.forward, head_of(model)
-    loss = SFTMixLoss(args.sftmix_mu, args.sftmix_mixup_mean, softcap=head.softcap, scale=head.scale)
-
-    @functools.wraps(forward)  # generate checks its keywords by this signature
-    def sftmix_forward(*inputs, sftmix=None, labels=None, **kwargs):
-        if sftmix is None:
-            return forward(*inputs, labels=labels, **kwargs)
-        hidden = model.get_decoder()(*inputs, **kwargs, use_cache=False).last_hidden_state
-        return loss(hidden, head.weight, labels, *sftmix, bias=head.bias)._asdict()
-
-    return sftmix_forward
 
 
 def row_ids(dataset: Dataset) -> list[str]:

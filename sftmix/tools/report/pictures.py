@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from sftmix.common.figures import short
 from sftmix.common.files import read_json
+from sftmix.common.shown import short
 from sftmix.tools.report.run import RunView, text_of
 from sftmix.types import Float64, Rows
 

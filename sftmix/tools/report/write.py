@@ -15,9 +15,8 @@ import sftmix
 from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
-from sftmix.common.figures import short
-from sftmix.common.files import read_json, write_text
-from sftmix.common.steps import read_steps
+from sftmix.common.files import read_json, read_steps, write_text
+from sftmix.common.shown import short
 from sftmix.components.base import Need
 from sftmix.pipeline.target import pairs_by
 from sftmix.tools.report import pictures

@@ -22,8 +22,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.common.files import read_json, write_text
-from sftmix.common.names import HUB_ID, is_there
+from sftmix.common.files import HUB_ID, is_there, read_json_if_there, write_text
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
 from sftmix.config.read import read_finished
@@ -51,7 +50,7 @@ def model_card(
     step    of the checkpoint that the weights are; None: the model that the run has measured
     merged  of a run with adapters: these are in the model's weights
     """
-    config, summary = read_finished(run), _json(run / "summary.json")
+    config, summary = read_finished(run), read_json_if_there(run / "summary.json")
     baseline = summary.get("baseline") or {}
     measured = {} if step is not None else summary if stage == "train" else baseline
     results = [
@@ -76,7 +75,7 @@ def model_card(
         model_name=run.resolve().name,
         eval_results=results or None,
     )
-    evaluation = _json(run / "evaluation" / "table.json")
+    evaluation = read_json_if_there(run / "evaluation" / "table.json")
     return _card("model.md", run, data, stage=stage, step=step, baseline=baseline, evaluation=evaluation)
 
 
@@ -142,7 +141,7 @@ def _card(template: str, run: Path, data: ModelCardData | DatasetCardData, **val
         data=data,
         header=Markup(data.to_yaml()),
         config=config,
-        summary={"version": sftmix.__version__, **_json(run / "summary.json")},
+        summary={"version": sftmix.__version__, **read_json_if_there(run / "summary.json")},
         base=without_directories(config.model.path),
         files=without_directories(as_list(config.data.train)),
         recipe=Markup(yaml.safe_dump(without_directories(recipe), sort_keys=False, allow_unicode=True)),
@@ -155,7 +154,3 @@ def _escaped(value: Any) -> Markup:
         return value
     line = " ".join(str(value).split())
     return Markup(_MARKUP.sub(r"\\\1", html.escape(line, quote=False)))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.exists() else {}

@@ -66,8 +66,7 @@ def main(args: argparse.Namespace) -> None:
             f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
-    from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
-    from sftmix.common.steps import read_steps
+    from sftmix.common.files import BEST, CHECKPOINTS, read_steps, steps_in
     from sftmix.pipeline.directory import check_finished, is_finished, origin
     from sftmix.pipeline.finished import finished_models, refuse_no_run
     from sftmix.pipeline.start import export_run

@@ -11,10 +11,8 @@ from typing import Any
 
 from sftmix.cli.results import STAGES, at, held_out, say
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
-from sftmix.common.figures import markdown_table
-from sftmix.common.files import MANIFEST, not_as_written, read_json
-from sftmix.common.names import is_there
-from sftmix.common.steps import read_steps
+from sftmix.common.files import MANIFEST, is_there, not_as_written, read_json_if_there, read_steps
+from sftmix.common.shown import markdown_table
 from sftmix.config.read import TABLE, read_yaml
 
 ABOUT = """Show how far runs are: stages, steps, last loss, time left, and whether the process is alive.
@@ -50,21 +48,22 @@ def report(run: Path) -> str:
     Raises ConfigError if it is neither, DifferenceError where its files are not as a run writes them.
     """
     try:
-        status = _json(run / "STATUS.json")
+        status = read_json_if_there(run / "STATUS.json")
         if is_there(run / TABLE):
             plan, finished = read_yaml(run / TABLE), 0
             rows = [["variant", "seed", "state", "steps", plan["metric"]]]
             for seed in plan["seeds"]:
                 for variant in map(str, plan["variants"]):
                     cell = run / variant / f"seed-{seed}"
-                    of_cell, summary = _json(cell / "STATUS.json"), _json(cell / "summary.json")
+                    of_cell = read_json_if_there(cell / "STATUS.json")
+                    summary = read_json_if_there(cell / "summary.json")
                     steps = _stage(cell, of_cell["stage"], of_cell)[2] if of_cell else ""
                     rows.append([variant, str(seed), _state(of_cell), steps, _number(at(summary, plan["metric"]))])
                     finished += rows[-1][2] == "finished"
             notes = [f"{finished} of {len(rows) - 1} runs finished"]
         elif status or is_there(run / "config.yaml"):
             rows = [_COLUMNS, *(row for stage in STAGES if (row := _stage(run, stage, status)))]
-            notes = held_out(_json(run / "summary.json"))
+            notes = held_out(read_json_if_there(run / "summary.json"))
         else:
             raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
         why = f": {status['message']}" if status.get("message") else ""
@@ -126,9 +125,4 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> list[str]:
 
 
 def _number(value: Any, form: str = "{:.4f}") -> str:
-    return form.format(value) if isinstance(value, int | float) else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} if there is none."""
-    return read_json(path) if is_there(path) else {}
+    return "" if value is None else form.format(value)

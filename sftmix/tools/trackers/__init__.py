@@ -4,6 +4,7 @@ What is sent is metrics.jsonl, line by line, so that both ways give the same. No
 room, and each client is imported when it is used.
 """
 
+import argparse
 import atexit
 import contextlib
 import sys
@@ -14,13 +15,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.common.files import read_object, write_text
-from sftmix.components.base import Callback, StageState
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json, read_object, write_text
+from sftmix.common.shown import flatten
+from sftmix.components.base import Callback, StageState, missing_package
 from sftmix.config.read import read_yaml
 from sftmix.pipeline.directory import Hold
+from sftmix.pipeline.finished import refuse_no_run
 
-FOLDER = "trackers"
-"""In the run directory: a folder for each tracker, with its id and what its client keeps on disk."""
+_NOT_PLOTTED = ("step", "time", "rows")
+"""Keys of metrics.jsonl: rows is a hash."""
 
 STAGES = ("reference", "train", "baseline")
 """The stages with a metrics.jsonl, in their order in a run."""
@@ -54,11 +58,13 @@ class Tracker(Callback):
     gives = frozenset()
     client: str
     """The name of the client, for `sftmix track --to` and for its folder."""
+    run: Any = None
+    """The run directory that it sends, and the plain form of its configuration."""
+    config: dict[str, Any]
     folder: Path
-    """The tracker's folder in the run directory that it sends."""
+    """RUN/trackers/CLIENT, with the id of the client's run and what the client keeps on disk."""
 
     _client: Any
-    _run: Any = None
     _failed = False
 
     def __init__(self, *, project: str = "sftmix"):
@@ -69,11 +75,8 @@ class Tracker(Callback):
         self._closing = contextlib.ExitStack()
 
     @abstractmethod
-    def open(self, run: Path, config: Mapping[str, Any]) -> int:
-        """Begin or continue the client's run of a run directory; return the number of rows that it has.
-
-        config  the plain form of the run's configuration
-        """
+    def open(self) -> int:
+        """Begin or continue the client's run; return the number of rows that it has."""
 
     def write(self, row: Row) -> None:
         """Send a row."""
@@ -99,21 +102,21 @@ class Tracker(Callback):
 
         Raises InUseError if another process sends the rows of this run to the same client.
         """
-        if self._run == run:
+        if self.run == run:
             return
         self.end()
-        self.folder = run / FOLDER / self.client
+        self.run, self.config, self.folder = run, read_yaml(run / "config.yaml"), run / "trackers" / self.client
         self._closing.enter_context(Hold(self.folder))
-        self._known = self.open(run, read_yaml(run / "config.yaml"))
+        self._known = self.open()
         self._closing.callback(self.close)
-        self._run, self._read, self.rows = run, dict.fromkeys(STAGES, 0), 0
+        self._read, self.rows = dict.fromkeys(STAGES, 0), 0
         atexit.register(self.end)
 
     def send(self) -> int:
         """Send the rows that the client lacks; return how many these were."""
         sent = 0
         for stage in STAGES:
-            path = self._run / stage / "metrics.jsonl"
+            path = self.run / stage / "metrics.jsonl"
             if not path.exists():
                 continue
             with path.open("rb") as file:
@@ -123,20 +126,17 @@ class Tracker(Callback):
                 if not text.endswith(b"\n"):  # it is still being written
                     break
                 self._read[stage] += len(text)
-                line = read_object(text, path, step=int, time=float)
-                step, when = line.pop("step"), line.pop("time")
-                line.pop("rows", None)  # a hash, which is nothing to plot
                 if self.rows >= self._known:
-                    values = {f"{stage}/{k}": v for k, v in line.items() if v is not None}
-                    self.write(Row(self.rows, stage, step, when, values))
+                    line = read_object(text, path, step=int, time=float)
+                    values = {f"{stage}/{k}": v for k, v in line.items() if k not in _NOT_PLOTTED and v is not None}
+                    self.write(Row(self.rows, stage, line["step"], line["time"], values))
                     sent += 1
                 self.rows += 1
         return sent
 
     def end(self) -> None:
         """Close the client, if it is open."""
-        self._run = None
-        atexit.unregister(self.end)
+        self.run = None
         self._closing.close()
 
     def on_step_end(self, state: StageState) -> None:
@@ -154,7 +154,6 @@ class Tracker(Callback):
                 f"note: {type(self).__name__} failed, and the run goes on without it: {error}; `sftmix track "
                 f"{state.directory.parent} --to {self.client}` sends what is missing",
                 file=sys.stderr,
-                flush=True,
             )
 
     on_stage_start = on_stage_end = on_step_end
@@ -165,14 +164,14 @@ class TensorBoard(Tracker):
 
     package = client = "tensorboard"
 
-    def open(self, run: Path, config: Mapping[str, Any]) -> int:
+    def open(self) -> int:
         from torch.utils.tensorboard import FileWriter
         from torch.utils.tensorboard.summary import text
 
         for old in self.folder.glob("events.out.tfevents.*"):  # every process writes all rows anew
             old.unlink()
         self._client = FileWriter(str(self.folder))
-        self._client.add_summary(text("config", f"```\n{(run / 'config.yaml').read_text(encoding='utf-8')}```"), 0)
+        self._client.add_summary(text("config", f"```\n{(self.run / 'config.yaml').read_text(encoding='utf-8')}```"), 0)
         return 0
 
     def write(self, row: Row) -> None:
@@ -191,16 +190,16 @@ class WandB(Tracker):
 
     package = client = "wandb"
 
-    def open(self, run: Path, config: Mapping[str, Any]) -> int:
+    def open(self) -> int:
         import wandb
 
         self._client = wandb.init(
             project=self.project,
             id=self.identity(),
-            name=run.name,
+            name=self.run.name,
             resume="allow",
             dir=str(self.folder.parent),  # in which wandb makes its folder, which has the name of ours
-            config=dict(config),
+            config=self.config,
             settings=wandb.Settings(console="off"),  # it would wrap stderr, and with it the live line
         )
         for stage in STAGES:  # a step of W&B is a row; charts go by the step of the stage
@@ -223,12 +222,12 @@ class Trackio(Tracker):
 
     package = client = "trackio"
 
-    def open(self, run: Path, config: Mapping[str, Any]) -> int:
+    def open(self) -> int:
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
-        name = f"{run.name}-{self.identity()[:8]}"  # a run is resumed by its name
-        self._client = trackio.init(project=self.project, name=name, resume="allow", config=dict(config), embed=False)
+        name = f"{self.run.name}-{self.identity()[:8]}"  # a run is resumed by its name
+        self._client = trackio.init(project=self.project, name=name, resume="allow", config=self.config, embed=False)
         logs = SQLiteStorage.get_logs(self.project, name)
         return sum(any(key.partition("/")[0] in STAGES for key in log) for log in logs)
 
@@ -238,16 +237,16 @@ class SwanLab(Tracker):
 
     package = client = "swanlab"
 
-    def open(self, run: Path, config: Mapping[str, Any]) -> int:
+    def open(self) -> int:
         import swanlab
 
         self._client = swanlab.init(
             project=self.project,
             id=self.identity(),
-            name=run.name,
+            name=self.run.name,
             resume="allow",
             log_dir=str(self.folder),
-            config=dict(config),
+            config=self.config,
             settings=swanlab.Settings(terminal={"proxy_type": "none"}),  # else stderr is wrapped, with the live line
         )
         # Offline every process begins a new directory, which gets all rows. Online the client knows the last step that
@@ -260,3 +259,42 @@ class SwanLab(Tracker):
 
 TRACKERS: dict[str, type[Tracker]] = {kind.client: kind for kind in (SwanLab, TensorBoard, Trackio, WandB)}
 """The name that `sftmix track --to` takes -> the class."""
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+ABOUT = """Send the metrics of a run to a tracker: every step that the tracker lacks, each once, then the summary.
+It reads files only, so it works while a run goes on, after it has ended, and where a live tracker had no network.
+
+  sftmix track runs/first --to tensorboard
+  sftmix track runs/first --to wandb --project my-project"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    parser.add_argument("--to", required=True, choices=TRACKERS, help="the tracker; its package must be installed")
+    parser.add_argument(
+        "--project", default="sftmix", metavar="NAME", help="project of the tracker [%(default)s]; tensorboard has none"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Send the rows that a tracker lacks of a run, and the figures of its summary; say how many these were.
+
+    The run may be finished, interrupted, or going on in another process. Raises ConfigError for what is no run and for
+    a package that is missing, InUseError if another process sends this run to the same client.
+    """
+    run, tracker = Path(args.run), TRACKERS[args.to](project=args.project)
+    refuse_no_run(run)
+    if problem := missing_package(tracker):
+        raise ConfigError(f"--to {tracker.client} {problem}")
+    try:
+        tracker.begin(run)
+        sent = tracker.send()
+        if (run / "summary.json").exists():
+            figures = flatten({"summary": read_json(run / "summary.json")})
+            tracker.summarise({name.replace(".", "/"): value for name, value in figures if value == value})  # null: NaN
+    finally:
+        tracker.end()
+    print(f"{run}: {sent} of {tracker.rows} steps sent to {tracker.client}, which had the others")

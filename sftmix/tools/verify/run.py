@@ -16,10 +16,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from sftmix.common.checkpoints import BEST, CHECKPOINTS, step_path
 from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import read_json, verify_directory
-from sftmix.common.steps import read_steps
+from sftmix.common.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
 from sftmix.common.tables import read_table
 from sftmix.common.world import start_world
 from sftmix.components.base import Callback, CallbackResult, Need, StageState

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftmix.common.checkpoints import CHECKPOINTS, step_path, steps_in
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import MANIFEST, read_json
-from sftmix.common.steps import read_steps
+from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
 from sftmix.pipeline.directory import origin
 from sftmix.pipeline.finished import refuse_no_run
 

@@ -137,7 +137,7 @@ class Memory(Tracker):
 
     client = "memory"
 
-    def open(self, run, config):
+    def open(self):
         self.sent = []
         return 1
 
