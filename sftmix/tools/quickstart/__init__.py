@@ -1,18 +1,14 @@
 """The embedded example: rows, tokenizer and model made on the spot, so that the recipe runs without a download."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from sftmix.common.files import write_text
 from sftmix.tools.quickstart.tasks import Row, make_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 N_TRAIN = 2400
 N_EVAL = 400
@@ -36,29 +32,47 @@ class Materials:
 
 
 def materialise(out_dir: str | os.PathLike[str], *, seed: int) -> Materials:
-    """Write model, tokenizer, training and held-out rows under `out_dir`; the same seed gives the same bytes."""
+    """Write model, tokenizer, training and held-out rows under `out_dir`; the same seed gives the same bytes.
+
+    The model is a random float32 Llama of two layers of width 128, about half a million parameters.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     from sftmix.common.progress import without_bars_of_transformers
 
     out = Path(out_dir)
     paths = Materials(model=out / "model", train=out / "train.jsonl", eval=out / "eval.jsonl")
     rows = make_rows(n=N_TRAIN + N_EVAL, seed=seed)
-    train, held_out = rows[:N_TRAIN], rows[N_TRAIN:]
-    tokenizer = make_tokenizer(text for row in train for text in (row["instruction"], row["input"], row["output"]))
-    with without_bars_of_transformers():
-        make_model(tokenizer, seed=seed).save_pretrained(paths.model)
+    write_rows(paths.train, rows[:N_TRAIN])
+    write_rows(paths.eval, rows[N_TRAIN:])
+    tokenizer = make_tokenizer(row[part] for row in rows[:N_TRAIN] for part in ("instruction", "input", "output"))
     tokenizer.save_pretrained(paths.model)
-    write_rows(paths.train, train)
-    write_rows(paths.eval, held_out)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.06,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]), without_bars_of_transformers():
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(paths.model)
     return paths
 
 
 def write_rows(path: str | os.PathLike[str], rows: list[Row]) -> None:
     """Write rows as JSON lines."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> Any:
     """Train a byte-level BPE on `texts`, with a chat template; the end of a turn is also the end of the text.
 
     Any text can be encoded. A word gets the same tokens at the start of a turn as within one.
@@ -87,26 +101,3 @@ def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTraine
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> PreTrainedModel:
-    """Return a random float32 Llama for the tokenizer: two layers of width 128, about half a million parameters."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.06,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)

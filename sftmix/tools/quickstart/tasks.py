@@ -47,7 +47,7 @@ def make_rows(*, n: int, seed: int) -> list[Row]:
         while len(rows) == k:  # a row that is there already is drawn again
             instruction, words, answer = families[family](rng)
             asked, output = "Words: " + " ".join(words) if words else "", " ".join(answer)
-            row = {"instruction": instruction, "input": asked, "output": output, "family": family, "kind": kind}
+            row = {"instruction": str(instruction), "input": asked, "output": output, "family": family, "kind": kind}
             rows.setdefault((instruction, asked, output), row)
     return generator(seed, "quickstart_order").permutation(np.array(list(rows.values()))).tolist()
 
@@ -55,10 +55,6 @@ def make_rows(*, n: int, seed: int) -> list[Row]:
 def _draw(rng: np.random.Generator, items: Sequence[str], low: int = 2, high: int = 5) -> list[str]:
     """Return low to high different items, in random order."""
     return rng.permutation(items)[: rng.integers(low, high + 1)].tolist()
-
-
-def _say(rng: np.random.Generator, *phrasings: str) -> str:
-    return str(rng.choice(phrasings))
 
 
 def _mapped(items: Sequence[str], length: int, rule: Callable[[str], str], *phrasings: str, back: bool = False) -> Task:
@@ -69,19 +65,19 @@ def _mapped(items: Sequence[str], length: int, rule: Callable[[str], str], *phra
 
     def task(rng: np.random.Generator) -> Drawn:
         words = _draw(rng, items, length, length)
-        return _say(rng, *phrasings), words, [rule(word) for word in (words[::-1] if back else words)]
+        return rng.choice(phrasings), words, [rule(word) for word in (words[::-1] if back else words)]
 
     return task
 
 
 def _listed(items: Sequence[str], *phrasings: str) -> Task:
     """Return a family of tasks that ask for any of these items."""
-    return lambda rng: (_say(rng, *phrasings), [], _draw(rng, items))
+    return lambda rng: (rng.choice(phrasings), [], _draw(rng, items))
 
 
 def _count(rng: np.random.Generator) -> Drawn:
     words = _draw(rng, NOUNS, 2, 6)
-    prompt = _say(rng, "How many words are there?", "Count the words.")
+    prompt = rng.choice(["How many words are there?", "Count the words."])
     return prompt, words, ["There are", f"{COUNTS[len(words)]}."]
 
 
@@ -91,22 +87,23 @@ def _pick(rng: np.random.Generator) -> Drawn:
 
 
 def _associate(rng: np.random.Generator) -> Drawn:
-    return _say(rng, "What comes to mind?", "Think of other words."), _draw(rng, NOUNS), _draw(rng, NOUNS + ADJECTIVES)
+    prompt = rng.choice(["What comes to mind?", "Think of other words."])
+    return prompt, _draw(rng, NOUNS), _draw(rng, NOUNS + ADJECTIVES)
 
 
 def _describe(rng: np.random.Generator) -> Drawn:
     (noun,) = _draw(rng, NOUNS, 1, 1)
     answer = [*_draw(rng, ADJECTIVES, 1, 4), noun]
-    return _say(rng, f"Describe the {noun}.", f"What is the {noun} like?"), [], answer
+    return rng.choice([f"Describe the {noun}.", f"What is the {noun} like?"]), [], answer
 
 
 def _mishear(rng: np.random.Generator) -> Drawn:
     words = _draw(rng, NOUNS)
     heard = [word if rng.random() < 0.4 else NOUNS[rng.integers(len(NOUNS))] for word in words]
-    return _say(rng, "Repeat the words, but mishear some.", "Say this wrongly."), words, heard
+    return rng.choice(["Repeat the words, but mishear some.", "Say this wrongly."]), words, heard
 
 
-DETERMINISTIC: dict[str, Task] = {
+DETERMINISTIC = {
     "repeat": _mapped(NOUNS, 4, str, "Repeat the words.", "Say this again."),
     "reverse": _mapped(NOUNS, 3, str, "Reverse the order.", "Say this backwards.", back=True),
     "capitals": _mapped(NOUNS, 3, str.upper, "Write in capitals.", "Shout the words."),
@@ -116,7 +113,7 @@ DETERMINISTIC: dict[str, Task] = {
     "successors": _mapped(NUMBERS, 3, lambda word: str(int(word) + 1), "Add one to each.", "Count on."),
     "count": _count,
 }
-OPEN: dict[str, Task] = {
+OPEN = {
     "pick": _pick,
     "guess": _listed(NUMBERS, "Guess my numbers.", "Throw some dice for me."),
     "associate": _associate,

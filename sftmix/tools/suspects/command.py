@@ -87,21 +87,17 @@ def main(args: argparse.Namespace) -> None:
     }
     table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -score))]
     table.insert(0, "rank", range(1, len(table) + 1))
-    for row, line in table.head(args.top).iterrows():
-        why = f"nearer: {_flat(responses[nearest[row]]):.40}" if line.signal == "Mismatch" else line.hard_tokens
+    for row, line in table.head(args.top).replace(r"\s+", " ", regex=True).iterrows():
+        nearer = " ".join(responses[nearest[row]].split())
+        why = f"nearer: {nearer:.40}" if line.signal == "Mismatch" else line.hard_tokens
         why += f"  repeats {line.duplicate_of}" if line.duplicate_of else ""
-        say(SHOWN.format(why=why, **line.map(_flat)), sys.stdout)
+        say(SHOWN.format(why=why, **line), sys.stdout)
     if out := args.out or (run and run / "suspects"):
         file = Path(out) / "suspects.csv"
         for to, write in ((file, table.to_csv), (file.with_suffix(".parquet"), table.to_parquet)):
             with placing(to) as staging:
                 write(staging, index=False)
         say(f"{len(table):,} rows in {file} and suspects.parquet; data.exclude takes a file of ids")
-
-
-def _flat(value: Any) -> Any:
-    """Return a text in one line, and other values as they are."""
-    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _of_run(run: Path) -> tuple[list[Example], TrainingDynamics | None, list[str]]:

