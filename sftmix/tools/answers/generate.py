@@ -50,13 +50,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="target, baseline, base, and other runs and models, with commas between them [%(default)s]",
     )
-    form = (
-        "rows - one line for each prompt, with the answers of all models; prompts are rows of any format; "
+    parser.add_argument(
+        "--format",
+        choices=("rows", "alpaca_eval", "mt_bench"),
+        default="rows",
+        help="rows - one line for each prompt, with the answers of all models; prompts are rows of any format; "
         "alpaca_eval - AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's; "
         "mt_bench - MT-Bench: model_answer/MODEL.jsonl as FastChat reads it; prompts are its question.jsonl "
-        "[%(default)s]"
+        "[%(default)s]",
     )
-    parser.add_argument("--format", choices=("rows", "alpaca_eval", "mt_bench"), default="rows", help=form)
     add_sampling(parser)
     parser.add_argument("--batch_size", type=int, default=AnswerOptions.batch_size, metavar="N", help="[%(default)s]")
 

@@ -67,9 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--include_path", type=Path, metavar="DIR", help="task files of your own, as lm-eval reads them"
     )
-    parser.add_argument(
-        "--convert", choices=BENCHMARKS, metavar="TASK", help="make the rows of a task of this package from a raw file"
-    )
+    parser.add_argument("--convert", choices=BENCHMARKS, help="make the rows of a task of this package from a raw file")
     solved = parser.add_mutually_exclusive_group()
     solved.add_argument(
         "--shots", type=Path, metavar="FILE", help="with --convert: raw file of solved questions for the prompts"
@@ -175,8 +173,8 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
             "files": [sha256_file(file) for file in files],
             "lm_eval": version("lm_eval"),
         }
-        names = [re.sub(r"[^\w.-]+", "-", name).strip("-.") for name in (task, model.name)]
-        file = place / f"{'.'.join(names)}.{sha256_json([model.name, identity, settings])[:12]}.json"
+        name = ".".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in (task, model.name))
+        file = place / f"{name}.{sha256_json([model.name, identity, settings])[:12]}.json"
         if file.exists():
             say(f"{task}, {model.name}: there already")
             continue
@@ -221,7 +219,6 @@ def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
     chat  prompts are rendered conversations: as in training, no token is put before them
     """
     from lm_eval.models.huggingface import HFLM
-    from transformers import GenerationConfig
 
     from sftmix.data.templates import on_the_same_day
 
@@ -236,7 +233,7 @@ def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
         add_bos_token=False if chat else None,
     )
     # Without these an answer would end at eos alone, which need not be what ends a turn.
-    loaded.model.generation_config = GenerationConfig(
+    loaded.model.generation_config.update(
         eos_token_id=list(loaded.stop_ids), pad_token_id=harness.tokenizer.pad_token_id
     )
     return harness
@@ -284,7 +281,7 @@ def write_tables(place: Path, measured: Mapping[str, str]) -> str:
     measured  model -> its identity now; results of other weights under these names are left out
     """
     lines: dict[Any, dict[str, Any]] = {}
-    names, entries = set(), [read_json(file) for file in place.glob("*.*.????????????.json")]
+    names, entries = set(), map(read_json, place.glob("*.*.????????????.json"))
     for entry in sorted(entries, key=lambda entry: entry["finished"]):
         name, settings = entry["model"], entry["settings"]
         if measured.get(name) in (None, entry["identity"]):

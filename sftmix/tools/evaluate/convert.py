@@ -62,7 +62,7 @@ def _rows(name: str, path: Path) -> dict[str, dict[str, Any]]:
     try:
         pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
         # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; -1 is a question without an answer.
-        first = 0 if any(row.get("cop") == 0 for _, row in pairs) else 1
+        first = int(not any(row.get("cop") == 0 for _, row in pairs))
         for key, one in pairs:
             context, question = "", one.get("question", one.get("QUESTION"))
             if name == "pubmedqa":  # an abstract in parts

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from sftmix.cli.results import say
-
 ABOUT = """See the whole recipe work in under three minutes on two CPU cores, without any download.
 
 It generates a small synthetic instruction set whose truth about confidence is known, makes a tokenizer and a small
@@ -24,7 +22,6 @@ def main(args: argparse.Namespace) -> None:
 
     A second call on the same directory reads what is there.
     """
-    say(f"quickstart: a small model on rows of known truth, in {args.out}")
     from sftmix.cli.parsing import configuration
     from sftmix.pipeline.recipe import run
     from sftmix.tools.quickstart import materialise

@@ -11,7 +11,6 @@ import hashlib
 import html
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,6 @@ METRICS = {
     "eval_accuracy": "accuracy, next token",
     "eval_exact_match": "exact match, responses",
 }
-_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".jinja", ".txt")
-"""Endings by which NAME/NAME is a path, and no id of the hub."""
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 _SEAL = "\n<!-- sha256 of the text above, which this program wrote: "
 
@@ -97,13 +94,13 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
 
 
 def write_card(file: Path, card: str, license: str | None = None) -> None:
-    """Write the card; of one that is there and was edited only the licence in its header is set."""
-    if is_edited(file):
-        edited = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        edited.data["license"] = license or edited.data.get("license")
-        write_text(file, str(edited))
-    else:
+    """Write the card; of one that is there and was edited only the licence in its header is set, if one is given."""
+    if not is_edited(file):
         write_text(file, _sealed(card))
+    elif license:
+        edited = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        edited.data["license"] = license
+        write_text(file, str(edited))
 
 
 def is_edited(file: Path) -> bool:
@@ -120,21 +117,23 @@ def _sealed(card: str) -> str:
 
 def without_directories(value: Any) -> Any:
     """Return an option's value with every path in it cut to its name, whether or not it is here; hub ids stay."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {name: without_directories(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [without_directories(inner) for inner in value]
     if not isinstance(value, str) or "/" not in value:
         return value
     on_hub = HUB_ID.match(value.removeprefix("hub:").partition("@")[0])
-    is_path = not on_hub or is_there(value) or value.lower().endswith(_FILES)
+    # Of NAME/NAME an ending, as .jsonl or .bz2, makes a path.
+    is_path = not on_hub or is_there(value) or re.search(r"\.[a-z]{2,}2?$", value.lower())
     return Path(value).name or value if is_path else value
 
 
 def _card(template: str, run: Path, data: ModelCardData | DatasetCardData, **values: Any) -> str:
     """Return the card of a template; the metadata, the configuration and the summary are values of it, too."""
     config = read_finished(run)
-    recipe = {key: value for key, value in config.plain().items() if key != "out"}
+    recipe = config.plain()
+    recipe.pop("out", None)
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, finalize=_escaped, trim_blocks=True)
     return environment.get_template(template).render(

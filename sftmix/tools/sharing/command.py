@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sftmix.cli.parsing import OwnOption
-from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.config import RunConfig
-from sftmix.pipeline.finished import DTYPES
+from sftmix.pipeline.finished import DTYPES, finished_models, refuse_no_run
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
@@ -69,7 +68,6 @@ def main(args: argparse.Namespace) -> None:
     from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
     from sftmix.common.steps import read_steps
     from sftmix.pipeline.directory import check_finished, is_finished, origin
-    from sftmix.pipeline.finished import finished_models, refuse_no_run
     from sftmix.pipeline.start import export_run
 
     run, step = Path(args.run), args.step
@@ -77,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     check_finished(run)
     with tempfile.TemporaryDirectory() as place:
         to = Path(args.to or f"{place}/model")
-        if args.to is None and step is None and not args.best and not args.merge and args.dtype == "auto":
+        if not (args.to or step or args.best or args.merge) and args.dtype == "auto":
             shutil.copytree(finished_models(run)[0].path, to)
         else:
             export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
@@ -89,11 +87,7 @@ def main(args: argparse.Namespace) -> None:
 
         card = model_card(run, "train", license=args.license, step=step, merged=args.merge)
         write_card(to / CARD, card, args.license)
-        if args.push_to_hub is None:
-            print(to)
-        else:
-            say(f"export: {run} to {args.push_to_hub}")
-            print(push(to, args.push_to_hub, kind="model", private=args.private))
+        print(push(to, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else to)
 
 
 def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], private: bool) -> str:
@@ -107,7 +101,7 @@ def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], priva
     hub = HfApi()
     try:
         hub.create_repo(name, repo_type=kind, private=private, exist_ok=True)
-        done = hub.upload_folder(repo_id=name, folder_path=directory, repo_type=kind, commit_message="sftmix")
+        done = hub.upload_folder(repo_id=name, folder_path=directory, repo_type=kind)
     except (OSError, ValueError) as error:  # huggingface_hub's errors are of these kinds
         raise ConfigError(
             f"--push_to_hub {name}: {' '.join(str(error).split())}; is the name OWNER/NAME, and are you logged in "
@@ -123,13 +117,13 @@ def write_run_cards(*runs: Path) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    from sftmix.tools.sharing.cards import CARD, is_edited, model_card, write_card
+    from sftmix.tools.sharing.cards import CARD, model_card, write_card
 
     for run in runs:
         for stage in ("train", "baseline"):
             file = run / stage / "model" / CARD
             remove_leftovers(file.parent, CARD)  # of a stage that is done nobody else would
-            if file.parent.is_dir() and not is_edited(file):
+            if file.parent.is_dir():
                 write_card(file, model_card(run, stage))
 
 

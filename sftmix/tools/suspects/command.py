@@ -35,10 +35,10 @@ SHOWN = """\
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", nargs="+", metavar="RUN|FILE", help="a run directory, or files of rows")
     parser.add_argument("--top", type=int, default=50, metavar="N", help="rows to print [50]; the files hold all")
-    parser.add_argument("--by", metavar="label", choices=["label"], help="rank each row among those of its label")
+    parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")
     parser.add_argument("--label_field", metavar="NAME", help="of files of rows: the field that is the label")
     parser.add_argument("--signals", nargs="+", metavar="NAME", help=f"signals [{' '.join(WITH_MODEL)}]")
-    parser.add_argument("--embedding", choices=signals.EMBEDDINGS, default="auto", help="of texts [auto]")
+    parser.add_argument("--embedding", choices=("auto", "tfidf"), default="auto", help="of texts [auto]")
     parser.add_argument("--out", metavar="DIR", help="folder of suspects.csv and suspects.parquet [RUN/suspects]")
 
 
@@ -65,19 +65,21 @@ def main(args: argparse.Namespace) -> None:
     responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
     texts = signals.SuspectRows(prompts, responses, dynamics, args.embedding)
     ids, labels = [one.id for one in examples], [one.label for one in examples]
-    ranks, weighted = pd.DataFrame(), pd.DataFrame()
     shipped = {kind.__name__: kind for kind in signals.Signal.__subclasses__()}
-    for name in args.signals or (WITH_MODEL if hard else WITHOUT_MODEL):
-        kind: Any = shipped.get(name) or find_component(signals.Signal, name, "--signals")
-        rank = signals.percentiles(kind().score(texts), labels if args.by else [None] * len(labels))
-        ranks[kind.__name__], weighted[kind.__name__] = rank, signals.weighted(rank, kind.weight)
+    kinds: list[Any] = [
+        shipped.get(name) or find_component(signals.Signal, name, "--signals", [*shipped])
+        for name in args.signals or (WITH_MODEL if hard else WITHOUT_MODEL)
+    ]
+    groups = labels if args.by else [None] * len(labels)
+    ranks = pd.DataFrame({kind.__name__: signals.percentiles(kind().score(texts), groups) for kind in kinds})
+    weighted = signals.weighted(ranks, [kind.weight for kind in kinds])
     nearest, score = signals.best_fits(texts), weighted.max(axis=1)
     columns = {
         "id": ids,
         "source": [one.source for one in examples],
         "label": labels,
         "score": score,
-        "signal": weighted.idxmax(axis=1),
+        "signal": ranks.columns[weighted.argmax(axis=1)],
         **ranks,
         "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
         "compared_with": [ids[other] for other in nearest],

