@@ -293,19 +293,18 @@ def write_tables(place: Path, measured: Mapping[str, str]) -> str:
             for task, score in entry["scores"].items():
                 lines.setdefault((task, words, sha256_json(settings)), {})[name] = score
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
-    table, differences, sentences = [["task", "settings", "metric", "questions", *models]], [], []
+    table, sentences = [["task", "settings", "metric", "questions", *models]], []
     for (task, settings, _), scores in sorted(lines.items()):
         first = next(iter(scores.values()))
         cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
         table.append([task, settings, first["metric"], f"{first['n']:,}", *cells])
         for other in ("base", "baseline"):
             if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other])):
-                differences.append({"task": task, "left": "target", "right": other, **figures})
                 paired = f"{_figure(figures, '+.4f')} (paired, {figures['n']:,} questions)"
                 sentences.append(f"{task}: target - {other} = {paired}")
     sentences.append(NOTE)
     text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
-    write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
+    write_json(place / "table.json", {"table": table, "sentences": sentences})
     write_text(place / "table.md", text + "\n")
     return text
 

@@ -117,14 +117,12 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
             "hidden-map": hidden_map,
         },
         "suspects": pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
-        "summary": summary,
+        "view": view,
         "objective": objective,
         "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
         "pairs": mixed_pairs(view) if trained else [],
         "benchmarks": read_json(measured) if measured.exists() else None,
-        "rows": "\n".join(data.report.lines()),
-        "configuration": config.yaml(),
     }
 
 

@@ -95,20 +95,13 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
 
 def write_card(file: Path, card: str, license: str | None = None) -> None:
     """Write the card; of one that is there and was edited only the licence in its header is set, if one is given."""
-    if not is_edited(file):
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    if text in ("", _sealed(text.rpartition(_SEAL)[0])):
         write_text(file, _sealed(card))
     elif license:
-        edited = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        edited = ModelCard(text, ignore_metadata_errors=True)
         edited.data["license"] = license
         write_text(file, str(edited))
-
-
-def is_edited(file: Path) -> bool:
-    """Return True for a card that is there and is not as it was written here."""
-    if not file.exists():
-        return False
-    text = file.read_text(encoding="utf-8")
-    return text != _sealed(text.rpartition(_SEAL)[0])
 
 
 def _sealed(card: str) -> str:

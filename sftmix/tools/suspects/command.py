@@ -92,7 +92,6 @@ def main(args: argparse.Namespace) -> None:
     for row, line in table.head(args.top).replace(r"\s+", " ", regex=True).iterrows():
         nearer = " ".join(responses[nearest[row]].split())
         why = f"nearer: {nearer:.40}" if line.signal == "Mismatch" else line.hard_tokens
-        why += f"  repeats {line.duplicate_of}" if line.duplicate_of else ""
         say(SHOWN.format(why=why, **line), sys.stdout)
     if out := args.out or (run and run / "suspects"):
         file = Path(out) / "suspects.csv"
