@@ -68,11 +68,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--include_path", type=Path, metavar="DIR", help="task files of your own, as lm-eval reads them"
     )
     parser.add_argument("--convert", choices=BENCHMARKS, help="make the rows of a task of this package from a raw file")
-    solved = parser.add_mutually_exclusive_group()
-    solved.add_argument(
+    parser.add_argument(
         "--shots", type=Path, metavar="FILE", help="with --convert: raw file of solved questions for the prompts"
     )
-    solved.add_argument(
+    parser.add_argument(
         "--test", type=Path, metavar="FILE", help="with --convert: JSON file with the ids that are measured"
     )
 

@@ -32,12 +32,11 @@ def main(args: argparse.Namespace) -> None:
     words += ["--model.path", str(inputs.model), "--data.train", str(inputs.train), "--data.eval", str(inputs.eval)]
     summary = run(configuration("run", "", words)[0], validated=True)
     baseline, halves = summary["baseline"], summary["confidence"]
-    ours, theirs = summary["eval_exact_match"], baseline["eval_exact_match"]
     sure, unsure = (halves[name]["labels"].get("deterministic", 0.0) for name in ("confident", "unconfident"))
     print(f"""
 {"":36}       NTP    SFTMix
 held-out NLL per response token     {baseline["eval_nll_after"]:10.4f}{summary["eval_nll_after"]:10.4f}
-held-out exact match                {theirs:10.1%}{ours:10.1%}
+held-out exact match                {baseline["eval_exact_match"]:10.1%}{summary["eval_exact_match"]:10.1%}
 
 Deterministic tasks are {sure:.0%} of the confident half, {unsure:.0%} of the unconfident one.
 One seed and a toy model: the table shows that the recipe runs, not which method is better.

@@ -28,7 +28,7 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
     train, held_out = view.rows.data.train, view.rows.data.eval
     blocks = []
     for side in [train] if held_out is None else [train, held_out]:
-        examples = view.examples if side is train else list(side.examples())
+        examples = list(side.examples())
         instructions, responses = zip(*map(text_of, examples), strict=True)
         block: dict[str, Any] = {
             "id": side.ids,

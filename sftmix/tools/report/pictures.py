@@ -81,9 +81,9 @@ def thinned(by_confidence: Rows) -> Rows:
 def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
     """Draw a dot for each of these rows; hovering over one shows the example, escaped, in short lines."""
     texts = []
-    for row in rows.tolist():
-        instruction, response = text_of(view.examples[row])
-        parts = view.scores.id[row], instruction, f"answer: {response}"
+    for row, example in zip(rows, view.rows.data.train.examples(rows), strict=True):
+        instruction, response = text_of(example)
+        parts = example.id, instruction, f"answer: {response}"
         lines = [textwrap.fill(textwrap.shorten(part, 240, placeholder=" ..."), 70) for part in parts]
         scores = f"confidence {short(view.scores.confidence[row])}, variability {view.scores.variability[row]:,.3g}"
         texts.append(escape("\n".join([scores, *lines])).replace("\n", "<br>"))

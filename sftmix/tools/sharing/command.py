@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sftmix.cli.parsing import OwnOption
 from sftmix.common.errors import ConfigError
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     check_finished(run)
     with tempfile.TemporaryDirectory() as place:
         to = Path(args.to or f"{place}/model")
-        if not (args.to or step or args.best or args.merge) and args.dtype == "auto":
+        if step is None and not (args.to or args.best or args.merge) and args.dtype == "auto":
             shutil.copytree(finished_models(run)[0].path, to)
         else:
             export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
@@ -90,9 +90,10 @@ def main(args: argparse.Namespace) -> None:
         print(push(to, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else to)
 
 
-def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], private: bool) -> str:
+def push(directory: Path, name: str, *, kind: str, private: bool) -> str:
     """Upload a directory to a repository of the hub, made if it is not there; return the address of the commit.
 
+    kind     model or dataset
     private  of a new repository; one that is there stays as it is
     HF_ENDPOINT names the hub, `hf auth login` or HF_TOKEN the user. Raises ConfigError with the hub's reason.
     """
