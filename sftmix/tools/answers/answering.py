@@ -45,8 +45,9 @@ def answered(
         for (temperature, room), waiting in groups.items():
             waiting.sort(key=lambda one: -len(one[1]))
             for start in range(0, len(waiting), options.batch_size):
-                some = waiting[start : start + options.batch_size]
-                batch = {key: prompt for key, prompt in some if key not in answers}
+                batch = {
+                    key: prompt for key, prompt in waiting[start : start + options.batch_size] if key not in answers
+                }
                 if not batch:
                     continue
                 rows = generated(loaded, batch, room, temperature, options)

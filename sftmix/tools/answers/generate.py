@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from sftmix.config.read import read_finished
 from sftmix.pipeline.directory import differences
 from sftmix.pipeline.finished import FinishedModel, finished_models
 from sftmix.tools.answers.options import AnswerOptions, Question, add_sampling, sampling
-from sftmix.types import Example
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
 """FastChat's temperatures by category (llm_judge/common.py); writing, roleplay and other categories get 0.7 there."""
@@ -114,7 +113,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def read_questions(
-    names: Sequence[str], columns: Mapping[str, str] | None = None, *, mt_bench: bool = False
+    names: Sequence[str], columns: dict[str, str] | None = None, *, mt_bench: bool = False
 ) -> list[Question]:
     """Read the questions of files, directories and hub ids, in file order; answers may be missing.
 
@@ -149,8 +148,8 @@ def read_questions(
     return questions
 
 
-def question_of(example: Example, **more: Any) -> Question:
-    """Make the question of a conversation: all turns before the last answer, which is the reference."""
+def question_of(example: Any, **more: Any) -> Question:
+    """Make the question of a conversation, an Example: all turns before the last answer, which is the reference."""
     from sftmix.data.conversations import content_hash
 
     *before, last = example.messages

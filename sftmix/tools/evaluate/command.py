@@ -7,8 +7,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,11 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.figures import markdown_table
 from sftmix.common.files import read_json, sha256_file, sha256_json, write_json, write_text
-from sftmix.model.paths import named
 from sftmix.pipeline.finished import DTYPES, FinishedModel, finished_models, is_run
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert, files_of
 
 MODELS = ["base", "baseline", "target"]
 MEDICAL = Path(__file__).parent / "tasks" / "medical.yaml"
-NOTE = "Standard errors are over questions; one training run says nothing of how much another seed would change."
 
 ABOUT = """Measure the models of a run on benchmarks, by lm-eval: one table of tasks x models with standard errors.
 Results go to RUN/evaluation; what is there with the same settings is not measured again.
@@ -79,13 +76,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Convert rows; or measure models on what they were not measured on, and print the table of all results there."""
     run = Path(args.place).expanduser()
-    of_run = args.convert is None and is_run(run)
-    if args.to is None and not of_run:
+    of_run = not args.convert and is_run(run)
+    if not (args.to or of_run):
         raise ConfigError("--to is missing; name the directory of the results, or with --convert that of the rows")
-    if args.convert is not None:
+    if args.convert:
         print(convert(args.convert, run, Path(args.to), shots=args.shots, test=args.test))
         return
-    if args.tasks is None:
+    if not args.tasks:
         raise ConfigError("--tasks is missing; give names, as --tasks arc_easy,medqa_4options")
     usual = ["target"]
     if of_run:
@@ -154,13 +151,12 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
     tasks, manager  as `find_tasks` gives them
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import __version__, simple_evaluate
 
     from sftmix.model.load import fingerprint
     from sftmix.pipeline.loaded import encoder_of, load_finished
 
-    with named(f"model {model.name}"):
-        identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
+    identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
     harness, few = None, args.num_fewshot
     for task, spec, files in tasks:
         settings = {
@@ -170,7 +166,7 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
             "chat_template": args.apply_chat_template,
             "dtype": args.dtype,
             "files": [sha256_file(file) for file in files],
-            "lm_eval": version("lm_eval"),
+            "lm_eval": __version__,
         }
         name = ".".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in (task, model.name))
         file = place / f"{name}.{sha256_json([model.name, identity, settings])[:12]}.json"
@@ -238,7 +234,7 @@ def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
     return harness
 
 
-def scores_of(name: str, evaluated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def scores_of(name: str, evaluated: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the scores of what was asked for: of a group where it has a metric of its own, else of each of its tasks.
 
     evaluated  the results of lm-eval's simple_evaluate
@@ -271,7 +267,7 @@ def scores_of(name: str, evaluated: Mapping[str, Any]) -> dict[str, dict[str, An
 # ------------------------------------------------------------------------------------------------ the table
 
 
-def write_tables(place: Path, measured: Mapping[str, str]) -> str:
+def write_tables(place: Path, measured: dict[str, str]) -> str:
     """Write table.json and table.md of all results of a directory; return the latter.
 
     A line is a task with its settings. Of results that differ in the model's files alone, the newest counts. Under the
@@ -297,18 +293,21 @@ def write_tables(place: Path, measured: Mapping[str, str]) -> str:
         first = next(iter(scores.values()))
         cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
         table.append([task, settings, first["metric"], f"{first['n']:,}", *cells])
-        for other in ("base", "baseline"):
-            if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other])):
-                paired = f"{_figure(figures, '+.4f')} (paired, {figures['n']:,} questions)"
-                sentences.append(f"{task}: target - {other} = {paired}")
-    sentences.append(NOTE)
+        sentences += [
+            f"{task}: target - {other} = {_figure(figures, '+.4f')} (paired, {figures['n']:,} questions)"
+            for other in ("base", "baseline")
+            if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other]))
+        ]
+    sentences.append(
+        "Standard errors are over questions; one training run says nothing of how much another seed would change."
+    )
     text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
     write_json(place / "table.json", {"table": table, "sentences": sentences})
     write_text(place / "table.md", text + "\n")
     return text
 
 
-def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any] | None:
+def difference(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any] | None:
     """Return left - right of two scores: value, its stderr, and n.
 
     The error is paired: sd of the differences of single questions / sqrt(n); None for one question. There is no
@@ -324,5 +323,5 @@ def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, A
     return {"value": float(each.mean()), "stderr": float(sem(each)) if len(each) > 1 else None, "n": len(each)}
 
 
-def _figure(figure: Mapping[str, Any], form: str) -> str:
+def _figure(figure: dict[str, Any], form: str) -> str:
     return f"{figure['value']:{form}}" + ("" if figure["stderr"] is None else f" ± {figure['stderr']:.4f}")

@@ -35,8 +35,8 @@ def main(args: argparse.Namespace) -> None:
             "`components NAME` shows one with its options. Your own: subclass the base class, choose it by import path."
         )
         return
-    paths = [component.path for every in shipped.values() for component in every if component.name == args.name]
-    for cls in [import_class(path) for path in paths] or [find_component(Component, args.name)]:
+    named = [import_class(one.path) for every in shipped.values() for one in every if one.name == args.name]
+    for cls in named or [find_component(Component, args.name)]:
         for option, base in places.items():
             if issubclass(cls, base):
                 title = f"{cls.__name__}  ({as_shipped(cls).path}), chosen by --{option} {chosen_by(cls)}"

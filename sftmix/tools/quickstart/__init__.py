@@ -17,7 +17,6 @@ N_TRAIN = 2400
 N_EVAL = 400
 
 BOS, END, PAD = "<|begin|>", "<|im_end|>", "<|pad|>"
-ROLES = ("system", "user", "assistant")
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"
@@ -44,7 +43,7 @@ def materialise(out_dir: str | Path, *, seed: int) -> Materials:
     from sftmix.common.progress import without_bars_of_transformers
 
     out = Path(out_dir)
-    paths = Materials(model=out / "model", train=out / "train.jsonl", eval=out / "eval.jsonl")
+    paths = Materials(out / "model", out / "train.jsonl", out / "eval.jsonl")
     rows = make_rows(n=N_TRAIN + N_EVAL, seed=seed)
     write_rows(paths.train, rows[:N_TRAIN])
     write_rows(paths.eval, rows[N_TRAIN:])
@@ -82,7 +81,7 @@ def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    roles = [f"<|{role}|>" for role in ROLES]
+    roles = ["<|system|>", "<|user|>", "<|assistant|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])

@@ -1,7 +1,7 @@
 """Figures of a run, each a plotly figure; None where the run has nothing to show there. The page sets the colours."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -28,14 +28,15 @@ ENDS = 400
 
 def figure(x: str, y: str, **layout: Any) -> go.Figure:
     """Return an empty figure with titled axes and without plotly's template."""
-    chart = go.Figure(layout={"template": go.layout.Template(), **layout})
-    return chart.update_layout(xaxis_title_text=x, yaxis_title_text=y)
+    return go.Figure(layout={"template": go.layout.Template(), **layout}).update_layout(
+        xaxis_title_text=x, yaxis_title_text=y
+    )
 
 
 # --------------------------------------------------------------------------------------------- curves
 
 
-def losses(curves: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]], *keys: str) -> go.Figure | None:
+def losses(curves: Iterable[tuple[str, str, Any]], *keys: str) -> go.Figure | None:
     """Losses over the optimizer steps.
 
     curves  (name, colour, lines of metrics.jsonl)

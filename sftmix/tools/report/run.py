@@ -18,13 +18,11 @@ from sftmix.pipeline.directory import check_finished
 from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.loaded import load_finished, scorer
 from sftmix.pipeline.rows import RunRows, rows_of_run
-from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
-from sftmix.training.scoring import Column
 from sftmix.types import NOT_COUNTED, Batch, Example, Float64, Rows, Scores, Split, TrainingDynamics
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunView:
     """A run with its rows; what it did not make is None.
 
@@ -68,18 +66,19 @@ def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.n
         (finished,) = finished_models(view.path, ["target" if stage == "train" else stage])
     except ConfigError:
         return None
-    data, options = view.rows.data.train, replace(view.config.training, parallel="ddp")  # of one rank: as it is
+    data = RowSubset(view.rows.data.train, rows)
+    options = replace(view.config.training, parallel="ddp")  # of one rank: the model as it is
     with start_world() as world:
         loaded = load_finished(finished, "float32")
         score = scorer(options, world, loaded.encoder, name=f"report: {stage}")
-        module = training_module(loaded.model, options, precision=score.precision, world=world, packed=data.packed)
+        module = training_module(loaded.model, options, precision=score.precision, world=world, packed=view.rows.packed)
         if hidden:
-            return np.asarray(score.columns(module, RowSubset(data, rows), _last)[0])
-        scores = score(module, RowSubset(data, rows))
+            return np.asarray(score.columns(module, data, _last)[0])
+        scores = score(module, data)
     return scores.nll_sum / scores.n_tokens
 
 
-def _last(module: TrainingModule, batch: Batch) -> list[Column]:
+def _last(module: Any, batch: Batch) -> list[Any]:
     """Return the hidden state at the last response token of each row, which alone leaves the device."""
     states = module.read(lambda it: it.hidden_states(batch))
     ends = batch.slot.bincount(minlength=len(batch.rows)).cumsum(0) - 1

@@ -13,13 +13,12 @@ import pyarrow.parquet as pq
 
 import sftmix
 from sftmix.batches.collate import collate
-from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.common.figures import short
 from sftmix.common.files import read_json, write_text
 from sftmix.common.steps import read_steps
 from sftmix.components.base import Need
-from sftmix.pipeline.target import pairs_by
+from sftmix.pipeline.target import order_of_arm
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run, read_summary
@@ -86,7 +85,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     The page leaves out the sections of those that are empty or not given, and plots that are None.
     """
     summary, config, data = view.summary, view.config, view.rows.data
-    objective, every = type(config.objective).__name__, np.arange(len(data.train))
+    every = np.arange(len(data.train))
     trained, places, hidden_map = "train" in summary["stages"], np.full((len(every), 2), np.nan), None
     ends = pictures.both_ends(view.by_confidence, map_size // 2)
     if trained and len(ends) >= 10:
@@ -100,8 +99,9 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     (view.path / FILE).parent.mkdir(exist_ok=True)
     pq.write_table(table, view.path / FILE)
     about = (
-        f"{objective} on {summary['model']}, seed {summary['seed']}, learning rate {config.training.learning_rate:g}; "
-        f"{len(data.train):,} training examples, {len(data.eval or ()):,} held out; sftmix {summary['version']}"
+        f"{type(config.objective).__name__} on {summary['model']}, seed {summary['seed']}, learning rate "
+        f"{config.training.learning_rate:g}; {len(data.train):,} training examples, {len(data.eval or ()):,} held out; "
+        f"sftmix {summary['version']}"
     )
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
     listed, measured = view.path / "suspects" / "suspects.parquet", view.path / "evaluation" / "table.json"
@@ -118,7 +118,6 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         },
         "suspects": pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
         "view": view,
-        "objective": objective,
         "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
         "pairs": mixed_pairs(view) if trained else [],
@@ -133,14 +132,13 @@ def mixed_pairs(view: RunView) -> list[list[tuple[str, ...]]]:
     a user's own classes, which are not imported.
     """
     config, split, data = view.config, view.split, view.rows.data.train
-    parts = pairing, objective, reference = config.resolved_pairing(), config.objective, config.reference
+    objective, reference = config.objective, config.reference
     needs = {*reference.needs, *objective.needs} & {Need.TARGET_LOSSES, Need.BATCH_NLL}
+    parts = config.resolved_pairing(), objective, reference
     if split is None or needs or not all(type(part).__module__.startswith("sftmix.") for part in parts):
         return []
-    groups, tables = (split, view.scores), []
-    order = TrainingOrder(
-        len(data), pairs_by(lambda epoch: groups, pairing, config.seed), options=config.training, seed=config.seed
-    )
+    tables = []
+    order = order_of_arm(view, "train", view.scores, split)["order"]  # type: ignore[arg-type]  # of a run it reads these
     for pair in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
         batch = collate([pair], data, split=split)
         plan = objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)

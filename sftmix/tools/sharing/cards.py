@@ -35,7 +35,6 @@ METRICS = {
     "eval_accuracy": "accuracy, next token",
     "eval_exact_match": "exact match, responses",
 }
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 _SEAL = "\n<!-- sha256 of the text above, which this program wrote: "
 
 
@@ -73,8 +72,15 @@ def model_card(
         model_name=run.resolve().name,
         eval_results=results or None,
     )
-    evaluation = _json(run / "evaluation" / "table.json")
-    return _card("model.md", run, data, stage=stage, step=step, baseline=baseline, evaluation=evaluation)
+    return _card(
+        "model.md",
+        run,
+        data,
+        stage=stage,
+        step=step,
+        baseline=baseline,
+        evaluation=_json(run / "evaluation" / "table.json"),
+    )
 
 
 def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) -> None:
@@ -89,8 +95,8 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     shutil.copy(folder / "confidence.parquet", to)
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
     data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")
-    alone = dynamics.alone_nll_sum is not None
-    write_text(to / CARD, _card("scores.md", run, data, rows=len(rows.ids), alone=alone, repository=name))
+    card = _card("scores.md", run, data, rows=len(rows.ids), alone=dynamics.alone_nll_sum is not None, repository=name)
+    write_text(to / CARD, card)
 
 
 def write_card(file: Path, card: str, license: str | None = None) -> None:
@@ -122,8 +128,11 @@ def without_directories(value: Any) -> Any:
     return Path(value).name or value if is_path else value
 
 
-def _card(template: str, run: Path, data: ModelCardData | DatasetCardData, **values: Any) -> str:
-    """Return the card of a template; the metadata, the configuration and the summary are values of it, too."""
+def _card(template: str, run: Path, data: Any, **values: Any) -> str:
+    """Return the card of a template; the metadata, the configuration and the summary are values of it, too.
+
+    data  the metadata, of a model or of a data set
+    """
     config = read_finished(run)
     recipe = config.plain()
     recipe.pop("out", None)
@@ -146,7 +155,7 @@ def _escaped(value: Any) -> Markup:
     if isinstance(value, Markup):
         return value
     line = " ".join(str(value).split())
-    return Markup(_MARKUP.sub(r"\\\1", html.escape(line, quote=False)))
+    return Markup(re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(line, quote=False)))
 
 
 def _json(file: Path) -> dict[str, Any]:

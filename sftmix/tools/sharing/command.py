@@ -58,9 +58,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write the model with its card, upload it where this is asked for, and print the place."""
-    if args.to is None and args.push_to_hub is None:
+    if not (args.to or args.push_to_hub):
         raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
-    if args.push_to_hub is not None and args.license is None:
+    if args.push_to_hub and not args.license:
         raise ConfigError(
             f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
@@ -133,7 +133,7 @@ def after_stage(config: RunConfig, until: str, values: Any) -> None:
     run = Path(config.out or "")
     if until == "train":
         write_run_cards(run)
-    if until != "confidence" or values.push_to_hub is None or os.environ.get("RANK", "0") != "0":
+    if until != "confidence" or not values.push_to_hub or os.environ.get("RANK", "0") != "0":
         return
     from sftmix.tools.sharing.cards import write_scores
 

@@ -13,7 +13,6 @@ from sftmix.common.files import placing
 from sftmix.config.schema import find_component
 from sftmix.pipeline.finished import is_run
 from sftmix.tools.suspects import signals
-from sftmix.types import Example, TrainingDynamics
 
 ABOUT = """List the rows to read first: those whose texts, or whose losses under the reference, are least usual.
 A row's score is the largest of its percentiles by the signals, most of them weighted. With a run that has
@@ -94,14 +93,13 @@ def main(args: argparse.Namespace) -> None:
         why = f"nearer: {nearer:.40}" if line.signal == "Mismatch" else line.hard_tokens
         say(SHOWN.format(why=why, **line), sys.stdout)
     if out := args.out or (run and run / "suspects"):
-        file = Path(out) / "suspects.csv"
-        for to, write in ((file, table.to_csv), (file.with_suffix(".parquet"), table.to_parquet)):
-            with placing(to) as staging:
+        for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):
+            with placing(Path(out) / f"suspects.{ending}") as staging:
                 write(staging, index=False)
-        say(f"{len(table):,} rows in {file} and suspects.parquet; data.exclude takes a file of ids")
+        say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
 
 
-def _of_run(run: Path) -> tuple[list[Example], TrainingDynamics | None, list[str]]:
+def _of_run(run: Path) -> tuple[list[Any], Any, list[str]]:
     """Return the training rows of a run, their dynamics if there are some, and the hardest tokens of each."""
     from sftmix.common.tables import read_dynamics
     from sftmix.pipeline.rows import rows_of_run

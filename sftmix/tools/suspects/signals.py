@@ -26,7 +26,7 @@ FULL = 0.98
 """Percentile above which every signal counts in full, so that the first rows are of all kinds."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SuspectRows:
     """N rows as signals see them.
 
@@ -64,7 +64,7 @@ class SuspectRows:
         return [words.transform(texts) for texts in (self.prompts, self.responses)]
 
     @property
-    def losses(self) -> tuple[np.ndarray, Sequence[np.ndarray]]:
+    def losses(self) -> tuple[np.ndarray, Any]:
         """Steps of the checkpoints i64[C], and of each row the NLL of its tokens f32[C, n_tokens]; or ConfigError."""
         if self.dynamics is None or self.dynamics.token_nll is None:
             raise ConfigError("--signals: some need a run with the NLL of each token (--reference.token_nll true)")
