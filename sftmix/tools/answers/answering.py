@@ -1,9 +1,8 @@
-"""Questions of rows or of a judge's tool, and their answers by one loaded model, in batches."""
+"""The answers of one loaded model to questions, in batches."""
 
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,100 +12,9 @@ from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogit
 
 from sftmix.common.errors import DataError
 from sftmix.common.rng import generator
-from sftmix.data.conversations import content_hash
-from sftmix.data.formats import Columns, convert
-from sftmix.data.sources import expand
 from sftmix.data.templates import TemplateRefusal
 from sftmix.pipeline.loaded import LoadedModel
-from sftmix.tools.answers.options import AnswerOptions
-from sftmix.types import Example
-
-OPTION = "--prompts"
-FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
-"""FastChat's temperatures by category (llm_judge/common.py); writing, roleplay and other categories get 0.7 there."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A conversation that a model continues.
-
-    id           the row's own id, or a hash of its content (`#k` for the k-th question of this id)
-    messages     turns {role: ..., content: ...}, the last one of the user
-    reference    the answer that the row has; None if it has none
-    follow_ups   turns of the user that come after the model's own answers, one after the other
-    temperature  of its answers, where the option does not say; 0 is greedy
-    row          the row that it was read from; None: held-out rows of a run
-    """
-
-    id: str
-    messages: tuple[dict[str, str], ...]
-    reference: str | None = None
-    follow_ups: tuple[str, ...] = ()
-    temperature: float = 0.0
-    row: Any = None
-
-    def plain(self) -> dict[str, Any]:
-        """Return what makes the question this one, in types that JSON can write."""
-        more = {"follow_ups": list(self.follow_ups)} if self.follow_ups else {}
-        return {"id": self.id, "messages": list(self.messages), "reference": self.reference, **more}
-
-
-def question_of(example: Example) -> Question:
-    """Make the question of a conversation: all turns before the last answer, which is the reference."""
-    *before, last = example.messages
-    messages = tuple({"role": turn.role, "content": turn.content} for turn in before)
-    return Question(example.id or content_hash(example.messages), messages, last.content or None)
-
-
-def read_questions(
-    names: Sequence[str], columns: Mapping[str, str] | None = None, *, mt_bench: bool = False
-) -> list[Question]:
-    """Read the questions of files, directories and hub ids, in file order; answers may be missing.
-
-    columns   data.columns of a run; a row without these fields keeps its own
-    mt_bench  the rows are those of FastChat's question.jsonl, and of no format of training data
-    Raises DataError that names the first bad row as `file:line: reason`.
-    """
-    reader, questions, times = Columns(columns), [], Counter[str]()
-    for source in expand(names, OPTION):
-        for place, row in source.rows():
-            try:
-                plain, later, temperature = reader.renamed(row), [], 0.0
-                if mt_bench:
-                    if not isinstance(plain["turns"], list) or not plain["turns"]:
-                        raise ValueError("turns must be a list of texts")
-                    first, *later = plain["turns"]
-                    temperature = FASTCHAT.get(plain["category"], 0.7)
-                    plain = {"id": plain["question_id"], "prompt": first}
-                question = question_of(convert(_with_answer(plain), "auto", first=reader.formats))
-            except (KeyError, ValueError) as problem:  # BadRow, or a question without turns
-                reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
-                raise DataError(f"{OPTION}: {place}: {reason}") from problem
-            times[question.id] += 1
-            name = question.id if times[question.id] == 1 else f"{question.id}#{times[question.id]}"
-            follow_ups = tuple(later)
-            questions.append(replace(question, id=name, row=row, follow_ups=follow_ups, temperature=temperature))
-    if not questions:
-        raise DataError(f"{OPTION}: {', '.join(names)}: there is no row; name a file with questions")
-    return questions
-
-
-def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
-    """Give a row that only asks an empty answer, so that the formats of training rows read it."""
-    empty = {"role": "assistant", "content": ""}
-    if "instruction" in row:
-        return {"output": "", **row}
-    if "prompt" in row:
-        return {"completion": [empty] if isinstance(row["prompt"], list) else "", **row}
-    for key in ("messages", "conversations"):
-        match row.get(key):
-            case [*turns, ({"role": "user" | "human"} | {"from": "user" | "human"}) as last]:
-                return {**row, key: [*turns, last, empty]}
-    return row
-
-
-# ------------------------------------------------------------------------------------------------ answers
-
+from sftmix.tools.answers.options import AnswerOptions, Question
 
 Key = tuple[str, str, int]
 """The name of a model, the id of a question, and the turn from 0."""
@@ -137,8 +45,9 @@ def answered(
         for (temperature, room), waiting in groups.items():
             waiting.sort(key=lambda one: -len(one[1]))
             for start in range(0, len(waiting), options.batch_size):
-                some = waiting[start : start + options.batch_size]
-                batch = {key: prompt for key, prompt in some if key not in answers}
+                batch = {
+                    key: prompt for key, prompt in waiting[start : start + options.batch_size] if key not in answers
+                }
                 if not batch:
                     continue
                 rows = generated(loaded, batch, room, temperature, options)

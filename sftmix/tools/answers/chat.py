@@ -76,7 +76,7 @@ def chat(models: Sequence[Any], options: AnswerOptions) -> None:
                     if room:
                         streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
                         streamer.on_finalized_text = show  # type: ignore[method-assign]
-                        key = "", "chat", sum(turn["role"] == "assistant" for turn in turns)
+                        key = "", "chat", len(messages) // 2
                         (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)
                         answered.append([*turns, {"role": "assistant", "content": model.text_of(ids)}])
                     else:

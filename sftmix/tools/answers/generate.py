@@ -4,19 +4,22 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sftmix.cli.results import say
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import append_batch, read_batches, read_json_if_there, sha256_json, write_json, write_text
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
 from sftmix.pipeline.directory import differences
 from sftmix.pipeline.finished import FinishedModel, finished_models
-from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
+from sftmix.tools.answers.options import AnswerOptions, Question, add_sampling, sampling
+
+FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
+"""FastChat's temperatures by category (llm_judge/common.py); writing, roleplay and other categories get 0.7 there."""
 
 ABOUT = """Let finished models answer a file of prompts; the same command continues where it was interrupted.
 
@@ -46,13 +49,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="target, baseline, base, and other runs and models, with commas between them [%(default)s]",
     )
-    form = (
-        "rows - one line for each prompt, with the answers of all models; prompts are rows of any format; "
+    parser.add_argument(
+        "--format",
+        choices=("rows", "alpaca_eval", "mt_bench"),
+        default="rows",
+        help="rows - one line for each prompt, with the answers of all models; prompts are rows of any format; "
         "alpaca_eval - AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's; "
         "mt_bench - MT-Bench: model_answer/MODEL.jsonl as FastChat reads it; prompts are its question.jsonl "
-        "[%(default)s]"
+        "[%(default)s]",
     )
-    parser.add_argument("--format", choices=("rows", "alpaca_eval", "mt_bench"), default="rows", help=form)
     add_sampling(parser)
     parser.add_argument("--batch_size", type=int, default=AnswerOptions.batch_size, metavar="N", help="[%(default)s]")
 
@@ -65,24 +70,22 @@ def main(args: argparse.Namespace) -> None:
     """
     options, form, to = sampling(args), args.format, Path(args.to)
     finished = finished_models(args.place, args.models.split(","))
-    from sftmix.data import prepare
-    from sftmix.tools.answers.answering import question_of, read_questions
-
     runs = [model.run for model in finished if model.run]
     config = read_finished(runs[0]) if runs and form == "rows" else None
     if args.prompts:
         questions = read_questions(args.prompts, config.data.columns if config else None, mt_bench=form == "mt_bench")
     else:
+        from sftmix.data import prepare
+
         prepared = prepare(config.data, config.seed) if config else None
         if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
             raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
         questions = [question_of(example) for example in prepared.eval.examples(whole=True)]
-    for number, question in enumerate(questions):
+    for question in questions:
         if options.temperature is not None:
-            question = replace(question, temperature=options.temperature)
+            question.temperature = options.temperature
         if options.system is not None and question.messages[0]["role"] != "system":
-            question = replace(question, messages=({"role": "system", "content": options.system}, *question.messages))
-        questions[number] = question
+            question.messages = ({"role": "system", "content": options.system}, *question.messages)
     if form == "rows":
         answer_file(to, finished, questions, form, options)
         print(to)
@@ -92,21 +95,80 @@ def main(args: argparse.Namespace) -> None:
         label = Path(model.name).resolve().name
         if model.run and "/" not in model.name:
             label = f"{model.run.resolve().name}-{model.name}"
-        file, outputs = to / f"answers-{label}.jsonl", []
-        for question, line in zip(questions, answer_file(file, [model], questions, form, options), strict=True):
-            texts = [text or "" for text in as_list(line["answers"][model.name])]
-            if form == "alpaca_eval":
-                outputs.append({**question.row, "output": texts[0], "generator": label})
-            else:
-                turns = [{"index": 0, "turns": texts}]
-                outputs.append({"question_id": question.row["question_id"], "model_id": label, "choices": turns})
+        file = to / f"answers-{label}.jsonl"
+        lines = answer_file(file, [model], questions, form, options)
+        answers = [[text or "" for text in as_list(line["answers"][model.name])] for line in lines]
+        asked = zip([question.row for question in questions], answers, strict=True)
         if form == "alpaca_eval":
             judged = to / f"{label}.json"
-            write_json(judged, outputs)
+            write_json(judged, [{**row, "output": texts[0], "generator": label} for row, texts in asked])
         else:
-            judged = to / "model_answer" / f"{label}.jsonl"
-            write_text(judged, "".join(f"{json.dumps(output, ensure_ascii=False)}\n" for output in outputs))
+            judged, text = to / "model_answer" / f"{label}.jsonl", ""
+            for row, texts in asked:
+                turns = [{"index": 0, "turns": texts}]
+                output = {"question_id": row["question_id"], "model_id": label, "choices": turns}
+                text += f"{json.dumps(output, ensure_ascii=False)}\n"
+            write_text(judged, text)
         print(file, judged, sep="\n")
+
+
+def read_questions(
+    names: Sequence[str], columns: dict[str, str] | None = None, *, mt_bench: bool = False
+) -> list[Question]:
+    """Read the questions of files, directories and hub ids, in file order; answers may be missing.
+
+    columns   data.columns of a run; a row without these fields keeps its own
+    mt_bench  the rows are those of FastChat's question.jsonl, and of no format of training data
+    Raises DataError that names the first bad row as `file:line: reason`.
+    """
+    from sftmix.data.formats import Columns, convert
+    from sftmix.data.sources import expand
+
+    reader, questions, times = Columns(columns), list[Question](), Counter[str]()
+    for source in expand(names, "--prompts"):
+        for place, row in source.rows():
+            try:
+                plain, more = reader.renamed(row), {"row": row}
+                if mt_bench:
+                    if not isinstance(plain["turns"], list) or not plain["turns"]:
+                        raise ValueError("turns must be a list of texts")
+                    first, *later = plain["turns"]
+                    more |= {"follow_ups": tuple(later), "temperature": FASTCHAT.get(plain["category"], 0.7)}
+                    plain = {"id": plain["question_id"], "prompt": first}
+                question = question_of(convert(_with_answer(plain), "auto", first=reader.formats), **more)
+            except (KeyError, ValueError) as problem:  # BadRow, or a question without turns
+                reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
+                raise DataError(f"--prompts: {place}: {reason}") from problem
+            times[question.id] += 1
+            if (number := times[question.id]) > 1:
+                question.id += f"#{number}"
+            questions.append(question)
+    if not questions:
+        raise DataError(f"--prompts: {', '.join(names)}: there is no row; name a file with questions")
+    return questions
+
+
+def question_of(example: Any, **more: Any) -> Question:
+    """Make the question of a conversation, an Example: all turns before the last answer, which is the reference."""
+    from sftmix.data.conversations import content_hash
+
+    *before, last = example.messages
+    messages = tuple({"role": turn.role, "content": turn.content} for turn in before)
+    return Question(example.id or content_hash(example.messages), messages, last.content or None, **more)
+
+
+def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
+    """Give a row that only asks an empty answer, so that the formats of training rows read it."""
+    empty = {"role": "assistant", "content": ""}
+    if "instruction" in row:
+        return {"output": "", **row}
+    if "prompt" in row:
+        return {"completion": [empty] if isinstance(row["prompt"], list) else "", **row}
+    for key in ("messages", "conversations"):
+        match row.get(key):
+            case [*_, {"role": "user" | "human"} | {"from": "user" | "human"}]:
+                return {**row, key: [*row[key], empty]}
+    return row
 
 
 def inputs_of(
@@ -116,12 +178,16 @@ def inputs_of(
     from sftmix.model.load import fingerprint
     from sftmix.pipeline.loaded import encoder_of
 
-    inputs = {"format": form, **asdict(options), "models": {}}
-    del inputs["batch_size"]
-    inputs["prompts"] = sha256_json([[q.plain(), q.temperature] for q in questions])
-    for model in models:
-        encoder = encoder_of(model).fingerprint
-        inputs["models"][model.name] = {"weights": fingerprint(model.path), "encoder": encoder}
+    inputs = {
+        "format": form,
+        **asdict(options),
+        "prompts": sha256_json([[question.plain(), question.temperature] for question in questions]),
+        "models": {
+            model.name: {"weights": fingerprint(model.path), "encoder": encoder_of(model).fingerprint}
+            for model in models
+        },
+    }
+    del inputs["batch_size"]  # which changes no answer
     return inputs
 
 
@@ -145,10 +211,7 @@ def answer_file(
     if different := differences(old, inputs):
         problem = f"{path} was made with other inputs: {'; '.join(different)}"
         raise ConfigError(f"{problem}. Use another --to, or the old settings")
-    lines = []
-    if path.exists():
-        lines = list(map(json.loads, path.read_bytes().splitlines()))  # of a text U+2028 would end a line, too
-    else:
+    if not path.exists():
         answers = {tuple(answer["key"]): answer for answer in read_batches(parts)}
         total = sum(1 + len(question.follow_ups) for question in questions)
         for model in models:
@@ -160,14 +223,16 @@ def answer_file(
                         append_batch(parts, batch)
                         bar.update(len(batch))
                 del loaded  # before the next one
+        text = ""
         for question in questions:
             line, turns = question.plain(), range(1 + len(question.follow_ups))
             for column in COLUMNS:
                 values = {m.name: [answers[m.name, question.id, turn][column] for turn in turns] for m in models}
                 line[column] = values if question.follow_ups else {name: value for name, (value,) in values.items()}
-            lines.append(line)
-        write_text(path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines))
+            text += f"{json.dumps(line, ensure_ascii=False)}\n"
+        write_text(path, text)
         parts.unlink()
+    lines = list(map(json.loads, path.read_bytes().splitlines()))  # of a text U+2028 would end a line, too
     for model in models:
         ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))
         say(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(ends.items()))}")

@@ -1,13 +1,39 @@
-"""The options of an answer, for the commands that make some; their help needs no library."""
+"""Questions, and the options of an answer, for the commands that make some; their help needs no library."""
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.pipeline.finished import DTYPES
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
+class Question:
+    """A conversation that a model continues.
+
+    id           the row's own id, or a hash of its content (`#k` for the k-th question of this id)
+    messages     turns {role: ..., content: ...}, the last one of the user
+    reference    the answer that the row has; None if it has none
+    follow_ups   turns of the user that come after the model's own answers, one after the other
+    temperature  of its answers, where the option does not say; 0 is greedy
+    row          the row that it was read from; None: held-out rows of a run
+    """
+
+    id: str
+    messages: tuple[dict[str, str], ...]
+    reference: str | None = None
+    follow_ups: tuple[str, ...] = ()
+    temperature: float = 0.0
+    row: Any = None
+
+    def plain(self) -> dict[str, Any]:
+        """Return what makes the question this one, in types that JSON can write."""
+        more = {"follow_ups": list(self.follow_ups)} if self.follow_ups else {}
+        return {"id": self.id, "messages": list(self.messages), "reference": self.reference, **more}
+
+
+@dataclass(frozen=True)
 class AnswerOptions:
     """How models answer; ConfigError for an option that is out of its range.
 

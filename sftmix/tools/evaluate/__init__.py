@@ -2,8 +2,8 @@
 
     convert   raw files of MedQA, PubMedQA and MedMCQA -> rows that the tasks of this room read
     tasks/    the task file of this room, for lm-eval
-    harness   tasks for lm-eval, a finished model as it asks it, and its scores
-    command   all of it; results, one file for each task, model and settings -> tasks x models, and their differences
+    command   finished models as lm-eval asks them, and their scores, one file for each task, model and settings;
+              tasks x models, and their differences
 
 Nothing else in the package imports this room, but the command line. It needs the extra `eval` (lm-eval).
 """

@@ -28,16 +28,16 @@ def convert(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: 
     Without both the shots are the SHOTS questions whose text has the smallest hash. Questions that the file has twice
     are measured once. Raises DataError for files that cannot be read, and rows that are not of this format.
     """
-    rows = _rows(name, raw)
-    measured = solved = rows
+    solved = _rows(name, raw)
+    measured = dict(solved)
     if shots is not None:
         solved = _rows(name, shots)
     elif test is None:
-        solved_keys = sorted(rows)[:SHOTS]
-        measured = {key: row for key, row in rows.items() if key not in solved_keys}
+        for key in sorted(solved)[:SHOTS]:
+            del measured[key]
     else:
         ids = set(map(str, _json_of(test)))
-        measured = {key: row for key, row in rows.items() if row["id"] in ids}
+        measured = {key: row for key, row in solved.items() if row["id"] in ids}
         if len(measured) < len(ids):
             raise DataError(f"{test}: of its {len(ids)} ids, {len(measured)} are of questions in {raw}")
     examples = [row for key, row in solved.items() if key not in measured]
@@ -62,7 +62,7 @@ def _rows(name: str, path: Path) -> dict[str, dict[str, Any]]:
     try:
         pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
         # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; -1 is a question without an answer.
-        first = 0 if any(row.get("cop") == 0 for _, row in pairs) else 1
+        first = int(not any(row.get("cop") == 0 for _, row in pairs))
         for key, one in pairs:
             context, question = "", one.get("question", one.get("QUESTION"))
             if name == "pubmedqa":  # an abstract in parts

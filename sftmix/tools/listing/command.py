@@ -31,19 +31,18 @@ def main(args: argparse.Namespace) -> None:
             for component in shipped[base.__name__]:
                 print(f"  {component.name:<20} {component.doc}")
             print()
-        own = "Your own: subclass the base class, choose it by import path."
-        print(f"`components NAME` shows one with its options. {own}")
+        print(
+            "`components NAME` shows one with its options. Your own: subclass the base class, choose it by import path."
+        )
         return
-    paths = [component.path for every in shipped.values() for component in every if component.name == args.name]
-    texts = []
-    for cls in [import_class(path) for path in paths] or [find_component(Component, args.name)]:
+    named = [import_class(one.path) for every in shipped.values() for one in every if one.name == args.name]
+    for cls in named or [find_component(Component, args.name)]:
         for option, base in places.items():
             if issubclass(cls, base):
                 title = f"{cls.__name__}  ({as_shipped(cls).path}), chosen by --{option} {chosen_by(cls)}"
                 about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
                 rows = {"options": option_rows(cls, f"{option}.")}
-                texts.append(formatted(rows, usage=argparse.SUPPRESS, description=about))
-    print("\n".join(texts), end="")
+                print(formatted(rows, usage=argparse.SUPPRESS, description=about))
 
 
 def nested_bases() -> dict[str, type[Component]]:

@@ -1,24 +1,22 @@
 """The embedded example: rows, tokenizer and model made on the spot, so that the recipe runs without a download."""
 
-from __future__ import annotations
-
 import json
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
-from sftmix.tools.quickstart.tasks import Row, make_rows
+import numpy as np
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from sftmix.common.files import write_text
+from sftmix.common.rng import generator
+
+Row = dict[str, str]
 
 N_TRAIN = 2400
 N_EVAL = 400
 
 BOS, END, PAD = "<|begin|>", "<|im_end|>", "<|pad|>"
-ROLES = ("system", "user", "assistant")
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"
@@ -26,8 +24,7 @@ CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Materials:
+class Materials(NamedTuple):
     """The paths of the quickstart's inputs: a Hugging Face model directory and two JSONL files."""
 
     model: Path
@@ -35,30 +32,48 @@ class Materials:
     eval: Path
 
 
-def materialise(out_dir: str | os.PathLike[str], *, seed: int) -> Materials:
-    """Write model, tokenizer, training and held-out rows under `out_dir`; the same seed gives the same bytes."""
+def materialise(out_dir: str | Path, *, seed: int) -> Materials:
+    """Write model, tokenizer, training and held-out rows under `out_dir`; the same seed gives the same bytes.
+
+    The model is a random float32 Llama of two layers of width 128, about half a million parameters.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     from sftmix.common.progress import without_bars_of_transformers
 
     out = Path(out_dir)
-    paths = Materials(model=out / "model", train=out / "train.jsonl", eval=out / "eval.jsonl")
+    paths = Materials(out / "model", out / "train.jsonl", out / "eval.jsonl")
     rows = make_rows(n=N_TRAIN + N_EVAL, seed=seed)
-    train, held_out = rows[:N_TRAIN], rows[N_TRAIN:]
-    tokenizer = make_tokenizer(text for row in train for text in (row["instruction"], row["input"], row["output"]))
-    with without_bars_of_transformers():
-        make_model(tokenizer, seed=seed).save_pretrained(paths.model)
+    write_rows(paths.train, rows[:N_TRAIN])
+    write_rows(paths.eval, rows[N_TRAIN:])
+    tokenizer = make_tokenizer(row[part] for row in rows[:N_TRAIN] for part in ("instruction", "input", "output"))
     tokenizer.save_pretrained(paths.model)
-    write_rows(paths.train, train)
-    write_rows(paths.eval, held_out)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.06,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]), without_bars_of_transformers():
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(paths.model)
     return paths
 
 
-def write_rows(path: str | os.PathLike[str], rows: list[Row]) -> None:
+def write_rows(path: str | Path, rows: list[Row]) -> None:
     """Write rows as JSON lines."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> Any:
     """Train a byte-level BPE on `texts`, with a chat template; the end of a turn is also the end of the text.
 
     Any text can be encoded. A word gets the same tokens at the start of a turn as within one.
@@ -66,7 +81,7 @@ def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTraine
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    roles = [f"<|{role}|>" for role in ROLES]
+    roles = ["<|system|>", "<|user|>", "<|assistant|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
@@ -89,24 +104,117 @@ def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> PreTraine
     return fast
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, *, seed: int) -> PreTrainedModel:
-    """Return a random float32 Llama for the tokenizer: two layers of width 128, about half a million parameters."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+# ------------------------------------------------------------------------------------------------ rows
+# Half of the rows come from deterministic families (a rule gives the one right answer), half from open ones (the answer
+# is drawn at random, so no model can be sure of it). The responses of both kinds are of similar length, so that length
+# alone does not tell them apart.
 
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.06,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+Drawn = tuple[str, list[str], list[str]]
+"""An instruction, the words that it is about, and those of the answer."""
+Task = Callable[[np.random.Generator], Drawn]
+
+_KINDS = {
+    "animal": "cat dog horse fox bird fish",
+    "food": "bread cheese soup rice apple cake",
+    "colour": "red blue green white black yellow",
+    "place": "house garden river street forest beach",
+    "name": "Ann Ben Cleo Dan Eva Finn Gus Hana Ivo June Karl Lena",
+}
+KINDS = {kind: words.split() for kind, words in _KINDS.items()}
+NAMES = KINDS["name"]
+OPPOSITES = "hot-cold big-small fast-slow old-new happy-sad light-dark hard-soft wet-dry rich-poor loud-quiet"
+OPPOSITE = {a: b for pair in OPPOSITES.split() for a, b in permutations(pair.split("-"))}
+KIND_OF = {noun: kind for kind, nouns in KINDS.items() if kind != "name" for noun in nouns}
+NOUNS, ADJECTIVES = list(KIND_OF), list(OPPOSITE)
+NUMBERS = [str(n) for n in range(12)]
+COUNTS = ["zero", "one", "two", "three", "four", "five", "six"]
+
+
+def make_rows(*, n: int, seed: int) -> list[Row]:
+    """Return n rows {instruction, input, output, family, kind}, half of each kind, in random order.
+
+    No two rows are equal, so no two of a deterministic family have the same prompt: rows held out from this list were
+    never seen. n is at most 20,000: the smallest family has 2,640 rows.
+    """
+    rows: dict[tuple[str, str, str], Row] = {}
+    for k in range(n):
+        kind, families = (("deterministic", DETERMINISTIC), ("open", OPEN))[k % 2]
+        family = list(families)[k // 2 % len(families)]
+        rng = generator(seed, "quickstart_row", k)
+        while len(rows) == k:  # a row that is there already is drawn again
+            instruction, words, answer = families[family](rng)
+            asked, output = "Words: " + " ".join(words) if words else "", " ".join(answer)
+            row = {"instruction": str(instruction), "input": asked, "output": output, "family": family, "kind": kind}
+            rows.setdefault((instruction, asked, output), row)
+    return generator(seed, "quickstart_order").permutation(np.array(list(rows.values()))).tolist()
+
+
+def _draw(rng: np.random.Generator, items: Sequence[str], low: int = 2, high: int = 5) -> list[str]:
+    """Return low to high different items, in random order."""
+    return rng.permutation(items)[: rng.integers(low, high + 1)].tolist()
+
+
+def _mapped(items: Sequence[str], length: int, rule: Callable[[str], str], *phrasings: str, back: bool = False) -> Task:
+    """Return a family of tasks that turn each word of a list into another by a rule, in order or from the back.
+
+    The list has a fixed length: a small model learns to look a fixed distance back within a minute, not to align lists.
+    """
+
+    def task(rng: np.random.Generator) -> Drawn:
+        words = _draw(rng, items, length, length)
+        return rng.choice(phrasings), words, [rule(word) for word in (words[::-1] if back else words)]
+
+    return task
+
+
+def _listed(items: Sequence[str], *phrasings: str) -> Task:
+    """Return a family of tasks that ask for any of these items."""
+    return lambda rng: (rng.choice(phrasings), [], _draw(rng, items))
+
+
+def _count(rng: np.random.Generator) -> Drawn:
+    words = _draw(rng, NOUNS, 2, 6)
+    prompt = rng.choice(["How many words are there?", "Count the words."])
+    return prompt, words, ["There are", f"{COUNTS[len(words)]}."]
+
+
+def _pick(rng: np.random.Generator) -> Drawn:
+    kind, items = list(KINDS.items())[rng.integers(len(KINDS))]
+    return _listed(items, f"Pick any {kind} you like.", f"Give me some {kind} ideas.")(rng)
+
+
+def _associate(rng: np.random.Generator) -> Drawn:
+    prompt = rng.choice(["What comes to mind?", "Think of other words."])
+    return prompt, _draw(rng, NOUNS), _draw(rng, NOUNS + ADJECTIVES)
+
+
+def _describe(rng: np.random.Generator) -> Drawn:
+    (noun,) = _draw(rng, NOUNS, 1, 1)
+    answer = [*_draw(rng, ADJECTIVES, 1, 4), noun]
+    return rng.choice([f"Describe the {noun}.", f"What is the {noun} like?"]), [], answer
+
+
+def _mishear(rng: np.random.Generator) -> Drawn:
+    words = _draw(rng, NOUNS)
+    heard = [word if rng.random() < 0.4 else NOUNS[rng.integers(len(NOUNS))] for word in words]
+    return rng.choice(["Repeat the words, but mishear some.", "Say this wrongly."]), words, heard
+
+
+DETERMINISTIC = {
+    "repeat": _mapped(NOUNS, 4, str, "Repeat the words.", "Say this again."),
+    "reverse": _mapped(NOUNS, 3, str, "Reverse the order.", "Say this backwards.", back=True),
+    "capitals": _mapped(NOUNS, 3, str.upper, "Write in capitals.", "Shout the words."),
+    "opposites": _mapped(ADJECTIVES, 4, OPPOSITE.__getitem__, "Give the opposites.", "Negate this."),
+    "kinds": _mapped(NOUNS, 5, KIND_OF.__getitem__, "What kind is each?", "Sort into kinds."),
+    "initials": _mapped(NOUNS, 4, lambda word: word[0], "Give the first letters.", "Write the initials."),
+    "successors": _mapped(NUMBERS, 3, lambda word: str(int(word) + 1), "Add one to each.", "Count on."),
+    "count": _count,
+}
+OPEN = {
+    "pick": _pick,
+    "guess": _listed(NUMBERS, "Guess my numbers.", "Throw some dice for me."),
+    "associate": _associate,
+    "describe": _describe,
+    "mishear": _mishear,
+    "invite": _listed(NAMES, "Whom shall we invite?", "Make a list of guests."),
+}

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from sftmix.cli.results import say
-
 ABOUT = """See the whole recipe work in under three minutes on two CPU cores, without any download.
 
 It generates a small synthetic instruction set whose truth about confidence is known, makes a tokenizer and a small
@@ -24,7 +22,6 @@ def main(args: argparse.Namespace) -> None:
 
     A second call on the same directory reads what is there.
     """
-    say(f"quickstart: a small model on rows of known truth, in {args.out}")
     from sftmix.cli.parsing import configuration
     from sftmix.pipeline.recipe import run
     from sftmix.tools.quickstart import materialise
@@ -35,12 +32,11 @@ def main(args: argparse.Namespace) -> None:
     words += ["--model.path", str(inputs.model), "--data.train", str(inputs.train), "--data.eval", str(inputs.eval)]
     summary = run(configuration("run", "", words)[0], validated=True)
     baseline, halves = summary["baseline"], summary["confidence"]
-    ours, theirs = summary["eval_exact_match"], baseline["eval_exact_match"]
     sure, unsure = (halves[name]["labels"].get("deterministic", 0.0) for name in ("confident", "unconfident"))
     print(f"""
 {"":36}       NTP    SFTMix
 held-out NLL per response token     {baseline["eval_nll_after"]:10.4f}{summary["eval_nll_after"]:10.4f}
-held-out exact match                {theirs:10.1%}{ours:10.1%}
+held-out exact match                {baseline["eval_exact_match"]:10.1%}{summary["eval_exact_match"]:10.1%}
 
 Deterministic tasks are {sure:.0%} of the confident half, {unsure:.0%} of the unconfident one.
 One seed and a toy model: the table shows that the recipe runs, not which method is better.

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.pipeline.finished import refuse_no_run
 
@@ -19,23 +18,28 @@ It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run directories")
-    where = "the page [RUN/report/report.html; of several runs report.html]"
-    parser.add_argument("--to", metavar="FILE", help=where)
-    size = "examples on the map of hidden states of one run, half from each end; 0 loads no model [%(default)s]"
-    parser.add_argument("--map", type=int, default=400, metavar="N", dest="map_size", help=size)
-    score = "pass all training examples through the base model and the trained ones, for the table"
-    parser.add_argument("--score", action="store_true", help=score)
+    parser.add_argument("--to", metavar="FILE", help="the page [RUN/report/report.html; of several runs report.html]")
+    parser.add_argument(
+        "--map",
+        type=int,
+        default=400,
+        metavar="N",
+        help="examples on the map of hidden states of one run, half from each end; 0 loads no model [%(default)s]",
+    )
+    parser.add_argument(
+        "--score",
+        action="store_true",
+        help="pass all training examples through the base model and the trained ones, for the table",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
     """Write the page and say where it is."""
-    say(f"report: {', '.join(map(str, args.runs))}")
     for run in args.runs:
         refuse_no_run(run)  # before plotly is imported, and torch
     try:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
-    to = None if args.to is None else Path(args.to)
-    for path in write_report(args.runs, to, map_size=args.map_size, score_all=args.score):
+    for path in write_report(args.runs, args.to, map_size=args.map, score_all=args.score):
         print(path)

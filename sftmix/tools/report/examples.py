@@ -28,7 +28,7 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
     train, held_out = view.rows.data.train, view.rows.data.eval
     blocks = []
     for side in [train] if held_out is None else [train, held_out]:
-        examples = view.examples if side is train else list(side.examples())
+        examples = list(side.examples())
         instructions, responses = zip(*map(text_of, examples), strict=True)
         block: dict[str, Any] = {
             "id": side.ids,
@@ -64,11 +64,10 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
             block["label"] = side.labels
         block |= {f"row_{name}" if name in taken else name: values for name, values in side.columns.items()}
         blocks.append(pd.DataFrame(block, dtype=object))
-    table, columns = pd.concat(blocks, ignore_index=True), {}
-    for name in table:
-        values = table[name].where(table[name].notna(), None).tolist()
+    columns = {}
+    for name, values in pd.concat(blocks, ignore_index=True).items():
         try:
-            columns[name] = pa.array(values)
+            columns[name] = pa.array(values, from_pandas=True)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types, as users' fields have
-            columns[name] = pa.array([None if value is None else str(value) for value in values])
+            columns[name] = pa.array(values.map(str, na_action="ignore"), from_pandas=True)
     return pa.table(columns)

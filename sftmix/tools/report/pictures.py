@@ -1,7 +1,7 @@
 """Figures of a run, each a plotly figure; None where the run has nothing to show there. The page sets the colours."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -17,7 +17,7 @@ from sftmix.types import Float64, Rows
 
 GROUPS = ("#3f8fd2", "#e0603a", "#4fa64f", "#9a6fd0", "#b8860b", "#2a9d8f")
 """Colours of groups, labels and variants, the most confident group first; after the last, they start again."""
-CORRECT = [[0.0, "#d6503c"], [0.5, "#d9a63a"], [1.0, GROUPS[0]]]
+CORRECT = ["#d6503c", "#d9a63a", GROUPS[0]]
 """Colours of correctness from the least to the most, seen on light and dark paper alike."""
 
 POINTS = 4000
@@ -28,14 +28,15 @@ ENDS = 400
 
 def figure(x: str, y: str, **layout: Any) -> go.Figure:
     """Return an empty figure with titled axes and without plotly's template."""
-    chart = go.Figure(layout={"template": go.layout.Template(), **layout})
-    return chart.update_xaxes(title_text=x).update_yaxes(title_text=y)
+    return go.Figure(layout={"template": go.layout.Template(), **layout}).update_layout(
+        xaxis_title_text=x, yaxis_title_text=y
+    )
 
 
 # --------------------------------------------------------------------------------------------- curves
 
 
-def losses(curves: Iterable[tuple[str, str, Sequence[Mapping[str, Any]]]], *keys: str) -> go.Figure | None:
+def losses(curves: Iterable[tuple[str, str, Any]], *keys: str) -> go.Figure | None:
     """Losses over the optimizer steps.
 
     curves  (name, colour, lines of metrics.jsonl)
@@ -81,12 +82,12 @@ def thinned(by_confidence: Rows) -> Rows:
 def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
     """Draw a dot for each of these rows; hovering over one shows the example, escaped, in short lines."""
     texts = []
-    for row in rows.tolist():
-        instruction, response = text_of(view.examples[row])
-        parts = view.scores.id[row], instruction, f"answer: {response}"
-        lines = [line for part in parts for line in textwrap.wrap(textwrap.shorten(part, 240, placeholder=" ..."), 70)]
+    for row, example in zip(rows, view.rows.data.train.examples(rows), strict=True):
+        instruction, response = text_of(example)
+        parts = example.id, instruction, f"answer: {response}"
+        lines = [textwrap.fill(textwrap.shorten(part, 240, placeholder=" ..."), 70) for part in parts]
         scores = f"confidence {short(view.scores.confidence[row])}, variability {view.scores.variability[row]:,.3g}"
-        texts.append("<br>".join(escape(line) for line in [scores, *lines]))
+        texts.append(escape("\n".join([scores, *lines])).replace("\n", "<br>"))
     chart.add_scatter(mode="markers", text=texts, hovertemplate="%{text}<extra></extra>", **trace)
 
 
@@ -116,7 +117,6 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
         "confidence" + (" (log)" if axis else ""),
         xaxis={"type": "log", "exponentformat": "power"} if log else {},
         yaxis=axis,
-        hovermode="closest",
         height=520,
     )
     add_dots(
@@ -130,7 +130,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
             "colorscale": CORRECT,
             "size": 5,
             "opacity": 0.75,
-            "colorbar": {"title": {"text": "correct", "side": "right"}, "tickformat": ".0%", "thickness": 12},
+            "colorbar": {"title": "correct", "tickformat": ".0%", "thickness": 12},
         },
     )
     if view.split is not None:
@@ -153,7 +153,7 @@ def histogram(view: RunView, panel: str) -> go.Figure | None:
             width=np.abs(np.diff(edges)),
             y=counts,
             name=escape(name) or "(empty)",
-            marker={"color": GROUPS[number % len(GROUPS)], "line": {"width": 0}},
+            marker={"color": GROUPS[number % len(GROUPS)]},
             opacity=0.65,
         )
     return chart
@@ -163,14 +163,14 @@ def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:
     """The map of hidden states, both ends coloured (Figure 1).
 
     rows    i64[K], the less confident half first
-    places  f64[K, 2]
+    places  f64[N, 2], of all rows
     """
-    bare, half = {"showticklabels": False, "zeroline": False}, len(rows) // 2
-    chart = figure("t-SNE 1", "t-SNE 2", xaxis=bare, yaxis=bare, hovermode="closest", height=440)
-    for name, colour, part in (("least", GROUPS[1], slice(half)), ("most", GROUPS[0], slice(half, None))):
+    bare = {"showticklabels": False, "zeroline": False}
+    chart = figure("t-SNE 1", "t-SNE 2", xaxis=bare, yaxis=bare, height=440)
+    for name, colour, part in zip(("least", "most"), GROUPS[1::-1], np.split(rows, 2), strict=True):
         x, y = places[part].T
         marker = {"color": colour, "size": 6, "opacity": 0.75}
-        add_dots(chart, view, rows[part], x=x, y=y, name=f"{half} {name} confident", marker=marker)
+        add_dots(chart, view, part, x=x, y=y, name=f"{len(part)} {name} confident", marker=marker)
     return chart
 
 

@@ -14,15 +14,15 @@ from sftmix.common.tables import read_dynamics, read_split
 from sftmix.common.world import start_world
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
-from sftmix.pipeline.directory import check_finished, is_finished
-from sftmix.pipeline.loaded import scoring_model
+from sftmix.pipeline.directory import check_finished
+from sftmix.pipeline.finished import finished_models
+from sftmix.pipeline.loaded import load_finished, scorer
 from sftmix.pipeline.rows import RunRows, rows_of_run
-from sftmix.training.module import TrainingModule
-from sftmix.training.scoring import Column
+from sftmix.training.parallel import training_module
 from sftmix.types import NOT_COUNTED, Batch, Example, Float64, Rows, Scores, Split, TrainingDynamics
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunView:
     """A run with its rows; what it did not make is None.
 
@@ -47,11 +47,6 @@ class RunView:
         return measured[np.argsort(self.scores.confidence[measured], kind="stable")]
 
     @cached_property
-    def examples(self) -> list[Example]:
-        """The text of every training example, read once."""
-        return list(self.rows.data.train.examples())
-
-    @cached_property
     def correctness(self) -> Float64 | None:
         """f64[N], the share of response tokens that were the argmax, over the checkpoints; NaN where not counted."""
         if self.dynamics is None:
@@ -67,34 +62,23 @@ def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.n
     Returns f64[K], their mean NLL per response token in nats; with `hidden` f32[K, D], the input of the LM head at
     the last response token before the end of the turn.
     """
-    config, data, model = view.config, view.rows.data.train, view.path / stage / "model"
-    path, lora, adapters = str(model), config.model.lora.without_adapters(), None
-    if stage == "base":
-        path = config.model.path
-    elif not (model.is_dir() and is_finished(model.parent)):
+    try:
+        (finished,) = finished_models(view.path, ["target" if stage == "train" else stage])
+    except ConfigError:
         return None
-    elif (model / "adapter_config.json").exists():
-        path, lora, adapters = config.model.path, config.model.lora, model
-    # Of one rank: the model as it is.
-    config = replace(config, training=replace(config.training, parallel="ddp"))
+    data = RowSubset(view.rows.data.train, rows)
+    options = replace(view.config.training, parallel="ddp")  # of one rank: the model as it is
     with start_world() as world:
-        score, module = scoring_model(
-            config,
-            world,
-            path,
-            view.rows.encoder,
-            name=f"report: {stage}",
-            packed=data.packed,
-            lora=lora,
-            adapters=adapters,
-        )
+        loaded = load_finished(finished, "float32")
+        score = scorer(options, world, loaded.encoder, name=f"report: {stage}")
+        module = training_module(loaded.model, options, precision=score.precision, world=world, packed=view.rows.packed)
         if hidden:
-            return np.asarray(score.columns(module, RowSubset(data, rows), _last)[0])
-        scores = score(module, RowSubset(data, rows))
+            return np.asarray(score.columns(module, data, _last)[0])
+        scores = score(module, data)
     return scores.nll_sum / scores.n_tokens
 
 
-def _last(module: TrainingModule, batch: Batch) -> list[Column]:
+def _last(module: Any, batch: Batch) -> list[Any]:
     """Return the hidden state at the last response token of each row, which alone leaves the device."""
     states = module.read(lambda it: it.hidden_states(batch))
     ends = batch.slot.bincount(minlength=len(batch.rows)).cumsum(0) - 1

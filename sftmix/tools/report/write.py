@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 
 import sftmix
 from sftmix.batches.collate import collate
-from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, read_steps, write_text
 from sftmix.common.shown import short
 from sftmix.components.base import Need
-from sftmix.pipeline.target import pairs_by
+from sftmix.pipeline.target import order_of_arm
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run, read_summary
@@ -38,7 +37,9 @@ CURVES = {
 """Stage with a training -> its name on the page, and its colour."""
 
 
-def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int, score_all: bool = False) -> list[Path]:
+def write_report(
+    runs: Sequence[Path], to: str | Path | None = None, *, map_size: int, score_all: bool = False
+) -> list[Path]:
     """Write the page, and of one run report/examples.parquet; return the files that were written.
 
     The page is one HTML file that needs no network; all text in it is escaped.
@@ -49,13 +50,11 @@ def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int,
     score_all  pass all training examples of a single run through its models, for the table
     Raises ConfigError where a directory is no finished run, and where `to` is a file that no report is.
     """
-    to = to or (runs[0] / "report" / "report.html" if len(runs) == 1 else Path("report.html"))
-    if to.exists() and b'name="generator" content="sftmix' not in to.read_bytes()[:1000]:
+    to = Path(to or (runs[0] / "report" / "report.html" if len(runs) == 1 else "report.html"))
+    if to.exists() and (to.is_dir() or b'name="generator" content="sftmix' not in to.read_bytes()[:1000]):
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     if len(runs) == 1:
-        parts, files = _report_run(read_run(runs[0]), max(map_size, 0), score_all=score_all), [to, runs[0] / FILE]
-    elif score_all:
-        raise ConfigError("--score fills the table of one run, and a page of several has none; leave it out")
+        parts, files = _report_run(read_run(runs[0]), map_size, score_all=score_all), [to, runs[0] / FILE]
     else:
         summaries = {str(run): read_summary(run, "train") for run in runs}
         curves = zip(summaries, cycle(pictures.GROUPS), [read_steps(run / "train") for run in runs], strict=False)
@@ -75,7 +74,6 @@ def write_report(runs: Sequence[Path], to: Path | None = None, *, map_size: int,
         plotly=plotly.offline.get_plotlyjs(),
         **parts,
     )
-    to.parent.mkdir(parents=True, exist_ok=True)
     write_text(to, html)
     return files
 
@@ -86,23 +84,23 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     The page leaves out the sections of those that are empty or not given, and plots that are None.
     """
     summary, config, data = view.summary, view.config, view.rows.data
-    objective, every = type(config.objective).__name__, np.arange(len(data.train))
+    every = np.arange(len(data.train))
     trained, places, hidden_map = "train" in summary["stages"], np.full((len(every), 2), np.nan), None
     ends = pictures.both_ends(view.by_confidence, map_size // 2)
     if trained and len(ends) >= 10:
-        rows, back = np.unique(ends, return_inverse=True)
-        hidden = look(view, "train", rows, hidden=True)
+        hidden = look(view, "train", ends, hidden=True)
         if hidden is None:
             raise ConfigError(f"{view.path} has no train/model to look at; give --map 0 for a report without it")
-        places[ends] = pictures.tsne(hidden[back])
-        hidden_map = pictures.hidden_map(view, ends, places[ends])
+        places[ends] = pictures.tsne(hidden)
+        hidden_map = pictures.hidden_map(view, ends, places)
     scored = {column: look(view, stage, every) for column, stage in LOSSES.items()} if score_all else {}
     table = examples_table(view, scored=scored, places=places)
     (view.path / FILE).parent.mkdir(exist_ok=True)
     pq.write_table(table, view.path / FILE)
     about = (
-        f"{objective} on {summary['model']}, seed {summary['seed']}, learning rate {config.training.learning_rate:g}; "
-        f"{len(data.train):,} training examples, {len(data.eval or ()):,} held out; sftmix {summary['version']}"
+        f"{type(config.objective).__name__} on {summary['model']}, seed {summary['seed']}, learning rate "
+        f"{config.training.learning_rate:g}; {len(data.train):,} training examples, {len(data.eval or ()):,} held out; "
+        f"sftmix {summary['version']}"
     )
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
     listed, measured = view.path / "suspects" / "suspects.parquet", view.path / "evaluation" / "table.json"
@@ -118,14 +116,11 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
             "hidden-map": hidden_map,
         },
         "suspects": pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
-        "summary": summary,
-        "objective": objective,
+        "view": view,
         "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
         "pairs": mixed_pairs(view) if trained else [],
         "benchmarks": read_json(measured) if measured.exists() else None,
-        "rows": "\n".join(data.report.lines()),
-        "configuration": config.yaml(),
     }
 
 
@@ -135,22 +130,22 @@ def mixed_pairs(view: RunView) -> list[list[tuple[str, ...]]]:
     So it is for a single run, whose first epoch mixes nothing, for objectives that see the losses of the batch, and for
     a user's own classes, which are not imported.
     """
-    config, pairing, data = view.config, view.config.resolved_pairing(), view.rows.data.train
-    needs = {*config.reference.needs, *config.objective.needs} & {Need.TARGET_LOSSES, Need.BATCH_NLL}
-    shipped = [type(part).__module__.startswith("sftmix.") for part in (pairing, config.objective, config.reference)]
-    if view.split is None or needs or not all(shipped):
+    config, split, data = view.config, view.split, view.rows.data.train
+    objective, reference = config.objective, config.reference
+    needs = {*reference.needs, *objective.needs} & {Need.TARGET_LOSSES, Need.BATCH_NLL}
+    parts = config.resolved_pairing(), objective, reference
+    if split is None or needs or not all(type(part).__module__.startswith("sftmix.") for part in parts):
         return []
-    groups, tables = (view.split, view.scores), []
-    pairs_of = pairs_by(lambda epoch: groups, pairing, config.seed)
-    order = TrainingOrder(len(data), pairs_of, options=config.training, seed=config.seed)
+    tables = []
+    order = order_of_arm(view, "train", view.scores, split)["order"]  # type: ignore[arg-type]  # of a run it reads these
     for pair in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
-        batch = collate([pair], data, split=view.split)
-        plan = config.objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)
+        batch = collate([pair], data, split=split)
+        plan = objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)
         columns = []
         for example in (data[slot.row] for slot in pair):
-            predicted = example.input_ids[1:][example.target[1:]].tolist()
-            tokens = [str(view.rows.encoder.tokenizer.decode([token])) for token in predicted[:TOKENS]]
-            columns.append([f"{view.split.labels[example.row]} {example.id}", *tokens])
+            predicted = example.input_ids[1:][example.target[1:]][:TOKENS]
+            tokens = view.rows.encoder.tokenizer.batch_decode(predicted[:, None])
+            columns.append([f"{split.labels[example.row]} {example.id}", *tokens])
         if len(plan.lam):
             columns.append(["lambda", *(f"{share:.2f}" for share in plan.lam[:TOKENS].tolist())])
             tables.append(list(zip_longest(*columns, fillvalue="")))

@@ -11,7 +11,6 @@ import hashlib
 import html
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,6 @@ METRICS = {
     "eval_accuracy": "accuracy, next token",
     "eval_exact_match": "exact match, responses",
 }
-_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".jinja", ".txt")
-"""Endings by which NAME/NAME is a path, and no id of the hub."""
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
 _SEAL = "\n<!-- sha256 of the text above, which this program wrote: "
 
 
@@ -91,26 +87,19 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     shutil.copy(folder / "confidence.parquet", to)
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
     data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")
-    alone = dynamics.alone_nll_sum is not None
-    write_text(to / CARD, _card("scores.md", run, data, rows=len(rows.ids), alone=alone, repository=name))
+    card = _card("scores.md", run, data, rows=len(rows.ids), alone=dynamics.alone_nll_sum is not None, repository=name)
+    write_text(to / CARD, card)
 
 
 def write_card(file: Path, card: str, license: str | None = None) -> None:
-    """Write the card; of one that is there and was edited only the licence in its header is set."""
-    if is_edited(file):
-        edited = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        edited.data["license"] = license or edited.data.get("license")
-        write_text(file, str(edited))
-    else:
+    """Write the card; of one that is there and was edited only the licence in its header is set, if one is given."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    if text in ("", _sealed(text.rpartition(_SEAL)[0])):
         write_text(file, _sealed(card))
-
-
-def is_edited(file: Path) -> bool:
-    """Return True for a card that is there and is not as it was written here."""
-    if not file.exists():
-        return False
-    text = file.read_text(encoding="utf-8")
-    return text != _sealed(text.rpartition(_SEAL)[0])
+    elif license:
+        edited = ModelCard(text, ignore_metadata_errors=True)
+        edited.data["license"] = license
+        write_text(file, str(edited))
 
 
 def _sealed(card: str) -> str:
@@ -119,21 +108,26 @@ def _sealed(card: str) -> str:
 
 def without_directories(value: Any) -> Any:
     """Return an option's value with every path in it cut to its name, whether or not it is here; hub ids stay."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {name: without_directories(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [without_directories(inner) for inner in value]
     if not isinstance(value, str) or "/" not in value:
         return value
     on_hub = HUB_ID.match(value.removeprefix("hub:").partition("@")[0])
-    is_path = not on_hub or is_there(value) or value.lower().endswith(_FILES)
+    # Of NAME/NAME an ending, as .jsonl or .bz2, makes a path.
+    is_path = not on_hub or is_there(value) or re.search(r"\.[a-z]{2,}2?$", value.lower())
     return Path(value).name or value if is_path else value
 
 
-def _card(template: str, run: Path, data: ModelCardData | DatasetCardData, **values: Any) -> str:
-    """Return the card of a template; the metadata, the configuration and the summary are values of it, too."""
+def _card(template: str, run: Path, data: Any, **values: Any) -> str:
+    """Return the card of a template; the metadata, the configuration and the summary are values of it, too.
+
+    data  the metadata, of a model or of a data set
+    """
     config = read_finished(run)
-    recipe = {key: value for key, value in config.plain().items() if key != "out"}
+    recipe = config.plain()
+    recipe.pop("out", None)
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, finalize=_escaped, trim_blocks=True)
     return environment.get_template(template).render(
@@ -153,4 +147,4 @@ def _escaped(value: Any) -> Markup:
     if isinstance(value, Markup):
         return value
     line = " ".join(str(value).split())
-    return Markup(_MARKUP.sub(r"\\\1", html.escape(line, quote=False)))
+    return Markup(re.sub(r"([\\`*_{}\[\]()#+!|~$])", r"\\\1", html.escape(line, quote=False)))

@@ -5,14 +5,13 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sftmix.cli.parsing import OwnOption
-from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.config import RunConfig
-from sftmix.pipeline.finished import DTYPES
+from sftmix.pipeline.finished import DTYPES, finished_models, refuse_no_run
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
@@ -59,16 +58,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write the model with its card, upload it where this is asked for, and print the place."""
-    if args.to is None and args.push_to_hub is None:
+    if not (args.to or args.push_to_hub):
         raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
-    if args.push_to_hub is not None and args.license is None:
+    if args.push_to_hub and not args.license:
         raise ConfigError(
             f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
     from sftmix.common.files import BEST, CHECKPOINTS, read_steps, steps_in
     from sftmix.pipeline.directory import check_finished, is_finished, origin
-    from sftmix.pipeline.finished import finished_models, refuse_no_run
     from sftmix.pipeline.start import export_run
 
     run, step = Path(args.run), args.step
@@ -76,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     check_finished(run)
     with tempfile.TemporaryDirectory() as place:
         to = Path(args.to or f"{place}/model")
-        if args.to is None and step is None and not args.best and not args.merge and args.dtype == "auto":
+        if step is None and not (args.to or args.best or args.merge) and args.dtype == "auto":
             shutil.copytree(finished_models(run)[0].path, to)
         else:
             export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
@@ -88,16 +86,13 @@ def main(args: argparse.Namespace) -> None:
 
         card = model_card(run, "train", license=args.license, step=step, merged=args.merge)
         write_card(to / CARD, card, args.license)
-        if args.push_to_hub is None:
-            print(to)
-        else:
-            say(f"export: {run} to {args.push_to_hub}")
-            print(push(to, args.push_to_hub, kind="model", private=args.private))
+        print(push(to, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else to)
 
 
-def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], private: bool) -> str:
+def push(directory: Path, name: str, *, kind: str, private: bool) -> str:
     """Upload a directory to a repository of the hub, made if it is not there; return the address of the commit.
 
+    kind     model or dataset
     private  of a new repository; one that is there stays as it is
     HF_ENDPOINT names the hub, `hf auth login` or HF_TOKEN the user. Raises ConfigError with the hub's reason.
     """
@@ -106,7 +101,7 @@ def push(directory: Path, name: str, *, kind: Literal["model", "dataset"], priva
     hub = HfApi()
     try:
         hub.create_repo(name, repo_type=kind, private=private, exist_ok=True)
-        done = hub.upload_folder(repo_id=name, folder_path=directory, repo_type=kind, commit_message="sftmix")
+        done = hub.upload_folder(repo_id=name, folder_path=directory, repo_type=kind)
     except (OSError, ValueError) as error:  # huggingface_hub's errors are of these kinds
         raise ConfigError(
             f"--push_to_hub {name}: {' '.join(str(error).split())}; is the name OWNER/NAME, and are you logged in "
@@ -122,13 +117,13 @@ def write_run_cards(*runs: Path) -> None:
     """
     if os.environ.get("RANK", "0") != "0":
         return
-    from sftmix.tools.sharing.cards import CARD, is_edited, model_card, write_card
+    from sftmix.tools.sharing.cards import CARD, model_card, write_card
 
     for run in runs:
         for stage in ("train", "baseline"):
             file = run / stage / "model" / CARD
             remove_leftovers(file.parent, CARD)  # of a stage that is done nobody else would
-            if file.parent.is_dir() and not is_edited(file):
+            if file.parent.is_dir():
                 write_card(file, model_card(run, stage))
 
 
@@ -137,7 +132,7 @@ def after_stage(config: RunConfig, until: str, values: Any) -> None:
     run = Path(config.out or "")
     if until == "train":
         write_run_cards(run)
-    if until != "confidence" or values.push_to_hub is None or os.environ.get("RANK", "0") != "0":
+    if until != "confidence" or not values.push_to_hub or os.environ.get("RANK", "0") != "0":
         return
     from sftmix.tools.sharing.cards import write_scores
 

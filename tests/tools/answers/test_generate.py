@@ -9,8 +9,8 @@ import torch
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import append_batch
 from sftmix.common.rng import generator
-from sftmix.tools.answers.answering import COLUMNS, Question, answered, generated
-from sftmix.tools.answers.options import AnswerOptions
+from sftmix.tools.answers.answering import COLUMNS, answered, generated
+from sftmix.tools.answers.options import AnswerOptions, Question
 
 WORDS = ("--models", "target,base", "--max_new_tokens", "12")
 

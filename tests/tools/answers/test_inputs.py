@@ -11,9 +11,8 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.templates import ALPACA
 from sftmix.pipeline.directory import differences
 from sftmix.pipeline.finished import finished_models
-from sftmix.tools.answers.answering import Question, read_questions
-from sftmix.tools.answers.generate import inputs_of
-from sftmix.tools.answers.options import AnswerOptions
+from sftmix.tools.answers.generate import inputs_of, read_questions
+from sftmix.tools.answers.options import AnswerOptions, Question
 
 ALPACA_EVAL = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
 MT_BENCH = {"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}

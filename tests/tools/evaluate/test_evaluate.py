@@ -68,16 +68,15 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
         rows = [json.loads(row) for row in (place / "rows" / f"{name}.jsonl").read_text().splitlines()]
         right |= {(name, model): plain_answers(path, tokenizer, name, rows) for model, path in models.items()}
     entries = [read_json(file) for file in folder.glob("*.*.????????????.json")]
-    assert {(entry["task"], entry["model"]) for entry in entries} == right.keys()
-    for entry in entries:
-        (score,), each = entry["scores"].values(), right[entry["task"], entry["model"]]
+    scores = {(entry["task"], entry["model"]): score for entry in entries for score in entry["scores"].values()}
+    assert (scores.keys(), len(found["sentences"])) == (right.keys(), 5)
+    for (name, model), score in scores.items():
+        each = right[name, model]
         assert score["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
         assert score["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
         assert (score["n"], score["values"]) == (QUESTIONS, each)
-    assert len(found["differences"]) == 4
-    for told in found["differences"]:
-        left, other = (right[told["task"], told[side]] for side in ("left", "right"))
-        each = [a - b for a, b in zip(left, other, strict=True)]
+        each = [a - b for a, b in zip(right[name, "target"], each, strict=True)]
+        told = difference(scores[name, "target"], score)
         assert told["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
         assert told["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
     assert done.out == (folder / "table.md").read_text()

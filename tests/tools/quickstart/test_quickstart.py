@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from sftmix.tools import quickstart
-from sftmix.tools.quickstart.tasks import DETERMINISTIC, KINDS, OPPOSITES, make_rows
+from sftmix.tools.quickstart import DETERMINISTIC, KINDS, OPPOSITES, make_rows
 
 ROWS = make_rows(n=2000, seed=0)
 ANTONYMS = [tuple(pair.split("-")) for pair in OPPOSITES.split()]

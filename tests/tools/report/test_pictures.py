@@ -55,10 +55,11 @@ def test_confidences_with_a_long_tail_are_drawn_on_a_logarithm():
 
 def test_hovers_are_escaped_and_short():
     text = "<b>bold</b> & </script><script>x</script> " * 40
-    scores = SimpleNamespace(id=["<i>"], confidence=np.array([-1.0]), variability=np.array([0.5]))
+    scores = SimpleNamespace(confidence=np.array([-1.0]), variability=np.array([0.5]))
     chart = pictures.figure("x", "y")
     example = Example("<i>", (Message("user", text), Message("assistant", text, True)))
-    pictures.add_dots(chart, SimpleNamespace(scores=scores, examples=[example]), np.array([0]))
+    rows = SimpleNamespace(data=SimpleNamespace(train=SimpleNamespace(examples=lambda rows: [example])))
+    pictures.add_dots(chart, SimpleNamespace(scores=scores, rows=rows), np.array([0]))
     (hover,) = chart.data[0].text
     assert len(hover) < 1200
     assert "<" not in hover.replace("<br>", "")
