@@ -14,7 +14,7 @@ import numpy as np
 from sftmix.common.files import write_json
 from sftmix.components.confidence import is_measured
 from sftmix.measure.model import finite
-from sftmix.types import UNPAIRED_NAME, Float64, Int64, Scores, Split
+from sftmix.types import UNPAIRED_NAME, Float64, Scores, Split
 
 BINS = 40
 """Bins of the histogram of confidence."""
@@ -28,8 +28,7 @@ def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str],
     Return the files, relative to split/, and what the summary tells of the groups: `confidence`, `confounds`, and
     `tied`, the share of the examples that have the confidence of one in another group.
     """
-    measured, labels = is_measured(scores.confidence), labelled(scores)
-    groups, figures = dict[str, Float64](), dict[str, Any]()
+    measured, groups, figures = is_measured(scores.confidence), dict[str, Float64](), dict[str, Any]()
     for group, name in enumerate(split.names):
         rows = split.rows(group)
         confidence = groups[name] = scores.confidence[rows[measured[rows]]]
@@ -43,52 +42,46 @@ def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str],
             "labels": {str(label): count / len(rows) for label, count in shares.items()},
         }
     figures[UNPAIRED_NAME] = {"examples": len(split.unpaired)}
-    confounds: dict[str, Any] = {
-        "spearman_confidence_length": length_correlation(scores),
-        "auc_length_confident": auc(scores.n_tokens[split.confident], scores.n_tokens[split.unconfident]),
-    }
-    files, panels = ["confounds.json"], {"groups": groups}
-    if labels:
+    found, files, panels = confounds(scores, split), ["confounds.json"], {"groups": groups}
+    if labels := labelled(scores):
         panels["labels"] = labels
-        confounds["labels"] = {
+        found["labels"] = {
             name: {"examples": len(v), "confidence_mean": float(v.mean()), "confidence_std": float(v.std())}
             for name, v in labels.items()
         }
-    write_json(root / "split" / "confounds.json", confounds)
+    write_json(root / "split" / "confounds.json", found)
     if measured.any():
         write_json(root / "confidence" / "histogram.json", histogram(panels))
         files.append("../confidence/histogram.json")
-    return files, {"confidence": figures, "confounds": confounds, "tied": tied_at_the_cut(scores, split)}
+    return files, {"confidence": figures, "confounds": found, "tied": tied_at_the_cut(scores, split)}
 
 
-def length_correlation(scores: Scores) -> float | None:
-    """Return Spearman's correlation of confidence with response length, over the examples with a finite confidence.
+def confounds(scores: Scores, split: Split) -> dict[str, Any]:
+    """Return how far length stands behind a split; None for what is undefined.
 
-    Equal values share the mean of their ranks. None if it is undefined.
+    spearman_confidence_length  Spearman's correlation of confidence with response length, over the examples with a
+                                finite confidence; equal values share the mean of their ranks
+    auc_length_confident        P(x > y) + P(x = y) / 2 for the lengths x of the first group, y of the last
+                                (Mann-Whitney U / (n_x n_y))
     """
-    from scipy.stats import spearmanr
+    from scipy.stats import mannwhitneyu, rankdata
 
-    scored = is_measured(scores.confidence)
-    confidence, length = scores.confidence[scored], scores.n_tokens[scored]
-    if len(length) < 2 or np.ptp(confidence) == 0 or np.ptp(length) == 0:
-        return None
-    return float(spearmanr(confidence, length).statistic)
-
-
-def auc(a: Int64, b: Int64) -> float | None:
-    """Return P(x > y) + P(x = y) / 2 for x of `a`, y of `b` (Mann-Whitney U / (n_a n_b)); None if one is empty."""
-    from scipy.stats import mannwhitneyu
-
-    if not len(a) or not len(b):
-        return None
-    return float(mannwhitneyu(a, b, method="asymptotic").statistic) / (len(a) * len(b))
+    measured, correlation, area = is_measured(scores.confidence), None, None
+    if measured.sum() > 1:
+        ranks = rankdata(np.stack([scores.confidence, scores.n_tokens], axis=1)[measured], axis=0)
+        correlation = finite(lambda ranks: np.corrcoef(ranks, rowvar=False)[1, 0], ranks)
+    first, last = scores.n_tokens[split.confident], scores.n_tokens[split.unconfident]
+    if len(first) and len(last):
+        area = float(mannwhitneyu(first, last, method="asymptotic").statistic) / (len(first) * len(last))
+    return {"spearman_confidence_length": correlation, "auc_length_confident": area}
 
 
 def tied_at_the_cut(scores: Scores, split: Split) -> float:
     """Return the share of the examples that have the confidence of one in another group."""
-    values_of_groups = np.unique(np.stack([scores.confidence, split.group]), axis=1)[0]
-    values, n_groups = np.unique(values_of_groups, return_counts=True)
-    return np.isin(scores.confidence, values[n_groups > 1]).mean().item()  # NaN equals nothing
+    import pandas as pd
+
+    n_groups = pd.Series(split.group).groupby(scores.confidence).transform("nunique")  # NaN equals nothing
+    return float((n_groups > 1).mean())
 
 
 def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
@@ -112,9 +105,9 @@ def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
 
 def labelled(scores: Scores) -> dict[str, Float64]:
     """Return the finite confidences of the most frequent labels, most frequent first."""
-    if scores.label is None:
-        return {}
-    labels, measured = np.array(scores.label, dtype=object), is_measured(scores.confidence)
-    counts = Counter(label for label in labels[measured] if label is not None)
-    frequent = sorted(counts, key=lambda name: (-counts[name], name))
-    return {name: scores.confidence[measured & (labels == name)] for name in frequent[:MAX_LABELS]}
+    import pandas as pd
+
+    table = pd.DataFrame({"label": scores.label, "confidence": scores.confidence})[is_measured(scores.confidence)]
+    groups = table.groupby("label").confidence  # by name, without None
+    frequent = groups.size().sort_values(ascending=False, kind="stable").index[:MAX_LABELS]
+    return {name: groups.get_group(name).to_numpy() for name in frequent}

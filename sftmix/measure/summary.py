@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,57 +73,34 @@ def summarise(
     if "confidence" in split:
         summary["confidence"] = split["confidence"]
     if train and "base" in stages:  # else it was stopped between the two
-        summary |= _training(root, stages)
         summary["confounds"]["mixed_token_share"] = train["mixed_token_share"]
+        summary["eval_nll_before"] = stages["base"].get("eval_nll")
+        arms = [name for name in ("train", "baseline") if name in stages]
+        for number, name in enumerate(arms):  # the target, and under `baseline` the same of the NTP run beside it
+            told = {"eval_nll_after": stages[name].get("eval_nll")}
+            told |= {figure: stages[name].get(figure) for figure in _OF_ARM}
+            told["confidence_std"] = confidence_std(root, *arms[number:])
+            summary |= told if name == "train" else {name: told}
+        ntp, mixup = int(train["ntp_tokens"]), int(train["mixup_tokens"])
+        # Without any NTP, Mixup has no other term to be weighed against.
+        effective = train["mu_effective"] if ntp or not mixup else None
+        summary |= {"ntp_tokens": ntp, "mixup_tokens": mixup, "mu_effective": effective}
     world.on_main(lambda: write_json((to or root) / "summary.json", summary))
     return summary
 
 
-def made_by(world_size: int) -> dict[str, object]:
-    """Return version, revision and world size of this process; a finished training keeps those it was made by."""
-    return {"version": sftmix.__version__, "git_revision": git_revision(), "world_size": world_size}
-
-
-def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
-    """Return what the summary tells of the target, and under `baseline` of the NTP run beside it, if there is one.
-
-    stages  stage -> its figures; train and base are among them
-    """
-    train, baseline = stages["train"], stages.get("baseline")
-    figures = {
-        "eval_nll_before": stages["base"].get("eval_nll"),
-        **_arm(train, confidence_std(root, "train", "baseline" if baseline else None)),
-        "ntp_tokens": int(train["ntp_tokens"]),
-        "mixup_tokens": int(train["mixup_tokens"]),
-        # Without any NTP, Mixup has no other term to be weighed against.
-        "mu_effective": train["mu_effective"] if train["ntp_tokens"] or not train["mixup_tokens"] else None,
-    }
-    if baseline:
-        figures["baseline"] = _arm(baseline, confidence_std(root, "baseline"))
-    return figures
-
-
-def _arm(figures: dict[str, Any], spread: dict[str, Any]) -> dict[str, Any]:
-    """Return what the summary tells of a trained model, under the same names for target and baseline.
-
-    figures  of its stage
-    spread   of `confidence_std`
-    """
-    told = {name: figures.get(name) for name in _OF_ARM}
-    return {"eval_nll_after": figures.get("eval_nll"), **told, "confidence_std": spread}
-
-
 @cache
-def git_revision() -> str | None:
-    """Return the revision of this package's source tree, `+` if it was changed; None outside a checkout."""
-    here = Path(sftmix.__file__).resolve().parent.parent  # above the package, wherever this file stands in it
-    if not (here / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    try:
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def made_by(world_size: int) -> dict[str, object]:
+    """Return version, revision and world size of this process; a finished training keeps those it was made by.
+
+    The revision is that of this package's source tree, `+` if it was changed; None outside a checkout.
+    """
+    here, revision = Path(sftmix.__file__).resolve().parent.parent, None  # above the package
+    if (here / ".git").exists():
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        with suppress(OSError):
+            revision = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return {"version": sftmix.__version__, "git_revision": revision, "world_size": world_size}
 
 
 # ------------------------------------------------------------------------------------------- remarks
@@ -135,10 +113,12 @@ def ends_of_loss(stage: Path) -> dict[str, float]:
     last step of an epoch may hold a single short response.
     """
     lines = [line for line in read_steps(stage) if line["loss"] is not None and line["ntp_tokens"]]
-    losses, tokens = ([line[name] for line in lines] for name in ("loss", "ntp_tokens"))
-    size = min(len(lines) // 2, max(8, len(lines) // 10))
-    ends = {"loss_first": slice(size), "loss_last": slice(-size, None)} if size else {}
-    return {name: float(np.average(losses[end], weights=tokens[end])) for name, end in ends.items()}
+    size, means = min(len(lines) // 2, max(8, len(lines) // 10)), {}
+    for name, end in (("loss_first", lines[:size]), ("loss_last", lines[-size:])):
+        if size:
+            tokens = [line["ntp_tokens"] for line in end]
+            means[name] = float(np.average([line["loss"] for line in end], weights=tokens))
+    return means
 
 
 def remarks(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -9,14 +9,13 @@ from sftmix.components.base import ConfidenceEstimator
 from sftmix.components.confidence import LEAST
 from sftmix.measure.split import (
     BINS,
-    auc,
+    confounds,
     describe_split,
     histogram,
     labelled,
-    length_correlation,
     tied_at_the_cut,
 )
-from sftmix.types import Scores
+from sftmix.types import Scores, Split
 from tests.tiny import SHORT
 
 
@@ -77,15 +76,21 @@ def test_the_summary_tells_of_ties(tiny, tmp_path, sftmix):
     ],
 )
 def test_the_rank_correlation_with_length(confidence, expected):
-    assert length_correlation(scores_of(confidence)) == (expected and pytest.approx(expected))
+    found = confounds(scores_of(confidence), Split(np.zeros(len(confidence)), "a"))
+    assert found["spearman_confidence_length"] == (expected and pytest.approx(expected))
 
 
 def test_auc_counts_pairs():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 6, 37), rng.integers(1, 8, 23)
     wins = np.sign(a[:, None] - b) / 2 + 0.5
-    assert auc(a, b) == pytest.approx(wins.mean(), rel=1e-14)
-    assert auc(a, a[:0]) is None
+    scores = scores_of(np.zeros(60))
+    scores.n_tokens[:] = [*a, *b]
+    splits = (Split(np.repeat([0, 1], [37, 23]), names) for names in ("ab", "abc"))
+    assert [confounds(scores, split)["auc_length_confident"] for split in splits] == [
+        pytest.approx(wins.mean(), rel=1e-14),
+        None,
+    ]
 
 
 # ----------------------------------------------------------------------------------------- histogram

@@ -95,4 +95,4 @@ def comparison_of(arguments: Arguments) -> Comparison:
     if arguments.print_config:
         print_config({**base, **table})
     del table["variants"]
-    return Comparison(out=parsed.config.out, variants=variants, options=TableOptions(**table))
+    return Comparison(out=parsed.config.out or "", variants=variants, options=TableOptions(**table))

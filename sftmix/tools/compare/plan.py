@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.files import MANIFEST
 from sftmix.common.plain import PlainFields
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.read import from_plain
 from sftmix.config.values import EXAMPLES
 from sftmix.tools.compare.statistics import MAX_SEEDS
 
@@ -40,8 +40,7 @@ class TableOptions(PlainFields):
     """Each seed has its own reference and held-out rows. false: those of --seed for all, made once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(NamedTuple):
     """One run of the table: a variant at a seed, its run directory, and its configuration in plain form."""
 
     variant: str
@@ -53,10 +52,6 @@ class Cell:
     def name(self) -> str:
         return f"{self.variant}/seed-{self.seed}"
 
-    def config(self) -> RunConfig:
-        """Return the configuration with components of its own: no cell sees the state of another."""
-        return from_plain(self.plain)
-
 
 @dataclass(kw_only=True)
 class Comparison:
@@ -65,7 +60,7 @@ class Comparison:
     out  directory of the table; a run lies in OUT/<variant>/seed-<seed>
     """
 
-    out: str | None = None
+    out: str = ""
     variants: Mapping[str, RunConfig]
     options: TableOptions = field(default_factory=TableOptions)
 
@@ -74,11 +69,11 @@ class Comparison:
         return self.options.baseline or next(iter(self.variants))
 
     @property
-    def contrasts(self) -> list[tuple[str, str]]:
-        """Pairs (A, B): A - B is tested."""
+    def contrasts(self) -> list[list[str]]:
+        """Pairs [A, B]: A - B is tested."""
         if self.options.contrasts is None:
-            return [(name, self.baseline) for name in self.variants if name != self.baseline]
-        return [(a, b) for a, b in self.options.contrasts]
+            return [[name, self.baseline] for name in self.variants if name != self.baseline]
+        return self.options.contrasts
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -97,7 +92,7 @@ class Comparison:
         cells = []
         for seed in self.options.seeds:
             for name, plain in variants.items():
-                path = Path(self.out or "") / name / f"seed-{seed}"
+                path = Path(self.out) / name / f"seed-{seed}"
                 cells.append(Cell(name, seed, path, {**plain, "seed": seed, "out": str(path)}))
         return cells
 
@@ -105,7 +100,7 @@ class Comparison:
         """Return a variant's options that are not the same in all, as plain values; a new component as a whole."""
         values, options = self.variants[variant].plain(), dict[str, object]()
         for other in self.variants.values():
-            options |= dict(differing(other.plain(), values))
+            options |= differing(other.plain(), values)
         return {k: v for k, v in options.items() if k not in OF_THE_TABLE and k.rpartition(".")[0] not in options}
 
     def plain(self) -> dict[str, object]:

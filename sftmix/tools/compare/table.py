@@ -6,6 +6,7 @@ The cells go through the pipeline one after the other, in directories that share
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.figures import flatten, markdown_table, short, unit_of
 from sftmix.common.files import read_json, write_json, write_text
-from sftmix.config.read import TABLE
+from sftmix.config.read import TABLE, from_plain
 from sftmix.pipeline.directory import RunDirectory, differences
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
 from sftmix.tools.compare.statistics import (
@@ -40,8 +42,17 @@ SETTINGS = ("seed", "world_size", "data.max_length")
 RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
 """Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
 SHOWN = (
-    *("eval_nll_after", "eval_nll_best", "eval_nll_before", "eval_accuracy", "eval_exact_match", "calibration"),
-    *("mu_effective", "ntp_tokens", "mixup_tokens", "confidence_std", "confounds"),
+    "eval_nll_after",
+    "eval_nll_best",
+    "eval_nll_before",
+    "eval_accuracy",
+    "eval_exact_match",
+    "calibration",
+    "mu_effective",
+    "ntp_tokens",
+    "mixup_tokens",
+    "confidence_std",
+    "confounds",
     "stages.train.wall_seconds",
 )
 """Figures and groups of figures that are shown unless `metrics` names others; missing ones are left out."""
@@ -64,14 +75,14 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     from sftmix.pipeline.start import check_run, holding
 
     comparison.validate()
-    cells, out = comparison.cells, Path(comparison.out or "")
-    foreign = [] if (out / TABLE).exists() else sorted({p.name for p in out.glob("*")} - {".lock", "STATUS.json"})
-    if foreign:
-        raise ConfigError(f"{out} holds {foreign[0]}, which no table wrote; choose another --out")
+    cells, out = comparison.cells, Path(comparison.out)
+    foreign = {file.name for file in out.glob("*")} - {".lock", "STATUS.json"}
+    if foreign and not (out / TABLE).exists():
+        raise ConfigError(f"{out} holds {min(foreign)}, which no table wrote; choose another --out")
     with holding(out):  # what is certain of any run without a model is refused before torch is imported
         for cell in cells:
             with _named(cell):
-                check_run(cell.config(), "train")
+                check_run(from_plain(cell.plain), "train")
     from sftmix.common.world import start_world
 
     summaries, say_rows = dict[str, Any](), cache(print)  # equal rows are told once
@@ -100,22 +111,22 @@ def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[
     """
     from sftmix.pipeline.recipe import run
 
-    tell = print if world.is_main else lambda *_, **options: None
-    tell(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
+    name = f"{cell.variant}, seed {cell.seed}"
+    say(f"\n{name} ({cells.index(cell) + 1} of {len(cells)})", sys.stdout)
     if world.share(world.is_main and has_diverged(cell.path)):
-        tell(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", flush=True)
+        say(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", sys.stdout)
         return {}
-    try:
-        pool = [other.path for other in cells]
-        return run(cell.config(), world=world, pool=pool, say_rows=say_rows, validated=True)
+    try:  # with components of its own: no cell sees the state of another
+        config, pool = from_plain(cell.plain), [other.path for other in cells]
+        return run(config, world=world, pool=pool, say_rows=say_rows, validated=True)
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:
-        message = {"message": str(error)}
         if not world.share(world.is_main and read_json(cell.path / "STATUS.json")["stage"] == "train"):
             raise
+        message = {"message": str(error)}
         world.on_main(lambda: write_json(cell.path / DIVERGED, message))
-        tell(f"diverged; the table goes on. variant {cell.variant}, seed {cell.seed}: {error}", flush=True)
+        say(f"diverged; the table goes on. variant {name}: {error}", sys.stdout)
         return {}
 
 
@@ -154,13 +165,15 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Mapping[str, Any
             values = column.dropna()
             mean, sd = mean_sd(values)
             figures[name] = {"seeds": len(values), "mean": mean, "sd": sd}
-        no_value = [run["seed"] for run in runs if metric not in run["metrics"]]
-        options = comparison.options_of(variant)
-        variants[variant] = {"options": options, "metrics": figures, "no_value": no_value, "runs": runs}
+        variants[variant] = {
+            "options": comparison.options_of(variant),
+            "metrics": figures,
+            "no_value": [run["seed"] for run in runs if metric not in run["metrics"]],
+            "runs": runs,
+        }
     contrasts = [_contrast(comparison, variants, pair) for pair in comparison.contrasts if complete]
-    # Count all planned contrasts: one that could not be measured makes the others no more significant.
-    adjusted = holm([1.0 if c["p"] is None else c["p"] for c in contrasts])
-    for contrast, p_holm in zip(contrasts, adjusted, strict=True):
+    # Holm counts all planned contrasts: one that could not be measured makes the others no more significant.
+    for contrast, p_holm in zip(contrasts, holm([each["p"] for each in contrasts]), strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
         contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"
         if (seeds := len(contrast["seeds"])) < MIN_SEEDS:
@@ -180,15 +193,15 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Mapping[str, Any
     }
 
 
-def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
+def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: list[str]) -> dict[str, Any]:
     """Return the figures of a contrast; None for what too few seeds do not give."""
     import pandas as pd
 
-    metric, by_seed, changed, files = comparison.options.metric, {}, list[str](), []
+    metric, by_seed, changed, files = comparison.options.metric, {}, set[str](), []
     for ours, theirs in zip(*(variants[name]["runs"] for name in pair), strict=True):
-        trained = [Path(comparison.out or "") / run["run"] / "train" for run in (ours, theirs)]
+        trained = [Path(comparison.out) / run["run"] / "train" for run in (ours, theirs)]
         of_ours, of_theirs = (read_json(stage / "inputs.json") for stage in trained)
-        changed += [line.partition(": ")[0] for line in differences(of_ours, of_theirs)]
+        changed |= {line.partition(": ")[0] for line in differences(of_ours, of_theirs)}
         if metric in ours["metrics"] and metric in theirs["metrics"]:
             by_seed[ours["seed"]] = ours["metrics"][metric] - theirs["metrics"][metric]
             files += [stage / "eval.parquet" for stage in trained]
@@ -207,7 +220,7 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[s
         "ours": pair[0],
         "theirs": pair[1],
         "seeds": list(by_seed),
-        "inputs_that_differ": sorted(set(changed)),
+        "inputs_that_differ": sorted(changed),
         "differences": values,
         "mean": mean,
         "sd": sd,

@@ -90,8 +90,8 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     model = FakeModel(work.model_path, config.model.attention, work.lora)
     if layout.shards > 1 and work.largest:
         refuse_sharded(config.optimizer, work.lora, f"training.parallel {options.parallel} (here sharded)")
-    trains_it = work.name == "train" and Need.BATCH_NLL not in config.objective.needs
-    objective = config.objective if trains_it else NTP()
+    mixes = work.name == "train" and Need.BATCH_NLL not in config.objective.needs
+    objective = config.objective if mixes else NTP()
     memory = {"process": process, **memory_of(work, model, objective, config.optimizer, layout, machine)}
     memory["peak"] = sum(memory.values())
     training = training_flops(model, work.trained, recompute=options.activation_checkpointing)
@@ -182,15 +182,14 @@ class FakeModel:
             model.requires_grad_(False)
         decoder, config = model.get_decoder(), model.config.get_text_config()
         self.head = model.get_output_embeddings().weight
-        # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
-        linear = [one for one in model.modules() if isinstance(one, nn.Linear) and not one.weight.requires_grad]
-        self.in_4_bits = [one for one in linear if lora.quantize and one.weight is not self.head]
-        for layer in self.in_4_bits:  # its output has the dtype of its input
-            layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
-
-        self.numbers = count(model.parameters())
-        in_4_bits = sum(layer.weight.numel() for layer in self.in_4_bits)
-        self.stored_bytes = FLOAT * (self.numbers.all - in_4_bits) + QUANTIZED_BYTES * in_4_bits
+        self.numbers, self.in_4_bits = count(model.parameters()), []
+        self.stored_bytes: float = FLOAT * self.numbers.all
+        for layer in model.modules() if lora.quantize else ():
+            # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
+            if isinstance(layer, nn.Linear) and not layer.weight.requires_grad and layer.weight is not self.head:
+                self.in_4_bits.append(layer)
+                self.stored_bytes += (QUANTIZED_BYTES - FLOAT) * layer.weight.numel()
+                layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
         layers = decoder_layers(model)
         inside = {p for layer in layers for p in layer.parameters()}
         unused = {p for module in unused_modules(model).values() for p in module.parameters()}

@@ -31,7 +31,7 @@ FLOAT, HALF = 4, 2
 """Bytes of a float32 and of a bf16 number."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Machine:
     """`count` devices of one kind.
 
@@ -156,7 +156,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
         work = Work("reference", model_path, reference_lora(config.model, model), training, read)
         last = max(steps, default=order.total_steps)  # where the training of the reference stops
         if last and Need.TRAINING in reference.needs:
-            work = _trained(work, config.model.attention, own, order, machine, last)
+            work = _trained(work, config, own, order, machine, last)
         stages.append(work)
 
     def pairs(epoch: int) -> Rows | None:
@@ -166,11 +166,12 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     order = TrainingOrder(n, pairs, options=options, seed=config.seed)
     base = read = amount_of(data, sample_rows(data.ids))
     if held_out is not None:
-        chosen = [one.every for one in config.callbacks if isinstance(one, Evaluate)]
-        evaluations = 1 + sum(len(order.ends) if n is None else order.total_steps // n for n in chosen)
+        evaluations = 1
+        for one in config.callbacks:
+            if isinstance(one, Evaluate):
+                evaluations += order.total_steps // one.every if one.every else len(order.ends)
         base, read = base + amount_of(held_out), read + evaluations * amount_of(held_out)
-    work = Work("train", path, lora, options, read)
-    train = _trained(work, config.model.attention, data, order, machine, order.total_steps)
+    train = _trained(Work("train", path, lora, options, read), config, data, order, machine, order.total_steps)
     before = train.trained * (Need.BATCH_NLL in config.objective.needs)  # each batch is read before it is trained on
     stages.append(train._replace(read=read + before))
     if config.with_baseline:
@@ -179,13 +180,13 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
 
 
 def _trained(
-    work: Work, attention: str | None, data: EncodedDataset, order: TrainingOrder, machine: Machine, steps: int
+    work: Work, config: RunConfig, data: EncodedDataset, order: TrainingOrder, machine: Machine, steps: int
 ) -> Work:
     """The work with a training that stops after so many steps of the order; some of them are dealt as in a run."""
     options, device = work.options, machine.device
     one_row = options.padding_free  # auto: unless the model turns out to mix the examples of a row
     if one_row == "auto":
-        one_row = options.length_groups is None and is_skipping(attention, device)
+        one_row = options.length_groups is None and is_skipping(config.model.attention, device)
     most, counts = 0.0, []
     for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
         batch = order.batch(step)

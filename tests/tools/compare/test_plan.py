@@ -9,6 +9,7 @@ import yaml
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.components.objectives import NTP
+from sftmix.config.read import from_plain
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import comparison_of, listing, table_options
 
@@ -46,14 +47,13 @@ def test_a_variant_is_its_options_over_those_of_all(table):
     assert [(type(c).__name__, vars(c)["every"]) for c in added.callbacks] == [("Evaluate", None), ("MeasureMixing", 3)]
     assert (added.data.train, base.data.train) == (["a.json", "b.json"], ["a.json"])
     assert made.baseline == "NTP"
-    assert made.contrasts == [(name, "NTP") for name in ("base", "mu", "added")]
+    assert made.contrasts == [[name, "NTP"] for name in ("base", "mu", "added")]
 
 
-def test_a_cell_is_a_variant_at_a_seed_with_components_of_its_own(table):
+def test_a_cell_is_a_variant_at_a_seed(table):
     made = table(variants={"a": {}, "b": {"objective.mu": 1}})
-    configs = [cell.config() for cell in made.cells]
+    configs = [from_plain(cell.plain) for cell in made.cells]
     assert [(c.seed, c.out) for c in configs] == [(n, f"o/{v}/seed-{n}") for n in (1, 2) for v in "ab"]
-    assert configs[0].callbacks[0] is not made.cells[0].config().callbacks[0]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_cell_is_a_variant_at_a_seed_with_components_of_its_own(table):
 )
 def test_the_seeds_that_decide_rows_and_reference_are_the_same_in_all_cells(table, words, of_data, of_reference):
     for cell in table(*words.split(), variants={"a": {}}).cells:
-        config = cell.config()
+        config = from_plain(cell.plain)
         assert config.data.seed == of_data
         training = config.reference.training
         assert (training and training.seed) == of_reference
