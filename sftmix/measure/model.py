@@ -19,7 +19,7 @@ below 1e-5 nats and 1e-3 in tau if the curve is as smooth as those of language m
 minimum would cost the whole backbone again.
 """
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.data import LoadedData
 from sftmix.functional.fused import block_rows, statistics_dtype
 from sftmix.training.dynamics import one_checkpoint
-from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer, held_out_metrics, nll_by, split_by_row, sum_by_row
 from sftmix.types import Batch, Float64, Int64, Rows, RowScores
 
@@ -153,7 +152,7 @@ def mixed_share(batch: Callable[[int], Sequence[Unit]], lines: Sequence[Mapping[
     lines     of metrics.jsonl
     n_tokens  i64[N], response tokens
     """
-    counts, depths = n_tokens.tolist(), defaultdict[tuple[int, int], int](int)
+    counts, depths = n_tokens.tolist(), Counter[Any]()
     for line in lines:
         for unit in batch(line["step"] - 1):
             rows = [slot.row for slot in unit]
@@ -174,13 +173,12 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[R
     are those of the table in docs/calibration.md. Raises NonFiniteError if a row has no NLL.
     """
 
-    def statistics(module: TrainingModule, batch: Batch) -> list[Any]:
-        """Confidence and correctness of each row's tokens, and the sums of the others over them."""
-        *of_tokens, brier, tempered = module.read(
+    def statistics(module: Any, batch: Batch) -> list[Any]:
+        confidence, correct, brier, tempered = module.read(
             lambda it: token_statistics(it.hidden_states(batch), it.head, batch.labels)
         )
-        columns = [split_by_row(column, batch) for column in of_tokens]
-        return [*columns, sum_by_row(brier, batch), sum_by_row(tempered, batch)]
+        of_tokens = [split_by_row(confidence, batch), split_by_row(correct, batch)]
+        return [*of_tokens, sum_by_row(brier, batch), sum_by_row(tempered, batch)]
 
     confidences, hits, *sums = scorer.columns(module, data, statistics)
     brier_sum, tempered = map(np.array, sums)
@@ -188,18 +186,21 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[R
     scores = RowScores(tempered[:, _ONE, 0].copy(), n_tokens, n_correct)
     metrics, confidence = held_out_metrics(scores), np.concatenate(confidences)
     tokens, curve = len(confidence), reliability(confidence, np.concatenate(hits))
-    figures = {
-        "examples": len(data),
-        "tokens": tokens,
-        "nll": metrics["eval_nll"],
-        "accuracy": metrics["eval_accuracy"],
-        "confidence": float(confidence.mean(dtype=np.float64)),
-        "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
-        "brier": float(brier_sum.sum()) / tokens,
-        **temperature_scaling(tempered, n_tokens, data.ids),
-        "reliability": curve,
-    }
-    return scores, brier_sum, figures
+    return (
+        scores,
+        brier_sum,
+        {
+            "examples": len(data),
+            "tokens": tokens,
+            "nll": metrics["eval_nll"],
+            "accuracy": metrics["eval_accuracy"],
+            "confidence": float(confidence.mean(dtype=np.float64)),
+            "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
+            "brier": float(brier_sum.sum()) / tokens,
+            **temperature_scaling(tempered, n_tokens, data.ids),
+            "reliability": curve,
+        },
+    )
 
 
 def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
@@ -244,7 +245,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, f
     bins = np.floor(N_BINS * (rankdata(confidence) - 0.5) / len(confidence))
     _, place, count = np.unique(bins, return_inverse=True, return_counts=True)
     means = {"confidence": np.bincount(place, confidence) / count, "accuracy": np.bincount(place, correct) / count}
-    return pd.DataFrame({**means, "count": count}).to_dict("records")
+    return pd.DataFrame(means).assign(count=count).to_dict("records")
 
 
 def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) -> dict[str, Any]:
@@ -280,8 +281,9 @@ def fitted(sums: Float64) -> tuple[Any, float]:
 
     value, first, second = sums.T
     beta = 1 / np.asarray(TAUS)
-    derivatives = np.stack([value, beta * first, beta**2 * second + beta * first], axis=1)
-    curve = BPoly.from_derivatives(np.log(beta), derivatives)
+    curve = BPoly.from_derivatives(
+        np.log(beta), np.stack([value, beta * first, beta**2 * second + beta * first], axis=1)
+    )
     slope, low, high = curve.derivative(), curve.x[0], curve.x[-1]
     if slope(low) >= 0:
         return curve, TAUS[0]

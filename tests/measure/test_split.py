@@ -4,19 +4,16 @@ import numpy as np
 import pytest
 
 from sftmix.common.files import read_json
-from sftmix.components import Median, Quantile
-from sftmix.components.base import ConfidenceEstimator
+from sftmix.components import Median
 from sftmix.components.confidence import LEAST
-from sftmix.measure.split import (
+from sftmix.measure.summary import (
     BINS,
     confounds,
     describe_split,
     histogram,
     labelled,
-    tied_at_the_cut,
 )
 from sftmix.types import Scores, Split
-from tests.tiny import SHORT
 
 
 def scores_of(confidence, label=None) -> Scores:
@@ -34,35 +31,6 @@ def test_labels_are_told_most_frequent_first_and_unscored_rows_left_out():
     assert {name: values.tolist() for name, values in found.items()} == {"High": [-2, -4], "Low": [-1, -6], "Mid": [-7]}
     assert list(found) == ["High", "Low", "Mid"]
     assert labelled(scores_of(confidence)) == {}
-
-
-@pytest.mark.parametrize(
-    ("confidence", "splitter", "tied"),
-    [
-        ([0.0] * 5 + [-1.0, -2.0, -3.0], Median(), 5 / 8),
-        ([0.0, 0.0, -1.0, -1.0, -1.0, -2.0, np.nan], Quantile(levels=3), 3 / 7),
-        ([0.0, -1.0, -1.0, -2.0, -2.0, -3.0], Quantile(levels=2), 0),  # the ties are not at the cut
-        ([-np.inf] * 4, Median(), 1),
-    ],
-)
-def test_ties_at_the_cut_are_counted(confidence, splitter, tied):
-    scores = scores_of(confidence)
-    assert tied_at_the_cut(scores, splitter.split(scores, seed=0)) == tied
-
-
-class Coarse(ConfidenceEstimator):
-    """One confidence for all."""
-
-    def estimate(self, dynamics):
-        return np.zeros(len(dynamics.ids))
-
-
-def test_the_summary_tells_of_ties(tiny, tmp_path, sftmix):
-    words = [*tiny.options, *SHORT, "--confidence", f"{__name__}.Coarse", "--out", str(tmp_path / "run")]
-    done = sftmix("split", *words)
-    (remark,) = read_json(tmp_path / "run" / "summary.json")["remarks"]
-    assert remark.startswith("100% of the examples have the same confidence")
-    assert f"note: {remark}\n" in done.out
 
 
 @pytest.mark.parametrize(

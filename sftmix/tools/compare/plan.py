@@ -16,7 +16,7 @@ from sftmix.config.checks import validate
 from sftmix.config.values import EXAMPLES
 from sftmix.tools.compare.statistics import MAX_SEEDS
 
-OF_THE_TABLE = ("out", "seed", "with_baseline")
+OF_THE_TABLE = {"out", "seed", "with_baseline"}
 """Options of a run that the table sets, so that a variant cannot."""
 DIVERGED = "diverged.json"
 """In the directory of a cell whose target diverged: the error. Without it, the same command tries the cell again."""
@@ -41,16 +41,13 @@ class TableOptions(PlainFields):
 
 
 class Cell(NamedTuple):
-    """One run of the table: a variant at a seed, its run directory, and its configuration in plain form."""
+    """One run of the table: a variant at a seed, its name and run directory, and its configuration in plain form."""
 
     variant: str
     seed: int
+    name: str
     path: Path
     plain: Mapping[str, object]
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant}/seed-{self.seed}"
 
 
 @dataclass(kw_only=True)
@@ -92,8 +89,9 @@ class Comparison:
         cells = []
         for seed in self.options.seeds:
             for name, plain in variants.items():
-                path = Path(self.out) / name / f"seed-{seed}"
-                cells.append(Cell(name, seed, path, {**plain, "seed": seed, "out": str(path)}))
+                place = f"{name}/seed-{seed}"
+                path = Path(self.out) / place
+                cells.append(Cell(name, seed, place, path, {**plain, "seed": seed, "out": str(path)}))
         return cells
 
     def options_of(self, variant: str) -> dict[str, object]:
@@ -105,10 +103,13 @@ class Comparison:
 
     def plain(self) -> dict[str, object]:
         """Return the table in the form that `compare --config` reads: each variant with all its options."""
-        values = {
-            name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()
+        return {
+            "seed": self.variants[self.baseline].seed,
+            **asdict(self.options),
+            "variants": {
+                name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()
+            },
         }
-        return {"seed": self.variants[self.baseline].seed, **asdict(self.options), "variants": values}
 
     def validate(self, *, needs_out: bool = True) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
@@ -153,8 +154,8 @@ def is_over(run: Path) -> bool:
 
 
 def has_diverged(run: Path) -> bool:
-    """Return True if a table has noted that the training of a run's target diverged, and no one trained it since."""
-    return (run / DIVERGED).exists() and not (run / "train" / MANIFEST).exists()
+    """Return True if a table has noted that the training of a run's target diverged."""
+    return (run / DIVERGED).exists()
 
 
 def differing(base: object, values: object, key: str = "") -> Iterator[tuple[str, object]]:

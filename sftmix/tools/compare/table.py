@@ -3,16 +3,14 @@
 The cells go through the pipeline one after the other, in directories that share stages with equal inputs.
 """
 
-from __future__ import annotations
-
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -33,9 +31,6 @@ from sftmix.tools.compare.statistics import (
     per_example,
     sign_flip,
 )
-
-if TYPE_CHECKING:
-    from sftmix.common.world import World
 
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
@@ -104,25 +99,33 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         return table
 
 
-def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[[str], object]) -> dict[str, Any]:
+def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dict[str, Any]:
     """Run a cell and return its summary, an empty one if its target diverged: that is a result, too.
 
     Nothing can be made from a reference that diverges, and other cells share it: the table ends.
+
+    world     the ranks
+    say_rows  prints the report on the rows of a run
     """
     from sftmix.pipeline.recipe import run
 
     name = f"{cell.variant}, seed {cell.seed}"
     say(f"\n{name} ({cells.index(cell) + 1} of {len(cells)})", sys.stdout)
-    if world.share(world.is_main and has_diverged(cell.path)):
+    if world.from_main(lambda: has_diverged(cell.path)):
         say(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", sys.stdout)
         return {}
-    try:  # with components of its own: no cell sees the state of another
-        config, pool = from_plain(cell.plain), [other.path for other in cells]
-        return run(config, world=world, pool=pool, say_rows=say_rows, validated=True)
+    try:
+        return run(
+            from_plain(cell.plain),  # with components of its own: no cell sees the state of another
+            world=world,
+            pool=[other.path for other in cells],
+            say_rows=say_rows,
+            validated=True,
+        )
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:
-        if not world.share(world.is_main and read_json(cell.path / "STATUS.json")["stage"] == "train"):
+        if world.from_main(lambda: read_json(cell.path / "STATUS.json")["stage"]) != "train":
             raise
         message = {"message": str(error)}
         world.on_main(lambda: write_json(cell.path / DIVERGED, message))
@@ -143,7 +146,7 @@ def _named(cell: Cell) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- the value
 
 
-def build_table(comparison: Comparison, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of the finished cells; `complete` is True if these are all.
 
     summaries  name of a cell -> what its run returned; empty if its target diverged
@@ -210,7 +213,7 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: list[st
     bounds, over = interval(values) if values else None, ["seeds"] * (len(values) > 1)
     if values and metric in RATIOS and all(file.exists() for file in files):
         columns = [RATIOS[metric], "n_tokens"]
-        frames = [pd.read_parquet(file).set_index("id").reindex(columns=columns) for file in files]
+        frames = (pd.read_parquet(file).set_index("id").reindex(columns=columns) for file in files)
         table = pd.concat(frames, axis=1).sort_index()
         if not table.isna().any(axis=None):  # all have the same held-out rows, and files with these columns
             sums = np.ascontiguousarray(table.to_numpy(np.float64).T)
@@ -270,14 +273,13 @@ def markdown(table: Mapping[str, Any]) -> str:
             )
         parts += [markdown_table(rows), NOTES]
     for name, variant in variants.items():
-        if variant["no_value"]:
-            seeds_without = ", ".join(map(str, variant["no_value"]))
+        if seeds_without := ", ".join(map(str, variant["no_value"])):
             parts.append(
                 f"**{name}: no finite {metric} at seeds {seeds_without}. Such runs (diverged, or not measured) are in "
                 "no mean and no contrast, which flatters a variant that diverges.**"
             )
     parts.append(f"## Figures\n\nMean ± standard deviation over seeds. {metric}: {unit_of(metric) or 'no unit'}.")
-    known = list(dict.fromkeys(name for variant in variants.values() for name in variant["metrics"]))
+    known = dict.fromkeys(name for variant in variants.values() for name in variant["metrics"])
     names = [metric]
     for group in SHOWN if table["options"]["metrics"] is None else table["options"]["metrics"]:
         names += [name for name in known if f"{name}.".startswith(f"{group}.")]

@@ -1,7 +1,6 @@
 """The devices of a run, and its stages with the rows that each reads and trains on, by the run's own order."""
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,9 +30,8 @@ FLOAT, HALF = 4, 2
 """Bytes of a float32 and of a bf16 number."""
 
 
-@dataclass
 class Machine:
-    """`count` devices of one kind.
+    """`count` devices of one kind, as the options of the command line describe them.
 
     flops      peak of one device, FLOP/s; None: unknown, and so are the hours
     memory     bytes of one device; None: unknown
@@ -42,41 +40,40 @@ class Machine:
     bandwidth  of one device to the others in one direction, bytes/s; None: unknown, communication takes no time
     """
 
-    name: str
-    count: int
-    flops: float | None
-    memory: float | None
-    mfu: float
-    per_node: int
-    bandwidth: float | None
+    def __init__(
+        self,
+        gpu: str,
+        gpus: int | None,
+        *,
+        mfu: float,
+        tflops: float | None,
+        gpus_per_node: int,
+        bandwidth: float | None,
+    ) -> None:
+        """Raise ConfigError where one of the options is not allowed.
+
+        gpu        a name of the table, or cpu
+        gpus       None: as many as a node has, or one CPU
+        tflops     peak of one device, TFLOP/s; None: that of the table
+        bandwidth  GB/s in one direction; None: that of the table, which holds within a node
+        """
+        peak, gigabytes, link = GPUS.get(gpu, (None, None, None))
+        if peak is None and gpu != "cpu":
+            raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
+        if gpus is None:
+            gpus = 1 if gpu == "cpu" else gpus_per_node
+        numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
+        for option, number in numbers.items():
+            if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
+                raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
+        tflops, bandwidth = tflops or peak, bandwidth or (link if gpus <= gpus_per_node else None)
+        self.name, self.count = gpu, gpus
+        self.flops, self.memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
+        self.mfu, self.per_node, self.bandwidth = mfu, gpus_per_node, bandwidth and bandwidth * 1e9
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu" if self.name == "cpu" else "cuda")
-
-
-def make_machine(
-    gpu: str, gpus: int | None, *, mfu: float, tflops: float | None, gpus_per_node: int, bandwidth: float | None
-) -> Machine:
-    """The machine that the options of the command line describe; ConfigError where one of them is not allowed.
-
-    gpu        a name of the table, or cpu
-    gpus       None: as many as a node has, or one CPU
-    tflops     peak of one device, TFLOP/s; None: that of the table
-    bandwidth  GB/s in one direction; None: that of the table, which holds within a node
-    """
-    peak, gigabytes, link = GPUS.get(gpu, (None, None, None))
-    if peak is None and gpu != "cpu":
-        raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
-    if gpus is None:
-        gpus = 1 if gpu == "cpu" else gpus_per_node
-    numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
-    for option, number in numbers.items():
-        if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
-            raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
-    tflops, bandwidth = tflops or peak, bandwidth or (link if gpus <= gpus_per_node else None)
-    flops, memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
-    return Machine(gpu, gpus, flops, memory, mfu, gpus_per_node, bandwidth and bandwidth * 1e9)
 
 
 class Layout(NamedTuple):
@@ -152,8 +149,8 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
         order = TrainingOrder(len(own), lambda epoch: None, options=training, seed=0)
         checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(training.epochs) or 1)
         steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
-        read = len(steps) * amount_of(own)
-        work = Work("reference", model_path, reference_lora(config.model, model), training, read)
+        adapters = reference_lora(config.model, model)
+        work = Work("reference", model_path, adapters, training, len(steps) * amount_of(own))
         last = max(steps, default=order.total_steps)  # where the training of the reference stops
         if last and Need.TRAINING in reference.needs:
             work = _trained(work, config, own, order, machine, last)
