@@ -20,7 +20,7 @@ minimum would cost the whole backbone again.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sftmix.batches.order import Unit
 from sftmix.batches.rows import RowSubset, TokenisedRows
 from sftmix.common.files import write_json
 from sftmix.common.rng import stable_hash
@@ -124,7 +123,7 @@ def change(old: float | None, new: float | None) -> float | None:
     return new / old - 1 if old and new is not None else None
 
 
-def best_evaluation(lines: Sequence[Mapping[str, Any]], last: float | None) -> dict[str, Any]:
+def best_evaluation(lines: Sequence[Any], last: float | None) -> dict[str, Any]:
     """Return the smallest held-out NLL of the evaluations during and after training: value, step, epoch (from 0).
 
     lines  of metrics.jsonl
@@ -142,7 +141,7 @@ def best_evaluation(lines: Sequence[Mapping[str, Any]], last: float | None) -> d
     }
 
 
-def mixed_share(batch: Callable[[int], Sequence[Unit]], lines: Sequence[Mapping[str, Any]], n_tokens: Int64) -> float:
+def mixed_share(batch: Callable[[int], Any], lines: Sequence[Any], n_tokens: Int64) -> float:
     """Return the share of the response tokens seen in training that were mixed at least once in their epoch.
 
     The n-th response token of an example is mixed if its partner has at least n response tokens. A repeat of an example

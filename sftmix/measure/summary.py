@@ -70,26 +70,26 @@ def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str],
 
     Return the files, relative to split/, and what the summary tells of the groups: `confidence` and `confounds`.
     """
-    measured, groups, figures = is_measured(scores.confidence), dict[str, Float64](), dict[str, Any]()
+    measured, groups, figures = is_measured(scores.confidence), {}, {}
     for group, name in enumerate(split.names):
         rows = split.rows(group)
         confidence = groups[name] = scores.confidence[rows[measured[rows]]]
-        shares = Counter(scores.label[row] for row in rows) if scores.label is not None else {}
+        labels = Counter(str(scores.label[row]) for row in rows if scores.label)
         figures[name] = {
             "examples": len(rows),
             "confidence_mean": finite(np.mean, confidence),
             "confidence_std": finite(np.std, confidence),
             "confidence_median": finite(np.median, confidence),
             "response_tokens_mean": finite(np.mean, scores.n_tokens[rows]),
-            "labels": {str(label): count / len(rows) for label, count in shares.items()},
+            "labels": {label: count / len(rows) for label, count in labels.items()},
         }
     figures[UNPAIRED_NAME] = {"examples": len(split.unpaired)}
     found, files, panels = confounds(scores, split), ["confounds.json"], {"groups": groups}
-    if labels := labelled(scores):
-        panels["labels"] = labels
+    if by_label := labelled(scores):
+        panels["labels"] = by_label
         found["labels"] = {
             name: {"examples": len(v), "confidence_mean": float(v.mean()), "confidence_std": float(v.std())}
-            for name, v in labels.items()
+            for name, v in by_label.items()
         }
     write_json(root / "split" / "confounds.json", found)
     if measured.any():
@@ -118,7 +118,7 @@ def confounds(scores: Scores, split: Split) -> dict[str, Any]:
     return {"spearman_confidence_length": correlation, "auc_length_confident": area}
 
 
-def histogram(panels: Mapping[str, Mapping[str, Float64]]) -> dict[str, Any]:
+def histogram(panels: Mapping[str, Any]) -> dict[str, Any]:
     """Count every series of every panel in shared bins: {scale, edges, panels: {panel: {series: counts}}}.
 
     edges has BINS + 1 ascending numbers, every `counts` BINS. The bins are equally wide between the 0.5% and the 99.5%

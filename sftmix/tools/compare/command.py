@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
         return
     only_list = arguments.options.pop("list", False) in (True, "true")
     comparison = comparison_of(arguments)
-    comparison.validate(needs_out=not only_list)
+    comparison.validate()
     say(listing(comparison), sys.stdout if only_list else None)
     if not only_list:
         run_table(comparison)

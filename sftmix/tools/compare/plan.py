@@ -111,15 +111,13 @@ class Comparison:
             },
         }
 
-    def validate(self, *, needs_out: bool = True) -> None:
+    def validate(self) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
-        refuse(list(self._problems(needs_out)), "the table")
+        refuse(list(self._problems()), "the table")
 
-    def _problems(self, needs_out: bool) -> Iterator[str]:
+    def _problems(self) -> Iterator[str]:
         options, names = self.options, list(self.variants)
         listed = ", ".join(names)
-        if needs_out and not self.out:
-            yield "out is missing: name the directory of the table, --out runs/NAME"
         if not names:
             yield (
                 "variants is missing: `compare` runs named variants of a configuration, for example "

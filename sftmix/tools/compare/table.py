@@ -70,6 +70,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     from sftmix.pipeline.start import check_run, holding
 
     comparison.validate()
+    if not comparison.out:
+        raise ConfigError("out is missing: name the directory of the table, --out runs/NAME")
     cells, out = comparison.cells, Path(comparison.out)
     foreign = {file.name for file in out.glob("*")} - {".lock", "STATUS.json"}
     if foreign and not (out / TABLE).exists():
@@ -80,7 +82,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
                 check_run(from_plain(cell.plain), "train")
     from sftmix.common.world import start_world
 
-    summaries, say_rows = dict[str, Any](), cache(print)  # equal rows are told once
+    summaries, say_rows = {}, cache(print)  # equal rows are told once
     timeout = max(config.training.timeout for config in comparison.variants.values())
     with start_world(timeout) as world, RunDirectory(out, world) as directory:
         plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
@@ -158,7 +160,7 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[st
 
     metric, complete, variants = comparison.options.metric, len(summaries) == len(comparison.cells), {}
     for variant in comparison.variants:
-        runs, figures = list[dict[str, Any]](), {}
+        runs, figures = list[Any](), {}
         for cell in comparison.cells:
             if cell.variant == variant and cell.name in summaries:
                 numbers = flatten(summaries[cell.name])
@@ -200,7 +202,7 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: list[st
     """Return the figures of a contrast; None for what too few seeds do not give."""
     import pandas as pd
 
-    metric, by_seed, changed, files = comparison.options.metric, {}, set[str](), []
+    metric, by_seed, changed, files = comparison.options.metric, {}, set(), []
     for ours, theirs in zip(*(variants[name]["runs"] for name in pair), strict=True):
         trained = [Path(comparison.out) / run["run"] / "train" for run in (ours, theirs)]
         of_ours, of_theirs = (read_json(stage / "inputs.json") for stage in trained)

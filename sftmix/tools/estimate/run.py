@@ -17,8 +17,7 @@ import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -41,7 +40,7 @@ from sftmix.model.layers import decoder_layers, recompute_activations
 from sftmix.model.meta import empty_model
 from sftmix.options import LoraOptions
 from sftmix.pipeline.rows import read_rows
-from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, layout_of, plan
+from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, plan
 from sftmix.training.log import PeakMemory
 from sftmix.training.module import TrainingModule, autocast, gradient_sync
 from sftmix.training.parallel import wrap
@@ -61,19 +60,14 @@ QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 # ------------------------------------------------------------------------------------------- models and FLOPs
 
 
-class Count(NamedTuple):
+class Count:
     """How many numbers some parameters have: all of them, and those that are trained."""
 
-    all: float
-    trained: float
-
-
-def count(parameters: Iterable[nn.Parameter]) -> Count:
-    whole = trained = 0
-    for parameter in parameters:
-        whole += parameter.numel()
-        trained += parameter.numel() * parameter.requires_grad
-    return Count(whole, trained)
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.all = self.trained = 0
+        for parameter in parameters:
+            self.all += parameter.numel()
+            self.trained += parameter.numel() * parameter.requires_grad
 
 
 class FakeModel:
@@ -89,7 +83,7 @@ class FakeModel:
     attention_width  numbers of all heads of a layer; 0 for a model without attention
     """
 
-    def __init__(self, path: str | Path, attention: str | None, lora: LoraOptions) -> None:
+    def __init__(self, path: str, attention: str | None, lora: LoraOptions) -> None:
         """Arguments as model.path, model.attention and model.lora; ConfigError for a model that cannot be built."""
         known = attention if attention in (None, "eager") else "sdpa"
         try:
@@ -102,7 +96,7 @@ class FakeModel:
             model.requires_grad_(False)
         decoder, config = model.get_decoder(), model.config.get_text_config()
         self.head = model.get_output_embeddings().weight
-        self.numbers, self.in_4_bits = count(model.parameters()), []
+        self.numbers, self.in_4_bits = Count(model.parameters()), []
         self.stored_bytes: float = FLOAT * self.numbers.all
         for layer in model.modules() if lora.quantize else ():
             # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
@@ -112,11 +106,11 @@ class FakeModel:
                 layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
         layers = decoder_layers(model)
         inside = {p for layer in layers for p in layer.parameters()}
-        self.n_layers, self.layers = len(layers), count(inside)
+        self.n_layers, self.layers = len(layers), Count(inside)
         used = {*decoder.parameters(), *model.get_output_embeddings().parameters()}  # no vision tower
-        self.outside = count(used - inside)
+        self.outside = Count(used - inside)
         looked_up = {one.weight for one in decoder.modules() if isinstance(one, nn.Embedding)}
-        self.per_token = count(p for p in decoder.parameters() if p.dim() > 1 and p not in looked_up)
+        self.per_token = Count(p for p in decoder.parameters() if p.dim() > 1 and p not in looked_up)
         heads = getattr(config, "num_attention_heads", 0)
         self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
@@ -168,7 +162,7 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     Computation and communication overlap: FSDP gathers a layer while the layer before it computes, DDP sends gradients
     during the backward. So the longer one counts; where they do not overlap well, the true time is up to twice as long.
     """
-    options, layout = work.options, layout_of(work.options, machine)
+    options, layout = work.options, Layout(work.options, machine)
     model = FakeModel(work.model_path, config.model.attention, work.lora)
     if layout.shards > 1 and work.largest:
         refuse_sharded(config.optimizer, work.lora, f"training.parallel {options.parallel} (here sharded)")
@@ -254,7 +248,7 @@ def memory_of(
 class _Tracker(MemTracker):
     """torch's tracker without its statistics of modules, for which each may be called once."""
 
-    def _nothing(self, *args: Any, **kwargs: Any) -> None: ...
+    def _nothing(self, *args: Any) -> None: ...
 
     _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing
 

@@ -76,7 +76,7 @@ class Machine:
         return torch.device("cpu" if self.name == "cpu" else "cuda")
 
 
-class Layout(NamedTuple):
+class Layout:
     """How the ranks of a stage share its weights, and in which numbers they compute.
 
     shards   number of parts of the weights, each on another rank; 1: each rank holds all
@@ -84,19 +84,17 @@ class Layout(NamedTuple):
     size     bytes of a number in a matrix product
     """
 
-    shards: int
-    copies: int
-    size: int
-
-
-def layout_of(options: TrainingOptions, machine: Machine) -> Layout:
-    """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-    count = machine.count
-    world = World(size=count, device=machine.device, local_size=min(count, machine.per_node))
-    parallel = resolve_parallel(options.parallel, world)
-    shards = shard_group(options.shard_group_size, world) if parallel == "hsdp" else count if parallel == "fsdp" else 1
-    fp32 = options.precision == "fp32" or (options.precision == "auto" and machine.name == "cpu")
-    return Layout(shards, count // shards, FLOAT if fp32 else HALF)
+    def __init__(self, options: TrainingOptions, machine: Machine) -> None:
+        """Raise ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
+        count = machine.count
+        world = World(size=count, device=machine.device, local_size=min(count, machine.per_node))
+        parallel = resolve_parallel(options.parallel, world)
+        self.shards = count if parallel == "fsdp" else 1
+        if parallel == "hsdp":
+            self.shards = shard_group(options.shard_group_size, world)
+        self.copies = count // self.shards
+        fp32 = options.precision == "fp32" or (options.precision == "auto" and machine.name == "cpu")
+        self.size = FLOAT if fp32 else HALF
 
 
 # ------------------------------------------------------------------------------------------- stages
@@ -143,7 +141,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     path, lora, n, pairing = config.model.path, config.model.lora, len(data), config.resolved_pairing()
     stages = []
     if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & reference.needs:
-        model = reference.model or ReferenceModel(path=[*getattr(reference, "paths", ()), ""][0])
+        model = reference.model or ReferenceModel(path=getattr(reference, "paths", [""])[0])
         model_path, _, own = rows_of_reference(config, rows, model, World())
         training = inherit(options, reference.training)
         order = TrainingOrder(len(own), lambda epoch: None, options=training, seed=0)

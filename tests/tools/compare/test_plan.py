@@ -10,7 +10,7 @@ from sftmix.cli.parsing import read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.components.objectives import NTP
 from sftmix.config.read import from_plain
-from sftmix.tools.compare import Comparison
+from sftmix.tools.compare import Comparison, compare
 from sftmix.tools.compare.command import comparison_of, listing, table_options
 
 COMPLETE = {"model": {"path": "m"}, "data": {"train": ["a.json"], "eval_fraction": 0.1}, "out": "o", "seeds": [1, 2]}
@@ -91,7 +91,7 @@ def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_l
 
 def test_the_listing_names_variants_runs_and_too_few_seeds(table):
     made = table(variants={"NTP": {"objective": "NTP"}, "b": {"training.epochs": 9}}, out=None)
-    made.validate(needs_out=False)
+    made.validate()
     first, ntp, b, warning = listing(made).splitlines()
     assert first.startswith("compare: 2 variants x 2 seeds, 0 of them done")
     assert re.search(r"NTP: training.epochs: 3.0; objective: NTP\(\)", ntp)
@@ -118,6 +118,6 @@ def test_the_listing_names_variants_runs_and_too_few_seeds(table):
 )
 def test_what_cannot_be_run_is_said_before_anything_starts(table, keys, words, expected):
     with pytest.raises(ConfigError) as error:
-        table(*words, **keys).validate()
+        compare(table(*words, **keys))
     for word in expected:
         assert word in str(error.value)
