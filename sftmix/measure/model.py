@@ -82,7 +82,8 @@ def measure(
             scores, brier, calibration = calibrate(module, held_out, scorer)
             on_main(lambda: write_json(directory / "calibration.json", calibration))
             files.append("calibration.json")
-            figures["calibration"] = {k: v for k, v in calibration.items() if k != "reliability"}
+            del calibration["reliability"]  # which is long
+            figures["calibration"] = calibration
         on_main(lambda: write_eval(directory / "eval.parquet", held_out.ids, scores, brier))
         files.append("eval.parquet")
         figures |= held_out_metrics(scores)
@@ -182,24 +183,21 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[R
     confidences, hits, *sums = scorer.columns(module, data, statistics)
     brier_sum, tempered = map(np.array, sums)
     n_tokens, n_correct = np.array([len(row) for row in hits]), np.array([row.sum() for row in hits])
-    scores = RowScores(tempered[:, _ONE, 0].copy(), n_tokens, n_correct)
+    scores = RowScores(tempered[:, _ONE, 0], n_tokens, n_correct)
     metrics, confidence = held_out_metrics(scores), np.concatenate(confidences)
     tokens, curve = len(confidence), reliability(confidence, np.concatenate(hits))
-    return (
-        scores,
-        brier_sum,
-        {
-            "examples": len(data),
-            "tokens": tokens,
-            "nll": metrics["eval_nll"],
-            "accuracy": metrics["eval_accuracy"],
-            "confidence": float(confidence.mean(dtype=np.float64)),
-            "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
-            "brier": float(brier_sum.sum()) / tokens,
-            **temperature_scaling(tempered, n_tokens, data.ids),
-            "reliability": curve,
-        },
-    )
+    figures = {
+        "examples": len(data),
+        "tokens": tokens,
+        "nll": metrics["eval_nll"],
+        "accuracy": metrics["eval_accuracy"],
+        "confidence": float(confidence.mean(dtype=np.float64)),
+        "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
+        "brier": float(brier_sum.sum()) / tokens,
+        **temperature_scaling(tempered, n_tokens, data.ids),
+        "reliability": curve,
+    }
+    return scores, brier_sum, figures
 
 
 def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
@@ -229,6 +227,7 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
             one = totals[_ONE]
             brier = 1 - 2 * at_label.exp() / one + totals[_HALF] / one**2  # sum_k exp(2 x_k): the total at tau = 1/2
             parts.append([1 / one, x.argmax(1) == labels[rows], brier, torch.stack(tempered, 1)])
+        del x, e  # before the logits of the next block are made
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 

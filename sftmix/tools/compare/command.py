@@ -64,10 +64,13 @@ def listing(comparison: Comparison) -> str:
 def table_options() -> list[OwnOption]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
     docs, default = option_docs(TableOptions), TableOptions()
-    options = [OwnOption("variants", dict, {}, "{NAME: ...}", "Option: value of each variant; usually in a file.")]
-    for name, hint in get_type_hints(TableOptions).items():
-        options.append(OwnOption(name, hint, getattr(default, name), "" if hint is bool else "VALUE", docs[name]))
-    return options
+    return [
+        OwnOption("variants", dict, {}, "{NAME: ...}", "Option: value of each variant; usually in a file."),
+        *(
+            OwnOption(name, hint, getattr(default, name), "" if hint is bool else "VALUE", docs[name])
+            for name, hint in get_type_hints(TableOptions).items()
+        ),
+    ]
 
 
 def comparison_of(arguments: Arguments) -> Comparison:

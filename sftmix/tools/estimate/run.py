@@ -162,15 +162,15 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     Computation and communication overlap: FSDP gathers a layer while the layer before it computes, DDP sends gradients
     during the backward. So the longer one counts; where they do not overlap well, the true time is up to twice as long.
     """
-    options, layout = work.options, Layout(work.options, machine)
+    layout = Layout(work.options, machine)
     model = FakeModel(work.model_path, config.model.attention, work.lora)
     if layout.shards > 1 and work.largest:
-        refuse_sharded(config.optimizer, work.lora, f"training.parallel {options.parallel} (here sharded)")
+        refuse_sharded(config.optimizer, work.lora, f"training.parallel {work.options.parallel} (here sharded)")
     mixes = work.name == "train" and Need.BATCH_NLL not in config.objective.needs
     objective = config.objective if mixes else NTP()
     memory = {"process": process, **memory_of(work, model, objective, config.optimizer, layout, machine)}
     memory["peak"] = sum(memory.values())
-    training = training_flops(model, work.trained, recompute=options.activation_checkpointing)
+    training = training_flops(model, work.trained, recompute=work.options.activation_checkpointing)
     scoring = sum(forward_flops(model, work.read))
     weights, gradients = traffic(work, model, layout)
     computing = communicating = hours = None

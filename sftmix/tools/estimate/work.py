@@ -105,8 +105,8 @@ SAMPLED_STEPS = 100
 
 def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64:
     """f64[3]: all tokens, response tokens among them, and the sum of the squared lengths."""
-    lengths = data.lengths[rows].astype(np.float64)
-    return np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()])
+    lengths = data.lengths[rows]
+    return np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()], float)
 
 
 class Work(NamedTuple):
@@ -189,7 +189,7 @@ def _trained(
         counts.append((len(dealt), sum(one.n_segments for one in dealt)))
         for one in dealt:
             for units in one.ranks:
-                lengths = [int(data.lengths[slot.row]) for unit in units for slot in unit]
+                lengths = [data.lengths[slot.row] for unit in units for slot in unit]
                 slots = token_slots(lengths, one.n_segments, padding_free=one_row)
                 if slots > most:
                     most, largest, n_segments = slots, units, min(one.n_segments, len(lengths))
