@@ -66,11 +66,11 @@ class Comparison:
         return self.options.baseline or next(iter(self.variants))
 
     @property
-    def contrasts(self) -> list[list[str]]:
-        """Pairs [A, B]: A - B is tested."""
+    def contrasts(self) -> list[tuple[str, ...]]:
+        """Pairs (A, B): A - B is tested."""
         if self.options.contrasts is None:
-            return [[name, self.baseline] for name in self.variants if name != self.baseline]
-        return self.options.contrasts
+            return [(name, self.baseline) for name in self.variants if name != self.baseline]
+        return list(map(tuple, self.options.contrasts))
 
     @cached_property
     def cells(self) -> list[Cell]:

@@ -198,7 +198,7 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[st
     }
 
 
-def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: list[str]) -> dict[str, Any]:
+def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[str, ...]) -> dict[str, Any]:
     """Return the figures of a contrast; None for what too few seeds do not give."""
     import pandas as pd
 

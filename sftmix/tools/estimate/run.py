@@ -248,7 +248,7 @@ def memory_of(
 class _Tracker(MemTracker):
     """torch's tracker without its statistics of modules, for which each may be called once."""
 
-    def _nothing(self, *args: Any) -> None: ...
+    def _nothing(self, *args: Any, **kwargs: Any) -> None: ...
 
     _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _nothing
 

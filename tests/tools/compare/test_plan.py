@@ -47,7 +47,7 @@ def test_a_variant_is_its_options_over_those_of_all(table):
     assert [(type(c).__name__, vars(c)["every"]) for c in added.callbacks] == [("Evaluate", None), ("MeasureMixing", 3)]
     assert (added.data.train, base.data.train) == (["a.json", "b.json"], ["a.json"])
     assert made.baseline == "NTP"
-    assert made.contrasts == [[name, "NTP"] for name in ("base", "mu", "added")]
+    assert made.contrasts == [(name, "NTP") for name in ("base", "mu", "added")]
 
 
 def test_a_cell_is_a_variant_at_a_seed(table):
