@@ -40,7 +40,7 @@ from sftmix.components.pairing import ConfidenceGapPairs, LengthMatchedPairs, Ra
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
 from sftmix.data import encode, load_data, make_encoder, prepare  # noqa: E402
 from sftmix.measure.model import sample_rows  # noqa: E402
-from sftmix.measure.split import describe_split  # noqa: E402
+from sftmix.measure.summary import describe_split  # noqa: E402
 from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402

@@ -1,7 +1,14 @@
-"""summary.json: the results of a finished run, gathered from the figures of its stages, and remarks on them."""
+"""What is said of a split and of a finished run: confounds.json, histogram.json, summary.json, and remarks.
+
+Confounds are other causes that may stand behind a split: length and labels. A high AUC or rank correlation says that
+the two halves differ in the length of their responses, so a gain from mixing may come from length; RandomSplit and
+LengthMatched are the controls. summary.json gathers the figures of all stages.
+"""
 
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +18,10 @@ import numpy as np
 import sftmix
 from sftmix.common.files import read_json, read_steps, write_json
 from sftmix.common.world import World
+from sftmix.components.confidence import is_measured
 from sftmix.data import DataReport
-from sftmix.measure.model import confidence_std
+from sftmix.measure.model import confidence_std, finite
+from sftmix.types import UNPAIRED_NAME, Float64, Scores, Split
 
 _OF_STAGE = [
     "wall_seconds",
@@ -45,17 +54,103 @@ BETTER = 1e-3
 """Nats per token by which an earlier evaluation must be better before it is worth a sentence."""
 DIVERGED = 1.2
 """Ratio of the last losses of a reference to its first ones above which its training did harm."""
-TIED = 0.01
-"""Share of the examples above which ties at the cut get a remark."""
+
+BINS = 40
+"""Bins of the histogram of confidence."""
+MAX_LABELS = 12
+"""Largest number of labels that are reported, the most frequent ones."""
 
 
-def summarise(
-    root: Path, world: World, report: DataReport, *, model: str, seed: int, to: Path | None = None
-) -> dict[str, Any]:
-    """Write summary.json of the run directory `root` (rank 0) and return it.
+# ------------------------------------------------------------------------------------------- the split
 
-    to  directory of the file; None: the run directory
+
+def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str], dict[str, Any]]:
+    """Write split/confounds.json and, if there is confidence, confidence/histogram.json under `root`.
+
+    Return the files, relative to split/, and what the summary tells of the groups: `confidence` and `confounds`.
     """
+    measured, groups, figures = is_measured(scores.confidence), {}, {}
+    for group, name in enumerate(split.names):
+        rows = split.rows(group)
+        confidence = groups[name] = scores.confidence[rows[measured[rows]]]
+        labels = Counter(str(scores.label[row]) for row in rows if scores.label)
+        figures[name] = {
+            "examples": len(rows),
+            "confidence_mean": finite(np.mean, confidence),
+            "confidence_std": finite(np.std, confidence),
+            "confidence_median": finite(np.median, confidence),
+            "response_tokens_mean": finite(np.mean, scores.n_tokens[rows]),
+            "labels": {label: count / len(rows) for label, count in labels.items()},
+        }
+    figures[UNPAIRED_NAME] = {"examples": len(split.unpaired)}
+    found, files, panels = confounds(scores, split), ["confounds.json"], {"groups": groups}
+    if by_label := labelled(scores):
+        panels["labels"] = by_label
+        found["labels"] = {
+            name: {"examples": len(v), "confidence_mean": float(v.mean()), "confidence_std": float(v.std())}
+            for name, v in by_label.items()
+        }
+    write_json(root / "split" / "confounds.json", found)
+    if measured.any():
+        write_json(root / "confidence" / "histogram.json", histogram(panels))
+        files.append("../confidence/histogram.json")
+    return files, {"confidence": figures, "confounds": found}
+
+
+def confounds(scores: Scores, split: Split) -> dict[str, Any]:
+    """Return how far length stands behind a split; None for what is undefined.
+
+    spearman_confidence_length  Spearman's correlation of confidence with response length, over the examples with a
+                                finite confidence; equal values share the mean of their ranks
+    auc_length_confident        P(x > y) + P(x = y) / 2 for the lengths x of the first group, y of the last
+                                (Mann-Whitney U / (n_x n_y))
+    """
+    from scipy.stats import mannwhitneyu, rankdata
+
+    measured, correlation, area = is_measured(scores.confidence), None, None
+    if measured.sum() > 1:
+        ranks = rankdata(np.stack([scores.confidence, scores.n_tokens], axis=1)[measured], axis=0)
+        correlation = finite(lambda ranks: np.corrcoef(ranks, rowvar=False)[1, 0], ranks)
+    first, last = scores.n_tokens[split.confident], scores.n_tokens[split.unconfident]
+    if len(first) and len(last):
+        area = float(mannwhitneyu(first, last, method="asymptotic").statistic) / (len(first) * len(last))
+    return {"spearman_confidence_length": correlation, "auc_length_confident": area}
+
+
+def histogram(panels: Mapping[str, Any]) -> dict[str, Any]:
+    """Count every series of every panel in shared bins: {scale, edges, panels: {panel: {series: counts}}}.
+
+    edges has BINS + 1 ascending numbers, every `counts` BINS. The bins are equally wide between the 0.5% and the 99.5%
+    quantile, and the first and the last one also hold all values beyond.
+    `scale` is "log" if all confidences are negative and the largest is ten times the smallest in size, as with
+    perplexities: then the bins are equally wide in log(-confidence).
+    """
+    pooled = np.concatenate([v for series in panels.values() for v in series.values()])
+    low, high = np.quantile(pooled, [0.005, 0.995])
+    logarithmic = bool(high > low and pooled.max() < 0 and pooled.min() < 10 * pooled.max())
+    edges = -np.geomspace(-low, -high, BINS + 1) if logarithmic else np.histogram_bin_edges([low, high], BINS)
+    counts = {
+        p: {s: np.histogram(v.clip(edges[0], edges[-1]), edges)[0].tolist() for s, v in series.items()}
+        for p, series in panels.items()
+    }
+    return {"scale": "log" if logarithmic else "linear", "edges": edges.tolist(), "panels": counts}
+
+
+def labelled(scores: Scores) -> dict[str, Float64]:
+    """Return the finite confidences of the most frequent labels, most frequent first."""
+    import pandas as pd
+
+    table = pd.DataFrame({"label": scores.label, "confidence": scores.confidence})[is_measured(scores.confidence)]
+    groups = table.groupby("label").confidence  # by name, without None
+    frequent = groups.size().sort_values(ascending=False, kind="stable").index[:MAX_LABELS]
+    return {name: groups.get_group(name).to_numpy() for name in frequent}
+
+
+# ------------------------------------------------------------------------------------------- the run
+
+
+def summarise(root: Path, world: World, report: DataReport, *, model: str, seed: int, to: Path) -> dict[str, Any]:
+    """Write summary.json of the run directory `root` into the directory `to` (rank 0), and return it."""
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
     train, split = stages.get("train", {}), stages.get("split", {})
     summary: dict[str, Any] = {
@@ -65,63 +160,43 @@ def summarise(
         "seed": seed,
         "data": report.to_dict(),
         "stages": {name: {k: figures[k] for k in _OF_STAGE if k in figures} for name, figures in stages.items()},
-        "confounds": {**split.get("confounds", {})},
+        "confounds": split.get("confounds", {}),
         "remarks": list(remarks(stages)),
     }
     if "confidence" in split:
         summary["confidence"] = split["confidence"]
     if train and "base" in stages:  # else it was stopped between the two
-        summary |= _training(root, stages)
         summary["confounds"]["mixed_token_share"] = train["mixed_token_share"]
-    world.on_main(lambda: write_json((to or root) / "summary.json", summary))
+        summary["eval_nll_before"] = stages["base"].get("eval_nll")
+        arms = [name for name in ("train", "baseline") if name in stages]
+        for number, name in enumerate(arms):  # the target, and under `baseline` the same of the NTP run beside it
+            told = {"eval_nll_after": stages[name].get("eval_nll")}
+            told |= {figure: stages[name].get(figure) for figure in _OF_ARM}
+            told["confidence_std"] = confidence_std(root, *arms[number:])
+            summary |= told if name == "train" else {name: told}
+        ntp, mixup = int(train["ntp_tokens"]), int(train["mixup_tokens"])
+        summary |= {
+            "ntp_tokens": ntp,
+            "mixup_tokens": mixup,
+            # Without any NTP, Mixup has no other term to be weighed against.
+            "mu_effective": train["mu_effective"] if ntp or not mixup else None,
+        }
+    world.on_main(lambda: write_json(to / "summary.json", summary))
     return summary
 
 
-def made_by(world_size: int) -> dict[str, object]:
-    """Return version, revision and world size of this process; a finished training keeps those it was made by."""
-    return {"version": sftmix.__version__, "git_revision": git_revision(), "world_size": world_size}
-
-
-def _training(root: Path, stages: dict[str, Any]) -> dict[str, Any]:
-    """Return what the summary tells of the target, and under `baseline` of the NTP run beside it, if there is one.
-
-    stages  stage -> its figures; train and base are among them
-    """
-    train, baseline = stages["train"], stages.get("baseline")
-    figures = {
-        "eval_nll_before": stages["base"].get("eval_nll"),
-        **_arm(train, confidence_std(root, "train", "baseline" if baseline else None)),
-        "ntp_tokens": int(train["ntp_tokens"]),
-        "mixup_tokens": int(train["mixup_tokens"]),
-        # Without any NTP, Mixup has no other term to be weighed against.
-        "mu_effective": train["mu_effective"] if train["ntp_tokens"] or not train["mixup_tokens"] else None,
-    }
-    if baseline:
-        figures["baseline"] = _arm(baseline, confidence_std(root, "baseline"))
-    return figures
-
-
-def _arm(figures: dict[str, Any], spread: dict[str, Any]) -> dict[str, Any]:
-    """Return what the summary tells of a trained model, under the same names for target and baseline.
-
-    figures  of its stage
-    spread   of `confidence_std`
-    """
-    told = {name: figures.get(name) for name in _OF_ARM}
-    return {"eval_nll_after": figures.get("eval_nll"), **told, "confidence_std": spread}
-
-
 @cache
-def git_revision() -> str | None:
-    """Return the revision of this package's source tree, `+` if it was changed; None outside a checkout."""
-    here = Path(sftmix.__file__).resolve().parent.parent  # above the package, wherever this file stands in it
-    if not (here / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    try:
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def made_by(world_size: int) -> dict[str, object]:
+    """Return version, revision and world size of this process; a finished training keeps those it was made by.
+
+    The revision is that of this package's source tree, `+` if it was changed; None outside a checkout.
+    """
+    here, revision = Path(sftmix.__file__).resolve().parent.parent, None  # above the package
+    if (here / ".git").exists():
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        with suppress(OSError):
+            revision = subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    return {"version": sftmix.__version__, "git_revision": revision, "world_size": world_size}
 
 
 # ------------------------------------------------------------------------------------------- remarks
@@ -134,23 +209,19 @@ def ends_of_loss(stage: Path) -> dict[str, float]:
     last step of an epoch may hold a single short response.
     """
     lines = [line for line in read_steps(stage) if line["loss"] is not None and line["ntp_tokens"]]
-    losses, tokens = ([line[name] for line in lines] for name in ("loss", "ntp_tokens"))
-    size = min(len(lines) // 2, max(8, len(lines) // 10))
-    ends = {"loss_first": slice(size), "loss_last": slice(-size, None)} if size else {}
-    return {name: float(np.average(losses[end], weights=tokens[end])) for name, end in ends.items()}
+    size, means = min(len(lines) // 2, max(8, len(lines) // 10)), {}
+    for name, end in (("loss_first", lines[:size]), ("loss_last", lines[-size:])):
+        if size:
+            tokens = [line["ntp_tokens"] for line in end]
+            means[name] = float(np.average([line["loss"] for line in end], weights=tokens))
+    return means
 
 
-def remarks(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the sentences about split, trained reference and target of a run; none if nothing is wrong.
+def remarks(stages: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the sentences about trained reference and target of a run; none if nothing is wrong.
 
     stages  stage -> its figures
     """
-    tied = stages.get("split", {}).get("tied", 0)
-    if tied > TIED:
-        yield (
-            f"{tied:.0%} of the examples have the same confidence as one on the other side of the cut, so confidence "
-            "does not divide them (Median and Quantile order them by id)."
-        )
     reference = stages.get("reference", {})
     first, last = reference.get("loss_first"), reference.get("loss_last")
     if first is not None and last > DIVERGED * first:

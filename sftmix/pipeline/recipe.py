@@ -19,8 +19,7 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.measure.split import describe_split
-from sftmix.measure.summary import summarise
+from sftmix.measure.summary import describe_split, summarise
 from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.directory import RunDirectory, check_same_directory
 from sftmix.pipeline.identity import Known, StageName, is_single_run, stages_entered, training_of_reference

@@ -10,12 +10,11 @@ from torch import nn
 from sftmix.common.errors import NonFiniteError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.measure import calibration
-from sftmix.measure.calibration import (
+from sftmix.measure import model as measures
+from sftmix.measure.model import (
     TAUS,
-    best_temperature,
     calibrate,
-    nll_curve,
+    fitted,
     reliability,
     temperature_scaling,
     token_statistics,
@@ -84,7 +83,7 @@ def test_every_figure_is_that_of_the_models_own_logits(logits):
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_scale_bias_and_cap_of_the_head_come_before_the_temperature(block, monkeypatch):
     """The NLL at each temperature, and both derivatives by its inverse, are those of the logits."""
-    monkeypatch.setattr(calibration, "block_rows", lambda *_: block)
+    monkeypatch.setattr(measures, "block_rows", lambda *_: block)
     torch.manual_seed(0)
     linear = nn.Linear(8, 19).double()
     hidden, labels = 3 * torch.randn(23, 8, dtype=torch.float64), torch.randint(0, 19, (23,))
@@ -163,8 +162,7 @@ def test_a_known_temperature_is_found(true):
     rng = np.random.default_rng(3)
     z = 4 * rng.standard_normal((3000, 11))
     y = np.array([rng.choice(11, p=p) for p in probabilities(z, true)])
-    curve = nll_curve(tempered_of(z, y))
-    tau = best_temperature(curve)
+    curve, tau = fitted(tempered_of(z, y))
     assert tau == pytest.approx(finest([(z, y)]), rel=1e-3)
     assert tau == pytest.approx(true, rel=0.08)
     assert curve(-np.log(tau)) / 3000 == pytest.approx(nll([(z, y)], tau) / 3000, abs=2e-6)

@@ -76,7 +76,7 @@ def test_export_best_writes_the_weights_of_the_best_evaluation(worse, finished, 
 )
 def test_remarks_do_not_contradict_each_other(figures, expected):
     train = {"steps": 12, "skipped": 0, "stopped_by": "", "eval_nll_best_step": 6, **figures}
-    stages = {"base": {"eval_nll": 4.007}, "train": train, "split": {"tied": 0.01}}
+    stages = {"base": {"eval_nll": 4.007}, "train": train}
     sentences = list(remarks(stages))
     assert len(sentences) == len(expected)
     assert all(sentence.startswith(begin) for sentence, begin in zip(sentences, expected, strict=True))

@@ -4,20 +4,16 @@ import numpy as np
 import pytest
 
 from sftmix.common.files import read_json
-from sftmix.components import Median, Quantile
-from sftmix.components.base import ConfidenceEstimator
+from sftmix.components import Median
 from sftmix.components.confidence import LEAST
-from sftmix.measure.split import (
+from sftmix.measure.summary import (
     BINS,
-    auc,
+    confounds,
     describe_split,
     histogram,
     labelled,
-    length_correlation,
-    tied_at_the_cut,
 )
-from sftmix.types import Scores
-from tests.tiny import SHORT
+from sftmix.types import Scores, Split
 
 
 def scores_of(confidence, label=None) -> Scores:
@@ -38,35 +34,6 @@ def test_labels_are_told_most_frequent_first_and_unscored_rows_left_out():
 
 
 @pytest.mark.parametrize(
-    ("confidence", "splitter", "tied"),
-    [
-        ([0.0] * 5 + [-1.0, -2.0, -3.0], Median(), 5 / 8),
-        ([0.0, 0.0, -1.0, -1.0, -1.0, -2.0, np.nan], Quantile(levels=3), 3 / 7),
-        ([0.0, -1.0, -1.0, -2.0, -2.0, -3.0], Quantile(levels=2), 0),  # the ties are not at the cut
-        ([-np.inf] * 4, Median(), 1),
-    ],
-)
-def test_ties_at_the_cut_are_counted(confidence, splitter, tied):
-    scores = scores_of(confidence)
-    assert tied_at_the_cut(scores, splitter.split(scores, seed=0)) == tied
-
-
-class Coarse(ConfidenceEstimator):
-    """One confidence for all."""
-
-    def estimate(self, dynamics):
-        return np.zeros(len(dynamics.ids))
-
-
-def test_the_summary_tells_of_ties(tiny, tmp_path, sftmix):
-    words = [*tiny.options, *SHORT, "--confidence", f"{__name__}.Coarse", "--out", str(tmp_path / "run")]
-    done = sftmix("split", *words)
-    (remark,) = read_json(tmp_path / "run" / "summary.json")["remarks"]
-    assert remark.startswith("100% of the examples have the same confidence")
-    assert f"note: {remark}\n" in done.out
-
-
-@pytest.mark.parametrize(
     ("confidence", "expected"),
     [
         ([np.nan, -3.0, -2.0, -np.inf, -1.0], 1.0),  # unscored and infinite ones have no rank
@@ -77,15 +44,21 @@ def test_the_summary_tells_of_ties(tiny, tmp_path, sftmix):
     ],
 )
 def test_the_rank_correlation_with_length(confidence, expected):
-    assert length_correlation(scores_of(confidence)) == (expected and pytest.approx(expected))
+    found = confounds(scores_of(confidence), Split(np.zeros(len(confidence)), "a"))
+    assert found["spearman_confidence_length"] == (expected and pytest.approx(expected))
 
 
 def test_auc_counts_pairs():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 6, 37), rng.integers(1, 8, 23)
     wins = np.sign(a[:, None] - b) / 2 + 0.5
-    assert auc(a, b) == pytest.approx(wins.mean(), rel=1e-14)
-    assert auc(a, a[:0]) is None
+    scores = scores_of(np.zeros(60))
+    scores.n_tokens[:] = [*a, *b]
+    splits = (Split(np.repeat([0, 1], [37, 23]), names) for names in ("ab", "abc"))
+    assert [confounds(scores, split)["auc_length_confident"] for split in splits] == [
+        pytest.approx(wins.mean(), rel=1e-14),
+        None,
+    ]
 
 
 # ----------------------------------------------------------------------------------------- histogram

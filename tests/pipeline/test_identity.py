@@ -65,7 +65,7 @@ def test_a_summary_written_again_names_what_trained_the_model(finished, tmp_path
     """A finished run that is read back after an update, or on another number of ranks, was not made by that."""
     made = config(finished.tiny, tmp_path / "run", objective=NTP())
     first = run(made)
-    monkeypatch.setattr("sftmix.measure.summary.git_revision", lambda: "a later revision")
+    monkeypatch.setattr("sftmix.measure.summary.made_by", lambda size: {"git_revision": "a later revision"})
     again = run(made)
     assert again["git_revision"] == first["git_revision"] != "a later revision"
 

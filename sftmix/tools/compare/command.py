@@ -8,7 +8,6 @@ from sftmix.cli.help import help_text, option_docs
 from sftmix.cli.parsing import Arguments, OwnOption, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
-from sftmix.config import RunConfig
 from sftmix.config.merge import build, merge
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
@@ -33,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
         return
     only_list = arguments.options.pop("list", False) in (True, "true")
     comparison = comparison_of(arguments)
-    comparison.validate(needs_out=not only_list)
+    comparison.validate()
     say(listing(comparison), sys.stdout if only_list else None)
     if not only_list:
         run_table(comparison)
@@ -50,10 +49,9 @@ def run_table(comparison: Comparison) -> None:
 
 def listing(comparison: Comparison) -> str:
     """List the variants with their options, and the runs; nothing is loaded."""
-    done = sum(is_over(cell.path) for cell in comparison.cells)
-    variants, seeds = comparison.variants, len(comparison.options.seeds)
-    lines = [f"compare: {len(variants)} variants x {seeds} seeds, {done} of them done, in {comparison.out}"]
-    lines += [f"  {name}: {shown_options(comparison.options_of(name))}" for name in variants]
+    done, seeds = sum(is_over(cell.path) for cell in comparison.cells), len(comparison.options.seeds)
+    lines = [f"compare: {len(comparison.variants)} variants x {seeds} seeds, {done} of them done, in {comparison.out}"]
+    lines += [f"  {name}: {shown_options(comparison.options_of(name))}" for name in comparison.variants]
     contrasts = len(comparison.contrasts)
     if contrasts and seeds < (needed := seeds_needed(contrasts)):
         lines.append(
@@ -66,33 +64,35 @@ def listing(comparison: Comparison) -> str:
 def table_options() -> list[OwnOption]:
     """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
     docs, default = option_docs(TableOptions), TableOptions()
-    options = [OwnOption("variants", dict, {}, "{NAME: ...}", "Option: value of each variant; usually in a file.")]
-    for name, hint in get_type_hints(TableOptions).items():
-        options.append(OwnOption(name, hint, getattr(default, name), "" if hint is bool else "VALUE", docs[name]))
-    return options
+    return [
+        OwnOption("variants", dict, {}, "{NAME: ...}", "Option: value of each variant; usually in a file."),
+        *(
+            OwnOption(name, hint, getattr(default, name), "" if hint is bool else "VALUE", docs[name])
+            for name, hint in get_type_hints(TableOptions).items()
+        ),
+    ]
 
 
 def comparison_of(arguments: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
     parsed = parse(arguments, table_options())
     table, base = vars(parsed.values), parsed.config.plain()
-    variants, replaced = dict[str, RunConfig](), set(arguments.options)
+    variants = {}
     for name, given in table["variants"].items():
         options = given or {}
         try:
             if not isinstance(options, Mapping):
                 raise ConfigError(f"{options!r} is not a mapping of options; write `{name}: {{option: value}}`")
-            for key in OF_THE_TABLE:
-                if key in options:
-                    raise ConfigError(f"{key} is not an option of a variant: it is the table's")
+            for key in OF_THE_TABLE & options.keys():
+                raise ConfigError(f"{key} is not an option of a variant: it is the table's")
             variants[str(name)] = build(merge(parsed.tree, options))
         except ConfigError as error:
             raise ConfigError(f"variant {name}: {error}") from error
-        changed = {key for key, _ in differing(base, variants[str(name)].plain())}
-        replaced = {option for option in replaced if option.rstrip("+") in changed}
-    for option in replaced:
-        say(f"note: --{option} changes nothing here: every variant sets it to something else")
+    changed = [dict(differing(base, variant.plain())) for variant in variants.values()]
+    for option in arguments.options:
+        if all(option.rstrip("+") in options for options in changed):
+            say(f"note: --{option} changes nothing here: every variant sets it to something else")
     if arguments.print_config:
         print_config({**base, **table})
     del table["variants"]
-    return Comparison(out=parsed.config.out, variants=variants, options=TableOptions(**table))
+    return Comparison(out=parsed.config.out or "", variants=variants, options=TableOptions(**table))

@@ -6,17 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.files import MANIFEST
 from sftmix.common.plain import PlainFields
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.config.read import from_plain
 from sftmix.config.values import EXAMPLES
 from sftmix.tools.compare.statistics import MAX_SEEDS
 
-OF_THE_TABLE = ("out", "seed", "with_baseline")
+OF_THE_TABLE = {"out", "seed", "with_baseline"}
 """Options of a run that the table sets, so that a variant cannot."""
 DIVERGED = "diverged.json"
 """In the directory of a cell whose target diverged: the error. Without it, the same command tries the cell again."""
@@ -40,22 +40,14 @@ class TableOptions(PlainFields):
     """Each seed has its own reference and held-out rows. false: those of --seed for all, made once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One run of the table: a variant at a seed, its run directory, and its configuration in plain form."""
+class Cell(NamedTuple):
+    """One run of the table: a variant at a seed, its name and run directory, and its configuration in plain form."""
 
     variant: str
     seed: int
+    name: str
     path: Path
     plain: Mapping[str, object]
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant}/seed-{self.seed}"
-
-    def config(self) -> RunConfig:
-        """Return the configuration with components of its own: no cell sees the state of another."""
-        return from_plain(self.plain)
 
 
 @dataclass(kw_only=True)
@@ -65,7 +57,7 @@ class Comparison:
     out  directory of the table; a run lies in OUT/<variant>/seed-<seed>
     """
 
-    out: str | None = None
+    out: str = ""
     variants: Mapping[str, RunConfig]
     options: TableOptions = field(default_factory=TableOptions)
 
@@ -74,11 +66,11 @@ class Comparison:
         return self.options.baseline or next(iter(self.variants))
 
     @property
-    def contrasts(self) -> list[tuple[str, str]]:
+    def contrasts(self) -> list[tuple[str, ...]]:
         """Pairs (A, B): A - B is tested."""
         if self.options.contrasts is None:
             return [(name, self.baseline) for name in self.variants if name != self.baseline]
-        return [(a, b) for a, b in self.options.contrasts]
+        return list(map(tuple, self.options.contrasts))
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -97,33 +89,35 @@ class Comparison:
         cells = []
         for seed in self.options.seeds:
             for name, plain in variants.items():
-                path = Path(self.out or "") / name / f"seed-{seed}"
-                cells.append(Cell(name, seed, path, {**plain, "seed": seed, "out": str(path)}))
+                place = f"{name}/seed-{seed}"
+                path = Path(self.out) / place
+                cells.append(Cell(name, seed, place, path, {**plain, "seed": seed, "out": str(path)}))
         return cells
 
     def options_of(self, variant: str) -> dict[str, object]:
         """Return a variant's options that are not the same in all, as plain values; a new component as a whole."""
         values, options = self.variants[variant].plain(), dict[str, object]()
         for other in self.variants.values():
-            options |= dict(differing(other.plain(), values))
+            options |= differing(other.plain(), values)
         return {k: v for k, v in options.items() if k not in OF_THE_TABLE and k.rpartition(".")[0] not in options}
 
     def plain(self) -> dict[str, object]:
         """Return the table in the form that `compare --config` reads: each variant with all its options."""
-        values = {
-            name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()
+        return {
+            "seed": self.variants[self.baseline].seed,
+            **asdict(self.options),
+            "variants": {
+                name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()
+            },
         }
-        return {"seed": self.variants[self.baseline].seed, **asdict(self.options), "variants": values}
 
-    def validate(self, *, needs_out: bool = True) -> None:
+    def validate(self) -> None:
         """Check the table and every run of it, without reading data or a model; ConfigError lists every problem."""
-        refuse(list(self._problems(needs_out)), "the table")
+        refuse(list(self._problems()), "the table")
 
-    def _problems(self, needs_out: bool) -> Iterator[str]:
+    def _problems(self) -> Iterator[str]:
         options, names = self.options, list(self.variants)
         listed = ", ".join(names)
-        if needs_out and not self.out:
-            yield "out is missing: name the directory of the table, --out runs/NAME"
         if not names:
             yield (
                 "variants is missing: `compare` runs named variants of a configuration, for example "
@@ -158,8 +152,8 @@ def is_over(run: Path) -> bool:
 
 
 def has_diverged(run: Path) -> bool:
-    """Return True if a table has noted that the training of a run's target diverged, and no one trained it since."""
-    return (run / DIVERGED).exists() and not (run / "train" / MANIFEST).exists()
+    """Return True if a table has noted that the training of a run's target diverged."""
+    return (run / DIVERGED).exists()
 
 
 def differing(base: object, values: object, key: str = "") -> Iterator[tuple[str, object]]:

@@ -24,7 +24,7 @@ MAX_SEEDS = 20
 
 def mean_sd(values: Sequence[float] | Float64) -> tuple[float, float | None]:
     """Return the mean and the sample standard deviation (ddof 1); None for the deviation of a single value."""
-    x = np.asarray(values, dtype=np.float64)
+    x = np.asarray(values)
     return float(x.mean()), float(x.std(ddof=1)) if len(x) > 1 else None
 
 
@@ -41,16 +41,18 @@ def sign_flip(differences: Sequence[float] | Float64) -> float:
 
     It is the share of the 2^n sign assignments whose |mean| is at least the observed one.
     """
-    d = np.asarray(differences, dtype=np.float64)
-    bound = abs(float(np.sum(d))) - 1e-12 * float(np.abs(d).sum())  # rounding makes equal sums differ
     sums = np.zeros(1)
-    for difference in d:
+    for difference in differences:
         sums = np.concatenate([sums + difference, sums - difference])
+    bound = abs(sums[0]) - 1e-12 * sums.max()  # the first is the observed one; rounding makes equal sums differ
     return float((np.abs(sums) >= bound).mean())
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the order given: the k-th smallest times (m - k + 1), monotone, at most 1."""
+def holm(p_values: Sequence[float | None]) -> list[float]:
+    """Return Holm's adjusted p-values, in the order given: the k-th smallest times (m - k + 1), monotone, at most 1.
+
+    A None counts as one of the m, and gives NaN.
+    """
     import pandas as pd
 
     p = pd.Series(p_values, dtype=np.float64).sort_values()
@@ -81,12 +83,11 @@ def interval(differences: Sequence[float] | Float64) -> tuple[float, float] | No
     the examples' means also holds the spread of single cells; the seeds' spread holds it already, so it is subtracted.
     With one seed only the examples vary, and with one example only the seeds.
     """
-    d = np.asarray(differences, dtype=np.float64)
-    d = d.reshape(len(d), -1)
+    d = np.asarray(differences).reshape(len(differences), -1)
     n_seeds, n_examples = d.shape
     by_seed, by_example, mean = d.mean(axis=1), d.mean(axis=0), float(d.mean())
-    free = (n_seeds - 1) * (n_examples - 1)
-    of_cells = float(((d - by_seed[:, None] - by_example + mean) ** 2).sum()) / free / n_seeds if free else 0.0
+    free = max(1, (n_seeds - 1) * (n_examples - 1))
+    of_cells = ((d - by_seed[:, None] - by_example + mean) ** 2).sum() / free / n_seeds
     squared = 0.0
     for means, known in ((by_seed, 0.0), (by_example, of_cells)):
         if (n := len(means)) > 1:

@@ -3,23 +3,23 @@
 The cells go through the pipeline one after the other, in directories that share stages with equal inputs.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
 
+from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.files import read_json, write_json, write_text
 from sftmix.common.shown import flatten, markdown_table, short, unit_of
-from sftmix.config.read import TABLE
+from sftmix.config.read import TABLE, from_plain
 from sftmix.pipeline.directory import RunDirectory, differences
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
 from sftmix.tools.compare.statistics import (
@@ -32,16 +32,22 @@ from sftmix.tools.compare.statistics import (
     sign_flip,
 )
 
-if TYPE_CHECKING:
-    from sftmix.common.world import World, start_world
-
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
 RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
 """Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
 SHOWN = (
-    *("eval_nll_after", "eval_nll_best", "eval_nll_before", "eval_accuracy", "eval_exact_match", "calibration"),
-    *("mu_effective", "ntp_tokens", "mixup_tokens", "confidence_std", "confounds"),
+    "eval_nll_after",
+    "eval_nll_best",
+    "eval_nll_before",
+    "eval_accuracy",
+    "eval_exact_match",
+    "calibration",
+    "mu_effective",
+    "ntp_tokens",
+    "mixup_tokens",
+    "confidence_std",
+    "confounds",
     "stages.train.wall_seconds",
 )
 """Figures and groups of figures that are shown unless `metrics` names others; missing ones are left out."""
@@ -64,16 +70,19 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     from sftmix.pipeline.start import check_run, holding
 
     comparison.validate()
-    cells, out = comparison.cells, Path(comparison.out or "")
-    foreign = [] if (out / TABLE).exists() else sorted({p.name for p in out.glob("*")} - {".lock", "STATUS.json"})
-    if foreign:
-        raise ConfigError(f"{out} holds {foreign[0]}, which no table wrote; choose another --out")
+    if not comparison.out:
+        raise ConfigError("out is missing: name the directory of the table, --out runs/NAME")
+    cells, out = comparison.cells, Path(comparison.out)
+    foreign = {file.name for file in out.glob("*")} - {".lock", "STATUS.json"}
+    if foreign and not (out / TABLE).exists():
+        raise ConfigError(f"{out} holds {min(foreign)}, which no table wrote; choose another --out")
     with holding(out):  # what is certain of any run without a model is refused before torch is imported
         for cell in cells:
             with _named(cell):
-                check_run(cell.config(), "train")
+                check_run(from_plain(cell.plain), "train")
+    from sftmix.common.world import start_world
 
-    summaries, say_rows = dict[str, Any](), cache(print)  # equal rows are told once
+    summaries, say_rows = {}, cache(print)  # equal rows are told once
     timeout = max(config.training.timeout for config in comparison.variants.values())
     with start_world(timeout) as world, RunDirectory(out, world) as directory:
         plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
@@ -92,29 +101,37 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         return table
 
 
-def _summary_of(cell: Cell, cells: list[Cell], world: World, say_rows: Callable[[str], object]) -> dict[str, Any]:
+def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dict[str, Any]:
     """Run a cell and return its summary, an empty one if its target diverged: that is a result, too.
 
     Nothing can be made from a reference that diverges, and other cells share it: the table ends.
+
+    world     the ranks
+    say_rows  prints the report on the rows of a run
     """
     from sftmix.pipeline.recipe import run
 
-    tell = print if world.is_main else lambda *_, **options: None
-    tell(f"\n{cell.variant}, seed {cell.seed} ({cells.index(cell) + 1} of {len(cells)})", flush=True)
-    if world.share(world.is_main and has_diverged(cell.path)):
-        tell(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", flush=True)
+    name = f"{cell.variant}, seed {cell.seed}"
+    say(f"\n{name} ({cells.index(cell) + 1} of {len(cells)})", sys.stdout)
+    if world.from_main(lambda: has_diverged(cell.path)):
+        say(f"diverged before, and is not tried again; delete {cell.path / DIVERGED} to have that", sys.stdout)
         return {}
     try:
-        pool = [other.path for other in cells]
-        return run(cell.config(), world=world, pool=pool, say_rows=say_rows, validated=True)
+        return run(
+            from_plain(cell.plain),  # with components of its own: no cell sees the state of another
+            world=world,
+            pool=[other.path for other in cells],
+            say_rows=say_rows,
+            validated=True,
+        )
     except LossLeapError:  # the loss is still a number, and a person is to look
         raise
     except NonFiniteError as error:
-        message = {"message": str(error)}
-        if not world.share(world.is_main and read_json(cell.path / "STATUS.json")["stage"] == "train"):
+        if world.from_main(lambda: read_json(cell.path / "STATUS.json")["stage"]) != "train":
             raise
+        message = {"message": str(error)}
         world.on_main(lambda: write_json(cell.path / DIVERGED, message))
-        tell(f"diverged; the table goes on. variant {cell.variant}, seed {cell.seed}: {error}", flush=True)
+        say(f"diverged; the table goes on. variant {name}: {error}", sys.stdout)
         return {}
 
 
@@ -131,7 +148,7 @@ def _named(cell: Cell) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- the value
 
 
-def build_table(comparison: Comparison, summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of the finished cells; `complete` is True if these are all.
 
     summaries  name of a cell -> what its run returned; empty if its target diverged
@@ -143,7 +160,7 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Mapping[str, Any
 
     metric, complete, variants = comparison.options.metric, len(summaries) == len(comparison.cells), {}
     for variant in comparison.variants:
-        runs, figures = list[dict[str, Any]](), {}
+        runs, figures = list[Any](), {}
         for cell in comparison.cells:
             if cell.variant == variant and cell.name in summaries:
                 numbers = flatten(summaries[cell.name])
@@ -153,13 +170,15 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Mapping[str, Any
             values = column.dropna()
             mean, sd = mean_sd(values)
             figures[name] = {"seeds": len(values), "mean": mean, "sd": sd}
-        no_value = [run["seed"] for run in runs if metric not in run["metrics"]]
-        options = comparison.options_of(variant)
-        variants[variant] = {"options": options, "metrics": figures, "no_value": no_value, "runs": runs}
+        variants[variant] = {
+            "options": comparison.options_of(variant),
+            "metrics": figures,
+            "no_value": [run["seed"] for run in runs if metric not in run["metrics"]],
+            "runs": runs,
+        }
     contrasts = [_contrast(comparison, variants, pair) for pair in comparison.contrasts if complete]
-    # Count all planned contrasts: one that could not be measured makes the others no more significant.
-    adjusted = holm([1.0 if c["p"] is None else c["p"] for c in contrasts])
-    for contrast, p_holm in zip(contrasts, adjusted, strict=True):
+    # Holm counts all planned contrasts: one that could not be measured makes the others no more significant.
+    for contrast, p_holm in zip(contrasts, holm([each["p"] for each in contrasts]), strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
         contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"
         if (seeds := len(contrast["seeds"])) < MIN_SEEDS:
@@ -179,15 +198,15 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Mapping[str, Any
     }
 
 
-def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[str, str]) -> dict[str, Any]:
+def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[str, ...]) -> dict[str, Any]:
     """Return the figures of a contrast; None for what too few seeds do not give."""
     import pandas as pd
 
-    metric, by_seed, changed, files = comparison.options.metric, {}, list[str](), []
+    metric, by_seed, changed, files = comparison.options.metric, {}, set(), []
     for ours, theirs in zip(*(variants[name]["runs"] for name in pair), strict=True):
-        trained = [Path(comparison.out or "") / run["run"] / "train" for run in (ours, theirs)]
+        trained = [Path(comparison.out) / run["run"] / "train" for run in (ours, theirs)]
         of_ours, of_theirs = (read_json(stage / "inputs.json") for stage in trained)
-        changed += [line.partition(": ")[0] for line in differences(of_ours, of_theirs)]
+        changed |= {line.partition(": ")[0] for line in differences(of_ours, of_theirs)}
         if metric in ours["metrics"] and metric in theirs["metrics"]:
             by_seed[ours["seed"]] = ours["metrics"][metric] - theirs["metrics"][metric]
             files += [stage / "eval.parquet" for stage in trained]
@@ -196,7 +215,7 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[s
     bounds, over = interval(values) if values else None, ["seeds"] * (len(values) > 1)
     if values and metric in RATIOS and all(file.exists() for file in files):
         columns = [RATIOS[metric], "n_tokens"]
-        frames = [pd.read_parquet(file).set_index("id").reindex(columns=columns) for file in files]
+        frames = (pd.read_parquet(file).set_index("id").reindex(columns=columns) for file in files)
         table = pd.concat(frames, axis=1).sort_index()
         if not table.isna().any(axis=None):  # all have the same held-out rows, and files with these columns
             sums = np.ascontiguousarray(table.to_numpy(np.float64).T)
@@ -206,7 +225,7 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[s
         "ours": pair[0],
         "theirs": pair[1],
         "seeds": list(by_seed),
-        "inputs_that_differ": sorted(set(changed)),
+        "inputs_that_differ": sorted(changed),
         "differences": values,
         "mean": mean,
         "sd": sd,
@@ -256,14 +275,13 @@ def markdown(table: Mapping[str, Any]) -> str:
             )
         parts += [markdown_table(rows), NOTES]
     for name, variant in variants.items():
-        if variant["no_value"]:
-            seeds_without = ", ".join(map(str, variant["no_value"]))
+        if seeds_without := ", ".join(map(str, variant["no_value"])):
             parts.append(
                 f"**{name}: no finite {metric} at seeds {seeds_without}. Such runs (diverged, or not measured) are in "
                 "no mean and no contrast, which flatters a variant that diverges.**"
             )
     parts.append(f"## Figures\n\nMean ± standard deviation over seeds. {metric}: {unit_of(metric) or 'no unit'}.")
-    known = list(dict.fromkeys(name for variant in variants.values() for name in variant["metrics"]))
+    known = dict.fromkeys(name for variant in variants.values() for name in variant["metrics"])
     names = [metric]
     for group in SHOWN if table["options"]["metrics"] is None else table["options"]["metrics"]:
         names += [name for name in known if f"{name}.".startswith(f"{group}.")]

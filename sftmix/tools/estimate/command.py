@@ -42,11 +42,11 @@ def main(argv: Sequence[str]) -> None:
     from sftmix.pipeline.start import check_names_given
 
     check_names_given(config)
-    from sftmix.tools.estimate.run import estimate, make_machine
+    from sftmix.tools.estimate.run import Machine, estimate
 
     options = vars(values)
     as_json = options.pop("json")
-    needs = estimate(config, make_machine(**options))
+    needs = estimate(config, Machine(**options))
     print(json.dumps(needs, indent=1) if as_json else described(needs))
 
 

@@ -1,7 +1,7 @@
 """The needs of a run before anything of it is started: memory of each device, hours of each stage and of the whole.
 
-    from sftmix.tools.estimate.run import estimate, make_machine
-    estimate(config, machine)["device_hours"]  # `make_machine` makes one of the command line's options
+    from sftmix.tools.estimate.run import Machine, estimate
+    estimate(config, machine)["device_hours"]  # a Machine has the options of the command line
 
 The rows are read and tokenised, and the run will find them in the cache. Of the models only the configs are read.
 
@@ -13,14 +13,11 @@ storage, under torch's `MemTracker`; the other ranks are of the fake process gro
 may be in 4 bits, and the optimizer's state and temporaries are reckoned.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -39,17 +36,17 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.functional import fused
 from sftmix.model.adapters import add_adapters
-from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
+from sftmix.model.layers import decoder_layers, recompute_activations
 from sftmix.model.meta import empty_model
 from sftmix.options import LoraOptions
 from sftmix.pipeline.rows import read_rows
-from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, layout_of, make_machine, plan
+from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, plan
 from sftmix.training.log import PeakMemory
 from sftmix.training.module import TrainingModule, autocast, gradient_sync
 from sftmix.training.parallel import wrap
 from sftmix.types import Batch, Float64
 
-__all__ = ["Machine", "estimate", "make_machine"]
+__all__ = ["Machine", "estimate"]
 
 CPU = torch.device("cpu")
 
@@ -58,6 +55,86 @@ BLOCK_CELLS = 2**22
 
 QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes per number of a 4-bit layer: 4 bits, an 8-bit scale per 64 numbers, a float32 scale per 256 of those scales."""
+
+
+# ------------------------------------------------------------------------------------------- models and FLOPs
+
+
+class Count:
+    """How many numbers some parameters have: all of them, and those that are trained."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.all = self.trained = 0
+        for parameter in parameters:
+            self.all += parameter.numel()
+            self.trained += parameter.numel() * parameter.requires_grad
+
+
+class FakeModel:
+    """A causal language model without weights, of which only the config is read.
+
+    numbers        all numbers; those of a tied weight count once
+    layers         numbers of the decoder layers
+    outside        numbers of embeddings, last norm and head
+    per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
+    stored_bytes   bytes of the weights: float32, or 4 bits for a quantised base
+    head           the weight of the LM head, [V, D]
+    in_4_bits      the layers whose weights bitsandbytes stores so
+    attention_width  numbers of all heads of a layer; 0 for a model without attention
+    """
+
+    def __init__(self, path: str, attention: str | None, lora: LoraOptions) -> None:
+        """Arguments as model.path, model.attention and model.lora; ConfigError for a model that cannot be built."""
+        known = attention if attention in (None, "eager") else "sdpa"
+        try:
+            self.model = model = empty_model(path, attention=known)
+        except (ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise ConfigError(f"model.path: cannot build the model of {path}: {error}") from error
+        if lora.r:
+            add_adapters(model, lora, seed=0)
+        elif lora.quantize:  # nothing is trained, and all of it is in 4 bits
+            model.requires_grad_(False)
+        decoder, config = model.get_decoder(), model.config.get_text_config()
+        self.head = model.get_output_embeddings().weight
+        self.numbers, self.in_4_bits = Count(model.parameters()), []
+        self.stored_bytes: float = FLOAT * self.numbers.all
+        for layer in model.modules() if lora.quantize else ():
+            # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
+            if isinstance(layer, nn.Linear) and not layer.weight.requires_grad and layer.weight is not self.head:
+                self.in_4_bits.append(layer)
+                self.stored_bytes += (QUANTIZED_BYTES - FLOAT) * layer.weight.numel()
+                layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
+        layers = decoder_layers(model)
+        inside = {p for layer in layers for p in layer.parameters()}
+        self.n_layers, self.layers = len(layers), Count(inside)
+        used = {*decoder.parameters(), *model.get_output_embeddings().parameters()}  # no vision tower
+        self.outside = Count(used - inside)
+        looked_up = {one.weight for one in decoder.modules() if isinstance(one, nn.Embedding)}
+        self.per_token = Count(p for p in decoder.parameters() if p.dim() > 1 and p not in looked_up)
+        heads = getattr(config, "num_attention_heads", 0)
+        self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def forward_flops(model: FakeModel, amount: Float64) -> tuple[float, float, float]:
+    """FLOPs of the backbone's matrices, of attention, and of the head; the amount is that of `amount_of`.
+
+    Attention is the product for the scores and the one with the values: 2 FLOPs each per number of a head and pair of
+    positions, of which the causal mask leaves half.
+    """
+    tokens, targets, squares = amount.tolist()
+    attention = 2.0 * model.attention_width * model.n_layers * squares
+    return 2.0 * model.per_token.all * tokens, attention, 2.0 * model.head.numel() * targets
+
+
+def training_flops(model: FakeModel, amount: Float64, *, recompute: bool) -> float:
+    """Forward and backward; recompute (activation checkpointing): the forward of the backbone counts twice."""
+    matrices, attention, head = forward_flops(model, amount)
+    inputs = matrices + 2 * attention + head
+    weights = 2.0 * model.per_token.trained * amount[0] + head * model.head.requires_grad
+    return (matrices + attention) * (1 + recompute) + head + inputs + weights
+
+
+# ------------------------------------------------------------------------------------------------------ stages
 
 
 def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
@@ -70,7 +147,7 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     stages = {work.name: _stage(work, config, machine, process) for work in plan(config, rows, machine)}
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
     return {
-        "machine": asdict(machine),
+        "machine": vars(machine),
         "examples": len(rows.data.train),
         "tokens": int(rows.data.train.lengths.sum()),
         "stages": stages,
@@ -85,15 +162,15 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     Computation and communication overlap: FSDP gathers a layer while the layer before it computes, DDP sends gradients
     during the backward. So the longer one counts; where they do not overlap well, the true time is up to twice as long.
     """
-    options, layout = work.options, layout_of(work.options, machine)
+    layout = Layout(work.options, machine)
     model = FakeModel(work.model_path, config.model.attention, work.lora)
     if layout.shards > 1 and work.largest:
-        refuse_sharded(config.optimizer, work.lora, f"training.parallel {options.parallel} (here sharded)")
-    trains_it = work.name == "train" and Need.BATCH_NLL not in config.objective.needs
-    objective = config.objective if trains_it else NTP()
+        refuse_sharded(config.optimizer, work.lora, f"training.parallel {work.options.parallel} (here sharded)")
+    mixes = work.name == "train" and Need.BATCH_NLL not in config.objective.needs
+    objective = config.objective if mixes else NTP()
     memory = {"process": process, **memory_of(work, model, objective, config.optimizer, layout, machine)}
     memory["peak"] = sum(memory.values())
-    training = training_flops(model, work.trained, recompute=options.activation_checkpointing)
+    training = training_flops(model, work.trained, recompute=work.options.activation_checkpointing)
     scoring = sum(forward_flops(model, work.read))
     weights, gradients = traffic(work, model, layout)
     computing = communicating = hours = None
@@ -136,88 +213,8 @@ def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]
     copies, ring = layout.copies, (layout.shards - 1) / layout.shards
     weights = 2 * model.layers.all * work.passes + model.outside.all * work.micro_batches
     twice = layout.shards > 1 and work.passes > work.micro_batches > 1
-    gradients = model.outside.trained + model.layers.trained * (2 if twice else 1)
+    gradients = model.outside.trained + model.layers.trained * (1 + twice)
     return layout.size * ring * weights, FLOAT * (ring + 2 * (copies - 1) / copies / layout.shards) * gradients
-
-
-# ------------------------------------------------------------------------------------------- models and FLOPs
-
-
-class Count(NamedTuple):
-    """How many numbers some parameters have: all of them, and those that are trained."""
-
-    all: float
-    trained: float
-
-
-def count(parameters: Iterable[nn.Parameter]) -> Count:
-    sizes = [(p.numel(), p.requires_grad) for p in parameters]
-    return Count(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
-
-
-class FakeModel:
-    """A causal language model without weights, of which only the config is read.
-
-    numbers        all numbers; those of a tied weight count once
-    layers         numbers of the decoder layers
-    outside        numbers of embeddings, last norm and head
-    per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
-    stored_bytes   bytes of the weights: float32, or 4 bits for a quantised base
-    head           the weight of the LM head, [V, D]
-    in_4_bits      the layers whose weights bitsandbytes stores so
-    attention_width  numbers of all heads of a layer; 0 for a model without attention
-    """
-
-    def __init__(self, path: str | Path, attention: str | None, lora: LoraOptions) -> None:
-        """Arguments as model.path, model.attention and model.lora; ConfigError for a model that cannot be built."""
-        known = attention if attention in (None, "eager") else "sdpa"
-        try:
-            self.model = model = empty_model(path, attention=known)
-        except (ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise ConfigError(f"model.path: cannot build the model of {path}: {error}") from error
-        if lora.r:
-            add_adapters(model, lora, seed=0)
-        elif lora.quantize:  # nothing is trained, and all of it is in 4 bits
-            model.requires_grad_(False)
-        decoder, config = model.get_decoder(), model.config.get_text_config()
-        self.head = model.get_output_embeddings().weight
-        # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
-        linear = [one for one in model.modules() if isinstance(one, nn.Linear) and not one.weight.requires_grad]
-        self.in_4_bits = [one for one in linear if lora.quantize and one.weight is not self.head]
-        for layer in self.in_4_bits:  # its output has the dtype of its input
-            layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
-
-        self.numbers = count(model.parameters())
-        in_4_bits = sum(layer.weight.numel() for layer in self.in_4_bits)
-        self.stored_bytes = FLOAT * (self.numbers.all - in_4_bits) + QUANTIZED_BYTES * in_4_bits
-        layers = decoder_layers(model)
-        inside = {p for layer in layers for p in layer.parameters()}
-        unused = {p for module in unused_modules(model).values() for p in module.parameters()}
-        self.n_layers, self.layers = len(layers), count(inside)
-        self.outside = count(set(model.parameters()) - inside - unused)
-        looked_up = {one.weight for one in decoder.modules() if isinstance(one, nn.Embedding)}
-        self.per_token = count(p for p in decoder.parameters() if p.dim() > 1 and p not in looked_up)
-        heads = getattr(config, "num_attention_heads", 0)
-        self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-
-
-def forward_flops(model: FakeModel, amount: Float64) -> tuple[float, float, float]:
-    """FLOPs of the backbone's matrices, of attention, and of the head; the amount is that of `amount_of`.
-
-    Attention is the product for the scores and the one with the values: 2 FLOPs each per number of a head and pair of
-    positions, of which the causal mask leaves half.
-    """
-    tokens, targets, squares = amount.tolist()
-    attention = 2.0 * model.attention_width * model.n_layers * squares
-    return 2.0 * model.per_token.all * tokens, attention, 2.0 * model.head.numel() * targets
-
-
-def training_flops(model: FakeModel, amount: Float64, *, recompute: bool) -> float:
-    """Forward and backward; recompute (activation checkpointing): the forward of the backbone counts twice."""
-    matrices, attention, head = forward_flops(model, amount)
-    inputs = matrices + 2 * attention + head
-    weights = 2.0 * model.per_token.trained * float(amount[0]) + head * model.head.requires_grad
-    return (matrices + attention) * (2 if recompute else 1) + head + inputs + weights
 
 
 # ----------------------------------------------------------------------------------------------------- memory
@@ -282,8 +279,8 @@ def _held_in_a_step(
     world = World(size=machine.count)
     with _ranks(world), mock.patch.object(fused, "CPU_BLOCK_CELLS", cells):
         if shards > 1:
-            kind = "fsdp" if layout.copies == 1 else "hsdp"
-            wrap(module, parallel=kind, precision=precision, world=world, shard_group_size=shards)
+            parallel = "fsdp" if layout.copies == 1 else "hsdp"
+            wrap(module, parallel=parallel, precision=precision, world=world, shard_group_size=shards)
         with FakeTensorMode(allow_non_fake_inputs=True):
             module.to_empty(device=CPU)
             if shards == 1:

@@ -1,7 +1,6 @@
 """The devices of a run, and its stages with the rows that each reads and trains on, by the run's own order."""
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,9 +30,8 @@ FLOAT, HALF = 4, 2
 """Bytes of a float32 and of a bf16 number."""
 
 
-@dataclass(frozen=True, slots=True)
 class Machine:
-    """`count` devices of one kind.
+    """`count` devices of one kind, as the options of the command line describe them.
 
     flops      peak of one device, FLOP/s; None: unknown, and so are the hours
     memory     bytes of one device; None: unknown
@@ -42,44 +40,43 @@ class Machine:
     bandwidth  of one device to the others in one direction, bytes/s; None: unknown, communication takes no time
     """
 
-    name: str
-    count: int
-    flops: float | None
-    memory: float | None
-    mfu: float
-    per_node: int
-    bandwidth: float | None
+    def __init__(
+        self,
+        gpu: str,
+        gpus: int | None,
+        *,
+        mfu: float,
+        tflops: float | None,
+        gpus_per_node: int,
+        bandwidth: float | None,
+    ) -> None:
+        """Raise ConfigError where one of the options is not allowed.
+
+        gpu        a name of the table, or cpu
+        gpus       None: as many as a node has, or one CPU
+        tflops     peak of one device, TFLOP/s; None: that of the table
+        bandwidth  GB/s in one direction; None: that of the table, which holds within a node
+        """
+        peak, gigabytes, link = GPUS.get(gpu, (None, None, None))
+        if peak is None and gpu != "cpu":
+            raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
+        if gpus is None:
+            gpus = 1 if gpu == "cpu" else gpus_per_node
+        numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
+        for option, number in numbers.items():
+            if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
+                raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
+        tflops, bandwidth = tflops or peak, bandwidth or (link if gpus <= gpus_per_node else None)
+        self.name, self.count = gpu, gpus
+        self.flops, self.memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
+        self.mfu, self.per_node, self.bandwidth = mfu, gpus_per_node, bandwidth and bandwidth * 1e9
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu" if self.name == "cpu" else "cuda")
 
 
-def make_machine(
-    gpu: str, gpus: int | None, *, mfu: float, tflops: float | None, gpus_per_node: int, bandwidth: float | None
-) -> Machine:
-    """The machine that the options of the command line describe; ConfigError where one of them is not allowed.
-
-    gpu        a name of the table, or cpu
-    gpus       None: as many as a node has, or one CPU
-    tflops     peak of one device, TFLOP/s; None: that of the table
-    bandwidth  GB/s in one direction; None: that of the table, which holds within a node
-    """
-    peak, gigabytes, link = GPUS.get(gpu, (None, None, None))
-    if peak is None and gpu != "cpu":
-        raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
-    if gpus is None:
-        gpus = 1 if gpu == "cpu" else gpus_per_node
-    numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
-    for option, number in numbers.items():
-        if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
-            raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
-    tflops, bandwidth = tflops or peak, bandwidth or (link if gpus <= gpus_per_node else None)
-    flops, memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
-    return Machine(gpu, gpus, flops, memory, mfu, gpus_per_node, bandwidth and bandwidth * 1e9)
-
-
-class Layout(NamedTuple):
+class Layout:
     """How the ranks of a stage share its weights, and in which numbers they compute.
 
     shards   number of parts of the weights, each on another rank; 1: each rank holds all
@@ -87,19 +84,17 @@ class Layout(NamedTuple):
     size     bytes of a number in a matrix product
     """
 
-    shards: int
-    copies: int
-    size: int
-
-
-def layout_of(options: TrainingOptions, machine: Machine) -> Layout:
-    """ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-    count = machine.count
-    world = World(size=count, device=machine.device, local_size=min(count, machine.per_node))
-    parallel = resolve_parallel(options.parallel, world)
-    shards = shard_group(options.shard_group_size, world) if parallel == "hsdp" else count if parallel == "fsdp" else 1
-    fp32 = options.precision == "fp32" or (options.precision == "auto" and machine.name == "cpu")
-    return Layout(shards, count // shards, FLOAT if fp32 else HALF)
+    def __init__(self, options: TrainingOptions, machine: Machine) -> None:
+        """Raise ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
+        count = machine.count
+        world = World(size=count, device=machine.device, local_size=min(count, machine.per_node))
+        parallel = resolve_parallel(options.parallel, world)
+        self.shards = count if parallel == "fsdp" else 1
+        if parallel == "hsdp":
+            self.shards = shard_group(options.shard_group_size, world)
+        self.copies = count // self.shards
+        fp32 = options.precision == "fp32" or (options.precision == "auto" and machine.name == "cpu")
+        self.size = FLOAT if fp32 else HALF
 
 
 # ------------------------------------------------------------------------------------------- stages
@@ -110,8 +105,8 @@ SAMPLED_STEPS = 100
 
 def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64:
     """f64[3]: all tokens, response tokens among them, and the sum of the squared lengths."""
-    lengths = data.lengths[rows].astype(np.float64)
-    return np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()])
+    lengths = data.lengths[rows]
+    return np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()], float)
 
 
 class Work(NamedTuple):
@@ -146,17 +141,17 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     path, lora, n, pairing = config.model.path, config.model.lora, len(data), config.resolved_pairing()
     stages = []
     if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & reference.needs:
-        model = reference.model or ReferenceModel(path=[*getattr(reference, "paths", ()), ""][0])
+        model = reference.model or ReferenceModel(path=getattr(reference, "paths", [""])[0])
         model_path, _, own = rows_of_reference(config, rows, model, World())
         training = inherit(options, reference.training)
         order = TrainingOrder(len(own), lambda epoch: None, options=training, seed=0)
         checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(training.epochs) or 1)
         steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
-        read = len(steps) * amount_of(own)
-        work = Work("reference", model_path, reference_lora(config.model, model), training, read)
+        adapters = reference_lora(config.model, model)
+        work = Work("reference", model_path, adapters, training, len(steps) * amount_of(own))
         last = max(steps, default=order.total_steps)  # where the training of the reference stops
         if last and Need.TRAINING in reference.needs:
-            work = _trained(work, config.model.attention, own, order, machine, last)
+            work = _trained(work, config, own, order, machine, last)
         stages.append(work)
 
     def pairs(epoch: int) -> Rows | None:
@@ -166,11 +161,12 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     order = TrainingOrder(n, pairs, options=options, seed=config.seed)
     base = read = amount_of(data, sample_rows(data.ids))
     if held_out is not None:
-        chosen = [one.every for one in config.callbacks if isinstance(one, Evaluate)]
-        evaluations = 1 + sum(len(order.ends) if n is None else order.total_steps // n for n in chosen)
+        evaluations = 1
+        for one in config.callbacks:
+            if isinstance(one, Evaluate):
+                evaluations += order.total_steps // one.every if one.every else len(order.ends)
         base, read = base + amount_of(held_out), read + evaluations * amount_of(held_out)
-    work = Work("train", path, lora, options, read)
-    train = _trained(work, config.model.attention, data, order, machine, order.total_steps)
+    train = _trained(Work("train", path, lora, options, read), config, data, order, machine, order.total_steps)
     before = train.trained * (Need.BATCH_NLL in config.objective.needs)  # each batch is read before it is trained on
     stages.append(train._replace(read=read + before))
     if config.with_baseline:
@@ -179,13 +175,13 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
 
 
 def _trained(
-    work: Work, attention: str | None, data: EncodedDataset, order: TrainingOrder, machine: Machine, steps: int
+    work: Work, config: RunConfig, data: EncodedDataset, order: TrainingOrder, machine: Machine, steps: int
 ) -> Work:
     """The work with a training that stops after so many steps of the order; some of them are dealt as in a run."""
     options, device = work.options, machine.device
     one_row = options.padding_free  # auto: unless the model turns out to mix the examples of a row
     if one_row == "auto":
-        one_row = options.length_groups is None and is_skipping(attention, device)
+        one_row = options.length_groups is None and is_skipping(config.model.attention, device)
     most, counts = 0.0, []
     for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
         batch = order.batch(step)
@@ -193,7 +189,7 @@ def _trained(
         counts.append((len(dealt), sum(one.n_segments for one in dealt)))
         for one in dealt:
             for units in one.ranks:
-                lengths = [int(data.lengths[slot.row]) for unit in units for slot in unit]
+                lengths = [data.lengths[slot.row] for unit in units for slot in unit]
                 slots = token_slots(lengths, one.n_segments, padding_free=one_row)
                 if slots > most:
                     most, largest, n_segments = slots, units, min(one.n_segments, len(lengths))

@@ -9,7 +9,8 @@ import yaml
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.components.objectives import NTP
-from sftmix.tools.compare import Comparison
+from sftmix.config.read import from_plain
+from sftmix.tools.compare import Comparison, compare
 from sftmix.tools.compare.command import comparison_of, listing, table_options
 
 COMPLETE = {"model": {"path": "m"}, "data": {"train": ["a.json"], "eval_fraction": 0.1}, "out": "o", "seeds": [1, 2]}
@@ -49,11 +50,10 @@ def test_a_variant_is_its_options_over_those_of_all(table):
     assert made.contrasts == [(name, "NTP") for name in ("base", "mu", "added")]
 
 
-def test_a_cell_is_a_variant_at_a_seed_with_components_of_its_own(table):
+def test_a_cell_is_a_variant_at_a_seed(table):
     made = table(variants={"a": {}, "b": {"objective.mu": 1}})
-    configs = [cell.config() for cell in made.cells]
+    configs = [from_plain(cell.plain) for cell in made.cells]
     assert [(c.seed, c.out) for c in configs] == [(n, f"o/{v}/seed-{n}") for n in (1, 2) for v in "ab"]
-    assert configs[0].callbacks[0] is not made.cells[0].config().callbacks[0]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_cell_is_a_variant_at_a_seed_with_components_of_its_own(table):
 )
 def test_the_seeds_that_decide_rows_and_reference_are_the_same_in_all_cells(table, words, of_data, of_reference):
     for cell in table(*words.split(), variants={"a": {}}).cells:
-        config = cell.config()
+        config = from_plain(cell.plain)
         assert config.data.seed == of_data
         training = config.reference.training
         assert (training and training.seed) == of_reference
@@ -91,7 +91,7 @@ def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_l
 
 def test_the_listing_names_variants_runs_and_too_few_seeds(table):
     made = table(variants={"NTP": {"objective": "NTP"}, "b": {"training.epochs": 9}}, out=None)
-    made.validate(needs_out=False)
+    made.validate()
     first, ntp, b, warning = listing(made).splitlines()
     assert first.startswith("compare: 2 variants x 2 seeds, 0 of them done")
     assert re.search(r"NTP: training.epochs: 3.0; objective: NTP\(\)", ntp)
@@ -118,6 +118,6 @@ def test_the_listing_names_variants_runs_and_too_few_seeds(table):
 )
 def test_what_cannot_be_run_is_said_before_anything_starts(table, keys, words, expected):
     with pytest.raises(ConfigError) as error:
-        table(*words, **keys).validate()
+        compare(table(*words, **keys))
     for word in expected:
         assert word in str(error.value)

@@ -8,7 +8,7 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.config import RunConfig
 from sftmix.options import DataOptions, ModelOptions, TrainingOptions
-from sftmix.tools.estimate.work import Machine, make_machine
+from sftmix.tools.estimate.work import Machine
 from sftmix.types import Batch
 from tests.toy import toy_rows
 
@@ -18,7 +18,7 @@ TRAINING = TrainingOptions(global_batch_size=8, micro_batch_size=4, precision="f
 def machine(gpu: str = "H100", gpus: int | None = 4, **options) -> Machine:
     """A machine of the options of the command line, with its defaults."""
     defaults = {"mfu": 0.4, "tflops": None, "gpus_per_node": 8, "bandwidth": None}
-    return make_machine(gpu, gpus, **(defaults | options))
+    return Machine(gpu, gpus, **(defaults | options))
 
 
 CPU = machine("cpu", 1, mfu=0.5, tflops=0.1)

@@ -22,7 +22,7 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.estimate.run import FakeModel, _ranks, memory_of
-from sftmix.tools.estimate.work import Work, layout_of
+from sftmix.tools.estimate.work import Layout, Work
 from sftmix.training.optimizer import build_optimizer
 from sftmix.training.parallel import training_module
 from sftmix.training.step import PreparedStep, plans_of, train_step
@@ -46,7 +46,7 @@ def estimated(path: str, given: Batch | None, *, gpu: str = "H100", count: int =
     objective, several = changes.pop("objective", NTP()), changes.pop("micro_batches", 1)
     options, gpus = TrainingOptions(**{"precision": "bf16"} | changes), machine(gpu, count)
     work = Work("train", path, lora, options, np.zeros(3), largest=given, micro_batches=several)
-    return memory_of(work, FakeModel(path, None, lora), objective, optimizer, layout_of(options, gpus), gpus)
+    return memory_of(work, FakeModel(path, None, lora), objective, optimizer, Layout(options, gpus), gpus)
 
 
 def peak(*args: Any, **changes: Any) -> int:

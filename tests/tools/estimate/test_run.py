@@ -32,7 +32,7 @@ from sftmix.tools.estimate.run import (
     traffic,
     training_flops,
 )
-from sftmix.tools.estimate.work import Work, layout_of
+from sftmix.tools.estimate.work import Layout, Work
 from sftmix.training.module import TrainingModule, gradient_sync
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import scoring_plan
@@ -134,7 +134,7 @@ def path(tmp_path_factory) -> str:
 
 def test_numbers_are_those_of_the_real_model(path, tmp_path):
     real, fake = load_model(path), FakeModel(path, None, NO_LORA)
-    assert fake.numbers == (sum(p.numel() for p in real.parameters()),) * 2
+    assert fake.numbers.all == fake.numbers.trained == sum(p.numel() for p in real.parameters())
     assert fake.head.shape == real.get_output_embeddings().weight.shape
     assert fake.per_token.all == sum(p.numel() for x in real.model.layers for p in x.parameters() if p.dim() == 2)
     adapted = FakeModel(path, None, LoraOptions(r=4, target_modules=["q_proj"]))
@@ -180,7 +180,7 @@ def test_flops_are_those_that_torch_counts(path):
 def test_hsdp_shares_within_a_node():
     def shards(count: int, group: int | None = None, per_node: int = 8) -> int:
         options = TrainingOptions(parallel="hsdp", shard_group_size=group)
-        return layout_of(options, machine(gpus=count, gpus_per_node=per_node)).shards
+        return Layout(options, machine(gpus=count, gpus_per_node=per_node)).shards
 
     assert (shards(16), shards(4), shards(16, 2), shards(16, per_node=4)) == (8, 4, 2, 4)
     with pytest.raises(ConfigError, match="shard_group_size is 8, which does not divide the 12 ranks"):
@@ -233,7 +233,7 @@ def sent(path: str, way: Way) -> tuple[float, float]:
     options = TrainingOptions(parallel=way.parallel, precision=way.precision, shard_group_size=2)
     passes = way.micro_batches * way.segments
     work = Work("train", path, way.lora, options, np.zeros(3), micro_batches=way.micro_batches, passes=passes)
-    return traffic(work, FakeModel(path, None, way.lora), layout_of(options, machine(gpus=way.ranks)))
+    return traffic(work, FakeModel(path, None, way.lora), Layout(options, machine(gpus=way.ranks)))
 
 
 @pytest.mark.parametrize("way", WAYS)
