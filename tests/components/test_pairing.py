@@ -22,7 +22,7 @@ from sftmix.components import (
     SameGroupPairs,
 )
 from sftmix.components.contracts import check_pairs
-from sftmix.pipeline.target import pairs_by
+from sftmix.pipeline.recipe import pairs_by
 from sftmix.testing import score_tables
 from sftmix.testing.checks import permuted
 from sftmix.types import Split

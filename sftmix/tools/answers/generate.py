@@ -14,8 +14,7 @@ from sftmix.common.files import append_batch, read_batches, read_json, sha256_js
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
-from sftmix.pipeline.directory import differences
-from sftmix.pipeline.finished import FinishedModel, finished_models
+from sftmix.pipeline.directory import FinishedModel, differences, finished_models
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
 
 ABOUT = """Let finished models answer a file of prompts; the same command continues where it was interrupted.

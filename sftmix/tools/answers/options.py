@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from sftmix.common.errors import ConfigError
-from sftmix.pipeline.finished import DTYPES
+from sftmix.pipeline.directory import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.figures import markdown_table
 from sftmix.common.files import read_json, sha256_file, sha256_json, write_json, write_text
 from sftmix.model.paths import named
-from sftmix.pipeline.finished import DTYPES, FinishedModel, finished_models, is_run
+from sftmix.pipeline.directory import DTYPES, FinishedModel, finished_models, is_run
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert
 
 MODELS = ["base", "baseline", "target"]

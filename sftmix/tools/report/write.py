@@ -19,7 +19,7 @@ from sftmix.common.figures import short
 from sftmix.common.files import read_json, write_text
 from sftmix.common.steps import read_steps
 from sftmix.components.base import Need
-from sftmix.pipeline.target import pairs_by
+from sftmix.pipeline.recipe import pairs_by
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run, read_summary

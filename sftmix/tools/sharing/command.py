@@ -12,7 +12,7 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.config import RunConfig
-from sftmix.pipeline.finished import DTYPES
+from sftmix.pipeline.directory import DTYPES
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
@@ -68,8 +68,7 @@ def main(args: argparse.Namespace) -> None:
         )
     from sftmix.common.checkpoints import BEST, CHECKPOINTS, steps_in
     from sftmix.common.steps import read_steps
-    from sftmix.pipeline.directory import check_finished, is_finished, origin
-    from sftmix.pipeline.finished import finished_models, refuse_no_run
+    from sftmix.pipeline.directory import check_finished, finished_models, is_finished, origin, refuse_no_run
     from sftmix.pipeline.start import export_run
 
     run, step = Path(args.run), args.step

@@ -7,7 +7,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.figures import flatten
 from sftmix.common.files import read_json
 from sftmix.components.base import missing_package
-from sftmix.pipeline.finished import refuse_no_run
+from sftmix.pipeline.directory import refuse_no_run
 from sftmix.tools.trackers import TRACKERS
 
 ABOUT = """Send the metrics of a run to a tracker: every step that the tracker lacks, each once, then the summary.
