@@ -1,4 +1,4 @@
-"""What a stage of a run is, and RunContext, which makes one or reads it back: configuration, ranks, directory, rows."""
+"""RunContext, which makes the stages of a run or reads them back: configuration, ranks, directory, rows."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sftmix.common.files import sha256_file
 from sftmix.common.world import World
 from sftmix.config import RunConfig
+from sftmix.data import Encoder
+from sftmix.model.load import refuse_quantized
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.identity import STAGE_INPUTS, Known
+from sftmix.pipeline.loaded import load_for_run, scorer
 from sftmix.pipeline.rows import RunRows
+from sftmix.pipeline.start import STAGE_INPUTS, Known
 from sftmix.training.log import PeakMemory, StopAtOnce
-from sftmix.training.loop import Stage as TrainingStage
-from sftmix.training.loop import StageResult, train
+from sftmix.training.loop import Stage, StageResult, train
 
 
 class Made(NamedTuple):
@@ -22,18 +25,6 @@ class Made(NamedTuple):
     files: Sequence[str]
     figures: Mapping[str, Any] = {}
     line: str = ""
-
-
-class Stage(NamedTuple):
-    """A stage of a run. All ranks call each of its functions; `STAGE_INPUTS` has its inputs by its name.
-
-    make  makes its files
-    read  returns what the files hold; a finished stage is read back if all its inputs are equal
-    """
-
-    name: str
-    make: Callable[[], Made]
-    read: Callable[[], Any] = lambda: None
 
 
 @dataclass
@@ -63,25 +54,60 @@ class RunContext:
         if self.world.is_main:
             print(text, flush=True)
 
-    def enter(self, stage: Stage) -> Any:
-        """Make a stage unless it is done, and return what its files hold.
+    def enter(self, stage: str, make: Callable[[], Made], read: Callable[[], Any] = lambda: None) -> Any:
+        """Make a stage unless it is done, and return what its files hold; all ranks call both functions.
 
+        make  makes its files
+        read  returns what they hold; a finished stage is read back if all its inputs (`STAGE_INPUTS`) are equal
         Raises the errors of `RunDirectory.begin` before anything is written, Stopped if a signal came before.
         """
         self.stop.check(self.world)
-        inputs = STAGE_INPUTS[stage.name](Known(self.config, self.world, self.rows, self.path))
+        inputs = STAGE_INPUTS[stage](Known(self.config, self.world, self.rows, self.path))
         memory, began = PeakMemory(self.world.device), time.time()
-        if self.directory.begin(stage.name, inputs, self.config.yaml()):
-            return stage.read()
-        made = stage.make()
-        value = stage.read()  # before the stage is done: what cannot be read must not count as done
+        if self.directory.begin(stage, inputs, self.config.yaml()):
+            return read()
+        made = make()
+        value = read()  # before the stage is done: what cannot be read must not count as done
         seconds = time.time() - began
         figures = {"wall_seconds": seconds, **made.figures, "peak_memory_bytes": self.world.max(memory.bytes())}
-        self.directory.finish(stage.name, made.files, figures)
+        self.directory.finish(stage, made.files, figures)
         if made.line:
             self.say(f"{made.line} ({seconds:.0f} s)")
         return value
 
-    def train(self, stage: TrainingStage) -> StageResult:
+    def training_stage(
+        self, name: str, config: RunConfig, encoder: Encoder, *, token_nll: bool = False, **more: Any
+    ) -> Stage:
+        """Return a training stage of this run, with its model loaded and checked.
+
+        config  that of the stage: its model, training options, objective, callbacks and seed
+        more    other fields of `sftmix.training.loop.Stage`
+        """
+        refuse_quantized(config.model.path)
+        model, values = load_for_run(config, self.world, encoder)
+        if config.model.lora.r:
+            trained = model.num_parameters(only_trainable=True)  # a tied weight counts once
+            frozen = model.num_parameters() - trained
+            self.say(f"{name}: adapters with {trained:,} trained numbers in a model of {frozen:,} frozen ones")
+        return Stage(
+            name=name,
+            model=model,
+            values=values,
+            objective=config.objective,
+            optimizer=config.optimizer,
+            perturbation=config.perturbation,
+            callbacks=config.callbacks,
+            options=config.training,
+            checkpoint=config.checkpoint,
+            directory=self.path / name,
+            identity=self.world.from_main(lambda: sha256_file(self.path / name / "inputs.json")),
+            seed=config.seed,
+            pad_id=encoder.pad_id,
+            scorer=scorer(config.training, self.world, encoder, name=name, token_nll=token_nll),
+            on_progress=lambda step, total: self.directory.status(step=step, total_steps=total, throttle=1.0),
+            **more,
+        )
+
+    def train(self, stage: Stage) -> StageResult:
         """Train to the end, from the newest valid checkpoint on."""
         return train(stage, self.world)

@@ -4,6 +4,8 @@ A stage directory holds `inputs.json` (what it is made from, written when it sta
 with the hashes of its outputs. A rerun reuses a finished stage whose inputs are the same, continues an unfinished one,
 and refuses both when the inputs differ: nothing is ever recomputed over other work. Where several runs stand side by
 side, a stage that a sibling has finished from the same inputs is adopted instead of being made again.
+
+Below: the models that a run has made, and models from elsewhere, found or refused before torch is imported.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from filelock import FileLock, Timeout
 
 from sftmix.common.errors import ConfigError, DifferenceError, InUseError, NoSpaceError, exit_code_of
 from sftmix.common.files import (
     MANIFEST,
+    is_there,
     path_problem,
     placing,
     read_json,
@@ -31,6 +34,8 @@ from sftmix.common.files import (
     write_json,
     write_text,
 )
+from sftmix.config.read import read_finished
+from sftmix.model.paths import model_at_hand, model_place, named
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
@@ -39,11 +44,13 @@ Inputs: TypeAlias = Mapping[str, Any]
 """What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""
-PATIENCE = 10.0
-"""Seconds until a file that rank 0 has written must be seen by other nodes, which may remember the directory without
-it (NFS does so for some seconds)."""
-BEFORE_STAGES = ("start", "data")
-"""Values of `stage` in STATUS.json before a command begins to make its first one."""
+LOOKS = 50
+"""How often, five times a second, a node looks for a file that rank 0 has written: it may remember the directory
+without it (NFS does so for some seconds)."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""Dtypes in which the weights of a finished model are loaded or exported; auto: as they are stored."""
+OF_A_RUN = ("target", "baseline", "base")
+"""The models that a run can have."""
 
 
 class Hold:
@@ -52,14 +59,21 @@ class Hold:
     The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
     back an unfinished run to its end.
 
-    main  False: another process of the same command does this, and this one nothing
+    Of the processes of a torchrun the first one does all this.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, main: bool = True) -> None:
-        self.path, self._main = Path(path), main
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path, self._main = Path(path), os.environ.get("RANK", "0") == "0"
         self._lock = FileLock(self.path / ".lock")
-        self._status: dict[str, Any] = {"stage": BEFORE_STAGES[0], "step": 0, "total_steps": 0, "exit_code": None}
-        self._status |= {"started": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+        self._status: dict[str, Any] = {
+            "stage": "start",
+            "step": 0,
+            "total_steps": 0,
+            "exit_code": None,
+            "started": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
         self._earlier: dict[str, Any] = {}
         """The STATUS.json of another process, while it stays."""
 
@@ -80,7 +94,8 @@ class Hold:
             remove_leftovers(self.path, name)
         with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
             earlier = read_json(self.path / "STATUS.json", stage=str)
-            self._earlier = {} if earlier["stage"] in BEFORE_STAGES else earlier
+            if earlier["stage"] not in ("start", "data"):  # as before a command begins to make its first stage
+                self._earlier = earlier
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -113,7 +128,7 @@ class RunDirectory(Hold):
     """
 
     def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
-        super().__init__(path, main=world.is_main)
+        super().__init__(path)
         self.world, self.pool = world, pool
 
     def __enter__(self) -> Self:
@@ -188,18 +203,18 @@ def check_same_directory(path: Path, world: World) -> None:
         return
     file = path / world.share(f".tmp-nonce.{secrets.token_hex(8)}")  # `remove_leftovers` knows it, if this is killed
     world.on_main(lambda: write_text(file, ""))
-    deadline = time.monotonic() + PATIENCE
 
     def look() -> None:
-        while not file.exists():
-            if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"out: {path.absolute()} is not the run directory that rank 0 writes. Choose an --out on a file "
-                    "system that all nodes share, by its whole path"
-                )
+        for _ in range(LOOKS):
+            if file.exists():
+                return
             time.sleep(0.2)
             if path.is_dir():
                 os.listdir(path)  # NFS then looks again
+        raise ConfigError(
+            f"out: {path.absolute()} is not the run directory that rank 0 writes. Choose an --out on a file system "
+            "that all nodes share, by its whole path"
+        )
 
     try:
         world.node_first(look)
@@ -287,3 +302,67 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     if isinstance(old, list) and isinstance(new, (list, tuple)) and len(old) == len(new):
         return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
+# ------------------------------------------------------------------------------------------ models of runs
+
+
+class FinishedModel(NamedTuple):
+    """A model that can be loaded.
+
+    name  target, baseline or base of a run; else the directory or hub id as it was given
+    path  a hub id, or a directory with weights or adapters
+    run   the run directory whose chat template and stop ids count; None: those of the model itself
+    """
+
+    name: str
+    path: str
+    run: Path | None
+
+
+def is_run(place: str | Path) -> bool:
+    """Return True for a run directory, finished or not."""
+    return is_there(Path(place).expanduser() / "config.yaml")
+
+
+def refuse_no_run(place: Path) -> None:
+    """Raise ConfigError for what is no run directory."""
+    if not is_run(place):
+        raise ConfigError(f"{place} is not a run directory (it has no config.yaml)")
+
+
+def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> list[FinishedModel]:
+    """Find models by their names, in the order of the names. That of an adopted stage lies in the run, too.
+
+    place   a run directory, or a model directory or hub id, of which there is one model alone: its target
+    names   of a run target, baseline and base; and any other place, of which the target is taken
+    Raises ConfigError for a model that is not there; DifferenceError for a model of a run whose files, or those beside
+    it in its stage, were changed since.
+    """
+    models = []
+    for name in map(str.strip, names):
+        of, wanted = (str(place), name) if name in OF_A_RUN else (name, "target")
+        run = Path(of).expanduser()
+        if not is_run(run):
+            if wanted != "target":
+                raise ConfigError(f"{of} is a model and not a run directory, so it has no {wanted}; name a run")
+            with named(f"model {of}"):
+                path, local = model_at_hand(of)
+            if local and not any((Path(path) / file).exists() for file in ("config.json", "adapter_config.json")):
+                raise ConfigError(
+                    f"{of} is neither a run directory (it has no config.yaml) nor a model (it has no config.json); of "
+                    "a table of `sftmix compare` name the directory of one variant and seed"
+                )
+            models.append(FinishedModel(of, path, None))
+            continue
+        stage = run / ("train" if wanted == "target" else wanted)
+        path = str(stage / "model")
+        if wanted == "base":
+            path = model_place(read_finished(run).model.path)[0]
+        elif not is_finished(stage) or not os.path.isdir(path):
+            raise ConfigError(
+                f"{run}: {stage.name} is not trained yet (sftmix run --config {run}/config.yaml --out {run}, for the "
+                "baseline with --with_baseline true)"
+            )
+        models.append(FinishedModel(name, path, run))
+    return models

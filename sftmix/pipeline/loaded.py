@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from sftmix.common.errors import CheckpointError, NonFiniteError
+from sftmix.common.errors import NonFiniteError
 from sftmix.common.plain import as_list
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World, accelerator
@@ -18,7 +18,6 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.config.read import read_finished
 from sftmix.data import Encoder, encoder_for
-from sftmix.data.formats import TEXT
 from sftmix.model.adapters import (
     adapter_config,
     add_adapters,
@@ -34,39 +33,32 @@ from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, prob
 from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
-from sftmix.pipeline.finished import FinishedModel
+from sftmix.pipeline.directory import FinishedModel
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
 from sftmix.training.scoring import Scorer
 
 
-def load_for_run(
-    config: RunConfig,
-    world: World,
-    path: str,
-    encoder: Encoder,
-    options: TrainingOptions,
-    lora: LoraOptions,
-    *,
-    seed: int = 0,
-) -> tuple[PreTrainedModel, Values | None]:
-    """Load a model, add its adapters, and check its LM head and vocabulary.
+def load_for_run(config: RunConfig, world: World, encoder: Encoder) -> tuple[PreTrainedModel, Values | None]:
+    """Load the model of a configuration, add its adapters, and check its LM head and vocabulary.
 
     Where ranks share the weights, the model is on the meta device and the second part of the result holds its values;
     the LM head is checked once they are in place. Elsewhere the second part is None.
     """
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
+    path, attention, lora, options = config.model.path, config.model.attention, config.model.lora, config.training
     sharded = resolve_parallel(options.parallel, world) in SHARDED
     if sharded:
         refuse_sharded(config.optimizer, lora, f"training.parallel {options.parallel} (here fsdp)")
-    attention, precision = config.model.attention, resolve_precision(options.precision, world.device)
+    precision = resolve_precision(options.precision, world.device)
     quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def whole() -> PreTrainedModel:
         model = load_model(path, attention=attention, quantization=quantization)
         if lora.r:
-            add_adapters(model, lora, seed=stable_hash(seed, "adapters") % 2**63)  # some are made of the model's values
+            # Some are made of the model's values.
+            add_adapters(model, lora, seed=stable_hash(config.seed, "adapters") % 2**63)
         return model
 
     mapped = mapped_model(path, attention=attention) if sharded and not lora.r else None
@@ -117,7 +109,8 @@ def scoring_model(
     adapters  directory with the values of the adapters
     """
     options = config.training
-    model, values = load_for_run(config, world, path, encoder, options, lora or LoraOptions())
+    config = replace(config, model=replace(config.model, path=path, lora=lora or LoraOptions()))
+    model, values = load_for_run(config, world, encoder)
     if adapters is not None:
         read_adapters(model, adapters)
     score = scorer(options, world, encoder, name=name, token_nll=token_nll)
@@ -173,12 +166,9 @@ def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None
             try:
                 store.load(steps[0] if step is None else step, module, None)
                 break
-            except Exception as error:  # a run beside this may have removed it, whichever file was missed first
-                if step is None and store.steps() != steps:
-                    continue
-                if step is None and steps[1:] and isinstance(error, CheckpointError):
-                    error.args = (f"{error}; --step {steps[1]} exports the one before it",)
-                raise
+            except Exception:  # a run beside this may have removed it, whichever file was missed first
+                if step is not None or store.steps() == steps:
+                    raise
     if merge:
         merge_adapters(model)
     weights = model.state_dict() if merge else full_weights(module)
@@ -251,7 +241,7 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
         logits = model.eval()(input_ids=probe_ids(model, 1, 8)).logits
     if not (logits < torch.inf).all():  # NaN is not, and some models have -inf
         raise NonFiniteError(
-            f"{finished.path}: its logits are not finite in {str(model.dtype).removeprefix('torch.')}, so its answers "
+            f"{finished.path}: its logits are not finite in {model.dtype}, so its answers "
             "would mean nothing. Its weights are broken, or they are too large for this dtype: try --dtype float32"
         )
     return LoadedModel(finished.name, model, encoder, tuple(ends), context)
@@ -262,6 +252,6 @@ def encoder_of(finished: FinishedModel) -> Encoder:
     path, options = finished.path, DataOptions()
     if finished.run is not None:
         config = read_finished(finished.run)
-        path, options = config.model.path, options if config.data.format == TEXT else config.data
+        path, options = config.model.path, options if config.data.format == "text" else config.data
     with named(f"model {finished.name}"):
         return encoder_for(load_tokenizer(path), options)

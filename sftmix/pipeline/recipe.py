@@ -1,35 +1,52 @@
 """SFTMix from top to bottom: rows -> training dynamics -> confidence -> split -> training -> summary.
 
-Each stage is a `Stage`: what makes its files, and what reads them back; a person can open them, too. `RunContext.enter`
-makes one, unless it is done. The short stages are below; the reference is in `reference`, training
-and measuring the target in `target`.
+Each stage has a function that makes its files and one that reads them back; a person can open them, too.
+`RunContext.enter` makes a stage, unless it is done. The reference is in `reference`, the other stages are below.
 """
 
 import contextlib
+import math
 import sys
-from collections.abc import Callable, Container, Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sftmix.common.tables import read_split, write_split, write_table
+from sftmix.batches.order import TrainingOrder
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import read_steps
+from sftmix.common.tables import read_split, write_dynamics, write_split, write_table
 from sftmix.common.world import World, start_world
+from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
-from sftmix.components.contracts import check_confidence, check_split
+from sftmix.components.contracts import check_confidence, check_pairs, check_split
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.measure.summary import describe_split, summarise
-from sftmix.pipeline.context import Made, RunContext, Stage
+from sftmix.measure.model import best_evaluation, measure, mixed_share
+from sftmix.measure.summary import describe_split, made_by, summarise
+from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory, check_same_directory
-from sftmix.pipeline.identity import Known, StageName, is_single_run, stages_entered, training_of_reference
-from sftmix.pipeline.reference import reference_stage
+from sftmix.pipeline.loaded import export_weights, scoring_model
+from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import read_rows
-from sftmix.pipeline.start import refuse_other_inputs
-from sftmix.pipeline.target import arm_stage, base_stage, dynamics_of_single_run
+from sftmix.pipeline.start import (
+    Known,
+    StageName,
+    config_of_arm,
+    config_of_reference,
+    is_single_run,
+    refuse_other_inputs,
+    stages_entered,
+)
+from sftmix.training.checkpoint import full_weights
+from sftmix.training.dynamics import OnlineLosses, merge
 from sftmix.training.log import StopAtOnce
 from sftmix.training.parallel import check_compiler
-from sftmix.types import NOT_COUNTED, Scores, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Rows, Scores, Split, TrainingDynamics
 
 
 def run(
@@ -57,7 +74,7 @@ def run(
         StopAtOnce() as stop,
     ):
         check_same_directory(directory.path, ranks)
-        if config.training.compile or training_of_reference(config)[0].compile:
+        if config.training.compile or config_of_reference(config).training.compile:
             check_compiler(ranks.device)
         directory.tell(stage="data")
         config, rows = read_rows(config, ranks, run=directory.path, progress=ranks.is_main)
@@ -68,67 +85,54 @@ def run(
             sys.stdout.flush()
         context = RunContext(config, ranks, directory, stop, rows)
         make_stages(context, stages)
-        summary = write_summary(context)
+        report, path = rows.data.report, config.model.path
+        summary = summarise(directory.path, ranks, report, model=path, seed=config.seed, to=directory.path)
         last = summary["stages"].get(until, {})  # what was asked for, whatever came last
         directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
         return summary
 
 
-def make_stages(run: RunContext, stages: Container[str]) -> None:
+def make_stages(run: RunContext, stages: Sequence[str]) -> None:
     """Selection -> dynamics -> confidence -> split -> training -> baseline -> base: those of `stages`.
 
     The table of scores has NaN for the confidence, and there is no split, where these stages do not need them.
     """
     dynamics, scores, split = None, run.rows.table(), None
     if "selection" in stages:
-        run.enter(selection_stage(run))
+        selected = run.path / "selection/selected.parquet"
+
+        def make_selection() -> Made:  # the ids that the selector keeps of all training rows, in file order
+            run.world.on_main(lambda: write_table(selected, run.rows.data.train.ids))
+            return Made([selected.name])
+
+        run.enter("selection", make_selection)
     if "reference" in stages:
-        dynamics = run.enter(reference_stage(run))
+        dynamics = enter_reference(run)
     if "confidence" in stages:
-        scores = run.enter(confidence_stage(run, dynamics))
+        scores = enter_confidence(run, dynamics)
     if "split" in stages:
-        split = run.enter(split_stage(run, scores))
+        split = enter_split(run, scores)
     if "train" in stages:
-        run.enter(arm_stage(run, "train", scores, split))
-    if "base" in stages and is_single_run(run.config):
-        dynamics = dynamics_of_single_run(run)
-        if dynamics is not None:  # those that divided the last epoch, for people to look at
-            run.enter(split_stage(run, run.enter(confidence_stage(run, dynamics))))
+        enter_arm(run, "train", scores, split)
+    if "base" in stages and is_single_run(run.config) and (begun := epochs_begun(run)) > 1:
+        last = dynamics_before(run, begun - 1)  # those that divided the last epoch, for people to look at
+        run.world.on_main(lambda: write_dynamics(run.path / "confidence/dynamics.parquet", last))
+        enter_split(run, enter_confidence(run, last))
     if "baseline" in stages:
-        run.enter(arm_stage(run, "baseline", scores, split))
+        enter_arm(run, "baseline", scores, split)
     if "base" in stages:
-        run.enter(base_stage(run))
-
-
-def write_summary(run: RunContext, *, root: Path | None = None) -> dict[str, Any]:
-    """Gather the figures of all stages into summary.json in the run's directory; return them.
-
-    root  another run directory whose figures count; None: the run's own
-    """
-    config, report = run.config, run.rows.data.report
-    return summarise(root or run.path, run.world, report, model=config.model.path, seed=config.seed, to=run.path)
+        enter_base(run)
 
 
 # ------------------------------------------------------------------------------------- the short stages
 
 
-def selection_stage(run: RunContext) -> Stage:
-    """The ids that the selector keeps of all training rows, in file order."""
-    path = run.path / "selection" / "selected.parquet"
-
-    def make() -> Made:
-        write_table(path, run.rows.data.train.ids)
-        return Made([path.name])
-
-    return Stage("selection", lambda: run.world.from_main(make))
-
-
-def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stage:
-    """The confidence of each example, and with it the table that splitters and samplers see.
+def enter_confidence(run: RunContext, dynamics: TrainingDynamics | None) -> Scores:
+    """Make or read the confidence of each example, and with it the table that splitters and samplers see.
 
     dynamics  None: the confidence has scores of its own, and gets dynamics without losses
     """
-    path, estimator = run.path / "confidence" / "confidence.parquet", run.config.confidence
+    path, estimator = run.path / "confidence/confidence.parquet", run.config.confidence
     train = run.rows.data.train
     nothing = np.full((len(train), 1), np.nan)
     uncounted = np.full(nothing.shape, NOT_COUNTED)
@@ -139,12 +143,12 @@ def confidence_stage(run: RunContext, dynamics: TrainingDynamics | None) -> Stag
         write_table(path, given.ids, confidence=confidence, variability=variability(given))
         return Made([path.name])
 
-    return Stage("confidence", lambda: run.world.from_main(make), lambda: run.rows.table(path))
+    return run.enter("confidence", lambda: run.world.from_main(make), lambda: run.rows.table(path))
 
 
-def split_stage(run: RunContext, scores: Scores) -> Stage:
-    """The division of the training examples into groups."""
-    splitter, path = run.config.splitter, run.path / "split" / "split.parquet"
+def enter_split(run: RunContext, scores: Scores) -> Split:
+    """Make or read the division of the training examples into groups."""
+    splitter, path = run.config.splitter, run.path / "split/split.parquet"
 
     def make() -> Made:
         split = check_split(splitter, splitter.split(scores, seed=run.config.seed), scores)
@@ -152,4 +156,138 @@ def split_stage(run: RunContext, scores: Scores) -> Stage:
         files, figures = describe_split(run.path, scores, split)
         return Made([path.name, *files], figures)
 
-    return Stage("split", lambda: run.world.from_main(make), lambda: read_split(path)[1])
+    return run.enter("split", lambda: run.world.from_main(make), lambda: read_split(path)[1])
+
+
+# ------------------------------------------------------------------------- the target, its baseline, the base model
+
+
+def enter_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> None:
+    """Train the target, or the NTP baseline in the same order, and measure and export it.
+
+    name           train or baseline
+    scores, split  from the stages before; a single run takes neither, but makes a split for each epoch
+    """
+    config, rows, directory = config_of_arm(run.config, name), run.rows, run.path / name
+
+    def make() -> Made:
+        stage = run.training_stage(
+            name,
+            config,
+            rows.encoder,
+            data=rows.data.train,
+            eval_data=rows.data.eval,
+            eval_groups=rows.eval_groups,
+            packed=rows.packed,
+            **order_of_arm(run, name, scores, split),
+        )
+        result = run.train(stage)
+        run.directory.tell(doing="measuring the trained model")
+        began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
+        assert stage.scorer is not None
+        files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
+        lines = run.world.from_main(lambda: read_steps(directory))
+        figures = {
+            **result.figures,
+            **measured,
+            "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
+            **best_evaluation(lines, measured.get("eval_nll")),
+            "calibration_seconds": time.perf_counter() - began,
+            "made_by": made_by(run.world.size),
+        }
+        run.directory.tell(doing="writing the model")
+        weights = full_weights(module)
+        run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
+        files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
+        nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
+        return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
+
+    run.enter(name, make)
+
+
+def enter_base(run: RunContext) -> None:
+    """Measure the untrained model, once for both arms, and last, so that no step waits for it.
+
+    In a QLoRA run this is the quantised model without the adapters.
+    """
+
+    def make() -> Made:
+        config, rows = run.config, run.rows
+        lora, path = config.model.lora.without_adapters(), config.model.path
+        score, module = scoring_model(config, run.world, path, rows.encoder, name="base", packed=rows.packed, lora=lora)
+        return Made(*measure(run.path / "base", rows.data, score, module, groups=rows.eval_groups))
+
+    run.enter("base", make)
+
+
+# ------------------------------------------------------------------------------------------- pairs and their order
+
+
+def pairs_by(
+    divided: Callable[[int], tuple[Split, Scores] | None], pairing: PairSampler | None, seed: int
+) -> Callable[[int], Rows | None]:
+    """Return epoch -> its pairs i64[P, 2], or None for shuffled singles.
+
+    divided  epoch, from 0 -> its split and the scores it was made from; None: the epoch has no pairs
+    """
+
+    def pairs_of(epoch: int) -> Rows | None:
+        groups = divided(epoch)
+        if groups is None or pairing is None:
+            return None
+        pairs = check_pairs(pairing, pairing.pairs(*groups, epoch=epoch, seed=seed), *groups)
+        if len(pairs) == 0:
+            raise DataError("no pair can be made of the groups of the split; give more rows")
+        return pairs
+
+    return pairs_of
+
+
+def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> dict[str, Any]:
+    """Return the fields of a training stage that hold its order, which is the same for `train` and `baseline`.
+
+    In a single run each epoch is split by the target's losses in earlier epochs; the first epoch has no split. The
+    fields are `order`, the global batches; `split_of`, the split of an epoch; `online`, which records those losses.
+    """
+    config, single = run.config, is_single_run(run.config)
+    # After a callback stopped the target, no losses split later epochs: the baseline has shuffled singles there.
+    begun = epochs_begun(run) if single and name == "baseline" else math.inf
+
+    @lru_cache(maxsize=2)
+    def divided(epoch: int) -> tuple[Split, Scores] | None:
+        if not single:
+            return None if split is None else (split, scores)
+        if not 0 < epoch < begun:
+            return None
+        dynamics = dynamics_before(run, epoch)
+        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
+        table = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
+        return check_split(config.splitter, config.splitter.split(table, seed=config.seed), table), table
+
+    pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
+    order = TrainingOrder(
+        len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, known=not single
+    )
+    if single and len(order.ends) < 2:
+        raise ConfigError(
+            f"--reference {type(config.reference).__name__} needs a second epoch, whose pairs are made from the "
+            "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
+        )
+    online = _losses(run) if single and name == "train" else None
+    return {"order": order, "split_of": lambda epoch: (divided(epoch) or (None,))[0], "online": online}
+
+
+def _losses(run: RunContext) -> OnlineLosses:
+    """Return what records the losses of each epoch while the target trains, and reads them back."""
+    return OnlineLosses(run.rows.data.train.ids, run.path / "train" / "online", run.world)
+
+
+def dynamics_before(run: RunContext, epoch: int) -> TrainingDynamics:
+    """Return the training dynamics by which epoch `epoch`, at least 1, is split."""
+    window = run.config.reference.window or epoch  # None: all earlier epochs count
+    return merge([_losses(run).read(earlier) for earlier in range(max(0, epoch - window), epoch)])
+
+
+def epochs_begun(run: RunContext) -> int:
+    """Return how many epochs, at least 1, the finished training began; a callback may have stopped it early."""
+    return int(read_steps(run.path / "train")[-1]["epoch"]) + 1

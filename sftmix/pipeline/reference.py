@@ -17,21 +17,18 @@ from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
-from sftmix.components.base import Need
 from sftmix.components.contracts import check_dynamics
-from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, encode, encoder_for
 from sftmix.data.templates import same_tokenizer
 from sftmix.measure.summary import ends_of_loss
 from sftmix.model.load import context_length, load_tokenizer
 from sftmix.model.paths import named
-from sftmix.options import ReferenceModel, ReferenceTraining, reference_lora
-from sftmix.pipeline.context import Made, RunContext, Stage
-from sftmix.pipeline.identity import training_of_reference
+from sftmix.options import ReferenceModel, ReferenceTraining
+from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.loaded import scoring_model
 from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
-from sftmix.pipeline.target import training_stage
+from sftmix.pipeline.start import config_of_reference
 from sftmix.training.dynamics import (
     OnlineLosses,
     ScoreAtCheckpoints,
@@ -41,22 +38,21 @@ from sftmix.training.dynamics import (
     one_checkpoint,
     tell_lost,
 )
-from sftmix.training.loop import Stage as TrainingStage
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
 
 MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
 
-def reference_stage(run: RunContext) -> Stage:
-    """The training dynamics of the reference, one row per example of the training set."""
+def enter_reference(run: RunContext) -> TrainingDynamics:
+    """Make or read the training dynamics of the reference, one row per example of the training set."""
     reference, ids = run.config.reference, run.rows.data.train.ids
-    path = run.path / "confidence" / "dynamics.parquet"
+    path = run.path / "confidence/dynamics.parquet"
 
     def make() -> Made:
         context = ReferenceRun(run)
         dynamics = check_dynamics(reference, reference.collect(context)).of(ids)
-        missing = [i for i, ok in zip(ids, dynamics.scored, strict=True) if not ok]
+        missing = [ids[row] for row in np.flatnonzero(~dynamics.scored)]
         if len(missing) > MAX_UNSCORED * len(ids):
             raise DataError(
                 f"the reference could not score {len(missing)} of {len(ids)} examples (first: {missing[:5]}): "
@@ -69,7 +65,7 @@ def reference_stage(run: RunContext) -> Stage:
         line = f"reference {type(reference).__name__}: {described(dynamics)}"
         return Made(["../confidence/dynamics.parquet"], figures, line)
 
-    return Stage("reference", make, lambda: read_dynamics(path).of(ids))
+    return run.enter("reference", make, lambda: read_dynamics(path).of(ids))
 
 
 def rows_of_reference(
@@ -153,63 +149,52 @@ class ReferenceRun:
 
         Online, nothing is scored: the losses of whole epochs are taken from the training steps.
         """
-        run, config, model = self._run, self._run.config, model or ReferenceModel()
-        path, encoder, data = self._rows(model)
-        options, seed = training_of_reference(config, training)
-        seed = stable_hash(seed, "reference") % 2**62
+        run, model = self._run, model or ReferenceModel()
+        _, encoder, data = self._rows(model)
+        config = config_of_reference(run.config, model, training)
+        config.seed = stable_hash(config.seed, "reference") % 2**62
         with named("reference.model.path" if model.path else "model.path"):
-            stage = training_stage(
-                run,
+            stage = run.training_stage(
                 "reference",
-                path,
+                config,
                 encoder,
-                data,
-                options,
-                reference_lora(config.model, model),
-                seed=seed,
-                objective=NTP(),
-                order=TrainingOrder(len(data), lambda epoch: None, options=options, seed=seed),
+                data=data,
+                order=TrainingOrder(len(data), lambda epoch: None, options=config.training, seed=config.seed),
                 token_nll=token_nll,
                 packed=data.packed,
-                # Those that look at held-out rows have nothing to do here.
-                callbacks=[callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs],
             )
         if checkpoints == "online":
             stage.online = OnlineLosses(data.ids, stage.directory / "online", run.world)
-            self._train(stage)
-            if not (epochs := stage.online.epochs()):
-                raise ConfigError(
-                    "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
-                    "training.max_steps (or those of reference.training), or give a number of checkpoints"
-                )
-            return merge([stage.online.read(epoch) for epoch in epochs])
-        total = stage.order.total_steps
-        steps = checkpoint_steps(checkpoints, total)
-        wanted = checkpoints if isinstance(checkpoints, int) else len(set(checkpoints))
-        if len(steps) < wanted:
-            run.say(f"reference: {wanted} checkpoints fall on steps {steps} of {total}: two on the same step are one")
-        scoring = ScoreAtCheckpoints(
-            ids=data.ids,
-            steps=steps,
-            directory=stage.directory / "scores",
-            world=run.world,
-            alone=response_alone,
-        )
-        stage.callbacks = [scoring, *stage.callbacks]
-        self._train(stage)
-        self.figures["scoring_seconds"] = scoring.seconds
-        return scoring.dynamics()
-
-    def _train(self, stage: TrainingStage) -> None:
-        """Train the stage; its figures tell, too, how its loss began and ended."""
-        figures = self._run.train(stage).figures
-        self.figures = {**figures, **self._run.world.from_main(lambda: ends_of_loss(stage.directory))}
+        else:
+            steps = checkpoint_steps(checkpoints, stage.order.total_steps)
+            wanted = checkpoints if isinstance(checkpoints, int) else len(set(checkpoints))
+            if len(steps) < wanted:
+                run.say(f"reference: {wanted} checkpoints fall on steps {steps}: two on the same step are one")
+            scoring = ScoreAtCheckpoints(
+                ids=data.ids,
+                steps=steps,
+                directory=stage.directory / "scores",
+                world=run.world,
+                alone=response_alone,
+            )
+            stage.callbacks = [scoring, *stage.callbacks]
+        figures = run.train(stage).figures
+        self.figures = {**figures, **run.world.from_main(lambda: ends_of_loss(stage.directory))}
+        if stage.online is None:
+            self.figures["scoring_seconds"] = scoring.seconds
+            return scoring.dynamics()
+        if not (epochs := stage.online.epochs()):
+            raise ConfigError(
+                "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
+                "training.max_steps (or those of reference.training), or give a number of checkpoints"
+            )
+        return merge([stage.online.read(epoch) for epoch in epochs])
 
     def score_models(
         self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
-        run, started = self._run, time.perf_counter()
+        run = self._run
 
         def scores_of(number: int, path: str) -> RowScores:
             score, module = scoring_model(
@@ -220,9 +205,7 @@ class ReferenceRun:
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
             _, encoder, data = self._rows(model, key="reference.paths")
-            dynamics = self._checkpoints(data, paths, scores_of)
-        self.figures = {"scoring_seconds": time.perf_counter() - started}
-        return dynamics
+            return self._checkpoints(data, paths, scores_of)
 
     def score_rows(
         self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
@@ -250,13 +233,14 @@ class ReferenceRun:
         self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], RowScores]
     ) -> TrainingDynamics:
         """Score the rows by one model after the other, each a checkpoint, whose number counts from 1."""
-        parts = []
+        parts, started = [], time.perf_counter()
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
             scores = scores_of(number, name)
             parts.append(one_checkpoint(data.ids, number, scores))
             if self._run.world.is_main:
                 tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
+        self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
 
 

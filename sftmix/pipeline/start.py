@@ -1,31 +1,285 @@
-"""Refusals of a run and of an export that need no model: they come before torch is imported."""
+"""What a run starts from: the stages that a command enters, the inputs of each, and what is refused, also of an export.
+
+A stage is read back only if all its inputs are equal. Importing this module imports no torch, so that a command can be
+refused before it is loaded: what the configuration alone decides is known at once, and the rest is UNKNOWN until ranks
+and rows are there.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sftmix.common.errors import ConfigError, SFTMixError
-from sftmix.common.files import BEST, CHECKPOINTS, MANIFEST, is_there, steps_in
+from sftmix.common.files import BEST, CHECKPOINTS, MANIFEST, is_there, sha256_file, steps_in
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.plain import as_list
+from sftmix.components.base import Callback, Component, Need, files_of, plain
+from sftmix.components.objectives import NTP
+from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.read import read_finished
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
-from sftmix.options import SHARDED
-from sftmix.pipeline.directory import Hold, is_finished, origin, refuse_others
-from sftmix.pipeline.identity import STAGE_INPUTS, Known, StageName, stages_entered, training_of_reference
+from sftmix.options import (
+    LAYOUT,
+    SHARDED,
+    ReferenceModel,
+    ReferenceTraining,
+    TrainingOptions,
+    inherit,
+    reference_lora,
+)
+from sftmix.pipeline.directory import UNKNOWN, Hold, Inputs, is_finished, origin, refuse_others
+
+if TYPE_CHECKING:
+    from sftmix.common.world import World
+    from sftmix.pipeline.rows import RunRows
+
+StageName = Literal["reference", "confidence", "split", "train"]
+
+
+def is_single_run(config: RunConfig) -> bool:
+    """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
+    paired = config.resolved_pairing() is not None
+    return paired and config.uses_dynamics() and Need.TARGET_LOSSES in config.reference.needs
+
+
+def stages_entered(config: RunConfig, until: StageName) -> list[str]:
+    """Return the stages that a command makes or reads back, in order; none that it may turn out not to enter.
+
+    NTP without pairs needs no split, and a split by label no reference. Raises ConfigError for a stage that this
+    configuration does not have.
+    """
+    single, train = is_single_run(config), until == "train"
+    if single and not train:
+        raise ConfigError(
+            f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
+            f"there is no {until} before it: use `run`, or another --reference"
+        )
+    split = until == "split" or (train and config.resolved_pairing() is not None and not single)
+    confidence = until == "confidence" or (split and Need.CONFIDENCE in config.splitter.needs)
+    stages = {
+        "selection": not isinstance(config.selector, All),
+        "reference": until == "reference" or (confidence and Need.CONFIDENCE not in config.confidence.gives),
+        "confidence": confidence,
+        "split": split,
+        "train": train,
+        "baseline": train and config.with_baseline,
+        "base": train,
+    }
+    return [stage for stage, entered in stages.items() if entered]
+
+
+def config_of_reference(
+    config: RunConfig, model: ReferenceModel | None = None, training: ReferenceTraining | None = None
+) -> RunConfig:
+    """Return the configuration of the reference's training: NTP, its own options, and the run's where it has none.
+
+    model, training  None: `reference.model`, `reference.training`
+    """
+    model, training = model or config.reference.model, training or config.reference.training
+    path, lora = model and model.path, reference_lora(config.model, model)
+    return replace(
+        config_of_arm(config, "reference"),
+        model=replace(config.model, path=path or config.model.path, lora=lora),
+        training=inherit(config.training, training),
+        seed=config.seed if training is None or training.seed is None else training.seed,
+        # Those that look at held-out rows have nothing to do here.
+        callbacks=[callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs],
+    )
+
+
+class Known(NamedTuple):
+    """What is known of a run when the inputs of a stage are named.
+
+    world      the ranks; None: neither files nor devices were looked at
+    rows       the rows; None: they were not read
+    directory  the run directory, with the files of the stages before; None: those may still be to be made
+    """
+
+    config: RunConfig
+    world: World | None = None
+    rows: RunRows | None = None
+    directory: Path | None = None
+
+    def ask(self, question: Callable[[], Any]) -> Any:
+        """Return, on every rank, what rank 0 answers, which looks at files or devices; raise its error on each."""
+        return UNKNOWN if self.world is None else self.world.from_main(question)
+
+
+def _fingerprint(name: str) -> str | None:
+    """Return the identity of a file or a model; None if it cannot be read, which its reader will explain."""
+    from sftmix.model.load import fingerprint
+
+    try:
+        return fingerprint(name)
+    except ConfigError:
+        return None
+
+
+def _files(known: Known, *components: Component | None) -> Any:
+    """Return the fingerprints of the files of components, by their names; raise what `files()` raises on every rank."""
+    names = [name for component in components if component is not None for name in files_of(component)]
+    return known.ask(lambda: {name: _fingerprint(name) for name in names})
+
+
+def _made(known: Known, name: str, needed: bool) -> str | None:
+    """Return the hash of a file that an earlier stage of the run made; None where it is not needed."""
+    if not needed:
+        return None
+    directory = known.directory
+    return UNKNOWN if directory is None else known.ask(lambda: sha256_file(directory / name))
+
+
+def _precision(known: Known, options: TrainingOptions) -> str:
+    """Return fp32 or bf16; what `auto` means depends on the device, so it is UNKNOWN without ranks."""
+    if known.world is None:
+        return UNKNOWN if options.precision == "auto" else options.precision
+    from sftmix.training.parallel import resolve_precision
+
+    return resolve_precision(options.precision, known.world.device)
+
+
+def _data(known: Known) -> Inputs:
+    """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
+    data, rows = known.config.data, known.rows
+    names = ("limit", "take", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens")
+    inputs = {name: getattr(data, name) for name in names}
+    if rows is None and data.format == "auto":  # which may turn out to be plain text
+        inputs["format"] = UNKNOWN
+    return {
+        **inputs,
+        "max_length": rows.data.report.max_length if rows else data.max_length or UNKNOWN,
+        "template": rows.encoder.name if rows else UNKNOWN,
+        "fingerprint": rows.data.train.fingerprint if rows else UNKNOWN,
+    }
+
+
+def _rows_and_model(known: Known) -> Inputs:
+    """Return the training rows, the model, and the options of its computation that decide numbers."""
+    config = known.config
+    return {
+        "data": _data(known),
+        "model": known.ask(lambda: _fingerprint(config.model.path)),
+        "computed": {"precision": _precision(known, config.training), "attention": config.model.attention},
+    }
+
+
+def _training(known: Known, options: TrainingOptions) -> Inputs:
+    """Return the training options that decide the result; others say how a step is computed, and may change."""
+    values = {**plain(options), "precision": _precision(known, options)}
+    return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}
+
+
+def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
+    """Return those that may change the course of a training, with those whose evaluations they may see."""
+    stops = any(Need.STOP in callback.gives for callback in callbacks)
+    return [callback for callback in callbacks if callback.gives and stops]
+
+
+# ------------------------------------------------------------------------------------------- the stages
+
+
+def reference_inputs(known: Known) -> Inputs:
+    """Return the inputs of the reference; one that is not trained adds only its files."""
+    config, reference = known.config, known.config.reference
+    trains, own = Need.TRAINING in reference.needs, config_of_reference(config)
+    deciding, lora = _deciding(own.callbacks), own.model.lora
+    spec, elsewhere = reference.spec(), {*reference.layout, *(["training"] if trains else [])}  # or deciding nothing
+    inputs = {
+        **_rows_and_model(known),
+        "reference": spec | {"init_args": {k: v for k, v in spec["init_args"].items() if k not in elsewhere}},
+        "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
+    }
+    if trains:
+        inputs |= {
+            "optimizer": config.optimizer.spec(),
+            "lora": plain(lora) if lora.r else None,
+            "training": _training(known, own.training),
+            "callbacks": plain(deciding),
+            "seed": own.seed,
+        }
+    return inputs
+
+
+def config_of_arm(config: RunConfig, name: str) -> RunConfig:
+    """Return the configuration of a trained arm, train or baseline: the baseline is plain NTP and keeps no best one."""
+    if name == "train":
+        return config
+    return replace(config, objective=NTP(), perturbation=None, checkpoint=replace(config.checkpoint, keep_best=False))
+
+
+def arm_inputs(known: Known, name: str) -> Inputs:
+    """Return the inputs of a trained arm; their order is part of its checkpoints' identity."""
+    config, lora = config_of_arm(known.config, name), known.config.model.lora
+    pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
+    deciding, paired = _deciding(config.callbacks), pairing is not None and not single
+    scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence, too
+    inputs = {
+        **_rows_and_model(known),
+        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
+        "dtype": config.model.dtype,
+        "lora": plain(lora) if lora.r else None,
+        "split": _made(known, "split/split.parquet", paired),
+        "confidence": _made(known, "confidence/confidence.parquet", scored),
+        "pairing": plain(pairing),
+        "objective": config.objective.spec(),
+        "optimizer": config.optimizer.spec(),
+        "perturbation": plain(config.perturbation),
+        "seed": config.seed,
+        "files": _files(known, pairing, config.objective, config.optimizer, config.perturbation, *deciding),
+        "training": _training(known, config.training),
+        "callbacks": plain(deciding),
+    }
+    if single:
+        chosen = (config.reference, config.confidence, config.splitter)
+        inputs["online"] = [{**component.spec(), "files": _files(known, component)} for component in chosen]
+    return inputs
+
+
+STAGE_INPUTS: Mapping[str, Callable[[Known], Inputs]] = {
+    "selection": lambda known: {
+        "data": known.rows.whole.fingerprint if known.rows else UNKNOWN,
+        "selector": known.config.selector.spec(),
+        "seed": known.config.seed,
+        "selector_files": _files(known, known.config.selector),
+    },
+    "reference": reference_inputs,
+    "confidence": lambda known: {
+        "dynamics": _made(known, "confidence/dynamics.parquet", Need.CONFIDENCE not in known.config.confidence.gives),
+        "confidence": known.config.confidence.spec(),
+        "confidence_files": _files(known, known.config.confidence),
+    },
+    "split": lambda known: {
+        "data": _data(known),
+        "confidence": _made(known, "confidence/confidence.parquet", Need.CONFIDENCE in known.config.splitter.needs),
+        "splitter": known.config.splitter.spec(),
+        "seed": known.config.seed,
+        "splitter_files": _files(known, known.config.splitter),
+    },
+    "train": lambda known: arm_inputs(known, "train"),
+    "baseline": lambda known: arm_inputs(known, "baseline"),
+    "base": lambda known: {
+        **_rows_and_model(known),
+        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
+        "quantize": known.config.model.lora.quantize,
+    },
+}
+"""Stage -> its inputs, as far as they are known; in the order in which stages are entered."""
+
+
+# ------------------------------------------------------------------------------------------- what is refused
 
 
 def check_start(config: RunConfig, until: StageName) -> None:
-    """Raise what `run` would raise anyway, as far as it is certain without a model, and without torch.
-
-    These are the errors of `check_run`, and a directory that cannot be written or is in use. STATUS.json tells of the
-    error, unless the run has come as far as a stage.
-    """
+    """Raise what `run` would raise anyway, as far as it is certain without torch: what `check_run` and `Hold` raise."""
     with holding(config.out or ""):
         check_run(config, until)
 
@@ -33,7 +287,7 @@ def check_start(config: RunConfig, until: StageName) -> None:
 @contextlib.contextmanager
 def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a directory on the first rank while every rank makes the same checks; one of them tells of an error."""
-    with Hold(directory, main=os.environ.get("RANK", "0") == "0"):
+    with Hold(directory):
         try:
             yield
         except SFTMixError as error:
@@ -43,15 +297,14 @@ def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
 
 def check_run(config: RunConfig, until: StageName) -> None:
     """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun."""
-    directory, stages = Path(config.out or ""), stages_entered(config, until)
+    directory, stages, own = Path(config.out or ""), stages_entered(config, until), config_of_reference(config)
     check_names_given(config)
-    of_reference = config.reference.model
-    if "reference" in stages and of_reference and of_reference.path:
+    if "reference" in stages:
         with named("reference.model.path"):
-            model_at_hand(of_reference.path)
+            model_at_hand(own.model.path)
     refuse_other_inputs(Known(config), stages, directory)
     if "RANK" not in os.environ and not all((directory / stage / MANIFEST).exists() for stage in stages):
-        for options in (config.training, training_of_reference(config)[0]):
+        for options in (config.training, own.training):
             if options.parallel in SHARDED:
                 raise ConfigError(needs_torchrun(options.parallel))
 
@@ -82,8 +335,8 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
 
 
 def export_run(
-    run: str | Path,
-    to: str | Path,
+    run: Path,
+    to: Path,
     *,
     checkpoint: int | None = None,
     best: bool = False,
@@ -99,7 +352,6 @@ def export_run(
     Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
     where it is damaged, DifferenceError where train/model is.
     """
-    run, to = Path(run), Path(to)
     if is_there(to):
         raise ConfigError(f"{to} exists; name a directory that does not")
     config = read_finished(run)
@@ -107,7 +359,7 @@ def export_run(
         raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
     if best and checkpoint is not None:
         raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
-    stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train" / "model"
+    stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train/model"
     steps = steps_in(stored)
     if merge and not (steps or best) and checkpoint is None and is_finished(model.parent):
         stored = model

@@ -19,7 +19,7 @@ from transformers import (
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
-from sftmix.components import AdamW
+from sftmix.config import RunConfig
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.model.meta import empty_model, mapped_model, take_values
@@ -64,14 +64,14 @@ def save_models(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir())
 
 
-CONFIG: Any = SimpleNamespace(model=ModelOptions(), optimizer=AdamW())
 ENCODER: Any = SimpleNamespace(tokenizer=range(61))
 
 
 def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> TrainingModule:
     """The module that a run trains, as the run makes it."""
     options = TrainingOptions(parallel=parallel, shard_group_size=2 if parallel == "hsdp" else None)
-    model, values = load_for_run(CONFIG, world, str(path), ENCODER, options, lora, seed=3)
+    config = RunConfig(model=ModelOptions(path=str(path), lora=lora), training=options, seed=3)
+    model, values = load_for_run(config, world, ENCODER)
     assert values is not None
     assert {p.device.type for p in model.parameters()} == {"meta"}
     size = options.shard_group_size
@@ -85,7 +85,8 @@ def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> Train
 def plain(path: Path, lora: LoraOptions):
     model = load_model(path)
     if lora.r:
-        model, _ = load_for_run(CONFIG, World(), str(path), ENCODER, TrainingOptions(), lora, seed=3)
+        config = RunConfig(model=ModelOptions(path=str(path), lora=lora), seed=3)
+        model, _ = load_for_run(config, World(), ENCODER)
     return model
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.pipeline.finished import DTYPES
+from sftmix.pipeline.directory import DTYPES
 
 
 @dataclass

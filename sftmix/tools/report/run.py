@@ -14,8 +14,7 @@ from sftmix.common.tables import read_dynamics, read_split
 from sftmix.common.world import start_world
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
-from sftmix.pipeline.directory import check_finished
-from sftmix.pipeline.finished import finished_models
+from sftmix.pipeline.directory import check_finished, finished_models
 from sftmix.pipeline.loaded import load_finished, scorer
 from sftmix.pipeline.rows import RunRows, rows_of_run
 from sftmix.training.parallel import training_module

@@ -17,7 +17,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, read_steps, write_text
 from sftmix.common.shown import short
 from sftmix.components.base import Need
-from sftmix.pipeline.target import order_of_arm
+from sftmix.pipeline.recipe import order_of_arm
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run, read_summary

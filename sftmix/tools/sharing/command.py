@@ -11,7 +11,7 @@ from sftmix.cli.parsing import OwnOption
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.config import RunConfig
-from sftmix.pipeline.finished import DTYPES, finished_models, refuse_no_run
+from sftmix.pipeline.directory import DTYPES, finished_models, refuse_no_run
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),

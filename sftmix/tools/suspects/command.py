@@ -11,7 +11,7 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
 from sftmix.config.schema import find_component
-from sftmix.pipeline.finished import is_run
+from sftmix.pipeline.directory import is_run
 from sftmix.tools.suspects import signals
 
 ABOUT = """List the rows to read first: those whose texts, or whose losses under the reference, are least usual.

@@ -39,12 +39,8 @@ def main(args: argparse.Namespace) -> None:
     certificate = verify(window)
     text = json.dumps(certificate, indent=1)
     if not args.json:
-        lines = []
-        for one in certificate["findings"]:
-            verdict = {None: "not compared", True: "same", False: "differs"}[one["same"]]
-            lines.append(f"{one['kind']:<9} {verdict}: {one['note']}")
-            if (one["expected"], one["found"]) != (None, None):
-                lines[-1] += f": expected {one['expected']}, found {one['found']}"
+        verdicts = {None: "not compared", True: "same", False: "differs"}
+        lines = [f"{one['kind']:<9} {verdicts[one['same']]}: {one['note']}" for one in certificate["findings"]]
         text = "\n".join([*lines, certificate["sentence"]])
     say(text, sys.stdout)
     if not certificate["same"]:

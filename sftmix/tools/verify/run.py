@@ -7,8 +7,8 @@ import contextlib
 import sys
 import tempfile
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +24,16 @@ from sftmix.components.base import Callback, CallbackResult, Need, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import read_config
-from sftmix.pipeline.context import RunContext, Stage
+from sftmix.measure.summary import summarise
+from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory, check_same_directory, differences, is_finished
-from sftmix.pipeline.identity import ALL, STAGE_INPUTS, Known, stages_entered
-from sftmix.pipeline.recipe import make_stages, write_summary
+from sftmix.pipeline.recipe import make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
+from sftmix.pipeline.start import STAGE_INPUTS, Known, stages_entered
 from sftmix.tools.verify.window import TRAINED, Window
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.log import StopAtOnce
-from sftmix.training.loop import Stage as TrainingStage
-from sftmix.training.loop import StageResult, TrainingLoop
+from sftmix.training.loop import Stage, StageResult, TrainingLoop
 from sftmix.training.machine import machine_of, machines_between, same_bits
 
 HEAVY = (CHECKPOINTS, BEST, "model")
@@ -43,7 +43,7 @@ OBSERVED = (Evaluate, MeasureMixing)
 would report the steps a second time."""
 NOT_MEASURED = {"made_by", "calibration_seconds", "scoring_seconds"}
 """Figures of a stage that do not follow from its weights."""
-_MOST = 8
+MOST = 8
 """Most differences that one comparison names."""
 RELATIVE = {None: 0.0, "fp32": 1e-5, "bf16": 1e-2}
 """Precision -> largest allowed relative difference of a loss on another machine; None: on the machine of the run."""
@@ -60,20 +60,16 @@ CLOCKS = ["time", "tokens_per_second", "mixing_seconds"]
 class Finding(NamedTuple):
     """One comparison.
 
-    kind      files, inputs, split, examples, losses, weights, model or figures
-    same      None: not compared, and `note` says why
-    note      what was compared, or what differs
-    exact     False: equal but for rounding
-    expected  what the run recorded, where it differs
-    found     what is there, or what the replay gave
+    kind   files, inputs, split, examples, losses, weights, model or figures
+    same   None: not compared, and `note` says why
+    note   what was compared, or what differs: expected by the run, found by the replay
+    exact  False: equal but for rounding
     """
 
     kind: str
     same: bool | None
     note: str
     exact: bool = True
-    expected: Any = None
-    found: Any = None
 
 
 def verify(window: Window) -> dict[str, Any]:
@@ -100,7 +96,7 @@ def verify(window: Window) -> dict[str, Any]:
             entered = stages_entered(config, "reference" if window.stage == "reference" else "train")
             stages = [stage for stage in entered if stage != "base"]
             findings += check_inputs(window, Known(config, world, rows, window.run), stages)
-            replay = Replay(config, world, directory, stop, rows, window, findings)
+            replay = Replay(config, world, directory, stop, rows, window, findings, [], {})
             if all(finding.same for finding in findings):
                 make_stages(replay, stages)
             return world.share(replay.certificate())
@@ -112,15 +108,14 @@ def verify(window: Window) -> dict[str, Any]:
 def check_files(window: Window) -> list[Finding]:
     """Compare the outputs of each finished stage, and each checkpoint of the window's stage, with their hashes."""
     problems = {f"checkpoint {step}": verify_directory(window.checkpoint(step)) for step in window.checkpoints}
-    finished = 0
-    for stage in ALL:
+    for stage in STAGE_INPUTS:
         try:
-            finished += is_finished(window.run / stage)
+            is_finished(window.run / stage)
         except DifferenceError as error:
             problems[stage] = str(error)
     differing = [Finding("files", False, f"{of}: {why}", False) for of, why in problems.items() if why]
-    what = f"outputs of {finished} finished stages and {len(window.checkpoints)} checkpoints of {window.stage}"
-    return differing or [Finding("files", True, f"{what}, by their hashes")]
+    same = f"outputs of the finished stages and checkpoints of {window.stage}, by their hashes"
+    return differing or [Finding("files", True, same)]
 
 
 def check_inputs(window: Window, known: Known, stages: Sequence[str]) -> list[Finding]:
@@ -142,11 +137,10 @@ def lay_out(window: Window, place: Path) -> None:
 
     Each file is a link, but each directory a new one, so that a file made here replaces none of the run.
     """
-    for stage in ALL:
-        for file in (window.run / stage).rglob("*"):
-            name = file.relative_to(window.run)
-            if file.is_file() and name.parts[1] not in HEAVY:
-                _link(file, place / name)
+    for file in filter(Path.is_file, window.run.glob("*/**/*")):
+        name = file.relative_to(window.run)
+        if name.parts[1] not in HEAVY:
+            _link(file, place / name)
     if window.start:
         _link(window.checkpoint(window.start), step_path(place / window.stage / CHECKPOINTS, window.start))
     for step in range(window.start + 1, window.end + 1):
@@ -173,47 +167,45 @@ class Replay(RunContext):
 
     window: Window
     findings: list[Finding]
-    recorded: list[dict[str, Any]] = field(default_factory=list)
-    machine: dict[str, Any] = field(default_factory=dict)
+    recorded: list[dict[str, Any]]
+    machine: dict[str, Any]
 
-    def enter(self, stage: Stage) -> Any:
+    def enter(self, stage: str, make: Callable[[], Made], read: Callable[[], Any] = lambda: None) -> Any:
         """Make a stage again, from the files of the run, and compare what it made.
 
         Later stages read the files of the run, so that no difference is carried on. Stages with steps, but that of the
         window, are only read back. The stage of the window is the last.
         """
-        window, world = self.window, self.world
-        if stage.name != window.stage:
-            if stage.name not in TRAINED:
-                name = f"{stage.name}/{stage.make().files[0]}"
-                world.on_main(lambda: self._compare_table(name))
-            return stage.read()
+        window, world, here = self.window, self.world, self.directory.path
+        if stage != window.stage:
+            if stage not in TRAINED:
+                name = f"{stage}/{make().files[0]}"
+
+                def compare_table() -> None:
+                    expected, replayed = _content(window.run / name), _content(here / name)
+                    if stage == "selection":  # the rows here are those that the run selected: select from all rows
+                        replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
+                    self.findings += compare("split", name, expected, replayed, OF_CONFIDENCE)
+                    _link(window.run / name, here / name)
+
+                world.on_main(compare_table)
+            return read()
         newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
-        file = window.run / stage.name / "figures.json" if window.finished else newest
+        file = window.run / stage / "figures.json" if window.finished else newest
         # Steps after the last checkpoint of an unfinished run are taken for those of the machine that wrote it.
         machines = read_json(file).get("machines", []) if file.exists() else []
         self.recorded = machines_between(machines, window.start, window.last)
-        threads = torch.get_num_threads()
-        try:  # with as many threads as the run had: they decide how sums are rounded
-            torch.set_num_threads(self.recorded[0]["threads"] if self.recorded else threads)
-            made = stage.make()
-        finally:
-            torch.set_num_threads(threads)
-        files = [f"{stage.name}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
-        if window.finished and (window.run / "base" / "figures.json").exists():
-            write_summary(self, root=window.run)  # after the last stage, so that it holds all of them
+        if self.recorded:  # as many threads as the run had: they decide how sums are rounded
+            torch.set_num_threads(self.recorded[0]["threads"])
+        made = make()
+        files = [f"{stage}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
+        if window.finished and (window.run / "base" / "figures.json").exists():  # the last stage: all have figures
+            report, path = self.rows.data.report, self.config.model.path
+            summarise(window.run, world, report, model=path, seed=self.config.seed, to=here)
             files.append("summary.json")
         world.on_main(lambda: self._compare_outputs(made.figures, files))
 
-    def _compare_table(self, name: str) -> None:
-        replay_file, run_file = self.directory.path / name, self.window.run / name
-        expected, replayed = _content(run_file), _content(replay_file)
-        if name.startswith("selection"):  # the rows here are those that the run selected: select from all rows again
-            replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
-        _link(run_file, replay_file)
-        self.findings += compare("split", name, expected, replayed, OF_CONFIDENCE)
-
-    def train(self, stage: TrainingStage) -> StageResult:
+    def train(self, stage: Stage) -> StageResult:
         """Train the steps of the window; then load the run's last weights, if it kept them, to be measured."""
         window, world, recorded = self.window, self.world, self.window.run / self.window.stage
 
@@ -250,31 +242,24 @@ class Replay(RunContext):
 
     def _compare_outputs(self, measured: Mapping[str, Any], files: Sequence[str]) -> None:
         """Compare the exported model, what the stage measured of the last weights, and the summary, gathered again."""
-        window, findings, name = self.window, self.findings, f"{self.window.stage}/model"
-        held, at_end = window.last in window.checkpoints, window.end == window.last
-        model, remade = _content(window.run / name), _content(self.directory.path / name)
-        comparable = bool(model) and (held or (at_end and self.exact))
+        window, here, findings, name = self.window, self.directory.path, self.findings, f"{self.window.stage}/model"
+        held, at_end, model = window.last in window.checkpoints, window.end == window.last, _content(window.run / name)
         if not self.exact:
-            findings.append(Finding("weights", None, "another machine rounds them in another way"))
-        elif window.end not in window.checkpoints and not (comparable and at_end):
+            findings.append(Finding("weights", None, "another machine rounds them, and figures, in another way"))
+        elif window.end not in window.checkpoints and not (model and at_end):
             findings.append(Finding("weights", None, f"the run kept none of step {window.end} as they were trained"))
-        if comparable:
-            findings += compare("model" if held else "weights", name, model, remade)
+        if model and (held or (at_end and self.exact)):
+            findings += compare("model" if held else "weights", name, model, _content(here / name))
         elif model:
             what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
             findings.append(Finding("model", None, what))
-        if not window.finished or not (window.stage == "reference" or held or at_end):
-            return
-        if not self.exact:
-            findings.append(Finding("figures", None, "they were measured on another machine"))
-            return
-        recorded = read_json(window.run / window.stage / "figures.json")
-        names, sides = sorted(measured.keys() - self.trained.keys() - NOT_MEASURED), []
-        for root, figures in ((window.run, recorded), (self.directory.path, measured)):
-            sides.append({name: figures.get(name) for name in names})
+        if self.exact and window.finished and (window.stage == "reference" or held or at_end):
+            names = sorted(measured.keys() - self.trained.keys() - NOT_MEASURED)
+            recorded = read_json(window.run / window.stage / "figures.json")
+            expected, replayed = ({name: figures.get(name) for name in names} for figures in (recorded, measured))
+            findings += compare("figures", "measured again", expected, replayed)
             for file in files:
-                sides[-1] |= {f"{file}, {name}": values for name, values in _content(root / file).items()}
-        findings += compare("figures", "measured again", sides[0], sides[1])
+                findings += compare("figures", file, _content(window.run / file), _content(here / file))
 
     def certificate(self) -> dict[str, Any]:
         """Return all findings about the steps of the window, as `--json` prints them.
@@ -337,23 +322,24 @@ def compare(
 
     relative  name -> largest relative difference at which its values count as the same; 0 for all others
     """
-    findings, exact, named = list[Finding](), True, list(expected)
+    findings, exact = list[Finding](), True
     for name in dict.fromkeys([*expected, *replayed]):
         then, now = _series(expected.get(name)).align(_series(replayed.get(name)))
         same = (then == now) | (then.isna() & now.isna())
         exact &= bool(same.all())
         if bound := relative.get(name):
-            old, new = (pd.to_numeric(values, errors="coerce") for values in (then, now))
-            same |= (old - new).abs() <= bound * new.abs()
-        if not same.all() and len(findings) < _MOST:
+            x, y = (pd.to_numeric(values, errors="coerce") for values in (then, now))
+            same |= (x - y).abs() <= bound * y.abs()
+        if not same.all():
             first = same.idxmin()
             place = f"{where}, {name}, {first}" if same.size > 1 else f"{where}, {name}"
-            note = f"{place}; {(~same).sum()} of {same.size} values differ"
-            values = [values.astype(object)[first] for values in (then, now)]
-            findings.append(Finding(kind, False, note, False, *(None if x != x else x for x in values)))
-    names = ", ".join(named) if len(named) <= 20 else f"{len(named)} values"
-    how = "bit for bit" if exact else "but for rounding"
-    return findings or [Finding(kind, True, f"{where}, {names}, {how}", exact)]
+            values = (values.astype(object)[first] for values in (then, now))
+            old, new = (None if value != value else value for value in values)
+            note = f"{place}; {(~same).sum()} of {same.size} values differ: expected {old}, found {new}"
+            findings.append(Finding(kind, False, note, False))
+    names, how = list(expected), "bit for bit" if exact else "but for rounding"
+    listed = ", ".join(names) if len(names) <= 20 else f"{len(names)} values"
+    return findings[:MOST] or [Finding(kind, True, f"{where}, {listed}, {how}", exact)]
 
 
 def _series(values: Any) -> pd.Series:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
-from sftmix.pipeline.directory import origin
-from sftmix.pipeline.finished import refuse_no_run
+from sftmix.pipeline.directory import origin, refuse_no_run
 
 TRAINED = ("train", "reference", "baseline")
 """Stages that have steps."""
@@ -52,10 +51,8 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     logged, finished = read_steps(directory), (directory / MANIFEST).exists()
     last = logged[-1]["step"] if logged else 0
     if not last or (stage == "reference" and not finished):
-        trained = [name for name in TRAINED if (run / name / "metrics.jsonl").exists()]
         raise ConfigError(
-            f"--stage {stage}: {run} has no steps of this stage, or is not done with it; "
-            f"there is {', '.join(trained) or 'nothing yet'}"
+            f"--stage {stage}: {run} has no steps of this stage, or is not done with it (see `sftmix status`)"
         )
     checkpoints = sorted({*steps_in(directory / CHECKPOINTS)} - {0})  # 0: stopped before the first step
     if finished:

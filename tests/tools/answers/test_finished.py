@@ -12,7 +12,7 @@ from sftmix.config.read import read_config
 from sftmix.data.encoders import encoder_for
 from sftmix.data.tokenise import encode_examples
 from sftmix.model.load import load_tokenizer
-from sftmix.pipeline.finished import finished_models
+from sftmix.pipeline.directory import finished_models
 from sftmix.pipeline.loaded import load_finished
 from sftmix.types import Example, Message
 from tests.tiny import SHORT
@@ -111,6 +111,6 @@ def test_a_model_whose_logits_are_not_finite_answers_nothing(tiny, sftmix, tmp_p
     words = ["--prompts", str(tiny.eval), "--to", str(tmp_path / "a.jsonl"), "--max_new_tokens", "2", "--dtype", dtype]
     done = sftmix("generate", str(tiny.model), *words)
     assert done.code == (6 if dtype == "auto" else 0), done.err
-    assert ("are not finite in float16, so its answers would mean nothing" in done.err) is (dtype == "auto")
+    assert ("are not finite in torch.float16, so its answers would mean nothing" in done.err) is (dtype == "auto")
     assert ("try --dtype float32" in done.err) is (dtype == "auto")
     assert (tmp_path / "a.jsonl").exists() is (dtype != "auto")

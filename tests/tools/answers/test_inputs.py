@@ -9,8 +9,7 @@ import yaml
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.data.templates import ALPACA
-from sftmix.pipeline.directory import differences
-from sftmix.pipeline.finished import finished_models
+from sftmix.pipeline.directory import differences, finished_models
 from sftmix.tools.answers.generate import inputs_of, read_questions
 from sftmix.tools.answers.options import AnswerOptions, Question
 
