@@ -3,10 +3,10 @@
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,20 @@ import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
 from sftmix.common.shown import one_line, printable
-from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, example_of
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
-from sftmix.data.store import Record, get_or_build, key_of, open_rows, rows_of, write_rows
+from sftmix.data.store import (
+    EXAMPLE,
+    Conversations,
+    Record,
+    content_hash,
+    example_of,
+    get_or_build,
+    key_of,
+    open_rows,
+    rows_of,
+    write_rows,
+)
 from sftmix.data.templates import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.options import DataOptions
@@ -127,8 +137,7 @@ class EncodedDataset(Sequence[Encoded]):
         return [content_hash(example.messages) for example in self.examples()]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedData:
+class LoadedData(NamedTuple):
     """Both sides, tokenised, and the report on all rows."""
 
     train: EncodedDataset

@@ -6,9 +6,9 @@ Which rows: some of each source (data.take), without those of a list (data.exclu
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,20 @@ from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
 from sftmix.common.shown import quoted
-from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, stored
 from sftmix.data.formats import RESERVED_ID, TEXT, BadRow, Columns, convert
 from sftmix.data.report import DataReport
-from sftmix.data.sources import Source, expand, holds_text
-from sftmix.data.store import AT_ONCE, Record, get_or_build, key_of, write_rows
+from sftmix.data.sources import expand, holds_text
+from sftmix.data.store import (
+    AT_ONCE,
+    EXAMPLE,
+    Conversations,
+    Record,
+    content_hash,
+    get_or_build,
+    key_of,
+    stored,
+    write_rows,
+)
 from sftmix.options import DataOptions
 from sftmix.types import Example, Int64
 
@@ -37,8 +46,7 @@ SHOWN = 20
 """Bad rows that an error message lists."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """Checked rows, ready to be tokenised any number of times by `sftmix.data.encode`.
 
     train, eval  the two sides; eval is None without held-out rows
@@ -65,10 +73,20 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     """
     refuse(list(options.problems()), "the options of the rows")
     train, report, written = _read("data.train", options, progress)
-    _check_kind(options, train.is_text)
+    if options.packing and not train.is_text:
+        raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
+    of_conversations = ["template", "multi_turn", "labels", "num_proc"] if train.is_text else []
+    if train.is_text and options.packing is not False:  # a window holds several documents
+        of_conversations.append("label_field")
+    for name in of_conversations:
+        if (value := getattr(options, name)) not in (None, "per_turn"):
+            raise ConfigError(
+                f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
+                "data.packing false"
+            )
     seed = seed if options.seed is None else options.seed
     if options.take is not None:
-        train = take(train, as_list(options.take), as_list(options.train), written, seed, report)
+        train = take(train, options, written, seed, report)
     if options.exclude is not None:
         train = exclude(train, options.exclude, report)
     held_out = None
@@ -92,23 +110,6 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     return Prepared(train, held_out, report, options)
 
 
-def _check_kind(options: DataOptions, text: bool) -> None:
-    """Raise ConfigError for an option that does not fit the kind of the rows, plain text (`text`) or conversations."""
-    if not text:
-        if options.packing:
-            raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
-        return
-    names = ["template", "multi_turn", "labels", "num_proc"]
-    if options.packing is not False:  # a window holds several documents
-        names.append("label_field")
-    for name in names:
-        if (value := getattr(options, name)) not in (None, "per_turn"):
-            raise ConfigError(
-                f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
-                "data.packing false"
-            )
-
-
 # ------------------------------------------------------------------------------------------ reading rows
 
 
@@ -117,10 +118,9 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
 
     Returns them with the report and the number of records of each name.
     """
-    train = option == "data.train"  # held-out rows need no label
-    names = as_list(options.train if train else options.eval or [])
-    labels = as_list(options.labels or []) if train else []
-    label_field = options.label_field if train else None
+    train = option == "data.train"
+    names = as_list(options.train if train else options.eval)
+    labels, label_field = (options.labels, options.label_field) if train else (None, None)  # held-out rows need none
     sources = expand(names, option, options.format)
     columns = Columns(options.columns)
     label_field = next((field for field, column in columns.names.items() if column == label_field), label_field)
@@ -135,36 +135,34 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
         report, written, bad = DataReport(), [0] * len(names), list[str]()
         times = Counter[str]()  # how often each id came before
 
-        def records(source: Source) -> Iterator[Record]:
-            """Make the records of one source; count the rows, and name those that are none."""
-            label = labels[source.entry] if labels else None
-            for place, value in source.rows():
-                report.rows += 1
-                bar.update()
-                try:
-                    row = columns.renamed(value)
-                    example = convert(
-                        row, form, first=columns.formats, source=place, label=label, label_field=label_field
-                    )
-                    record = _record(example, report, times)
-                except BadRow as problem:
-                    report.add("bad_row", f"{place}: {problem}")
-                    bad.append(f"{place}: {problem}")
-                    del bad[SHOWN:]
-                    continue
-                if record is not None:
-                    written[source.entry] += 1
-                    yield record
+        def records() -> Iterator[Record]:
+            """Make the records of all sources; count the rows, and name those that are none."""
+            for source in sources:
+                label = labels[source.entry] if labels else None
+                for place, value in source.rows():
+                    report.rows += 1
+                    bar.update()
+                    try:
+                        row = columns.renamed(value)
+                        example = convert(row, form, columns.formats, place, label, label_field)
+                        record = _record(example, report, times)
+                    except BadRow as problem:
+                        report.add("bad_row", f"{place}: {problem}")
+                        bad.append(f"{place}: {problem}")
+                        del bad[SHOWN:]
+                        continue
+                    if record is not None:
+                        written[source.entry] += 1
+                        yield record
 
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
-            every = chain.from_iterable(map(records, sources))
-            write_rows(directory / "rows.arrow", SCHEMA, every, DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
+            count = write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
         if train:
             columns.check()
         if bad and not options.skip_bad:
             problem = f"{counted(report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
             raise DataError("\n".join([problem, *bad]))
-        if not sum(written):
+        if not count:
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
         return {"report": report.to_dict(), "written": written}
 
@@ -204,23 +202,16 @@ def _record(example: Example, report: DataReport, times: Counter[str]) -> Record
 
 
 def take(
-    rows: Conversations,
-    sizes: Sequence[float | None],
-    names: Sequence[str],
-    written: Sequence[int],
-    seed: int,
-    report: DataReport,
+    rows: Conversations, options: DataOptions, written: Sequence[int], seed: int, report: DataReport
 ) -> Conversations:
     """Take some rows of each entry of data.train, those with the smallest hash of (seed, id); a note counts them.
 
-    sizes    data.take: a number of rows, a share of them, or None for all
-    names    the entries of data.train
     written  records of each entry, which stand one after the other
     Raises ConfigError for more rows than there are, and for a share that is no row.
     """
     chosen, notes = [], []
     entries = np.split(rows.records, np.cumsum(written)[:-1])
-    for size, name, records in zip(sizes, names, entries, strict=True):
+    for size, name, records in zip(as_list(options.take), as_list(options.train), entries, strict=True):
         total = len(records)
         count = total if size is None else size if isinstance(size, int) else round(size * total)
         if size is not None and not 1 <= count <= total:
@@ -245,7 +236,7 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}
     known = list(zip(rows.values("id"), rows.values("source"), strict=True))
-    if unknown := sorted(names.difference(chain(*known))):
+    if unknown := sorted(names.difference(*known)):
         raise ConfigError(
             f"data.exclude: {path} names {len(unknown):,} that are no rows of data.train, such as "
             f"{quoted(unknown[0])}; give an id or file:line in each line, as `sftmix suspects` shows them"
@@ -290,5 +281,5 @@ def _drawn(rows: Conversations, records: Int64, count: int, seed: int, purpose: 
     if count == len(records):
         return records
     numbers = (stable_hash(seed, purpose, name) & (2**64 - 1) for name in rows.some(records).values("id"))
-    hashes = np.fromiter(numbers, dtype=np.uint64, count=len(records))
+    hashes = np.fromiter(numbers, np.uint64)
     return np.sort(records[np.argsort(hashes, kind="stable")[:count]])

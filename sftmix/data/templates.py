@@ -40,6 +40,9 @@ CHATML = """\
 
 NAMED = {"alpaca": ALPACA, "chatml": CHATML}
 
+Chats = Sequence[Sequence[Mapping[str, str]]]
+"""Conversations, of turns {role: ..., content: ...}."""
+
 NUL, NUL_IN_JSON = "\0", r"\u0000"
 
 _SAME_DAY = """\
@@ -78,17 +81,16 @@ class SpecialSpellings:
         """Collect the spellings; `written` are ids that the template writes, the end of a turn among them."""
         added = tokenizer.added_tokens_decoder
         special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
-        spelt = {str(tokenizer.convert_ids_to_tokens(number)): number for number in [*special, *written]}
         self.ids = dict[str, int]()
-        for spelling, number in spelt.items():
+        for number in [*special, *written]:
+            spelling, as_text = str(tokenizer.convert_ids_to_tokens(number)), []
             if len(spelling) == 1:
                 as_text = tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-                if as_text == [number]:
-                    continue
-            self.ids[spelling] = number
+            if as_text != [number]:
+                self.ids[spelling] = number
         self.unmarked = sorted(spelling for spelling, number in self.ids.items() if number not in special)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._normalizer: Any = getattr(self._backend, "normalizer", None)
+        self._normalize: Any = getattr(getattr(self._backend, "normalizer", None), "normalize_str", str)
         # Grouped by their first two characters: some tokenizers have a thousand, which begin with the same one. A
         # longer one stands before one that it begins with. A single character cannot be broken: a NUL behind it says
         # that it is text.
@@ -98,12 +100,10 @@ class SpecialSpellings:
             groups.append(f"{re.escape(start)}(?:{ends})" + (f"(?!{NUL})" if len(start) == 1 else ""))
         either = "|".join(groups) or r"(?!)"
         self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
-        self._whole = re.compile(f"({either})")
+        self._whole_or_nul = re.compile(f"({either})|{NUL}")
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
-        self._forms = set[str]()
-        if self._normalizer is not None:
-            sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
-            self._forms = {*sought, *map(self._normalizer.normalize_str, sought)} - {""}
+        sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
+        self._forms = {*sought, *map(self._normalize, sought)} - {""}
 
     def broken(self, content: str) -> str:
         """Return the content of a turn, with a NUL behind the first character of each spelling in it.
@@ -112,18 +112,19 @@ class SpecialSpellings:
         """
         broken = self._begins.sub(r"\1" + NUL, content)
         if NUL not in broken and self._forms:
-            normal = self._normalizer.normalize_str(content)
+            normal = self._normalize(content)
             if any(form in normal for form in self._forms):
                 return re.sub(r"(\S)", r"\1" + NUL, content, count=1)  # within: a template may trim the content
         return broken
 
     def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
         """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
-        texts = []
-        for text in rendered:
-            pieces = [piece.replace(NUL, "") for piece in self._whole.split(text)]
-            pieces[1::2] = map(_twin_spelling, pieces[1::2])  # the template's own special tokens
-            texts.append("".join(pieces))
+
+        # The special tokens, which are the template's own, are respelt; the NULs of the content go.
+        texts = [
+            self._whole_or_nul.sub(lambda found: _twin_spelling(found[1]) if found[1] else "", text)
+            for text in rendered
+        ]
         return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
 
     @cached_property
@@ -150,11 +151,12 @@ class SpecialSpellings:
             if "merges" in model:
                 model["merges"] = [m for m in model["merges"] if respelt.keys().isdisjoint([*m, "".join(m)])]
             twin = Tokenizer.from_str(json.dumps(content))
-            found = {s: twin.encode(respelt[s], add_special_tokens=False).ids for s in self.ids}
-            wrong = [spelling for spelling, number in self.ids.items() if found[spelling] != [number]]
-            if not wrong:
+            for spelling, number in self.ids.items():
+                if twin.encode(respelt[spelling], add_special_tokens=False).ids != [number]:
+                    problem = f"its token {spelling!r} cannot be told from text"
+                    break
+            else:
                 return twin
-            problem = f"its token {wrong[0]!r} cannot be told from text"
         raise ConfigError(
             "data.special_tokens is text, but this tokenizer cannot encode the spelling of a special token as text: "
             f"{problem}. Take these spellings out of the rows, or set data.special_tokens to tokens if you trust them"
@@ -220,7 +222,7 @@ class Encoder:
         parts += ["block", self.block] if self.block else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
-    def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:
+    def render(self, conversations: Chats, *, prompt: bool) -> list[str]:
         """Render each conversation, of turns with `content`; `prompt` adds the generation prompt.
 
         Raises TemplateRefusal, also for a template that writes a NUL of the content as text (`tojson`).
@@ -254,7 +256,7 @@ class Encoder:
 def render(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
-    conversations: Sequence[Sequence[Mapping[str, str]]],
+    conversations: Chats,
     *,
     prompt: bool = False,
     **variables: Any,
@@ -282,8 +284,8 @@ def on_the_same_day(template: str) -> str:
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """True if both make the same ids of any text; what they pad with, which trainers choose, is in none of them."""
-    roles = [token_roles(tokenizer) | {"pad_token": ""} for tokenizer in (one, other)]
-    return roles[0] == roles[1] and _backend(one) == _backend(other)
+    first, second = ((token_roles(t) | {"pad_token": ""}, _backend(t)) for t in (one, other))
+    return first == second
 
 
 def token_roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

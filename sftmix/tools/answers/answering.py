@@ -13,9 +13,9 @@ from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogit
 
 from sftmix.common.errors import DataError
 from sftmix.common.rng import generator
-from sftmix.data.conversations import content_hash
 from sftmix.data.formats import Columns, convert
 from sftmix.data.sources import expand
+from sftmix.data.store import content_hash
 from sftmix.data.templates import TemplateRefusal
 from sftmix.pipeline.loaded import LoadedModel
 from sftmix.tools.answers.options import AnswerOptions
