@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from sftmix.common.errors import DataError
 from sftmix.common.shown import one_line, printable
 from sftmix.data.report import DataReport
-from sftmix.data.rows import Prepared, prepare
+from sftmix.data.rows import Prepared
 from sftmix.data.store import (
     EXAMPLE,
     Conversations,
@@ -31,7 +31,6 @@ from sftmix.data.store import (
 )
 from sftmix.data.templates import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
-from sftmix.options import DataOptions
 from sftmix.types import Encoded, Example, Int64
 
 TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn", "split_alone")
@@ -145,13 +144,6 @@ class LoadedData(NamedTuple):
     report: DataReport
 
 
-def load_data(
-    options: DataOptions, encoder: Encoder, *, max_length: int, seed: int, progress: bool = True
-) -> LoadedData:
-    """Call `prepare`, then `encode`."""
-    return encode(prepare(options, seed, progress=progress), encoder, max_length=max_length, progress=progress)
-
-
 def encode(
     prepared: Prepared,
     encoder: Encoder,
@@ -172,9 +164,11 @@ def encode(
     report = DataReport(notes=list(encoder.notices))
     report.take(prepared.report)
 
-    def side(option: str, rows: Conversations, keep: Sequence[str] | None, limit: int | None) -> EncodedDataset:
+    def side(option: str, rows: Conversations) -> EncodedDataset:
         """Tokenise one side, and add its report to the whole."""
-        selected = None if keep is None else frozenset(keep)
+        is_train = option == "data.train"
+        limit = options.limit if is_train else None
+        selected = frozenset(keep) if is_train and keep is not None else None
         cut = "as kept" if whole and selected is not None else whole  # not by this template alone
         settings = [encoder.fingerprint, max_length, cut, None if selected is None else key_of(sorted(selected))]
         settings += [packed, limit] if is_text else []
@@ -187,7 +181,7 @@ def encode(
                 stored: Iterator[Record] = itertools.islice(kept, limit)
             else:
                 work = partial(tokenise, rows, whole, encoder, max_length, selected)
-                stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
+                stored = tokenised(work, rows.records, report, options.num_proc, progress)
             report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
             if is_text and report.train == limit:
                 report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
@@ -198,7 +192,7 @@ def encode(
         found = DataReport(**summary)
         report.take(found)
         lost, lines = sum(found.counts.get(reason, 0) for reason in TEMPLATE_REASONS), "\n".join(found.lines()[1:])
-        if option == "data.train" and lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not options.skip_bad:
+        if is_train and lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not options.skip_bad:
             raise DataError(
                 f"data.template: {encoder.name} cannot encode {lost:,} of {lost + found.train:,} training examples; "
                 f"choose another template, or let data.skip_bad drop them:\n{lines}"
@@ -207,8 +201,8 @@ def encode(
             raise DataError(f"{option}: no example is left:\n{lines}")
         return EncodedDataset(directory / "tokens.arrow", key_of("tokens", rows.fingerprint, settings), is_text)
 
-    train = side("data.train", prepared.train, keep, options.limit)
-    held_out = None if prepared.eval is None else side("data.eval", prepared.eval, None, None)
+    train = side("data.train", prepared.train)
+    held_out = None if prepared.eval is None else side("data.eval", prepared.eval)
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
     if is_text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
@@ -246,7 +240,7 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
             piece = printable(decoded[shown:])
             body += f"{begin}{piece}{close}" if target[start] else piece
         facts = f"row {row} | id {encoded.id} | {example.source} | {len(ids)} tokens | {target.sum()} trained"
-        facts += "" if example.label is None else f" | label {example.label}"
+        facts += f" | label {example.label}" if example.label else ""
         facts += " | cut at the maximum length: no end of turn" if encoded.truncated else ""
         parts.append(f"{one_line(facts)}\n{body}")
         if not table:

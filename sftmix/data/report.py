@@ -18,11 +18,11 @@ REASONS = {
     "empty_response": "empty response{s} dropped",
     "empty_document": "empty document{s} dropped",
     "no_target": "window{s} dropped: no token there that one before it predicts",
-    "no_response_token": "example{s} dropped: no response token left within data.max_length",
+    "no_response_token": "example{s} dropped: no response token left within data.max_length = {length}",
     "template_refused": "example{s} dropped: the chat template refuses the conversation",
     "prefix_mismatch": "example{s} dropped: the prompt's tokens are not where the example's tokens begin",
     "no_end_of_turn": "example{s} dropped: the rendered response does not end with a stop token",
-    "truncated": "example{s} cut at data.max_length (trained without an end-of-turn token)",
+    "truncated": "example{s} cut at data.max_length = {length} (trained without an end-of-turn token)",
     "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
     "composed": "example{s} with a response appended to the prompt (the template rewrites earlier turns)",
     "own_block": "example{s} prompted without the empty block, as by enable_thinking=true (the response has its own)",
@@ -34,7 +34,7 @@ REASONS = {
     "spelt_in_document": "document{s} with the spelling of a special token, encoded as text (data.special_tokens)",
     "eval_in_train": "held-out row{s} with content that also occurs in the training rows",
 }
-"""Every reason that the report counts, with its words there; {s} is the plural."""
+"""Every reason that the report counts, with its words there; {s} is the plural, {length} data.max_length."""
 
 
 @dataclass
@@ -85,9 +85,7 @@ class DataReport:
         lines = [*self.notes, f"{counted(self.rows, kind)} read: {sides}"]
         for reason, text in REASONS.items():
             if count := self.counts.get(reason):
-                text = text.replace("{s}", "" if count == 1 else "s")
-                if self.max_length is not None:
-                    text = text.replace("data.max_length", f"data.max_length = {self.max_length}")
+                text = text.format(s="" if count == 1 else "s", length=self.max_length)
                 names = self.first[reason] + ["..."] * (count > NAMED)
                 lines.append(f"{count:,} {text}: {', '.join(names)}")
         return [one_line(line) for line in lines]

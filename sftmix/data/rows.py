@@ -75,10 +75,10 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     train, report, written = _read("data.train", options, progress)
     if options.packing and not train.is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
-    of_conversations = ["template", "multi_turn", "labels", "num_proc"] if train.is_text else []
-    if train.is_text and options.packing is not False:  # a window holds several documents
+    of_conversations = ["template", "multi_turn", "labels", "num_proc"]
+    if options.packing is not False:  # a window holds several documents
         of_conversations.append("label_field")
-    for name in of_conversations:
+    for name in of_conversations if train.is_text else ():
         if (value := getattr(options, name)) not in (None, "per_turn"):
             raise ConfigError(
                 f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "

@@ -97,10 +97,11 @@ class SpecialSpellings:
         groups = []
         for start, group in itertools.groupby(sorted(self.ids, reverse=True), key=lambda spelling: spelling[:2]):
             ends = "|".join(re.escape(spelling[2:]) for spelling in group)
-            groups.append(f"{re.escape(start)}(?:{ends})" + (f"(?!{NUL})" if len(start) == 1 else ""))
+            groups.append(f"{re.escape(start)}(?:{ends})")
         either = "|".join(groups) or r"(?!)"
         self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
-        self._whole_or_nul = re.compile(f"({either})|{NUL}")
+        self._whole_or_nul = re.compile(f"({either})(?!{NUL})|{NUL}")
+        self._respelt = {spelling: spelling[0] + NUL + spelling[1:] for spelling in self.ids}
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
         sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
         self._forms = {*sought, *map(self._normalize, sought)} - {""}
@@ -121,10 +122,7 @@ class SpecialSpellings:
         """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
 
         # The special tokens, which are the template's own, are respelt; the NULs of the content go.
-        texts = [
-            self._whole_or_nul.sub(lambda found: _twin_spelling(found[1]) if found[1] else "", text)
-            for text in rendered
-        ]
+        texts = [self._whole_or_nul.sub(lambda found: self._respelt.get(found[1], ""), text) for text in rendered]
         return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
 
     @cached_property
@@ -136,16 +134,13 @@ class SpecialSpellings:
         """
         problem = "it is not a fast tokenizer"
         if self._backend is not None:
-            respelt = {spelling: _twin_spelling(spelling) for spelling in self.ids}
-            content = json.loads(self._backend.to_str())
+            respelt, content = self._respelt, json.loads(self._backend.to_str())
             model, vocabulary = content["model"], content["model"]["vocab"]
             for token in content["added_tokens"]:
                 if token["content"] in respelt:  # a normaliser may take the NUL away, or find it in another form
                     token |= {"content": respelt[token["content"]], "normalized": False}
-            if isinstance(vocabulary, dict):
-                model["vocab"] = {respelt.get(piece, piece): number for piece, number in vocabulary.items()}
-            else:
-                model["vocab"] = [[respelt.get(piece, piece), score] for piece, score in vocabulary]
+            pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary  # with their ids or scores
+            model["vocab"] = type(vocabulary)((respelt.get(piece, piece), number) for piece, number in pieces)
             if model.get("unk_token") in respelt:
                 model["unk_token"] = respelt[model["unk_token"]]
             if "merges" in model:
@@ -161,11 +156,6 @@ class SpecialSpellings:
             "data.special_tokens is text, but this tokenizer cannot encode the spelling of a special token as text: "
             f"{problem}. Take these spellings out of the rows, or set data.special_tokens to tokens if you trust them"
         )
-
-
-def _twin_spelling(spelling: str) -> str:
-    """Return the twin's spelling of a special token."""
-    return spelling[0] + NUL + spelling[1:]
 
 
 # -------------------------------------------------------------------------------------------- the encoder

@@ -197,7 +197,7 @@ def tokenise(
 
 
 def tokenised(
-    work: Work, records: Int64, report: DataReport, *, processes: int | None, progress: bool
+    work: Work, records: Int64, report: DataReport, processes: int | None, progress: bool
 ) -> Iterator[Record]:
     """Tokenise the records; yield the rows to store, in file order, and add the counts to `report`.
 
