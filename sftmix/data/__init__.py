@@ -5,8 +5,7 @@
 
 from sftmix.data.dataset import EncodedDataset, LoadedData, encode, render_preview
 from sftmix.data.encoders import encoder_for, make_encoder
-from sftmix.data.report import DataReport
-from sftmix.data.rows import Prepared, prepare
+from sftmix.data.rows import DataReport, Prepared, prepare
 from sftmix.data.templates import Encoder
 
 __all__ = [

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
 from sftmix.common.shown import one_line, printable
-from sftmix.data.report import DataReport
-from sftmix.data.rows import Prepared
+from sftmix.data.rows import DataReport, Prepared
 from sftmix.data.store import (
     EXAMPLE,
     Conversations,
@@ -68,10 +66,10 @@ class EncodedDataset(Sequence[Encoded]):
 
     def __init__(self, path: Path, fingerprint: str, is_text: bool) -> None:
         self._table, self.fingerprint, self.is_text = open_rows(path), fingerprint, is_text
-        self.ids: list[str] = self._table["id"].to_pylist()
-        self.lengths: Int64 = pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
-        self.n_targets: Int64 = self._table["n_targets"].to_numpy().astype(np.int64)
-        self.truncated: npt.NDArray[np.bool_] = self._table["truncated"].to_numpy()
+        self.ids = self._table["id"].to_pylist()
+        self.lengths = pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
+        self.n_targets = self._table["n_targets"].to_numpy().astype(np.int64)
+        self.truncated = self._table["truncated"].to_numpy()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -120,12 +118,11 @@ class EncodedDataset(Sequence[Encoded]):
 
     def example(self, row: int) -> Example:
         """Read the text of one row: its messages, source, label and columns."""
-        return next(self.examples(np.array([row])))
+        return next(self.examples(slice(row, row + 1)))
 
-    def examples(self, rows: Int64 | None = None) -> Iterator[Example]:
+    def examples(self, rows: slice = slice(None)) -> Iterator[Example]:
         """Read the text of these rows; by default of all, in file order."""
-        rows = np.arange(len(self)) if rows is None else rows
-        for row in rows_of(self._table.select([*dict(EXAMPLE), "offset"]), rows):
+        for row in rows_of(self._table.select([*dict(EXAMPLE), "offset"]), np.arange(len(self))[rows]):
             example = example_of(row)
             if self.is_text:
                 example = replace(example, source=f"{example.source}, from token {row['offset']}")
@@ -175,13 +172,13 @@ def encode(
 
         def build(directory: Path) -> Record:
             report = DataReport(max_length=max_length)
-            if is_text:
-                windows = encode_windows(encoder, rows, max_length, packed, report, progress)
-                kept = (window for window in windows if selected is None or window["id"] in selected)
-                stored: Iterator[Record] = itertools.islice(kept, limit)
-            else:
+            if not is_text:
                 work = partial(tokenise, rows, whole, encoder, max_length, selected)
                 stored = tokenised(work, rows.records, report, options.num_proc, progress)
+            else:
+                windows = encode_windows(encoder, rows, max_length, packed, report, progress)
+                kept = (window for window in windows if selected is None or window["id"] in selected)
+                stored = itertools.islice(kept, limit)
             report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
             if is_text and report.train == limit:
                 report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
@@ -225,8 +222,8 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
     def spelt(token: int) -> str:
         return printable(repr(encoder.tokenizer.convert_ids_to_tokens(token)))
 
-    kind, end = "document" if data.train.is_text else "response", encoder.end_of_turn_id
-    parts = [f"Template: {encoder.name}; a {kind} ends with {spelt(end)} (id {end}); stop ids {encoder.stop_ids}"]
+    end = encoder.end_of_turn_id
+    parts = [f"Template: {encoder.name}; what is trained ends with {spelt(end)} (id {end}); stop ids {encoder.stop_ids}"]
     begin, close = ("\x1b[0;32m", "\x1b[0m") if color else ("[[", "]]")
     table = list[str]()
     for row in rows:
@@ -240,8 +237,7 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
             piece = printable(decoded[shown:])
             body += f"{begin}{piece}{close}" if target[start] else piece
         facts = f"row {row} | id {encoded.id} | {example.source} | {len(ids)} tokens | {target.sum()} trained"
-        facts += f" | label {example.label}" if example.label else ""
-        facts += " | cut at the maximum length: no end of turn" if encoded.truncated else ""
+        facts += f" | cut at the maximum length: {encoded.truncated} | label {example.label}"
         parts.append(f"{one_line(facts)}\n{body}")
         if not table:
             table = [f"Tokens of row {row} (label -100: not trained)", f"{'place':>6} {'id':>7} {'label':>7}  token"]

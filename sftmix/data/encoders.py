@@ -23,7 +23,7 @@ from sftmix.data.templates import (
     on_the_same_day,
     render,
     token_roles,
-    writes_bos,
+    written_bos,
 )
 from sftmix.data.trial import PROBE, SYSTEM, trouble_with
 from sftmix.options import DataOptions, SpecialTokens
@@ -108,7 +108,7 @@ def make_encoder(
         notices.append(f"The template writes {added!r} before every response: it is part of the prompt, not trained.")
     if "strftime_now" in source:
         notices.append("The template writes the date: 26 July 2024 is used on every day.")
-    if tokenizer.bos_token_id is not None and _ids(tokenizer, full)[:2] == [tokenizer.bos_token_id] * 2:
+    if _ids(tokenizer, full)[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     stop, ending, trailer = _end_of_turn(tokenizer, after, notices)
     spellings = None
@@ -202,7 +202,7 @@ def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[s
         source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
         if "eos_token" in source and tokenizer.eos_token is None:
             raise ConfigError("data.template: this tokenizer has no eos token, with which the template ends a response")
-        source = ("{{ bos_token }}" if writes_bos(tokenizer) else "") + source
+        source = ("{{ bos_token }}" if written_bos(tokenizer) else "") + source
     return name, source
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.errors import DataError
 from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.types import Example, Message
@@ -21,9 +20,6 @@ RESERVED_ID = re.compile(r"@turn\d+$")
 TEXT = "text"
 """The format of documents: text files, and rows with a field `text` and no field that another format reads."""
 
-_NEEDS = {name: set(fields) - {"input"} for name, fields in FORMAT_FIELDS.items()}
-"""The fields that the rows of each format must have."""
-
 
 class BadRow(ValueError):
     """Reason why a row cannot be used, for a message `file:line: reason`."""
@@ -34,12 +30,13 @@ class Columns:
 
     names    our field -> its name in the rows; empty: the rows have our names
     formats  the formats that read all these fields, which data.format auto tries first
+    present  names of the fields of the rows read so far, in their order
     """
 
     def __init__(self, columns: Mapping[str, str] | None) -> None:
         self.names = field_columns(columns)
         self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
-        self._present: dict[str, None] = {}  # names of the rows' fields, in their order
+        self.present: dict[str, None] = {}
 
     def renamed(self, row: Any) -> Any:
         """Return the row under our names, and remember its fields. Raises BadRow for what is none.
@@ -50,19 +47,10 @@ class Columns:
             raise row if isinstance(row, BadRow) else BadRow(f"expected an object, found {quoted(row)}")
         if not self.names:
             return row
-        self._present.update(dict.fromkeys(row))
+        self.present.update(dict.fromkeys(row))
         moved = {field: row[column] for field, column in self.names.items() if column in row}
         gone = {*moved, *self.names.values()}
         return {**moved, **{key: value for key, value in row.items() if key not in gone}}
-
-    def check(self) -> None:
-        """Raise DataError for a column that none of the training rows has."""
-        for field, column in self.names.items():
-            if column not in self._present:
-                raise DataError(
-                    f"data.columns: no row of data.train has the field {column!r} (for {field}); the fields there are "
-                    f"{listed(self._present)}"
-                )
 
 
 def recognise(row: Fields, first: Sequence[str] = ()) -> str:
@@ -73,8 +61,10 @@ def recognise(row: Fields, first: Sequence[str] = ()) -> str:
     first  formats that are tried before the others
     Raises BadRow for a row without any of the fields.
     """
-    if near := [name for name in (*first, *FORMAT_FIELDS) if row.keys() & FORMAT_FIELDS[name]]:
-        return min(near, key=lambda name: (name == TEXT and TEXT not in first, len(_NEEDS[name] - row.keys())))
+    near = [name for name in (*first, *FORMAT_FIELDS) if row.keys() & FORMAT_FIELDS[name]]
+    if near:
+        is_last = {TEXT}.difference(first)
+        return min(near, key=lambda name: (name in is_last, len({*FORMAT_FIELDS[name]} - row.keys() - {"input"})))
     known = "; ".join(", ".join(fields) for fields in FORMAT_FIELDS.values())
     raise BadRow(
         f"format not recognised from the fields {listed(row)} (known: {known}; data.columns gives them other names)"
@@ -223,9 +213,7 @@ def _weight(row: Fields, what: str) -> float:
 def _alpaca(row: Fields) -> list[Message]:
     instruction = _text(row, "instruction")
     extra = _checked_text(row.get("input", ""), "input")
-    if not instruction.strip():
-        raise BadRow("instruction is empty")
-    prompt = f"{instruction}\n{extra}" if extra.strip() else instruction
+    prompt = f"{instruction}\n{extra}" if extra.strip() and instruction.strip() else instruction
     return [Message("user", prompt), Message("assistant", _text(row, "output"), True)]
 
 

@@ -205,7 +205,7 @@ def expand(names: Sequence[str], option: str, form: str = "auto") -> list[Source
     return sources
 
 
-def check_names(names: Sequence[str], option: str, form: str = "auto") -> None:
+def check_names(names: Sequence[str], option: str, form: str) -> None:
     """Raise the errors of `expand` that need no look into a file or at the hub; its arguments are the same."""
     for name in names:
         with _reading(f"{option}: {name}"):
@@ -230,11 +230,10 @@ def _files(name: str, option: str, form: str) -> list[str]:
             f"{option}: {name}: no such file or directory (the working directory is {Path.cwd()}); name a file, a "
             "directory or a hub id"
         )
+    elif path.suffix.lower() not in READERS:
+        raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
     for file in files:
-        path = Path(file).expanduser()
-        if path.suffix.lower() not in READERS:
-            raise DataError(f"{file}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
-        if path.stat().st_size == 0:
+        if Path(file).expanduser().stat().st_size == 0:
             raise DataError(f"{file}:1: the file is empty")
     return files
 

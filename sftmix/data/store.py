@@ -21,7 +21,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from sftmix.common.errors import ConfigError, NoSpaceError
-from sftmix.common.files import commit_directory, is_full, read_json, verify_directory, write_json
+from sftmix.common.files import commit_directory, is_full, read_json, sha256_json, verify_directory, write_json
 from sftmix.types import Example, Int64, Message
 
 CODE_VERSION = 3
@@ -48,8 +48,7 @@ EXAMPLE = [
 
 def key_of(*parts: Any) -> str:
     """Hash of parts that JSON can write, 32 hex digits."""
-    text = json.dumps([CODE_VERSION, *parts], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return sha256_json([CODE_VERSION, *parts])[:32]
 
 
 def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Record]) -> tuple[Path, Record]:
@@ -80,11 +79,7 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
             with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
                 summary = build(Path(scratch))
                 write_json(Path(scratch, "summary.json"), summary)
-                try:
-                    commit_directory(Path(scratch), target, about={})
-                except OSError:
-                    if _read(target) is None:  # else another process has finished the same key first
-                        raise
+                commit_directory(Path(scratch), target, about={})
                 return target, summary
         finally:
             with contextlib.suppress(OSError):  # Windows keeps a file that is open
@@ -112,7 +107,7 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Record], batch: int
     A column that a row lacks is null.
     """
     count, rest = 0, iter(rows)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.ipc.new_file(str(path), schema) as writer:
         while part := list(itertools.islice(rest, batch)):
             writer.write_batch(pa.RecordBatch.from_pylist(part, schema=schema))
             count += len(part)
@@ -121,7 +116,7 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Record], batch: int
 
 def open_rows(path: Path) -> pa.Table:
     """Open a file of `write_rows` behind a memory map: no row is read before it is asked for."""
-    return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def rows_of(table: pa.Table, rows: Int64) -> Iterator[Record]:
@@ -142,7 +137,7 @@ def stored(example: Example) -> Record:
         "source": example.source,
         "messages": json.dumps([astuple(message) for message in example.messages], ensure_ascii=False),
         "label": example.label,
-        "columns": json.dumps(dict(example.columns)),
+        "columns": json.dumps(example.columns),
     }
 
 
@@ -152,10 +147,15 @@ def example_of(row: Record) -> Example:
     return Example(row["id"], messages, row["source"], row["label"], json.loads(row["columns"]))
 
 
+def short_hash(content: bytes) -> str:
+    """Hash of some bytes, 16 hex digits."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
 def content_hash(messages: Sequence[Message]) -> str:
     """Hash of the turns in their order, and of nothing else; 16 hex digits."""
-    text = json.dumps([[m.role, m.content, m.trained] for m in messages], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    text = json.dumps([[m.role, m.content, m.trained] for m in messages], separators=(",", ":"))
+    return short_hash(text.encode())
 
 
 def examples_of(row: Example, *, whole: bool) -> Iterator[Example]:

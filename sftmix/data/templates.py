@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import sha256_json
 from sftmix.types import Int64
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class Encoder:
         parts = [content, self.chat_template, self.end_of_turn_id, self.appends_end]
         parts += ["tokens"] if self.spellings is None else ["text", *self.spellings.unmarked]
         parts += ["block", self.block] if self.block else []
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return sha256_json(parts)[:32]
 
     def render(self, conversations: Chats, *, prompt: bool) -> list[str]:
         """Render each conversation, of turns with `content`; `prompt` adds the generation prompt.
@@ -293,7 +294,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(backend.to_str())
 
 
-def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True if the tokenizer begins plain text with BOS when it adds special tokens."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("Name a colour.")["input_ids"][:1] == [bos]
+def written_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return [BOS] if the tokenizer begins plain text with it when it adds special tokens, else []."""
+    first = tokenizer("Name a colour.")["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []

@@ -11,7 +11,6 @@ windows of exactly max_length tokens. A window names the places where its docume
 may cross them, or the model would learn from an unrelated text.
 """
 
-import hashlib
 import itertools
 import multiprocessing
 import os
@@ -26,9 +25,9 @@ import numpy as np
 
 from sftmix.common.progress import progress_bar
 from sftmix.data.formats import TEXT
-from sftmix.data.report import DataReport
-from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, stored
-from sftmix.data.templates import NUL, Encoder, TemplateRefusal, writes_bos
+from sftmix.data.rows import DataReport
+from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
+from sftmix.data.templates import NUL, Encoder, TemplateRefusal, written_bos
 from sftmix.types import Example, Int64, Message
 
 WORTH_A_PROCESS = 10_000
@@ -63,7 +62,7 @@ class Outcome(NamedTuple):
 
     ids      its tokens, at most max_length; empty if it cannot be trained on
     spans    (start, end) of each trained response, end-of-turn token included
-    reasons  keys of `report.REASONS` to count
+    reasons  keys of `rows.REASONS` to count
     detail   words that the report adds to the example's name
     """
 
@@ -237,9 +236,7 @@ def _do(part: Int64) -> Any:
 # ------------------------------------------------------------------------------------------------ documents
 
 
-def windows(
-    documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed: bool
-) -> Iterator[tuple[Any, int, list[int], list[int]]]:
+def windows(documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed: bool) -> Iterator[Any]:
     """Cut the tokens of documents, which stand one after the other, into windows of `length`; the last may be shorter.
 
     documents  (document, token ids)
@@ -270,8 +267,7 @@ def encode_windows(
 
     The report counts documents that spell special tokens, and windows without a target.
     """
-    bos = [int(encoder.tokenizer.bos_token_id)] if writes_bos(encoder.tokenizer) else []
-    eos = [encoder.end_of_turn_id]
+    bos, eos = written_bos(encoder.tokenizer), [encoder.end_of_turn_id]
 
     def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
@@ -294,7 +290,7 @@ def encode_windows(
             # The id is a hash of the tokens: other windows (by length, tokenizer or order of documents) have other ids,
             # so no file about them is taken for one about these.
             numbers = np.array([len(ids), *ids, len(starts), *starts], dtype="<i8")
-            name = hashlib.blake2b(numbers.tobytes(), digest_size=8).hexdigest()
+            name = short_hash(numbers.tobytes())
             suffix = f"#{counts[name]}" if counts[name] else ""
             counts[name] += 1
             example = replace(document, id=name + suffix, messages=(Message(TEXT, encoder.decode(ids), True),))
