@@ -63,8 +63,11 @@ def recognise(row: Fields, first: Sequence[str] = ()) -> str:
     """
     near = [name for name in (*first, *FORMAT_FIELDS) if row.keys() & FORMAT_FIELDS[name]]
     if near:
-        is_last = {TEXT}.difference(first)
-        return min(near, key=lambda name: (name in is_last, len({*FORMAT_FIELDS[name]} - row.keys() - {"input"})))
+        # A row with a text beside the fields of another format is of that one.
+        return min(
+            near,
+            key=lambda name: (name == TEXT and TEXT not in first, len({*FORMAT_FIELDS[name]} - row.keys() - {"input"})),
+        )
     known = "; ".join(", ".join(fields) for fields in FORMAT_FIELDS.values())
     raise BadRow(
         f"format not recognised from the fields {listed(row)} (known: {known}; data.columns gives them other names)"

@@ -239,10 +239,10 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
 
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
             count = write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
-        for field_, column in columns.names.items() if train else ():
+        for name, column in columns.names.items() if train else ():
             if column not in columns.present:
                 raise DataError(
-                    f"data.columns: no row of data.train has the field {column!r} (for {field_}); the fields there are "
+                    f"data.columns: no row of data.train has the field {column!r} (for {name}); the fields there are "
                     f"{listed(columns.present)}"
                 )
         if bad and not options.skip_bad:
