@@ -38,7 +38,7 @@ from sftmix.components.confidence import Perplexity, variability  # noqa: E402
 from sftmix.components.contracts import check_confidence, check_pairs, check_split  # noqa: E402
 from sftmix.components.pairing import ConfidenceGapPairs, LengthMatchedPairs, RandomPairs  # noqa: E402
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
-from sftmix.data import encode, load_data, make_encoder, prepare  # noqa: E402
+from sftmix.data import encode, make_encoder, prepare  # noqa: E402
 from sftmix.measure.model import sample_rows  # noqa: E402
 from sftmix.measure.summary import describe_split  # noqa: E402
 from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
@@ -88,8 +88,10 @@ def grow_rows(args: argparse.Namespace, place: Path) -> dict[str, dict[str, floa
     encoder = make_encoder(load_tokenizer(args.model))
     prepared = log("read and prepare", lambda: prepare(options, 0, progress=False))
     log("tokenise", lambda: encode(prepared, encoder, max_length=256, progress=False))
-    load = partial(load_data, options, encoder, max_length=256, seed=0, progress=False)
-    data = log("load from the cache", load).train
+    data = log(
+        "load from the cache",
+        lambda: encode(prepare(options, 0, progress=False), encoder, max_length=256, progress=False).train,
+    )
     log("ids, lengths, labels, columns", lambda: (data.ids, data.lengths, data.n_targets, data.labels, data.columns))
     dynamics = made_up_dynamics(data.ids, data.n_targets)
     log("write dynamics", lambda: write_dynamics(place / "dynamics.parquet", dynamics))

@@ -16,7 +16,7 @@ from sftmix.common.world import World
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.splitters import RandomSplit
-from sftmix.data import EncodedDataset, load_data, make_encoder
+from sftmix.data import EncodedDataset, encode, make_encoder, prepare
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
 from sftmix.training.loop import Stage
@@ -43,7 +43,7 @@ def load_rows(model: str, rows: str, *, limit: int, max_length: int) -> EncodedD
     """Return the first `limit` rows of a file under the model's own tokenizer and template."""
     encoder = make_encoder(load_tokenizer(model))
     options = DataOptions(train=[rows], limit=limit)
-    return load_data(options, encoder, max_length=max_length, seed=0, progress=False).train
+    return encode(prepare(options, 0), encoder, max_length=max_length).train
 
 
 def random_llama(

@@ -3,10 +3,9 @@
 `prepare` reads and checks rows (no tokenizer needed), `make_encoder` chooses the chat template, `encode` tokenises.
 """
 
-from sftmix.data.dataset import EncodedDataset, LoadedData, encode, load_data, render_preview
+from sftmix.data.dataset import EncodedDataset, LoadedData, encode, render_preview
 from sftmix.data.encoders import encoder_for, make_encoder
-from sftmix.data.report import DataReport
-from sftmix.data.rows import Prepared, prepare
+from sftmix.data.rows import DataReport, Prepared, prepare
 from sftmix.data.templates import Encoder
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "Prepared",
     "encode",
     "encoder_for",
-    "load_data",
     "make_encoder",
     "prepare",
     "render_preview",

@@ -3,10 +3,10 @@
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,22 @@ import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
 from sftmix.common.shown import as_lines, printable
-from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, example_of
-from sftmix.data.report import DataReport
-from sftmix.data.rows import Prepared, prepare
-from sftmix.data.store import Record, get_or_build, key_of, open_rows, rows_of, write_rows
+from sftmix.data.rows import DataReport, Prepared
+from sftmix.data.store import (
+    EXAMPLE,
+    Conversations,
+    Record,
+    content_hash,
+    example_of,
+    get_or_build,
+    key_of,
+    open_rows,
+    rows_of,
+    write_rows,
+)
 from sftmix.data.templates import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
-from sftmix.options import DataOptions
-from sftmix.types import Bool, Encoded, Example, Int64
+from sftmix.types import Encoded, Example, Int64
 
 TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn", "split_alone")
 MAX_TEMPLATE_LOSS = 0.05
@@ -58,10 +66,10 @@ class EncodedDataset(Sequence[Encoded]):
 
     def __init__(self, path: Path, fingerprint: str, is_text: bool) -> None:
         self._table, self.fingerprint, self.is_text = open_rows(path), fingerprint, is_text
-        self.ids: list[str] = self._table["id"].to_pylist()
-        self.lengths: Int64 = pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
-        self.n_targets: Int64 = self._table["n_targets"].to_numpy().astype(np.int64)
-        self.truncated: Bool = self._table["truncated"].to_numpy()
+        self.ids = self._table["id"].to_pylist()
+        self.lengths = pc.list_value_length(self._table["input_ids"]).to_numpy().astype(np.int64)
+        self.n_targets = self._table["n_targets"].to_numpy().astype(np.int64)
+        self.truncated = self._table["truncated"].to_numpy()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,12 +118,11 @@ class EncodedDataset(Sequence[Encoded]):
 
     def example(self, row: int) -> Example:
         """Read the text of one row: its messages, source, label and columns."""
-        return next(self.examples(np.array([row])))
+        return next(self.examples(slice(row, row + 1)))
 
-    def examples(self, rows: Int64 | None = None) -> Iterator[Example]:
+    def examples(self, rows: Int64 | slice = slice(None)) -> Iterator[Example]:
         """Read the text of these rows; by default of all, in file order."""
-        rows = np.arange(len(self)) if rows is None else rows
-        for row in rows_of(self._table.select([*dict(EXAMPLE), "offset"]), rows):
+        for row in rows_of(self._table.select([*dict(EXAMPLE), "offset"]), np.arange(len(self))[rows]):
             example = example_of(row)
             if self.is_text:
                 example = replace(example, source=f"{example.source}, from token {row['offset']}")
@@ -126,20 +133,12 @@ class EncodedDataset(Sequence[Encoded]):
         return [content_hash(example.messages) for example in self.examples()]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedData:
+class LoadedData(NamedTuple):
     """Both sides, tokenised, and the report on all rows."""
 
     train: EncodedDataset
     eval: EncodedDataset | None
     report: DataReport
-
-
-def load_data(
-    options: DataOptions, encoder: Encoder, *, max_length: int, seed: int, progress: bool = True
-) -> LoadedData:
-    """Call `prepare`, then `encode`."""
-    return encode(prepare(options, seed, progress=progress), encoder, max_length=max_length, progress=progress)
 
 
 def encode(
@@ -162,22 +161,24 @@ def encode(
     report = DataReport(notes=list(encoder.notices))
     report.take(prepared.report)
 
-    def side(option: str, rows: Conversations, keep: Sequence[str] | None, limit: int | None) -> EncodedDataset:
+    def side(option: str, rows: Conversations) -> EncodedDataset:
         """Tokenise one side, and add its report to the whole."""
-        selected = None if keep is None else frozenset(keep)
+        is_train = option == "data.train"
+        limit = options.limit if is_train else None
+        selected = frozenset(keep) if is_train and keep is not None else None
         cut = "as kept" if whole and selected is not None else whole  # not by this template alone
         settings = [encoder.fingerprint, max_length, cut, None if selected is None else key_of(sorted(selected))]
         settings += [packed, limit] if is_text else []
 
         def build(directory: Path) -> Record:
             report = DataReport(max_length=max_length)
-            if is_text:
+            if not is_text:
+                work = partial(tokenise, rows, whole, encoder, max_length, selected)
+                stored = tokenised(work, rows.records, report, options.num_proc, progress)
+            else:
                 windows = encode_windows(encoder, rows, max_length, packed, report, progress)
                 kept = (window for window in windows if selected is None or window["id"] in selected)
-                stored: Iterator[Record] = itertools.islice(kept, limit)
-            else:
-                work = partial(tokenise, rows, whole, encoder, max_length, selected)
-                stored = tokenised(work, rows.records, report, processes=options.num_proc, progress=progress)
+                stored = itertools.islice(kept, limit)
             report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
             if is_text and report.train == limit:
                 report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
@@ -188,7 +189,7 @@ def encode(
         found = DataReport(**summary)
         report.take(found)
         lost, lines = sum(found.counts.get(reason, 0) for reason in TEMPLATE_REASONS), "\n".join(found.lines()[1:])
-        if option == "data.train" and lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not options.skip_bad:
+        if is_train and lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not options.skip_bad:
             raise DataError(
                 f"data.template: {encoder.name} cannot encode {lost:,} of {lost + found.train:,} training examples; "
                 f"choose another template, or let data.skip_bad drop them:\n{lines}"
@@ -197,8 +198,8 @@ def encode(
             raise DataError(f"{option}: no example is left:\n{lines}")
         return EncodedDataset(directory / "tokens.arrow", key_of("tokens", rows.fingerprint, settings), is_text)
 
-    train = side("data.train", prepared.train, keep, options.limit)
-    held_out = None if prepared.eval is None else side("data.eval", prepared.eval, None, None)
+    train = side("data.train", prepared.train)
+    held_out = None if prepared.eval is None else side("data.eval", prepared.eval)
     report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
     if is_text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
@@ -221,8 +222,8 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
     def spelt(token: int) -> str:
         return printable(repr(encoder.tokenizer.convert_ids_to_tokens(token)))
 
-    kind, end = "document" if data.train.is_text else "response", encoder.end_of_turn_id
-    parts = [f"Template: {encoder.name}; a {kind} ends with {spelt(end)} (id {end}); stop ids {encoder.stop_ids}"]
+    end = encoder.end_of_turn_id
+    parts = [f"Template: {encoder.name}; responses end with {spelt(end)} (id {end}); stop ids {encoder.stop_ids}"]
     begin, close = ("\x1b[0;32m", "\x1b[0m") if color else ("[[", "]]")
     table = list[str]()
     for row in rows:

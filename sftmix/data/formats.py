@@ -7,19 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.errors import DataError
 from sftmix.common.plain import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.types import Example, Message
+
+Fields = Mapping[str, Any]
+"""A row, or one of its turns: the names of its fields -> their values."""
 
 RESERVED_ID = re.compile(r"@turn\d+$")
 """`<id>@turn<k>` names the example of the k-th assistant turn of a conversation with several."""
 
 TEXT = "text"
 """The format of documents: text files, and rows with a field `text` and no field that another format reads."""
-
-_NEEDS = {name: set(fields) - {"input"} for name, fields in FORMAT_FIELDS.items()}
-"""The fields that the rows of each format must have."""
 
 
 class BadRow(ValueError):
@@ -31,12 +30,13 @@ class Columns:
 
     names    our field -> its name in the rows; empty: the rows have our names
     formats  the formats that read all these fields, which data.format auto tries first
+    present  names of the fields of the rows read so far, in their order
     """
 
     def __init__(self, columns: Mapping[str, str] | None) -> None:
         self.names = field_columns(columns)
         self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
-        self._present: dict[str, None] = {}  # names of the rows' fields, in their order
+        self.present: dict[str, None] = {}
 
     def renamed(self, row: Any) -> Any:
         """Return the row under our names, and remember its fields. Raises BadRow for what is none.
@@ -47,22 +47,13 @@ class Columns:
             raise row if isinstance(row, BadRow) else BadRow(f"expected an object, found {quoted(row)}")
         if not self.names:
             return row
-        self._present.update(dict.fromkeys(row))
+        self.present.update(dict.fromkeys(row))
         moved = {field: row[column] for field, column in self.names.items() if column in row}
-        columns = self.names.values()
-        return {**moved, **{key: value for key, value in row.items() if key not in moved and key not in columns}}
-
-    def check(self) -> None:
-        """Raise DataError for a column that none of the training rows has."""
-        for field, column in self.names.items():
-            if column not in self._present:
-                raise DataError(
-                    f"data.columns: no row of data.train has the field {column!r} (for {field}); the fields there are "
-                    f"{listed(self._present)}"
-                )
+        gone = {*moved, *self.names.values()}
+        return {**moved, **{key: value for key, value in row.items() if key not in gone}}
 
 
-def recognise(row: Mapping[str, Any], first: Sequence[str] = ()) -> str:
+def recognise(row: Fields, first: Sequence[str] = ()) -> str:
     """Name the first format whose fields the row has, or else the one of which it lacks fewest.
 
     History stands before alpaca, because it has its fields. A row is text if it has no field that another format reads.
@@ -71,10 +62,12 @@ def recognise(row: Mapping[str, Any], first: Sequence[str] = ()) -> str:
     Raises BadRow for a row without any of the fields.
     """
     near = [name for name in (*first, *FORMAT_FIELDS) if row.keys() & FORMAT_FIELDS[name]]
-    if len(near) > 1 and TEXT not in first:
-        near = [name for name in near if name != TEXT]
     if near:
-        return min(near, key=lambda name: len(_NEEDS[name] - row.keys()))
+        # A row with a text beside the fields of another format is of that one.
+        return min(
+            near,
+            key=lambda name: (name == TEXT and TEXT not in first, len({*FORMAT_FIELDS[name]} - row.keys() - {"input"})),
+        )
     known = "; ".join(", ".join(fields) for fields in FORMAT_FIELDS.values())
     raise BadRow(
         f"format not recognised from the fields {listed(row)} (known: {known}; data.columns gives them other names)"
@@ -82,9 +75,8 @@ def recognise(row: Mapping[str, Any], first: Sequence[str] = ()) -> str:
 
 
 def convert(
-    row: Mapping[str, Any],
+    row: Fields,
     form: str,
-    *,
     first: Sequence[str] = (),
     source: str = "",
     label: str | None = None,
@@ -103,25 +95,32 @@ def convert(
     name = recognise(row, first) if form == "auto" else form
     if name == TEXT != form:
         raise BadRow("a text, where conversations are read; a run takes one kind")
-    messages, used = FORMATS[name](row), {*FORMAT_FIELDS[name], "id", label_field}
+    try:
+        messages, used = FORMATS[name](row), {*FORMAT_FIELDS[name], "id", label_field}
+        value = None if label_field is None else row[label_field]
+    except KeyError as field:
+        problem = f"field {field} is missing; there are {listed(row)} (data.columns gives them other names)"
+        raise BadRow(problem) from None
+    if value is not None:
+        if not _is_scalar(value):
+            raise BadRow(f"{label_field} (data.label_field) must be a scalar, found {quoted(value)}")
+        text = value if isinstance(value, str) else json.dumps(value)  # true, 1, 0.5: as YAML and JSON write them
+        label = _checked_text(text, f"{label_field} (data.label_field)")
     if name != TEXT:
         if row.get("tools") or row.get("functions"):
             raise BadRow("it lists tools, which are not supported")
         if row.get("system") not in (None, ""):
             messages.insert(0, Message("system", _text(row, "system")))
-        weight, used = _weight(row, "weight"), {*used, "system"}
+        used.add("system")
+        weight = _weight(row, "weight")
         messages = _checked([replace(turn, weight=weight * turn.weight) for turn in messages])
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     for key, value in columns.items():
         _checked_text(f"{key}{value}", f"field {quoted(key)}")
-    if label_field is not None:
-        value = _field(row, label_field)
-        if not _is_scalar(value):
-            raise BadRow(f"{label_field} (data.label_field) must be a scalar, found {quoted(value)}")
-        text = value if isinstance(value, str) else json.dumps(value)  # true, 1, 0.5: as YAML and JSON write them
-        label = None if value is None else _name(text, label_field)
     given = row.get("id", "")
-    own_id = _name(str(given) if type(given) is int else given, "id")
+    own_id = _checked_text(str(given) if type(given) is int else given, "id")
+    if control := CONTROL.search(own_id + (label or "")):  # both are printed
+        raise BadRow(f"its id or its label (data.label_field) contains the control character {control[0]!r}")
     if RESERVED_ID.search(own_id):
         raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
     return Example(own_id, tuple(messages), source, label, columns)
@@ -131,14 +130,8 @@ def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    if name not in row:
-        raise BadRow(f"field {name!r} is missing; there are {listed(row)} (data.columns gives them other names)")
-    return row[name]
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    return _checked_text(_field(row, name), name)
+def _text(row: Fields, name: str) -> str:
+    return _checked_text(row[name], name)
 
 
 def _checked_text(value: Any, what: str) -> str:
@@ -154,20 +147,12 @@ def _checked_text(value: Any, what: str) -> str:
     return value
 
 
-def _name(value: Any, what: str) -> str:
-    """Return a text that is printed as a name; raise BadRow for one that could control a terminal."""
-    text = _checked_text(value, what)
-    if control := CONTROL.search(text):
-        raise BadRow(f"{what} contains the control character {control[0]!r}")
-    return text
-
-
 # ------------------------------------------------------------------------------------------- the turns
 
 
 def _checked(messages: list[Message]) -> list[Message]:
     """Refuse turns in an order that no chat template is made for; drop a system message without text."""
-    if messages and messages[0].role == "system" and not messages[0].content.strip():
+    if messages[0].role == "system" and not messages[0].content.strip():
         messages = messages[1:]
     expected = "user"
     for number, message in enumerate(messages, start=1):
@@ -186,9 +171,9 @@ def _checked(messages: list[Message]) -> list[Message]:
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
-def _turns(row: Mapping[str, Any], field: str) -> list[Message]:
+def _turns(row: Fields, field: str) -> list[Message]:
     """Read a list of {role: ..., content: ...} or {from: ..., value: ...}."""
-    turns = _field(row, field)
+    turns = row[field]
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"{field} must be a list of turns, found {quoted(turns)}")
     messages = []
@@ -197,15 +182,13 @@ def _turns(row: Mapping[str, Any], field: str) -> list[Message]:
         if not isinstance(turn, Mapping):
             raise BadRow(f"{where} must be an object, found {quoted(turn)}")
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
-        if content_key not in turn:
-            raise BadRow(f"{where} has no {content_key!r}")
         if turn.get("tool_calls") or turn.get("function_call"):
             raise BadRow(f"{where} calls a tool, which is not supported")
         role = _ROLES.get(str(turn.get(role_key)))
         if role is None:
             raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(_ROLES)}")
         weight = _weight(turn, f"{where}.weight")
-        content, what = turn[content_key], f"{where}.{content_key}"
+        content, what = turn.get(content_key), f"{where}.{content_key}"
         if isinstance(content, list):  # of parts, whose texts are put together
             for number, part in enumerate(content):
                 if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
@@ -218,7 +201,7 @@ def _turns(row: Mapping[str, Any], field: str) -> list[Message]:
     return messages
 
 
-def _weight(row: Mapping[str, Any], what: str) -> float:
+def _weight(row: Fields, what: str) -> float:
     """Return the field `weight` of a row or turn; 1 if it has none."""
     value = row.get("weight")
     try:
@@ -230,17 +213,15 @@ def _weight(row: Mapping[str, Any], what: str) -> float:
     return weight
 
 
-def _alpaca(row: Mapping[str, Any]) -> list[Message]:
+def _alpaca(row: Fields) -> list[Message]:
     instruction = _text(row, "instruction")
     extra = _checked_text(row.get("input", ""), "input")
-    if not instruction.strip():
-        raise BadRow("instruction is empty")
-    prompt = f"{instruction}\n{extra}" if extra.strip() else instruction
+    prompt = f"{instruction}\n{extra}" if extra.strip() and instruction.strip() else instruction
     return [Message("user", prompt), Message("assistant", _text(row, "output"), True)]
 
 
-def _history(row: Mapping[str, Any]) -> list[Message]:
-    history = _field(row, "history")
+def _history(row: Fields) -> list[Message]:
+    history = row["history"]
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise BadRow("history must be a list of [user, assistant] pairs")
     messages = []
@@ -250,13 +231,13 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
     return messages + _alpaca(row)
 
 
-def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
-    if isinstance(_field(row, "prompt"), list) or isinstance(_field(row, "completion"), list):
+def _prompt_completion(row: Fields) -> list[Message]:
+    if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
         return [replace(turn, trained=False) for turn in _turns(row, "prompt")] + _turns(row, "completion")
     return [Message("user", _text(row, "prompt")), Message("assistant", _text(row, "completion"), True)]
 
 
-FORMATS: dict[str, Callable[[Mapping[str, Any]], list[Message]]] = {
+FORMATS: dict[str, Callable[[Fields], list[Message]]] = {
     "messages": lambda row: _turns(row, "messages"),
     "sharegpt": lambda row: _turns(row, "conversations"),
     "history": _history,

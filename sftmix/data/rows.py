@@ -1,28 +1,37 @@
-"""Rows -> checked conversations (or documents) with ids, for training and held out. No tokenizer or model is needed.
+"""Rows -> checked conversations (or documents) with ids, for training and held out; and the report on them.
 
-Which rows: some of each source (data.take), without those of a list (data.exclude), held out or not.
+Which rows: some of each source (data.take), without those of a list (data.exclude), held out or not. No tokenizer or
+model is needed.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError, refuse
-from sftmix.common.plain import as_list
+from sftmix.common.plain import as_list, listed
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
-from sftmix.common.shown import counted, quoted
-from sftmix.data.conversations import EXAMPLE, Conversations, content_hash, stored
+from sftmix.common.shown import as_lines, counted, quoted
 from sftmix.data.formats import RESERVED_ID, TEXT, BadRow, Columns, convert
-from sftmix.data.report import DataReport
-from sftmix.data.sources import Source, expand, holds_text
-from sftmix.data.store import AT_ONCE, Record, get_or_build, key_of, write_rows
+from sftmix.data.sources import expand, holds_text
+from sftmix.data.store import (
+    AT_ONCE,
+    EXAMPLE,
+    Conversations,
+    Record,
+    content_hash,
+    get_or_build,
+    key_of,
+    short_hash,
+    stored,
+    write_rows,
+)
 from sftmix.options import DataOptions
 from sftmix.types import Example, Int64
 
@@ -35,9 +44,90 @@ DOCUMENTS_AT_ONCE = 16
 SHOWN = 20
 """Bad rows that an error message lists."""
 
+NAMED = 5
+"""Cases of each reason that the report names; the others are counted."""
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+REASONS = {
+    "bad_row": "bad row{s} skipped (data.skip_bad)",
+    "excluded": "row{s} left out (data.exclude)",
+    "duplicate": "row{s} with the same content as an earlier row (kept, with #k at the end of the id)",
+    "empty_response": "empty response{s} dropped",
+    "empty_document": "empty document{s} dropped",
+    "no_target": "window{s} dropped: no token there that one before it predicts",
+    "no_response_token": "example{s} dropped: no response token left within data.max_length = {length}",
+    "template_refused": "example{s} dropped: the chat template refuses the conversation",
+    "prefix_mismatch": "example{s} dropped: the prompt's tokens are not where the example's tokens begin",
+    "no_end_of_turn": "example{s} dropped: the rendered response does not end with a stop token",
+    "truncated": "example{s} cut at data.max_length = {length} (trained without an end-of-turn token)",
+    "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
+    "composed": "example{s} with a response appended to the prompt (the template rewrites earlier turns)",
+    "own_block": "example{s} prompted without the empty block, as by enable_thinking=true (the response has its own)",
+    "weighted": "example{s} with a weight other than 1 (the field weight of the row, or of a turn)",
+    "split_turns": "conversation{s} trained as one example per turn (the template rewrites earlier turns)",
+    "split_alone": "conversation{s} not scored: split by this template, not by the target's (with data.multi_turn "
+    "per_turn all templates give the same examples)",
+    "spelt_special": "example{s} with the spelling of a special token, encoded as text (data.special_tokens)",
+    "spelt_in_document": "document{s} with the spelling of a special token, encoded as text (data.special_tokens)",
+    "eval_in_train": "held-out row{s} with content that also occurs in the training rows",
+}
+"""Every reason that the report counts, with its words there; {s} is the plural, {length} data.max_length."""
+
+
+@dataclass
+class DataReport:
+    """Counts over the rows of one data set.
+
+    rows          rows read from all files, with the bad ones; for text: documents
+    train, eval   examples of each side (a row of k assistant turns gives up to k); for text: windows
+    counts        reason (a key of REASONS) -> how many
+    first         reason -> the first NAMED of them, as `id (source)` or `source: reason`
+    notes         remarks, for example on the template in use
+    max_length    tokens per example
+    tokens        for text: the tokens of each side; else None
+    """
+
+    rows: int = 0
+    train: int = 0
+    eval: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    max_length: int | None = None
+    tokens: tuple[int, int] | None = None
+
+    def add(self, reason: str, *names: str, count: int = 1) -> None:
+        """Count cases of `reason`, and keep the first names of all."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.first[reason] = [*self.first.get(reason, []), *names][:NAMED]
+
+    def take(self, other: Self) -> None:
+        """Add the rows, counts and notes of another."""
+        self.rows += other.rows
+        self.notes += other.notes
+        for reason, count in other.counts.items():
+            self.add(reason, *other.first[reason], count=count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in types that JSON can write; `DataReport(**d)` reads it back."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report for people, one line per fact; what comes from rows and templates cannot add one."""
+        kind, examples = "row", "examples"
+        if self.tokens is not None:
+            kind, sizes = "document", "{:,} and {:,} tokens".format(*self.tokens)
+            examples = f"windows of at most {self.max_length:,} tokens ({sizes})"
+        sides = f"{self.train:,} training and {self.eval:,} held-out {examples}"
+        lines = [*self.notes, f"{counted(self.rows, kind)} read: {sides}"]
+        for reason, text in REASONS.items():
+            if count := self.counts.get(reason):
+                text = text.format(s="" if count == 1 else "s", length=self.max_length)
+                names = self.first[reason] + ["..."] * (count > NAMED)
+                lines.append(f"{count:,} {text}: {', '.join(names)}")
+        return [as_lines(line, but="") for line in lines]
+
+
+class Prepared(NamedTuple):
     """Checked rows, ready to be tokenised any number of times by `sftmix.data.encode`.
 
     train, eval  the two sides; eval is None without held-out rows
@@ -64,10 +154,20 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     """
     refuse(list(options.problems()), "the options of the rows")
     train, report, written = _read("data.train", options, progress)
-    _check_kind(options, train.is_text)
+    if options.packing and not train.is_text:
+        raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
+    of_conversations = ["template", "multi_turn", "labels", "num_proc"]
+    if options.packing is not False:  # a window holds several documents
+        of_conversations.append("label_field")
+    for name in of_conversations if train.is_text else ():
+        if (value := getattr(options, name)) not in (None, "per_turn"):
+            raise ConfigError(
+                f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
+                "data.packing false"
+            )
     seed = seed if options.seed is None else options.seed
     if options.take is not None:
-        train = take(train, as_list(options.take), as_list(options.train), written, seed, report)
+        train = take(train, options, written, seed, report)
     if options.exclude is not None:
         train = exclude(train, options.exclude, report)
     held_out = None
@@ -91,23 +191,6 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     return Prepared(train, held_out, report, options)
 
 
-def _check_kind(options: DataOptions, text: bool) -> None:
-    """Raise ConfigError for an option that does not fit the kind of the rows, plain text (`text`) or conversations."""
-    if not text:
-        if options.packing:
-            raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
-        return
-    names = ["template", "multi_turn", "labels", "num_proc"]
-    if options.packing is not False:  # a window holds several documents
-        names.append("label_field")
-    for name in names:
-        if (value := getattr(options, name)) not in (None, "per_turn"):
-            raise ConfigError(
-                f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
-                "data.packing false"
-            )
-
-
 # ------------------------------------------------------------------------------------------ reading rows
 
 
@@ -116,13 +199,11 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
 
     Returns them with the report and the number of records of each name.
     """
-    train = option == "data.train"  # held-out rows need no label
-    names = as_list(options.train if train else options.eval or [])
-    labels = as_list(options.labels or []) if train else []
-    label_field = options.label_field if train else None
+    train = option == "data.train"
+    names = as_list(options.train if train else options.eval)
+    labels, label_field = (options.labels, options.label_field) if train else (None, None)  # held-out rows need none
     sources = expand(names, option, options.format)
     columns = Columns(options.columns)
-    label_field = next((field for field, column in columns.names.items() if column == label_field), label_field)
     is_text = holds_text(sources, options.format, option, columns)
     form = TEXT if is_text else options.format
     marks = [labels[source.entry] for source in sources] if labels else label_field
@@ -134,36 +215,38 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
         report, written, bad = DataReport(), [0] * len(names), list[str]()
         times = Counter[str]()  # how often each id came before
 
-        def records(source: Source) -> Iterator[Record]:
-            """Make the records of one source; count the rows, and name those that are none."""
-            label = labels[source.entry] if labels else None
-            for place, value in source.rows():
-                report.rows += 1
-                bar.update()
-                try:
-                    row = columns.renamed(value)
-                    example = convert(
-                        row, form, first=columns.formats, source=place, label=label, label_field=label_field
-                    )
-                    record = _record(example, report, times)
-                except BadRow as problem:
-                    report.add("bad_row", f"{place}: {problem}")
-                    bad.append(f"{place}: {problem}")
-                    del bad[SHOWN:]
-                    continue
-                if record is not None:
-                    written[source.entry] += 1
-                    yield record
+        def records() -> Iterator[Record]:
+            """Make the records of all sources; count the rows, and name those that are none."""
+            for source in sources:
+                label = labels[source.entry] if labels else None
+                for place, value in source.rows():
+                    report.rows += 1
+                    bar.update()
+                    try:
+                        row = columns.renamed(value)
+                        example = convert(row, form, columns.formats, place, label, label_field)
+                        record = _record(example, report, times)
+                    except BadRow as problem:
+                        report.add("bad_row", f"{place}: {problem}")
+                        bad.append(f"{place}: {problem}")
+                        del bad[SHOWN:]
+                        continue
+                    if record is not None:
+                        written[source.entry] += 1
+                        yield record
 
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
-            every = chain.from_iterable(map(records, sources))
-            write_rows(directory / "rows.arrow", SCHEMA, every, DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
-        if train:
-            columns.check()
+            count = write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
+        for name, column in columns.names.items() if train else ():
+            if column not in columns.present:
+                raise DataError(
+                    f"data.columns: no row of data.train has the field {column!r} (for {name}); the fields there are "
+                    f"{listed(columns.present)}"
+                )
         if bad and not options.skip_bad:
             problem = f"{counted(report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
             raise DataError("\n".join([problem, *bad]))
-        if not sum(written):
+        if not count:
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
         return {"report": report.to_dict(), "written": written}
 
@@ -180,14 +263,12 @@ def _record(example: Example, report: DataReport, times: Counter[str]) -> Record
     """
     texts = [message.content for message in example.messages if message.trained]
     is_text = example.messages[0].role == TEXT
-    empty = sum(not text.strip() for text in texts)
-    for _ in range(empty):
-        report.add("empty_document" if is_text else "empty_response", example.source)
-    if empty == len(texts):
+    for text in texts:
+        if not text.strip():
+            report.add("empty_document" if is_text else "empty_response", example.source)
+    if not "".join(texts).strip():
         return None
-    content = content_hash(example.messages)
-    if is_text:
-        content = hashlib.blake2b(texts[0].encode(), digest_size=8).hexdigest()
+    content = short_hash(texts[0].encode()) if is_text else content_hash(example.messages)
     name = example.id or content
     repeats = times[name]
     times[name] += 1
@@ -203,23 +284,16 @@ def _record(example: Example, report: DataReport, times: Counter[str]) -> Record
 
 
 def take(
-    rows: Conversations,
-    sizes: Sequence[float | None],
-    names: Sequence[str],
-    written: Sequence[int],
-    seed: int,
-    report: DataReport,
+    rows: Conversations, options: DataOptions, written: Sequence[int], seed: int, report: DataReport
 ) -> Conversations:
     """Take some rows of each entry of data.train, those with the smallest hash of (seed, id); a note counts them.
 
-    sizes    data.take: a number of rows, a share of them, or None for all
-    names    the entries of data.train
     written  records of each entry, which stand one after the other
     Raises ConfigError for more rows than there are, and for a share that is no row.
     """
     chosen, notes = [], []
     entries = np.split(rows.records, np.cumsum(written)[:-1])
-    for size, name, records in zip(sizes, names, entries, strict=True):
+    for size, name, records in zip(as_list(options.take), as_list(options.train), entries, strict=True):
         total = len(records)
         count = total if size is None else size if isinstance(size, int) else round(size * total)
         if size is not None and not 1 <= count <= total:
@@ -227,7 +301,7 @@ def take(
                 f"data.take {size} of {name} is {count:,} of {total:,} usable rows; name a number from 1 to "
                 f"{total:,}, or null for all of them"
             )
-        chosen.append(_drawn(rows, records, count, seed, "take"))
+        chosen.append(_drawn(rows.some(records), count, seed, "take"))
         notes.append(f"{count:,} of {total:,} from {name}")
     report.notes.append(f"rows taken (data.take): {', '.join(notes)}")
     return rows.some(np.concatenate(chosen))
@@ -244,7 +318,7 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}
     known = list(zip(rows.values("id"), rows.values("source"), strict=True))
-    if unknown := sorted(names.difference(chain(*known))):
+    if unknown := sorted(names.difference(*known)):
         raise ConfigError(
             f"data.exclude: {path} names {len(unknown):,} that are no rows of data.train, such as "
             f"{quoted(unknown[0])}; give an id or file:line in each line, as `sftmix suspects` shows them"
@@ -266,7 +340,7 @@ def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) 
         count = max(1, round(fraction * total))
         if count >= total:
             raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
-        chosen = _drawn(rows, rows.records, count, seed, "held out")
+        chosen = _drawn(rows, count, seed, "held out")
         return rows.some(np.setdiff1d(rows.records, chosen, assume_unique=True)), rows.some(chosen)
     report.notes.append(
         f"{total:,} documents are too few to hold out whole ones: the last {fraction:.2%} of each is held "
@@ -284,10 +358,9 @@ def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) 
     return sides[0], sides[1]
 
 
-def _drawn(rows: Conversations, records: Int64, count: int, seed: int, purpose: str) -> Int64:
+def _drawn(rows: Conversations, count: int, seed: int, purpose: str) -> Int64:
     """Choose `count` of the records, those with the smallest hash of (seed, purpose, id); in file order."""
-    if count == len(records):
-        return records
-    numbers = (stable_hash(seed, purpose, name) & (2**64 - 1) for name in rows.some(records).values("id"))
-    hashes = np.fromiter(numbers, dtype=np.uint64, count=len(records))
-    return np.sort(records[np.argsort(hashes, kind="stable")[:count]])
+    if count == len(rows.records):
+        return rows.records
+    hashes = np.fromiter((stable_hash(seed, purpose, name) & (2**64 - 1) for name in rows.values("id")), np.uint64)
+    return np.sort(rows.records[np.argsort(hashes, kind="stable")[:count]])

@@ -9,10 +9,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import HUB_ID, sha256_file
@@ -26,18 +25,18 @@ MAX_TEXT_BYTES = 64 << 20
 
 
 Row = tuple[str, Any]
-"""The place of a row (`file:line`, `file:line[index]` or `file[index]`, the index from 0), and its value or the BadRow
-that says why it has none."""
+"""The place of a row in its source (`:line`, `:line[index]` or `[index]`, the index from 0), and its value or the
+BadRow that says why it has none. A reader raises BadRow, with the place, where nothing more can be read."""
 
 
-def _json(path: Path, name: str) -> Iterator[Row]:
+def _json(path: Path) -> Iterator[Row]:
     """Rows of a .json file: elements of an array where the file begins with `[`, else one row a line."""
     with open(path, encoding="utf-8-sig", errors="ignore") as file:
         is_array = file.read(1024).lstrip()[:1] == "["
-    return _array(path, name) if is_array else _lines(path, name)
+    return _array(path) if is_array else _lines(path)
 
 
-def _lines(path: Path, name: str) -> Iterator[Row]:
+def _lines(path: Path) -> Iterator[Row]:
     """Rows of a JSONL file; blank lines, CRLF and a UTF-8 byte order mark are fine."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
@@ -47,7 +46,7 @@ def _lines(path: Path, name: str) -> Iterator[Row]:
                 row = json.loads(line.decode("utf-8-sig").rstrip())
             except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
                 row = BadRow(f"not valid JSON in UTF-8: {error}")
-            yield f"{name}:{number}", row
+            yield f":{number}", row
 
 
 _BEGIN = re.compile(r"[ \t\r\n]*\[(?![ \t\r\n]*\])[ \t\r\n]*")
@@ -56,11 +55,11 @@ _END = re.compile(r"[ \t\r\n]*\[?[ \t\r\n]*\][ \t\r\n]*\Z")
 """What stands before the first element of an array, between two, and after the last; an empty array is all end."""
 
 
-def _array(path: Path, name: str) -> Iterator[Row]:
+def _array(path: Path) -> Iterator[Row]:
     """Elements of an array, each with the line at which it begins; and its index, if another row ends on that line.
 
-    The text is in memory as a whole. Raises DataError at the first syntax error: behind it, nothing shows where the
-    next row begins.
+    The text is in memory as a whole. Nothing is read behind the first syntax error, as nothing shows where the next row
+    begins.
     """
     # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
@@ -69,7 +68,7 @@ def _array(path: Path, name: str) -> Iterator[Row]:
         while mark := (_NEXT if index else _BEGIN).match(text, at):
             line += text.count("\n", at, mark.end())
             row, at = decoder.raw_decode(text, mark.end())
-            yield f"{name}:{line}[{index}]" if line == last_line else f"{name}:{line}", row
+            yield f":{line}[{index}]" if line == last_line else f":{line}", row
             line += text.count("\n", mark.end(), at)
             index, last_line = index + 1, line
         if not _END.match(text, at):
@@ -77,16 +76,16 @@ def _array(path: Path, name: str) -> Iterator[Row]:
             raise json.JSONDecodeError("neither ',' nor the end of the array stands after a row", text, at)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", line)
-        raise DataError(f"{name}:{line}: not valid JSON: {error}. Nothing after it can be read.") from error
+        raise BadRow(f":{line}: not valid JSON: {error}. Nothing after it can be read.") from error
 
 
-def _csv(path: Path, name: str) -> Iterator[Row]:
+def _csv(path: Path) -> Iterator[Row]:
     """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines."""
     csv.field_size_limit(MAX_CELL)
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader, header = csv.reader(file, strict=True), None
         while True:
-            place = f"{name}:{reader.line_num + 1}"
+            place = f":{reader.line_num + 1}"
             try:
                 cells = next(reader)
             except StopIteration:
@@ -102,43 +101,42 @@ def _csv(path: Path, name: str) -> Iterator[Row]:
                 yield place, BadRow(f"{len(cells)} fields, but the header has {len(header)}")
 
 
-def _table(table: Any, name: str) -> Iterator[Row]:
-    """Rows of a Parquet file or of a hub dataset under their numbers. Raises DataError where one cannot be decoded."""
+def _table(table: Any) -> Iterator[Row]:
+    """Rows of a Parquet file or of a hub dataset under their numbers."""
     read = 0
     try:
         if isinstance(table, Path):
-            from pyarrow import OSFile, parquet
+            from pyarrow import parquet
 
-            batches = parquet.ParquetFile(OSFile(str(table))).iter_batches(batch_size=1024)
+            batches = parquet.ParquetFile(table).iter_batches(batch_size=1024)
             table = chain.from_iterable(batch.to_pylist() for batch in batches)
         for row in table:
-            yield f"{name}[{read}]", row
+            yield f"[{read}]", row
             read += 1
     except Exception as error:  # decoders raise errors of many libraries: a text that is not UTF-8, a broken image
-        raise DataError(f"{name}: cannot be read behind its first {read:,} rows: {error}") from error
+        raise BadRow(f": cannot be read behind its first {read:,} rows: {error}") from error
 
 
-def _text(path: Path, name: str) -> Iterator[Row]:
+def _text(path: Path) -> Iterator[Row]:
     """The one row of a text file: its text, with LF for CRLF and CR, without byte order mark."""
     if (size := path.stat().st_size) > MAX_TEXT_BYTES:
-        yield name, BadRow(f"a document of {size:,} bytes; the limit is {MAX_TEXT_BYTES:,}: cut it into several")
+        yield "", BadRow(f"a document of {size:,} bytes; the limit is {MAX_TEXT_BYTES:,}: cut it into several")
     else:
-        yield name, {TEXT: path.read_text(encoding="utf-8-sig", errors="surrogateescape")}
+        yield "", {TEXT: path.read_text(encoding="utf-8-sig", errors="surrogateescape")}
 
 
 # ------------------------------------------------------------------------------------------ files and hub ids
 
 
 READERS = {".json": _json, ".jsonl": _lines, ".csv": _csv, ".parquet": _table, ".txt": _text}
-"""Ending of a file -> function: its path and its name in messages -> its rows."""
+"""Ending of a file -> function: its path -> its rows."""
 SUPPORTED = ", ".join(sorted(READERS))
 
 SUBSET = re.compile(r"^(?!\.+\Z)[^@:/\\\x00-\x1f]+\Z")
 SPLIT = re.compile(r"^(?!\.)[\w.%:+()\[\] -]+\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """One file or hub dataset.
 
     name     as the user wrote it (inside a directory: the directory and the file's name)
@@ -153,13 +151,12 @@ class Source:
     entry: int = 0
 
     def rows(self) -> Iterator[Row]:
-        """Rows in file order, good and bad; raises DataError where nothing more can be read."""
+        """Rows in file order, good and bad, under `file:line`; raises DataError where nothing more can be read."""
         path = Path(self.name).expanduser()
         with _reading(self.name):
-            if self.dataset is not None:
-                yield from _table(self.dataset, self.name)
-            else:
-                yield from READERS[path.suffix.lower()](path, self.name)
+            rows = READERS[path.suffix.lower()](path) if self.dataset is None else _table(self.dataset)
+            for place, row in rows:
+                yield f"{self.name}{place}", row
 
 
 @contextmanager
@@ -168,6 +165,8 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from error
+    except BadRow as error:
+        raise DataError(f"{name}{error}") from error
 
 
 def expand(names: Sequence[str], option: str, form: str = "auto") -> list[Source]:
@@ -205,7 +204,7 @@ def expand(names: Sequence[str], option: str, form: str = "auto") -> list[Source
     return sources
 
 
-def check_names(names: Sequence[str], option: str, form: str = "auto") -> None:
+def check_names(names: Sequence[str], option: str, form: str) -> None:
     """Raise the errors of `expand` that need no look into a file or at the hub; its arguments are the same."""
     for name in names:
         with _reading(f"{option}: {name}"):
@@ -214,26 +213,26 @@ def check_names(names: Sequence[str], option: str, form: str = "auto") -> None:
 
 def _files(name: str, option: str, form: str) -> list[str]:
     """Return the files behind a name, as messages name them; none if the name is a hub id."""
-    path = Path(name).expanduser()
+    path, files = Path(name).expanduser(), [name]
     if path.is_dir():
-        children = sorted(file.name for file in path.iterdir() if file.is_file() and file.suffix.lower() in READERS)
-        rows = [child for child in children if not child.lower().endswith(".txt")]
-        children = children if form == TEXT or (form == "auto" and not rows) else rows
-        if not children:
+        children = (file.name for file in path.iterdir() if file.is_file() and file.suffix.lower() in READERS)
+        files = [str(Path(name) / child) for child in sorted(children)]
+        rows = [file for file in files if not file.lower().endswith(".txt")]
+        if form != TEXT and (rows or form != "auto"):
+            files = rows
+        if not files:
             raise DataError(f"{option}: {name}: no file ending in {SUPPORTED} in this directory")
-        files = [str(Path(name) / child) for child in children]
-    elif path.exists():
-        files = [name]
-    elif hub_parts(name) is not None and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
-        return []
-    else:
-        base = "" if path.is_absolute() else f" (from the working directory, {Path.cwd()})"
-        raise DataError(f"{option}: {name}: no such file or directory{base}; name a file, a directory or a hub id")
+    elif not path.exists():
+        if hub_parts(name) is not None and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
+            return []
+        raise DataError(
+            f"{option}: {name}: no such file or directory (the working directory is {Path.cwd()}); name a file, a "
+            "directory or a hub id"
+        )
+    elif path.suffix.lower() not in READERS:
+        raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
     for file in files:
-        path = Path(file).expanduser()
-        if path.suffix.lower() not in READERS:
-            raise DataError(f"{file}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
-        if path.stat().st_size == 0:
+        if Path(file).expanduser().stat().st_size == 0:
             raise DataError(f"{file}:1: the file is empty")
     return files
 
@@ -259,7 +258,13 @@ def holds_text(sources: Sequence[Source], form: str, option: str, columns: Colum
         return True
     names = dict[bool, str]()
     for source in sources:
-        is_text = source.name.lower().endswith(".txt") or (form == "auto" and _begins_with_text(source, columns))
+        is_text = source.name.lower().endswith(".txt")
+        if form == "auto" and not is_text:
+            with suppress(DataError):  # it is raised again where the rows are read
+                for _, value in source.rows():
+                    with suppress(BadRow):  # bad rows before one of a known format say nothing about the others
+                        is_text = recognise(columns.renamed(value), columns.formats) == TEXT
+                        break
         names[is_text] = source.name
     if form != "auto" and True in names:
         raise DataError(
@@ -270,12 +275,3 @@ def holds_text(sources: Sequence[Source], form: str, option: str, columns: Colum
             f"{option}: {names[True]} holds plain text and {names[False]} conversations: a run takes one kind"
         )
     return True in names
-
-
-def _begins_with_text(source: Source, columns: Columns) -> bool:
-    """True if the first row of a known format is text; bad rows before it say nothing about the others."""
-    with suppress(DataError):  # it is raised again where the rows are read
-        for _, value in source.rows():
-            with suppress(BadRow):
-                return recognise(columns.renamed(value), columns.formats) == TEXT
-    return False

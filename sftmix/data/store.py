@@ -1,26 +1,28 @@
-"""Storage of rows: Arrow files, and the cache directory that holds them.
+"""Storage of rows: Arrow files, the cache directory that holds them, and one side of a data set, which is some of them.
 
 Every directory in the cache has a key. The key changes with everything that its rows depend on, never with file times.
 """
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
 
 from sftmix.common.errors import ConfigError, NoSpaceError
-from sftmix.common.files import commit_directory, is_full, read_json, verify_directory, write_json
-from sftmix.types import Int64
+from sftmix.common.files import commit_directory, is_full, read_json, sha256_json, verify_directory, write_json
+from sftmix.types import Example, Int64, Message
 
 CODE_VERSION = 3
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
@@ -31,14 +33,22 @@ Record = dict[str, Any]
 AT_ONCE = 256
 """Rows that are read, tokenised and written together: enough for the tokenizer's threads, little memory."""
 
+EXAMPLE = [
+    ("id", pa.string()),
+    ("source", pa.string()),
+    ("messages", pa.large_string()),
+    ("label", pa.string()),
+    ("columns", pa.string()),
+]
+"""The columns of an Example; messages and columns are JSON. A document is one message of the role text."""
+
 
 # ------------------------------------------------------------------------------------------- the directory
 
 
 def key_of(*parts: Any) -> str:
     """Hash of parts that JSON can write, 32 hex digits."""
-    text = json.dumps([CODE_VERSION, *parts], sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return sha256_json([CODE_VERSION, *parts])[:32]
 
 
 def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Record]) -> tuple[Path, Record]:
@@ -48,54 +58,39 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
 
     `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
     and renamed when it is complete, so no reader sees half of it. Of several processes one builds, and the others wait,
-    on other machines, too, where their file system has locks.
+    on other machines, too, where their file system has locks; elsewhere two may build the same, which does no harm.
 
     Raises ConfigError when nothing can be written there, NoSpaceError when the disk is full.
     """
     root = Path(cache_dir or os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser()
-    target = root / name
+    target, lock = root / name, FileLock(root / f".{name}.lock")
     if (summary := _read(target)) is not None:
         return target, summary
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(root / f".{name}.lock"):
-            if (summary := _read(target)) is not None:  # made while this process waited
+        with contextlib.suppress(OSError):  # a file system without locks
+            lock.acquire()
+        try:
+            os.listdir(root)  # NFS might else remember that what another process has made meanwhile is not there
+            if (summary := _read(target)) is not None:
                 return target, summary
             if target.exists():
                 print(f"{target} is not as it was written, and is made again", file=sys.stderr)
             with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
                 summary = build(Path(scratch))
                 write_json(Path(scratch, "summary.json"), summary)
-                try:
-                    commit_directory(Path(scratch), target, about={})
-                except OSError:
-                    if _read(target) is None:  # else another process has finished the same key first
-                        raise
+                commit_directory(Path(scratch), target, about={})
                 return target, summary
+        finally:
+            with contextlib.suppress(OSError):  # Windows keeps a file that is open
+                os.unlink(lock.lock_file)  # before the release: who waits for it then takes a new file
+            lock.release()
     except OSError as error:
         kind = NoSpaceError if is_full(error) else ConfigError
         raise kind(
             f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
             "Free some space there, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
         ) from error
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock, so that the same work is not done twice at once; it spares work, and nothing else depends on it.
-
-    Two may still build the same where a file system has no locks.
-    """
-    lock = FileLock(path)
-    with contextlib.suppress(OSError):  # a file system without locks
-        lock.acquire()
-    try:
-        os.listdir(path.parent)  # NFS might else remember that what the other has made is not there
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows keeps a file that is open
-            path.unlink()  # before the release: who waits for it then takes a new file, as one who comes later does
-        lock.release()
 
 
 def _read(target: Path) -> Record | None:
@@ -112,7 +107,7 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Record], batch: int
     A column that a row lacks is null.
     """
     count, rest = 0, iter(rows)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.ipc.new_file(str(path), schema) as writer:
         while part := list(itertools.islice(rest, batch)):
             writer.write_batch(pa.RecordBatch.from_pylist(part, schema=schema))
             count += len(part)
@@ -121,7 +116,7 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Record], batch: int
 
 def open_rows(path: Path) -> pa.Table:
     """Open a file of `write_rows` behind a memory map: no row is read before it is asked for."""
-    return pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def rows_of(table: pa.Table, rows: Int64) -> Iterator[Record]:
@@ -130,3 +125,99 @@ def rows_of(table: pa.Table, rows: Int64) -> Iterator[Record]:
         for start in range(0, len(run), AT_ONCE):
             part = run[start : start + AT_ONCE]
             yield from table.slice(int(part[0]), len(part)).to_pylist()
+
+
+# ------------------------------------------------------------------------------------------------ examples
+
+
+def stored(example: Example) -> Record:
+    """Return the values of the columns of EXAMPLE."""
+    return {
+        "id": example.id,
+        "source": example.source,
+        "messages": json.dumps([astuple(message) for message in example.messages], ensure_ascii=False),
+        "label": example.label,
+        "columns": json.dumps(example.columns),
+    }
+
+
+def example_of(row: Record) -> Example:
+    """Make the Example of a row with the columns of EXAMPLE."""
+    messages = tuple(Message(*fields) for fields in json.loads(row["messages"]))
+    return Example(row["id"], messages, row["source"], row["label"], json.loads(row["columns"]))
+
+
+def short_hash(content: bytes) -> str:
+    """Hash of some bytes, 16 hex digits."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def content_hash(messages: Sequence[Message]) -> str:
+    """Hash of the turns in their order, and of nothing else; 16 hex digits."""
+    text = json.dumps([[m.role, m.content, m.trained] for m in messages], separators=(",", ":"))
+    return short_hash(text.encode())
+
+
+def examples_of(row: Example, *, whole: bool) -> Iterator[Example]:
+    """Make the examples of a conversation; an empty response is not trained.
+
+    whole  one example, up to its last trained turn, as those behind it teach nothing; else each trained turn is one,
+           with the conversation up to it
+    """
+    places = [place for place, m in enumerate(row.messages) if m.trained and m.content.strip()]
+    system = row.messages[0].role == "system"
+    several = sum(message.trained for message in row.messages) > 1
+    for trained in [places] if whole else [[place] for place in places]:
+        last = trained[-1]
+        messages = tuple(replace(m, trained=i in trained) for i, m in enumerate(row.messages[: last + 1]))
+        turn = f"@turn{(last - system) // 2}" if several and not whole else ""
+        yield replace(row, id=row.id + turn, messages=messages)
+
+
+class Conversations:
+    """The conversations or documents of one side: records of a directory, in file order, read when they are asked for.
+
+    records      i64[n], the records of this side; at first all of the directory
+    parts        None, or i64[n, 2], the characters [start, end) of each document that belong to this side
+    is_text      they are documents
+    fingerprint  hash of the rows' content, the same under any file names
+    cache_key    hash of the content and of the files' names, which the records give as their source
+    """
+
+    def __init__(self, directory: Path, fingerprint: str, cache_key: str, is_text: bool) -> None:
+        self._table = open_rows(directory / "rows.arrow")
+        self.records: Int64 = np.arange(self._table.num_rows)
+        self.parts: Int64 | None = None
+        self.fingerprint, self.cache_key, self.is_text = fingerprint, cache_key, is_text
+
+    def some(self, records: Int64, parts: Int64 | None = None) -> Self:
+        """Make a side of these records, which are some of its own; of documents, of these parts of them."""
+        if len(records) == len(self.records) and parts is None:
+            return self
+        numbers = records if parts is None else np.concatenate([records, parts.reshape(-1)])
+        chosen = hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()
+        side = copy.copy(self)
+        side.records, side.parts = records, parts
+        side.fingerprint, side.cache_key = key_of(self.fingerprint, chosen), key_of(self.cache_key, chosen)
+        return side
+
+    def values(self, column: str) -> list[Any]:
+        """Read one column (id, source, label, columns as JSON, content) of this side."""
+        return self._table[column].take(self.records).to_pylist()
+
+    def read(self, records: Int64) -> Iterator[Example]:
+        """Read these records as their rows have them, with empty responses, and turns behind the last trained one."""
+        return map(example_of, rows_of(self._table, records))
+
+    def examples(self, *, whole: bool) -> Iterator[Example]:
+        """Read the conversations of this side as examples; without `whole`, each of their trained turns is one."""
+        for row in self.read(self.records):
+            yield from examples_of(row, whole=whole)
+
+    def documents(self) -> Iterator[tuple[Example, str, bool, bool]]:
+        """Read (document, its text on this side, that begins with the document, it ends with it) of each document."""
+        for place in range(len(self.records)):
+            (document,) = self.read(self.records[place : place + 1])
+            text = document.messages[0].content
+            start, end = (0, len(text)) if self.parts is None else self.parts[place].tolist()
+            yield document, text[start:end], start == 0, end == len(text)

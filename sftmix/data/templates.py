@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import sha256_json
 from sftmix.types import Int64
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ CHATML = """\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 NAMED = {"alpaca": ALPACA, "chatml": CHATML}
+
+Chats = Sequence[Sequence[Mapping[str, str]]]
+"""Conversations, of turns {role: ..., content: ...}."""
 
 NUL, NUL_IN_JSON = "\0", r"\u0000"
 
@@ -78,32 +82,30 @@ class SpecialSpellings:
         """Collect the spellings; `written` are ids that the template writes, the end of a turn among them."""
         added = tokenizer.added_tokens_decoder
         special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
-        spelt = {str(tokenizer.convert_ids_to_tokens(number)): number for number in [*special, *written]}
         self.ids = dict[str, int]()
-        for spelling, number in spelt.items():
+        for number in [*special, *written]:
+            spelling, as_text = str(tokenizer.convert_ids_to_tokens(number)), []
             if len(spelling) == 1:
                 as_text = tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-                if as_text == [number]:
-                    continue
-            self.ids[spelling] = number
+            if as_text != [number]:
+                self.ids[spelling] = number
         self.unmarked = sorted(spelling for spelling, number in self.ids.items() if number not in special)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._normalizer: Any = getattr(self._backend, "normalizer", None)
+        self._normalize: Any = getattr(getattr(self._backend, "normalizer", None), "normalize_str", str)
         # Grouped by their first two characters: some tokenizers have a thousand, which begin with the same one. A
         # longer one stands before one that it begins with. A single character cannot be broken: a NUL behind it says
         # that it is text.
         groups = []
         for start, group in itertools.groupby(sorted(self.ids, reverse=True), key=lambda spelling: spelling[:2]):
             ends = "|".join(re.escape(spelling[2:]) for spelling in group)
-            groups.append(f"{re.escape(start)}(?:{ends})" + (f"(?!{NUL})" if len(start) == 1 else ""))
+            groups.append(f"{re.escape(start)}(?:{ends})")
         either = "|".join(groups) or r"(?!)"
         self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
-        self._whole = re.compile(f"({either})")
+        self._whole_or_nul = re.compile(f"({either})(?!{NUL})|{NUL}")
+        self._respelt = {spelling: spelling[0] + NUL + spelling[1:] for spelling in self.ids}
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
-        self._forms = set[str]()
-        if self._normalizer is not None:
-            sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
-            self._forms = {*sought, *map(self._normalizer.normalize_str, sought)} - {""}
+        sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
+        self._forms = {*sought, *map(self._normalize, sought)} - {""}
 
     def broken(self, content: str) -> str:
         """Return the content of a turn, with a NUL behind the first character of each spelling in it.
@@ -112,18 +114,16 @@ class SpecialSpellings:
         """
         broken = self._begins.sub(r"\1" + NUL, content)
         if NUL not in broken and self._forms:
-            normal = self._normalizer.normalize_str(content)
+            normal = self._normalize(content)
             if any(form in normal for form in self._forms):
                 return re.sub(r"(\S)", r"\1" + NUL, content, count=1)  # within: a template may trim the content
         return broken
 
     def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
         """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
-        texts = []
-        for text in rendered:
-            pieces = [piece.replace(NUL, "") for piece in self._whole.split(text)]
-            pieces[1::2] = map(_twin_spelling, pieces[1::2])  # the template's own special tokens
-            texts.append("".join(pieces))
+
+        # The special tokens, which are the template's own, are respelt; the NULs of the content go.
+        texts = [self._whole_or_nul.sub(lambda found: self._respelt.get(found[1], ""), text) for text in rendered]
         return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
 
     @cached_property
@@ -135,35 +135,28 @@ class SpecialSpellings:
         """
         problem = "it is not a fast tokenizer"
         if self._backend is not None:
-            respelt = {spelling: _twin_spelling(spelling) for spelling in self.ids}
-            content = json.loads(self._backend.to_str())
+            respelt, content = self._respelt, json.loads(self._backend.to_str())
             model, vocabulary = content["model"], content["model"]["vocab"]
             for token in content["added_tokens"]:
                 if token["content"] in respelt:  # a normaliser may take the NUL away, or find it in another form
                     token |= {"content": respelt[token["content"]], "normalized": False}
-            if isinstance(vocabulary, dict):
-                model["vocab"] = {respelt.get(piece, piece): number for piece, number in vocabulary.items()}
-            else:
-                model["vocab"] = [[respelt.get(piece, piece), score] for piece, score in vocabulary]
+            pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary  # with their ids or scores
+            model["vocab"] = type(vocabulary)((respelt.get(piece, piece), number) for piece, number in pieces)
             if model.get("unk_token") in respelt:
                 model["unk_token"] = respelt[model["unk_token"]]
             if "merges" in model:
                 model["merges"] = [m for m in model["merges"] if respelt.keys().isdisjoint([*m, "".join(m)])]
             twin = Tokenizer.from_str(json.dumps(content))
-            found = {s: twin.encode(respelt[s], add_special_tokens=False).ids for s in self.ids}
-            wrong = [spelling for spelling, number in self.ids.items() if found[spelling] != [number]]
-            if not wrong:
+            for spelling, number in self.ids.items():
+                if twin.encode(respelt[spelling], add_special_tokens=False).ids != [number]:
+                    problem = f"its token {spelling!r} cannot be told from text"
+                    break
+            else:
                 return twin
-            problem = f"its token {wrong[0]!r} cannot be told from text"
         raise ConfigError(
             "data.special_tokens is text, but this tokenizer cannot encode the spelling of a special token as text: "
             f"{problem}. Take these spellings out of the rows, or set data.special_tokens to tokens if you trust them"
         )
-
-
-def _twin_spelling(spelling: str) -> str:
-    """Return the twin's spelling of a special token."""
-    return spelling[0] + NUL + spelling[1:]
 
 
 # -------------------------------------------------------------------------------------------- the encoder
@@ -218,9 +211,9 @@ class Encoder:
         parts = [content, self.chat_template, self.end_of_turn_id, self.appends_end]
         parts += ["tokens"] if self.spellings is None else ["text", *self.spellings.unmarked]
         parts += ["block", self.block] if self.block else []
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return sha256_json(parts)[:32]
 
-    def render(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, prompt: bool) -> list[str]:
+    def render(self, conversations: Chats, *, prompt: bool) -> list[str]:
         """Render each conversation, of turns with `content`; `prompt` adds the generation prompt.
 
         Raises TemplateRefusal, also for a template that writes a NUL of the content as text (`tojson`).
@@ -254,7 +247,7 @@ class Encoder:
 def render(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
-    conversations: Sequence[Sequence[Mapping[str, str]]],
+    conversations: Chats,
     *,
     prompt: bool = False,
     **variables: Any,
@@ -282,8 +275,8 @@ def on_the_same_day(template: str) -> str:
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """True if both make the same ids of any text; what they pad with, which trainers choose, is in none of them."""
-    roles = [token_roles(tokenizer) | {"pad_token": ""} for tokenizer in (one, other)]
-    return roles[0] == roles[1] and _backend(one) == _backend(other)
+    first, second = ((token_roles(t) | {"pad_token": ""}, _backend(t)) for t in (one, other))
+    return first == second
 
 
 def token_roles(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
@@ -301,7 +294,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(backend.to_str())
 
 
-def writes_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """True if the tokenizer begins plain text with BOS when it adds special tokens."""
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("Name a colour.")["input_ids"][:1] == [bos]
+def written_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return [BOS] if the tokenizer begins plain text with it when it adds special tokens, else []."""
+    first = tokenizer("Name a colour.")["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []

@@ -11,7 +11,6 @@ windows of exactly max_length tokens. A window names the places where its docume
 may cross them, or the model would learn from an unrelated text.
 """
 
-import hashlib
 import itertools
 import multiprocessing
 import os
@@ -19,23 +18,22 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sftmix.common.progress import progress_bar
-from sftmix.data.conversations import Conversations, examples_of, stored
 from sftmix.data.formats import TEXT
-from sftmix.data.report import DataReport
-from sftmix.data.store import AT_ONCE, Record
-from sftmix.data.templates import NUL, Encoder, TemplateRefusal, writes_bos
+from sftmix.data.rows import DataReport
+from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
+from sftmix.data.templates import NUL, Encoder, TemplateRefusal, written_bos
 from sftmix.types import Example, Int64, Message
 
 WORTH_A_PROCESS = 10_000
 """Conversations per process, so that it is worth the time to start it; data.num_proc overrules this."""
 _AHEAD = 16
-"""Parts per process that are submitted together."""
+"""Parts per process that are submitted together: results wait in memory until they are written."""
 
 Part = tuple[list[Record], DataReport]
 Work = Callable[[Int64], Part]
@@ -59,34 +57,19 @@ SPLIT = "split_turns"
 """The only reason of a conversation that cannot be masked as a whole: the caller makes an example of each turn."""
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The result of tokenising one example.
 
     ids      its tokens, at most max_length; empty if it cannot be trained on
     spans    (start, end) of each trained response, end-of-turn token included
-    reasons  keys of `report.REASONS` to count
+    reasons  keys of `rows.REASONS` to count
     detail   words that the report adds to the example's name
     """
 
-    ids: list[int] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    reasons: list[str] = field(default_factory=list)
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    reasons: list[str]
     detail: str = ""
-
-
-class _Turn(NamedTuple):
-    """One trained turn.
-
-    prompt  text of the conversation before it, with the generation prompt
-    closed  text of the conversation through it, cut behind the end of the turn
-    reason  composed: the template writes no such text, so it is put together from the prompt and the response;
-            own_block: the response has its own block, so the prompt ends before the empty one of `Encoder.block`; or ""
-    """
-
-    prompt: str
-    closed: str
-    reason: str
 
 
 def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
@@ -99,59 +82,66 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     except TemplateRefusal as error:
         # The template refuses one of them: alone, each tells whether it is this one.
         if len(examples) == 1:
-            return [Outcome(reasons=["template_refused"], detail=str(error))]
+            return [Outcome([], [], ["template_refused"], f": {error}")]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
-    turns_of: list[list[_Turn]] = [[] for _ in examples]
-    for (n, i), prompt, full in zip(places, prompts, through, strict=True):
-        shorter, closed, reason = prompt.removesuffix(encoder.block), full.removesuffix(encoder.trailer), ""
-        ends = closed.endswith(encoder.ending) and full.endswith(encoder.trailer)
-        if not ends or not full.startswith(shorter):  # the template does not write it behind its prompt
-            closed, reason = prompt + encoder.lead + chats[n][i]["content"] + encoder.ending, "composed"
-        elif not full.startswith(prompt):  # a response with its own thinking has no empty block before it
-            prompt, reason = shorter, "own_block"
-        turns_of[n].append(_Turn(prompt, closed, reason))
-    ids = iter(encoder.tokenize([text for turns in turns_of for t in turns for text in (t.prompt, t.closed)]))
-    end = [encoder.end_of_turn_id] if encoder.appends_end else []
-    return [_masked(encoder, turns, [(next(ids), next(ids) + end) for _ in turns], max_length) for turns in turns_of]
+    # Of each trained turn, the text before it with the generation prompt, and the text through it.
+    texts, reasons = [list[str]() for _ in examples], [set[str]() for _ in examples]
+    for (n, i), prompt, closed in zip(places, prompts, through, strict=True):
+        shorter = prompt.removesuffix(encoder.block)
+        if not (closed.endswith(encoder.ending + encoder.trailer) and closed.startswith(shorter)):
+            # The template does not write it behind its prompt: it is put together from the prompt and the response.
+            closed = prompt + encoder.lead + chats[n][i]["content"] + encoder.ending + encoder.trailer
+            reasons[n].add("composed")
+        elif not closed.startswith(prompt):  # a response with its own thinking has no empty block before it
+            prompt = shorter
+            reasons[n].add("own_block")
+        texts[n] += [prompt, closed.removesuffix(encoder.trailer)]
+    ids = iter(encoder.tokenize(list(itertools.chain(*texts))))
+    return [
+        _masked(encoder, pair[-2:], [next(ids) for _ in pair], sorted(why), max_length)
+        for pair, why in zip(texts, reasons, strict=True)
+    ]
 
 
-def _masked(
-    encoder: Encoder, turns: list[_Turn], tokens: list[tuple[list[int], list[int]]], max_length: int
-) -> Outcome:
+def _masked(encoder: Encoder, last: list[str], tokens: list[list[int]], reasons: list[str], max_length: int) -> Outcome:
     """Return the first max_length tokens of an example, and the spans of its responses in them.
 
     A conversation of several turns is split unless it begins with the tokens of every prompt and of every turn.
 
-    tokens  (ids of the prompt, ids of the conversation through the turn) of each turn
+    last     the texts of its last trained turn: of the prompt, and of the conversation through the turn
+    tokens   the ids of both, of each of its trained turns
+    reasons  what is to be counted already
     """
-    last, end = turns[-1], encoder.end_of_turn_id
-    reasons = sorted({turn.reason for turn in turns} - {""})
-    prompt, ids = tokens[-1]
-    fits = all(ids[: len(part)] == part for pair in tokens for part in pair)
-    if len(turns) > 1:
-        ends = all(closed[-1] == end for _, closed in tokens)
-        if "composed" in reasons or not (fits and ends) or encoder.appends_end:
-            return Outcome(reasons=[SPLIT])
-    elif not fits:
+    end = encoder.end_of_turn_id
+    eos = [end] if encoder.appends_end else []
+    *_, prompt, ids = tokens
+    fits = all(ids[: len(part)] == part for part in tokens)
+    ends = all(closed[-1:] == [end] for closed in tokens[1::2])
+    if len(tokens) > 2 and ("composed" in reasons or eos or not (fits and ends)):
+        return Outcome([], [], [SPLIT])
+    ids = ids + eos
+    if not fits:
         # A token would span the end of the prompt and the response, so both are tokenised apart: the response behind a
         # special token, so that no tokenizer takes it for the beginning of a text.
         anchor = str(encoder.tokenizer.convert_ids_to_tokens(end))
-        response = encoder.tokenize([anchor + last.closed[len(last.prompt) :]])[0]
-        apart = prompt + response[1:] + ([end] if encoder.appends_end else [])
+        response = encoder.tokenize([anchor + last[1][len(last[0]) :]])[0]
+        apart = prompt + response[1:] + eos
         if response[:1] != [end] or encoder.decode(apart) != encoder.decode(ids):
-            return Outcome(reasons=["prefix_mismatch"])
-        tokens, ids = [(prompt, apart)], apart
+            return Outcome([], [], ["prefix_mismatch"])
+        ids = apart
         reasons.append("boundary")
+    tokens[-1] = ids
     if ids[-1] != end:
-        return Outcome(reasons=["no_end_of_turn"])
+        return Outcome([], [], ["no_end_of_turn"])
     # The first token of a text is predicted by nothing, so it can never be a target.
-    spans = [(max(len(prompt), 1), min(len(closed), max_length)) for prompt, closed in tokens]
+    bounds = zip(tokens[::2], tokens[1::2], strict=True)
+    spans = [(max(len(before), 1), min(len(closed), max_length)) for before, closed in bounds]
     spans = [(start, stop) for start, stop in spans if start < stop]
     if not spans:
-        return Outcome(reasons=[*reasons, "no_response_token"])
+        return Outcome([], [], [*reasons, "no_response_token"])
     if len(ids) > max_length:
         reasons.append("truncated")
-    if NUL in last.closed:
+    if NUL in last[1]:
         reasons.append("spelt_special")
     return Outcome(ids[:max_length], spans, reasons)
 
@@ -182,16 +172,16 @@ def tokenise(
         for at in range(0, len(examples), AT_ONCE):
             part = examples[at : at + AT_ONCE]
             for example, outcome in zip(part, encode_examples(encoder, part, max_length), strict=True):
-                name, split = f"{example.id} ({example.source})", outcome.reasons == [SPLIT]
-                if split and selected is not None:  # the ids of its turns are not among the selected ones
-                    outcome.reasons = ["split_alone"]
-                for reason in outcome.reasons:
-                    report.add(reason, f"{name}: {outcome.detail}" if outcome.detail else name)
-                if split and selected is None:
+                name, reasons = f"{example.id} ({example.source})", outcome.reasons
+                if reasons == [SPLIT] and selected is not None:  # the ids of its turns are not among the selected ones
+                    reasons = ["split_alone"]
+                for reason in reasons:
+                    report.add(reason, name + outcome.detail)
+                if reasons == [SPLIT]:
                     add(list(examples_of(example, whole=False)))
                 if outcome.ids:
                     row = _tokens_of(example, outcome.ids, outcome.spans)
-                    row["truncated"] = "truncated" in outcome.reasons
+                    row["truncated"] = "truncated" in reasons
                     weights = [m.weight for m in example.messages if m.trained][: len(outcome.spans)]
                     if set(weights) != {1.0}:
                         report.add("weighted", name)
@@ -206,7 +196,7 @@ def tokenise(
 
 
 def tokenised(
-    work: Work, records: Int64, report: DataReport, *, processes: int | None, progress: bool
+    work: Work, records: Int64, report: DataReport, processes: int | None, progress: bool
 ) -> Iterator[Record]:
     """Tokenise the records; yield the rows to store, in file order, and add the counts to `report`.
 
@@ -224,7 +214,7 @@ def tokenised(
             bar.update(len(part))
 
 
-_work: Work | None = None
+_work: Any = None
 """The function that does a part; forked workers inherit it from this process."""
 
 
@@ -234,22 +224,19 @@ def _parallel(work: Work, parts: list[Int64], processes: int) -> Iterator[Part]:
     _work = work
     # Spawned workers would import the user's script again, and need seconds to import transformers.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-        for at in range(0, len(parts), _AHEAD * processes):  # few at once: results wait in memory until written
+        for at in range(0, len(parts), _AHEAD * processes):
             yield from pool.map(_do, parts[at : at + _AHEAD * processes])
 
 
-def _do(part: Int64) -> Part:
+def _do(part: Int64) -> Any:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a fork has none of the parent's threads
-    assert _work is not None
     return _work(part)
 
 
 # ------------------------------------------------------------------------------------------------ documents
 
 
-def windows(
-    documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed: bool
-) -> Iterator[tuple[Any, int, list[int], list[int]]]:
+def windows(documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed: bool) -> Iterator[Any]:
     """Cut the tokens of documents, which stand one after the other, into windows of `length`; the last may be shorter.
 
     documents  (document, token ids)
@@ -264,7 +251,7 @@ def windows(
                 first, offset = document, at
             starts.append(len(ids))
             piece = tokens[at : at + length - len(ids)]
-            ids.extend(piece)
+            ids += piece
             at += len(piece)
             if len(ids) == length or not (packed or at < len(tokens)):
                 yield first, offset, ids, starts
@@ -280,8 +267,7 @@ def encode_windows(
 
     The report counts documents that spell special tokens, and windows without a target.
     """
-    bos = [int(encoder.tokenizer.bos_token_id)] if writes_bos(encoder.tokenizer) else []
-    eos = [encoder.end_of_turn_id]
+    bos, eos = written_bos(encoder.tokenizer), [encoder.end_of_turn_id]
 
     def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
@@ -290,7 +276,7 @@ def encode_windows(
             if content != text:
                 report.add("spelt_in_document", document.source)
             (ids,) = encoder.tokenize([content])
-            yield document, (bos if begins else []) + ids + (eos if ends else [])
+            yield document, bos * begins + ids + eos * ends
             bar.update()
 
     counts = Counter[str]()
@@ -304,7 +290,7 @@ def encode_windows(
             # The id is a hash of the tokens: other windows (by length, tokenizer or order of documents) have other ids,
             # so no file about them is taken for one about these.
             numbers = np.array([len(ids), *ids, len(starts), *starts], dtype="<i8")
-            name = hashlib.blake2b(numbers.tobytes(), digest_size=8).hexdigest()
+            name = short_hash(numbers.tobytes())
             suffix = f"#{counts[name]}" if counts[name] else ""
             counts[name] += 1
             example = replace(document, id=name + suffix, messages=(Message(TEXT, encoder.decode(ids), True),))

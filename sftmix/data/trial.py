@@ -51,17 +51,16 @@ def _main() -> None:
 
     request = json.load(sys.stdin)
     render_jinja_template([CONVERSATIONS[0]], chat_template="{{ messages }}")  # imports what it needs
-    with contextlib.suppress(ImportError):  # Windows knows no such bounds
+    with contextlib.suppress(ImportError, FileNotFoundError):  # Windows has no such bounds, macOS none on memory
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        status = Path("/proc/self/statm")
-        if status.exists():  # elsewhere the bound on memory does not work
-            size = int(status.read_text().split()[0]) * resource.getpagesize() + (MEGABYTES << 20)
-            resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        size = pages * resource.getpagesize() + (MEGABYTES << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
     for chat, prompt in itertools.product(CONVERSATIONS, (False, True)):
         try:
             texts = render_jinja_template(  # a list, and places that are not asked for

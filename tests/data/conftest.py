@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sftmix.common.errors import DataError
-from sftmix.data import Encoder, LoadedData, Prepared, load_data, prepare
+from sftmix.data import Encoder, LoadedData, Prepared, encode, prepare
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import REAL, SMALL
 
@@ -58,11 +58,11 @@ def read(options) -> Callable[..., Prepared]:
 
 
 @pytest.fixture
-def load(options) -> Callable[..., LoadedData]:
-    """load_data with an encoder, by the names of the training files."""
+def load(read) -> Callable[..., LoadedData]:
+    """prepare and encode, by the names of the training files."""
 
     def load_files(encoder: Encoder, *train: str, max_length: int = 64, **more: object) -> LoadedData:
-        return load_data(options(*train, **more), encoder, max_length=max_length, seed=0, progress=False)
+        return encode(read(*train, **more), encoder, max_length=max_length, progress=False)
 
     return load_files
 

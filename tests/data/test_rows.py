@@ -6,7 +6,7 @@ import re
 import pytest
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.data.report import DataReport
+from sftmix.data.rows import DataReport
 
 GOOD = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n'
 
@@ -47,7 +47,7 @@ BAD_LINES = {
     "missing messages": (b'{"message": 1}', "format not recognised from the fields 'message'"),
     "empty messages": (b'{"messages": []}', "messages must be a list of turns, found []"),
     "a turn is text": (b'{"messages": ["Hi"]}', "must be an object"),
-    "no content": (b'{"messages": [{"role": "user"}]}', "has no 'content'"),
+    "no content": (b'{"messages": [{"role": "user"}]}', "messages[0].content must be a string, found None"),
     "blank user": (turns(("user", " \n"), ("assistant", "a")), "turn 1 (user) is empty"),
     "unknown role": (turns(("user", "Hi"), ("tool", "a")), "'tool'"),
     "no assistant": (turns(("user", "Hi")), "no assistant turn"),

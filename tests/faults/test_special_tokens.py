@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, 
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from sftmix.common.errors import ConfigError
-from sftmix.data import load_data, make_encoder
+from sftmix.data import encode, make_encoder, prepare
 from sftmix.data.encoders import text_encoder
 from sftmix.data.tokenise import encode_examples
 from sftmix.types import Example, Message
@@ -215,7 +215,7 @@ def test_documents_do_not_end_in_their_middle(named, write, options):  # noqa: F
     eos = tokenizer.eos_token
     path = write("rows.jsonl", [{"text": f"One.{eos}{eos}\nTwo."}, {"text": "Three."}])
     text, meant = (
-        load_data(options(path, format="text"), encoder, max_length=64, seed=0, progress=False)
+        encode(prepare(options(path, format="text"), 0), encoder, max_length=64)
         for encoder in (text_encoder(tokenizer), text_encoder(tokenizer, "tokens"))
     )
     ends = [data.train[0].input_ids.tolist().count(tokenizer.eos_token_id) for data in (text, meant)]

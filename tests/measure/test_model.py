@@ -10,7 +10,7 @@ from sftmix.batches.order import epoch_units
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_dynamics, read_eval
 from sftmix.common.world import World
-from sftmix.data import load_data, make_encoder
+from sftmix.data import encode, make_encoder, prepare
 from sftmix.measure.model import best_evaluation, change, finite, measure, mixed_share, sample_rows
 from sftmix.options import DataOptions
 from sftmix.training.scoring import Scorer
@@ -23,7 +23,7 @@ from tests.toy import own_logits, own_nll
 def data(finished):
     encoder = make_encoder(AutoTokenizer.from_pretrained(finished.tiny.model), None)
     options = DataOptions(train=[str(finished.tiny.train)], eval=[str(finished.tiny.eval)])
-    return load_data(options, encoder, max_length=128, seed=0, progress=False)
+    return encode(prepare(options, 0), encoder, max_length=128)
 
 
 @pytest.mark.parametrize("stage", ["base", "train", "baseline"])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from sftmix.batches.order import Slot
 from sftmix.batches.rows import TokenisedRows
 from sftmix.common.world import World
-from sftmix.data import load_data, make_encoder
+from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
@@ -43,7 +43,7 @@ def tiny(tmp_path_factory) -> Tiny:
 def data(tiny) -> TokenisedRows:
     encoder = make_encoder(AutoTokenizer.from_pretrained(tiny.model), None)
     options = DataOptions(train=[str(tiny.train)])
-    return load_data(options, encoder, max_length=128, seed=0, progress=False).train
+    return encode(prepare(options, 0), encoder, max_length=128).train
 
 
 def examples(data: TokenisedRows, rows: list[int]) -> list[dict[str, list[int]]]:

@@ -149,7 +149,7 @@ def read_questions(
 
 def question_of(example: Any, **more: Any) -> Question:
     """Make the question of a conversation, an Example: all turns before the last answer, which is the reference."""
-    from sftmix.data.conversations import content_hash
+    from sftmix.data.store import content_hash
 
     *before, last = example.messages
     messages = tuple({"role": turn.role, "content": turn.content} for turn in before)

@@ -17,7 +17,7 @@ from sftmix.batches.order import Slot
 from sftmix.common.tables import read_dynamics, write_split
 from sftmix.common.world import World
 from sftmix.components import SFTMix, objectives
-from sftmix.data import load_data, make_encoder
+from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions
 from sftmix.tools.integrations import DynamicsCallback
 from sftmix.training.loop import train
@@ -60,7 +60,7 @@ def tiny(tmp_path_factory) -> Tiny:
 
 def rows_of(tiny):
     encoder = make_encoder(AutoTokenizer.from_pretrained(tiny.model), None)
-    return load_data(DataOptions(train=[str(tiny.train)]), encoder, max_length=128, seed=0, progress=False).train
+    return encode(prepare(DataOptions(train=[str(tiny.train)]), 0), encoder, max_length=128).train
 
 
 def trainer_of(kind, tiny, directory, keep=("id", "input_ids", "labels"), given=(), **options):
