@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from sftmix.batches.order import TrainingOrder
-from sftmix.batches.rows import TokenisedRows
+from sftmix.batches.order import TokenisedRows, TrainingOrder
 from sftmix.common.world import World
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs

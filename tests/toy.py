@@ -19,6 +19,7 @@ from sftmix.components import NTP, Callback
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.testing import RowsInMemory, rows_in_memory
 from sftmix.training.loop import Stage
+from sftmix.training.scoring import Scorer
 from sftmix.training.step import StepSetup
 
 VOCABULARY = 61
@@ -81,8 +82,9 @@ class FixedOrder:
     def epoch_of(self, step: int) -> int:
         return 0
 
-    def ends_epoch(self, steps_done: int) -> bool:
-        return steps_done == len(self.batches)
+    @property
+    def ends(self) -> list[int]:
+        return [len(self.batches)]
 
 
 def toy_stage(
@@ -92,7 +94,7 @@ def toy_stage(
     training = {"learning_rate": 1e-14, "weight_decay": 0.0, "warmup_ratio": 0.0, "schedule": "constant"}
     training |= {"max_grad_norm": 0.0, "micro_batch_size": 2, **(options or {})}
     stage = {"name": "train", "model": toy_model(), "objective": NTP(), "checkpoint": CheckpointOptions(every=0)}
-    stage |= {"order": FixedOrder(list(batches)), "directory": directory, "seed": 0}
+    stage |= {"order": FixedOrder(list(batches)), "directory": directory, "seed": 0, "scorer": Scorer(world=World())}
     return Stage(options=TrainingOptions(**training), **stage | given)
 
 

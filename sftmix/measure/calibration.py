@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sftmix.batches.rows import TokenisedRows
+from sftmix.batches.order import TokenisedRows
 from sftmix.common.rng import stable_hash
 from sftmix.functional.fused import block_rows, statistics_dtype
 from sftmix.training.module import TrainingModule

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sftmix.batches.order import Unit
-from sftmix.batches.rows import RowSubset
+from sftmix.batches.order import RowSubset, Unit
 from sftmix.common.files import write_json
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics, write_eval

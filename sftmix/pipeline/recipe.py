@@ -29,7 +29,7 @@ from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.start import refuse_other_inputs
 from sftmix.pipeline.target import arm_stage, base_stage, dynamics_of_single_run
 from sftmix.training.log import StopAtOnce
-from sftmix.training.parallel import check_compiler
+from sftmix.training.module import check_compiler
 from sftmix.types import NOT_COUNTED, Scores, TrainingDynamics
 
 

@@ -28,8 +28,7 @@ from sftmix.components.base import Need, StageState
 from sftmix.options import TrainingOptions
 from sftmix.testing.strategies import equal_groups, rows_in_memory, score_tables, training_dynamics
 from sftmix.training.module import TrainingModule
-from sftmix.training.optimizer import build_optimizer
-from sftmix.training.step import normalise
+from sftmix.training.step import build_optimizer, normalise
 from sftmix.types import BatchNLL, RowScores, Scores, Split, TrainingDynamics
 
 SEED, STEPS = 7, 3

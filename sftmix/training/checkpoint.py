@@ -93,19 +93,14 @@ class CheckpointStore:
         """
         module, path = unwrap(wrapped), self.path(step)
         shards = [p.to_local() if isinstance(p, DTensor) else p for p in _trained(module).values()]
-        if self.world.max(float(any(not bool(torch.isfinite(p).all()) for p in shards))):
+        if self.world.max(any(not torch.isfinite(p).all() for p in shards)):
             raise NonFiniteError(
                 f"weights are not finite after step {step}, so {path} is not written; lower training.learning_rate "
                 "(the last checkpoint is untouched)"
             )
         tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
-
-        def begin() -> Path:
-            with self._told(step, needed):
-                return fresh_directory(path)
-
-        staging = self.world.from_main(begin)
+        staging = self.world.from_main(self._told(step, needed)(lambda: fresh_directory(path)))
         writer, problem = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True), None
         try:
             with warnings.catch_warnings(action="ignore"):  # that this is a single process, as is intended
@@ -118,16 +113,20 @@ class CheckpointStore:
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
         self.world.barrier()
 
-        def commit() -> None:
-            with self._told(step, needed):
-                if problem is not None:
-                    raise problem
-                (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
-                (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
-                if arrays:
-                    (staging / _ARRAYS).write_bytes(save(dict(arrays)))
-                commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
-            self._keep_newest(step)
+        @self._told(step, needed)
+        def commit():
+            if problem is not None:
+                raise problem
+            (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+            (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
+            if arrays:
+                (staging / _ARRAYS).write_bytes(save(dict(arrays)))
+            commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
+            self._verified = None
+            # All but `keep` go: those of later steps first, which were passed over as damaged.
+            others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
+            for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
+                shutil.rmtree(self.path(old), ignore_errors=True)
 
         self.world.on_main(commit)
 
@@ -144,13 +143,6 @@ class CheckpointStore:
                 f"{self.path(step)} cannot be written ({type(error).__name__}: {error}); the checkpoints before are "
                 "untouched. Mend the cause, then the same command continues"
             ) from error
-
-    def _keep_newest(self, step: int) -> None:
-        """Remove all but `keep` checkpoints: those of later steps first, which were passed over as damaged."""
-        self._verified = None
-        others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
-        for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
-            shutil.rmtree(self.path(old), ignore_errors=True)
 
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
         """Return the bytes that the checkpoints to come take beside what stands, at most at one time.
@@ -169,7 +161,7 @@ class CheckpointStore:
         Raises CheckpointError if there are checkpoints, but all are damaged: never a silent fresh start.
         """
 
-        def newest() -> int | None:
+        def newest():
             for step in self.steps():
                 problem = verify_directory(self.path(step))
                 if problem is None:
@@ -273,12 +265,10 @@ class BestWeights:
         self.evaluated, self._nll = -1, math.inf
         self.store.clean()
         try:
-            step = self.store.newest_valid()
+            if (step := self.store.newest_valid()) is not None:
+                self._nll = self.store.state(step)["eval_nll"]
         except CheckpointError as error:  # the stage itself is not harmed
             warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
-            return
-        if step is not None:
-            self._nll = self.store.state(step)["eval_nll"]
 
     def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
         """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.

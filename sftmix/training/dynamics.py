@@ -43,7 +43,7 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
     return sorted({int(step) for step in checkpoints})
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class ScoreAtCheckpoints(Callback):
     """The scoring of all rows at the given steps; results are kept on disk, so that a resumed run scores nothing twice.
 

@@ -3,19 +3,17 @@
 `Scorer` scores every row of a data set, `with_batch_nll` the global batch of the next training step.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from sftmix.batches.collate import collate, to_device
-from sftmix.batches.order import Slot
-from sftmix.batches.rows import TokenisedRows
+from sftmix.batches.order import Slot, TokenisedRows
 from sftmix.common.errors import BROKEN, NonFiniteError
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
@@ -28,11 +26,11 @@ SCORING_TOKENS = 8192
 CPU_SCORING_TOKENS = 2048
 """Largest number of padded tokens per scoring batch on a CPU: larger ones leave its caches, and are padded more."""
 
-Column: TypeAlias = Any
+Column = Any
 """One value for each of B rows: a tensor or an array [B, ...], or a list; the measure decides."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Scorer:
     """The scoring of data sets under a (wrapped) module: log-probabilities in float32, sums in float64.
 
@@ -65,27 +63,29 @@ class Scorer:
         """
         world, lengths, mine = self.world, data.lengths, dict[int, tuple[Any, ...]]()
         order = np.argsort(-lengths, kind="stable")  # longest first: memory peaks at the start
-        budget = min(SCORING_TOKENS, CPU_SCORING_TOKENS) if world.device.type == "cpu" else SCORING_TOKENS
-        batches, start = [], 0
-        while start < len(order):
-            size = max(1, budget // max(1, int(lengths[order[start]])))
-            batches.append(order[start : start + size])
-            start += size
-        rounds = math.ceil(len(batches) / world.size)
+        budget = CPU_SCORING_TOKENS if world.device.type == "cpu" else SCORING_TOKENS
+        batches = []
+        while len(order):
+            size = max(1, budget // max(1, int(lengths[order[0]])))
+            batches.append(order[:size].tolist())
+            order = order[size:]
+        rounds = range(0, len(batches), world.size)
         with (
             eval_mode(module, world, self.precision) as target,
-            progress_bar(self.progress, total=rounds, unit=" batches", enabled=world.is_main, leave=False) as bar,
+            progress_bar(self.progress, total=len(rounds), unit=" batches", enabled=world.is_main, leave=False) as bar,
         ):
-            for k in range(rounds):
+            for start in rounds:
                 # A rank with one batch fewer takes the last one, too.
-                rows = batches[min(k * world.size + world.rank, len(batches) - 1)].tolist()
+                rows = batches[min(start + world.rank, len(batches) - 1)]
                 units = [(Slot(row, 0.0),) for row in rows]
                 batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)
                 measured = measure(target, to_device(batch, world.device))
                 on_host = [x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in measured]
                 mine |= zip(rows, zip(*on_host, strict=True), strict=True)
                 bar.update()
-        by_row = {row: values for of_rank in world.gather(mine) for row, values in of_rank.items()}
+        by_row = dict[int, Any]()
+        for of_rank in world.gather(mine):
+            by_row |= of_rank
         return [list(column) for column in zip(*(by_row[row] for row in range(len(data))), strict=True)]
 
     def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:

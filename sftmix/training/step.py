@@ -4,7 +4,7 @@
     2. a plan of each: weights, pairs, lambdas   `Objective.plan`, on the host; then both go to the device
     3. two counts over the whole global batch    summed over ranks and micro-batches
     4. forward and backward of each micro-batch  `normalise`, `TrainingModule.forward`
-    5. clip, and update                          `clip_gradients`; the rate is `learning_rate`
+    5. clip, and update                          `clip_gradients`, by `build_optimizer`; the rate is `learning_rate`
 
 Each loss is divided by a count:
 
@@ -26,7 +26,6 @@ prepares the next step; then it reads the sums and the gradient norm in one tran
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -35,12 +34,11 @@ from torch.distributed.fsdp import FSDPModule
 
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.deal import deal
-from sftmix.batches.order import Unit
-from sftmix.batches.rows import TokenisedRows
+from sftmix.batches.order import TokenisedRows, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.components.base import Need, Objective, Perturbation
+from sftmix.components.base import Need, Objective, Optimizer, Perturbation
 from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.functional import SFTLoss
 from sftmix.functional.fused import rows_alone
@@ -50,9 +48,9 @@ from sftmix.training.scoring import with_batch_nll
 from sftmix.types import Batch, Plan, Split
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class StepSetup:
-    """The setup that all steps of a stage share. `module` wraps the model (`sftmix.training.parallel`)."""
+    """The setup that all steps of a stage share. `module` wraps the model (`sftmix.training.module`)."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -65,12 +63,6 @@ class StepSetup:
     pad_id: int
     seed: int
     total_steps: int
-
-    def perturbed(self, step: int, e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor:
-        """Return the changed input embeddings of some examples in this step."""
-        assert self.perturbation is not None
-        changed = self.perturbation.embeddings(e, mask, ids=ids, step=step, seed=self.seed)
-        return check_embeddings(self.perturbation, e, changed)
 
 
 class PreparedStep(NamedTuple):
@@ -87,7 +79,7 @@ class PreparedStep(NamedTuple):
     problem: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class StepResult:
     """The outcome of one step. All fields but the last three are of the whole global batch, equal on every rank.
 
@@ -138,13 +130,14 @@ def prepare_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Spli
     return PreparedStep(step, batches, *plans_of(setup, batches, step))
 
 
-def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[], None] | None = None) -> StepResult:
+def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[], object] | None = None) -> StepResult:
     """Train on one global batch. All ranks call it together.
 
-    meanwhile  work of the host that is result while the device computes
+    meanwhile  work of the host that is done while the device computes
     """
     module, optimizer, world, options = setup.module, setup.optimizer, setup.world, setup.options
     step, batches, plans, problem = prepared
+    perturbation: Any = setup.perturbation
     # learning rate, and the seed of dropout
     module.train()
     rate = learning_rate(step, setup.total_steps, options)
@@ -167,13 +160,18 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     plans = [to_device(plan, world.device) for plan in plans]
 
     # 4. forward and backward
-    perturb = None if setup.perturbation is None else partial(setup.perturbed, step)
+    def perturb(e, mask, *, ids):
+        changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=setup.seed)
+        return check_embeddings(perturbation, e, changed)
+
     sums, nll = torch.zeros(5, dtype=torch.float64, device=world.device), []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         with gradient_sync(module, enabled=number == len(batches)):
             with autocast(module, setup.precision, world.device):
-                out = module(batch, scaled, perturb=perturb, loss=setup.objective.loss)
+                out = module(
+                    batch, scaled, perturb=None if perturbation is None else perturb, loss=setup.objective.loss
+                )
             check_loss(setup.objective, out, plan)
             out.loss.backward()
         sums += step_sums(plan, out)
@@ -264,9 +262,7 @@ def normalise(plan: Plan, *, ntp_count: float, mixup_count: float, world_size: i
 def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
     """Return f64[5] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs."""
     weight, aligned = plan.row_weight, out.mixup.new_full((), len(plan.pairs))
-    mixed = (plan.pair_weight * out.mixup).sum()
-    if plan.mu:
-        mixed = mixed / plan.mu
+    mixed = (plan.pair_weight * out.mixup).sum() / (plan.mu or 1.0)
     sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)
     return torch.stack([x.detach().double() for x in sums])
 
@@ -299,3 +295,20 @@ def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> floa
     progress = (step - warmup) / max(1, total_steps - warmup)
     cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
     return options.learning_rate * {"cosine": cosine, "linear": 1.0 - progress, "constant": 1.0}[options.schedule]
+
+
+def build_optimizer(model: nn.Module, options: TrainingOptions, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer over all trainable parameters of `model` and nothing else.
+
+    Raises ConfigError if it takes other parameters than these, or some twice.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    built = optimizer.build(trainable, training=options)
+    taken = [id(p) for group in built.param_groups for p in group["params"]]
+    if sorted(taken) != sorted(map(id, trainable.values())):
+        left = [name for name, p in trainable.items() if id(p) not in taken]
+        raise ConfigError(
+            f"optimizer {type(optimizer).__name__} must take each of {len(trainable)} parameters once; it has "
+            f"{len(taken)}, without {', '.join(left[:3]) or 'leaving any out'}"
+        )
+    return built

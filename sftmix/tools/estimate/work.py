@@ -24,7 +24,7 @@ from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.training.dynamics import checkpoint_steps
-from sftmix.training.parallel import resolve_parallel, shard_group
+from sftmix.training.module import resolve_parallel, shard_group
 from sftmix.types import Batch, Float64, Rows
 
 FLOAT, HALF = 4, 2

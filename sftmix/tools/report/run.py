@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.batches.rows import RowSubset
+from sftmix.batches.order import RowSubset
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_dynamics, read_split

@@ -33,10 +33,9 @@ from sftmix.pipeline.recipe import make_stages, write_summary
 from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.tools.verify.window import TRAINED, Window
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.log import StopAtOnce
+from sftmix.training.log import StopAtOnce, machine_of, machines_between, same_bits
 from sftmix.training.loop import Stage as TrainingStage
 from sftmix.training.loop import StageResult, TrainingLoop
-from sftmix.training.machine import machine_of, machines_between, same_bits
 
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
