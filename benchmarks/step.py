@@ -167,7 +167,7 @@ def make_loops(args: Namespace, world: World, directory: Path) -> dict[str, Trai
         for name, objective in OBJECTIVES.items():
             if args.random and loops:
                 loop = copy(next(iter(loops.values())))
-                loop.setup = replace(loop.setup, objective=objective())
+                loop.setup = replace(loop.setup, stage=replace(loop.stage, objective=objective()))
             else:
                 model = model_of(args)
                 if layout == LORA:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,10 +99,10 @@ def toy_stage(
     return Stage(options=TrainingOptions(**training), **stage | given)
 
 
-def toy_setup(module, **given) -> StepSetup:
+def toy_setup(module, *, optimizer=None, precision="fp32", world=None, **given) -> StepSetup:
     """What a step needs, in float32 on one process."""
-    setup = {"data": toy_rows([]), "perturbation": None, "precision": "fp32", "world": World(), "pad_id": 0}
-    return StepSetup(module=module, **setup | {"seed": 5, "total_steps": 9} | given)
+    stage = {"data": toy_rows([]), "perturbation": None, "pad_id": 0, "seed": 5, "order": FixedOrder([[]] * 9)}
+    return StepSetup(SimpleNamespace(**stage | given), module, optimizer, precision, world or World())
 
 
 class FakeRank(World):

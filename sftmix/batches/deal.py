@@ -194,14 +194,13 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
     return dealt
 
 
-def _cut(ordered: Sequence[Unit], room: _Room, tokens: int | None) -> Deal:
+def _cut(units: list[Unit], room: _Room, tokens: int | None) -> Deal:
     """Cut units into runs, each as long as fits into a micro-batch of `tokens` token slots."""
-    bins, start = [], 0
-    while start < len(ordered):
-        longer = range(2, min(len(ordered) - start, room.examples) + 1)
+    bins = []
+    while units:
+        longer = range(2, min(len(units), room.examples) + 1)
         # One more unit never costs less, so bisection finds the longest run that fits.
-        end = start + 1
-        end += bisect.bisect_left(longer, True, key=lambda n: not room.holds(ordered[start : start + n], tokens))
-        bins.append(list(ordered[start:end]))
-        start = end
+        count = 1 + bisect.bisect_left(longer, True, key=lambda n: not room.holds(units[:n], tokens))
+        bins.append(units[:count])
+        units = units[count:]
     return bins

@@ -36,7 +36,7 @@ class TokenisedRows(Protocol):
     def __getitem__(self, row: int) -> Encoded: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowSubset:
     """Some rows of a data set, in the given order, as a data set."""
 

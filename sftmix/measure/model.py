@@ -18,8 +18,7 @@ from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.data import LoadedData
 from sftmix.measure.calibration import calibrate
-from sftmix.training.dynamics import one_checkpoint
-from sftmix.training.scoring import Scorer, held_out_metrics, nll_by
+from sftmix.training.scoring import Scorer, held_out_metrics, nll_by, one_checkpoint
 from sftmix.types import Float64, Int64, Rows
 
 SAMPLE = "sample.parquet"

@@ -25,8 +25,8 @@ from sftmix.pipeline.context import Made, RunContext, Stage
 from sftmix.pipeline.identity import config_of_arm, is_single_run
 from sftmix.pipeline.loaded import export_weights, load_for_run, scorer, scoring_model
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.dynamics import OnlineLosses, merge
 from sftmix.training.loop import Stage as TrainingStage
+from sftmix.training.scoring import OnlineLosses, merge
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
 
 Divided = Callable[[int], tuple[Split, Scores] | None]

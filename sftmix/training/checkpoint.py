@@ -21,7 +21,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -29,7 +28,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor
 
 from sftmix.common.checkpoints import BEST, step_path, steps_in
 from sftmix.common.errors import CheckpointError, NonFiniteError
@@ -92,7 +90,7 @@ class CheckpointStore:
         reason, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
         """
         module, path = unwrap(wrapped), self.path(step)
-        shards = [p.to_local() if isinstance(p, DTensor) else p for p in _trained(module).values()]
+        shards = [p.to_local() if hasattr(p, "to_local") else p for p in _trained(module).values()]
         if self.world.max(any(not torch.isfinite(p).all() for p in shards)):
             raise NonFiniteError(
                 f"weights are not finite after step {step}, so {path} is not written; lower training.learning_rate "
@@ -105,7 +103,7 @@ class CheckpointStore:
         try:
             with warnings.catch_warnings(action="ignore"):  # that this is a single process, as is intended
                 dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
-        except CheckpointException as failed:  # every rank has it, whichever failed
+        except dcp.CheckpointException as failed:  # every rank has it, whichever failed
             problem = next(iter(failed.failures.values()))[0]
             if isinstance(problem, KeyboardInterrupt):
                 raise problem from failed
@@ -183,8 +181,8 @@ class CheckpointStore:
         file = self.path(step) / _ARRAYS
         return load_file(file) if file.exists() else {}
 
-    def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-        """Load `step` in place, at any world size; return the loop's state; the weights only without an optimizer."""
+    def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Load `step` in place, at any world size; the weights only without an optimizer."""
         module, path, problem = unwrap(wrapped), self.path(step), None
         if self.world.is_main:  # files may be gone since they were hashed, if a run saves beside an export
             problem = verify_directory(path, hashes=step != self._verified)
@@ -200,7 +198,7 @@ class CheckpointStore:
         try:
             with warnings.catch_warnings(action="ignore"):
                 dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
-        except CheckpointException as failed:  # which is no Exception; files went since they were verified
+        except dcp.CheckpointException as failed:  # which is no Exception; files went since they were verified
             error = next(iter(failed.failures.values()))[0]
             raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from failed
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
@@ -214,7 +212,6 @@ class CheckpointStore:
                     "with its first step can be resumed"
                 )
             set_optimizer_state_dict(module, optimizer, fresh | state, options=_FLAT)
-        return self.state(step)
 
 
 def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,34 +6,28 @@ a run that is resumed in its layout is the uninterrupted run, bit for bit.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedModel
 
-from sftmix.batches.order import ResponsesAlone, RowSubset, TokenisedRows, TrainingOrder, digest
+from sftmix.batches.order import ResponsesAlone, RowSubset, digest
 from sftmix.common.checkpoints import CHECKPOINTS
 from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
 from sftmix.common.files import check_room
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
-from sftmix.components.base import Callback, Objective, Optimizer, Perturbation, StageState
+from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
-from sftmix.components.optimizers import AdamW
-from sftmix.model.meta import Values
-from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
-from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, going_on, machine_of
 from sftmix.training.module import resolve_precision, training_module
-from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
-from sftmix.training.step import PreparedStep, StepResult, StepSetup, build_optimizer, prepare_step, train_step
-from sftmix.types import Rows, RowScores, Split
+from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
+from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
+from sftmix.types import Rows, RowScores
 
 MAX_IN_A_ROW = 3
 """Consecutive steps that may be skipped because a loss or a gradient is not finite; one more stops the run."""
@@ -42,40 +36,6 @@ MAX_SKIPPED = 9
 MAX_SHARE = 0.01
 SAVED = ("machines", "stopped_by", "skipped_in_a_row")
 """What a checkpoint holds of the loop as it is, beside its totals and evaluations."""
-
-
-@dataclass
-class Stage:
-    """One training stage: its model, data, order and objective."""
-
-    name: str
-    model: PreTrainedModel
-    data: TokenisedRows
-    order: TrainingOrder
-    objective: Objective
-    options: TrainingOptions
-    checkpoint: CheckpointOptions
-    directory: Path
-    seed: int
-    scorer: Scorer
-    identity: str = ""
-    """Hash of everything the stage is made from; a checkpoint of another identity is refused."""
-    values: Values | None = None
-    """The values of a model on the meta device, where ranks share the weights."""
-    pad_id: int = 0
-    split_of: Callable[[int], Split | None] = lambda epoch: None
-    """The groups in each epoch."""
-    optimizer: Optimizer = field(default_factory=AdamW)
-    perturbation: Perturbation | None = None
-    online: OnlineLosses | None = None
-    """The store for the losses of the current epoch."""
-    eval_data: TokenisedRows | None = None
-    eval_groups: Sequence[str] | None = None
-    """A name for each held-out row, by which its NLL is told, too (`eval_nll/NAME`)."""
-    packed: bool = False
-    """True if some rows hold several documents, which must not attend to each other."""
-    callbacks: Sequence[Callback] = ()
-    on_progress: Callable[[int, int], None] = lambda step, total: None
 
 
 @dataclass
@@ -107,19 +67,7 @@ class TrainingLoop:
             values=stage.values,
         )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
-        self.setup = StepSetup(
-            module=self.module,
-            optimizer=self.optimizer,
-            data=stage.data,
-            objective=stage.objective,
-            perturbation=stage.perturbation,
-            options=options,
-            precision=precision,
-            world=world,
-            pad_id=stage.pad_id,
-            seed=stage.seed,
-            total_steps=self.total,
-        )
+        self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
@@ -254,7 +202,7 @@ class TrainingLoop:
         done = self.done = train_step(self.setup, prepared, meanwhile)
         rows = [slot.row for unit in order.batch(self.step) for slot in unit]
         self.step += 1
-        tokens, seconds = int(sum(stage.data.lengths[row] for row in rows)), time.perf_counter() - started
+        tokens, seconds = int(stage.data.lengths[rows].sum()), time.perf_counter() - started
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
         metrics |= self.totals.add(done, tokens=tokens, examples=len(rows), seconds=seconds)
         # A skipped step has changed nothing; too many of them, in a row or in all, end the run.

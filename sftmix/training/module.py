@@ -189,8 +189,8 @@ def gradient_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractConte
 
 def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> torch.autocast:
     """Return bf16 autocast; it is off under FSDP, whose policy already computes in bf16."""
-    fsdp = isinstance(wrapped, FSDPModule)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16" and not fsdp)
+    enabled = precision == "bf16" and not isinstance(wrapped, FSDPModule)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 # ----------------------------------------------------------------------------------------------------- wrapped module

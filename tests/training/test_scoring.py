@@ -10,9 +10,8 @@ from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.common.world import World
 from sftmix.components import Perplexity
 from sftmix.training import scoring
-from sftmix.training.dynamics import checkpoint_steps, merge, one_checkpoint
 from sftmix.training.module import TrainingModule, wrap
-from sftmix.training.scoring import Scorer, held_out_metrics
+from sftmix.training.scoring import Scorer, checkpoint_steps, held_out_metrics, merge, one_checkpoint
 from sftmix.types import RowScores, TrainingDynamics
 from tests.forked import on_ranks
 from tests.toy import ToyRows, own_logits, own_nll, toy_model, toy_rows
