@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.measure import Clock, held
 from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots
-from sftmix.batches.rows import RowSubset
+from sftmix.batches.order import RowSubset
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.objectives import SFTMix

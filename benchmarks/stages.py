@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from sftmix.batches.order import TrainingOrder
-from sftmix.batches.rows import TokenisedRows
+from sftmix.batches.order import TokenisedRows, TrainingOrder
 from sftmix.common.world import World
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
@@ -115,8 +114,9 @@ def tokens_and_slots(stage: Stage, world: World, module: nn.Module, steps: int) 
     """Return the numbers of real tokens and of token slots in the micro-batches of the first steps, for this module."""
     tokens = slots = 0
     for step in range(steps):
-        units = stage.order.batch(step)
-        for batch in micro_batches(units, stage.data, stage.options, world, module, split=None, pad_id=stage.pad_id):
+        for batch in micro_batches(
+            stage.order.batch(step), stage.data, stage.options, world, module, split=None, pad_id=0
+        ):
             tokens += sum(int(segment.attention_mask.sum()) for segment in batch.segments)
             slots += sum(segment.input_ids.numel() for segment in batch.segments)
     return tokens, slots

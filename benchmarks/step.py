@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.measure import timed  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from benchmarks.stages import load_rows, ntp_stage, tokens_and_slots  # noqa: E402
-from sftmix.batches.rows import RowSubset  # noqa: E402
+from sftmix.batches.order import RowSubset  # noqa: E402
 from sftmix.common.world import World  # noqa: E402
 from sftmix.components.objectives import NTP, SFTMix  # noqa: E402
 from sftmix.data import EncodedDataset  # noqa: E402
@@ -49,7 +49,7 @@ from sftmix.tools.estimate.run import FakeModel, training_flops  # noqa: E402
 from sftmix.tools.estimate.work import amount_of  # noqa: E402
 from sftmix.training.log import PeakMemory  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
-from sftmix.training.parallel import training_module  # noqa: E402
+from sftmix.training.module import training_module  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 160, "max_length": 128, "steps": 2}
@@ -167,7 +167,7 @@ def make_loops(args: Namespace, world: World, directory: Path) -> dict[str, Trai
         for name, objective in OBJECTIVES.items():
             if args.random and loops:
                 loop = copy(next(iter(loops.values())))
-                loop.setup = replace(loop.setup, objective=objective())
+                loop.setup = replace(loop.setup, stage=replace(loop.stage, objective=objective()))
             else:
                 model = model_of(args)
                 if layout == LORA:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sftmix.components import NTP, Callback
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.testing import RowsInMemory, rows_in_memory
 from sftmix.training.loop import Stage
+from sftmix.training.scoring import Scorer
 from sftmix.training.step import StepSetup
 
 VOCABULARY = 61
@@ -81,8 +83,9 @@ class FixedOrder:
     def epoch_of(self, step: int) -> int:
         return 0
 
-    def ends_epoch(self, steps_done: int) -> bool:
-        return steps_done == len(self.batches)
+    @property
+    def ends(self) -> list[int]:
+        return [len(self.batches)]
 
 
 def toy_stage(
@@ -92,14 +95,14 @@ def toy_stage(
     training = {"learning_rate": 1e-14, "weight_decay": 0.0, "warmup_ratio": 0.0, "schedule": "constant"}
     training |= {"max_grad_norm": 0.0, "micro_batch_size": 2, **(options or {})}
     stage = {"name": "train", "model": toy_model(), "objective": NTP(), "checkpoint": CheckpointOptions(every=0)}
-    stage |= {"order": FixedOrder(list(batches)), "directory": directory, "seed": 0}
+    stage |= {"order": FixedOrder(list(batches)), "directory": directory, "seed": 0, "scorer": Scorer(world=World())}
     return Stage(options=TrainingOptions(**training), **stage | given)
 
 
-def toy_setup(module, **given) -> StepSetup:
+def toy_setup(module, *, optimizer=None, precision="fp32", world=None, **given) -> StepSetup:
     """What a step needs, in float32 on one process."""
-    setup = {"data": toy_rows([]), "perturbation": None, "precision": "fp32", "world": World(), "pad_id": 0}
-    return StepSetup(module=module, **setup | {"seed": 5, "total_steps": 9} | given)
+    stage = {"data": toy_rows([]), "perturbation": None, "pad_id": 0, "seed": 5, "order": FixedOrder([[]] * 9)}
+    return StepSetup(SimpleNamespace(**stage | given), module, optimizer, precision, world or World())
 
 
 class FakeRank(World):

@@ -10,9 +10,8 @@ from sftmix.common.world import World
 from sftmix.components import NTP, AdamW, Optimizer
 from sftmix.options import TrainingOptions
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.module import TrainingModule, unwrap
-from sftmix.training.optimizer import build_optimizer
-from sftmix.training.parallel import wrap
+from sftmix.training.module import TrainingModule, unwrap, wrap
+from sftmix.training.step import build_optimizer
 from tests.toy import toy_rows
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 6), (4, 4)])

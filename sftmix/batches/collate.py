@@ -3,21 +3,17 @@
 Examples of similar length are padded together; `length_groups` finds the groups with the least padding.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
-from sftmix.batches.order import Slot, Unit
-from sftmix.batches.rows import TokenisedRows
+from sftmix.batches.order import Slot, TokenisedRows, Unit
+from sftmix.functional import align
 from sftmix.types import Batch, Encoded, Int64, Segment, Split
-
-if TYPE_CHECKING:
-    import torch
 
 
 def collate(
@@ -34,10 +30,6 @@ def collate(
     n_segments    groups of similar length, each padded to its longest; if there are fewer slots, the others are idle
     padding_free  put all slots one after the other into a single row; position ids keep them apart
     """
-    import torch
-
-    from sftmix.functional import align
-
     slots: list[Slot] = []
     slot_pairs = []
     for unit in units:
@@ -62,7 +54,7 @@ def collate(
     if padding_free:
         layout = [[list(range(len(slots)))]]
     else:
-        groups = length_groups([len(e.input_ids) for e in encoded], min(n_segments, len(slots)))
+        _, groups = length_groups([len(e.input_ids) for e in encoded], min(n_segments, len(slots)))
         layout = [[[slot] for slot in group] for group in groups] + [[[]]] * (n_segments - len(groups))
     return Batch(
         ids=tuple(e.id for e in encoded),
@@ -97,8 +89,6 @@ def _segment(
     targets     of each slot i64, places of the response tokens in the example
     token_rows  of each slot i64, where these tokens stand among those of the batch
     """
-    import torch
-
     width = max(1, *(sum(len(encoded[slot].input_ids) for slot in line) for line in lines))
     input_ids = np.full((len(lines), width), pad_id, dtype=np.int64)
     mask, positions = np.zeros_like(input_ids), np.zeros_like(input_ids)
@@ -133,18 +123,13 @@ def _segment(
 
 
 def to_device(record: Any, device: torch.device) -> Any:
-    """Return a Batch or a Plan of the host with every tensor on `device`; the host does not wait for the copies."""
-    import torch
-
-    def move(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            pinned = value.pin_memory() if device.type in ("cuda", "xpu") else value  # other memory is copied at once
-            return pinned.to(device, non_blocking=True)
-        if is_dataclass(value) and not isinstance(value, (type, Encoded)):  # an example holds no tensors
-            return replace(value, **{f.name: move(getattr(value, f.name)) for f in fields(value)})
-        return tuple(map(move, value)) if isinstance(value, tuple) else value
-
-    return move(record)
+    """Return a Batch or a Plan of the host, or a part of one, with every tensor on `device`, without waiting for it."""
+    if isinstance(record, torch.Tensor):
+        pinned = record.pin_memory() if device.type in ("cuda", "xpu") else record  # other memory is copied at once
+        return pinned.to(device, non_blocking=True)
+    if is_dataclass(record) and not isinstance(record, (type, Encoded)):  # an example holds no tensors
+        return replace(record, **{f.name: to_device(getattr(record, f.name), device) for f in fields(record)})
+    return tuple(to_device(value, device) for value in record) if isinstance(record, tuple) else record
 
 
 # ------------------------------------------------------------------------------------------------------- length groups
@@ -156,34 +141,28 @@ def token_slots(lengths: Sequence[int], n_segments: int, *, padding_free: bool =
         return sum(lengths)
     if n_segments == 1:
         return len(lengths) * max(lengths)
-    return int(_best_cuts(lengths, n_segments)[0])
+    return length_groups(lengths, n_segments)[0]
 
 
-def length_groups(lengths: Sequence[int], n_groups: int) -> list[list[int]]:
-    """Partition slots into exactly `n_groups` groups of similar length with the fewest padded tokens.
+def length_groups(lengths: Sequence[int], n_groups: int) -> tuple[int, list[list[int]]]:
+    """Partition slots into exactly `n_groups` groups of similar length with the fewest token slots; return both.
 
     In order of length the best groups are runs of neighbours, so a small dynamic programme finds them. The cost of a
     group is its size times its longest member.
     """
+    longest = np.sort(np.array([0.0, *lengths]))  # of a group that ends at i
+    at = np.arange(len(longest))
+    group = np.where(at[:, None] < at, (at - at[:, None]) * longest, np.inf)  # [start, end]
+    best = np.where(at == 0, 0.0, np.inf)
+    cuts = []  # for each group its start if it ends at i
+    for _ in range(n_groups):
+        cost = best[:, None] + group
+        cuts.append(np.argmin(cost, axis=0))
+        best = np.min(cost, axis=0)
     order = np.argsort(lengths, kind="stable").tolist()
-    _, cuts = _best_cuts(lengths, n_groups)
     groups, end = [], len(order)
     for starts in reversed(cuts):
         start = int(starts[end])
         groups.append(order[start:end])
         end = start
-    return groups[::-1]
-
-
-def _best_cuts(lengths: Sequence[int], n_groups: int) -> tuple[float, list[Int64]]:
-    """Find the best groups in order of length: their padded tokens, and for each group its start if it ends at i."""
-    longest = np.sort(np.array([0.0, *lengths]))  # of a group that ends at i
-    at = np.arange(len(longest))
-    group = np.where(at[:, None] < at, (at - at[:, None]) * longest, np.inf)  # [start, end]
-    best = np.where(at == 0, 0.0, np.inf)
-    cuts = []
-    for _ in range(n_groups):
-        cost = best[:, None] + group
-        cuts.append(np.argmin(cost, axis=0))
-        best = np.min(cost, axis=0)
-    return float(best[-1]), cuts
+    return int(best[-1]), groups[::-1]

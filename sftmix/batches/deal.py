@@ -4,22 +4,18 @@ The loss is a sum over the global batch, so an example may be in any of its micr
 token slots are padding, and so that the ranks of a micro-step have about the same work. A unit is never cut.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from sftmix.batches.collate import token_slots
 from sftmix.batches.order import Slot, Unit
 from sftmix.options import DEFAULT_MICRO_BATCH, TrainingOptions
 from sftmix.types import Int64
-
-if TYPE_CHECKING:
-    import torch
 
 WORTH_SORTING = 0.9
 """Micro-batches of similar length may need at most this share of the token slots of balanced ones. Else they are not
@@ -43,7 +39,7 @@ class MicroStep(NamedTuple):
                 gathers parameters once per segment on all ranks
     """
 
-    ranks: tuple[tuple[Unit, ...], ...]
+    ranks: Deal
     n_segments: int
 
 
@@ -78,7 +74,7 @@ def deal(
     filler = (Slot(shortest.row, 0.0),)
     steps = []
     for start in range(0, len(bins), ranks):
-        shares = tuple(tuple(share) or (filler,) for share in bins[start : start + ranks])
+        shares = [share or [filler] for share in bins[start : start + ranks]]
         slots = max(sum(map(len, share)) for share in shares)
         steps.append(MicroStep(shares, min(room.segments, slots)))
     return steps
@@ -127,15 +123,14 @@ def _deal(units: Sequence[Unit], room: _Room) -> Deal:
     The balanced deal gives each micro-batch about as many tokens. The other puts units of similar length together,
     which saves padding.
     """
-    real_tokens = sum(map(room.weight, units))
     # the fewest micro-batches that the limits could allow
-    fewest_bins = max(1.0, sum(map(len, units)) / room.examples)
+    fewest_bins = sum(map(len, units)) / room.examples
     if room.tokens is not None:
         fewest_bins = max(fewest_bins, sum(min(room.weight(unit), room.tokens) for unit in units) / room.tokens)
     steps = math.ceil(fewest_bins / room.ranks)
     balanced = _spread_tokens(units, room, steps * room.ranks)
     # Even without any padding the other deal would save too little.
-    if balanced is not None and real_tokens > WORTH_SORTING * room.ranks * room.total(balanced):
+    if balanced is not None and sum(map(room.weight, units)) > WORTH_SORTING * room.ranks * room.total(balanced):
         return balanced
     similar = _by_length(units, room)
     similar_steps = len(similar) // room.ranks
@@ -186,7 +181,7 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
             low = middle
 
     # In each micro-step, the units are dealt to the ranks anew, if that relieves the slowest rank.
-    def load(step: Deal) -> tuple[int, int]:
+    def load(step):
         costs = [room.cost(units) for units in step]
         return max(costs), sum(costs)
 
@@ -195,20 +190,17 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
         step = bins[start : start + room.ranks]
         step += [[] for _ in range(room.ranks - len(step))]
         redealt = _spread_tokens([unit for units in step for unit in units], room, room.ranks)
-        if redealt is not None:
-            step = min((step, redealt), key=load)
-        dealt += step
+        dealt += min((step, redealt or step), key=load)
     return dealt
 
 
-def _cut(ordered: Sequence[Unit], room: _Room, tokens: int | None) -> Deal:
+def _cut(units: list[Unit], room: _Room, tokens: int | None) -> Deal:
     """Cut units into runs, each as long as fits into a micro-batch of `tokens` token slots."""
-    bins, start = [], 0
-    while start < len(ordered):
-        longer = range(2, min(len(ordered) - start, room.examples) + 1)
+    bins = []
+    while units:
+        longer = range(2, min(len(units), room.examples) + 1)
         # One more unit never costs less, so bisection finds the longest run that fits.
-        end = start + 1
-        end += bisect.bisect_left(longer, True, key=lambda n: not room.holds(ordered[start : start + n], tokens))
-        bins.append(list(ordered[start:end]))
-        start = end
+        count = 1 + bisect.bisect_left(longer, True, key=lambda n: not room.holds(units[:n], tokens))
+        bins.append(units[:count])
+        units = units[count:]
     return bins

@@ -1,16 +1,18 @@
-"""The examples of each step, a pure function of (pairs, seed, step): a resume needs only the step.
+"""Data sets as batching reads them, and the examples of each step.
 
-`EpochPairs` are the pairs of each epoch, and `TrainingOrder` makes the global batches of a stage from them. An epoch is
-a list of *units* (`epoch_units`), which `global_batches` cuts. A unit is a pair of slots, or a single slot; its slots
-stay in one micro-batch.
+`TrainingOrder` makes the global batches of a stage from the pairs of each epoch: a pure function of (pairs, seed,
+step), so a resume needs only the step. An epoch is a list of *units* (`epoch_units`), which `global_batches` cuts. A
+unit is a pair of slots, or a single slot; its slots stay in one micro-batch.
 """
 
 import bisect
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +20,64 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_json
 from sftmix.common.rng import generator
 from sftmix.options import TrainingOptions
-from sftmix.types import Rows
+from sftmix.types import Encoded, Int64, Rows
+
+# ------------------------------------------------------------------------------------------------------------ data sets
+
+
+class TokenisedRows(Protocol):
+    """A data set as batching needs it: number of rows, tokens and id of each row, and rows."""
+
+    @property
+    def lengths(self) -> Int64: ...
+    @property
+    def ids(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int) -> Encoded: ...
+
+
+@dataclass
+class RowSubset:
+    """Some rows of a data set, in the given order, as a data set."""
+
+    data: TokenisedRows
+    rows: Rows
+
+    @property
+    def lengths(self) -> Int64:
+        return self.data.lengths[self.rows]
+
+    @property
+    def ids(self) -> list[str]:
+        return [self.data.ids[row] for row in self.rows.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Encoded:
+        return self.data[int(self.rows[row])]
+
+
+class ResponsesAlone(RowSubset):
+    """Some rows, each cut down to the first token of its sequence and its response tokens.
+
+    The first token (BOS, or the first of the chat template) has to stay: a model predicts no token that has none before
+    it. So the response keeps its number of tokens.
+    """
+
+    @property
+    def lengths(self) -> Int64:
+        return np.array([len(self[row].input_ids) for row in range(len(self))], dtype=np.int64)
+
+    def __getitem__(self, row: int) -> Encoded:
+        whole = super().__getitem__(row)
+        if whole.starts is not None:
+            raise ConfigError("plain text has no instructions, so there are no responses to score alone")
+        kept = np.concatenate([[0], np.flatnonzero(whole.target[1:]) + 1])
+        return replace(whole, input_ids=whole.input_ids[kept], target=np.arange(len(kept)) > 0, weight=None)
+
+
+# ---------------------------------------------------------------------------------------------------- order of a stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,36 +113,33 @@ class TrainingOrder:
         seed: int,
         known: bool = True,
     ) -> None:
-        self._n_rows, self._pairs_of, self._seed, self._known = n_rows, pairs_of, seed, known
-        self._size = options.global_batch_size
-        self._cached: tuple[int, list[list[Unit]]] = (-1, [])
+        size, expected = options.global_batch_size, math.ceil(n_rows / options.global_batch_size)
+
+        @lru_cache(maxsize=1)
+        def batches_of(epoch):
+            batches = global_batches(epoch_units(n_rows, pairs_of(epoch), epoch=epoch, seed=seed), size)
+            if not known and len(batches) != expected:
+                raise ConfigError(
+                    f"epoch {epoch + 1} has {len(batches)} steps instead of {expected}: its pairs repeat examples, "
+                    "which a single run cannot plan for; use a splitter with equal groups and a pairing that takes "
+                    "each example once, or --reference TrainedReference"
+                )
+            return batches
+
+        self._batches_of = batches_of
         self.ends: list[int] = []
         """Steps done at the end of each epoch; epochs or max_steps may end the last epoch early."""
         self.total_steps, most = 0, math.inf if options.max_steps is None else options.max_steps
         # The number that the user wrote: 1.1 is 11/10, and a tenth of an epoch of 10 batches is 1 step, not 2.
         epochs = Fraction(options.epochs).limit_denominator(1_000_000) if options.max_steps is None else math.inf
         while epochs > len(self.ends) and self.total_steps < most:
-            epoch, batches = len(self.ends), math.ceil(n_rows / self._size)
+            epoch, batches = len(self.ends), expected
             pairs = pairs_of(epoch) if known else None
-            if pairs is not None and (self._size % 2 or len(np.unique(pairs)) < pairs.size):
-                batches = len(self._epoch(epoch))  # built only if an example may have several slots
+            if pairs is not None and (size % 2 or len(np.unique(pairs)) < pairs.size):
+                batches = len(batches_of(epoch))  # built only if an example may have several slots
             steps = self.total_steps + math.ceil(min(1, epochs - epoch) * batches)
             self.total_steps = int(min(steps, most))
             self.ends.append(self.total_steps)
-
-    def _epoch(self, epoch: int) -> list[list[Unit]]:
-        if self._cached[0] == epoch:
-            return self._cached[1]
-        units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
-        batches, expected = global_batches(units, self._size), math.ceil(self._n_rows / self._size)
-        if not self._known and len(batches) != expected:
-            raise ConfigError(
-                f"epoch {epoch + 1} has {len(batches)} steps instead of {expected}: its pairs repeat examples, which a "
-                "single run cannot plan for; use a splitter with equal groups and a pairing that takes each example "
-                "once, or --reference TrainedReference"
-            )
-        self._cached = (epoch, batches)
-        return batches
 
     def epoch_of(self, step: int) -> int:
         """Epoch of step `step` (both from 0)."""
@@ -92,10 +148,7 @@ class TrainingOrder:
     def batch(self, step: int) -> list[Unit]:
         """Units of the global batch of step `step`."""
         epoch = self.epoch_of(step)
-        return self._epoch(epoch)[step - (self.ends[epoch - 1] if epoch else 0)]
-
-    def ends_epoch(self, steps_done: int) -> bool:
-        return steps_done in self.ends
+        return self._batches_of(epoch)[step - (self.ends[epoch - 1] if epoch else 0)]
 
 
 # ---------------------------------------------------------------------------------------------------- units of an epoch
@@ -115,17 +168,16 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
     weights = np.zeros(pairs.size)
     weights[np.unique(pairs, return_index=True)[1]] = 1.0  # the first slot of each row
     slots = list(map(Slot, pairs.ravel().tolist(), weights.tolist()))
-    paired = list(zip(slots[::2], slots[1::2], strict=True))
+    paired = zip(slots[::2], slots[1::2], strict=True)
     rows = generator(seed, "singles", epoch).permutation(np.delete(np.arange(n_rows), pairs))
-    singles: list[Unit] = [(Slot(row),) for row in rows.tolist()]
-    twos = len(singles) // 2
-    total = len(paired) + twos
+    singles = ((Slot(row),) for row in rows.tolist())
+    twos = len(rows) // 2
+    total = len(pairs) + twos
     places = {int((k + 0.5) * total / twos) for k in range(twos)}
-    pair_iter, single_iter = iter(paired), iter(singles)
     merged: list[Unit] = []
     for place in range(total):
-        merged += itertools.islice(single_iter, 2) if place in places else itertools.islice(pair_iter, 1)
-    return [*merged, *single_iter]  # an odd one comes last
+        merged += itertools.islice(singles, 2) if place in places else itertools.islice(paired, 1)
+    return [*merged, *singles]  # an odd one comes last
 
 
 def global_batches(units: Sequence[Unit], global_batch_size: int) -> list[list[Unit]]:

@@ -28,14 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sftmix.batches.rows import RowSubset, TokenisedRows
+from sftmix.batches.order import RowSubset, TokenisedRows
 from sftmix.common.files import write_json
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.data import LoadedData
 from sftmix.functional.fused import block_rows, statistics_dtype
-from sftmix.training.dynamics import one_checkpoint
-from sftmix.training.scoring import Scorer, held_out_metrics, nll_by, split_by_row, sum_by_row
+from sftmix.training.scoring import Scorer, held_out_metrics, nll_by, one_checkpoint, split_by_row, sum_by_row
 from sftmix.types import Batch, Float64, Int64, Rows, RowScores
 
 SAMPLE = "sample.parquet"

@@ -35,8 +35,7 @@ from sftmix.model.paths import named
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.directory import FinishedModel
 from sftmix.training.checkpoint import CheckpointStore, full_weights
-from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
+from sftmix.training.module import TrainingModule, resolve_parallel, resolve_precision, training_module
 from sftmix.training.scoring import Scorer
 
 

@@ -43,9 +43,9 @@ from sftmix.pipeline.start import (
     stages_entered,
 )
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.dynamics import OnlineLosses, merge
 from sftmix.training.log import StopAtOnce
-from sftmix.training.parallel import check_compiler
+from sftmix.training.module import check_compiler
+from sftmix.training.scoring import OnlineLosses, merge
 from sftmix.types import NOT_COUNTED, Rows, Scores, Split, TrainingDynamics
 
 
@@ -184,7 +184,6 @@ def enter_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")
         began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
-        assert stage.scorer is not None
         files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
         lines = run.world.from_main(lambda: read_steps(directory))
         figures = {

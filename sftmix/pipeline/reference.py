@@ -29,14 +29,13 @@ from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.loaded import scoring_model
 from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
 from sftmix.pipeline.start import config_of_reference
-from sftmix.training.dynamics import (
+from sftmix.training.scoring import (
     OnlineLosses,
     ScoreAtCheckpoints,
     checkpoint_steps,
     described,
     merge,
     one_checkpoint,
-    tell_lost,
 )
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
 
@@ -237,9 +236,8 @@ class ReferenceRun:
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
             scores = scores_of(number, name)
-            parts.append(one_checkpoint(data.ids, number, scores))
-            if self._run.world.is_main:
-                tell_lost(parts[-1], scores.n_tokens, f"reference {name}")
+            when = f"reference {name}" if self._run.world.is_main else ""
+            parts.append(one_checkpoint(data.ids, number, scores, when=when))
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
 

@@ -142,7 +142,7 @@ def _precision(known: Known, options: TrainingOptions) -> str:
     """Return fp32 or bf16; what `auto` means depends on the device, so it is UNKNOWN without ranks."""
     if known.world is None:
         return UNKNOWN if options.precision == "auto" else options.precision
-    from sftmix.training.parallel import resolve_precision
+    from sftmix.training.module import resolve_precision
 
     return resolve_precision(options.precision, known.world.device)
 

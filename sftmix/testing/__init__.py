@@ -36,8 +36,7 @@ from sftmix.components.base import Need, StageState
 from sftmix.components.splitters import Quantile
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
-from sftmix.training.optimizer import build_optimizer
-from sftmix.training.step import normalise
+from sftmix.training.step import build_optimizer, normalise
 from sftmix.types import BatchNLL, Encoded, Int64, RowScores, Scores, Split, TrainingDynamics
 
 # --------------------------------------------------------------------------------------------- inputs

@@ -21,7 +21,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -29,7 +28,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor
 
 from sftmix.common.errors import CheckpointError, NonFiniteError
 from sftmix.common.files import (
@@ -94,25 +92,20 @@ class CheckpointStore:
         reason, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
         """
         module, path = unwrap(wrapped), self.path(step)
-        shards = [p.to_local() if isinstance(p, DTensor) else p for p in _trained(module).values()]
-        if self.world.max(float(any(not bool(torch.isfinite(p).all()) for p in shards))):
+        shards = [p.to_local() if hasattr(p, "to_local") else p for p in _trained(module).values()]
+        if self.world.max(any(not torch.isfinite(p).all() for p in shards)):
             raise NonFiniteError(
                 f"weights are not finite after step {step}, so {path} is not written; lower training.learning_rate "
                 "(the last checkpoint is untouched)"
             )
         tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
-
-        def begin() -> Path:
-            with self._told(step, needed):
-                return fresh_directory(path)
-
-        staging = self.world.from_main(begin)
+        staging = self.world.from_main(self._told(step, needed)(lambda: fresh_directory(path)))
         writer, problem = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True), None
         try:
             with warnings.catch_warnings(action="ignore"):  # that this is a single process, as is intended
                 dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
-        except CheckpointException as failed:  # every rank has it, whichever failed
+        except dcp.CheckpointException as failed:  # every rank has it, whichever failed
             problem = next(iter(failed.failures.values()))[0]
             if isinstance(problem, KeyboardInterrupt):
                 raise problem from failed
@@ -120,16 +113,20 @@ class CheckpointStore:
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
         self.world.barrier()
 
-        def commit() -> None:
-            with self._told(step, needed):
-                if problem is not None:
-                    raise problem
-                (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
-                (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
-                if arrays:
-                    (staging / _ARRAYS).write_bytes(save(dict(arrays)))
-                commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
-            self._keep_newest(step)
+        @self._told(step, needed)
+        def commit():
+            if problem is not None:
+                raise problem
+            (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+            (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
+            if arrays:
+                (staging / _ARRAYS).write_bytes(save(dict(arrays)))
+            commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
+            self._verified = None
+            # All but `keep` go: those of later steps first, which were passed over as damaged.
+            others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
+            for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
+                shutil.rmtree(self.path(old), ignore_errors=True)
 
         self.world.on_main(commit)
 
@@ -146,13 +143,6 @@ class CheckpointStore:
                 f"{self.path(step)} cannot be written ({type(error).__name__}: {error}); the checkpoints before are "
                 "untouched. Mend the cause, then the same command continues"
             ) from error
-
-    def _keep_newest(self, step: int) -> None:
-        """Remove all but `keep` checkpoints: those of later steps first, which were passed over as damaged."""
-        self._verified = None
-        others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
-        for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
-            shutil.rmtree(self.path(old), ignore_errors=True)
 
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
         """Return the bytes that the checkpoints to come take beside what stands, at most at one time.
@@ -171,7 +161,7 @@ class CheckpointStore:
         Raises CheckpointError if there are checkpoints, but all are damaged: never a silent fresh start.
         """
 
-        def newest() -> int | None:
+        def newest():
             for step in self.steps():
                 problem = verify_directory(self.path(step))
                 if problem is None:
@@ -193,8 +183,8 @@ class CheckpointStore:
         file = self.path(step) / _ARRAYS
         return load_file(file) if file.exists() else {}
 
-    def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-        """Load `step` in place, at any world size; return the loop's state; the weights only without an optimizer."""
+    def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        """Load `step` in place, at any world size; the weights only without an optimizer."""
         module, path, problem = unwrap(wrapped), self.path(step), None
         if self.world.is_main:  # files may be gone since they were hashed, if a run saves beside an export
             problem = verify_directory(path, hashes=step != self._verified)
@@ -210,7 +200,7 @@ class CheckpointStore:
         try:
             with warnings.catch_warnings(action="ignore"):
                 dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
-        except CheckpointException as failed:  # which is no Exception; files went since they were verified
+        except dcp.CheckpointException as failed:  # which is no Exception; files went since they were verified
             error = next(iter(failed.failures.values()))[0]
             raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from failed
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
@@ -224,7 +214,6 @@ class CheckpointStore:
                     "with its first step can be resumed"
                 )
             set_optimizer_state_dict(module, optimizer, fresh | state, options=_FLAT)
-        return self.state(step)
 
 
 def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
@@ -275,12 +264,10 @@ class BestWeights:
         self.evaluated, self._nll = -1, math.inf
         self.store.clean()
         try:
-            step = self.store.newest_valid()
+            if (step := self.store.newest_valid()) is not None:
+                self._nll = self.store.state(step)["eval_nll"]
         except CheckpointError as error:  # the stage itself is not harmed
             warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
-            return
-        if step is not None:
-            self._nll = self.store.state(step)["eval_nll"]
 
     def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
         """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.

@@ -1,22 +1,27 @@
-"""The reports of a running stage: metrics.jsonl, sums over its steps, peak memory; and the signals that stop it."""
+"""The reports of a running stage: metrics.jsonl, sums of its steps, memory, machines; and the signals that stop it."""
 
 import contextlib
 import json
 import math
+import platform
+import re
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import torch
+import transformers
 
+import sftmix
 from sftmix.common.errors import Stopped
 from sftmix.common.files import naming_full_disk, read_steps, write_text
 from sftmix.common.launcher import another_rank_failed
 from sftmix.common.world import World
+from sftmix.options import LAYOUT, TrainingOptions
 from sftmix.training.step import StepResult
 
 
@@ -31,9 +36,8 @@ class MetricsLog:
     def __init__(self, path: Path, *, resume_step: int, world: World) -> None:
         self.last: dict[str, float] = {}
 
-        def opened() -> TextIO:
+        def opened():
             """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
-            path.parent.mkdir(parents=True, exist_ok=True)
             lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
             if lines:
                 self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
@@ -84,18 +88,31 @@ class Totals:
     updates: float = 0.0
 
     def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> dict[str, float]:
-        """Add a step; return what the log says of it by itself, to which the callbacks add."""
-        step = {"elapsed": seconds, "tokens": tokens, "examples": examples}
-        step |= {name: getattr(done, name) for name in ("ntp_tokens", "mixup_tokens", "skipped", "updates")}
+        """Add a step; return what the log says of it by itself, to which the callbacks add.
+
+        mu_effective is mu N_ntp / N_mix, the mu that gives the same loss if both terms are divided by the NTP count.
+        """
+        self.elapsed += seconds
+        self.tokens += tokens
+        self.examples += examples
+        self.ntp_tokens += done.ntp_tokens
+        self.mixup_tokens += done.mixup_tokens
+        self.skipped += done.skipped
+        self.updates += done.updates
+        effective = 0.0
         if done.mixup_count:
-            step |= {"ntp_count": done.ntp_count, "mixup_count": done.mixup_count}
-            step[f"mu_{done.mixup_mean}"] = done.mu * done.mixup_count
-        for name, value in step.items():
-            setattr(self, name, getattr(self, name) + value)
+            self.ntp_count += done.ntp_count
+            self.mixup_count += done.mixup_count
+            if done.mixup_mean == "own":
+                self.mu_own += done.mu * done.mixup_count
+                effective = done.mu * done.ntp_count / done.mixup_count
+            else:
+                self.mu_ntp += done.mu * done.mixup_count
+                effective = done.mu
         logged = ("loss", "ntp", "mixup", "learning_rate", "grad_norm", "ntp_tokens", "mixup_tokens")
         return {
             **{name: getattr(done, name) for name in logged},
-            "mu_effective": mu_effective(done.mu, done.mixup_mean, done.ntp_count, done.mixup_count),
+            "mu_effective": effective,
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
             "tokens_total": int(self.tokens),
@@ -104,18 +121,10 @@ class Totals:
 
     def figures(self) -> dict[str, float]:
         """Return all totals, and one mu_effective of all steps that mixed, with the mean of mu over the mixed pairs."""
-        effective = sum(
-            mu_effective(total / (self.mixup_count or 1), mean, self.ntp_count, self.mixup_count)
-            for mean, total in (("own", self.mu_own), ("ntp", self.mu_ntp))
-        )
+        effective, mixed = 0.0, self.mixup_count
+        if mixed:
+            effective = self.mu_own / mixed * self.ntp_count / mixed + self.mu_ntp / mixed
         return {**asdict(self), "mu_effective": effective}
-
-
-def mu_effective(mu: float, mixup_mean: str, ntp_count: float, mixup_count: float) -> float:
-    """Return mu N_ntp / N_mix, the mu that gives the same loss if both terms are divided by the NTP count."""
-    if not mixup_count or not mu:
-        return 0.0
-    return mu * ntp_count / mixup_count if mixup_mean == "own" else mu
 
 
 def figures_shown(metrics: Mapping[str, float]) -> str:
@@ -221,5 +230,60 @@ class PeakMemory:
             return 0  # not known
         import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ------------------------------------------------------------------------------------------------------------- machines
+
+Machine = dict[str, Any]
+"""What decides how sums are rounded: where it is equal, the same steps give the same bits.
+
+A stage may be made on several machines, one after the other. Its record is a list in the order of the steps, and each
+entry has `after`, the step after which that machine went on.
+"""
+
+
+def machine_of(world: World, options: TrainingOptions) -> Machine:
+    """Return versions, the device of rank 0, threads and ranks, and the options of LAYOUT.
+
+    cuda  the version of CUDA or ROCm, or the kind of another GPU; None if the device is a CPU
+    """
+    device, gpu, info = world.device, world.device.type != "cpu", Path("/proc/cpuinfo")
+    # Libraries choose by the model of the CPU how they multiply matrices.
+    named = re.search(r"^model name.*?:(.*)", info.read_text(), re.MULTILINE) if info.exists() else None
+    model = named[1].strip() if named else platform.processor() or platform.machine()
+    cpu = f"cpu {model} {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "sftmix": sftmix.__version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "cuda": (torch.version.cuda or torch.version.hip or device.type) if gpu else None,
+        "device": torch.get_device_module(device).get_device_name(device) if gpu else cpu,
+        "threads": torch.get_num_threads(),
+        "ranks": world.size,
+        **{name: getattr(options, name) for name in LAYOUT},
+    }
+
+
+def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[Machine]:
+    """Return the record of a stage that goes on after `step` on this machine."""
+    if recorded and {**recorded[-1], **machine} == recorded[-1]:
+        return [*recorded]
+    return [*recorded, {"after": step, **machine}]
+
+
+def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
+    """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
+    ends = [*(one["after"] for one in recorded[1:]), math.inf]
+    inside = [one for one, upto in zip(recorded, ends, strict=False) if one["after"] < end and upto > start]
+    if not inside or inside[0]["after"] > start:
+        return []
+    return [{name: one[name] for name in one if name != "after"} for one in inside]
+
+
+def same_bits(recorded: Sequence[Machine], machine: Machine) -> bool:
+    """Return True if steps of the recorded machines give the same bits on this one.
+
+    On a GPU they may not even on the same machine: some of its kernels add in another order each time.
+    """
+    return bool(recorded) and all(one == machine for one in recorded) and machine["cuda"] is None

@@ -6,82 +6,38 @@ a run that is resumed in its layout is the uninterrupted run, bit for bit.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedModel
 
-from sftmix.batches.order import TrainingOrder, digest
-from sftmix.batches.rows import ResponsesAlone, RowSubset, TokenisedRows
+from sftmix.batches.order import ResponsesAlone, RowSubset, digest
 from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
 from sftmix.common.files import CHECKPOINTS, check_room
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
-from sftmix.components.base import Callback, Objective, Optimizer, Perturbation, StageState
+from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
-from sftmix.components.optimizers import AdamW
-from sftmix.model.meta import Values
-from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
-from sftmix.training.dynamics import OnlineLosses
-from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown
-from sftmix.training.machine import going_on, machine_of
-from sftmix.training.optimizer import build_optimizer
-from sftmix.training.parallel import resolve_precision, training_module
-from sftmix.training.scoring import Scorer, eval_mode, held_out_metrics, nll_by
-from sftmix.training.step import PreparedStep, StepResult, StepSetup, prepare_step, train_step
-from sftmix.types import Rows, RowScores, Split
+from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, going_on, machine_of
+from sftmix.training.module import resolve_precision, training_module
+from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
+from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
+from sftmix.types import Rows, RowScores
 
 MAX_IN_A_ROW = 3
 """Consecutive steps that may be skipped because a loss or a gradient is not finite; one more stops the run."""
 MAX_SKIPPED = 9
 """Skipped steps that a run may have in any case; beyond them, MAX_SHARE of its steps so far."""
 MAX_SHARE = 0.01
-SAVED = ("machines", "stopped_by", "skipped_in_a_row", "evaluations")
-"""What a checkpoint holds of the loop beside its totals."""
+SAVED = ("machines", "stopped_by", "skipped_in_a_row")
+"""What a checkpoint holds of the loop as it is, beside its totals and evaluations."""
 
 
-@dataclass(kw_only=True)
-class Stage:
-    """One training stage: its model, data, order and objective."""
-
-    name: str
-    model: PreTrainedModel
-    data: TokenisedRows
-    order: TrainingOrder
-    objective: Objective
-    options: TrainingOptions
-    checkpoint: CheckpointOptions
-    directory: Path
-    seed: int
-    identity: str = ""
-    """Hash of everything the stage is made from; a checkpoint of another identity is refused."""
-    values: Values | None = None
-    """The values of a model on the meta device, where ranks share the weights."""
-    pad_id: int = 0
-    split_of: Callable[[int], Split | None] = lambda epoch: None
-    """The groups in each epoch."""
-    optimizer: Optimizer = field(default_factory=AdamW)
-    perturbation: Perturbation | None = None
-    online: OnlineLosses | None = None
-    """The store for the losses of the current epoch."""
-    eval_data: TokenisedRows | None = None
-    eval_groups: Sequence[str] | None = None
-    """A name for each held-out row, by which its NLL is told, too (`eval_nll/NAME`)."""
-    packed: bool = False
-    """True if some rows hold several documents, which must not attend to each other."""
-    scorer: Scorer | None = None
-    callbacks: Sequence[Callback] = ()
-    on_progress: Callable[[int, int], None] = lambda step, total: None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass
 class StageResult:
     """The trained (wrapped) module, and figures for summary.json."""
 
@@ -110,19 +66,7 @@ class TrainingLoop:
             values=stage.values,
         )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
-        self.setup = StepSetup(
-            module=self.module,
-            optimizer=self.optimizer,
-            data=stage.data,
-            objective=stage.objective,
-            perturbation=stage.perturbation,
-            options=options,
-            precision=precision,
-            world=world,
-            pad_id=stage.pad_id,
-            seed=stage.seed,
-            total_steps=self.total,
-        )
+        self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
@@ -132,7 +76,8 @@ class TrainingLoop:
         self.totals = Totals()
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
-        self.evaluations: list[tuple[int, float]] = []
+        self.evaluations: dict[int, float] = {}
+        """Step -> the held-out NLL after it."""
         self.step, self.stopped_by = 0, ""
         self.saved = 0
         """The last step that has a checkpoint, or needs none: the start."""
@@ -201,6 +146,7 @@ class TrainingLoop:
             self.step = self.saved = state["step"]
             self.totals = Totals(**state["totals"])
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)
+            self.evaluations = dict(state["evaluations"])
             for name in SAVED:
                 setattr(self, name, state[name])
             if stage.online is not None:
@@ -235,8 +181,9 @@ class TrainingLoop:
         due = self.every and (self.step % self.every == 0 or self.step == self.total or agreed == by_callback)
         if (due or agreed == by_signal) and self.saved != self.step:  # written anew, it would be missing for a moment
             online = self.stage.online
-            state = {"identity": self.stage.identity, "totals": asdict(self.totals)}
-            state |= {name: getattr(self, name) for name in SAVED}
+            state = {name: getattr(self, name) for name in SAVED}
+            state |= {"identity": self.stage.identity, "totals": asdict(self.totals)}
+            state["evaluations"] = list(self.evaluations.items())
             # Before its first step an optimizer has no state, and to look for it torch would make a step.
             optimizer = self.optimizer if self.totals.updates else None
             self.store.save(self.step, self.module, optimizer, state, {} if online is None else online.gathered())
@@ -250,11 +197,13 @@ class TrainingLoop:
         """Make one optimizer step, and call the callbacks; return its metrics."""
         stage, order, started = self.stage, self.stage.order, time.perf_counter()
         epoch = order.epoch_of(self.step)
-        prepared, self.ahead = self.ahead or self._prepared(self.step), None
-        done = self.done = train_step(self.setup, prepared, self._prepare_next)
+        prepared, self.ahead = self.ahead or self._prepare(self.step), None
+        following = self.step + 1  # of the same epoch, whose losses may decide on the split of the next one
+        meanwhile = None if following in order.ends else lambda: self._prepare(following)
+        done = self.done = train_step(self.setup, prepared, meanwhile)
         rows = [slot.row for unit in order.batch(self.step) for slot in unit]
         self.step += 1
-        tokens, seconds = int(sum(stage.data.lengths[row] for row in rows)), time.perf_counter() - started
+        tokens, seconds = int(stage.data.lengths[rows].sum()), time.perf_counter() - started
         metrics = {"step": self.step, "time": time.time(), "epoch": epoch}
         metrics |= self.totals.add(done, tokens=tokens, examples=len(rows), seconds=seconds)
         # A skipped step has changed nothing; too many of them, in a row or in all, end the run.
@@ -274,20 +223,16 @@ class TrainingLoop:
         metrics |= self.pending
         self.pending = {}
         metrics |= self._call("on_step_end", metrics)
-        if order.ends_epoch(self.step):
+        if self.step in order.ends:
             if stage.online is not None:
                 stage.online.end_epoch(epoch, self.step)
             metrics |= self._call("on_epoch_end", metrics)
         return metrics
 
-    def _prepared(self, step: int) -> PreparedStep:
+    def _prepare(self, step: int) -> PreparedStep:
         order = self.stage.order
-        return prepare_step(self.setup, step, order.batch(step), self.stage.split_of(order.epoch_of(step)))
-
-    def _prepare_next(self) -> None:
-        step = self.step + 1
-        if step < self.total and not self.stage.order.ends_epoch(step):  # whose losses may decide on the next split
-            self.ahead = self._prepared(step)
+        self.ahead = prepare_step(self.setup, step, order.batch(step), self.stage.split_of(order.epoch_of(step)))
+        return self.ahead
 
     # -------------------------------------------------------------------------------------- callbacks
 
@@ -308,9 +253,9 @@ class TrainingLoop:
                 metrics={**metrics, **added},
                 score=self._score,
                 evaluate=None if stage.eval_data is None else self._evaluate,
-                read=None if self.done is None else partial(self._read, self.done),
+                read=None if self.done is None else self._read,
                 objective=stage.objective,
-                evaluations=tuple((step, nll) for step, nll in self.evaluations),  # a checkpoint has lists there
+                evaluations=tuple(self.evaluations.items()),
                 directory=stage.directory,
                 is_main=self.world.is_main,
             )
@@ -320,8 +265,7 @@ class TrainingLoop:
             if not logged:
                 added |= result.metrics
                 if "eval_nll" in result.metrics:  # a second evaluation of the same weights replaces the first
-                    earlier = [one for one in self.evaluations if one[0] != step]
-                    self.evaluations = [*earlier, (step, float(result.metrics["eval_nll"]))]
+                    self.evaluations[step] = float(result.metrics["eval_nll"])
             if result.stop and not self.stopped_by:
                 self.stopped_by = type(callback).__name__
         if self.best is not None:
@@ -329,20 +273,22 @@ class TrainingLoop:
         return added
 
     def _score(self, rows: Rows | None = None, *, alone: bool = False) -> RowScores:
-        assert self.stage.scorer is not None
-        data = self.stage.data if rows is None else RowSubset(self.stage.data, np.asarray(rows, dtype=np.int64))
-        return self.stage.scorer(self.module, ResponsesAlone(data) if alone else data)
+        data = self.stage.data
+        chosen = np.arange(len(data)) if rows is None else np.asarray(rows, dtype=np.int64)
+        kind = ResponsesAlone if alone else RowSubset
+        return self.stage.scorer(self.module, kind(data, chosen))
 
     def _evaluate(self) -> Mapping[str, float]:
         stage = self.stage
-        assert stage.scorer is not None
         assert stage.eval_data is not None
         scores = stage.scorer(self.module, stage.eval_data)
         by = {} if stage.eval_groups is None else nll_by(scores, stage.eval_groups)
         return held_out_metrics(scores) | {f"eval_nll/{name}": nll for name, nll in by.items()}
 
-    def _read(self, done: StepResult, function: Callable[..., Any]) -> list[Any]:
-        """Return function(hidden, head, batch, plan) of the micro-batches of a step, in eval mode, of all ranks."""
+    def _read(self, function: Callable[..., Any]) -> list[Any]:
+        """Return function(hidden, head, batch, plan) of the last step's micro-batches, in eval mode, of all ranks."""
+        done = self.done
+        assert done is not None
         with eval_mode(self.module, self.world, self.setup.precision) as target:
 
             def read(batch, plan):

@@ -4,7 +4,7 @@
     2. a plan of each: weights, pairs, lambdas   `Objective.plan`, on the host; then both go to the device
     3. two counts over the whole global batch    summed over ranks and micro-batches
     4. forward and backward of each micro-batch  `normalise`, `TrainingModule.forward`
-    5. clip, and update                          `clip_gradients`; the rate is `learning_rate`
+    5. clip, and update                          `clip_gradients`, by `build_optimizer`; the rate is `learning_rate`
 
 Each loss is divided by a count:
 
@@ -25,52 +25,76 @@ prepares the next step; then it reads the sums and the gradient norm in one tran
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.deal import deal
-from sftmix.batches.order import Unit
-from sftmix.batches.rows import TokenisedRows
+from sftmix.batches.order import TokenisedRows, TrainingOrder, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.components.base import Need, Objective, Perturbation
+from sftmix.components.base import Callback, Need, Objective, Optimizer, Perturbation
 from sftmix.components.contracts import check_embeddings, check_loss, check_plan
+from sftmix.components.optimizers import AdamW
 from sftmix.functional import SFTLoss
 from sftmix.functional.fused import rows_alone
-from sftmix.options import TrainingOptions
+from sftmix.model.meta import Values
+from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.module import autocast, gradient_sync, unwrap
-from sftmix.training.scoring import with_batch_nll
+from sftmix.training.scoring import OnlineLosses, Scorer, with_batch_nll
 from sftmix.types import Batch, Plan, Split
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepSetup:
-    """The setup that all steps of a stage share. `module` wraps the model (`sftmix.training.parallel`)."""
+@dataclass
+class Stage:
+    """One training stage: its model, data, order and objective."""
 
+    name: str
+    model: PreTrainedModel
+    data: TokenisedRows
+    order: TrainingOrder
+    objective: Objective
+    options: TrainingOptions
+    checkpoint: CheckpointOptions
+    directory: Path
+    seed: int
+    scorer: Scorer
+    identity: str = ""
+    """Hash of everything the stage is made from; a checkpoint of another identity is refused."""
+    values: Values | None = None
+    """The values of a model on the meta device, where ranks share the weights."""
+    pad_id: int = 0
+    split_of: Callable[[int], Split | None] = lambda epoch: None
+    """The groups in each epoch."""
+    optimizer: Optimizer = field(default_factory=AdamW)
+    perturbation: Perturbation | None = None
+    online: OnlineLosses | None = None
+    """The store for the losses of the current epoch."""
+    eval_data: TokenisedRows | None = None
+    eval_groups: Sequence[str] | None = None
+    """A name for each held-out row, by which its NLL is told, too (`eval_nll/NAME`)."""
+    packed: bool = False
+    """True if some rows hold several documents, which must not attend to each other."""
+    callbacks: Sequence[Callback] = ()
+    on_progress: Callable[[int, int], None] = lambda step, total: None
+
+
+@dataclass
+class StepSetup:
+    """The setup that all steps of a stage share. `module` wraps the model."""
+
+    stage: Stage
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    data: TokenisedRows
-    objective: Objective
-    perturbation: Perturbation | None
-    options: TrainingOptions
     precision: str
     world: World
-    pad_id: int
-    seed: int
-    total_steps: int
-
-    def perturbed(self, step: int, e: torch.Tensor, mask: torch.Tensor, *, ids: Sequence[str]) -> torch.Tensor:
-        """Return the changed input embeddings of some examples in this step."""
-        assert self.perturbation is not None
-        changed = self.perturbation.embeddings(e, mask, ids=ids, step=step, seed=self.seed)
-        return check_embeddings(self.perturbation, e, changed)
 
 
 class PreparedStep(NamedTuple):
@@ -87,7 +111,7 @@ class PreparedStep(NamedTuple):
     problem: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class StepResult:
     """The outcome of one step. All fields but the last three are of the whole global batch, equal on every rank.
 
@@ -129,59 +153,66 @@ class StepResult:
 def prepare_step(setup: StepSetup, step: int, units: Sequence[Unit], split: Split | None) -> PreparedStep:
     """Prepare this rank's part of step `step` (from 0); `units` are the whole global batch, those of all ranks."""
     # 1. micro-batches
+    stage = setup.stage
     batches = micro_batches(
-        units, setup.data, setup.options, setup.world, setup.module, split=split, pad_id=setup.pad_id
+        units, stage.data, stage.options, setup.world, setup.module, split=split, pad_id=stage.pad_id
     )
-    if Need.BATCH_NLL in setup.objective.needs:
+    if Need.BATCH_NLL in stage.objective.needs:
         return PreparedStep(step, batches, None, None)
     # 2. plans
     return PreparedStep(step, batches, *plans_of(setup, batches, step))
 
 
-def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[], None] | None = None) -> StepResult:
+def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[], object] | None = None) -> StepResult:
     """Train on one global batch. All ranks call it together.
 
-    meanwhile  work of the host that is result while the device computes
+    meanwhile  work of the host that is done while the device computes
     """
-    module, optimizer, world, options = setup.module, setup.optimizer, setup.world, setup.options
+    stage, module, optimizer, world = setup.stage, setup.module, setup.optimizer, setup.world
     step, batches, plans, problem = prepared
+    perturbation: Any = stage.perturbation
     # learning rate, and the seed of dropout
     module.train()
-    rate = learning_rate(step, setup.total_steps, options)
+    rate = learning_rate(step, stage.order.total_steps, stage.options)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    torch.manual_seed(stable_hash(setup.seed, "dropout", step, world.rank) % 2**63)
+    torch.manual_seed(stable_hash(stage.seed, "dropout", step, world.rank) % 2**63)
 
     if plans is None:
-        batches = with_batch_nll(batches, setup.data.ids, module, world, setup.precision)
+        batches = with_batch_nll(batches, stage.data.ids, module, world, setup.precision)
         plans, problem = plans_of(setup, batches, step)
     # 3. counts over all ranks
-    own_mean_count = sum(p.mixup_count for p in plans if p.mixup_mean == "own")
-    counts = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), own_mean_count, problem is not None]
+    by_ntp = sum(p.mixup_count for p in plans if p.mixup_mean == "ntp")
+    counts = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), by_ntp, problem is not None]
     mu_of_ranks = [0.0] * world.size  # each rank fills its place; a plan without pairs has mu 0
     mu_of_ranks[world.rank] = max((p.mu for p in plans), default=0.0)
-    ntp_count, mixup_count, own_mean_count, broken, *mu_of_ranks = world.sum([*counts, *mu_of_ranks])
+    ntp_count, mixup_count, by_ntp, broken, *mu_of_ranks = world.sum([*counts, *mu_of_ranks])
     if broken:  # every rank raises the message, so that none waits for another
         raise ConfigError(next(filter(None, world.gather(problem))))
     batches = [to_device(batch, world.device) for batch in batches]
     plans = [to_device(plan, world.device) for plan in plans]
 
     # 4. forward and backward
-    perturb = None if setup.perturbation is None else partial(setup.perturbed, step)
+    def perturb(e, mask, *, ids):
+        changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=stage.seed)
+        return check_embeddings(perturbation, e, changed)
+
     sums, nll = torch.zeros(5, dtype=torch.float64, device=world.device), []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         with gradient_sync(module, enabled=number == len(batches)):
             with autocast(module, setup.precision, world.device):
-                out = module(batch, scaled, perturb=perturb, loss=setup.objective.loss)
-            check_loss(setup.objective, out, plan)
+                out = module(
+                    batch, scaled, perturb=None if perturbation is None else perturb, loss=stage.objective.loss
+                )
+            check_loss(stage.objective, out, plan)
             out.loss.backward()
         sums += step_sums(plan, out)
         nll.append(out.nll)
         del out  # frees its graph before the next forward
 
     # 5. clip and update
-    norm = clip_gradients(module, options.max_grad_norm)
+    norm = clip_gradients(module, stage.options.max_grad_norm)
     if meanwhile is not None:
         meanwhile()
     *sums_of_rank, grad_norm = torch.cat([sums, norm.double()[None]]).tolist()
@@ -195,7 +226,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         ntp_tokens=int(ntp_tokens),
         mixup_tokens=int(mixup_tokens),
         mu=max(mu_of_ranks),
-        mixup_mean="ntp" if mixup_count > own_mean_count else "own",
+        mixup_mean="ntp" if by_ntp else "own",
         learning_rate=rate,
         grad_norm=grad_norm,
         batches=batches,
@@ -239,11 +270,11 @@ def micro_batches(
 
 def plans_of(setup: StepSetup, batches: Sequence[Batch], step: int) -> tuple[list[Plan], str | None]:
     """Return the plans of this rank's micro-batches and None; if one is wrong, no plans and the message."""
-    objective, plans = setup.objective, list[Plan]()
+    stage, plans = setup.stage, list[Plan]()
     try:
         for batch in batches:
-            plan = objective.plan(batch, step=step, total_steps=setup.total_steps, seed=setup.seed)
-            plan = check_plan(objective, plan, batch)
+            plan = stage.objective.plan(batch, step=step, total_steps=stage.order.total_steps, seed=stage.seed)
+            plan = check_plan(stage.objective, plan, batch)
             plans.append(replace(plan, alone=rows_alone(plan.pairs, len(batch.labels))))
     except ConfigError as error:
         return [], str(error)
@@ -264,9 +295,7 @@ def normalise(plan: Plan, *, ntp_count: float, mixup_count: float, world_size: i
 def step_sums(plan: Plan, out: SFTLoss) -> torch.Tensor:
     """Return f64[5] on the device: loss, weighted NLL, Mixup loss (without mu), trained tokens, aligned token pairs."""
     weight, aligned = plan.row_weight, out.mixup.new_full((), len(plan.pairs))
-    mixed = (plan.pair_weight * out.mixup).sum()
-    if plan.mu:
-        mixed = mixed / plan.mu
+    mixed = (plan.pair_weight * out.mixup).sum() / (plan.mu or 1.0)
     sums = (out.loss, (weight * out.nll).sum(), mixed, torch.count_nonzero(weight), aligned)
     return torch.stack([x.detach().double() for x in sums])
 
@@ -299,3 +328,20 @@ def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> floa
     progress = (step - warmup) / max(1, total_steps - warmup)
     cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
     return options.learning_rate * {"cosine": cosine, "linear": 1.0 - progress, "constant": 1.0}[options.schedule]
+
+
+def build_optimizer(model: nn.Module, options: TrainingOptions, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer over all trainable parameters of `model` and nothing else.
+
+    Raises ConfigError if it takes other parameters than these, or some twice.
+    """
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    built = optimizer.build(trainable, training=options)
+    taken = [id(p) for group in built.param_groups for p in group["params"]]
+    if sorted(taken) != sorted(map(id, trainable.values())):
+        left = [name for name, p in trainable.items() if id(p) not in taken]
+        raise ConfigError(
+            f"optimizer {type(optimizer).__name__} must take each of {len(trainable)} parameters once; it has "
+            f"{len(taken)}, without {', '.join(left[:3]) or 'leaving any out'}"
+        )
+    return built

@@ -17,7 +17,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.optimizer import build_optimizer
+from sftmix.training.step import build_optimizer
 from tests.forked import on_ranks
 from tests.toy import toy_model
 from tests.trained import Trained, assert_exact, assert_near

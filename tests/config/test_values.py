@@ -107,7 +107,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(values, words):
 
 
 def test_a_callback_that_the_package_makes_itself_is_not_offered():
-    importlib.import_module("sftmix.training.dynamics")
+    importlib.import_module("sftmix.training.scoring")
     with pytest.raises(ConfigError, match=r"There are .*Evaluate") as caught:
         from_plain({"callbacks": ["Evaluat"]})
     assert "ScoreAtCheckpoints" not in str(caught.value)

@@ -20,14 +20,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 from sftmix.common.world import World
-from sftmix.components.objectives import NTP, SFTMix
+from sftmix.components import NTP, AdamW, SFTMix
 from sftmix.model.adapters import add_adapters
 from sftmix.model.meta import Values, empty_model, take_values
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.checkpoint import _tensors
-from sftmix.training.optimizer import build_optimizer
-from sftmix.training.parallel import training_module
-from sftmix.training.step import PreparedStep, plans_of, train_step
+from sftmix.training.module import training_module
+from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step
 from tests.tools.estimate.configs import micro_batch
 from tests.toy import Answers, FakeRank, toy_model, toy_setup
 
@@ -128,7 +127,7 @@ def test_a_step_trains_every_part_and_plans_to_save_it(built, objective):
     _, options, world, _, module = built
     world, given = FakeRank(world.rank, world.size, local_size=world.local_size), micro_batch(2, 33)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        optimizer = build_optimizer(module.to_empty(device="cpu"), options)
+        optimizer = build_optimizer(module.to_empty(device="cpu"), options, AdamW())
     about = {"options": options, "precision": options.precision, "world": world}
     setup = toy_setup(module, optimizer=optimizer, objective=objective, **about)
     plans, problem = plans_of(setup, [given] * 2, 0)

@@ -30,7 +30,7 @@ DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (8
 
 @pytest.fixture(autouse=True)
 def several_batches(monkeypatch):
-    monkeypatch.setattr(scoring, "SCORING_TOKENS", 128)
+    monkeypatch.setattr(scoring, "CPU_SCORING_TOKENS", 128)
 
 
 @pytest.fixture(scope="module")

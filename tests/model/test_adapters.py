@@ -7,13 +7,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.errors import ConfigError
+from sftmix.components import AdamW
 from sftmix.model.adapters import add_adapters, merge_adapters, read_adapters
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, head_of
 from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
-from sftmix.training.optimizer import build_optimizer
+from sftmix.training.step import build_optimizer
 from tests.model.test_models import TINY, batch, build, compare_with_transformers, random_model, tokenizer
 
 __all__ = ["tokenizer"]  # the fixture
@@ -123,7 +124,7 @@ def test_only_adapters_are_trained_and_in_float32():
     model = adapted("llama", where="body")
     assert {name.split(".")[-3] for name in trained(model)} == {"lora_A", "lora_B"}
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
-    groups = build_optimizer(model, TrainingOptions()).param_groups
+    groups = build_optimizer(model, TrainingOptions(), AdamW()).param_groups
     # rank 4, two layers: q_proj is 32 x 32, down_proj 48 -> 32
     assert sum(p.numel() for group in groups for p in group["params"]) == 2 * (4 * (32 + 32) + 4 * (48 + 32))
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
-from sftmix.batches.order import Slot
-from sftmix.batches.rows import TokenisedRows
+from sftmix.batches.order import Slot, TokenisedRows
 from sftmix.common.world import World
 from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions

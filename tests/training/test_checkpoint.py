@@ -21,7 +21,7 @@ from sftmix.options import CheckpointOptions, LoraOptions
 from sftmix.testing import check_optimizer
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
-from sftmix.training.parallel import shard_group
+from sftmix.training.module import shard_group
 from sftmix.training.scoring import Scorer
 from tests.forked import on_ranks
 from tests.toy import Interrupt, logged, toy_model, toy_stage
@@ -52,8 +52,9 @@ def sharing_ranks(world: World, path: str, name: str, parallel: str, *kinds: str
         CheckpointStore(Path(path) / f"{name}-{kind}", keep=1, world=world).save(2, it.wrapped, it.optimizer, {"a": 1})
         saved = it.everything()
         other = trained(kind, steps=1, seed=7, world=world, parallel=parallel)
-        state = CheckpointStore(Path(path) / f"one-{kind}", keep=1, world=world).load(3, other.wrapped, other.optimizer)
-        assert state == {"b": 2, "step": 3}
+        store = CheckpointStore(Path(path) / f"one-{kind}", keep=1, world=world)
+        store.load(3, other.wrapped, other.optimizer)
+        assert store.state(3) == {"b": 2, "step": 3}
         loaded = other.everything()
         if world.is_main:
             save_file(saved, Path(path) / f"{name}-{kind}.safetensors")
@@ -79,8 +80,9 @@ def test_two_fsdp_ranks_to_one_and_back(shards, name, kind):
     Stored are weights and two moments of each: nothing of the base model, and a tied head once.
     """
     one = trained(kind, steps=1, seed=7)
-    state = CheckpointStore(shards / f"{name}-{kind}", keep=1, world=World()).load(2, one.wrapped, one.optimizer)
-    assert state == {"a": 1, "step": 2}
+    store = CheckpointStore(shards / f"{name}-{kind}", keep=1, world=World())
+    store.load(2, one.wrapped, one.optimizer)
+    assert store.state(2) == {"a": 1, "step": 2}
     assert_exact(one.everything(), load_file(shards / f"{name}-{kind}.safetensors"))
     assert_exact(trained(kind, steps=3).everything(), load_file(shards / f"{name}-from-one-{kind}.safetensors"))
     names = {name for name, p in one.wrapped.named_parameters() if p.requires_grad}
@@ -157,7 +159,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(store, damage):
         assert store.newest_valid() == 1
     with pytest.raises(CheckpointError, match="step-00000002"):
         store.load(2, it.wrapped, it.optimizer)
-    assert store.load(1, it.wrapped, it.optimizer)["n"] == 1
+    store.load(1, it.wrapped, it.optimizer)
     assert_exact(it.everything(), trained("untied", steps=1).everything())
     damage(store.path(1))
     with pytest.warns(UserWarning, match="skipping"), pytest.raises(CheckpointError, match="no checkpoint in"):

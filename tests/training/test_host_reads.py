@@ -124,8 +124,7 @@ class NotedUpdates(AdamW):
 
 
 class TwoEpochs(FixedOrder):
-    def ends_epoch(self, steps_done):
-        return steps_done in (2, 3)
+    ends = (2, 3)
 
 
 NOTES: list = []

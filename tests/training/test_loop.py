@@ -19,9 +19,9 @@ from sftmix.common.tables import read_dynamics
 from sftmix.common.world import World
 from sftmix.components import AdamW, SFTMix
 from sftmix.components.base import Callback, CallbackResult
-from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.log import StopAtOnce
 from sftmix.training.loop import StageResult, train
+from sftmix.training.scoring import OnlineLosses
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
 from tests.toy import logged, toy_model, toy_rows, toy_stage

@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from sftmix.batches.collate import collate
-from sftmix.batches.order import Slot
-from sftmix.batches.rows import ResponsesAlone
+from sftmix.batches.order import ResponsesAlone, Slot
 from sftmix.common.world import World
 from sftmix.components import NTP
 from sftmix.components.base import Perturbation
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import training_module, wrap
+from sftmix.training.module import TrainingModule, training_module, wrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.training.step import micro_batches, normalise
 from tests.forked import on_ranks
@@ -101,7 +99,7 @@ def test_responses_alone_are_the_first_token_and_the_response():
         response = example.input_ids[example.target] if example.target[0] == 0 else example.input_ids[1:]
         ids = np.concatenate([example.input_ids[:1], response])
         rows.append(replace(example, input_ids=ids, target=np.arange(len(ids)) > 0))
-    found = Scorer(world=World())(TrainingModule(model), ResponsesAlone(DATA))
+    found = Scorer(world=World())(TrainingModule(model), ResponsesAlone(DATA, np.arange(len(DATA))))
     assert found.n_tokens.tolist() == [len(row.input_ids) - 1 for row in rows]
     np.testing.assert_allclose(found.nll_sum, [nll.sum() for nll in own_nll(model, rows)], rtol=1e-10)
 

@@ -10,10 +10,8 @@ from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.common.world import World
 from sftmix.components import Perplexity
 from sftmix.training import scoring
-from sftmix.training.dynamics import checkpoint_steps, merge, one_checkpoint
-from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import wrap
-from sftmix.training.scoring import Scorer, held_out_metrics
+from sftmix.training.module import TrainingModule, wrap
+from sftmix.training.scoring import Scorer, checkpoint_steps, held_out_metrics, merge, one_checkpoint
 from sftmix.types import RowScores, TrainingDynamics
 from tests.forked import on_ranks
 from tests.toy import ToyRows, own_logits, own_nll, toy_model, toy_rows
@@ -42,7 +40,7 @@ def assert_scores(scores, expected, *, tolerance: float) -> None:
 @pytest.fixture(autouse=True)
 def several_batches(monkeypatch):
     """Padded tokens per scoring batch so few that there are five batches, an odd number."""
-    monkeypatch.setattr(scoring, "SCORING_TOKENS", 128)
+    monkeypatch.setattr(scoring, "CPU_SCORING_TOKENS", 128)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -101,7 +99,7 @@ def score_all_ways(world: World) -> None:
     """Five batches on two ranks, and one: a rank has nothing of its own."""
     one = Scorer(world=World(), token_nll=True)(TrainingModule(toy_model()), DATA)
     for parallel in ("ddp", "fsdp"):
-        for scoring.SCORING_TOKENS in (128, 100000):
+        for scoring.CPU_SCORING_TOKENS in (128, 100000):
             module = wrap(TrainingModule(toy_model()), parallel=parallel, precision="fp32", world=world)
             two = Scorer(world=world, token_nll=True)(module, DATA)
             np.testing.assert_allclose(two.nll_sum, one.nll_sum, rtol=1e-12)

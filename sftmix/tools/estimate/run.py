@@ -42,8 +42,7 @@ from sftmix.options import LoraOptions
 from sftmix.pipeline.rows import read_rows
 from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, plan
 from sftmix.training.log import PeakMemory
-from sftmix.training.module import TrainingModule, autocast, gradient_sync
-from sftmix.training.parallel import wrap
+from sftmix.training.module import TrainingModule, autocast, gradient_sync, wrap
 from sftmix.types import Batch, Float64
 
 __all__ = ["Machine", "estimate"]

@@ -22,8 +22,8 @@ from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
-from sftmix.training.dynamics import checkpoint_steps
-from sftmix.training.parallel import resolve_parallel, shard_group
+from sftmix.training.module import resolve_parallel, shard_group
+from sftmix.training.scoring import checkpoint_steps
 from sftmix.types import Batch, Float64, Rows
 
 FLOAT, HALF = 4, 2

@@ -21,9 +21,8 @@ from sftmix.components.confidence import Perplexity
 from sftmix.components.reference import numbered
 from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
 from sftmix.model.head import head_of
-from sftmix.training.dynamics import checkpoint_steps, merge, one_checkpoint
 from sftmix.training.module import TrainingModule
-from sftmix.training.scoring import Scorer
+from sftmix.training.scoring import Scorer, checkpoint_steps, merge, one_checkpoint
 from sftmix.types import UNPAIRED, Encoded, Int64
 
 GROUP = "sftmix_group"

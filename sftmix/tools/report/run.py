@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.batches.rows import RowSubset
+from sftmix.batches.order import RowSubset
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_dynamics, read_split
@@ -17,7 +17,7 @@ from sftmix.config import RunConfig
 from sftmix.pipeline.directory import check_finished, finished_models
 from sftmix.pipeline.loaded import load_finished, scorer
 from sftmix.pipeline.rows import RunRows, rows_of_run
-from sftmix.training.parallel import training_module
+from sftmix.training.module import training_module
 from sftmix.types import NOT_COUNTED, Batch, Example, Float64, Rows, Scores, Split, TrainingDynamics
 
 

@@ -32,9 +32,8 @@ from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.start import STAGE_INPUTS, Known, stages_entered
 from sftmix.tools.verify.window import TRAINED, Window
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.log import StopAtOnce
+from sftmix.training.log import StopAtOnce, machine_of, machines_between, same_bits
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
-from sftmix.training.machine import machine_of, machines_between, same_bits
 
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""

@@ -23,9 +23,8 @@ from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.estimate.run import FakeModel, _ranks, memory_of
 from sftmix.tools.estimate.work import Layout, Work
-from sftmix.training.optimizer import build_optimizer
-from sftmix.training.parallel import training_module
-from sftmix.training.step import PreparedStep, plans_of, train_step
+from sftmix.training.module import training_module
+from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step
 from sftmix.types import Batch
 from tests.tools.estimate.configs import LAYER, LAYERS, VOCABULARY, WIDTH, machine, micro_batch, small_llama
 from tests.toy import Answers, FakeRank, toy_setup
@@ -106,7 +105,7 @@ def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(path, objective, precisio
     module = training_module(model, options, precision=precision, world=World(), trains=True)
     for parameter in module.parameters():
         counter.add(parameter.untyped_storage())
-    two_steps(module, options, given, counter, optimizer=build_optimizer(module, options), objective=objective)
+    two_steps(module, options, given, counter, optimizer=build_optimizer(module, options, AdamW()), objective=objective)
     expected = peak(path, given, gpu="cpu", count=1, lora=lora, objective=objective, **about)
     assert expected == pytest.approx(counter.peak, rel=0.02)
 
@@ -121,7 +120,7 @@ def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(path, 
     with _ranks(world):
         module = training_module(model, options, precision="bf16", world=world, trains=True)
         with fake:
-            optimizer = build_optimizer(module.to_empty(device="cpu"), options)
+            optimizer = build_optimizer(module.to_empty(device="cpu"), options, AdamW())
         tracker = FSDPMemTracker(module, optimizer)
         modes = fake, Answers(), tracker
         two_steps(module, options, given, *modes, world=world, optimizer=optimizer, objective=objective)
