@@ -122,4 +122,7 @@ def test_type_checkers_see_every_public_name(package):
         a.asname: s.module for s in stub.body if isinstance(s, ast.ImportFrom) for a in s.names if a.asname == a.name
     }
     prefix = "" if package == "sftmix" else f"{package}."
-    assert seen == {name: f"{prefix}{place}" for name, place in module._PUBLIC.items()}
+    places = (
+        module._PUBLIC if package == "sftmix" else {n: place for place, names in module._NAMES.items() for n in names}
+    )
+    assert seen == {name: f"{prefix}{place}" for name, place in places.items()}

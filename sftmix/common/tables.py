@@ -18,6 +18,7 @@ import numpy as np
 from sftmix.common.errors import DataError
 from sftmix.common.files import placing
 from sftmix.types import (
+    MOST_GROUPS,
     NOT_COUNTED,
     UNPAIRED,
     UNPAIRED_NAME,
@@ -128,6 +129,7 @@ def read_split(path: PathLike) -> tuple[list[str], Split]:
     table = read_columns(path, "id", "group")
     stored = table["metadata"].get(_NAMES_KEY)
     names = tuple(json.loads(stored)) if stored else _DEFAULT_NAMES
+    _require(path, len(names) <= MOST_GROUPS, f"it names {len(names)} groups, and a split has at most {MOST_GROUPS}")
     code = {name: index for index, name in enumerate(names)} | {UNPAIRED_NAME: UNPAIRED}
     unknown = [name for name in table["group"] if name not in code]
     _require(path, not unknown, f"group {unknown[:1]} is none of {', '.join(code)}")

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, masking_utils
 from sftmix.common.errors import ConfigError
 from sftmix.model.load import probe_ids, probing
 
-_DOCUMENTS = (9, 6, 8, 5, 7, 11, 13, 10)
-"""Lengths of the documents in the probe: three lines of 23 tokens, as padding is one, too; padding-free, one of 69."""
+_DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)
+"""Lengths of the documents in the probe: three lines of 16 tokens, as padding is one, too; padding-free, one of 48."""
 
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
@@ -74,7 +74,7 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
         option = "training.padding_free to false (micro-batches are padded)"
     remedy = f"Set {option}, or another model.attention (sdpa, eager)."
     decoder, device = model.get_decoder(), model.device
-    ids = probe_ids(model, *((1, 69) if padding_free else (3, 23)))
+    ids = probe_ids(model, *((1, 48) if padding_free else (3, 16)))
     positions = torch.cat([torch.arange(n, device=device) for n in _DOCUMENTS]).view(ids.shape)
     with probing(model, f"{name} does not take packed documents", remedy):
         packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state

@@ -83,7 +83,7 @@ def test_collate_aligns_nth_response_token_with_nth_response_token(n_segments, s
     rng = np.random.default_rng(seed)
     lengths = rng.integers(4, 20, 6).tolist()
     n_response = [int(rng.integers(1, n - 1)) for n in lengths]
-    data = toy_rows([(length - n, n) for length, n in zip(lengths, n_response, strict=True)], seed=seed)
+    data = toy_rows([(length - n, n) for length, n in zip(lengths, n_response, strict=True)])
     units = [(Slot(4), Slot(1)), (Slot(5),), (Slot(0), Slot(3, 0.0))]
     split = Split(np.array([0, 1, 0, 1, 0, -1], dtype=np.int8), ("confident", "unconfident"))
     batch = collate(units, data, n_segments=n_segments, split=split)
