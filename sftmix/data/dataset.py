@@ -223,7 +223,7 @@ def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, c
         return printable(repr(encoder.tokenizer.convert_ids_to_tokens(token)))
 
     end = encoder.end_of_turn_id
-    parts = [f"Template: {encoder.name}; responses end with {spelt(end)} (id {end}); stop ids {encoder.stop_ids}"]
+    parts = [f"Template: {encoder.name}; trained texts end with {spelt(end)} (id {end}); stop ids {encoder.stop_ids}"]
     begin, close = ("\x1b[0;32m", "\x1b[0m") if color else ("[[", "]]")
     table = list[str]()
     for row in rows:
