@@ -94,7 +94,7 @@ class Encoded:
 # ---------------------------------------------------------------------------- dynamics, scores, split
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RowScores:
     """The losses of one model on every row of a data set.
 
@@ -117,7 +117,7 @@ NOT_COUNTED = -1
 """Marker in place of a number of correct tokens: they were not counted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TrainingDynamics:
     """The losses of the reference model on every example at each of its C checkpoints.
 
@@ -172,7 +172,7 @@ class TrainingDynamics:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scores:
     """The one table that splitters, pair samplers and selectors see; all columns have length N.
 
@@ -210,7 +210,7 @@ MOST_GROUPS = 128
 """Most groups of a split, whose numbers are int8, from 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Split:
     """The group of every example.
 
@@ -250,7 +250,7 @@ class Split:
 # ------------------------------------------------------------------------------------- batch and plan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BatchNLL:
     """NLL of the G distinct examples of the whole global batch, under the model in eval mode before this step.
 
@@ -267,7 +267,7 @@ class BatchNLL:
     ids: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch on one rank, already aligned for the losses.
 
@@ -307,7 +307,7 @@ class Batch:
     examples: tuple[Encoded, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Segment:
     """Slots of similar length, padded together on the right; or slots one after the other in a single line.
 
@@ -333,7 +333,7 @@ class Segment:
     padded: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """The weights that an objective gives one micro-batch, unnormalised.
 

@@ -26,7 +26,7 @@ _SHOWN = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
 """Environment variables that name the GPUs a process may use: of NVIDIA, of AMD (two) and of Intel."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class World:
     """This process among the other ranks. Every rank computes; only `rank` 0 writes."""
 

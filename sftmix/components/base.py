@@ -327,7 +327,7 @@ def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[
     return [group for group in groups if group["params"]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StageState:
     """The state of a stage, for callbacks to read.
 
@@ -361,7 +361,7 @@ class StageState:
     is_main: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CallbackResult:
     """Metrics to add to the log; `stop` ends the training after this step, on all ranks if any asks for it."""
 

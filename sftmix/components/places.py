@@ -21,7 +21,7 @@ from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LinesPlan(Plan):
     """A plan with the lines [R, L] of P pairs, R = 2 P: all first examples, then all second ones. R = 2 without pairs.
 
