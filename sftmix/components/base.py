@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, get_args, get_origin
+from typing import Any, Literal, Protocol, Self, get_args
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import plain_value
@@ -78,11 +78,6 @@ class Component:
                 bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
                 bound.apply_defaults()
                 init_args = dict(list(bound.arguments.items())[1:])
-        for name, value in init_args.items():
-            hint = bound.signature.parameters[name].annotation
-            if get_origin(hint) is Literal:
-                words = get_args(hint)
-                require(value in words, f"{cls.option}.{name}", value, ", ".join(map(str, words)))
         object.__setattr__(self, "_init_args", init_args)  # a component may be a frozen dataclass
         return self
 
@@ -221,6 +216,11 @@ def require(holds: bool, key: str, value: object, allowed: str) -> None:
     """Raise ConfigError for the value of an option that is not as it must be."""
     if not holds:
         raise ConfigError(f"{key} is {value!r}; allowed: {allowed}")
+
+
+def require_one_of(key: str, value: str, words: Any) -> None:
+    """Raise ConfigError if an option's value is none of the words of a Literal."""
+    require(value in get_args(words), key, value, ", ".join(get_args(words)))
 
 
 def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[str | None]:

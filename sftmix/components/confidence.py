@@ -6,8 +6,10 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import existing_file, read_columns
-from sftmix.components.base import ConfidenceEstimator, Need
+from sftmix.components.base import ConfidenceEstimator, Need, require_one_of
 from sftmix.types import NOT_COUNTED, Bool, Float64, TrainingDynamics
+
+Checkpoint = Literal["first", "last", "mean"]
 
 LEAST = float(np.finfo(np.float64).min)
 """In place of -inf, which is no confidence: it ranks below every other. See `is_measured`."""
@@ -76,8 +78,9 @@ class IFD(ConfidenceEstimator):
 
     needs = frozenset({Need.RESPONSE_ALONE})
 
-    def __init__(self, *, checkpoint: Literal["first", "last", "mean"] = "first"):
+    def __init__(self, *, checkpoint: Checkpoint = "first"):
         """checkpoint: the scoring of the reference that is used; the paper of IFD uses a model with little training."""
+        require_one_of("confidence.checkpoint", checkpoint, Checkpoint)
         self.checkpoint = checkpoint
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:

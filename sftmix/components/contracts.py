@@ -193,7 +193,7 @@ def _array(
         array = np.empty(0, dtype=object)
     fits = array.ndim == len(shape) and shape in (array.shape, (-1, *array.shape[1:]))
     if array.dtype.kind not in kinds or not fits:
-        numbers = "numbers" if "f" in kinds else "whole numbers"
+        numbers = {"iu": "whole numbers", "f": "floats without a graph"}.get(kinds, "numbers")
         raise broken(component, f"{name} {_described(answer)}", f"{numbers} {list(shape)}")
     if most is not None and array.size and not least <= array.min() <= array.max() <= most:
         raise broken(component, f"{name} {array.min()} to {array.max()}", f"{least} to {most}")

@@ -8,10 +8,12 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
-from sftmix.components.base import Need, Objective, Schedule, require
+from sftmix.components.base import Need, Objective, Schedule, require, require_one_of
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
 
+NtpOn = Literal["all", "confident", "unconfident"]
+MixupMean = Literal["own", "ntp"]
 LambdaPer = Literal["pair", "batch", "token"]
 Mean = Literal["token", "sequence"]
 
@@ -72,8 +74,8 @@ class SFTMix(Objective):
         *,
         mu: float | Schedule = 0.2,
         alpha: float | Schedule = 0.5,
-        ntp_on: Literal["all", "confident", "unconfident"] = "all",
-        mixup_mean: Literal["own", "ntp"] = "own",
+        ntp_on: NtpOn = "all",
+        mixup_mean: MixupMean = "own",
         lambda_per: LambdaPer = "pair",
         mean: Mean = "token",
     ):
@@ -89,6 +91,10 @@ class SFTMix(Objective):
         for key, value in (("mu", mu), ("alpha", alpha)):
             if not isinstance(value, Schedule):
                 _checked(key, value)
+        require_one_of("objective.ntp_on", ntp_on, NtpOn)
+        require_one_of("objective.mixup_mean", mixup_mean, MixupMean)
+        require_one_of("objective.lambda_per", lambda_per, LambdaPer)
+        require_one_of("objective.mean", mean, Mean)
         self.mu, self.alpha = mu, alpha
         self.ntp_on, self.mixup_mean, self.lambda_per, self.mean = ntp_on, mixup_mean, lambda_per, mean
         if ntp_on != "all":

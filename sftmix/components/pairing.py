@@ -7,8 +7,11 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
-from sftmix.components.base import PairSampler, require
+from sftmix.components.base import PairSampler, require, require_one_of
 from sftmix.types import UNPAIRED, Rows, Scores, Split
+
+LevelRule = Literal["mirrored", "neighbours", "extremes"]
+First = Literal["confident", "unconfident"]
 
 SWAP_ROUNDS = 32
 """Rounds in which ConfidenceGapPairs exchanges partners. For gaps up to 0.4, more rounds no longer change the spread of
@@ -58,8 +61,9 @@ class LevelPairs(PairSampler):
     or the last) is paired within itself. If two levels differ in size, the smaller one is repeated.
     """
 
-    def __init__(self, *, rule: Literal["mirrored", "neighbours", "extremes"] = "mirrored"):
+    def __init__(self, *, rule: LevelRule = "mirrored"):
         """rule: the way levels are matched."""
+        require_one_of("pairing.rule", rule, LevelRule)
         self.rule = rule
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
@@ -107,8 +111,9 @@ class ByConfidence(PairSampler):
     last is left out and comes with them.
     """
 
-    def __init__(self, *, first: Literal["confident", "unconfident"] = "confident"):
+    def __init__(self, *, first: First = "confident"):
         """first: the end at which an epoch begins, confident or unconfident."""
+        require_one_of("pairing.first", first, First)
         self.first = first
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:

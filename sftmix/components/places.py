@@ -15,7 +15,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
 from sftmix.common.rng import generator
-from sftmix.components.base import Schedule, require
+from sftmix.components.base import Schedule, require, require_one_of
 from sftmix.components.objectives import SFTMix
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
@@ -183,6 +183,7 @@ class MixtureDivergence(SFTMix):
         divergence: js (symmetric, at most log 2) or kl.
         """
         super().__init__(mu=mu, alpha=alpha)
+        require_one_of("objective.divergence", divergence, Divergence)
         self.divergence = divergence
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:

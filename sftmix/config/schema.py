@@ -112,13 +112,14 @@ def import_class(path: str) -> type:
     """
     module, _, name = path.rpartition(".")
     package, here = module.partition(".")[0], Path.cwd().resolve()
-    if (
-        package not in sys.modules
-        and find_spec(package) is None
-        and (spec := PathFinder.find_spec(package, [str(here)]))
-    ):
-        places = [Path(place).resolve() for place in spec.submodule_search_locations or [str(spec.origin)]]
-        if not any(p.is_relative_to(d) or d.is_relative_to(p) for p in places for d in _closed):
+    # At the end of sys.path the directory stands since an earlier class was found there.
+    if package not in sys.modules and (sys.path[-1] == str(here) or find_spec(package) is None):
+        spec = PathFinder.find_spec(package, [str(here)])
+        found = (spec.submodule_search_locations or [str(spec.origin)]) if spec else []
+        places = [Path(place).resolve() for place in found]
+        if any(p.is_relative_to(d) or d.is_relative_to(p) for p in places for d in _closed):
+            raise ModuleNotFoundError(f"No module named {package!r}")
+        if places and sys.path[-1] != str(here):
             sys.path.append(str(here))
     try:
         owner: Any = importlib.import_module(module)

@@ -90,7 +90,7 @@ def make_encoder(
             problem = f"data.template: {name}: cannot render a user and an assistant turn: {error}"
             raise ConfigError(problem) from error
 
-    added = ""  # what is put behind the prompt
+    added, original = "", source.removesuffix("\n")  # what is put behind the prompt, and the template before
     thinks = " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
     for condition in (thinks, "", None):
         asked, prompt, full = text(PROBE[:1]), text(PROBE[:1], prompt=True), text(PROBE)
@@ -103,7 +103,7 @@ def make_encoder(
         added = added or lead.rstrip(" ")  # a space belongs to the first token of the response
         own = condition if prompt != asked else ""
         end = "{% if add_generation_prompt" + own + " %}{{ " + json.dumps(added) + " }}{% endif %}"
-        source = source.removesuffix("\n") + end
+        source = original + end
     if added:
         notices.append(f"The template writes {added!r} before every response: it is part of the prompt, not trained.")
     if "strftime_now" in source:

@@ -204,6 +204,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     labels, label_field = (options.labels, options.label_field) if train else (None, None)  # held-out rows need none
     sources = expand(names, option, options.format)
     columns = Columns(options.columns)
+    label_field = next((ours for ours, column in columns.names.items() if column == label_field), label_field)
     is_text = holds_text(sources, options.format, option, columns)
     form = TEXT if is_text else options.format
     marks = [labels[source.entry] for source in sources] if labels else label_field

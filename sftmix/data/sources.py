@@ -106,9 +106,9 @@ def _table(table: Any) -> Iterator[Row]:
     read = 0
     try:
         if isinstance(table, Path):
-            from pyarrow import parquet
+            from pyarrow import OSFile, parquet  # by its path alone, s3:x.parquet would be a place on the web
 
-            batches = parquet.ParquetFile(table).iter_batches(batch_size=1024)
+            batches = parquet.ParquetFile(OSFile(str(table))).iter_batches(batch_size=1024)
             table = chain.from_iterable(batch.to_pylist() for batch in batches)
         for row in table:
             yield f"[{read}]", row

@@ -79,7 +79,11 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
             with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
                 summary = build(Path(scratch))
                 write_json(Path(scratch, "summary.json"), summary)
-                commit_directory(Path(scratch), target, about={})
+                try:
+                    commit_directory(Path(scratch), target, about={})
+                except OSError:
+                    if _read(target) is None:  # else another process has finished the same key first
+                        raise
                 return target, summary
         finally:
             with contextlib.suppress(OSError):  # Windows keeps a file that is open

@@ -116,7 +116,8 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     config = model.config.get_text_config()
 
     def number(key: str) -> float:
-        return float(getattr(config, key, None) or 0)  # no formula has 0
+        value = getattr(config, key, None)
+        return float(value) if isinstance(value, (int, float)) else 0.0  # no formula has 0
 
     scales = [number(key) for key in ("logit_scale", "lm_head_multiplier", "output_multiplier")]
     if scaling := number("logits_scaling"):

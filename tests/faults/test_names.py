@@ -276,6 +276,21 @@ def test_a_run_directory_brings_no_classes_of_its_own(inside, name, found, tmp_p
     assert os.getcwd() not in sys.path
 
 
+def test_a_class_beside_a_run_directory_brings_none_of_its_own(tmp_path, monkeypatch):
+    """The class found first puts the directory around the run on sys.path."""
+    (tmp_path / "of_strangers").mkdir()
+    mine = "from sftmix.components import Median\n\nclass Mine(Median):\n    pass\n"
+    for path in ("found_beside.py", "of_strangers/evil_beside.py"):
+        (tmp_path / path).write_text(mine)
+    config = tmp_path / "of_strangers" / "config.yaml"
+    config.write_text("splitter: found_beside.Mine\npairing: of_strangers.evil_beside.Mine\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ConfigError, match="No module named 'of_strangers'"):
+        read_config(config)
+    assert not {"of_strangers", "of_strangers.evil_beside"} & sys.modules.keys()
+
+
 @long
 def test_a_class_of_ones_own_may_import_what_lies_beside_it(tiny, tmp_path):
     """At once and when it runs."""

@@ -88,7 +88,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     summary, config, data = view.summary, view.config, view.rows.data
     every = np.arange(len(data.train))
     trained, places, hidden_map = "train" in summary["stages"], np.full((len(every), 2), np.nan), None
-    ends = pictures.both_ends(view.by_confidence, map_size // 2)
+    ends = pictures.both_ends(view.by_confidence, max(map_size, 0) // 2)
     if trained and len(ends) >= 10:
         hidden = look(view, "train", ends, hidden=True)
         if hidden is None:
