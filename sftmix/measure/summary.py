@@ -54,6 +54,8 @@ BETTER = 1e-3
 """Nats per token by which an earlier evaluation must be better before it is worth a sentence."""
 DIVERGED = 1.2
 """Ratio of the last losses of a reference to its first ones above which its training did harm."""
+TIED = 0.01
+"""Share of the examples above which ties at the cut get a remark."""
 
 BINS = 40
 """Bins of the histogram of confidence."""
@@ -67,7 +69,8 @@ MAX_LABELS = 12
 def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str], dict[str, Any]]:
     """Write split/confounds.json and, if there is confidence, confidence/histogram.json under `root`.
 
-    Return the files, relative to split/, and what the summary tells of the groups: `confidence` and `confounds`.
+    Return the files, relative to split/, and what the summary tells of the groups: `confidence`, `confounds`, and
+    `tied`, the share of the examples that have the confidence of one in another group.
     """
     measured, groups, figures = is_measured(scores.confidence), {}, {}
     for group, name in enumerate(split.names):
@@ -94,7 +97,14 @@ def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str],
     if measured.any():
         write_json(root / "confidence" / "histogram.json", histogram(panels))
         files.append("../confidence/histogram.json")
-    return files, {"confidence": figures, "confounds": found}
+    return files, {"confidence": figures, "confounds": found, "tied": tied_at_the_cut(scores, split)}
+
+
+def tied_at_the_cut(scores: Scores, split: Split) -> float:
+    """Return the share of the examples that have the confidence of one in another group."""
+    values_of_groups = np.unique(np.stack([scores.confidence, split.group]), axis=1)[0]
+    values, n_groups = np.unique(values_of_groups, return_counts=True)
+    return np.isin(scores.confidence, values[n_groups > 1]).mean().item()  # NaN equals nothing
 
 
 def confounds(scores: Scores, split: Split) -> dict[str, Any]:
@@ -218,10 +228,15 @@ def ends_of_loss(stage: Path) -> dict[str, float]:
 
 
 def remarks(stages: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the sentences about trained reference and target of a run; none if nothing is wrong.
+    """Yield the sentences about split, trained reference and target of a run; none if nothing is wrong.
 
     stages  stage -> its figures
     """
+    if (tied := stages.get("split", {}).get("tied", 0)) > TIED:
+        yield (
+            f"{tied:.0%} of the examples have the same confidence as one on the other side of the cut, so confidence "
+            "does not divide them (Median and Quantile order them by id)."
+        )
     reference = stages.get("reference", {})
     first, last = reference.get("loss_first"), reference.get("loss_last")
     if first is not None and last > DIVERGED * first:

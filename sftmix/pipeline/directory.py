@@ -129,7 +129,7 @@ class RunDirectory(Hold):
 
     def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
         super().__init__(path)
-        self.world, self.pool = world, pool
+        self.world, self.pool, self._main = world, pool, world.is_main
 
     def __enter__(self) -> Self:
         self.world.on_main(super().__enter__)

@@ -118,6 +118,8 @@ def make_stages(run: RunContext, stages: Sequence[str]) -> None:
         last = dynamics_before(run, begun - 1)  # those that divided the last epoch, for people to look at
         run.world.on_main(lambda: write_dynamics(run.path / "confidence/dynamics.parquet", last))
         enter_split(run, enter_confidence(run, last))
+    elif "base" in stages and is_single_run(run.config):
+        run.say("train: stopped in the first epoch, before there was a split")
     if "baseline" in stages:
         enter_arm(run, "baseline", scores, split)
     if "base" in stages:

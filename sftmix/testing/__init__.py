@@ -13,8 +13,9 @@ its base class. All need hypothesis (`pip install sftmix[test]`), no data and no
 
 import copy
 import math
+import random
 import traceback
-from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,75 +36,10 @@ from sftmix.components import base, contracts
 from sftmix.components.base import Need, StageState
 from sftmix.components.splitters import Quantile
 from sftmix.options import TrainingOptions
+from sftmix.testing.strategies import rows_in_memory, score_tables, training_dynamics
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import build_optimizer, normalise
-from sftmix.types import BatchNLL, Encoded, Int64, RowScores, Scores, Split, TrainingDynamics
-
-# --------------------------------------------------------------------------------------------- inputs
-
-
-class RowsInMemory(list[Encoded]):
-    """Tokenised rows, as the loop sees them, in a list."""
-
-    @property
-    def lengths(self) -> Int64:
-        return np.array([len(example.input_ids) for example in self])
-
-    @property
-    def ids(self) -> list[str]:
-        return [example.id for example in self]
-
-
-def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61) -> RowsInMemory:
-    """Return one row of random tokens per (prompt tokens, response tokens); ids example-0, example-1, ..."""
-    rng, rows = np.random.default_rng(0), RowsInMemory()
-    for row, (prompt, response) in enumerate(lengths):
-        target = np.arange(prompt + response) >= prompt
-        rows.append(Encoded(row, f"example-{row}", rng.integers(3, vocabulary, len(target)), target))
-    return rows
-
-
-@st.composite
-def training_dynamics(draw: st.DrawFn) -> TrainingDynamics:
-    """Draw dynamics of 2 to 24 examples at 3 checkpoints from 0, some alike, some not scored (n_tokens 0)."""
-    size = draw(st.integers(2, 24))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n_tokens = rng.integers(0, 41, size) * (rng.random(size) > draw(st.sampled_from([0.0, 0.2])))
-    n_tokens[0] += 1
-    mean_nll = np.round(rng.gamma(2.0, 1.0, size=(2, size, 3)), draw(st.sampled_from([0, 6])))  # rounded: ties
-    nll = (mean_nll + 0.5) * n_tokens[:, None]
-    return TrainingDynamics(
-        ids=[f"id-{number}" for number in rng.permutation(size)],
-        steps=np.array([0, 10, 20]),
-        nll_sum=nll[0],
-        n_tokens=n_tokens,
-        n_correct=rng.integers(0, n_tokens[:, None] + 1, size=(size, 3)),
-        alone_nll_sum=nll[1],
-    )
-
-
-@st.composite
-def score_tables(
-    draw: st.DrawFn, *, max_size: int = 30, labels: Sequence[str] | None = None, confidence: bool = True
-) -> Scores:
-    """Draw tables of 4 to max_size examples, with ties and (if `confidence`) some examples that were not scored.
-
-    labels  the labels to draw from; None: no labels
-    """
-    size = draw(st.integers(4, max_size))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    values = -np.round(rng.gamma(2.0, 3.0, size), draw(st.sampled_from([0, 6])))  # rounded: ties
-    values[rng.random(size) < (draw(st.sampled_from([0.0, 0.1])) if confidence else 1.0)] = np.nan
-    return Scores(
-        id=[f"id-{number}" for number in rng.permutation(size)],
-        row=np.arange(size),
-        confidence=values,
-        variability=rng.gamma(1.0, 1.0, size) - values,  # NaN where the confidence is
-        n_tokens=rng.integers(1, 41, size),
-        label=None if labels is None else rng.choice(labels, size).tolist(),
-        columns={"score": np.round(rng.random(size) * 5, 1).tolist()},
-    )
-
+from sftmix.types import BatchNLL, RowScores, Scores, Split, TrainingDynamics
 
 SEED, STEPS = 7, 3
 Tables = st.SearchStrategy[Scores]
@@ -141,11 +77,24 @@ def _on_examples(strategy, holds):
     return answers
 
 
+@contextmanager
+def _no_global_draws():
+    """Check that the global random states are the same afterwards."""
+
+    def states():
+        return random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist()
+
+    before = states()
+    yield
+    assert states() == before, "it touched a global random state; draw from sftmix.common.rng.generator(seed, ...)"
+
+
 def _answer_of(component, ask, *records):
     """Return ask(component, *records): a copy must answer the same, and the records must stay as they are."""
     fresh = copy.deepcopy(component)  # each input finds the same component
     before = [asdict(record) for record in records]
-    answer = ask(fresh, *records)
+    with _no_global_draws():
+        answer = ask(fresh, *records)
     np.testing.assert_equal([asdict(record) for record in records], before, "a record was changed in place")
     message = "a copy answers something else: keep no state, and draw from sftmix.common.rng.generator(seed, ...)"
     np.testing.assert_equal(ask(copy.deepcopy(fresh), *records), answer, message)
@@ -228,7 +177,10 @@ def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Ta
         return [contracts.check_pairs(component, pairs, split, table) for pairs in drawn]
 
     def holds(table):
-        drawn = _answer_of(sampler, ask, table, Quantile(levels=groups).split(table, seed=SEED))
+        split = Quantile(levels=groups).split(table, seed=SEED)
+        drawn = _answer_of(sampler, ask, table, split)
+        resumed = copy.deepcopy(sampler).pairs(split, table, epoch=2, seed=SEED)
+        np.testing.assert_array_equal(resumed, drawn[2], "an epoch asked alone, as after a resume, has other pairs")
         first, second = table.confidence[np.concatenate(drawn)].T
         assert (first >= second).all(), "column 0 of a pair must be the more confident row"
         return len(first)
@@ -262,6 +214,8 @@ def check_schedule(schedule: base.Schedule) -> None:
     places = [(step, total) for total in (1, 2, 10, 1000) for step in range(total)]
     values = _answer_of(schedule, lambda component: [component.value(*place) for place in places])
     assert all(0 <= value < math.inf for value in values), f"allowed: finite numbers from 0, not {values}"
+    backwards = [copy.deepcopy(schedule).value(*place) for place in reversed(places)]
+    assert values == backwards[::-1], "a step's value depends on what was asked before"
 
 
 def check_callback(callback: base.Callback) -> None:
@@ -343,6 +297,8 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
         for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
     )
     values = _answer_of(objective, lambda component: [_loss(component, whole, step) for step in range(STEPS)])
+    mixes = any(len(objective.plan(whole[0], step=s, total_steps=STEPS, seed=SEED).pairs) for s in range(STEPS))
+    assert mixes or Need.PAIRS not in objective.needs, "it says that it mixes, but no plan has a pair"
     for step, value in enumerate(values):
         for batches in cuts:
             other, message = _loss(objective, batches, step), "it depends on how the batch is cut into micro-batches"
@@ -359,7 +315,8 @@ def check_perturbation(perturbation: base.Perturbation) -> None:
     lengths, ids = [7, 4, 5], ["example-0", "example-1", "example-2"]
     e = torch.linspace(-1, 1, 3 * 7 * 8).view(3, 7, 8).requires_grad_()
     mask = (torch.arange(7) < torch.tensor(lengths)[:, None]).long()
-    together = perturbation.embeddings(e, mask, ids=ids, step=2, seed=SEED)
+    with _no_global_draws():
+        together = perturbation.embeddings(e, mask, ids=ids, step=2, seed=SEED)
     contracts.check_embeddings(perturbation, e, together)
     (gradient,) = torch.autograd.grad(together.sum(), e)
     assert gradient.abs().sum() > 0, "no gradient reaches the embeddings"
@@ -386,7 +343,8 @@ def check_optimizer(optimizer: base.Optimizer) -> None:
             built.step()
         return nn.utils.parameters_to_vector(layer.parameters()).detach(), built
 
-    moved, built = trained(optimizer)
+    with _no_global_draws():
+        moved, built = trained(optimizer)
     assert (moved != start).all(), "a step changed nothing"
     assert torch.equal(trained(copy.deepcopy(optimizer))[0], moved), "a copy moves elsewhere: draw nothing at random"
     assert torch.equal(trained(optimizer, rate=0.0)[0], start), "it moves although the rate is 0"

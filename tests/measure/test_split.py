@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sftmix.common.files import read_json
-from sftmix.components import Median
+from sftmix.components import ConfidenceEstimator, Median, Quantile
 from sftmix.components.confidence import LEAST
 from sftmix.measure.summary import (
     BINS,
@@ -12,8 +12,10 @@ from sftmix.measure.summary import (
     describe_split,
     histogram,
     labelled,
+    tied_at_the_cut,
 )
 from sftmix.types import Scores, Split
+from tests.tiny import SHORT
 
 
 def scores_of(confidence, label=None) -> Scores:
@@ -100,3 +102,32 @@ def test_labels_stand_beside_the_split(tmp_path):
     assert found["High"] == {"examples": 4, "confidence_mean": -4, "confidence_std": pytest.approx(5**0.5)}
     counted = read_json(tmp_path / "confidence" / "histogram.json")["panels"]["labels"]
     assert {name: sum(c) for name, c in counted.items()} == {"High": 4, "Low": 4}
+
+
+@pytest.mark.parametrize(
+    ("confidence", "splitter", "tied"),
+    [
+        ([0.0] * 5 + [-1.0, -2.0, -3.0], Median(), 5 / 8),
+        ([0.0, 0.0, -1.0, -1.0, -1.0, -2.0, np.nan], Quantile(levels=3), 3 / 7),
+        ([0.0, -1.0, -1.0, -2.0, -2.0, -3.0], Quantile(levels=2), 0),  # the ties are not at the cut
+        ([-np.inf] * 4, Median(), 1),
+    ],
+)
+def test_ties_at_the_cut_are_counted(confidence, splitter, tied):
+    scores = scores_of(confidence)
+    assert tied_at_the_cut(scores, splitter.split(scores, seed=0)) == tied
+
+
+class Coarse(ConfidenceEstimator):
+    """One confidence for all."""
+
+    def estimate(self, dynamics):
+        return np.zeros(len(dynamics.ids))
+
+
+def test_the_summary_tells_of_ties(tiny, tmp_path, sftmix):
+    words = [*tiny.options, *SHORT, "--confidence", f"{__name__}.Coarse", "--out", str(tmp_path / "run")]
+    done = sftmix("split", *words)
+    (remark,) = read_json(tmp_path / "run" / "summary.json")["remarks"]
+    assert remark.startswith("100% of the examples have the same confidence")
+    assert f"note: {remark}" in done.out

@@ -152,8 +152,8 @@ def is_over(run: Path) -> bool:
 
 
 def has_diverged(run: Path) -> bool:
-    """Return True if a table has noted that the training of a run's target diverged."""
-    return (run / DIVERGED).exists()
+    """Return True if a table has noted that the training of a run's target diverged, and no one trained it since."""
+    return (run / DIVERGED).exists() and not (run / "train" / MANIFEST).exists()
 
 
 def differing(base: object, values: object, key: str = "") -> Iterator[tuple[str, object]]:

@@ -158,7 +158,7 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
     from sftmix.pipeline.loaded import encoder_of, load_finished
 
     identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
-    harness, few = None, args.num_fewshot
+    missing, few = [], args.num_fewshot
     for task, spec, files in tasks:
         settings = {
             "num_fewshot": spec["num_fewshot"] if few is None and isinstance(spec, dict) else few,
@@ -173,16 +173,20 @@ def _measure(model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Pa
         file = place / f"{name}.{sha256_json([model.name, identity, settings])[:12]}.json"
         if file.exists():
             say(f"{task}, {model.name}: there already")
-            continue
-        if harness is None:
-            try:  # rows that are not there are told before a model is loaded
-                manager.load([spec for _, spec, _ in tasks])
-            except OSError as error:  # as all are that tell of the network, the hub or a missing file
-                raise DataError(
-                    f"--tasks: lm-eval cannot load {args.tasks} or its rows ({' '.join(str(error).split())}); without "
-                    "a network it finds rows that it fetched before, and those that --include_path or --data_dir names"
-                ) from error
-            harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
+        else:
+            missing.append((task, spec, settings, file))
+    if not missing:
+        return identity
+    try:  # rows that are not there are told before a model is loaded
+        manager.load([spec for _, spec, *_ in missing])
+    except OSError as error:  # as all are that tell of the network, the hub or a missing file
+        raise DataError(
+            f"--tasks: lm-eval cannot load {', '.join(task for task, *_ in missing)} or its rows "
+            f"({' '.join(str(error).split())}); without a network it finds rows that it fetched before, and those that "
+            "--include_path or --data_dir names"
+        ) from error
+    harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
+    for task, spec, settings, file in missing:
         results = simple_evaluate(
             model=harness,
             tasks=[spec],

@@ -34,6 +34,8 @@ METRICS = {
     "eval_accuracy": "accuracy, next token",
     "eval_exact_match": "exact match, responses",
 }
+_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".jinja", ".txt")
+"""Endings by which NAME/NAME is a path, and no id of the hub."""
 _SEAL = "\n<!-- sha256 of the text above, which this program wrote: "
 
 
@@ -115,8 +117,7 @@ def without_directories(value: Any) -> Any:
     if not isinstance(value, str) or "/" not in value:
         return value
     on_hub = HUB_ID.match(value.removeprefix("hub:").partition("@")[0])
-    # Of NAME/NAME an ending, as .jsonl or .bz2, makes a path.
-    is_path = not on_hub or is_there(value) or re.search(r"\.[a-z]{2,}2?$", value.lower())
+    is_path = not on_hub or is_there(value) or value.lower().endswith(_FILES)
     return Path(value).name or value if is_path else value
 
 

@@ -125,4 +125,4 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> list[str]:
 
 
 def _number(value: Any, form: str = "{:.4f}") -> str:
-    return "" if value is None else form.format(value)
+    return form.format(value) if isinstance(value, int | float) else ""
