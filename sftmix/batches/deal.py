@@ -185,7 +185,7 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
         costs = [room.cost(units) for units in step]
         return max(costs), sum(costs)
 
-    dealt: Deal = []
+    dealt = []
     for start in range(0, len(bins), room.ranks):
         step = bins[start : start + room.ranks]
         step += [[] for _ in range(room.ranks - len(step))]

@@ -70,7 +70,7 @@ def _sums(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: P
     once = batch.ntp_weight[batch.slot] > 0  # repeats of an example, and fillers of idle ranks, count nowhere
     reached = torch.zeros_like(once)
     reached[batch.pairs.flatten()] = True
-    sums: dict[Any, float] = {
+    sums = {
         "ntp": float((ntp * ntp).sum()),
         "mix": float((mix * mix).sum()),
         "both": float((ntp * mix).sum()),

@@ -102,7 +102,7 @@ class Shares(Selector):
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
         values = _column({**scores.columns, "label": scores.label or [None] * len(scores)}, self.field)
-        chosen: list[int] = []
+        chosen = []
         for value, share in self.shares.items():
             rows, wanted = [row for row, source in enumerate(values) if str(source) == value], round(share * self.k)
             allowed = f"from 0 to {len(rows)} of the {self.k} examples with {self.field} {value!r}: there are no more"

@@ -75,7 +75,7 @@ def read_layers(
             f"`compare --config {name} --out DIR`"
         )
     bases = as_list(values.pop(BASE, None) or [])
-    layers: list[Layer] = []
+    layers = []
     for base in bases:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE} is {base!r}; allowed: a file, {RECIPE}NAME, or a list of them")

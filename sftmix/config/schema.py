@@ -127,7 +127,7 @@ def import_class(path: str) -> type:
         if error.name != module or "." not in module:
             raise
         owner = import_class(module)  # a class inside a class
-    cls: type = getattr(owner, name)
+    cls = getattr(owner, name)
     return cls
 
 
@@ -165,7 +165,7 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
     words  what the option takes beside components
     """
     where, reason = f"{key}: " if key else "", ""
-    cls: Any = known_components(base).get(name)
+    cls = known_components(base).get(name)
     if cls is None and "." in name:
         try:
             cls = import_class(name)

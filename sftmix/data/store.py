@@ -190,7 +190,7 @@ class Conversations:
 
     def __init__(self, directory: Path, fingerprint: str, cache_key: str, is_text: bool) -> None:
         self._table = open_rows(directory / "rows.arrow")
-        self.records: Int64 = np.arange(self._table.num_rows)
+        self.records = np.arange(self._table.num_rows)
         self.parts: Int64 | None = None
         self.fingerprint, self.cache_key, self.is_text = fingerprint, cache_key, is_text
 

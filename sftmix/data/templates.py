@@ -91,7 +91,7 @@ class SpecialSpellings:
                 self.ids[spelling] = number
         self.unmarked = sorted(spelling for spelling, number in self.ids.items() if number not in special)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._normalize: Any = getattr(getattr(self._backend, "normalizer", None), "normalize_str", str)
+        self._normalize = getattr(getattr(self._backend, "normalizer", None), "normalize_str", str)
         # Grouped by their first two characters: some tokenizers have a thousand, which begin with the same one. A
         # longer one stands before one that it begins with. A single character cannot be broken: a NUL behind it says
         # that it is text.

@@ -163,7 +163,7 @@ def summarise(root: Path, world: World, report: DataReport, *, model: str, seed:
     """Write summary.json of the run directory `root` into the directory `to` (rank 0), and return it."""
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
     train, split = stages.get("train", {}), stages.get("split", {})
-    summary: dict[str, Any] = {
+    summary = {
         **made_by(world.size),
         **train.get("made_by", {}),
         "model": model,

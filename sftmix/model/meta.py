@@ -79,7 +79,7 @@ def take_values(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _replace_parameters(model: nn.Module, new: Callable[[str, Any], Tensor]) -> None:
     """Put a new value in the place of each parameter; those with several names (tied) have one value and stay one."""
-    others: dict[int, nn.Parameter] = {}
+    others = {}
     for name, old in list(model.named_parameters(remove_duplicate=False)):
         if id(old) not in others:
             others[id(old)] = nn.Parameter(new(name, old), requires_grad=old.requires_grad)
@@ -109,7 +109,7 @@ class Values:
         checks: Sequence[Callable[[PreTrainedModel], Any]] = (),
     ) -> None:
         self.checks, self._values, self._device = checks, dict(values), world.device
-        self._sent: dict[str, torch.dtype] = {}
+        self._sent = {}
         if from_main:
             self._sent = world.share({name: value.dtype for name, value in values.items()})
             for buffer in model.buffers():

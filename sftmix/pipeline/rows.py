@@ -117,7 +117,7 @@ def check_same_rows(fingerprints: Mapping[str, str | None], world: World) -> Non
 def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = None) -> list[str]:
     """Return the ids that the selector keeps, or kept in a run directory, in file order."""
     if run is not None and (run / "selection" / MANIFEST).exists():
-        selected: list[str] = read_columns(run / "selection" / "selected.parquet", "id")["id"]
+        selected = read_columns(run / "selection" / "selected.parquet", "id")["id"]
         if not set(selected).isdisjoint(rows.ids):  # rows that are all other ones are refused later, by their files
             return selected
     chosen = config.selector.select(table_of(rows), seed=config.seed)

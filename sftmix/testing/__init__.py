@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -195,7 +194,7 @@ def check_reference(reference: base.Reference) -> None:
         def give(*_, **__):
             return stored  # nothing is trained: as if a run had made these
 
-        context: Any = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
+        context = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
         context.content_hashes = lambda: stored.ids  # made-up examples have no text
         return asdict(contracts.check_dynamics(component, component.collect(context)))
 

@@ -33,7 +33,7 @@ def answered(
     Prompts with equal room go through the model together: none sees how long others may be.
     """
     for turn in range(1 + max(len(question.follow_ups) for question in questions)):
-        groups: dict[Any, list[Any]] = defaultdict(list)  # temperature and room -> keys with prompts
+        groups = defaultdict(list)  # temperature and room -> keys with prompts
         for question in questions:
             if turn <= len(question.follow_ups):
                 messages = list(question.messages)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -30,7 +29,7 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
     for side in [train] if held_out is None else [train, held_out]:
         examples = list(side.examples())
         instructions, responses = zip(*map(text_of, examples), strict=True)
-        block: dict[str, Any] = {
+        block = {
             "id": side.ids,
             "source": [example.source for example in examples],
             "instruction": instructions,
