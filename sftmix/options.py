@@ -79,7 +79,7 @@ class ModelOptions(PlainFields):
     default. flex_attention trains on a GPU only."""
 
 
-_DATA: tuple[Check, ...] = (
+_DATA = (
     ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
     ("max_length", lambda v: v >= 2, "at least 2 (a prompt and a response token), or null"),
     ("limit", at_least_1, "at least 1, or null"),

@@ -65,7 +65,7 @@ def as_list(value: Any) -> list[Any]:
 # ----------------------------------------------------------------------------------------- the fields of rows
 
 
-FORMAT_FIELDS: dict[str, tuple[str, ...]] = {
+FORMAT_FIELDS = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "history": ("instruction", "input", "output", "history"),

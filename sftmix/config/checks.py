@@ -80,13 +80,13 @@ _TRAINING: tuple[Check, ...] = (
     ("epochs", _positive, "above 0"),
     ("timeout", _positive, "above 0 (seconds)"),
 )
-_LORA: tuple[Check, ...] = (
+_LORA = (
     ("r", lambda v: v >= 0, "at least 1, or null or 0 (no adapters)"),
     ("lora_alpha", _positive, "above 0"),
     ("lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)"),
     ("target_modules", lambda v: len(v) > 0, "all-linear, names of modules [q_proj, v_proj], or a regular expression"),
 )
-_CHECKPOINT: tuple[Check, ...] = (
+_CHECKPOINT = (
     ("every", lambda v: v >= 0, "a number of steps, 0 (none) or null (chosen)"),
     ("keep", at_least_1, "at least 1: a run resumes from it"),
 )

@@ -237,7 +237,7 @@ def _prompt_completion(row: Fields) -> list[Message]:
     return [Message("user", _text(row, "prompt")), Message("assistant", _text(row, "completion"), True)]
 
 
-FORMATS: dict[str, Callable[[Fields], list[Message]]] = {
+FORMATS = {
     "messages": lambda row: _turns(row, "messages"),
     "sharegpt": lambda row: _turns(row, "conversations"),
     "history": _history,

@@ -40,7 +40,7 @@ from sftmix.model.paths import model_at_hand, model_place, named
 if TYPE_CHECKING:
     from sftmix.common.world import World
 
-Inputs: TypeAlias = Mapping[str, Any]
+Inputs = Mapping[str, Any]
 """What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that is, relative to the stage directory."""

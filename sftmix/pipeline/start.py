@@ -244,7 +244,7 @@ def arm_inputs(known: Known, name: str) -> Inputs:
     return inputs
 
 
-STAGE_INPUTS: Mapping[str, Callable[[Known], Inputs]] = {
+STAGE_INPUTS = {
     "selection": lambda known: {
         "data": known.rows.whole.fingerprint if known.rows else UNKNOWN,
         "selector": known.config.selector.spec(),

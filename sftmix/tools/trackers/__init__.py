@@ -256,7 +256,7 @@ class SwanLab(Tracker):
         self._client.config.update(figures)
 
 
-TRACKERS: dict[str, type[Tracker]] = {kind.client: kind for kind in (SwanLab, TensorBoard, Trackio, WandB)}
+TRACKERS = {kind.client: kind for kind in (SwanLab, TensorBoard, Trackio, WandB)}
 """The name that `sftmix track --to` takes -> the class."""
 
 
