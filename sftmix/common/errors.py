@@ -97,13 +97,6 @@ OUTPUT_CLOSED = 141
 """Exit code of a command that is done, whose output nobody read to its end, as in `sftmix status RUN | head -1`."""
 
 
-def exit_code_of(error: BaseException) -> int:
-    """Return the exit code that tells of an error: its own, or 1 for an unexpected one."""
-    if isinstance(error, SFTMixError | Stopped):
-        return error.exit_code
-    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-
-
 def refuse(problems: Sequence[str], where: str) -> None:
     """Raise one ConfigError that lists every problem; do nothing if there is none."""
     if len(problems) == 1:

@@ -1,7 +1,7 @@
 """Text and figures as messages, terminals and pages show them.
 
 Text that others wrote is shown so that no row and no model can control the terminal. Figures are numbers in nested
-mappings by dotted names, with their unit, counts in words, and Markdown tables.
+mappings by dotted names, with counts in words, and Markdown tables.
 """
 
 import re
@@ -40,12 +40,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", float("nan")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{key}", float(value)
-
-
-def unit_of(metric: str) -> str:
-    """Return the unit of a figure of a run's summary and which way is better, in words; "" for one without a unit."""
-    of_held_out = metric in ("eval_nll_after", "eval_nll_best", "eval_nll_before")
-    return "nats per response token of the held-out rows; lower is better" if of_held_out else ""
 
 
 def short(value: float, *, digits: int = 4) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -119,8 +119,9 @@ def convert(
         _checked_text(f"{key}{value}", f"field {quoted(key)}")
     given = row.get("id", "")
     own_id = _checked_text(str(given) if type(given) is int else given, "id")
-    if control := CONTROL.search(own_id + (label or "")):  # both are printed
-        raise BadRow(f"its id or its label (data.label_field) contains the control character {control[0]!r}")
+    for what, text in (("id", own_id), (label_field, label or "")):  # both are printed
+        if control := CONTROL.search(text):
+            raise BadRow(f"{what} contains the control character {control[0]!r}")
     if RESERVED_ID.search(own_id):
         raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
     return Example(own_id, tuple(messages), source, label, columns)
@@ -188,7 +189,9 @@ def _turns(row: Fields, field: str) -> list[Message]:
         if role is None:
             raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(_ROLES)}")
         weight = _weight(turn, f"{where}.weight")
-        content, what = turn.get(content_key), f"{where}.{content_key}"
+        if content_key not in turn:
+            raise BadRow(f"{where} has no {content_key!r}")
+        content, what = turn[content_key], f"{where}.{content_key}"
         if isinstance(content, list):  # of parts, whose texts are put together
             for number, part in enumerate(content):
                 if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
@@ -216,7 +219,9 @@ def _weight(row: Fields, what: str) -> float:
 def _alpaca(row: Fields) -> list[Message]:
     instruction = _text(row, "instruction")
     extra = _checked_text(row.get("input", ""), "input")
-    prompt = f"{instruction}\n{extra}" if extra.strip() and instruction.strip() else instruction
+    if not instruction.strip():
+        raise BadRow("instruction is empty")
+    prompt = f"{instruction}\n{extra}" if extra.strip() else instruction
     return [Message("user", prompt), Message("assistant", _text(row, "output"), True)]
 
 

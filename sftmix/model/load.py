@@ -24,7 +24,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.layers import freeze_unused
-from sftmix.model.paths import holds_adapters, model_place, refuse_pickles
+from sftmix.model.paths import holds_adapters, model_place, refuse_files
 
 # ------------------------------------------------------------------------------------------------- loading
 
@@ -134,7 +134,7 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     if auto is not AutoTokenizer:
         if find_adapter_config_file(name) is not None:  # transformers would load another model, its base
             raise holds_adapters(path)
-        refuse_pickles(path)
+        refuse_files(path)
     try:
         with without_bars_of_transformers():
             return auto.from_pretrained(name, trust_remote_code=False, **options)

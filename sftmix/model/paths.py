@@ -42,20 +42,16 @@ def model_at_hand(path: str | Path) -> tuple[str, bool]:
     return name, local
 
 
-def refuse_adapters(path: str | Path) -> None:
-    """Raise ConfigError for a directory that holds adapters and no model."""
-    if is_there(Path(path).expanduser() / "adapter_config.json"):
-        raise holds_adapters(path)
-
-
 def holds_adapters(path: str | Path) -> ConfigError:
     """Return the error for a directory, or a repository of the hub, that holds adapters in the place of a model."""
     return ConfigError(f"model.path: {path} holds adapters, not a model: sftmix export RUN --to DIR --merge makes one.")
 
 
-def refuse_pickles(path: str | Path) -> None:
-    """Raise ConfigError for a directory whose weights are in pickles only."""
+def refuse_files(path: str | Path) -> None:
+    """Raise ConfigError for a directory that holds adapters in the place of a model, or weights in pickles only."""
     names = sorted(file.name for file in Path(path).expanduser().glob("*"))
+    if "adapter_config.json" in names:
+        raise holds_adapters(path)
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
         found = min(pickles, key=lambda name: "model" not in name)

@@ -18,11 +18,11 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
-from sftmix.common.errors import ConfigError, DifferenceError, InUseError, NoSpaceError, exit_code_of
+from sftmix.common.errors import INTERRUPTED, ConfigError, DifferenceError, InUseError, NoSpaceError
 from sftmix.common.files import (
     MANIFEST,
     is_there,
@@ -102,7 +102,8 @@ class Hold:
         """Note the error that ended the command, if any, and give the lock back."""
         if (error := raised[1]) is not None:
             with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
-                self.status(exit_code=exit_code_of(error), message=f"{type(error).__name__}: {error}")
+                code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+                self.status(exit_code=code, message=f"{type(error).__name__}: {error}")
         self._lock.release()
 
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from sftmix.config import RunConfig
 from sftmix.config.read import read_finished
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
-from sftmix.model.paths import model_at_hand, named, refuse_adapters, refuse_pickles
+from sftmix.model.paths import model_at_hand, named, refuse_files
 from sftmix.options import (
     LAYOUT,
     SHARDED,
@@ -317,8 +317,7 @@ def check_names_given(config: RunConfig) -> None:
     if data.template is not None:
         template_source(data.template)
     model_at_hand(path)
-    refuse_adapters(path)
-    refuse_pickles(path)
+    refuse_files(path)
 
 
 def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) -> None:

@@ -18,7 +18,7 @@ import yaml
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.files import read_json, write_json, write_text
-from sftmix.common.shown import flatten, markdown_table, short, unit_of
+from sftmix.common.shown import flatten, markdown_table, short
 from sftmix.config.read import TABLE, from_plain
 from sftmix.pipeline.directory import RunDirectory, differences
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
@@ -280,7 +280,9 @@ def markdown(table: Mapping[str, Any]) -> str:
                 f"**{name}: no finite {metric} at seeds {seeds_without}. Such runs (diverged, or not measured) are in "
                 "no mean and no contrast, which flatters a variant that diverges.**"
             )
-    parts.append(f"## Figures\n\nMean ± standard deviation over seeds. {metric}: {unit_of(metric) or 'no unit'}.")
+    of_held_out = metric in ("eval_nll_after", "eval_nll_best", "eval_nll_before")
+    unit = "nats per response token of the held-out rows; lower is better" if of_held_out else "no unit"
+    parts.append(f"## Figures\n\nMean ± standard deviation over seeds. {metric}: {unit}.")
     known = dict.fromkeys(name for variant in variants.values() for name in variant["metrics"])
     names = [metric]
     for group in SHOWN if table["options"]["metrics"] is None else table["options"]["metrics"]:

@@ -34,8 +34,6 @@ METRICS = {
     "eval_accuracy": "accuracy, next token",
     "eval_exact_match": "exact match, responses",
 }
-_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".jinja", ".txt")
-"""Endings by which NAME/NAME is a path, and no id of the hub."""
 _SEAL = "\n<!-- sha256 of the text above, which this program wrote: "
 
 
@@ -117,7 +115,9 @@ def without_directories(value: Any) -> Any:
     if not isinstance(value, str) or "/" not in value:
         return value
     on_hub = HUB_ID.match(value.removeprefix("hub:").partition("@")[0])
-    is_path = not on_hub or is_there(value) or value.lower().endswith(_FILES)
+    # Of NAME/NAME these endings make a path: an id of the hub may have a dot, too.
+    endings = r"\.(jsonl?|csv|tsv|parquet|arrow|gz|bz2|xz|zst|jinja|txt)$"
+    is_path = not on_hub or is_there(value) or re.search(endings, value.lower())
     return Path(value).name or value if is_path else value
 
 
