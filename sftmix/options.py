@@ -193,8 +193,17 @@ DEFAULT_MICRO_BATCH = 8
 """Examples per forward and backward on one rank, if neither their number nor the number of their tokens is limited."""
 
 
-LAYOUT: tuple[str, ...] = ("micro_batch_size", "micro_batch_tokens", "length_groups", "padding_free", "parallel")
-LAYOUT += ("shard_group_size", "activation_checkpointing", "compile", "chunk_size")
+LAYOUT = (
+    "micro_batch_size",
+    "micro_batch_tokens",
+    "length_groups",
+    "padding_free",
+    "parallel",
+    "shard_group_size",
+    "activation_checkpointing",
+    "compile",
+    "chunk_size",
+)
 """Training options that change the order of sums, and no result but for rounding; with dropout, its masks, too."""
 
 

@@ -18,7 +18,7 @@ from sftmix.batches.order import Unit
 from sftmix.common.world import World
 from sftmix.components import NTP, Callback
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.testing import RowsInMemory, rows_in_memory
+from sftmix.testing.strategies import RowsInMemory, rows_in_memory
 from sftmix.training.loop import Stage
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import StepSetup

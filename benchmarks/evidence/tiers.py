@@ -91,7 +91,7 @@ class Tier:
 def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
     """Return a planned table with what was collected of it, which may be nothing."""
     # Read as plain values: the components of a table take half a second, and nothing here asks for them.
-    plan = {key: value for layer in read_layers(plans / f"{name}.yaml") for key, value in layer.values.items()}
+    plan = {key: value for _, layer in read_layers(plans / f"{name}.yaml") for key, value in layer.items()}
     arms = list(plan["variants"])
     runs: dict[str, dict[int, Summary]] = {arm: {} for arm in arms}
     diverged: dict[str, list[int]] = {arm: [] for arm in arms}

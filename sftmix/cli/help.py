@@ -54,8 +54,17 @@ _NOT_READ = {
 """Options and groups of SHORT that a command has no use for, or has in its variants."""
 
 _NAMES = {"path": "PATH", "train": "FILE", "eval": "FILE", "out": "DIR", "cache_dir": "DIR", "window": "N"}
-_FORMS = {int: "N", float: "X", str: "TEXT", bool: "true|false", Literal: "", NoneType: ""}
-_FORMS |= {dict: "{NAME: ...}", list: "[A, ...]", tuple: "[A, B]"}
+_FORMS = {
+    int: "N",
+    float: "X",
+    str: "TEXT",
+    bool: "true|false",
+    Literal: "",
+    NoneType: "",
+    dict: "{NAME: ...}",
+    list: "[A, ...]",
+    tuple: "[A, B]",
+}
 
 
 class OwnOption(NamedTuple):

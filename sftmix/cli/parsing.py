@@ -35,15 +35,6 @@ class Arguments:
     help: str | None = None
 
 
-@dataclass
-class Parsed:
-    """A configuration with what it was made from: the tree of its options, and the values of the command's options."""
-
-    config: RunConfig
-    tree: Tree
-    values: SimpleNamespace
-
-
 def configuration(
     name: str, about: str, argv: Sequence[str], options: Sequence[OwnOption] = (), *, needs_out: bool = True
 ) -> tuple[RunConfig, SimpleNamespace]:
@@ -55,25 +46,28 @@ def configuration(
     if arguments.help is not None:
         print(help_text(name, about, arguments.help, options), end="")
         raise SystemExit
-    parsed = parse(arguments, options)
+    config, _, values = parse(arguments, options)
     if arguments.print_config:
-        print_config(parsed.config.plain())
-    validate(parsed.config, needs_out=needs_out)
-    return parsed.config, parsed.values
+        print_config(config.plain())
+    validate(config, needs_out=needs_out)
+    return config, values
 
 
-def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> Parsed:
-    """Apply the files of a command line in their order, then its options; raise ConfigError for what does not fit."""
+def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> tuple[RunConfig, Tree, SimpleNamespace]:
+    """Apply the files of a command line in their order, then its options; raise ConfigError for what does not fit.
+
+    Returns the configuration, the tree that it was made from, and the values of the command's own options.
+    """
     known = {option.name: option for option in options}
     tree: Tree = {}
     applied = set[Path]()
     for file in arguments.configs:
-        for layer in read_layers(file, applied, one_run=OF_COMPARE not in known):
-            tree = merge(tree, layer.values, known, of=layer.name)
+        for name, layer in read_layers(file, applied, one_run=OF_COMPARE not in known):
+            tree = merge(tree, layer, known, of=name)
     for words in (arguments.options, *arguments.callbacks):
         tree = merge(tree, words, known)
     values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in options})
-    return Parsed(build(tree), tree, values)
+    return build(tree), tree, values
 
 
 def print_config(plain: Mapping[str, Any]) -> None:

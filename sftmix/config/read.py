@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import read_text
@@ -30,13 +30,6 @@ _MOST = 100_000
 """Most values of a file, where an alias counts as what it names."""
 
 
-class Layer(NamedTuple):
-    """The options of one file, without its `base`; `name` is the file's name in messages."""
-
-    name: str
-    values: dict[str, Any]
-
-
 def recipes() -> list[str]:
     """List the names of the shipped recipes: their paths under sftmix/recipes without the suffix."""
     return sorted(path.relative_to(_RECIPES).with_suffix("").as_posix() for path in _RECIPES.rglob("*.yaml"))
@@ -55,8 +48,8 @@ def config_file(name: str, *, where: str = "--config") -> str:
 
 def read_layers(
     path: str | os.PathLike[str], applied: set[Path] | None = None, *, one_run: bool = False
-) -> list[Layer]:
-    """Read the layers of a file, in the order in which they apply; ConfigError for an unreadable file.
+) -> list[tuple[str, Tree]]:
+    """Read the layers of a file, (name for messages, options), in the order in which they apply.
 
     A base that several files share is applied once, where the first of them names it: it undoes none of the others.
 
@@ -82,7 +75,7 @@ def read_layers(
         file = config_file(base if base.startswith(RECIPE) else str(path.parent / base), where=f"{path}: {BASE}")
         if Path(file).resolve() not in applied:
             layers += read_layers(file, applied, one_run=one_run)
-    return [*layers, Layer(name, values)]
+    return [*layers, (name, values)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -126,8 +119,8 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
     """
     tree: Tree = {}
     with without_modules_of(Path(path).parent):
-        for layer in read_layers(path, one_run=True):
-            tree = merge(tree, layer.values, of=layer.name)
+        for name, values in read_layers(path, one_run=True):
+            tree = merge(tree, values, of=name)
         return build(tree)
 
 

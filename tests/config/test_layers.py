@@ -25,7 +25,7 @@ def write(tmp_path) -> Write:
 
 
 def on_the_command_line(*argv: str) -> RunConfig:
-    return parse(read_arguments(argv)).config
+    return parse(read_arguments(argv))[0]
 
 
 def test_a_file_is_applied_over_its_bases_in_order(write):
@@ -36,7 +36,7 @@ def test_a_file_is_applied_over_its_bases_in_order(write):
     expected.training.epochs, expected.training.learning_rate, expected.training.eps = 3.0, 1e-4, 1e-6
     assert read_config(last) == expected
     assert on_the_command_line("--config", str(last)) == expected
-    assert [Path(layer.name).name for layer in read_layers(last)] == ["first.yaml", "second.yaml", "last.yaml"]
+    assert [Path(name).name for name, _ in read_layers(last)] == ["first.yaml", "second.yaml", "last.yaml"]
 
 
 def test_a_base_that_two_files_share_is_applied_once_and_undoes_neither(write):
@@ -44,7 +44,7 @@ def test_a_base_that_two_files_share_is_applied_once_and_undoes_neither(write):
     da = write("da.yaml", "base: dc.yaml\ntraining: {learning_rate: 5e-4}\n")
     db = write("db.yaml", "base: dc.yaml\ntraining: {eps: 1e-6}\n")
     both = write("both.yaml", "base: [da.yaml, db.yaml]\n")
-    assert [Path(layer.name).name for layer in read_layers(both)] == ["dc.yaml", "da.yaml", "db.yaml", "both.yaml"]
+    assert [Path(name).name for name, _ in read_layers(both)] == ["dc.yaml", "da.yaml", "db.yaml", "both.yaml"]
     for words in (["--config", str(both)], ["--config", str(da), "--config", str(db)]):
         training = on_the_command_line(*words).training
         assert (training.learning_rate, training.eps, training.epochs) == (5e-4, 1e-6, 1.0)

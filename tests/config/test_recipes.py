@@ -10,7 +10,7 @@ from sftmix.tools.compare.command import comparison_of, table_options
 from sftmix.tools.compare.statistics import seeds_needed
 
 ALL = {name: read_layers(config_file(f"recipe:{name}")) for name in recipes()}
-TABLES = [name for name, layers in ALL.items() if any("variants" in layer.values for layer in layers)]
+TABLES = [name for name, layers in ALL.items() if any("variants" in values for _, values in layers)]
 RUNS = [n for n in recipes() if n not in TABLES]
 SMALL = "small/"
 WITHOUT_TWIN = {"quickstart"}  # small itself
@@ -24,7 +24,7 @@ def test_every_recipe_has_a_small_twin_that_is_made_from_it():
     mine = {n for n in recipes() if not n.startswith(SMALL)} - WITHOUT_TWIN
     assert not [n for n in mine if f"{SMALL}{n}" not in recipes()]
     for name in mine:
-        layers = [layer.name for layer in ALL[f"{SMALL}{name}"]]
+        layers = [layer for layer, _ in ALL[f"{SMALL}{name}"]]
         assert f"recipe:{name}" in layers, f"{SMALL}{name} repeats what recipe:{name} says"
 
 
@@ -47,8 +47,8 @@ def test_a_table_is_valid_without_the_files_it_names(name, tmp_path, monkeypatch
     if name.startswith(SMALL):
         twin = {
             k: v
-            for layer in ALL[name.removeprefix(SMALL)]
-            for k, v in layer.values.items()
+            for _, values in ALL[name.removeprefix(SMALL)]
+            for k, v in values.items()
             if k in ("variants", "contrasts")
         }
         assert len(made.variants) == len(twin["variants"])

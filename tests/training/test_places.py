@@ -16,7 +16,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.components import CutMix, EmbeddingMixup, ManifoldMixup, MixtureDivergence
 from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
-from sftmix.testing import RowsInMemory
+from sftmix.testing.strategies import RowsInMemory
 from sftmix.training.module import TrainingModule
 from tests.toy import toy_model
 from tests.training.test_step import DATA, STEP, UNITS, Exact, assert_same, naive, nll, ours, response

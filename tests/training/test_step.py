@@ -16,7 +16,7 @@ from sftmix.components import IRDRO, NTP, Need, SFTMix
 from sftmix.components.base import Objective
 from sftmix.components.contracts import check_loss, check_plan
 from sftmix.options import TrainingOptions
-from sftmix.testing import RowsInMemory
+from sftmix.testing.strategies import RowsInMemory
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import with_batch_nll
 from sftmix.training.step import StepResult, clip_gradients, normalise, prepare_step, train_step

@@ -75,8 +75,8 @@ def table_options() -> list[OwnOption]:
 
 def comparison_of(arguments: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
-    parsed = parse(arguments, table_options())
-    table, base = vars(parsed.values), parsed.config.plain()
+    config, tree, values = parse(arguments, table_options())
+    table, base = vars(values), config.plain()
     variants = {}
     for name, given in table["variants"].items():
         options = given or {}
@@ -85,7 +85,7 @@ def comparison_of(arguments: Arguments) -> Comparison:
                 raise ConfigError(f"{options!r} is not a mapping of options; write `{name}: {{option: value}}`")
             for key in OF_THE_TABLE & options.keys():
                 raise ConfigError(f"{key} is not an option of a variant: it is the table's")
-            variants[str(name)] = build(merge(parsed.tree, options))
+            variants[str(name)] = build(merge(tree, options))
         except ConfigError as error:
             raise ConfigError(f"variant {name}: {error}") from error
     changed = [dict(differing(base, variant.plain())) for variant in variants.values()]
@@ -95,4 +95,4 @@ def comparison_of(arguments: Arguments) -> Comparison:
     if arguments.print_config:
         print_config({**base, **table})
     del table["variants"]
-    return Comparison(out=parsed.config.out or "", variants=variants, options=TableOptions(**table))
+    return Comparison(out=config.out or "", variants=variants, options=TableOptions(**table))

@@ -29,7 +29,7 @@ _OPTIONS = (
         None,
         "X",
         "GB/s from one GPU to the others, in one direction; null: within a node the data sheet's, by NVLink or PCIe "
-        f"({', '.join(f'{name} {gpu.bandwidth}' for name, gpu in GPUS.items())}), between nodes and for cpu none: "
+        f"({', '.join(f'{name} {link}' for name, (*_, link) in GPUS.items())}), between nodes and for cpu none: "
         "communication is not counted.",
     ),
     OwnOption("json", bool, False, "", "Print JSON instead of a table."),

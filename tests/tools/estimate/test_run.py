@@ -89,7 +89,7 @@ def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
     printed = sftmix(*words, "--gpus", "16").out
     assert "note: no time is counted for communication" in printed
     assert "What lowers" not in printed
-    monkeypatch.setitem(GPUS, "H100", GPUS["H100"]._replace(gigabytes=1e-6))
+    monkeypatch.setitem(GPUS, "H100", (989, 1e-6, 450))
     printed = sftmix(*words, "--gpus", "4").out
     assert "warning: train, base: more than the " in printed
     assert printed.count("What lowers activations") == 1
