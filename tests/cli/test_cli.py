@@ -33,7 +33,7 @@ def run(capsys, monkeypatch) -> Run:
 @pytest.fixture
 def configured() -> Callable[..., RunConfig]:
     """The configuration that `run` would use."""
-    return lambda *argv: parse(read_arguments(argv)).config
+    return lambda *argv: parse(read_arguments(argv))[0]
 
 
 def at(config: RunConfig, key: str) -> Any:

@@ -70,7 +70,7 @@ def test_a_recipe_is_a_base_by_its_name(write):
     whole = read_config(config_file("recipe:quickstart"))
     whole.training.epochs = 1.0
     assert read_config(mine) == whole
-    assert read_layers(mine)[0].name == "recipe:quickstart"
+    assert read_layers(mine)[0][0] == "recipe:quickstart"
 
 
 @pytest.mark.parametrize(

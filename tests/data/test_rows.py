@@ -47,7 +47,7 @@ BAD_LINES = {
     "missing messages": (b'{"message": 1}', "format not recognised from the fields 'message'"),
     "empty messages": (b'{"messages": []}', "messages must be a list of turns, found []"),
     "a turn is text": (b'{"messages": ["Hi"]}', "must be an object"),
-    "no content": (b'{"messages": [{"role": "user"}]}', "messages[0].content must be a string, found None"),
+    "no content": (b'{"messages": [{"role": "user"}]}', "has no 'content'"),
     "blank user": (turns(("user", " \n"), ("assistant", "a")), "turn 1 (user) is empty"),
     "unknown role": (turns(("user", "Hi"), ("tool", "a")), "'tool'"),
     "no assistant": (turns(("user", "Hi")), "no assistant turn"),
