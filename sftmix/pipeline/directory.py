@@ -362,8 +362,8 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
             path = model_place(read_finished(run).model.path)[0]
         elif not is_finished(stage) or not os.path.isdir(path):
             raise ConfigError(
-                f"{run}: {stage.name} is not trained yet (sftmix run --config {run}/config.yaml --out {run}, for the "
-                "baseline with --with_baseline true)"
+                f"{run}: {stage.name} is not trained yet; the baseline needs --with_baseline true "
+                f"(sftmix run --config {run}/config.yaml --out {run})"
             )
         models.append(FinishedModel(name, path, run))
     return models

@@ -102,9 +102,8 @@ class Forgets:
         batch, rate, seed = TrainingOrder.batch, step.learning_rate, step.stable_hash
 
         def loads(store, number, wrapped, optimizer):
-            state = load(store, number, wrapped, None if self.what == "optimizer" else optimizer)
-            first[0] = state["step"]
-            return state
+            load(store, number, wrapped, None if self.what == "optimizer" else optimizer)
+            first[0] = number
 
         def seeded(*parts):
             return seed(parts[0], parts[1], parts[2] - first[0], *parts[3:]) if parts[1] == "dropout" else seed(*parts)

@@ -33,7 +33,7 @@ class Question:
         return {"id": self.id, "messages": list(self.messages), "reference": self.reference, **more}
 
 
-@dataclass(frozen=True)
+@dataclass
 class AnswerOptions:
     """How models answer; ConfigError for an option that is out of its range.
 

@@ -15,7 +15,7 @@ STEPS = 10
 """Steps of a window, where no weights are so near."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Window:
     """Steps of a stage of a run: those after `start`, up to and with `end`.
 
