@@ -68,7 +68,10 @@ def read_batches(file: Path) -> list[dict[str, Any]]:
 
 
 def append_batch(file: Path, batch: Sequence[Mapping[str, Any]]) -> None:
-    """Add a batch of records to a file, all or none, whatever becomes of this process."""
+    """Add a batch of records to a file, all or none, whatever becomes of this process.
+
+    It does not wait for the disk, which at each row would be slower than a server; a power cut may cost the last ones.
+    """
     with naming_full_disk(file), file.open("ab") as part:
         part.write(f"{json.dumps(batch)}\n".encode())
 

@@ -115,8 +115,8 @@ def import_class(path: str) -> type:
     # At the end of sys.path the directory stands since an earlier class was found there.
     if package not in sys.modules and (sys.path[-1] == str(here) or find_spec(package) is None):
         spec = PathFinder.find_spec(package, [str(here)])
-        found = (spec.submodule_search_locations or [str(spec.origin)]) if spec else []
-        places = [Path(place).resolve() for place in found]
+        files = (spec.submodule_search_locations or [str(spec.origin)]) if spec else []
+        places = [Path(file).resolve() for file in files]
         if any(p.is_relative_to(d) or d.is_relative_to(p) for p in places for d in _closed):
             raise ModuleNotFoundError(f"No module named {package!r}")
         if places and sys.path[-1] != str(here):

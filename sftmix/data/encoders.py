@@ -91,6 +91,9 @@ def make_encoder(
             raise ConfigError(problem) from error
 
     added, original = "", source.removesuffix("\n")  # what is put behind the prompt, and the template before
+    # asked: the question; prompt: with the generation prompt; full: the whole; head, after: what stands around the
+    # answer; lead: what is written before it behind the prompt. The first round leaves the addition out where thinking
+    # is enabled; if that does not help, the second always writes it; the third only looks.
     thinks = " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
     for condition in (thinks, "", None):
         asked, prompt, full = text(PROBE[:1]), text(PROBE[:1], prompt=True), text(PROBE)

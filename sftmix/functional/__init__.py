@@ -170,7 +170,9 @@ def reference_sft_loss(
     if label_smoothing:  # 0 times the -inf of a masked token would be NaN
         ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
     entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
-    w_T = row_weight if rule is None else row_weight * rule(nll_T.detach(), entropy_T)
+    w_T = row_weight
+    if rule is not None:  # 0 stays 0, whatever the rule returns
+        w_T = torch.where(row_weight == 0, 0.0, row_weight * rule(nll_T.detach(), entropy_T))
 
     (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(kind)[:, None]
     mixed_MD = lam_M1 * hidden[i] + (1 - lam_M1) * hidden[j]

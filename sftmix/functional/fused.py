@@ -130,9 +130,9 @@ class Pass:
             row = torch.cat([labels.new_empty(0), *(rows for _, rows in chunks)])
             place = torch.arange(len(row), device=device)
             first = place.new_full(labels.shape, len(row)).scatter_reduce(0, row, place, "amin")
-            weight = torch.where(first[row] == place, row_weight.to(kind)[row], 0.0)
+            use_weight = torch.where(first[row] == place, row_weight.to(kind)[row], 0.0)
             nll, ntp, entropy = torch.zeros(3, len(row), dtype=kind, device=device)
-            uses = Figures(labels[row], weight, nll, ntp, entropy, torch.zeros_like(row, dtype=torch.bool))
+            uses = Figures(labels[row], use_weight, nll, ntp, entropy, torch.zeros_like(row, dtype=torch.bool))
             of_pairs = (lam.to(kind), pair_weight.to(kind), torch.zeros(len(pairs), dtype=kind, device=device))
             # the buffers that all chunks share; those of one block are made when first asked for
             logits = self.weight.new_empty(max((len(rows) for _, rows in chunks), default=0), vocabulary)
@@ -152,8 +152,8 @@ class Pass:
                 else:
                     self.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, height)
                 self.backward(rows, x_KV)
-            of_rows, (_, weight, mixup) = uses.part(first), of_pairs
-            return (of_rows.weight * of_rows.ntp).sum() + (weight * mixup).sum(), of_rows, mixup
+            of_rows, (_, pair_weight, mixup) = uses.part(first), of_pairs
+            return (of_rows.weight * of_rows.ntp).sum() + (pair_weight * mixup).sum(), of_rows, mixup
 
     def attach(self, loss: Tensor) -> Tensor:
         """Return the loss with a graph that holds its gradients; as it is if nothing is trained."""

@@ -86,18 +86,18 @@ def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str],
             "labels": {label: count / len(rows) for label, count in labels.items()},
         }
     figures[UNPAIRED_NAME] = {"examples": len(split.unpaired)}
-    found, files, panels = confounds(scores, split), ["confounds.json"], {"groups": groups}
+    causes, files, panels = confounds(scores, split), ["confounds.json"], {"groups": groups}
     if by_label := labelled(scores):
         panels["labels"] = by_label
-        found["labels"] = {
+        causes["labels"] = {
             name: {"examples": len(v), "confidence_mean": float(v.mean()), "confidence_std": float(v.std())}
             for name, v in by_label.items()
         }
-    write_json(root / "split" / "confounds.json", found)
+    write_json(root / "split" / "confounds.json", causes)
     if measured.any():
         write_json(root / "confidence" / "histogram.json", histogram(panels))
         files.append("../confidence/histogram.json")
-    return files, {"confidence": figures, "confounds": found, "tied": tied_at_the_cut(scores, split)}
+    return files, {"confidence": figures, "confounds": causes, "tied": tied_at_the_cut(scores, split)}
 
 
 def tied_at_the_cut(scores: Scores, split: Split) -> float:

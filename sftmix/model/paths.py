@@ -54,9 +54,9 @@ def refuse_files(path: str | Path) -> None:
         raise holds_adapters(path)
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
-        found = min(pickles, key=lambda name: "model" not in name)
+        pickle = min(pickles, key=lambda name: "model" not in name)  # an optimizer.pt may lie beside the weights
         raise ConfigError(
-            f"model.path: {path}: there is no safetensors file; found {found}, a pickle, which can run a program "
+            f"model.path: {path}: there is no safetensors file; found {pickle}, a pickle, which can run a program "
             "when it is read. Only safetensors are read. If you trust the directory, write its weights anew, and name "
             "the new one: "
             'python -c "import sys, transformers as t; m, t = t.AutoModelForCausalLM, t.AutoTokenizer; '

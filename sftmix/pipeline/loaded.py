@@ -98,20 +98,16 @@ def scoring_model(
     name: str,
     packed: bool,
     lora: LoraOptions | None = None,
-    adapters: Path | None = None,
     token_nll: bool = False,
 ) -> tuple[Scorer, nn.Module]:
     """Return a model that is not trained, wrapped, and the scorer of rows under it, for the stage of that name.
 
-    packed    True if some rows hold several documents
-    lora      adapter options; None: no adapters, and weights as they are stored
-    adapters  directory with the values of the adapters
+    packed  True if some rows hold several documents
+    lora    whose base the model is, quantised as there; None: weights as they are stored
     """
     options = config.training
     config = replace(config, model=replace(config.model, path=path, lora=lora or LoraOptions()))
     model, values = load_for_run(config, world, encoder)
-    if adapters is not None:
-        read_adapters(model, adapters)
     score = scorer(options, world, encoder, name=name, token_nll=token_nll)
     module = training_module(model, options, precision=score.precision, world=world, packed=packed, values=values)
     return score, module

@@ -210,7 +210,7 @@ def reference_inputs(known: Known) -> Inputs:
 
 
 def config_of_arm(config: RunConfig, name: str) -> RunConfig:
-    """Return the configuration of a trained arm, train or baseline: the baseline is plain NTP and keeps no best one."""
+    """Return the configuration of what is trained: train, or plain NTP (baseline, reference), which keeps no best."""
     if name == "train":
         return config
     return replace(config, objective=NTP(), perturbation=None, checkpoint=replace(config.checkpoint, keep_best=False))
@@ -299,7 +299,7 @@ def check_run(config: RunConfig, until: StageName) -> None:
     """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun."""
     directory, stages, own = Path(config.out or ""), stages_entered(config, until), config_of_reference(config)
     check_names_given(config)
-    if "reference" in stages:
+    if "reference" in stages and own.model.path != config.model.path:  # a look at the hub for each
         with named("reference.model.path"):
             model_at_hand(own.model.path)
     refuse_other_inputs(Known(config), stages, directory)

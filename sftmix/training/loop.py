@@ -197,6 +197,7 @@ class TrainingLoop:
         """Make one optimizer step, and call the callbacks; return its metrics."""
         stage, order, started = self.stage, self.stage.order, time.perf_counter()
         epoch = order.epoch_of(self.step)
+        # `_prepare` leaves its result in `ahead`, for the next step; this step takes it out.
         prepared, self.ahead = self.ahead or self._prepare(self.step), None
         following = self.step + 1  # of the same epoch, whose losses may decide on the split of the next one
         meanwhile = None if following in order.ends else lambda: self._prepare(following)

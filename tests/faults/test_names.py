@@ -247,6 +247,9 @@ def test_the_directory_is_searched_for_a_class_that_is_named_alone(tmp_path, mon
     assert sys.path[-1] == str(tmp_path)
 
 
+MINE = "from sftmix.components import Median\n\nclass Mine(Median):\n    pass\n"
+
+
 @pytest.mark.parametrize(
     ("inside", "name", "found"),
     [
@@ -263,7 +266,7 @@ def test_a_run_directory_brings_no_classes_of_its_own(inside, name, found, tmp_p
     for path in ("a/run/evil_in_a_run", "a/run/train/evil_in_a_stage", "a/beside_a_run", "a_package/beside_a_run"):
         file = tmp_path / f"{path}.py"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("from sftmix.components import Median\n\nclass Mine(Median):\n    pass\n")
+        file.write_text(MINE)
     (tmp_path / "a" / "run" / "config.yaml").write_text(f"splitter: {name}.Mine\n")
     monkeypatch.chdir(tmp_path / inside)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -279,9 +282,8 @@ def test_a_run_directory_brings_no_classes_of_its_own(inside, name, found, tmp_p
 def test_a_class_beside_a_run_directory_brings_none_of_its_own(tmp_path, monkeypatch):
     """The class found first puts the directory around the run on sys.path."""
     (tmp_path / "of_strangers").mkdir()
-    mine = "from sftmix.components import Median\n\nclass Mine(Median):\n    pass\n"
     for path in ("found_beside.py", "of_strangers/evil_beside.py"):
-        (tmp_path / path).write_text(mine)
+        (tmp_path / path).write_text(MINE)
     config = tmp_path / "of_strangers" / "config.yaml"
     config.write_text("splitter: found_beside.Mine\npairing: of_strangers.evil_beside.Mine\n")
     monkeypatch.chdir(tmp_path)

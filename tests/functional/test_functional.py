@@ -301,5 +301,6 @@ def test_a_rule_multiplies_the_weights(chunk_size):
     numbers = torch.exp(-got.result.nll) * scale
     same(got, replace(case, row_weight=numbers).run(sft_loss))
     infinite = {"rule": lambda nll, entropy: torch.where(nll > -1, torch.inf, 0.0), "chunk_size": chunk_size}
+    same(*(case.with_pairs_only().run(loss, **infinite) for loss in (sft_loss, reference_sft_loss)))
     none = case.with_pairs_only().run(sft_loss, **infinite)
     close(none.result.loss, (case.pair_weight * none.result.mixup).sum())
