@@ -93,7 +93,9 @@ def test_explicit_id_twice_is_an_error_and_content_ids_count(write, read, refuse
         {"instruction": "a", "output": "c"},
     ]
     path = write("rows.jsonl", rows)
-    assert refused(path)[1] == f"{path}:3: the id '7' is taken by an earlier row"
+    assert (
+        refused(path)[1] == f"{path}:3: the id '7' is taken by an earlier row; data.columns '{{id: null}}' reads no ids"
+    )
     prepared = read(path, skip_bad=True)
     ids = prepared.train.values("id")
     assert ids[0] == "7"

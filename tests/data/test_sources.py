@@ -26,13 +26,16 @@ def test_files_that_cannot_be_read_are_named(write, refused, tmp_path):
         assert reason in message
         assert Path(path).name in message or "data.train" in message
     (tmp_path / "folder").mkdir()
-    assert "no file ending in" in refused(str(tmp_path / "folder"))[0]
+    (tmp_path / "folder" / "notes.md").write_text("About rows.")
+    assert "notes.md: files ending in '.md' are not read; use .arrow, .csv" in refused(str(tmp_path / "folder"))[0]
+    (tmp_path / "empty").mkdir()
+    assert "empty doesn't contain any data files" in refused(str(tmp_path / "empty"))[0]
 
 
 @pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.parquet", "gone.txt"])
 def test_a_file_that_vanishes_is_named(name, tmp_path):
     with pytest.raises(DataError, match=rf"{name}: cannot be read.*: .*[Nn]o such file"):
-        list(Source(str(tmp_path / name), "digest").rows())
+        list(Source(str(tmp_path / name), "digest", tmp_path / name).rows())
 
 
 # --------------------------------------------------------------------------------------------------- JSON
@@ -145,7 +148,7 @@ def test_a_path_that_is_missing_is_not_looked_up(name):
 def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows@train.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
-    assert [source.dataset for source in expand(["rows@train.jsonl"], "data.train")] == [None]
+    assert [source.data for source in expand(["rows@train.jsonl"], "data.train")[0]] == [Path("rows@train.jsonl")]
 
 
 README = """\
@@ -175,7 +178,7 @@ def subsets(write, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize(("name", "said"), [("main", "main"), ("main@test", "test"), ("socratic@train", "socratic")])
 def test_a_subset_is_read(subsets, name, said):
-    (source,) = expand([f"openai/gsm8k:{name}"], "data.train")
+    (source,) = expand([f"openai/gsm8k:{name}"], "data.train")[0]
     assert [row["answer"] for _, row in source.rows()] == [f"{said} {i}" for i in range(3)]
 
 
