@@ -234,26 +234,15 @@ def check_names(names: Sequence[str], option: str, form: str) -> None:
 def _files(name: str, option: str, form: str, lines: list[str]) -> dict[str, Path]:
     """Return the files behind a name, by their names in messages; none for a hub id. Add a line about a directory."""
     place, subset, split = name_parts(name)
-    path = Path(place).expanduser()
+    path, directory = Path(name).expanduser(), Path(place).expanduser()
     files = {name: path}
-    if path.is_dir():
-        directory = path.resolve()
-        below = [file for file in sorted(directory.rglob("*")) if file.suffix.lower() in READERS and file.is_file()]
-        below = [file for file in below if not _NO_ROWS.match(file.name)]
-        found = [file for file in below if file.parent == directory]
-        if subset or split or not found or _has_splits(directory):
-            with _reading(f"{option}: {name}", ": as a data set (DIRECTORY:SUBSET@SPLIT) it cannot be read"):
-                found = _of_split(directory, subset, split or "train")
-        elif option == "data.train":
-            found = [file for file in found if not _HELD_OUT.search(file.stem)] or found
-        rows = [file for file in found if file.suffix.lower() != ".txt"]
-        if form != TEXT and (rows or form != "auto"):
-            found = rows
+    if directory.is_dir():
+        directory = directory.resolve()
+        with _reading(f"{option}: {name}", ": as a data set (DIRECTORY:SUBSET@SPLIT) it cannot be read"):
+            found, left = _in_directory(directory, subset, split, option, form)
         files = {str(Path(name) / file.relative_to(directory)): file for file in found}
-        left = [str(file.relative_to(directory)) for file in below if file not in found]
-        lines.append(f"{option}: read: {listed(files)}; left out of {name}: {listed(left)}")
-        if not files:
-            raise DataError(f"{option}: {name}: no file ending in {SUPPORTED} in this directory")
+        left_out = listed(str(file.relative_to(directory)) for file in left)
+        lines.append(f"{option}: read: {listed(files)}; left out of {name}: {left_out}")
     elif not path.exists():
         if HUB_ID.match(place) and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
             return {}
@@ -267,6 +256,25 @@ def _files(name: str, option: str, form: str, lines: list[str]) -> dict[str, Pat
         if path.stat().st_size == 0:
             raise DataError(f"{file}:1: the file is empty")
     return files
+
+
+def _in_directory(
+    directory: Path, subset: str | None, split: str | None, option: str, form: str
+) -> tuple[list[Path], list[Path]]:
+    """Return the files in a directory that are read, and those below it that could be and are left out."""
+    below = {file for file in directory.rglob("*") if file.suffix.lower() in READERS and file.is_file()}
+    below = {file for file in below if not _NO_ROWS.match(file.name)}
+    found = sorted(file for file in below if file.parent == directory)
+    if subset or split or not found or _has_splits(directory):
+        found = _of_split(directory, subset, split or "train")
+    elif option == "data.train":
+        found = [file for file in found if not _HELD_OUT.search(file.stem)] or found
+    rows = [file for file in found if file.suffix.lower() != ".txt"]
+    if form != TEXT and (rows or form != "auto"):
+        found = rows
+    if not found:
+        raise ValueError(f"there is no file ending in {SUPPORTED}")
+    return found, sorted(below.difference(found))
 
 
 def _has_splits(directory: Path) -> bool:
