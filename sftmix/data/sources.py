@@ -262,10 +262,16 @@ def _in_directory(
     directory: Path, subset: str | None, split: str | None, option: str, form: str
 ) -> tuple[list[Path], list[Path]]:
     """Return the files in a directory that are read, and those below it that could be and are left out."""
-    below = {file for file in directory.rglob("*") if file.suffix.lower() in READERS and file.is_file()}
-    below = {file for file in below if not _NO_ROWS.match(file.name)}
+    below = {
+        file
+        for file in directory.rglob("*")
+        if file.suffix.lower() in READERS and file.is_file() and not _NO_ROWS.match(file.name)
+    }
     found = sorted(file for file in below if file.parent == directory)
-    if subset or split or not found or _has_splits(directory):
+    is_described = (directory / "state.json").exists() or any(  # by save_to_disk, or as the hub does it
+        "\nconfigs:" in card.read_text("utf-8", "replace") for card in directory.glob("README.md")
+    )
+    if subset or split or is_described or not found:
         found = _of_split(directory, subset, split or "train")
     elif option == "data.train":
         found = [file for file in found if not _HELD_OUT.search(file.stem)] or found
@@ -275,13 +281,6 @@ def _in_directory(
     if not found:
         raise ValueError(f"there is no file ending in {SUPPORTED}")
     return found, sorted(below.difference(found))
-
-
-def _has_splits(directory: Path) -> bool:
-    """Return True if a file there says which files are the rows: that of save_to_disk, or README.md of the hub."""
-    card = directory / "README.md"
-    text = card.read_text("utf-8", "replace") if card.is_file() else ""
-    return bool(re.search("^configs:", text, re.MULTILINE)) or (directory / "state.json").is_file()
 
 
 def _of_split(directory: Path, subset: str | None, split: str) -> list[Path]:
