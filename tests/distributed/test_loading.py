@@ -1,7 +1,6 @@
 """Ranks that share the weights start from exactly those of a plain load: each maps the files, or rank 0 sends them."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,14 +62,11 @@ def save_models(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir())
 
 
-ENCODER: Any = SimpleNamespace(tokenizer=range(61))
-
-
 def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> TrainingModule:
     """The module that a run trains, as the run makes it."""
     options = TrainingOptions(parallel=parallel, shard_group_size=2 if parallel == "hsdp" else None)
     config = RunConfig(model=ModelOptions(path=str(path), lora=lora), training=options, seed=3)
-    model, values = load_for_run(config, world, ENCODER)
+    model, values = load_for_run(config, world)
     assert values is not None
     assert {p.device.type for p in model.parameters()} == {"meta"}
     size = options.shard_group_size
@@ -85,7 +81,7 @@ def plain(path: Path, lora: LoraOptions):
     model = load_model(path)
     if lora.r:
         config = RunConfig(model=ModelOptions(path=str(path), lora=lora), seed=3)
-        model, _ = load_for_run(config, World(), ENCODER)
+        model, _ = load_for_run(config, World())
     return model
 
 
