@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.load import n_embeddings, probe_ids, probing, some
+from sftmix.model.load import ROUNDING, n_embeddings, probe_ids, probing, some
 from sftmix.model.packing import is_flash
 
 ADAPTER = "default"
@@ -90,9 +90,8 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     if not theirs.isfinite().all():
         raise _not_finite(model, name)
     # Both are the same matmul: only the rounding of a scale or cap may differ.
-    tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(hidden.dtype, 1e-2)
+    limit = ROUNDING.get(hidden.dtype, 1e-2) * float(theirs.abs().max())
     best, difference = min(differences.items(), key=lambda entry: entry[1])
-    limit = tolerance * float(theirs.abs().max())
     if not difference <= limit:
         raise ConfigError(
             f"model.path: {name} is not supported: its logits differ from softcap(scale (hidden W^T + bias)) by up to "
@@ -100,7 +99,7 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
         )
     # Earlier states are equal to the bit, but for experts, whose matmuls get other shapes: in float32 they change 3e-7
     # times as much as the later ones. Where later tokens are seen, 0.3 to 0.7 times as much; with random weights 0.004.
-    if moved[:, :later].max() > 10 * tolerance * moved[:, later:].max():
+    if moved[:, :later].max() > ROUNDING.get(hidden.dtype, 0.1) * moved[:, later:].max():
         raise ConfigError(
             f"model.path: {name} sees later tokens: a change of them changes the states before them, so its NLL would "
             "be that of tokens it has seen. If it is a causal model, mend its config.json (is_causal, "

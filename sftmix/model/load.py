@@ -169,6 +169,10 @@ def spare_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -
     return [f"{token} {number}" for token, number in tokenizer.get_vocab().items() if number >= size]
 
 
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How much probes may differ by rounding, relative to the greatest number; of half precision each probe says itself."""
+
+
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
     """Return ids of this shape, spread over the vocabulary, on the device of the model."""
     return (torch.arange(math.prod(shape), device=model.device) * 7919 % n_embeddings(model)).view(shape)
