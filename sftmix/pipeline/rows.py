@@ -101,7 +101,7 @@ def read_rows(
         data.report.notes.append(chosen)
     check_rows_fit(path, encoder, whole, data.eval)
     if spare := spare_tokens(model_config(path), encoder.tokenizer):
-        data.report.notes.append(f"the model has no embedding for {some(spare, 'tokens')}, which no row has")
+        data.report.notes.append(f"The model has no embedding for {some(spare, 'tokens')}, which no row has")
     groups = held_out_groups(data.eval, as_list(config.data.eval or []))
     rows = RunRows(prepared, encoder, data, whole, groups)
     check_same_rows({"data.train": data.train.fingerprint, "data.eval": rows.eval_fingerprint}, world)
