@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
 from sftmix.common.shown import as_lines, printable
+from sftmix.data.responses import LOST
 from sftmix.data.rows import DataReport, Prepared
 from sftmix.data.store import (
     EXAMPLE,
@@ -27,11 +28,11 @@ from sftmix.data.store import (
     rows_of,
     write_rows,
 )
-from sftmix.data.templates import Encoder
+from sftmix.data.encoder import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.types import Encoded, Example, Int64
 
-TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn", "split_alone")
+TEMPLATE_REASONS = (*LOST, "prefix_mismatch", "no_end_of_turn", "split_alone")
 MAX_TEMPLATE_LOSS = 0.05
 """Largest share of the training examples that a template may fail to encode."""
 

@@ -1,0 +1,386 @@
+"""What a chat template writes around a response, found by rendering small conversations: generation tags are not needed.
+
+One rule is behind all of it: what is trained is what the model will be asked to write after the prompt that it is served
+with. Where a template's generation prompt is not how its own rendering goes on (it opens a thought, or closes one, that
+the rendering lacks), the difference is measured here, and `sftmix.data.responses` writes the response behind the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sftmix.common.errors import ConfigError
+from sftmix.data.templates import TemplateRefusal, appended, defaults, render
+from sftmix.data.thoughts import around_empty, closing_of, closing_tag, opened_by
+from sftmix.data.trial import AND_NOW, CALL, PROBE, TOOLS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ANSWER, THOUGHT = PROBE[-1]["content"], "Sky"
+
+KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a turn by which templates take its thought, in the order in which they are tried."""
+
+OPENING = "<think>\n"
+INLINE = OPENING + "{thought}\n</think>\n\n"
+"""A thought in front of the answer, for templates that know no thoughts and write the content as it is."""
+
+_SWITCHES = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"(])")
+_COMPARED = r"\b{name} +(?:==|!=|in|not in) +([^%}}]+)"
+_GENERATION = re.compile(r"{%-?\s*generation\b")
+_PIECE = re.compile(r"(?=<|\[|\s)")
+
+
+class Way(NamedTuple):
+    """How one kind of response is prompted, and what stands in front of its first text: its answer, or its thought.
+
+    options  variables of the template with which it is prompted, where the other kind is prompted without; else {}
+    opened   tag at the end of the prompt that opens a thought, or ""
+    surplus  end of the prompt that the response is not rendered behind; None: the rendering does not begin as the prompt
+    own      text between the rest of the prompt and the response, as the template has it; None: it leaves such ones out
+    served   text between the whole prompt and the response, as it is trained
+    """
+
+    options: Mapping[str, Any]
+    opened: str
+    surplus: str | None
+    own: str | None
+    served: str
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a template writes around a response.
+
+    source     the template, with the defaults and the generation prompt that the exported one has
+    listed     it takes contents as lists of parts
+    key        the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
+    plain      the way of a response without a thought
+    thinking   the way of one with a thought
+    closing    between the thought and the answer
+    ending     from the answer through the token that ends the turn
+    end        that token
+    tail       what the rendering of a last turn has behind the answer
+    text_arguments  the arguments of a call are given as JSON text; None: the template writes no calls
+    call_end   the token behind a call, or that of other turns
+    notices    sentences that the user should read
+    """
+
+    source: str
+    listed: bool
+    key: str | None
+    plain: Way
+    thinking: Way
+    closing: str
+    ending: str
+    end: str
+    tail: str
+    text_arguments: bool | None
+    call_end: str
+    notices: tuple[str, ...]
+
+
+class View(NamedTuple):
+    """Small conversations as a template renders them: the question, the prompt, and two responses to it.
+
+    thinking  the response with a thought; None: the template leaves it out
+    key       how the thought was given
+    """
+
+    asked: str
+    prompt: str
+    plain: str
+    thinking: str | None
+    key: str | None
+
+    def fits(self, thinks: bool) -> bool:
+        """True if responses are rendered behind the prompt, with no more than white space between, or thinking."""
+        if self.prompt == self.asked:
+            return False
+        opened = bool(opened_by(self.prompt))
+        if thinks:
+            return opened or (self.thinking or "").startswith(self.prompt)
+        begins = self.plain.startswith(self.prompt) and not opened
+        return begins and not _before(self.plain[len(self.prompt) :], ANSWER).strip()
+
+
+class Renderer:
+    """A template that renders small conversations; errors name it.
+
+    name  what the user calls the template
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, source: str) -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+        self.source = source
+        try:
+            text = self(PROBE)
+        except ConfigError:
+            text = ""
+        self.listed = ANSWER not in text and ANSWER in self._listed()
+
+    def __call__(self, turns: Sequence[Mapping[str, Any]], **more: Any) -> str:
+        """Render turns; more variables may be given, and prompt, tools, source. Raises ConfigError."""
+        source = more.pop("source", self.source)
+        listed = getattr(self, "listed", False)
+        try:
+            return render(self.tokenizer, source, [turns], listed=listed, **more)[0]
+        except TemplateRefusal as error:
+            problem = f"data.template: {self.name}: cannot render a user and an assistant turn: {error}"
+            raise ConfigError(problem) from error
+
+    def _listed(self) -> str:
+        with suppress(TemplateRefusal):
+            return render(self.tokenizer, self.source, [PROBE], listed=True)[0]
+        return ""
+
+    def view(self, source: str, **more: Any) -> View:
+        """Render the conversations of a View by a source."""
+        asked = self(PROBE[:1], source=source, **more)
+        prompt = self(PROBE[:1], source=source, prompt=True, **more)
+        plain = self(PROBE, source=source, **more)
+        for key in (*KEYS, ""):
+            turn = {**PROBE[-1], key: THOUGHT} if key else {**PROBE[-1]}
+            if not key:
+                turn["content"] = INLINE.format(thought=THOUGHT) + ANSWER
+            with suppress(ConfigError):
+                text = self([*PROBE[:1], turn], source=source, **more)
+                head, *rest = text.split(THOUGHT)
+                empty = not key and around_empty(head[len(commonprefix([head, asked])) :])
+                if len(rest) == 1 and ANSWER in rest[0] and not empty:
+                    return View(asked, prompt, plain, text, key)
+        return View(asked, prompt, plain, None, None)
+
+
+def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks: bool) -> Shape:
+    """Find what a template writes around a response.
+
+    The generation prompt of the exported template is that of the rows: where they think and where they do not, the first
+    of these sources that renders such responses behind its prompt: the template itself, or the template with a variable
+    of its own set (enable_thinking). A template without any generation prompt gets what it writes before a response.
+
+    thinks  some response of the rows has a thought
+    Raises ConfigError for a template that cannot be rendered, or that has no end of a turn.
+    """
+    renderer = Renderer(tokenizer, name, source)
+    names = [] if _GENERATION.search(source) else dict.fromkeys(_SWITCHES.findall(source))
+    notices = list[str]()
+    view = renderer.view(source)
+    if ANSWER not in view.plain:
+        raise ConfigError("data.template: the template does not write the content of an assistant turn")
+    for variable, value in [] if view.fits(thinks) else _values(source, names, thinks):
+        with suppress(ConfigError):
+            changed = defaults({variable: value}) + source
+            if renderer.view(changed).fits(thinks):
+                source = changed
+                notices.append(f"The template is used and exported with {variable} {json.dumps(value)}.")
+                break
+    view = renderer.view(source)
+    if view.prompt == view.asked and (header := _header(view, thinks)):
+        source = appended(source, header)
+        view = renderer.view(source)
+        notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
+    options, other = _other(renderer, source, view, names, thinks)
+    views = ((options, other), ({}, view)) if thinks else (({}, view), (options, other))
+    plain, _, _ = _ways(*views[0])
+    _, thinking, closing = _ways(*views[1])
+    text_arguments, call = _call(renderer, source)
+    ending, end, call_end = _ends(renderer, source, view, plain.served + thinking.served + closing, call, notices)
+    return Shape(
+        source=source,
+        listed=renderer.listed,
+        key=views[1][1].key,
+        plain=plain,
+        thinking=thinking,
+        closing=closing,
+        ending=ending,
+        end=end,
+        tail=view.plain.rpartition(ANSWER)[2],
+        text_arguments=text_arguments,
+        call_end=call_end,
+        notices=tuple(notices),
+    )
+
+
+def _values(source: str, names: Iterable[str], thinks: bool) -> Iterator[tuple[str, Any]]:
+    """Yield values of the variables that may switch thinking on or off: true or false, and what they are compared with."""
+    for name in names:
+        yield name, thinks
+        compared = " ".join(re.findall(_COMPARED.format(name=re.escape(name)), source))
+        for value in dict.fromkeys(re.findall(r"['\"](\w+)['\"]", compared)):
+            yield name, value
+
+
+def _before(text: str, marker: str) -> str:
+    return text.rpartition(marker)[0]
+
+
+def _header(view: View, thinks: bool) -> str:
+    """Return what a template without a generation prompt writes before every response; a space belongs to these."""
+    if not view.plain.startswith(view.asked):
+        return ""
+    header = _before(view.plain[len(view.asked) :], ANSWER)
+    if thinks and view.thinking is not None:  # a tag that is begun only is not common
+        header = re.sub(r"[<\[][^<>\[\]]*$", "", commonprefix([header, view.thinking[len(view.asked) :]]))
+    return header.rstrip(" ") if header.strip() else ""
+
+
+def _other(
+    renderer: Renderer, source: str, view: View, names: Iterable[str], thinks: bool
+) -> tuple[Mapping[str, Any], View]:
+    """Return the variables by which responses of the less frequent kind are prompted, and the view under them.
+
+    Plain ones among thinking ones are so prompted only if the usual prompt is the beginning of theirs.
+    """
+    for variable, value in [] if view.fits(not thinks) else _values(source, names, not thinks):
+        with suppress(ConfigError):
+            other = renderer.view(source, **{variable: value})
+            begins = other.prompt.startswith(view.prompt) or not thinks
+            if other.prompt != view.prompt and begins and other.fits(not thinks):
+                return {variable: value}, other
+    return {}, view
+
+
+def _ways(options: Mapping[str, Any], view: View) -> tuple[Way, Way, str]:
+    """Return the ways of a plain response and of a thinking one, and what stands between a thought and an answer."""
+    base = _base(view)
+    opened = opened_by(view.prompt)
+    surplus = None if base is None else view.prompt[len(base) :]
+    own = None if base is None else _before(view.plain[len(base) :], ANSWER)
+    lead = own or ""
+    closes = bool(opened) and closing_tag(opened.strip()) in lead
+    thinking = None
+    if view.thinking is not None:
+        thinking, served, closing = _thinking(view, base)
+    elif not opened and (halves := around_empty(lead)):
+        served, closing = halves
+    else:
+        served = "" if opened else OPENING
+        closing = lead if closes else closing_of(opened or OPENING) + lead
+    plain = closing if opened and (surplus or not closes) else lead
+    return Way(options, opened, surplus, own, plain), Way(options, opened, surplus, thinking, served), closing
+
+
+def _thinking(view: View, base: str | None) -> tuple[str | None, str, str]:
+    """Return what stands before a thought that the template writes, in its own rendering and behind the prompt; and
+    between the thought and the answer.
+    """
+    head, _, rest = (view.thinking or "").partition(THOUGHT)
+    opened = opened_by(view.prompt)
+    own = head[len(base) :] if base is not None and head.startswith(base) else None
+    served = head[len(view.prompt) :] if head.startswith(view.prompt) else ""
+    if own is not None and not opened:
+        served = own
+    if opened and opened.strip() in served:  # the prompt has it already
+        served = ""
+    return own, served, _before(rest, ANSWER)
+
+
+def _base(view: View) -> str | None:
+    """Return as much of the prompt as a plain response is rendered behind; None if that is no more than the question."""
+    if view.plain.startswith(view.prompt):
+        return view.prompt
+    places = [found.start() for found in _PIECE.finditer(view.prompt)]
+    starts = [view.prompt[:place] for place in places if view.plain.startswith(view.prompt[:place])]
+    longest = max(starts, key=len, default="")
+    return longest if len(longest) >= len(commonprefix([view.asked, view.plain])) > 0 else None
+
+
+def _call(renderer: Renderer, source: str) -> tuple[bool | None, str]:
+    """Return whether a call's arguments are given as text, and what the template writes from the call on.
+
+    (None, "") if the template writes no calls, or leaves out the list of functions.
+    """
+    for as_text in (False, True):
+        with suppress(ConfigError):
+            asked = renderer(PROBE[:1], source=source, tools=TOOLS, prompt=True)
+            call = renderer([*PROBE[:1], called(CALL, as_text)], source=source, tools=TOOLS)
+            rest = call[len(commonprefix([asked, call])) :]
+            if "find_colour" in asked and "find_colour" in rest and "noon" in rest and "{'" not in rest:
+                return as_text, rest
+    return None, ""
+
+
+def called(turn: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
+    """Return a turn whose calls have their arguments as text, or as objects."""
+    calls = []
+    for call in turn["tool_calls"]:
+        function = dict(call["function"])
+        if as_text:
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": function})
+    return {**turn, "tool_calls": calls}
+
+
+# --------------------------------------------------------------------------------------------- ends of turns
+
+
+def _ends(
+    renderer: Renderer,
+    source: str,
+    view: View,
+    within: str,
+    call: str,
+    notices: list[str],
+) -> tuple[str, str, str]:
+    """Return the text from an answer through the end of its turn, the token there, and the token behind a call.
+
+    What ends a turn does not occur inside one: not between the prompt and the answer, nor in a call. eos is taken before
+    any other token, if the template writes it behind every answer, and put there if it writes none.
+
+    within  what stands in front of an answer
+    call    what the template writes from a call on
+    """
+    tokenizer = renderer.tokenizer
+    after = view.plain.rpartition(ANSWER)[2]
+    between = after
+    with suppress(ConfigError):  # in the middle of a conversation
+        between = renderer([*PROBE, AND_NOW], source=source).rpartition(ANSWER)[2].rpartition(AND_NOW["content"])[0]
+    calls = list(_marks(tokenizer, call))
+    inside = {*_marks(tokenizer, within), *calls[:-1]}
+    always = commonprefix([after, between])
+    eos = tokenizer.eos_token
+    ends = [mark for mark in _marks(tokenizer, after) if mark not in inside]
+    ends = [eos] if eos in ends and eos in _marks(tokenizer, always) else ends
+    if ends:
+        ending = _through(after, ends[0])
+    elif between != after:
+        headers = {*_marks(tokenizer, view.prompt), *inside}
+        ends = [mark for mark in _marks(tokenizer, between) if mark not in headers]
+        if ends:
+            ending = _through(between, ends[0])
+            notices.append(f"The template writes {ends[0]!r} only before a next turn: it is put after every response.")
+    if not ends:
+        if eos is None:
+            raise ConfigError(
+                "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
+                "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
+            )
+        notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
+        ends = [eos]
+        ending = eos
+    special = {str(tokenizer.convert_ids_to_tokens(number)) for number in tokenizer.all_special_ids}
+    special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    last = calls[-1] if calls and calls[-1] in special - inside else ends[0]
+    return ending, ends[0], last
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[str]:
+    """Yield the special and the added tokens of a text, but for white space, which some tokenizers add for any text."""
+    added = tokenizer.added_tokens_decoder
+    for number in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        spelling = str(tokenizer.convert_ids_to_tokens(number))
+        if number in tokenizer.all_special_ids or (number in added and spelling.strip()):
+            yield spelling
+
+
+def _through(text: str, mark: str) -> str:
+    return text[: text.index(mark) + len(mark)]

@@ -1,0 +1,202 @@
+"""A trained turn as text: the prompt that the model is served with, and the response that it is to write behind it."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sftmix.data.encoder import Encoder
+from sftmix.data.fitting import Shape, Way
+from sftmix.data.thoughts import closing_of, opened_by
+from sftmix.types import Example, Message
+
+
+class Response(NamedTuple):
+    """One trained turn.
+
+    served  the generation prompt that the exported template writes
+    prompt  all that is in front of the trained text
+    parts   the text from the beginning through each part of the response, and the weight of that part; the last one
+            ends with the end of the turn
+    reasons keys of `report.REASONS` to count; if one of LOST is among them, the turn cannot be trained
+    """
+
+    served: str
+    prompt: str
+    parts: list[tuple[str, float]]
+    reasons: list[str]
+
+
+LOST = ("calls_lost", "tools_lost", "template_refused")
+"""Reasons why a turn cannot be trained under a template."""
+
+
+class Turn(NamedTuple):
+    """The place of a trained turn, and how its conversation is rendered.
+
+    way      how such a response is prompted
+    chat     all turns through this one, as the template takes them
+    tools    the functions that the assistant may call
+    options  values of the template's variables
+    """
+
+    message: Message
+    way: Way
+    chat: list[dict[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Any]
+
+
+def responses_of(encoder: Encoder, examples: Sequence[Example]) -> list[list[Response]]:
+    """Return the trained turns of each example, in order. Raises TemplateRefusal if the template refuses one of them."""
+    turns = [list(_trained(encoder, example)) for example in examples]
+    flat = [turn for of_example in turns for turn in of_example]
+    prompts = _rendered(encoder, flat, prompt=True)
+    closed = _rendered(encoder, flat, prompt=False)
+    found = iter(_response(encoder, *of_turn) for of_turn in zip(flat, prompts, closed, strict=True))
+    return [[next(found) for _ in of_example] for of_example in turns]
+
+
+def _trained(encoder: Encoder, example: Example) -> Iterator[Turn]:
+    """Yield the trained turns of an example."""
+    assert encoder.shape is not None
+    chat = encoder.turns(example.messages)
+    tools = encoder.as_text(example.tools)
+    for place, message in enumerate(example.messages):
+        if message.trained:
+            way = encoder.shape.thinking if encoder.divided(message)[0] else encoder.shape.plain
+            own = encoder.turn(message, inline=True)
+            yield Turn(message, way, [*chat[:place], own], tools, {**way.options, **example.options})
+
+
+def _rendered(encoder: Encoder, turns: Sequence[Turn], *, prompt: bool) -> list[str]:
+    """Render what stands in front of each turn, with the generation prompt, or the conversation through it."""
+    groups = defaultdict[str, list[int]](list)
+    for number, turn in enumerate(turns):
+        groups[json.dumps([turn.tools, turn.options]) if turn.tools or turn.options else ""].append(number)
+    texts = [""] * len(turns)
+    for numbers in groups.values():
+        first = turns[numbers[0]]
+        chats = [turns[n].chat[:-1] if prompt else turns[n].chat for n in numbers]
+        rendered = encoder.render(chats, prompt=prompt, tools=first.tools, **first.options)
+        for number, text in zip(numbers, rendered, strict=True):
+            texts[number] = text
+    return texts
+
+
+def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Response:
+    """Put a response behind its prompt, as the template writes it, or else from its parts."""
+    shape, message = encoder.shape, turn.message
+    assert shape is not None
+    thought, answer = encoder.divided(message)
+    if encoder.spellings is not None:
+        thought, answer = encoder.content(thought), encoder.content(answer)
+    calls = turn.chat[-1].get("tool_calls") or []
+    reasons = _lost(turn, prompt)
+    before = _lead(turn.way, prompt, thought=bool(thought))
+    plainly = before + (thought + shape.closing if thought else "") + answer
+    text = _behind(turn.way, prompt, closed, before)
+    if calls:
+        if text is None or not (_holds(text, [thought, answer]) and all(_holds(text, [t]) for t in _texts(calls))):
+            reasons.append("calls_lost")
+        text = _ended(shape, text or "")
+    else:
+        if text is not None and text.endswith(shape.tail):
+            text = text[: len(text) - len(shape.tail)] + shape.ending
+        knows = shape.key is not None or not thought
+        if text is None or not (_same(text, plainly + shape.ending) or (knows and _holds(text, [thought, answer]))):
+            text = plainly + shape.ending
+            reasons.append("composed")
+    served = encoder.render([turn.chat[:-1]], prompt=True, tools=turn.tools)[0] if turn.options else prompt
+    masked = ""
+    if thought and encoder.thoughts == "mask":
+        masked = _through_thought(text, thought, answer, shape.closing)
+    parts = _parts(encoder, message, text, answer) or [(len(text), message.weight)]
+    return Response(served, prompt + masked, [(prompt + text[:end], weight) for end, weight in parts], reasons)
+
+
+def _lead(way: Way, prompt: str, *, thought: bool) -> str:
+    """Return what stands behind a prompt before the answer, or before the thought.
+
+    Not every prompt opens a thought if most do: after a function's result some templates write none.
+    """
+    opened = opened_by(prompt)
+    if bool(opened) == bool(way.opened):
+        return way.served
+    if thought:
+        return way.opened
+    return closing_of(opened) if opened else ""
+
+
+def _behind(way: Way, prompt: str, closed: str, before: str) -> str | None:
+    """Return what the template writes behind the prompt; None if it does not go on from there.
+
+    before  what is to stand there before the answer or the thought
+    """
+    if opened_by(prompt) == way.opened and None not in (way.own, way.surplus) and prompt.endswith(way.surplus or ""):
+        begins = prompt[: len(prompt) - len(way.surplus or "")] + (way.own or "")
+        if closed.startswith(begins):
+            return before + closed[len(begins) :]
+    return closed[len(prompt) :] if closed.startswith(prompt) else None
+
+
+def _same(text: str, expected: str) -> bool:
+    """True if a text is the expected one but for white space."""
+    return "".join(text.split()) == "".join(expected.split())
+
+
+def _holds(text: str, parts: Sequence[str]) -> bool:
+    """True if a text has all parts, each behind the one before it."""
+    place = 0
+    for part in map(str.strip, parts):
+        found = max(text.find(form, place) for form in (part, json.dumps(part, ensure_ascii=False)[1:-1]))
+        if found < 0:
+            return False
+        place = found + len(part)
+    return True
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the names in calls and the values of their arguments, as text."""
+    if isinstance(value, Mapping):
+        return [text for key in ("function", "name", "arguments") if key in value for text in _texts(value[key])]
+    if isinstance(value, list):
+        return [text for part in value for text in _texts(part)]
+    return [value if isinstance(value, str) else json.dumps(value)]
+
+
+def _lost(turn: Turn, prompt: str) -> list[str]:
+    """Return what the template leaves out of the prompt: functions, their results, other turns."""
+    names = [str(tool.get("function", tool).get("name")) for tool in turn.tools]
+    lost = set()
+    if not all(name in prompt for name in names):
+        lost.add("tools_lost")
+    for other in turn.chat[:-1]:
+        if other["role"] != "assistant" and not _holds(prompt, [other["content"]]):
+            lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")
+    return sorted(lost)
+
+
+def _ended(shape: Shape, text: str) -> str:
+    """Return a response with calls through the first token that ends a turn, which is put there if there is none."""
+    ends = [text.index(end) + len(end) for end in {shape.call_end, shape.end} if end in text]
+    return text[: min(ends)] if ends else text.rstrip() + shape.call_end
+
+
+def _through_thought(text: str, thought: str, answer: str, closing: str) -> str:
+    """Return a response up to its answer."""
+    end = text.index(thought.strip()) + len(thought.strip())
+    if answer.strip():
+        return text[: text.index(answer.strip(), end)]
+    return text[:end] + (closing if text[end:].startswith(closing) else "")
+
+
+def _parts(encoder: Encoder, message: Message, text: str, answer: str) -> list[tuple[int, float]]:
+    """Return the ends in a response of the parts that have weights of their own, and these."""
+    if not message.parts or (start := text.find(answer.strip())) < 0:
+        return []
+    ends, end = list[tuple[int, float]](), start - (len(answer) - len(answer.lstrip()))
+    for part, weight in message.parts:
+        end += len(encoder.content(part))
+        ends.append((max(start, min(end, start + len(answer.strip()))), weight * message.weight))
+    return [*ends[:-1], (len(text), ends[-1][1])]

@@ -1,0 +1,61 @@
+"""Thoughts: what a model writes before its answer, between tags that its chat template or its rows name."""
+
+from __future__ import annotations
+
+import re
+
+TAGS = {
+    "<think>": "</think>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "[THINK]": "[/THINK]",
+    "<seed:think>": "</seed:think>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
+    "<|channel>thought": "<channel|>",
+}
+"""Tags that open a thought, as models and rows write them, and those that close it."""
+
+_NAMED = r"<[\w:]*think[\w:]*>"
+"""Tags of that kind are closed with a slash, whatever else is in their names."""
+
+_OPENING = f"{_NAMED}|{'|'.join(map(re.escape, TAGS))}"
+_OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
+_EMPTY = re.compile(rf"({_OPENING})(\s*)(\S+)")
+
+
+def divided(content: str) -> tuple[str, str]:
+    """Return the thought at the head of a response, and the answer behind it; ("", content) if there is none.
+
+    A response whose prompt had opened the thought has the closing tag alone. An empty thought is none.
+    """
+    for opening, closing in TAGS.items():
+        before, closed, answer = content.partition(closing)
+        head, opened, thought = before.rpartition(opening)
+        if closed and not head.strip() and (thought if opened else before).strip():
+            return (thought if opened else before).strip(), answer.strip()
+    return "", content
+
+
+def opened_by(text: str) -> str:
+    """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does."""
+    found = _OPEN_AT_END.search(text)
+    return found[0] if found else ""
+
+
+def closing_of(opening: str) -> str:
+    """Return what closes a thought that `opening` began, with white space like that of its tag."""
+    space = opening[len(opening.rstrip()) :]
+    return f"{space}{closing_tag(opening.strip())}{2 * space}"
+
+
+def closing_tag(tag: str) -> str:
+    """Return the tag that closes what `tag` opens."""
+    return TAGS.get(tag, f"</{tag[1:]}")
+
+
+def around_empty(text: str) -> tuple[str, str] | None:
+    """Return the two halves of a text that has an empty thought, before and behind it; None if it has none."""
+    found = _EMPTY.search(text)
+    if found is None or not found[3].startswith(closing_tag(found[1])):
+        return None
+    place = found.start(2) + len(found[2]) // 2
+    return text[:place], text[place:]
