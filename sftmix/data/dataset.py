@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from sftmix.common.errors import DataError
 from sftmix.common.shown import as_lines, printable
 from sftmix.data.responses import LOST
-from sftmix.data.rows import DataReport, Prepared
+from sftmix.data.rows import MAX_OTHER_PROMPTS, DataReport, Prepared
 from sftmix.data.store import (
     EXAMPLE,
     Conversations,
@@ -197,6 +197,13 @@ def encode(
             )
         if not found.train:
             raise DataError(f"{option}: no example is left:\n{lines}")
+        others = found.counts.get("other_prompt", 0)
+        if is_train and others > MAX_OTHER_PROMPTS * found.train:
+            raise DataError(
+                f"{others:,} of {found.train:,} training examples stand behind another prompt than the generation prompt "
+                f"of the exported template ({encoder.name}): give the template's variables in data.template_options "
+                f"instead of the rows, or have data.thoughts drop the thoughts:\n{lines}"
+            )
         return EncodedDataset(directory / "tokens.arrow", key_of("tokens", rows.fingerprint, settings), is_text)
 
     train = side("data.train", prepared.train)

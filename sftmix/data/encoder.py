@@ -19,7 +19,7 @@ from sftmix.data.spellings import NUL, SpecialSpellings
 from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
 from sftmix.data.thoughts import divided
 from sftmix.options import Thoughts
-from sftmix.types import Example, Int64, Message
+from sftmix.types import Int64, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,8 +178,3 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for part in value:
             yield from _strings(part)
-
-
-def thinks(example: Example) -> bool:
-    """True if a trained turn of the example has a thought, in a field of its own or in its content."""
-    return any(turn.trained and bool(turn.thought or divided(turn.content)[0]) for turn in example.messages)

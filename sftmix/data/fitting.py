@@ -92,6 +92,7 @@ class View(NamedTuple):
 
     thinking  the response with a thought; None: the template leaves it out
     key       how the thought was given
+    tagged    the template has generation tags
     """
 
     asked: str
@@ -99,6 +100,7 @@ class View(NamedTuple):
     plain: str
     thinking: str | None
     key: str | None
+    tagged: bool
 
     def fits(self, thinks: bool) -> bool:
         """True if responses are rendered behind the prompt, with no more than white space between, or thinking."""
@@ -144,6 +146,7 @@ class Renderer:
 
     def view(self, source: str, **more: Any) -> View:
         """Render the conversations of a View by a source."""
+        tagged = bool(_GENERATION.search(source))
         asked = self(PROBE[:1], source=source, **more)
         prompt = self(PROBE[:1], source=source, prompt=True, **more)
         plain = self(PROBE, source=source, **more)
@@ -156,8 +159,8 @@ class Renderer:
                 head, *rest = text.split(THOUGHT)
                 empty = not key and around_empty(head[len(commonprefix([head, asked])) :])
                 if len(rest) == 1 and ANSWER in rest[0] and not empty:
-                    return View(asked, prompt, plain, text, key)
-        return View(asked, prompt, plain, None, None)
+                    return View(asked, prompt, plain, text, key, tagged)
+        return View(asked, prompt, plain, None, None, tagged)
 
 
 def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks: bool) -> Shape:
@@ -184,9 +187,11 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
                 notices.append(f"The template is used and exported with {variable} {json.dumps(value)}.")
                 break
     view = renderer.view(source)
-    if view.prompt == view.asked and (header := _header(view, thinks)):
-        source = appended(source, header)
+    if header := _header(view, thinks):
+        unless = " and enable_thinking is not true" if view.prompt != view.asked else ""
+        source = appended(source, header, unless)
         view = renderer.view(source)
+        names = dict.fromkeys(_SWITCHES.findall(source))
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
     options, other = _other(renderer, source, view, names, thinks)
     views = ((options, other), ({}, view)) if thinks else (({}, view), (options, other))
@@ -224,10 +229,16 @@ def _before(text: str, marker: str) -> str:
 
 
 def _header(view: View, thinks: bool) -> str:
-    """Return what a template without a generation prompt writes before every response; a space belongs to these."""
-    if not view.plain.startswith(view.asked):
+    """Return what is written before every response and belongs to the prompt; a space belongs to the response.
+
+    That is all that a template without a generation prompt writes there; of others, an empty thought, if the rows have
+    none, unless generation tags say that it is the response's.
+    """
+    if not view.plain.startswith(view.prompt) or view.fits(thinks):
         return ""
-    header = _before(view.plain[len(view.asked) :], ANSWER)
+    header = _before(view.plain[len(view.prompt) :], ANSWER)
+    if view.prompt != view.asked:
+        return header.rstrip(" ") if not thinks and not view.tagged and around_empty(header) else ""
     if thinks and view.thinking is not None:  # a tag that is begun only is not common
         header = re.sub(r"[<\[][^<>\[\]]*$", "", commonprefix([header, view.thinking[len(view.asked) :]]))
     return header.rstrip(" ") if header.strip() else ""

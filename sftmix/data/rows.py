@@ -32,6 +32,7 @@ from sftmix.data.store import (
     stored,
     write_rows,
 )
+from sftmix.data.thoughts import thinks
 from sftmix.options import DataOptions
 from sftmix.types import Example, Int64
 
@@ -47,10 +48,14 @@ SHOWN = 20
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""
 
+MAX_OTHER_PROMPTS = 0.05
+"""Largest share of the training examples that may stand behind another prompt than the exported template's."""
+
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
     "excluded": "row{s} left out (data.exclude)",
     "duplicate": "row{s} with the same content as an earlier row (kept, with #k at the end of the id)",
+    "thought": "row{s} with a thought before the answer (data.thoughts)",
     "empty_response": "empty response{s} dropped",
     "empty_document": "empty document{s} dropped",
     "no_target": "window{s} dropped: no token there that one before it predicts",
@@ -137,12 +142,14 @@ class Prepared(NamedTuple):
     train, eval  the two sides; eval is None without held-out rows
     report       rows read, dropped and named so far
     options      the options under which the rows were read
+    thinks       more than MAX_OTHER_PROMPTS of the training rows have thoughts: they are prompted to think
     """
 
     train: Conversations
     eval: Conversations | None
     report: DataReport
     options: DataOptions
+    thinks: bool = False
 
     @property
     def text(self) -> bool:
@@ -158,6 +165,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     """
     refuse(list(options.problems()), "the options of the rows")
     train, report, written = _read("data.train", options, progress)
+    thinking = report.counts.get("thought", 0) > MAX_OTHER_PROMPTS * len(train.records)
     if options.packing and not train.is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
     of_conversations = ["template", "multi_turn", "labels", "num_proc"]
@@ -192,7 +200,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
         for example in held_out.read(held_out.records[np.isin(hashes, trained)]):
             report.add("eval_in_train", f"{example.id} ({example.source})")
-    return Prepared(train, held_out, report, options)
+    return Prepared(train, held_out, report, options, thinking)
 
 
 # ------------------------------------------------------------------------------------------ reading rows
@@ -231,6 +239,8 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
                         row = columns.renamed(value)
                         example = convert(row, form, columns.formats, place, label, label_field)
                         record = _record(example, report, times)
+                        if record is not None and thinks(example):
+                            report.add("thought", place)
                     except BadRow as problem:
                         report.add("bad_row", f"{place}: {problem}")
                         bad.append(f"{place}: {problem}")

@@ -84,9 +84,10 @@ def defaults(variables: Mapping[str, Any]) -> str:
     return "".join(lines)
 
 
-def appended(template: str, header: str) -> str:
-    """Return a template with a generation prompt, or with more at the end of its own."""
-    return template.removesuffix("\n") + "{% if add_generation_prompt %}{{ " + json.dumps(header) + " }}{% endif %}"
+def appended(template: str, header: str, unless: str = "") -> str:
+    """Return a template with a generation prompt, or with more at the end of its own, but for a condition."""
+    end = "{% if add_generation_prompt" + unless + " %}{{ " + json.dumps(header) + " }}{% endif %}"
+    return template.removesuffix("\n") + end
 
 
 def on_the_same_day(template: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from sftmix.types import Example
+
 TAGS = {
     "<think>": "</think>",
     "<|START_THINKING|>": "<|END_THINKING|>",
@@ -59,3 +61,8 @@ def around_empty(text: str) -> tuple[str, str] | None:
         return None
     place = found.start(2) + len(found[2]) // 2
     return text[:place], text[place:]
+
+
+def thinks(example: Example) -> bool:
+    """Return True if a trained turn has a thought, in a field of its own or in its content."""
+    return any(turn.trained and bool(turn.thought or divided(turn.content)[0]) for turn in example.messages)
