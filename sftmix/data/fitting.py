@@ -364,8 +364,8 @@ def _ends(
     if ends:
         ending = _through(after, ends[0])
     elif between != after:
-        headers = {*_marks(tokenizer, view.prompt), *inside}
-        ends = [mark for mark in _marks(tokenizer, between) if mark not in headers]
+        header = commonprefix([between[::-1], _before(view.asked, PROBE[0]["content"])[::-1]])[::-1]  # of a next turn
+        ends = [mark for mark in _marks(tokenizer, between.removesuffix(header)) if mark not in inside]
         if ends:
             ending = _through(between, ends[0])
             notices.append(f"The template writes {ends[0]!r} only before a next turn: it is put after every response.")

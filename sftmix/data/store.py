@@ -184,7 +184,9 @@ def examples_of(row: Example, *, whole: bool) -> Iterator[Example]:
     whole  one example, up to its last trained turn, as those behind it teach nothing; else each trained turn is one,
            with the conversation up to it
     """
-    places = [place for place, m in enumerate(row.messages) if m.trained and (m.content.strip() or m.more.get("tool_calls"))]
+    places = [
+        place for place, m in enumerate(row.messages) if m.trained and (m.content.strip() or m.more.get("tool_calls"))
+    ]
     several = sum(message.trained for message in row.messages) > 1
     for trained in [places] if whole else [[place] for place in places]:
         last = trained[-1]
