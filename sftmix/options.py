@@ -116,10 +116,10 @@ class DataOptions(PlainFields):
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
     template_options: dict[str, Any] | None = None
-    """Values of the chat template's variables, such as {enable_thinking: false}; the exported template has them, too."""
+    """Values of the chat template's variables, as {enable_thinking: false}; the exported template has them, too."""
     thoughts: Thoughts = "train"
-    """What an assistant thought before its answer (reasoning_content, reasoning or thinking of a turn, or <think> in its
-    content). train: trained with the answer. mask: written, but not trained. drop: left out."""
+    """What an assistant thought before its answer (reasoning_content, reasoning or thinking of a turn, or <think> in
+    its content). train: trained with the answer. mask: written, but not trained. drop: left out."""
     special_tokens: SpecialTokens = "text"
     """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end
     a turn or begin another. tokens: that token, for rows that you trust and that mean it."""

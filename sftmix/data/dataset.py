@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
 from sftmix.common.shown import as_lines, printable
+from sftmix.data.encoder import Encoder
 from sftmix.data.responses import LOST
 from sftmix.data.rows import MAX_OTHER_PROMPTS, DataReport, Prepared
 from sftmix.data.store import (
@@ -28,7 +29,6 @@ from sftmix.data.store import (
     rows_of,
     write_rows,
 )
-from sftmix.data.encoder import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.types import Encoded, Example, Int64
 
@@ -200,9 +200,9 @@ def encode(
         others = found.counts.get("other_prompt", 0)
         if is_train and others > MAX_OTHER_PROMPTS * found.train:
             raise DataError(
-                f"{others:,} of {found.train:,} training examples stand behind another prompt than the generation prompt "
-                f"of the exported template ({encoder.name}): give the template's variables in data.template_options "
-                f"instead of the rows, or have data.thoughts drop the thoughts:\n{lines}"
+                f"{others:,} of {found.train:,} training examples stand behind another prompt than the generation "
+                f"prompt of the exported template ({encoder.name}): give the template's variables in "
+                f"data.template_options instead of the rows, or drop the thoughts (data.thoughts):\n{lines}"
             )
         return EncodedDataset(directory / "tokens.arrow", key_of("tokens", rows.fingerprint, settings), is_text)
 

@@ -1,8 +1,8 @@
-"""What a chat template writes around a response, found by rendering small conversations: generation tags are not needed.
+"""What a chat template writes around a response, found by rendering small conversations, without generation tags.
 
-One rule is behind all of it: what is trained is what the model will be asked to write after the prompt that it is served
-with. Where a template's generation prompt is not how its own rendering goes on (it opens a thought, or closes one, that
-the rendering lacks), the difference is measured here, and `sftmix.data.responses` writes the response behind the prompt.
+One rule is behind all of it: what is trained is what the model will be asked to write after the prompt that it is
+served with. If a template's generation prompt is not how its own rendering goes on (it opens or closes a thought that
+the rendering lacks), the difference is measured here, and `sftmix.data.responses` puts the response behind the prompt.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Way(NamedTuple):
 
     options  variables of the template with which it is prompted, where the other kind is prompted without; else {}
     opened   tag at the end of the prompt that opens a thought, or ""
-    surplus  end of the prompt that the response is not rendered behind; None: the rendering does not begin as the prompt
+    surplus  end of the prompt that the response is not rendered behind; None: it is rendered behind none of the prompt
     own      text between the rest of the prompt and the response, as the template has it; None: it leaves such ones out
     served   text between the whole prompt and the response, as it is trained
     """
@@ -157,7 +157,7 @@ class Renderer:
             with suppress(ConfigError):
                 text = self([*PROBE[:1], turn], source=source, **more)
                 head, *rest = text.split(THOUGHT)
-                empty = not key and around_empty(head[len(commonprefix([head, asked])) :])
+                empty = not key and around_empty(head[len(_common(head, asked)) :])
                 if len(rest) == 1 and ANSWER in rest[0] and not empty:
                     return View(asked, prompt, plain, text, key, tagged)
         return View(asked, prompt, plain, None, None, tagged)
@@ -166,9 +166,9 @@ class Renderer:
 def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks: bool) -> Shape:
     """Find what a template writes around a response.
 
-    The generation prompt of the exported template is that of the rows: where they think and where they do not, the first
-    of these sources that renders such responses behind its prompt: the template itself, or the template with a variable
-    of its own set (enable_thinking). A template without any generation prompt gets what it writes before a response.
+    The exported template has the generation prompt of the rows, which think or do not. It is the first of these that
+    renders such responses behind its prompt: the template itself, or the template with one of its own variables set
+    (enable_thinking). A template without any generation prompt gets what it writes before a response.
 
     thinks  some response of the rows has a thought
     Raises ConfigError for a template that cannot be rendered, or that has no end of a turn.
@@ -216,7 +216,7 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
 
 
 def _values(source: str, names: Iterable[str], thinks: bool) -> Iterator[tuple[str, Any]]:
-    """Yield values of the variables that may switch thinking on or off: true or false, and what they are compared with."""
+    """Yield values of the variables that may switch thinking: true or false, and the words they are compared with."""
     for name in names:
         yield name, thinks
         compared = " ".join(re.findall(_COMPARED.format(name=re.escape(name)), source))
@@ -226,6 +226,11 @@ def _values(source: str, names: Iterable[str], thinks: bool) -> Iterator[tuple[s
 
 def _before(text: str, marker: str) -> str:
     return text.rpartition(marker)[0]
+
+
+def _common(one: str, other: str) -> str:
+    """Return the characters that both texts begin with."""
+    return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
 
 
 def _header(view: View, thinks: bool) -> str:
@@ -240,7 +245,7 @@ def _header(view: View, thinks: bool) -> str:
     if view.prompt != view.asked:
         return header.rstrip(" ") if not thinks and not view.tagged and around_empty(header) else ""
     if thinks and view.thinking is not None:  # a tag that is begun only is not common
-        header = re.sub(r"[<\[][^<>\[\]]*$", "", commonprefix([header, view.thinking[len(view.asked) :]]))
+        header = re.sub(r"[<\[][^<>\[\]]*$", "", _common(header, view.thinking[len(view.asked) :]))
     return header.rstrip(" ") if header.strip() else ""
 
 
@@ -296,13 +301,13 @@ def _thinking(view: View, base: str | None) -> tuple[str | None, str, str]:
 
 
 def _base(view: View) -> str | None:
-    """Return as much of the prompt as a plain response is rendered behind; None if that is no more than the question."""
+    """Return as much of the prompt as a plain response is rendered behind; None if it is less than the question."""
     if view.plain.startswith(view.prompt):
         return view.prompt
     places = [found.start() for found in _PIECE.finditer(view.prompt)]
     starts = [view.prompt[:place] for place in places if view.plain.startswith(view.prompt[:place])]
     longest = max(starts, key=len, default="")
-    return longest if len(longest) >= len(commonprefix([view.asked, view.plain])) > 0 else None
+    return longest if len(longest) >= len(_common(view.asked, view.plain)) > 0 else None
 
 
 def _call(renderer: Renderer, source: str) -> tuple[bool | None, str]:
@@ -314,7 +319,7 @@ def _call(renderer: Renderer, source: str) -> tuple[bool | None, str]:
         with suppress(ConfigError):
             asked = renderer(PROBE[:1], source=source, tools=TOOLS, prompt=True)
             call = renderer([*PROBE[:1], called(CALL, as_text)], source=source, tools=TOOLS)
-            rest = call[len(commonprefix([asked, call])) :]
+            rest = call[len(_common(asked, call)) :]
             if "find_colour" in asked and "find_colour" in rest and "noon" in rest and "{'" not in rest:
                 return as_text, rest
     return None, ""
@@ -344,8 +349,8 @@ def _ends(
 ) -> tuple[str, str, str]:
     """Return the text from an answer through the end of its turn, the token there, and the token behind a call.
 
-    What ends a turn does not occur inside one: not between the prompt and the answer, nor in a call. eos is taken before
-    any other token, if the template writes it behind every answer, and put there if it writes none.
+    What ends a turn does not occur inside one: not between the prompt and the answer, nor in a call. eos is taken
+    before any other token, if the template writes it behind every answer, and put there if it writes none.
 
     within  what stands in front of an answer
     call    what the template writes from a call on
@@ -357,14 +362,14 @@ def _ends(
         between = renderer([*PROBE, AND_NOW], source=source).rpartition(ANSWER)[2].rpartition(AND_NOW["content"])[0]
     calls = list(_marks(tokenizer, call))
     inside = {*_marks(tokenizer, within), *calls[:-1]}
-    always = commonprefix([after, between])
+    always = _common(after, between)
     eos = tokenizer.eos_token
     ends = [mark for mark in _marks(tokenizer, after) if mark not in inside]
     ends = [eos] if eos in ends and eos in _marks(tokenizer, always) else ends
     if ends:
         ending = _through(after, ends[0])
     elif between != after:
-        header = commonprefix([between[::-1], _before(view.asked, PROBE[0]["content"])[::-1]])[::-1]  # of a next turn
+        header = _common(between[::-1], _before(view.asked, PROBE[0]["content"])[::-1])[::-1]  # of a next turn
         ends = [mark for mark in _marks(tokenizer, between.removesuffix(header)) if mark not in inside]
         if ends:
             ending = _through(between, ends[0])

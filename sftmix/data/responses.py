@@ -48,7 +48,7 @@ class Turn(NamedTuple):
 
 
 def responses_of(encoder: Encoder, examples: Sequence[Example]) -> list[list[Response]]:
-    """Return the trained turns of each example, in order. Raises TemplateRefusal if the template refuses one of them."""
+    """Return the trained turns of each example, in order. Raises TemplateRefusal if the template refuses one."""
     turns = [list(_trained(encoder, example)) for example in examples]
     flat = [turn for of_example in turns for turn in of_example]
     prompts = _rendered(encoder, flat, prompt=True)

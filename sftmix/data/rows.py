@@ -67,8 +67,8 @@ REASONS = {
     "no_end_of_turn": "example{s} dropped: the rendered response does not end with a stop token",
     "truncated": "example{s} cut at data.max_length = {length} (trained without an end-of-turn token)",
     "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
-    "composed": "example{s} with a response put behind the prompt by us (the template leaves out some of it, or does not "
-    "go on from its own prompt)",
+    "composed": "example{s} with a response that we put behind the prompt (the template leaves out a part of it, or "
+    "does not go on from its own prompt)",
     "turn_lost": "example{s} with a turn that the chat template leaves out of the prompt",
     "other_prompt": "example{s} trained behind another prompt than the exported template's generation prompt",
     "weighted": "example{s} with a weight other than 1 (the field weight of the row, of a turn, or of a part)",

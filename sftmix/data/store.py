@@ -41,8 +41,8 @@ EXAMPLE = [
     ("columns", pa.string()),
     ("prompting", pa.string()),
 ]
-"""The columns of an Example; messages, columns and prompting (its tools and options) are JSON. A document is one message
-of the role text."""
+"""The columns of an Example; messages, columns and prompting (its tools and options) are JSON. A document is one
+message of the role text."""
 
 
 # ------------------------------------------------------------------------------------------- the directory

@@ -1,4 +1,4 @@
-"""Chat templates: Jinja strings that `tokenizer.apply_chat_template` renders; our own, and changes to those of others."""
+"""Chat templates: Jinja strings that `tokenizer.apply_chat_template` renders; our own, and changes to others."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Conversations -> rows of examples to store, and documents -> rows of windows.
 
 Masks come from token ids. Every trained turn has two texts (`sftmix.data.responses`): the generation prompt in front of
-it, which is the text that generation starts from, and the conversation through the end of the turn. The ids of the first
-text must be the first ids of the second; the other ids of the second are the response. One process and several give the
-same rows.
+it, which is the text that generation starts from, and the conversation through the end of the turn. The ids of the
+first text must be the first ids of the second; the other ids of the second are the response. One process and several
+give the same rows.
 
 In a window of text every token is a target, except the first of each document. A document ends with eos, and begins
 with BOS if the tokenizer writes one before plain text. Packed documents stand one after the other and are cut into
@@ -114,7 +114,7 @@ def _masked(
     reasons = sorted({reason for response in responses for reason in response.reasons})
     if lost := [reason for reason in reasons if reason in LOST]:
         return Outcome.without(*lost[:1])
-    *_, (served, prompt, *_, ids) = tokens
+    *_, (_, prompt, *_, ids) = tokens
     fits = all(ids[: len(part)] == part for _, prompt, *_, closed in tokens for part in (prompt, closed))
     if len(tokens) > 1 and ("composed" in reasons or not fits):
         return Outcome.without(SPLIT)
