@@ -38,19 +38,13 @@ _GENERATION = re.compile(r"{%-?\s*generation\b")
 _PIECE = re.compile(r"(?=<|\[|\s)")
 
 
-class Way(NamedTuple):
-    """How one kind of response is prompted, and what stands in front of its first text: its answer, or its thought.
+class Lead(NamedTuple):
+    """What stands in front of the first text of a response: of its answer, or of its thought.
 
-    options  variables of the template with which it is prompted, where the other kind is prompted without; else {}
-    opened   tag at the end of the prompt that opens a thought, or ""
-    surplus  end of the prompt that the response is not rendered behind; None: it is rendered behind none of the prompt
-    own      text between the rest of the prompt and the response, as the template has it; None: it leaves such ones out
-    served   text between the whole prompt and the response, as it is trained
+    own     between the beginning of the prompt and the first text, as the template has it; None: it has none such
+    served  between the whole prompt and the first text, as it is trained
     """
 
-    options: Mapping[str, Any]
-    opened: str
-    surplus: str | None
     own: str | None
     served: str
 
@@ -62,8 +56,10 @@ class Shape:
     source     the template, with the defaults and the generation prompt that the exported one has
     listed     it takes contents as lists of parts
     key        the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
-    plain      the way of a response without a thought
-    thinking   the way of one with a thought
+    opened     tag at the end of the generation prompt that opens a thought, or ""
+    surplus    end of that prompt which no response is rendered behind; None: it is rendered behind none of it
+    plain      in front of an answer without a thought
+    thinking   in front of a thought
     closing    between the thought and the answer
     ending     from the answer through the token that ends the turn
     end        that token
@@ -76,8 +72,10 @@ class Shape:
     source: str
     listed: bool
     key: str | None
-    plain: Way
-    thinking: Way
+    opened: str
+    surplus: str | None
+    plain: Lead
+    thinking: Lead
     closing: str
     ending: str
     end: str
@@ -191,18 +189,16 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
         unless = " and enable_thinking is not true" if view.prompt != view.asked else ""
         source = appended(source, header, unless)
         view = renderer.view(source)
-        names = dict.fromkeys(_SWITCHES.findall(source))
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
-    options, other = _other(renderer, source, view, names, thinks)
-    views = ((options, other), ({}, view)) if thinks else (({}, view), (options, other))
-    plain, _, _ = _ways(*views[0])
-    _, thinking, closing = _ways(*views[1])
+    opened, surplus, plain, thinking, closing = _leads(view)
     text_arguments, call = _call(renderer, source)
     ending, end, call_end = _ends(renderer, source, view, plain.served + thinking.served + closing, call, notices)
     return Shape(
         source=source,
         listed=renderer.listed,
-        key=views[1][1].key,
+        key=view.key,
+        opened=opened,
+        surplus=surplus,
         plain=plain,
         thinking=thinking,
         closing=closing,
@@ -249,24 +245,8 @@ def _header(view: View, thinks: bool) -> str:
     return header.rstrip(" ") if header.strip() else ""
 
 
-def _other(
-    renderer: Renderer, source: str, view: View, names: Iterable[str], thinks: bool
-) -> tuple[Mapping[str, Any], View]:
-    """Return the variables by which responses of the less frequent kind are prompted, and the view under them.
-
-    Plain ones among thinking ones are so prompted only if the usual prompt is the beginning of theirs.
-    """
-    for variable, value in [] if view.fits(not thinks) else _values(source, names, not thinks):
-        with suppress(ConfigError):
-            other = renderer.view(source, **{variable: value})
-            begins = other.prompt.startswith(view.prompt) or not thinks
-            if other.prompt != view.prompt and begins and other.fits(not thinks):
-                return {variable: value}, other
-    return {}, view
-
-
-def _ways(options: Mapping[str, Any], view: View) -> tuple[Way, Way, str]:
-    """Return the ways of a plain response and of a thinking one, and what stands between a thought and an answer."""
+def _leads(view: View) -> tuple[str, str | None, Lead, Lead, str]:
+    """Return the end of the prompt, its surplus, what stands before an answer and before a thought, and between both."""
     base = _base(view)
     opened = opened_by(view.prompt)
     surplus = None if base is None else view.prompt[len(base) :]
@@ -282,7 +262,7 @@ def _ways(options: Mapping[str, Any], view: View) -> tuple[Way, Way, str]:
         served = "" if opened else OPENING
         closing = lead if closes else closing_of(opened or OPENING) + lead
     plain = closing if opened and (surplus or not closes) else lead
-    return Way(options, opened, surplus, own, plain), Way(options, opened, surplus, thinking, served), closing
+    return opened, surplus, Lead(own, plain), Lead(thinking, served), closing
 
 
 def _thinking(view: View, base: str | None) -> tuple[str | None, str, str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sftmix.data.encoder import Encoder
-from sftmix.data.fitting import Shape, Way
-from sftmix.data.thoughts import closing_of, opened_by
+from sftmix.data.fitting import Shape
+from sftmix.data.thoughts import opened_by
 from sftmix.types import Example, Message
 
 
@@ -34,14 +34,12 @@ LOST = ("calls_lost", "tools_lost", "template_refused")
 class Turn(NamedTuple):
     """The place of a trained turn, and how its conversation is rendered.
 
-    way      how such a response is prompted
     chat     all turns through this one, as the template takes them
     tools    the functions that the assistant may call
     options  values of the template's variables
     """
 
     message: Message
-    way: Way
     chat: list[dict[str, Any]]
     tools: Sequence[Mapping[str, Any]]
     options: Mapping[str, Any]
@@ -59,14 +57,12 @@ def responses_of(encoder: Encoder, examples: Sequence[Example]) -> list[list[Res
 
 def _trained(encoder: Encoder, example: Example) -> Iterator[Turn]:
     """Yield the trained turns of an example."""
-    assert encoder.shape is not None
     chat = encoder.turns(example.messages)
     tools = encoder.as_text(example.tools)
     for place, message in enumerate(example.messages):
         if message.trained:
-            way = encoder.shape.thinking if encoder.divided(message)[0] else encoder.shape.plain
             own = encoder.turn(message, inline=True)
-            yield Turn(message, way, [*chat[:place], own], tools, {**way.options, **example.options})
+            yield Turn(message, [*chat[:place], own], tools, example.options)
 
 
 def _rendered(encoder: Encoder, turns: Sequence[Turn], *, prompt: bool) -> list[str]:
@@ -93,9 +89,9 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
         thought, answer = encoder.content(thought), encoder.content(answer)
     calls = turn.chat[-1].get("tool_calls") or []
     reasons = _lost(turn, prompt)
-    before = _lead(turn.way, prompt, thought=bool(thought))
+    before = _lead(shape, prompt, thought=bool(thought))
     plainly = before + (thought + shape.closing if thought else "") + answer
-    text = _behind(turn.way, prompt, closed, before)
+    text = _behind(shape, prompt, closed, before, thought=bool(thought))
     if calls:
         if text is None or not (_holds(text, [thought, answer]) and all(_holds(text, [t]) for t in _texts(calls))):
             reasons.append("calls_lost")
@@ -115,26 +111,26 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
     return Response(served, prompt + masked, [(prompt + text[:end], weight) for end, weight in parts], reasons)
 
 
-def _lead(way: Way, prompt: str, *, thought: bool) -> str:
+def _lead(shape: Shape, prompt: str, *, thought: bool) -> str:
     """Return what stands behind a prompt before the answer, or before the thought.
 
     Not every prompt opens a thought if most do: after a function's result some templates write none.
     """
     opened = opened_by(prompt)
-    if bool(opened) == bool(way.opened):
-        return way.served
-    if thought:
-        return way.opened
-    return closing_of(opened) if opened else ""
+    if bool(opened) == bool(shape.opened):
+        return (shape.thinking if thought else shape.plain).served
+    return shape.opened if thought else ""
 
 
-def _behind(way: Way, prompt: str, closed: str, before: str) -> str | None:
+def _behind(shape: Shape, prompt: str, closed: str, before: str, *, thought: bool) -> str | None:
     """Return what the template writes behind the prompt; None if it does not go on from there.
 
     before  what is to stand there before the answer or the thought
     """
-    if opened_by(prompt) == way.opened and None not in (way.own, way.surplus) and prompt.endswith(way.surplus or ""):
-        begins = prompt[: len(prompt) - len(way.surplus or "")] + (way.own or "")
+    own = (shape.thinking if thought else shape.plain).own
+    surplus = shape.surplus
+    if own is not None and surplus is not None and prompt.endswith(shape.opened) and prompt.endswith(surplus):
+        begins = prompt[: len(prompt) - len(surplus)] + own
         if closed.startswith(begins):
             return before + closed[len(begins) :]
     return closed[len(prompt) :] if closed.startswith(prompt) else None

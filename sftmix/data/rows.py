@@ -142,7 +142,7 @@ class Prepared(NamedTuple):
     train, eval  the two sides; eval is None without held-out rows
     report       rows read, dropped and named so far
     options      the options under which the rows were read
-    thinks       more than MAX_OTHER_PROMPTS of the training rows have thoughts: they are prompted to think
+    thinks       some training row has a thought
     """
 
     train: Conversations
@@ -165,7 +165,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     """
     refuse(list(options.problems()), "the options of the rows")
     train, report, written = _read("data.train", options, progress)
-    thinking = report.counts.get("thought", 0) > MAX_OTHER_PROMPTS * len(train.records)
+    thinking = "thought" in report.counts
     if options.packing and not train.is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
     of_conversations = ["template", "multi_turn", "labels", "num_proc"]
