@@ -246,7 +246,7 @@ def _header(view: View, thinks: bool) -> str:
 
 
 def _leads(view: View) -> tuple[str, str | None, Lead, Lead, str]:
-    """Return the end of the prompt, its surplus, what stands before an answer and before a thought, and between both."""
+    """Return the end of the prompt, its surplus, what stands before an answer and a thought, and between the two."""
     base = _base(view)
     opened = opened_by(view.prompt)
     surplus = None if base is None else view.prompt[len(base) :]
