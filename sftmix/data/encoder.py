@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.files import sha256_json
-from sftmix.data.fitting import Shape, called
+from sftmix.data.fitting import INLINE, Shape, called
 from sftmix.data.spellings import NUL, SpecialSpellings
 from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
 from sftmix.data.thoughts import divided
@@ -102,7 +102,7 @@ class Encoder:
             elif self.thoughts == "drop":
                 turn["content"] = answer
             elif inline and message.thought and self.shape.key == "":
-                turn["content"] = self.shape.thinking.served + thought + self.shape.closing + answer
+                turn["content"] = INLINE.format(thought=thought) + answer
         return turn if self.spellings is None else self.as_text(turn)
 
     def divided(self, message: Message) -> tuple[str, str]:

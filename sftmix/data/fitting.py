@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.templates import TemplateRefusal, appended, defaults, render
-from sftmix.data.thoughts import around_empty, closing_of, closing_tag, opened_by
+from sftmix.data.thoughts import around_empty, closed_by, closing_of, closing_tag, opened_by
 from sftmix.data.trial import AND_NOW, CALL, PROBE, TOOLS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ANSWER, THOUGHT = PROBE[-1]["content"], "Sky"
+QUESTION, ANSWER = (turn["content"] for turn in PROBE)
+THOUGHT = "Sky"
 
 KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn by which templates take its thought, in the order in which they are tried."""
@@ -106,7 +107,8 @@ class View(NamedTuple):
             return False
         opened = bool(opened_by(self.prompt))
         if thinks:
-            return opened or (self.thinking or "").startswith(self.prompt)
+            begins = (self.thinking or "").startswith(self.prompt)
+            return opened or (begins and not closed_by(self.prompt))
         begins = self.plain.startswith(self.prompt) and not opened
         return begins and not _before(self.plain[len(self.prompt) :], ANSWER).strip()
 
@@ -147,13 +149,13 @@ class Renderer:
         tagged = bool(_GENERATION.search(source))
         asked = self(PROBE[:1], source=source, **more)
         prompt = self(PROBE[:1], source=source, prompt=True, **more)
-        plain = self(PROBE, source=source, **more)
+        plain = behind_head(prompt, self(PROBE, source=source, **more), QUESTION)
         for key in (*KEYS, ""):
             turn = {**PROBE[-1], key: THOUGHT} if key else {**PROBE[-1]}
             if not key:
                 turn["content"] = INLINE.format(thought=THOUGHT) + ANSWER
             with suppress(ConfigError):
-                text = self([*PROBE[:1], turn], source=source, **more)
+                text = behind_head(prompt, self([*PROBE[:1], turn], source=source, **more), QUESTION)
                 head, *rest = text.split(THOUGHT)
                 empty = not key and around_empty(head[len(_common(head, asked)) :])
                 if len(rest) == 1 and ANSWER in rest[0] and not empty:
@@ -185,13 +187,13 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
                 notices.append(f"The template is used and exported with {variable} {json.dumps(value)}.")
                 break
     view = renderer.view(source)
-    if header := _header(view, thinks):
+    text_arguments, call = _call(renderer, source)
+    if header := _header(view, thinks, call):
         unless = " and enable_thinking is not true" if view.prompt != view.asked else ""
         source = appended(source, header, unless)
         view = renderer.view(source)
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
     opened, surplus, plain, thinking, closing = _leads(view)
-    text_arguments, call = _call(renderer, source)
     ending, end, call_end = _ends(renderer, source, view, plain.served + thinking.served + closing, call, notices)
     return Shape(
         source=source,
@@ -229,19 +231,22 @@ def _common(one: str, other: str) -> str:
     return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
 
 
-def _header(view: View, thinks: bool) -> str:
+def _header(view: View, thinks: bool, call: str) -> str:
     """Return what is written before every response and belongs to the prompt; a space belongs to the response.
 
     That is all that a template without a generation prompt writes there; of others, an empty thought, if the rows have
     none, unless generation tags say that it is the response's.
+
+    call  what the template writes for a call, or ""
     """
     if not view.plain.startswith(view.prompt) or view.fits(thinks):
         return ""
     header = _before(view.plain[len(view.prompt) :], ANSWER)
     if view.prompt != view.asked:
         return header.rstrip(" ") if not thinks and not view.tagged and around_empty(header) else ""
-    if thinks and view.thinking is not None:  # a tag that is begun only is not common
-        header = re.sub(r"[<\[][^<>\[\]]*$", "", _common(header, view.thinking[len(view.asked) :]))
+    for other in (view.thinking[len(view.asked) :] if thinks and view.thinking else "", call):
+        if other and not other.startswith(header):  # a tag that is begun only is not common
+            header = re.sub(r"[<\[][^<>\[\]]*$", "", _common(header, other))
     return header.rstrip(" ") if header.strip() else ""
 
 
@@ -288,6 +293,19 @@ def _base(view: View) -> str | None:
     starts = [view.prompt[:place] for place in places if view.plain.startswith(view.prompt[:place])]
     longest = max(starts, key=len, default="")
     return longest if len(longest) >= len(_common(view.asked, view.plain)) > 0 else None
+
+
+def behind_head(prompt: str, closed: str, content: str) -> str:
+    """Return the rendering of a conversation with the beginning of its prompt, through the last turn there.
+
+    A template may write another system turn, or another date, with a generation prompt than without.
+    """
+    content = content.strip()
+    place = prompt.rfind(content)
+    if not content or place < 0 or closed.startswith(prompt[:place]):
+        return closed
+    rest = closed.split(content)[prompt.count(content) :]
+    return prompt[:place] + content.join(["", *rest]) if rest else closed
 
 
 def _call(renderer: Renderer, source: str) -> tuple[bool | None, str]:

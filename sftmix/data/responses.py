@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sftmix.data.encoder import Encoder
-from sftmix.data.fitting import Shape
+from sftmix.data.fitting import Shape, behind_head
 from sftmix.data.thoughts import opened_by
 from sftmix.types import Example, Message
 
@@ -87,22 +87,27 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
     thought, answer = encoder.divided(message)
     if encoder.spellings is not None:
         thought, answer = encoder.content(thought), encoder.content(answer)
-    calls = turn.chat[-1].get("tool_calls") or []
     reasons = _lost(turn, prompt)
-    before = _lead(shape, prompt, thought=bool(thought))
-    plainly = before + (thought + shape.closing if thought else "") + answer
-    text = _behind(shape, prompt, closed, before, thought=bool(thought))
-    if calls:
-        if text is None or not (_holds(text, [thought, answer]) and all(_holds(text, [t]) for t in _texts(calls))):
+    headed = behind_head(prompt, closed, turn.chat[-2]["content"] if len(turn.chat) > 1 else "")
+    before = _lead(shape, prompt, thought=bool(thought)) + (thought + shape.closing if thought else "")
+    text = _behind(shape, prompt, headed, thought=bool(thought))
+    if calls := turn.chat[-1].get("tool_calls"):
+        parts = [*_texts(calls), answer]
+        if thought and (text is None or not _holds(text, [thought])):
+            text = before + (_behind(shape, prompt, headed, thought=False) or "").removeprefix(shape.plain.served)
+        if text is None or not all(_holds(text, [part]) for part in parts):
             reasons.append("calls_lost")
         text = _ended(shape, text or "")
     else:
         if text is not None and text.endswith(shape.tail):
             text = text[: len(text) - len(shape.tail)] + shape.ending
+        whole = before + answer + shape.ending
         knows = shape.key is not None or not thought
-        if text is None or not (_same(text, plainly + shape.ending) or (knows and _holds(text, [thought, answer]))):
-            text = plainly + shape.ending
+        if text is None or not (_same(text, whole) or (knows and _holds(text, [thought, answer]))):
+            text = whole
             reasons.append("composed")
+    if headed != closed:
+        reasons.append("composed")
     served = encoder.render([turn.chat[:-1]], prompt=True, tools=turn.tools)[0] if turn.options else prompt
     masked = ""
     if thought and encoder.thoughts == "mask":
@@ -122,18 +127,19 @@ def _lead(shape: Shape, prompt: str, *, thought: bool) -> str:
     return shape.opened if thought else ""
 
 
-def _behind(shape: Shape, prompt: str, closed: str, before: str, *, thought: bool) -> str | None:
-    """Return what the template writes behind the prompt; None if it does not go on from there.
-
-    before  what is to stand there before the answer or the thought
-    """
+def _behind(shape: Shape, prompt: str, closed: str, *, thought: bool) -> str | None:
+    """Return what the template writes behind the prompt, from there on; None if it does not go on from the prompt."""
     own = (shape.thinking if thought else shape.plain).own
     surplus = shape.surplus
-    if own is not None and surplus is not None and prompt.endswith(shape.opened) and prompt.endswith(surplus):
-        begins = prompt[: len(prompt) - len(surplus)] + own
-        if closed.startswith(begins):
-            return before + closed[len(begins) :]
-    return closed[len(prompt) :] if closed.startswith(prompt) else None
+    lead = _lead(shape, prompt, thought=thought)
+    if own is not None and surplus is not None and prompt.endswith(surplus) and opened_by(prompt) == shape.opened:
+        begin = prompt[: len(prompt) - len(surplus)] + own
+        if closed.startswith(begin):
+            return lead + closed[len(begin) :]
+    if closed.startswith(prompt):
+        return closed[len(prompt) :]
+    begin = prompt.removesuffix(opened_by(prompt))
+    return lead + closed[len(begin) :] if closed.startswith(begin) else None
 
 
 def _same(text: str, expected: str) -> bool:

@@ -16,11 +16,13 @@ TAGS = {
 }
 """Tags that open a thought, as models and rows write them, and those that close it."""
 
-_NAMED = r"<[\w:]*think[\w:]*>"
+_NAMED = r"<{}[\w:]*think[\w:]*>"
 """Tags of that kind are closed with a slash, whatever else is in their names."""
 
-_OPENING = f"{_NAMED}|{'|'.join(map(re.escape, TAGS))}"
+_OPENING = "|".join([_NAMED.format(""), *map(re.escape, TAGS)])
+_CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
 _OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
+_CLOSED_AT_END = re.compile(rf"({_CLOSING})\s*$")
 _EMPTY = re.compile(rf"({_OPENING})(\s*)(\S+)")
 
 
@@ -41,6 +43,11 @@ def opened_by(text: str) -> str:
     """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does."""
     found = _OPEN_AT_END.search(text)
     return found[0] if found else ""
+
+
+def closed_by(text: str) -> bool:
+    """Return True if a thought is closed at the end of a text."""
+    return _CLOSED_AT_END.search(text) is not None
 
 
 def closing_of(opening: str) -> str:
