@@ -160,10 +160,11 @@ def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(t
 
     prompt, whole = theirs(chat[:1], add_generation_prompt=True), theirs(chat)
     encoder = make_encoder(tokenizer)
-    thought, plain = encode(encoder, example(chat[0]["content"], THOUGHT), example(chat[0]["content"], "four"))
+    (plain,) = encode(encoder, example(chat[0]["content"], "four"))
+    (thought,) = encode(make_encoder(tokenizer, thinks=True), example(chat[0]["content"], THOUGHT))
     assert thought.ids == whole[: whole.index(encoder.end_of_turn_id, len(prompt)) + 1]
     assert thought.spans == [(len(prompt), len(thought.ids))]
-    assert thought.reasons == (["other_prompt"] if template == QWEN3 else [])
+    assert thought.reasons == []
 
     # The exported template begins either kind of answer.
     exported = {"chat_template": encoder.chat_template, "add_generation_prompt": True}
@@ -174,9 +175,6 @@ def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(t
     assert not {"other_prompt", "composed"} & set(plain.reasons)
     for more in ({}, {"enable_thinking": False}):
         assert theirs(chat[:1], **exported, **more) == plain.ids[:start]
-    if template == QWEN3:  # with rows that think the prompt is theirs
-        (found,) = encode(make_encoder(tokenizer, thinks=True), example(chat[0]["content"], THOUGHT))
-        assert (found.ids, found.spans, found.reasons) == (thought.ids, thought.spans, [])
 
 
 EMPTY = "<think>\n\n</think>\n\n"
@@ -197,13 +195,14 @@ def test_a_prompt_that_has_the_empty_block_already_is_cut_before_it(template, re
     """As the template of a model that was exported here is."""
     tokenizer = chatml_tokenizer(template or make_encoder(chatml_tokenizer(QWEN3)).chat_template)
     encoder = make_encoder(tokenizer)
-    thought, plain = encode(encoder, example("2 + 2?", THOUGHT), example("2 + 2?", "four"))
+    (plain,) = encode(encoder, example("2 + 2?", "four"))
+    (thought,) = encode(make_encoder(tokenizer, thinks=True), example("2 + 2?", THOUGHT))
     ((start, _),) = plain.spans
     assert tokenizer.decode(plain.ids[:start]).endswith(EMPTY)
     assert pieces(encoder, plain) == ["four<|im_end|>"]
     if rest is not None:
         assert encoder.chat_template == tokenizer.chat_template
-        assert (thought.reasons, pieces(encoder, thought)) == (["other_prompt"], [f"{rest}<|im_end|>"])
+        assert (thought.reasons, pieces(encoder, thought)) == ([], [f"{rest}<|im_end|>"])
         assert tokenizer.decode(thought.ids).count("<think>") == 1
         assert not {"other_prompt", "composed"} & set(plain.reasons)
 
@@ -211,9 +210,9 @@ def test_a_prompt_that_has_the_empty_block_already_is_cut_before_it(template, re
 def test_a_whole_conversation_with_thinking_in_its_turns():
     """Under a template that keeps it in earlier turns."""
     template = QWEN3.replace("loop.index0 > ns.asked and (loop.last or reasoning_content)", "true")
-    encoder = make_encoder(chatml_tokenizer(template))
+    encoder = make_encoder(chatml_tokenizer(template), thinks=True)
     (found,) = encode(encoder, example("2 + 2?", THOUGHT, "And 3 + 1?", THOUGHT.replace("2+2", "3+1"), whole=True))
-    assert found.reasons == ["other_prompt"]
+    assert found.reasons == []
     assert pieces(encoder, found) == [f"{THOUGHT}<|im_end|>", f"{THOUGHT.replace('2+2', '3+1')}<|im_end|>"]
 
 
