@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import decoded
 from sftmix.data.encoder import Encoder
 from sftmix.data.fitting import fitted
 from sftmix.data.formats import TEXT
@@ -153,7 +154,7 @@ def template_source(template: str) -> str:
     if template in NAMED:
         return NAMED[template]
     try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
+        return decoded(Path(template).expanduser().read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "

@@ -29,12 +29,15 @@ class Columns:
     """Reader of rows whose fields have other names than ours (data.columns).
 
     names    our field -> its name in the rows; empty: the rows have our names
+    unread   our fields that are not read (null in data.columns)
     formats  the formats that read all these fields, which data.format auto tries first
     present  names of the fields of the rows read so far, in their order
     """
 
-    def __init__(self, columns: Mapping[str, str] | None) -> None:
-        self.names = field_columns(columns)
+    def __init__(self, columns: Mapping[str, str | None] | None) -> None:
+        fields = field_columns(columns)
+        self.names = {field: column for field, column in fields.items() if column is not None}
+        self.unread = fields.keys() - self.names.keys()
         self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
         self.present: dict[str, None] = {}
 
@@ -45,11 +48,11 @@ class Columns:
         """
         if not isinstance(row, Mapping):
             raise row if isinstance(row, BadRow) else BadRow(f"expected an object, found {quoted(row)}")
-        if not self.names:
+        if not self.names and not self.unread:
             return row
         self.present.update(dict.fromkeys(row))
         moved = {field: row[column] for field, column in self.names.items() if column in row}
-        gone = {*moved, *self.names.values()}
+        gone = {*moved, *self.names.values(), *self.unread}
         return {**moved, **{key: value for key, value in row.items() if key not in gone}}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError, refuse
+from sftmix.common.files import decoded
 from sftmix.common.plain import as_list, listed
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
@@ -214,13 +215,13 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     train = option == "data.train"
     names = as_list(options.train if train else options.eval)
     labels, label_field = (options.labels, options.label_field) if train else (None, None)  # held-out rows need none
-    sources = expand(names, option, options.format)
+    sources, lines = expand(names, option, options.format)
     columns = Columns(options.columns)
     label_field = next((ours for ours, column in columns.names.items() if column == label_field), label_field)
     is_text = holds_text(sources, options.format, option, columns)
     form = TEXT if is_text else options.format
     marks = [labels[source.entry] for source in sources] if labels else label_field
-    content = [[source.digest for source in sources], form, marks, *([columns.names] if columns.names else [])]
+    content = [[source.digest for source in sources], form, marks, *([options.columns] if options.columns else [])]
     places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
     key = key_of("rows", content, places, options.skip_bad)
 
@@ -267,6 +268,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
 
     directory, summary = get_or_build(options.cache_dir, f"rows-{key}", build)
     report = DataReport(**summary["report"])
+    report.notes[:0] = lines
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 
 
@@ -289,7 +291,7 @@ def _record(example: Example, report: DataReport, times: Counter[str]) -> Record
     times[name] += 1
     if repeats:
         if example.id:
-            raise BadRow(f"the id {quoted(name)} is taken by an earlier row")
+            raise BadRow(f"the id {quoted(name)} is taken by an earlier row; data.columns '{{id: null}}' reads no ids")
         name += f"#{repeats}"
         report.add("duplicate", f"{name} ({example.source})")
     return stored(replace(example, id=name)) | {"content": int(content, 16)}
@@ -328,8 +330,8 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
     Raises ConfigError for a file that cannot be read, and for a name that is no row's.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = decoded(Path(path).expanduser().read_bytes()).split("\n")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}
     known = list(zip(rows.values("id"), rows.values("source"), strict=True))

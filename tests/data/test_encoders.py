@@ -69,6 +69,24 @@ def test_a_jinja_file(small, write):
     assert any("part of the prompt" in notice for notice in encoder.notices)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_template(small, write):
+    path = write("mine.jinja", NO_GENERATION_PROMPT)
+    encoders = [
+        make_encoder(small["chatml"], path),
+        make_encoder(small["chatml"], windows(write, NO_GENERATION_PROMPT)),
+    ]
+    assert len({encoder.chat_template for encoder in encoders}) == 1
+    assert len({encoder.render([CHAT[:2]], prompt=True)[0] for encoder in encoders}) == 1
+    wide = write("wide.jinja", NO_GENERATION_PROMPT.encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"it is in UTF-16; save it as UTF-8"):
+        make_encoder(small["chatml"], wide)
+
+
+def windows(write, text: str) -> str:
+    """The path of a file of this text as editors on Windows save it."""
+    return write("windows.jinja", text.replace("\n", "\r\n").encode("utf-8-sig"))
+
+
 def test_a_space_after_the_header_stays_with_the_response():
     source = (
         "{% for m in messages %}{{ {'user': 'Q:', 'assistant': 'A:'}[m.role] + ' ' + m.content }}"
