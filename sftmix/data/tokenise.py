@@ -112,7 +112,7 @@ def _masked(
     tokens  of each response, the ids of its `_texts`
     """
     reasons = sorted({reason for response in responses for reason in response.reasons})
-    if lost := [reason for reason in reasons if reason in LOST]:
+    if lost := [reason for reason in LOST if reason in reasons]:
         return Outcome.without(*lost[:1])
     *_, (_, prompt, *_, ids) = tokens
     fits = all(ids[: len(part)] == part for _, prompt, *_, closed in tokens for part in (prompt, closed))
