@@ -184,10 +184,9 @@ def test_parts_of_a_turn_have_weights_of_their_own():
     assert spans == [("Blue", 2.0), (" green.<|im_end|>", 1.0)]
 
 
-CALLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + chatml(
-    FIELD
-    + "{% for c in m.tool_calls %}<tool_call>{{ c.function.name }} {{ c.function.arguments | tojson }}</tool_call>{% endfor %}"
-)
+EACH_CALL = """{% for c in m.tool_calls %}<tool_call>{{ c.function.name }} {{ c.function.arguments | tojson }}</tool_call>
+{%- endfor %}"""
+CALLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + chatml(FIELD + EACH_CALL)
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Say it.", "parameters": {}}}
 CALL = {"id": "call00000", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 
@@ -209,10 +208,14 @@ def test_calls_are_trained_and_results_are_not():
     [
         (chatml(), [("assistant", "", {"tool_calls": [CALL]})], (TOOL,), "tools_lost"),
         (chatml(), [("assistant", "", {"tool_calls": [CALL]})], (), "calls_lost"),
-        (CALLS.replace("{{ m.content }}{% endif %}", "{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endif %}"),
-         [("assistant", "", {"tool_calls": [CALL]}), ("tool", "21 degrees", {}), ("assistant", "Yes", {})], (TOOL,), "tools_lost"),
+        (
+            CALLS.replace("{% else %}{{ m.content }}", "{% elif m.role == 'user' %}{{ m.content }}"),
+            [("assistant", "", {"tool_calls": [CALL]}), ("tool", "21 degrees", {}), ("assistant", "Yes", {})],
+            (TOOL,),
+            "tools_lost",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_template_cannot_write_is_named(template, messages, tools, reason):
     encoder = make_encoder(tokenizer_of("chatml", template))
     turns = [Message(role, text, role == "assistant", more=more) for role, text, more in messages]
