@@ -98,8 +98,8 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
             reasons.append("calls_lost")
         text = _ended(shape, text or "")
     else:
-        if text is not None and text.endswith(shape.tail):
-            text = text[: len(text) - len(shape.tail)] + shape.ending
+        if text is not None:
+            text = _answered(shape, text, answer)
         whole = before + answer + shape.ending
         drops = bool(thought) and shape.key is None  # its rendering may hold a short thought by chance
         if text is None or not _holds(text, thought, answer) or (drops and text.split() != whole.split()):
@@ -134,8 +134,12 @@ def _behind(shape: Shape, prompt: str, closed: str, *, thought: bool) -> str | N
             return lead + closed[len(begin) :]
     if closed.startswith(prompt):
         return closed[len(prompt) :]
-    begin = prompt.removesuffix(opened_by(prompt))
-    return lead + closed[len(begin) :] if closed.startswith(begin) else None
+    opened = opened_by(prompt)
+    begin = prompt.removesuffix(opened)
+    if not closed.startswith(begin):
+        return None
+    rest = closed[len(begin) :].removeprefix(opened.strip())  # the prompt has it already
+    return (lead if closed == begin + rest else "") + (rest.lstrip() if thought else rest)
 
 
 def _holds(text: str, *parts: str) -> bool:
@@ -167,6 +171,13 @@ def _lost(turn: Turn, prompt: str) -> list[str]:
         if other["role"] != "assistant" and not _holds(prompt, other["content"]):
             lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")
     return sorted(lost)
+
+
+def _answered(shape: Shape, text: str, answer: str) -> str:
+    """Return a response through the end of its turn, which is put behind the answer if the template writes none."""
+    place = text.rfind(answer.strip()) + len(answer.strip())
+    rest = text[place:]
+    return text[:place] + (rest[: rest.index(shape.end) + len(shape.end)] if shape.end in rest else shape.ending)
 
 
 def _ended(shape: Shape, text: str) -> str:

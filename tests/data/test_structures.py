@@ -184,8 +184,8 @@ def test_parts_of_a_turn_have_weights_of_their_own():
     assert spans == [("Blue", 2.0), (" green.<|im_end|>", 1.0)]
 
 
-EACH_CALL = """{% for c in m.tool_calls %}<tool_call>{{ c.function.name }} {{ c.function.arguments | tojson }}</tool_call>
-{%- endfor %}"""
+EACH_CALL = """{% for call in m.tool_calls %}{% set c = call.function %}
+{{- '<tool_call>' + c.name + ' ' + (c.arguments | tojson) + '</tool_call>' }}{% endfor %}"""
 CALLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + chatml(FIELD + EACH_CALL)
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Say it.", "parameters": {}}}
 CALL = {"id": "call00000", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
