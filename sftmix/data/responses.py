@@ -99,7 +99,8 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
         text = _ended(shape, text or "")
     else:
         if text is not None:
-            text = _answered(shape, text, answer)
+            text = text[: text.rindex(shape.ending)] if shape.ending in text else text.rstrip()
+            text += shape.ending
         whole = before + answer + shape.ending
         drops = bool(thought) and shape.key is None  # its rendering may hold a short thought by chance
         if text is None or not _holds(text, thought, answer) or (drops and text.split() != whole.split()):
@@ -171,13 +172,6 @@ def _lost(turn: Turn, prompt: str) -> list[str]:
         if other["role"] != "assistant" and not _holds(prompt, other["content"]):
             lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")
     return sorted(lost)
-
-
-def _answered(shape: Shape, text: str, answer: str) -> str:
-    """Return a response through the end of its turn, which is put behind the answer if the template writes none."""
-    place = text.rfind(answer.strip()) + len(answer.strip())
-    rest = text[place:]
-    return text[:place] + (rest[: rest.index(shape.end) + len(shape.end)] if shape.end in rest else shape.ending)
 
 
 def _ended(shape: Shape, text: str) -> str:
