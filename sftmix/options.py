@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sftmix.common.plain import PlainFields, as_list, column_problems
 
 SpecialTokens = Literal["text", "tokens"]
+Thoughts = Literal["train", "mask", "drop"]
 ScheduleName = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
@@ -115,6 +116,11 @@ class DataOptions(PlainFields):
     false: each example is a piece of one document."""
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
+    template_options: dict[str, Any] | None = None
+    """Values of the chat template's variables, as {enable_thinking: false}; the exported template has them, too."""
+    thoughts: Thoughts = "train"
+    """What an assistant thought before its answer (reasoning_content, reasoning or thinking of a turn, or <think> in
+    its content). train: trained with the answer. mask: written, but not trained. drop: left out."""
     special_tokens: SpecialTokens = "text"
     """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end
     a turn or begin another. tokens: that token, for rows that you trust and that mean it."""

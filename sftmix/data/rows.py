@@ -33,6 +33,7 @@ from sftmix.data.store import (
     stored,
     write_rows,
 )
+from sftmix.data.thoughts import thinks
 from sftmix.options import DataOptions
 from sftmix.types import Example, Int64
 
@@ -48,23 +49,31 @@ SHOWN = 20
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""
 
+MAX_OTHER_PROMPTS = 0.05
+"""Largest share of the training examples that may stand behind another prompt than the exported template's."""
+
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
     "excluded": "row{s} left out (data.exclude)",
     "duplicate": "row{s} with the same content as an earlier row (kept, with #k at the end of the id)",
+    "thought": "row{s} with a thought before the answer (data.thoughts)",
     "empty_response": "empty response{s} dropped",
     "empty_document": "empty document{s} dropped",
     "no_target": "window{s} dropped: no token there that one before it predicts",
     "no_response_token": "example{s} dropped: no response token left within data.max_length = {length}",
     "template_refused": "example{s} dropped: the chat template refuses the conversation",
+    "tools_lost": "example{s} dropped: the chat template does not write the functions, or a function's result",
+    "calls_lost": "example{s} dropped: the chat template does not write a call of a function as the row has it",
     "prefix_mismatch": "example{s} dropped: the prompt's tokens are not where the example's tokens begin",
     "no_end_of_turn": "example{s} dropped: the rendered response does not end with a stop token",
     "truncated": "example{s} cut at data.max_length = {length} (trained without an end-of-turn token)",
     "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
-    "composed": "example{s} with a response appended to the prompt (the template rewrites earlier turns)",
-    "own_block": "example{s} prompted without the empty block, as by enable_thinking=true (the response has its own)",
-    "weighted": "example{s} with a weight other than 1 (the field weight of the row, or of a turn)",
-    "split_turns": "conversation{s} trained as one example per turn (the template rewrites earlier turns)",
+    "composed": "example{s} with a response that we put behind the prompt (the template leaves out a part of it, or "
+    "does not go on from its own prompt)",
+    "turn_lost": "example{s} with a turn that the chat template leaves out of the prompt",
+    "other_prompt": "example{s} trained behind another prompt than the exported template's generation prompt",
+    "weighted": "example{s} with a weight other than 1 (the field weight of the row, of a turn, or of a part)",
+    "split_turns": "conversation{s} trained as one example per turn (no one sequence holds the prompt of every turn)",
     "split_alone": "conversation{s} not scored: split by this template, not by the target's (with data.multi_turn "
     "per_turn all templates give the same examples)",
     "spelt_special": "example{s} with the spelling of a special token, encoded as text (data.special_tokens)",
@@ -134,12 +143,14 @@ class Prepared(NamedTuple):
     train, eval  the two sides; eval is None without held-out rows
     report       rows read, dropped and named so far
     options      the options under which the rows were read
+    thinks       some training row has a thought
     """
 
     train: Conversations
     eval: Conversations | None
     report: DataReport
     options: DataOptions
+    thinks: bool = False
 
     @property
     def text(self) -> bool:
@@ -155,6 +166,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     """
     refuse(list(options.problems()), "the options of the rows")
     train, report, written = _read("data.train", options, progress)
+    thinking = "thought" in report.counts
     if options.packing and not train.is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
     of_conversations = ["template", "multi_turn", "labels", "num_proc"]
@@ -189,7 +201,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
         for example in held_out.read(held_out.records[np.isin(hashes, trained)]):
             report.add("eval_in_train", f"{example.id} ({example.source})")
-    return Prepared(train, held_out, report, options)
+    return Prepared(train, held_out, report, options, thinking)
 
 
 # ------------------------------------------------------------------------------------------ reading rows
@@ -228,6 +240,8 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
                         row = columns.renamed(value)
                         example = convert(row, form, columns.formats, place, label, label_field)
                         record = _record(example, report, times)
+                        if record is not None and thinks(example):
+                            report.add("thought", place)
                     except BadRow as problem:
                         report.add("bad_row", f"{place}: {problem}")
                         bad.append(f"{place}: {problem}")

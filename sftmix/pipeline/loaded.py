@@ -190,29 +190,31 @@ class LoadedModel(NamedTuple):
     stop_ids: tuple[int, ...]
     context: int | None
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Return the ids of the prompt: the conversation so far and the generation prompt, as in training.
 
         Special tokens that a turn spells are text, unless the run was trained on them as tokens.
 
-        messages  [{role: ..., content: ...}, ...], the last one of a user
+        messages  [{role: ..., content: ...}, ...], the last one of a user or a tool
+        tools     the functions that the assistant may call
         Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation, ConfigError where it
         has a token without an embedding.
         """
-        turns = [{**turn, "content": self.encoder.content(turn["content"])} for turn in messages]
-        ids = self.encoder.tokenize(self.encoder.render([turns], prompt=True))[0]
+        ids = self.encoder.prompt(messages, tools)
         with named(f"model {self.name}"):
             check_ids(self.model.config, self.encoder.tokenizer, ids)
         return ids
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Decode an answer, without the end of its turn and the white space that the template writes around it."""
-        encoder = self.encoder
-        tokenizer: Any = encoder.tokenizer
-        answer = ids[:-1] if ids and ids[-1] in self.stop_ids else ids
-        text = tokenizer.decode(list(answer), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        before_end = encoder.ending.removesuffix(tokenizer.convert_ids_to_tokens(encoder.end_of_turn_id))
-        return text.removeprefix(encoder.lead).removesuffix(before_end)
+        """Decode an answer, without the end of its turn and what the template writes around it."""
+        shape = self.encoder.shape
+        assert shape is not None
+        tokenizer: Any = self.encoder.tokenizer
+        answer = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
+        lead = self.encoder.tokenize([shape.plain.served])[0] if shape.plain.served else []
+        answer = answer[len(lead) :] if answer[: len(lead)] == lead else answer
+        text = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.removeprefix(shape.plain.served).removesuffix(shape.ending.removesuffix(shape.end))
 
 
 def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:

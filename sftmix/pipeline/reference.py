@@ -93,7 +93,7 @@ def rows_of_reference(
         same = world.share(same_tokenizer(tokenizer, rows.encoder.tokenizer))
         if model.template is not None or not same:
             data = replace(config.data, template=model.template)
-            encoder = world.node_first(lambda: encoder_for(tokenizer, data))
+            encoder = world.node_first(lambda: encoder_for(tokenizer, data, thinks=rows.prepared.thinks))
         if model.max_length is None and same:
             length = min(length, context_length(path) or length)
         else:

@@ -86,7 +86,7 @@ def read_rows(
             )
         config = replace(config, data=replace(config.data, format="text"))
     path = config.model.path
-    encoder = world.node_first(lambda: encoder_for(load_tokenizer(path), config.data))
+    encoder = world.node_first(lambda: encoder_for(load_tokenizer(path), config.data, thinks=prepared.thinks))
     refuse_quantized(path)  # before rows are tokenised and a reference is trained
     length = resolve_max_length(config.data.max_length, path, key="data.max_length")
 
