@@ -94,7 +94,7 @@ def make_encoder(
     whole = renderer(PROBE)
     if _ids(tokenizer, whole)[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
-    end = int(tokenizer.convert_tokens_to_ids(shape.end))
+    end: Any = tokenizer.convert_tokens_to_ids(shape.end)
     spellings = None
     if special_tokens == "text":
         asked = renderer(PROBE[:1])

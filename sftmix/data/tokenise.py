@@ -119,9 +119,10 @@ def _masked(
     if len(tokens) > 1 and ("composed" in reasons or not fits):
         return Outcome.without(SPLIT)
     if not fits:
-        ids = _apart(encoder, responses[-1], prompt, ids)
-        if ids is None:
+        apart = _apart(encoder, responses[-1], prompt, ids)
+        if apart is None:
             return Outcome.without("prefix_mismatch")
+        ids = apart
         tokens = [[*tokens[-1][:-1], ids]]
         reasons.append("boundary")
     if any(closed[-1] not in encoder.end_ids for *_, closed in tokens):
