@@ -74,12 +74,15 @@ def converted(value: Any, hint: Any) -> Any:
     raise NoValueError(value)
 
 
-def from_yaml(value: Any) -> Any:
-    """Return what a text is to YAML, or the text itself if it is nothing else; any other value as it is."""
+def from_yaml(value: Any, *, texts: bool = False) -> Any:
+    """Return what a text is to YAML, or the text itself if it is nothing else; any other value as it is.
+
+    texts  scalars stay as they are written, also those that YAML would take for numbers, dates, true or false, as `no`
+    """
     import yaml
 
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
+        return yaml.load(value, yaml.BaseLoader if texts else yaml.SafeLoader) if isinstance(value, str) else value
     except yaml.YAMLError:
         return value
 
@@ -95,20 +98,25 @@ def _as(kind: Any, value: Any) -> Any:
         return value
     if kind is types.NoneType and value in (None, "null", "~"):
         return None
-    parsed = from_yaml(value)
+    parsed = from_yaml(value, texts=inside[:1] == (str,))
     if kind is bool and isinstance(parsed, bool):
         return parsed
     if kind in (int, float) and type(parsed) in (str, int, kind):  # 1e-4 is a text to YAML, since it has no point
         return kind(parsed)
     if origin is dict and isinstance(parsed, dict):
         of_keys, of_values = inside or (Any, Any)
-        return {converted(name, of_keys): converted(item, of_values) for name, item in parsed.items()}
+        return {_inside(name, of_keys): _inside(item, of_values) for name, item in parsed.items()}
     if origin in (list, tuple, collections.abc.Sequence) and isinstance(parsed, (list, tuple)):
         of_any_length = origin is not tuple or inside[1:] == (...,)
         kinds = (inside or (Any,))[:1] * len(parsed) if of_any_length else inside
-        items = [converted(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
+        items = [_inside(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
         return tuple(items) if origin is tuple else items
     raise ValueError
+
+
+def _inside(value: Any, hint: Any) -> Any:
+    """Convert a value inside a list or mapping, where a number, true or false may stand for text."""
+    return str(value) if hint is str and isinstance(value, (int, float)) else converted(value, hint)
 
 
 # ------------------------------------------------------------------------------------------------ messages
