@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,32 @@ def path_problem(path: str | os.PathLike[str]) -> str | None:
 
 is_there = os.path.exists
 """True if there is such a file or directory; False for a name that no file can have, too."""
+
+_started: ContextVar[tuple[Sequence[Path], str]] = ContextVar("started", default=((), ""))
+"""Directories in which relative names of options begin, if not here; and what a hub id means, as NAME@COMMIT."""
+
+
+@contextmanager
+def names_from(starts: Sequence[Path], hub: str) -> Iterator[None]:
+    """Let `place_of` begin in the first of these directories that has the file, and a hub id NAME mean NAME@COMMIT."""
+    token = _started.set((starts, hub))
+    try:
+        yield
+    finally:
+        _started.reset(token)
+
+
+def place_of(name: str | os.PathLike[str]) -> Path:
+    """Return the place of a file or directory that an option names: whatever opens one asks here; `~` is the home."""
+    path = Path(os.path.expanduser(name))
+    places = [start / path for start in _started.get()[0]] or [path]
+    return next(filter(is_there, places), places[0])
+
+
+def commit_of(name: str) -> str | None:
+    """Return the commit that a hub id means; None: the newest one."""
+    recorded, _, commit = _started.get()[1].rpartition("@")
+    return commit if recorded == name else None
 
 
 # ------------------------------------------------------------------------------------------------ files of a stage

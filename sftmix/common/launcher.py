@@ -22,6 +22,10 @@ number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (3
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """A variable of the environment of every process that torchrun started."""
 
+OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_TOGETHER = """this environment is only a part of torchrun's, or its numbers do not fit each other: RANK, LOCAL_RANK,
+WORLD_SIZE, MASTER_ADDR and MASTER_PORT go together. Start with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE for a
+single process"""
 _HEARS = "hears"
 """The name of a file beside that of a rank's error: it waits for the first one's."""
 
@@ -32,6 +36,21 @@ _watched: list[int] = []
 def needs_torchrun(parallel: str) -> str:
     """Return the sentence that refuses fsdp or hsdp in a process that torchrun did not start."""
     return f"training.parallel {parallel} needs torchrun: torchrun --nproc_per_node N -m sftmix ... (or your script)"
+
+
+def launch_problem() -> str | None:
+    """Return what is wrong with the variables that tell a process which of the ranks it is; None if it can be one.
+
+    An address alone tells nothing of ranks: a batch script may export it for later steps.
+    """
+    given = {name: value for name, value in os.environ.items() if name in (*OF_RANKS, "MASTER_ADDR", "MASTER_PORT")}
+    try:
+        rank, local_rank, size = (int(given[name]) for name in OF_RANKS)
+        fit = len(given) == 5 and 0 <= local_rank <= rank < size and int(given["MASTER_PORT"]) > 0
+    except (KeyError, ValueError):
+        fit = given.keys().isdisjoint(OF_RANKS)
+    shown = " ".join(f"{name}={value}" for name, value in sorted(given.items()))
+    return None if fit else f"{shown}: {_TOGETHER}"
 
 
 # --------------------------------------------------------------------------------------------- the end of the launcher

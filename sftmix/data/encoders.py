@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import place_of
 from sftmix.data.formats import TEXT
 from sftmix.data.store import get_or_build, key_of
 from sftmix.data.templates import (
@@ -214,7 +215,7 @@ def template_source(template: str) -> str:
     if template in NAMED:
         return NAMED[template]
     try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
+        return place_of(template).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError, refuse
+from sftmix.common.files import place_of
 from sftmix.common.plain import as_list, listed
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
@@ -314,7 +315,7 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
     Raises ConfigError for a file that cannot be read, and for a name that is no row's.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = place_of(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}

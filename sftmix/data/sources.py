@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import HUB_ID, sha256_file
+from sftmix.common.files import HUB_ID, place_of, sha256_file
 from sftmix.data.formats import TEXT, BadRow, Columns, recognise
 
 MAX_CELL = 16 << 20
@@ -152,7 +152,7 @@ class Source(NamedTuple):
 
     def rows(self) -> Iterator[Row]:
         """Rows in file order, good and bad, under `file:line`; raises DataError where nothing more can be read."""
-        path = Path(self.name).expanduser()
+        path = place_of(self.name)
         with _reading(self.name):
             rows = READERS[path.suffix.lower()](path) if self.dataset is None else _table(self.dataset)
             for place, row in rows:
@@ -183,7 +183,7 @@ def expand(names: Sequence[str], option: str, form: str = "auto") -> list[Source
     for entry, name in enumerate(names):
         with _reading(f"{option}: {name}"):
             files = _files(name, option, form)
-            sources += [Source(file, sha256_file(Path(file).expanduser()), None, entry) for file in files]
+            sources += [Source(file, sha256_file(place_of(file)), None, entry) for file in files]
         if files:
             continue
         import datasets
@@ -213,7 +213,7 @@ def check_names(names: Sequence[str], option: str, form: str) -> None:
 
 def _files(name: str, option: str, form: str) -> list[str]:
     """Return the files behind a name, as messages name them; none if the name is a hub id."""
-    path, files = Path(name).expanduser(), [name]
+    path, files = place_of(name), [name]
     if path.is_dir():
         children = (file.name for file in path.iterdir() if file.is_file() and file.suffix.lower() in READERS)
         files = [str(Path(name) / child) for child in sorted(children)]
@@ -226,13 +226,13 @@ def _files(name: str, option: str, form: str) -> list[str]:
         if hub_parts(name) is not None and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
             return []
         raise DataError(
-            f"{option}: {name}: no such file or directory (the working directory is {Path.cwd()}); name a file, a "
-            "directory or a hub id"
+            f"{option}: {name}: no such file or directory (looked for {path.absolute()}); name a file, a directory or "
+            "a hub id"
         )
     elif path.suffix.lower() not in READERS:
         raise DataError(f"{name}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
     for file in files:
-        if Path(file).expanduser().stat().st_size == 0:
+        if place_of(file).stat().st_size == 0:
             raise DataError(f"{file}:1: the file is empty")
     return files
 

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import sha256_file, sha256_json
+from sftmix.common.files import commit_of, place_of, sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import holds_adapters, model_place, refuse_files
@@ -131,13 +131,14 @@ def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     name, _ = model_place(path)
+    commit = commit_of(name)
     if auto is not AutoTokenizer:
-        if find_adapter_config_file(name) is not None:  # transformers would load another model, its base
+        if find_adapter_config_file(name, revision=commit) is not None:  # transformers would load its base
             raise holds_adapters(path)
         refuse_files(path)
     try:
         with without_bars_of_transformers():
-            return auto.from_pretrained(name, trust_remote_code=False, **options)
+            return auto.from_pretrained(name, revision=commit, trust_remote_code=False, **options)
     except Exception as error:  # files of strangers make transformers raise anything
         if "trust_remote_code" in str(error):
             raise ConfigError(
@@ -159,7 +160,7 @@ def context_length(path: str) -> int | None:
 
 def fingerprint(path: str) -> str:
     """Return the identity of a file's content, or of a model and tokenizer: a hub commit, or a directory's hash."""
-    place = Path(path).expanduser()
+    place = place_of(path)
     if place.is_file():
         return _hash(place)
     if not place.is_dir():
