@@ -58,7 +58,7 @@ def progress_bar(
     leave   False for work inside other work: its bar vanishes, and of its lines there are only a few if it is long
     delay   seconds before anything is shown, so that short work shows nothing
     rate    what stands there, of work with a total: a rate, not its inverse, to which a plural would not fit, or
-             "{postfix}" for the figures of `set_postfix_str`
+            "{postfix}" for the figures of `set_postfix_str`
     """
     work = {"total": total, "initial": done, "desc": name, "unit": unit, "leave": leave}
     disabled = name is None or not enabled

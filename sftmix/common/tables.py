@@ -46,7 +46,7 @@ _TYPES |= dict.fromkeys(("checkpoint", "step", "n_tokens", "n_correct"), "int64"
 
 def existing_file(key: str, path: PathLike) -> str:
     """Return the path of an option; DataError if there is no such file. A run asks before it stores its inputs."""
-    if not place_of(path).is_file():
+    if not os.path.isfile(place_of(path)):
         raise DataError(f"{key}: {path}: there is no such file")
     return os.fspath(path)
 

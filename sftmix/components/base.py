@@ -242,7 +242,7 @@ def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[st
 def model_files(model: ReferenceModel) -> list[str]:
     """Return the path, if there is one, and the file of the template, if that is one and not a template's name."""
     template = os.path.expanduser(model.template or "")
-    return [*filter(None, [model.path]), *([template] if place_of(template).is_file() else [])]
+    return [*filter(None, [model.path]), *([template] if os.path.isfile(place_of(template)) else [])]
 
 
 class PairSampler(Component, ABC):

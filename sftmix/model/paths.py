@@ -1,11 +1,12 @@
 """Names of models: a directory or a hub id; apart from loading, as a wrong name is refused before torch is imported."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import HUB_ID, place_of
+from sftmix.common.files import HUB_ID, is_there, place_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 """Endings of files of weights that can hold programs, or that are of other libraries."""
@@ -17,8 +18,8 @@ def model_place(path: str | Path) -> tuple[str, bool]:
     Raises ConfigError for a path that is no directory. `NAME` and `OWNER/NAME` are hub ids where there is no such path.
     """
     name, place = str(path), place_of(path)
-    if name.startswith(("/", ".", "~")) or not HUB_ID.match(name) or place.exists():
-        if not (name and place.is_dir()):
+    if name.startswith(("/", ".", "~")) or not HUB_ID.match(name) or is_there(place):
+        if not (name and os.path.isdir(place)):
             raise ConfigError(
                 f"model.path: {path} is not a directory ({place.absolute()}). Give a hub id or a directory with a "
                 "model."

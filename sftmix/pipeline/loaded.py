@@ -1,6 +1,7 @@
 """Models in memory: those that a run trains and scores with, their export, and finished ones, which answer."""
 
 import gc
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -262,7 +263,7 @@ def check_base(run: Path, path: str) -> None:
     path  of the model in the run's configuration
     """
     then, place = made_from(run)["model"], place_of(path)
-    there = place.is_dir() or "@" in then  # else a hub may have something of that name
+    there = os.path.isdir(place) or "@" in then  # else a hub may have something of that name
     if then and not (there and fingerprint(path) == then):
         raise ConfigError(
             f"model.path: {path} ({place.absolute()}) is not the model that {run} was made from: its files are others, "

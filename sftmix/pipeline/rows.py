@@ -148,7 +148,7 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
     """
     with as_started(path):
         config, rows = read_rows(read_finished(path), World(), run=path, progress=progress)
-    if inputs := made_from(path):
+    if (inputs := made_from(path))["model"]:
         then = inputs["data"].get("fingerprint"), inputs.get("eval", rows.eval_fingerprint)
         if then != (rows.data.train.fingerprint, rows.eval_fingerprint):
             raise ConfigError(

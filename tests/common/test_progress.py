@@ -69,7 +69,7 @@ def test_rates_and_times_left_are_those_of_this_process(capsys):
     shown = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
     assert shown == [
         "Tokenising 60/100 (60%),  2.00 rows/s, 00:20 left",
-        "Tokenising 70/100 (70%),  2.00s/ rows, 01:00 left",
+        "Tokenising 70/100 (70%),  0.50 rows/s, 01:00 left",
     ]
 
 

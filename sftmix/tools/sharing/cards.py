@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.common.files import HUB_ID, place_of, read_json_if_there, write_text
+from sftmix.common.files import HUB_ID, is_there, place_of, read_json_if_there, write_text
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
 from sftmix.config.read import as_started, made_from, read_finished
@@ -116,7 +116,7 @@ def without_directories(value: Any) -> Any:
     on_hub = HUB_ID.match(value.removeprefix("hub:").partition("@")[0])
     # Of NAME/NAME these endings make a path: an id of the hub may have a dot, too.
     endings = r"\.(jsonl?|csv|tsv|parquet|arrow|gz|bz2|xz|zst|jinja|txt)$"
-    is_path = not on_hub or place_of(value).exists() or re.search(endings, value.lower())
+    is_path = not on_hub or is_there(place_of(value)) or re.search(endings, value.lower())
     return Path(value).name or value if is_path else value
 
 
