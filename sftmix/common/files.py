@@ -4,6 +4,7 @@ Beside them, names of places, and the files of a stage that several rooms read.
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -40,7 +41,8 @@ def placing(path: Path) -> Iterator[Path]:
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
-        staging.unlink(missing_ok=True)
+        for leftover in filter(_is_abandoned, _leftovers(path.parent, path.name)):
+            leftover.unlink(missing_ok=True)
         try:
             yield staging
             sync_path(staging)
@@ -115,11 +117,29 @@ def check_room(path: Path, needed: int) -> None:
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
     """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
-    for leftover in list(directory.glob(f".tmp-{name}.*") if name else directory.rglob(".tmp-*")):
+    for leftover in _leftovers(directory, name) if name else list(directory.rglob(".tmp-*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _leftovers(directory: Path, name: str) -> list[Path]:
+    return list(directory.glob(f".tmp-{glob.escape(name)}.*"))
+
+
+def _is_abandoned(leftover: Path) -> bool:
+    """Return True if the process that began a file is this one, or gone; another of this machine may still write it."""
+    pid = leftover.suffix[1:]
+    return pid.isdecimal() and (int(pid) == os.getpid() or not is_alive(int(pid)))
+
+
+def is_alive(pid: int) -> bool:
+    """Return False if no process of this machine has this number."""
+    try:
+        return sys.platform == "win32" or os.kill(pid, 0) is None  # on Windows it would get a Ctrl-C
+    except OSError as error:
+        return isinstance(error, PermissionError)  # a process of somebody else
 
 
 def read_text(path: Path) -> str:

@@ -23,9 +23,11 @@ BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """A variable of the environment of every process that torchrun started."""
 
 OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-_TOGETHER = """this environment is only a part of torchrun's, or its numbers do not fit each other: RANK, LOCAL_RANK,
-WORLD_SIZE, MASTER_ADDR and MASTER_PORT go together. Start with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE for a
-single process"""
+_TOGETHER = (
+    "this is only a part of what torchrun sets, or the numbers do not fit each other: RANK, LOCAL_RANK, WORLD_SIZE, "
+    "MASTER_ADDR and MASTER_PORT go together. Start with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE for a "
+    "single process"
+)
 _HEARS = "hears"
 """The name of a file beside that of a rank's error: it waits for the first one's."""
 
@@ -46,7 +48,8 @@ def launch_problem() -> str | None:
     given = {name: value for name, value in os.environ.items() if name in (*OF_RANKS, "MASTER_ADDR", "MASTER_PORT")}
     try:
         rank, local_rank, size = (int(given[name]) for name in OF_RANKS)
-        fit = len(given) == 5 and 0 <= local_rank <= rank < size and int(given["MASTER_PORT"]) > 0
+        fit = 0 <= min(rank, local_rank) <= max(rank, local_rank) < size and int(given["MASTER_PORT"]) > 0
+        fit &= given["MASTER_ADDR"] != ""
     except (KeyError, ValueError):
         fit = given.keys().isdisjoint(OF_RANKS)
     shown = " ".join(f"{name}={value}" for name, value in sorted(given.items()))

@@ -131,11 +131,13 @@ def _files(known: Known, *components: Component | None) -> Any:
 
 
 def _made(known: Known, name: str, needed: bool) -> str | None:
-    """Return the hash of a file that an earlier stage of the run made; None where it is not needed."""
+    """Return the hash of a file that an earlier stage of the run made; None where it is not needed, or was removed."""
     if not needed:
         return None
-    directory = known.directory
-    return UNKNOWN if directory is None else known.ask(lambda: sha256_file(directory / name))
+    if known.directory is None:
+        return UNKNOWN
+    file = known.directory / name
+    return known.ask(lambda: sha256_file(file) if is_there(file) else None)
 
 
 def _precision(known: Known, options: TrainingOptions) -> str:
