@@ -137,9 +137,11 @@ def _is_abandoned(leftover: Path) -> bool:
 def is_alive(pid: int) -> bool:
     """Return False if no process of this machine has this number."""
     try:
-        return sys.platform == "win32" or os.kill(pid, 0) is None  # on Windows it would get a Ctrl-C
+        if sys.platform != "win32":  # there it would get a Ctrl-C
+            os.kill(pid, 0)
     except OSError as error:
         return isinstance(error, PermissionError)  # a process of somebody else
+    return True
 
 
 def read_text(path: Path) -> str:
