@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import commit_of, place_of, sha256_file, sha256_json
@@ -73,6 +73,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def model_config(path: str | Path) -> PretrainedConfig:
     """Load the config of a hub id or directory; ConfigError if there is none or it needs code of its own."""
     return _from_pretrained(AutoConfig, path)
+
+
+def files_of_model(path: str | Path) -> Path:
+    """Return the directory with the files of a model that was loaded; of a hub id it has the name of the commit."""
+    name, _ = model_place(path)
+    return Path(str(cached_file(name, "config.json", revision=commit_of(name), local_files_only=True))).parent
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
@@ -164,7 +170,8 @@ def fingerprint(path: str) -> str:
     if place.is_file():
         return _hash(place)
     if not place.is_dir():
-        return f"{path}@{model_config(path)._commit_hash}"
+        model_config(path)
+        return f"{path}@{files_of_model(path).name}"
     return sha256_json({file.name: _hash(file) for file in place.iterdir() if file.suffix in MODEL_FILES})
 
 
