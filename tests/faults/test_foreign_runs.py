@@ -1,6 +1,7 @@
 """Run directories that are damaged, or from anyone: one line of error, no hang, no code, nothing for the terminal."""
 
 import io
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -97,3 +98,36 @@ def test_what_only_reads_a_run_imports_none_of_its_classes(run, sftmix, tmp_path
     assert "of_someone.Mine" in (run / "report" / "report.html").read_text()
     assert "of_someone" not in sys.modules
     assert from_plain({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
+
+
+READ = {
+    "status": ["RUN"],
+    "verify": ["RUN", "--from", "0", "--steps", "1"],
+    "report": ["RUN", "--map", "0"],
+    "suspects": ["RUN", "--top", "0"],
+    "export": ["RUN", "--to", "TO"],
+    "generate": ["RUN", "--models", "target,baseline,base", "--max_new_tokens", "1", "--to", "TO"],
+    "chat": ["RUN", "--beside", "baseline"],
+    "track": ["RUN", "--to", "tensorboard"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("command", READ)
+def test_a_file_that_was_removed_is_named_or_not_missed(command, finished, sftmix, tmp_path, monkeypatch):
+    """Each file of a run, one at a time, and each of its directories: an error of ours, and none where it is needed."""
+    parts = [path.relative_to(finished.path) for path in sorted(finished.path.rglob("*"))]
+    for part in parts:
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        place = tmp_path / "run"
+        shutil.copytree(finished.path, place)
+        (shutil.rmtree if (place / part).is_dir() else os.unlink)(place / part)
+        words = [{"RUN": str(place), "TO": str(tmp_path / "to")}.get(word, word) for word in READ[command]]
+        done = sftmix(command, *words)
+        assert done.code in (0, 2, 3, 4), (part, done.err)
+        assert (done.code == 0) or any(name in done.err for name in (part.name, part.parts[0])), (part, done.err)
+        if command in ("verify", "report", "suspects") and part.suffix == ".parquet" and "scores" not in part.parts:
+            assert done.code == 4, (part, done.err)
+        for left in tmp_path.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
