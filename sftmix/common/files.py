@@ -41,8 +41,10 @@ def placing(path: Path) -> Iterator[Path]:
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
-        for leftover in filter(_is_abandoned, _leftovers(path.parent, path.name)):
-            leftover.unlink(missing_ok=True)
+        for leftover in _leftovers(path.parent, path.name):
+            pid = leftover.suffix[1:]
+            if leftover == staging or (pid.isdecimal() and not is_alive(int(pid))):  # others of this machine may write
+                leftover.unlink(missing_ok=True)
         try:
             yield staging
             sync_path(staging)
@@ -126,12 +128,6 @@ def remove_leftovers(directory: Path, name: str = "") -> None:
 
 def _leftovers(directory: Path, name: str) -> list[Path]:
     return list(directory.glob(f".tmp-{glob.escape(name)}.*"))
-
-
-def _is_abandoned(leftover: Path) -> bool:
-    """Return True if the process that began a file is this one, or gone; another of this machine may still write it."""
-    pid = leftover.suffix[1:]
-    return pid.isdecimal() and (int(pid) == os.getpid() or not is_alive(int(pid)))
 
 
 def is_alive(pid: int) -> bool:

@@ -22,7 +22,8 @@ number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (3
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """A variable of the environment of every process that torchrun started."""
 
-OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_OF_RANK_0 = ("MASTER_ADDR", "MASTER_PORT")
 _TOGETHER = (
     "this is only a part of what torchrun sets, or the numbers do not fit each other: RANK, LOCAL_RANK, WORLD_SIZE, "
     "MASTER_ADDR and MASTER_PORT go together. Start with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE for a "
@@ -45,15 +46,13 @@ def launch_problem() -> str | None:
 
     An address alone tells nothing of ranks: a batch script may export it for later steps.
     """
-    given = {name: value for name, value in os.environ.items() if name in (*OF_RANKS, "MASTER_ADDR", "MASTER_PORT")}
     try:
-        rank, local_rank, size = (int(given[name]) for name in OF_RANKS)
-        fit = 0 <= min(rank, local_rank) <= max(rank, local_rank) < size and int(given["MASTER_PORT"]) > 0
-        fit &= given["MASTER_ADDR"] != ""
+        rank, local_rank, size, port = (int(os.environ[name]) for name in (*_OF_RANKS, "MASTER_PORT"))
+        fit = min(rank, local_rank, port) >= 0 and max(rank, local_rank) < size and os.environ["MASTER_ADDR"] != ""
     except (KeyError, ValueError):
-        fit = given.keys().isdisjoint(OF_RANKS)
-    shown = " ".join(f"{name}={value}" for name, value in sorted(given.items()))
-    return None if fit else f"{shown}: {_TOGETHER}"
+        fit = os.environ.keys().isdisjoint(_OF_RANKS)
+    given = [f"{name}={value}" for name, value in os.environ.items() if name in (*_OF_RANKS, *_OF_RANK_0)]
+    return None if fit else f"{' '.join(sorted(given))}: {_TOGETHER}"
 
 
 # --------------------------------------------------------------------------------------------- the end of the launcher

@@ -158,8 +158,7 @@ def as_started(run: Path | None) -> Iterator[None]:
     starts = list[Path]()
     if run is not None and is_there(run / STARTED):
         then = read_json(run / STARTED, directory=str, relative=str)
-        now = Path(os.path.normpath(run.resolve() / then["relative"]))
-        starts = [Path() if now == Path.cwd() else now, Path(then["directory"])]  # there names stay as they were typed
+        starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]
     with names_from(starts, str(made_from(run)["model"]) if run else ""):
         yield
 
