@@ -59,7 +59,8 @@ def moved(project, tmp_path) -> Path:
     """The whole project in another place, to be changed; the first one is as if it were not there any more."""
     place = Path(shutil.copytree(project, tmp_path / "moved"))
     record = place / "runs" / "lora" / "started.json"
-    record.write_text(record.read_text().replace(str(project), str(tmp_path / "gone")))
+    if record.exists():
+        record.write_text(record.read_text().replace(str(project), str(tmp_path / "gone")))
     return place
 
 
@@ -111,7 +112,7 @@ def gone(place: Path) -> None:
 
 
 def without_record(place: Path) -> None:
-    (place / "runs" / "lora" / "started.json").unlink()
+    (place / "runs" / "lora" / "started.json").unlink(missing_ok=True)
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
