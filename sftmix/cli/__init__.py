@@ -17,7 +17,14 @@ from sftmix.common.errors import (
     nearest,
     told,
 )
-from sftmix.common.launcher import BY_TORCHRUN, end_with_launcher, first_rank_tells, record_error, wait_for_hearers
+from sftmix.common.launcher import (
+    BY_TORCHRUN,
+    end_with_launcher,
+    first_rank_tells,
+    launch_problem,
+    record_error,
+    wait_for_hearers,
+)
 from sftmix.common.shown import as_lines
 
 
@@ -95,7 +102,7 @@ def _report(error: SFTMixError | Stopped) -> int:
 
     Under torchrun a rank whose error the first rank of its node tells succeeds: its failure would say nothing more.
     """
-    rank = int(os.environ.get("RANK", "0"))
+    rank = 0 if launch_problem() else int(os.environ.get("RANK", "0"))
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = as_lines(f"{kind}: {error}")
     shared = error.everywhere or isinstance(error, ConfigError)

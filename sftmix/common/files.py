@@ -4,6 +4,7 @@ Beside them, names of places, and the files of a stage that several rooms read.
 """
 
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,10 @@ def placing(path: Path) -> Iterator[Path]:
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
-        staging.unlink(missing_ok=True)
+        for leftover in _leftovers(path.parent, path.name):
+            pid = leftover.suffix[1:]
+            if leftover == staging or (pid.isdecimal() and not is_alive(int(pid))):  # others of this machine may write
+                leftover.unlink(missing_ok=True)
         try:
             yield staging
             sync_path(staging)
@@ -115,11 +120,25 @@ def check_room(path: Path, needed: int) -> None:
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
     """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
-    for leftover in list(directory.glob(f".tmp-{name}.*") if name else directory.rglob(".tmp-*")):
+    for leftover in _leftovers(directory, name) if name else list(directory.rglob(".tmp-*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _leftovers(directory: Path, name: str) -> list[Path]:
+    return list(directory.glob(f".tmp-{glob.escape(name)}.*"))
+
+
+def is_alive(pid: int) -> bool:
+    """Return False if no process of this machine has this number."""
+    try:
+        if sys.platform != "win32":  # there it would get a Ctrl-C
+            os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # a process of somebody else
+    return True
 
 
 def read_text(path: Path) -> str:
@@ -268,6 +287,32 @@ def path_problem(path: str | os.PathLike[str]) -> str | None:
 
 is_there = os.path.exists
 """True if there is such a file or directory; False for a name that no file can have, too."""
+
+_started: ContextVar[tuple[Sequence[Path], str]] = ContextVar("started", default=((), ""))
+"""Directories in which relative names of options begin, if not here; and what a hub id means, as NAME@COMMIT."""
+
+
+@contextmanager
+def names_from(starts: Sequence[Path], hub: str) -> Iterator[None]:
+    """Let `place_of` begin in the first of these directories that has the file, and a hub id NAME mean NAME@COMMIT."""
+    token = _started.set((starts, hub))
+    try:
+        yield
+    finally:
+        _started.reset(token)
+
+
+def place_of(name: str | os.PathLike[str]) -> Path:
+    """Return the place of a file or directory that an option names: whatever opens one asks here; `~` is the home."""
+    path = Path(os.path.expanduser(name))
+    places = [start / path for start in _started.get()[0]] or [path]
+    return next(filter(is_there, places), places[0])
+
+
+def commit_of(name: str) -> str | None:
+    """Return the commit that a hub id means; None: the newest one."""
+    recorded, _, commit = _started.get()[1].rpartition("@")
+    return commit if recorded == name else None
 
 
 # ------------------------------------------------------------------------------------------------ files of a stage

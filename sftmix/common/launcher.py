@@ -22,6 +22,13 @@ number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (3
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """A variable of the environment of every process that torchrun started."""
 
+_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_OF_RANK_0 = ("MASTER_ADDR", "MASTER_PORT")
+_TOGETHER = (
+    "this is only a part of what torchrun sets, or the numbers do not fit each other: RANK, LOCAL_RANK, WORLD_SIZE, "
+    "MASTER_ADDR and MASTER_PORT go together. Start with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE for a "
+    "single process"
+)
 _HEARS = "hears"
 """The name of a file beside that of a rank's error: it waits for the first one's."""
 
@@ -32,6 +39,20 @@ _watched: list[int] = []
 def needs_torchrun(parallel: str) -> str:
     """Return the sentence that refuses fsdp or hsdp in a process that torchrun did not start."""
     return f"training.parallel {parallel} needs torchrun: torchrun --nproc_per_node N -m sftmix ... (or your script)"
+
+
+def launch_problem() -> str | None:
+    """Return what is wrong with the variables that tell a process which of the ranks it is; None if it can be one.
+
+    An address alone tells nothing of ranks: a batch script may export it for later steps.
+    """
+    try:
+        rank, local_rank, size, port = (int(os.environ[name]) for name in (*_OF_RANKS, "MASTER_PORT"))
+        fit = min(rank, local_rank, port) >= 0 and max(rank, local_rank) < size and os.environ["MASTER_ADDR"] != ""
+    except (KeyError, ValueError):
+        fit = os.environ.keys().isdisjoint(_OF_RANKS)
+    given = [f"{name}={value}" for name, value in os.environ.items() if name in (*_OF_RANKS, *_OF_RANK_0)]
+    return None if fit else f"{' '.join(sorted(given))}: {_TOGETHER}"
 
 
 # --------------------------------------------------------------------------------------------- the end of the launcher

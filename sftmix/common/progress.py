@@ -49,7 +49,7 @@ def progress_bar(
     enabled: bool = True,
     leave: bool = True,
     delay: float = 0.0,
-    rate: str = ", {rate_fmt}",
+    rate: str = ", {rate_noinv_fmt}",
 ) -> tqdm:
     """Return the progress of work: a live line in a terminal or notebook, else plain lines; nothing without a name.
 
@@ -57,7 +57,8 @@ def progress_bar(
 
     leave   False for work inside other work: its bar vanishes, and of its lines there are only a few if it is long
     delay   seconds before anything is shown, so that short work shows nothing
-    rate    what stands there, of work with a total: the rate, or "{postfix}" for the figures of `set_postfix_str`
+    rate    what stands there, of work with a total: a rate, not its inverse, to which a plural would not fit, or
+            "{postfix}" for the figures of `set_postfix_str`
     """
     work = {"total": total, "initial": done, "desc": name, "unit": unit, "leave": leave}
     disabled = name is None or not enabled
@@ -68,7 +69,7 @@ def progress_bar(
             delay=delay if leave else 1,
             disable=disabled,
             # and clear to the end of the line: the bar before may have been longer
-            bar_format=f"{shown if total else '{desc}: {n_fmt}{unit} [{elapsed}, {rate_fmt}]'}\x1b[K",
+            bar_format=f"{shown if total else '{desc}: {n_fmt}{unit} [{elapsed}, {rate_noinv_fmt}]'}\x1b[K",
             dynamic_ncols=True,
             position=0,  # inner work takes over the line of the outer, which is not drawn meanwhile
             miniters=1,  # draw by time alone: tqdm's monitor would draw a bar that waits
@@ -77,7 +78,7 @@ def progress_bar(
     return LogLines(
         **work,
         delay=delay,
-        bar_format=shown if total else "{desc} {n_fmt}{unit}, {rate_fmt}",
+        bar_format=shown if total else "{desc} {n_fmt}{unit}, {rate_noinv_fmt}",
         miniters=max(1, (total or 0) * (SHARE if leave else INNER_SHARE)),
         mininterval=PAUSE,
         maxinterval=float("inf"),  # tqdm's monitor would print, too

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import decoded, placing
+from sftmix.common.files import decoded, place_of, placing
 from sftmix.types import (
     MOST_GROUPS,
     NOT_COUNTED,
@@ -46,7 +46,7 @@ _TYPES |= dict.fromkeys(("checkpoint", "step", "n_tokens", "n_correct"), "int64"
 
 def existing_file(key: str, path: PathLike) -> str:
     """Return the path of an option; DataError if there is no such file. A run asks before it stores its inputs."""
-    if not os.path.isfile(path):
+    if not os.path.isfile(place_of(path)):
         raise DataError(f"{key}: {path}: there is no such file")
     return os.fspath(path)
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from sftmix.common.errors import ConfigError, HangError, SFTMixError, Stopped
-from sftmix.common.launcher import end_with_launcher
+from sftmix.common.launcher import end_with_launcher, launch_problem
 
 T = TypeVar("T")
 
@@ -125,8 +125,11 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     A rank ends when its torchrun is gone. After an error on a GPU the process group is left to the end of the process.
 
     timeout  seconds after which ranks that wait for another one give up
+    Raises ConfigError for variables that do not fit together, HangError where other ranks do not come.
     """
     end_with_launcher()
+    if problem := launch_problem():
+        raise ConfigError(problem)
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = _device(local)
     if "RANK" not in os.environ:  # not torchrun
@@ -136,7 +139,13 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     kind = device.type
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except dist.DistError as error:
+        raise HangError(
+            f"rank {rank} of {size} (RANK, WORLD_SIZE) did not meet the others at MASTER_ADDR:MASTER_PORT within "
+            f"{timeout:g} s (training.timeout): each is a process of its own, which torchrun starts. {error}"
+        ) from error
     _process_group[:] = [dist.group.WORLD]
     finished = False
     try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self, get_args
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import place_of
 from sftmix.common.plain import listed, plain_value
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
@@ -141,7 +142,13 @@ class ReferenceContext(Protocol):
         """Train by NTP and score every example at the checkpoints; the options are those of TrainedReference."""
 
     def score_models(
-        self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
+        self,
+        paths: Sequence[str],
+        *,
+        template: str | None,
+        max_length: int | None,
+        token_nll: bool = False,
+        response_alone: bool = False,
     ) -> TrainingDynamics:
         """Score every example by each of the models, untrained; see FromCheckpoints."""
 
@@ -235,7 +242,7 @@ def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[st
 def model_files(model: ReferenceModel) -> list[str]:
     """Return the path, if there is one, and the file of the template, if that is one and not a template's name."""
     template = os.path.expanduser(model.template or "")
-    return [*filter(None, [model.path]), *filter(os.path.isfile, [template])]
+    return [*filter(None, [model.path]), *([template] if os.path.isfile(place_of(template)) else [])]
 
 
 class PairSampler(Component, ABC):

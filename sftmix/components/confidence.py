@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import place_of
 from sftmix.common.tables import existing_file, read_columns
 from sftmix.components.base import ConfidenceEstimator, Need, require_one_of
 from sftmix.types import NOT_COUNTED, Bool, Float64, TrainingDynamics
@@ -137,7 +138,7 @@ class FromFile(ConfidenceEstimator):
         return [existing_file("confidence.path", self.path)]
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        table = read_columns(self.path, "id", "score")
+        table = read_columns(place_of(self.path), "id", "score")
         score = dict(zip(table["id"], table["score"].tolist(), strict=True))
         if missing := [name for name in dynamics.ids if name not in score]:
             raise DataError(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import place_of
 from sftmix.common.hub import fetched_scores, hub_name
 from sftmix.common.tables import existing_file, read_columns, read_dynamics
 from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
@@ -85,7 +86,6 @@ class FromCheckpoints(Reference):
     """
 
     needs = frozenset({Need.SCORING})
-    gives = frozenset({Need.CORRECT})
 
     def __init__(
         self,
@@ -94,6 +94,7 @@ class FromCheckpoints(Reference):
         template: str | None = None,
         max_length: int | None = None,
         token_nll: bool = False,
+        response_alone: bool = False,
     ):
         """
         paths: directories or hub ids of Hugging Face models in the order of their training, at least one; all have
@@ -103,16 +104,18 @@ class FromCheckpoints(Reference):
         max_length: as data.max_length, for these models; null: the run's length, or the context of the first if that
             is shorter, if they have the target's tokenizer; else the smaller of 2048 and the context of the first.
         token_nll: also keep the NLL of every response token.
+        response_alone: as in TrainedReference: IFD is then had from models as they are.
         """
         if not paths:
             raise ConfigError("reference.paths is empty; name the directories of the checkpoints")
         self.paths = [  # checkpoint-9 before checkpoint-10
             match
             for path in map(os.fspath, paths)
-            for match in sorted(glob.glob(path), key=lambda name: (len(name), name)) or [path]
+            for match in sorted(glob.glob(os.path.expanduser(path)), key=lambda name: (len(name), name)) or [path]
         ]
         self.template = None if template is None else os.fspath(template)
-        self.max_length, self.token_nll = max_length, token_nll
+        self.max_length, self.token_nll, self.response_alone = max_length, token_nll, response_alone
+        self.gives = frozenset({Need.CORRECT, *([Need.RESPONSE_ALONE] if response_alone else [])})
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         return len(self.paths)
@@ -122,7 +125,11 @@ class FromCheckpoints(Reference):
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         return context.score_models(
-            self.paths, template=self.template, max_length=self.max_length, token_nll=self.token_nll
+            self.paths,
+            template=self.template,
+            max_length=self.max_length,
+            token_nll=self.token_nll,
+            response_alone=self.response_alone,
         )
 
 
@@ -171,7 +178,7 @@ class FromFile(Reference):
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         if not hub_name(str(self.path)):
-            dynamics = read_dynamics(self.path).of(context.ids)
+            dynamics = read_dynamics(place_of(self.path)).of(context.ids)
             if len(context.ids) and not dynamics.scored.any():
                 raise DataError(f"{self.path} holds none of the {len(context.ids)} examples: it is of other data")
             return dynamics

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import place_of
 from sftmix.common.plain import as_list, listed, spelling
 from sftmix.common.rng import generator, stable_hash
 from sftmix.common.tables import existing_file, read_dynamics
@@ -137,7 +138,7 @@ class S2L(Selector):
     def select(self, scores: Scores, *, seed: int) -> Rows:
         from scipy.cluster.vq import kmeans2
 
-        dynamics = read_dynamics(self.dynamics).of(scores.id)
+        dynamics = read_dynamics(place_of(self.dynamics)).of(scores.id)
         rows = np.flatnonzero(dynamics.scored)
         allowed = f"from 1 to {len(rows)}, the examples with a trajectory in selector.dynamics {self.dynamics}"
         require(1 <= self.k <= len(rows), "selector.k", self.k, allowed)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from sftmix.common.errors import DataError
+from sftmix.common.files import place_of
 from sftmix.common.plain import as_list, spelling
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import existing_file, read_split
@@ -114,7 +115,7 @@ class FromFile(Splitter):
         return [existing_file("splitter.path", self.path)]
 
     def split(self, scores: Scores, *, seed: int) -> Split:
-        ids, stored = read_split(self.path)
+        ids, stored = read_split(place_of(self.path))
         group = dict(zip(ids, stored.group.tolist(), strict=True))
         if strange := sorted(group.keys() ^ set(scores.id)):
             raise DataError(

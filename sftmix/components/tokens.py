@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import place_of
 from sftmix.common.tables import existing_file, read_dynamics
 from sftmix.components.base import Need, Objective, require
 from sftmix.components.objectives import NTP
@@ -91,7 +92,7 @@ class StoredReference(TokenWeights):
     @cached_property
     def stored(self) -> tuple[TrainingDynamics, dict[str, int]]:
         """The dynamics in the file, and the place of each example in them."""
-        dynamics = read_dynamics(self.dynamics)
+        dynamics = read_dynamics(place_of(self.dynamics))
         return dynamics, {name: place for place, name in enumerate(dynamics.ids)}
 
     def reference_nll(self, batch: Batch, checkpoint: int = 0) -> Tensor:

@@ -7,12 +7,13 @@ So a recipe holds only its differences from another.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.common.files import read_text
+from sftmix.common.files import is_there, names_from, read_json, read_text
 from sftmix.common.plain import as_list
 from sftmix.components.base import Component
 from sftmix.config.merge import CLASS, Tree, build, merge
@@ -25,6 +26,8 @@ OF_COMPARE = "variants"
 """The option that every table has and no single run."""
 TABLE = "compare.yaml"
 """The file that the directory of a table has and no run."""
+STARTED = "started.json"
+"""The file of a run directory that says from where the run was started."""
 _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _MOST = 100_000
 """Most values of a file, where an alias counts as what it names."""
@@ -128,7 +131,7 @@ def read_finished(run: Path) -> RunConfig:
     """Read the config.yaml of a run for what only reads the run; raise ConfigError as above.
 
     Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their names
-    and plain forms, which do nothing, stand in their places.
+    and plain forms, which do nothing, stand in their places. The names of files and models in it hold in `as_started`.
     """
     file = run / "config.yaml"
     values, foreign = read_yaml(file), dict[str, Any]()
@@ -141,6 +144,30 @@ def read_finished(run: Path) -> RunConfig:
         stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(plain_form)]
         setattr(config, name, stand_ins if isinstance(plain_form, list) else stand_ins[0])
     return config
+
+
+@contextmanager
+def as_started(run: Path | None) -> Iterator[None]:
+    """Let the names in a run's configuration mean what they meant when it was started, wherever this process is.
+
+    A relative path begins in the directory of then: where it lies now as seen from the run, which may have been moved
+    with its data, or else where it was. The id of the model on the hub means the commit that was recorded.
+
+    run  None, or a run of an earlier version: names mean what they mean here
+    """
+    starts = list[Path]()
+    if run is not None and is_there(run / STARTED):
+        then = read_json(run / STARTED, directory=str, relative=str)
+        starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]
+    with names_from(starts, str(made_from(run)["model"]) if run else ""):
+        yield
+
+
+def made_from(run: Path) -> dict[str, Any]:
+    """Return what a run recorded of its rows and its model, whose hashes are None before it came so far."""
+    files = [run / stage / "inputs.json" for stage in ("train", "reference")]  # a reference may be of an earlier try
+    file = next(filter(is_there, files), None)
+    return read_json(file, data=dict, model=str) if file else {"data": {}, "model": ""}
 
 
 _FOREIGN = r'"class_path": "(?!sftmix\.)[^"]*\.'

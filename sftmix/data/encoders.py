@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import decoded
+from sftmix.common.files import decoded, place_of
 from sftmix.data.encoder import Encoder
 from sftmix.data.fitting import Renderer, fitted
 from sftmix.data.formats import TEXT
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thinks: bool = False) -> Encoder:
+def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thinks: bool | None = False) -> Encoder:
     """Make the encoder of rows under these options: without a chat template if data.format is text, else with one.
 
     A template that is not ours is first tried out in a process of its own, once for each cache. Raises ConfigError for
     one that takes too long, or too much memory.
 
-    thinks  some response of the rows has a thought, which is kept (data.thoughts)
+    thinks  some response of the rows has a thought; None: the template is taken as it is
     """
     if options.format == TEXT:
         return text_encoder(tokenizer, options.special_tokens)
@@ -70,7 +70,7 @@ def make_encoder(
     special_tokens: SpecialTokens = "text",
     *,
     thoughts: Thoughts = "train",
-    thinks: bool = False,
+    thinks: bool | None = False,
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> Encoder:
     """Choose the template, find what it writes around a response (`sftmix.data.fitting`), and return the encoder.
@@ -79,7 +79,7 @@ def make_encoder(
                     file
     special_tokens  what their spellings in rows become, see `DataOptions`
     thoughts        what becomes of thoughts, see `DataOptions`
-    thinks          some response has a thought: the generation prompt is then that of thinking
+    thinks          some response has a thought: the generation prompt is then that of thinking; None: it is as it is
     variables       values of the template's variables, in the exported template, too
     Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a response.
     """
@@ -156,7 +156,7 @@ def template_source(template: str) -> str:
     if template in NAMED:
         return NAMED[template]
     try:
-        return decoded(Path(template).expanduser().read_bytes())
+        return decoded(place_of(template).read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "

@@ -160,14 +160,14 @@ class Renderer:
         return View(asked, prompt, plain, None, None, tagged)
 
 
-def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks: bool) -> Shape:
+def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks: bool | None) -> Shape:
     """Find what a template writes around a response.
 
     The exported template has the generation prompt of the rows, which think or do not. It is the first of these that
     renders such responses behind its prompt: the template itself, or the template with one of its own variables set
     (enable_thinking). A template without any generation prompt gets what it writes before a response.
 
-    thinks  some response of the rows has a thought
+    thinks  some response of the rows has a thought; None: the template is taken as it is
     Raises ConfigError for a template that cannot be rendered, or that has no end of a turn.
     """
     renderer = Renderer(tokenizer, name, source)
@@ -176,7 +176,7 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
     view = renderer.view(source)
     if ANSWER not in view.plain:
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
-    for variable, value in [] if view.fits(thinks) else _values(source, names, thinks):
+    for variable, value in [] if thinks is None or view.fits(thinks) else _values(source, names, thinks):
         with suppress(ConfigError):
             changed = defaults({variable: value}) + source
             if renderer.view(changed).fits(thinks):
@@ -185,7 +185,7 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
                 break
     view = renderer.view(source)
     text_arguments, call = _call(renderer, source)
-    if header := _header(view, thinks, call):
+    if thinks is not None and (header := _header(view, thinks, call)):
         unless = " and enable_thinking is not true" if view.prompt != view.asked else ""
         source = appended(source, header, unless)
         view = renderer.view(source)

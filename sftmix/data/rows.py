@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError, refuse
-from sftmix.common.files import decoded
+from sftmix.common.files import decoded, place_of
 from sftmix.common.plain import SHOWN_FIELDS, as_list, listed
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
@@ -340,7 +340,7 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
     Raises ConfigError for a file that cannot be read, and for a name that is no row's.
     """
     try:
-        lines = decoded(Path(path).expanduser().read_bytes()).split("\n")
+        lines = decoded(place_of(path).read_bytes()).split("\n")
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import HUB_ID, decoded, sha256_file
+from sftmix.common.files import HUB_ID, decoded, place_of, sha256_file
 from sftmix.common.plain import listed
 from sftmix.data.formats import TEXT, BadRow, Columns, recognise
 
@@ -234,7 +234,8 @@ def check_names(names: Sequence[str], option: str, form: str) -> None:
 def _files(name: str, option: str, form: str, lines: list[str]) -> dict[str, Path]:
     """Return the files behind a name, by their names in messages; none for a hub id. Add a line about a directory."""
     place, subset, split = name_parts(name)
-    path, directory = Path(name).expanduser(), Path(place).expanduser()
+    path = place_of(name)
+    directory = place_of(place)
     files = {name: path}
     if directory.is_dir():
         directory = directory.resolve()
@@ -247,8 +248,8 @@ def _files(name: str, option: str, form: str, lines: list[str]) -> dict[str, Pat
         if HUB_ID.match(place) and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
             return {}
         raise DataError(
-            f"{option}: {name}: no such file or directory (the working directory is {Path.cwd()}); name a file, a "
-            "directory or a hub id"
+            f"{option}: {name}: no such file or directory (looked for {path.absolute()}); name a file, a directory or "
+            "a hub id"
         )
     for file, path in files.items():
         if path.suffix.lower() not in READERS:
@@ -306,7 +307,7 @@ def _datasets() -> Any:
 
 def name_parts(name: str) -> tuple[str, str | None, str | None]:
     """Take NAME:SUBSET@SPLIT apart; subset and split may be left out, as with a file or directory of that very name."""
-    match = None if os.path.exists(os.path.expanduser(name)) else _PARTS.match(name)
+    match = None if place_of(name).exists() else _PARTS.match(name)
     return (match[1], match[2], match[3]) if match else (name, None, None)
 
 

@@ -23,6 +23,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
 from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.model.load import untie
+from sftmix.model.paths import model_place
 from sftmix.options import LoraOptions
 
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -196,7 +197,8 @@ def write_adapters(
     config.inference_mode = True
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)  # the order of a set differs from process to process
-    config.base_model_name_or_path = os.path.abspath(base) if Path(base).is_dir() else base
+    name, local = model_place(base)
+    config.base_model_name_or_path = os.path.abspath(name) if local else name
     config.save_pretrained(str(directory))
 
 

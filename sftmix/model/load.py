@@ -22,10 +22,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import sha256_file, sha256_json
+from sftmix.common.files import commit_of, place_of, sha256_file, sha256_json
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.layers import freeze_unused
 from sftmix.model.paths import holds_adapters, model_place, refuse_files
@@ -82,6 +82,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def model_config(path: str | Path) -> PretrainedConfig:
     """Load the config of a hub id or directory; ConfigError if there is none or it needs code of its own."""
     return _from_pretrained(AutoConfig, path)
+
+
+def files_of_model(path: str | Path) -> Path:
+    """Return the directory with the files of a model that was loaded; of a hub id it has the name of the commit."""
+    name, _ = model_place(path)
+    return Path(str(cached_file(name, "config.json", revision=commit_of(name), local_files_only=True))).parent
 
 
 def stored_dtype(path: str | Path) -> torch.dtype:
@@ -196,13 +202,14 @@ def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[
 
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     name, _ = model_place(path)
+    commit = commit_of(name)
     if auto is not AutoTokenizer:
-        if find_adapter_config_file(name) is not None:  # transformers would load another model, its base
+        if find_adapter_config_file(name, revision=commit) is not None:  # transformers would load its base
             raise holds_adapters(path)
         refuse_files(path)
     try:
         with without_bars_of_transformers():
-            return auto.from_pretrained(name, trust_remote_code=False, **options)
+            return auto.from_pretrained(name, revision=commit, trust_remote_code=False, **options)
     except Exception as error:  # files of strangers make transformers raise anything
         if "trust_remote_code" in str(error):
             raise ConfigError(
@@ -224,11 +231,12 @@ def context_length(path: str) -> int | None:
 
 def fingerprint(path: str) -> str:
     """Return the identity of a file's content, or of a model and tokenizer: a hub commit, or a directory's hash."""
-    place = Path(path).expanduser()
+    place = place_of(path)
     if place.is_file():
         return _hash(place)
     if not place.is_dir():
-        return f"{path}@{model_config(path)._commit_hash}"
+        model_config(path)
+        return f"{path}@{files_of_model(path).name}"
     return sha256_json({file.name: _hash(file) for file in place.iterdir() if file.suffix in MODEL_FILES})
 
 

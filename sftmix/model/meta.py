@@ -20,11 +20,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import cached_file
 
 from sftmix.common.world import World
 from sftmix.model.layers import freeze_unused
-from sftmix.model.load import load_model, model_config, stored_dtype, untie
+from sftmix.model.load import files_of_model, load_model, model_config, stored_dtype, untie
 
 # ------------------------------------------------------------------------------- 1. a model with its values
 
@@ -54,8 +53,7 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     """
     stored = stored_dtype(path)
     model = load_model(path, dtype=stored, attention=attention)
-    config_file = str(cached_file(str(Path(path).expanduser()), "config.json", local_files_only=True))
-    files = [safe_open(file, framework="pt") for file in Path(config_file).parent.glob("*.safetensors")]
+    files = [safe_open(file, framework="pt") for file in files_of_model(path).glob("*.safetensors")]
     # None at all, where a hub has them in another snapshot than the config
     if {file.get_tensor(name).dtype for file in files for name in file.keys()} != {stored}:  # noqa: SIM118
         return None

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import HUB_ID, is_there
+from sftmix.common.files import HUB_ID, is_there, place_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 """Endings of files of weights that can hold programs, or that are of other libraries."""
@@ -17,12 +17,15 @@ def model_place(path: str | Path) -> tuple[str, bool]:
 
     Raises ConfigError for a path that is no directory. `NAME` and `OWNER/NAME` are hub ids where there is no such path.
     """
-    name = str(path)
-    local = name.startswith(("/", ".", "~")) or not HUB_ID.match(name) or is_there(name)
-    name = os.path.expanduser(name)
-    if local and not os.path.isdir(name):
-        raise ConfigError(f"model.path: {path} is not a directory. Give a hub id or a directory with a model.")
-    return name, local
+    name, place = str(path), place_of(path)
+    if name.startswith(("/", ".", "~")) or not HUB_ID.match(name) or is_there(place):
+        if not (name and os.path.isdir(place)):
+            raise ConfigError(
+                f"model.path: {path} is not a directory ({place.absolute()}). Give a hub id or a directory with a "
+                "model."
+            )
+        return str(place), True
+    return name, False
 
 
 def model_at_hand(path: str | Path) -> tuple[str, bool]:
@@ -49,7 +52,7 @@ def holds_adapters(path: str | Path) -> ConfigError:
 
 def refuse_files(path: str | Path) -> None:
     """Raise ConfigError for a directory that holds adapters in the place of a model, or weights in pickles only."""
-    names = sorted(file.name for file in Path(path).expanduser().glob("*"))
+    names = sorted(file.name for file in place_of(path).glob("*"))
     if "adapter_config.json" in names:
         raise holds_adapters(path)
     pickles = [name for name in names if name.endswith(PICKLES)]

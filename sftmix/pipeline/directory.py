@@ -34,7 +34,7 @@ from sftmix.common.files import (
     write_json,
     write_text,
 )
-from sftmix.config.read import read_finished
+from sftmix.config.read import STARTED, as_started, read_finished
 from sftmix.model.paths import model_at_hand, model_place, named
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Hold:
             raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
         except OSError as error:
             raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
-        for name in ("STATUS.json", "config.yaml", "summary.json", "nonce"):
+        for name in ("STATUS.json", "config.yaml", STARTED, "summary.json", "nonce"):
             remove_leftovers(self.path, name)
         with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
             earlier = read_json(self.path / "STATUS.json", stage=str)
@@ -166,6 +166,9 @@ class RunDirectory(Hold):
             remove_leftovers(directory)
             write_json(directory / "inputs.json", inputs)
             write_text(self.path / "config.yaml", configuration)
+            here = os.getcwd()
+            relative = os.path.relpath(here, self.path.resolve())
+            write_json(self.path / STARTED, {"directory": here, "relative": relative})
             self.status(stage=stage, step=0, total_steps=0, doing="")
             for source in (sibling / stage for sibling in self.pool):
                 equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)
@@ -357,9 +360,10 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
             models.append(FinishedModel(of, path, None))
             continue
         stage = run / ("train" if wanted == "target" else wanted)
-        path = str(stage / "model")
+        path = str(stage.absolute() / "model")  # `as_started` moves relative names
         if wanted == "base":
-            path = model_place(read_finished(run).model.path)[0]
+            with as_started(run):
+                path = model_place(read_finished(run).model.path)[0]
         elif not is_finished(stage) or not os.path.isdir(path):
             raise ConfigError(
                 f"{run}: {stage.name} is not trained yet; the baseline needs --with_baseline true "

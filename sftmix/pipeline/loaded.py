@@ -1,6 +1,7 @@
 """Models in memory: those that a run trains and scores with, their export, and finished ones, which answer."""
 
 import gc
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from sftmix.common.errors import NonFiniteError
+from sftmix.common.errors import ConfigError, NonFiniteError
+from sftmix.common.files import place_of
 from sftmix.common.plain import as_list
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World, accelerator
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
-from sftmix.config.read import read_finished
+from sftmix.config.read import as_started, made_from, read_finished
 from sftmix.data import Encoder, encoder_for
 from sftmix.model.adapters import (
     adapter_config,
@@ -30,7 +32,7 @@ from sftmix.model.adapters import (
 )
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
-from sftmix.model.load import check_ids, load_model, load_tokenizer, probe_ids, stored_dtype
+from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, probe_ids, stored_dtype
 from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
@@ -227,8 +229,10 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     options = ModelOptions() if finished.run is None else read_finished(finished.run).model
     asked = None if dtype == "auto" else getattr(torch, dtype)
     adapters = (directory / "adapter_config.json").exists()
-    with named(f"model {finished.name}"):
-        base = stored_config(directory).base_model_name_or_path if adapters else finished.path
+    with named(f"model {finished.name}"), as_started(finished.run):
+        base = finished.path
+        if adapters:  # of a run its own record of the base counts, which is found after a move, too
+            base = options.path or stored_config(directory).base_model_name_or_path
         kind, quantization = asked or stored_dtype(base), None
         if adapters or finished.name == "base":  # of a run with adapters: quantised as it was in training
             quantization = quantization_config(options.lora, compute=kind if adapters else asked or torch.float32)
@@ -255,8 +259,27 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
 def encoder_of(finished: FinishedModel) -> Encoder:
     """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
     path, options = finished.path, DataOptions()
-    if finished.run is not None:
-        config = read_finished(finished.run)
-        path, options = config.model.path, options if config.data.format == "text" else config.data
-    with named(f"model {finished.name}"):
-        return encoder_for(load_tokenizer(path), options)
+    with named(f"model {finished.name}"), as_started(finished.run):
+        if finished.run is not None:
+            config = read_finished(finished.run)
+            path, options = config.model.path, options if config.data.format == "text" else config.data
+            check_base(finished.run, path)
+            exported = finished.run / "train/model"
+            if exported.is_dir() and options is config.data:  # its template has the generation prompt of the rows
+                path, options = str(exported), replace(options, template=None, template_options=None)
+        return encoder_for(load_tokenizer(path), options, thinks=None)
+
+
+def check_base(run: Path, path: str) -> None:
+    """Raise ConfigError unless the base model of a run is the one that the run was made from; call it in `as_started`.
+
+    path  of the model in the run's configuration
+    """
+    then, place = made_from(run)["model"], place_of(path)
+    there = os.path.isdir(place) or "@" in then  # else a hub may have something of that name
+    if then and not (there and fingerprint(path) == then):
+        raise ConfigError(
+            f"model.path: {path} ({place.absolute()}) is not the model that {run} was made from: its files are others, "
+            "or gone. Bring them back; or if that model lies elsewhere now, write its place as model.path into "
+            f"{run / 'config.yaml'}"
+        )

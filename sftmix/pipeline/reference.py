@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sftmix.batches.order import TrainingOrder
+from sftmix.batches.order import ResponsesAlone, TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import append_batch, read_batches
 from sftmix.common.progress import progress_bar
@@ -39,6 +39,8 @@ from sftmix.training.scoring import (
 )
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
 
+Scored = tuple[RowScores, RowScores | None]
+"""The scores of the rows, and of their responses alone, if these are asked for."""
 MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
@@ -190,16 +192,23 @@ class ReferenceRun:
         return merge([stage.online.read(epoch) for epoch in epochs])
 
     def score_models(
-        self, paths: Sequence[str], *, template: str | None, max_length: int | None, token_nll: bool = False
+        self,
+        paths: Sequence[str],
+        *,
+        template: str | None,
+        max_length: int | None,
+        token_nll: bool = False,
+        response_alone: bool = False,
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
         run = self._run
 
-        def scores_of(number: int, path: str) -> RowScores:
+        def scores_of(number: int, path: str) -> Scored:
             score, module = scoring_model(
                 run.config, run.world, path, encoder, name="reference", packed=data.packed, token_nll=token_nll
             )
-            return score(module, data)
+            alone = ResponsesAlone(data, np.arange(len(data))) if response_alone else None
+            return score(module, data), score(module, alone) if alone else None
 
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
@@ -223,23 +232,23 @@ class ReferenceRun:
         def collected() -> TrainingDynamics:
             ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
 
-            def scores_of(number: int, name: str) -> RowScores:
-                return score_each(ready[name], data, run.path / "reference" / f"scores-{number}.jsonl", threads)
+            def scores_of(number: int, name: str) -> Scored:
+                return score_each(ready[name], data, run.path / "reference" / f"scores-{number}.jsonl", threads), None
 
             return self._checkpoints(data, list(ready), scores_of)
 
         return run.world.from_main(collected)
 
     def _checkpoints(
-        self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], RowScores]
+        self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], Scored]
     ) -> TrainingDynamics:
         """Score the rows by one model after the other, each a checkpoint, whose number counts from 1."""
         parts, started = [], time.perf_counter()
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
-            scores = scores_of(number, name)
+            scores, alone = scores_of(number, name)
             when = f"reference {name}" if self._run.world.is_main else ""
-            parts.append(one_checkpoint(data.ids, number, scores, when=when))
+            parts.append(one_checkpoint(data.ids, number, scores, alone, when=when))
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge(parts)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import MANIFEST, read_json
+from sftmix.common.files import MANIFEST
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_columns
 from sftmix.common.world import World
@@ -16,7 +16,7 @@ from sftmix.components.base import Need
 from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.read import read_finished
+from sftmix.config.read import as_started, made_from, read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
 from sftmix.model.load import (
     check_ids,
@@ -163,10 +163,9 @@ def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRo
 
     Raises ConfigError where the rows are no longer those that a stage of the run was made from.
     """
-    config, rows = read_rows(read_finished(path), World(), run=path, progress=progress)
-    recorded = [path / stage / "inputs.json" for stage in ("train", "reference")]
-    if file := next((file for file in recorded if file.exists()), None):  # a reference may be of an earlier try
-        inputs = read_json(file, data=dict)
+    with as_started(path):
+        config, rows = read_rows(read_finished(path), World(), run=path, progress=progress)
+    if (inputs := made_from(path))["model"]:
         then = inputs["data"].get("fingerprint"), inputs.get("eval", rows.eval_fingerprint)
         if then != (rows.data.train.fingerprint, rows.eval_fingerprint):
             raise ConfigError(

@@ -23,7 +23,7 @@ from sftmix.components.base import Callback, Component, Need, files_of, plain
 from sftmix.components.objectives import NTP
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.read import read_finished
+from sftmix.config.read import as_started, read_finished
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_files
@@ -131,11 +131,13 @@ def _files(known: Known, *components: Component | None) -> Any:
 
 
 def _made(known: Known, name: str, needed: bool) -> str | None:
-    """Return the hash of a file that an earlier stage of the run made; None where it is not needed."""
+    """Return the hash of a file that an earlier stage of the run made; None where it is not needed, or was removed."""
     if not needed:
         return None
-    directory = known.directory
-    return UNKNOWN if directory is None else known.ask(lambda: sha256_file(directory / name))
+    if known.directory is None:
+        return UNKNOWN
+    file = known.directory / name
+    return known.ask(lambda: sha256_file(file) if is_there(file) else None)
 
 
 def _precision(known: Known, options: TrainingOptions) -> str:
@@ -370,6 +372,8 @@ def export_run(
         raise ConfigError(f"{stored} has no checkpoint; {remedy}")
     elif checkpoint not in (None, *steps):
         raise ConfigError(f"{stored} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
-    from sftmix.pipeline.loaded import export_stored
+    from sftmix.pipeline.loaded import check_base, export_stored
 
-    return export_stored(config, stored, to, step=checkpoint, dtype=dtype, merge=merge)
+    with as_started(run):
+        check_base(run, config.model.path)
+        return export_stored(config, stored, to, step=checkpoint, dtype=dtype, merge=merge)

@@ -202,7 +202,9 @@ def test_an_interruption_is_130_and_a_surprise_keeps_its_traceback(run, monkeypa
 
 
 def test_only_rank_0_repeats_what_all_ranks_find(run, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert run("run", "--epochs", "1") == (2, "", "")
     monkeypatch.setattr(STATUS, raising(errors.DataError("here")))
     assert run("status", "RUN") == (3, "", "[rank 1] error: here\n")

@@ -57,6 +57,18 @@ def test_short_work_and_work_inside_other_work_tell_little(capsys):
     assert told(capsys, 1.0, 100, total=None) == [1, *range(11, 100, 10), 100]
 
 
+@pytest.mark.parametrize("unit", [" batches", " examples", " rows", " documents", " answers", " texts"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_slow_work_has_a_rate_that_can_be_read(unit, terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    for total in (100, None):
+        bar = progress_bar("scoring", total=total, unit=unit, leave=True)
+        bar._time = lambda bar=bar: bar.start_t + 2.87 * bar.n
+        bar.n = 20
+        assert f" 0.35{unit}/s" in str(bar)
+        bar.close()
+
+
 def test_rates_and_times_left_are_those_of_this_process(capsys):
     now = [0.0]
     lines = progress_bar("Tokenising", total=100, unit=" rows", done=40)
@@ -69,7 +81,7 @@ def test_rates_and_times_left_are_those_of_this_process(capsys):
     shown = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
     assert shown == [
         "Tokenising 60/100 (60%),  2.00 rows/s, 00:20 left",
-        "Tokenising 70/100 (70%),  2.00s/ rows, 01:00 left",
+        "Tokenising 70/100 (70%),  0.50 rows/s, 01:00 left",
     ]
 
 

@@ -190,7 +190,7 @@ def test_a_split_belongs_to_a_hub_id(name):
 
 @pytest.mark.parametrize("name", ["no/such/file@train", "../missing@train", "missing.json", "folder/missing.jsonl"])
 def test_a_path_that_is_missing_is_not_looked_up(name):
-    with pytest.raises(DataError, match=r"no such file .*\(the working directory is /.*\); name a file"):
+    with pytest.raises(DataError, match=r"no such file .*\(looked for /.*\); name a file"):
         expand([name], "data.train")
 
 

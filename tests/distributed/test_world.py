@@ -11,13 +11,15 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from sftmix.common import world as worlds
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, HangError
+from sftmix.common.launcher import launch_problem
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
 from sftmix.training.log import machine_of, same_bits
 from sftmix.training.module import TrainingModule, resolve_parallel, resolve_precision, wrap
 from tests.forked import free_port, on_ranks
 from tests.tiny import ROOT
+from tests.tiny import sftmix as command
 from tests.toy import toy_model
 
 ENDINGS = """
@@ -72,6 +74,71 @@ def all_groups_wait_equally(world) -> None:
 @pytest.mark.slow
 def test_the_groups_of_hsdp_wait_as_long_as_all_ranks():
     on_ranks(all_groups_wait_equally, ranks=4)
+
+
+# ------------------------------------------------------------------------------------------- half an environment
+
+
+WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+"""What torchrun sets, but for the port."""
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Set these variables of torchrun, and no others."""
+    for name in (*WHOLE, "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda given: [monkeypatch.setenv(name, value) for name, value in given.items()]
+
+
+@pytest.mark.parametrize("number", range(2**5 - 1))
+def test_a_part_of_an_environment_is_refused_with_its_variables(number, environment):
+    whole = WHOLE | {"MASTER_PORT": "29500"}
+    given = {name: value for place, (name, value) in enumerate(whole.items()) if number >> place & 1}
+    environment(given)
+    if not given.keys() & {"RANK", "LOCAL_RANK", "WORLD_SIZE"}:  # an address alone makes no rank of a process
+        assert launch_problem() is None
+        return
+    with pytest.raises(ConfigError) as raised, worlds.start_world():
+        pass
+    assert all(f"{name}={value}" in str(raised.value) for name, value in given.items())
+    assert all(name in str(raised.value) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("RANK", value) for value in ("2", "-1", "x", "")),
+        *(("LOCAL_RANK", value) for value in ("2", "-1", "0.5")),
+        *(("WORLD_SIZE", value) for value in ("0", "-2", "two")),
+        *(("MASTER_PORT", value) for value in ("", "http", "-1")),
+        ("MASTER_ADDR", ""),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(name, value, environment):
+    environment(WHOLE | {"MASTER_PORT": "29500"})
+    assert launch_problem() is None
+    environment({name: value})
+    assert f"{name}={value}" in str(launch_problem())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "one", "WORLD_SIZE": "2"}])
+def test_a_command_in_such_an_environment_tells_it_once(given, environment, tiny, tmp_path):
+    environment(given)
+    done = command("run", *tiny.options, "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "go together. Start with torchrun" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_stays_alone_says_for_whom_it_waited(rank, environment):
+    environment(WHOLE | {"MASTER_PORT": str(free_port()), "RANK": rank})
+    said = rf"rank {rank} of 2 .* did not meet the others .* within 1 s"
+    with pytest.raises(HangError, match=said), worlds.start_world(timeout=1.0):
+        pass
 
 
 # ------------------------------------------------------------------------------------------- GPUs, without one
@@ -141,7 +208,7 @@ def test_after_an_error_the_process_group_of_gpus_is_left_alone(kind, left, monk
     monkeypatch.setattr(
         dist, "init_process_group", lambda backend, **more: [backends.append(backend), start("gloo", **more)]
     )
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     with pytest.raises(ValueError, match="of one rank"), worlds.start_world():

@@ -97,3 +97,32 @@ def test_what_only_reads_a_run_imports_none_of_its_classes(run, sftmix, tmp_path
     assert "of_someone.Mine" in (run / "report" / "report.html").read_text()
     assert "of_someone" not in sys.modules
     assert from_plain({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
+
+
+READ = {
+    "status": ["RUN"],
+    "verify": ["RUN", "--from", "0", "--steps", "1"],
+    "report": ["RUN", "--map", "0"],
+    "suspects": ["RUN", "--top", "0"],
+    "export": ["RUN", "--to", "TO"],
+    "generate": ["RUN", "--models", "target,baseline,base", "--max_new_tokens", "1", "--to", "TO"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("command", READ)
+def test_no_file_that_was_removed_ends_in_a_traceback(command, finished, sftmix, tmp_path):
+    """Each file of the run and its stages, one at a time; and without a table of a finished stage nothing is read."""
+    for file in sorted([*finished.path.glob("*.*"), *finished.path.glob("*/*.*")]):
+        part, place = file.relative_to(finished.path), tmp_path / "run"
+        shutil.copytree(finished.path, place)
+        (place / part).unlink()
+        words = [{"RUN": str(place), "TO": str(tmp_path / "to")}.get(word, word) for word in READ[command]]
+        done = sftmix(command, *words)
+        assert done.code in (0, 2, 3, 4), (part, done.err)
+        if command not in ("status", "generate") and part.suffix == ".parquet":
+            assert done.code == 4, (part, done.err)
+            assert part.name in done.err + done.out
+        for left in tmp_path.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()

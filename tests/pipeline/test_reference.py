@@ -15,6 +15,7 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import read_json, write_json
 from sftmix.common.rng import stable_hash
 from sftmix.options import TrainingOptions
+from sftmix.pipeline.rows import rows_of_run
 from sftmix.tools.quickstart import make_tokenizer, write_rows
 from tests.data.small_tokenizers import THINKING
 from tests.tiny import SHORT, Tiny, groups, metrics, table, weights
@@ -263,6 +264,27 @@ def test_a_response_alone_is_scored_beside_it(tiny, made):
     found = table(run / "confidence" / "dynamics.parquet")
     assert min(found["alone_nll_sum"]) > 0
     assert found["alone_nll_sum"] != found["nll_sum"]
+
+
+def test_ifd_is_had_from_an_untrained_model(tiny, made):
+    """By the model's own logits, row by row: after the instruction, and after the first token alone."""
+    words = ["--reference", "FromCheckpoints", "--reference.paths", f"[{tiny.model}]", "--confidence", "IFD"]
+    run = made("split", *tiny.bare, *words, "--reference.response_alone")
+    found, scores = table(run / "confidence" / "dynamics.parquet"), table(run / "confidence" / "confidence.parquet")
+    model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
+    data = rows_of_run(run)[1].data.train
+    for row in range(0, len(data), 7):
+        ids, target = (torch.from_numpy(np.asarray(x)) for x in (data[row].input_ids, data[row].target))
+        sums = []
+        for some in (torch.ones_like(target), target | (torch.arange(len(target)) == 0)):
+            with torch.no_grad():
+                logits = model(input_ids=ids[some][None]).logits[0].double()
+            nll = -logits.log_softmax(-1)[:-1].gather(1, ids[some][1:, None])[:, 0]
+            sums.append(float(nll[target[some][1:]].sum()))
+        assert found["id"][row] == data.ids[row]
+        assert found["nll_sum"][row] == pytest.approx(sums[0], rel=1e-5)
+        assert found["alone_nll_sum"][row] == pytest.approx(sums[1], rel=1e-5)
+        assert scores["confidence"][row] == pytest.approx(-sums[0] / sums[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(("places", "steps"), [("[0]", 0), pytest.param("[0, 0.5]", 6, marks=pytest.mark.slow)])

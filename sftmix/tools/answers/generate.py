@@ -70,13 +70,14 @@ def main(args: argparse.Namespace) -> None:
     options, form, to = sampling(args), args.format, Path(args.to)
     finished = finished_models(args.place, args.models.split(","))
     runs = [model.run for model in finished if model.run]
-    config = read_finished(runs[0]) if runs and form == "rows" else None
+    run = runs[0] if runs and form == "rows" else None
     if args.prompts:
-        questions = read_questions(args.prompts, config.data.columns if config else None, mt_bench=form == "mt_bench")
+        columns = read_finished(run).data.columns if run else None
+        questions = read_questions(args.prompts, columns, mt_bench=form == "mt_bench")
     else:
-        from sftmix.data import prepare
+        from sftmix.pipeline.rows import rows_of_run
 
-        prepared = prepare(config.data, config.seed) if config else None
+        prepared = rows_of_run(run, progress=True)[1].prepared if run else None
         if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
             raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
         questions = [question_of(example) for example in prepared.eval.examples(whole=True)]

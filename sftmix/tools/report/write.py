@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import sftmix
 from sftmix.batches.collate import collate
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_json, read_steps, write_text
+from sftmix.common.files import placing, read_json, read_steps, write_text
 from sftmix.common.shown import short
 from sftmix.components.base import Need
 from sftmix.pipeline.recipe import order_of_arm
@@ -97,8 +97,8 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         hidden_map = pictures.hidden_map(view, ends, places)
     scored = {column: look(view, stage, every) for column, stage in LOSSES.items()} if score_all else {}
     table = examples_table(view, scored=scored, places=places)
-    (view.path / FILE).parent.mkdir(exist_ok=True)
-    pq.write_table(table, view.path / FILE)
+    with placing(view.path / FILE) as staging:
+        pq.write_table(table, staging)
     about = (
         f"{type(config.objective).__name__} on {summary['model']}, seed {summary['seed']}, learning rate "
         f"{config.training.learning_rate:g}; {len(data.train):,} training examples, {len(data.eval or ()):,} held out; "

@@ -21,11 +21,10 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.common.files import HUB_ID, is_there, read_json_if_there, write_text
+from sftmix.common.files import HUB_ID, is_there, place_of, read_json_if_there, write_text
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
-from sftmix.config.read import read_finished
-from sftmix.model.paths import model_place
+from sftmix.config.read import as_started, made_from, read_finished
 from sftmix.pipeline.rows import rows_of_run
 
 CARD = "README.md"
@@ -61,10 +60,10 @@ def model_card(
         for key, words in METRICS.items()
         if isinstance(measured.get(key), float)
     ]
-    base, local = model_place(config.model.path or "")
+    from_hub = "@" in made_from(run)["model"]
     data = ModelCardData(
         license=license,
-        base_model=None if local else base,
+        base_model=config.model.path if from_hub else None,
         library_name="peft" if config.model.lora.r and not merged else "transformers",
         pipeline_tag="text-generation",
         tags=["sftmix"],
@@ -117,7 +116,7 @@ def without_directories(value: Any) -> Any:
     on_hub = HUB_ID.match(value.removeprefix("hub:").partition("@")[0])
     # Of NAME/NAME these endings make a path: an id of the hub may have a dot, too.
     endings = r"\.(jsonl?|csv|tsv|parquet|arrow|gz|bz2|xz|zst|jinja|txt)$"
-    is_path = not on_hub or is_there(value) or re.search(endings, value.lower())
+    is_path = not on_hub or is_there(place_of(value)) or re.search(endings, value.lower())
     return Path(value).name or value if is_path else value
 
 
@@ -129,6 +128,8 @@ def _card(template: str, run: Path, data: Any, **values: Any) -> str:
     config = read_finished(run)
     recipe = config.plain()
     recipe.pop("out", None)
+    with as_started(run):
+        shown = without_directories(recipe)
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, finalize=_escaped, trim_blocks=True)
     return environment.get_template(template).render(
@@ -137,9 +138,9 @@ def _card(template: str, run: Path, data: Any, **values: Any) -> str:
         header=Markup(data.to_yaml()),
         config=config,
         summary={"version": sftmix.__version__, **read_json_if_there(run / "summary.json")},
-        base=without_directories(config.model.path),
-        files=without_directories(as_list(config.data.train)),
-        recipe=Markup(yaml.safe_dump(without_directories(recipe), sort_keys=False, allow_unicode=True)),
+        base=shown["model"]["path"],
+        files=as_list(shown["data"]["train"]),
+        recipe=Markup(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)),
     )
 
 

@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as place:
         to = Path(args.to or f"{place}/model")
         if step is None and not (args.to or args.best or args.merge) and args.dtype == "auto":
-            shutil.copytree(finished_models(run)[0].path, to)
+            shutil.copytree(finished_models(run)[0].path, to, ignore=shutil.ignore_patterns(".tmp-*"))
         else:
             export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
             steps_dir = origin(run / "train") / (BEST if args.best else CHECKPOINTS)

@@ -1,7 +1,6 @@
 """`status`: the progress of a run or a table, from its files alone; it may be on another machine, or finished."""
 
 import argparse
-import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from sftmix.cli.results import STAGES, at, held_out, say
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
-from sftmix.common.files import MANIFEST, is_there, not_as_written, read_json_if_there, read_steps
+from sftmix.common.files import MANIFEST, is_alive, is_there, not_as_written, read_json_if_there, read_steps
 from sftmix.common.shown import markdown_table
 from sftmix.config.read import TABLE, read_yaml
 
@@ -88,12 +87,7 @@ def _state(status: Mapping[str, Any]) -> str:
 
 def _may_run(status: Mapping[str, Any]) -> bool:
     """Return False if the run has ended, or its process is gone; one of another machine cannot be looked up."""
-    if status["exit_code"] is None and status["host"] == socket.gethostname() and sys.platform != "win32":
-        try:
-            os.kill(status["pid"], 0)  # on Windows it would get a Ctrl-C
-        except OSError as error:
-            return isinstance(error, PermissionError)  # a process of somebody else
-    return status["exit_code"] is None
+    return status["exit_code"] is None and (status["host"] != socket.gethostname() or is_alive(status["pid"]))
 
 
 def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> list[str]:

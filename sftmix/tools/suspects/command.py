@@ -11,7 +11,7 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
 from sftmix.config.schema import find_component
-from sftmix.pipeline.directory import is_run
+from sftmix.pipeline.directory import check_finished, is_run
 from sftmix.tools.suspects import signals
 
 ABOUT = """List the rows to read first: those whose texts, or whose losses under the reference, are least usual.
@@ -105,6 +105,7 @@ def _of_run(run: Path) -> tuple[list[Any], Any, list[str]]:
     from sftmix.common.tables import read_dynamics
     from sftmix.pipeline.rows import rows_of_run
 
+    check_finished(run)
     _, rows = rows_of_run(run, progress=True)
     train, path, hard = rows.data.train, run / "confidence" / "dynamics.parquet", []
     dynamics = read_dynamics(path).of(train.ids) if path.exists() else None

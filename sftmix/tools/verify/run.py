@@ -23,7 +23,7 @@ from sftmix.common.world import start_world
 from sftmix.components.base import Callback, CallbackResult, Need, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.mixing import MeasureMixing
-from sftmix.config.read import read_config
+from sftmix.config.read import as_started, read_config
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory, check_same_directory, differences, is_finished
@@ -78,27 +78,28 @@ def verify(window: Window) -> dict[str, Any]:
     torchrun every rank calls it and returns the same. Raises ConfigError if this machine cannot compute as the run did,
     and the errors of files and rows that cannot be read.
     """
-    config = read_config(window.run / "config.yaml")
-    with (
-        contextlib.redirect_stdout(sys.stderr),
-        start_world(config.training.timeout) as world,
-        tempfile.TemporaryDirectory(prefix="sftmix-verify-", ignore_cleanup_errors=True) as scratch,
-    ):
-        # Ranks may have looked before and after a run saved: the window of rank 0 counts, and its directory.
-        window, place = world.share((window, Path(scratch)))
-        findings = world.from_main(lambda: check_files(window))
-        world.on_main(lambda: lay_out(window, place))
-        with RunDirectory(place, world) as directory, StopAtOnce() as stop:
-            check_same_directory(place, world)
-            config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
-            config, rows = read_rows(config, world, run=window.run, progress=world.is_main)
-            entered = stages_entered(config, "reference" if window.stage == "reference" else "train")
-            stages = [stage for stage in entered if stage != "base"]
-            findings += check_inputs(window, Known(config, world, rows, window.run), stages)
-            replay = Replay(config, world, directory, stop, rows, window, findings, [], {})
-            if all(finding.same for finding in findings):
-                make_stages(replay, stages)
-            return world.share(replay.certificate())
+    with as_started(window.run):
+        config = read_config(window.run / "config.yaml")
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            start_world(config.training.timeout) as world,
+            tempfile.TemporaryDirectory(prefix="sftmix-verify-", ignore_cleanup_errors=True) as scratch,
+        ):
+            # Ranks may have looked before and after a run saved: the window of rank 0 counts, and its directory.
+            window, place = world.share((window, Path(scratch)))
+            findings = world.from_main(lambda: check_files(window))
+            world.on_main(lambda: lay_out(window, place))
+            with RunDirectory(place, world) as directory, StopAtOnce() as stop:
+                check_same_directory(place, world)
+                config = replace(config, out=str(place), with_baseline=window.stage == "baseline")
+                config, rows = read_rows(config, world, run=window.run, progress=world.is_main)
+                entered = stages_entered(config, "reference" if window.stage == "reference" else "train")
+                stages = [stage for stage in entered if stage != "base"]
+                findings += check_inputs(window, Known(config, world, rows, window.run), stages)
+                replay = Replay(config, world, directory, stop, rows, window, findings, [], {})
+                if all(finding.same for finding in findings):
+                    make_stages(replay, stages)
+                return world.share(replay.certificate())
 
 
 # ------------------------------------------------------------------------------- what the replay would read

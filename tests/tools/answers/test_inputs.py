@@ -120,6 +120,10 @@ def test_held_out_text_asks_for_prompts(run, generate, tmp_path):
     train.write_text("Long ago.")
     held_out.write_text("Not long ago.")
     change(run, "data", train=str(train), eval=str(held_out))
+    with pytest.raises(ConfigError, match="was made from other rows"):
+        generate(run, tmp_path / "answers.jsonl")
+    for stage in ("train", "reference"):  # as if these rows were those of the run
+        (run / stage / "inputs.json").unlink()
     with pytest.raises(ConfigError, match=r"--prompts is not given, and target has no held-out conversations"):
         generate(run, tmp_path / "answers.jsonl")
 

@@ -34,6 +34,18 @@ def test_an_honest_run_is_certified_and_not_touched(ntp, sftmix):
     assert written(ntp.run) == before
 
 
+@pytest.mark.parametrize(
+    "name", ["confidence/confidence.parquet", "confidence/dynamics.parquet", "split/split.parquet"]
+)
+def test_a_table_that_was_removed_is_a_difference(name, honest, tmp_path, sftmix):
+    run = Path(shutil.copytree(honest.run, tmp_path / "run"))
+    (run / name).unlink()
+    done = sftmix("verify", str(run))
+    assert done.code == 4
+    assert f"{name.partition('/')[2]} is not the file this stage wrote" in done.out
+    assert "inputs    differs: " in done.out
+
+
 SPLIT = [
     "confidence/confidence.parquet, id, confidence, variability, bit for bit",
     "split/split.parquet, id, group, bit for bit",
