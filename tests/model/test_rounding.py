@@ -1,5 +1,7 @@
 """Stochastic rounding: neighbours, probabilities and draws by formulas of their own, and the same bits for any part."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def test_parts_of_a_tensor_are_rounded_as_the_whole(cuts):
     ends = sorted([0, *cuts, len(x)])
     parts = [
         stochastically_rounded(x[start:end], torch.bfloat16, seed=0, name="w", start=start)
-        for start, end in zip(ends, ends[1:], strict=False)
+        for start, end in pairwise(ends)
     ]
     assert torch.equal(torch.cat(parts), whole)
 
