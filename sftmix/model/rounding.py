@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -58,6 +58,13 @@ def to_nearest(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
             "sftmix export"
         )
     return rounded
+
+
+def refuse_overflow(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raise ConfigError as `to_nearest` does for a weight to be trained; on the meta device none has a value yet."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not weight.is_meta:
+            to_nearest(name, weight.detach(), dtype)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.summary import describe_split, made_by, summarise
-from sftmix.model.rounding import to_nearest
+from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory, check_same_directory
 from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights, scoring_model
@@ -184,16 +184,13 @@ def enter_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
             packed=rows.packed,
             **order_of_arm(run, name, scores, split),
         )
-        dtype, held_out = export_dtype(config.model), rows.data.eval
-        for weight_name, weight in stage.model.named_parameters():  # of ranks that share them, on the meta device yet
-            if weight.requires_grad and not weight.is_meta:
-                to_nearest(weight_name, weight.detach(), dtype)
+        dtype = export_dtype(config.model)
+        refuse_overflow(stage.model, dtype)
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")
         began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
-        as_trained = None
-        if dtype.itemsize < 4 and held_out is not None:
-            as_trained = held_out_metrics(stage.scorer(module, held_out))["eval_nll"]
+        held_out = rows.data.eval if dtype.itemsize < 4 else None
+        as_trained = None if held_out is None else held_out_metrics(stage.scorer(module, held_out))["eval_nll"]
         round_weights(config, module, dtype)
         files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
         lines = run.world.from_main(lambda: read_steps(directory))
