@@ -277,6 +277,9 @@ class CheckpointOptions(PlainFields):
     """Number of checkpoints kept for each stage, at least 1."""
     keep_best: bool = False
     """Also keep the weights of the best held-out evaluation in training, for `export --best`."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How float32 weights are rounded for an export in half precision (model.dtype). stochastic: to one of the two
+    neighbours, by the seed, the nearer one more often, which keeps steps too small for nearest."""
 
 
 @dataclass(kw_only=True)

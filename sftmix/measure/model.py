@@ -127,7 +127,7 @@ def best_evaluation(lines: Sequence[Any], last: float | None) -> dict[str, Any]:
     """Return the smallest held-out NLL of the evaluations during and after training: value, step, epoch (from 0).
 
     lines  of metrics.jsonl
-    last   held-out NLL after the last step; None: no held-out rows
+    last   held-out NLL after the last step, of weights as they were trained, as all of these; None: no held-out rows
     """
     if last is None:
         return {}

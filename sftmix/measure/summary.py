@@ -38,6 +38,7 @@ _OF_STAGE = [
 _OF_ARM = [
     "eval_accuracy",
     "eval_exact_match",
+    "eval_nll_as_trained",
     "eval_nll_best",
     "eval_nll_best_step",
     "eval_nll_best_epoch",
@@ -50,6 +51,10 @@ UNMOVED = 5e-3
 """Relative change of the held-out NLL below which a training is said to have hardly changed the model."""
 WORSE = 1e-3
 """Relative rise of the held-out NLL above which a model is said to be worse than its base model."""
+ROUNDED = 0.1
+"""Share of the change of the held-out NLL by which the rounding of the export must move it to be worth a sentence."""
+SHOWN = 1e-4
+"""The last digit of a held-out NLL that people are shown."""
 BETTER = 1e-3
 """Nats per token by which an earlier evaluation must be better before it is worth a sentence."""
 DIVERGED = 1.2
@@ -270,8 +275,15 @@ def remarks(stages: Mapping[str, Any]) -> Iterator[str]:
             f"The trained model is worse than the base model on the held-out rows: NLL per token {before:.4f} before, "
             f"{after:.4f} after. Try a smaller --training.learning_rate or fewer --training.epochs."
         )
-    if after - best > BETTER:
+    end = train.get("eval_nll_as_trained") or after
+    if before is not None and abs(after - end) > max(ROUNDED * abs(before - after), SHOWN):
+        yield (
+            f"Rounding the weights for train/model moved the held-out NLL per token from {end:.4f} to {after:.4f} "
+            f"({before:.4f} before training): --checkpoint.rounding stochastic keeps more of a training than nearest, "
+            "and --model.dtype float32 all of it."
+        )
+    if end - best > BETTER:
         yield (
             f"The best evaluation was at step {train['eval_nll_best_step']} of {steps}: held-out NLL {best:.4f}, "
-            f"{after:.4f} at the end; with --checkpoint.keep_best true, sftmix export RUN --best writes its model."
+            f"{end:.4f} at the end; with --checkpoint.keep_best true, sftmix export RUN --best writes its model."
         )

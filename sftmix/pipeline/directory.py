@@ -266,6 +266,7 @@ CONTENTS = {
     "model": "the model's files are others (model.path)",
     "data": "the training rows are others (data.train)",
     "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
+    "rounding": "the exported weights are rounded in another way (checkpoint.rounding)",
     "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
 }
 """Inputs that are hashes, in words that name the options behind them."""

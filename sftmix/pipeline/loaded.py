@@ -22,7 +22,6 @@ from sftmix.config.checks import refuse_sharded
 from sftmix.config.read import as_started, made_from, read_finished
 from sftmix.data import Encoder, encoder_for
 from sftmix.model.adapters import (
-    adapter_config,
     add_adapters,
     load_adapters,
     merge_adapters,
@@ -35,6 +34,7 @@ from sftmix.model.head import check_head
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, probe_ids, stored_dtype
 from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
+from sftmix.model.rounding import round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.directory import FinishedModel
 from sftmix.training.checkpoint import CheckpointStore, full_weights
@@ -118,30 +118,49 @@ def scoring_model(
     return score, module
 
 
+def export_dtype(options: ModelOptions, dtype: str = "auto", *, merged: bool = False) -> torch.dtype:
+    """Return the dtype of exported weights.
+
+    dtype   auto: that of the options, which may be auto, too: then the dtype the base model was stored in, or for
+            adapters that of their training
+    merged  True: adapters are in the weights of the base model
+    """
+    name = options.dtype if dtype == "auto" else dtype
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.float32 if options.lora.r and not merged else stored_dtype(options.path)
+
+
+def round_weights(config: RunConfig, module: nn.Module, dtype: torch.dtype) -> None:
+    """Round the weights that an export in `dtype` holds, in place: what is measured after that is what is delivered.
+
+    Every rank calls it. Raises ConfigError for a weight that `dtype` has no room for.
+    """
+    weights = full_weights(module, gathered=False)
+    round_in_place(weights, dtype, rounding=config.checkpoint.rounding, seed=config.seed)
+
+
 def export_weights(
     config: RunConfig,
     encoder: Encoder,
     model: PreTrainedModel,
     weights: Mapping[str, torch.Tensor],
     to: Path,
-    dtype: str = "auto",
+    dtype: torch.dtype,
 ) -> Path:
     """Write weights as a Hugging Face directory, with what the encoder knows: tokenizer, template, stop ids.
 
     Of a model with adapters only those are written.
 
-    dtype  auto: that of the configuration, which may be auto, too: then the dtype the base model was stored in, or for
-           adapters that of their training
+    weights  those that `round_weights` has rounded to `dtype`
     """
-    base, dtype = config.model.path, config.model.dtype if dtype == "auto" else dtype
-    stored = torch.float32 if adapter_config(model) else stored_dtype(base)
     return export_model(
         model,
         encoder.tokenizer,
         to,
         state_dict=weights,
-        dtype=stored if dtype == "auto" else getattr(torch, dtype),
-        base=base,
+        dtype=dtype,
+        base=config.model.path,
         stop_ids=encoder.stop_ids,
         chat_template=encoder.chat_template,
     )
@@ -171,8 +190,9 @@ def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None
                     raise
     if merge:
         merge_adapters(model)
-    weights = model.state_dict() if merge else full_weights(module)
-    return export_weights(config, encoder, model, weights, to, dtype)
+    exported = export_dtype(config.model, dtype, merged=merge)
+    round_weights(config, module, exported)
+    return export_weights(config, encoder, model, full_weights(module), to, exported)
 
 
 # ------------------------------------------------------------------------------------------- finished models

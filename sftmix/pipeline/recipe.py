@@ -28,9 +28,10 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.summary import describe_split, made_by, summarise
+from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory, check_same_directory
-from sftmix.pipeline.loaded import export_weights, scoring_model
+from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights, scoring_model
 from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.start import (
@@ -45,7 +46,7 @@ from sftmix.pipeline.start import (
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.log import StopAtOnce
 from sftmix.training.module import check_compiler
-from sftmix.training.scoring import OnlineLosses, merge
+from sftmix.training.scoring import OnlineLosses, held_out_metrics, merge
 from sftmix.types import NOT_COUNTED, Rows, Scores, Split, TrainingDynamics
 
 
@@ -165,7 +166,7 @@ def enter_split(run: RunContext, scores: Scores) -> Split:
 
 
 def enter_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> None:
-    """Train the target, or the NTP baseline in the same order, and measure and export it.
+    """Train the target, or the NTP baseline in the same order, and measure and export it, rounded as it is exported.
 
     name           train or baseline
     scores, split  from the stages before; a single run takes neither, but makes a split for each epoch
@@ -183,22 +184,28 @@ def enter_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
             packed=rows.packed,
             **order_of_arm(run, name, scores, split),
         )
+        dtype = export_dtype(config.model)
+        refuse_overflow(stage.model, dtype)
         result = run.train(stage)
         run.directory.tell(doing="measuring the trained model")
         began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
+        held_out = rows.data.eval if dtype.itemsize < 4 else None
+        as_trained = None if held_out is None else held_out_metrics(stage.scorer(module, held_out))["eval_nll"]
+        round_weights(config, module, dtype)
         files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
         lines = run.world.from_main(lambda: read_steps(directory))
         figures = {
             **result.figures,
             **measured,
             "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
-            **best_evaluation(lines, measured.get("eval_nll")),
+            "eval_nll_as_trained": as_trained,
+            **best_evaluation(lines, as_trained or measured.get("eval_nll")),
             "calibration_seconds": time.perf_counter() - began,
             "made_by": made_by(run.world.size),
         }
         run.directory.tell(doing="writing the model")
-        weights = full_weights(module)
-        run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, directory / "model"))
+        weights, to = full_weights(module), directory / "model"
+        run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
         files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
         nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
         return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")

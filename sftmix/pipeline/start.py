@@ -219,16 +219,25 @@ def config_of_arm(config: RunConfig, name: str) -> RunConfig:
     return replace(config, objective=NTP(), perturbation=None, checkpoint=replace(config.checkpoint, keep_best=False))
 
 
+def _rounding(config: RunConfig) -> str:
+    """Return how the weights of the export are rounded; nearest if they are not."""
+    from sftmix.pipeline.loaded import export_dtype
+
+    return config.checkpoint.rounding if export_dtype(config.model).itemsize < 4 else "nearest"
+
+
 def arm_inputs(known: Known, name: str) -> Inputs:
     """Return the inputs of a trained arm; their order is part of its checkpoints' identity."""
     config, lora = config_of_arm(known.config, name), known.config.model.lora
     pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
     deciding, paired = _deciding(config.callbacks), pairing is not None and not single
+    rounding = known.ask(lambda: _rounding(config))
     scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence, too
     inputs = {
         **_rows_and_model(known),
         "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
         "dtype": config.model.dtype,
+        **({} if rounding == "nearest" else {"rounding": rounding}),  # as runs were before there was a choice
         "lora": plain(lora) if lora.r else None,
         "split": _made(known, "split/split.parquet", paired),
         "confidence": _made(known, "confidence/confidence.parquet", scored),

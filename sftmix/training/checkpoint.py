@@ -216,14 +216,16 @@ class CheckpointStore:
             set_optimizer_state_dict(module, optimizer, fresh | state, options=_FLAT)
 
 
-def full_weights(wrapped: nn.Module) -> dict[str, torch.Tensor]:
+def full_weights(wrapped: nn.Module, *, gathered: bool = True) -> dict[str, torch.Tensor]:
     """Gather the weights of the wrapped causal language model on the CPU of rank 0; call it on every rank.
 
     These are all weights, tied ones under each of their names; with adapters, only those that are not frozen.
+
+    gathered  False: the tensors of the model itself, to change in place; FSDP has its shards
     """
     module = unwrap(wrapped)
     adapted = adapter_config(module.model) is not None
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapted)
+    options = StateDictOptions(full_state_dict=gathered, cpu_offload=gathered, ignore_frozen_params=adapted)
     state: dict[str, Any] = get_model_state_dict(module, options=options)
     names = _trained(module) if adapted else state.keys()
     return {name.removeprefix("model."): state[name] for name in names if name in state}

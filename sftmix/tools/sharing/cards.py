@@ -37,28 +37,35 @@ _SEAL = "\n<!-- sha256 of the text above, which this program wrote: "
 
 
 def model_card(
-    run: Path, stage: str, *, license: str | None = None, step: int | None = None, merged: bool = False
+    run: Path,
+    stage: str,
+    *,
+    license: str | None = None,
+    step: int | None = None,
+    merged: bool = False,
+    measured: bool = True,
 ) -> str:
     """Return the card of a model of a run.
 
-    stage   train or baseline
-    step    of the checkpoint that the weights are; None: the model that the run has measured
-    merged  of a run with adapters: these are in the model's weights
+    stage     train or baseline
+    step      of the checkpoint that the weights are; None: those after the last step
+    merged    of a run with adapters: these are in the model's weights
+    measured  False: the weights are not those that the run has measured, so the card has no figures of them
     """
     config, summary = read_finished(run), read_json_if_there(run / "summary.json")
     baseline = summary.get("baseline") or {}
-    measured = {} if step is not None else summary if stage == "train" else baseline
+    figures = {} if step is not None or not measured else summary if stage == "train" else baseline
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type="held-out",
             dataset_name="held-out rows of the run",
             metric_type=key,
-            metric_value=measured[key],
+            metric_value=figures[key],
             metric_name=words,
         )
         for key, words in METRICS.items()
-        if isinstance(measured.get(key), float)
+        if isinstance(figures.get(key), float)
     ]
     from_hub = "@" in made_from(run)["model"]
     data = ModelCardData(
@@ -71,7 +78,8 @@ def model_card(
         eval_results=results or None,
     )
     evaluation = read_json_if_there(run / "evaluation" / "table.json")
-    return _card("model.md", run, data, stage=stage, step=step, baseline=baseline, evaluation=evaluation)
+    values = {"step": step, "figures": figures, "baseline": baseline, "evaluation": evaluation}
+    return _card("model.md", run, data, stage=stage, **values)
 
 
 def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) -> None:

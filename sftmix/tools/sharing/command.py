@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.parsing import OwnOption
+from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.config import RunConfig
@@ -82,9 +83,13 @@ def main(args: argparse.Namespace) -> None:
             step = step or max(steps_in(steps_dir), default=None)  # None: merged from the model after the last step
             if is_finished(run / "train") and step == read_steps(run / "train")[-1]["step"]:
                 step = None
+        measured = step is None and not args.merge and args.dtype == "auto"
+        if not measured:
+            say("these are not the weights of train/model, as the run measured them: it has no figures of these")
         from sftmix.tools.sharing.cards import CARD, model_card, write_card  # import torch, which no refusal waits for
 
-        card = model_card(run, "train", license=args.license, step=step, merged=args.merge)
+        about = {"license": args.license, "step": step, "merged": args.merge, "measured": measured}
+        card = model_card(run, "train", **about)
         write_card(to / CARD, card, args.license)
         print(push(to, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else to)
 

@@ -1,0 +1,87 @@
+"""From float32 weights to those of an export in half precision.
+
+The steps of a training are smaller than the gaps between the numbers of bfloat16: at a learning rate of 2e-6, rounding
+to nearest undoes most of them. Stochastic rounding takes one of the two neighbours of a value, the nearer one more
+often: a share s of the gap above the lower one goes up with probability s. So each weight is kept on average, and with
+it the sums over many weights that a layer computes. A value that the dtype has stays, as that of a weight that was not
+trained.
+
+The draws are a function of (seed, name of the tensor, place in the whole tensor), so all shards, ranks and devices give
+the same bits.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.rng import generator
+
+BLOCK = 2**16
+"""Places of a tensor that share a generator; they are rounded together, which bounds the memory."""
+
+
+def stochastically_rounded(x: Tensor, dtype: torch.dtype, *, seed: int, name: str, start: int = 0) -> Tensor:
+    """Return `x`, float32 or float64 of any shape, in `dtype`; to bfloat16 and float16 by stochastic rounding.
+
+    A value beyond the largest finite one becomes what rounding to nearest makes of it; infinities and NaN stay.
+
+    start  where `x` is a part of a tensor: the place of its first element in the whole, in flat order
+    """
+    if dtype.itemsize > 2:
+        return x.to(dtype)
+    flat, parts = x.reshape(-1), [x.new_empty(0, dtype=dtype)]
+    for first in range(start // BLOCK * BLOCK, start + len(flat), BLOCK):
+        part = flat[max(first - start, 0) : first - start + BLOCK]
+        draws = generator(seed, "rounding", name, first).random(BLOCK)[max(start - first, 0) :]
+        nearest = part.to(dtype)
+        error = part - nearest
+        # The next number on the other side of the value: as integers, numbers of one sign are ordered by their size.
+        other = (nearest.view(torch.int16) + (error.sign() * part.sign()).short()).view(dtype)
+        share = error / (other.to(x.dtype) - nearest)  # exact; 0 if the other is infinite, NaN if there is no error
+        parts.append(torch.where(share > torch.from_numpy(draws[: len(part)]).to(x.device), other, nearest))
+    return torch.cat(parts).view(x.shape)
+
+
+def to_nearest(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `x` in `dtype`; raise ConfigError for a finite value that `dtype` has no room for."""
+    rounded = x.to(dtype)
+    lost = x[rounded.isinf() & x.isfinite()]
+    if len(lost):
+        raise ConfigError(
+            f"{name} has the value {lost[0]:.6g}, which {dtype} has no room for: it ends at "
+            f"{torch.finfo(dtype).max:.6g}. Choose bfloat16 or float32: --model.dtype in another --out, or --dtype of "
+            "sftmix export"
+        )
+    return rounded
+
+
+def refuse_overflow(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raise ConfigError as `to_nearest` does for a weight to be trained; on the meta device none has a value yet."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not weight.is_meta:
+            to_nearest(name, weight.detach(), dtype)
+
+
+@torch.no_grad()
+def round_in_place(weights: Mapping[str, Tensor], dtype: torch.dtype, *, rounding: str, seed: int) -> None:
+    """Round floats to the values of `dtype` in the dtype that they have; of FSDP each rank rounds its shards.
+
+    rounding  stochastic or nearest
+    Raises ConfigError as `to_nearest` does, on the rank that holds the value.
+    """
+    for name, weight in weights.items():
+        x, row = weight, 0
+        if isinstance(weight, DTensor):
+            x = weight.to_local()
+            row = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)[1][0]
+        if x.is_floating_point():
+            rounded = to_nearest(name, x, dtype)
+            if rounding == "stochastic":
+                start = row * math.prod(x.shape[1:])
+                rounded = stochastically_rounded(x, dtype, seed=seed, name=name, start=start)
+            x.copy_(rounded)
