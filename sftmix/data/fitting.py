@@ -179,7 +179,7 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
     for variable, value in [] if thinks is None or view.fits(thinks) else _values(source, names, thinks):
         with suppress(ConfigError):
             changed = defaults({variable: value}) + source
-            if renderer.view(changed).fits(thinks):
+            if renderer.view(changed).fits(bool(thinks)):
                 source = changed
                 notices.append(f"The template is used and exported with {variable} {json.dumps(value)}.")
                 break
