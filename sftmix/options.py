@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sftmix.common.plain import PlainFields, as_list, column_problems
 
 SpecialTokens = Literal["text", "tokens"]
+Thoughts = Literal["train", "mask", "drop"]
 ScheduleName = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
@@ -94,8 +95,8 @@ _LISTS = ("train", "eval", "labels", "take")
 @dataclass(kw_only=True)
 class DataOptions(PlainFields):
     train: list[str] | str = field(default_factory=list)
-    """Training rows: files (.json .jsonl .parquet .csv .txt), directories or hub ids, whose subset and split may
-    be named (NAME:SUBSET@SPLIT, NAME@train[:50%]; the split is train by default); several are concatenated."""
+    """Training rows: files (.json .jsonl .parquet .arrow .csv .txt), directories or hub ids, whose subset and split
+    may be named (NAME:SUBSET@SPLIT, NAME@train[:50%]; the split is train by default); several are concatenated."""
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
@@ -106,14 +107,20 @@ class DataOptions(PlainFields):
     format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
     """Format of the rows; auto recognises it from the fields of each row, plain text from each file's first usable one.
     text: documents without turns (.txt files, or rows with a field `text`), every token trained."""
-    columns: dict[str, str] | None = None
+    columns: dict[str, str | None] | None = None
     """Names of the fields in the rows, where they are not ours: {prompt: question, response: answer}. Ours are those of
-    one format (response stands for completion), system and id."""
+    one format (response stands for completion), system, id and weight. null: that field is not read. {id: null} is for
+    ids that begin anew in each file: rows get ids made from their content."""
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
+    template_options: dict[str, Any] | None = None
+    """Values of the chat template's variables, as {enable_thinking: false}; the exported template has them, too."""
+    thoughts: Thoughts = "train"
+    """What an assistant thought before its answer (reasoning_content, reasoning or thinking of a turn, or <think> in
+    its content). train: trained with the answer. mask: written, but not trained. drop: left out."""
     special_tokens: SpecialTokens = "text"
     """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end
     a turn or begin another. tokens: that token, for rows that you trust and that mean it."""

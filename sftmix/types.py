@@ -40,15 +40,23 @@ TorchOptimizer: TypeAlias = "torch.optim.Optimizer"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `role` is system, user or assistant; `trained` marks an assistant turn that carries loss.
+    """One turn. `role` is system, user, assistant or tool; `trained` marks an assistant turn that carries loss.
 
-    A window of plain text is one trained message of the role text. `weight` multiplies the loss of the turn's tokens.
+    A window of plain text is one trained message of the role text.
+
+    weight   multiplies the loss of the turn's tokens
+    thought  what the assistant thought before the content, from a field of its own; "" if the row has none there
+    more     the turn's other keys, as a chat template takes them: tool_calls, tool_call_id, name
+    parts    (text, weight) of parts of the content with weights of their own, which make up the whole content; or none
     """
 
     role: str
     content: str
     trained: bool = False
     weight: float = 1.0
+    thought: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    parts: Sequence[Sequence[Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,8 @@ class Example:
     source   `file:line`, `file:line[index]` or `file[index]`, for messages to people
     label    the quality or group label of the row, if it has one
     columns  the row's other scalar fields, kept for selectors and splitters
+    tools    the functions that the assistant may call, in OpenAI's form, for the chat template
+    options  the row's own values of the chat template's variables (chat_template_kwargs)
     """
 
     id: str
@@ -66,6 +76,8 @@ class Example:
     source: str = ""
     label: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

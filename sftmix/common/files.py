@@ -5,6 +5,7 @@ Beside them, names of places, and the files of a stage that several rooms read.
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -125,7 +126,19 @@ def read_text(path: Path) -> str:
     """Return the text of a file of a run directory; raise OSError or ValueError for what no run writes."""
     if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):  # a pipe would never end
         raise OSError(f"it is not a file of at most {_LARGEST:,} bytes")
-    return path.read_text(encoding="utf-8")
+    return decoded(path.read_bytes())
+
+
+def decoded(data: bytes, errors: str = "strict") -> str:
+    """Return the text of a file that somebody named, in UTF-8 with or without a byte order mark; lines end in LF.
+
+    errors  what becomes of bytes that are not UTF-8, as for bytes.decode
+    Raises ValueError that names the encoding of UTF-16 and UTF-32, or for bytes that are not UTF-8.
+    """
+    encoding = json.detect_encoding(data)
+    if not encoding.startswith("utf-8"):
+        raise ValueError(f"it is in {encoding.upper()}; save it as UTF-8")
+    return io.StringIO(data.decode("utf-8-sig", errors), newline=None).getvalue()
 
 
 def read_json(path: Path, **needs: type) -> dict[str, Any]:

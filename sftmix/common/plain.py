@@ -92,7 +92,7 @@ SHOWN_FIELDS = 30
 """Most fields that a message lists."""
 
 
-def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
+def column_problems(form: str, columns: Mapping[str, str | None]) -> Iterator[str]:
     """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
     fields = field_columns(columns)
     if len(fields) < len(columns):
@@ -105,7 +105,7 @@ def column_problems(form: str, columns: Mapping[str, str]) -> Iterator[str]:
         )
 
 
-def field_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
+def field_columns(columns: Mapping[str, str | None] | None) -> dict[str, str | None]:
     """Return data.columns with each field under its own name: `completion` for `response`."""
     return {"completion" if name == "response" else name: column for name, column in (columns or {}).items()}
 

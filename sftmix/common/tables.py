@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import placing
+from sftmix.common.files import decoded, placing
 from sftmix.types import (
     MOST_GROUPS,
     NOT_COUNTED,
@@ -73,8 +73,10 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     kind = "CSV" if os.fspath(path).endswith(".csv") else "Parquet"
     try:
         with open(path, "rb") as file:  # of a name alone pyarrow makes a URL, which it would fetch
+            if kind == "CSV":
+                decoded(file.peek(4)[:4], "ignore")  # raises the error of another encoding
             table = pa.csv.read_csv(file, convert_options=text) if kind == "CSV" else pq.read_table(file)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError) as error:  # pyarrow's are of both kinds
         raise DataError(f"{path}: cannot be read as {kind}: {error}") from error
     missing = [name for name in columns if name not in table.column_names]
     _require(path, not missing, f"columns {missing} are missing (it has {table.column_names})")

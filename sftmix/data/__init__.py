@@ -4,9 +4,9 @@
 """
 
 from sftmix.data.dataset import EncodedDataset, LoadedData, encode, render_preview
+from sftmix.data.encoder import Encoder
 from sftmix.data.encoders import encoder_for, make_encoder
 from sftmix.data.rows import DataReport, Prepared, prepare
-from sftmix.data.templates import Encoder
 
 __all__ = [
     "DataReport",

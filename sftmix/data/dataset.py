@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
 from sftmix.common.shown import as_lines, printable
-from sftmix.data.rows import DataReport, Prepared
+from sftmix.data.encoder import Encoder
+from sftmix.data.responses import LOST
+from sftmix.data.rows import MAX_OTHER_PROMPTS, DataReport, Prepared
 from sftmix.data.store import (
     EXAMPLE,
     Conversations,
@@ -27,11 +29,10 @@ from sftmix.data.store import (
     rows_of,
     write_rows,
 )
-from sftmix.data.templates import Encoder
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.types import Encoded, Example, Int64
 
-TEMPLATE_REASONS = ("template_refused", "prefix_mismatch", "no_end_of_turn", "split_alone")
+TEMPLATE_REASONS = (*LOST, "prefix_mismatch", "no_end_of_turn", "split_alone")
 MAX_TEMPLATE_LOSS = 0.05
 """Largest share of the training examples that a template may fail to encode."""
 
@@ -110,6 +111,11 @@ class EncodedDataset(Sequence[Encoded]):
         rows = [json.loads(text) for text in self._table["columns"].to_pylist()]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: [row.get(name) for row in rows] for name in names}
+
+    @cached_property
+    def highest_id(self) -> int:
+        """The greatest token id of all rows."""
+        return pc.max(pc.list_flatten(self._table["input_ids"])).as_py()
 
     @cached_property
     def packed(self) -> bool:
@@ -196,6 +202,13 @@ def encode(
             )
         if not found.train:
             raise DataError(f"{option}: no example is left:\n{lines}")
+        others = found.counts.get("other_prompt", 0)
+        if is_train and others > MAX_OTHER_PROMPTS * found.train:
+            raise DataError(
+                f"{others:,} of {found.train:,} training examples stand behind another prompt than the generation "
+                f"prompt of the exported template ({encoder.name}): give the template's variables in "
+                f"data.template_options instead of the rows, or drop the thoughts (data.thoughts):\n{lines}"
+            )
         return EncodedDataset(directory / "tokens.arrow", key_of("tokens", rows.fingerprint, settings), is_text)
 
     train = side("data.train", prepared.train)

@@ -1,42 +1,36 @@
-"""The encoder of a tokenizer: which chat template is used, whether it is safe, and which token ends a turn.
-
-A small conversation, the probe, is rendered to find the text that the template writes around a response; generation
-tags are not needed.
-"""
+"""The encoder of a tokenizer: which chat template is used, whether it is safe, and what is special around its turns."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import decoded
+from sftmix.data.encoder import Encoder
+from sftmix.data.fitting import Renderer, fitted
 from sftmix.data.formats import TEXT
+from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.store import get_or_build, key_of
-from sftmix.data.templates import (
-    NAMED,
-    Encoder,
-    SpecialSpellings,
-    TemplateRefusal,
-    on_the_same_day,
-    render,
-    token_roles,
-    written_bos,
-)
+from sftmix.data.templates import NAMED, defaults, on_the_same_day, token_roles, written_bos
 from sftmix.data.trial import PROBE, SYSTEM, trouble_with
-from sftmix.options import DataOptions, SpecialTokens
+from sftmix.options import DataOptions, SpecialTokens, Thoughts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Encoder:
+def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thinks: bool = False) -> Encoder:
     """Make the encoder of rows under these options: without a chat template if data.format is text, else with one.
 
     A template that is not ours is first tried out in a process of its own, once for each cache. Raises ConfigError for
     one that takes too long, or too much memory.
+
+    thinks  some response of the rows has a thought, which is kept (data.thoughts)
     """
     if options.format == TEXT:
         return text_encoder(tokenizer, options.special_tokens)
@@ -51,7 +45,14 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions) -> Enc
     if name not in NAMED:
         key = key_of(source, variables, version("transformers"), version("jinja2"))
         get_or_build(options.cache_dir, f"template-{key}", build)
-    return make_encoder(tokenizer, options.template, options.special_tokens)
+    return make_encoder(
+        tokenizer,
+        options.template,
+        options.special_tokens,
+        thoughts=options.thoughts,
+        thinks=thinks,
+        variables=options.template_options or {},
+    )
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
@@ -60,116 +61,63 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialToke
         raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
     eos = int(tokenizer.eos_token_id)
     spellings = SpecialSpellings(tokenizer, [eos]) if special_tokens == "text" else None
-    return Encoder(tokenizer, TEXT, None, eos, spellings)
+    return Encoder(tokenizer, TEXT, eos, spellings)
 
 
 def make_encoder(
-    tokenizer: PreTrainedTokenizerBase, template: str | None = None, special_tokens: SpecialTokens = "text"
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None = None,
+    special_tokens: SpecialTokens = "text",
+    *,
+    thoughts: Thoughts = "train",
+    thinks: bool = False,
+    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> Encoder:
-    """Choose the template, render a small conversation to find what it writes around a response; return the encoder.
-
-    If it writes more before a response than its generation prompt, an empty thinking block or the whole header of a
-    turn, this is put behind the prompt. Behind a prompt of its own, however short, enable_thinking=true leaves it out:
-    responses with thinking of their own begin without it. A template that knows this variable writes the block itself
-    where it is false; one that gives it a value at its head gets the block always.
+    """Choose the template, find what it writes around a response (`sftmix.data.fitting`), and return the encoder.
 
     template        None (the tokenizer's own, or alpaca where it has none), "alpaca", "chatml", or the path of a Jinja
                     file
     special_tokens  what their spellings in rows become, see `DataOptions`
+    thoughts        what becomes of thoughts, see `DataOptions`
+    thinks          some response has a thought: the generation prompt is then that of thinking
+    variables       values of the template's variables, in the exported template, too
     Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a response.
     """
     name, source = _choose(tokenizer, template)
     notices = list[str]()
     if template is None and name == "alpaca":
         notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
-
-    def text(turns: list[dict[str, str]], **more: bool) -> str:
-        try:
-            return render(tokenizer, source, [turns], **more)[0]
-        except TemplateRefusal as error:
-            problem = f"data.template: {name}: cannot render a user and an assistant turn: {error}"
-            raise ConfigError(problem) from error
-
-    added, original = "", source.removesuffix("\n")  # what is put behind the prompt, and the template before
-    # asked: the question; prompt: with the generation prompt; full: the whole; head, after: what stands around the
-    # answer; lead: what is written before it behind the prompt. The first round leaves the addition out where thinking
-    # is enabled; if that does not help, the second always writes it; the third only looks.
-    thinks = " and enable_thinking is not " + ("defined" if "enable_thinking" in source else "true")
-    for condition in (thinks, "", None):
-        asked, prompt, full = text(PROBE[:1]), text(PROBE[:1], prompt=True), text(PROBE)
-        head, answer, after = full.rpartition(PROBE[-1]["content"])
-        if not answer:
-            raise ConfigError("data.template: the template does not write the content of an assistant turn")
-        lead = head[len(prompt) :] if full.startswith(prompt) else ""
-        if condition is None or not lead.strip():
-            break
-        added = added or lead.rstrip(" ")  # a space belongs to the first token of the response
-        own = condition if prompt != asked else ""
-        end = "{% if add_generation_prompt" + own + " %}{{ " + json.dumps(added) + " }}{% endif %}"
-        source = original + end
-    if added:
-        notices.append(f"The template writes {added!r} before every response: it is part of the prompt, not trained.")
     if "strftime_now" in source:
         notices.append("The template writes the date: 26 July 2024 is used on every day.")
-    if _ids(tokenizer, full)[:2] == [tokenizer.bos_token_id] * 2:
+    shape = fitted(tokenizer, name, defaults(variables) + source, thinks=thinks and thoughts != "drop")
+    renderer = Renderer(tokenizer, name, shape.source)
+    whole = renderer(PROBE)
+    if _ids(tokenizer, whole)[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
-    stop, ending, trailer = _end_of_turn(tokenizer, after, notices)
+    end: Any = tokenizer.convert_tokens_to_ids(shape.end)
     spellings = None
     if special_tokens == "text":
-        texts = [asked, after]
-        with suppress(TemplateRefusal):  # many templates take no system turn
-            texts += render(tokenizer, source, [[*SYSTEM, *PROBE[:1]]])
-        header = head[len(asked) :] if full.startswith(asked) else ""
-        spellings = SpecialSpellings(tokenizer, [stop, *_around_turns(tokenizer, header, texts)])
-    # The end of the generation prompt that enable_thinking=true leaves out.
-    thinking = text(PROBE[:1], prompt=True, enable_thinking=True)
-    return Encoder(
-        tokenizer,
-        name,
-        source,
-        stop,
-        spellings,
-        appends_end=not ending,
-        ending=ending,
-        trailer=trailer,
-        lead="" if lead.strip() else lead,
-        block=prompt[len(thinking) :] if prompt.startswith(thinking) else "",
-        notices=tuple(notices),
-    )
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, after: str, notices: list[str]) -> tuple[int, str, str]:
-    """Return the token that ends a response, the text up to its end, and the text behind it.
-
-    The text up to its end is "" if the template writes no such token, and eos is put there.
-
-    after  what the template writes behind a response
-    """
-    added = _added(tokenizer)
-    for end in _ids(tokenizer, after):
-        if end in added or end in tokenizer.all_special_ids:
-            spelling = str(tokenizer.convert_ids_to_tokens(end))
-            before, _, trailer = after.partition(spelling)
-            return end, before + spelling, trailer
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no eos "
-            "token: a model trained so would never stop. Choose another data.template or set an eos token."
-        )
-    notices.append(f"The template writes no end-of-turn token: {tokenizer.eos_token!r} is put after responses.")
-    return int(tokenizer.eos_token_id), "", after
+        asked = renderer(PROBE[:1])
+        prompt = renderer(PROBE[:1], prompt=True)
+        texts = [asked, whole.rpartition(PROBE[-1]["content"])[2]]
+        with suppress(ConfigError):  # many templates take no system turn
+            texts.append(renderer([*SYSTEM, *PROBE[:1]]))
+        header = prompt[len(asked) :] + shape.plain.served if prompt.startswith(asked) else ""
+        spellings = SpecialSpellings(tokenizer, [end, *_around_turns(tokenizer, header, texts)])
+    return Encoder(tokenizer, name, end, spellings, shape, thoughts, (*notices, *shape.notices))
 
 
 def _around_turns(tokenizer: PreTrainedTokenizerBase, header: str, texts: list[str]) -> set[int]:
     """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
 
-    Left out are those behind the first before a response that have a partner, as `<think>` has `</think>`: responses
-    write them, too.
+    Left out are those behind the first before a response that have a partner, as `<tool_call>` has `</tool_call>`:
+    responses write them, too.
 
     header  what the template writes before a response
     texts   what it writes elsewhere
     """
-    added = _added(tokenizer)
+    tokens = tokenizer.added_tokens_decoder.items()
+    added = {number: token.content for number, token in tokens if token.content.strip()}
     unclosed = [tag.replace("/", "", 1) for tag in added.values()]
     before = [number for number in _ids(tokenizer, header) if number in added]
     around = before[:1] + [n for n in before[1:] if unclosed.count(added[n].replace("/", "", 1)) == 1]
@@ -178,12 +126,6 @@ def _around_turns(tokenizer: PreTrainedTokenizerBase, header: str, texts: list[s
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Return the spellings of added tokens, but for runs of white space, which some tokenizers add for any text."""
-    tokens = tokenizer.added_tokens_decoder.items()
-    return {number: token.content for number, token in tokens if token.content.strip()}
 
 
 def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str]:
@@ -214,7 +156,7 @@ def template_source(template: str) -> str:
     if template in NAMED:
         return NAMED[template]
     try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
+        return decoded(Path(template).expanduser().read_bytes())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "

@@ -36,12 +36,15 @@ class Columns:
     """Reader of rows whose fields have other names than ours (data.columns).
 
     names    our field -> its name in the rows; empty: the rows have our names
+    unread   our fields that are not read (null in data.columns)
     formats  the formats that read all these fields, which data.format auto tries first
     present  names of the fields of the rows read so far, in their order
     """
 
-    def __init__(self, columns: Mapping[str, str] | None) -> None:
-        self.names = field_columns(columns)
+    def __init__(self, columns: Mapping[str, str | None] | None) -> None:
+        fields = field_columns(columns)
+        self.names = {field: column for field, column in fields.items() if column is not None}
+        self.unread = fields.keys() - self.names.keys()
         self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
         self.present: dict[str, None] = {}
 
@@ -55,7 +58,8 @@ class Columns:
         self.present.update(dict.fromkeys(row))
         row = _without_null(row)
         moved = {field: row[column] for field, column in self.names.items() if column in row}
-        return {key: value for key, value in row.items() if key not in self.names.values()} | moved
+        gone = {*self.names.values(), *self.unread}
+        return {key: value for key, value in row.items() if key not in gone} | moved
 
 
 def recognise(row: Fields, first: Sequence[str] = ()) -> str:

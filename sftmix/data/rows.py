@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError, refuse
+from sftmix.common.files import decoded
 from sftmix.common.plain import SHOWN_FIELDS, as_list, listed
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
@@ -32,6 +33,7 @@ from sftmix.data.store import (
     stored,
     write_rows,
 )
+from sftmix.data.thoughts import thinks
 from sftmix.options import DataOptions
 from sftmix.types import Example, Int64
 
@@ -47,23 +49,31 @@ SHOWN = 20
 NAMED = 5
 """Cases of each reason that the report names; the others are counted."""
 
+MAX_OTHER_PROMPTS = 0.05
+"""Largest share of the training examples that may stand behind another prompt than the exported template's."""
+
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
     "excluded": "row{s} left out (data.exclude)",
     "duplicate": "row{s} with the same content as an earlier row (kept, with #k at the end of the id)",
+    "thought": "row{s} with a thought before the answer (data.thoughts)",
     "empty_response": "empty response{s} dropped",
     "empty_document": "empty document{s} dropped",
     "no_target": "window{s} dropped: no token there that one before it predicts",
     "no_response_token": "example{s} dropped: no response token left within data.max_length = {length}",
     "template_refused": "example{s} dropped: the chat template refuses the conversation",
+    "tools_lost": "example{s} dropped: the chat template does not write the functions, or a function's result",
+    "calls_lost": "example{s} dropped: the chat template does not write a call of a function as the row has it",
     "prefix_mismatch": "example{s} dropped: the prompt's tokens are not where the example's tokens begin",
     "no_end_of_turn": "example{s} dropped: the rendered response does not end with a stop token",
     "truncated": "example{s} cut at data.max_length = {length} (trained without an end-of-turn token)",
     "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
-    "composed": "example{s} with a response appended to the prompt (the template rewrites earlier turns)",
-    "own_block": "example{s} prompted without the empty block, as by enable_thinking=true (the response has its own)",
-    "weighted": "example{s} with a weight other than 1 (the field weight of the row, or of a turn)",
-    "split_turns": "conversation{s} trained as one example per turn (the template rewrites earlier turns)",
+    "composed": "example{s} with a response that we put behind the prompt (the template leaves out a part of it, or "
+    "does not go on from its own prompt)",
+    "turn_lost": "example{s} with a turn that the chat template leaves out of the prompt",
+    "other_prompt": "example{s} trained behind another prompt than the exported template's generation prompt",
+    "weighted": "example{s} with a weight other than 1 (the field weight of the row, of a turn, or of a part)",
+    "split_turns": "conversation{s} trained as one example per turn (no one sequence holds the prompt of every turn)",
     "split_alone": "conversation{s} not scored: split by this template, not by the target's (with data.multi_turn "
     "per_turn all templates give the same examples)",
     "spelt_special": "example{s} with the spelling of a special token, encoded as text (data.special_tokens)",
@@ -133,12 +143,14 @@ class Prepared(NamedTuple):
     train, eval  the two sides; eval is None without held-out rows
     report       rows read, dropped and named so far
     options      the options under which the rows were read
+    thinks       some training row has a thought
     """
 
     train: Conversations
     eval: Conversations | None
     report: DataReport
     options: DataOptions
+    thinks: bool = False
 
     @property
     def text(self) -> bool:
@@ -154,6 +166,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     """
     refuse(list(options.problems()), "the options of the rows")
     train, report, written = _read("data.train", options, progress)
+    thinking = "thought" in report.counts
     if options.packing and not train.is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
     of_conversations = ["template", "multi_turn", "labels", "num_proc"]
@@ -188,7 +201,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
         for example in held_out.read(held_out.records[np.isin(hashes, trained)]):
             report.add("eval_in_train", f"{example.id} ({example.source})")
-    return Prepared(train, held_out, report, options)
+    return Prepared(train, held_out, report, options, thinking)
 
 
 # ------------------------------------------------------------------------------------------ reading rows
@@ -202,13 +215,13 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     train = option == "data.train"
     names = as_list(options.train if train else options.eval)
     labels, label_field = (options.labels, options.label_field) if train else (None, None)  # held-out rows need none
-    sources = expand(names, option, options.format)
+    sources, lines = expand(names, option, options.format)
     columns = Columns(options.columns)
     label_field = next((ours for ours, column in columns.names.items() if column == label_field), label_field)
     is_text = holds_text(sources, options.format, option, columns)
     form = TEXT if is_text else options.format
     marks = [labels[source.entry] for source in sources] if labels else label_field
-    content = [[source.digest for source in sources], form, marks, *([columns.names] if columns.names else [])]
+    content = [[source.digest for source in sources], form, marks, *([options.columns] if options.columns else [])]
     places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
     key = key_of("rows", content, places, options.skip_bad)
 
@@ -228,6 +241,8 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
                         row = columns.renamed(value)
                         example = convert(row, form, columns.formats, place, label, label_field, unread)
                         record = _record(example, report, times)
+                        if record is not None and thinks(example):
+                            report.add("thought", place)
                     except BadRow as problem:
                         report.add("bad_row", f"{place}: {problem}")
                         bad.append(f"{place}: {problem}")
@@ -253,6 +268,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
 
     directory, summary = get_or_build(options.cache_dir, f"rows-{key}", build)
     report = DataReport(**summary["report"])
+    report.notes[:0] = lines
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
 
 
@@ -285,7 +301,7 @@ def _record(example: Example, report: DataReport, times: Counter[str]) -> Record
     times[name] += 1
     if repeats:
         if example.id:
-            raise BadRow(f"the id {quoted(name)} is taken by an earlier row")
+            raise BadRow(f"the id {quoted(name)} is taken by an earlier row; data.columns '{{id: null}}' reads no ids")
         name += f"#{repeats}"
         report.add("duplicate", f"{name} ({example.source})")
     return stored(replace(example, id=name)) | {"content": int(content, 16)}
@@ -324,8 +340,8 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
     Raises ConfigError for a file that cannot be read, and for a name that is no row's.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = decoded(Path(path).expanduser().read_bytes()).split("\n")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}
     known = list(zip(rows.values("id"), rows.values("source"), strict=True))

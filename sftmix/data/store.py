@@ -24,7 +24,7 @@ from sftmix.common.errors import ConfigError, NoSpaceError
 from sftmix.common.files import commit_directory, is_full, read_json, sha256_json, verify_directory, write_json
 from sftmix.types import Example, Int64, Message
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 Record = dict[str, Any]
@@ -39,8 +39,10 @@ EXAMPLE = [
     ("messages", pa.large_string()),
     ("label", pa.string()),
     ("columns", pa.string()),
+    ("prompting", pa.string()),
 ]
-"""The columns of an Example; messages and columns are JSON. A document is one message of the role text."""
+"""The columns of an Example; messages, columns and prompting (its tools and options) are JSON. A document is one
+message of the role text."""
 
 
 # ------------------------------------------------------------------------------------------- the directory
@@ -139,16 +141,25 @@ def stored(example: Example) -> Record:
     return {
         "id": example.id,
         "source": example.source,
-        "messages": json.dumps([astuple(message) for message in example.messages], ensure_ascii=False),
+        "messages": json.dumps([_plain(message) for message in example.messages], ensure_ascii=False),
         "label": example.label,
         "columns": json.dumps(example.columns),
+        "prompting": json.dumps([example.tools, example.options], ensure_ascii=False),
     }
 
 
 def example_of(row: Record) -> Example:
     """Make the Example of a row with the columns of EXAMPLE."""
     messages = tuple(Message(*fields) for fields in json.loads(row["messages"]))
-    return Example(row["id"], messages, row["source"], row["label"], json.loads(row["columns"]))
+    tools, options = json.loads(row["prompting"])
+    columns = json.loads(row["columns"])
+    return Example(row["id"], messages, row["source"], row["label"], columns, tuple(tools), options)
+
+
+def _plain(message: Message) -> tuple[Any, ...]:
+    """Return the fields of a turn; those that most turns lack are left out at the end."""
+    fields = astuple(message)
+    return fields if any(fields[4:]) else fields[:4]
 
 
 def short_hash(content: bytes) -> str:
@@ -158,23 +169,25 @@ def short_hash(content: bytes) -> str:
 
 def content_hash(messages: Sequence[Message]) -> str:
     """Hash of the turns in their order, and of nothing else; 16 hex digits."""
-    text = json.dumps([[m.role, m.content, m.trained] for m in messages], separators=(",", ":"))
-    return short_hash(text.encode())
+    turns = [[m.role, m.content, m.trained, *([m.thought, m.more] if m.thought or m.more else [])] for m in messages]
+    return short_hash(json.dumps(turns, separators=(",", ":")).encode())
 
 
 def examples_of(row: Example, *, whole: bool) -> Iterator[Example]:
-    """Make the examples of a conversation; an empty response is not trained.
+    """Make the examples of a conversation; an empty response without a tool call is not trained.
 
     whole  one example, up to its last trained turn, as those behind it teach nothing; else each trained turn is one,
            with the conversation up to it
     """
-    places = [place for place, m in enumerate(row.messages) if m.trained and m.content.strip()]
-    system = row.messages[0].role == "system"
+    places = [
+        place for place, m in enumerate(row.messages) if m.trained and (m.content.strip() or m.more.get("tool_calls"))
+    ]
     several = sum(message.trained for message in row.messages) > 1
     for trained in [places] if whole else [[place] for place in places]:
         last = trained[-1]
         messages = tuple(replace(m, trained=i in trained) for i, m in enumerate(row.messages[: last + 1]))
-        turn = f"@turn{(last - system) // 2}" if several and not whole else ""
+        number = sum(message.role == "assistant" for message in row.messages[:last])
+        turn = f"@turn{number}" if several and not whole else ""
         yield replace(row, id=row.id + turn, messages=messages)
 
 

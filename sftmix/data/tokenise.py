@@ -1,9 +1,9 @@
 """Conversations -> rows of examples to store, and documents -> rows of windows.
 
-Masks come from token ids. For every trained turn, two texts are rendered: the conversation before the turn with the
-generation prompt, which is the text that generation starts from, and the conversation through the turn, cut after the
-end of the turn. The ids of the first text must be the first ids of the second; the other ids of the second are the
-response. One process and several give the same rows.
+Masks come from token ids. Every trained turn has two texts (`sftmix.data.responses`): the generation prompt in front of
+it, which is the text that generation starts from, and the conversation through the end of the turn. The ids of the
+first text must be the first ids of the second; the other ids of the second are the response. One process and several
+give the same rows.
 
 In a window of text every token is a target, except the first of each document. A document ends with eos, and begins
 with BOS if the tokenizer writes one before plain text. Packed documents stand one after the other and are cut into
@@ -19,15 +19,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from sftmix.common.progress import progress_bar
+from sftmix.data.encoder import Encoder
 from sftmix.data.formats import TEXT
+from sftmix.data.responses import LOST, Response, responses_of
 from sftmix.data.rows import DataReport
+from sftmix.data.spellings import NUL
 from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
-from sftmix.data.templates import NUL, Encoder, TemplateRefusal, written_bos
+from sftmix.data.templates import TemplateRefusal, written_bos
 from sftmix.types import Example, Int64, Message
 
 WORTH_A_PROCESS = 10_000
@@ -61,89 +64,106 @@ class Outcome(NamedTuple):
     """The result of tokenising one example.
 
     ids      its tokens, at most max_length; empty if it cannot be trained on
-    spans    (start, end) of each trained response, end-of-turn token included
+    spans    (start, end) of each trained text, end-of-turn token included
+    weights  of the tokens of each span
     reasons  keys of `rows.REASONS` to count
     detail   words that the report adds to the example's name
     """
 
     ids: list[int]
     spans: list[tuple[int, int]]
+    weights: list[float]
     reasons: list[str]
     detail: str = ""
+
+    @classmethod
+    def without(cls, *reasons: str, detail: str = "") -> Self:
+        """Return that of an example that cannot be trained on."""
+        return cls([], [], [], list(reasons), detail)
 
 
 def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
     """Tokenise a batch of examples, each on its own; one Outcome per example, in order."""
-    chats = [[{"role": m.role, "content": encoder.content(m.content)} for m in e.messages] for e in examples]
-    places = [(n, i) for n, example in enumerate(examples) for i, m in enumerate(example.messages) if m.trained]
     try:
-        prompts = encoder.render([chats[n][:i] for n, i in places], prompt=True)
-        through = encoder.render([chats[n][: i + 1] for n, i in places], prompt=False)
+        found = responses_of(encoder, examples)
     except TemplateRefusal as error:
         # The template refuses one of them: alone, each tells whether it is this one.
         if len(examples) == 1:
-            return [Outcome([], [], ["template_refused"], f": {error}")]
+            return [Outcome.without("template_refused", detail=f": {error}")]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
-    # Of each trained turn, the text before it with the generation prompt, and the text through it.
-    texts, reasons = [list[str]() for _ in examples], [set[str]() for _ in examples]
-    for (n, i), prompt, closed in zip(places, prompts, through, strict=True):
-        shorter = prompt.removesuffix(encoder.block)
-        if not (closed.endswith(encoder.ending + encoder.trailer) and closed.startswith(shorter)):
-            # The template does not write it behind its prompt: it is put together from the prompt and the response.
-            closed = prompt + encoder.lead + chats[n][i]["content"] + encoder.ending + encoder.trailer
-            reasons[n].add("composed")
-        elif not closed.startswith(prompt):  # a response with its own thinking has no empty block before it
-            prompt = shorter
-            reasons[n].add("own_block")
-        texts[n] += [prompt, closed.removesuffix(encoder.trailer)]
-    ids = iter(encoder.tokenize(list(itertools.chain(*texts))))
-    return [
-        _masked(encoder, pair[-2:], [next(ids) for _ in pair], sorted(why), max_length)
-        for pair, why in zip(texts, reasons, strict=True)
-    ]
+    texts = [[_texts(response) for response in responses] for responses in found]
+    ids = iter(encoder.tokenize(list(itertools.chain(*itertools.chain(*texts)))))
+    tokens = [[[next(ids) for _ in of_turn] for of_turn in of_example] for of_example in texts]
+    return [_masked(encoder, *of_example, max_length) for of_example in zip(found, tokens, strict=True)]
 
 
-def _masked(encoder: Encoder, last: list[str], tokens: list[list[int]], reasons: list[str], max_length: int) -> Outcome:
+def _texts(response: Response) -> list[str]:
+    """Return the texts of a response whose tokens are needed: served, prompt, and through each part."""
+    return [response.served, response.prompt, *(text for text, _ in response.parts)]
+
+
+def _masked(
+    encoder: Encoder, responses: Sequence[Response], tokens: Sequence[list[list[int]]], max_length: int
+) -> Outcome:
     """Return the first max_length tokens of an example, and the spans of its responses in them.
 
     A conversation of several turns is split unless it begins with the tokens of every prompt and of every turn.
 
-    last     the texts of its last trained turn: of the prompt, and of the conversation through the turn
-    tokens   the ids of both, of each of its trained turns
-    reasons  what is to be counted already
+    tokens  of each response, the ids of its `_texts`
     """
-    end = encoder.end_of_turn_id
-    eos = [end] if encoder.appends_end else []
-    *_, prompt, ids = tokens
-    fits = all(ids[: len(part)] == part for part in tokens)
-    ends = all(closed[-1:] == [end] for closed in tokens[1::2])
-    if len(tokens) > 2 and ("composed" in reasons or eos or not (fits and ends)):
-        return Outcome([], [], [SPLIT])
-    ids = ids + eos
+    reasons = sorted({reason for response in responses for reason in response.reasons})
+    if lost := [reason for reason in LOST if reason in reasons]:
+        return Outcome.without(*lost[:1])
+    *_, (_, prompt, *_, ids) = tokens
+    fits = all(ids[: len(part)] == part for _, prompt, *_, closed in tokens for part in (prompt, closed))
+    if len(tokens) > 1 and ("composed" in reasons or not fits):
+        return Outcome.without(SPLIT)
     if not fits:
-        # A token would span the end of the prompt and the response, so both are tokenised apart: the response behind a
-        # special token, so that no tokenizer takes it for the beginning of a text.
-        anchor = str(encoder.tokenizer.convert_ids_to_tokens(end))
-        response = encoder.tokenize([anchor + last[1][len(last[0]) :]])[0]
-        apart = prompt + response[1:] + eos
-        if response[:1] != [end] or encoder.decode(apart) != encoder.decode(ids):
-            return Outcome([], [], ["prefix_mismatch"])
+        apart = _apart(encoder, responses[-1], prompt, ids)
+        if apart is None:
+            return Outcome.without("prefix_mismatch")
         ids = apart
+        tokens = [[*tokens[-1][:-1], ids]]
         reasons.append("boundary")
-    tokens[-1] = ids
-    if ids[-1] != end:
-        return Outcome([], [], ["no_end_of_turn"])
-    # The first token of a text is predicted by nothing, so it can never be a target.
-    bounds = zip(tokens[::2], tokens[1::2], strict=True)
-    spans = [(max(len(before), 1), min(len(closed), max_length)) for before, closed in bounds]
-    spans = [(start, stop) for start, stop in spans if start < stop]
+    if any(closed[-1] not in encoder.end_ids for *_, closed in tokens):
+        return Outcome.without("no_end_of_turn")
+    if any(ids[: len(part)] != part for part, *_ in tokens):
+        reasons.append("other_prompt")
+    spans = list[tuple[int, int]]()
+    weights = list[float]()
+    for response, (_, before, *parts) in zip(responses, tokens, strict=True):
+        start = max(len(before), 1)  # the first token of a text is predicted by nothing, so it can never be a target
+        for part, (_, weight) in zip(parts, response.parts, strict=True):
+            stop = min(len(part) if part is parts[-1] else _common(part, ids), max_length)
+            if weight and start < stop:
+                spans.append((start, stop))
+                weights.append(weight)
+            start = max(start, stop)
     if not spans:
-        return Outcome([], [], [*reasons, "no_response_token"])
+        return Outcome.without(*reasons, "no_response_token")
     if len(ids) > max_length:
         reasons.append("truncated")
-    if NUL in last[1]:
+    if NUL in responses[-1].parts[-1][0]:
         reasons.append("spelt_special")
-    return Outcome(ids[:max_length], spans, reasons)
+    return Outcome(ids[:max_length], spans, weights, reasons)
+
+
+def _apart(encoder: Encoder, response: Response, prompt: list[int], ids: list[int]) -> list[int] | None:
+    """Return the tokens of a prompt and of a response that are tokenised apart, as a token would span both.
+
+    The response is tokenised behind a special token, so that no tokenizer takes it for the beginning of a text. None if
+    the two do not say the same as the whole.
+    """
+    end = encoder.end_of_turn_id
+    anchor = str(encoder.tokenizer.convert_ids_to_tokens(end))
+    behind = encoder.tokenize([anchor + response.parts[-1][0][len(response.prompt) :]])[0]
+    apart = prompt + behind[1:]
+    return apart if behind[:1] == [end] and encoder.decode(apart) == encoder.decode(ids) else None
+
+
+def _common(part: list[int], ids: list[int]) -> int:
+    """Return how many tokens both begin with: a token across the end of a part belongs to the next one."""
+    return next((n for n, pair in enumerate(zip(part, ids, strict=False)) if pair[0] != pair[1]), len(part))
 
 
 # -------------------------------------------------------------------------------------------- conversations
@@ -182,10 +202,9 @@ def tokenise(
                 if outcome.ids:
                     row = _tokens_of(example, outcome.ids, outcome.spans)
                     row["truncated"] = "truncated" in reasons
-                    weights = [m.weight for m in example.messages if m.trained][: len(outcome.spans)]
-                    if set(weights) != {1.0}:
+                    if set(outcome.weights) != {1.0}:
                         report.add("weighted", name)
-                        row["weights"] = weights
+                        row["weights"] = outcome.weights
                     rows.append(row)
 
     examples = list[Example]()

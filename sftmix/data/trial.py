@@ -20,8 +20,30 @@ LETTERS = 1 << 20
 
 _TURNS = [("system", "Be short."), ("user", "Name a colour."), ("assistant", "Blue"), ("user", "And now?")]
 _CHAT = [{"role": role, "content": content} for role, content in [*_TURNS, ("assistant", "Green")]]
-SYSTEM, PROBE = _CHAT[:1], _CHAT[1:3]
-"""A system turn; and a user and an assistant turn, to which templates are fitted."""
+SYSTEM, PROBE, AND_NOW = _CHAT[:1], _CHAT[1:3], _CHAT[3]
+"""A system turn; a user and an assistant turn, to which templates are fitted; and a second question."""
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {"id": "call00000", "type": "function", "function": {"name": "find_colour", "arguments": {"when": "noon"}}}
+    ],
+}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "find_colour",
+            "description": "Find a colour.",
+            "parameters": {
+                "type": "object",
+                "properties": {"when": {"type": "string", "description": "The time of day."}},
+                "required": ["when"],
+            },
+        },
+    }
+]
+"""A call of a function, and the list of functions that has it."""
 CONVERSATIONS = [PROBE[:1], PROBE, _CHAT, _CHAT[1:], _CHAT[:2]]
 
 

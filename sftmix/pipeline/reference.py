@@ -27,7 +27,7 @@ from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.loaded import scoring_model
-from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
+from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_rows, resolve_max_length
 from sftmix.pipeline.start import config_of_reference
 from sftmix.training.scoring import (
     OnlineLosses,
@@ -93,7 +93,7 @@ def rows_of_reference(
         same = world.share(same_tokenizer(tokenizer, rows.encoder.tokenizer))
         if model.template is not None or not same:
             data = replace(config.data, template=model.template)
-            encoder = world.node_first(lambda: encoder_for(tokenizer, data))
+            encoder = world.node_first(lambda: encoder_for(tokenizer, data, thinks=rows.prepared.thinks))
         if model.max_length is None and same:
             length = min(length, context_length(path) or length)
         else:
@@ -204,6 +204,8 @@ class ReferenceRun:
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
             _, encoder, data = self._rows(model, key="reference.paths")
+            for path in paths:
+                check_rows_fit(path, encoder, data)
             return self._checkpoints(data, paths, scores_of)
 
     def score_rows(

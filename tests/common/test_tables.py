@@ -157,3 +157,13 @@ def test_the_table_of_held_out_examples_comes_back(tmp_path):
         tables.write_eval(tmp_path / "eval.parquet", ["b", "a"], scores, brier_sum)
         ids, back, brier = tables.read_eval(tmp_path / "eval.parquet")
         np.testing.assert_equal([ids, asdict(back), brier], [["b", "a"], asdict(scores), brier_sum])
+
+
+def test_scores_in_csv_are_utf_8_with_or_without_a_byte_order_mark(tmp_path):
+    path, text = tmp_path / "scores.csv", "id,score\n007,1\n"
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_bytes(text.encode(encoding))
+        assert tables.read_table(path, ["id", "score"]).to_pylist() == [{"id": "007", "score": 1}]
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(DataError, match=r"scores.csv: cannot be read as CSV: it is in UTF-16; save it as UTF-8"):
+        tables.read_table(path, ["id"])

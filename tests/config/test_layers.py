@@ -28,6 +28,24 @@ def on_the_command_line(*argv: str) -> RunConfig:
     return parse(read_arguments(argv))[0]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file_and_other_encodings_are_named(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes("seed: 7\r\n".encode("utf-8-sig"))
+    assert read_config(path).seed == 7
+    path.write_bytes("seed: 7\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*: it is in UTF-16; save it as UTF-8"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("text", ["{id: null}", '{"id": null}', "{id: ~}"])
+def test_a_column_may_be_null(text, tmp_path):
+    config = on_the_command_line("--data.columns", text)
+    assert config.data.columns == {"id": None}
+    path = tmp_path / "run.yaml"
+    path.write_text(config.yaml(), encoding="utf-8")
+    assert read_config(path) == config
+
+
 def test_a_file_is_applied_over_its_bases_in_order(write):
     write("first.yaml", "seed: 1\ntraining: {epochs: 1, learning_rate: 1e-4, eps: 1.0e-6}\n")
     write("deep/second.yaml", "base: ../first.yaml\nseed: 2\ntraining: {epochs: 2}\n")

@@ -18,12 +18,16 @@ NO_GENERATION_PROMPT = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% endfor %}"""
 
 
+def appends_end(encoder):
+    return any("writes no end-of-turn token" in notice for notice in encoder.notices)
+
+
 def test_end_of_turn_of_real_tokenizers(shared):
     from transformers import AutoTokenizer
 
     def found(path):
         encoder = make_encoder(AutoTokenizer.from_pretrained(shared / path))
-        return encoder.name, encoder.end_of_turn_id, encoder.stop_ids, encoder.appends_end
+        return encoder.name, encoder.end_of_turn_id, encoder.stop_ids, appends_end(encoder)
 
     assert found("tokenizers/mistral-7b-v0.3") == ("tokenizer", 2, (2,), False)
     assert found("tokenizers/qwen2") == ("tokenizer", 151645, (151645,), False)
@@ -63,7 +67,24 @@ def test_a_jinja_file(small, write):
     # The header that comes before every response becomes the generation prompt.
     assert encoder.render([CHAT[:2]], prompt=True)[0].endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
     assert any("part of the prompt" in notice for notice in encoder.notices)
-    assert encoder.block == ""  # with enable_thinking=true, too
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(small, write):
+    path = write("mine.jinja", NO_GENERATION_PROMPT)
+    encoders = [
+        make_encoder(small["chatml"], path),
+        make_encoder(small["chatml"], windows(write, NO_GENERATION_PROMPT)),
+    ]
+    assert len({encoder.chat_template for encoder in encoders}) == 1
+    assert len({encoder.render([CHAT[:2]], prompt=True)[0] for encoder in encoders}) == 1
+    wide = write("wide.jinja", NO_GENERATION_PROMPT.encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"it is in UTF-16; save it as UTF-8"):
+        make_encoder(small["chatml"], wide)
+
+
+def windows(write, text: str) -> str:
+    """The path of a file of this text as editors on Windows save it."""
+    return write("windows.jinja", text.replace("\n", "\r\n").encode("utf-8-sig"))
 
 
 def test_a_space_after_the_header_stays_with_the_response():
@@ -73,12 +94,12 @@ def test_a_space_after_the_header_stays_with_the_response():
     )
     encoder = make_encoder(chatml_tokenizer(source))
     assert encoder.render([CHAT[1:2]], prompt=True) == ["Q: Hi\nA:"]
-    assert (encoder.lead, encoder.ending, encoder.trailer) == (" ", "<|end|>", "\n")
+    assert (encoder.shape.plain.served, encoder.shape.ending) == (" ", "<|end|>")
 
 
 def test_a_template_without_end_of_turn_gets_eos():
     encoder = make_encoder(chatml_tokenizer(NO_END))
-    assert encoder.appends_end
+    assert appends_end(encoder)
     assert encoder.end_of_turn_id == encoder.tokenizer.eos_token_id
     assert any("no end-of-turn token" in notice for notice in encoder.notices)
 
@@ -117,7 +138,7 @@ def test_named_templates_without_a_default_are_refused_until_one_is_chosen():
         make_encoder(tokenizer)
     assert make_encoder(tokenizer, "chatml").name == "chatml"
     tokenizer.chat_template["default"] = tokenizer.chat_template["rag"]
-    assert make_encoder(tokenizer).appends_end
+    assert appends_end(make_encoder(tokenizer))
 
 
 def test_the_date_does_not_change_prompts():

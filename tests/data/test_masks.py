@@ -92,7 +92,8 @@ def test_any_text(small, question, answer, name):
     assert found.ids[:start] == prompt_ids(encoder, chat[:1])
     assert found.ids[-1] == encoder.end_of_turn_id
     turns = [{"role": message.role, "content": message.content} for message in chat]
-    text = encoder.render([turns], prompt=False)[0].removesuffix(encoder.trailer)
+    text, _, _ = encoder.render([turns], prompt=False)[0].rpartition(encoder.shape.ending)
+    text += encoder.shape.ending
     whole = encoder.tokenize([text])[0]
     assert encoder.tokenizer.decode(found.ids) == encoder.tokenizer.decode(whole)
     if "boundary" not in found.reasons:
@@ -160,18 +161,19 @@ def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(t
 
     prompt, whole = theirs(chat[:1], add_generation_prompt=True), theirs(chat)
     encoder = make_encoder(tokenizer)
-    thought, plain = encode(encoder, example(chat[0]["content"], THOUGHT), example(chat[0]["content"], "four"))
+    (plain,) = encode(encoder, example(chat[0]["content"], "four"))
+    (thought,) = encode(make_encoder(tokenizer, thinks=True), example(chat[0]["content"], THOUGHT))
     assert thought.ids == whole[: whole.index(encoder.end_of_turn_id, len(prompt)) + 1]
     assert thought.spans == [(len(prompt), len(thought.ids))]
-    assert thought.reasons == ["own_block"]
+    assert thought.reasons == []
 
     # The exported template begins either kind of answer.
     exported = {"chat_template": encoder.chat_template, "add_generation_prompt": True}
     assert theirs(chat[:1], **exported, enable_thinking=True) == prompt
     ((start, _),) = plain.spans
-    assert tokenizer.decode(plain.ids[:start]).endswith("assistant\n<think>\n\n</think>\n\n")
-    assert pieces(encoder, plain) == ["four<|im_end|>"]
-    assert not {"own_block", "composed"} & set(plain.reasons)
+    assert tokenizer.decode(plain.ids).endswith("assistant\n<think>\n\n</think>\n\nfour<|im_end|>")
+    assert pieces(encoder, plain) == [("" if template == QWEN3 else "\n</think>\n\n") + "four<|im_end|>"]
+    assert not {"other_prompt", "composed"} & set(plain.reasons)
     for more in ({}, {"enable_thinking": False}):
         assert theirs(chat[:1], **exported, **more) == plain.ids[:start]
 
@@ -194,23 +196,24 @@ def test_a_prompt_that_has_the_empty_block_already_is_cut_before_it(template, re
     """As the template of a model that was exported here is."""
     tokenizer = chatml_tokenizer(template or make_encoder(chatml_tokenizer(QWEN3)).chat_template)
     encoder = make_encoder(tokenizer)
-    thought, plain = encode(encoder, example("2 + 2?", THOUGHT), example("2 + 2?", "four"))
+    (plain,) = encode(encoder, example("2 + 2?", "four"))
+    (thought,) = encode(make_encoder(tokenizer, thinks=True), example("2 + 2?", THOUGHT))
     ((start, _),) = plain.spans
     assert tokenizer.decode(plain.ids[:start]).endswith(EMPTY)
     assert pieces(encoder, plain) == ["four<|im_end|>"]
     if rest is not None:
         assert encoder.chat_template == tokenizer.chat_template
-        assert (thought.reasons, pieces(encoder, thought)) == (["own_block"], [f"{rest}<|im_end|>"])
+        assert (thought.reasons, pieces(encoder, thought)) == ([], [f"{rest}<|im_end|>"])
         assert tokenizer.decode(thought.ids).count("<think>") == 1
-        assert not {"own_block", "composed"} & set(plain.reasons)
+        assert not {"other_prompt", "composed"} & set(plain.reasons)
 
 
 def test_a_whole_conversation_with_thinking_in_its_turns():
     """Under a template that keeps it in earlier turns."""
     template = QWEN3.replace("loop.index0 > ns.asked and (loop.last or reasoning_content)", "true")
-    encoder = make_encoder(chatml_tokenizer(template))
+    encoder = make_encoder(chatml_tokenizer(template), thinks=True)
     (found,) = encode(encoder, example("2 + 2?", THOUGHT, "And 3 + 1?", THOUGHT.replace("2+2", "3+1"), whole=True))
-    assert found.reasons == ["own_block"]
+    assert found.reasons == []
     assert pieces(encoder, found) == [f"{THOUGHT}<|im_end|>", f"{THOUGHT.replace('2+2', '3+1')}<|im_end|>"]
 
 
@@ -223,7 +226,7 @@ def test_a_template_that_drops_the_system_turn_is_composed():
         "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
     )
     encoder = make_encoder(chatml_tokenizer(template))
-    assert encoder.lead == " "
+    assert encoder.shape.plain.served == " "
     (found,) = encode(encoder, example("Hi", "Yo", system="Be brief."))
     assert found.reasons == ["composed"]
     assert encoder.tokenizer.decode(found.ids) == "<|im_start|>Be brief./Hi<|im_end|> Yo<|end|>"

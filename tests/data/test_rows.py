@@ -103,12 +103,34 @@ def test_explicit_id_twice_is_an_error_and_content_ids_count(write, read, refuse
         {"instruction": "a", "output": "c"},
     ]
     path = write("rows.jsonl", rows)
-    assert refused(path)[1] == f"{path}:3: the id '7' is taken by an earlier row"
+    assert (
+        refused(path)[1] == f"{path}:3: the id '7' is taken by an earlier row; data.columns '{{id: null}}' reads no ids"
+    )
     prepared = read(path, skip_bad=True)
     ids = prepared.train.values("id")
     assert ids[0] == "7"
     assert ids[2:] == [ids[1] + "#1", ids[1] + "#2"]
     assert prepared.report.counts == {"bad_row": 1, "duplicate": 2}
+
+
+def test_ids_that_begin_anew_in_each_file_are_not_read(write, read, refused):
+    """{id: null}: the ids are those of the same rows without the field, in any order of the files."""
+    shards = [[{"id": i, "instruction": f"{tag}{i}", "output": "b"} for i in range(2)] for tag in "xy"]
+    names = [write(f"{place}.jsonl", shard) for place, shard in enumerate(shards)]
+    assert "data.columns '{id: null}'" in refused(*names)[1]
+    bare = [{key: row[key] for key in ("instruction", "output")} for shard in shards for row in shard]
+    ids = read(write("bare.jsonl", bare)).train.values("id")
+    assert read(*names, columns={"id": None}).train.values("id") == ids
+    assert read(*names[::-1], columns={"id": None}).train.values("id") == [*ids[2:], *ids[:2]]
+
+
+def test_a_field_that_is_not_read_is_no_field(write, read):
+    row = {"key": "k1", "id": 1, "q": "Hi", "completion": "Yo", "system": "Be brief.", "weight": 0}
+    columns = {"prompt": "q", "system": None, "weight": None}
+    (plain,) = read(write("rows.jsonl", [row]), columns=columns).train.examples(whole=True)
+    assert ([turn.content for turn in plain.messages], plain.id) == (["Hi", "Yo"], "1")
+    assert plain.columns == {"key": "k1"}
+    assert read(write("rows.jsonl", [row]), columns={**columns, "id": "key"}).train.values("id") == ["k1"]
 
 
 def test_empty_responses_are_dropped_and_counted(write, read, refused):

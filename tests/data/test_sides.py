@@ -127,7 +127,8 @@ def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
     whole = read(*files).train
     places = whole.values("source")
     marks = tmp_path / "drop.txt"
-    marks.write_text(f"{ids(whole)[3]}\n\n{places[41]}\n{ids(whole)[70]}@turn0\n")
+    lines = f"{ids(whole)[3]}\r\n\r\n{places[41]}\r\n{ids(whole)[70]}@turn0\r\n"
+    marks.write_bytes(lines.encode("utf-8-sig"))  # as editors on Windows save it
     prepared = read(*files, exclude=str(marks))
     assert ids(prepared.train) == [name for k, name in enumerate(ids(whole)) if k not in (3, 41, 70)]
     assert prepared.report.counts["excluded"] == 3
@@ -137,11 +138,15 @@ def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("nobody\n", "names 1 that are no rows of data.train, such as 'nobody'"), (None, "cannot be read")],
+    [
+        (b"nobody\n", "names 1 that are no rows of data.train, such as 'nobody'"),
+        ("an-id\n".encode("utf-16-be"), "cannot be read: it is in UTF-16-BE; save it as UTF-8"),
+        (None, "cannot be read"),
+    ],
 )
 def test_marks_of_no_row_are_refused(text, message, files, read, tmp_path):
     marks = tmp_path / "drop.txt"
     if text is not None:
-        marks.write_text(text)
+        marks.write_bytes(text)
     with pytest.raises(ConfigError, match=f"data.exclude: .*{message}"):
         read(*files, exclude=str(marks))

@@ -1,5 +1,6 @@
 """Sources of rows: the place of each row and of each mistake in files of every kind, hub ids, and text files."""
 
+import decimal
 import json
 from pathlib import Path
 
@@ -26,13 +27,16 @@ def test_files_that_cannot_be_read_are_named(write, refused, tmp_path):
         assert reason in message
         assert Path(path).name in message or "data.train" in message
     (tmp_path / "folder").mkdir()
-    assert "no file ending in" in refused(str(tmp_path / "folder"))[0]
+    (tmp_path / "folder" / "notes.md").write_text("About rows.")
+    assert "notes.md: files ending in '.md' are not read; use .arrow, .csv" in refused(str(tmp_path / "folder"))[0]
+    (tmp_path / "empty").mkdir()
+    assert "empty doesn't contain any data files" in refused(str(tmp_path / "empty"))[0]
 
 
 @pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.parquet", "gone.txt"])
 def test_a_file_that_vanishes_is_named(name, tmp_path):
     with pytest.raises(DataError, match=rf"{name}: cannot be read.*: .*[Nn]o such file"):
-        list(Source(str(tmp_path / name), "digest").rows())
+        list(Source(str(tmp_path / name), "digest", tmp_path / name).rows())
 
 
 # --------------------------------------------------------------------------------------------------- JSON
@@ -45,9 +49,13 @@ def test_blank_lines_crlf_and_bom_are_fine(content, write, read):
     assert len(read(write("rows.jsonl", content)).train.records) == 2
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
-def test_other_encodings_are_bad_rows(name, write, refused):
-    assert "UTF-8" in refused(write(name, GOOD.decode().encode("utf-16")))[1]
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_named(encoding, write, refused):
+    array, table = f"[{GOOD.decode()}]", "prompt,completion\na,b\n"
+    for name, text in [("a.jsonl", GOOD.decode()), ("b.json", array), ("c.csv", table), ("d.txt", "A tale.")]:
+        path = write(name, text.encode(encoding))
+        reason = next(line for line in refused(path) if line.startswith(path))
+        assert f"it is in {encoding.upper()}; save it as UTF-8" in reason
 
 
 @pytest.mark.parametrize(
@@ -110,6 +118,49 @@ def test_a_cell_that_cannot_be_read_ends_the_reading_by_name(tmp_path, refused):
         next(rows)
 
 
+MIXED = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": "Yo"}]}]
+
+
+def test_json_in_tables_comes_out_as_objects(tmp_path, read):
+    """datasets stores values of several types as JSON, at any depth; so does DuckDB, without the words of datasets."""
+    rows = [{"messages": MIXED, "meta": {"n": 1}}, {"messages": [*MIXED, *MIXED], "meta": {"n": "one"}}]
+    table = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+    assert "arrow.json" in str(table.data.schema)
+    table.to_parquet(tmp_path / "a.parquet")
+    plain = pq.ParquetFile(tmp_path / "a.parquet").read().replace_schema_metadata(None)
+    pq.write_table(plain, tmp_path / "b.parquet", store_schema=False)
+    table.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "a.parquet", tmp_path / "b.parquet", tmp_path / "saved" / "data-00000-of-00001.arrow"):
+        assert [row for _, row in Source(path.name, "digest", path).rows()] == rows
+        assert [turn.content for turn in next(read(str(path)).train.examples(whole=True)).messages] == ["Hi", "Yo"]
+
+
+TURN = [("role", "user"), ("content", "Hi")], [("role", "assistant"), ("content", "Yo")]
+
+COLUMNS = {
+    "large": pa.array(["a"], pa.large_string()),
+    "dictionary": pa.array(["a"]).dictionary_encode(),
+    "view": pa.array(["a"], pa.string_view()),
+    "decimal": pa.array([decimal.Decimal("1.5")]),
+    "nanoseconds": pa.array([1], pa.timestamp("ns")),
+    "zone": pa.array([1], pa.timestamp("us", "Europe/Berlin")),
+    "duration": pa.array([1], pa.duration("us")),
+    "binary": pa.array([b"\xff"]),
+    "uuid": pa.array([b"\xff" * 16], pa.uuid()),
+    "half": pa.array([1.5], pa.float16()),
+    "nothing": pa.array([None]),
+}
+
+
+@pytest.mark.parametrize("turns", [pa.list_, pa.large_list], ids=["list", "large_list"])
+def test_maps_are_objects_and_columns_of_any_type_stand_beside(turns, tmp_path, read):
+    messages = pa.array([TURN], turns(pa.map_(pa.string(), pa.large_string())))
+    pq.write_table(pa.table({"messages": messages, **COLUMNS}), tmp_path / "rows.parquet")
+    (example,) = read(str(tmp_path / "rows.parquet")).train.examples(whole=True)
+    assert [turn.content for turn in example.messages] == ["Hi", "Yo"]
+    assert example.columns == {"large": "a", "dictionary": "a", "view": "a", "half": 1.5}
+
+
 def test_a_long_cell_of_csv_is_a_bad_row(write, refused):
     cell = b'"' + (b"a" * 999_999 + b"\n") * 17 + b'"'
     path = write("rows.csv", b"instruction,output\na,b\n" + cell + b"\nc,d\n")
@@ -146,7 +197,7 @@ def test_a_path_that_is_missing_is_not_looked_up(name):
 def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows@train.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
-    assert [source.dataset for source in expand(["rows@train.jsonl"], "data.train")] == [None]
+    assert [source.data for source in expand(["rows@train.jsonl"], "data.train")[0]] == [Path("rows@train.jsonl")]
 
 
 README = """\
@@ -176,7 +227,7 @@ def subsets(write, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize(("name", "said"), [("main", "main"), ("main@test", "test"), ("socratic@train", "socratic")])
 def test_a_subset_is_read(subsets, name, said):
-    (source,) = expand([f"openai/gsm8k:{name}"], "data.train")
+    (source,) = expand([f"openai/gsm8k:{name}"], "data.train")[0]
     assert [row["answer"] for _, row in source.rows()] == [f"{said} {i}" for i in range(3)]
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import HUB_ID
 from sftmix.common.tables import read_columns, write_table
 from sftmix.config.read import read_config
-from sftmix.data.sources import hub_parts
+from sftmix.data.sources import name_parts
 from tests.faults.runs import long
 from tests.tiny import ROOT
 
@@ -160,7 +161,7 @@ NO_HUB_IDS += ["../b", "a/..", "a/b@.", "a\0b", "a/b:\0", "https://a/b"]
 
 @pytest.mark.parametrize("name", NO_HUB_IDS)
 def test_no_hub_id(name):
-    assert hub_parts(name) is None
+    assert not HUB_ID.match(name_parts(name)[0])
 
 
 @pytest.mark.parametrize(
@@ -168,12 +169,13 @@ def test_no_hub_id(name):
     [
         ("a/b@train[:50%]", ("a/b", None, "train[:50%]")),
         ("a/b:main@train[10:20]+test", ("a/b", "main", "train[10:20]+test")),
-        ("a/b:20220301.en", ("a/b", "20220301.en", "train")),
+        ("a/b:20220301.en", ("a/b", "20220301.en", None)),
         ("squad@train_sft[:10%](pct1_dropremainder)", ("squad", None, "train_sft[:10%](pct1_dropremainder)")),
     ],
 )
 def test_hub_ids(name, parts):
-    assert hub_parts(name) == parts
+    assert name_parts(name) == parts
+    assert HUB_ID.match(parts[0])
 
 
 OPTIONAL = ("kernels", "bitsandbytes", "hqq", "fla", "flash_attn", "optimum", "gptqmodel", "aqlm", "argcomplete", "av")

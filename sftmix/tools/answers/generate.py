@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def read_questions(
-    names: Sequence[str], columns: dict[str, str] | None = None, *, mt_bench: bool = False
+    names: Sequence[str], columns: dict[str, str | None] | None = None, *, mt_bench: bool = False
 ) -> list[Question]:
     """Read the questions of files, directories and hub ids, in file order; answers may be missing.
 
@@ -124,7 +124,10 @@ def read_questions(
     from sftmix.data.sources import expand
 
     reader, questions, times = Columns(columns), list[Question](), Counter[str]()
-    for source in expand(names, "--prompts"):
+    sources, lines = expand(names, "--prompts")
+    for line in lines:
+        say(line)
+    for source in sources:
         for place, row in source.rows():
             try:
                 plain, more = reader.renamed(row), {"row": row}

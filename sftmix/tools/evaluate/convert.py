@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import write_text
+from sftmix.common.files import decoded, write_text
 
 BENCHMARKS = {"medqa_4options": 4, "medqa_5options": 5, "pubmedqa": 3, "medmcqa": 4}
 """The benchmarks of Table 2 of the paper, by the names of their task files -> options of each question."""
@@ -88,7 +88,7 @@ def _rows(name: str, path: Path) -> dict[str, dict[str, Any]]:
 def _json_of(path: Path) -> Any:
     """Return the value of a JSON file, or the list of the values of its lines: MedMCQA's authors call these .json."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decoded(path.read_bytes())
         try:
             return json.loads(text)
         except json.JSONDecodeError:  # only "\n" ends a line: other ends of lines, as U+2028, may stand in JSON

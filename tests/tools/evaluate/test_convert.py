@@ -97,7 +97,7 @@ def test_wrong_files_are_refused(tmp_path, name, rows, words):
 def test_lines_with_other_ends_and_lists_over_many_lines(tmp_path, name):
     rows = [json.dumps({**row, "note": "one\u2028two"}, ensure_ascii=False) for row in numbered(LETTERED, SHOTS + 2)]
     text = "[\n" + ",\n".join(rows) + "\n]" if name == "list.json" else "\n".join(rows)
-    (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
     measured, shots = converted("medqa_4options", tmp_path / name, tmp_path / "rows")
     assert (len(measured), len(shots)) == (2, SHOTS)
 

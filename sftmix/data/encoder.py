@@ -1,0 +1,180 @@
+"""The encoder: a tokenizer with a chat template, and what it is known to write around a response.
+
+The rendered text holds all special tokens and is tokenised with add_special_tokens=False, in training and in generation
+alike: both see the same ids, and there is never a second BOS. Special tokens that a row spells in its text become text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sftmix.common.files import sha256_json
+from sftmix.data.fitting import INLINE, Shape, called
+from sftmix.data.spellings import NUL, SpecialSpellings
+from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
+from sftmix.data.thoughts import divided
+from sftmix.options import Thoughts
+from sftmix.types import Int64, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NUL_IN_JSON = r"\u0000"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer and its chat template; made by `sftmix.data.encoders`.
+
+    name            alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, or "text" for none
+    end_of_turn_id  the token that ends a response, trained
+    spellings       the special tokens' spellings, which rows may hold as text; None if there they are these tokens, too
+    shape           what the template writes around a response; None for plain text
+    thoughts        what becomes of thoughts, see `DataOptions`
+    notices         sentences that the user should read
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    end_of_turn_id: int
+    spellings: SpecialSpellings | None
+    shape: Shape | None = None
+    thoughts: Thoughts = "train"
+    notices: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source in use: export it with the model; None for plain text, the tokenizer keeps its own."""
+        return None if self.shape is None else self.shape.source
+
+    @property
+    def pad_id(self) -> int:
+        """The id at the end of shorter rows. Any id will do, even eos: masks go by length, so nothing reads it."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_of_turn_id if pad is None else int(pad)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn: the end of a response, and that of a call where this is another one."""
+        ends = () if self.shape is None else (self.tokenizer.convert_tokens_to_ids(self.shape.call_end),)
+        return tuple(dict.fromkeys((self.end_of_turn_id, *ends)))
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids at which generation stops: the ends of a turn, and eos."""
+        eos = self.tokenizer.eos_token_id
+        return tuple(dict.fromkeys((*self.end_ids, *([] if eos is None else [eos]))))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
+        roles = json.dumps(token_roles(self.tokenizer), sort_keys=True)
+        content = hashlib.sha256((backend_text(self.tokenizer) + roles).encode()).hexdigest()
+        parts = [content, self.chat_template, self.end_of_turn_id, self.thoughts]
+        parts += ["tokens"] if self.spellings is None else ["text", *self.spellings.unmarked]
+        return sha256_json(parts)[:32]
+
+    # ------------------------------------------------------------------------------------------- conversations
+
+    def turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return turns as the template takes them."""
+        return [self.turn(message) for message in messages]
+
+    def turn(self, message: Message, *, inline: bool = False) -> dict[str, Any]:
+        """Return a turn as the template takes it: its thought by its key, its special tokens as text.
+
+        inline  of a template that knows no thoughts: a thought from a field stands in the content
+        """
+        assert self.shape is not None
+        turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
+        if turn.get("tool_calls"):
+            turn = called(turn, bool(self.shape.text_arguments))
+        if message.role == "assistant":
+            thought, answer = self.divided(message)
+            if thought and self.shape.key:
+                turn["content"] = answer
+                turn[self.shape.key] = thought
+            elif self.thoughts == "drop":
+                turn["content"] = answer
+            elif inline and message.thought and self.shape.key == "":
+                turn["content"] = INLINE.format(thought=thought) + answer
+        return turn if self.spellings is None else self.as_text(turn)
+
+    def divided(self, message: Message) -> tuple[str, str]:
+        """Return the thought of an assistant turn and its answer; "" where it has none, or thoughts are dropped."""
+        thought, answer = (message.thought, message.content) if message.thought else divided(message.content)
+        return ("" if self.thoughts == "drop" else thought), answer
+
+    def as_text(self, value: Any) -> Any:
+        """Return a value in which the special tokens of every text but a role become text."""
+        if isinstance(value, str):
+            return self.content(value)
+        if isinstance(value, Mapping):
+            return {k: v if k == "role" else self.as_text(v) for k, v in value.items()}
+        return [self.as_text(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+    def render(
+        self, conversations: Chats, *, prompt: bool, tools: Sequence[Mapping[str, Any]] = (), **variables: Any
+    ) -> list[str]:
+        """Render each conversation; `prompt` adds the generation prompt.
+
+        conversations  of turns as `turns` makes them
+        tools          the functions that the assistant may call
+        variables      values of the template's variables
+        Raises TemplateRefusal, also for a template that writes a NUL of the content as text (`tojson`).
+        """
+        assert self.shape is not None, "plain text has no turns to render"
+        more = {"listed": self.shape.listed, "tools": tools, "prompt": prompt, **variables}
+        texts = render(self.tokenizer, self.shape.source, conversations, **more)
+        for chat, text in zip(conversations, texts, strict=True):
+            contents = "".join(_strings(chat))
+            if NUL in contents and text.count(NUL_IN_JSON) > contents.count(NUL_IN_JSON):
+                raise TemplateRefusal("it writes content as JSON, in which special tokens cannot be told from text")
+        return texts
+
+    def prompt(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Return the ids that generation starts from.
+
+        turns  [{role: ..., content: ..., and tool_calls, tool_call_id, name}, ...], the last one of a user or a tool
+        """
+        keys = ("role", "content")
+        messages = [
+            Message(turn["role"], turn["content"], more={k: v for k, v in turn.items() if k not in keys})
+            for turn in turns
+        ]
+        return self.tokenize(self.render([self.turns(messages)], prompt=True, tools=tools))[0]
+
+    def content(self, text: str) -> str:
+        """Return what a row says, as `render` and `tokenize` take it: the special tokens in it become text."""
+        return text if self.spellings is None else self.spellings.broken(text)
+
+    # -------------------------------------------------------------------------------------------------- tokens
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Tokenise rendered texts; no token is added. Raises ConfigError if `content` cannot be encoded as text."""
+        as_text = dict[str, list[int]]()
+        if self.spellings is not None and (broken := [text for text in texts if NUL in text]):
+            as_text = dict(zip(broken, self.spellings.tokenize(broken), strict=True))
+        others = ["" if text in as_text else text for text in texts]
+        encoded = self.tokenizer(others, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [as_text.get(text, ids) for text, ids in zip(texts, encoded["input_ids"], strict=True)]
+
+    def decode(self, ids: list[int] | Int64) -> str:
+        """Decode token ids; special tokens and white space stay as they are."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every text in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings([*value.values()])
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _strings(part)

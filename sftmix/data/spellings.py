@@ -1,0 +1,125 @@
+"""Special tokens that a row spells in its text: they are found, and become text."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from sftmix.common.errors import ConfigError
+from sftmix.data.thoughts import TAGS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NUL = "\0"
+
+THOUGHTS = frozenset([*TAGS, *TAGS.values()])
+"""Spellings that are tokens in every text: rows write thoughts between them."""
+
+
+class SpecialSpellings:
+    """The spellings of a tokenizer's special tokens, and the way to encode them as text.
+
+    A tokenizer finds special tokens in a text by their spelling, whoever wrote them: `<|im_end|>` in a row could end a
+    turn. Here only the chat template can make them: what a row says is encoded as text.
+
+    Before the template is rendered, a NUL is put into each spelling in the content of a turn (rows with a NUL are
+    refused where they are read). In the rendered text the spellings without NUL are the template's own. A copy of the
+    tokenizer, the twin, spells its special tokens with a NUL: these are put into the rendered text in place of the
+    template's spellings, and the NULs are taken out of the content. All else about the twin is the same: a text without
+    such spellings gets the same ids from both.
+
+    ids       token id of each spelling: special tokens, and those that the template writes around a turn. The tags of
+              thoughts are not among them, nor are other added tokens, such as runs of spaces, nor a single character
+              that as text is the same token.
+    unmarked  those of them, in order, that the tokenizer itself does not call special
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int]) -> None:
+        """Collect the spellings; `written` are ids that the template writes, the end of a turn among them."""
+        added = tokenizer.added_tokens_decoder
+        special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
+        self.ids = dict[str, int]()
+        for number in [*special, *written]:
+            spelling = str(tokenizer.convert_ids_to_tokens(number))
+            if spelling in THOUGHTS:
+                continue
+            as_text = list[int]()
+            if len(spelling) == 1:
+                as_text = tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            if as_text != [number]:
+                self.ids[spelling] = number
+        self.unmarked = sorted(spelling for spelling, number in self.ids.items() if number not in special)
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._normalize = getattr(getattr(self._backend, "normalizer", None), "normalize_str", str)
+        # Grouped by their first two characters: some tokenizers have a thousand, which begin with the same one. A
+        # longer one stands before one that it begins with. A single character cannot be broken: a NUL behind it says
+        # that it is text.
+        groups = []
+        for start, group in itertools.groupby(sorted(self.ids, reverse=True), key=lambda spelling: spelling[:2]):
+            ends = "|".join(re.escape(spelling[2:]) for spelling in group)
+            groups.append(f"{re.escape(start)}(?:{ends})")
+        either = "|".join(groups) or r"(?!)"
+        self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
+        self._whole_or_nul = re.compile(f"({either})(?!{NUL})|{NUL}")
+        self._respelt = {spelling: spelling[0] + NUL + spelling[1:] for spelling in self.ids}
+        # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
+        sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
+        self._forms = {*sought, *map(self._normalize, sought)} - {""}
+
+    def broken(self, content: str) -> str:
+        """Return the content of a turn, with a NUL behind the first character of each spelling in it.
+
+        If it spells one only in another form, it gets a NUL all the same: then the twin encodes it.
+        """
+        broken = self._begins.sub(r"\1" + NUL, content)
+        if NUL not in broken and self._forms:
+            normal = self._normalize(content)
+            if any(form in normal for form in self._forms):
+                return re.sub(r"(\S)", r"\1" + NUL, content, count=1)  # within: a template may trim the content
+        return broken
+
+    def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
+        """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
+
+        # The special tokens, which are the template's own, are respelt; the NULs of the content go.
+        texts = [self._whole_or_nul.sub(lambda found: self._respelt.get(found[1], ""), text) for text in rendered]
+        return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
+
+    @cached_property
+    def _twin(self) -> Tokenizer:
+        """The tokenizer that finds only the special tokens that are spelt with NUL; made when a row needs it.
+
+        They are respelt in the model's vocabulary, too: there the old spelling could be put together from text, by
+        Unigram, or by merges, which go as well.
+        """
+        problem = "it is not a fast tokenizer"
+        if self._backend is not None:
+            respelt, content = self._respelt, json.loads(self._backend.to_str())
+            model, vocabulary = content["model"], content["model"]["vocab"]
+            for token in content["added_tokens"]:
+                if token["content"] in respelt:  # a normaliser may take the NUL away, or find it in another form
+                    token |= {"content": respelt[token["content"]], "normalized": False}
+            pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary  # with their ids or scores
+            model["vocab"] = type(vocabulary)((respelt.get(piece, piece), number) for piece, number in pieces)
+            if model.get("unk_token") in respelt:
+                model["unk_token"] = respelt[model["unk_token"]]
+            if "merges" in model:
+                model["merges"] = [m for m in model["merges"] if respelt.keys().isdisjoint([*m, "".join(m)])]
+            twin = Tokenizer.from_str(json.dumps(content))
+            for spelling, number in self.ids.items():
+                if twin.encode(respelt[spelling], add_special_tokens=False).ids != [number]:
+                    problem = f"its token {spelling!r} cannot be told from text"
+                    break
+            else:
+                return twin
+        raise ConfigError(
+            "data.special_tokens is text, but this tokenizer cannot encode the spelling of a special token as text: "
+            f"{problem}. Take these spellings out of the rows, or set data.special_tokens to tokens if you trust them"
+        )

@@ -1,0 +1,80 @@
+"""Thoughts: what a model writes before its answer, between tags that its chat template or its rows name."""
+
+from __future__ import annotations
+
+import re
+
+from sftmix.types import Example
+
+TAGS = {
+    "<think>": "</think>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "[THINK]": "[/THINK]",
+    "<seed:think>": "</seed:think>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
+    "<|channel>thought": "<channel|>",
+}
+"""Tags that open a thought, as models and rows write them, and those that close it."""
+
+_NAMED = r"<{}[\w:]*think[\w:]*>"
+"""Tags of that kind are closed with a slash, whatever else is in their names."""
+
+_OPENING = "|".join([_NAMED.format(""), *map(re.escape, TAGS)])
+_CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
+_OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
+_CLOSED_AT_END = re.compile(rf"({_CLOSING})\s*$")
+_EMPTY = re.compile(rf"({_OPENING})(\s*)(\S+)")
+
+
+def divided(content: str) -> tuple[str, str]:
+    """Return the thought at the head of a response, and the answer behind it; ("", content) if there is none.
+
+    A response whose prompt had opened the thought has the closing tag alone. An empty thought is none.
+    """
+    for opening, closing in TAGS.items():
+        before, closed, answer = content.partition(closing)
+        head, opened, thought = before.rpartition(opening)
+        if closed and not head.strip() and (thought if opened else before).strip():
+            return (thought if opened else before).strip(), answer.strip()
+    return "", content
+
+
+def opened_by(text: str) -> str:
+    """Return the tag, with the white space behind it, that opens a thought at the end of a text; "" if none does."""
+    found = _OPEN_AT_END.search(text)
+    return found[0] if found else ""
+
+
+def closed_by(text: str) -> bool:
+    """Return True if a thought is closed at the end of a text."""
+    return _CLOSED_AT_END.search(text) is not None
+
+
+def without_closing(text: str) -> str:
+    """Return a text without a tag that closes a thought at its head."""
+    return re.sub(rf"^\s*({_CLOSING})", "", text)
+
+
+def closing_of(opening: str) -> str:
+    """Return what closes a thought that `opening` began, with white space like that of its tag."""
+    space = opening[len(opening.rstrip()) :]
+    return f"{space}{closing_tag(opening.strip())}{2 * space}"
+
+
+def closing_tag(tag: str) -> str:
+    """Return the tag that closes what `tag` opens."""
+    return TAGS.get(tag, f"</{tag[1:]}")
+
+
+def around_empty(text: str) -> tuple[str, str] | None:
+    """Return the two halves of a text that has an empty thought, before and behind it; None if it has none."""
+    found = _EMPTY.search(text)
+    if found is None or not found[3].startswith(closing_tag(found[1])):
+        return None
+    place = found.start(2) + len(found[2]) // 2
+    return text[:place], text[place:]
+
+
+def thinks(example: Example) -> bool:
+    """Return True if a trained turn has a thought, in a field of its own or in its content."""
+    return any(turn.trained and bool(turn.thought or divided(turn.content)[0]) for turn in example.messages)

@@ -1,0 +1,222 @@
+"""Templates of every structure that real ones have: what is trained is what the model will be asked to write.
+
+Each template is written for one structure, with the text that is to be trained behind its prompt, by hand.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AddedToken
+
+from sftmix.data.encoders import make_encoder
+from sftmix.data.tokenise import encode_examples
+from sftmix.types import Example, Message
+from tests.data.small_tokenizers import chatml_tokenizer, metaspace_tokenizer
+
+TURNS = """{% for m in messages %}<|im_start|>{{ m.role }}
+SAID<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+PROMPT{% endif %}"""
+ANSWERED = "{% if m.role == 'assistant' %}ANSWER{% else %}{{ m.content }}{% endif %}"
+LAST_HALF = "{{ m.content.split('</think>')[-1].lstrip() }}"
+
+
+def chatml(answer: str = "{{ m.content }}", prompt: str = "") -> str:
+    return TURNS.replace("SAID", ANSWERED.replace("ANSWER", answer)).replace("PROMPT", prompt)
+
+
+class Structure(NamedTuple):
+    """A template, and the text that is trained for a thought ("" for none) and an answer."""
+
+    template: str
+    trained: Callable[[str, str], str]
+    system: bool = True
+
+
+def in_front(thought: str, answer: str) -> str:
+    """What follows a prompt that opens nothing."""
+    return (f"<think>\n{thought}\n</think>\n\n" if thought else "") + answer + "<|im_end|>"
+
+
+FIELD = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}"
+STRUCTURES = {
+    "opens": Structure(
+        chatml(LAST_HALF, "<think>\n"), lambda thought, answer: f"{thought}\n</think>\n\n{answer}<|im_end|>"
+    ),
+    "opens_and_writes_it": Structure(
+        chatml("<think>\n{{ m.reasoning_content }}\n</think>\n{{ m.content }}", "<think>\n"),
+        lambda thought, answer: f"{thought}\n</think>\n{answer}<|im_end|>",
+    ),
+    "closes": Structure(chatml("{{ m.content }}", "<think></think>"), in_front),
+    "strips": Structure(chatml(LAST_HALF), in_front),
+    "field": Structure(chatml(FIELD), in_front),
+    "content": Structure(chatml(), in_front),
+    "prose": Structure("<|im_start|>system\nWrite <think> thoughts </think> first.<|im_end|>\n" + chatml(), in_front),
+    "appends_eos": Structure(
+        chatml().replace("<|im_end|>", ""),
+        lambda thought, answer: in_front(thought, answer)[: -len("<|im_end|>")] + "<|end|>",
+    ),
+    "ends_before_the_next": Structure(
+        chatml(FIELD).replace(
+            "<|im_end|>\n{% endfor", "{% if not loop.last or m.role != 'assistant' %}<|im_end|>\n{% endif %}{% endfor"
+        ),
+        in_front,
+    ),
+    "no_system": Structure(
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + chatml(FIELD), in_front, False
+    ),
+    "parts": Structure(chatml(FIELD).replace("m.content", "m.content[0].text"), in_front),
+}
+WORDS = st.text("abc déø.,!?1\n", min_size=1, max_size=12).map(str.strip).filter(bool)
+EXCHANGE = st.tuples(WORDS, st.one_of(st.just(""), WORDS), WORDS, st.booleans())
+
+
+@cache
+def tokenizer_of(kind: str, template: str):
+    tokenizer = {"chatml": chatml_tokenizer, "metaspace": metaspace_tokenizer}[kind]()
+    tags = ["<think>", "</think>"]
+    marks = ["<|im_start|>", "<|im_end|>", "<|end|>"]
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    tokenizer.eos_token = "<|end|>"
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@cache
+def encoder_of(kind: str, structure: str, thinks: bool):
+    return make_encoder(tokenizer_of(kind, STRUCTURES[structure].template), thinks=thinks)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(["chatml", "metaspace"]), exchanges=st.lists(EXCHANGE, min_size=1, max_size=3), system=WORDS
+)
+def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, system):
+    known = STRUCTURES[structure]
+    thinks = any(thought for _, thought, *_ in exchanges)
+    encoder = encoder_of(kind, structure, thinks)
+    tokenizer = encoder.tokenizer
+    messages = [Message("system", system)] if known.system else []
+    for question, thought, answer, in_content in exchanges:
+        content = f"<think>\n{thought}\n</think>\n\n{answer}" if thought and in_content else answer
+        messages += [
+            Message("user", question),
+            Message("assistant", content, thought="" if in_content else thought),
+        ]
+        *before, last = messages
+        last = Message("assistant", last.content, True, thought=last.thought)
+        (found,) = encode_examples(encoder, [Example("x", (*before, last))], 10_000)
+        served = tokenizer.apply_chat_template(
+            encoder.turns(before), chat_template=encoder.chat_template, add_generation_prompt=True, tokenize=True,
+            return_dict=False,
+        )  # fmt: skip
+        if structure == "parts":
+            served = encoder.tokenize(encoder.render([encoder.turns(before)], prompt=True))[0]
+        ((start, end),) = found.spans
+        assert found.ids[:start] == served
+        assert end == len(found.ids)
+        assert tokenizer.decode(found.ids[start:]).lstrip() == known.trained(thought, answer).lstrip()
+        assert found.ids[-1] == encoder.stop_ids[0]
+        text = encoder.decode(found.ids)
+        for tag in ("<think>", "</think>", "<|im_start|>", "<|im_end|>"):
+            assert found.ids.count(tokenizer.convert_tokens_to_ids(tag)) == text.count(tag)
+
+
+def test_generation_tags_mark_the_same_tokens():
+    """Of a template that has them, transformers' own mask is ours."""
+    template = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}{% generation %}<think>
+{{ m.reasoning_content }}
+</think>
+
+{{ m.content }}<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is false %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+    tokenizer = tokenizer_of("chatml", template)
+    for thought in ("", "2 + 2"):
+        encoder = make_encoder(tokenizer, thinks=bool(thought))
+        chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo", "reasoning_content": thought}]
+        (found,) = encode_examples(
+            encoder, [Example("x", (Message("user", "Hi"), Message("assistant", "Yo", True, thought=thought)))], 1000
+        )
+        theirs = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        ((start, end),) = found.spans
+        mask = [0] * start + [1] * (end - start)
+        assert theirs["input_ids"][: len(found.ids)] == found.ids
+        assert theirs["assistant_masks"] == mask + [0] * (len(theirs["input_ids"]) - len(mask))
+
+
+def encoded(encoder, *messages: Message, **more):
+    """What becomes of a conversation: its text, the trained texts with their weights, and the reasons."""
+    (found,) = encode_examples(encoder, [Example("x", messages, **more)], 10_000)
+    texts = [encoder.decode(found.ids[a:b]) for a, b in found.spans]
+    return encoder.decode(found.ids), [*zip(texts, found.weights, strict=True)], found.reasons
+
+
+@pytest.mark.parametrize("structure", ["field", "content", "strips", "opens"])
+@pytest.mark.parametrize("in_content", [False, True])
+def test_thoughts_are_masked_or_left_out(structure, in_content):
+    tokenizer = tokenizer_of("chatml", STRUCTURES[structure].template)
+    content = "<think>\n2 + 2\n</think>\n\nFour." if in_content else "Four."
+    chat = Message("user", "Hi"), Message("assistant", content, True, thought="" if in_content else "2 + 2")
+    text, spans, _ = encoded(make_encoder(tokenizer, thoughts="mask", thinks=True), *chat)
+    assert spans == [("Four.<|im_end|>", 1.0)]
+    assert text.endswith("<think>\n2 + 2\n</think>\n\nFour.<|im_end|>")
+    text, spans, _ = encoded(make_encoder(tokenizer, thoughts="drop"), *chat)
+    assert "2 + 2" not in text
+    assert spans[-1][0].endswith("Four.<|im_end|>")
+
+
+def test_parts_of_a_turn_have_weights_of_their_own():
+    encoder = encoder_of("chatml", "content", False)
+    said = Message("assistant", "Blue and green.", True, 2.0, parts=(("Blue", 1.0), (" and", 0.0), (" green.", 0.5)))
+    _, spans, _ = encoded(encoder, Message("user", "Hi"), said)
+    assert spans == [("Blue", 2.0), (" green.<|im_end|>", 1.0)]
+
+
+EACH_CALL = """{% for call in m.tool_calls %}{% set c = call.function %}
+{{- '<tool_call>' + c.name + ' ' + (c.arguments | tojson) + '</tool_call>' }}{% endfor %}"""
+CALLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + chatml(FIELD + EACH_CALL)
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Say it.", "parameters": {}}}
+CALL = {"id": "call00000", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+
+
+def test_calls_are_trained_and_results_are_not():
+    encoder = make_encoder(tokenizer_of("chatml", CALLS))
+    asked = Message("user", "Is it warm?")
+    call = Message("assistant", "", True, more={"tool_calls": [CALL]})
+    result = Message("tool", "21 degrees", more={"tool_call_id": "call00000"})
+    text, spans, reasons = encoded(encoder, asked, call, result, Message("assistant", "Yes.", True), tools=(TOOL,))
+    assert spans == [('<tool_call>weather {"city": "Oslo"}</tool_call><|im_end|>', 1.0), ("Yes.<|im_end|>", 1.0)]
+    assert '"name": "weather"' in text.partition("<|im_end|>")[0]
+    assert "<|im_start|>tool\n21 degrees<|im_end|>" in text
+    assert reasons == []
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "tools", "reason"),
+    [
+        (chatml(), [("assistant", "", {"tool_calls": [CALL]})], (TOOL,), "tools_lost"),
+        (chatml(), [("assistant", "", {"tool_calls": [CALL]})], (), "calls_lost"),
+        (
+            CALLS.replace("{% else %}{{ m.content }}", "{% elif m.role == 'user' %}{{ m.content }}"),
+            [("assistant", "", {"tool_calls": [CALL]}), ("tool", "21 degrees", {}), ("assistant", "Yes", {})],
+            (TOOL,),
+            "tools_lost",
+        ),
+    ],
+)
+def test_what_a_template_cannot_write_is_named(template, messages, tools, reason):
+    encoder = make_encoder(tokenizer_of("chatml", template))
+    turns = [Message(role, text, role == "assistant", more=more) for role, text, more in messages]
+    assert encoded(encoder, Message("user", "Hi"), *turns, tools=tools)[2] == [reason]
