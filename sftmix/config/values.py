@@ -98,7 +98,7 @@ def _as(kind: Any, value: Any) -> Any:
         return value
     if kind is types.NoneType and value in (None, "null", "~"):
         return None
-    parsed = from_yaml(value, texts=inside[:1] == (str,))
+    parsed = from_yaml(value, texts=str in inside and Any not in inside)
     if kind is bool and isinstance(parsed, bool):
         return parsed
     if kind in (int, float) and type(parsed) in (str, int, kind):  # 1e-4 is a text to YAML, since it has no point
@@ -116,7 +116,8 @@ def _as(kind: Any, value: Any) -> Any:
 
 def _inside(value: Any, hint: Any) -> Any:
     """Convert a value inside a list or mapping, where a number, true or false may stand for text."""
-    return str(value) if hint is str and isinstance(value, (int, float)) else converted(value, hint)
+    is_text = set(alternatives(hint)) <= {str, types.NoneType}
+    return str(value) if is_text and isinstance(value, (int, float)) else converted(value, hint)
 
 
 # ------------------------------------------------------------------------------------------------ messages

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,9 @@ def test_names_of_other_frameworks_lead_to_ours():
         (dict[str, float], "{1: .5, yes: 0.25, 2024-01-01: .25}", {"1": 0.5, "yes": 0.25, "2024-01-01": 0.25}),
         (dict[str, float], {2: 0.5, True: 0.5}, {"2": 0.5, "True": 0.5}),
         (dict[str, str] | None, "{prompt: 0}", {"prompt": "0"}),
-        (dict[str, str] | None, {"prompt": 0}, {"prompt": "0"}),
+        (dict[str, str | None] | None, {"prompt": 0, "id": None}, {"prompt": "0", "id": None}),
+        (dict[str, str | None] | None, "{prompt: no, id: null}", {"prompt": "no", "id": None}),
+        (dict[str, Any], "{a: false, b: {c: [1, yes]}}", {"a": False, "b": {"c": [1, True]}}),
         (list[str] | str, "[no, 007, 1.0]", ["no", "007", "1.0"]),
         (list[str] | str, [False, 7], ["False", "7"]),
         (list[str] | str, "no", "no"),

@@ -158,7 +158,7 @@ def test_maps_are_objects_and_columns_of_any_type_stand_beside(turns, tmp_path, 
     pq.write_table(pa.table({"messages": messages, **COLUMNS}), tmp_path / "rows.parquet")
     (example,) = read(str(tmp_path / "rows.parquet")).train.examples(whole=True)
     assert [turn.content for turn in example.messages] == ["Hi", "Yo"]
-    assert example.columns == {"large": "a", "dictionary": "a", "view": "a", "half": 1.5, "nothing": None}
+    assert example.columns == {"large": "a", "dictionary": "a", "view": "a", "half": 1.5}
 
 
 def test_a_long_cell_of_csv_is_a_bad_row(write, refused):
