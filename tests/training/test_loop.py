@@ -267,6 +267,15 @@ class Destroys(Callback):
         Interrupted()
 
 
+@pytest.fixture
+def _in_the_foreground():
+    """A shell's background job ignores Ctrl-C, and its tests would."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_in_the_foreground")
 @pytest.mark.parametrize("callback", [Swallows, Destroys])
 def test_the_loop_ends_for_a_ctrl_c_that_was_swallowed(tmp_path, callback):
     optimizer = Recording()
