@@ -1,6 +1,5 @@
 """Questions from rows of any format and of official judges, and what is refused: other inputs than before."""
 
-import itertools
 import json
 import shutil
 
@@ -8,7 +7,6 @@ import pytest
 import yaml
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.data.templates import ALPACA
 from sftmix.pipeline.directory import differences, finished_models
 from sftmix.tools.answers.generate import inputs_of, read_questions
 from sftmix.tools.answers.options import AnswerOptions, Question
@@ -95,16 +93,14 @@ def inputs(models):
     return inputs_of("rows", [Question("q", ASKED)], models, AnswerOptions())
 
 
-def test_another_template_of_the_run_makes_other_inputs(run, tmp_path):
-    """The text of a template alone, and special tokens as tokens."""
-    models, template, seen = finished_models(run), tmp_path / "mine.jinja", []
-    for head, special in (("### Q:", "text"), ("### Question:", "text"), ("### Question:", "tokens")):
-        template.write_text(ALPACA.replace("### Instruction:", head))
-        change(run, "data", template=str(template), special_tokens=special)
+def test_what_special_tokens_become_is_an_input(run):
+    """The template is that of train/model, whose files are inputs as they are."""
+    models, seen = finished_models(run), []
+    for special in ("text", "tokens"):
+        change(run, "data", special_tokens=special)
         seen.append(inputs(models))
-    for one, other in itertools.combinations(seen, 2):
-        (found,) = differences(one, other)
-        assert found.startswith("models.target.encoder: ")
+    (found,) = differences(*seen)
+    assert found.startswith("models.target.encoder: ")
 
 
 def test_the_weights_of_a_model_from_elsewhere_are_inputs(run, tmp_path):
