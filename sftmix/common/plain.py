@@ -4,6 +4,7 @@ What notebooks hand over becomes plain once, where an option is set.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,15 @@ def as_list(value: Any) -> list[Any]:
     if isinstance(value, tuple):
         return list(value)
     return value if isinstance(value, list) else [value]
+
+
+def spelling(value: object) -> str:
+    """Return the one text of a scalar, by which values of rows are compared with those of options.
+
+    True, "TRUE" and "true" are `true`; 1, 1.0, "1.0" and "1" are `1`. Any other text is itself.
+    """
+    text = str(value)
+    return text.lower() if text.lower() in ("true", "false") else re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
 # ----------------------------------------------------------------------------------------- the fields of rows

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self, get_args
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.plain import plain_value
+from sftmix.common.plain import listed, plain_value
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
 from sftmix.types import (
@@ -226,8 +226,8 @@ def require_one_of(key: str, value: str, words: Any) -> None:
 def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[str | None]:
     """Return the rows' labels if each of the wanted ones, at least one, is among them; else raise ConfigError."""
     labels = scores.label or []
-    present = sorted({label for label in labels if label is not None})
-    allowed = f"labels of the rows, {', '.join(present) or 'none'} (from data.label_field or data.labels)"
+    present = sorted(filter(None, set(labels)))
+    allowed = f"labels of the rows, {listed(present)} (from data.label_field or data.labels)"
     require(len(wanted) > 0 and set(wanted).issubset(present), key, wanted, allowed)
     return labels
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.plain import as_list
+from sftmix.common.plain import as_list, listed, spelling
 from sftmix.common.rng import generator, stable_hash
 from sftmix.common.tables import existing_file, read_dynamics
 from sftmix.components.base import Selector, check_labels, require
@@ -77,7 +77,7 @@ class WithLabel(Selector):
 
     def __init__(self, *, labels: list[str] | str):
         """labels: the labels to keep, as data.label_field or data.labels gives them."""
-        self.labels = as_list(labels)
+        self.labels = [*map(spelling, as_list(labels))]
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
         values = check_labels("selector.labels", self.labels, scores)
@@ -101,11 +101,14 @@ class Shares(Selector):
         self.field, self.shares, self.k = field, shares, k
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
-        values = _column({**scores.columns, "label": scores.label or [None] * len(scores)}, self.field)
+        columns = {**scores.columns, "label": scores.label or [None] * len(scores)}
+        values = [*map(spelling, _column(columns, self.field))]
         chosen = []
         for value, share in self.shares.items():
-            rows, wanted = [row for row, source in enumerate(values) if str(source) == value], round(share * self.k)
+            rows = [row for row, source in enumerate(values) if source == spelling(value)]
+            wanted = round(share * self.k)
             allowed = f"from 0 to {len(rows)} of the {self.k} examples with {self.field} {value!r}: there are no more"
+            allowed += f"; the values there are {listed(sorted(set(values)))}"
             require(0 <= wanted <= len(rows), "selector.shares", self.shares, allowed)
             chosen += sorted(rows, key=lambda row: stable_hash(seed, "shares", scores.id[row]))[:wanted]
         return np.sort(chosen)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sftmix.common.errors import DataError
-from sftmix.common.plain import as_list
+from sftmix.common.plain import as_list, spelling
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import existing_file, read_split
 from sftmix.components.base import Splitter, check_labels, require
@@ -54,7 +54,7 @@ class QualityLabel(Splitter):
         high: label or labels of the rows that replace the confident half.
         low: label or labels of the rows that replace the unconfident half.
         """
-        self.high, self.low = as_list(high), as_list(low)
+        self.high, self.low = ([*map(spelling, as_list(labels))] for labels in (high, low))
         require(set(self.high).isdisjoint(self.low), "splitter.low", low, f"none of splitter.high, {high!r}")
 
     def split(self, scores: Scores, *, seed: int) -> Split:

@@ -102,13 +102,18 @@ def _as(kind: Any, value: Any) -> Any:
         return kind(parsed)
     if origin is dict and isinstance(parsed, dict):
         of_keys, of_values = inside or (Any, Any)
-        return {converted(name, of_keys): converted(item, of_values) for name, item in parsed.items()}
+        return {_inside(name, of_keys): _inside(item, of_values) for name, item in parsed.items()}
     if origin in (list, tuple, collections.abc.Sequence) and isinstance(parsed, (list, tuple)):
         of_any_length = origin is not tuple or inside[1:] == (...,)
         kinds = (inside or (Any,))[:1] * len(parsed) if of_any_length else inside
-        items = [converted(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
+        items = [_inside(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
         return tuple(items) if origin is tuple else items
     raise ValueError
+
+
+def _inside(value: Any, hint: Any) -> Any:
+    """Convert a value inside a list or mapping, where a number, true or false may stand for text."""
+    return str(value) if hint is str and isinstance(value, (int, float)) else converted(value, hint)
 
 
 # ------------------------------------------------------------------------------------------------ messages

@@ -1,13 +1,13 @@
 """Row formats: each turns one row into one example, or says what is wrong with the row."""
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.plain import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
+from sftmix.common.plain import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed, spelling
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.types import Example, Message
 
@@ -19,6 +19,13 @@ RESERVED_ID = re.compile(r"@turn\d+$")
 
 TEXT = "text"
 """The format of documents: text files, and rows with a field `text` and no field that another format reads."""
+
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+NOT_SUPPORTED = (*MEDIA, "tools", "functions", "tool_calls", "function_call")
+"""Fields of rows and turns that make a bad row if they say anything; in plain text those of MEDIA alone."""
+
+INSIDE = (("role", "content", "from", "value", "weight"), ("type", "text"))
+"""The fields that are read of a turn, and of a part of its content."""
 
 
 class BadRow(ValueError):
@@ -42,18 +49,17 @@ class Columns:
         self.present: dict[str, None] = {}
 
     def renamed(self, row: Any) -> Any:
-        """Return the row under our names, and remember its fields. Raises BadRow for what is none.
+        """Return the row under our names, without null, and remember its fields. Raises BadRow for what is none.
 
         A field takes the place of another of its name. A row without the column keeps its own field.
         """
         if not isinstance(row, Mapping):
             raise row if isinstance(row, BadRow) else BadRow(f"expected an object, found {quoted(row)}")
-        if not self.names and not self.unread:
-            return row
         self.present.update(dict.fromkeys(row))
+        row = _without_null(row)
         moved = {field: row[column] for field, column in self.names.items() if column in row}
-        gone = {*moved, *self.names.values(), *self.unread}
-        return {**moved, **{key: value for key, value in row.items() if key not in gone}}
+        gone = {*self.names.values(), *self.unread}
+        return {key: value for key, value in row.items() if key not in gone} | moved
 
 
 def recognise(row: Fields, first: Sequence[str] = ()) -> str:
@@ -84,54 +90,103 @@ def convert(
     source: str = "",
     label: str | None = None,
     label_field: str | None = None,
+    unread: Counter[str] | None = None,
 ) -> Example:
-    """Read one row; the id of a row without a field `id` is "". Raises BadRow.
+    """Read one row, as `Columns.renamed` returns it; the id of a row without a field `id` is "". Raises BadRow.
 
     A document of plain text is one trained message of the role text.
 
     form         data.format; under auto, the row is a conversation in the format that its fields name
     first        formats that auto tries before the others
     source       the row's place, `file:line`
-    label        the label of the example, where no field of the row gives it
-    label_field  None, or the field that gives the label
+    label        the label of the example, if no field of the row gives it
+    label_field  None, or the field that gives the label; a row without it has none
+    unread       counts this row under the name of each of its fields that is not read
     """
     name = recognise(row, first) if form == "auto" else form
     if name == TEXT != form:
         raise BadRow("a text, where conversations are read; a run takes one kind")
-    try:
-        messages, used = FORMATS[name](row), {*FORMAT_FIELDS[name], "id", label_field}
-        value = None if label_field is None else row[label_field]
-    except KeyError as field:
-        problem = f"field {field} is missing; there are {listed(row)} (data.columns gives them other names)"
-        raise BadRow(problem) from None
-    if value is not None:
-        if not _is_scalar(value):
-            raise BadRow(f"{label_field} (data.label_field) must be a scalar, found {quoted(value)}")
-        text = value if isinstance(value, str) else json.dumps(value)  # true, 1, 0.5: as YAML and JSON write them
-        label = _checked_text(text, f"{label_field} (data.label_field)")
-    if name != TEXT:
-        if row.get("tools") or row.get("functions"):
-            raise BadRow("it lists tools, which are not supported")
-        if row.get("system") not in (None, ""):
-            messages.insert(0, Message("system", _text(row, "system")))
+    used = {*FORMAT_FIELDS[name], "id", label_field or "id"}
+    if name == TEXT:
+        others = _unread(row, MEDIA, used, *INSIDE)
+    else:
         used.add("system")
+        others = _unread(row, NOT_SUPPORTED, {*used, "weight"}, *INSIDE)
+    try:
+        messages = FORMATS[name](row)
+    except KeyError as field:
+        problem = f"field {field} is missing or null; there are {listed(row)} (data.columns gives them other names)"
+        raise BadRow(problem) from None
+    if label_field:
+        label = row.get(label_field)
+    if label is not None:
+        label = _name(label, label_field or "data.labels")
+    if name != TEXT:
+        if row.get("system", "") != "":
+            messages.insert(0, Message("system", _text(row, "system")))
         weight = _weight(row, "weight")
         messages = _checked([replace(turn, weight=weight * turn.weight) for turn in messages])
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     for key, value in columns.items():
         _checked_text(f"{key}{value}", f"field {quoted(key)}")
-    given = row.get("id", "")
-    own_id = _checked_text(str(given) if type(given) is int else given, "id")
-    for what, text in (("id", own_id), (label_field, label or "")):  # both are printed
-        if control := CONTROL.search(text):
-            raise BadRow(f"{what} contains the control character {control[0]!r}")
+    own_id = _name(row.get("id", ""), "id")
     if RESERVED_ID.search(own_id):
         raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
+    if unread is not None:
+        unread.update(others)
     return Example(own_id, tuple(messages), source, label, columns)
 
 
+def _unread(
+    fields: Fields, refused: Collection[str], read: Collection[str] = (), *inside: Collection[str], place: str = ""
+) -> set[str]:
+    """Name the fields that say something and are not read, of a row and of its turns: `source`, `messages[].name`.
+
+    refused       the names of fields that make a bad row; raises BadRow
+    read, inside  the names that are read: of these fields, of the objects in their lists, of those in theirs
+    """
+    names = set()
+    for key, value in fields.items():
+        if key in read:
+            for item in value if isinstance(value, list) else ():
+                if isinstance(item, Mapping):
+                    names |= _unread(item, refused, *inside, place=f"{place}{key}[].")
+        elif _filled(value):
+            if value and key in refused:
+                raise BadRow(
+                    f"{place}{key} is {quoted(value)}: tools, images, videos and sound are not supported; remove the "
+                    "field from rows that are complete without it"
+                )
+            names.add(quoted(place + key))
+    return names
+
+
+def _without_null(fields: Fields) -> Fields:
+    """Return the fields that have a value: tables have null, or NaN, for those that a row or a turn lacks."""
+    return {key: value for key, value in fields.items() if value is not None and value == value}
+
+
+def _filled(value: Any) -> bool:
+    """False for null and empty text, as tables of text spell them, too, and for lists and objects of nothing else."""
+    rest = [value]
+    for item in rest:  # which grows: a row may be nested too deeply for recursion
+        if isinstance(item, (list, Mapping)):
+            rest += item.values() if isinstance(item, Mapping) else item
+        elif str(item).strip() not in ("", "null", "None", "nan", "[]", "{}"):
+            return True
+    return False
+
+
 def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _name(value: Any, what: str) -> str:
+    """Return an id or a label as text; it is printed."""
+    text = _checked_text(spelling(value) if _is_scalar(value) else value, what)
+    if control := CONTROL.search(text):
+        raise BadRow(f"{what} contains the control character {control[0]!r}")
+    return text
 
 
 def _text(row: Fields, name: str) -> str:
@@ -185,15 +240,14 @@ def _turns(row: Fields, field: str) -> list[Message]:
         where = f"{field}[{place}]"
         if not isinstance(turn, Mapping):
             raise BadRow(f"{where} must be an object, found {quoted(turn)}")
+        turn = _without_null(turn)
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
-        if turn.get("tool_calls") or turn.get("function_call"):
-            raise BadRow(f"{where} calls a tool, which is not supported")
         role = _ROLES.get(str(turn.get(role_key)))
         if role is None:
             raise BadRow(f"{where}.{role_key} is {quoted(turn.get(role_key))}; known are {', '.join(_ROLES)}")
         weight = _weight(turn, f"{where}.weight")
         if content_key not in turn:
-            raise BadRow(f"{where} has no {content_key!r}")
+            raise BadRow(f"{where} has no {content_key!r}, or null")
         content, what = turn[content_key], f"{where}.{content_key}"
         if isinstance(content, list):  # of parts, whose texts are put together
             for number, part in enumerate(content):
@@ -209,9 +263,9 @@ def _turns(row: Fields, field: str) -> list[Message]:
 
 def _weight(row: Fields, what: str) -> float:
     """Return the field `weight` of a row or turn; 1 if it has none."""
-    value = row.get("weight")
+    value = row.get("weight", 1)
     try:
-        weight = float(1 if value in (None, "") else value)  # tables of text have "0.5"
+        weight = float(1 if value == "" else value)  # tables of text have "0.5"
     except (TypeError, ValueError):
         weight = math.nan
     if not 0 <= weight < math.inf:
@@ -229,7 +283,7 @@ def _alpaca(row: Fields) -> list[Message]:
 
 
 def _history(row: Fields) -> list[Message]:
-    history = row["history"]
+    history = row["history"] if _filled(row.get("history")) else []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise BadRow("history must be a list of [user, assistant] pairs")
     messages = []

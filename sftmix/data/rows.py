@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.files import decoded
-from sftmix.common.plain import as_list, listed
+from sftmix.common.plain import SHOWN_FIELDS, as_list, listed
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
 from sftmix.common.shown import as_lines, counted, quoted
@@ -228,6 +228,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     def build(directory: Path) -> Record:
         report, written, bad = DataReport(), [0] * len(names), list[str]()
         times = Counter[str]()  # how often each id came before
+        unread = Counter[str]()
 
         def records() -> Iterator[Record]:
             """Make the records of all sources; count the rows, and name those that are none."""
@@ -238,7 +239,7 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
                     bar.update()
                     try:
                         row = columns.renamed(value)
-                        example = convert(row, form, columns.formats, place, label, label_field)
+                        example = convert(row, form, columns.formats, place, label, label_field, unread)
                         record = _record(example, report, times)
                         if record is not None and thinks(example):
                             report.add("thought", place)
@@ -253,17 +254,21 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
 
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
             count = write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
-        for name, column in columns.names.items() if train else ():
-            if column not in columns.present:
+        wanted = {**columns.names, "the label": options.label_field} if train and columns.present else {}
+        for name, column in wanted.items():
+            if column is not None and column not in columns.present:
                 raise DataError(
-                    f"data.columns: no row of data.train has the field {column!r} (for {name}); the fields there are "
-                    f"{listed(columns.present)}"
+                    f"data.columns, data.label_field: no row of data.train has the field {column!r} (for {name}); the "
+                    f"fields there are {listed(columns.present)}"
                 )
         if bad and not options.skip_bad:
             problem = f"{counted(report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
             raise DataError("\n".join([problem, *bad]))
         if not count:
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
+        if unread:
+            most = ", ".join(f"{name} ({rows:,})" for name, rows in unread.most_common(SHOWN_FIELDS))
+            report.notes.append(f"{option}: {counted(len(unread), 'field')} (of so many rows) not trained: {most}")
         return {"report": report.to_dict(), "written": written}
 
     directory, summary = get_or_build(options.cache_dir, f"rows-{key}", build)
