@@ -56,7 +56,7 @@ class Message:
     weight: float = 1.0
     thought: str = ""
     more: Mapping[str, Any] = field(default_factory=dict)
-    parts: tuple[tuple[str, float], ...] = ()
+    parts: Sequence[Sequence[Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class WithLabel(Selector):
 class Shares(Selector):
     """A mixture of sources: so many examples with each value of a row field, chosen by id and seed.
 
-    Examples with another value, or without one, are not selected.
+    Examples with another value are not selected; one without a value has "".
     """
 
     def __init__(self, *, field: str, shares: dict[str, float], k: int):
@@ -102,7 +102,7 @@ class Shares(Selector):
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
         columns = {**scores.columns, "label": scores.label or [None] * len(scores)}
-        values = [*map(spelling, _column(columns, self.field))]
+        values = ["" if value is None else spelling(value) for value in _column(columns, self.field)]
         chosen = []
         for value, share in self.shares.items():
             rows = [row for row, source in enumerate(values) if source == spelling(value)]

@@ -74,12 +74,15 @@ def converted(value: Any, hint: Any) -> Any:
     raise NoValueError(value)
 
 
-def from_yaml(value: Any) -> Any:
-    """Return what a text is to YAML, or the text itself if it is nothing else; any other value as it is."""
+def from_yaml(value: Any, *, texts: bool = False) -> Any:
+    """Return what a text is to YAML, or the text itself if it is nothing else; any other value as it is.
+
+    texts  scalars stay as they are written, also those that YAML would take for numbers, dates, true or false, as `no`
+    """
     import yaml
 
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
+        return yaml.load(value, yaml.BaseLoader if texts else yaml.SafeLoader) if isinstance(value, str) else value
     except yaml.YAMLError:
         return value
 
@@ -95,7 +98,7 @@ def _as(kind: Any, value: Any) -> Any:
         return value
     if kind is types.NoneType and value in (None, "null", "~"):
         return None
-    parsed = from_yaml(value)
+    parsed = from_yaml(value, texts=str in inside and Any not in inside)
     if kind is bool and isinstance(parsed, bool):
         return parsed
     if kind in (int, float) and type(parsed) in (str, int, kind):  # 1e-4 is a text to YAML, since it has no point
@@ -113,7 +116,8 @@ def _as(kind: Any, value: Any) -> Any:
 
 def _inside(value: Any, hint: Any) -> Any:
     """Convert a value inside a list or mapping, where a number, true or false may stand for text."""
-    return str(value) if hint is str and isinstance(value, (int, float)) else converted(value, hint)
+    is_text = set(alternatives(hint)) <= {str, types.NoneType}
+    return str(value) if is_text and isinstance(value, (int, float)) else converted(value, hint)
 
 
 # ------------------------------------------------------------------------------------------------ messages

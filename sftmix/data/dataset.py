@@ -113,6 +113,11 @@ class EncodedDataset(Sequence[Encoded]):
         return {name: [row.get(name) for row in rows] for name in names}
 
     @cached_property
+    def highest_id(self) -> int:
+        """The greatest token id of all rows."""
+        return pc.max(pc.list_flatten(self._table["input_ids"])).as_py()
+
+    @cached_property
     def packed(self) -> bool:
         """True if some example holds several documents, which must not attend to each other."""
         return self.is_text and pc.max(pc.list_value_length(self._table["starts"])).as_py() > 1

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import decoded
 from sftmix.data.encoder import Encoder
-from sftmix.data.fitting import fitted
+from sftmix.data.fitting import Renderer, fitted
 from sftmix.data.formats import TEXT
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.store import get_or_build, key_of
-from sftmix.data.templates import NAMED, TemplateRefusal, defaults, on_the_same_day, render, token_roles, written_bos
+from sftmix.data.templates import NAMED, defaults, on_the_same_day, token_roles, written_bos
 from sftmix.data.trial import PROBE, SYSTEM, trouble_with
 from sftmix.options import DataOptions, SpecialTokens, Thoughts
 
@@ -90,16 +90,18 @@ def make_encoder(
     if "strftime_now" in source:
         notices.append("The template writes the date: 26 July 2024 is used on every day.")
     shape = fitted(tokenizer, name, defaults(variables) + source, thinks=thinks and thoughts != "drop")
-    texts = [render(tokenizer, shape.source, [PROBE], listed=shape.listed)[0]]
-    if _ids(tokenizer, texts[0])[:2] == [tokenizer.bos_token_id] * 2:
+    renderer = Renderer(tokenizer, name, shape.source)
+    whole = renderer(PROBE)
+    if _ids(tokenizer, whole)[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
-    end = int(tokenizer.convert_tokens_to_ids(shape.end))
+    end: Any = tokenizer.convert_tokens_to_ids(shape.end)
     spellings = None
     if special_tokens == "text":
-        asked, prompt = (render(tokenizer, shape.source, [PROBE[:1]], listed=shape.listed, prompt=p)[0] for p in (0, 1))
-        texts = [asked, shape.tail]
-        with suppress(TemplateRefusal):  # many templates take no system turn
-            texts += render(tokenizer, shape.source, [[*SYSTEM, *PROBE[:1]]], listed=shape.listed)
+        asked = renderer(PROBE[:1])
+        prompt = renderer(PROBE[:1], prompt=True)
+        texts = [asked, whole.rpartition(PROBE[-1]["content"])[2]]
+        with suppress(ConfigError):  # many templates take no system turn
+            texts.append(renderer([*SYSTEM, *PROBE[:1]]))
         header = prompt[len(asked) :] + shape.plain.served if prompt.startswith(asked) else ""
         spellings = SpecialSpellings(tokenizer, [end, *_around_turns(tokenizer, header, texts)])
     return Encoder(tokenizer, name, end, spellings, shape, thoughts, (*notices, *shape.notices))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.templates import TemplateRefusal, appended, defaults, render
-from sftmix.data.thoughts import around_empty, closed_by, closing_of, closing_tag, opened_by
+from sftmix.data.thoughts import around_empty, closed_by, closing_of, closing_tag, opened_by, without_closing
 from sftmix.data.trial import AND_NOW, CALL, PROBE, TOOLS
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 QUESTION, ANSWER = (turn["content"] for turn in PROBE)
 THOUGHT = "Sky"
+FUNCTION, ARGUMENT = "find_colour", "noon"
 
 KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a turn by which templates take its thought, in the order in which they are tried."""
@@ -64,7 +65,6 @@ class Shape:
     closing    between the thought and the answer
     ending     from the answer through the token that ends the turn
     end        that token
-    tail       what the rendering of a last turn has behind the answer
     text_arguments  the arguments of a call are given as JSON text; None: the template writes no calls
     call_end   the token behind a call, or that of other turns
     notices    sentences that the user should read
@@ -80,7 +80,6 @@ class Shape:
     closing: str
     ending: str
     end: str
-    tail: str
     text_arguments: bool | None
     call_end: str
     notices: tuple[str, ...]
@@ -123,26 +122,24 @@ class Renderer:
         self.tokenizer = tokenizer
         self.name = name
         self.source = source
-        try:
-            text = self(PROBE)
-        except ConfigError:
-            text = ""
-        self.listed = ANSWER not in text and ANSWER in self._listed()
+        self.listed = False
+        self.tools: Sequence[Mapping[str, Any]] = ()
+        for listed, tools in ((False, ()), (True, ()), (False, TOOLS)):  # some templates need parts, or functions
+            with suppress(TemplateRefusal):
+                if ANSWER in render(tokenizer, source, [PROBE], listed=listed, tools=tools)[0]:
+                    self.listed = listed
+                    self.tools = tools
+                    break
 
     def __call__(self, turns: Sequence[Mapping[str, Any]], **more: Any) -> str:
         """Render turns; more variables may be given, and prompt, tools, source. Raises ConfigError."""
-        source = more.pop("source", self.source)
-        listed = getattr(self, "listed", False)
+        options = {"tools": self.tools, **more}
+        source = options.pop("source", self.source)
         try:
-            return render(self.tokenizer, source, [turns], listed=listed, **more)[0]
+            return render(self.tokenizer, source, [turns], listed=self.listed, **options)[0]
         except TemplateRefusal as error:
             problem = f"data.template: {self.name}: cannot render a user and an assistant turn: {error}"
             raise ConfigError(problem) from error
-
-    def _listed(self) -> str:
-        with suppress(TemplateRefusal):
-            return render(self.tokenizer, self.source, [PROBE], listed=True)[0]
-        return ""
 
     def view(self, source: str, **more: Any) -> View:
         """Render the conversations of a View by a source."""
@@ -174,7 +171,7 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
     Raises ConfigError for a template that cannot be rendered, or that has no end of a turn.
     """
     renderer = Renderer(tokenizer, name, source)
-    names = [] if _GENERATION.search(source) else dict.fromkeys(_SWITCHES.findall(source))
+    names = dict.fromkeys(_SWITCHES.findall(source)) if thinks or not _GENERATION.search(source) else ()
     notices = list[str]()
     view = renderer.view(source)
     if ANSWER not in view.plain:
@@ -206,7 +203,6 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
         closing=closing,
         ending=ending,
         end=end,
-        tail=view.plain.rpartition(ANSWER)[2],
         text_arguments=text_arguments,
         call_end=call_end,
         notices=tuple(notices),
@@ -267,6 +263,8 @@ def _leads(view: View) -> tuple[str, str | None, Lead, Lead, str]:
         served = "" if opened else OPENING
         closing = lead if closes else closing_of(opened or OPENING) + lead
     plain = closing if opened and (surplus or not closes) else lead
+    if surplus and closed_by(surplus):
+        plain = without_closing(plain)
     return opened, surplus, Lead(own, plain), Lead(thinking, served), closing
 
 
@@ -318,7 +316,7 @@ def _call(renderer: Renderer, source: str) -> tuple[bool | None, str]:
             asked = renderer(PROBE[:1], source=source, tools=TOOLS, prompt=True)
             call = renderer([*PROBE[:1], called(CALL, as_text)], source=source, tools=TOOLS)
             rest = call[len(_common(asked, call)) :]
-            if "find_colour" in asked and "find_colour" in rest and "noon" in rest and "{'" not in rest:
+            if FUNCTION in asked and FUNCTION in rest and ARGUMENT in rest and "{'" not in rest:
                 return as_text, rest
     return None, ""
 
@@ -358,8 +356,9 @@ def _ends(
     between = after
     with suppress(ConfigError):  # in the middle of a conversation
         between = renderer([*PROBE, AND_NOW], source=source).rpartition(ANSWER)[2].rpartition(AND_NOW["content"])[0]
-    calls = list(_marks(tokenizer, call))
-    inside = {*_marks(tokenizer, within), *calls[:-1]}
+    *begun, ended = call.rpartition(ARGUMENT)
+    calls = list(_marks(tokenizer, ended))
+    inside = set(_marks(tokenizer, within + begun[0]))
     always = _common(after, between)
     eos = tokenizer.eos_token
     ends = [mark for mark in _marks(tokenizer, after) if mark not in inside]
@@ -383,7 +382,7 @@ def _ends(
         ending = eos
     special = {str(tokenizer.convert_ids_to_tokens(number)) for number in tokenizer.all_special_ids}
     special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    last = calls[-1] if calls and calls[-1] in special - inside else ends[0]
+    last = calls[-1] if calls and ends[0] not in calls and calls[-1] in special - inside else ends[0]
     return ending, ends[0], last
 
 

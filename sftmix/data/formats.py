@@ -106,7 +106,7 @@ def convert(
     name = recognise(row, first) if form == "auto" else form
     if name == TEXT != form:
         raise BadRow("a text, where conversations are read; a run takes one kind")
-    used = {*FORMAT_FIELDS[name], "id", label_field or "id"}
+    used = {*FORMAT_FIELDS[name], "id", label_field}
     if name == TEXT:
         others = _unread(row, MEDIA, used, *INSIDE)
     else:
@@ -133,12 +133,12 @@ def convert(
     if RESERVED_ID.search(own_id):
         raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
     if unread is not None:
-        unread.update(others)
+        unread.update(sorted(others))
     return Example(own_id, tuple(messages), source, label, columns)
 
 
 def _unread(
-    fields: Fields, refused: Collection[str], read: Collection[str] = (), *inside: Collection[str], place: str = ""
+    fields: Fields, refused: Collection[str], read: Collection[object] = (), *inside: Collection[str], place: str = ""
 ) -> set[str]:
     """Name the fields that say something and are not read, of a row and of its turns: `source`, `messages[].name`.
 

@@ -27,7 +27,7 @@ class Response(NamedTuple):
     reasons: list[str]
 
 
-LOST = ("calls_lost", "tools_lost", "template_refused")
+LOST = ("template_refused", "tools_lost", "calls_lost")
 """Reasons why a turn cannot be trained under a template."""
 
 
@@ -82,38 +82,35 @@ def _rendered(encoder: Encoder, turns: Sequence[Turn], *, prompt: bool) -> list[
 
 def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Response:
     """Put a response behind its prompt, as the template writes it, or else from its parts."""
-    shape, message = encoder.shape, turn.message
+    shape = encoder.shape
     assert shape is not None
-    thought, answer = encoder.divided(message)
-    if encoder.spellings is not None:
-        thought, answer = encoder.content(thought), encoder.content(answer)
-    reasons = _lost(turn, prompt)
+    thought, answer = map(encoder.content, encoder.divided(turn.message))
     headed = behind_head(prompt, closed, turn.chat[-2]["content"] if len(turn.chat) > 1 else "")
     before = _lead(shape, prompt, thought=bool(thought)) + (thought + shape.closing if thought else "")
     text = _behind(shape, prompt, headed, thought=bool(thought))
+    reasons = _lost(turn, prompt) + ["composed"] * (headed != closed)
     if calls := turn.chat[-1].get("tool_calls"):
-        parts = [*_texts(calls), answer]
-        if thought and (text is None or not _holds(text, [thought])):
+        if thought and (text is None or not _holds(text, thought)):
             text = before + (_behind(shape, prompt, headed, thought=False) or "").removeprefix(shape.plain.served)
-        if text is None or not all(_holds(text, [part]) for part in parts):
+        if text is None or not (
+            _holds(text, answer) and all(_holds(text, part) for part in _texts([call["function"] for call in calls]))
+        ):
             reasons.append("calls_lost")
         text = _ended(shape, text or "")
     else:
-        if text is not None and text.endswith(shape.tail):
-            text = text[: len(text) - len(shape.tail)] + shape.ending
+        if text is not None:
+            text = text[: text.rindex(shape.ending)] if shape.ending in text else text.rstrip()
+            text += shape.ending
         whole = before + answer + shape.ending
-        knows = shape.key is not None or not thought
-        if text is None or not (_same(text, whole) or (knows and _holds(text, [thought, answer]))):
+        drops = bool(thought) and shape.key is None  # its rendering may hold a short thought by chance
+        if text is None or not _holds(text, thought, answer) or (drops and text.split() != whole.split()):
             text = whole
             reasons.append("composed")
-    if headed != closed:
-        reasons.append("composed")
     served = encoder.render([turn.chat[:-1]], prompt=True, tools=turn.tools)[0] if turn.options else prompt
-    masked = ""
-    if thought and encoder.thoughts == "mask":
-        masked = _through_thought(text, thought, answer, shape.closing)
-    parts = _parts(encoder, message, text, answer) or [(len(text), message.weight)]
-    return Response(served, prompt + masked, [(prompt + text[:end], weight) for end, weight in parts], reasons)
+    parts = [(prompt + text[:end], weight) for end, weight in _parts(encoder, turn.message, text, answer)]
+    masks = thought and encoder.thoughts == "mask" and _holds(text, thought, answer)
+    masked = _through_thought(text, thought, answer) if masks else ""
+    return Response(served, prompt + masked, parts, reasons)
 
 
 def _lead(shape: Shape, prompt: str, *, thought: bool) -> str:
@@ -138,16 +135,15 @@ def _behind(shape: Shape, prompt: str, closed: str, *, thought: bool) -> str | N
             return lead + closed[len(begin) :]
     if closed.startswith(prompt):
         return closed[len(prompt) :]
-    begin = prompt.removesuffix(opened_by(prompt))
-    return lead + closed[len(begin) :] if closed.startswith(begin) else None
+    opened = opened_by(prompt)
+    begin = prompt.removesuffix(opened)
+    if not closed.startswith(begin):
+        return None
+    rest = closed[len(begin) :].removeprefix(opened.strip())  # the prompt has it already
+    return (lead if closed == begin + rest else "") + (rest.lstrip() if thought else rest)
 
 
-def _same(text: str, expected: str) -> bool:
-    """True if a text is the expected one but for white space."""
-    return "".join(text.split()) == "".join(expected.split())
-
-
-def _holds(text: str, parts: Sequence[str]) -> bool:
+def _holds(text: str, *parts: str) -> bool:
     """True if a text has all parts, each behind the one before it."""
     place = 0
     for part in map(str.strip, parts):
@@ -158,13 +154,12 @@ def _holds(text: str, parts: Sequence[str]) -> bool:
     return True
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(calls: Any) -> list[str]:
     """Return the names in calls and the values of their arguments, as text."""
-    if isinstance(value, Mapping):
-        return [text for key in ("function", "name", "arguments") if key in value for text in _texts(value[key])]
-    if isinstance(value, list):
-        return [text for part in value for text in _texts(part)]
-    return [value if isinstance(value, str) else json.dumps(value)]
+    if isinstance(calls, (list, Mapping)):
+        values = calls.values() if isinstance(calls, Mapping) else calls
+        return [text for value in values for text in _texts(value)]
+    return [calls if isinstance(calls, str) else json.dumps(calls)]
 
 
 def _lost(turn: Turn, prompt: str) -> list[str]:
@@ -174,7 +169,7 @@ def _lost(turn: Turn, prompt: str) -> list[str]:
     if not all(name in prompt for name in names):
         lost.add("tools_lost")
     for other in turn.chat[:-1]:
-        if other["role"] != "assistant" and not _holds(prompt, [other["content"]]):
+        if other["role"] != "assistant" and not _holds(prompt, other["content"]):
             lost.add("tools_lost" if other["role"] == "tool" else "turn_lost")
     return sorted(lost)
 
@@ -185,20 +180,18 @@ def _ended(shape: Shape, text: str) -> str:
     return text[: min(ends)] if ends else text.rstrip() + shape.call_end
 
 
-def _through_thought(text: str, thought: str, answer: str, closing: str) -> str:
-    """Return a response up to its answer."""
+def _through_thought(text: str, thought: str, answer: str) -> str:
+    """Return a response up to its answer, or up to the end of its thought if a call follows."""
     end = text.index(thought.strip()) + len(thought.strip())
-    if answer.strip():
-        return text[: text.index(answer.strip(), end)]
-    return text[:end] + (closing if text[end:].startswith(closing) else "")
+    return text[: text.index(answer.strip(), end)] if answer.strip() else text[:end]
 
 
 def _parts(encoder: Encoder, message: Message, text: str, answer: str) -> list[tuple[int, float]]:
-    """Return the ends in a response of the parts that have weights of their own, and these."""
-    if not message.parts or (start := text.find(answer.strip())) < 0:
-        return []
-    ends, end = list[tuple[int, float]](), start - (len(answer) - len(answer.lstrip()))
-    for part, weight in message.parts:
+    """Return the ends in a response of the parts that have weights of their own, and these; else its own end."""
+    start = text.rfind(answer.strip())
+    end = start - (len(answer) - len(answer.lstrip()))
+    parts = list[tuple[int, float]]()
+    for part, weight in message.parts if start >= 0 else ():
         end += len(encoder.content(part))
-        ends.append((max(start, min(end, start + len(answer.strip()))), weight * message.weight))
-    return [*ends[:-1], (len(text), ends[-1][1])]
+        parts.append((max(start, end), weight * message.weight))
+    return [*parts[:-1], (len(text), parts[-1][1] if parts else message.weight)]

@@ -254,27 +254,32 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
 
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
             count = write_rows(directory / "rows.arrow", SCHEMA, records(), DOCUMENTS_AT_ONCE if is_text else AT_ONCE)
-        wanted = {**columns.names, "the label": options.label_field} if train and columns.present else {}
-        for name, column in wanted.items():
-            if column is not None and column not in columns.present:
-                raise DataError(
-                    f"data.columns, data.label_field: no row of data.train has the field {column!r} (for {name}); the "
-                    f"fields there are {listed(columns.present)}"
-                )
+        if train and columns.present:
+            _check_present(columns, options.label_field)
         if bad and not options.skip_bad:
             problem = f"{counted(report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
             raise DataError("\n".join([problem, *bad]))
         if not count:
             raise DataError("\n".join([f"{option}: no usable row is left", *report.lines()]))
         if unread:
-            most = ", ".join(f"{name} ({rows:,})" for name, rows in unread.most_common(SHOWN_FIELDS))
-            report.notes.append(f"{option}: {counted(len(unread), 'field')} (of so many rows) not trained: {most}")
+            most = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in unread.most_common(SHOWN_FIELDS))
+            report.notes.append(f"{option}: {counted(len(unread), 'field')} not read: {most}")
         return {"report": report.to_dict(), "written": written}
 
     directory, summary = get_or_build(options.cache_dir, f"rows-{key}", build)
     report = DataReport(**summary["report"])
     report.notes[:0] = lines
     return Conversations(directory, key_of("rows", content), key, is_text), report, summary["written"]
+
+
+def _check_present(columns: Columns, label_field: str | None) -> None:
+    """Raise DataError for a field that options name, and no row has."""
+    for name, column in {**columns.names, "the label": label_field}.items():
+        if column is not None and column not in columns.present:
+            raise DataError(
+                f"data.columns, data.label_field: no row of data.train has the field {column!r} (for {name}); the "
+                f"fields there are {listed(columns.present)}"
+            )
 
 
 def _record(example: Example, report: DataReport, times: Counter[str]) -> Record | None:

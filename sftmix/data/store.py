@@ -24,7 +24,7 @@ from sftmix.common.errors import ConfigError, NoSpaceError
 from sftmix.common.files import commit_directory, is_full, read_json, sha256_json, verify_directory, write_json
 from sftmix.types import Example, Int64, Message
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 Record = dict[str, Any]
@@ -150,7 +150,7 @@ def stored(example: Example) -> Record:
 
 def example_of(row: Record) -> Example:
     """Make the Example of a row with the columns of EXAMPLE."""
-    messages = tuple(_message(*fields) for fields in json.loads(row["messages"]))
+    messages = tuple(Message(*fields) for fields in json.loads(row["messages"]))
     tools, options = json.loads(row["prompting"])
     columns = json.loads(row["columns"])
     return Example(row["id"], messages, row["source"], row["label"], columns, tuple(tools), options)
@@ -160,11 +160,6 @@ def _plain(message: Message) -> tuple[Any, ...]:
     """Return the fields of a turn; those that most turns lack are left out at the end."""
     fields = astuple(message)
     return fields if any(fields[4:]) else fields[:4]
-
-
-def _message(*fields: Any) -> Message:
-    *first, parts = fields if len(fields) == 7 else (*fields, ())
-    return Message(*first, parts=tuple((text, weight) for text, weight in parts))
 
 
 def short_hash(content: bytes) -> str:

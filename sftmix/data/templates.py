@@ -29,9 +29,10 @@ Chats = Sequence[Sequence[Mapping[str, Any]]]
 """Conversations, of turns {role: ..., content: ...}, of which some have tool_calls, or a thought."""
 
 _SAME_DAY = """\
-{% macro strftime_now(form) %}\
-{{ {'%Y-%m-%d': '2024-07-26', '%B %d, %Y': 'July 26, 2024'}.get(form, '26 Jul 2024') }}\
-{% endmacro %}"""
+{% macro strftime_now(form) %}{% set ns = namespace(day=form) %}{% for code, value in [('%Y', '2024'), ('%y', '24'), \
+('%B', 'July'), ('%b', 'Jul'), ('%m', '07'), ('%d', '26'), ('%-d', '26'), ('%e', '26'), ('%A', 'Friday'), \
+('%a', 'Fri'), ('%w', '5'), ('%j', '208'), ('%H', '12'), ('%I', '12'), ('%p', 'PM'), ('%M', '00'), ('%S', '00')] %}\
+{% set ns.day = ns.day | replace(code, value) %}{% endfor %}{{ ns.day }}{% endmacro %}"""
 """One date for templates that write the date of today: prompts must not change from day to day, nor at a resume."""
 
 

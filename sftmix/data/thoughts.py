@@ -50,6 +50,11 @@ def closed_by(text: str) -> bool:
     return _CLOSED_AT_END.search(text) is not None
 
 
+def without_closing(text: str) -> str:
+    """Return a text without a tag that closes a thought at its head."""
+    return re.sub(rf"^\s*({_CLOSING})", "", text)
+
+
 def closing_of(opening: str) -> str:
     """Return what closes a thought that `opening` began, with white space like that of its tag."""
     space = opening[len(opening.rstrip()) :]

@@ -112,16 +112,17 @@ def _masked(
     tokens  of each response, the ids of its `_texts`
     """
     reasons = sorted({reason for response in responses for reason in response.reasons})
-    if lost := [reason for reason in reasons if reason in LOST]:
+    if lost := [reason for reason in LOST if reason in reasons]:
         return Outcome.without(*lost[:1])
     *_, (_, prompt, *_, ids) = tokens
     fits = all(ids[: len(part)] == part for _, prompt, *_, closed in tokens for part in (prompt, closed))
     if len(tokens) > 1 and ("composed" in reasons or not fits):
         return Outcome.without(SPLIT)
     if not fits:
-        ids = _apart(encoder, responses[-1], prompt, ids)
-        if ids is None:
+        apart = _apart(encoder, responses[-1], prompt, ids)
+        if apart is None:
             return Outcome.without("prefix_mismatch")
+        ids = apart
         tokens = [[*tokens[-1][:-1], ids]]
         reasons.append("boundary")
     if any(closed[-1] not in encoder.end_ids for *_, closed in tokens):

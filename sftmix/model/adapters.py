@@ -22,6 +22,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, active
 from sftmix.model.layers import freeze_unused, unused_modules
+from sftmix.model.load import untie
 from sftmix.options import LoraOptions
 
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -247,8 +248,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
         head = active(ends[1])
         layer = getattr(head, "base_layer", head)
         layer.weight = nn.Parameter(layer.weight.detach().clone())
-        for config in (model.config, model.config.get_text_config()):
-            config.tie_word_embeddings = False
+        untie(model)
     # The innermost first: of two adapted tensors of experts, PEFT puts the layer of one inside that of the other.
     for name, module in reversed(list(model.named_modules())):
         if hasattr(module, "modules_to_save"):

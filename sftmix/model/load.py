@@ -1,13 +1,17 @@
 """Hugging Face causal language models and tokenizers: loading, and the facts known before any weight is read."""
 
+import logging
 import math
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -43,20 +47,25 @@ def load_model(
     quantization  a transformers quantisation config (`sftmix.model.adapters.quantization_config`)
 
     Reads safetensors only and runs no code that comes with the model. Raises ConfigError if there is no such model, if
-    it needs such code or has no safetensors, or if weights are missing (they would be random).
+    it needs such code or has no safetensors, or if the files hold another model than config.json describes.
     """
-    model, info = _from_pretrained(
-        AutoModelForCausalLM,
-        path,
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=quantization,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
-    if missing := sorted(info["missing_keys"]):
-        shown = ", ".join(missing[:5])
-        raise ConfigError(f"model.path: {path} has no values for {len(missing)} weights of the model ({shown}, ...).")
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_table)
+    try:
+        model, info = _from_pretrained(
+            AutoModelForCausalLM,
+            path,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=quantization,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    finally:
+        logger.removeFilter(_is_no_table)
+    _check_files(model, path, info["missing_keys"], info["unexpected_keys"])
+    if getattr(model.get_output_embeddings(), "weight", None) is not model.get_input_embeddings().weight:
+        untie(model)  # transformers does not tie what differs in the files, and says so; so the export is not, either
     for module in model.modules():
         # On a CPU with bf16 instructions bitsandbytes repacks 4-bit weights in the first forward in eval mode, for a
         # kernel without a gradient: scoring between two steps would end the training.
@@ -93,19 +102,75 @@ def refuse_quantized(path: str | Path) -> None:
             )
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with ids that have no embedding (spare embeddings are normal; nothing is resized)."""
-    rows = n_embeddings(model)
-    if len(tokenizer) > rows:
+def untie(model: PreTrainedModel) -> None:
+    """Let the configuration say that input embeddings and LM head are not tied."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _is_no_table(record: logging.LogRecord) -> bool:
+    """Return False for transformers' table of weights, which `_check_files` replaces, unless its error refers to it."""
+    return not re.search(r"LOAD REPORT(?!.*(MISMATCH|CONVERSION))", record.getMessage(), re.DOTALL)
+
+
+def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], others: set[str]) -> None:
+    """Raise ConfigError unless the files hold all weights of the model, and no others of its decoder and LM head.
+
+    What else they hold, such as a vision tower or a value head, is left out, with a line on stderr.
+    """
+    if missing:
+        raise ConfigError(f"model.path: {path} has no values for {some(missing, 'weights of the model')}.")
+    names, decoder = {part: name for name, part in model.named_modules()}, model.get_decoder()
+    parts = "|".join(name for name, _ in decoder.named_children())
+    # PEFT's prefix, if adapters were saved with their model; or none, if the backbone was saved alone.
+    own = rf"(base_model\.model\.)?(({names[decoder]}\.)?({parts})|{names.get(model.get_output_embeddings())})\."
+    if inside := [name for name in others if re.match(own, name)]:
         raise ConfigError(
-            f"model.path: the tokenizer has {len(tokenizer)} ids, the model embeddings for {rows}: they do not belong "
-            "together, or tokens were added to the tokenizer without resizing the model."
+            f"model.path: {path} holds {some(inside)} for which {type(model).__name__} has no place by config.json: "
+            "another model would be trained. Mend config.json (num_hidden_layers, attention_bias, ...), or merge "
+            "adapters into their base model with PEFT (merge_and_unload), or take the weights out of the files"
         )
+    if others:
+        _say_once(f"model.path: {path}: left out {some(others)}, no part of {type(model).__name__}")
+
+
+@cache
+def _say_once(line: str) -> None:
+    if not (dist.is_initialized() and dist.get_rank()):
+        print(line, file=sys.stderr, flush=True)
+
+
+def some(names: Collection[str], what: str = "weights") -> str:
+    """Return how many these are, and some of them."""
+    return f"{len(names)} {what} ({', '.join(sorted(names)[:3])}, ...)"
 
 
 def n_embeddings(model: Any) -> int:
     """Return the number of token ids that have an embedding."""
     return model.get_input_embeddings().weight.shape[0]
+
+
+def check_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> None:
+    """Refuse ids without an embedding or a row of the LM head (spare embeddings are normal; nothing is resized).
+
+    ids  those that rows, padding and the end of answers make, or the greatest of them
+    """
+    highest, size = max(ids), config.get_text_config().vocab_size
+    if highest >= size:
+        raise ConfigError(
+            f"model.path: the token {tokenizer.convert_ids_to_tokens(highest)!r} has id {highest}, the model embeddings"
+            f" for {size} ids: its tokenizer is that of another model, or tokens were added without resizing the model"
+        )
+
+
+def spare_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the tokens without an embedding, by their ids."""
+    size = config.get_text_config().vocab_size
+    return [f"{token} {number}" for token, number in tokenizer.get_vocab().items() if number >= size]
+
+
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""How much probes may differ by rounding, relative to the greatest number; of half precision each probe says itself."""
 
 
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:

@@ -24,20 +24,24 @@ from transformers.utils import cached_file
 
 from sftmix.common.world import World
 from sftmix.model.layers import freeze_unused
-from sftmix.model.load import load_model, model_config, stored_dtype
+from sftmix.model.load import load_model, model_config, stored_dtype, untie
 
 # ------------------------------------------------------------------------------- 1. a model with its values
 
 
-def empty_model(path: str | Path, *, attention: str | None = None) -> PreTrainedModel:
+def empty_model(path: str | Path, *, attention: str | None = None, tied: bool | None = None) -> PreTrainedModel:
     """Return the float32 model of a hub id or directory: parameters on the meta device, buffers on the CPU.
 
     The buffers are those that the model computes from its config (rotary frequencies); tied weights are tied.
+
+    tied  whether LM head and input embeddings are one weight, if the files decide it; None: as the config says
     """
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(model_config(path), dtype=torch.float32, attn_implementation=attention)
+    if tied is False:
+        untie(model)
     model.tie_weights()  # each parameter was moved to the meta device by itself
     return freeze_unused(model.eval())
 

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, masking_utils
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.load import probe_ids, probing
+from sftmix.model.load import ROUNDING, probe_ids, probing
 
 _DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)
 """Lengths of the documents in the probe: three lines of 16 tokens, as padding is one, too; padding-free, one of 48."""
@@ -83,7 +83,7 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     expected = torch.cat(alone)
     difference, size = float((packed.flatten(0, 1) - expected).abs().max()), float(expected.abs().max())
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype
-    limit = {torch.float64: 1e-9, torch.float32: 1e-4}.get(precision, 3e-2) * size
+    limit = ROUNDING.get(precision, 3e-2) * size
     if difference <= limit:
         return None
     return (

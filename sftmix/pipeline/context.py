@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from sftmix.common.files import sha256_file
 from sftmix.common.world import World
 from sftmix.config import RunConfig
-from sftmix.data import Encoder
+from sftmix.data import EncodedDataset, Encoder
 from sftmix.model.load import refuse_quantized
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.loaded import load_for_run, scorer
-from sftmix.pipeline.rows import RunRows
+from sftmix.pipeline.rows import RunRows, check_rows_fit
 from sftmix.pipeline.start import STAGE_INPUTS, Known
 from sftmix.training.log import PeakMemory, StopAtOnce
 from sftmix.training.loop import Stage, StageResult, train
@@ -76,7 +76,14 @@ class RunContext:
         return value
 
     def training_stage(
-        self, name: str, config: RunConfig, encoder: Encoder, *, token_nll: bool = False, **more: Any
+        self,
+        name: str,
+        config: RunConfig,
+        encoder: Encoder,
+        *,
+        data: EncodedDataset,
+        token_nll: bool = False,
+        **more: Any,
     ) -> Stage:
         """Return a training stage of this run, with its model loaded and checked.
 
@@ -84,7 +91,8 @@ class RunContext:
         more    other fields of `sftmix.training.loop.Stage`
         """
         refuse_quantized(config.model.path)
-        model, values = load_for_run(config, self.world, encoder)
+        check_rows_fit(config.model.path, encoder, data)
+        model, values = load_for_run(config, self.world, trains=True)
         if config.model.lora.r:
             trained = model.num_parameters(only_trainable=True)  # a tied weight counts once
             frozen = model.num_parameters() - trained
@@ -93,6 +101,7 @@ class RunContext:
             name=name,
             model=model,
             values=values,
+            data=data,
             objective=config.objective,
             optimizer=config.optimizer,
             perturbation=config.perturbation,

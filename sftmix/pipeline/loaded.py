@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from sftmix.model.adapters import (
 )
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
-from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, probe_ids, stored_dtype
+from sftmix.model.load import check_ids, load_model, load_tokenizer, probe_ids, stored_dtype
 from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
@@ -39,11 +40,11 @@ from sftmix.training.module import TrainingModule, resolve_parallel, resolve_pre
 from sftmix.training.scoring import Scorer
 
 
-def load_for_run(config: RunConfig, world: World, encoder: Encoder) -> tuple[PreTrainedModel, Values | None]:
-    """Load the model of a configuration, add its adapters, and check its LM head and vocabulary.
+def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> tuple[PreTrainedModel, Values | None]:
+    """Load the model of a configuration, add its adapters, and check it by a probe (`check_head`).
 
     Where ranks share the weights, the model is on the meta device and the second part of the result holds its values;
-    the LM head is checked once they are in place. Elsewhere the second part is None.
+    it is checked once they are in place. Elsewhere the second part is None.
     """
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
     path, attention, lora, options = config.model.path, config.model.attention, config.model.lora, config.training
@@ -60,18 +61,20 @@ def load_for_run(config: RunConfig, world: World, encoder: Encoder) -> tuple[Pre
             add_adapters(model, lora, seed=stable_hash(config.seed, "adapters") % 2**63)
         return model
 
-    mapped = mapped_model(path, attention=attention) if sharded and not lora.r else None
+    check = partial(check_head, trains=trains)
+    if not sharded:
+        model = whole()
+        check(model)
+        return model, None
+    mapped = None if lora.r else mapped_model(path, attention=attention)
     # Every rank maps the files, if it can; else rank 0 loads them and sends the values.
-    loaded = mapped or (world.on_main(whole) if sharded else whole())
-    model = loaded or empty_model(path, attention=attention)
+    loaded = mapped or world.on_main(whole)
+    tied = world.share(loaded and loaded.config.get_text_config().tie_word_embeddings)
+    model = loaded or empty_model(path, attention=attention, tied=tied)
     if lora.r and loaded is None:
         add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
-    check_vocabulary(model, encoder.tokenizer)
-    if not sharded:
-        check_head(model)
-        return model, None
     values = take_values(model)
-    return model, Values(model, values if loaded else {}, world, from_main=mapped is None, checks=[check_head])
+    return model, Values(model, values if loaded else {}, world, from_main=mapped is None, checks=[check])
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
@@ -107,7 +110,7 @@ def scoring_model(
     """
     options = config.training
     config = replace(config, model=replace(config.model, path=path, lora=lora or LoraOptions()))
-    model, values = load_for_run(config, world, encoder)
+    model, values = load_for_run(config, world)
     score = scorer(options, world, encoder, name=name, token_nll=token_nll)
     module = training_module(model, options, precision=score.precision, world=world, packed=packed, values=values)
     return score, module
@@ -194,9 +197,13 @@ class LoadedModel(NamedTuple):
 
         messages  [{role: ..., content: ...}, ...], the last one of a user or a tool
         tools     the functions that the assistant may call
-        Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation.
+        Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation, ConfigError where it
+        has a token without an embedding.
         """
-        return self.encoder.prompt(messages, tools)
+        ids = self.encoder.prompt(messages, tools)
+        with named(f"model {self.name}"):
+            check_ids(self.model.config, self.encoder.tokenizer, ids)
+        return ids
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without the end of its turn and what the template writes around it."""
@@ -228,12 +235,13 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
         model = load_model(base, dtype=kind, attention=options.attention, quantization=quantization)
         if adapters:
             load_adapters(model, directory)
-        check_vocabulary(model, encoder.tokenizer)
+        check_ids(model.config, encoder.tokenizer, [encoder.pad_id, *encoder.stop_ids])
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(accelerator())  # type: ignore[arg-type]
     ends = {*encoder.stop_ids, *as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
+    model.config.get_text_config().output_router_logits = False  # of a batch with padding their balance has no value
     with torch.no_grad():  # a model without a greatest logit would still answer, with token 0 for ever
         logits = model.eval()(input_ids=probe_ids(model, 1, 8)).logits
     if not (logits < torch.inf).all():  # NaN is not, and some models have -inf

@@ -27,7 +27,7 @@ from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.loaded import scoring_model
-from sftmix.pipeline.rows import RunRows, check_same_rows, resolve_max_length
+from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_rows, resolve_max_length
 from sftmix.pipeline.start import config_of_reference
 from sftmix.training.scoring import (
     OnlineLosses,
@@ -204,6 +204,8 @@ class ReferenceRun:
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
             _, encoder, data = self._rows(model, key="reference.paths")
+            for path in paths:
+                check_rows_fit(path, encoder, data)
             return self._checkpoints(data, paths, scores_of)
 
     def score_rows(

@@ -18,7 +18,15 @@ from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.read import read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
-from sftmix.model.load import context_length, load_tokenizer, refuse_quantized
+from sftmix.model.load import (
+    check_ids,
+    context_length,
+    load_tokenizer,
+    model_config,
+    refuse_quantized,
+    some,
+    spare_tokens,
+)
 from sftmix.types import Scores
 
 MOST_GROUPS = 20
@@ -91,10 +99,19 @@ def read_rows(
         data = encoded(world.from_main(lambda: selected_ids(config, whole, run)))
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
         data.report.notes.append(chosen)
+    check_rows_fit(path, encoder, whole, data.eval)
+    if spare := spare_tokens(model_config(path), encoder.tokenizer):
+        data.report.notes.append(f"The model has no embedding for {some(spare, 'tokens')}, which no row has")
     groups = held_out_groups(data.eval, as_list(config.data.eval or []))
     rows = RunRows(prepared, encoder, data, whole, groups)
     check_same_rows({"data.train": data.train.fingerprint, "data.eval": rows.eval_fingerprint}, world)
     return config, rows
+
+
+def check_rows_fit(path: str, encoder: Encoder, *sides: EncodedDataset | None) -> None:
+    """Raise ConfigError if rows, or what ends them, have a token without an embedding in a model; no weight is read."""
+    ids = [encoder.pad_id, *encoder.stop_ids, *(rows.highest_id for rows in sides if rows)]
+    check_ids(model_config(path), encoder.tokenizer, ids)
 
 
 def check_same_rows(fingerprints: Mapping[str, str | None], world: World) -> None:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.plain import spelling
 from sftmix.common.tables import write_dynamics
-from sftmix.components import S2L, All, Longest, Random, ScoreAtLeast, Shares, WithLabel
+from sftmix.components import S2L, All, Longest, QualityLabel, Random, ScoreAtLeast, Shares, WithLabel
 from sftmix.components.contracts import check_selection
 from sftmix.types import TrainingDynamics
 from tests.components.tables import scores
@@ -66,7 +67,7 @@ def test_labels():
     assert WithLabel(labels="high").select(table, seed=0).tolist() == [0, 3]
     assert WithLabel(labels=["low", "mid"]).select(table, seed=0).tolist() == [2, 4]
     with pytest.raises(
-        ConfigError, match=r"selector\.labels is \['high', 'hihg'\]; allowed: labels of the rows, high, lo"
+        ConfigError, match=r"selector\.labels is \['high', 'hihg'\]; allowed: labels of the rows, 'high', 'low'"
     ):
         WithLabel(labels=["high", "hihg"]).select(table, seed=0)
     for labels, labelled in (("high", scores([1])), ([], table)):
@@ -84,6 +85,35 @@ def test_shares_of_sources_are_chosen_by_id():
     assert labelled.select(scores([1, 1], label=["y", "x"]), seed=0).tolist() == [1]
     with pytest.raises(ConfigError, match=r"allowed: from 0 to 3 of the 10 examples with source 'b'"):
         Shares(field="source", shares={"a": 0.6, "b": 0.4}, k=10).select(table, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "shares"),
+    [
+        ([True, False, None], {"true": 0.5, "False": 0.5}),
+        ([True, "FALSE", None], {True: 0.5, False: 0.5}),
+        ([1, 0, 10], {1: 0.5, "0.0": 0.5}),
+        ([1.0, "0", ""], {"1": 0.5, 0.0: 0.5}),
+        (["yes", "no", "None"], {"yes": 0.5, "no": 0.5}),
+    ],
+)
+def test_values_of_rows_and_of_options_are_spelt_alike(values, shares):
+    """JSON has true, 1 and 1.0, tables of text True and 1.0, and YAML any of them."""
+    assert Shares(field="x", shares=shares, k=2).select(scores([1] * 3, x=values), seed=0).tolist() == [0, 1]
+    first, second = shares
+    labelled = scores([1] * 3, label=[spelling(value) for value in values])
+    assert WithLabel(labels=[first]).select(labelled, seed=0).tolist() == [0]
+    split = QualityLabel(high=[first], low=[second]).split(labelled, seed=0)
+    assert split.group.tolist() == [0, 1, -1]
+
+
+def test_the_values_that_there_are_are_listed():
+    table = scores([1] * 4, x=[True, 2.0, "a", None])
+    with pytest.raises(ConfigError, match=r"examples with x 'b': .*; the values there are '', '2', 'a', 'true'"):
+        Shares(field="x", shares={"b": 1.0}, k=1).select(table, seed=0)
+    many = scores([1] * 500, label=[f"l{i:03}" for i in range(500)])
+    with pytest.raises(ConfigError, match=r"labels of the rows, 'l000', .*'l029', \.\.\. \("):
+        WithLabel(labels="b").select(many, seed=0)
 
 
 def test_s2l_spreads_the_choice_over_clusters_of_trajectories(tmp_path):

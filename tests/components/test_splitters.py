@@ -86,7 +86,12 @@ def test_quality_labels_are_the_groups():
 @pytest.mark.parametrize(
     ("high", "low", "label", "message"),
     [
-        ("god", "bad", LABELS, r"splitter\.high is \['god'\]; allowed: labels of the rows, bad, fair, good, poor \("),
+        (
+            "god",
+            "bad",
+            LABELS,
+            r"splitter\.high is \['god'\]; allowed: labels of the rows, 'bad', 'fair', 'good', 'poor' \(",
+        ),
         ("good", ["bad", "worse"], LABELS, r"splitter\.low is \['bad', 'worse'\]; allowed: labels"),
         ("good", "bad", None, r"labels of the rows, none \(from data\.label_field or data\.labels\)"),
         ("good", [], LABELS, r"splitter\.low is \[\]; allowed: labels"),

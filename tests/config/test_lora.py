@@ -79,7 +79,7 @@ def test_quantised_shards_that_auto_resolves_to_are_refused():
     with pytest.raises(
         ConfigError, match=r"quantize 4bit and training\.parallel auto \(here fsdp\) exclude each other"
     ):
-        load_for_run(config(lora), gpus, None)
+        load_for_run(config(lora), gpus)
 
 
 def test_the_reference_inherits_from_the_same_base_model_only():

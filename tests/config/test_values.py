@@ -2,13 +2,14 @@
 
 import copy
 import importlib
+from typing import Any
 
 import pytest
 
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.read import from_plain
-from sftmix.config.values import ELSEWHERE, unknown_option
+from sftmix.config.values import ELSEWHERE, converted, unknown_option
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,28 @@ def test_names_of_other_frameworks_lead_to_ours():
             assert f"unknown option {name}. Did you mean {option}? " in str(unknown_option(name))
 
 
+@pytest.mark.parametrize(
+    ("hint", "value", "expected"),
+    [
+        (dict[str, float], "{1: .5, yes: 0.25, 2024-01-01: .25}", {"1": 0.5, "yes": 0.25, "2024-01-01": 0.25}),
+        (dict[str, float], {2: 0.5, True: 0.5}, {"2": 0.5, "True": 0.5}),
+        (dict[str, str] | None, "{prompt: 0}", {"prompt": "0"}),
+        (dict[str, str | None] | None, {"prompt": 0, "id": None}, {"prompt": "0", "id": None}),
+        (dict[str, str | None] | None, "{prompt: no, id: null}", {"prompt": "no", "id": None}),
+        (dict[str, Any], "{a: false, b: {c: [1, yes]}}", {"a": False, "b": {"c": [1, True]}}),
+        (list[str] | str, "[no, 007, 1.0]", ["no", "007", "1.0"]),
+        (list[str] | str, [False, 7], ["False", "7"]),
+        (list[str] | str, "no", "no"),
+        (list[int | float | None], "[1000, .5, null]", [1000, 0.5, None]),
+    ],
+)
+def test_texts_inside_lists_and_mappings_are_what_was_written(hint, value, expected):
+    """In a file YAML has read them before; a number, true or false is then text that spells it."""
+    found = converted(value, hint)
+    assert found == expected
+    assert [*map(type, found)] == [*map(type, expected)]
+
+
 RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
 
 
@@ -85,9 +108,10 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
         ({"splitter": ".Mine"}, ["splitter", "no Splitter '.Mine'", "Median"]),
         ({"splitter": "sftmix.components.base.Splitter"}, ["splitter", "abstract"]),
         (
-            {"splitter": {"class_path": "QualityLabel", "init_args": {"high": [5, 4]}}},
+            {"splitter": {"class_path": "QualityLabel", "init_args": {"high": 5}}},
             ["splitter.high: 5 is no text to YAML; put it in quotes; allowed: text, a list [a, b]"],
         ),
+        ({"data.labels": [None, "a"]}, ["data.labels is null, or has no value; allowed: "]),
         ({"reference": {"class_path": "FromFile"}}, ["FromFile needs reference.path"]),
         ({"callbacks": {"Evaluate": {"every": 3}}}, ["write {class_path: Evaluate, init_args: {option: value}}"]),
         ({"callbacks": [{"every": 3}]}, ["callbacks is no Callback that has options; choose one first, --callbacks"]),

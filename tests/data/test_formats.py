@@ -1,6 +1,8 @@
 """Each row format gives the conversation that it means; ids, labels, columns and other names are as documented."""
 
 import json
+import math
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 from pyarrow import csv
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.formats import FORMATS, BadRow, convert, recognise
+from sftmix.data.formats import FORMATS, BadRow, Columns, convert, recognise
 from sftmix.types import Message
 from tests.data.test_rows import dialogues
 
@@ -56,17 +58,119 @@ def test_a_turn_of_weight_0_is_not_trained():
     assert [m.trained for m in convert(row, "messages").messages] == [False, True, False, False]
 
 
-@pytest.mark.parametrize(("weight", "expected"), [("0.5", 0.5), ("", 1), (None, 1)])
+@pytest.mark.parametrize(("weight", "expected"), [("0.5", 0.5), ("", 1)])
 def test_weights_of_tables(weight, expected):
     assert convert({**CASES["alpaca"][0], "weight": weight}, "alpaca").messages[1].weight == expected
 
 
-def test_label_columns_and_id():
-    row = {"id": 5, "instruction": "a", "output": "b", "good": True, "score": 1.5, "tags": ["x"], "note": None}
-    found = convert(row, "alpaca", label_field="good")
-    assert (found.id, found.label, found.columns) == ("5", "true", {"score": 1.5, "note": None})
-    with pytest.raises(BadRow, match="field 'quality' is missing"):
-        convert(row, "alpaca", label_field="quality")
+def converted(row, form="auto", **more):
+    """A row as `prepare` reads it."""
+    return convert(Columns(None).renamed(row), form, **more)
+
+
+OPTIONAL = ["input", "id", "history", "system", "weight", "tools", "functions", "images", "audio", "label", "note"]
+OF_TURNS = ["name", "weight", "tool_calls", "function_call", "from", "value", "images"]
+
+
+@pytest.mark.parametrize("null", [None, math.nan])
+@pytest.mark.parametrize("name", FORMATS)
+def test_null_is_an_absent_field(name, null):
+    """Tables have a null for each field that a row lacks, and a turn; pandas makes NaN of it in columns of numbers."""
+    row = {key: value for key, value in CASES[name][0].items() if value}
+    of_others = dict.fromkeys([*OPTIONAL, "messages", "conversations", "instruction", "prompt", "text"], null)
+    filled = {
+        key: [{**dict.fromkeys(OF_TURNS, null), **turn} if isinstance(turn, dict) else turn for turn in value]
+        if isinstance(value, list)
+        else value
+        for key, value in row.items()
+    }
+    unread = Counter()
+    form = "text" if name == "text" else "auto"
+    expected = converted(row, form, label_field="label")
+    assert converted(of_others | filled, form, label_field="label", unread=unread) == expected
+    assert expected.messages == tuple(CASES[name][1])
+    assert set(unread) <= {"'text'"}
+
+
+@pytest.mark.parametrize(
+    "nothing", ["[]", "null", "", " {} ", [], {}, False, {"name": None}, [{"name": None, "a": []}]]
+)
+def test_lists_and_calls_that_say_nothing_are_none(nothing):
+    turns = [TURNS[0], {**A_TURN, "tool_calls": nothing, "function_call": nothing}]
+    fields = dict.fromkeys(["tools", "functions", "images", "video"], nothing)
+    assert converted({"messages": turns, **fields}).messages == (U("u"), A("a"))
+
+
+@pytest.mark.parametrize("nothing", ["", "[]", None, []])
+def test_a_conversation_without_earlier_turns(nothing):
+    """In a table with a history the first turns have none, and a named format is kept."""
+    row = {"instruction": "u", "output": "a", "history": nothing}
+    assert converted(row, "history").messages == (U("u"), A("a"))
+
+
+@pytest.mark.parametrize(("given", "expected"), [(5, "5"), (4.0, "4"), ("4.0", "4"), (-3.0, "-3"), (4.5, "4.5")])
+def test_numbers_are_ids(given, expected):
+    """Of a column with gaps tables make floats."""
+    assert converted({"id": given, "instruction": "a", "output": "b"}).id == expected
+    assert converted({"id": f"v{given}", "instruction": "a", "output": "b"}).id == f"v{given}"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(True, "true"), ("TRUE", "true"), (1, "1"), (1.0, "1"), ("1.0", "1"), ("1.10", "1.10"), ("a", "a"), (None, None)],
+)
+def test_label_columns(given, expected):
+    """A row may lack the field; it has no label then."""
+    row = {"instruction": "a", "output": "b", "good": given, "score": 1.5, "tags": ["x"]}
+    found = converted(row, label_field="good")
+    assert (found.label, found.columns) == (expected, {"score": 1.5})
+    assert converted(row, label_field="quality").label is None
+
+
+def test_fields_that_are_not_read_are_counted_by_name(write, read):
+    """Of rows and turns, each once a row, whether they are kept as columns or not; what says nothing is not named."""
+    turns = [{**TURNS[0], "name": "x", "train": False}, {**A_TURN, "name": "y", "thinking": None}]
+    parts = [{**TURNS[0], "content": [{"type": "text", "text": "w", "cache_control": {"type": "z"}}]}, A_TURN]
+    rows = [
+        {"messages": turns, "source": "web", "text": "beside", "tags": ["a"], "lang": "", "meta": {"a": None}},
+        {"messages": parts, "source": "web", "weight": 0.5, "system": "S", "id": 1, "none": 0},
+        {"messages": [], "bad": 1},
+    ]
+    path = write("rows.jsonl", rows)
+    (note,) = read(path, skip_bad=True).report.notes
+    assert note == (
+        "data.train: 7 fields not read: 'source' (2 rows), 'messages[].name' (1 row), 'messages[].train' (1 row), "
+        "'tags' (1 row), 'text' (1 row), 'messages[].content[].cache_control' (1 row), 'none' (1 row)"
+    )
+    own = write("own.jsonl", [{"prompt": "p", "completion": "c", "k\x1b": 1}])
+    lines = read(path, eval=[own], skip_bad=True).report.lines()
+    assert r"data.eval: 1 field not read: 'k\x1b' (1 row)" in lines
+    many = [{"instruction": "u", "output": "a", **{f"k{i}": 1 for i in range(40)}}]
+    (note,) = read(write("many.jsonl", many)).report.notes
+    assert note.startswith("data.train: 40 fields not read: ")
+    assert note.count("(1 row)") == 30
+
+
+def test_documents_may_list_tools_and_no_images(write, read, refused):
+    """What plain text does not read is named, too: it has no system message and no weight."""
+    row = {"text": "def f(): ...", "functions": ["f"], "system": "S", "weight": 2, "images": None}
+    (note,) = read(write("rows.jsonl", [row])).report.notes
+    assert note == "data.train: 3 fields not read: 'functions' (1 row), 'system' (1 row), 'weight' (1 row)"
+    path = write("seen.jsonl", [{"text": "<image> A page.", "image": "a.png"}])
+    assert refused(path)[1].startswith(f"{path}:1: image is 'a.png': tools, images, ")
+
+
+def test_a_field_by_another_name_is_what_it_is_named(write, read):
+    """A prompt or a label may stand in a column `image`: then it is text."""
+    row = {"image": "A cat on a mat.", "caption": "Cat.", "video": "short"}
+    columns = {"prompt": "image", "response": "caption"}
+    train = read(write("rows.jsonl", [row]), columns=columns, label_field="video").train
+    assert (contents(train), train.values("label")) == ([["A cat on a mat.", "Cat."]], ["short"])
+
+
+def test_deep_fields_that_are_not_read(write, read):
+    row = b'{"instruction": "u", "output": "a", "meta": ' + b"[" * 900 + b"1" + b"]" * 900 + b"}"
+    assert read(write("rows.jsonl", row)).report.notes == ["data.train: 1 field not read: 'meta' (1 row)"]
 
 
 def contents(side) -> list[list[str]]:
@@ -103,7 +207,9 @@ def test_every_row_is_recognised_by_itself_and_a_named_format_is_kept(write, rea
     assert contents(train) == [["u", "a"], ["u", "a", "w", "b"], ["u", "a"]]
     ids = train.values("id")
     assert ids[2] == ids[0] + "#1"  # the same content
-    assert refused(path, format="alpaca")[1].startswith(f"{path}:3: field 'instruction' is missing; there are 'prompt'")
+    assert refused(path, format="alpaca")[1].startswith(
+        f"{path}:3: field 'instruction' is missing or null; there are 'prompt'"
+    )
     bad = write("bad.jsonl", [rows[0], {"instruction": "w"}])
     assert refused(bad)[1].startswith(f"{bad}:2: field 'output' is missing")
 
@@ -129,7 +235,6 @@ def test_a_system_field_is_the_first_turn(name):
     found = convert({**row, "system": "S"}, name)
     assert found.messages == (Message("system", "S"), *expected)
     assert "system" not in found.columns
-    assert convert({**row, "system": None}, name).messages == tuple(expected)
     with pytest.raises(BadRow, match="turn 2 is system's"):
         convert({**CASES["messages"][0], "system": "T"}, "messages")
 
@@ -189,9 +294,10 @@ def test_files_with_our_names_go_beside_them(write, read):
 def test_columns_that_are_not_there(write, read, refused):
     path = write("rows.jsonl", ROWS)
     assert refused(path, columns={"prompt": "qestion", "response": "answer"}) == [
-        "data.columns: no row of data.train has the field 'qestion' (for prompt); the fields there are 'question', "
-        "'answer', 'kind'"
+        "data.columns, data.label_field: no row of data.train has the field 'qestion' (for prompt); the fields there "
+        "are 'question', 'answer', 'kind'"
     ]
+    assert "no row of data.train has the field 'knd' (for the label); " in refused(path, label_field="knd")[0]
     for columns, form, message in (
         ({"prmpt": "question", "response": "answer"}, "auto", "no format of data.format auto has prmpt and response; "),
         (COLUMNS, "alpaca", "no format of data.format alpaca has prompt and response; .*instruction"),

@@ -154,3 +154,69 @@ def test_generation_tags_mark_the_same_tokens():
         mask = [0] * start + [1] * (end - start)
         assert theirs["input_ids"][: len(found.ids)] == found.ids
         assert theirs["assistant_masks"] == mask + [0] * (len(theirs["input_ids"]) - len(mask))
+
+
+def encoded(encoder, *messages: Message, **more):
+    """What becomes of a conversation: its text, the trained texts with their weights, and the reasons."""
+    (found,) = encode_examples(encoder, [Example("x", messages, **more)], 10_000)
+    texts = [encoder.decode(found.ids[a:b]) for a, b in found.spans]
+    return encoder.decode(found.ids), [*zip(texts, found.weights, strict=True)], found.reasons
+
+
+@pytest.mark.parametrize("structure", ["field", "content", "strips", "opens"])
+@pytest.mark.parametrize("in_content", [False, True])
+def test_thoughts_are_masked_or_left_out(structure, in_content):
+    tokenizer = tokenizer_of("chatml", STRUCTURES[structure].template)
+    content = "<think>\n2 + 2\n</think>\n\nFour." if in_content else "Four."
+    chat = Message("user", "Hi"), Message("assistant", content, True, thought="" if in_content else "2 + 2")
+    text, spans, _ = encoded(make_encoder(tokenizer, thoughts="mask", thinks=True), *chat)
+    assert spans == [("Four.<|im_end|>", 1.0)]
+    assert text.endswith("<think>\n2 + 2\n</think>\n\nFour.<|im_end|>")
+    text, spans, _ = encoded(make_encoder(tokenizer, thoughts="drop"), *chat)
+    assert "2 + 2" not in text
+    assert spans[-1][0].endswith("Four.<|im_end|>")
+
+
+def test_parts_of_a_turn_have_weights_of_their_own():
+    encoder = encoder_of("chatml", "content", False)
+    said = Message("assistant", "Blue and green.", True, 2.0, parts=(("Blue", 1.0), (" and", 0.0), (" green.", 0.5)))
+    _, spans, _ = encoded(encoder, Message("user", "Hi"), said)
+    assert spans == [("Blue", 2.0), (" green.<|im_end|>", 1.0)]
+
+
+EACH_CALL = """{% for call in m.tool_calls %}{% set c = call.function %}
+{{- '<tool_call>' + c.name + ' ' + (c.arguments | tojson) + '</tool_call>' }}{% endfor %}"""
+CALLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + chatml(FIELD + EACH_CALL)
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Say it.", "parameters": {}}}
+CALL = {"id": "call00000", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+
+
+def test_calls_are_trained_and_results_are_not():
+    encoder = make_encoder(tokenizer_of("chatml", CALLS))
+    asked = Message("user", "Is it warm?")
+    call = Message("assistant", "", True, more={"tool_calls": [CALL]})
+    result = Message("tool", "21 degrees", more={"tool_call_id": "call00000"})
+    text, spans, reasons = encoded(encoder, asked, call, result, Message("assistant", "Yes.", True), tools=(TOOL,))
+    assert spans == [('<tool_call>weather {"city": "Oslo"}</tool_call><|im_end|>', 1.0), ("Yes.<|im_end|>", 1.0)]
+    assert '"name": "weather"' in text.partition("<|im_end|>")[0]
+    assert "<|im_start|>tool\n21 degrees<|im_end|>" in text
+    assert reasons == []
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "tools", "reason"),
+    [
+        (chatml(), [("assistant", "", {"tool_calls": [CALL]})], (TOOL,), "tools_lost"),
+        (chatml(), [("assistant", "", {"tool_calls": [CALL]})], (), "calls_lost"),
+        (
+            CALLS.replace("{% else %}{{ m.content }}", "{% elif m.role == 'user' %}{{ m.content }}"),
+            [("assistant", "", {"tool_calls": [CALL]}), ("tool", "21 degrees", {}), ("assistant", "Yes", {})],
+            (TOOL,),
+            "tools_lost",
+        ),
+    ],
+)
+def test_what_a_template_cannot_write_is_named(template, messages, tools, reason):
+    encoder = make_encoder(tokenizer_of("chatml", template))
+    turns = [Message(role, text, role == "assistant", more=more) for role, text, more in messages]
+    assert encoded(encoder, Message("user", "Hi"), *turns, tools=tools)[2] == [reason]

@@ -1,7 +1,7 @@
 """Ranks that share the weights start from exactly those of a plain load: each maps the files, or rank 0 sends them."""
 
+import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +33,10 @@ LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embe
 LORA = LoraOptions(r=2, target_modules=["q_proj", "lm_head"], modules_to_save=["embed_tokens"], use_dora=False)
 
 
+REFUSED = {"seeing": "sees later tokens", "nan": r"not finite numbers, .* 1 weights \(model\.layers\.1\.mlp\.up_proj"}
+"""Models that their first pass refuses, once every rank has its part of the values."""
+
+
 def save_models(root: Path) -> list[str]:
     """Directories of tiny models: tied and not, two dtypes, in several files, with names of the backbone alone."""
 
@@ -42,6 +46,9 @@ def save_models(root: Path) -> list[str]:
     torch.manual_seed(0)
     save("untied", LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=False)))
     save("tied", LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True)))
+    save("headed", LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=False)))
+    file = root / "headed" / "config.json"  # which says tied, of a head that the files have apart
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
     llama3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
     llama3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
     half = LlamaConfig(**LLAMA, rope_parameters=llama3)
@@ -63,14 +70,11 @@ def save_models(root: Path) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir())
 
 
-ENCODER: Any = SimpleNamespace(tokenizer=range(61))
-
-
 def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> TrainingModule:
     """The module that a run trains, as the run makes it."""
     options = TrainingOptions(parallel=parallel, shard_group_size=2 if parallel == "hsdp" else None)
     config = RunConfig(model=ModelOptions(path=str(path), lora=lora), training=options, seed=3)
-    model, values = load_for_run(config, world, ENCODER)
+    model, values = load_for_run(config, world)
     assert values is not None
     assert {p.device.type for p in model.parameters()} == {"meta"}
     size = options.shard_group_size
@@ -85,7 +89,7 @@ def plain(path: Path, lora: LoraOptions):
     model = load_model(path)
     if lora.r:
         config = RunConfig(model=ModelOptions(path=str(path), lora=lora), seed=3)
-        model, _ = load_for_run(config, World(), ENCODER)
+        model, _ = load_for_run(config, World())
     return model
 
 
@@ -112,13 +116,16 @@ def compare(module: TrainingModule, path: Path, lora: LoraOptions) -> None:
 
 
 def ranks_start_from_the_same(world: World, root: str, parallel: str) -> None:
-    for path in sorted(p for p in Path(root).iterdir() if p.is_dir() and p.name != "broken"):
+    for path in sorted(p for p in Path(root).iterdir() if p.is_dir() and p.name not in ("broken", *REFUSED)):
         compare(sharded(world, path, LoraOptions(), parallel), path, LoraOptions())
-    for name in ("tied", "half"):
+    for name in ("tied", "half", "headed"):
         path = Path(root) / name
         compare(sharded(world, path, LORA, parallel), path, LORA)
         dora = LoraOptions(r=2, use_dora=True, init_lora_weights="orthogonal")
         compare(sharded(world, path, dora, parallel), path, dora)
+    for name, words in REFUSED.items():
+        with pytest.raises(ConfigError, match=words):
+            sharded(world, Path(root) / name, LoraOptions(), parallel)
     with pytest.raises(ConfigError, match=r"no values for 1 weights of the model \(model\.norm\.weight"):
         sharded(world, Path(root) / "broken", LoraOptions(), parallel)
 
@@ -126,7 +133,11 @@ def ranks_start_from_the_same(world: World, root: str, parallel: str) -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("models")
-    assert len(save_models(root)) == 7
+    assert len(save_models(root)) == 8
+    LlamaForCausalLM(LlamaConfig(**LLAMA, is_causal=False)).save_pretrained(root / "seeing")
+    broken = LlamaForCausalLM(LlamaConfig(**LLAMA))
+    broken.model.layers[1].mlp.up_proj.weight.data[3, 2] = float("nan")
+    broken.save_pretrained(root / "nan")
     LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(root / "broken")
     file = root / "broken" / "model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if k != "model.norm.weight"}, file, metadata={"format": "pt"})

@@ -10,11 +10,28 @@ from functools import partial
 import pytest
 import torch
 
-os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are imported
-pytest.importorskip("triton", reason="Triton is not installed; pip install triton==3.9.0 (1 GB) runs these")
+pytest.importorskip("triton", reason="Triton is not installed; pip install triton==3.7.1 (0.7 GB) runs these")
+
+import triton
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
 
 from sftmix.functional import fused, kernels
 from sftmix.functional.fused import Figures, Pass
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    """Interpret the kernels and the functions of Triton's own that they call, in these tests alone.
+
+    The variable by itself decides when a function is defined, and others import Triton first: `torch._dynamo`, with any
+    model of transformers. Then `tl.max` stays one to be compiled.
+    """
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for module in (triton.language, triton.language.standard, kernels):
+        for name, function in list(vars(module).items()):
+            if isinstance(function, JITFunction):
+                monkeypatch.setattr(module, name, InterpretedFunction(function.fn))
 
 
 def passes(x, rows, pairs, softcap, seed=0):

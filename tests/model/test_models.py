@@ -15,7 +15,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.functional import SFTMixLoss
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, head_of
-from sftmix.model.load import check_vocabulary, load_model, load_tokenizer, stored_dtype
+from sftmix.model.load import check_ids, load_model, load_tokenizer, spare_tokens, stored_dtype
 
 TINY = {
     "vocab_size": 61,
@@ -167,7 +167,7 @@ def test_unknown_head_is_refused():
     check_head(model)
     weight = model.model.layers[1].mlp.up_proj.weight
     weight.data[3, 2] = float("nan")
-    with pytest.raises(ConfigError, match=r"by up to nan .*its weights are not finite"):
+    with pytest.raises(ConfigError, match=r"not finite numbers, .* 1 weights \(model\.layers\.1\.mlp\.up_proj\.weight"):
         check_head(model)
 
 
@@ -196,11 +196,16 @@ def test_missing_weights_are_refused(tmp_path):
 
 
 def test_vocabulary_is_never_resized(tokenizer):
-    model = build("llama")
-    check_vocabulary(model, tokenizer)
-    tokenizer.add_tokens([f"<extra{i}>" for i in range(100)])
-    with pytest.raises(ConfigError, match="107 ids, the model embeddings for 61"):
-        check_vocabulary(model, tokenizer)
+    """Ids count, not tokens: a spare token is one thing, a row or a padding that has it another."""
+    config = build("llama").config
+    check_ids(config, tokenizer, [4, 60])
+    assert spare_tokens(config, tokenizer) == []
+    tokenizer.add_tokens([f"<extra{i}>" for i in range(55)])
+    assert len(tokenizer) == 62
+    assert spare_tokens(config, tokenizer) == ["<extra54> 61"]
+    check_ids(config, tokenizer, [4, 60])
+    with pytest.raises(ConfigError, match=r"'<extra54>' has id 61, the model embeddings for 61 ids"):
+        check_ids(config, tokenizer, [61, 4])
 
 
 # --------------------------------------------------------------------------------------------------- export

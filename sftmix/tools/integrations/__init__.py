@@ -20,7 +20,8 @@ from sftmix.common.world import World
 from sftmix.components.confidence import Perplexity
 from sftmix.components.reference import numbered
 from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
-from sftmix.model.head import head_of
+from sftmix.model.head import check_head
+from sftmix.model.load import check_ids
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer, checkpoint_steps, merge, one_checkpoint
 from sftmix.types import UNPAIRED, Encoded, Int64
@@ -94,7 +95,8 @@ class PairSampler(list[int]):
 class SFTMixTrainer(Trainer):
     """A Trainer that minimises NTP + mu Mixup; with TRL, `class Mine(SFTMixTrainer, SFTTrainer)`.
 
-    Its args inherit SFTMixArguments; evaluation is that of the trainer. Raises ValueError for what does not fit.
+    Its args inherit SFTMixArguments; evaluation is that of the trainer. Raises ValueError for what does not fit,
+    ConfigError for a model that the loss cannot follow, or whose embeddings are fewer than the tokens of its rows.
 
     outputs  of the last micro-batch: the fields of SFTLoss
     """
@@ -118,9 +120,9 @@ class SFTMixTrainer(Trainer):
         self._set_signature_columns_if_needed()
         self._signature_columns = [*self._signature_columns, GROUP]
         base: Any = getattr(self.model, "get_base_model", lambda: self.model)()
-        if getattr(base.config, "output_router_logits", False):
-            raise ValueError("SFTMix does not know the loss of routers; set router_aux_loss_coef to 0")
-        forward, head = base.forward, head_of(base)
+        tokenizer: Any = self.processing_class
+        check_ids(base.config, tokenizer, map(max, self.train_dataset["input_ids"]))
+        forward, head = base.forward, check_head(base, trains=True)
         loss = SFTMixLoss(args.sftmix_mu, args.sftmix_mixup_mean, softcap=head.softcap, scale=head.scale)
 
         # The loss is computed inside the forward that DDP or FSDP wraps, whose hooks so fire.

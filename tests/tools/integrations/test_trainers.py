@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import tomllib
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from trl import SFTTrainer
 
 from sftmix.batches.order import Slot
+from sftmix.common.errors import ConfigError
 from sftmix.common.tables import read_dynamics, write_split
 from sftmix.common.world import World
 from sftmix.components import SFTMix, objectives
@@ -174,6 +176,18 @@ def test_what_it_does_not_work_with_is_named(tiny, tmp_path, options):
     name = next(iter(options.get("given", options)))
     with pytest.raises(ValueError, match=f"leave out .*{name}|even micro-batches"):
         trainer_of(Mixed, tiny, tmp_path, **options)
+
+
+@pytest.mark.parametrize("kind", ["later tokens", "fewer embeddings"])
+def test_a_model_that_does_not_fit_is_named(tiny, tmp_path, kind):
+    model = AutoModelForCausalLM.from_pretrained(tiny.model)
+    if kind == "later tokens":
+        model.config.is_causal = False
+    else:
+        model.resize_token_embeddings(90)
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"sees later tokens|the model embeddings for 90 ids"):
+        trainer_of(Mixed, replace(tiny, model=tmp_path / "model"), tmp_path)
 
 
 def test_a_run_of_trl_is_the_reference(tiny, tmp_path, sftmix):
