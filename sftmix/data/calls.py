@@ -64,7 +64,7 @@ def calls_of(turn: Fields, content: Any, where: str, place: int) -> list[dict[st
 
 def _only(fields: Fields, where: str) -> tuple[str, Any]:
     """Return the name and value of the one field that says something; an empty list if none does."""
-    said = {where + name: value for name, value in fields.items() if filled(value)}
+    said = {where + name: value for name, value in fields.items() if value and filled(value)}
     if len(said) > 1:
         raise BadRow(f"{' and '.join(said)} both have values; leave one out")
     return next(iter(said.items()), (where, []))

@@ -10,7 +10,7 @@ from sftmix.common.plain import CALL, ROLES, spelling
 from sftmix.common.shown import quoted
 from sftmix.data.calls import CALL_FIELDS, answered, calls_of
 from sftmix.data.thoughts import divided
-from sftmix.data.values import BadRow, Fields, checked_text, without_null
+from sftmix.data.values import BadRow, Fields, checked_text, parsed, without_null
 from sftmix.types import Message
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -77,7 +77,7 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
         role = known.get(str(turn.get(role_key)))
         if role is None:
             named = quoted(turn.get(role_key))
-            raise BadRow(f"{where}.{role_key} is {named}; known are {', '.join(known)} (data.roles maps others)")
+            raise BadRow(f"{where}.{role_key} is {named}; known: {', '.join(known)}; data.roles adds some")
         message = _message(turn, role, turn.get(content_key), where, place)
         if content_key not in turn and not message.more:
             raise BadRow(f"{where} has no {content_key!r}, or null")
