@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from sftmix.common.plain import PlainFields, as_list, column_problems
+from sftmix.common.plain import ROLES, PlainFields, as_list, column_problems
 
 SpecialTokens = Literal["text", "tokens"]
 Thoughts = Literal["train", "mask", "drop"]
@@ -109,8 +109,8 @@ class DataOptions(PlainFields):
     text: documents without turns (.txt files, or rows with a field `text`), every token trained."""
     columns: dict[str, str | None] | None = None
     """Names of the fields in the rows, where they are not ours: {prompt: question, response: answer}. Ours are those of
-    one format (response stands for completion), system, id and weight. null: that field is not read. {id: null} is for
-    ids that begin anew in each file: rows get ids made from their content."""
+    one format (response stands for completion), system, id, weight, tools and chat_template_kwargs. null: that field is
+    not read. {id: null} is for ids that begin anew in each file: rows get ids made from their content."""
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
@@ -128,6 +128,11 @@ class DataOptions(PlainFields):
     """Tokens per example; longer ones are cut at the end. null: the smaller of 2048 and the model's context."""
     multi_turn: Literal["per_turn", "whole"] = "per_turn"
     """per_turn: each assistant turn is an example with its history; whole: one example, all turns trained."""
+    trained_turns: Literal["all", "last"] = "all"
+    """Turns of the assistant that are trained, of those whose flags allow it; last: only the last one of a row."""
+    roles: dict[str, str] | None = None
+    """Names of roles in the rows, beside those that are known: {narrator: system, agent: assistant}. Ours are system,
+    user, assistant, tool (a function's result) and function_call (a call in the content)."""
     label_field: str | None = None
     """Row field kept as the example's label (quality labels). Excludes data.labels."""
     labels: list[str] | str | None = None
@@ -192,6 +197,9 @@ class DataOptions(PlainFields):
                     f"data.take has {size}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or null. "
                     "No row is used twice, since ids are unique: for more weight, take fewer rows of the others"
                 )
+        for name, role in (self.roles or {}).items():
+            if role not in ROLES.values():
+                yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
         yield from column_problems(self.format, self.columns or {})
         yield from out_of_range("data", self, _DATA)
 

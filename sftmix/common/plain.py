@@ -85,8 +85,20 @@ FORMAT_FIELDS = {
 }
 """The fields that each format reads, beside those of ANY_FORMAT."""
 
-ANY_FORMAT = ("system", "id", "weight")
+ANY_FORMAT = ("system", "id", "weight", "tools", "chat_template_kwargs")
 """Fields that every format reads (text: `id` alone)."""
+
+CALL = "function_call"
+"""The role of turns of the assistant whose content is a call, or a list of calls."""
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython"), "tool"),
+    **dict.fromkeys((CALL, "tool_call"), CALL),
+}
+"""Roles in rows -> ours; data.roles adds others."""
 
 SHOWN_FIELDS = 30
 """Most fields that a message lists."""
@@ -101,7 +113,7 @@ def column_problems(form: str, columns: Mapping[str, str | None]) -> Iterator[st
         reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in FORMAT_FIELDS.items())
         yield (
             f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
-            f"({reads}; each: system, id, weight), on the right those of the rows"
+            f"({reads}; each: {', '.join(ANY_FORMAT)}), on the right those of the rows"
         )
 
 

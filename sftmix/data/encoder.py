@@ -137,17 +137,22 @@ class Encoder:
                 raise TemplateRefusal("it writes content as JSON, in which special tokens cannot be told from text")
         return texts
 
-    def prompt(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    def prompt(
+        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **variables: Any
+    ) -> list[int]:
         """Return the ids that generation starts from.
 
-        turns  [{role: ..., content: ..., and tool_calls, tool_call_id, name}, ...], the last one of a user or a tool
+        turns      [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
+                   or a tool
+        variables  values of the template's variables
         """
-        keys = ("role", "content")
+        keys = ("role", "content", "thought")
         messages = [
-            Message(turn["role"], turn["content"], more={k: v for k, v in turn.items() if k not in keys})
+            Message(**{key: turn[key] for key in keys if key in turn}, more={k: turn[k] for k in turn if k not in keys})
             for turn in turns
         ]
-        return self.tokenize(self.render([self.turns(messages)], prompt=True, tools=tools))[0]
+        tools = self.as_text(tools)
+        return self.tokenize(self.render([self.turns(messages)], prompt=True, tools=tools, **variables))[0]
 
     def content(self, text: str) -> str:
         """Return what a row says, as `render` and `tokenize` take it: the special tokens in it become text."""

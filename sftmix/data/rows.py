@@ -19,7 +19,7 @@ from sftmix.common.plain import SHOWN_FIELDS, as_list, listed
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
 from sftmix.common.shown import as_lines, counted, quoted
-from sftmix.data.formats import RESERVED_ID, TEXT, BadRow, Columns, convert
+from sftmix.data.formats import RESERVED_ID, TEXT, Columns, convert
 from sftmix.data.sources import expand, holds_text
 from sftmix.data.store import (
     AT_ONCE,
@@ -34,6 +34,7 @@ from sftmix.data.store import (
     write_rows,
 )
 from sftmix.data.thoughts import thinks
+from sftmix.data.values import BadRow
 from sftmix.options import DataOptions
 from sftmix.types import Example, Int64
 
@@ -58,6 +59,7 @@ REASONS = {
     "duplicate": "row{s} with the same content as an earlier row (kept, with #k at the end of the id)",
     "thought": "row{s} with a thought before the answer (data.thoughts)",
     "empty_response": "empty response{s} dropped",
+    "unanswered": "last turn{s} without an answer, dropped",
     "empty_document": "empty document{s} dropped",
     "no_target": "window{s} dropped: no token there that one before it predicts",
     "no_response_token": "example{s} dropped: no response token left within data.max_length = {length}",
@@ -169,11 +171,11 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     thinking = "thought" in report.counts
     if options.packing and not train.is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
-    of_conversations = ["template", "multi_turn", "labels", "num_proc"]
+    of_conversations = ["template", "multi_turn", "trained_turns", "roles", "labels", "num_proc"]
     if options.packing is not False:  # a window holds several documents
         of_conversations.append("label_field")
     for name in of_conversations if train.is_text else ():
-        if (value := getattr(options, name)) not in (None, "per_turn"):
+        if (value := getattr(options, name)) not in (None, "per_turn", "all"):
             raise ConfigError(
                 f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
                 "data.packing false"
@@ -221,7 +223,8 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
     is_text = holds_text(sources, options.format, option, columns)
     form = TEXT if is_text else options.format
     marks = [labels[source.entry] for source in sources] if labels else label_field
-    content = [[source.digest for source in sources], form, marks, *([options.columns] if options.columns else [])]
+    last = options.trained_turns == "last"
+    content = [[source.digest for source in sources], form, marks, options.columns, options.roles, last]
     places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
     key = key_of("rows", content, places, options.skip_bad)
 
@@ -239,7 +242,9 @@ def _read(option: str, options: DataOptions, progress: bool) -> tuple[Conversati
                     bar.update()
                     try:
                         row = columns.renamed(value)
-                        example = convert(row, form, columns.formats, place, label, label_field, unread)
+                        example = convert(
+                            row, form, columns.formats, place, label, label_field, unread, options.roles, last
+                        )
                         record = _record(example, report, times)
                         if record is not None and thinks(example):
                             report.add("thought", place)
@@ -288,12 +293,14 @@ def _record(example: Example, report: DataReport, times: Counter[str]) -> Record
     Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that an
     earlier row has.
     """
-    texts = [message.content for message in example.messages if message.trained]
+    texts = [turn.content for turn in example.messages if turn.trained and not turn.more.get("tool_calls")]
     is_text = example.messages[0].role == TEXT
     for text in texts:
         if not text.strip():
             report.add("empty_document" if is_text else "empty_response", example.source)
-    if not "".join(texts).strip():
+    if example.messages[-1].role in ("user", "tool"):
+        report.add("unanswered", example.source)
+    if not any(turn.trained and (turn.content.strip() or turn.more.get("tool_calls")) for turn in example.messages):
         return None
     content = short_hash(texts[0].encode()) if is_text else content_hash(example.messages)
     name = example.id or content

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from sftmix.common.errors import DataError
 from sftmix.common.files import HUB_ID, decoded, place_of, sha256_file
 from sftmix.common.plain import listed
-from sftmix.data.formats import TEXT, BadRow, Columns, recognise
+from sftmix.data.formats import TEXT, Columns, recognise
+from sftmix.data.values import BadRow
 
 MAX_CELL = 16 << 20
 """Most characters of a cell of CSV: an open quote would else take in the rest of the file."""

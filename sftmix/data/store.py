@@ -24,7 +24,7 @@ from sftmix.common.errors import ConfigError, NoSpaceError
 from sftmix.common.files import commit_directory, is_full, read_json, sha256_json, verify_directory, write_json
 from sftmix.types import Example, Int64, Message
 
-CODE_VERSION = 5
+CODE_VERSION = 6
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 Record = dict[str, Any]

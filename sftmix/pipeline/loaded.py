@@ -212,13 +212,17 @@ class LoadedModel(NamedTuple):
     stop_ids: tuple[int, ...]
     context: int | None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **variables: Any
+    ) -> list[int]:
         """Return the ids of the prompt: the conversation so far and the generation prompt, as in training.
 
         Special tokens that a turn spells are text, unless the run was trained on them as tokens.
 
-        messages  [{role: ..., content: ...}, ...], the last one of a user or a tool
-        tools     the functions that the assistant may call
+        messages   [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
+                   or a tool
+        tools      the functions that the assistant may call
+        variables  values of the template's variables
         Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation, ConfigError where it
         has a token without an embedding.
         """

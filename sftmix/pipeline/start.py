@@ -153,7 +153,7 @@ def _data(known: Known) -> Inputs:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data, rows = known.config.data, known.rows
     names = ["limit", "take", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
-    names += ["thoughts", "template_options"]
+    names += ["thoughts", "template_options", "trained_turns", "roles"]
     inputs = {name: getattr(data, name) for name in names}
     if rows is None and data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN

@@ -129,7 +129,7 @@ def test_label_columns(given, expected):
 
 def test_fields_that_are_not_read_are_counted_by_name(write, read):
     """Of rows and turns, each once a row, whether they are kept as columns or not; what says nothing is not named."""
-    turns = [{**TURNS[0], "name": "x", "train": False}, {**A_TURN, "name": "y", "thinking": None}]
+    turns = [{**TURNS[0], "date": "x", "rank": False}, {**A_TURN, "date": "y", "thinking": None}]
     parts = [{**TURNS[0], "content": [{"type": "text", "text": "w", "cache_control": {"type": "z"}}]}, A_TURN]
     rows = [
         {"messages": turns, "source": "web", "text": "beside", "tags": ["a"], "lang": "", "meta": {"a": None}},
@@ -139,7 +139,7 @@ def test_fields_that_are_not_read_are_counted_by_name(write, read):
     path = write("rows.jsonl", rows)
     (note,) = read(path, skip_bad=True).report.notes
     assert note == (
-        "data.train: 7 fields not read: 'source' (2 rows), 'messages[].name' (1 row), 'messages[].train' (1 row), "
+        "data.train: 7 fields not read: 'source' (2 rows), 'messages[].date' (1 row), 'messages[].rank' (1 row), "
         "'tags' (1 row), 'text' (1 row), 'messages[].content[].cache_control' (1 row), 'none' (1 row)"
     )
     own = write("own.jsonl", [{"prompt": "p", "completion": "c", "k\x1b": 1}])
@@ -157,7 +157,7 @@ def test_documents_may_list_tools_and_no_images(write, read, refused):
     (note,) = read(write("rows.jsonl", [row])).report.notes
     assert note == "data.train: 3 fields not read: 'functions' (1 row), 'system' (1 row), 'weight' (1 row)"
     path = write("seen.jsonl", [{"text": "<image> A page.", "image": "a.png"}])
-    assert refused(path)[1].startswith(f"{path}:1: image is 'a.png': tools, images, ")
+    assert refused(path)[1].startswith(f"{path}:1: image is 'a.png': images, videos ")
 
 
 def test_a_field_by_another_name_is_what_it_is_named(write, read):
@@ -219,7 +219,7 @@ def test_each_turn_is_an_example_with_its_history(write, read):
     turns = ["system", "user", "assistant", "user", "assistant", "user", "assistant", "user"]
     row = {"messages": [{"role": r, "content": "" if i == 4 else f"t{i}"} for i, r in enumerate(turns)], "id": "c"}
     prepared = read(write("rows.jsonl", [row, *dialogues(1)]))
-    assert prepared.report.counts == {"empty_response": 1}
+    assert prepared.report.counts == {"empty_response": 1, "unanswered": 1}
 
     def found(whole: bool) -> list:
         chats = prepared.train.examples(whole=whole)

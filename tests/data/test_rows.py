@@ -38,10 +38,16 @@ BAD_LINES = {
     ),
     "NUL escape": (reply("a\0b"), "NUL"),
     "content null": (reply(None), "messages[1] has no 'content', or null"),
-    "tool calls": (said(b'"Yo", "tool_calls": [{"x": 1}]'), "messages[].tool_calls is [{'x': 1}]: tools, images, "),
+    "tool calls": (
+        said(b'"Yo", "tool_calls": [{"x": 1}]'),
+        "messages[1].tool_calls has {'x': 1}; expected an object with a name",
+    ),
     "a call without content": (said(b'null, "function_call": {"name": "f"}'), "messages[].function_call is {'name'"),
-    "tools": (more(b'"tools": [{"type": "function"}]'), "tools is [{'type': 'function'}]: tools, images, "),
-    "tools as text": (more(rb'"tools": "[{\"type\": 1}]"'), "tools is '[{"),
+    "tools": (
+        more(b'"tools": [{"type": "function"}]'),
+        "tools has {'type': 'function'}; expected an object with a name",
+    ),
+    "tools as text": (more(rb'"tools": "[{\"type\": 1}]"'), "tools has {'type': 1}"),
     "images": (more(b'"images": ["a.png"]'), "images is ['a.png']: tools, images, videos and sound are not supported"),
     "an image by its address": (
         b'{"instruction": "What is it?", "output": "A cat.", "image": "http://a/b.png"}',
@@ -58,7 +64,7 @@ BAD_LINES = {
     "a turn is text": (b'{"messages": ["Hi"]}', "must be an object"),
     "no content": (b'{"messages": [{"role": "user"}]}', "has no 'content'"),
     "blank user": (turns(("user", " \n"), ("assistant", "a")), "turn 1 (user) is empty"),
-    "unknown role": (turns(("user", "Hi"), ("tool", "a")), "'tool'"),
+    "unknown role": (turns(("user", "Hi"), ("critic", "a")), "'critic'"),
     "no assistant": (turns(("user", "Hi")), "no assistant turn"),
     "same role twice": (turns(("user", "Hi"), ("user", "a"), ("assistant", "b")), "expected assistant's"),
     "scalar line": (b"42", "expected an object"),

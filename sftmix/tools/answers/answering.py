@@ -40,7 +40,7 @@ def answered(
                 for past, follow_up in enumerate(question.follow_ups[:turn]):
                     answer = answers[loaded.name, question.id, past]["answers"] or ""
                     messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": follow_up}]
-                prompt, room = asked(loaded, messages, options, question.id)
+                prompt, room = asked(loaded, messages, options, question.id, question.tools, question.variables)
                 groups[question.temperature, room].append(((loaded.name, question.id, turn), prompt))
         for (temperature, room), waiting in groups.items():
             waiting.sort(key=lambda one: -len(one[1]))
@@ -64,14 +64,19 @@ def answered(
 
 
 def asked(
-    loaded: LoadedModel, messages: Sequence[dict[str, str]], options: AnswerOptions, name: str
+    loaded: LoadedModel,
+    messages: Sequence[Mapping[str, Any]],
+    options: AnswerOptions,
+    name: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    variables: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], int]:
     """Return the ids of a conversation that waits for an answer, and how many tokens this may have within the context.
 
     Raises DataError where the chat template refuses the conversation, with its name.
     """
     try:
-        prompt = loaded.render(messages)
+        prompt = loaded.render(messages, tools, **(variables or {}))
     except TemplateRefusal as error:
         raise DataError(f"prompt {name}: the chat template of {loaded.name} refuses it: {error}") from error
     return prompt, max(min(options.max_new_tokens, (loaded.context or sys.maxsize) - len(prompt)), 0)

@@ -4,10 +4,13 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sftmix.cli.results import say
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import decoded
 from sftmix.common.shown import as_lines
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
 
@@ -25,6 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beside", metavar="NAME", help="a second model: baseline or base of the run, another run or a model"
     )
+    parser.add_argument(
+        "--tools", metavar="FILE", help="functions that it may call, a JSON list; calls are shown as it writes them"
+    )
     add_sampling(parser)
 
 
@@ -35,14 +41,25 @@ def main(args: argparse.Namespace) -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding
     options, names = sampling(args), ["target", *([args.beside] if args.beside else [])]
+    tools = read_tools(args.tools) if args.tools else ()
     models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     from sftmix.pipeline.loaded import load_finished
 
-    chat([load_finished(model, options.dtype) for model in models], options)
+    chat([load_finished(model, options.dtype) for model in models], options, tools)
 
 
-def chat(models: Sequence[Any], options: AnswerOptions) -> None:
+def read_tools(name: str) -> Sequence[Mapping[str, Any]]:
+    """Read the functions of a file, in OpenAI's form. Raises ConfigError."""
+    from sftmix.data.calls import tools_of
+
+    try:
+        return tools_of({"tools": decoded(Path(name).expanduser().read_bytes())})
+    except (OSError, ValueError) as error:  # BadRow is one
+        raise ConfigError(f"--tools: {name} cannot be read as a JSON list of functions: {error}") from error
+
+
+def chat(models: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[str, Any]] = ()) -> None:
     """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before.
 
     A turn for whose answer the context of a model has no room is forgotten. Raises DataError where a chat template
@@ -72,9 +89,11 @@ def chat(models: Sequence[Any], options: AnswerOptions) -> None:
                 for model, messages in zip(models, conversations, strict=True):
                     print(f"{model.name}: " if len(models) > 1 else "", end="")
                     turns = [*messages, {"role": "user", "content": line}]
-                    prompt, room = asked(model, turns, options, "chat")
+                    prompt, room = asked(model, turns, options, "chat", tools)
                     if room:
-                        streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
+                        streamer = TextStreamer(
+                            model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=not tools
+                        )
                         streamer.on_finalized_text = show  # type: ignore[method-assign]
                         key = "", "chat", len(messages) // 2
                         (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)

@@ -11,7 +11,7 @@ from typing import Any
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import append_batch, read_batches, read_json_if_there, sha256_json, write_json, write_text
-from sftmix.common.plain import as_list
+from sftmix.common.plain import ROLES, as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
 from sftmix.pipeline.directory import FinishedModel, differences, finished_models
@@ -72,8 +72,9 @@ def main(args: argparse.Namespace) -> None:
     runs = [model.run for model in finished if model.run]
     run = runs[0] if runs and form == "rows" else None
     if args.prompts:
-        columns = read_finished(run).data.columns if run else None
-        questions = read_questions(args.prompts, columns, mt_bench=form == "mt_bench")
+        data = read_finished(run).data if run else None
+        columns, roles = (data.columns, data.roles) if data else (None, None)
+        questions = read_questions(args.prompts, columns, roles, mt_bench=form == "mt_bench")
     else:
         from sftmix.pipeline.rows import rows_of_run
 
@@ -113,11 +114,16 @@ def main(args: argparse.Namespace) -> None:
 
 
 def read_questions(
-    names: Sequence[str], columns: dict[str, str | None] | None = None, *, mt_bench: bool = False
+    names: Sequence[str],
+    columns: dict[str, str | None] | None = None,
+    roles: dict[str, str] | None = None,
+    *,
+    mt_bench: bool = False,
 ) -> list[Question]:
     """Read the questions of files, directories and hub ids, in file order; answers may be missing.
 
     columns   data.columns of a run; a row without these fields keeps its own
+    roles     its data.roles
     mt_bench  the rows are those of FastChat's question.jsonl, and of no format of training data
     Raises DataError that names the first bad row as `file:line: reason`.
     """
@@ -138,7 +144,8 @@ def read_questions(
                     first, *later = plain["turns"]
                     more |= {"follow_ups": tuple(later), "temperature": FASTCHAT.get(plain["category"], 0.7)}
                     plain = {"id": plain["question_id"], "prompt": first}
-                question = question_of(convert(_with_answer(plain), "auto", first=reader.formats), **more)
+                example = convert(_with_answer(plain, roles), "auto", reader.formats, roles=roles)
+                question = question_of(example, **more)
             except (KeyError, ValueError) as problem:  # BadRow, or a question without turns
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
                 raise DataError(f"--prompts: {place}: {reason}") from problem
@@ -156,11 +163,16 @@ def question_of(example: Any, **more: Any) -> Question:
     from sftmix.data.store import content_hash
 
     *before, last = example.messages
-    messages = tuple({"role": turn.role, "content": turn.content} for turn in before)
-    return Question(example.id or content_hash(example.messages), messages, last.content or None, **more)
+    messages = tuple(
+        {"role": turn.role, "content": turn.content, **({"thought": turn.thought} if turn.thought else {}), **turn.more}
+        for turn in before
+    )
+    name = example.id or content_hash(example.messages)
+    tools, variables = example.tools, example.options
+    return Question(name, messages, last.content or None, tools=tools, variables=variables, **more)
 
 
-def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
+def _with_answer(row: dict[str, Any], roles: dict[str, str] | None) -> dict[str, Any]:
     """Give a row that only asks an empty answer, so that the formats of training rows read it."""
     empty = {"role": "assistant", "content": ""}
     if "instruction" in row:
@@ -169,7 +181,7 @@ def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
         return {"completion": [empty] if isinstance(row["prompt"], list) else "", **row}
     for key in ("messages", "conversations"):
         match row.get(key):
-            case [*_, {"role": "user" | "human"} | {"from": "user" | "human"}]:
+            case [*_, {"role": role} | {"from": role}] if (ROLES | (roles or {})).get(str(role)) in ("user", "tool"):
                 return {**row, key: [*row[key], empty]}
     return row
 

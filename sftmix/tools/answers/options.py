@@ -1,7 +1,8 @@
 """Questions, and the options of an answer, for the commands that make some; their help needs no library."""
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sftmix.common.errors import ConfigError
@@ -13,23 +14,29 @@ class Question:
     """A conversation that a model continues.
 
     id           the row's own id, or a hash of its content (`#k` for the k-th question of this id)
-    messages     turns {role: ..., content: ...}, the last one of the user
+    messages     turns {role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, the last one of the user
+                 or a function's result
     reference    the answer that the row has; None if it has none
     follow_ups   turns of the user that come after the model's own answers, one after the other
     temperature  of its answers, where the option does not say; 0 is greedy
     row          the row that it was read from; None: held-out rows of a run
+    tools        the functions that the assistant may call, in OpenAI's form
+    variables    the row's own values of the chat template's variables
     """
 
     id: str
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
     reference: str | None = None
     follow_ups: tuple[str, ...] = ()
     temperature: float = 0.0
     row: Any = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Return what makes the question this one, in types that JSON can write."""
-        more = {"follow_ups": list(self.follow_ups)} if self.follow_ups else {}
+        rest = {"follow_ups": self.follow_ups, "tools": self.tools, "chat_template_kwargs": self.variables}
+        more = {name: list(value) if isinstance(value, tuple) else value for name, value in rest.items() if value}
         return {"id": self.id, "messages": list(self.messages), "reference": self.reference, **more}
 
 

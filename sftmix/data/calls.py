@@ -1,0 +1,100 @@
+"""Functions that an assistant may call, its calls, and their results, from the forms that rows have them in."""
+
+import hashlib
+from typing import Any
+
+from sftmix.common.shown import quoted
+from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed
+
+TOOLS = ("tools", "functions")
+"""Fields of a row that list functions."""
+
+OPTIONS = "chat_template_kwargs"
+"""The field with a row's own values of the chat template's variables."""
+
+NOT_OPTIONS = {"conversations", "prompt", "listed", "tokenizer", "template", "chat_template", "add_generation_prompt"}
+"""Names that are no variables of a template's own: the encoder gives them."""
+
+CALL_FIELDS = ("tool_calls", "function_call")
+"""Fields of a turn that hold calls: a list, and a single one."""
+
+CALL_ID = 9
+"""Letters and digits of an id that we make: the templates of Mistral take no other number."""
+
+
+def tools_of(row: Fields) -> tuple[dict[str, Any], ...]:
+    """Return the functions of a row in OpenAI's form; () if it has none. Raises BadRow.
+
+    They are listed there, or in JSON text, in that form or as bare {name, description, parameters}.
+    """
+    name, value = _only({name: row.get(name) for name in TOOLS}, "")
+    tools = parsed(value, name)
+    if not isinstance(tools, list):
+        raise BadRow(f"{name} must be a list of functions, found {quoted(tools)}")
+    return tuple({"type": "function", "function": _function(tool, name, "parameters")} for tool in tools)
+
+
+def options_of(row: Fields) -> dict[str, Any]:
+    """Return a row's own values of the chat template's variables; {} if it has none. Raises BadRow."""
+    options = parsed(row.get(OPTIONS) or {}, OPTIONS)
+    if not isinstance(options, dict) or not all(isinstance(value, (str, int, float)) for value in options.values()):
+        raise BadRow(f"{OPTIONS} must be an object with plain values, found {quoted(options)}")
+    if own := NOT_OPTIONS & options.keys():
+        raise BadRow(f"{OPTIONS} has {', '.join(sorted(own))}, which is no variable of a template's own")
+    return options
+
+
+def calls_of(turn: Fields, content: Any, where: str, place: int) -> list[dict[str, Any]]:
+    """Return the calls of a turn in OpenAI's form, their arguments as objects; [] if it has none. Raises BadRow.
+
+    content  of a turn that is a call, or several; else None
+    place    that of the turn in the row, from which ids are made that the row lacks
+    """
+    name, value = _only({**{name: turn.get(name) for name in CALL_FIELDS}, "content": content}, f"{where}.")
+    calls = parsed(value, name)
+    found = []
+    for number, call in enumerate(calls if isinstance(calls, list) else [calls]):
+        function = {"arguments": {}} | _function(call, name, "arguments")
+        made = hashlib.blake2b(f"{place} {number}".encode()).hexdigest()[:CALL_ID]
+        own = parsed(call, name).get("id") or made
+        function = {"name": function["name"], "arguments": function["arguments"]}
+        found.append({"id": checked_text(own, f"{name}: id"), "type": "function", "function": function})
+    return found
+
+
+def _only(fields: Fields, where: str) -> tuple[str, Any]:
+    """Return the name and value of the one field that says something; an empty list if none does."""
+    said = {where + name: value for name, value in fields.items() if value and filled(value)}
+    if len(said) > 1:
+        raise BadRow(f"{' and '.join(said)} both have values; leave one out")
+    return next(iter(said.items()), (where, []))
+
+
+def _function(value: Any, what: str, inner: str) -> dict[str, Any]:
+    """Return the part `function` of a function or call in OpenAI's form, or a bare one; `inner` names its object."""
+    outer = parsed(value, what)
+    function = outer.get("function", outer) if isinstance(outer, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRow(f"{what} has {quoted(outer)}; expected an object with a name and {inner}")
+    if inner in function:
+        function = {**function, inner: parsed(function[inner] or {}, f"{what}: {inner}")}
+        if not isinstance(function[inner], dict):
+            raise BadRow(f"{what}: {inner} of {quoted(function['name'])} must be an object: {quoted(function[inner])}")
+    return function
+
+
+def answered(turn: Fields, waiting: list[dict[str, Any]] | None, where: str) -> dict[str, Any]:
+    """Return the id and the name of the call that a result answers, which no longer waits; its own ones if none did.
+
+    waiting  calls of the assistant's turn before it that have no result yet, in their order; None: it has no calls
+    Raises BadRow for a result that answers none of them.
+    """
+    own = {key: checked_text(turn[key], f"{where}.{key}") for key in ("name", "tool_call_id") if filled(turn.get(key))}
+    if waiting is None:
+        return own
+    wanted = own.get("tool_call_id")
+    for call in waiting:
+        if wanted in (None, call["id"]):
+            waiting.remove(call)
+            return {"name": call["function"]["name"], "tool_call_id": call["id"], **own}
+    raise BadRow(f"{where} is a result, and no call before it waits for one (tool_call_id: {quoted(wanted)})")

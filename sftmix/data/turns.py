@@ -1,0 +1,177 @@
+"""The turns of a conversation: roles, contents and their parts, thoughts, and flags that say what is trained."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sftmix.common.plain import CALL, ROLES, spelling
+from sftmix.common.shown import quoted
+from sftmix.data.calls import CALL_FIELDS, answered, calls_of
+from sftmix.data.thoughts import divided
+from sftmix.data.values import BadRow, Fields, checked_text, parsed, without_null
+from sftmix.types import Message
+
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a turn that hold its thought."""
+
+_ON = {"true": True, "1": True, "false": False, "0": False}
+FLAGS = {
+    **dict.fromkeys(("train", "training", "trainable", "loss", "loss_mask"), _ON),
+    "mask": {"1": True, "0": False},
+    "masked": {"true": False, "false": True},
+}
+"""Flags of a turn or a part -> their values -> it is trained. `mask: true` hides it for some tools, and trains it for
+others."""
+
+FOLLOWS = {
+    "": ("user", "system"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+"""A role, "" for none -> the roles of the turn behind it."""
+
+_TURN = ("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id")
+_PART = ("type", "text", "weight", "loss_weight", "function", "arguments", "name", "id")
+INSIDE = ((*_TURN, *THOUGHTS, *CALL_FIELDS, *FLAGS), (*_PART, *FLAGS))
+"""The fields that are read of a turn, and of a part of its content or a call."""
+
+
+def checked(messages: list[Message]) -> list[Message]:
+    """Refuse turns in an order that no chat template is made for; drop a system message without text."""
+    if messages[0].role == "system" and not messages[0].content.strip():
+        messages = messages[1:]
+    before = ""
+    for number, message in enumerate(messages, start=1):
+        if message.role not in FOLLOWS[before]:
+            expected = " or ".join(f"{role}'s" for role in FOLLOWS[before])
+            raise BadRow(f"turn {number} is {message.role}'s, expected {expected}: turns must alternate from user")
+        if message.role == "user" and not message.content.strip():
+            raise BadRow(f"turn {number} (user) is empty")
+        before = message.role
+    if not any(message.trained and message.weight for message in messages):
+        raise BadRow("no assistant turn to train on, or none with a weight above 0")
+    return messages
+
+
+def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> list[Message]:
+    """Read a list of {role: ..., content: ...} or {from: ..., value: ...}, or a single one.
+
+    roles  names of roles -> ours (data.roles), beside ROLES
+    """
+    turns = [value] if isinstance(value, Mapping) else value
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(f"{field} must be a list of turns, found {quoted(turns)}")
+    known = {**ROLES, **(roles or {})}
+    messages = []
+    waiting: list[dict[str, Any]] | None = None
+    for place, turn in enumerate(turns):
+        where = f"{field}[{place}]"
+        if not isinstance(turn, Mapping):
+            raise BadRow(f"{where} must be an object, found {quoted(turn)}")
+        turn = without_null(turn)
+        role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
+        role = known.get(str(turn.get(role_key)))
+        if role is None:
+            named = quoted(turn.get(role_key))
+            raise BadRow(f"{where}.{role_key} is {named}; known: {', '.join(known)}; data.roles adds some")
+        message = _message(turn, role, turn.get(content_key), where, place)
+        if content_key not in turn and not message.more:
+            raise BadRow(f"{where} has no {content_key!r}, or null")
+        if role == "tool":
+            message = replace(message, more=answered(turn, waiting, where))
+        else:
+            waiting = [*message.more.get("tool_calls", [])] or None
+        messages.append(message)
+    return messages
+
+
+def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> Message:
+    """Read one turn, with its calls and its thought."""
+    calls = calls_of(turn, content if role == CALL else None, where, place)
+    if role == CALL:
+        role, content = "assistant", ""
+    if role == "tool" and not isinstance(content, str) and not _is_parts(content):
+        content = json.dumps(parsed(content, f"{where}.content"), ensure_ascii=False)
+    thought = _thought(turn, where)
+    if role != "assistant" and (calls or thought):
+        raise BadRow(f"{where} has a thought or a call of a function, and is {role}'s, not the assistant's")
+    weight = _weight(turn, where, role)
+    parts = _parts(content, f"{where}.content", role)
+    text = "".join(part for part, _ in parts)
+    shares = {share for _, share in parts}
+    if len(shares) == 1:
+        weight *= shares.pop()
+        parts = []
+    inline, answer = divided(text) if thought else ("", text)
+    if inline and (inline != thought.strip() or parts):
+        raise BadRow(f"{where} has one thought in a field and another in its content; leave one out")
+    more = {"tool_calls": calls} if calls else {}
+    return Message(role, answer, weight != 0 and role == "assistant", weight, thought, more, tuple(parts))
+
+
+def _is_parts(content: Any) -> bool:
+    return isinstance(content, list) and all(isinstance(part, Mapping) and "type" in part for part in content)
+
+
+def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
+    """Return the texts of a content, each with its weight; a text is one part."""
+    parts = []
+    whole = [{"type": "text", "text": "" if content is None else content}]
+    for number, part in enumerate(content if isinstance(content, list) else whole):
+        where = f"{what}[{number}]"
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            raise BadRow(f"{where} is {quoted(part)}; only parts of type 'text', with 'text', are read")
+        text = checked_text(part.get("text"), where if isinstance(content, list) else what)
+        parts.append((text, _weight(without_null(part), where, role)))
+    return parts
+
+
+def _thought(turn: Fields, where: str) -> str:
+    """Return the thought of a turn, which several fields may hold; "" if it has none."""
+    thoughts = dict[str, str]()
+    for name in THOUGHTS:
+        text = "".join(part for part, _ in _parts(turn.get(name, ""), f"{where}.{name}", ""))
+        if text.strip():
+            thoughts[text] = name
+    if len(thoughts) > 1:
+        raise BadRow(f"{where} has different thoughts in {' and '.join(thoughts.values())}; leave one out")
+    return next(iter(thoughts), "")
+
+
+# ------------------------------------------------------------------------------------------- flags
+
+
+def _weight(fields: Fields, where: str, role: str) -> float:
+    """Return the weight of a turn or a part, 0 if a flag says that it is not trained; 1 if it has none.
+
+    Raises BadRow for flags that contradict each other or the weight, or ask for a turn that is not the assistant's.
+    """
+    weight = weight_of(fields, f"{where}.")
+    said = set[bool]()
+    for name in FLAGS.keys() & fields.keys():
+        value = spelling(fields[name])
+        if value not in FLAGS[name]:
+            raise BadRow(f"{where}.{name} is {quoted(fields[name])}; allowed: {', '.join(FLAGS[name])}")
+        said.add(FLAGS[name][value])
+    if len(said) > 1 or (True in said and (not weight or role != "assistant")):
+        flags = {name: fields[name] for name in (*FLAGS, "weight") if name in fields}
+        raise BadRow(
+            f"{where} ({role}) has {quoted(flags)}: flags must agree, and only the assistant's turns are trained"
+        )
+    return 0.0 if False in said else weight
+
+
+def weight_of(row: Fields, where: str = "") -> float:
+    """Return the weight of a row, a turn or a part; 1 if it has none."""
+    value = row.get("weight", row.get("loss_weight", 1))
+    try:
+        weight = float(1 if value == "" else value)  # tables of text have "0.5"
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise BadRow(f"{where}weight is {quoted(value)}; allowed: a number from 0")
+    return weight

@@ -1,0 +1,69 @@
+"""Values of rows: what is absent, what is text, and what is JSON in a text."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sftmix.common.shown import quoted
+
+Fields = Mapping[str, Any]
+"""A row, or one of its turns: the names of its fields -> their values."""
+
+
+class BadRow(ValueError):
+    """Reason why a row cannot be used, for a message `file:line: reason`."""
+
+
+def without_null(fields: Fields) -> dict[str, Any]:
+    """Return the fields that have a value: tables have null, or NaN, for those that a row or a turn lacks."""
+    return {key: value for key, value in fields.items() if value is not None and value == value}
+
+
+def filled(value: Any) -> bool:
+    """False for null and empty text, as tables of text spell them, too, and for lists and objects of nothing else."""
+    rest = [value]
+    for item in rest:  # which grows: a row may be nested too deeply for recursion
+        if isinstance(item, (list, Mapping)):
+            rest += item.values() if isinstance(item, Mapping) else item
+        elif str(item).strip() not in ("", "null", "None", "nan", "[]", "{}"):
+            return True
+    return False
+
+
+def text_of(row: Fields, name: str) -> str:
+    return checked_text(row[name], name)
+
+
+def checked_text(value: Any, what: str) -> str:
+    """Return a value that is text for a model and for a file; raise BadRow that says it of `what`."""
+    if not isinstance(value, str):
+        raise BadRow(f"{what} must be a string, found {quoted(value)}")
+    if "\0" in value:
+        raise BadRow(f"{what} contains a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"{what} contains a lone surrogate or bytes that are not UTF-8 (save the file as UTF-8)") from None
+    return value
+
+
+def parsed(value: Any, what: str) -> Any:
+    """Return a value, of JSON text what it stands for, with texts that can be encoded. Raises BadRow.
+
+    Of objects that are not text, keys with null are left out: tables have null for those that a row lacks.
+    """
+    try:
+        plain = json.loads(value) if isinstance(value, str) else _without_null_inside(value)
+        spelt = json.dumps(plain, ensure_ascii=False, allow_nan=False).replace(r"\\", "")
+        checked_text(spelt.replace(r"\u0000", "\0"), what)
+    except BadRow:
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRow(f"{what} is {quoted(value)}, which is not JSON: {error}") from None
+    return plain
+
+
+def _without_null_inside(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_null_inside(inner) for key, inner in without_null(value).items()}
+    return [_without_null_inside(inner) for inner in value] if isinstance(value, list) else value
