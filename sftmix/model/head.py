@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -125,7 +126,9 @@ def _check_loss(name: str, out: Any, ids: Tensor) -> None:
 
 def _not_finite(model: PreTrainedModel, name: str) -> ConfigError:
     """Return the error of a model whose logits are not finite."""
-    broken = [key for key, weight in model.named_parameters() if not weight.isfinite().all()]
+    weights = dict(model.named_parameters()).items()  # of which a rank may hold a sound shard
+    whole = {key: weight.full_tensor() if isinstance(weight, DTensor) else weight for key, weight in weights}
+    broken = [key for key, weight in whole.items() if not weight.isfinite().all()]
     return ConfigError(
         f"model.path: the logits of {name} are not finite numbers, and neither are {some(broken)}: name an "
         "undamaged copy of it"

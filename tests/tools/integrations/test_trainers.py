@@ -186,6 +186,7 @@ def test_a_model_that_does_not_fit_is_named(tiny, tmp_path, kind):
     else:
         model.resize_token_embeddings(90)
     model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny.model).save_pretrained(tmp_path / "model")
     with pytest.raises(ConfigError, match=r"sees later tokens|the model embeddings for 90 ids"):
         trainer_of(Mixed, replace(tiny, model=tmp_path / "model"), tmp_path)
 
