@@ -73,12 +73,15 @@ def asked(
 ) -> tuple[list[int], int]:
     """Return the ids of a conversation that waits for an answer, and how many tokens this may have within the context.
 
-    Raises DataError where the chat template refuses the conversation, with its name.
+    Raises DataError where the chat template refuses the conversation, or writes no functions, with its name.
     """
     try:
         prompt = loaded.render(messages, tools, **(variables or {}))
     except TemplateRefusal as error:
         raise DataError(f"prompt {name}: the chat template of {loaded.name} refuses it: {error}") from error
+    written = loaded.encoder.decode(prompt) if tools else ""
+    if not all(tool["function"]["name"] in written for tool in tools):
+        raise DataError(f"prompt {name}: the chat template of {loaded.name} writes no functions; ask without tools")
     return prompt, max(min(options.max_new_tokens, (loaded.context or sys.maxsize) - len(prompt)), 0)
 
 
