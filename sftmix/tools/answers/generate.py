@@ -72,9 +72,8 @@ def main(args: argparse.Namespace) -> None:
     runs = [model.run for model in finished if model.run]
     config = read_finished(runs[0]) if runs and form == "rows" else None
     if args.prompts:
-        data = config.data if config else None
-        columns, roles = (data.columns, data.roles) if data else (None, None)
-        questions = read_questions(args.prompts, columns, roles, mt_bench=form == "mt_bench")
+        names = (config.data.columns, config.data.roles) if config else ()
+        questions = read_questions(args.prompts, *names, mt_bench=form == "mt_bench")
     else:
         from sftmix.data import prepare
 
