@@ -88,7 +88,7 @@ FORMAT_FIELDS = {
 ANY_FORMAT = ("system", "id", "weight", "tools", "chat_template_kwargs")
 """Fields that every format reads (text: `id` alone)."""
 
-CALL = "function_call"
+CALL_ROLE = "function_call"
 """The role of turns of the assistant whose content is a call, or a list of calls."""
 
 ROLES = {
@@ -96,7 +96,7 @@ ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython"), "tool"),
-    **dict.fromkeys((CALL, "tool_call"), CALL),
+    **dict.fromkeys((CALL_ROLE, "tool_call"), CALL_ROLE),
 }
 """Roles in rows -> ours; data.roles adds others."""
 

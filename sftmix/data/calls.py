@@ -34,7 +34,7 @@ def tools_of(row: Fields) -> tuple[dict[str, Any], ...]:
     return tuple({"type": "function", "function": _function(tool, name, "parameters")} for tool in tools)
 
 
-def options_of(row: Fields) -> dict[str, Any]:
+def variables_of(row: Fields) -> dict[str, Any]:
     """Return a row's own values of the chat template's variables; {} if it has none. Raises BadRow."""
     options = parsed(row.get(OPTIONS) or {}, OPTIONS)
     if not isinstance(options, dict) or not all(isinstance(value, (str, int, float)) for value in options.values()):
@@ -83,7 +83,7 @@ def _function(value: Any, what: str, inner: str) -> dict[str, Any]:
     return function
 
 
-def answered(turn: Fields, waiting: list[dict[str, Any]] | None, where: str) -> dict[str, Any]:
+def call_answered(turn: Fields, waiting: list[dict[str, Any]] | None, where: str) -> dict[str, Any]:
     """Return the id and the name of the call that a result answers, which no longer waits; its own ones if none did.
 
     waiting  calls of the assistant's turn before it that have no result yet, in their order; None: it has no calls

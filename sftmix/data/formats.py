@@ -9,9 +9,9 @@ from typing import Any
 
 from sftmix.common.plain import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed, spelling
 from sftmix.common.shown import CONTROL, quoted
-from sftmix.data.calls import OPTIONS, TOOLS, options_of, tools_of
-from sftmix.data.turns import INSIDE, checked, turns_of, weight_of
-from sftmix.data.values import BadRow, Fields, checked_text, filled, text_of, without_null
+from sftmix.data.calls import OPTIONS, TOOLS, tools_of, variables_of
+from sftmix.data.turns import INSIDE, checked, last_alone, turns_of, weight_of
+from sftmix.data.values import BadRow, Fields, checked_text, field_text, filled, without_null
 from sftmix.types import Example, Message
 
 RESERVED_ID = re.compile(r"@turn\d+$")
@@ -125,13 +125,10 @@ def convert(
         label = _name(label, label_field or "data.labels")
     if name != TEXT:
         if row.get("system", "") != "":
-            messages.insert(0, Message("system", text_of(row, "system")))
+            messages.insert(0, Message("system", field_text(row, "system")))
         weight = weight_of(row)
         messages = [replace(turn, weight=weight * turn.weight) for turn in messages]
-        if last:
-            final = max((place for place, turn in enumerate(messages) if turn.role == "assistant"), default=-1)
-            messages = [replace(turn, trained=turn.trained and place == final) for place, turn in enumerate(messages)]
-        messages = checked(messages)
+        messages = checked(last_alone(messages) if last else messages)
     columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
     for key, value in columns.items():
         checked_text(f"{key}{value}", f"field {quoted(key)}")
@@ -142,7 +139,7 @@ def convert(
         unread.update(sorted(others))
     if name == TEXT:
         return Example(own_id, tuple(messages), source, label, columns)
-    return Example(own_id, tuple(messages), source, label, columns, tools_of(row), options_of(row))
+    return Example(own_id, tuple(messages), source, label, columns, tools_of(row), variables_of(row))
 
 
 def _refuse_preferences(row: Fields, *, named: bool, label_field: str | None) -> None:
@@ -158,7 +155,7 @@ def _refuse_preferences(row: Fields, *, named: bool, label_field: str | None) ->
         )
     if label_field != "label" and spelling(row.get("label")) == "false":
         raise BadRow(
-            "label is false, so its answer is a bad one: data.skip_bad drops such rows, data.label_field keeps"
+            "label is false, so its answer is a bad one: data.skip_bad drops such rows, data.label_field label keeps"
         )
 
 
@@ -202,12 +199,12 @@ def _name(value: Any, what: str) -> str:
 
 
 def _alpaca(row: Fields, _: Mapping[str, str] | None = None) -> list[Message]:
-    instruction = text_of(row, "instruction")
+    instruction = field_text(row, "instruction")
     extra = checked_text(row.get("input", ""), "input")
     if not instruction.strip():
         raise BadRow("instruction is empty")
     prompt = f"{instruction}\n{extra}" if extra.strip() else instruction
-    return [Message("user", prompt), Message("assistant", text_of(row, "output"), True)]
+    return [Message("user", prompt), Message("assistant", field_text(row, "output"), True)]
 
 
 def _history(row: Fields, _: Mapping[str, str] | None = None) -> list[Message]:
@@ -224,7 +221,7 @@ def _history(row: Fields, _: Mapping[str, str] | None = None) -> list[Message]:
 def _prompt_completion(row: Fields, roles: Mapping[str, str] | None) -> list[Message]:
     """The turns of the prompt, and those of the completion behind them; it may repeat the prompt."""
     prompt, completion = (
-        [Message(role, text_of(row, field), role == "assistant")]
+        [Message(role, field_text(row, field), role == "assistant")]
         if isinstance(row[field], str)
         else turns_of(row[field], field, roles)
         for field, role in (("prompt", "user"), ("completion", "assistant"))
@@ -240,6 +237,6 @@ FORMATS = {
     "history": _history,
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,
-    TEXT: lambda row, _: [Message(TEXT, text_of(row, TEXT), True)],
+    TEXT: lambda row, _: [Message(TEXT, field_text(row, TEXT), True)],
 }
 """Name of each format -> (row, data.roles) -> messages."""

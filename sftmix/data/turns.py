@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.plain import CALL, ROLES, spelling
+from sftmix.common.plain import CALL_ROLE, ROLES, spelling
 from sftmix.common.shown import quoted
-from sftmix.data.calls import CALL_FIELDS, answered, calls_of
+from sftmix.data.calls import CALL_FIELDS, call_answered, calls_of
 from sftmix.data.thoughts import divided
 from sftmix.data.values import BadRow, Fields, checked_text, parsed, without_null
 from sftmix.types import Message
@@ -35,7 +35,7 @@ FOLLOWS = {
 """A role, "" for none -> the roles of the turn behind it."""
 
 _TURN = ("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id")
-_PART = ("type", "text", "weight", "loss_weight", "function", "arguments", "name", "id")
+_PART = ("type", "text", "content", "value", "weight", "loss_weight", "function", "arguments", "name", "id")
 INSIDE = ((*_TURN, *THOUGHTS, *CALL_FIELDS, *FLAGS), (*_PART, *FLAGS))
 """The fields that are read of a turn, and of a part of its content or a call."""
 
@@ -55,6 +55,12 @@ def checked(messages: list[Message]) -> list[Message]:
     if not any(message.trained and message.weight for message in messages):
         raise BadRow("no assistant turn to train on, or none with a weight above 0")
     return messages
+
+
+def last_alone(messages: list[Message]) -> list[Message]:
+    """Return the turns, of which only the last one of the assistant may be trained."""
+    final = max((place for place, turn in enumerate(messages) if turn.role == "assistant"), default=-1)
+    return [replace(turn, trained=turn.trained and place == final) for place, turn in enumerate(messages)]
 
 
 def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> list[Message]:
@@ -82,7 +88,7 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
         if content_key not in turn and not message.more:
             raise BadRow(f"{where} has no {content_key!r}, or null")
         if role == "tool":
-            message = replace(message, more=answered(turn, waiting, where))
+            message = replace(message, more=call_answered(turn, waiting, where))
         else:
             waiting = [*message.more.get("tool_calls", [])] or None
         messages.append(message)
@@ -91,8 +97,8 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
 
 def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> Message:
     """Read one turn, with its calls and its thought."""
-    calls = calls_of(turn, content if role == CALL else None, where, place)
-    if role == CALL:
+    calls = calls_of(turn, content if role == CALL_ROLE else None, where, place)
+    if role == CALL_ROLE:
         role, content = "assistant", ""
     if role == "tool" and not isinstance(content, str) and not _is_parts(content):
         content = json.dumps(parsed(content, f"{where}.content"), ensure_ascii=False)
@@ -125,21 +131,20 @@ def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
         where = f"{what}[{number}]"
         if not isinstance(part, Mapping) or part.get("type") != "text":
             raise BadRow(f"{where} is {quoted(part)}; only parts of type 'text', with 'text', are read")
-        text = checked_text(part.get("text"), where if isinstance(content, list) else what)
+        given = next((part[key] for key in ("text", "content", "value") if part.get(key) is not None), None)
+        text = checked_text(given, where if isinstance(content, list) else what)
         parts.append((text, _weight(without_null(part), where, role)))
     return parts
 
 
 def _thought(turn: Fields, where: str) -> str:
     """Return the thought of a turn, which several fields may hold; "" if it has none."""
-    thoughts = dict[str, str]()
-    for name in THOUGHTS:
-        text = "".join(part for part, _ in _parts(turn.get(name, ""), f"{where}.{name}", ""))
-        if text.strip():
-            thoughts[text] = name
-    if len(thoughts) > 1:
-        raise BadRow(f"{where} has different thoughts in {' and '.join(thoughts.values())}; leave one out")
-    return next(iter(thoughts), "")
+    parts = {name: _parts(turn.get(name), f"{where}.{name}", "") for name in THOUGHTS}
+    thoughts = {"".join(text for text, _ in of_field): name for name, of_field in parts.items()}
+    said = [text for text in thoughts if text.strip()]
+    if len(said) > 1:
+        raise BadRow(f"{where} has different thoughts in {' and '.join(thoughts[t] for t in said)}; leave one out")
+    return said[0] if said else ""
 
 
 # ------------------------------------------------------------------------------------------- flags

@@ -30,7 +30,7 @@ def filled(value: Any) -> bool:
     return False
 
 
-def text_of(row: Fields, name: str) -> str:
+def field_text(row: Fields, name: str) -> str:
     return checked_text(row[name], name)
 
 

@@ -73,8 +73,8 @@ def main(args: argparse.Namespace) -> None:
     run = runs[0] if runs and form == "rows" else None
     if args.prompts:
         data = read_finished(run).data if run else None
-        columns, roles = (data.columns, data.roles) if data else (None, None)
-        questions = read_questions(args.prompts, columns, roles, mt_bench=form == "mt_bench")
+        names = (data.columns, data.roles) if data else ()
+        questions = read_questions(args.prompts, *names, mt_bench=form == "mt_bench")
     else:
         from sftmix.pipeline.rows import rows_of_run
 
