@@ -18,12 +18,10 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 _ON = {"true": True, "1": True, "false": False, "0": False}
 FLAGS = {
-    **dict.fromkeys(("train", "training", "trainable", "loss", "loss_mask"), _ON),
-    "mask": {"1": True, "0": False},
+    **dict.fromkeys(("train", "training", "trainable", "loss", "loss_mask", "mask"), _ON),
     "masked": {"true": False, "false": True},
 }
-"""Flags of a turn or a part -> their values -> it is trained. `mask: true` hides it for some tools, and trains it for
-others."""
+"""Flags of a turn or a part -> their values -> it is trained."""
 
 FOLLOWS = {
     "": ("user", "system"),

@@ -75,14 +75,13 @@ GOOD = {
     # Flags.
     **{
         f"{name} {value!r}": (turns(answer(**{name: value}), USER, ANSWER), [U("u"), masked(), U("u"), A("a")])
-        for name in ("train", "training", "trainable", "loss", "loss_mask")
+        for name in ("train", "training", "trainable", "loss", "loss_mask", "mask")
         for value in (False, 0, "false")
     },
     **{
         f"{name} {value!r}": (turns(answer(**{name: value})), [U("u"), A("a")])
-        for name, value in [("train", True), ("loss", 1), ("loss_mask", 1.0), ("mask", 1), ("masked", False)]
+        for name, value in [("train", True), ("loss", 1), ("loss_mask", 1.0), ("mask", True), ("masked", False)]
     },
-    "mask 0": (turns(answer(mask=0), USER, ANSWER), [U("u"), masked(), U("u"), A("a")]),
     "masked": (turns(answer(masked=True), USER, ANSWER), [U("u"), masked(), U("u"), A("a")]),
     "flags agree": (turns(answer(train=False, loss=0, weight=1), USER, ANSWER), [U("u"), masked(), U("u"), A("a")]),
     "a user's flag": (
@@ -265,7 +264,6 @@ BAD = {
         {"messages": [{**USER, "content": [{"type": "text", "text": "u", "train": 1}]}, ANSWER]},
         "messages[0].content[0] (user) has",
     ),
-    "a mask with two meanings": (turns(answer(mask=True)), "messages[1].mask is True; allowed: 1, 0"),
     "a flag of many": (turns(answer(loss_mask=[0, 1])), "messages[1].loss_mask is [0, 1]; allowed: true"),
     "nothing trained": (turns(answer(train=False)), "no assistant turn to train on"),
     "an unknown role": (said(("human", "u"), ("critic", "a")), "data.roles"),
