@@ -91,7 +91,8 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
     reasons = _lost(turn, prompt) + ["composed"] * (headed != closed)
     if calls := turn.chat[-1].get("tool_calls"):
         if thought and (text is None or not _holds(text, thought)):
-            text = before + (_behind(shape, prompt, headed, thought=False) or "").removeprefix(shape.plain.served)
+            text = (_behind(shape, prompt, headed, thought=False) or "").removeprefix(shape.plain.served)
+            text = text if _holds(text, thought) else before + text
         if text is None or not (
             _holds(text, answer) and all(_holds(text, part) for part in _texts([call["function"] for call in calls]))
         ):
