@@ -371,7 +371,7 @@ def export_run(
     if best and checkpoint is not None:
         raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
     stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train/model"
-    steps = steps_in(stored)
+    steps = steps_in(stored) or steps_in(stored)  # a save may have replaced the only one during the first look
     if merge and not (steps or best) and checkpoint is None and is_finished(model.parent):
         stored = model
     elif not steps:
