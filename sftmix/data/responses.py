@@ -18,7 +18,7 @@ class Response(NamedTuple):
     prompt  all that is in front of the trained text
     parts   the text from the beginning through each part of the response, and the weight of that part; the last one
             ends with the end of the turn
-    reasons keys of `report.REASONS` to count; if one of LOST is among them, the turn cannot be trained
+    reasons keys of `rows.REASONS` to count; if one of LOST is among them, the turn cannot be trained
     """
 
     served: str
@@ -61,7 +61,7 @@ def _trained(encoder: Encoder, example: Example) -> Iterator[Turn]:
     tools = encoder.as_text(example.tools)
     for place, message in enumerate(example.messages):
         if message.trained:
-            own = encoder.turn(message, inline=True)
+            own = encoder.turn(message, inline=True) if message.thought else chat[place]
             yield Turn(message, [*chat[:place], own], tools, example.options)
 
 

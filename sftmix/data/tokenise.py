@@ -92,8 +92,9 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
             return [Outcome.without("template_refused", detail=f": {error}")]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
     texts = [[_texts(response) for response in responses] for responses in found]
-    ids = iter(encoder.tokenize(list(itertools.chain(*itertools.chain(*texts)))))
-    tokens = [[[next(ids) for _ in of_turn] for of_turn in of_example] for of_example in texts]
+    once = list(dict.fromkeys(itertools.chain(*itertools.chain(*texts))))  # most prompts are the served ones
+    ids = dict(zip(once, encoder.tokenize(once), strict=True))
+    tokens = [[[ids[text] for text in of_turn] for of_turn in of_example] for of_example in texts]
     return [_masked(encoder, *of_example, max_length) for of_example in zip(found, tokens, strict=True)]
 
 
