@@ -122,8 +122,8 @@ class RowScores:
     token_nll: Sequence[Float32] | None = None
 
 
-RowScorer = Callable[[Encoded], tuple[float, int]]
-"""A row -> the summed NLL of its response tokens (nats), and the number of those that are the argmax."""
+RowScorer = Callable[[Encoded], tuple[Float64, Bool]]
+"""A row -> the NLL (nats) of each of its response tokens, f64[n], and whether it is the argmax, bool[n]."""
 
 NOT_COUNTED = -1
 """Marker in place of a number of correct tokens: they were not counted."""
@@ -140,6 +140,7 @@ class TrainingDynamics:
     n_correct  i64[N, C], response tokens that are the argmax; NOT_COUNTED for online losses
     token_nll  None, or for every example an f32[C, n_tokens] array
     alone_nll_sum  None, or f64[N, C], the same sum for the response without its instruction (what IFD divides by)
+    alone_token_nll  None, or its parts, as token_nll
     """
 
     ids: Sequence[str]
@@ -149,6 +150,7 @@ class TrainingDynamics:
     n_correct: Int64
     token_nll: Sequence[Float32] | None = None
     alone_nll_sum: Float64 | None = None
+    alone_token_nll: Sequence[Float32] | None = None
 
     @property
     def scored(self) -> Bool:
@@ -171,16 +173,21 @@ class TrainingDynamics:
 
     def _of_rows(self, ids: Sequence[str], rows: Int64) -> TrainingDynamics:
         """Return the dynamics of these rows, which get these ids; row -1 has n_tokens 0, and no numbers."""
-        tokens, alone, known = self.token_nll, self.alone_nll_sum, rows >= 0
+        alone, known = self.alone_nll_sum, rows >= 0
         each = known[:, None]
+
+        def of_tokens(nll: Sequence[Float32] | None) -> Sequence[Float32] | None:
+            return None if nll is None else [nll[row] if row >= 0 else nll[row][:, :0] for row in rows]
+
         return replace(
             self,
             ids=list(ids),
             nll_sum=np.where(each, self.nll_sum[rows], 0.0),
             n_tokens=np.where(known, self.n_tokens[rows], 0),
             n_correct=np.where(each, self.n_correct[rows], 0),
-            token_nll=None if tokens is None else [tokens[row] if row >= 0 else tokens[row][:, :0] for row in rows],
+            token_nll=of_tokens(self.token_nll),
             alone_nll_sum=None if alone is None else np.where(each, alone[rows], 0.0),
+            alone_token_nll=of_tokens(self.alone_token_nll),
         )
 
 

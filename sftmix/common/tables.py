@@ -23,6 +23,7 @@ from sftmix.types import (
     UNPAIRED,
     UNPAIRED_NAME,
     Bool,
+    Float32,
     Float64,
     RowScores,
     Split,
@@ -38,7 +39,7 @@ _DEFAULT_NAMES = ("confident", "unconfident")
 _NAMES_KEY = b"sftmix.groups"
 _TYPES = dict.fromkeys(("id", "group", "hash"), "string")
 _TYPES |= dict.fromkeys(("checkpoint", "step", "n_tokens", "n_correct"), "int64")
-"""Types of columns by name; others are float64, and token_nll a list of float32."""
+"""Types of columns by name; others are float64, and NLLs of tokens a list of float32."""
 
 
 # ------------------------------------------------------------------------------------------- any table
@@ -86,7 +87,7 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
 def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> dict[str, Any]:
     """Return columns of a Parquet file by their names: text as list[str], integers as i64[N], other numbers as f64[N].
 
-    token_nll is an array of arrays, f32; `metadata` are the file's own texts, as bytes.
+    token_nll and alone_token_nll are arrays of arrays, f32; `metadata` are the file's own texts, as bytes.
 
     optional  columns that are None where the file has none
     Raises DataError as `read_table`, for empty cells or other values in a column, and for an id that is there twice in
@@ -110,7 +111,7 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> d
 def _type_of(name: str) -> pa.DataType:
     import pyarrow as pa
 
-    return pa.large_list(pa.float32()) if name == "token_nll" else pa.type_for_alias(_TYPES.get(name, "float64"))
+    return pa.large_list(pa.float32()) if name.endswith("token_nll") else pa.type_for_alias(_TYPES.get(name, "float64"))
 
 
 def _require(path: PathLike, holds: bool, problem: str) -> None:
@@ -161,10 +162,10 @@ def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:
 def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
     """Write one line per example and checkpoint: id, checkpoint, step, nll_sum, n_tokens, n_correct.
 
-    Also write alone_nll_sum and token_nll, if the dynamics have them.
+    Also write alone_nll_sum, token_nll and alone_token_nll, if the dynamics have them.
     """
     n, c = dynamics.nll_sum.shape
-    scored, alone, token_nll = dynamics.scored[:, None], dynamics.alone_nll_sum, dynamics.token_nll
+    scored, alone = dynamics.scored[:, None], dynamics.alone_nll_sum
     write_table(
         path,
         [example for example in dynamics.ids for _ in range(c)],
@@ -174,8 +175,14 @@ def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
         n_tokens=np.repeat(dynamics.n_tokens, c),
         n_correct=dynamics.n_correct.reshape(-1),
         alone_nll_sum=None if alone is None else np.where(scored, alone, 0.0).reshape(-1),
-        token_nll=None if token_nll is None else [line for nll in token_nll for line in np.asarray(nll, np.float16)],
+        token_nll=_lines(dynamics.token_nll),
+        alone_token_nll=_lines(dynamics.alone_token_nll),
     )
+
+
+def _lines(token_nll: Sequence[Float32] | None) -> list[Any] | None:
+    """Return the NLL of the tokens of each example at each checkpoint, in half the bytes."""
+    return None if token_nll is None else [line for nll in token_nll for line in np.asarray(nll, np.float16)]
 
 
 def read_dynamics(path: PathLike) -> TrainingDynamics:
@@ -185,7 +192,8 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     line for each checkpoint, with finite numbers that agree between the lines.
     """
     names = ("id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct")
-    optional = ("alone_nll_sum", "token_nll")
+    of_tokens = ("token_nll", "alone_token_nll")
+    optional = ("alone_nll_sum", *of_tokens)
     table = read_columns(path, *names, optional=optional)
     place = {example: index for index, example in enumerate(dict.fromkeys(table["id"]))}
     ids, checkpoint = list(place), table["checkpoint"]
@@ -196,7 +204,7 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     _require(path, whole, "it holds no example, or not one line for each example and checkpoint 0, 1, 2, ...")
     columns = map(table.get, (*names[2:], *optional))
     grids: list[Any] = [None if column is None else column[order].reshape(n, c) for column in columns]
-    step, nll_sum, n_tokens, n_correct, alone, token_nll = grids
+    step, nll_sum, n_tokens, n_correct, alone, *token_nll = grids
     nll_sum = np.where(n_tokens > 0, nll_sum, 0.0)
     dynamics = TrainingDynamics(ids, step[0], nll_sum, n_tokens[:, 0], n_correct, None, alone)
     problems = [
@@ -204,13 +212,14 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
         ("step", step != step[:1], "one number for each checkpoint"),
         *impossible_numbers(dynamics),
     ]
-    if token_nll is not None:
-        problems.append(("token_nll", np.vectorize(len, otypes=[int])(token_nll) != n_tokens, "n_tokens numbers"))
+    for name, lines in zip(of_tokens, token_nll, strict=True):
+        if lines is not None:
+            problems.append((name, np.vectorize(len, otypes=[int])(lines) != n_tokens, "n_tokens numbers"))
     for name, wrong, allowed in problems:
         first = ids[int(wrong.any(axis=1).argmax())]
         _require(path, not wrong.any(), f"{name} of example {first!r} is wrong; allowed: {allowed}")
-    tokens = None if token_nll is None else [np.stack(list(lines)) for lines in token_nll]
-    return replace(dynamics, token_nll=tokens)
+    tokens, alone_tokens = (None if lines is None else [np.stack(list(line)) for line in lines] for lines in token_nll)
+    return replace(dynamics, token_nll=tokens, alone_token_nll=alone_tokens)
 
 
 def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, Bool, str]]:

@@ -153,7 +153,13 @@ class ReferenceContext(Protocol):
         """Score every example by each of the models, untrained; see FromCheckpoints."""
 
     def score_rows(
-        self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
+        self,
+        scorers: Mapping[str, Callable[[Any], RowScorer]],
+        *,
+        model: ReferenceModel,
+        threads: int = 1,
+        token_nll: bool = False,
+        response_alone: bool = False,
     ) -> TrainingDynamics:
         """Score every example by functions of a row, which so many threads of the first rank call. `scorers`: of each
         checkpoint by name, gets the tokenizer, which it may refuse, and returns the function of a row. `model`: whose

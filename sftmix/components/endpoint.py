@@ -15,7 +15,7 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.plain import as_list
 from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
 from sftmix.options import ReferenceModel
-from sftmix.types import Encoded, RowScorer, TrainingDynamics
+from sftmix.types import Bool, Encoded, Float64, RowScorer, TrainingDynamics
 
 PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
 """A text that the server's tokenizer and the reference's must make the same ids of."""
@@ -48,6 +48,8 @@ class FromEndpoint(Reference):
         concurrency: int = 32,
         retries: int = 6,
         key_variable: str | None = None,
+        token_nll: bool = False,
+        response_alone: bool = False,
     ):
         """
         url: http://HOST:8000/v1; several are several checkpoints, in order.
@@ -58,6 +60,8 @@ class FromEndpoint(Reference):
         concurrency: requests at a time.
         retries: further attempts where the server is busy (429), fails (5xx) or is not reached, after growing pauses.
         key_variable: environment variable that holds the server's key; null: `EMPTY`.
+        token_nll: as in FromCheckpoints.
+        response_alone: as in FromCheckpoints; every row is then asked for twice.
         """
         self.urls = [one.rstrip("/") for one in as_list(url)]
         of_http = all(one.startswith(("http://", "https://")) for one in self.urls)
@@ -66,6 +70,8 @@ class FromEndpoint(Reference):
         self.rows = ReferenceModel(path=tokenizer or "", template=template, max_length=max_length)
         require(retries >= 0, "reference.retries", retries, "0 and above")
         self.name, self.concurrency, self.retries, self.key_variable = model, concurrency, retries, key_variable
+        self.token_nll, self.response_alone = token_nll, response_alone
+        self.gives = frozenset({Need.CORRECT, *([Need.RESPONSE_ALONE] if response_alone else [])})
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         return len(self.urls)
@@ -75,7 +81,13 @@ class FromEndpoint(Reference):
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         scorers = {url: partial(self._connected, url) for url in self.urls}
-        return context.score_rows(scorers, model=self.rows, threads=self.concurrency)
+        return context.score_rows(
+            scorers,
+            model=self.rows,
+            threads=self.concurrency,
+            token_nll=self.token_nll,
+            response_alone=self.response_alone,
+        )
 
     def _connected(self, url: str, tokenizer: Any) -> RowScorer:
         """Return the function of a row, once a text has shown that the server reads it as the tokenizer does."""
@@ -89,11 +101,11 @@ class FromEndpoint(Reference):
                 answer = f"the answer does not hold each of {len(ids)} tokens ({error!r})"
                 raise refusal(f"reference.url: {url}, {answer}") from error
 
-        def score(row: Encoded) -> tuple[float, int]:
+        def score(row: Encoded) -> tuple[Float64, Bool]:
             ids, start = row.input_ids.tolist(), max(int(row.target.argmax()) - 1, 0)
             of_tokens = log_probabilities(ids, ids[start:], start, lambda said: DataError(f"{said}, row {row.id}"))
-            logprob, highest = of_tokens[row.target[start + 1 :]].sum(axis=0)
-            return -logprob, highest
+            logprob, highest = of_tokens[row.target[start + 1 :]].T
+            return -logprob, highest > 0
 
         remedy = "serve a model with the tokenizer of the rows, or name the server's as reference.tokenizer"
         log_probabilities(PROBE, tokenizer(PROBE)["input_ids"], 0, lambda said: ConfigError(f"{said}: {remedy}"))

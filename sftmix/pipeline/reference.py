@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sftmix.batches.order import ResponsesAlone, TrainingOrder
+from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import append_batch, read_batches
 from sftmix.common.progress import progress_bar
@@ -218,7 +218,13 @@ class ReferenceRun:
             return self._checkpoints(data, paths, scores_of)
 
     def score_rows(
-        self, scorers: Mapping[str, Callable[[Any], RowScorer]], *, model: ReferenceModel, threads: int = 1
+        self,
+        scorers: Mapping[str, Callable[[Any], RowScorer]],
+        *,
+        model: ReferenceModel,
+        threads: int = 1,
+        token_nll: bool = False,
+        response_alone: bool = False,
     ) -> TrainingDynamics:
         """Score every example by functions of a row, on rank 0; the file of each holds what was scored so far."""
         run = self._run
@@ -233,7 +239,10 @@ class ReferenceRun:
             ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
 
             def scores_of(number: int, name: str) -> Scored:
-                return score_each(ready[name], data, run.path / "reference" / f"scores-{number}.jsonl", threads), None
+                file = run.path / "reference" / f"scores-{number}.jsonl"
+                each = partial(score_each, ready[name], threads=threads, token_nll=token_nll)
+                alone = ResponsesAlone(data, np.arange(len(data))) if response_alone else None
+                return each(data, file), each(alone, file.with_stem(f"{file.stem}-alone")) if alone else None
 
             return self._checkpoints(data, list(ready), scores_of)
 
@@ -253,7 +262,7 @@ class ReferenceRun:
         return merge(parts)
 
 
-def score_each(score: RowScorer, data: EncodedDataset, file: Path, threads: int) -> RowScores:
+def score_each(score: RowScorer, data: TokenisedRows, file: Path, *, threads: int, token_nll: bool) -> RowScores:
     """Return the scores of all rows: those that the file has, and the others, which are added to it as they come.
 
     Threads call the function of a row. Scores are on disk while they are made: a kill costs those under way. The first
@@ -261,12 +270,13 @@ def score_each(score: RowScorer, data: EncodedDataset, file: Path, threads: int)
     """
     failed = list[Exception]()
 
-    def record(number: int) -> dict[str, str | float] | None:
+    def record(number: int) -> dict[str, Any] | None:
         try:
             if not failed:
                 row = data[number]
                 nll, correct = score(row)
-                return {"id": row.id, "nll": float(nll), "tokens": int(row.target[1:].sum()), "correct": int(correct)}
+                scores = {"nll": float(nll.sum()), "tokens": len(nll), "correct": int(correct.sum())}
+                return {"id": row.id, **scores, **({"token_nll": nll.tolist()} if token_nll else {})}
         except Exception as error:
             failed.append(error)
         return None
@@ -284,4 +294,5 @@ def score_each(score: RowScorer, data: EncodedDataset, file: Path, threads: int)
     if failed:
         raise failed[0]
     nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
-    return RowScores(nll, tokens, correct)
+    each = [np.array(scored[i]["token_nll"], dtype=np.float32) for i in data.ids] if token_nll else None
+    return RowScores(nll, tokens, correct, each)

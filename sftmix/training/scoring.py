@@ -360,8 +360,9 @@ def one_checkpoint(
         nll_sum=scores.nll_sum[:, None],
         n_tokens=scores.n_tokens,
         n_correct=scores.n_correct[:, None],
-        token_nll=None if scores.token_nll is None else [t[None, :] for t in scores.token_nll],
+        token_nll=_first_checkpoint(scores),
         alone_nll_sum=None if alone is None else alone.nll_sum[:, None],
+        alone_token_nll=None if alone is None else _first_checkpoint(alone),
     )
     sums = [s.nll_sum for s in (scores, alone) if s is not None]
     with np.errstate(over="ignore"):
@@ -376,6 +377,10 @@ def one_checkpoint(
     return dynamics.scoring_only(finite)
 
 
+def _first_checkpoint(scores: RowScores) -> list[np.ndarray] | None:
+    return None if scores.token_nll is None else [nll[None, :] for nll in scores.token_nll]
+
+
 def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     """Merge dynamics of the same examples at several checkpoints; scored are the examples that all of them scored."""
     scored = np.all([p.scored for p in parts], axis=0)
@@ -384,9 +389,10 @@ def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     for name in ("steps", "nll_sum", "n_correct", "alone_nll_sum"):
         if getattr(first, name) is not None:
             joined[name] = np.concatenate([getattr(part, name) for part in parts], axis=-1)
-    if first.token_nll is not None:
-        by_example = zip(*(part.token_nll or () for part in parts), strict=True)
-        joined["token_nll"] = [np.concatenate(each) for each in by_example]
+    for name in ("token_nll", "alone_token_nll"):
+        if getattr(first, name) is not None:
+            by_example = zip(*(getattr(part, name) for part in parts), strict=True)
+            joined[name] = [np.concatenate(each) for each in by_example]
     return replace(first, **joined)
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
@@ -135,12 +135,17 @@ def asked(tiny, server, *words: str) -> list[str]:
     return ["confidence", *tiny.bare, *kind, *words]
 
 
-def assert_dynamics_of(made, tiny, *paths) -> None:
+def assert_dynamics_of(made, tiny, *paths, more: Sequence[str] = ()) -> None:
     """The dynamics of the run are those of models on disk."""
-    words = ("--reference", "FromCheckpoints", "--reference.paths", f"[{', '.join(map(str, paths))}]")
+    words = ("--reference", "FromCheckpoints", "--reference.paths", f"[{', '.join(map(str, paths))}]", *more)
     weights = made("confidence", *tiny.bare, *words, out="weights")
     found, expected = (table(run / "confidence" / "dynamics.parquet") for run in (weights.with_name("run"), weights))
     assert found.pop("nll_sum") == pytest.approx(expected.pop("nll_sum"), rel=1e-5)
+    if more:
+        assert found.pop("alone_nll_sum") == pytest.approx(expected.pop("alone_nll_sum"), rel=1e-5)
+        for column in ("token_nll", "alone_token_nll"):  # stored as float16
+            for one, other in zip(found.pop(column), expected.pop(column), strict=True):
+                assert one == pytest.approx(other, rel=2e-3)
     assert found == expected
 
 
@@ -149,6 +154,14 @@ def test_servers_give_the_dynamics_of_their_models(name, path, finished, tiny, s
     urls = f"[{other.url}{path}, {server.url}{path}/]"
     made("confidence", *tiny.bare, "--reference", name, "--reference.url", urls)
     assert_dynamics_of(made, tiny, tiny.model, finished.path / "train" / "model")
+
+
+@pytest.mark.parametrize(("name", "path"), [("FromEndpoint", "/v1"), ("FromSGLang", "")])
+def test_servers_score_tokens_and_responses_without_their_instructions(name, path, finished, tiny, server, made):
+    more = ("--reference.token_nll", "true", "--reference.response_alone", "true", "--confidence", "IFD")
+    made("confidence", *tiny.bare, "--reference", name, "--reference.url", f"{server.url}{path}", *more)
+    assert len(server.answered) == 2 * 29
+    assert_dynamics_of(made, tiny, finished.path / "train" / "model", more=more)
 
 
 def test_a_server_that_fails_is_asked_again_and_left_in_the_end(finished, tiny, server, made, refused):

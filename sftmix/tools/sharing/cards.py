@@ -89,7 +89,7 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     The NLL of single tokens is left out: it tells too much of a text. Raises DataError for a run without dynamics.
     """
     folder, rows = run / "confidence", rows_of_run(run)[1].data.train
-    dynamics = replace(read_dynamics(folder / "dynamics.parquet"), token_nll=None)
+    dynamics = replace(read_dynamics(folder / "dynamics.parquet"), token_nll=None, alone_token_nll=None)
     write_dynamics(to / "dynamics.parquet", dynamics)
     shutil.copy(folder / "confidence.parquet", to)
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
