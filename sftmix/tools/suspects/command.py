@@ -1,9 +1,12 @@
-"""`suspects`: the rows that are most likely wrong, by signals of their texts and of a reference's losses."""
+"""`suspects`: the rows that are most likely wrong, by signals of their texts and of a model's losses."""
 
 import argparse
 import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,17 +16,20 @@ from sftmix.common.files import placing
 from sftmix.config.schema import find_component
 from sftmix.pipeline.directory import check_finished, is_run
 from sftmix.tools.suspects import signals
+from sftmix.types import TrainingDynamics
 
-ABOUT = """List the rows to read first: those whose texts, or whose losses under the reference, are least usual.
-A row's score is the largest of its percentiles by the signals, most of them weighted. With a run that has
-confidence/dynamics.parquet with the NLL of each token (--reference.token_nll true) all signals count; with
-files of rows those of the texts alone, and no model is needed.
+ABOUT = """List the rows to read first: those whose texts, or whose losses under a model, are least usual.
+A row's score is the largest of its percentiles by the signals, most of them weighted. Files of rows need no model; one
+that is named scores each response with its prompt and without, and is not trained. A run counts with what its
+reference kept (--reference.token_nll true --reference.response_alone true).
 
-  sftmix suspects runs/first
-  sftmix suspects rows.jsonl --out suspects --top 20"""
+  sftmix suspects rows.jsonl --out suspects --top 20
+  sftmix suspects rows.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out suspects
+  sftmix suspects runs/first"""
 
 WITHOUT_MODEL = ("Mismatch", "Echo", "Ending")
-WITH_MODEL = ("Mismatch", "Echo", "EndOfTurn", "HardTokens")
+WITH_TOKENS = ("Mismatch", "Echo", "EndOfTurn", "HardTokens")
+WITH_BOTH = ("Mismatch", "Information", "Echo", "EndOfTurn", "HardTokens")
 SHOWN = """\
 {rank:>4}  {source}  {id}  {signal} {score:.4f} {why}
       {prompt:.70}
@@ -31,68 +37,43 @@ SHOWN = """\
 """A row on the terminal."""
 
 
+class Rows(NamedTuple):
+    """N rows: the examples, a model's dynamics of them or None, and the hardest tokens of each, or nothing."""
+
+    examples: list[Any]
+    dynamics: TrainingDynamics | None = None
+    hard: Sequence[str] = ()
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", nargs="+", metavar="RUN|FILE", help="a run directory, or files of rows")
+    parser.add_argument("--model", metavar="MODEL", help="directory or hub id of a model that scores files of rows")
     parser.add_argument("--top", type=int, default=50, metavar="N", help="rows to print [50]; the files hold all")
     parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")
     parser.add_argument("--label_field", metavar="NAME", help="of files of rows: the field that is the label")
-    parser.add_argument("--signals", nargs="+", metavar="NAME", help=f"signals [{' '.join(WITH_MODEL)}]")
+    parser.add_argument("--signals", nargs="+", metavar="NAME", help="signals [by what is known of the rows]")
     parser.add_argument("--embedding", choices=("auto", "tfidf", "minilm"), default="auto", help="of texts [auto]")
     parser.add_argument("--out", metavar="DIR", help="folder of suspects.csv and suspects.parquet [RUN/suspects]")
 
 
 def main(args: argparse.Namespace) -> None:
     """Print the first rows, and write all of them as CSV and Parquet: a score is the largest weighted percentile."""
-    import pandas as pd
-
     run = Path(args.rows[0]) if is_run(args.rows[0]) else None
-    if run and len(args.rows) > 1:
-        raise ConfigError(f"suspects takes one run, or files of rows, and not {' '.join(args.rows)}")
-    if run:
-        examples, dynamics, hard = _of_run(run)
-    else:
-        from sftmix.data import prepare
-        from sftmix.options import DataOptions
-
-        train = prepare(DataOptions(train=args.rows, label_field=args.label_field), 0).train
-        examples, dynamics, hard = list(train.examples(whole=False)), None, []
-    if args.by and not any(example.label for example in examples):
+    if run and (len(args.rows) > 1 or args.model):
+        more = f"--model {args.model}" if args.model else " ".join(args.rows)
+        raise ConfigError(f"suspects takes one run, or files of rows with or without --model, and not {run} and {more}")
+    with ExitStack() as stack:
+        if args.model:
+            place = args.out or stack.enter_context(tempfile.TemporaryDirectory())
+            rows = _of_run(_scored(args, Path(place) / "scores"))
+        else:
+            rows = _of_run(run) if run else _of_files(args)
+    if args.by and not any(example.label for example in rows.examples):
         raise ConfigError("--by label: the rows have no label; name its field with data.label_field or --label_field")
-    if run and not hard:
-        say("the run has no NLL of tokens (--reference.token_nll true), so the texts alone count")
-    prompts = ["\n".join(turn.content for turn in one.messages if not turn.trained) for one in examples]
-    responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
-    texts = signals.SuspectRows(prompts, responses, dynamics, args.embedding)
-    ids, labels = [one.id for one in examples], [one.label for one in examples]
-    shipped = {kind.__name__: kind for kind in signals.Signal.__subclasses__()}
-    kinds: list[Any] = [
-        shipped.get(name) or find_component(signals.Signal, name, "--signals", [*shipped])
-        for name in dict.fromkeys(args.signals or (WITH_MODEL if hard else WITHOUT_MODEL))
-    ]
-    groups = labels if args.by else [None] * len(labels)
-    ranks = pd.DataFrame({kind.__name__: signals.percentiles(kind().score(texts), groups) for kind in kinds})
-    weighted = signals.weighted(ranks, [kind.weight for kind in kinds])
-    nearest, score = signals.best_fits(texts), weighted.max(axis=1)
-    columns = {
-        "id": ids,
-        "source": [one.source for one in examples],
-        "label": labels,
-        "score": score,
-        "signal": ranks.columns[weighted.argmax(axis=1)],
-        **ranks,
-        "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
-        "compared_with": [ids[other] for other in nearest],
-        "hard_tokens": hard or "",
-        "prompt": prompts,
-        "response": responses,
-    }
-    table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -score))]
-    table.insert(0, "rank", range(1, len(table) + 1))
-    for row, line in table.head(args.top).replace(r"\s+", " ", regex=True).iterrows():
-        nearer = " ".join(responses[nearest[row]].split())
-        why = f"nearer: {nearer:.40}" if line.signal == "Mismatch" else line.hard_tokens
-        why += f"  repeats {line.duplicate_of}" if line.duplicate_of else ""
-        say(SHOWN.format(why=why, **line), sys.stdout)
+    table = _ranked(rows, args)
+    responses = dict(zip(table["id"], table["response"], strict=True))
+    for line in table.head(args.top).replace(r"\s+", " ", regex=True).to_dict("records"):
+        say(SHOWN.format(why=_reason(line, responses[line["compared_with"]]), **line), sys.stdout)
     if out := args.out or (run and run / "suspects"):
         for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):
             with placing(Path(out) / f"suspects.{ending}") as staging:
@@ -100,8 +81,33 @@ def main(args: argparse.Namespace) -> None:
         say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
 
 
-def _of_run(run: Path) -> tuple[list[Any], Any, list[str]]:
-    """Return the training rows of a run, their dynamics if there are some, and the hardest tokens of each."""
+def _scored(args: argparse.Namespace, run: Path) -> Path:
+    """Let the model score the rows with their prompts and without, in a run directory; one that has them is kept."""
+    from sftmix.components.reference import FromCheckpoints
+    from sftmix.config import RunConfig
+    from sftmix.options import DataOptions, ModelOptions
+    from sftmix.pipeline import recipe
+
+    config = RunConfig(
+        out=str(run),
+        model=ModelOptions(path=args.model),
+        data=DataOptions(train=args.rows, label_field=args.label_field),
+        reference=FromCheckpoints(paths=[args.model], token_nll=True, response_alone=True),
+    )
+    recipe.run(config, until="confidence")
+    return run
+
+
+def _of_files(args: argparse.Namespace) -> Rows:
+    from sftmix.data import prepare
+    from sftmix.options import DataOptions
+
+    train = prepare(DataOptions(train=args.rows, label_field=args.label_field), 0).train
+    return Rows(list(train.examples(whole=False)))
+
+
+def _of_run(run: Path) -> Rows:
+    """Return the training rows of a run, and what its reference said of them, if it has come so far."""
     from sftmix.common.tables import read_dynamics
     from sftmix.pipeline.rows import rows_of_run
 
@@ -109,8 +115,68 @@ def _of_run(run: Path) -> tuple[list[Any], Any, list[str]]:
     _, rows = rows_of_run(run, progress=True)
     train, path, hard = rows.data.train, run / "confidence" / "dynamics.parquet", []
     dynamics = read_dynamics(path).of(train.ids) if path.exists() else None
-    for encoded, nll in zip(train, dynamics.token_nll or () if dynamics else (), strict=False):
+    if dynamics is None or dynamics.token_nll is None:
+        say("the run has no NLL of tokens (--reference.token_nll true), so the texts alone count")
+        return Rows(list(train.examples()), dynamics)
+    for encoded, nll in zip(train, dynamics.token_nll, strict=True):
         ids = encoded.input_ids[1:][encoded.target[1:]]
         hardest = ids[np.argsort(-nll[-1])[:5]] if nll.shape[1] == len(ids) else ids[:0]
         hard.append(" | ".join(str(rows.encoder.tokenizer.decode([one])).strip() for one in hardest.tolist()))
-    return list(train.examples()), dynamics, hard
+    return Rows(list(train.examples()), dynamics, hard)
+
+
+def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
+    """Return the rows as a table, the most suspicious first."""
+    import pandas as pd
+
+    prompts = ["\n".join(turn.content for turn in one.messages if not turn.trained) for one in rows.examples]
+    responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in rows.examples]
+    texts = signals.SuspectRows(prompts, responses, rows.dynamics, args.embedding)
+    ids, labels = [one.id for one in rows.examples], [one.label for one in rows.examples]
+    groups = labels if args.by else [None] * len(labels)
+    kinds = _kinds(args.signals or defaults(texts))
+    ranks = pd.DataFrame({kind.__name__: signals.percentiles(kind().score(texts), groups) for kind in kinds})
+    weighted = signals.weighted(ranks, [kind.weight for kind in kinds])
+    score = weighted.max(axis=1)
+    nearest = signals.best_fits(texts)
+    columns = {
+        "id": ids,
+        "source": [one.source for one in rows.examples],
+        "label": labels,
+        "score": score,
+        "signal": ranks.columns[weighted.argmax(axis=1)],
+        **ranks,
+        "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
+        "compared_with": [ids[other] for other in nearest],
+        "hard_tokens": rows.hard or "",
+        "prompt": prompts,
+        "response": responses,
+    }
+    table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -score))]
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return table
+
+
+def defaults(rows: signals.SuspectRows) -> Sequence[str]:
+    """Return the names of the signals that are best for what is known of the rows."""
+    dynamics = rows.dynamics
+    if dynamics is None or dynamics.token_nll is None:
+        return WITHOUT_MODEL
+    if dynamics.alone_nll_sum is None:
+        return WITH_TOKENS
+    return WITH_BOTH if rows.sentence_model else WITH_BOTH[1:]  # words find less than Information does, and hide it
+
+
+def _kinds(names: Sequence[str]) -> list[Any]:
+    """Return the classes of signals that the names choose, each once."""
+    shipped = {kind.__name__: kind for kind in signals.Signal.__subclasses__()}
+    return [
+        shipped.get(name) or find_component(signals.Signal, name, "--signals", [*shipped])
+        for name in dict.fromkeys(names)
+    ]
+
+
+def _reason(line: dict[str, Any], nearer: str) -> str:
+    """Return what a line on the terminal says of the row's first signal; `nearer`: the response that fits better."""
+    why = f"nearer: {' '.join(nearer.split()):.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
+    return f"{why}  repeats {line['duplicate_of']}" if line["duplicate_of"] else why

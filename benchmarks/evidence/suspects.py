@@ -1,0 +1,146 @@
+"""Which signal finds which wrong row: the figures of suspects.md, with a model that was not trained, or a run.
+
+    python benchmarks/evidence/suspects_rows.py --out DIR/data
+    sftmix suspects DIR/data/all.jsonl --model MODEL --out DIR/MODEL --top 0
+    python benchmarks/evidence/suspects.py --data DIR/data --runs DIR/MODEL/scores --out table.md
+
+all.jsonl has each text of the thirty sets once. Runs may also be one for each set, with the set's name, such as those of
+a reference that was trained on it: --runs DIR/trained. The table has, for each signal and kind of error, the area under
+the ROC curve, and the share of wrong rows among the first 1%, 5% and 10%: mean and 95% interval over seeds.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student
+from sklearn.metrics import roc_auc_score
+from sklearn.metrics.pairwise import paired_cosine_distances
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES, key_of  # noqa: E402
+from sftmix.common.tables import read_dynamics  # noqa: E402
+from sftmix.tools.suspects.command import WITHOUT_MODEL, defaults  # noqa: E402
+from sftmix.tools.suspects.signals import (  # noqa: E402
+    IFD,
+    Echo,
+    Ending,
+    EndOfTurn,
+    HardTokens,
+    Information,
+    Mismatch,
+    Perplexity,
+    SuspectRows,
+    percentiles,
+    weighted,
+)
+from sftmix.types import Float64, TrainingDynamics  # noqa: E402
+
+KINDS = ("swapped", "cut", "words", "form", "wrong")
+TOP = (1, 5, 10)
+"""Percent of the rows, the first ones, whose share of wrong rows is reported."""
+SIGNALS = (Mismatch, Information, IFD, Echo, EndOfTurn, HardTokens, Ending, Perplexity)
+
+
+def signals_of(rows: list[dict], dynamics: TrainingDynamics) -> dict[str, Float64]:
+    """Return the score of each row by each signal and by the defaults, larger where it is more suspicious."""
+    prompts = [f"{row['instruction']}\n{row['input']}".strip() for row in rows]
+    responses = [row["output"] for row in rows]
+    words, sentences = (SuspectRows(prompts, responses, dynamics, kind) for kind in ("tfidf", "minilm"))
+    alone = dynamics.alone_nll_sum is not None
+    kinds = [kind for kind in SIGNALS if alone or kind not in (Information, IFD)]
+    own = {kind.__name__: kind().score(sentences) for kind in kinds}
+    by_words = own | {"Mismatch": Mismatch().score(words)}
+
+    def largest(names: Sequence[str], scores: dict[str, Float64]) -> Float64:
+        weights = {kind.__name__: kind.weight for kind in kinds}
+        none = [None] * len(rows)
+        return np.max([weighted(percentiles(scores[name], none), weights[name]) for name in names], axis=0)
+
+    return {
+        "**default**": largest(defaults(sentences), own),
+        "**default, without the sentence embedding**": largest(defaults(words), by_words),
+        "**without a model**": largest(WITHOUT_MODEL, own),
+        "**without a model or the embedding**": largest(WITHOUT_MODEL, by_words),
+        **own,
+        **_parts_of(dynamics),
+        "baseline: sentence cosine": paired_cosine_distances(*sentences.vectors),
+        "baseline: TF-IDF cosine": paired_cosine_distances(*words.vectors),
+    }
+
+
+def _parts_of(dynamics: TrainingDynamics) -> dict[str, Float64]:
+    """Return tries with the NLL of tokens, with the prompt minus without."""
+    if dynamics.token_nll is None or dynamics.alone_token_nll is None:
+        return {}
+    each = [
+        (nll[-1] - alone[-1]).astype(np.float64)
+        for nll, alone in zip(dynamics.token_nll, dynamics.alone_token_nll, strict=True)
+    ]
+
+    def of(measure: Callable[[Float64], float]) -> Float64:
+        return np.array([measure(one) if len(one) else np.nan for one in each])
+
+    return {
+        "Information a token": of(np.mean),
+        "Information, first eight tokens": of(lambda one: one[:8].sum()),
+        "Information, hardest fifth of tokens": of(lambda one: np.sort(one)[-max(1, len(one) // 5) :].mean()),
+        "Information, hardest token": of(np.max),
+    }
+
+
+def figures(rows: list[dict], scores: Float64) -> list[float]:
+    """Return the areas by kind, their mean, and the share of wrong rows among the first rows."""
+    truth, known = np.array([row["truth"] for row in rows]), np.array([row.get("known", False) for row in rows])
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    areas = []
+    for kind in KINDS:
+        here = (truth == kind) | ((truth == "clean") & (known == (kind == "wrong")))
+        areas.append(roc_auc_score(truth[here] == kind, np.maximum(scores[here], -1e9)))
+    order = np.argsort(-scores, kind="stable")
+    firsts = [float((truth[order[: max(1, len(rows) * top // 100)]] != "clean").mean()) for top in TOP]
+    return [*areas, float(np.mean(areas)), *firsts]
+
+
+def table(values: dict[str, list[list[float]]]) -> list[str]:
+    """Return lines of Markdown: mean over sets, plus or minus half the 95% interval."""
+    heads = [*KINDS, "mean", *(f"first {top}%" for top in TOP)]
+    lines = [f"| signal | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name, of_sets in values.items():
+        mean, n = np.mean(of_sets, axis=0), len(of_sets)
+        half = student.ppf(0.975, n - 1) * np.std(of_sets, axis=0, ddof=1) / np.sqrt(n) if n > 1 else 0 * mean
+        cells = (f"{m:.3f} ± {h:.3f}" if n > 1 else f"{m:.3f}" for m, h in zip(mean, half, strict=True))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("data", "runs", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    given, lines = parser.parse_args(), list[str]()
+    file = Path("confidence") / "dynamics.parquet"
+    whole = read_dynamics(given.runs / file) if (given.runs / file).exists() else None
+    for name in FILES:
+        for share in SHARES:
+            values: dict[str, list[list[float]]] = {}
+            sets = [f"{name}-{share}-{seed}" for seed in SEEDS]
+            done = [one for one in sets if whole or (given.runs / one / file).exists()]
+            for one in done:
+                rows = [json.loads(line) for line in (given.data / f"{one}.jsonl").read_text().splitlines()]
+                found = whole.of([key_of(row) for row in rows]) if whole else None
+                dynamics = found or read_dynamics(given.runs / one / file).of([row["id"] for row in rows])
+                for signal, scores in signals_of(rows, dynamics).items():
+                    values.setdefault(signal, []).append(figures(rows, scores))
+            if done:
+                lines += ["", f"## {name}, {share}% wrong: {len(done)} of {len(sets)} seeds", "", *table(values)]
+    given.out.write_text("\n".join(lines).strip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
