@@ -5,8 +5,8 @@
     python benchmarks/evidence/suspects.py --data DIR/data --runs DIR/MODEL/scores --out table.md
 
 all.jsonl has each text of the thirty sets once. DIR may also hold a run for each set, with the set's name, such as one
-of a reference that was trained on it: --runs DIR/trained. The table has, for each signal and kind of error, the area under
-the ROC curve, and the share of wrong rows among the first 1%, 5% and 10%: mean and 95% interval over seeds.
+of a reference that was trained on it: --runs DIR/trained. The table has, for each signal and kind of error, the area
+under the ROC curve, and the share of wrong rows among the first 1%, 5% and 10%: mean and 95% interval over seeds.
 """
 
 import argparse
