@@ -224,7 +224,7 @@ def test_commands_are_of_known_programs(page):
 DRIVER = """
 import json, sys
 from sftmix import pipeline, tools
-import sftmix.pipeline.directory, sftmix.pipeline.recipe, sftmix.pipeline.rows
+import sftmix.pipeline.export, sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
 import sftmix.pipeline.start, sftmix.tools.answers.chat, sftmix.tools.answers.generate
 import sftmix.tools.compare.command, sftmix.tools.estimate.command, sftmix.tools.estimate.run
 import sftmix.tools.evaluate.command
@@ -238,8 +238,8 @@ from sftmix.cli import main
 pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **more: None
 pipeline.recipe.run = lambda config, until, validated: {}
 pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
-pipeline.start.export_run = lambda *args, **options: None
-pipeline.directory.finished_models = pipeline.directory.refuse_no_run = lambda *args, **more: []
+pipeline.export.export_run = lambda *args, **options: None
+pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
 tools.estimate.run.estimate = tools.estimate.command.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
 tools.trackers.main = tools.quickstart.command.main = lambda args: None

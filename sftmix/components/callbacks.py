@@ -6,7 +6,8 @@ from statistics import median
 
 from sftmix.common.errors import LossLeapError
 from sftmix.common.files import read_steps
-from sftmix.components.base import Callback, CallbackResult, Need, StageState, require
+from sftmix.components.base import Callback, CallbackResult, StageState
+from sftmix.components.component import Need, require
 
 
 class Evaluate(Callback):

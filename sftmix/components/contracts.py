@@ -15,7 +15,8 @@ import numpy as np
 from sftmix.common.errors import ConfigError, ContractError
 from sftmix.common.plain import plain_value
 from sftmix.common.tables import impossible_numbers
-from sftmix.components.base import CallbackResult, Component
+from sftmix.components.base import CallbackResult
+from sftmix.components.component import Component
 from sftmix.types import (
     MOST_GROUPS,
     UNPAIRED,

@@ -13,7 +13,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.plain import as_list
-from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
+from sftmix.components.base import Reference, ReferenceContext
+from sftmix.components.component import Need, model_files, require
 from sftmix.options import ReferenceModel
 from sftmix.types import Bool, Encoded, Float64, RowScorer, TrainingDynamics
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
-from sftmix.components.base import Need, Objective, Schedule, require, require_one_of
+from sftmix.components.base import Objective, Schedule
+from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
 

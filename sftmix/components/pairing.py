@@ -7,7 +7,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
-from sftmix.components.base import PairSampler, require, require_one_of
+from sftmix.components.base import PairSampler
+from sftmix.components.component import require, require_one_of
 from sftmix.types import UNPAIRED, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]

@@ -15,7 +15,8 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
 from sftmix.common.rng import generator
-from sftmix.components.base import Schedule, require, require_one_of
+from sftmix.components.base import Schedule
+from sftmix.components.component import require, require_one_of
 from sftmix.components.objectives import SFTMix
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor

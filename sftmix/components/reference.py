@@ -11,7 +11,8 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import place_of
 from sftmix.common.hub import fetched_scores, hub_name
 from sftmix.common.tables import existing_file, read_columns, read_dynamics
-from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
+from sftmix.components.base import Reference, ReferenceContext
+from sftmix.components.component import Need, model_files, require
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 

@@ -12,7 +12,8 @@ from sftmix.common.files import place_of
 from sftmix.common.plain import as_list, listed, spelling
 from sftmix.common.rng import generator, stable_hash
 from sftmix.common.tables import existing_file, read_dynamics
-from sftmix.components.base import Selector, check_labels, require
+from sftmix.components.base import Selector
+from sftmix.components.component import check_labels, require
 from sftmix.types import Rows, Scores
 
 

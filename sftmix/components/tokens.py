@@ -16,7 +16,8 @@ import numpy as np
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import place_of
 from sftmix.common.tables import existing_file, read_dynamics
-from sftmix.components.base import Need, Objective, require
+from sftmix.components.base import Objective
+from sftmix.components.component import Need, require
 from sftmix.components.objectives import NTP
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor, TrainingDynamics

@@ -13,7 +13,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
     component_in,

@@ -15,7 +15,7 @@ from typing import Any
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import is_there, names_from, read_json, read_text
 from sftmix.common.plain import as_list
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.config.merge import CLASS, Tree, build, merge
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import component_bases, without_modules_of

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.components.listing import catalogue
 from sftmix.config.run_config import RunConfig
 

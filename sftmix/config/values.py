@@ -11,7 +11,7 @@ from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import alternatives, component_in, listed, option_hints, options_of
 

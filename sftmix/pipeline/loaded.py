@@ -36,9 +36,10 @@ from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
 from sftmix.model.rounding import round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
-from sftmix.pipeline.directory import FinishedModel
+from sftmix.pipeline.finished import FinishedModel
 from sftmix.training.checkpoint import CheckpointStore, full_weights
-from sftmix.training.module import TrainingModule, resolve_parallel, resolve_precision, training_module
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
 from sftmix.training.scoring import Scorer
 
 

@@ -12,7 +12,7 @@ from sftmix.common.files import MANIFEST
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_columns
 from sftmix.common.world import World
-from sftmix.components.base import Need
+from sftmix.components.component import Need
 from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig

@@ -32,7 +32,8 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.common.errors import ContractError, SFTMixError
 from sftmix.components import base, contracts
-from sftmix.components.base import Need, StageState
+from sftmix.components.base import StageState
+from sftmix.components.component import Need
 from sftmix.components.splitters import Quantile
 from sftmix.options import TrainingOptions
 from sftmix.testing.strategies import rows_in_memory, score_tables, training_dynamics

@@ -43,7 +43,7 @@ from sftmix.common.files import (
 )
 from sftmix.common.world import World
 from sftmix.model.adapters import adapter_config
-from sftmix.training.module import unwrap
+from sftmix.training.parallel import unwrap
 
 _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"

@@ -22,9 +22,12 @@ from sftmix.common.world import World
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
-from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, going_on, machine_of
-from sftmix.training.module import resolve_precision, training_module
+from sftmix.training.machine import going_on, machine_of
+from sftmix.training.memory import check_memory
+from sftmix.training.metrics import MetricsLog, Totals, figures_shown
+from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
+from sftmix.training.signals import StopSignal
 from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
 from sftmix.types import Rows, RowScores
 
@@ -91,6 +94,8 @@ class TrainingLoop:
     def run(self) -> StageResult:
         stage, world = self.stage, self.world
         self._resume()
+        if self.step == 0:
+            check_memory(self.setup, say=print if world.is_main else lambda said: None)
         self.machines = going_on(self.machines, self.step, machine_of(world, stage.options))
         with (
             closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=world)) as log,

@@ -40,15 +40,17 @@ from sftmix.batches.order import TokenisedRows, TrainingOrder, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.components.base import Callback, Need, Objective, Optimizer, Perturbation
+from sftmix.components.base import Callback, Objective, Optimizer, Perturbation
+from sftmix.components.component import Need
 from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.components.optimizers import AdamW
 from sftmix.functional import SFTLoss
 from sftmix.functional.fused import rows_alone
 from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.module import autocast, gradient_sync, unwrap
-from sftmix.training.scoring import OnlineLosses, Scorer, with_batch_nll
+from sftmix.training.dynamics import OnlineLosses
+from sftmix.training.parallel import autocast, gradient_sync, unwrap
+from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.types import Batch, Plan, Split
 
 

@@ -22,7 +22,7 @@ from sftmix.components import (
     SameGroupPairs,
 )
 from sftmix.components.contracts import check_pairs
-from sftmix.pipeline.recipe import pairs_by
+from sftmix.pipeline.order import pairs_by
 from sftmix.testing import _permuted, score_tables
 from sftmix.types import Split
 from tests.components.tables import scores

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sftmix.common.files import step_path, steps_in, verify_directory
-from sftmix.pipeline.start import export_run
+from sftmix.pipeline.export import export_run
 from sftmix.tools.quickstart import make_rows, write_rows
 from tests.faults.mines import KillIn, children, itself
 from tests.faults.runs import assert_same, words_of

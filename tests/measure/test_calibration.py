@@ -10,15 +10,8 @@ from torch import nn
 from sftmix.common.errors import NonFiniteError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.measure import model as measures
-from sftmix.measure.model import (
-    TAUS,
-    calibrate,
-    fitted,
-    reliability,
-    temperature_scaling,
-    token_statistics,
-)
+from sftmix.measure import calibration as measures
+from sftmix.measure.calibration import TAUS, calibrate, fitted, reliability, temperature_scaling, token_statistics
 from sftmix.model.head import Head
 from sftmix.training import scoring
 from sftmix.training.module import TrainingModule

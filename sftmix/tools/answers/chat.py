@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Load the models and talk until the user ends it."""
-    from sftmix.pipeline.directory import finished_models
+    from sftmix.pipeline.finished import finished_models
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding

@@ -14,7 +14,8 @@ from sftmix.common.files import append_batch, read_batches, read_json_if_there, 
 from sftmix.common.plain import ROLES, as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
-from sftmix.pipeline.directory import FinishedModel, differences, finished_models
+from sftmix.pipeline.finished import FinishedModel, finished_models
+from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.options import AnswerOptions, Question, add_sampling, sampling
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}

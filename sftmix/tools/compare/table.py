@@ -20,7 +20,8 @@ from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFT
 from sftmix.common.files import read_json, write_json, write_text
 from sftmix.common.shown import flatten, markdown_table, short
 from sftmix.config.read import TABLE, from_plain
-from sftmix.pipeline.directory import RunDirectory, differences
+from sftmix.pipeline.directory import RunDirectory
+from sftmix.pipeline.stages import differences
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
 from sftmix.tools.compare.statistics import (
     ALPHA,

@@ -30,7 +30,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
-from sftmix.components.base import Need, Objective, Optimizer
+from sftmix.components.base import Objective, Optimizer
+from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
@@ -41,8 +42,9 @@ from sftmix.model.meta import empty_model
 from sftmix.options import LoraOptions
 from sftmix.pipeline.rows import read_rows
 from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, plan
-from sftmix.training.log import PeakMemory
-from sftmix.training.module import TrainingModule, autocast, gradient_sync, wrap
+from sftmix.training.memory import PeakMemory
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import autocast, gradient_sync, wrap
 from sftmix.types import Batch, Float64
 
 __all__ = ["Machine", "estimate"]

@@ -13,8 +13,8 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.gpus import GPUS
 from sftmix.common.rng import generator
 from sftmix.common.world import World
-from sftmix.components.base import Need
 from sftmix.components.callbacks import Evaluate
+from sftmix.components.component import Need
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
@@ -22,8 +22,8 @@ from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
-from sftmix.training.module import resolve_parallel, shard_group
-from sftmix.training.scoring import checkpoint_steps
+from sftmix.training.dynamics import checkpoint_steps
+from sftmix.training.parallel import resolve_parallel, shard_group
 from sftmix.types import Batch, Float64, Rows
 
 FLOAT, HALF = 4, 2

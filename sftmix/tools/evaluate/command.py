@@ -19,7 +19,7 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import read_json, sha256_file, sha256_json, write_json, write_text
 from sftmix.common.shown import markdown_table
-from sftmix.pipeline.directory import DTYPES, FinishedModel, finished_models, is_run
+from sftmix.pipeline.finished import DTYPES, FinishedModel, finished_models, is_run
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert, files_of
 
 MODELS = ["base", "baseline", "target"]

@@ -22,8 +22,9 @@ from sftmix.components.reference import numbered
 from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
 from sftmix.model.head import check_head
 from sftmix.model.load import check_ids
+from sftmix.training.dynamics import checkpoint_steps, merge_dynamics, one_checkpoint
 from sftmix.training.module import TrainingModule
-from sftmix.training.scoring import Scorer, checkpoint_steps, merge, one_checkpoint
+from sftmix.training.scoring import Scorer
 from sftmix.types import UNPAIRED, Encoded, Int64
 
 GROUP = "sftmix_group"
@@ -220,4 +221,4 @@ class DynamicsCallback(TrainerCallback):
         if step in steps and all(step > part.steps[-1] for part in self._parts):
             scorer = Scorer(world=self._world, precision="bf16" if args.bf16 else "fp32")
             self._parts += [one_checkpoint(self._rows.ids, step, scorer(TrainingModule(model), self._rows))]
-            self._world.on_main(lambda: write_dynamics(self._path, merge(self._parts)))
+            self._world.on_main(lambda: write_dynamics(self._path, merge_dynamics(self._parts)))

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 
 import sftmix
 from sftmix.batches.collate import collate
+from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing, read_json, read_steps, write_text
 from sftmix.common.shown import short
-from sftmix.components.base import Need
-from sftmix.pipeline.recipe import order_of_arm
+from sftmix.components.component import Need
+from sftmix.pipeline.order import pairs_by
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run, read_summary
@@ -139,7 +140,9 @@ def mixed_pairs(view: RunView) -> list[list[tuple[str, ...]]]:
     if split is None or needs or not all(type(part).__module__.startswith("sftmix.") for part in parts):
         return []
     tables = []
-    order = order_of_arm(view, "train", view.scores, split)["order"]  # type: ignore[arg-type]  # of a run it reads these
+    divided = split, view.scores
+    pairs = pairs_by(lambda epoch: divided, config.resolved_pairing(), config.seed)
+    order = TrainingOrder(len(data), pairs, options=config.training, seed=config.seed)
     for pair in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
         batch = collate([pair], data, split=split)
         plan = objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)

@@ -12,7 +12,7 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.config import RunConfig
-from sftmix.pipeline.directory import DTYPES, finished_models, refuse_no_run
+from sftmix.pipeline.finished import DTYPES, finished_models, refuse_no_run
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
@@ -67,8 +67,8 @@ def main(args: argparse.Namespace) -> None:
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
     from sftmix.common.files import BEST, CHECKPOINTS, read_steps, steps_in
-    from sftmix.pipeline.directory import check_finished, is_finished, origin
-    from sftmix.pipeline.start import export_run
+    from sftmix.pipeline.export import export_run
+    from sftmix.pipeline.stages import check_finished, is_finished, origin
 
     run, step = Path(args.run), args.step
     refuse_no_run(run)

@@ -14,7 +14,8 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
 from sftmix.config.schema import find_component
-from sftmix.pipeline.directory import check_finished, is_run
+from sftmix.pipeline.finished import is_run
+from sftmix.pipeline.stages import check_finished
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
 

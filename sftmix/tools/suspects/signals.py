@@ -13,7 +13,7 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.progress import progress_bar, without_bars_of_transformers
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.components.confidence import perplexity
 from sftmix.types import Float64, Rows, TrainingDynamics
 

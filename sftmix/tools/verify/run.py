@@ -20,20 +20,24 @@ from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.common.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
 from sftmix.common.tables import read_table
 from sftmix.common.world import start_world
-from sftmix.components.base import Callback, CallbackResult, Need, StageState
+from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
+from sftmix.components.component import Need
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import as_started, read_config
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import Made, RunContext
-from sftmix.pipeline.directory import RunDirectory, check_same_directory, differences, is_finished
+from sftmix.pipeline.directory import RunDirectory, check_same_directory
+from sftmix.pipeline.inputs import STAGE_INPUTS, Known
 from sftmix.pipeline.recipe import make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
-from sftmix.pipeline.start import STAGE_INPUTS, Known, stages_entered
+from sftmix.pipeline.stages import differences, is_finished
+from sftmix.pipeline.start import stages_entered
 from sftmix.tools.verify.window import TRAINED, Window
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.log import StopAtOnce, machine_of, machines_between, same_bits
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
+from sftmix.training.machine import machine_of, machines_between, same_bits
+from sftmix.training.signals import StopAtOnce
 
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""

@@ -33,7 +33,8 @@ from sftmix.tools.estimate.run import (
     training_flops,
 )
 from sftmix.tools.estimate.work import Layout, Work
-from sftmix.training.module import TrainingModule, gradient_sync, wrap
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import gradient_sync, wrap
 from sftmix.training.scoring import scoring_plan
 from tests.distributed.test_sharding import COUNTED
 from tests.tiny import metrics

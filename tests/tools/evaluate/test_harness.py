@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from sftmix.data.templates import ALPACA
-from sftmix.pipeline.directory import FinishedModel
+from sftmix.pipeline.finished import FinishedModel
 from sftmix.pipeline.loaded import load_finished
 from sftmix.tools.evaluate.command import find_tasks, harness_of, scores_of
 from sftmix.tools.evaluate.convert import BENCHMARKS
