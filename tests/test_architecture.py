@@ -41,8 +41,16 @@ finds one node more, an empty string in an f-string).
 Whoever raises a number says in the commit what was taken away for it, or why it is worth more."""
 
 COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "functional")}
-COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in ("errors", "files", "hub", "plain", "rng", "tables")}
-COMPONENTS_MAY_IMPORT |= {"sftmix.components.base", "sftmix.components.view", "sftmix.components.objectives", "numpy"}
+COMPONENTS_MAY_IMPORT |= {
+    f"sftmix.common.{name}" for name in ("errors", "files", "hub", "places", "plain", "rng", "tables")
+}
+COMPONENTS_MAY_IMPORT |= {
+    "sftmix.components.base",
+    "sftmix.components.component",
+    "sftmix.components.view",
+    "sftmix.components.objectives",
+    "numpy",
+}
 IN_METHODS = {"torch", "bitsandbytes", "scipy"}
 """What component modules import where it is used, and nowhere else."""
 MAX_LINES = 400
@@ -65,10 +73,15 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imported(nodes: Iterator[ast.AST], path: Path) -> Iterator[str]:
-    """Dotted names of what the nodes import; `from package import module` gives package.module."""
+    """Dotted names of what the nodes import; `from package import module` gives package.module.
+
+    A name that `import_module` is given as a string counts, too.
+    """
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (part.value for part in node.args[:1] if isinstance(part, ast.Constant))
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(path)}:{node.lineno}: relative import"
             for alias in node.names:

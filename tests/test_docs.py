@@ -160,7 +160,7 @@ def known_options() -> set[str]:
         *(f.name for f in fields(TableOptions)),
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
-    for module in {command.module for command in COMMANDS.values()} - {""}:
+    for module in {command.module for command in COMMANDS.values()}:
         getattr(importlib.import_module(f"sftmix.tools.{module}"), "add_options", lambda _: None)(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
@@ -229,7 +229,7 @@ import sftmix.pipeline.start, sftmix.tools.answers.chat, sftmix.tools.answers.ge
 import sftmix.tools.compare.command, sftmix.tools.estimate.command, sftmix.tools.estimate.run
 import sftmix.tools.evaluate.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
-import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers
+import sftmix.tools.sharing.command, sftmix.tools.stages.command, sftmix.tools.status.command, sftmix.tools.trackers
 import sftmix.tools.suspects.command
 import sftmix.tools.verify.command
 from sftmix.cli import main
@@ -246,7 +246,7 @@ tools.trackers.main = tools.quickstart.command.main = lambda args: None
 tools.suspects.command.main = lambda given: None
 tools.report.write.write_report = lambda *args, **options: []
 tools.answers.generate.main = tools.evaluate.command.main = tools.verify.command.main = lambda args: None
-tools.sharing.command.main = tools.sharing.command.after_stage = lambda *args: None
+tools.sharing.command.main = tools.stages.command.after_stage = lambda *args: None
 tools.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """

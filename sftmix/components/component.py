@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Self, get_args
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import place_of
+from sftmix.common.places import place_of
 from sftmix.common.plain import listed, plain_value
 from sftmix.options import ReferenceModel
 from sftmix.types import Scores

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import place_of
+from sftmix.common.places import place_of
 from sftmix.common.tables import existing_file, read_columns
 from sftmix.components.base import ConfidenceEstimator
 from sftmix.components.component import Need, require_one_of

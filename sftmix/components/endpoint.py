@@ -70,7 +70,10 @@ class FromEndpoint(Reference):
         require(concurrency >= 1, "reference.concurrency", concurrency, "1 and above")
         self.rows = ReferenceModel(path=tokenizer or "", template=template, max_length=max_length)
         require(retries >= 0, "reference.retries", retries, "0 and above")
-        self.name, self.concurrency, self.retries, self.key_variable = model, concurrency, retries, key_variable
+        self.name = model
+        self.concurrency = concurrency
+        self.retries = retries
+        self.key_variable = key_variable
         self.token_nll, self.response_alone = token_nll, response_alone
         self.gives = frozenset({Need.CORRECT, *([Need.RESPONSE_ALONE] if response_alone else [])})
 

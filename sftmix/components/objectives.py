@@ -97,7 +97,10 @@ class SFTMix(Objective):
         require_one_of("objective.lambda_per", lambda_per, LambdaPer)
         require_one_of("objective.mean", mean, Mean)
         self.mu, self.alpha = mu, alpha
-        self.ntp_on, self.mixup_mean, self.lambda_per, self.mean = ntp_on, mixup_mean, lambda_per, mean
+        self.ntp_on = ntp_on
+        self.mixup_mean = mixup_mean
+        self.lambda_per = lambda_per
+        self.mean = mean
         if ntp_on != "all":
             self.needs = self.needs | {Need.FIRST_SPLIT}
 

@@ -177,7 +177,8 @@ def _between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:
             f"pairing needs two groups with examples, and those to be paired have {len(upper)} and {len(lower)}, or "
             "are one and the same; choose another splitter, or give more rows"
         )
-    columns, n_pairs = [], max(len(upper), len(lower))
+    columns = []
+    n_pairs = max(len(upper), len(lower))
     for rows in (upper, lower):
         passes = [rng.permutation(rows) for _ in range(math.ceil(n_pairs / len(rows)))]
         columns.append(np.concatenate(passes)[:n_pairs])

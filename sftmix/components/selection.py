@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import place_of
+from sftmix.common.places import place_of
 from sftmix.common.plain import as_list, listed, spelling
 from sftmix.common.rng import generator, stable_hash
 from sftmix.common.tables import existing_file, read_dynamics

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import place_of
+from sftmix.common.places import place_of
 from sftmix.common.plain import as_list, spelling
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import existing_file, read_split

@@ -21,7 +21,7 @@ from sftmix.config.schema import (
     group_in,
     import_class,
     is_list,
-    listed,
+    listed_components,
     options_of,
 )
 from sftmix.config.values import NoValueError, converted, from_yaml, no_option_of, not_allowed, unknown_option, words_of
@@ -134,7 +134,8 @@ def _merge_components(old: list[Any], new: Any, added: list[Any], base: type[Com
     """
     options = dict(_with_class(new))
     if CLASS in options:
-        old, added = [], [*as_list(from_yaml(options.pop(CLASS))), *added]
+        old = []
+        added = [*as_list(from_yaml(options.pop(CLASS))), *added]
     components = [*old, *(_merge_component(None, item, base, base, key) for item in added)]
     if options:
         last = components.pop() if components else None
@@ -159,7 +160,8 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
     # the class: the new one, or else the old one
     cls = import_class(old[CLASS]) if isinstance(old, Mapping) else None
     if CLASS in options:
-        name, cls = options.pop(CLASS), None
+        name = options.pop(CLASS)
+        cls = None
         try:
             value = converted(name, hint)
         except NoValueError as error:
@@ -171,7 +173,7 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
                 return value  # such as null
     if cls is None:
         raise ConfigError(
-            f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed(base)}"
+            f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed_components(base)}"
         )
     # its options: the old ones that it has, and the new ones over them
     known = options_of(cls)

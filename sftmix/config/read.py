@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.common.files import is_there, names_from, read_json, read_text
+from sftmix.common.files import read_json, read_text
+from sftmix.common.places import is_there, names_from
 from sftmix.common.plain import as_list
 from sftmix.components.component import Component
 from sftmix.config.merge import CLASS, Tree, build, merge

@@ -153,7 +153,7 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
     return known
 
 
-def listed(base: type[Component], words: Sequence[str] = ()) -> str:
+def listed_components(base: type[Component], words: Sequence[str] = ()) -> str:
     """List the components of a kind for a message; `words` are what an option takes beside them."""
     return ", ".join([*known_components(base), *words, "or the import path of your own class (my_module.MyClass)"])
 
@@ -175,7 +175,7 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
         near = [*known_components(base), *words]  # with those of a module that was imported just now
         guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)
         problem = f"{where}no {base.__name__} {name!r}{reason}"
-        raise ConfigError(told(problem, guess, f"there are {listed(base, words)}"))
+        raise ConfigError(told(problem, guess, f"there are {listed_components(base, words)}"))
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}")
     if inspect.isabstract(cls):

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.component import Component
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import alternatives, component_in, listed, option_hints, options_of
+from sftmix.config.schema import alternatives, component_in, listed_components, option_hints, options_of
 
 _WORDS = {
     Literal: "",
@@ -137,7 +137,7 @@ def words_of(hint: Any) -> list[str]:
 def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
     """Return the error for a value that no part of the type hint allows."""
     words, base = words_of(hint), component_in(hint)
-    allowed = listed(base, words) if base else ", ".join(words)
+    allowed = listed_components(base, words) if base else ", ".join(words)
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
     return ConfigError(
         told(f"{key}{_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")

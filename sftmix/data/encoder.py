@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.files import sha256_json
-from sftmix.data.fitting import INLINE, Shape, called
+from sftmix.data.fitting import Shape, called
+from sftmix.data.rendering import INLINE
 from sftmix.data.spellings import NUL, SpecialSpellings
 from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
 from sftmix.data.thoughts import divided

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sftmix.data.encoder import Encoder
-from sftmix.data.fitting import Shape, behind_head
+from sftmix.data.fitting import Shape
+from sftmix.data.rendering import behind_head
 from sftmix.data.thoughts import opened_by
 from sftmix.types import Example, Message
 

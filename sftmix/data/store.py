@@ -112,7 +112,8 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Record], batch: int
 
     A column that a row lacks is null.
     """
-    count, rest = 0, iter(rows)
+    count = 0
+    rest = iter(rows)
     with pa.ipc.new_file(str(path), schema) as writer:
         while part := list(itertools.islice(rest, batch)):
             writer.write_batch(pa.RecordBatch.from_pylist(part, schema=schema))

@@ -26,8 +26,8 @@ import numpy as np
 from sftmix.common.progress import progress_bar
 from sftmix.data.encoder import Encoder
 from sftmix.data.formats import TEXT
+from sftmix.data.report import DataReport
 from sftmix.data.responses import LOST, Response, responses_of
-from sftmix.data.rows import DataReport
 from sftmix.data.spellings import NUL
 from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
 from sftmix.data.templates import TemplateRefusal, written_bos
@@ -287,7 +287,8 @@ def encode_windows(
 
     The report counts documents that spell special tokens, and windows without a target.
     """
-    bos, eos = written_bos(encoder.tokenizer), [encoder.end_of_turn_id]
+    bos = written_bos(encoder.tokenizer)
+    eos = [encoder.end_of_turn_id]
 
     def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""

@@ -78,14 +78,17 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
     With p the distribution at temperature tau and b = 1 / tau, the NLL is log sum_k exp(b x_k) - b x_label; by b its
     first derivative is E_p[x] - x_label, and its second the variance of x under p.
     """
-    block, parts = block_rows(len(head.weight), hidden.device), []
+    block = block_rows(len(head.weight), hidden.device)
+    parts = []
     for start in range(0, max(1, len(labels)), block):
         rows = slice(start, start + block)
         x = head.logits(hidden[rows], dtype=statistics_dtype(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
             x.sub_(x.amax(1, keepdim=True)).clamp_(min=torch.finfo(x.dtype).min)  # a masked -inf times 0 would be NaN
             at_label = x.gather(1, labels[rows, None]).squeeze(1)
-            totals, tempered, e = [], [], torch.empty_like(x)
+            totals = []
+            tempered = []
+            e = torch.empty_like(x)
             for tau in TAUS:
                 torch.mul(x, 1 / tau, out=e)
                 total = e.exp_().sum(1)
@@ -126,7 +129,7 @@ def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) 
     if len(ids) < 2:  # nothing to fit on
         return dict.fromkeys(("nll_temperature_scaled", "temperature", "temperatures", "temperature_at_limit"))
     ranked = sorted(range(len(ids)), key=lambda i: stable_hash("calibration_fold", ids[i]))
-    (first, tau), (second, other) = (fitted(tempered[sorted(ranked[k::2])].sum(axis=0)) for k in (0, 1))
+    (first, tau), (second, other) = (fitted_temperature(tempered[sorted(ranked[k::2])].sum(axis=0)) for k in (0, 1))
     judged = float(second(-np.log(tau))) + float(first(-np.log(other)))
     return {
         "nll_temperature_scaled": judged / int(n_tokens.sum()),
@@ -136,7 +139,7 @@ def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) 
     }
 
 
-def fitted(sums: Float64) -> tuple[Any, float]:
+def fitted_temperature(sums: Float64) -> tuple[Any, float]:
     """Return the NLL sum as a function of log(1 / tau), and the tau in [TAUS[-1], TAUS[0]] where it is smallest.
 
     The function is a BPoly: between two of TAUS a quintic that has the values and derivatives of the sums

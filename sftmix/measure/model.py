@@ -52,10 +52,13 @@ def measure(
     groups  the group of each held-out row; None: one group
     step    up to which the model was trained, which is then calibrated, too; None: it is the base model
     """
-    on_main, files, figures = scorer.world.on_main, [SAMPLE], dict[str, Any]()
+    on_main = scorer.world.on_main
+    files = [SAMPLE]
+    figures = dict[str, Any]()
     if (held_out := data.eval) is not None:
         if step is None:
-            scores, brier = scorer(module, held_out), None
+            scores = scorer(module, held_out)
+            brier = None
         else:
             scores, brier, calibration = calibrate(module, held_out, scorer)
             on_main(lambda: write_json(directory / "calibration.json", calibration))

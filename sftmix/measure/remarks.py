@@ -31,7 +31,8 @@ def ends_of_loss(stage: Path) -> dict[str, float]:
     last step of an epoch may hold a single short response.
     """
     lines = [line for line in read_steps(stage) if line["loss"] is not None and line["ntp_tokens"]]
-    size, means = min(len(lines) // 2, max(8, len(lines) // 10)), {}
+    size = min(len(lines) // 2, max(8, len(lines) // 10))
+    means = {}
     for name, end in (("loss_first", lines[:size]), ("loss_last", lines[-size:])):
         if size:
             tokens = [line["ntp_tokens"] for line in end]

@@ -29,7 +29,9 @@ def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str],
     Return the files, relative to split/, and what the summary tells of the groups: `confidence`, `confounds`, and
     `tied`, the share of the examples that have the confidence of one in another group.
     """
-    measured, groups, figures = is_measured(scores.confidence), {}, {}
+    measured = is_measured(scores.confidence)
+    groups = {}
+    figures = {}
     for group, name in enumerate(split.names):
         rows = split.rows(group)
         confidence = groups[name] = scores.confidence[rows[measured[rows]]]
@@ -43,7 +45,9 @@ def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str],
             "labels": {label: count / len(rows) for label, count in labels.items()},
         }
     figures[UNPAIRED_NAME] = {"examples": len(split.unpaired)}
-    causes, files, panels = confounds(scores, split), ["confounds.json"], {"groups": groups}
+    causes = confounds(scores, split)
+    files = ["confounds.json"]
+    panels = {"groups": groups}
     if by_label := labelled(scores):
         panels["labels"] = by_label
         causes["labels"] = {
@@ -74,7 +78,9 @@ def confounds(scores: Scores, split: Split) -> dict[str, Any]:
     """
     from scipy.stats import mannwhitneyu, rankdata
 
-    measured, correlation, area = is_measured(scores.confidence), None, None
+    measured = is_measured(scores.confidence)
+    correlation = None
+    area = None
     if measured.sum() > 1:
         ranks = rankdata(np.stack([scores.confidence, scores.n_tokens], axis=1)[measured], axis=0)
         correlation = finite(lambda ranks: np.corrcoef(ranks, rowvar=False)[1, 0], ranks)

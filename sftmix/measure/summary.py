@@ -80,7 +80,8 @@ def made_by(world_size: int) -> dict[str, object]:
 
     The revision is that of this package's source tree, `+` if it was changed; None outside a checkout.
     """
-    here, revision = Path(sftmix.__file__).resolve().parent.parent, None  # above the package
+    here = Path(sftmix.__file__).resolve().parent.parent
+    revision = None  # above the package
     if (here / ".git").exists():
         command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
         with suppress(OSError):

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import BEST, CHECKPOINTS, is_there, steps_in
+from sftmix.common.files import BEST, CHECKPOINTS, steps_in
+from sftmix.common.places import is_there
 from sftmix.config.read import as_started, read_finished
 from sftmix.pipeline.stages import is_finished, origin
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import is_there
+from sftmix.common.places import is_there
 from sftmix.config.read import as_started, read_finished
 from sftmix.model.paths import model_at_hand, model_place, named
 from sftmix.pipeline.stages import is_finished

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import is_there, sha256_file
+from sftmix.common.files import sha256_file
+from sftmix.common.places import is_there
 from sftmix.components.base import Callback
 from sftmix.components.component import Component, Need, files_of, plain
 from sftmix.components.objectives import NTP
@@ -156,7 +157,8 @@ def reference_inputs(known: Known) -> Inputs:
     config, reference = known.config, known.config.reference
     trains, own = Need.TRAINING in reference.needs, config_of_reference(config)
     deciding, lora = _deciding(own.callbacks), own.model.lora
-    spec, elsewhere = reference.spec(), {*reference.layout, *(["training"] if trains else [])}  # or deciding nothing
+    spec = reference.spec()
+    elsewhere = {*reference.layout, *(["training"] if trains else [])}  # or deciding nothing
     inputs = {
         **_rows_and_model(known),
         "reference": spec | {"init_args": {k: v for k, v in spec["init_args"].items() if k not in elsewhere}},

@@ -10,7 +10,8 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from sftmix.common.errors import INTERRUPTED, ConfigError, DifferenceError, InUseError, NoSpaceError
-from sftmix.common.files import path_problem, read_json, remove_leftovers, write_json
+from sftmix.common.files import read_json, remove_leftovers, write_json
+from sftmix.common.places import path_problem
 from sftmix.config.read import STARTED
 
 

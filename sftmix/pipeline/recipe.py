@@ -87,7 +87,9 @@ def make_stages(run: RunContext, stages: Sequence[str]) -> None:
 
     The table of scores has NaN for the confidence, and there is no split, where these stages do not need them.
     """
-    dynamics, scores, split = None, run.rows.table(), None
+    dynamics = None
+    scores = run.rows.table()
+    split = None
     if "selection" in stages:
         selected = run.path / "selection/selected.parquet"
 
@@ -160,49 +162,51 @@ def enter_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     name           train or baseline
     scores, split  from the stages before; a single run takes neither, but makes a split for each epoch
     """
-    config, rows, directory = config_of_arm(run.config, name), run.rows, run.path / name
+    run.enter(name, lambda: _make_arm(run, name, scores, split))
 
-    def make() -> Made:
-        batches = order_of_arm(run, name, scores, split)
-        stage = run.training_stage(
-            name,
-            config,
-            rows.encoder,
-            data=rows.data.train,
-            order=batches.order,
-            split_of=batches.split_of,
-            online=batches.online,
-            eval_data=rows.data.eval,
-            eval_groups=rows.eval_groups,
-            packed=rows.packed,
-        )
-        dtype = export_dtype(config.model)
-        refuse_overflow(stage.model, dtype)
-        result = run.train(stage)
-        run.directory.tell(doing="measuring the trained model")
-        began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
-        held_out = rows.data.eval if dtype.itemsize < 4 else None
-        as_trained = None if held_out is None else held_out_metrics(stage.scorer(module, held_out))["eval_nll"]
-        round_weights(config, module, dtype)
-        files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
-        lines = run.world.from_main(lambda: read_steps(directory))
-        figures = {
-            **result.figures,
-            **measured,
-            "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
-            "eval_nll_as_trained": as_trained,
-            **best_evaluation(lines, as_trained or measured.get("eval_nll")),
-            "calibration_seconds": time.perf_counter() - began,
-            "made_by": made_by(run.world.size),
-        }
-        run.directory.tell(doing="writing the model")
-        weights, to = full_weights(module), directory / "model"
-        run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
-        files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
-        nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
-        return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
 
-    run.enter(name, make)
+def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> Made:
+    config = config_of_arm(run.config, name)
+    rows = run.rows
+    directory = run.path / name
+    batches = order_of_arm(run, name, scores, split)
+    stage = run.training_stage(
+        name,
+        config,
+        rows.encoder,
+        data=rows.data.train,
+        order=batches.order,
+        split_of=batches.split_of,
+        online=batches.online,
+        eval_data=rows.data.eval,
+        eval_groups=rows.eval_groups,
+        packed=rows.packed,
+    )
+    dtype = export_dtype(config.model)
+    refuse_overflow(stage.model, dtype)
+    result = run.train(stage)
+    run.directory.tell(doing="measuring the trained model")
+    began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
+    held_out = rows.data.eval if dtype.itemsize < 4 else None
+    as_trained = None if held_out is None else held_out_metrics(stage.scorer(module, held_out))["eval_nll"]
+    round_weights(config, module, dtype)
+    files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
+    lines = run.world.from_main(lambda: read_steps(directory))
+    figures = {
+        **result.figures,
+        **measured,
+        "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
+        "eval_nll_as_trained": as_trained,
+        **best_evaluation(lines, as_trained or measured.get("eval_nll")),
+        "calibration_seconds": time.perf_counter() - began,
+        "made_by": made_by(run.world.size),
+    }
+    run.directory.tell(doing="writing the model")
+    weights, to = full_weights(module), directory / "model"
+    run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
+    files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
+    nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
+    return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
 
 
 def enter_base(run: RunContext) -> None:

@@ -252,7 +252,8 @@ class ReferenceRun:
         self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], Scored]
     ) -> TrainingDynamics:
         """Score the rows by one model after the other, each a checkpoint, whose number counts from 1."""
-        parts, started = [], time.perf_counter()
+        parts = []
+        started = time.perf_counter()
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
             scores, alone = scores_of(number, name)

@@ -126,7 +126,8 @@ class OnlineLosses:
         An example whose loss was not finite counts as not scored; its step was skipped. Those beside it in one row
         without padding are not finite either.
         """
-        losses, self._parts = {name: column.numpy() for name, column in self.gathered().items()}, []
+        losses = {name: column.numpy() for name, column in self.gathered().items()}
+        self._parts = []
         if len(losses.get("row", ())) == len(self.ids):
             n_tokens = losses["n_tokens"]
             scores = RowScores(losses["nll_sum"], n_tokens, np.full_like(n_tokens, NOT_COUNTED))

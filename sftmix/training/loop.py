@@ -108,15 +108,10 @@ class TrainingLoop:
             self.pending = self._call("on_stage_start", metrics)
             self._save_or_stop(signal)  # before the first step, too, ranks agree on an end
             while self.step < self.total and not self.stopped_by:
-                metrics, full_disk = self.advance(), None
+                metrics = self.advance()
                 bar.set_postfix_str(figures_shown(metrics), refresh=False)
                 bar.update()
-                try:
-                    log.write({**metrics, "rows": digest(stage.order.batch(self.step - 1))})
-                    stage.on_progress(self.step, self.total)
-                except NoSpaceError as error:
-                    error.everywhere = True
-                    full_disk = error
+                full_disk = self._note(log, metrics)
                 # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
                 self._save_or_stop(signal, full_disk)
             if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
@@ -132,6 +127,16 @@ class TrainingLoop:
             **last,
         }
         return StageResult(self.module, figures)
+
+    def _note(self, log: MetricsLog, metrics: Mapping[str, float]) -> NoSpaceError | None:
+        """Write the line of the step that was made; return the error of a full disk, which ends all ranks later."""
+        try:
+            log.write({**metrics, "rows": digest(self.stage.order.batch(self.step - 1))})
+            self.stage.on_progress(self.step, self.total)
+        except NoSpaceError as error:
+            error.everywhere = True
+            return error
+        return None
 
     def _resume(self) -> None:
         """Go on from the newest valid checkpoint, if there is one, and see that those to come have room.
@@ -203,7 +208,8 @@ class TrainingLoop:
         stage, order, started = self.stage, self.stage.order, time.perf_counter()
         epoch = order.epoch_of(self.step)
         # `_prepare` leaves its result in `ahead`, for the next step; this step takes it out.
-        prepared, self.ahead = self.ahead or self._prepare(self.step), None
+        prepared = self.ahead or self._prepare(self.step)
+        self.ahead = None
         following = self.step + 1  # of the same epoch, whose losses may decide on the split of the next one
         meanwhile = None if following in order.ends else lambda: self._prepare(following)
         done = self.done = train_step(self.setup, prepared, meanwhile)

@@ -27,7 +27,7 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     activations of the largest one do not: those are measured by the forward of the longest row and of half of it.
     """
     stage = setup.stage
-    free = -setup.world.max(-free_bytes(setup.world.device))  # of the rank that has least: all ranks decide alike
+    free = -setup.world.max(-free_memory(setup.world.device))  # of the rank that has least: all ranks decide alike
     if isinstance(setup.module, FSDPModule):
         return
     trained = [one for one in stage.model.parameters() if one.requires_grad]
@@ -50,7 +50,7 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     )
 
 
-def free_bytes(device: torch.device) -> float:
+def free_memory(device: torch.device) -> float:
     """Return the bytes that a process may still take on the device; infinity: not known."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

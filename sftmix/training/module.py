@@ -44,7 +44,9 @@ class TrainingModule(nn.Module):
     def hidden_states(self, batch: Batch, perturb: Perturb | None = None) -> torch.Tensor:
         """Return hidden[T, D], the input of the LM head at the positions that predict the response tokens."""
         decoder = self.model.get_decoder()
-        parts, order, flash = [], [], is_flash(self.model.config._attn_implementation)
+        parts = []
+        order = []
+        flash = is_flash(self.model.config._attn_implementation)
         for segment in batch.segments:
             changing: Any = contextlib.nullcontext()
             if perturb is not None and segment.slots:  # not an idle segment

@@ -170,7 +170,10 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
 
     meanwhile  work of the host that is done while the device computes
     """
-    stage, module, optimizer, world = setup.stage, setup.module, setup.optimizer, setup.world
+    stage = setup.stage
+    module = setup.module
+    optimizer = setup.optimizer
+    world = setup.world
     step, batches, plans, problem = prepared
     perturbation: Any = stage.perturbation
     # learning rate, and the seed of dropout
@@ -199,7 +202,8 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=stage.seed)
         return check_embeddings(perturbation, e, changed)
 
-    sums, nll = torch.zeros(5, dtype=torch.float64, device=world.device), []
+    sums = torch.zeros(5, dtype=torch.float64, device=world.device)
+    nll = []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         with gradient_sync(module, enabled=number == len(batches)):

@@ -49,7 +49,7 @@ def stage(tmp_path):
 
 
 def free(monkeypatch, number: float) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: number)
+    monkeypatch.setattr(memory, "free_memory", lambda device: number)
 
 
 def test_what_does_not_fit_at_all_is_refused_before_the_first_step(stage, monkeypatch):
@@ -75,11 +75,11 @@ def test_the_micro_batch_that_fits_is_named_before_the_first_step(stage, monkeyp
 
 
 def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatch):
-    everything = memory.free_bytes(torch.device("cpu"))
+    everything = memory.free_memory(torch.device("cpu"))
     assert 0 < everything < 2**50
     (tmp_path / "memory.max").write_text("3000\n")
     (tmp_path / "memory.current").write_text("1000\n")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert memory.free_bytes(torch.device("cpu")) == 2000
+    assert memory.free_memory(torch.device("cpu")) == 2000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_bytes(torch.device("cpu")) > 3000
+    assert memory.free_memory(torch.device("cpu")) > 3000

@@ -97,7 +97,8 @@ class FakeModel:
             model.requires_grad_(False)
         decoder, config = model.get_decoder(), model.config.get_text_config()
         self.head = model.get_output_embeddings().weight
-        self.numbers, self.in_4_bits = Count(model.parameters()), []
+        self.numbers = Count(model.parameters())
+        self.in_4_bits = []
         self.stored_bytes: float = FLOAT * self.numbers.all
         for layer in model.modules() if lora.quantize else ():
             # bitsandbytes stores frozen linear layers in 4 bits, but not the head.

@@ -5,6 +5,7 @@ DynamicsCallback takes training dynamics out of any Trainer's run. The methods w
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ def groups_of(path: PathLike, ids: list[str]) -> Int64:
         confident, unconfident = split.group == 0, split.group == len(split.names) - 1
     else:
         dynamics = read_dynamics(path)
-        names, confidence = [*dynamics.ids], Perplexity().estimate(dynamics)
+        names = [*dynamics.ids]
+        confidence = Perplexity().estimate(dynamics)
         confident, unconfident = confidence > np.nanmedian(confidence), confidence < np.nanmedian(confidence)
     group = dict(zip(names, np.select([confident, unconfident], [0, 1], UNPAIRED), strict=True))
     if not group.keys() & ids:
@@ -163,7 +165,7 @@ class SFTMixTrainer(Trainer):
         return self.outputs["loss"] * self.accelerator.num_processes
 
 
-def _collate(collator, features):
+def _collate(collator: Callable[[list[Any]], dict[str, Any]], features: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the collator's batch with the group of each row; held-out rows have None."""
     groups = [feature.pop(GROUP, None) for feature in features]
     return {**collator(features), GROUP: groups}

@@ -139,7 +139,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     return chart
 
 
-def histogram(view: RunView, panel: str) -> go.Figure | None:
+def histogram_of(view: RunView, panel: str) -> go.Figure | None:
     """Confidence by group (`groups`) or by label (`labels`, Figure 3), from confidence/histogram.json."""
     file = view.path / "confidence" / "histogram.json"
     counted = read_json(file) if file.exists() else {"panels": {}}

@@ -21,7 +21,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.common.files import HUB_ID, is_there, place_of, read_json_if_there, write_text
+from sftmix.common.files import read_json_if_there, write_text
+from sftmix.common.places import HUB_ID, is_there, place_of
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
 from sftmix.config.read import as_started, made_from, read_finished

@@ -110,7 +110,8 @@ class Tracker(Callback):
         self._closing.enter_context(Hold(self.folder))
         self._known = self.open()
         self._closing.callback(self.close)
-        self._read, self.rows = dict.fromkeys(STAGES, 0), 0
+        self._read = dict.fromkeys(STAGES, 0)
+        self.rows = 0
         atexit.register(self.end)
 
     def send(self) -> int:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sftmix.tools.verify.run import EXAMPLES, LOSSES, Finding, compare_logs
+from sftmix.tools.verify.findings import EXAMPLES, LOSSES, Finding, compare_logs
 
 LINE = {"time": 1.0, **dict.fromkeys(EXAMPLES, 5), **dict.fromkeys(LOSSES, 0.5), "rows": "ab"}
 
