@@ -149,7 +149,7 @@ def option_rows(owner: type, prefix: str) -> Iterator[HelpRow]:
 
 
 def _default(value: Any, doc: str) -> str:
-    """Return the default in brackets, or "" for one that says nothing or stands in the explanation."""
+    """Return the default in brackets, or "" for one that says nothing or is in the explanation."""
     if value is inspect.Parameter.empty:
         return " [required]"
     if value is False or value in ("", [], {}) or (value is None and "null" in doc):

@@ -39,7 +39,7 @@ def plain_value(value: Any, *, paths: bool = False) -> Any:
 def not_plain(value: object, key: str = "") -> Iterator[str]:
     """Yield a sentence for each part of a configuration in plain form that no file of a run could hold.
 
-    key  the option's name, with dots; constructor arguments of a component stand below its own
+    key  the option's name, with dots; constructor arguments of a component are below its own
     """
     if isinstance(value, Mapping):
         for name, inner in value.items():

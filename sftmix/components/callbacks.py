@@ -31,7 +31,7 @@ class Evaluate(Callback):
 class EarlyStopping(Callback):
     """Stop after `patience` evaluations in a row without a better held-out NLL.
 
-    It stands after the callback that evaluates (`Evaluate`), and decides on every evaluation of the stage, those before
+    Put it after the callback that evaluates (`Evaluate`), and decides on every evaluation of the stage, those before
     a resume included: one that is better by more than `min_delta` than that which last began the count begins it anew.
     """
 

@@ -22,7 +22,7 @@ the distances; closer to 0.5, some pairs stay as they started, half the ranks ap
 class RandomPairs(PairSampler):
     """The paper's pairing: every epoch a fresh random matching of confident with unconfident examples, in random order.
 
-    If the groups differ in size, the smaller one is repeated in a new order. Of more than two groups, the first is
+    If the groups differ in size, the smaller one is repeated in a new order. With more than two groups, the first is
     matched with the last; the examples between get NTP alone.
     """
 

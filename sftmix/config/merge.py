@@ -1,6 +1,6 @@
 """How options and components are chosen: layers of plain values -> one plain tree -> RunConfig.
 
-A file, a recipe, a command line and a variant of a table are layers: mappings in which an option stands by its full key
+A file, a recipe, a command line and a variant of a table are layers: mappings from the full key of an option
 (`objective.mu: 0.4`) or in braces (`objective: {mu: 0.4}`), in any order. `merge` lays them over each other, and checks
 each value against the type of its option. `build` makes the RunConfig of the result.
 
@@ -195,7 +195,7 @@ def _make(value: Any, hint: Any, key: str) -> Any:
     known, prefix = options_of(cls), f"{key}." if key else ""
     if missing := [f"{prefix}{p.name}" for p in known.values() if p.default is p.empty and p.name not in options]:
         raise ConfigError(f"{key}: {cls.__name__} needs {', '.join(missing)}")
-    arguments = {  # without the options of a command, which stand in the tree beside those of a run
+    arguments = {  # without the options of a command, which are in the tree beside those of a run
         name: _make(inner, known[name].annotation, f"{prefix}{name}")
         for name, inner in options.items()
         if name in known

@@ -112,7 +112,7 @@ def import_class(path: str) -> type:
     """
     module, _, name = path.rpartition(".")
     package, here = module.partition(".")[0], Path.cwd().resolve()
-    # At the end of sys.path the directory stands since an earlier class was found there.
+    # The directory is at the end of sys.path since an earlier class was found there.
     if package not in sys.modules and (sys.path[-1] == str(here) or find_spec(package) is None):
         spec = PathFinder.find_spec(package, [str(here)])
         files = (spec.submodule_search_locations or [str(spec.origin)]) if spec else []

@@ -27,7 +27,7 @@ _WORDS = {
     dict: "a mapping {name: value}",
     str: "text",
 }
-"""Types that options have, in words. Of several that would take a text, the first one here has it."""
+"""Types that options have, in words. If several would take a text, the first one here gets it."""
 EXAMPLES = {
     "contrasts": "[[SFTMix, NTP]]",
     "data.columns": "{response: output_gpt4}",
@@ -62,7 +62,7 @@ class NoValueError(Exception):
 def converted(value: Any, hint: Any) -> Any:
     """Return a plain value as the type hint has it; a text may spell any value, as on the command line.
 
-    Of several types that would take a text, words and numbers come before lists, and text comes last. Raises
+    If several types would take a text, words and numbers come before lists, and text comes last. Raises
     NoValueError.
     """
     if hint in (Any, inspect.Parameter.empty):
@@ -115,7 +115,7 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def _inside(value: Any, hint: Any) -> Any:
-    """Convert a value inside a list or mapping, where a number, true or false may stand for text."""
+    """Convert a value inside a list or mapping, where a number, true or false may mean text."""
     is_text = set(alternatives(hint)) <= {str, types.NoneType}
     return str(value) if is_text and isinstance(value, (int, float)) else converted(value, hint)
 

@@ -22,7 +22,7 @@ def take(
 ) -> Conversations:
     """Take some rows of each entry of data.train, those with the smallest hash of (seed, id); a note counts them.
 
-    written  records of each entry, which stand one after the other
+    written  records of each entry, which follow one another
     Raises ConfigError for more rows than there are, and for a share that is no row.
     """
     chosen: list[Int64] = []
@@ -68,7 +68,7 @@ def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) 
     """Divide rows into (training side, held-out side): whole rows by their hash, or the last part of each document.
 
     With fewer than 2 / fraction documents, about the last part of each is held out, behind the next newline, if there
-    is one. Windows from inside a document are not: the model would be tested on text that stands between trained text.
+    is one. Windows from inside a document are not: the model would be tested on text between trained text.
     """
     total = len(rows.records)
     if not rows.is_text or total * fraction >= 2:

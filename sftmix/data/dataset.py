@@ -266,7 +266,7 @@ EDGE = 8
 def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, color: bool = True) -> str:
     """Text of the given training rows, a table of tokens of the first of them, and the report on all rows.
 
-    The response, which is all tokens that carry loss, is green; without colour it stands in [[ ]].
+    The response, which is all tokens that carry loss, is green; without colour it is in [[ ]].
     """
 
     def spelt(token: int) -> str:

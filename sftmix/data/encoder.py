@@ -89,7 +89,7 @@ class Encoder:
     def turn(self, message: Message, *, inline: bool = False) -> dict[str, Any]:
         """Return a turn as the template takes it: its thought by its key, its special tokens as text.
 
-        inline  of a template that knows no thoughts: a thought from a field stands in the content
+        inline  for a template that knows no thoughts: a thought from a field is put into the content
         """
         assert self.shape is not None
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}

@@ -27,7 +27,7 @@ def ends_of(
     What ends a turn does not occur inside one: not between the prompt and the answer, nor in a call. eos is taken
     before any other token, if the template writes it behind every answer, and put there if it writes none.
 
-    within  what stands in front of an answer
+    within  what is in front of an answer
     call    what the template writes from a call on
     """
     tokenizer = renderer.tokenizer

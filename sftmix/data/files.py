@@ -50,7 +50,7 @@ def _lines(path: Path) -> Iterator[Row]:
 _BEGIN = re.compile(r"[ \t\r\n]*\[(?![ \t\r\n]*\])[ \t\r\n]*")
 _NEXT = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 _END = re.compile(r"[ \t\r\n]*\[?[ \t\r\n]*\][ \t\r\n]*\Z")
-"""What stands before the first element of an array, between two, and after the last; an empty array is all end."""
+"""What is before the first element of an array, between two, and after the last; an empty array is all end."""
 
 
 def _array(path: Path) -> Iterator[Row]:

@@ -42,7 +42,7 @@ _PIECE = re.compile(r"(?=<|\[|\s)")
 
 
 class Lead(NamedTuple):
-    """What stands in front of the first text of a response: of its answer, or of its thought.
+    """What is in front of the first text of a response, which is its answer or its thought.
 
     own     between the beginning of the prompt and the first text, as the template has it; None: it has none such
     served  between the whole prompt and the first text, as it is trained
@@ -164,7 +164,7 @@ def _header(view: View, thinks: bool, call: str) -> str:
 
 
 def _leads(view: View) -> tuple[str, str | None, Lead, Lead, str]:
-    """Return the end of the prompt, its surplus, what stands before an answer and a thought, and between the two."""
+    """Return the end of the prompt, its surplus, what is before an answer and a thought, and between the two."""
     base = _base(view)
     opened = opened_by(view.prompt)
     surplus = None if base is None else view.prompt[len(base) :]
@@ -186,7 +186,7 @@ def _leads(view: View) -> tuple[str, str | None, Lead, Lead, str]:
 
 
 def _thinking(view: View, base: str | None) -> tuple[str | None, str, str]:
-    """Return what stands before a thought that the template writes, in its own rendering and behind the prompt; and
+    """Return what is before a thought that the template writes, in its own rendering and behind the prompt; and
     between the thought and the answer.
     """
     head, _, rest = (view.thinking or "").partition(THOUGHT)

@@ -61,7 +61,7 @@ class Columns:
 def recognise(row: Fields, first: Sequence[str] = ()) -> str:
     """Name the first format whose fields the row has, or else the one of which it lacks fewest.
 
-    History stands before alpaca, because it has its fields. A row is text if it has no field that another format reads.
+    History is before alpaca, whose fields it has. A row is text if it has no field that another format reads.
 
     first  formats that are tried before the others
     Raises BadRow for a row without any of the fields.

@@ -165,7 +165,7 @@ def _of_split(directory: Path, subset: str | None, split: str) -> list[Path]:
 
 
 def _datasets() -> Any:
-    """Import datasets, which takes more than a second, without its progress bars: ours tell of the rows."""
+    """Import datasets, which takes more than a second, without its progress bars: ours count the rows."""
     import datasets
 
     datasets.disable_progress_bars()

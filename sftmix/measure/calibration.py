@@ -73,7 +73,7 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
     """Return of T token rows, through the model's own Head (scale, soft-cap and bias included), float32 or better:
 
     confidence [T], correct bool[T], Brier score [T], and [T, len(TAUS), 3]: NLL at each temperature tau, and its first
-    and second derivative by 1 / tau. Of a block of logits x [T, V] one more buffer serves all temperatures.
+    and second derivative by 1 / tau. One more buffer of the size of a block of logits x [T, V] serves all temperatures.
 
     With p the distribution at temperature tau and b = 1 / tau, the NLL is log sum_k exp(b x_k) - b x_label; by b its
     first derivative is E_p[x] - x_label, and its second the variance of x under p.
@@ -107,7 +107,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, f
     """Return the bins that hold tokens, least confident first: mean confidence, accuracy, count.
 
     The bin of a token is floor(N_BINS (mean rank - 1/2) / T): without ties the sizes differ by at most one. Equal
-    values share a bin, wherever they stand in the array, so a bin may be large and another empty.
+    values share a bin, wherever they are in the array, so a bin may be large and another empty.
     """
     import pandas as pd
     from scipy.stats import rankdata

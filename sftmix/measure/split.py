@@ -26,7 +26,7 @@ MAX_LABELS = 12
 def describe_split(root: Path, scores: Scores, split: Split) -> tuple[list[str], dict[str, Any]]:
     """Write split/confounds.json and, if there is confidence, confidence/histogram.json under `root`.
 
-    Return the files, relative to split/, and what the summary tells of the groups: `confidence`, `confounds`, and
+    Return the files, relative to split/, and what the summary says about the groups: `confidence`, `confounds`, and
     `tied`, the share of the examples that have the confidence of one in another group.
     """
     measured = is_measured(scores.confidence)
@@ -69,7 +69,7 @@ def tied_at_the_cut(scores: Scores, split: Split) -> float:
 
 
 def confounds(scores: Scores, split: Split) -> dict[str, Any]:
-    """Return how far length stands behind a split; None for what is undefined.
+    """Return how far length is behind a split; None for what is undefined.
 
     spearman_confidence_length  Spearman's correlation of confidence with response length, over the examples with a
                                 finite confidence; equal values share the mean of their ranks

@@ -154,7 +154,7 @@ def export_weights(
 ) -> Path:
     """Write weights as a Hugging Face directory, with what the encoder knows: tokenizer, template, stop ids.
 
-    Of a model with adapters only those are written.
+    For a model with adapters only those are written.
 
     weights  those that `round_weights` has rounded to `dtype`
     """

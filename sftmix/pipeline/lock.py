@@ -16,12 +16,12 @@ from sftmix.config.read import STARTED
 
 
 class Hold:
-    """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is told in STATUS.json.
+    """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is noted in STATUS.json.
 
     The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
     back an unfinished run to its end.
 
-    Of the processes of a torchrun the first one does all this.
+    Under torchrun, the first process does all this.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -63,7 +63,7 @@ class Hold:
     def __exit__(self, *raised: Any) -> None:
         """Note the error that ended the command, if any, and give the lock back."""
         if (error := raised[1]) is not None:
-            with contextlib.suppress(NoSpaceError):  # it would hide the error that is told of
+            with contextlib.suppress(NoSpaceError):  # it would hide the error itself
                 code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
                 self.status(exit_code=code, message=f"{type(error).__name__}: {error}")
         self._lock.release()
@@ -77,5 +77,5 @@ class Hold:
             write_json(self.path / "STATUS.json", self._status)
 
     def starts_work(self) -> None:
-        """Note that something is about to be made here: from now on STATUS.json tells of this process."""
+        """Note that something is about to be made here: from now on STATUS.json is about this process."""
         self._earlier = {}

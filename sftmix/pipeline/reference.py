@@ -78,11 +78,11 @@ def rows_of_reference(
     key: str = "reference.model.path",
     say: Callable[[str], object] = lambda line: None,
 ) -> tuple[str, Encoder, EncodedDataset]:
-    """Return model path, encoder and rows of a reference; lines tell how it reads rows of its own.
+    """Return model path, encoder and rows of a reference; lines say how it reads rows of its own.
 
     What is not set is the run's where the tokenizer is the target's: the confidence is then that of the tokens which
-    the target sees. Of another tokenizer template and length have another meaning, so they are the model's. Windows of
-    plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut others.
+    the target sees. With another tokenizer, template and length have another meaning, so they are the model's. Windows
+    of plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut others.
 
     key  the option that names the model, beside those of its template and length
     """

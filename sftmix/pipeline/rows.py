@@ -30,7 +30,7 @@ from sftmix.model.load import (
 from sftmix.types import Scores
 
 MOST_GROUPS = 20
-"""Most groups of held-out rows whose NLL is told: more of them would be scores, not groups, and fill every log."""
+"""Most groups of held-out rows whose NLL is reported: more of them would be scores, not groups, and fill every log."""
 
 
 class RunRows(NamedTuple):
@@ -40,7 +40,7 @@ class RunRows(NamedTuple):
     encoder   the target's tokenizer and chat template
     data      the selected rows, as the target sees them
     whole     all training rows, of which the selector keeps some
-    eval_groups  the group of each held-out row, by which its NLL is told, too; None: one group
+    eval_groups  the group of each held-out row, by which its NLL is reported as well; None: one group
     """
 
     prepared: Prepared

@@ -62,7 +62,7 @@ def check_start(config: RunConfig, until: StageName) -> None:
 
 @contextlib.contextmanager
 def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a directory on the first rank while every rank makes the same checks; one of them tells of an error."""
+    """Hold a directory on the first rank while every rank makes the same checks; one of them reports an error."""
     with Hold(directory):
         try:
             yield

@@ -146,9 +146,9 @@ class CheckpointStore:
             ) from error
 
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
-        """Return the bytes that the checkpoints to come take beside what stands, at most at one time.
+        """Return the bytes that the checkpoints to come take beside those that are there, at most at one time.
 
-        The oldest one goes when the new one stands: once `keep` stand, one more must fit.
+        The oldest one goes when the new one is there: once there are `keep`, one more must fit.
 
         state_bytes  bytes of the optimizer's state per trained number
         saves        number of checkpoints still to be saved, at least 1

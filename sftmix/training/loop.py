@@ -166,7 +166,7 @@ class TrainingLoop:
         if self.every and self.step < self.total:
             saves = math.ceil((self.total - self.step) / self.every)
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
-            if self.best is not None:  # the old ones go when the new ones stand
+            if self.best is not None:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
 
@@ -251,7 +251,7 @@ class TrainingLoop:
     def _call(self, hook: str, metrics: Mapping[str, float]) -> dict[str, float]:
         """Call a hook of every callback, each with the metrics that those before it have added.
 
-        After a resume, the log has what they told before the first step.
+        After a resume, the log has what they said before the first step.
         """
         stage, step = self.stage, self.step
         logged = hook == "on_stage_start" and step > 0

@@ -30,7 +30,7 @@ Perturb = Callable[..., torch.Tensor]
 class TrainingModule(nn.Module):
     """A causal language model whose forward returns the fused NTP + Mixup loss of one micro-batch.
 
-    padding_free  True if the examples of a micro-batch stand in one row; before it is set to True,
+    padding_free  True if the examples of a micro-batch share one row; before it is set to True,
                   `sftmix.model.packing.packing_problem` must have found no problem
     """
 

@@ -81,7 +81,7 @@ class Stage:
     """The store for the losses of the current epoch."""
     eval_data: TokenisedRows | None = None
     eval_groups: Sequence[str] | None = None
-    """A name for each held-out row, by which its NLL is told, too (`eval_nll/NAME`)."""
+    """A name for each held-out row, by which its NLL is reported as well (`eval_nll/NAME`)."""
     packed: bool = False
     """True if some rows hold several documents, which must not attend to each other."""
     callbacks: Sequence[Callback] = ()

@@ -84,7 +84,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     from sftmix.common.world import start_world
 
     summaries = {}
-    say_rows = cache(print)  # equal rows are told once
+    say_rows = cache(print)  # equal rows are printed once
     timeout = max(config.training.timeout for config in comparison.variants.values())
     with start_world(timeout) as world, RunDirectory(out, world) as directory:
         plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)

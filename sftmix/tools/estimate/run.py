@@ -3,7 +3,7 @@
     from sftmix.tools.estimate.run import Machine, estimate
     estimate(config, machine)["device_hours"]  # a Machine has the options of the command line
 
-The rows are read and tokenised, and the run will find them in the cache. Of the models only the configs are read.
+The rows are read and tokenised, and the run will find them in the cache. Only the configs of the models are read.
 
 FLOPs are multiplications and additions of matrices. A matrix takes 2 per number and token in the forward and 4 in the
 backward (2 if it is frozen). The head is multiplied with response tokens alone. Mixup adds no matrix product.

@@ -144,7 +144,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     """The stages in their order: reference (if the run has one), train, baseline (if it is wanted), base.
 
     Evaluations are those of Evaluate, and one after the training: what a user's own callback does is not known. Pairs
-    are random ones of all rows. Of the reference its attributes count; none of its code is run.
+    are random ones of all rows. Only the attributes of the reference count; none of its code is run.
     """
     data = rows.data.train
     held_out = rows.data.eval

@@ -2,7 +2,7 @@
 
 A row has `id`, `context` (text, empty without one), `question`, `options` (a list of texts) and `answer` (the place of
 the right option, from 0). Two files come out: the questions that are measured, and `shots`, the solved questions that
-stand before them. No question is in both.
+come before them. No question is in both.
 """
 
 import hashlib

@@ -24,7 +24,7 @@ def find_tasks(names: Sequence[str], data_dir: Path, include: Path | None) -> tu
 
     data_dir  the directory with the converted rows of this room's tasks
     include   directory of a user's task files, and of rows and code that they may read
-    Of each task this is its name; what the TaskManager loads, the name or the whole configuration of a task of this
+    For each task these are its name; what the TaskManager loads, the name or the whole configuration of a task of this
     room; and the files that its result depends on, task files and rows. lm-eval's own task files, thousands, are read
     only where one of the names may be among them.
     """

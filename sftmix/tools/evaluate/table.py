@@ -14,8 +14,8 @@ MODELS = ["base", "baseline", "target"]
 def write_tables(place: Path, measured: dict[str, str]) -> str:
     """Write table.json and table.md of all results of a directory; return the latter.
 
-    A line is a task with its settings. Of results that differ in the model's files alone, the newest counts. Under the
-    table stand the differences of the target to the base and to the baseline.
+    A line is a task with its settings. If results differ in the model's files alone, the newest counts. Under the
+    table are the differences of the target to the base and to the baseline.
 
     measured  model -> its identity now; results of other weights under these names are left out
     """

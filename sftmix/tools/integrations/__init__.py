@@ -64,7 +64,7 @@ class SFTMixArguments:
 def groups_of(path: PathLike, ids: list[str]) -> Int64:
     """Return i64[N]: 0 for confident rows, 1 for unconfident ones, UNPAIRED for others.
 
-    Of dynamics, rows are confident or unconfident above or below the median. ValueError if no row has a group.
+    With dynamics, rows are confident or unconfident above or below the median. ValueError if no row has a group.
     """
     if "group" in read_table(path, ["id"]).column_names:
         names, split = read_split(path)

@@ -92,7 +92,7 @@ def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
 
 
 def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
-    """Return where confidences stand on an axis, and the axis.
+    """Return the places of confidences on an axis, and the axis.
 
     Perplexities have a long tail: if all confidences are negative and the largest is ten times the smallest in size,
     the axis is logarithmic in minus the confidence, and reversed.

@@ -183,7 +183,7 @@ class HardTokens(Signal):
 
 
 class Information(Signal):
-    """The prompt tells little of the response: minus their pointwise mutual information under the last checkpoint.
+    """The prompt says little about the response: minus their pointwise mutual information under the last checkpoint.
 
     log p(response) - log p(response | prompt) in nats, with sums over the response tokens. No training is needed.
     """

@@ -51,9 +51,9 @@ class Tracker(Callback):
     """A callback that sends the rows of a run to a client: those that it lacks, each once, in their order.
 
     `open` says how many rows the client has. A resumed run, or `sftmix track` after it, therefore goes on where the
-    client stands, whatever became of the process before. Steps that a resumed run makes again keep their numbers. A row
+    client is, whatever became of the process before. Steps that a resumed run makes again keep their numbers. A row
     is sent when the next step ends, the last one of a stage at its end. An error of a client ends no training: it is
-    told once, and the rest is left to `sftmix track`.
+    reported once, and the rest is left to `sftmix track`.
     """
 
     gives = frozenset()
