@@ -159,7 +159,7 @@ class RowReader:
             options.roles,
             options.trained_turns == "last",
         )
-        record = _stored_once(example, self.report, self.times)
+        record = stored_once(example, self.report, self.times)
         if record is not None and thinks(example):
             self.report.add("thought", place)
         return record
@@ -175,7 +175,7 @@ def _check_present(columns: Columns, label_field: str | None) -> None:
             )
 
 
-def _stored_once(example: Example, report: DataReport, times: Counter[str]) -> Record | None:
+def stored_once(example: Example, report: DataReport, times: Counter[str]) -> Record | None:
     """Return the record of a row, None for one without any response; count empty responses and repeated rows.
 
     Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that an

@@ -82,7 +82,8 @@ def rows_of_reference(
 
     What is not set is the run's where the tokenizer is the target's: the confidence is then that of the tokens which
     the target sees. With another tokenizer, template and length have another meaning, so they are the model's. Windows
-    of plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut others.
+    of plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut
+    others.
 
     key  the option that names the model, beside those of its template and length
     """
