@@ -75,11 +75,7 @@ def main(args: argparse.Namespace) -> None:
     runs = [model.run for model in finished if model.run]
     run = runs[0] if runs and form == "rows" else None
     questions = _asked(args, run) if args.prompts else _held_out(finished[0].name, run)
-    for question in questions:
-        if options.temperature is not None:
-            question.temperature = options.temperature
-        if options.system is not None and question.messages[0]["role"] != "system":
-            question.messages = ({"role": "system", "content": options.system}, *question.messages)
+    _apply(options, questions)
     if form == "rows":
         answer_file(to, finished, questions, form, options)
         print(to)
@@ -95,6 +91,15 @@ def main(args: argparse.Namespace) -> None:
         asked = list(zip([question.row for question in questions], answers, strict=True))
         judged = _alpaca_eval(to, label, asked) if form == "alpaca_eval" else _mt_bench(to, label, asked)
         print(file, judged, sep="\n")
+
+
+def _apply(options: AnswerOptions, questions: Sequence[Question]) -> None:
+    """Give the questions the temperature of the options, and their system turn to those that have none."""
+    for question in questions:
+        if options.temperature is not None:
+            question.temperature = options.temperature
+        if options.system is not None and question.messages[0]["role"] != "system":
+            question.messages = ({"role": "system", "content": options.system}, *question.messages)
 
 
 def _asked(args: argparse.Namespace, run: Path | None) -> list[Question]:
