@@ -69,7 +69,7 @@ def answer_of(component: Component, ask: Ask, *records: Any) -> Any:
     return answer
 
 
-def _permuted(record: Any, order: Int64) -> Any:
+def permuted(record: Any, order: Int64) -> Any:
     """Return a record of N examples with these in another order; `row` stays 0..N-1."""
 
     def moved(values):
@@ -90,6 +90,6 @@ def check_rows(component: Component, inputs: st.SearchStrategy[Any], ask: Ask) -
         values = answer_of(component, ask, record)
         order = np.random.default_rng(len(values)).permutation(len(values))
         message = "it depends on the order of the examples; break ties by id"
-        np.testing.assert_allclose(ask(component, _permuted(record, order)), values[order], rtol=1e-12, err_msg=message)
+        np.testing.assert_allclose(ask(component, permuted(record, order)), values[order], rtol=1e-12, err_msg=message)
 
     on_examples(inputs, holds)

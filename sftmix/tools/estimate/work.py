@@ -176,8 +176,8 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     order = TrainingOrder(n, pairs, options=options, seed=config.seed)
     base = read = amount_of(data, sample_rows(data.ids))
     if held_out is not None:
-        base += amount_of(held_out)
-        read += _evaluations(config, order) * amount_of(held_out)
+        base = base + amount_of(held_out)  # both are one array until here
+        read = read + _evaluations(config, order) * amount_of(held_out)
     train = _trained(Work("train", path, lora, options, read), config, data, order, machine, order.total_steps)
     before = train.trained * (Need.BATCH_NLL in config.objective.needs)  # each batch is read before it is trained on
     stages.append(train._replace(read=read + before))
