@@ -31,9 +31,14 @@ from sftmix.types import (
     TrainingDynamics,
 )
 
-OWN_OF_STEP = {"step", "time", "epoch", "rows", "loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm"}
-OWN_OF_STEP |= {"tokens", "ntp_tokens", "mixup_tokens", "tokens_total", "examples_total", "tokens_per_second"}
-"""The names of the loop's own metrics in a line of metrics.jsonl."""
+OF_EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
+"""Metrics of a step that follow from its examples alone: the hash of its rows, and counts."""
+OF_LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
+"""Metrics of a step that follow from weights and examples."""
+OF_CLOCKS = ("time", "tokens_per_second")
+"""Metrics of a step that measure time."""
+OWN_OF_STEP = {"step", *OF_EXAMPLES, *OF_LOSSES, *OF_CLOCKS}
+"""All that the loop itself writes in a line of metrics.jsonl; callbacks add more."""
 OWN_OF_STAGE = {"steps", "total_steps", "updates", "skipped", "stopped_by", "elapsed", "machines", "examples", "tokens"}
 OWN_OF_STAGE |= {"ntp_tokens", "mixup_tokens", "ntp_count", "mixup_count", "mu_effective", "mu_own", "mu_ntp"}
 """The names of the loop's own figures of a stage, in figures.json."""

@@ -6,18 +6,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from sftmix.components.contracts import OF_CLOCKS, OF_EXAMPLES, OF_LOSSES
+
 MOST = 8
 """Most differences that one comparison names."""
 RELATIVE = {None: 0.0, "fp32": 1e-5, "bf16": 1e-2}
 """Precision -> largest allowed relative difference of a loss on another machine; None: on the machine of the run."""
 OF_CONFIDENCE = dict.fromkeys(("confidence", "variability"), 1e-9)
 """Column -> the same, for any precision: another processor may round an exponential differently."""
-EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
-"""Entries of a step that follow from its examples alone: the hash of its rows, and counts."""
-LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
-"""The other entries that the loop writes for every step; callbacks add more."""
-CLOCKS = ["time", "tokens_per_second", "mixing_seconds"]
-"""Entries of a step that measure time, and are not compared."""
+CLOCKS = [*OF_CLOCKS, "mixing_seconds"]
+"""Metrics of a step that measure time, and are not compared."""
 
 
 class Finding(NamedTuple):
@@ -87,15 +85,18 @@ def compare_logs(
     precision  fp32 or bf16 if another machine made the replay; None: the numbers must be equal bit for bit
     """
     bound = RELATIVE[precision]
-    relative = dict.fromkeys(LOSSES, bound) | {"learning_rate": min(bound, RELATIVE["fp32"]), "grad_norm": 10 * bound}
+    relative = dict.fromkeys(OF_LOSSES, bound) | {
+        "learning_rate": min(bound, RELATIVE["fp32"]),
+        "grad_norm": 10 * bound,
+    }
     logs = []
     for log in (run, replay):
         table = pd.DataFrame(log).set_index("step").reindex(steps).rename("step {}".format)
         logs.append(table.drop(columns=CLOCKS, errors="ignore").dropna(axis=1, how="all"))
     then, now = logs[0].align(logs[1], axis=1)
-    of_callbacks = then.columns.difference([*EXAMPLES, *LOSSES])
+    of_callbacks = then.columns.difference([*OF_EXAMPLES, *OF_LOSSES])
     omitted = [name for name in of_callbacks if precision or not then[name].isna().equals(now[name].isna())]
-    examples = [name for name in then if name in EXAMPLES]
+    examples = [name for name in then if name in OF_EXAMPLES]
     numbers = then.columns.drop([*examples, *omitted])
     return [
         *(Finding("losses", None, f"{name}: it is of a callback, and of other steps or machines") for name in omitted),
