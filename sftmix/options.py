@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from sftmix.common.plain import ROLES, PlainFields, as_list, column_problems
+from sftmix.common.fields import ROLES, column_problems
+from sftmix.common.plain import PlainFields, as_list
 
 SpecialTokens = Literal["text", "tokens"]
 Thoughts = Literal["train", "mask", "drop"]

@@ -40,18 +40,11 @@ tree, of sftmix/tools and of all else. Lines and notation win nothing there, and
 finds one node more, an empty string in an f-string).
 Whoever raises a number says in the commit what was taken away for it, or why it is worth more."""
 
-COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "functional")}
-COMPONENTS_MAY_IMPORT |= {
-    f"sftmix.common.{name}" for name in ("errors", "files", "hub", "places", "plain", "rng", "tables")
-}
-COMPONENTS_MAY_IMPORT |= {
-    "sftmix.components.base",
-    "sftmix.components.component",
-    "sftmix.components.view",
-    "sftmix.components.objectives",
-    "numpy",
-}
-COMPONENTS_MAY_IMPORT |= {"sftmix.components"}  # listing.py, by name, to list them all
+_OF_COMMON = ("errors", "fields", "files", "places", "plain", "rng", "tables")
+_OF_COMPONENTS = ("base", "component", "view", "objectives", "shared_scores")
+COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "functional", "components")} | {"numpy"}
+COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in _OF_COMMON}
+COMPONENTS_MAY_IMPORT |= {f"sftmix.components.{name}" for name in _OF_COMPONENTS}
 IN_METHODS = {"torch", "bitsandbytes", "scipy"}
 """What component modules import where it is used, and nowhere else."""
 MAX_LINES = 400

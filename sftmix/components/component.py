@@ -10,8 +10,9 @@ from enum import StrEnum
 from typing import Any, Self, get_args
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.fields import listed
 from sftmix.common.places import place_of
-from sftmix.common.plain import listed, plain_value
+from sftmix.common.plain import plain_value
 from sftmix.options import ReferenceModel
 from sftmix.types import Scores
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.hub import fetched_scores, hub_name
 from sftmix.common.places import place_of
 from sftmix.common.tables import existing_file, read_columns, read_dynamics
 from sftmix.components.base import Reference, ReferenceContext
 from sftmix.components.component import Need, model_files, require
+from sftmix.components.shared_scores import fetched_scores, hub_name
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.fields import listed
 from sftmix.common.places import place_of
-from sftmix.common.plain import as_list, listed, spelling
+from sftmix.common.plain import as_list, spelling
 from sftmix.common.rng import generator, stable_hash
 from sftmix.common.tables import existing_file, read_dynamics
 from sftmix.components.base import Selector

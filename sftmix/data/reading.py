@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from sftmix.common.errors import DataError
-from sftmix.common.plain import SHOWN_FIELDS, as_list, listed
+from sftmix.common.fields import SHOWN_FIELDS, listed
+from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.common.shown import counted, quoted
 from sftmix.data.formats import TEXT, Columns, convert

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftmix.common.errors import DataError
+from sftmix.common.fields import listed
 from sftmix.common.files import sha256_file
 from sftmix.common.places import HUB_ID, place_of
-from sftmix.common.plain import listed
 from sftmix.data.files import READERS, SUPPORTED, Row, rows_of_table
 from sftmix.data.formats import TEXT, Columns, recognise
 from sftmix.data.values import BadRow

@@ -10,8 +10,9 @@ from typing import Any
 
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.fields import ROLES
 from sftmix.common.files import append_batch, read_batches, read_json_if_there, sha256_json, write_json, write_text
-from sftmix.common.plain import ROLES, as_list
+from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
 from sftmix.pipeline.finished import FinishedModel, finished_models

@@ -10,7 +10,6 @@ from sftmix.batches.collate import collate
 from sftmix.batches.deal import deal, token_slots
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
-from sftmix.common.gpus import GPUS
 from sftmix.common.rng import generator
 from sftmix.common.world import World
 from sftmix.components.callbacks import Evaluate
@@ -22,6 +21,7 @@ from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
+from sftmix.tools.estimate.gpus import GPUS
 from sftmix.training.dynamics import checkpoint_steps
 from sftmix.training.parallel import resolve_parallel, shard_group
 from sftmix.types import Batch, Float64, Rows
