@@ -47,3 +47,11 @@ def questions(tmp_path_factory) -> Path:
     rows = [{"instruction": asked, "output": answer} for asked, answer in QUESTIONS.items()]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+@pytest.fixture(scope="session")
+def held_out(questions) -> Path:
+    """The same under another name: a run refuses a file that it trains on."""
+    file = questions.with_name("held-out.jsonl")
+    file.write_text(questions.read_text())
+    return file

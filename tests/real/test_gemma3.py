@@ -20,10 +20,10 @@ def test_a_pair_is_that_of_the_formula_on_plain_transformers(gemma3, questions):
     assert_near(found, theirs(gemma3, data, float(lam[0])), rtol=1e-4)
 
 
-def test_a_run_with_the_spare_token_of_its_tokenizer(gemma3, questions, tmp_path):
+def test_a_run_with_the_spare_token_of_its_tokenizer(gemma3, questions, held_out, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(gemma3)
     assert len(spare_tokens(model_config(str(gemma3)), tokenizer)) == 1
-    more = ("--data.eval", str(questions), "--data.template", "alpaca")
+    more = ("--data.eval", str(held_out), "--data.template", "alpaca")
     printed = done(words_of(gemma3, questions, *more), cwd=tmp_path)
     assert "has no embedding" in printed
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

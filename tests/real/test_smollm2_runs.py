@@ -26,10 +26,10 @@ def words_of(model: Path, rows: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(smollm2, questions, tmp_path_factory) -> Path:
+def whole(smollm2, questions, held_out, tmp_path_factory) -> Path:
     """A run with held-out rows and the baseline, in one process and without a fault."""
     place = tmp_path_factory.mktemp("whole")
-    done(words_of(smollm2, questions, "--data.eval", str(questions), "--with_baseline", "true"), cwd=place)
+    done(words_of(smollm2, questions, "--data.eval", str(held_out), "--with_baseline", "true"), cwd=place)
     return place / "run"
 
 
@@ -67,6 +67,7 @@ def test_answers_in_batches_are_those_of_transformers_one_by_one(whole, question
         assert answer["content"] == tokenizer.decode(made, skip_special_tokens=True).strip()
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of PEFT, as it loads
 def test_adapters_merge_into_the_weights(smollm2, questions, tmp_path):
     lora = ("--model.lora.r", "4", "--training.learning_rate", "1e-3", "--reference.checkpoints", "1")
     done(words_of(smollm2, questions, *lora), cwd=tmp_path)
@@ -84,10 +85,10 @@ def test_adapters_merge_into_the_weights(smollm2, questions, tmp_path):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_train_what_one_process_does(parallel, smollm2, questions, whole, tmp_path):
+def test_two_ranks_train_what_one_process_does(parallel, smollm2, questions, held_out, whole, tmp_path):
     """Given the same split; within float32 rounding of three steps of AdamW at 1e-5."""
     run = from_split(whole, tmp_path)
-    more = ("--data.eval", str(questions), "--training.parallel", parallel)
+    more = ("--data.eval", str(held_out), "--training.parallel", parallel)
     done(words_of(smollm2, questions, *more), cwd=tmp_path, ranks=2)
     assert losses(run) == pytest.approx(losses(whole), abs=2e-5)
     left, right = (load_file(one / "train" / "model" / "model.safetensors") for one in (run, whole))
@@ -95,8 +96,8 @@ def test_two_ranks_train_what_one_process_does(parallel, smollm2, questions, who
     assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-5
 
 
-def test_a_killed_run_goes_on_bit_for_bit(smollm2, questions, whole, tmp_path):
-    words = words_of(smollm2, questions, "--data.eval", str(questions), "--with_baseline", "true")
+def test_a_killed_run_goes_on_bit_for_bit(smollm2, questions, held_out, whole, tmp_path):
+    words = words_of(smollm2, questions, "--data.eval", str(held_out), "--with_baseline", "true")
     killed = ended(words, cwd=tmp_path, faults=[KillIn(LOOP, "run", call=2)])
     assert killed.codes == [SIGKILLED]
     done(words, cwd=tmp_path)
