@@ -45,7 +45,7 @@ def figures(run: Path, data: Path) -> dict[str, Any]:
 def _form(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return the share of answers that end their turn, and how long they are beside the reference's words."""
     ended = [row["finish"]["target"] == "stop" for row in rows]
-    ratios = [len(row["answers"]["target"]["content"].split()) / max(1, len(row["reference"].split())) for row in rows]
+    ratios = [len((row["answers"]["target"] or "").split()) / max(1, len(row["reference"].split())) for row in rows]
     return {"ended": statistics.mean(ended), "words_to_reference": statistics.median(ratios)}
 
 
