@@ -45,7 +45,7 @@ _OF_COMPONENTS = ("base", "component", "view", "objectives", "shared_scores")
 COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "functional", "components")} | {"numpy"}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in _OF_COMMON}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.components.{name}" for name in _OF_COMPONENTS}
-IN_METHODS = {"torch", "bitsandbytes", "scipy"}
+IN_METHODS = {"torch", "bitsandbytes", "scipy", "huggingface_hub"}
 """What component modules import where it is used, and nowhere else."""
 MAX_LINES = 400
 

@@ -7,11 +7,12 @@ Each stage has a function that makes its files and one that reads them back; a p
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from sftmix.common.files import read_steps
 from sftmix.common.tables import read_split, write_dynamics, write_split, write_table
@@ -20,6 +21,7 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
+from sftmix.data import EncodedDataset
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.split import describe_split
 from sftmix.measure.summary import made_by, summarise
@@ -34,7 +36,7 @@ from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.start import StageName, refuse_other_inputs, stages_entered
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.parallel import check_compiler
-from sftmix.training.scoring import held_out_metrics
+from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.training.signals import StopAtOnce
 from sftmix.types import NOT_COUNTED, Scores, Split, TrainingDynamics
 
@@ -187,11 +189,12 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     result = run.train(stage)
     run.directory.tell(doing="measuring the trained model")
     began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
-    held_out = rows.data.eval if dtype.itemsize < 4 else None
-    as_trained = None if held_out is None else held_out_metrics(stage.scorer(module, held_out))["eval_nll"]
+    lines = run.world.from_main(lambda: read_steps(directory))
+    as_trained = None
+    if dtype.itemsize < 4 and rows.data.eval is not None:
+        as_trained = _nll_as_trained(stage.scorer, module, rows.data.eval, lines[-1])
     round_weights(config, module, dtype)
     files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
-    lines = run.world.from_main(lambda: read_steps(directory))
     figures = {
         **result.figures,
         **measured,
@@ -207,6 +210,15 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
     nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
     return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
+
+
+def _nll_as_trained(score: Scorer, module: nn.Module, held_out: EncodedDataset, last: Mapping[str, Any]) -> float:
+    """Return the held-out NLL of the weights before they are rounded; `last` is the line of the last step in the log.
+
+    An evaluation after that step was of the same weights, by the same scorer.
+    """
+    logged = last.get("eval_nll")
+    return held_out_metrics(score(module, held_out))["eval_nll"] if logged is None else logged
 
 
 def enter_base(run: RunContext) -> None:

@@ -17,6 +17,8 @@ from sftmix.training.parallel import autocast, unwrap
 from sftmix.training.step import StepSetup
 
 GIB = 2**30
+MEASURED = 256
+"""Most tokens of the longest row on which activations are measured; they grow with the tokens."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -24,7 +26,7 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     """Compare what the stage will take on this rank with what is free; weights, which are loaded, count in neither.
 
     Raises ConfigError if the gradients and the optimizer's state alone do not fit. Says which micro-batch fits if the
-    activations of the largest one do not: those are measured by the forward of the longest row and of half of it.
+    activations of the largest one do not: those are measured by the forward of the longest row, or of its beginning.
     """
     stage = setup.stage
     free = -setup.world.max(-free_memory(setup.world.device))  # of the rank that has least: all ranks decide alike
@@ -66,7 +68,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> tuple[float, float]:
-    """Return the bytes that a forward of the backbone keeps for its backward: a constant part, and for the longest row.
+    """Return the bytes that the backbone's forward keeps for its backward: constant ones, and those of the longest row.
 
     The constant part is weights in another dtype. The model is in eval mode, so no random number is drawn.
     """
@@ -75,6 +77,7 @@ def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> 
     was_training = target.training
     weights = {one.untyped_storage().data_ptr() for one in target.parameters()}
     longest = data[int(data.lengths.argmax())].input_ids
+    part = longest[:MEASURED]
     target.eval()
 
     def kept(length: int) -> int:
@@ -87,16 +90,16 @@ def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> 
             return saved
 
         device = target.model.get_input_embeddings().weight.device
-        ids = torch.from_numpy(longest[:length]).long()[None].to(device)
+        ids = torch.from_numpy(part[:length]).long()[None].to(device)
         with autocast(module, precision, device), saved_tensors_hooks(note, lambda saved: saved):
             decoder(input_ids=ids, use_cache=False)
         return sum(sizes.values())
 
-    half = len(longest) // 2
-    both = kept(len(longest)), kept(max(half, 1))
+    half = len(part) // 2
+    whole_kept = kept(len(part))
+    per_token = (whole_kept - kept(max(half, 1))) / max(len(part) - half, 1)
     target.train(was_training)
-    per_token = (both[0] - both[1]) / max(len(longest) - half, 1)
-    return max(both[0] - per_token * len(longest), 0), per_token * len(longest)
+    return max(whole_kept - per_token * len(part), 0), per_token * len(longest)
 
 
 class PeakMemory:
