@@ -1,6 +1,8 @@
 """How a global batch is dealt: whole units, within the limits, few padded slots, like loads (property tests)."""
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.batches.collate import collate, token_slots
-from sftmix.batches.deal import deal
-from sftmix.batches.order import Slot, epoch_units, global_batches
+from sftmix.batches.deal import MicroStep, deal
+from sftmix.batches.order import Slot, Unit, epoch_units, global_batches
 from sftmix.options import TrainingOptions
 from tests.batches.test_collate import an_epoch
 from tests.toy import toy_rows
 
-LIMITS = st.one_of(
-    st.fixed_dictionaries({"micro_batch_tokens": st.integers(1, 400)}),
-    st.fixed_dictionaries({"micro_batch_size": st.sampled_from([2, 4, 8])}),
-)
+BY_TOKENS = st.fixed_dictionaries({"micro_batch_tokens": st.integers(1, 400)})
+BY_SIZE = st.fixed_dictionaries({"micro_batch_size": st.sampled_from([2, 4, 8])})
 LAYOUTS = st.one_of(
     st.fixed_dictionaries({"length_groups": st.integers(1, 6)}), st.just({"padding_free": True, "length_groups": 4})
 )
@@ -40,23 +40,79 @@ def slots_of(step, rank, data, padding_free):
     return sum(segment.input_ids.numel() for segment in batch.segments)
 
 
-@given(an_epoch(), st.integers(1, 4), LIMITS, LAYOUTS)
-def test_each_slot_has_one_place_within_the_limits(epoch_of, world, limit, layout):
-    n, pairs = epoch_of
+@dataclass(frozen=True)
+class DealtEpoch:
+    """The global batches of an epoch, and the micro-steps into which each was dealt."""
+
+    lengths: list[int]
+    ranks: int
+    limit: dict[str, int]
+    layout: dict[str, Any]
+    batches: list[list[Unit]]
+    dealt: list[list[MicroStep]]
+
+    @property
+    def steps(self) -> list[MicroStep]:
+        return [step for steps in self.dealt for step in steps]
+
+
+@st.composite
+def dealt_epochs(draw, limits=BY_TOKENS | BY_SIZE) -> DealtEpoch:
+    n, pairs = draw(an_epoch())
+    ranks = draw(st.integers(1, 4))
+    limit = draw(limits)
+    layout = draw(LAYOUTS)
     lengths = lengths_of(n)
-    data = toy_rows([(length - 1, 1) for length in lengths.tolist()])
-    for units in global_batches(epoch_units(n, pairs, epoch=0, seed=0), 32):
-        steps = dealt(units, lengths, ranks=world, **limit, **layout)
-        found = [u for s in steps for rank in s.ranks for u in rank]
-        assert Counter(u for u in found if len(u) == 2 or u[0].ntp_weight) == Counter(units)
-        assert all(len(s.ranks) == world and all(s.ranks) for s in steps)
-        for step in steps:
-            assert 1 <= step.n_segments <= min(layout["length_groups"], max(sum(map(len, rank)) for rank in step.ranks))
-            for rank, share in enumerate(step.ranks):
-                assert sum(map(len, share)) <= limit.get("micro_batch_size", 99)
-                if len(share) > 1:
-                    slots = slots_of(step, rank, data, layout.get("padding_free", False))
-                    assert slots <= limit.get("micro_batch_tokens", 10**9)
+    batches = global_batches(epoch_units(n, pairs, epoch=0, seed=0), 32)
+    steps = [dealt(units, lengths, ranks=ranks, **limit, **layout) for units in batches]
+    return DealtEpoch(lengths.tolist(), ranks, limit, layout, batches, steps)
+
+
+def n_slots(share: list[Unit]) -> int:
+    return sum(len(unit) for unit in share)
+
+
+@given(dealt_epochs())
+def test_each_unit_has_one_place(epoch):
+    """Fillers, without NTP and alone, are no units of the batch."""
+    for units, steps in zip(epoch.batches, epoch.dealt, strict=True):
+        found = [unit for step in steps for share in step.ranks for unit in share]
+        assert Counter(unit for unit in found if len(unit) == 2 or unit[0].ntp_weight) == Counter(units)
+
+
+@given(dealt_epochs())
+def test_every_micro_step_has_a_share_for_every_rank(epoch):
+    assert all(len(step.ranks) == epoch.ranks for step in epoch.steps)
+
+
+@given(dealt_epochs())
+def test_no_share_is_empty(epoch):
+    assert all(share for step in epoch.steps for share in step.ranks)
+
+
+@given(dealt_epochs())
+def test_segments_are_no_more_than_the_length_groups(epoch):
+    assert all(1 <= step.n_segments <= epoch.layout["length_groups"] for step in epoch.steps)
+
+
+@given(dealt_epochs())
+def test_segments_are_no_more_than_the_largest_share_has_slots(epoch):
+    assert all(step.n_segments <= max(n_slots(share) for share in step.ranks) for step in epoch.steps)
+
+
+@given(dealt_epochs(BY_SIZE))
+def test_no_share_has_more_slots_than_the_micro_batch_size(epoch):
+    assert all(n_slots(share) <= epoch.limit["micro_batch_size"] for step in epoch.steps for share in step.ranks)
+
+
+@given(dealt_epochs(BY_TOKENS))
+def test_no_share_of_several_units_has_more_token_slots_than_micro_batch_tokens(epoch):
+    data = toy_rows([(length - 1, 1) for length in epoch.lengths])
+    padding_free = epoch.layout.get("padding_free", False)
+    for step in epoch.steps:
+        for rank, share in enumerate(step.ranks):
+            if len(share) > 1:
+                assert slots_of(step, rank, data, padding_free) <= epoch.limit["micro_batch_tokens"]
 
 
 def test_as_many_examples_as_fit():
@@ -67,18 +123,24 @@ def test_as_many_examples_as_fit():
         assert [len(s.ranks[0]) for s in steps] == [4, 4, 4]
 
 
+UNLIKE = np.random.default_rng(0).lognormal(4.5, 0.7, 128).astype(int) + 8
+"""Token counts that differ by much."""
+
+
+def test_random_micro_batches_of_unlike_lengths_are_half_padding():
+    """The mean of 20 deals into 16 micro-batches of 8, to compare the next test with."""
+    parts = [np.random.default_rng(seed).permutation(UNLIKE).reshape(16, 8) for seed in range(20)]
+    slots = np.mean([8 * part.max(axis=1).sum() for part in parts])
+    assert UNLIKE.sum() / slots < 0.525
+
+
 @pytest.mark.parametrize(("world", "limit"), [(1, {"micro_batch_size": 8}), (4, {"micro_batch_tokens": 1024})])
 def test_similar_lengths_meet_where_one_segment_holds_them(world, limit):
-    """Against the mean of random deals, and sorted as well as any deal of runs could be."""
-    lengths = np.random.default_rng(0).lognormal(4.5, 0.7, 128).astype(int) + 8
-    units = epoch_units(128, None, epoch=0, seed=0)
-    steps = dealt(units, lengths, ranks=world, **limit)
-    slots = sum(
-        token_slots([lengths[s.row] for u in rank for s in u], 1) for step in steps for rank in step.ranks if rank
-    )
-    parts = [np.random.default_rng(seed).permutation(lengths).reshape(16, 8) for seed in range(20)]
-    random = np.mean([8 * part.max(axis=1).sum() for part in parts])
-    assert lengths.sum() / slots > 0.85 > 2 * 0.42 > 1.6 * lengths.sum() / random
+    units = epoch_units(len(UNLIKE), None, epoch=0, seed=0)
+    steps = dealt(units, UNLIKE, ranks=world, **limit)
+    shares = [share for step in steps for share in step.ranks]
+    slots = sum(token_slots([UNLIKE[slot.row] for unit in share for slot in unit], 1) for share in shares)
+    assert UNLIKE.sum() / slots > 0.85
 
 
 @pytest.mark.parametrize("limit", [{"micro_batch_size": 8}, {"micro_batch_tokens": 1024}])
@@ -87,7 +149,8 @@ def test_ranks_of_a_micro_step_carry_like_loads(limit, layout):
     """What the ranks wait for each other is less than with one sorted micro-batch after the other dealt out."""
     lengths = np.random.default_rng(1).lognormal(4.5, 0.6, 256).astype(int) + 8
     units = epoch_units(256, np.arange(256).reshape(-1, 2), epoch=0, seed=0)
-    waited = total = 0
+    waited = 0
+    total = 0
     for step in dealt(units, lengths, ranks=2, **limit, **layout):
         costs = [
             token_slots(
@@ -95,7 +158,8 @@ def test_ranks_of_a_micro_step_carry_like_loads(limit, layout):
             )
             for rank in step.ranks
         ]
-        waited, total = waited + max(costs) - min(costs), total + sum(costs)
+        waited += max(costs) - min(costs)
+        total += sum(costs)
     assert waited / total < 0.1
 
 

@@ -7,15 +7,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import Stopped
-from sftmix.common.rng import generator
-from sftmix.common.tables import read_dynamics
 from sftmix.common.world import World
 from sftmix.components import AdamW, SFTMix
 from sftmix.components.base import Callback, CallbackResult
@@ -24,17 +21,19 @@ from sftmix.training.loop import StageResult, train
 from sftmix.training.signals import StopAtOnce
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
-from tests.toy import logged, toy_model, toy_rows, toy_stage
-from tests.training.test_step import Exact, naive
+from tests.toy import toy_model, toy_rows, toy_stage
+from tests.training.loop_claims import (
+    BATCHES,
+    CLAIMS_OF_FILES,
+    DATA,
+    MU,
+    SEED,
+    Trained,
+    ddp_sums_the_gradients_once_a_step,
+    gradients_are_those_of_the_formula,
+)
+from tests.training.test_step import Exact
 
-DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 4), (6, 2)])
-# A repeat in the first epoch, which mixes without NTP; at its end, a batch that leaves a rank of two without work.
-BATCHES: list[list[Unit]] = [
-    [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(2, 0.0)), (Slot(5),)],
-    [(Slot(6), Slot(7))],
-    [(Slot(8),)],
-]
-MU, ALPHA, SEED = 0.75, 0.5, 11
 LAYOUTS: list[dict[str, Any]] = [
     {"micro_batch_size": None, "micro_batch_tokens": 26, "length_groups": 4},  # ranks with idle segments
     {"micro_batch_size": None, "micro_batch_tokens": 26, "length_groups": None, "padding_free": True},
@@ -62,16 +61,6 @@ class Recording(AdamW):
 
 
 # ----------------------------------------------------------------------------------------------- steps
-
-
-def drawn(step: int) -> dict[tuple[str, str], list[float]]:
-    """Lambdas of the pairs of a step, as their legend says: float32, keyed by seed, step and the two ids."""
-    found = {}
-    for a, b in ((u[0].row, u[1].row) for u in BATCHES[step] if len(u) == 2):
-        ids = (DATA[a].id, DATA[b].id)
-        lam = float(np.float32(generator(SEED, "lambda", step, *ids).beta(ALPHA, ALPHA)))
-        found[ids] = [lam] * 99
-    return found
 
 
 class Interrupt(Callback):
@@ -107,52 +96,31 @@ def train_all(place: Path, world: World, optimizer: Recording, interrupt: int | 
     return again()
 
 
-def check_steps(world: World, directory: str, interrupt: int | None = None, **options) -> None:
-    """Gradients and metrics of all steps, their sums, and the online losses, by formulas on one example at a time."""
-    place, optimizer = Path(directory), Recording()
+def trained_on_batches(world: World, directory: Path, interrupt: int | None = None, **options) -> Trained:
+    optimizer = Recording()
     with Collectives() as collectives:
-        done = train_all(place, world, optimizer, interrupt, **options)
-    if options.get("parallel") == "ddp":  # gradients are summed once a step, and all else is small
-        sizes = [(int(key.split()[1]), n) for key, n in collectives.count.items() if key.startswith("all_reduce")]
-        assert sum(size * n for size, n in sizes if size > 6) == 3 * sum(p.numel() for p in toy_model().parameters())
-    nll = {row: naive(toy_model(), DATA, [(Slot(row),)], {}, mu=0, mixup_mean="own")[0] for row in range(len(DATA))}
-    sums = dict.fromkeys(("tokens", "ntp_tokens", "mixup_tokens"), 0)
-    for step, units in enumerate(BATCHES):
-        loss, expected = naive(toy_model(), DATA, units, drawn(step), mu=MU, mixup_mean="own")
-        for name, gradient in expected.items():
-            torch.testing.assert_close(optimizer.taken[step][name], gradient, rtol=0, atol=1e-10)
-        slots = [slot for unit in units for slot in unit]
-        trained = {slot.row: int(DATA[slot.row].target.sum()) for slot in slots if slot.ntp_weight}
-        mixed = sum(min(int(DATA[s.row].target.sum()) for s in unit) for unit in units if len(unit) == 2)
-        mean = sum(nll[row] * n for row, n in trained.items()) / sum(trained.values())
-        norm = float(torch.stack([g.norm() for g in expected.values()]).norm())
-        if not world.is_main:
-            continue
-        line = logged(place)[step]
-        counts = {"ntp_tokens": sum(trained.values()), "mixup_tokens": mixed}
-        counts["tokens"] = sum(len(DATA[slot.row].input_ids) for slot in slots)
-        assert {k: line[k] for k in ("step", "epoch", *counts)} == {"step": step + 1, "epoch": 0, **counts}
-        found = [line[k] for k in ("loss", "ntp", "mixup", "mu_effective", "grad_norm")]
-        per_mixed = MU * counts["ntp_tokens"] / mixed if mixed else 0
-        of_mixup = (loss - mean) / MU if mixed else 0
-        assert found == pytest.approx([loss, mean, of_mixup, per_mixed, norm], rel=1e-6, abs=1e-12)
-        sums = {k: n + counts[k] for k, n in sums.items()}
-    if world.is_main:
-        assert {k: done.figures[k] for k in sums} == sums
-        mixing = [m for m in logged(place) if m["mixup_tokens"]]
-        both = [sum(m[k] for m in mixing) for k in ("ntp_tokens", "mixup_tokens")]
-        assert done.figures["mu_effective"] == pytest.approx(MU * both[0] / both[1], rel=1e-12)
-        assert len(logged(place)) == 3
-        kept = read_dynamics(place / "online" / "epoch-000.parquet").of(DATA.ids)
-        n_tokens = [int(example.target.sum()) for example in DATA]
-        assert kept.n_tokens.tolist() == n_tokens
-        np.testing.assert_allclose(kept.nll_sum[:, 0], [nll[row] * n for row, n in enumerate(n_tokens)], rtol=1e-9)
+        done = train_all(directory, world, optimizer, interrupt, **options)
+    return Trained(directory, optimizer.taken, done.figures, collectives.count)
 
 
-@pytest.mark.parametrize("interrupt", [None, 2])
-def test_each_step_is_the_formula_and_what_is_counted_adds_up(tmp_path, interrupt):
-    """Also where a signal parts the epoch."""
-    check_steps(World(), str(tmp_path), interrupt)
+@pytest.fixture(scope="module", params=[None, 2], ids=["at once", "parted by a signal"])
+def trained(request, tmp_path_factory) -> Trained:
+    return trained_on_batches(World(), tmp_path_factory.mktemp("trained"), request.param)
+
+
+@pytest.mark.parametrize("claim", [gradients_are_those_of_the_formula, *CLAIMS_OF_FILES], ids=lambda f: f.__name__)
+def test_each_step_is_the_formula_and_what_is_counted_adds_up(trained, claim):
+    claim(trained)
+
+
+def check_claims(world: World, directory: str, interrupt: int | None = None, **options) -> None:
+    """The same claims on a rank among others."""
+    trained = trained_on_batches(world, Path(directory), interrupt, **options)
+    gradients_are_those_of_the_formula(trained)
+    if options["parallel"] == "ddp":
+        ddp_sums_the_gradients_once_a_step(trained)
+    for claim in CLAIMS_OF_FILES if world.is_main else []:
+        claim(trained)
 
 
 def test_a_signal_after_the_last_step_saves_what_was_trained(tmp_path):
@@ -203,9 +171,9 @@ def check_two(world: World, directory: str) -> None:
     assert world.sum([2.0**40 + world.rank, 0.0]) == [2.0**41 + 1, 0.0]  # a float32 ends at 2^24
     check_masks(world, directory)
     for parallel, interrupt in (("ddp", 2), ("fsdp", None)):
-        check_steps(world, f"{directory}/{parallel}", interrupt, parallel=parallel)
+        check_claims(world, f"{directory}/{parallel}", interrupt, parallel=parallel)
         for layout in LAYOUTS:
-            check_steps(world, f"{directory}/{parallel}-{len(layout)}", parallel=parallel, **layout)
+            check_claims(world, f"{directory}/{parallel}-{len(layout)}", parallel=parallel, **layout)
 
 
 @pytest.mark.slow
