@@ -28,8 +28,8 @@ from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.objectives import SFTMix
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import TrainingOptions
-from sftmix.training.log import PeakMemory
 from sftmix.training.loop import train
+from sftmix.training.memory import PeakMemory
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer
 
@@ -60,7 +60,7 @@ class Turns:
 
 
 def contestant(name: str, line: Connection, args: Namespace) -> None:
-    """Train in turns; then send memory, padding and NLLs as a last message."""
+    """Train in turns; then send memory, padding and, with held-out rows, NLLs as a last message."""
     torch.set_num_threads(args.threads)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), tempfile.TemporaryDirectory() as place:
         training, held_out = training_rows(args)
@@ -68,7 +68,8 @@ def contestant(name: str, line: Connection, args: Namespace) -> None:
         run = trl_run if name in TRL else our_run
         turns = Turns(line, Clock())
         trained, figures = run(name, model, training, turns, args, Path(place))
-        line.send({**figures, **_losses(trained, {"train": training, "held_out": held_out}, args)})
+        sides = {"train": training, "held_out": held_out} if args.held_out else {}
+        line.send({**figures, **_losses(trained, sides, args)})
 
 
 def training_rows(args: Namespace) -> tuple[RowSubset, RowSubset]:

@@ -33,10 +33,11 @@ from benchmarks.measure import held, rounded, timed  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from sftmix.functional import chunked_loss, reference_sft_loss, sft_loss  # noqa: E402
 from sftmix.functional.fused import default_chunk_size  # noqa: E402
-from sftmix.training.log import PeakMemory  # noqa: E402
+from sftmix.training.memory import PeakMemory  # noqa: E402
 
 HEADS = {  # hidden size, vocabulary (from the configurations of the models on the hub)
     "smollm2-135m": (576, 49_152),
+    "gemma3-270m": (640, 262_144),
     "qwen2.5-0.5b": (896, 151_936),
     "llama-3.2-1b": (2048, 128_256),
     "llama-3.1-8b": (4096, 128_256),

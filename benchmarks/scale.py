@@ -40,10 +40,10 @@ from sftmix.components.pairing import ConfidenceGapPairs, LengthMatchedPairs, Ra
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
 from sftmix.data import encode, make_encoder, prepare  # noqa: E402
 from sftmix.measure.model import sample_rows  # noqa: E402
-from sftmix.measure.summary import describe_split  # noqa: E402
+from sftmix.measure.split import describe_split  # noqa: E402
 from sftmix.model.load import load_model, load_tokenizer  # noqa: E402
 from sftmix.options import DataOptions, TrainingOptions  # noqa: E402
-from sftmix.training.log import PeakMemory  # noqa: E402
+from sftmix.training.memory import PeakMemory  # noqa: E402
 from sftmix.training.module import TrainingModule  # noqa: E402
 from sftmix.training.step import micro_batches  # noqa: E402
 from sftmix.types import Scores, TrainingDynamics  # noqa: E402

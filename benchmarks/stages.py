@@ -15,7 +15,7 @@ from sftmix.common.world import World
 from sftmix.components.objectives import NTP
 from sftmix.components.pairing import RandomPairs
 from sftmix.components.splitters import RandomSplit
-from sftmix.data import EncodedDataset, encode, make_encoder, prepare
+from sftmix.data import EncodedDataset, encode, encoder_for, prepare
 from sftmix.model.load import load_tokenizer, model_config
 from sftmix.options import CheckpointOptions, DataOptions, TrainingOptions
 from sftmix.training.loop import Stage
@@ -40,8 +40,8 @@ def write_rows(path: Path, count: int, *, shortest: int = 4, longest: int = 40) 
 
 def load_rows(model: str, rows: str, *, limit: int, max_length: int) -> EncodedDataset:
     """Return the first `limit` rows of a file under the model's own tokenizer and template."""
-    encoder = make_encoder(load_tokenizer(model))
     options = DataOptions(train=[rows], limit=limit)
+    encoder = encoder_for(load_tokenizer(model), options)
     return encode(prepare(options, 0), encoder, max_length=max_length).train
 
 

@@ -47,9 +47,9 @@ from sftmix.model.load import load_model, model_config  # noqa: E402
 from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
 from sftmix.tools.estimate.run import FakeModel, training_flops  # noqa: E402
 from sftmix.tools.estimate.work import amount_of  # noqa: E402
-from sftmix.training.log import PeakMemory  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
-from sftmix.training.module import training_module  # noqa: E402
+from sftmix.training.memory import PeakMemory  # noqa: E402
+from sftmix.training.parallel import training_module  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 QUICK = {"limit": 160, "max_length": 128, "steps": 2}

@@ -20,7 +20,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sftmix.cli.help import option_docs
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
 from sftmix.config.schema import component_bases, group_in, import_class, options_of

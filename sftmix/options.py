@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from sftmix.common.plain import ROLES, PlainFields, as_list, column_problems
+from sftmix.common.fields import ROLES, column_problems
+from sftmix.common.plain import PlainFields, as_list
 
 SpecialTokens = Literal["text", "tokens"]
 Thoughts = Literal["train", "mask", "drop"]
@@ -267,7 +268,7 @@ class TrainingOptions(PlainFields):
     """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples on
     CPU, one on a GPU. Excludes padding_free true."""
     padding_free: bool | Literal["auto"] = "auto"
-    """true: the examples of a micro-batch stand in one row without padding, kept apart by their positions; a model that
+    """true: the examples of a micro-batch share one row without padding, kept apart by their positions; a model that
     mixes them is refused. auto: true on a GPU with model.attention flash_attention_2, flash_attention_3 or
     flex_attention, which do no work between examples."""
     chunk_size: int | None = None
@@ -348,7 +349,7 @@ class ReferenceTraining(PlainFields):
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded. Replaces an inherited training.padding_free true."""
     padding_free: bool | Literal["auto"] | None = None
-    """true: the examples of a micro-batch stand in one row without padding. Replaces an inherited
+    """true: the examples of a micro-batch share one row without padding. Replaces an inherited
     training.length_groups."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss."""

@@ -160,7 +160,7 @@ def known_options() -> set[str]:
         *(f.name for f in fields(TableOptions)),
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
-    for module in {command.module for command in COMMANDS.values()} - {""}:
+    for module in {command.module for command in COMMANDS.values()}:
         getattr(importlib.import_module(f"sftmix.tools.{module}"), "add_options", lambda _: None)(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
@@ -205,9 +205,10 @@ def test_every_exit_code_is_documented():
 
 def test_readme_has_two_set_up_commands():
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Set-up\n")[1].split("\n## ")[0]
-    install, test = [body.strip() for kind, body in FENCE.findall(section) if kind == "bash"]
-    assert re.fullmatch(r"pip install [^&\n]+ && sftmix quickstart", install)
-    assert re.fullmatch(r"pip install [^&\n]+ && pytest", test)
+    set_up = [body.strip() for kind, body in FENCE.findall(section) if kind == "bash"]
+    assert re.fullmatch(r"pip install [^&\n]+ && sftmix quickstart", set_up[0])
+    assert re.fullmatch(r"pip install [^&\n]+ && pytest", set_up[1])
+    assert len(set_up) == 2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -221,12 +222,12 @@ def test_commands_are_of_known_programs(page):
 DRIVER = """
 import json, sys
 from sftmix import pipeline, tools
-import sftmix.pipeline.directory, sftmix.pipeline.recipe, sftmix.pipeline.rows
+import sftmix.pipeline.export, sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
 import sftmix.pipeline.start, sftmix.tools.answers.chat, sftmix.tools.answers.generate
 import sftmix.tools.compare.command, sftmix.tools.estimate.command, sftmix.tools.estimate.run
 import sftmix.tools.evaluate.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
-import sftmix.tools.sharing.command, sftmix.tools.status.command, sftmix.tools.trackers
+import sftmix.tools.sharing.command, sftmix.tools.stages.command, sftmix.tools.status.command, sftmix.tools.trackers
 import sftmix.tools.suspects.command
 import sftmix.tools.verify.command
 from sftmix.cli import main
@@ -235,15 +236,15 @@ from sftmix.cli import main
 pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **more: None
 pipeline.recipe.run = lambda config, until, validated: {}
 pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
-pipeline.start.export_run = lambda *args, **options: None
-pipeline.directory.finished_models = pipeline.directory.refuse_no_run = lambda *args, **more: []
+pipeline.export.export_run = lambda *args, **options: None
+pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
 tools.estimate.run.estimate = tools.estimate.command.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
 tools.trackers.main = tools.quickstart.command.main = lambda args: None
 tools.suspects.command.main = lambda given: None
 tools.report.write.write_report = lambda *args, **options: []
 tools.answers.generate.main = tools.evaluate.command.main = tools.verify.command.main = lambda args: None
-tools.sharing.command.main = tools.sharing.command.after_stage = lambda *args: None
+tools.sharing.command.main = tools.stages.command.after_stage = lambda *args: None
 tools.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """

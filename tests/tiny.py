@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from sftmix.tools.quickstart import make_rows, write_rows
+from sftmix.tools.quickstart import make_rows, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("reference", "confidence", "split")
@@ -56,8 +56,8 @@ def make_tiny(directory: Path, *, dropout: float = 0.1) -> Tiny:
 
     rows = make_rows(n=40, seed=1)
     tiny = Tiny(directory / "model", directory / "train.jsonl", directory / "eval.jsonl")
-    write_rows(tiny.train, rows[:29])
-    write_rows(tiny.eval, rows[29:])
+    write_jsonl(tiny.train, rows[:29])
+    write_jsonl(tiny.eval, rows[29:])
     tokenizer = make_tokenizer((r[k] for r in rows for k in ("instruction", "input", "output")), vocab_size=400)
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -10,7 +10,8 @@ from sftmix.common.world import World
 from sftmix.components import NTP, AdamW, Optimizer
 from sftmix.options import TrainingOptions
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.module import TrainingModule, unwrap, wrap
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import unwrap, wrap
 from sftmix.training.step import build_optimizer
 from tests.toy import toy_rows
 

@@ -18,7 +18,13 @@ sys.path.insert(0, str(ROOT))
 
 from sftmix.common.rng import generator  # noqa: E402
 from sftmix.tools.quickstart import N_EVAL as HELD_OUT  # noqa: E402
-from sftmix.tools.quickstart import N_TRAIN, Row, make_rows, materialise, write_rows  # noqa: E402
+from sftmix.tools.quickstart import (  # noqa: E402
+    N_TRAIN,
+    Row,
+    make_rows,
+    materialise,
+    write_jsonl,
+)
 
 SHARES = (0, 10, 20, 40)
 """Percent of the responses to deterministic tasks that are corrupted."""
@@ -33,10 +39,10 @@ def main() -> None:
     rows = make_rows(n=N_TRAIN + HELD_OUT, seed=SEED)
     train, held_out = named(rows[:N_TRAIN], "train"), named(rows[N_TRAIN:], "held-out")
     made.train.unlink()  # train-0.jsonl has the same rows with ids
-    write_rows(made.eval, held_out)
+    write_jsonl(made.eval, held_out)
     for share in SHARES:
         found = corrupted(train, share, seed=SEED)
-        write_rows(options.out / f"train-{share}.jsonl", found)
+        write_jsonl(options.out / f"train-{share}.jsonl", found)
         print(f"train-{share}.jsonl: {len(found):,} rows, {sum(r['truth'] == 'corrupted' for r in found)} corrupted")
 
 

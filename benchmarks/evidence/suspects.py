@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES, key_of  # noqa: E402
 from sftmix.common.tables import read_dynamics  # noqa: E402
-from sftmix.tools.suspects.command import WITHOUT_MODEL, defaults  # noqa: E402
+from sftmix.tools.suspects.command import WITHOUT_MODEL, default_signals  # noqa: E402
 from sftmix.tools.suspects.signals import (  # noqa: E402
     IFD,
     Echo,
@@ -63,8 +63,8 @@ def signals_of(rows: list[dict], dynamics: TrainingDynamics) -> dict[str, Float6
         return np.max([weighted(percentiles(scores[name], none), weights[name]) for name in names], axis=0)
 
     return {
-        "**default**": largest(defaults(sentences), own),
-        "**default, without the sentence embedding**": largest(defaults(words), by_words),
+        "**default**": largest(default_signals(sentences), own),
+        "**default, without the sentence embedding**": largest(default_signals(words), by_words),
         "**without a model**": largest(WITHOUT_MODEL, own),
         "**without a model or the embedding**": largest(WITHOUT_MODEL, by_words),
         **own,

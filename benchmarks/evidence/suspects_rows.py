@@ -23,7 +23,11 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence.known_rows import corrupted, named  # noqa: E402
 from sftmix.common.files import sha256_json  # noqa: E402
 from sftmix.common.rng import generator  # noqa: E402
-from sftmix.tools.quickstart import Row, make_rows, write_rows  # noqa: E402
+from sftmix.tools.quickstart import (  # noqa: E402
+    Row,
+    make_rows,
+    write_jsonl,
+)
 
 SHARED = ROOT.parent / "shared" / "data"
 FILES = {"alpaca": SHARED / "alpaca" / "alpaca_8k.json", "chatdoctor": SHARED / "medical" / "chatdoctor5k.json"}
@@ -131,10 +135,10 @@ def main() -> None:
         for share in SHARES:
             for seed in SEEDS:
                 rows = make_set(name, share, seed)
-                write_rows(out / f"{name}-{share}-{seed}.jsonl", rows)
+                write_jsonl(out / f"{name}-{share}-{seed}.jsonl", rows)
                 texts = [{field: row[field] for field in ("instruction", "input", "output")} for row in rows]
                 every |= {key_of(row): {"id": key_of(row)} | row for row in texts}
-    write_rows(out / "all.jsonl", list(every.values()))
+    write_jsonl(out / "all.jsonl", list(every.values()))
 
 
 if __name__ == "__main__":

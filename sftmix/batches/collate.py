@@ -44,18 +44,9 @@ def collate(
     token_rows = torch.arange(len(labels)).split(counts.tolist())
     slot_pairs_P2 = torch.tensor(slot_pairs, dtype=torch.int64).reshape(-1, 2)
     pairs, pair_index = align(counts, slot_pairs_P2)
-    weight = None
-    if any(e.weight is not None for e in encoded):
-        of_slots = zip(encoded, targets, strict=True)
-        weights = [np.ones(len(t), np.float32) if e.weight is None else e.weight[t] for e, t in of_slots]
-        weight = torch.from_numpy(np.concatenate(weights))
     rows = np.array([s.row for s in slots])
     group = np.full(len(slots), -1) if split is None else split.group[rows].astype(np.int64)
-    if padding_free:
-        layout = [[list(range(len(slots)))]]
-    else:
-        _, groups = length_groups([len(e.input_ids) for e in encoded], min(n_segments, len(slots)))
-        layout = [[[slot] for slot in group] for group in groups] + [[[]]] * (n_segments - len(groups))
+    layout = _layout([len(e.input_ids) for e in encoded], n_segments, padding_free=padding_free)
     return Batch(
         ids=tuple(e.id for e in encoded),
         rows=torch.from_numpy(rows),
@@ -68,9 +59,27 @@ def collate(
         pairs=pairs,
         pair_index=pair_index,
         segments=tuple(_segment(lines, encoded, targets, token_rows, pad_id) for lines in layout),
-        weight=weight,
+        weight=_token_weights(encoded, targets),
         examples=tuple(encoded),
     )
+
+
+def _token_weights(encoded: Sequence[Encoded], targets: Sequence[Int64]) -> torch.Tensor | None:
+    """Return f32[T], the rows' own weights of the response tokens, which are 1 elsewhere; None if no row has any."""
+    if all(e.weight is None for e in encoded):
+        return None
+    of_slots = zip(encoded, targets, strict=True)
+    weights = [np.ones(len(t), np.float32) if e.weight is None else e.weight[t] for e, t in of_slots]
+    return torch.from_numpy(np.concatenate(weights))
+
+
+def _layout(lengths: Sequence[int], n_segments: int, *, padding_free: bool) -> list[list[list[int]]]:
+    """Return the slots of each line of each segment: one line for all, or a line for each slot, in groups by length."""
+    if padding_free:
+        return [[list(range(len(lengths)))]]
+    _, groups = length_groups(lengths, min(n_segments, len(lengths)))
+    idle: list[list[int]] = [[]]
+    return [[[slot] for slot in group] for group in groups] + [idle] * (n_segments - len(groups))
 
 
 def _segment(
@@ -80,22 +89,25 @@ def _segment(
     token_rows: Sequence[torch.Tensor],
     pad_id: int,
 ) -> Segment:
-    """Pad lines to the longest; in a line, examples stand one after the other. An idle segment is one token.
+    """Pad lines to the longest; in a line, examples follow one another. An idle segment is one token.
 
     Positions count from the beginning of each document: of each example, and of those packed into one. They are None if
     no line holds two. Padding is one more document: nothing reads its results, and no other attends to it.
 
     lines       the slots of each line
     targets     of each slot i64, places of the response tokens in the example
-    token_rows  of each slot i64, where these tokens stand among those of the batch
+    token_rows  of each slot i64, the places of these tokens among those of the batch
     """
     width = max(1, *(sum(len(encoded[slot].input_ids) for slot in line) for line in lines))
     input_ids = np.full((len(lines), width), pad_id, dtype=np.int64)
     mask, positions = np.zeros_like(input_ids), np.zeros_like(input_ids)
     empty = np.zeros(0, dtype=np.int64)
-    index, order, several = [empty], [torch.from_numpy(empty)], False
+    index = [empty]
+    order = [torch.from_numpy(empty)]
+    several = False
     for b, line in enumerate(lines):
-        start, documents = 0, list[int]()
+        start = 0
+        documents = list[int]()
         for slot in line:
             example = encoded[slot]
             end = start + len(example.input_ids)
@@ -160,7 +172,8 @@ def length_groups(lengths: Sequence[int], n_groups: int) -> tuple[int, list[list
         cuts.append(np.argmin(cost, axis=0))
         best = np.min(cost, axis=0)
     order = np.argsort(lengths, kind="stable").tolist()
-    groups, end = [], len(order)
+    groups = []
+    end = len(order)
     for starts in reversed(cuts):
         start = int(starts[end])
         groups.append(order[start:end])

@@ -55,7 +55,7 @@ def deal(
     """Deal one global batch out to ranks and accumulation steps, in as few micro-steps as the options allow.
 
     lengths       i64[N], tokens of each row of the data set
-    padding_free  all examples of a micro-batch stand in one row
+    padding_free  all examples of a micro-batch share one row
 
     A unit that needs more than `micro_batch_tokens` gets a micro-batch of its own. A rank that is left without a unit
     repeats the shortest slot with NTP weight 0, so that it joins every collective.

@@ -100,7 +100,7 @@ def _dispatch(argv: list[str]) -> int:
 def _report(error: SFTMixError | Stopped) -> int:
     """Print one message per run and return the exit code: rank 0 prints what all ranks share, any rank its own error.
 
-    Under torchrun a rank whose error the first rank of its node tells succeeds: its failure would say nothing more.
+    Under torchrun a rank whose error the first rank of its node reports succeeds: its failure would say nothing more.
     """
     rank = 0 if launch_problem() else int(os.environ.get("RANK", "0"))
     kind = "stopped" if isinstance(error, Stopped) else "error"

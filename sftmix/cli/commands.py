@@ -2,75 +2,30 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import path_problem
-
-# -------------------------------------------------------------------- commands with a configuration
-
-_EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"
-_ABOUT = {
-    "run": f"""Do the whole recipe: reference training, confidence, split, SFTMix training, export.
-Stages that are done are read back, so the same command continues an interrupted run.
-
-  sftmix run {_EXAMPLE} --data.eval_fraction 0.05
-  sftmix run --config runs/first/config.yaml --out runs/second --objective.mu 0.4
-  torchrun --nproc_per_node 8 -m sftmix run --config recipe:NAME --out runs/third""",
-    "reference": f"""Train the reference model and score every example at its checkpoints (confidence/dynamics.parquet).
-
-  sftmix reference {_EXAMPLE} --reference.checkpoints 5""",
-    "confidence": f"""Turn the training dynamics into one confidence per example (confidence/confidence.parquet).
-
-  sftmix confidence {_EXAMPLE} --confidence LogPerplexity
-  sftmix confidence {_EXAMPLE} --push_to_hub OWNER/NAME    share the scores, without the rows""",
-    "split": f"""Divide the examples into a confident and an unconfident half (split/split.parquet).
-
-  sftmix split {_EXAMPLE} --splitter Median""",
-    "train": f"""Train the target model and export it to train/model; earlier stages run first where they are missing.
-
-  sftmix train {_EXAMPLE} --training.epochs 3""",
-}
-
-
-def _stage(name: str, argv: Sequence[str]) -> None:
-    """Run one of the commands run, reference, confidence, split, train."""
-    from sftmix.cli.parsing import configuration
-    from sftmix.cli.results import results, say
-
-    sharing = import_module("sftmix.tools.sharing.command")
-    options = sharing.SCORES if name == "confidence" else ()
-    config, values = configuration(name, _ABOUT[name], argv, options)
-    until: Any = "train" if name == "run" else name
-    say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
-    from sftmix.pipeline.start import check_start
-
-    check_start(config, until)
-    from sftmix.pipeline.recipe import run
-
-    summary = run(config, until=until, validated=True)
-    say("\n".join(results(str(config.out), summary, until)), sys.stdout)
-    sharing.after_stage(config, until, values)
+from sftmix.common.places import path_problem
 
 
 class Command(NamedTuple):
-    """A command: its line in the overview, and its module in `sftmix.tools`; "" for a stage of a run."""
+    """A command: its line in the overview, its module in `sftmix.tools`, and the function there."""
 
     summary: str
-    module: str = ""
+    module: str
+    function: str = "main"
 
 
 COMMANDS = {
     "quickstart": Command("see the whole recipe in under three minutes, without any download", "quickstart.command"),
-    "run": Command("do all that is needed: reference, confidence, split, training, export"),
-    "reference": Command("only up to the training dynamics of the reference"),
-    "confidence": Command("only up to the confidence of every example"),
-    "split": Command("only up to the split"),
-    "train": Command("train the target, with the stages it needs"),
+    "run": Command("do all of it: reference, confidence, split, training, export", "stages.command", "main_run"),
+    "reference": Command("only up to the training dynamics of the reference", "stages.command", "main_reference"),
+    "confidence": Command("only up to the confidence of every example", "stages.command", "main_confidence"),
+    "split": Command("only up to the split", "stages.command", "main_split"),
+    "train": Command("train the target, with the stages it needs", "stages.command", "main_train"),
     "compare": Command("run a table: variants x seeds, with the statistics of their differences", "compare.command"),
     "estimate": Command("say what a run will need: memory and hours, before it is started", "estimate.command"),
     "preview": Command("show rows as the model will see them", "preview.command"),
@@ -92,11 +47,10 @@ def call(name: str, argv: Sequence[str]) -> None:
 
     Raises ConfigError for places that cannot be written.
     """
-    if not COMMANDS[name].module:
-        return _stage(name, argv)
-    command = import_module(f"sftmix.tools.{COMMANDS[name].module}")
+    _, module, function = COMMANDS[name]
+    command = import_module(f"sftmix.tools.{module}")
     if not hasattr(command, "add_options"):  # it reads options of a run
-        return command.main(argv)
+        return getattr(command, function)(argv)
     form = argparse.RawDescriptionHelpFormatter
     parser = WordsParser(f"sftmix {name}", description=command.ABOUT, formatter_class=form, allow_abbrev=False)
     command.add_options(parser)

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_origin
 
 from sftmix.config import RunConfig
-from sftmix.config.schema import alternatives, component_in, group_in, is_list, listed, options_of
+from sftmix.config.schema import alternatives, component_in, group_in, is_list, listed_components, options_of
 from sftmix.config.values import choices, unknown_option
 
 SHORT = {
@@ -77,7 +77,7 @@ class OwnOption(NamedTuple):
     doc: str
 
 
-class Row(NamedTuple):
+class HelpRow(NamedTuple):
     """An option in the help: its full key, the form of its value ("" for a flag), and its explanation."""
 
     key: str
@@ -95,15 +95,15 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
     topic    "": the options that matter; all: every option; or a group of options, a component field, a single option
     options  the command's options beside those of RunConfig
     """
-    own = [Row(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in options]
+    own = [HelpRow(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in options]
     rows = [
         *own,
-        Row("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; other options win."),
-        Row("print_config", "", "Print the whole configuration as YAML for --config, and exit."),
+        HelpRow("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; other options win."),
+        HelpRow("print_config", "", "Print the whole configuration as YAML for --config, and exit."),
         *option_rows(RunConfig, ""),
     ]
     heads = {row.key for row in rows if row.form in ("...", "CLASS")}
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[HelpRow]] = {}
     for row in rows:
         group = row.key.partition(".")[0]
         groups.setdefault(group if group in heads else "run", []).append(row)
@@ -121,35 +121,35 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
     for key in filter(by_key.get, SHORT):  # a few words, the default, and one form of the value
         default = re.search(r" \[(?!null|auto)[^[]*]$", by_key[key].doc)
         form = by_key[key].form.partition("|")[0]
-        short.append(Row(key, form, SHORT[key] + (default[0] if default else "")))
+        short.append(HelpRow(key, form, SHORT[key] + (default[0] if default else "")))
     rest = f"All options: --help all. One group in full: --help GROUP, of {', '.join(groups)}."
     return formatted({name: own, "options": short}, usage=usage, description=about, epilog=textwrap.fill(rest, 78))
 
 
-def option_rows(owner: type, prefix: str) -> Iterator[Row]:
+def option_rows(owner: type, prefix: str) -> Iterator[HelpRow]:
     """Yield the options of a group, a component class or the tree, with all that are inside them."""
     docs = option_docs(owner)
     for name, option in options_of(owner).items():
         key, hint, doc = f"{prefix}{name}", option.annotation, docs.get(name, "")
         if group := group_in(hint):
-            yield Row(key, "...", doc)
+            yield HelpRow(key, "...", doc)
             yield from option_rows(group, f"{key}.")
         elif (base := component_in(hint)) and owner is RunConfig:
             chosen = option.default[0] if is_list(hint) else option.default
             default = type(chosen).__name__ if isinstance(chosen, base) else chosen
-            names = f"One of {listed(base, choices(hint))}."
-            yield Row(key, "CLASS", f"{doc} {names}{_default(default, doc)}")
+            names = f"One of {listed_components(base, choices(hint))}."
+            yield HelpRow(key, "CLASS", f"{doc} {names}{_default(default, doc)}")
             yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, base) else ()
         else:
             more = f" More: --{key}+ VALUE." if is_list(hint) else ""
             kinds = [] if hint is bool else [get_origin(kind) or kind for kind in alternatives(hint)]  # bool: a flag
             forms = ["CLASS" if component_in(kind) else _FORMS.get(kind, "VALUE") for kind in kinds]
             form = _NAMES.get(name) or "|".join(filter(None, [*forms, *choices(hint)]))
-            yield Row(key, form, f"{doc}{more}{_default(option.default, doc)}".strip())
+            yield HelpRow(key, form, f"{doc}{more}{_default(option.default, doc)}".strip())
 
 
 def _default(value: Any, doc: str) -> str:
-    """Return the default in brackets, or "" for one that says nothing or stands in the explanation."""
+    """Return the default in brackets, or "" for one that says nothing or is in the explanation."""
     if value is inspect.Parameter.empty:
         return " [required]"
     if value is False or value in ("", [], {}) or (value is None and "null" in doc):
@@ -157,7 +157,7 @@ def _default(value: Any, doc: str) -> str:
     return f" [{value if isinstance(value, str) else json.dumps(value, default=str)}]"
 
 
-def formatted(parts: Mapping[str, Iterable[Row]], **texts: Any) -> str:
+def formatted(parts: Mapping[str, Iterable[HelpRow]], **texts: Any) -> str:
     form = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34)
     parser = argparse.ArgumentParser(formatter_class=form, add_help=False, **texts)
     for title, rows in parts.items():

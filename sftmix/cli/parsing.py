@@ -86,7 +86,9 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
 
     options  the command's options beside those of RunConfig
     """
-    arguments, words, seen = Arguments(), deque(argv), [""]
+    arguments = Arguments()
+    words = deque(argv)
+    seen = [""]
     hints = {**option_hints(), **{option.name: option.annotation for option in options}}
     while words:
         word = words.popleft()

@@ -9,16 +9,15 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import DifferenceError, NoSpaceError
+from sftmix.common.places import is_there
 
 MANIFEST = "MANIFEST.json"
 
@@ -259,60 +258,6 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# ------------------------------------------------------------------------------------------------ names of places
-
-
-HUB_ID = re.compile(r"^(?=.{1,96}\Z)(?!\.+(/|\Z))[\w.-]+(/(?!\.+\Z)[\w.-]+)?\Z")
-"""`NAME` or `OWNER/NAME` on the Hugging Face hub."""
-
-_URL = re.compile(r"^[A-Za-z][\w+.-]+:/")
-
-_LONGEST = 200
-"""Bytes of a name in a path: file systems take 255, and unfinished directories have longer names."""
-
-
-def path_problem(path: str | os.PathLike[str]) -> str | None:
-    """Return why nothing is written under this path, or None: a URL, control characters, or a part that is too long."""
-    name = os.fspath(path)
-    if _URL.match(name):
-        return "is a URL; name a place on this machine"
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "holds a control character; name a place without it"
-    if any(len(os.fsencode(part)) > _LONGEST for part in Path(name).parts):
-        return f"has a part of more than {_LONGEST} bytes; name a shorter one"
-    return None
-
-
-is_there = os.path.exists
-"""True if there is such a file or directory; False for a name that no file can have, too."""
-
-_started: ContextVar[tuple[Sequence[Path], str]] = ContextVar("started", default=((), ""))
-"""Directories in which relative names of options begin, if not here; and what a hub id means, as NAME@COMMIT."""
-
-
-@contextmanager
-def names_from(starts: Sequence[Path], hub: str) -> Iterator[None]:
-    """Let `place_of` begin in the first of these directories that has the file, and a hub id NAME mean NAME@COMMIT."""
-    token = _started.set((starts, hub))
-    try:
-        yield
-    finally:
-        _started.reset(token)
-
-
-def place_of(name: str | os.PathLike[str]) -> Path:
-    """Return the place of a file or directory that an option names: whatever opens one asks here; `~` is the home."""
-    path = Path(os.path.expanduser(name))
-    places = [start / path for start in _started.get()[0]] or [path]
-    return next(filter(is_there, places), places[0])
-
-
-def commit_of(name: str) -> str | None:
-    """Return the commit that a hub id means; None: the newest one."""
-    recorded, _, commit = _started.get()[1].rpartition("@")
-    return commit if recorded == name else None
 
 
 # ------------------------------------------------------------------------------------------------ files of a stage

@@ -1,4 +1,4 @@
-"""torchrun, where it started this process: what ranks tell it, and how they end with it.
+"""torchrun, where it started this process: what ranks report to it, and how they end with it.
 
 torchrun starts one process per rank, watches them, and ends the others when one fails. It names itself in variables of
 the environment that start with TORCHELASTIC. Nothing here needs torch.
@@ -42,9 +42,9 @@ def needs_torchrun(parallel: str) -> str:
 
 
 def launch_problem() -> str | None:
-    """Return what is wrong with the variables that tell a process which of the ranks it is; None if it can be one.
+    """Return what is wrong with the variables that say which rank a process is; None if it can be one.
 
-    An address alone tells nothing of ranks: a batch script may export it for later steps.
+    An address alone says nothing about ranks: a batch script may export it for later steps.
     """
     try:
         rank, local_rank, size, port = (int(os.environ[name]) for name in (*_OF_RANKS, "MASTER_PORT"))
@@ -92,7 +92,7 @@ def _watch() -> None:
     os._exit(143)
 
 
-# ------------------------------------------------------------------------------------------------ one error, told once
+# --------------------------------------------------------------------------------------------- one error, reported once
 
 
 def record_error(message: str) -> None:

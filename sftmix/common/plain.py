@@ -1,11 +1,8 @@
-"""Values of options: plain ones, as JSON and YAML have them, and the names of fields that data.columns may have.
-
-What notebooks hand over becomes plain once, where an option is set.
-"""
+"""Values of options, plain as JSON and YAML have them: what notebooks hand over becomes plain once, when it is set."""
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +36,7 @@ def plain_value(value: Any, *, paths: bool = False) -> Any:
 def not_plain(value: object, key: str = "") -> Iterator[str]:
     """Yield a sentence for each part of a configuration in plain form that no file of a run could hold.
 
-    key  the option's name, with dots; constructor arguments of a component stand below its own
+    key  the option's name, with dots; constructor arguments of a component are below its own
     """
     if isinstance(value, Mapping):
         for name, inner in value.items():
@@ -70,66 +67,3 @@ def spelling(value: object) -> str:
     """
     text = str(value)
     return text.lower() if text.lower() in ("true", "false") else re.sub(r"^(-?\d+)\.0+$", r"\1", text)
-
-
-# ----------------------------------------------------------------------------------------- the fields of rows
-
-
-FORMAT_FIELDS = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "history": ("instruction", "input", "output", "history"),
-    "alpaca": ("instruction", "input", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-"""The fields that each format reads, beside those of ANY_FORMAT."""
-
-ANY_FORMAT = ("system", "id", "weight", "tools", "chat_template_kwargs")
-"""Fields that every format reads (text: `id` alone)."""
-
-CALL_ROLE = "function_call"
-"""The role of turns of the assistant whose content is a call, or a list of calls."""
-
-ROLES = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython"), "tool"),
-    **dict.fromkeys((CALL_ROLE, "tool_call"), CALL_ROLE),
-}
-"""Roles in rows -> ours; data.roles adds others."""
-
-SHOWN_FIELDS = 30
-"""Most fields that a message lists."""
-
-
-def column_problems(form: str, columns: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
-    fields = field_columns(columns)
-    if len(fields) < len(columns):
-        yield "data.columns names completion and response, which are the same field; leave one out"
-    if not formats_with(fields, form):
-        reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in FORMAT_FIELDS.items())
-        yield (
-            f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
-            f"({reads}; each: {', '.join(ANY_FORMAT)}), on the right those of the rows"
-        )
-
-
-def field_columns(columns: Mapping[str, str | None] | None) -> dict[str, str | None]:
-    """Return data.columns with each field under its own name: `completion` for `response`."""
-    return {"completion" if name == "response" else name: column for name, column in (columns or {}).items()}
-
-
-def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
-    """List the formats that read all these fields; of the one named `form`, or of all for auto."""
-    wanted = set(fields) - set(ANY_FORMAT)
-    return [name for name, reads in FORMAT_FIELDS.items() if form in ("auto", name) and wanted <= set(reads)]
-
-
-def listed(fields: Iterable[str]) -> str:
-    """List the names of fields for a message."""
-    names = [quoted(field) for field in fields]
-    more = ", ..." if len(names) > SHOWN_FIELDS else ""
-    return ", ".join(names[:SHOWN_FIELDS]) + more or "none"

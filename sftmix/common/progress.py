@@ -33,7 +33,7 @@ class LogLines(tqdm):
             self.last_print_n, self.last_print_t = self.n, self._time()
 
     def close(self) -> None:
-        """Print the last line, if the work was told of at all."""
+        """Print the last line, if anything was printed at all."""
         if not self.disable and self.last_print_n > self.initial:
             self.display()
         self.disable = True
@@ -57,7 +57,7 @@ def progress_bar(
 
     leave   False for work inside other work: its bar vanishes, and of its lines there are only a few if it is long
     delay   seconds before anything is shown, so that short work shows nothing
-    rate    what stands there, of work with a total: a rate, not its inverse, to which a plural would not fit, or
+    rate    what is shown there for work with a total: a rate, not its inverse, to which a plural would not fit, or
             "{postfix}" for the figures of `set_postfix_str`
     """
     work = {"total": total, "initial": done, "desc": name, "unit": unit, "leave": leave}

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import decoded, place_of, placing
+from sftmix.common.files import decoded, placing
+from sftmix.common.places import place_of
 from sftmix.types import (
     MOST_GROUPS,
     NOT_COUNTED,

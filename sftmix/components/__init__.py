@@ -8,11 +8,11 @@ import importlib
 from typing import Any
 
 _NAMES = {
+    # What a user subclasses.
+    "component": ("Component", "Need"),
     "base": (
         "Callback",
         "CallbackResult",
-        "Component",
-        "Need",
         "ConfidenceEstimator",
         "Objective",
         "Optimizer",
@@ -25,9 +25,9 @@ _NAMES = {
         "Splitter",
         "StageState",
     ),
-    "callbacks": ("EarlyStopping", "Evaluate", "LossSpikeGuard"),
-    "mixing": ("MeasureMixing",),
-    "endpoint": ("FromEndpoint", "FromSGLang"),
+    "view": ("LossView",),
+    # What the paper is made of, with the variants of each part.
+    "reference": ("FromCheckpoints", "Online", "TrainedReference"),
     "confidence": (
         "IFD",
         "Correctness",
@@ -37,10 +37,7 @@ _NAMES = {
         "Perplexity",
         "variability",
     ),
-    "listing": ("Shipped", "catalogue"),
-    "objectives": ("NTP", "DecomposedMixup", "MixupOnly", "SFTMix"),
-    "places": ("CutMix", "EmbeddingMixup", "ManifoldMixup", "MixtureDivergence"),
-    "view": ("LossView",),
+    "splitters": ("LengthMatched", "Median", "QualityLabel", "Quantile", "RandomSplit"),
     "pairing": (
         "AnyPairs",
         "ByConfidence",
@@ -50,14 +47,19 @@ _NAMES = {
         "RandomPairs",
         "SameGroupPairs",
     ),
+    "objectives": ("NTP", "DecomposedMixup", "MixupOnly", "SFTMix"),
     "optimizers": ("AdamW", "AdamW8bit"),
-    "perturbations": ("NEFTune",),
-    "reference": ("FromCheckpoints", "Online", "TrainedReference"),
+    "callbacks": ("EarlyStopping", "Evaluate", "LossSpikeGuard"),
+    # What comes from elsewhere: other methods and places of mixing, weights of tokens, selection, servers.
+    "places": ("CutMix", "EmbeddingMixup", "ManifoldMixup", "MixtureDivergence"),
     "reweighting": ("DFT", "IRDRO", "LabelSmoothing"),
+    "tokens": ("ASFT", "EAFT", "PriFT", "ProFit", "Rho1", "TailSFT"),
+    "perturbations": ("NEFTune",),
     "schedules": ("AfterFraction", "Constant", "Cosine", "Linear"),
     "selection": ("All", "Longest", "Random", "S2L", "ScoreAtLeast", "Shares", "WithLabel"),
-    "splitters": ("LengthMatched", "Median", "QualityLabel", "Quantile", "RandomSplit"),
-    "tokens": ("ASFT", "EAFT", "PriFT", "ProFit", "Rho1", "TailSFT"),
+    "endpoint": ("FromEndpoint", "FromSGLang"),
+    "mixing": ("MeasureMixing",),
+    "listing": ("Shipped", "catalogue"),
 }
 __all__ = [name for names in _NAMES.values() for name in names]
 

@@ -2,9 +2,7 @@
 
 from sftmix.components.base import Callback as Callback
 from sftmix.components.base import CallbackResult as CallbackResult
-from sftmix.components.base import Component as Component
 from sftmix.components.base import ConfidenceEstimator as ConfidenceEstimator
-from sftmix.components.base import Need as Need
 from sftmix.components.base import Objective as Objective
 from sftmix.components.base import Optimizer as Optimizer
 from sftmix.components.base import PairSampler as PairSampler
@@ -18,6 +16,8 @@ from sftmix.components.base import StageState as StageState
 from sftmix.components.callbacks import EarlyStopping as EarlyStopping
 from sftmix.components.callbacks import Evaluate as Evaluate
 from sftmix.components.callbacks import LossSpikeGuard as LossSpikeGuard
+from sftmix.components.component import Component as Component
+from sftmix.components.component import Need as Need
 from sftmix.components.confidence import IFD as IFD
 from sftmix.components.confidence import Correctness as Correctness
 from sftmix.components.confidence import LearningPercentage as LearningPercentage

@@ -6,20 +6,13 @@ choice is drawn from `sftmix.common.rng.generator(seed, purpose, ...)`. The comm
 must start fast: they import torch inside methods.
 """
 
-import importlib.util
-import inspect
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import place_of
-from sftmix.common.plain import listed, plain_value
+from sftmix.components.component import Component, Need
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
 from sftmix.types import (
@@ -35,90 +28,6 @@ from sftmix.types import (
     TorchOptimizer,
     TrainingDynamics,
 )
-
-
-class Need(StrEnum):
-    """What a component may need, and another component, the options or the run give it."""
-
-    CONFIDENCE = "the confidence of each example"
-    RESPONSE_ALONE = "the NLL of each response without its instruction"
-    CORRECT = "the number of correct tokens"
-    BEFORE_TRAINING = "the perplexity before training"
-    PAIRS = "pairs of examples"
-    FIRST_SPLIT = "pairs or groups in the first epoch"
-    BATCH_NLL = "the NLL of the global batch before each step"
-    HELD_OUT = "held-out rows"
-    EVALUATIONS = "the evaluations of a callback before it"
-    STOP = "an end of the training"
-    TRAINING = "a training run of its own"
-    SCORING = "models that score the examples"
-    TARGET_LOSSES = "the losses of the target's own training"
-    WHOLE_WEIGHTS = "weights that ranks do not share"
-    TOKEN_NLL = "the NLL of each token"
-
-
-class Component:
-    """A part that keeps its constructor's arguments, so that a run can be rebuilt, compared and hashed from them.
-
-    What it needs is checked before anything is trained: a class, or its constructor, says so in `needs`.
-    """
-
-    needs: Set[Need] = frozenset()
-    """What must be there for it. The base classes say which members count for their kind."""
-    gives: Set[Need] = frozenset()
-    """What others may have from it; leaving a member out is a promise that it never gives that."""
-    package: str | None = None
-    """The package that has to be installed for it."""
-    option = ""  # that chooses a component of this kind, for messages
-    _init_args: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        self, init_args = super().__new__(cls), dict[str, Any]()
-        if cls.__init__ is not object.__init__:
-            with suppress(TypeError):  # __init__ raises it with a better message (unpickling gets here, too)
-                bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-                bound.apply_defaults()
-                init_args = dict(list(bound.arguments.items())[1:])
-        object.__setattr__(self, "_init_args", init_args)  # a component may be a frozen dataclass
-        return self
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Keep numbers of numpy as Python's own, as options do; paths stay as they are given."""
-        super().__setattr__(name, plain_value(value))
-
-    def files(self) -> Sequence[str]:
-        """Return the files and model directories that this component reads; a run refuses a change of their content."""
-        return ()
-
-    def spec(self) -> dict[str, Any]:
-        """Return {"class_path": import path, "init_args": plain values}, the form that config.yaml stores."""
-        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": plain(self._init_args)}
-
-
-def missing_package(component: Component) -> str:
-    """Return `needs the package NAME: pip install NAME` if the package of a component is not installed, else ""."""
-    if (package := component.package) and importlib.util.find_spec(package) is None:
-        return f"needs the package {package}: pip install {package}"
-    return ""
-
-
-def files_of(component: Component) -> list[str]:
-    """Return the `files()` of a component and of the components among its options."""
-    inner = [part for part in component._init_args.values() if isinstance(part, Component)]
-    return [*map(os.fspath, component.files()), *(name for part in inner for name in files_of(part))]
-
-
-def plain(value: Any) -> Any:
-    """Return the value in a form that JSON can hold: components as their spec, dataclasses as dictionaries."""
-    if isinstance(value, Component):
-        return value.spec()
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return plain_value(value, paths=True)
 
 
 class ReferenceContext(Protocol):
@@ -223,32 +132,6 @@ class Splitter(Component, ABC):
     @abstractmethod
     def split(self, scores: Scores, *, seed: int) -> Split:
         """Return the group of every row. Rows without a confidence (NaN) must become unpaired (-1)."""
-
-
-def require(holds: bool, key: str, value: object, allowed: str) -> None:
-    """Raise ConfigError for the value of an option that is not as it must be."""
-    if not holds:
-        raise ConfigError(f"{key} is {value!r}; allowed: {allowed}")
-
-
-def require_one_of(key: str, value: str, words: Any) -> None:
-    """Raise ConfigError if an option's value is none of the words of a Literal."""
-    require(value in get_args(words), key, value, ", ".join(get_args(words)))
-
-
-def check_labels(key: str, wanted: Sequence[str], scores: Scores) -> Sequence[str | None]:
-    """Return the rows' labels if each of the wanted ones, at least one, is among them; else raise ConfigError."""
-    labels = scores.label or []
-    present = sorted(filter(None, set(labels)))
-    allowed = f"labels of the rows, {listed(present)} (from data.label_field or data.labels)"
-    require(len(wanted) > 0 and set(wanted).issubset(present), key, wanted, allowed)
-    return labels
-
-
-def model_files(model: ReferenceModel) -> list[str]:
-    """Return the path, if there is one, and the file of the template, if that is one and not a template's name."""
-    template = os.path.expanduser(model.template or "")
-    return [*filter(None, [model.path]), *([template] if os.path.isfile(place_of(template)) else [])]
 
 
 class PairSampler(Component, ABC):

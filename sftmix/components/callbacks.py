@@ -6,7 +6,8 @@ from statistics import median
 
 from sftmix.common.errors import LossLeapError
 from sftmix.common.files import read_steps
-from sftmix.components.base import Callback, CallbackResult, Need, StageState, require
+from sftmix.components.base import Callback, CallbackResult, StageState
+from sftmix.components.component import Need, require
 
 
 class Evaluate(Callback):
@@ -30,7 +31,7 @@ class Evaluate(Callback):
 class EarlyStopping(Callback):
     """Stop after `patience` evaluations in a row without a better held-out NLL.
 
-    It stands after the callback that evaluates (`Evaluate`), and decides on every evaluation of the stage, those before
+    Put it after the callback that evaluates (`Evaluate`), and decides on every evaluation of the stage, those before
     a resume included: one that is better by more than `min_delta` than that which last began the count begins it anew.
     """
 

@@ -5,9 +5,10 @@ from typing import Literal
 import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import place_of
+from sftmix.common.places import place_of
 from sftmix.common.tables import existing_file, read_columns
-from sftmix.components.base import ConfidenceEstimator, Need, require_one_of
+from sftmix.components.base import ConfidenceEstimator
+from sftmix.components.component import Need, require_one_of
 from sftmix.types import NOT_COUNTED, Bool, Float64, TrainingDynamics
 
 Checkpoint = Literal["first", "last", "mean"]

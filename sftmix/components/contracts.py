@@ -15,7 +15,8 @@ import numpy as np
 from sftmix.common.errors import ConfigError, ContractError
 from sftmix.common.plain import plain_value
 from sftmix.common.tables import impossible_numbers
-from sftmix.components.base import CallbackResult, Component
+from sftmix.components.base import CallbackResult
+from sftmix.components.component import Component
 from sftmix.types import (
     MOST_GROUPS,
     UNPAIRED,
@@ -30,9 +31,14 @@ from sftmix.types import (
     TrainingDynamics,
 )
 
-OWN_OF_STEP = {"step", "time", "epoch", "rows", "loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm"}
-OWN_OF_STEP |= {"tokens", "ntp_tokens", "mixup_tokens", "tokens_total", "examples_total", "tokens_per_second"}
-"""The names of the loop's own metrics in a line of metrics.jsonl."""
+OF_EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
+"""Metrics of a step that follow from its examples alone: the hash of its rows, and counts."""
+OF_LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
+"""Metrics of a step that follow from weights and examples."""
+OF_CLOCKS = ("time", "tokens_per_second")
+"""Metrics of a step that measure time."""
+OWN_OF_STEP = {"step", *OF_EXAMPLES, *OF_LOSSES, *OF_CLOCKS}
+"""All that the loop itself writes in a line of metrics.jsonl; callbacks add more."""
 OWN_OF_STAGE = {"steps", "total_steps", "updates", "skipped", "stopped_by", "elapsed", "machines", "examples", "tokens"}
 OWN_OF_STAGE |= {"ntp_tokens", "mixup_tokens", "ntp_count", "mixup_count", "mu_effective", "mu_own", "mu_ntp"}
 """The names of the loop's own figures of a stage, in figures.json."""
@@ -70,7 +76,9 @@ def check_split(splitter: Component, split: Any, scores: Scores) -> Split:
     """Return the split if it has one of at most MOST_GROUPS groups for each example; else raise ContractError."""
     _check_type(splitter, split, Split)
     names = split.names
-    if len(names) > MOST_GROUPS or len({*names, UNPAIRED_NAME}) <= len(names):  # files tell groups by their names
+    if len(names) > MOST_GROUPS or len({*names, UNPAIRED_NAME}) <= len(
+        names
+    ):  # in files, groups are known by their names
         allowed = f"at most {MOST_GROUPS}, each once, and none {UNPAIRED_NAME!r}"
         raise broken(splitter, f"{len(names)} groups with the names {list(names)}", allowed)
     group = _array(splitter, "group", split.group, (len(scores),), least=UNPAIRED, most=len(names) - 1)

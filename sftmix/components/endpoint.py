@@ -13,7 +13,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.plain import as_list
-from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
+from sftmix.components.base import Reference, ReferenceContext
+from sftmix.components.component import Need, model_files, require
 from sftmix.options import ReferenceModel
 from sftmix.types import Bool, Encoded, Float64, RowScorer, TrainingDynamics
 
@@ -69,7 +70,10 @@ class FromEndpoint(Reference):
         require(concurrency >= 1, "reference.concurrency", concurrency, "1 and above")
         self.rows = ReferenceModel(path=tokenizer or "", template=template, max_length=max_length)
         require(retries >= 0, "reference.retries", retries, "0 and above")
-        self.name, self.concurrency, self.retries, self.key_variable = model, concurrency, retries, key_variable
+        self.name = model
+        self.concurrency = concurrency
+        self.retries = retries
+        self.key_variable = key_variable
         self.token_nll, self.response_alone = token_nll, response_alone
         self.gives = frozenset({Need.CORRECT, *([Need.RESPONSE_ALONE] if response_alone else [])})
 

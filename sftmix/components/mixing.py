@@ -8,7 +8,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from sftmix.components.base import Callback, CallbackResult, Objective, StageState, require
+from sftmix.components.base import Callback, CallbackResult, Objective, StageState
+from sftmix.components.component import require
 from sftmix.components.view import LossView
 from sftmix.types import Batch, Plan, Tensor
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
-from sftmix.components.base import Need, Objective, Schedule, require, require_one_of
+from sftmix.components.base import Objective, Schedule
+from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
 
@@ -96,7 +97,10 @@ class SFTMix(Objective):
         require_one_of("objective.lambda_per", lambda_per, LambdaPer)
         require_one_of("objective.mean", mean, Mean)
         self.mu, self.alpha = mu, alpha
-        self.ntp_on, self.mixup_mean, self.lambda_per, self.mean = ntp_on, mixup_mean, lambda_per, mean
+        self.ntp_on = ntp_on
+        self.mixup_mean = mixup_mean
+        self.lambda_per = lambda_per
+        self.mean = mean
         if ntp_on != "all":
             self.needs = self.needs | {Need.FIRST_SPLIT}
 
@@ -170,7 +174,7 @@ class DecomposedMixup(SFTMix):
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         (i, j), lam_M, weight_M = plan.pairs.unbind(1), plan.lam.double(), plan.pair_weight.double()
-        weight_T = plan.row_weight.double()  # a row may stand in several pairs
+        weight_T = plan.row_weight.double()  # a row may be in several pairs
         weight_T = weight_T.index_add(0, i, weight_M * lam_M).index_add(0, j, weight_M * (1 - lam_M))
         out = view.sft_loss(batch, plan.without_pairs(weight_T))
         return out._replace(mixup=plan.lam * out.nll[i] + (1 - plan.lam) * out.nll[j])

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from sftmix.components.base import Need, Optimizer, decay_groups
+from sftmix.components.base import Optimizer, decay_groups
+from sftmix.components.component import Need
 from sftmix.options import TrainingOptions
 from sftmix.types import Tensor, TorchOptimizer
 

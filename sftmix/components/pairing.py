@@ -7,7 +7,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
-from sftmix.components.base import PairSampler, require, require_one_of
+from sftmix.components.base import PairSampler
+from sftmix.components.component import require, require_one_of
 from sftmix.types import UNPAIRED, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
@@ -21,7 +22,7 @@ the distances; closer to 0.5, some pairs stay as they started, half the ranks ap
 class RandomPairs(PairSampler):
     """The paper's pairing: every epoch a fresh random matching of confident with unconfident examples, in random order.
 
-    If the groups differ in size, the smaller one is repeated in a new order. Of more than two groups, the first is
+    If the groups differ in size, the smaller one is repeated in a new order. With more than two groups, the first is
     matched with the last; the examples between get NTP alone.
     """
 
@@ -176,7 +177,8 @@ def _between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:
             f"pairing needs two groups with examples, and those to be paired have {len(upper)} and {len(lower)}, or "
             "are one and the same; choose another splitter, or give more rows"
         )
-    columns, n_pairs = [], max(len(upper), len(lower))
+    columns = []
+    n_pairs = max(len(upper), len(lower))
     for rows in (upper, lower):
         passes = [rng.permutation(rows) for _ in range(math.ceil(n_pairs / len(rows)))]
         columns.append(np.concatenate(passes)[:n_pairs])

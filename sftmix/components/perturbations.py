@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sftmix.common.rng import generator
-from sftmix.components.base import Perturbation, require
+from sftmix.components.base import Perturbation
+from sftmix.components.component import require
 from sftmix.types import Tensor
 
 

@@ -3,7 +3,7 @@
 Each example of a pair has a line (a row of input ids), padded on the left so that both first responses begin in one
 column. In its own line an example has the share lambda, its partner 1 - lambda; the loss of a token pair is the mean of
 both lines. NTP, pairs, lambdas and weights are those of SFTMix. In conversations with several trained turns, later
-responses may stand in different columns, since the first ones differ in length: such token pairs are left out and not
+responses may be in different columns, since the first ones differ in length: such token pairs are left out and not
 counted.
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
 from sftmix.common.rng import generator
-from sftmix.components.base import Schedule, require, require_one_of
+from sftmix.components.base import Schedule
+from sftmix.components.component import require, require_one_of
 from sftmix.components.objectives import SFTMix
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
@@ -145,7 +146,7 @@ class CutMix(EmbeddingMixup):
     """Control: a stretch of the response is the partner's (after arXiv 1905.04899); nothing is interpolated.
 
     Of N aligned response tokens, a run of round((1 - lambda) N) is exchanged between both lines, and each column is
-    trained by NTP on the token that then stands there.
+    trained by NTP on the token that is then there.
     """
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
@@ -154,7 +155,7 @@ class CutMix(EmbeddingMixup):
         plan = super().plan(batch, step=step, total_steps=total_steps, seed=seed)
         if not isinstance(plan, LinesPlan):
             return plan
-        # the token pairs of each pair stand one after the other; each part is a view of them
+        # the token pairs of each pair follow one another; each part is a view of them
         swapped = torch.zeros(len(plan.lam), dtype=torch.bool)
         parts = swapped.split(plan.line[: len(swapped)].bincount(minlength=len(batch.slot_pairs)).tolist())
         for (first, second), share, part in zip(batch.slot_pairs.tolist(), plan.share.tolist(), parts, strict=False):

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import place_of
-from sftmix.common.hub import fetched_scores, hub_name
+from sftmix.common.places import place_of
 from sftmix.common.tables import existing_file, read_columns, read_dynamics
-from sftmix.components.base import Need, Reference, ReferenceContext, model_files, require
+from sftmix.components.base import Reference, ReferenceContext
+from sftmix.components.component import Need, model_files, require
+from sftmix.components.shared_scores import fetched_scores, hub_name
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
@@ -199,7 +200,8 @@ class FromFile(Reference):
 
 def numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
     """Return each hash with the number of those before it that are equal."""
-    seen, numbered = Counter[str](), []
+    seen = Counter[str]()
+    numbered = []
     for value in hashes:
         numbered.append((value, seen[value]))
         seen[value] += 1

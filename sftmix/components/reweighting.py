@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from sftmix.components.base import Need, Objective, require
+from sftmix.components.base import Objective
+from sftmix.components.component import Need, require
 from sftmix.components.objectives import NTP, sequence_plan
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan

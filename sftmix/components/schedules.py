@@ -5,7 +5,8 @@ The paper keeps both constant and names a schedule as future work; we claim noth
 
 import math
 
-from sftmix.components.base import Schedule, require
+from sftmix.components.base import Schedule
+from sftmix.components.component import require
 
 
 class Constant(Schedule):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import place_of
-from sftmix.common.plain import as_list, listed, spelling
+from sftmix.common.fields import listed
+from sftmix.common.places import place_of
+from sftmix.common.plain import as_list, spelling
 from sftmix.common.rng import generator, stable_hash
 from sftmix.common.tables import existing_file, read_dynamics
-from sftmix.components.base import Selector, check_labels, require
+from sftmix.components.base import Selector
+from sftmix.components.component import check_labels, require
 from sftmix.types import Rows, Scores
 
 

@@ -3,11 +3,12 @@
 import numpy as np
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import place_of
+from sftmix.common.places import place_of
 from sftmix.common.plain import as_list, spelling
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import existing_file, read_split
-from sftmix.components.base import Splitter, check_labels, require
+from sftmix.components.base import Splitter
+from sftmix.components.component import check_labels, require
 from sftmix.types import MOST_GROUPS, UNPAIRED, Rows, Scores, Split
 
 HALVES = ("half_a", "half_b")

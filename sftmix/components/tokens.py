@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import place_of
+from sftmix.common.places import place_of
 from sftmix.common.tables import existing_file, read_dynamics
-from sftmix.components.base import Need, Objective, require
+from sftmix.components.base import Objective
+from sftmix.components.component import Need, require
 from sftmix.components.objectives import NTP
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor, TrainingDynamics
@@ -170,7 +171,8 @@ class Rho1(StoredReference):
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         import torch
 
-        excess, trained = _nll(view, batch) - self.reference_nll(batch, -1), []
+        excess = _nll(view, batch) - self.reference_nll(batch, -1)
+        trained = []
         for of_response in excess.split([int(example.target[1:].sum()) for example in batch.examples]):
             rank = of_response.argsort(descending=True, stable=True).argsort()
             trained.append(rank < math.ceil(self.share * len(rank) - 1e-9))

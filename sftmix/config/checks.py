@@ -8,8 +8,9 @@ from dataclasses import fields
 from sftmix.common.errors import refuse
 from sftmix.common.plain import not_plain
 from sftmix.common.shown import counted
-from sftmix.components.base import Component, Need, Optimizer, missing_package
+from sftmix.components.base import Optimizer
 from sftmix.components.callbacks import Evaluate
+from sftmix.components.component import Component, Need, missing_package
 from sftmix.config.run_config import RunConfig
 from sftmix.options import (
     SHARDED,

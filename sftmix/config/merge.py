@@ -1,6 +1,6 @@
 """How options and components are chosen: layers of plain values -> one plain tree -> RunConfig.
 
-A file, a recipe, a command line and a variant of a table are layers: mappings in which an option stands by its full key
+A file, a recipe, a command line and a variant of a table are layers: mappings from the full key of an option
 (`objective.mu: 0.4`) or in braces (`objective: {mu: 0.4}`), in any order. `merge` lays them over each other, and checks
 each value against the type of its option. `build` makes the RunConfig of the result.
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
     component_in,
@@ -21,7 +21,7 @@ from sftmix.config.schema import (
     group_in,
     import_class,
     is_list,
-    listed,
+    listed_components,
     options_of,
 )
 from sftmix.config.values import NoValueError, converted, from_yaml, no_option_of, not_allowed, unknown_option, words_of
@@ -134,7 +134,8 @@ def _merge_components(old: list[Any], new: Any, added: list[Any], base: type[Com
     """
     options = dict(_with_class(new))
     if CLASS in options:
-        old, added = [], [*as_list(from_yaml(options.pop(CLASS))), *added]
+        old = []
+        added = [*as_list(from_yaml(options.pop(CLASS))), *added]
     components = [*old, *(_merge_component(None, item, base, base, key) for item in added)]
     if options:
         last = components.pop() if components else None
@@ -159,7 +160,8 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
     # the class: the new one, or else the old one
     cls = import_class(old[CLASS]) if isinstance(old, Mapping) else None
     if CLASS in options:
-        name, cls = options.pop(CLASS), None
+        name = options.pop(CLASS)
+        cls = None
         try:
             value = converted(name, hint)
         except NoValueError as error:
@@ -171,7 +173,7 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
                 return value  # such as null
     if cls is None:
         raise ConfigError(
-            f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed(base)}"
+            f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed_components(base)}"
         )
     # its options: the old ones that it has, and the new ones over them
     known = options_of(cls)
@@ -193,7 +195,7 @@ def _make(value: Any, hint: Any, key: str) -> Any:
     known, prefix = options_of(cls), f"{key}." if key else ""
     if missing := [f"{prefix}{p.name}" for p in known.values() if p.default is p.empty and p.name not in options]:
         raise ConfigError(f"{key}: {cls.__name__} needs {', '.join(missing)}")
-    arguments = {  # without the options of a command, which stand in the tree beside those of a run
+    arguments = {  # without the options of a command, which are in the tree beside those of a run
         name: _make(inner, known[name].annotation, f"{prefix}{name}")
         for name, inner in options.items()
         if name in known

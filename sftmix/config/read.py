@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.common.files import is_there, names_from, read_json, read_text
+from sftmix.common.files import read_json, read_text
+from sftmix.common.places import is_there, names_from
 from sftmix.common.plain import as_list
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.config.merge import CLASS, Tree, build, merge
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import component_bases, without_modules_of
@@ -92,7 +93,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loader = yaml.SafeLoader(read_text(path))  # in Python, as the one in C crashes where lists are too deep
         document = loader.get_single_node()
         nodes, seen = [document], 0
-        while nodes:  # YAML would take the last value of a key that stands twice, and unfold aliases without end
+        while nodes:  # YAML would take the last value of a key that is there twice, and unfold aliases without end
             node, seen = nodes.pop(), seen + 1
             if seen + len(nodes) > _MOST:
                 raise ValueError(f"with its aliases it has over {_MOST:,} values")
@@ -131,7 +132,7 @@ def read_finished(run: Path) -> RunConfig:
     """Read the config.yaml of a run for what only reads the run; raise ConfigError as above.
 
     Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their names
-    and plain forms, which do nothing, stand in their places. The names of files and models in it hold in `as_started`.
+    and plain forms, which do nothing, take their places. The names of files and models in it hold in `as_started`.
     """
     file = run / "config.yaml"
     values, foreign = read_yaml(file), dict[str, Any]()

@@ -12,7 +12,6 @@ from sftmix.common.plain import PlainFields
 from sftmix.components.base import (
     Callback,
     ConfidenceEstimator,
-    Need,
     Objective,
     Optimizer,
     PairSampler,
@@ -20,9 +19,9 @@ from sftmix.components.base import (
     Reference,
     Selector,
     Splitter,
-    plain,
 )
 from sftmix.components.callbacks import Evaluate
+from sftmix.components.component import Need, plain
 from sftmix.components.confidence import Perplexity
 from sftmix.components.objectives import SFTMix
 from sftmix.components.optimizers import AdamW

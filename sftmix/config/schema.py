@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.components.listing import catalogue
 from sftmix.config.run_config import RunConfig
 
@@ -112,7 +112,7 @@ def import_class(path: str) -> type:
     """
     module, _, name = path.rpartition(".")
     package, here = module.partition(".")[0], Path.cwd().resolve()
-    # At the end of sys.path the directory stands since an earlier class was found there.
+    # The directory is at the end of sys.path since an earlier class was found there.
     if package not in sys.modules and (sys.path[-1] == str(here) or find_spec(package) is None):
         spec = PathFinder.find_spec(package, [str(here)])
         files = (spec.submodule_search_locations or [str(spec.origin)]) if spec else []
@@ -153,7 +153,7 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
     return known
 
 
-def listed(base: type[Component], words: Sequence[str] = ()) -> str:
+def listed_components(base: type[Component], words: Sequence[str] = ()) -> str:
     """List the components of a kind for a message; `words` are what an option takes beside them."""
     return ", ".join([*known_components(base), *words, "or the import path of your own class (my_module.MyClass)"])
 
@@ -175,7 +175,7 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
         near = [*known_components(base), *words]  # with those of a module that was imported just now
         guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)
         problem = f"{where}no {base.__name__} {name!r}{reason}"
-        raise ConfigError(told(problem, guess, f"there are {listed(base, words)}"))
+        raise ConfigError(told(problem, guess, f"there are {listed_components(base, words)}"))
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise ConfigError(f"{where}{name} is no subclass of sftmix.components.{base.__name__}")
     if inspect.isabstract(cls):

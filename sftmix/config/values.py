@@ -11,9 +11,9 @@ from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import alternatives, component_in, listed, option_hints, options_of
+from sftmix.config.schema import alternatives, component_in, listed_components, option_hints, options_of
 
 _WORDS = {
     Literal: "",
@@ -27,7 +27,7 @@ _WORDS = {
     dict: "a mapping {name: value}",
     str: "text",
 }
-"""Types that options have, in words. Of several that would take a text, the first one here has it."""
+"""Types that options have, in words. If several would take a text, the first one here gets it."""
 EXAMPLES = {
     "contrasts": "[[SFTMix, NTP]]",
     "data.columns": "{response: output_gpt4}",
@@ -62,7 +62,7 @@ class NoValueError(Exception):
 def converted(value: Any, hint: Any) -> Any:
     """Return a plain value as the type hint has it; a text may spell any value, as on the command line.
 
-    Of several types that would take a text, words and numbers come before lists, and text comes last. Raises
+    If several types would take a text, words and numbers come before lists, and text comes last. Raises
     NoValueError.
     """
     if hint in (Any, inspect.Parameter.empty):
@@ -115,7 +115,7 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def _inside(value: Any, hint: Any) -> Any:
-    """Convert a value inside a list or mapping, where a number, true or false may stand for text."""
+    """Convert a value inside a list or mapping, where a number, true or false may mean text."""
     is_text = set(alternatives(hint)) <= {str, types.NoneType}
     return str(value) if is_text and isinstance(value, (int, float)) else converted(value, hint)
 
@@ -137,7 +137,7 @@ def words_of(hint: Any) -> list[str]:
 def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
     """Return the error for a value that no part of the type hint allows."""
     words, base = words_of(hint), component_in(hint)
-    allowed = listed(base, words) if base else ", ".join(words)
+    allowed = listed_components(base, words) if base else ", ".join(words)
     example = f"; for example --{key} '{EXAMPLES[key]}'" if key in EXAMPLES else ""
     return ConfigError(
         told(f"{key}{_fault(value, hint)}", nearest(str(value), choices(hint)), f"allowed: {allowed}{example}")

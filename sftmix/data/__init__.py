@@ -6,7 +6,8 @@
 from sftmix.data.dataset import EncodedDataset, LoadedData, encode, render_preview
 from sftmix.data.encoder import Encoder
 from sftmix.data.encoders import encoder_for, make_encoder
-from sftmix.data.rows import DataReport, Prepared, prepare
+from sftmix.data.report import DataReport
+from sftmix.data.rows import Prepared, prepare
 
 __all__ = [
     "DataReport",

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from sftmix.common.errors import DataError
 from sftmix.common.shown import as_lines, printable
 from sftmix.data.encoder import Encoder
+from sftmix.data.report import DataReport
 from sftmix.data.responses import LOST
-from sftmix.data.rows import MAX_OTHER_PROMPTS, DataReport, Prepared
+from sftmix.data.rows import Prepared
 from sftmix.data.store import (
     EXAMPLE,
     Conversations,
@@ -51,6 +52,9 @@ SCHEMA = pa.schema(
 )
 """Windows of plain text have the source, label and columns of their first document; `offset` is the window's place
 among its tokens, and `starts` are the places where the documents begin. Elsewhere both are null."""
+
+MAX_OTHER_PROMPTS = 0.05
+"""Largest share of the training examples that may be trained behind another prompt than the exported template's."""
 
 
 class EncodedDataset(Sequence[Encoded]):
@@ -162,61 +166,94 @@ def encode(
                 target leaves out
     Raises DataError if a side has no example left, or if the template fails for too many.
     """
-    options, is_text = prepared.options, prepared.text
-    whole, packed = options.multi_turn == "whole", options.packing is not False
-    report = DataReport(notes=list(encoder.notices))
+    job = _Encoding(prepared, encoder, max_length, progress)
+    report = DataReport(notes=list(encoder.notices), max_length=max_length)
     report.take(prepared.report)
-
-    def side(option: str, rows: Conversations) -> EncodedDataset:
-        """Tokenise one side, and add its report to the whole."""
-        is_train = option == "data.train"
-        limit = options.limit if is_train else None
-        selected = frozenset(keep) if is_train and keep is not None else None
-        cut = "as kept" if whole and selected is not None else whole  # not by this template alone
-        settings = [encoder.fingerprint, max_length, cut, None if selected is None else key_of(sorted(selected))]
-        settings += [packed, limit] if is_text else []
-
-        def build(directory: Path) -> Record:
-            report = DataReport(max_length=max_length)
-            if not is_text:
-                work = partial(tokenise, rows, whole, encoder, max_length, selected)
-                stored = tokenised(work, rows.records, report, options.num_proc, progress)
-            else:
-                windows = encode_windows(encoder, rows, max_length, packed, report, progress)
-                kept = (window for window in windows if selected is None or window["id"] in selected)
-                stored = itertools.islice(kept, limit)
-            report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
-            if is_text and report.train == limit:
-                report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
-            return report.to_dict()
-
-        key = key_of("tokens", rows.cache_key, settings)
-        directory, summary = get_or_build(options.cache_dir, f"tokens-{key}", build)
-        found = DataReport(**summary)
+    train, found = job.side(prepared.train, limit=prepared.options.limit, keep=keep)
+    report.take(found)
+    job.refuse_losses(found)
+    held_out = None
+    if prepared.eval is not None:
+        held_out, found = job.side(prepared.eval)
         report.take(found)
-        lost, lines = sum(found.counts.get(reason, 0) for reason in TEMPLATE_REASONS), "\n".join(found.lines()[1:])
-        if is_train and lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not options.skip_bad:
-            raise DataError(
-                f"data.template: {encoder.name} cannot encode {lost:,} of {lost + found.train:,} training examples; "
-                f"choose another template, or let data.skip_bad drop them:\n{lines}"
-            )
-        if not found.train:
-            raise DataError(f"{option}: no example is left:\n{lines}")
-        others = found.counts.get("other_prompt", 0)
-        if is_train and others > MAX_OTHER_PROMPTS * found.train:
-            raise DataError(
-                f"{others:,} of {found.train:,} training examples stand behind another prompt than the generation "
-                f"prompt of the exported template ({encoder.name}): give the template's variables in "
-                f"data.template_options instead of the rows, or drop the thoughts (data.thoughts):\n{lines}"
-            )
-        return EncodedDataset(directory / "tokens.arrow", key_of("tokens", rows.fingerprint, settings), is_text)
-
-    train = side("data.train", prepared.train)
-    held_out = None if prepared.eval is None else side("data.eval", prepared.eval)
-    report.train, report.eval, report.max_length = len(train), len(held_out or ()), max_length
-    if is_text:
+        _refuse_nothing("data.eval", found)
+    report.train, report.eval = len(train), len(held_out or ())
+    if prepared.text:
         report.tokens = int(train.lengths.sum()), 0 if held_out is None else int(held_out.lengths.sum())
     return LoadedData(train, held_out, report)
+
+
+class _Encoding(NamedTuple):
+    """What both sides are tokenised with."""
+
+    prepared: Prepared
+    encoder: Encoder
+    max_length: int
+    progress: bool
+
+    def side(
+        self, rows: Conversations, *, limit: int | None = None, keep: Sequence[str] | None = None
+    ) -> tuple[EncodedDataset, DataReport]:
+        """Return one side, tokenised or from the cache, and the report on it alone."""
+        options, is_text = self.prepared.options, self.prepared.text
+        whole = options.multi_turn == "whole"
+        selected = None if keep is None else frozenset(keep)
+        cut = "as kept" if whole and selected is not None else whole  # not by this template alone
+        settings = [
+            self.encoder.fingerprint,
+            self.max_length,
+            cut,
+            None if selected is None else key_of(sorted(selected)),
+        ]
+        settings += [options.packing is not False, limit] if is_text else []
+        key = key_of("tokens", rows.cache_key, settings)
+        directory, summary = get_or_build(
+            options.cache_dir, f"tokens-{key}", lambda place: self._build(place, rows, limit, selected)
+        )
+        fingerprint = key_of("tokens", rows.fingerprint, settings)
+        return EncodedDataset(directory / "tokens.arrow", fingerprint, is_text), DataReport(**summary)
+
+    def _build(self, directory: Path, rows: Conversations, limit: int | None, selected: Set[str] | None) -> Record:
+        """Write the tokens of one side, and return its report for the cache."""
+        options, is_text = self.prepared.options, self.prepared.text
+        report = DataReport(max_length=self.max_length)
+        if not is_text:
+            whole = options.multi_turn == "whole"
+            work = partial(tokenise, rows, whole, self.encoder, self.max_length, selected)
+            stored = tokenised(work, rows.records, report, options.num_proc, self.progress)
+        else:
+            packed = options.packing is not False
+            windows = encode_windows(self.encoder, rows, self.max_length, packed, report, self.progress)
+            kept = (window for window in windows if selected is None or window["id"] in selected)
+            stored = itertools.islice(kept, limit)
+        report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
+        if is_text and report.train == limit:
+            report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
+        return report.to_dict()
+
+    def refuse_losses(self, found: DataReport) -> None:
+        """Raise DataError if the template fails, or writes other prompts, for too many training examples."""
+        lines = "\n".join(found.lines()[1:])
+        lost = sum(found.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
+        if lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not self.prepared.options.skip_bad:
+            raise DataError(
+                f"data.template: {self.encoder.name} cannot encode {lost:,} of {lost + found.train:,} training "
+                f"examples; choose another template, or let data.skip_bad drop them:\n{lines}"
+            )
+        _refuse_nothing("data.train", found)
+        others = found.counts.get("other_prompt", 0)
+        if others > MAX_OTHER_PROMPTS * found.train:
+            raise DataError(
+                f"{others:,} of {found.train:,} training examples stand behind another prompt than the generation "
+                f"prompt of the exported template ({self.encoder.name}): give the template's variables in "
+                f"data.template_options instead of the rows, or drop the thoughts (data.thoughts):\n{lines}"
+            )
+
+
+def _refuse_nothing(option: str, found: DataReport) -> None:
+    if not found.train:
+        lines = "\n".join(found.lines()[1:])
+        raise DataError(f"{option}: no example is left:\n{lines}")
 
 
 # ---------------------------------------------------------------------------------------------- the preview
@@ -229,7 +266,7 @@ EDGE = 8
 def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, color: bool = True) -> str:
     """Text of the given training rows, a table of tokens of the first of them, and the report on all rows.
 
-    The response, which is all tokens that carry loss, is green; without colour it stands in [[ ]].
+    The response, which is all tokens that carry loss, is green; without colour it is in [[ ]].
     """
 
     def spelt(token: int) -> str:

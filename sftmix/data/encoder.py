@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.files import sha256_json
-from sftmix.data.fitting import INLINE, Shape, called
+from sftmix.data.fitting import Shape, called
+from sftmix.data.rendering import INLINE
 from sftmix.data.spellings import NUL, SpecialSpellings
 from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
 from sftmix.data.thoughts import divided
@@ -88,7 +89,7 @@ class Encoder:
     def turn(self, message: Message, *, inline: bool = False) -> dict[str, Any]:
         """Return a turn as the template takes it: its thought by its key, its special tokens as text.
 
-        inline  of a template that knows no thoughts: a thought from a field stands in the content
+        inline  for a template that knows no thoughts: a thought from a field is put into the content
         """
         assert self.shape is not None
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}

@@ -10,10 +10,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import decoded, place_of
+from sftmix.common.files import decoded
+from sftmix.common.places import place_of
 from sftmix.data.encoder import Encoder
-from sftmix.data.fitting import Renderer, fitted
+from sftmix.data.fitting import fitted
 from sftmix.data.formats import TEXT
+from sftmix.data.rendering import Renderer
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.store import get_or_build, key_of
 from sftmix.data.templates import NAMED, defaults, on_the_same_day, token_roles, written_bos

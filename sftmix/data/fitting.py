@@ -9,39 +9,40 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.templates import TemplateRefusal, appended, defaults, render
+from sftmix.data.endings import ends_of
+from sftmix.data.rendering import (
+    ANSWER,
+    ARGUMENT,
+    FUNCTION,
+    GENERATION,
+    OPENING,
+    THOUGHT,
+    Renderer,
+    View,
+    before,
+    common_start,
+)
+from sftmix.data.templates import appended, defaults
 from sftmix.data.thoughts import around_empty, closed_by, closing_of, closing_tag, opened_by, without_closing
-from sftmix.data.trial import AND_NOW, CALL, PROBE, TOOLS
+from sftmix.data.trial import CALL, PROBE, TOOLS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-QUESTION, ANSWER = (turn["content"] for turn in PROBE)
-THOUGHT = "Sky"
-FUNCTION, ARGUMENT = "find_colour", "noon"
-
-KEYS = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a turn by which templates take its thought, in the order in which they are tried."""
-
-OPENING = "<think>\n"
-INLINE = OPENING + "{thought}\n</think>\n\n"
-"""A thought in front of the answer, for templates that know no thoughts and write the content as it is."""
 
 _SWITCHES = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"(])")
 _COMPARED = r"\b{name} +(?:==|!=|in|not in) +([^%}}]+)"
-_GENERATION = re.compile(r"{%-?\s*generation\b")
 _PIECE = re.compile(r"(?=<|\[|\s)")
 
 
 class Lead(NamedTuple):
-    """What stands in front of the first text of a response: of its answer, or of its thought.
+    """What is in front of the first text of a response, which is its answer or its thought.
 
     own     between the beginning of the prompt and the first text, as the template has it; None: it has none such
     served  between the whole prompt and the first text, as it is trained
@@ -85,81 +86,6 @@ class Shape:
     notices: tuple[str, ...]
 
 
-class View(NamedTuple):
-    """Small conversations as a template renders them: the question, the prompt, and two responses to it.
-
-    thinking  the response with a thought; None: the template leaves it out
-    key       how the thought was given
-    tagged    the template has generation tags
-    """
-
-    asked: str
-    prompt: str
-    plain: str
-    thinking: str | None
-    key: str | None
-    tagged: bool
-
-    def fits(self, thinks: bool) -> bool:
-        """True if responses are rendered behind the prompt, with no more than white space between, or thinking."""
-        if self.prompt == self.asked:
-            return False
-        opened = bool(opened_by(self.prompt))
-        if thinks:
-            begins = (self.thinking or "").startswith(self.prompt)
-            return opened or (begins and not closed_by(self.prompt))
-        begins = self.plain.startswith(self.prompt) and not opened
-        return begins and not _before(self.plain[len(self.prompt) :], ANSWER).strip()
-
-
-class Renderer:
-    """A template that renders small conversations; errors name it.
-
-    name  what the user calls the template
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, source: str) -> None:
-        self.tokenizer = tokenizer
-        self.name = name
-        self.source = source
-        self.listed = False
-        self.tools: Sequence[Mapping[str, Any]] = ()
-        for listed, tools in ((False, ()), (True, ()), (False, TOOLS)):  # some templates need parts, or functions
-            with suppress(TemplateRefusal):
-                if ANSWER in render(tokenizer, source, [PROBE], listed=listed, tools=tools)[0]:
-                    self.listed = listed
-                    self.tools = tools
-                    break
-
-    def __call__(self, turns: Sequence[Mapping[str, Any]], **more: Any) -> str:
-        """Render turns; more variables may be given, and prompt, tools, source. Raises ConfigError."""
-        options = {"tools": self.tools, **more}
-        source = options.pop("source", self.source)
-        try:
-            return render(self.tokenizer, source, [turns], listed=self.listed, **options)[0]
-        except TemplateRefusal as error:
-            problem = f"data.template: {self.name}: cannot render a user and an assistant turn: {error}"
-            raise ConfigError(problem) from error
-
-    def view(self, source: str, **more: Any) -> View:
-        """Render the conversations of a View by a source."""
-        tagged = bool(_GENERATION.search(source))
-        asked = self(PROBE[:1], source=source, **more)
-        prompt = self(PROBE[:1], source=source, prompt=True, **more)
-        plain = behind_head(prompt, self(PROBE, source=source, **more), QUESTION)
-        for key in (*KEYS, ""):
-            turn = {**PROBE[-1], key: THOUGHT} if key else {**PROBE[-1]}
-            if not key:
-                turn["content"] = INLINE.format(thought=THOUGHT) + ANSWER
-            with suppress(ConfigError):
-                text = behind_head(prompt, self([*PROBE[:1], turn], source=source, **more), QUESTION)
-                head, *rest = text.split(THOUGHT)
-                empty = not key and around_empty(head[len(_common(head, asked)) :])
-                if len(rest) == 1 and ANSWER in rest[0] and not empty:
-                    return View(asked, prompt, plain, text, key, tagged)
-        return View(asked, prompt, plain, None, None, tagged)
-
-
 def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks: bool | None) -> Shape:
     """Find what a template writes around a response.
 
@@ -171,7 +97,7 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
     Raises ConfigError for a template that cannot be rendered, or that has no end of a turn.
     """
     renderer = Renderer(tokenizer, name, source)
-    names = dict.fromkeys(_SWITCHES.findall(source)) if thinks or not _GENERATION.search(source) else ()
+    names = dict.fromkeys(_SWITCHES.findall(source)) if thinks or not GENERATION.search(source) else ()
     notices = list[str]()
     view = renderer.view(source)
     if ANSWER not in view.plain:
@@ -191,7 +117,7 @@ def fitted(tokenizer: PreTrainedTokenizerBase, name: str, source: str, *, thinks
         view = renderer.view(source)
         notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
     opened, surplus, plain, thinking, closing = _leads(view)
-    ending, end, call_end = _ends(renderer, source, view, plain.served + thinking.served + closing, call, notices)
+    ending, end, call_end = ends_of(renderer, source, view, plain.served + thinking.served + closing, call, notices)
     return Shape(
         source=source,
         listed=renderer.listed,
@@ -218,15 +144,6 @@ def _values(source: str, names: Iterable[str], thinks: bool) -> Iterator[tuple[s
             yield name, value
 
 
-def _before(text: str, marker: str) -> str:
-    return text.rpartition(marker)[0]
-
-
-def _common(one: str, other: str) -> str:
-    """Return the characters that both texts begin with."""
-    return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
-
-
 def _header(view: View, thinks: bool, call: str) -> str:
     """Return what is written before every response and belongs to the prompt; a space belongs to the response.
 
@@ -237,21 +154,21 @@ def _header(view: View, thinks: bool, call: str) -> str:
     """
     if not view.plain.startswith(view.prompt) or view.fits(thinks):
         return ""
-    header = _before(view.plain[len(view.prompt) :], ANSWER)
+    header = before(view.plain[len(view.prompt) :], ANSWER)
     if view.prompt != view.asked:
         return header.rstrip(" ") if not thinks and not view.tagged and around_empty(header) else ""
     for other in (view.thinking[len(view.asked) :] if thinks and view.thinking else "", call):
         if other and not other.startswith(header):  # a tag that is begun only is not common
-            header = re.sub(r"[<\[][^<>\[\]]*$", "", _common(header, other))
+            header = re.sub(r"[<\[][^<>\[\]]*$", "", common_start(header, other))
     return header.rstrip(" ") if header.strip() else ""
 
 
 def _leads(view: View) -> tuple[str, str | None, Lead, Lead, str]:
-    """Return the end of the prompt, its surplus, what stands before an answer and a thought, and between the two."""
+    """Return the end of the prompt, its surplus, what is before an answer and a thought, and between the two."""
     base = _base(view)
     opened = opened_by(view.prompt)
     surplus = None if base is None else view.prompt[len(base) :]
-    own = None if base is None else _before(view.plain[len(base) :], ANSWER)
+    own = None if base is None else before(view.plain[len(base) :], ANSWER)
     lead = own or ""
     closes = bool(opened) and closing_tag(opened.strip()) in lead
     thinking = None
@@ -269,7 +186,7 @@ def _leads(view: View) -> tuple[str, str | None, Lead, Lead, str]:
 
 
 def _thinking(view: View, base: str | None) -> tuple[str | None, str, str]:
-    """Return what stands before a thought that the template writes, in its own rendering and behind the prompt; and
+    """Return what is before a thought that the template writes, in its own rendering and behind the prompt; and
     between the thought and the answer.
     """
     head, _, rest = (view.thinking or "").partition(THOUGHT)
@@ -280,7 +197,7 @@ def _thinking(view: View, base: str | None) -> tuple[str | None, str, str]:
         served = own
     if opened and opened.strip() in served:  # the prompt has it already
         served = ""
-    return own, served, _before(rest, ANSWER)
+    return own, served, before(rest, ANSWER)
 
 
 def _base(view: View) -> str | None:
@@ -290,20 +207,7 @@ def _base(view: View) -> str | None:
     places = [found.start() for found in _PIECE.finditer(view.prompt)]
     starts = [view.prompt[:place] for place in places if view.plain.startswith(view.prompt[:place])]
     longest = max(starts, key=len, default="")
-    return longest if len(longest) >= len(_common(view.asked, view.plain)) > 0 else None
-
-
-def behind_head(prompt: str, closed: str, content: str) -> str:
-    """Return the rendering of a conversation with the beginning of its prompt, through the last turn there.
-
-    A template may write another system turn, or another date, with a generation prompt than without.
-    """
-    content = content.strip()
-    place = prompt.rfind(content)
-    if not content or place < 0 or closed.startswith(prompt[:place]):
-        return closed
-    rest = closed.split(content)[prompt.count(content) :]
-    return prompt[:place] + content.join(["", *rest]) if rest else closed
+    return longest if len(longest) >= len(common_start(view.asked, view.plain)) > 0 else None
 
 
 def _call(renderer: Renderer, source: str) -> tuple[bool | None, str]:
@@ -315,7 +219,7 @@ def _call(renderer: Renderer, source: str) -> tuple[bool | None, str]:
         with suppress(ConfigError):
             asked = renderer(PROBE[:1], source=source, tools=TOOLS, prompt=True)
             call = renderer([*PROBE[:1], called(CALL, as_text)], source=source, tools=TOOLS)
-            rest = call[len(_common(asked, call)) :]
+            rest = call[len(common_start(asked, call)) :]
             if FUNCTION in asked and FUNCTION in rest and ARGUMENT in rest and "{'" not in rest:
                 return as_text, rest
     return None, ""
@@ -330,70 +234,3 @@ def called(turn: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
             function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
         calls.append({**call, "function": function})
     return {**turn, "tool_calls": calls}
-
-
-# --------------------------------------------------------------------------------------------- ends of turns
-
-
-def _ends(
-    renderer: Renderer,
-    source: str,
-    view: View,
-    within: str,
-    call: str,
-    notices: list[str],
-) -> tuple[str, str, str]:
-    """Return the text from an answer through the end of its turn, the token there, and the token behind a call.
-
-    What ends a turn does not occur inside one: not between the prompt and the answer, nor in a call. eos is taken
-    before any other token, if the template writes it behind every answer, and put there if it writes none.
-
-    within  what stands in front of an answer
-    call    what the template writes from a call on
-    """
-    tokenizer = renderer.tokenizer
-    after = view.plain.rpartition(ANSWER)[2]
-    between = after
-    with suppress(ConfigError):  # in the middle of a conversation
-        between = renderer([*PROBE, AND_NOW], source=source).rpartition(ANSWER)[2].rpartition(AND_NOW["content"])[0]
-    *begun, ended = call.rpartition(ARGUMENT)
-    calls = list(_marks(tokenizer, ended))
-    inside = set(_marks(tokenizer, within + begun[0]))
-    always = _common(after, between)
-    eos = tokenizer.eos_token
-    ends = [mark for mark in _marks(tokenizer, after) if mark not in inside]
-    ends = [eos] if eos in ends and eos in _marks(tokenizer, always) else ends
-    if ends:
-        ending = _through(after, ends[0])
-    elif between != after:
-        header = _common(between[::-1], _before(view.asked, PROBE[0]["content"])[::-1])[::-1]  # of a next turn
-        ends = [mark for mark in _marks(tokenizer, between.removesuffix(header)) if mark not in inside]
-        if ends:
-            ending = _through(between, ends[0])
-            notices.append(f"The template writes {ends[0]!r} only before a next turn: it is put after every response.")
-    if not ends:
-        if eos is None:
-            raise ConfigError(
-                "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
-                "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
-            )
-        notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
-        ends = [eos]
-        ending = eos
-    special = {str(tokenizer.convert_ids_to_tokens(number)) for number in tokenizer.all_special_ids}
-    special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    last = calls[-1] if calls and ends[0] not in calls and calls[-1] in special - inside else ends[0]
-    return ending, ends[0], last
-
-
-def _marks(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[str]:
-    """Yield the special and the added tokens of a text, but for white space, which some tokenizers add for any text."""
-    added = tokenizer.added_tokens_decoder
-    for number in tokenizer(text, add_special_tokens=False)["input_ids"]:
-        spelling = str(tokenizer.convert_ids_to_tokens(number))
-        if number in tokenizer.all_special_ids or (number in added and spelling.strip()):
-            yield spelling
-
-
-def _through(text: str, mark: str) -> str:
-    return text[: text.index(mark) + len(mark)]

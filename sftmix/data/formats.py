@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.plain import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed, spelling
+from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
+from sftmix.common.plain import spelling
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.data.calls import OPTIONS, TOOLS, tools_of, variables_of
 from sftmix.data.turns import INSIDE, checked, last_alone, turns_of, weight_of
@@ -61,7 +62,7 @@ class Columns:
 def recognise(row: Fields, first: Sequence[str] = ()) -> str:
     """Name the first format whose fields the row has, or else the one of which it lacks fewest.
 
-    History stands before alpaca, because it has its fields. A row is text if it has no field that another format reads.
+    History is before alpaca, whose fields it has. A row is text if it has no field that another format reads.
 
     first  formats that are tried before the others
     Raises BadRow for a row without any of the fields.

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sftmix.data.encoder import Encoder
-from sftmix.data.fitting import Shape, behind_head
+from sftmix.data.fitting import Shape
+from sftmix.data.rendering import behind_head
 from sftmix.data.thoughts import opened_by
 from sftmix.types import Example, Message
 
@@ -66,7 +67,7 @@ def _trained(encoder: Encoder, example: Example) -> Iterator[Turn]:
 
 
 def _rendered(encoder: Encoder, turns: Sequence[Turn], *, prompt: bool) -> list[str]:
-    """Render what stands in front of each turn, with the generation prompt, or the conversation through it."""
+    """Render what is in front of each turn, with the generation prompt, or the conversation through it."""
     groups = defaultdict[str, list[int]](list)
     for number, turn in enumerate(turns):
         groups[json.dumps([turn.tools, turn.options]) if turn.tools or turn.options else ""].append(number)
@@ -115,7 +116,7 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
 
 
 def _lead(shape: Shape, prompt: str, *, thought: bool) -> str:
-    """Return what stands behind a prompt before the answer, or before the thought.
+    """Return what is written behind a prompt before the answer, or before the thought.
 
     Not every prompt opens a thought if most do: after a function's result some templates write none.
     """

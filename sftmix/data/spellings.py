@@ -59,7 +59,7 @@ class SpecialSpellings:
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._normalize = getattr(getattr(self._backend, "normalizer", None), "normalize_str", str)
         # Grouped by their first two characters: some tokenizers have a thousand, which begin with the same one. A
-        # longer one stands before one that it begins with. A single character cannot be broken: a NUL behind it says
+        # longer one is before one that it begins with. A single character cannot be broken: a NUL behind it says
         # that it is text.
         groups = []
         for start, group in itertools.groupby(sorted(self.ids, reverse=True), key=lambda spelling: spelling[:2]):

@@ -59,8 +59,9 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
     The cache is `cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix.
 
     `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
-    and renamed when it is complete, so no reader sees half of it. Of several processes one builds, and the others wait,
-    on other machines, too, where their file system has locks; elsewhere two may build the same, which does no harm.
+    and renamed when it is complete, so no reader sees half of it. If several processes need it, one builds and
+    the others wait, also on other machines if their file system has locks; elsewhere two may build the same, which does
+    no harm.
 
     Raises ConfigError when nothing can be written there, NoSpaceError when the disk is full.
     """
@@ -112,7 +113,8 @@ def write_rows(path: Path, schema: pa.Schema, rows: Iterable[Record], batch: int
 
     A column that a row lacks is null.
     """
-    count, rest = 0, iter(rows)
+    count = 0
+    rest = iter(rows)
     with pa.ipc.new_file(str(path), schema) as writer:
         while part := list(itertools.islice(rest, batch)):
             writer.write_batch(pa.RecordBatch.from_pylist(part, schema=schema))

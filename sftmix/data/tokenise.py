@@ -6,7 +6,7 @@ first text must be the first ids of the second; the other ids of the second are 
 give the same rows.
 
 In a window of text every token is a target, except the first of each document. A document ends with eos, and begins
-with BOS if the tokenizer writes one before plain text. Packed documents stand one after the other and are cut into
+with BOS if the tokenizer writes one before plain text. Packed documents follow one another and are cut into
 windows of exactly max_length tokens. A window names the places where its documents begin: neither attention nor targets
 may cross them, or the model would learn from an unrelated text.
 """
@@ -26,8 +26,8 @@ import numpy as np
 from sftmix.common.progress import progress_bar
 from sftmix.data.encoder import Encoder
 from sftmix.data.formats import TEXT
+from sftmix.data.report import DataReport
 from sftmix.data.responses import LOST, Response, responses_of
-from sftmix.data.rows import DataReport
 from sftmix.data.spellings import NUL
 from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
 from sftmix.data.templates import TemplateRefusal, written_bos
@@ -87,7 +87,7 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     try:
         found = responses_of(encoder, examples)
     except TemplateRefusal as error:
-        # The template refuses one of them: alone, each tells whether it is this one.
+        # The template refuses one of them: alone, each shows whether it is this one.
         if len(examples) == 1:
             return [Outcome.without("template_refused", detail=f": {error}")]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
@@ -257,7 +257,7 @@ def _do(part: Int64) -> Any:
 
 
 def windows(documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed: bool) -> Iterator[Any]:
-    """Cut the tokens of documents, which stand one after the other, into windows of `length`; the last may be shorter.
+    """Cut the tokens of documents, which follow one another, into windows of `length`; the last may be shorter.
 
     documents  (document, token ids)
     packed     a window may hold several documents; else each document is cut alone, and its last window may be shorter
@@ -287,7 +287,8 @@ def encode_windows(
 
     The report counts documents that spell special tokens, and windows without a target.
     """
-    bos, eos = written_bos(encoder.tokenizer), [encoder.end_of_turn_id]
+    bos = written_bos(encoder.tokenizer)
+    eos = [encoder.end_of_turn_id]
 
     def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""

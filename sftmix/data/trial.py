@@ -50,7 +50,7 @@ CONVERSATIONS = [PROBE[:1], PROBE, _CHAT, _CHAT[1:], _CHAT[:2]]
 def trouble_with(template: str, variables: dict[str, str]) -> str | None:
     """Render small conversations in another process; return why the template must not be used, or None.
 
-    A template that raises an error is no trouble: it will raise it again, for a message that tells more. Many do so on
+    A template that raises an error is no trouble: it will raise it again, for a message that says more. Many do so on
     a system turn: the other conversations are tried all the same.
 
     variables  the tokenizer's special tokens by name, which the template may write

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.plain import CALL_ROLE, ROLES, spelling
+from sftmix.common.fields import CALL_ROLE, ROLES
+from sftmix.common.plain import spelling
 from sftmix.common.shown import quoted
 from sftmix.data.calls import CALL_FIELDS, call_answered, calls_of
 from sftmix.data.thoughts import divided

@@ -48,9 +48,9 @@ def checked_text(value: Any, what: str) -> str:
 
 
 def parsed(value: Any, what: str) -> Any:
-    """Return a value, of JSON text what it stands for, with texts that can be encoded. Raises BadRow.
+    """Return a value, or what a JSON text means, with texts that can be encoded. Raises BadRow.
 
-    Of objects that are not text, keys with null are left out: tables have null for those that a row lacks.
+    Keys with null are left out of objects that are not text: tables have null for those that a row lacks.
     """
     try:
         plain = json.loads(value) if isinstance(value, str) else _without_null_inside(value)

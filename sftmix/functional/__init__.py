@@ -253,7 +253,7 @@ def align(size: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
     The n-th response token of one slot goes with the n-th of the other, n <= min(N_c, N_u). Positions in the sequence
     would not do: the prompts of the two differ in length.
 
-    size   i64[B], response tokens of each slot, whose token rows stand slot after slot
+    size   i64[B], response tokens of each slot, whose token rows follow slot by slot
     pairs  i64[P, 2], slots
     """
     first_B, length_P = size.cumsum(0) - size, size[pairs].amin(1)

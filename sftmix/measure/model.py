@@ -3,20 +3,6 @@
 The base model: the held-out metrics, and the confidence of a sample of training rows. The trained target: the same,
 token calibration, and the share of the response tokens that was mixed. The NTP baseline is measured in the same way, on
 the same rows.
-
-Token calibration says how far the probabilities of a model can be trusted. For the T response tokens of the held-out
-rows, under teacher forcing, with p_t the model's distribution at token t:
-
-    confidence_t = max_k p_t[k],  correct_t = [argmax_k p_t[k] = y_t]
-    ECE    sum_b (n_b / T) |accuracy_b - confidence_b| over 15 bins of equal mass (Nixon et al., arXiv 1904.01685)
-    Brier  mean_t sum_k (p_t[k] - [k = y_t])^2 = mean_t (1 - 2 p_t[y_t] + sum_k p_t[k]^2), from 0 to 2
-    NLL after temperature scaling (Guo et al., arXiv 1706.04599): softmax(logits / tau), where tau minimises the NLL of
-           one half of the examples and is judged on the other half, both ways round
-
-One forward pass over the rows gives all of these, and keeps no logits. The pass gives the NLL with two derivatives at
-the 11 temperatures of TAUS; in between, quintic Hermite interpolation gives the NLL as a function of tau. Its error is
-below 1e-5 nats and 1e-3 in tau if the curve is as smooth as those of language models are. A second pass around the
-minimum would cost the whole backbone again.
 """
 
 from collections import Counter
@@ -25,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sftmix.batches.order import RowSubset, TokenisedRows
+from sftmix.batches.order import RowSubset
 from sftmix.common.files import write_json
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.data import LoadedData
-from sftmix.functional.fused import block_rows, statistics_dtype
-from sftmix.training.scoring import Scorer, held_out_metrics, nll_by, one_checkpoint, split_by_row, sum_by_row
-from sftmix.types import Batch, Float64, Int64, Rows, RowScores
+from sftmix.measure.calibration import calibrate
+from sftmix.training.dynamics import one_checkpoint
+from sftmix.training.scoring import Scorer, held_out_metrics, nll_by
+from sftmix.types import Float64, Int64, Rows
 
 SAMPLE = "sample.parquet"
 """The file in which a stage keeps the dynamics of the sample under its model."""
@@ -43,13 +29,6 @@ SAMPLE = "sample.parquet"
 SAMPLE_SHARE, SAMPLE_MIN, SAMPLE_MAX = 0.05, 128, 1000
 """Share of the training rows whose confidence is measured under the base model and the trained ones, and its bounds in
 rows: few beside the training itself, and enough for a standard deviation."""
-
-N_BINS = 15
-
-TAUS = tuple(2.0 ** (-k / 2) for k in range(-6, 5))
-"""Temperatures from 8 down to 1/4: their inverses rise by a factor of sqrt(2)."""
-
-_ONE, _HALF = TAUS.index(1.0), TAUS.index(0.5)
 
 
 def sample_rows(ids: Sequence[str]) -> Rows:
@@ -73,10 +52,13 @@ def measure(
     groups  the group of each held-out row; None: one group
     step    up to which the model was trained, which is then calibrated, too; None: it is the base model
     """
-    on_main, files, figures = scorer.world.on_main, [SAMPLE], dict[str, Any]()
+    on_main = scorer.world.on_main
+    files = [SAMPLE]
+    figures = dict[str, Any]()
     if (held_out := data.eval) is not None:
         if step is None:
-            scores, brier = scorer(module, held_out), None
+            scores = scorer(module, held_out)
+            brier = None
         else:
             scores, brier, calibration = calibrate(module, held_out, scorer)
             on_main(lambda: write_json(directory / "calibration.json", calibration))
@@ -162,128 +144,3 @@ def mixed_share(batch: Callable[[int], Any], lines: Sequence[Any], n_tokens: Int
 
 
 # ------------------------------------------------------------------------------------------- token calibration
-
-
-def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[RowScores, Float64, dict[str, Any]]:
-    """Measure N rows in one pass, together with all ranks: their scores, Brier sums f64[N], and the figures.
-
-    The figures are the same on each rank: ECE, Brier, NLL before and after temperature scaling, reliability curve.
-    `reliability` has the bins of the curve, each with mean confidence, accuracy and number of tokens; the other figures
-    are those of the table in docs/calibration.md. Raises NonFiniteError if a row has no NLL.
-    """
-
-    def statistics(module: Any, batch: Batch) -> list[Any]:
-        confidence, correct, brier, tempered = module.read(
-            lambda it: token_statistics(it.hidden_states(batch), it.head, batch.labels)
-        )
-        of_tokens = [split_by_row(confidence, batch), split_by_row(correct, batch)]
-        return [*of_tokens, sum_by_row(brier, batch), sum_by_row(tempered, batch)]
-
-    confidences, hits, *sums = scorer.columns(module, data, statistics)
-    brier_sum, tempered = map(np.array, sums)
-    n_tokens, n_correct = np.array([len(row) for row in hits]), np.array([row.sum() for row in hits])
-    scores = RowScores(tempered[:, _ONE, 0], n_tokens, n_correct)
-    metrics, confidence = held_out_metrics(scores), np.concatenate(confidences)
-    tokens, curve = len(confidence), reliability(confidence, np.concatenate(hits))
-    figures = {
-        "examples": len(data),
-        "tokens": tokens,
-        "nll": metrics["eval_nll"],
-        "accuracy": metrics["eval_accuracy"],
-        "confidence": float(confidence.mean(dtype=np.float64)),
-        "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in curve) / tokens,
-        "brier": float(brier_sum.sum()) / tokens,
-        **temperature_scaling(tempered, n_tokens, data.ids),
-        "reliability": curve,
-    }
-    return scores, brier_sum, figures
-
-
-def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
-    """Return of T token rows, through the model's own Head (scale, soft-cap and bias included), float32 or better:
-
-    confidence [T], correct bool[T], Brier score [T], and [T, len(TAUS), 3]: NLL at each temperature tau, and its first
-    and second derivative by 1 / tau. Of a block of logits x [T, V] one more buffer serves all temperatures.
-
-    With p the distribution at temperature tau and b = 1 / tau, the NLL is log sum_k exp(b x_k) - b x_label; by b its
-    first derivative is E_p[x] - x_label, and its second the variance of x under p.
-    """
-    block, parts = block_rows(len(head.weight), hidden.device), []
-    for start in range(0, max(1, len(labels)), block):
-        rows = slice(start, start + block)
-        x = head.logits(hidden[rows], dtype=statistics_dtype(hidden))
-        with torch.autocast(hidden.device.type, enabled=False):
-            x.sub_(x.amax(1, keepdim=True)).clamp_(min=torch.finfo(x.dtype).min)  # a masked -inf times 0 would be NaN
-            at_label = x.gather(1, labels[rows, None]).squeeze(1)
-            totals, tempered, e = [], [], torch.empty_like(x)
-            for tau in TAUS:
-                torch.mul(x, 1 / tau, out=e)
-                total = e.exp_().sum(1)
-                mean = e.mul_(x).sum(1) / total
-                square = e.mul_(x).sum(1) / total
-                totals.append(total)
-                tempered.append(torch.stack([total.log() - at_label / tau, mean - at_label, square - mean**2], 1))
-            one = totals[_ONE]
-            brier = 1 - 2 * at_label.exp() / one + totals[_HALF] / one**2  # sum_k exp(2 x_k): the total at tau = 1/2
-            parts.append([1 / one, x.argmax(1) == labels[rows], brier, torch.stack(tempered, 1)])
-        del x, e  # before the logits of the next block are made
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
-
-
-def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
-    """Return the bins that hold tokens, least confident first: mean confidence, accuracy, count.
-
-    The bin of a token is floor(N_BINS (mean rank - 1/2) / T): without ties the sizes differ by at most one. Equal
-    values share a bin, wherever they stand in the array, so a bin may be large and another empty.
-    """
-    import pandas as pd
-    from scipy.stats import rankdata
-
-    bins = np.floor(N_BINS * (rankdata(confidence) - 0.5) / len(confidence))
-    _, place, count = np.unique(bins, return_inverse=True, return_counts=True)
-    means = {"confidence": np.bincount(place, confidence) / count, "accuracy": np.bincount(place, correct) / count}
-    return pd.DataFrame(means).assign(count=count).to_dict("records")
-
-
-def temperature_scaling(tempered: Float64, n_tokens: Int64, ids: Sequence[str]) -> dict[str, Any]:
-    """Return two-fold cross-fitted NLL per token: each half of the examples at the temperature fitted on the other.
-
-    The halves are drawn by a hash of the ids, so they are the same for every model. `temperature_at_limit` is True if
-    a fit ended at the first or last of TAUS.
-
-    tempered  f64[N, len(TAUS), 3], the last of `token_statistics` summed over the tokens of each row
-    """
-    if len(ids) < 2:  # nothing to fit on
-        return dict.fromkeys(("nll_temperature_scaled", "temperature", "temperatures", "temperature_at_limit"))
-    ranked = sorted(range(len(ids)), key=lambda i: stable_hash("calibration_fold", ids[i]))
-    (first, tau), (second, other) = (fitted(tempered[sorted(ranked[k::2])].sum(axis=0)) for k in (0, 1))
-    judged = float(second(-np.log(tau))) + float(first(-np.log(other)))
-    return {
-        "nll_temperature_scaled": judged / int(n_tokens.sum()),
-        "temperature": (tau + other) / 2,
-        "temperatures": [tau, other],
-        "temperature_at_limit": not {TAUS[0], TAUS[-1]}.isdisjoint([tau, other]),
-    }
-
-
-def fitted(sums: Float64) -> tuple[Any, float]:
-    """Return the NLL sum as a function of log(1 / tau), and the tau in [TAUS[-1], TAUS[0]] where it is smallest.
-
-    The function is a BPoly: between two of TAUS a quintic that has the values and derivatives of the sums
-    f64[len(TAUS), 3] at both. The NLL is convex in 1 / tau, so it has one minimum; where its slope has one sign
-    throughout, that is at an end of the range.
-    """
-    from scipy.interpolate import BPoly
-    from scipy.optimize import brentq
-
-    value, first, second = sums.T
-    beta = 1 / np.asarray(TAUS)
-    curve = BPoly.from_derivatives(
-        np.log(beta), np.stack([value, beta * first, beta**2 * second + beta * first], axis=1)
-    )
-    slope, low, high = curve.derivative(), curve.x[0], curve.x[-1]
-    if slope(low) >= 0:
-        return curve, TAUS[0]
-    if slope(high) <= 0:
-        return curve, TAUS[-1]
-    return curve, float(np.exp(-brentq(slope, low, high)))

@@ -37,7 +37,7 @@ lora_bias lora_dropout r rank_pattern use_dora use_rslora"""
 imports a module that the file names, and others change what the adapters compute."""
 
 ALL_LINEAR = "all-linear"
-"""PEFT's word for experts, routers and every linear layer but the LM head; here it may stand in a list, too."""
+"""PEFT's word for experts, routers and every linear layer but the LM head; here a list may hold it as well."""
 
 
 # --------------------------------------------------------------------------------------------------- adding
@@ -108,7 +108,7 @@ def adapter_config(model: nn.Module) -> Any:
 def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
     """Have PEFT add its layers, without three of its warnings.
 
-    Two tell of intended effects: Conv1D is transposed, and adapters untie a tied head (docs/lora.md). The third one is
+    Two warn of intended effects: Conv1D is transposed, and adapters untie a tied head (docs/lora.md). The third one is
     wrong: the rank that PEFT itself gives to fused tensors of experts is not ignored.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

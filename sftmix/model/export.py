@@ -52,7 +52,7 @@ def export_model(
             old = path.with_name(f"{temporary.name}.old")
             if path.exists():
                 os.replace(path, old)
-            os.replace(temporary, path)  # the old one is removed only when the new one stands
+            os.replace(temporary, path)  # the old one is removed only when the new one is there
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -78,7 +78,8 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     """
     candidates = _candidates(model)
     name = f"{type(model).__name__} ({model.config.model_type})"
-    ids, later = probe_ids(model, 2, 8), 4
+    ids = probe_ids(model, 2, 8)
+    later = 4
     changed = ids.clone()
     changed[:, later:] = (ids[:, later:] + 1) % n_embeddings(model)
     with _without_flash(model), probing(model, f"{name} does not run as backbone and head"):

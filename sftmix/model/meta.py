@@ -4,7 +4,7 @@
                                       If dtypes or adapters do not allow this, rank 0 loads the whole model, and the
                                       others have an `empty_model`.
     2. the values without the model   `take_values`: the model keeps float32 parameters on the meta device, which are
-                                      sharded like those of any other model (`sftmix.training.module.wrap`)
+                                      sharded like those of any other model (`sftmix.training.parallel.wrap`)
     3. the values in the shards       `Values.fill`: a rank never holds more than its shards and one tensor
 
 transformers handles names, conversions and missing weights, as in a plain load.

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import HUB_ID, is_there, place_of
+from sftmix.common.places import HUB_ID, is_there, place_of
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 """Endings of files of weights that can hold programs, or that are of other libraries."""

@@ -12,11 +12,12 @@ from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder
 from sftmix.model.load import refuse_quantized
 from sftmix.pipeline.directory import RunDirectory
+from sftmix.pipeline.inputs import STAGE_INPUTS, Known
 from sftmix.pipeline.loaded import load_for_run, scorer
 from sftmix.pipeline.rows import RunRows, check_rows_fit
-from sftmix.pipeline.start import STAGE_INPUTS, Known
-from sftmix.training.log import PeakMemory, StopAtOnce
 from sftmix.training.loop import Stage, StageResult, train
+from sftmix.training.memory import PeakMemory
+from sftmix.training.signals import StopAtOnce
 
 
 class Made(NamedTuple):

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.common.errors import ConfigError, NonFiniteError
-from sftmix.common.files import place_of
+from sftmix.common.places import place_of
 from sftmix.common.plain import as_list
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World, accelerator
@@ -36,9 +36,10 @@ from sftmix.model.meta import Values, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
 from sftmix.model.rounding import round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
-from sftmix.pipeline.directory import FinishedModel
+from sftmix.pipeline.finished import FinishedModel
 from sftmix.training.checkpoint import CheckpointStore, full_weights
-from sftmix.training.module import TrainingModule, resolve_parallel, resolve_precision, training_module
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
 from sftmix.training.scoring import Scorer
 
 
@@ -49,7 +50,10 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> tu
     it is checked once they are in place. Elsewhere the second part is None.
     """
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
-    path, attention, lora, options = config.model.path, config.model.attention, config.model.lora, config.training
+    path = config.model.path
+    attention = config.model.attention
+    lora = config.model.lora
+    options = config.training
     sharded = resolve_parallel(options.parallel, world) in SHARDED
     if sharded:
         refuse_sharded(config.optimizer, lora, f"training.parallel {options.parallel} (here fsdp)")
@@ -150,7 +154,7 @@ def export_weights(
 ) -> Path:
     """Write weights as a Hugging Face directory, with what the encoder knows: tokenizer, template, stop ids.
 
-    Of a model with adapters only those are written.
+    For a model with adapters only those are written.
 
     weights  those that `round_weights` has rounded to `dtype`
     """
@@ -257,7 +261,8 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
         base = finished.path
         if adapters:  # of a run its own record of the base counts, which is found after a move, too
             base = options.path or stored_config(directory).base_model_name_or_path
-        kind, quantization = asked or stored_dtype(base), None
+        kind = asked or stored_dtype(base)
+        quantization = None
         if adapters or finished.name == "base":  # of a run with adapters: quantised as it was in training
             quantization = quantization_config(options.lora, compute=kind if adapters else asked or torch.float32)
         model = load_model(base, dtype=kind, attention=options.attention, quantization=quantization)

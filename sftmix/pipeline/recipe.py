@@ -5,49 +5,38 @@ Each stage has a function that makes its files and one that reads them back; a p
 """
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sftmix.batches.order import TrainingOrder
-from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import read_steps
 from sftmix.common.tables import read_split, write_dynamics, write_split, write_table
 from sftmix.common.world import World, start_world
-from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
-from sftmix.components.contracts import check_confidence, check_pairs, check_split
+from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.measure.model import best_evaluation, measure, mixed_share
-from sftmix.measure.summary import describe_split, made_by, summarise
+from sftmix.measure.split import describe_split
+from sftmix.measure.summary import made_by, summarise
 from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory, check_same_directory
+from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference, is_single_run
 from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights, scoring_model
+from sftmix.pipeline.order import dynamics_before, epochs_begun, order_of_arm
 from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import read_rows
-from sftmix.pipeline.start import (
-    Known,
-    StageName,
-    config_of_arm,
-    config_of_reference,
-    is_single_run,
-    refuse_other_inputs,
-    stages_entered,
-)
+from sftmix.pipeline.start import StageName, refuse_other_inputs, stages_entered
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.log import StopAtOnce
-from sftmix.training.module import check_compiler
-from sftmix.training.scoring import OnlineLosses, held_out_metrics, merge
-from sftmix.types import NOT_COUNTED, Rows, Scores, Split, TrainingDynamics
+from sftmix.training.parallel import check_compiler
+from sftmix.training.scoring import held_out_metrics
+from sftmix.training.signals import StopAtOnce
+from sftmix.types import NOT_COUNTED, Scores, Split, TrainingDynamics
 
 
 def run(
@@ -98,7 +87,9 @@ def make_stages(run: RunContext, stages: Sequence[str]) -> None:
 
     The table of scores has NaN for the confidence, and there is no split, where these stages do not need them.
     """
-    dynamics, scores, split = None, run.rows.table(), None
+    dynamics = None
+    scores = run.rows.table()
+    split = None
     if "selection" in stages:
         selected = run.path / "selection/selected.parquet"
 
@@ -171,46 +162,51 @@ def enter_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     name           train or baseline
     scores, split  from the stages before; a single run takes neither, but makes a split for each epoch
     """
-    config, rows, directory = config_of_arm(run.config, name), run.rows, run.path / name
+    run.enter(name, lambda: _make_arm(run, name, scores, split))
 
-    def make() -> Made:
-        stage = run.training_stage(
-            name,
-            config,
-            rows.encoder,
-            data=rows.data.train,
-            eval_data=rows.data.eval,
-            eval_groups=rows.eval_groups,
-            packed=rows.packed,
-            **order_of_arm(run, name, scores, split),
-        )
-        dtype = export_dtype(config.model)
-        refuse_overflow(stage.model, dtype)
-        result = run.train(stage)
-        run.directory.tell(doing="measuring the trained model")
-        began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
-        held_out = rows.data.eval if dtype.itemsize < 4 else None
-        as_trained = None if held_out is None else held_out_metrics(stage.scorer(module, held_out))["eval_nll"]
-        round_weights(config, module, dtype)
-        files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
-        lines = run.world.from_main(lambda: read_steps(directory))
-        figures = {
-            **result.figures,
-            **measured,
-            "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
-            "eval_nll_as_trained": as_trained,
-            **best_evaluation(lines, as_trained or measured.get("eval_nll")),
-            "calibration_seconds": time.perf_counter() - began,
-            "made_by": made_by(run.world.size),
-        }
-        run.directory.tell(doing="writing the model")
-        weights, to = full_weights(module), directory / "model"
-        run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
-        files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
-        nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
-        return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
 
-    run.enter(name, make)
+def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> Made:
+    config = config_of_arm(run.config, name)
+    rows = run.rows
+    directory = run.path / name
+    batches = order_of_arm(run, name, scores, split)
+    stage = run.training_stage(
+        name,
+        config,
+        rows.encoder,
+        data=rows.data.train,
+        order=batches.order,
+        split_of=batches.split_of,
+        online=batches.online,
+        eval_data=rows.data.eval,
+        eval_groups=rows.eval_groups,
+        packed=rows.packed,
+    )
+    dtype = export_dtype(config.model)
+    refuse_overflow(stage.model, dtype)
+    result = run.train(stage)
+    run.directory.tell(doing="measuring the trained model")
+    began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
+    held_out = rows.data.eval if dtype.itemsize < 4 else None
+    as_trained = None if held_out is None else held_out_metrics(stage.scorer(module, held_out))["eval_nll"]
+    round_weights(config, module, dtype)
+    files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
+    lines = run.world.from_main(lambda: read_steps(directory))
+    figures = {
+        **result.figures,
+        **measured,
+        "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
+        "eval_nll_as_trained": as_trained,
+        **best_evaluation(lines, as_trained or measured.get("eval_nll")),
+        "calibration_seconds": time.perf_counter() - began,
+        "made_by": made_by(run.world.size),
+    }
+    run.directory.tell(doing="writing the model")
+    weights, to = full_weights(module), directory / "model"
+    run.world.on_main(lambda: export_weights(config, rows.encoder, stage.model, weights, to, dtype))
+    files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
+    nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
+    return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
 
 
 def enter_base(run: RunContext) -> None:
@@ -226,76 +222,3 @@ def enter_base(run: RunContext) -> None:
         return Made(*measure(run.path / "base", rows.data, score, module, groups=rows.eval_groups))
 
     run.enter("base", make)
-
-
-# ------------------------------------------------------------------------------------------- pairs and their order
-
-
-def pairs_by(
-    divided: Callable[[int], tuple[Split, Scores] | None], pairing: PairSampler | None, seed: int
-) -> Callable[[int], Rows | None]:
-    """Return epoch -> its pairs i64[P, 2], or None for shuffled singles.
-
-    divided  epoch, from 0 -> its split and the scores it was made from; None: the epoch has no pairs
-    """
-
-    def pairs_of(epoch: int) -> Rows | None:
-        groups = divided(epoch)
-        if groups is None or pairing is None:
-            return None
-        pairs = check_pairs(pairing, pairing.pairs(*groups, epoch=epoch, seed=seed), *groups)
-        if len(pairs) == 0:
-            raise DataError("no pair can be made of the groups of the split; give more rows")
-        return pairs
-
-    return pairs_of
-
-
-def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> dict[str, Any]:
-    """Return the fields of a training stage that hold its order, which is the same for `train` and `baseline`.
-
-    In a single run each epoch is split by the target's losses in earlier epochs; the first epoch has no split. The
-    fields are `order`, the global batches; `split_of`, the split of an epoch; `online`, which records those losses.
-    """
-    config, single = run.config, is_single_run(run.config)
-    # After a callback stopped the target, no losses split later epochs: the baseline has shuffled singles there.
-    begun = epochs_begun(run) if single and name == "baseline" else math.inf
-
-    @lru_cache(maxsize=2)
-    def divided(epoch: int) -> tuple[Split, Scores] | None:
-        if not single:
-            return None if split is None else (split, scores)
-        if not 0 < epoch < begun:
-            return None
-        dynamics = dynamics_before(run, epoch)
-        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
-        table = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
-        return check_split(config.splitter, config.splitter.split(table, seed=config.seed), table), table
-
-    pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
-    order = TrainingOrder(
-        len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, known=not single
-    )
-    if single and len(order.ends) < 2:
-        raise ConfigError(
-            f"--reference {type(config.reference).__name__} needs a second epoch, whose pairs are made from the "
-            "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
-        )
-    online = _losses(run) if single and name == "train" else None
-    return {"order": order, "split_of": lambda epoch: (divided(epoch) or (None,))[0], "online": online}
-
-
-def _losses(run: RunContext) -> OnlineLosses:
-    """Return what records the losses of each epoch while the target trains, and reads them back."""
-    return OnlineLosses(run.rows.data.train.ids, run.path / "train" / "online", run.world)
-
-
-def dynamics_before(run: RunContext, epoch: int) -> TrainingDynamics:
-    """Return the training dynamics by which epoch `epoch`, at least 1, is split."""
-    window = run.config.reference.window or epoch  # None: all earlier epochs count
-    return merge([_losses(run).read(earlier) for earlier in range(max(0, epoch - window), epoch)])
-
-
-def epochs_begun(run: RunContext) -> int:
-    """Return how many epochs, at least 1, the finished training began; a callback may have stopped it early."""
-    return int(read_steps(run.path / "train")[-1]["epoch"]) + 1

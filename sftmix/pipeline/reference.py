@@ -21,20 +21,20 @@ from sftmix.components.contracts import check_dynamics
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, encode, encoder_for
 from sftmix.data.templates import same_tokenizer
-from sftmix.measure.summary import ends_of_loss
+from sftmix.measure.remarks import ends_of_loss
 from sftmix.model.load import context_length, load_tokenizer
 from sftmix.model.paths import named
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
+from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
 from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_rows, resolve_max_length
-from sftmix.pipeline.start import config_of_reference
-from sftmix.training.scoring import (
+from sftmix.training.dynamics import (
     OnlineLosses,
     ScoreAtCheckpoints,
     checkpoint_steps,
-    described,
-    merge,
+    describe_dynamics,
+    merge_dynamics,
     one_checkpoint,
 )
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
@@ -63,7 +63,7 @@ def enter_reference(run: RunContext) -> TrainingDynamics:
             run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
         run.world.on_main(lambda: write_dynamics(path, dynamics))
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
-        line = f"reference {type(reference).__name__}: {described(dynamics)}"
+        line = f"reference {type(reference).__name__}: {describe_dynamics(dynamics)}"
         return Made(["../confidence/dynamics.parquet"], figures, line)
 
     return run.enter("reference", make, lambda: read_dynamics(path).of(ids))
@@ -78,11 +78,12 @@ def rows_of_reference(
     key: str = "reference.model.path",
     say: Callable[[str], object] = lambda line: None,
 ) -> tuple[str, Encoder, EncodedDataset]:
-    """Return model path, encoder and rows of a reference; lines tell how it reads rows of its own.
+    """Return model path, encoder and rows of a reference; lines say how it reads rows of its own.
 
     What is not set is the run's where the tokenizer is the target's: the confidence is then that of the tokens which
-    the target sees. Of another tokenizer template and length have another meaning, so they are the model's. Windows of
-    plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut others.
+    the target sees. With another tokenizer, template and length have another meaning, so they are the model's. Windows
+    of plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut
+    others.
 
     key  the option that names the model, beside those of its template and length
     """
@@ -189,7 +190,7 @@ class ReferenceRun:
                 "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
                 "training.max_steps (or those of reference.training), or give a number of checkpoints"
             )
-        return merge([stage.online.read(epoch) for epoch in epochs])
+        return merge_dynamics([stage.online.read(epoch) for epoch in epochs])
 
     def score_models(
         self,
@@ -252,14 +253,15 @@ class ReferenceRun:
         self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], Scored]
     ) -> TrainingDynamics:
         """Score the rows by one model after the other, each a checkpoint, whose number counts from 1."""
-        parts, started = [], time.perf_counter()
+        parts = []
+        started = time.perf_counter()
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
             scores, alone = scores_of(number, name)
             when = f"reference {name}" if self._run.world.is_main else ""
             parts.append(one_checkpoint(data.ids, number, scores, alone, when=when))
         self.figures = {"scoring_seconds": time.perf_counter() - started}
-        return merge(parts)
+        return merge_dynamics(parts)
 
 
 def score_each(score: RowScorer, data: TokenisedRows, file: Path, *, threads: int, token_nll: bool) -> RowScores:

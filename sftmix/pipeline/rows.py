@@ -12,7 +12,7 @@ from sftmix.common.files import MANIFEST
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_columns
 from sftmix.common.world import World
-from sftmix.components.base import Need
+from sftmix.components.component import Need
 from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
@@ -30,7 +30,7 @@ from sftmix.model.load import (
 from sftmix.types import Scores
 
 MOST_GROUPS = 20
-"""Most groups of held-out rows whose NLL is told: more of them would be scores, not groups, and fill every log."""
+"""Most groups of held-out rows whose NLL is reported: more of them would be scores, not groups, and fill every log."""
 
 
 class RunRows(NamedTuple):
@@ -40,7 +40,7 @@ class RunRows(NamedTuple):
     encoder   the target's tokenizer and chat template
     data      the selected rows, as the target sees them
     whole     all training rows, of which the selector keeps some
-    eval_groups  the group of each held-out row, by which its NLL is told, too; None: one group
+    eval_groups  the group of each held-out row, by which its NLL is reported as well; None: one group
     """
 
     prepared: Prepared

@@ -1,54 +1,31 @@
-"""What a run starts from: the stages that a command enters, the inputs of each, and what is refused, also of an export.
+"""Start of a command: the stages that it enters, and what is refused before any of them is made.
 
-A stage is read back only if all its inputs are equal. Importing this module imports no torch, so that a command can be
-refused before it is loaded: what the configuration alone decides is known at once, and the rest is UNKNOWN until ranks
-and rows are there.
+Importing this module imports no torch, so that a command can be refused before it is loaded.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Literal
 
 from sftmix.common.errors import ConfigError, SFTMixError
-from sftmix.common.files import BEST, CHECKPOINTS, MANIFEST, is_there, sha256_file, steps_in
+from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.plain import as_list
-from sftmix.components.base import Callback, Component, Need, files_of, plain
-from sftmix.components.objectives import NTP
+from sftmix.components.component import Need
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.read import as_started, read_finished
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_files
-from sftmix.options import (
-    LAYOUT,
-    SHARDED,
-    ReferenceModel,
-    ReferenceTraining,
-    TrainingOptions,
-    inherit,
-    reference_lora,
-)
-from sftmix.pipeline.directory import UNKNOWN, Hold, Inputs, is_finished, origin, refuse_others
-
-if TYPE_CHECKING:
-    from sftmix.common.world import World
-    from sftmix.pipeline.rows import RunRows
+from sftmix.options import SHARDED
+from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference, is_single_run
+from sftmix.pipeline.lock import Hold
+from sftmix.pipeline.stages import refuse_others
 
 StageName = Literal["reference", "confidence", "split", "train"]
-
-
-def is_single_run(config: RunConfig) -> bool:
-    """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
-    paired = config.resolved_pairing() is not None
-    return paired and config.uses_dynamics() and Need.TARGET_LOSSES in config.reference.needs
 
 
 def stages_entered(config: RunConfig, until: StageName) -> list[str]:
@@ -77,219 +54,6 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
     return [stage for stage, entered in stages.items() if entered]
 
 
-def config_of_reference(
-    config: RunConfig, model: ReferenceModel | None = None, training: ReferenceTraining | None = None
-) -> RunConfig:
-    """Return the configuration of the reference's training: NTP, its own options, and the run's where it has none.
-
-    model, training  None: `reference.model`, `reference.training`
-    """
-    model, training = model or config.reference.model, training or config.reference.training
-    path, lora = model and model.path, reference_lora(config.model, model)
-    return replace(
-        config_of_arm(config, "reference"),
-        model=replace(config.model, path=path or config.model.path, lora=lora),
-        training=inherit(config.training, training),
-        seed=config.seed if training is None or training.seed is None else training.seed,
-        # Those that look at held-out rows have nothing to do here.
-        callbacks=[callback for callback in config.callbacks if Need.HELD_OUT not in callback.needs],
-    )
-
-
-class Known(NamedTuple):
-    """What is known of a run when the inputs of a stage are named.
-
-    world      the ranks; None: neither files nor devices were looked at
-    rows       the rows; None: they were not read
-    directory  the run directory, with the files of the stages before; None: those may still be to be made
-    """
-
-    config: RunConfig
-    world: World | None = None
-    rows: RunRows | None = None
-    directory: Path | None = None
-
-    def ask(self, question: Callable[[], Any]) -> Any:
-        """Return, on every rank, what rank 0 answers, which looks at files or devices; raise its error on each."""
-        return UNKNOWN if self.world is None else self.world.from_main(question)
-
-
-def _fingerprint(name: str) -> str | None:
-    """Return the identity of a file or a model; None if it cannot be read, which its reader will explain."""
-    from sftmix.model.load import fingerprint
-
-    try:
-        return fingerprint(name)
-    except ConfigError:
-        return None
-
-
-def _files(known: Known, *components: Component | None) -> Any:
-    """Return the fingerprints of the files of components, by their names; raise what `files()` raises on every rank."""
-    names = [name for component in components if component is not None for name in files_of(component)]
-    return known.ask(lambda: {name: _fingerprint(name) for name in names})
-
-
-def _made(known: Known, name: str, needed: bool) -> str | None:
-    """Return the hash of a file that an earlier stage of the run made; None where it is not needed, or was removed."""
-    if not needed:
-        return None
-    if known.directory is None:
-        return UNKNOWN
-    file = known.directory / name
-    return known.ask(lambda: sha256_file(file) if is_there(file) else None)
-
-
-def _precision(known: Known, options: TrainingOptions) -> str:
-    """Return fp32 or bf16; what `auto` means depends on the device, so it is UNKNOWN without ranks."""
-    if known.world is None:
-        return UNKNOWN if options.precision == "auto" else options.precision
-    from sftmix.training.module import resolve_precision
-
-    return resolve_precision(options.precision, known.world.device)
-
-
-def _data(known: Known) -> Inputs:
-    """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
-    data, rows = known.config.data, known.rows
-    names = ["limit", "take", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
-    names += ["thoughts", "template_options", "trained_turns", "roles"]
-    inputs = {name: getattr(data, name) for name in names}
-    if rows is None and data.format == "auto":  # which may turn out to be plain text
-        inputs["format"] = UNKNOWN
-    return {
-        **inputs,
-        "max_length": rows.data.report.max_length if rows else data.max_length or UNKNOWN,
-        "template": rows.encoder.name if rows else UNKNOWN,
-        "fingerprint": rows.data.train.fingerprint if rows else UNKNOWN,
-    }
-
-
-def _rows_and_model(known: Known) -> Inputs:
-    """Return the training rows, the model, and the options of its computation that decide numbers."""
-    config = known.config
-    return {
-        "data": _data(known),
-        "model": known.ask(lambda: _fingerprint(config.model.path)),
-        "computed": {"precision": _precision(known, config.training), "attention": config.model.attention},
-    }
-
-
-def _training(known: Known, options: TrainingOptions) -> Inputs:
-    """Return the training options that decide the result; others say how a step is computed, and may change."""
-    values = {**plain(options), "precision": _precision(known, options)}
-    return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}
-
-
-def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
-    """Return those that may change the course of a training, with those whose evaluations they may see."""
-    stops = any(Need.STOP in callback.gives for callback in callbacks)
-    return [callback for callback in callbacks if callback.gives and stops]
-
-
-# ------------------------------------------------------------------------------------------- the stages
-
-
-def reference_inputs(known: Known) -> Inputs:
-    """Return the inputs of the reference; one that is not trained adds only its files."""
-    config, reference = known.config, known.config.reference
-    trains, own = Need.TRAINING in reference.needs, config_of_reference(config)
-    deciding, lora = _deciding(own.callbacks), own.model.lora
-    spec, elsewhere = reference.spec(), {*reference.layout, *(["training"] if trains else [])}  # or deciding nothing
-    inputs = {
-        **_rows_and_model(known),
-        "reference": spec | {"init_args": {k: v for k, v in spec["init_args"].items() if k not in elsewhere}},
-        "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
-    }
-    if trains:
-        inputs |= {
-            "optimizer": config.optimizer.spec(),
-            "lora": plain(lora) if lora.r else None,
-            "training": _training(known, own.training),
-            "callbacks": plain(deciding),
-            "seed": own.seed,
-        }
-    return inputs
-
-
-def config_of_arm(config: RunConfig, name: str) -> RunConfig:
-    """Return the configuration of what is trained: train, or plain NTP (baseline, reference), which keeps no best."""
-    if name == "train":
-        return config
-    return replace(config, objective=NTP(), perturbation=None, checkpoint=replace(config.checkpoint, keep_best=False))
-
-
-def _rounding(config: RunConfig) -> str:
-    """Return how the weights of the export are rounded; nearest if they are not."""
-    from sftmix.pipeline.loaded import export_dtype
-
-    return config.checkpoint.rounding if export_dtype(config.model).itemsize < 4 else "nearest"
-
-
-def arm_inputs(known: Known, name: str) -> Inputs:
-    """Return the inputs of a trained arm; their order is part of its checkpoints' identity."""
-    config, lora = config_of_arm(known.config, name), known.config.model.lora
-    pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
-    deciding, paired = _deciding(config.callbacks), pairing is not None and not single
-    rounding = known.ask(lambda: _rounding(config))
-    scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence, too
-    inputs = {
-        **_rows_and_model(known),
-        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
-        "dtype": config.model.dtype,
-        **({} if rounding == "nearest" else {"rounding": rounding}),  # as runs were before there was a choice
-        "lora": plain(lora) if lora.r else None,
-        "split": _made(known, "split/split.parquet", paired),
-        "confidence": _made(known, "confidence/confidence.parquet", scored),
-        "pairing": plain(pairing),
-        "objective": config.objective.spec(),
-        "optimizer": config.optimizer.spec(),
-        "perturbation": plain(config.perturbation),
-        "seed": config.seed,
-        "files": _files(known, pairing, config.objective, config.optimizer, config.perturbation, *deciding),
-        "training": _training(known, config.training),
-        "callbacks": plain(deciding),
-    }
-    if single:
-        chosen = (config.reference, config.confidence, config.splitter)
-        inputs["online"] = [{**component.spec(), "files": _files(known, component)} for component in chosen]
-    return inputs
-
-
-STAGE_INPUTS = {
-    "selection": lambda known: {
-        "data": known.rows.whole.fingerprint if known.rows else UNKNOWN,
-        "selector": known.config.selector.spec(),
-        "seed": known.config.seed,
-        "selector_files": _files(known, known.config.selector),
-    },
-    "reference": reference_inputs,
-    "confidence": lambda known: {
-        "dynamics": _made(known, "confidence/dynamics.parquet", Need.CONFIDENCE not in known.config.confidence.gives),
-        "confidence": known.config.confidence.spec(),
-        "confidence_files": _files(known, known.config.confidence),
-    },
-    "split": lambda known: {
-        "data": _data(known),
-        "confidence": _made(known, "confidence/confidence.parquet", Need.CONFIDENCE in known.config.splitter.needs),
-        "splitter": known.config.splitter.spec(),
-        "seed": known.config.seed,
-        "splitter_files": _files(known, known.config.splitter),
-    },
-    "train": lambda known: arm_inputs(known, "train"),
-    "baseline": lambda known: arm_inputs(known, "baseline"),
-    "base": lambda known: {
-        **_rows_and_model(known),
-        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
-        "quantize": known.config.model.lora.quantize,
-    },
-}
-"""Stage -> its inputs, as far as they are known; in the order in which stages are entered."""
-
-
-# ------------------------------------------------------------------------------------------- what is refused
-
-
 def check_start(config: RunConfig, until: StageName) -> None:
     """Raise what `run` would raise anyway, as far as it is certain without torch: what `check_run` and `Hold` raise."""
     with holding(config.out or ""):
@@ -298,7 +62,7 @@ def check_start(config: RunConfig, until: StageName) -> None:
 
 @contextlib.contextmanager
 def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a directory on the first rank while every rank makes the same checks; one of them tells of an error."""
+    """Hold a directory on the first rank while every rank makes the same checks; one of them reports an error."""
     with Hold(directory):
         try:
             yield
@@ -343,46 +107,3 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
             refuse()
         else:
             known.world.on_main(refuse)
-
-
-def export_run(
-    run: Path,
-    to: Path,
-    *,
-    checkpoint: int | None = None,
-    best: bool = False,
-    dtype: str = "auto",
-    merge: bool = False,
-) -> Path:
-    """Write a checkpoint of the train stage of a run as a Hugging Face model directory.
-
-    checkpoint  its step; None: the newest one
-    best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
-    merge       of a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; of a
-                finished run without checkpoints those of train/model
-    Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
-    where it is damaged, DifferenceError where train/model is.
-    """
-    if is_there(to):
-        raise ConfigError(f"{to} exists; name a directory that does not")
-    config = read_finished(run)
-    if merge and not config.model.lora.r:
-        raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
-    if best and checkpoint is not None:
-        raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
-    stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train/model"
-    steps = steps_in(stored) or steps_in(stored)  # a save may have replaced the only one during the first look
-    if merge and not (steps or best) and checkpoint is None and is_finished(model.parent):
-        stored = model
-    elif not steps:
-        remedy = "a run writes some with --checkpoint.every N, the best with --checkpoint.keep_best true"
-        if model.exists() and not best:
-            remedy = f"{model} holds the model after the last step, in the form that export writes: copy it"
-        raise ConfigError(f"{stored} has no checkpoint; {remedy}")
-    elif checkpoint not in (None, *steps):
-        raise ConfigError(f"{stored} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
-    from sftmix.pipeline.loaded import check_base, export_stored
-
-    with as_started(run):
-        check_base(run, config.model.path)
-        return export_stored(config, stored, to, step=checkpoint, dtype=dtype, merge=merge)

@@ -13,9 +13,8 @@ its base class. All need hypothesis (`pip install sftmix[test]`), no data and no
 
 import copy
 import math
-import random
 import traceback
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,22 +22,22 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import transformers
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
-from sftmix.common.errors import ContractError, SFTMixError
 from sftmix.components import base, contracts
-from sftmix.components.base import Need, StageState
+from sftmix.components.base import StageState
+from sftmix.components.component import Need
 from sftmix.components.splitters import Quantile
 from sftmix.options import TrainingOptions
+from sftmix.testing.shared import answer_of, check_rows, no_global_draws, on_examples
 from sftmix.testing.strategies import rows_in_memory, score_tables, training_dynamics
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import build_optimizer, normalise
-from sftmix.types import BatchNLL, RowScores, Scores, Split, TrainingDynamics
+from sftmix.types import Batch, BatchNLL, RowScores, Scores, Split, TrainingDynamics
 
 SEED, STEPS = 7, 3
 Tables = st.SearchStrategy[Scores]
@@ -46,84 +45,6 @@ _DYNAMICS, _SCORED, _UNSCORED = training_dynamics(), score_tables(max_size=40), 
 _DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
 _UNITS = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(2, 0.0)), (Slot(7),)]
 _SPLIT = Split(group=np.array([0, 1, 0, 1, 0, 1, 0, -1, -1], dtype=np.int8), names=("confident", "unconfident"))
-
-
-# ----------------------------------------------------------------------------------- what the checks share
-
-
-def _on_examples(strategy, holds):
-    """Return what `holds` gives for inputs. An SFTMixError refuses an input: some may be refused, but not all."""
-    answers, refusals = [], []
-
-    @settings(
-        max_examples=50,
-        derandomize=True,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,  # one failure in words; several come as an ExceptionGroup without any
-    )
-    @given(strategy)
-    def check(value):
-        try:
-            answers.append(holds(value))
-        except ContractError:
-            raise
-        except SFTMixError as refusal:
-            refusals.append(refusal)
-
-    check()
-    assert answers, f"every input was refused, the last one with: {refusals[-1]}"
-    return answers
-
-
-@contextmanager
-def _no_global_draws():
-    """Check that the global random states are the same afterwards."""
-
-    def states():
-        return random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist()
-
-    before = states()
-    yield
-    assert states() == before, "it touched a global random state; draw from sftmix.common.rng.generator(seed, ...)"
-
-
-def _answer_of(component, ask, *records):
-    """Return ask(component, *records): a copy must answer the same, and the records must stay as they are."""
-    fresh = copy.deepcopy(component)  # each input finds the same component
-    before = [asdict(record) for record in records]
-    with _no_global_draws():
-        answer = ask(fresh, *records)
-    np.testing.assert_equal([asdict(record) for record in records], before, "a record was changed in place")
-    message = "a copy answers something else: keep no state, and draw from sftmix.common.rng.generator(seed, ...)"
-    np.testing.assert_equal(ask(copy.deepcopy(fresh), *records), answer, message)
-    return answer
-
-
-def _permuted(record, order):
-    """Return a record of N examples with these in another order; `row` stays 0..N-1."""
-
-    def moved(values):
-        if values is None:
-            return None
-        if isinstance(values, dict):
-            return {name: moved(column) for name, column in values.items()}
-        return values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
-
-    columns = asdict(record).items()
-    return replace(record, **{name: moved(values) for name, values in columns if name not in ("row", "steps")})
-
-
-def _check_rows(component, inputs, ask):
-    """Check ask(component, record), an answer for each of N examples, whose order must not matter."""
-
-    def holds(record):
-        values = _answer_of(component, ask, record)
-        order = np.random.default_rng(len(values)).permutation(len(values))
-        message = "it depends on the order of the examples; break ties by id"
-        np.testing.assert_allclose(ask(component, _permuted(record, order)), values[order], rtol=1e-12, err_msg=message)
-
-    _on_examples(inputs, holds)
 
 
 # --------------------------------------------------------------------------------------------- rows
@@ -137,7 +58,7 @@ def check_confidence_estimator(
     def ask(component, record):
         return contracts.check_confidence(component, component.estimate(record), record)
 
-    _check_rows(estimator, dynamics, ask)
+    check_rows(estimator, dynamics, ask)
 
 
 def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> None:
@@ -152,7 +73,7 @@ def check_splitter(splitter: base.Splitter, *, scores: Tables | None = None) -> 
 
     if scores is None:
         scores = _SCORED if Need.CONFIDENCE in splitter.needs else _UNSCORED
-    _check_rows(splitter, scores, ask)
+    check_rows(splitter, scores, ask)
 
 
 def check_selector(selector: base.Selector, *, scores: Tables = _UNSCORED) -> None:
@@ -161,7 +82,7 @@ def check_selector(selector: base.Selector, *, scores: Tables = _UNSCORED) -> No
     def ask(component, table):
         return np.isin(table.row, contracts.check_selection(component, component.select(table, seed=SEED), len(table)))
 
-    _check_rows(selector, scores, ask)
+    check_rows(selector, scores, ask)
 
 
 def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Tables = _SCORED) -> None:
@@ -177,14 +98,14 @@ def check_pair_sampler(sampler: base.PairSampler, *, groups: int = 2, scores: Ta
 
     def holds(table):
         split = Quantile(levels=groups).split(table, seed=SEED)
-        drawn = _answer_of(sampler, ask, table, split)
+        drawn = answer_of(sampler, ask, table, split)
         resumed = copy.deepcopy(sampler).pairs(split, table, epoch=2, seed=SEED)
         np.testing.assert_array_equal(resumed, drawn[2], "an epoch asked alone, as after a resume, has other pairs")
         first, second = table.confidence[np.concatenate(drawn)].T
         assert (first >= second).all(), "column 0 of a pair must be the more confident row"
         return len(first)
 
-    assert any(_on_examples(scores, holds)), "no input gave a pair; if it needs other tables, give `scores`"
+    assert any(on_examples(scores, holds)), "no input gave a pair; if it needs other tables, give `scores`"
 
 
 def check_reference(reference: base.Reference) -> None:
@@ -199,10 +120,10 @@ def check_reference(reference: base.Reference) -> None:
         return asdict(contracts.check_dynamics(component, component.collect(context)))
 
     def holds(stored):
-        ids = _answer_of(reference, ask, stored)["ids"]
+        ids = answer_of(reference, ask, stored)["ids"]
         assert list(ids) == stored.ids, "it must return exactly context.ids, in that order"
 
-    _on_examples(_DYNAMICS, holds)
+    on_examples(_DYNAMICS, holds)
 
 
 # --------------------------------------------------------------------------------------------- training
@@ -211,7 +132,7 @@ def check_reference(reference: base.Reference) -> None:
 def check_schedule(schedule: base.Schedule) -> None:
     """Check that every step of runs of several lengths gives a finite number from 0, from the step alone."""
     places = [(step, total) for total in (1, 2, 10, 1000) for step in range(total)]
-    values = _answer_of(schedule, lambda component: [component.value(*place) for place in places])
+    values = answer_of(schedule, lambda component: [component.value(*place) for place in places])
     assert all(0 <= value < math.inf for value in values), f"allowed: finite numbers from 0, not {values}"
     backwards = [copy.deepcopy(schedule).value(*place) for place in reversed(places)]
     assert values == backwards[::-1], "a step's value depends on what was asked before"
@@ -247,7 +168,7 @@ class _NoHostReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _loss(objective, batches, step, move=0.0):
+def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: float | np.ndarray = 0.0) -> np.ndarray:
     """Return the loss of a global batch on a small GPT-2 in float64 and its gradient, in one vector.
 
     move  is added to the weights
@@ -295,10 +216,11 @@ def check_objective(objective: base.Objective, *, finite_differences: bool = Tru
         [replace(collate(units, _DATA, split=_SPLIT), batch_nll=nll) for units in cut]
         for cut in ([_UNITS], [[unit] for unit in _UNITS], [_UNITS[3:], _UNITS[:3]])
     )
-    values = _answer_of(objective, lambda component: [_loss(component, whole, step) for step in range(STEPS)])
+    values = answer_of(objective, lambda component: [_loss(component, whole, step) for step in range(STEPS)])
     for step, value in enumerate(values):
         for batches in cuts:
-            other, message = _loss(objective, batches, step), "it depends on how the batch is cut into micro-batches"
+            other = _loss(objective, batches, step)
+            message = "it depends on how the batch is cut into micro-batches"
             np.testing.assert_allclose(other, value, rtol=1e-6, atol=1e-8, err_msg=message)
     if finite_differences:
         gradient = values[-1][1:]
@@ -312,7 +234,7 @@ def check_perturbation(perturbation: base.Perturbation) -> None:
     lengths, ids = [7, 4, 5], ["example-0", "example-1", "example-2"]
     e = torch.linspace(-1, 1, 3 * 7 * 8).view(3, 7, 8).requires_grad_()
     mask = (torch.arange(7) < torch.tensor(lengths)[:, None]).long()
-    with _no_global_draws():
+    with no_global_draws():
         together = perturbation.embeddings(e, mask, ids=ids, step=2, seed=SEED)
     contracts.check_embeddings(perturbation, e, together)
     (gradient,) = torch.autograd.grad(together.sum(), e)
@@ -340,7 +262,7 @@ def check_optimizer(optimizer: base.Optimizer) -> None:
             built.step()
         return nn.utils.parameters_to_vector(layer.parameters()).detach(), built
 
-    with _no_global_draws():
+    with no_global_draws():
         moved, built = trained(optimizer)
     assert (moved != start).all(), "a step changed nothing"
     assert torch.equal(trained(copy.deepcopy(optimizer))[0], moved), "a copy moves elsewhere: draw nothing at random"

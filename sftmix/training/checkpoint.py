@@ -43,7 +43,7 @@ from sftmix.common.files import (
 )
 from sftmix.common.world import World
 from sftmix.model.adapters import adapter_config
-from sftmix.training.module import unwrap
+from sftmix.training.parallel import unwrap
 
 _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
@@ -101,7 +101,8 @@ class CheckpointStore:
         tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
         staging = self.world.from_main(self._told(step, needed)(lambda: fresh_directory(path)))
-        writer, problem = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True), None
+        writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
+        problem = None
         try:
             with warnings.catch_warnings(action="ignore"):  # that this is a single process, as is intended
                 dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
@@ -145,9 +146,9 @@ class CheckpointStore:
             ) from error
 
     def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
-        """Return the bytes that the checkpoints to come take beside what stands, at most at one time.
+        """Return the bytes that the checkpoints to come take beside those that are there, at most at one time.
 
-        The oldest one goes when the new one stands: once `keep` stand, one more must fit.
+        The oldest one goes when the new one is there: once there are `keep`, one more must fit.
 
         state_bytes  bytes of the optimizer's state per trained number
         saves        number of checkpoints still to be saved, at least 1
@@ -185,7 +186,9 @@ class CheckpointStore:
 
     def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Load `step` in place, at any world size; the weights only without an optimizer."""
-        module, path, problem = unwrap(wrapped), self.path(step), None
+        module = unwrap(wrapped)
+        path = self.path(step)
+        problem = None
         if self.world.is_main:  # files may be gone since they were hashed, if a run saves beside an export
             problem = verify_directory(path, hashes=step != self._verified)
         if problem := self.world.share(problem):

@@ -22,9 +22,12 @@ from sftmix.common.world import World
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
-from sftmix.training.log import MetricsLog, StopSignal, Totals, figures_shown, going_on, machine_of
-from sftmix.training.module import resolve_precision, training_module
+from sftmix.training.machine import going_on, machine_of
+from sftmix.training.memory import check_memory
+from sftmix.training.metrics import MetricsLog, Totals, figures_shown
+from sftmix.training.parallel import resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
+from sftmix.training.signals import StopSignal
 from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
 from sftmix.types import Rows, RowScores
 
@@ -91,6 +94,8 @@ class TrainingLoop:
     def run(self) -> StageResult:
         stage, world = self.stage, self.world
         self._resume()
+        if self.step == 0:
+            check_memory(self.setup, say=print if world.is_main else lambda said: None)
         self.machines = going_on(self.machines, self.step, machine_of(world, stage.options))
         with (
             closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=world)) as log,
@@ -103,15 +108,10 @@ class TrainingLoop:
             self.pending = self._call("on_stage_start", metrics)
             self._save_or_stop(signal)  # before the first step, too, ranks agree on an end
             while self.step < self.total and not self.stopped_by:
-                metrics, full_disk = self.advance(), None
+                metrics = self.advance()
                 bar.set_postfix_str(figures_shown(metrics), refresh=False)
                 bar.update()
-                try:
-                    log.write({**metrics, "rows": digest(stage.order.batch(self.step - 1))})
-                    stage.on_progress(self.step, self.total)
-                except NoSpaceError as error:
-                    error.everywhere = True
-                    full_disk = error
+                full_disk = self._note(log, metrics)
                 # Ask after the callbacks: an evaluation may take long, and a scheduler does not wait for one more step.
                 self._save_or_stop(signal, full_disk)
             if self.best is not None and self.best.evaluated != self.step:  # the last step may be the best one
@@ -127,6 +127,16 @@ class TrainingLoop:
             **last,
         }
         return StageResult(self.module, figures)
+
+    def _note(self, log: MetricsLog, metrics: Mapping[str, float]) -> NoSpaceError | None:
+        """Write the line of the step that was made; return the error of a full disk, which ends all ranks later."""
+        try:
+            log.write({**metrics, "rows": digest(self.stage.order.batch(self.step - 1))})
+            self.stage.on_progress(self.step, self.total)
+        except NoSpaceError as error:
+            error.everywhere = True
+            return error
+        return None
 
     def _resume(self) -> None:
         """Go on from the newest valid checkpoint, if there is one, and see that those to come have room.
@@ -156,7 +166,7 @@ class TrainingLoop:
         if self.every and self.step < self.total:
             saves = math.ceil((self.total - self.step) / self.every)
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
-            if self.best is not None:  # the old ones go when the new ones stand
+            if self.best is not None:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
 
@@ -198,7 +208,8 @@ class TrainingLoop:
         stage, order, started = self.stage, self.stage.order, time.perf_counter()
         epoch = order.epoch_of(self.step)
         # `_prepare` leaves its result in `ahead`, for the next step; this step takes it out.
-        prepared, self.ahead = self.ahead or self._prepare(self.step), None
+        prepared = self.ahead or self._prepare(self.step)
+        self.ahead = None
         following = self.step + 1  # of the same epoch, whose losses may decide on the split of the next one
         meanwhile = None if following in order.ends else lambda: self._prepare(following)
         done = self.done = train_step(self.setup, prepared, meanwhile)
@@ -240,7 +251,7 @@ class TrainingLoop:
     def _call(self, hook: str, metrics: Mapping[str, float]) -> dict[str, float]:
         """Call a hook of every callback, each with the metrics that those before it have added.
 
-        After a resume, the log has what they told before the first step.
+        After a resume, the log has what they said before the first step.
         """
         stage, step = self.stage, self.step
         logged = hook == "on_stage_start" and step > 0

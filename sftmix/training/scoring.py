@@ -1,17 +1,11 @@
 """Scoring: the losses of the current model on rows, in eval mode and without gradients, by all ranks together.
 
 `Scorer` scores every row of a data set, `with_batch_nll` the global batch of the next training step.
-
-Training dynamics are the scores of all examples at C checkpoints: sums and counts, from which any confidence can be
-computed afterwards. `ScoreAtCheckpoints` scores all examples under the weights of a step; `OnlineLosses` takes the loss
-of each in its own training step.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +14,12 @@ from torch import nn
 
 from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot, TokenisedRows
-from sftmix.common.errors import BROKEN, ConfigError, NonFiniteError
+from sftmix.common.errors import BROKEN, NonFiniteError
 from sftmix.common.progress import progress_bar
-from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
-from sftmix.components.base import Callback, CallbackResult, StageState
-from sftmix.training.module import TrainingModule, autocast, unwrap
-from sftmix.types import NOT_COUNTED, Batch, BatchNLL, Plan, RowScores, TrainingDynamics
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import autocast, unwrap
+from sftmix.types import Batch, BatchNLL, Plan, RowScores
 
 SCORING_TOKENS = 8192
 """Padded tokens per scoring batch on one rank."""
@@ -216,188 +209,3 @@ def with_batch_nll(
     rows, nll_sum = whole["row"], whole["nll_sum"].nan_to_num(nan=0.0, posinf=0.0)
     shared = BatchNLL(rows, nll_sum, whole["n_tokens"], [ids[row] for row in rows.tolist()])
     return [replace(batch, batch_nll=shared) for batch in batches]
-
-
-# -------------------------------------------------------------------------------------- training dynamics
-
-
-def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> list[int]:
-    """Return the optimizer steps at which the reference is scored; 0 = before training.
-
-    A number C: evenly spaced, the last at the end; all steps if there are fewer than C. A list: shares of the run if
-    none is above 1 (0 before training, 1 its end; a share above 0 is at least step 1), else optimizer steps.
-    """
-    if isinstance(checkpoints, int):
-        return sorted({max(1, round(total_steps * (k + 1) / checkpoints)) for k in range(checkpoints)})
-    if max(checkpoints) <= 1:
-        return sorted({max(round(share * total_steps), 1 if share > 0 else 0) for share in checkpoints})
-    for step in checkpoints:
-        if step != int(step) or step > total_steps:
-            raise ConfigError(
-                f"reference.checkpoints names step {step:g}: give whole steps up to {total_steps}, the length of the "
-                "reference run, or only shares from 0 to 1"
-            )
-    return sorted({int(step) for step in checkpoints})
-
-
-@dataclass(eq=False)
-class ScoreAtCheckpoints(Callback):
-    """The scoring of all rows at the given steps; results are kept on disk, so that a resumed run scores nothing twice.
-
-    Training stops after the last of them: more steps would change nothing.
-
-    alone    also score the responses without their instructions
-    seconds  that the scoring took so far
-    """
-
-    ids: Sequence[str]
-    steps: Sequence[int]
-    directory: Path
-    world: World
-    alone: bool = False
-    seconds: float = 0.0
-
-    def on_step_end(self, state: StageState) -> CallbackResult:
-        metrics = {}
-        if state.step in self.steps:
-            path = self._path(state.step)
-            if self.world.share(path.exists()):
-                dynamics = read_dynamics(path)
-            else:
-                assert state.score is not None
-                started = time.perf_counter()
-                scores = state.score()
-                alone = state.score(alone=True) if self.alone else None
-                when = f"step {state.step} of the reference" if self.world.is_main else ""
-                dynamics = one_checkpoint(self.ids, state.step, scores, alone, when=when)
-                self.world.on_main(lambda: write_dynamics(path, dynamics))
-                self.seconds += time.perf_counter() - started
-            metrics["train_nll"] = float(dynamics.nll_sum.sum() / max(1, dynamics.n_tokens.sum()))
-        return CallbackResult(metrics, stop=state.step >= max(self.steps))
-
-    on_stage_start = on_step_end
-
-    def _path(self, step: int) -> Path:
-        return self.directory / f"step-{step:08d}.parquet"
-
-    def dynamics(self) -> TrainingDynamics:
-        """Return all checkpoints together, in order."""
-        missing = [step for step in self.steps if not self._path(step).exists()]
-        if missing:
-            raise ConfigError(
-                f"the reference was stopped by a callback before its checkpoints at steps {missing}: "
-                "name checkpoints that it reaches (reference.checkpoints), or take the callback away"
-            )
-        return merge([read_dynamics(self._path(step)) for step in self.steps])
-
-
-@dataclass
-class OnlineLosses:
-    """The NLL of each example in its turn; every finished epoch becomes a dynamics file of one checkpoint.
-
-    This is how Dataset Cartography (arXiv 2009.10795) collects training dynamics: in training mode (dropout and
-    perturbations on), under weights that change during the epoch, and without an extra pass over the examples.
-
-    ids        N example ids
-    directory  holds `epoch-<3 digits>.parquet`, epochs from 0
-    """
-
-    ids: Sequence[str]
-    directory: Path
-    world: World
-    _parts: list[dict[str, torch.Tensor]] = field(default_factory=list)
-
-    def record(self, batches: Sequence[Batch], nll: Sequence[torch.Tensor]) -> None:
-        """Keep this rank's micro-batches of a step, each with the NLL [T] of its token rows, on the device."""
-        self._parts += map(example_nll, batches, nll)
-
-    def gathered(self) -> dict[str, torch.Tensor]:
-        """Return the losses of this epoch so far from all ranks, by row: `row` i64, `nll_sum` f64, `n_tokens` i64."""
-        return gather_nll(self._parts, self.world)
-
-    def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
-        """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
-        if arrays and self.world.is_main:
-            self._parts = [{name: column.to(self.world.device) for name, column in arrays.items()}]
-
-    def end_epoch(self, epoch: int, step: int) -> None:
-        """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.
-
-        An example whose loss was not finite counts as not scored; its step was skipped. Those beside it in one row
-        without padding are not finite either.
-        """
-        losses, self._parts = {name: column.numpy() for name, column in self.gathered().items()}, []
-        if len(losses.get("row", ())) == len(self.ids):
-            n_tokens = losses["n_tokens"]
-            scores = RowScores(losses["nll_sum"], n_tokens, np.full_like(n_tokens, NOT_COUNTED))
-            when = f"epoch {epoch + 1}" if self.world.is_main else ""
-            dynamics = one_checkpoint(self.ids, step, scores, when=when)
-            self.world.on_main(lambda: write_dynamics(self.path(epoch), dynamics))
-
-    def path(self, epoch: int) -> Path:
-        return self.directory / f"epoch-{epoch:03d}.parquet"
-
-    def epochs(self) -> list[int]:
-        """Return the epochs that are written, in order."""
-        return sorted(int(path.stem.removeprefix("epoch-")) for path in self.directory.glob("epoch-*.parquet"))
-
-    def read(self, epoch: int) -> TrainingDynamics:
-        """Return the losses of one finished epoch, in the order of the ids."""
-        return read_dynamics(self.path(epoch)).of(self.ids)
-
-
-def one_checkpoint(
-    ids: Sequence[str], step: int, scores: RowScores, alone: RowScores | None = None, *, when: str = ""
-) -> TrainingDynamics:
-    """Return one model's scores of the examples (and of their responses alone) as dynamics of a single checkpoint.
-
-    An example whose perplexity is not finite counts as not scored, and `when`, if it names the checkpoint, is printed
-    with the number of these. NonFiniteError if none is finite.
-    """
-    dynamics = TrainingDynamics(
-        ids=ids,
-        steps=np.array([step], dtype=np.int64),
-        nll_sum=scores.nll_sum[:, None],
-        n_tokens=scores.n_tokens,
-        n_correct=scores.n_correct[:, None],
-        token_nll=_first_checkpoint(scores),
-        alone_nll_sum=None if alone is None else alone.nll_sum[:, None],
-        alone_token_nll=None if alone is None else _first_checkpoint(alone),
-    )
-    sums = [s.nll_sum for s in (scores, alone) if s is not None]
-    with np.errstate(over="ignore"):
-        finite = np.all(np.isfinite(np.exp(sums / np.maximum(scores.n_tokens, 1))), axis=0)
-    if len(finite) and not finite.any():
-        raise NonFiniteError(f"none of {len(finite)} examples has a finite perplexity: {BROKEN}")
-    lost = np.flatnonzero((scores.n_tokens > 0) & ~finite)
-    if when and len(lost):
-        names = [ids[row] for row in lost[:5]]
-        shown = f"{len(lost)} of {len(ids)} examples have no finite perplexity and count as not scored: {names}"
-        print(f"{when}: {shown}", flush=True)
-    return dynamics.scoring_only(finite)
-
-
-def _first_checkpoint(scores: RowScores) -> list[np.ndarray] | None:
-    return None if scores.token_nll is None else [nll[None, :] for nll in scores.token_nll]
-
-
-def merge(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
-    """Merge dynamics of the same examples at several checkpoints; scored are the examples that all of them scored."""
-    scored = np.all([p.scored for p in parts], axis=0)
-    first, *_ = parts = [part.scoring_only(scored) for part in parts]
-    joined: dict[str, Any] = {}
-    for name in ("steps", "nll_sum", "n_correct", "alone_nll_sum"):
-        if getattr(first, name) is not None:
-            joined[name] = np.concatenate([getattr(part, name) for part in parts], axis=-1)
-    for name in ("token_nll", "alone_token_nll"):
-        if getattr(first, name) is not None:
-            by_example = zip(*(getattr(part, name) for part in parts), strict=True)
-            joined[name] = [np.concatenate(each) for each in by_example]
-    return replace(first, **joined)
-
-
-def described(dynamics: TrainingDynamics) -> str:
-    """Describe the dynamics of a reference in one line: the scored steps, and the NLL per token."""
-    nll = dynamics.nll_sum.sum(axis=0) / max(1, dynamics.n_tokens.sum())
-    course = " -> ".join(f"{value:.3f}" for value in nll)
-    return f"{int(dynamics.scored.sum()):,} examples scored at steps {dynamics.steps.tolist()}; NLL per token {course}"

@@ -40,15 +40,17 @@ from sftmix.batches.order import TokenisedRows, TrainingOrder, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.components.base import Callback, Need, Objective, Optimizer, Perturbation
+from sftmix.components.base import Callback, Objective, Optimizer, Perturbation
+from sftmix.components.component import Need
 from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.components.optimizers import AdamW
 from sftmix.functional import SFTLoss
 from sftmix.functional.fused import rows_alone
 from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
-from sftmix.training.module import autocast, gradient_sync, unwrap
-from sftmix.training.scoring import OnlineLosses, Scorer, with_batch_nll
+from sftmix.training.dynamics import OnlineLosses
+from sftmix.training.parallel import autocast, gradient_sync, unwrap
+from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.types import Batch, Plan, Split
 
 
@@ -79,7 +81,7 @@ class Stage:
     """The store for the losses of the current epoch."""
     eval_data: TokenisedRows | None = None
     eval_groups: Sequence[str] | None = None
-    """A name for each held-out row, by which its NLL is told, too (`eval_nll/NAME`)."""
+    """A name for each held-out row, by which its NLL is reported as well (`eval_nll/NAME`)."""
     packed: bool = False
     """True if some rows hold several documents, which must not attend to each other."""
     callbacks: Sequence[Callback] = ()
@@ -168,7 +170,10 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
 
     meanwhile  work of the host that is done while the device computes
     """
-    stage, module, optimizer, world = setup.stage, setup.module, setup.optimizer, setup.world
+    stage = setup.stage
+    module = setup.module
+    optimizer = setup.optimizer
+    world = setup.world
     step, batches, plans, problem = prepared
     perturbation: Any = stage.perturbation
     # learning rate, and the seed of dropout
@@ -197,7 +202,8 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=stage.seed)
         return check_embeddings(perturbation, e, changed)
 
-    sums, nll = torch.zeros(5, dtype=torch.float64, device=world.device), []
+    sums = torch.zeros(5, dtype=torch.float64, device=world.device)
+    nll = []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
         with gradient_sync(module, enabled=number == len(batches)):

@@ -18,7 +18,7 @@ from sftmix.common.files import read_json, write_json
 from sftmix.common.tables import write_eval, write_table
 from sftmix.tools.compare.command import comparison_of, table_options
 from sftmix.tools.compare.plan import DIVERGED
-from sftmix.tools.quickstart import make_rows, write_rows
+from sftmix.tools.quickstart import make_rows, write_jsonl
 from sftmix.types import RowScores
 from tests.tiny import ROOT
 
@@ -129,7 +129,7 @@ def tables(tmp_path) -> Iterator[Path]:
             {"id": f"{name}-{k}", "family": family, "kind": kinds[family], "truth": truth}
             for k, (family, truth) in enumerate(zip(families, TRUTHS, strict=False))
         ]
-        write_rows(tmp_path / "data" / f"{name}.jsonl", rows)
+        write_jsonl(tmp_path / "data" / f"{name}.jsonl", rows)
     (tmp_path / "corrupted-20").mkdir()
     return tmp_path
 

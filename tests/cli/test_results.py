@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sftmix.cli.results import held_out, results
-from sftmix.training.log import figures_shown
+from sftmix.training.metrics import figures_shown
 
 SUMMARY = {
     "eval_nll_before": 5.125,

@@ -12,7 +12,7 @@ import torch
 from sftmix import RunConfig
 from sftmix.common.errors import ConfigError
 from sftmix.components import FromCheckpoints, Linear, SFTMix, Splitter, TrainedReference
-from sftmix.components.base import files_of
+from sftmix.components.component import files_of
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
 from sftmix.options import DataOptions, LoraOptions, ModelOptions, TrainingOptions

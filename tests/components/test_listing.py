@@ -10,7 +10,7 @@ import pytest
 
 import sftmix.components as components
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.config.schema import options_of
 
 REQUIRED = {

@@ -22,8 +22,9 @@ from sftmix.components import (
     SameGroupPairs,
 )
 from sftmix.components.contracts import check_pairs
-from sftmix.pipeline.recipe import pairs_by
-from sftmix.testing import _permuted, score_tables
+from sftmix.pipeline.order import pairs_by
+from sftmix.testing import score_tables
+from sftmix.testing.shared import permuted
 from sftmix.types import Split
 from tests.components.tables import scores
 
@@ -186,7 +187,7 @@ def test_gap_pairs_are_a_matching_of_distant_ranks(table, gap, epoch):
     assert min(distance, default=len(ranked)) >= gap * len(ranked)
     # By ids, whatever the order of the file.
     order = np.random.default_rng(epoch).permutation(len(ids))
-    again = order[pairs_of(sampler, Split(split.group[order], split.names), _permuted(table, order), epoch=epoch)]
+    again = order[pairs_of(sampler, Split(split.group[order], split.names), permuted(table, order), epoch=epoch)]
     assert again.tolist() == pairs.tolist()
 
 

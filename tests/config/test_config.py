@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from sftmix.common.errors import ConfigError
-from sftmix.components.base import Need, Reference
+from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
+from sftmix.components.component import Need
 from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
 from sftmix.components.pairing import LengthMatchedPairs, RandomPairs

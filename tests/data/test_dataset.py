@@ -56,7 +56,7 @@ def test_the_second_load_reads_the_cache(write, load, encoder, monkeypatch):
     path = write("rows.jsonl", ROWS)
     first = load(encoder, path, eval_fraction=0.2)
     monkeypatch.setattr("sftmix.data.tokenise.encode_examples", None)  # would fail if anything were tokenised again
-    monkeypatch.setattr("sftmix.data.rows.convert", None)
+    monkeypatch.setattr("sftmix.data.reading.convert", None)
     second = load(encoder, path, eval_fraction=0.2)
     assert second.report == first.report
     assert second.train.fingerprint == first.train.fingerprint
@@ -123,7 +123,7 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_file_that_cannot_be_r
     def full(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("sftmix.data.rows.write_rows", full)
+    monkeypatch.setattr("sftmix.data.reading.write_rows", full)
     with pytest.raises(kind, match=r"cannot write the tokenisation cache.*--data\.cache_dir or \$SFTMIX_CACHE"):
         prepare(options(path), 0, progress=False)
     assert not list((tmp_path / "cache").iterdir())

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.data.rows import DataReport
+from sftmix.data.report import DataReport
 
 GOOD = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]}\n'
 

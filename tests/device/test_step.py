@@ -24,7 +24,8 @@ from sftmix.components import (
 from sftmix.components.base import Objective, Perturbation
 from sftmix.model.layers import recompute_activations
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule, wrap
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import prepare_step, train_step
 from tests.device.sim import HostTensor, Sim, begin

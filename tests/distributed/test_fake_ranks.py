@@ -25,7 +25,7 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.meta import Values, empty_model, take_values
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.checkpoint import _tensors
-from sftmix.training.module import training_module
+from sftmix.training.parallel import training_module
 from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step
 from tests.tools.estimate.configs import micro_batch
 from tests.toy import Answers, FakeRank, toy_model, toy_setup

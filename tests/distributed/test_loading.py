@@ -25,7 +25,8 @@ from sftmix.model.load import load_model
 from sftmix.model.meta import empty_model, mapped_model, take_values
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.loaded import load_for_run
-from sftmix.training.module import TrainingModule, wrap
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import wrap
 from tests.forked import on_ranks
 
 LLAMA: dict[str, Any] = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}

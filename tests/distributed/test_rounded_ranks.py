@@ -12,7 +12,8 @@ from sftmix.components import NTP
 from sftmix.config import RunConfig
 from sftmix.pipeline.loaded import round_weights
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.module import TrainingModule, wrap
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import wrap
 from tests.forked import on_ranks
 from tests.toy import toy_model, toy_rows
 from tests.trained import assert_exact

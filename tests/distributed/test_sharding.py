@@ -13,7 +13,8 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
 from sftmix.components import EAFT, CutMix, EmbeddingMixup, ManifoldMixup, MixtureDivergence, SFTMix
-from sftmix.training.module import TrainingModule, gradient_sync, unwrap, wrap
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import gradient_sync, unwrap, wrap
 from sftmix.training.step import normalise
 from tests.forked import on_ranks
 from tests.toy import toy_model, toy_rows

@@ -15,8 +15,9 @@ from sftmix.common.errors import ConfigError, HangError
 from sftmix.common.launcher import launch_problem
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
-from sftmix.training.log import machine_of, same_bits
-from sftmix.training.module import TrainingModule, resolve_parallel, resolve_precision, wrap
+from sftmix.training.machine import machine_of, same_bits
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import resolve_parallel, resolve_precision, wrap
 from tests.forked import free_port, on_ranks
 from tests.tiny import ROOT
 from tests.tiny import sftmix as command

@@ -12,9 +12,9 @@ import pytest
 from sftmix.common.errors import NoSpaceError
 from sftmix.common.files import append_batch, verify_directory
 from sftmix.common.world import World
-from sftmix.data.rows import DataReport
+from sftmix.data.report import DataReport
 from sftmix.measure.summary import summarise
-from sftmix.training.log import MetricsLog
+from sftmix.training.metrics import MetricsLog
 from tests.faults.runs import checkpoints, from_split, goes_on, long, words_of
 from tests.forked import Ended, ended, on_ranks
 from tests.tiny import status

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import HUB_ID
+from sftmix.common.places import HUB_ID
 from sftmix.common.tables import read_columns, write_table
 from sftmix.config.read import read_config
 from sftmix.data.sources import name_parts

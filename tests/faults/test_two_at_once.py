@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from sftmix.common.files import step_path, steps_in, verify_directory
-from sftmix.pipeline.start import export_run
-from sftmix.tools.quickstart import make_rows, write_rows
+from sftmix.pipeline.export import export_run
+from sftmix.tools.quickstart import make_rows, write_jsonl
 from tests.faults.mines import KillIn, children, itself
 from tests.faults.runs import assert_same, words_of
 from tests.forked import SIGKILLED, done, ended, start
@@ -93,7 +93,7 @@ def itself_alone() -> list[int]:
 def test_workers_that_outlive_a_killed_run_keep_no_lock(small, tmp_path):
     """Workers of a pool wait for ever for a process that was killed: neither its directory nor its cache is theirs."""
     many = replace(small, train=tmp_path / "rows.jsonl")
-    write_rows(many.train, make_rows(n=2000, seed=2))
+    write_jsonl(many.train, make_rows(n=2000, seed=2))
     words = ["split", *many.options, "--splitter", "RandomSplit", "--out", "run"]
     words += ["--data.num_proc", "2", "--data.cache_dir", "cache"]
     it = ended(words, cwd=tmp_path, faults=[KillIn("data/tokenise.py", "tokenised", call=2, whom=itself_alone)])

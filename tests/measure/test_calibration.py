@@ -10,11 +10,11 @@ from torch import nn
 from sftmix.common.errors import NonFiniteError
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
-from sftmix.measure import model as measures
-from sftmix.measure.model import (
+from sftmix.measure import calibration as measures
+from sftmix.measure.calibration import (
     TAUS,
     calibrate,
-    fitted,
+    fitted_temperature,
     reliability,
     temperature_scaling,
     token_statistics,
@@ -162,7 +162,7 @@ def test_a_known_temperature_is_found(true):
     rng = np.random.default_rng(3)
     z = 4 * rng.standard_normal((3000, 11))
     y = np.array([rng.choice(11, p=p) for p in probabilities(z, true)])
-    curve, tau = fitted(tempered_of(z, y))
+    curve, tau = fitted_temperature(tempered_of(z, y))
     assert tau == pytest.approx(finest([(z, y)]), rel=1e-3)
     assert tau == pytest.approx(true, rel=0.08)
     assert curve(-np.log(tau)) / 3000 == pytest.approx(nll([(z, y)], tau) / 3000, abs=2e-6)

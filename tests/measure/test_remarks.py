@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from sftmix.common.files import read_json
 from sftmix.data import encode, encoder_for, prepare
-from sftmix.measure.summary import ends_of_loss, remarks
+from sftmix.measure.remarks import ends_of_loss, remarks
 from sftmix.model.load import load_tokenizer
 from sftmix.options import DataOptions
 from tests.tiny import SHORT, in_this_process, metrics

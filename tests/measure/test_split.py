@@ -6,14 +6,7 @@ import pytest
 from sftmix.common.files import read_json
 from sftmix.components import ConfidenceEstimator, Median, Quantile
 from sftmix.components.confidence import LEAST
-from sftmix.measure.summary import (
-    BINS,
-    confounds,
-    describe_split,
-    histogram,
-    labelled,
-    tied_at_the_cut,
-)
+from sftmix.measure.split import BINS, confounds, describe_split, histogram, labelled, tied_at_the_cut
 from sftmix.types import Scores, Split
 from tests.tiny import SHORT
 

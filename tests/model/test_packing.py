@@ -14,7 +14,8 @@ from sftmix.common.world import World
 from sftmix.model.head import check_head
 from sftmix.model.packing import is_skipping, packing_problem
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule, training_module
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import training_module
 from sftmix.types import Encoded
 from tests.model.test_models import TINY
 from tests.model.test_models import random_model as build

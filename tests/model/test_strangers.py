@@ -16,7 +16,7 @@ from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.model.meta import mapped_model
-from sftmix.pipeline.directory import finished_models
+from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.loaded import load_finished
 from sftmix.tools.answers.answering import generated
 from sftmix.tools.answers.options import AnswerOptions

@@ -11,7 +11,8 @@ import pytest
 from sftmix.common.errors import ConfigError, DataError, DifferenceError
 from sftmix.common.files import read_json
 from sftmix.common.world import World
-from sftmix.pipeline.directory import Hold, RunDirectory
+from sftmix.pipeline.directory import RunDirectory
+from sftmix.pipeline.lock import Hold
 from tests.tiny import contents, status
 
 ALONE = World()

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.errors import ConfigError
 from sftmix.components import FromEndpoint, endpoint
-from sftmix.tools.quickstart import write_rows
+from sftmix.tools.quickstart import write_jsonl
 from tests.forked import SIGKILLED, start
 from tests.pipeline.test_reference import letters
 from tests.tiny import table
@@ -236,8 +236,8 @@ def test_a_key_is_read_from_the_environment(tiny, server, made, refused, monkeyp
 
 
 def test_windows_of_several_documents_are_refused_and_pieces_of_one_are_scored(tiny, other, made, refused):
-    write_rows(tiny.train, [{"text": "sort the words of this list " * 30}, {"text": "add"}])
-    write_rows(tiny.eval, [{"text": "sort"}])
+    write_jsonl(tiny.train, [{"text": "sort the words of this list " * 30}, {"text": "add"}])
+    write_jsonl(tiny.eval, [{"text": "sort"}])
     words = [*asked(tiny, other), "--data.max_length", "24"]
     assert "data.packing false" in refused(*words)
     made(*words, "--data.packing", "false")

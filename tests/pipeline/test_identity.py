@@ -20,9 +20,10 @@ from sftmix.components import (
 )
 from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
-from sftmix.pipeline.directory import differences
+from sftmix.pipeline.export import export_run
+from sftmix.pipeline.inputs import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
-from sftmix.pipeline.start import STAGE_INPUTS, Known, arm_inputs, export_run
+from sftmix.pipeline.stages import differences
 from tests.pipeline.test_pairs import StopAt
 from tests.tiny import SHORT, Tiny, metrics, sftmix, status
 

@@ -17,6 +17,7 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_split
 from sftmix.components import RandomPairs
+from sftmix.components.contracts import OWN_OF_STEP
 from sftmix.config.read import read_config
 from sftmix.model.paths import PICKLES
 from sftmix.options import TrainingOptions
@@ -39,6 +40,8 @@ def test_a_run_directory_holds_what_is_documented(finished):
     assert list(dynamics) == ["id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct", "token_nll"]
     assert list(table(run / "confidence" / "confidence.parquet")) == ["id", "confidence", "variability"]
     assert [m["step"] for m in metrics(run)] == list(range(1, 13))
+    evaluated = {"eval_nll", "eval_accuracy", "eval_exact_match"}
+    assert all(m.keys() - evaluated == OWN_OF_STEP for m in metrics(run)), "the table of names is what is written"
     ended = status(run)
     assert (ended["exit_code"], ended["step"], ended["total_steps"]) == (0, 12, 12)
     assert read_config(run / "config.yaml").plain()["out"] == str(run)

@@ -16,7 +16,7 @@ from sftmix.common.files import read_json, write_json
 from sftmix.common.rng import stable_hash
 from sftmix.options import TrainingOptions
 from sftmix.pipeline.rows import rows_of_run
-from sftmix.tools.quickstart import make_tokenizer, write_rows
+from sftmix.tools.quickstart import make_tokenizer, write_jsonl
 from tests.data.small_tokenizers import THINKING
 from tests.tiny import SHORT, Tiny, groups, metrics, table, weights
 
@@ -149,7 +149,7 @@ def two_templates(tiny: Tiny, rows: list[dict], target: str, reference: str) -> 
         for row in rows
     ]
     chats = [turn + (turns[-1 - i] if i < 4 else []) for i, turn in enumerate(turns)]
-    write_rows(tiny.train, [{"id": f"c{i}", "messages": messages} for i, messages in enumerate(chats)])
+    write_jsonl(tiny.train, [{"id": f"c{i}", "messages": messages} for i, messages in enumerate(chats)])
     template = tiny.model.parent / "thinking.jinja"
     template.write_text(THINKING)
     names = {"alpaca": "alpaca", "thinking": str(template)}
@@ -210,7 +210,7 @@ def test_a_missing_file_of_dynamics_is_bad_data_and_can_be_put_there(finished, t
 def weak(tiny, rows) -> list[str]:
     """Words of a reference whose tokenizer knows letters only; one row has a prompt too long for it."""
     rows[7] = {**rows[7], "instruction": "sort the words " * 8, "input": ""}
-    write_rows(tiny.train, rows)
+    write_jsonl(tiny.train, rows)
     return [*tiny.options, *SHORT, "--reference.model.path", str(letters(tiny)), "--reference.model.max_length"]
 
 

@@ -17,7 +17,7 @@ from sftmix.config.read import read_config
 from sftmix.data import encode, encoder_for, prepare
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.rows import MOST_GROUPS, held_out_groups
-from sftmix.tools.quickstart import write_rows
+from sftmix.tools.quickstart import write_jsonl
 from sftmix.training.scoring import held_out_metrics, nll_by
 from sftmix.types import RowScores
 from tests.pipeline.test_identity import config
@@ -53,7 +53,7 @@ def test_another_selection_is_another_run(tiny, tmp_path):
     with pytest.raises(ConfigError, match=r"selector\.k: 12 -> 10"):
         run(config(tiny, tmp_path / "run", selector=LongResponses(k=10)))
     others = [{"instruction": f"Say {i}.", "output": f"{i}", "kind": "x"} for i in range(20)]
-    write_rows(tmp_path / "others.jsonl", others)
+    write_jsonl(tmp_path / "others.jsonl", others)
     changed = config(tiny, tmp_path / "run", selector=LongResponses())
     changed = replace(changed, data=replace(changed.data, train=str(tmp_path / "others.jsonl")))
     with pytest.raises(ConfigError, match="the training rows are others"):
@@ -147,7 +147,7 @@ def words(tiny, rows, tmp_path) -> list[str]:
     """Options of a run on 30 documents of rows that the tiny tokenizer knows."""
     texts = [{"text": f"{row['instruction']} {row.get('input', '')} {row['output']}"} for row in rows]
     path = tmp_path / "texts.jsonl"
-    write_rows(path, texts)
+    write_jsonl(path, texts)
     return [
         *("--model.path", str(tiny.model), "--data.train", str(path), "--data.max_length", str(LENGTH)),
         *("--data.eval_fraction", "0.2", "--training.learning_rate", "0.01", "--training.epochs", "2"),

@@ -21,7 +21,7 @@ from sftmix.options import CheckpointOptions, LoraOptions
 from sftmix.testing import check_optimizer
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
-from sftmix.training.module import shard_group
+from sftmix.training.parallel import shard_group
 from sftmix.training.scoring import Scorer
 from tests.forked import on_ranks
 from tests.toy import Interrupt, logged, toy_model, toy_stage

@@ -14,7 +14,7 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
 from sftmix.components import SFTMix
 from sftmix.options import TrainingOptions
-from sftmix.training.module import training_module
+from sftmix.training.parallel import training_module
 from sftmix.training.step import normalise
 from tests.forked import on_ranks
 from tests.tiny import sftmix

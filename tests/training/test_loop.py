@@ -19,9 +19,9 @@ from sftmix.common.tables import read_dynamics
 from sftmix.common.world import World
 from sftmix.components import AdamW, SFTMix
 from sftmix.components.base import Callback, CallbackResult
-from sftmix.training.log import StopAtOnce
+from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import StageResult, train
-from sftmix.training.scoring import OnlineLosses
+from sftmix.training.signals import StopAtOnce
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
 from tests.toy import logged, toy_model, toy_rows, toy_stage
@@ -221,7 +221,9 @@ def masks(world: World, directory: Path, seed: int) -> list[list[list[bool]]]:
     """What dropout leaves of the embeddings in each of three steps, rank by rank; all on examples of one length."""
     model, data = toy_model(dropout=0.5), toy_rows([(3, 5), (3, 5)])
     found: list[list[bool]] = []
-    model.transformer.drop.register_forward_hook(lambda m, args, out: found.append((out != 0).flatten().tolist()))
+    model.transformer.drop.register_forward_hook(
+        lambda m, args, out: found.append((out != 0).flatten().tolist()) if m.training else None
+    )
     batches: list[list[Unit]] = [[(Slot(row),) for row in range(world.size)]] * 3
     train(toy_stage(directory, batches, model=model, data=data, seed=seed), world)
     assert len(found) == 3

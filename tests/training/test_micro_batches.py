@@ -13,7 +13,8 @@ from sftmix.common.world import World
 from sftmix.components import NTP
 from sftmix.components.base import Perturbation
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule, training_module, wrap
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import training_module, wrap
 from sftmix.training.scoring import Scorer, with_batch_nll
 from sftmix.training.step import micro_batches, normalise
 from tests.forked import on_ranks

@@ -14,7 +14,8 @@ from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.model.packing import packing_problem
 from sftmix.options import TrainingOptions
-from sftmix.training.module import TrainingModule, training_module
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import training_module
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import micro_batches, normalise
 from tests.model.test_models import TINY
@@ -94,7 +95,7 @@ def test_a_model_that_fails_in_the_probe_is_refused():
         fed(model, padding_free=True)
 
 
-NO_MASK = patch("sftmix.training.module.is_skipping", lambda attention, device: True)
+NO_MASK = patch("sftmix.training.parallel.is_skipping", lambda attention, device: True)
 """On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
 
 

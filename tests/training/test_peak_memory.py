@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sftmix.common.world import World
-from sftmix.training.log import PeakMemory
+from sftmix.training.memory import PeakMemory
 from tests.forked import on_ranks
 
 MB = 2**20

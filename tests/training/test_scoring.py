@@ -10,8 +10,10 @@ from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.common.world import World
 from sftmix.components import Perplexity
 from sftmix.training import scoring
-from sftmix.training.module import TrainingModule, wrap
-from sftmix.training.scoring import Scorer, checkpoint_steps, held_out_metrics, merge, one_checkpoint
+from sftmix.training.dynamics import checkpoint_steps, merge_dynamics, one_checkpoint
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import wrap
+from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.types import RowScores, TrainingDynamics
 from tests.forked import on_ranks
 from tests.toy import ToyRows, own_logits, own_nll, toy_model, toy_rows
@@ -146,7 +148,7 @@ def test_merge_puts_checkpoints_side_by_side_and_of_joins_by_id():
             ["a", "b"], np.array([step]), nll, np.array([2, 3]), np.array([[1], [2]]), tokens, nll + 1
         )
 
-    both = merge([one(4), one(8)])
+    both = merge_dynamics([one(4), one(8)])
     assert both.steps.tolist() == [4, 8]
     assert both.nll_sum.tolist() == [[4.0, 8.0], [8.0, 16.0]]
     assert both.alone_nll_sum.tolist() == [[5.0, 9.0], [9.0, 17.0]]
@@ -169,7 +171,9 @@ def scores_with(worst: float) -> RowScores:
 @pytest.mark.parametrize("worst", [np.nan, np.inf, 1420.0])
 def test_an_example_without_a_finite_perplexity_at_any_checkpoint_is_excluded(worst):
     """exp(1420 / 2) is beyond float64, and exp(1418 / 2) is not."""
-    merged = merge([one_checkpoint(["a", "b", "c"], step, scores_with(worst if step == 2 else 1.0)) for step in (1, 2)])
+    merged = merge_dynamics(
+        [one_checkpoint(["a", "b", "c"], step, scores_with(worst if step == 2 else 1.0)) for step in (1, 2)]
+    )
     assert merged.scored.tolist() == [True, False, True]
     assert merged.nll_sum.tolist() == [[4.0, 4.0], [0.0, 0.0], [6.0, 6.0]]
     assert [np.shape(nll) for nll in merged.token_nll] == [(2, 2), (2, 0), (2, 2)]

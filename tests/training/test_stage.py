@@ -15,8 +15,8 @@ from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.components.objectives import ntp_plan
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.checkpoint import full_weights
+from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import StageResult, TrainingLoop, train
-from sftmix.training.scoring import OnlineLosses
 from sftmix.training.step import learning_rate
 from sftmix.types import Split
 from tests.forked import on_ranks

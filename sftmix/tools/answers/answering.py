@@ -114,7 +114,7 @@ def generated(
         def draw(so_far: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             """Leave one token of each row finite, which greedy decoding then takes; scores [B, V].
 
-            The tokens' shares of [0, 1) stand in the order of the vocabulary; it is the one in whose share the row's
+            The tokens' shares of [0, 1) are in the order of the vocabulary; it is the one in whose share the row's
             number for this position falls.
             """
             place = so_far.shape[1] - longest

@@ -36,11 +36,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Load the models and talk until the user ends it."""
-    from sftmix.pipeline.directory import finished_models
+    from sftmix.pipeline.finished import finished_models
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding
-    options, names = sampling(args), ["target", *([args.beside] if args.beside else [])]
+    options = sampling(args)
+    names = ["target", *([args.beside] if args.beside else [])]
     tools = read_tools(args.tools) if args.tools else ()
     models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")

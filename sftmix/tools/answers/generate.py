@@ -10,11 +10,13 @@ from typing import Any
 
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.fields import ROLES
 from sftmix.common.files import append_batch, read_batches, read_json_if_there, sha256_json, write_json, write_text
-from sftmix.common.plain import ROLES, as_list
+from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
-from sftmix.pipeline.directory import FinishedModel, differences, finished_models
+from sftmix.pipeline.finished import FinishedModel, finished_models
+from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.options import AnswerOptions, Question, add_sampling, sampling
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
@@ -67,50 +69,76 @@ def main(args: argparse.Namespace) -> None:
     The same call continues what was interrupted. Raises ConfigError for other inputs than those of an existing file,
     DataError for a bad row.
     """
-    options, form, to = sampling(args), args.format, Path(args.to)
+    options = sampling(args)
+    form = args.format
+    to = Path(args.to)
     finished = finished_models(args.place, args.models.split(","))
     runs = [model.run for model in finished if model.run]
     run = runs[0] if runs and form == "rows" else None
-    if args.prompts:
-        data = read_finished(run).data if run else None
-        names = (data.columns, data.roles) if data else ()
-        questions = read_questions(args.prompts, *names, mt_bench=form == "mt_bench")
-    else:
-        from sftmix.pipeline.rows import rows_of_run
-
-        prepared = rows_of_run(run, progress=True)[1].prepared if run else None
-        if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
-            raise ConfigError(f"--prompts is not given, and {finished[0].name} has no held-out conversations to ask")
-        questions = [question_of(example) for example in prepared.eval.examples(whole=True)]
-    for question in questions:
-        if options.temperature is not None:
-            question.temperature = options.temperature
-        if options.system is not None and question.messages[0]["role"] != "system":
-            question.messages = ({"role": "system", "content": options.system}, *question.messages)
+    questions = _asked(args, run) if args.prompts else _held_out(finished[0].name, run)
+    _apply(options, questions)
     if form == "rows":
         answer_file(to, finished, questions, form, options)
         print(to)
         return
     for model in finished:
-        # Other runs lie in the same directory, so each model has a file of its own, with the run's name before its own.
+        # Other runs are in the same directory, so each model has a file of its own, with the run's name before its own.
         label = Path(model.name).resolve().name
         if model.run and "/" not in model.name:
             label = f"{model.run.resolve().name}-{model.name}"
         file = to / f"answers-{label}.jsonl"
         lines = answer_file(file, [model], questions, form, options)
         answers = [[text or "" for text in as_list(line["answers"][model.name])] for line in lines]
-        asked = zip([question.row for question in questions], answers, strict=True)
-        if form == "alpaca_eval":
-            judged = to / f"{label}.json"
-            write_json(judged, [{**row, "output": texts[0], "generator": label} for row, texts in asked])
-        else:
-            judged, text = to / "model_answer" / f"{label}.jsonl", ""
-            for row, texts in asked:
-                turns = [{"index": 0, "turns": texts}]
-                output = {"question_id": row["question_id"], "model_id": label, "choices": turns}
-                text += f"{json.dumps(output, ensure_ascii=False)}\n"
-            write_text(judged, text)
+        asked = list(zip([question.row for question in questions], answers, strict=True))
+        judged = _alpaca_eval(to, label, asked) if form == "alpaca_eval" else _mt_bench(to, label, asked)
         print(file, judged, sep="\n")
+
+
+def _apply(options: AnswerOptions, questions: Sequence[Question]) -> None:
+    """Give the questions the temperature of the options, and their system turn to those that have none."""
+    for question in questions:
+        if options.temperature is not None:
+            question.temperature = options.temperature
+        if options.system is not None and question.messages[0]["role"] != "system":
+            question.messages = ({"role": "system", "content": options.system}, *question.messages)
+
+
+def _asked(args: argparse.Namespace, run: Path | None) -> list[Question]:
+    """Return the questions of --prompts, whose fields and roles may have the names that the run's rows have."""
+    data = read_finished(run).data if run else None
+    names = (data.columns, data.roles) if data else ()
+    return read_questions(args.prompts, *names, mt_bench=args.format == "mt_bench")
+
+
+def _held_out(name: str, run: Path | None) -> list[Question]:
+    """Return the held-out conversations of a run; ConfigError if it has none."""
+    from sftmix.pipeline.rows import rows_of_run
+
+    prepared = rows_of_run(run, progress=True)[1].prepared if run else None
+    if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
+        raise ConfigError(f"--prompts is not given, and {name} has no held-out conversations to ask")
+    return [question_of(example) for example in prepared.eval.examples(whole=True)]
+
+
+Asked = Sequence[tuple[Any, list[str]]]
+"""Rows of a tool's own file of prompts, each with the answers to it."""
+
+
+def _alpaca_eval(to: Path, label: str, asked: Asked) -> Path:
+    judged = to / f"{label}.json"
+    write_json(judged, [{**row, "output": texts[0], "generator": label} for row, texts in asked])
+    return judged
+
+
+def _mt_bench(to: Path, label: str, asked: Asked) -> Path:
+    judged = to / "model_answer" / f"{label}.jsonl"
+    lines = []
+    for row, texts in asked:
+        turns = [{"index": 0, "turns": texts}]
+        output = {"question_id": row["question_id"], "model_id": label, "choices": turns}
+        lines.append(f"{json.dumps(output, ensure_ascii=False)}\n")
+    write_text(judged, "".join(lines))
+    return judged
 
 
 def read_questions(
@@ -137,7 +165,8 @@ def read_questions(
     for source in sources:
         for place, row in source.rows():
             try:
-                plain, more = reader.renamed(row), {"row": row}
+                plain = reader.renamed(row)
+                more = {"row": row}
                 if mt_bench:
                     if not isinstance(plain["turns"], list) or not plain["turns"]:
                         raise ValueError("turns must be a list of texts")

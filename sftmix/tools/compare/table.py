@@ -5,7 +5,7 @@ The cells go through the pipeline one after the other, in directories that share
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -20,7 +20,8 @@ from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFT
 from sftmix.common.files import read_json, write_json, write_text
 from sftmix.common.shown import flatten, markdown_table, short
 from sftmix.config.read import TABLE, from_plain
-from sftmix.pipeline.directory import RunDirectory, differences
+from sftmix.pipeline.directory import RunDirectory
+from sftmix.pipeline.stages import differences
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
 from sftmix.tools.compare.statistics import (
     ALPHA,
@@ -82,7 +83,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
                 check_run(from_plain(cell.plain), "train")
     from sftmix.common.world import start_world
 
-    summaries, say_rows = {}, cache(print)  # equal rows are told once
+    summaries = {}
+    say_rows = cache(print)  # equal rows are printed once
     timeout = max(config.training.timeout for config in comparison.variants.values())
     with start_world(timeout) as world, RunDirectory(out, world) as directory:
         plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
@@ -96,7 +98,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
                 summaries[cell.name] = _summary_of(cell, cells, world, say_rows)
             # The last table needs every run. A cell that was read back changes nothing; another may still be refused.
             if new or len(summaries) == len(cells):
-                table = world.from_main(lambda: write_table(out, build_table(comparison, summaries)))
+                table = world.from_main(lambda: write_result(out, build_table(comparison, summaries)))
         directory.tell(stage="table", step=len(cells))
         return table
 
@@ -148,6 +150,29 @@ def _named(cell: Cell) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- the value
 
 
+def _runs_of(comparison: Comparison, variant: str, summaries: Mapping[str, Any]) -> list[Any]:
+    """Return seed, cell and metrics of the finished runs of a variant."""
+    runs = []
+    for cell in comparison.cells:
+        if cell.variant == variant and cell.name in summaries:
+            numbers = flatten(summaries[cell.name])
+            metrics = {name: x for name, x in numbers if name not in SETTINGS and math.isfinite(x)}
+            runs.append({"seed": cell.seed, "run": cell.name, "metrics": metrics})
+    return runs
+
+
+def _spread(runs: Sequence[Any]) -> dict[str, Any]:
+    """Return metric -> number of seeds that have it, mean and standard deviation."""
+    import pandas as pd
+
+    figures = {}
+    for name, column in pd.DataFrame([run["metrics"] for run in runs]).items():
+        values = column.dropna()
+        mean, sd = mean_sd(values)
+        figures[name] = {"seeds": len(values), "mean": mean, "sd": sd}
+    return figures
+
+
 def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of the finished cells; `complete` is True if these are all.
 
@@ -156,23 +181,14 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[st
     seeds without the metric. Only a complete table has contrasts: testing a part of the seeds would be one of many
     looks.
     """
-    import pandas as pd
-
-    metric, complete, variants = comparison.options.metric, len(summaries) == len(comparison.cells), {}
+    metric = comparison.options.metric
+    complete = len(summaries) == len(comparison.cells)
+    variants = {}
     for variant in comparison.variants:
-        runs, figures = list[Any](), {}
-        for cell in comparison.cells:
-            if cell.variant == variant and cell.name in summaries:
-                numbers = flatten(summaries[cell.name])
-                metrics = {name: x for name, x in numbers if name not in SETTINGS and math.isfinite(x)}
-                runs.append({"seed": cell.seed, "run": cell.name, "metrics": metrics})
-        for name, column in pd.DataFrame([run["metrics"] for run in runs]).items():
-            values = column.dropna()
-            mean, sd = mean_sd(values)
-            figures[name] = {"seeds": len(values), "mean": mean, "sd": sd}
+        runs = _runs_of(comparison, variant, summaries)
         variants[variant] = {
             "options": comparison.options_of(variant),
-            "metrics": figures,
+            "metrics": _spread(runs),
             "no_value": [run["seed"] for run in runs if metric not in run["metrics"]],
             "runs": runs,
         }
@@ -202,7 +218,10 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[s
     """Return the figures of a contrast; None for what too few seeds do not give."""
     import pandas as pd
 
-    metric, by_seed, changed, files = comparison.options.metric, {}, set(), []
+    metric = comparison.options.metric
+    by_seed = {}
+    changed = set()
+    files = []
     for ours, theirs in zip(*(variants[name]["runs"] for name in pair), strict=True):
         trained = [Path(comparison.out) / run["run"] / "train" for run in (ours, theirs)]
         of_ours, of_theirs = (read_json(stage / "inputs.json") for stage in trained)
@@ -220,7 +239,8 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[s
         if not table.isna().any(axis=None):  # all have the same held-out rows, and files with these columns
             sums = np.ascontiguousarray(table.to_numpy(np.float64).T)
             parts = per_example(sums[::2], sums[1::2])  # of ours and theirs by turns
-            bounds, over = interval(parts[::2] - parts[1::2]), [*over, "examples"]
+            bounds = interval(parts[::2] - parts[1::2])
+            over = [*over, "examples"]
     return {
         "ours": pair[0],
         "theirs": pair[1],
@@ -238,7 +258,7 @@ def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[s
 # ---------------------------------------------------------------------------------------------- files
 
 
-def write_table(directory: Path, table: dict[str, Any]) -> dict[str, Any]:
+def write_result(directory: Path, table: dict[str, Any]) -> dict[str, Any]:
     """Write table.json, table.md, and cells.csv with a row for each run; return the table."""
     import pandas as pd
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sftmix.cli.parsing import OwnOption, configuration
-from sftmix.common.gpus import GPUS
+from sftmix.tools.estimate.gpus import GPUS
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
 Rows are read and tokenised; of the models only the config is read, so it takes seconds and no GPU.

@@ -3,7 +3,7 @@
     from sftmix.tools.estimate.run import Machine, estimate
     estimate(config, machine)["device_hours"]  # a Machine has the options of the command line
 
-The rows are read and tokenised, and the run will find them in the cache. Of the models only the configs are read.
+The rows are read and tokenised, and the run will find them in the cache. Only the configs of the models are read.
 
 FLOPs are multiplications and additions of matrices. A matrix takes 2 per number and token in the forward and 4 in the
 backward (2 if it is frozen). The head is multiplied with response tokens alone. Mixup adds no matrix product.
@@ -30,7 +30,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
-from sftmix.components.base import Need, Objective, Optimizer
+from sftmix.components.base import Objective, Optimizer
+from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
@@ -41,8 +42,9 @@ from sftmix.model.meta import empty_model
 from sftmix.options import LoraOptions
 from sftmix.pipeline.rows import read_rows
 from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, plan
-from sftmix.training.log import PeakMemory
-from sftmix.training.module import TrainingModule, autocast, gradient_sync, wrap
+from sftmix.training.memory import PeakMemory
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import autocast, gradient_sync, wrap
 from sftmix.types import Batch, Float64
 
 __all__ = ["Machine", "estimate"]
@@ -95,7 +97,8 @@ class FakeModel:
             model.requires_grad_(False)
         decoder, config = model.get_decoder(), model.config.get_text_config()
         self.head = model.get_output_embeddings().weight
-        self.numbers, self.in_4_bits = Count(model.parameters()), []
+        self.numbers = Count(model.parameters())
+        self.in_4_bits = []
         self.stored_bytes: float = FLOAT * self.numbers.all
         for layer in model.modules() if lora.quantize else ():
             # bitsandbytes stores frozen linear layers in 4 bits, but not the head.

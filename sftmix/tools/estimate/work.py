@@ -10,11 +10,10 @@ from sftmix.batches.collate import collate
 from sftmix.batches.deal import deal, token_slots
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
-from sftmix.common.gpus import GPUS
 from sftmix.common.rng import generator
 from sftmix.common.world import World
-from sftmix.components.base import Need
 from sftmix.components.callbacks import Evaluate
+from sftmix.components.component import Need
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
@@ -22,8 +21,9 @@ from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
-from sftmix.training.module import resolve_parallel, shard_group
-from sftmix.training.scoring import checkpoint_steps
+from sftmix.tools.estimate.gpus import GPUS
+from sftmix.training.dynamics import checkpoint_steps
+from sftmix.training.parallel import resolve_parallel, shard_group
 from sftmix.types import Batch, Float64, Rows
 
 FLOAT, HALF = 4, 2
@@ -131,14 +131,29 @@ class Work(NamedTuple):
     passes: float = 0.0
 
 
+def _evaluations(config: RunConfig, order: TrainingOrder) -> int:
+    """Return how often the held-out rows are scored: by each Evaluate, and once after the training."""
+    evaluations = 1
+    for one in config.callbacks:
+        if isinstance(one, Evaluate):
+            evaluations += order.total_steps // one.every if one.every else len(order.ends)
+    return evaluations
+
+
 def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     """The stages in their order: reference (if the run has one), train, baseline (if it is wanted), base.
 
     Evaluations are those of Evaluate, and one after the training: what a user's own callback does is not known. Pairs
-    are random ones of all rows. Of the reference its attributes count; none of its code is run.
+    are random ones of all rows. Only the attributes of the reference count; none of its code is run.
     """
-    data, held_out, options, reference = rows.data.train, rows.data.eval, config.training, config.reference
-    path, lora, n, pairing = config.model.path, config.model.lora, len(data), config.resolved_pairing()
+    data = rows.data.train
+    held_out = rows.data.eval
+    options = config.training
+    reference = config.reference
+    path = config.model.path
+    lora = config.model.lora
+    n = len(data)
+    pairing = config.resolved_pairing()
     stages = []
     if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & reference.needs:
         model = reference.model or ReferenceModel(path=getattr(reference, "paths", [""])[0])
@@ -161,11 +176,8 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     order = TrainingOrder(n, pairs, options=options, seed=config.seed)
     base = read = amount_of(data, sample_rows(data.ids))
     if held_out is not None:
-        evaluations = 1
-        for one in config.callbacks:
-            if isinstance(one, Evaluate):
-                evaluations += order.total_steps // one.every if one.every else len(order.ends)
-        base, read = base + amount_of(held_out), read + evaluations * amount_of(held_out)
+        base = base + amount_of(held_out)  # both are one array until here
+        read = read + _evaluations(config, order) * amount_of(held_out)
     train = _trained(Work("train", path, lora, options, read), config, data, order, machine, order.total_steps)
     before = train.trained * (Need.BATCH_NLL in config.objective.needs)  # each batch is read before it is trained on
     stages.append(train._replace(read=read + before))

@@ -2,7 +2,7 @@
 
 A row has `id`, `context` (text, empty without one), `question`, `options` (a list of texts) and `answer` (the place of
 the right option, from 0). Two files come out: the questions that are measured, and `shots`, the solved questions that
-stand before them. No question is in both.
+come before them. No question is in both.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ SHOTS = 20
 """Solved questions that are taken from the raw file itself where it holds nothing else to take them from."""
 
 
-def convert(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: Path | None = None) -> str:
+def convert_benchmark(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: Path | None = None) -> str:
     """Write `to/NAME.jsonl` and `to/NAME.shots.jsonl`; return a sentence about them.
 
     name   one of BENCHMARKS
@@ -43,12 +43,12 @@ def convert(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: 
     examples = [row for key, row in solved.items() if key not in measured]
     if not measured or not examples:
         raise DataError(f"{raw}: {len(measured)} questions are left to measure and {len(examples)} for the shots")
-    for path, part in zip(files_of(name, to), (measured.values(), examples), strict=True):
+    for path, part in zip(rows_and_shots(name, to), (measured.values(), examples), strict=True):
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
     return f"{len(measured):,} questions and {len(examples):,} solved examples of {name} in {to}"
 
 
-def files_of(name: str, directory: Path) -> tuple[Path, Path]:
+def rows_and_shots(name: str, directory: Path) -> tuple[Path, Path]:
     """Return the files of a task in a directory: what is measured, and the shots."""
     return directory / f"{name}.jsonl", directory / f"{name}.shots.jsonl"
 
@@ -58,13 +58,15 @@ def _rows(name: str, path: Path) -> dict[str, dict[str, Any]]:
 
     The key of a row is a hash of context, question and options, without regard to case and spaces.
     """
-    raw, rows = _json_of(path), {}
+    raw = _json_of(path)
+    rows = {}
     try:
         pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
         # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; -1 is a question without an answer.
         first = int(not any(row.get("cop") == 0 for _, row in pairs))
         for key, one in pairs:
-            context, question = "", one.get("question", one.get("QUESTION"))
+            context = ""
+            question = one.get("question", one.get("QUESTION"))
             if name == "pubmedqa":  # an abstract in parts
                 options = ["yes", "no", "maybe"]
                 answer, context = options.index(one["final_decision"]), " ".join(one["CONTEXTS"])

@@ -5,6 +5,7 @@ DynamicsCallback takes training dynamics out of any Trainer's run. The methods w
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from sftmix.components.reference import numbered
 from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
 from sftmix.model.head import check_head
 from sftmix.model.load import check_ids
+from sftmix.training.dynamics import checkpoint_steps, merge_dynamics, one_checkpoint
 from sftmix.training.module import TrainingModule
-from sftmix.training.scoring import Scorer, checkpoint_steps, merge, one_checkpoint
+from sftmix.training.scoring import Scorer
 from sftmix.types import UNPAIRED, Encoded, Int64
 
 GROUP = "sftmix_group"
@@ -62,14 +64,15 @@ class SFTMixArguments:
 def groups_of(path: PathLike, ids: list[str]) -> Int64:
     """Return i64[N]: 0 for confident rows, 1 for unconfident ones, UNPAIRED for others.
 
-    Of dynamics, rows are confident or unconfident above or below the median. ValueError if no row has a group.
+    With dynamics, rows are confident or unconfident above or below the median. ValueError if no row has a group.
     """
     if "group" in read_table(path, ["id"]).column_names:
         names, split = read_split(path)
         confident, unconfident = split.group == 0, split.group == len(split.names) - 1
     else:
         dynamics = read_dynamics(path)
-        names, confidence = [*dynamics.ids], Perplexity().estimate(dynamics)
+        names = [*dynamics.ids]
+        confidence = Perplexity().estimate(dynamics)
         confident, unconfident = confidence > np.nanmedian(confidence), confidence < np.nanmedian(confidence)
     group = dict(zip(names, np.select([confident, unconfident], [0, 1], UNPAIRED), strict=True))
     if not group.keys() & ids:
@@ -162,7 +165,7 @@ class SFTMixTrainer(Trainer):
         return self.outputs["loss"] * self.accelerator.num_processes
 
 
-def _collate(collator, features):
+def _collate(collator: Callable[[list[Any]], dict[str, Any]], features: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the collator's batch with the group of each row; held-out rows have None."""
     groups = [feature.pop(GROUP, None) for feature in features]
     return {**collator(features), GROUP: groups}
@@ -220,4 +223,4 @@ class DynamicsCallback(TrainerCallback):
         if step in steps and all(step > part.steps[-1] for part in self._parts):
             scorer = Scorer(world=self._world, precision="bf16" if args.bf16 else "fp32")
             self._parts += [one_checkpoint(self._rows.ids, step, scorer(TrainingModule(model), self._rows))]
-            self._world.on_main(lambda: write_dynamics(self._path, merge(self._parts)))
+            self._world.on_main(lambda: write_dynamics(self._path, merge_dynamics(self._parts)))

@@ -44,6 +44,6 @@ class SFTMixPlugin(BasePlugin):
 
 @click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def command(words):
+def command(words: tuple[str, ...]) -> None:
     """Confidence, split and report of SFTMix: `axolotl sftmix WORDS` is `sftmix WORDS`."""
     sys.exit(main(list(words)))

@@ -4,7 +4,7 @@ import argparse
 import inspect
 
 from sftmix.cli.help import formatted, option_rows
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.components.listing import as_shipped, catalogue
 from sftmix.config.schema import chosen_by, component_bases, component_in, find_component, import_class, options_of
 

@@ -45,8 +45,8 @@ def materialise(out_dir: str | Path, *, seed: int) -> Materials:
     out = Path(out_dir)
     paths = Materials(out / "model", out / "train.jsonl", out / "eval.jsonl")
     rows = make_rows(n=N_TRAIN + N_EVAL, seed=seed)
-    write_rows(paths.train, rows[:N_TRAIN])
-    write_rows(paths.eval, rows[N_TRAIN:])
+    write_jsonl(paths.train, rows[:N_TRAIN])
+    write_jsonl(paths.eval, rows[N_TRAIN:])
     tokenizer = make_tokenizer(row[part] for row in rows[:N_TRAIN] for part in ("instruction", "input", "output"))
     tokenizer.save_pretrained(paths.model)
     config = LlamaConfig(
@@ -68,7 +68,7 @@ def materialise(out_dir: str | Path, *, seed: int) -> Materials:
     return paths
 
 
-def write_rows(path: str | Path, rows: list[Row]) -> None:
+def write_jsonl(path: str | Path, rows: list[Row]) -> None:
     """Write rows as JSON lines."""
     write_text(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
-from sftmix.pipeline.directory import refuse_no_run
+from sftmix.pipeline.finished import refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
 Of one run it also writes report/examples.parquet: every example with its text, confidence, group and losses.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -38,17 +39,7 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
             "held_out": side is held_out,
         }
         if side is train:
-            block |= {
-                "truncated": train.truncated,
-                "confidence": view.scores.confidence,
-                "variability": view.scores.variability,
-            }
-            if view.split is not None:
-                block["group"] = view.split.labels
-            if view.dynamics is not None:
-                block["correctness"] = view.correctness
-                names = [f"perplexity_step_{step}" for step in view.dynamics.steps]
-                block |= zip(names, perplexity(view.dynamics).T, strict=True)
+            block |= _of_training(view)
         for name, stage in LOSSES.items():
             file = view.path / stage / (SAMPLE if side is train else "eval.parquet")
             if side is train and scored.get(name) is not None:
@@ -63,8 +54,28 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
             block["label"] = side.labels
         block |= {f"row_{name}" if name in taken else name: values for name, values in side.columns.items()}
         blocks.append(pd.DataFrame(block, dtype=object))
+    return _table_of(pd.concat(blocks, ignore_index=True))
+
+
+def _of_training(view: RunView) -> dict[str, Any]:
+    """Return the columns that only training examples have."""
+    block = {
+        "truncated": view.rows.data.train.truncated,
+        "confidence": view.scores.confidence,
+        "variability": view.scores.variability,
+    }
+    if view.split is not None:
+        block["group"] = view.split.labels
+    if view.dynamics is not None:
+        block["correctness"] = view.correctness
+        names = [f"perplexity_step_{step}" for step in view.dynamics.steps]
+        block |= zip(names, perplexity(view.dynamics).T, strict=True)
+    return block
+
+
+def _table_of(frame: pd.DataFrame) -> pa.Table:
     columns = {}
-    for name, values in pd.concat(blocks, ignore_index=True).items():
+    for name, values in frame.items():
         try:
             columns[name] = pa.array(values, from_pandas=True)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # values of several types, as users' fields have

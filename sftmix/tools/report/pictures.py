@@ -92,7 +92,7 @@ def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
 
 
 def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
-    """Return where confidences stand on an axis, and the axis.
+    """Return the places of confidences on an axis, and the axis.
 
     Perplexities have a long tail: if all confidences are negative and the largest is ten times the smallest in size,
     the axis is logarithmic in minus the confidence, and reversed.
@@ -139,7 +139,7 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     return chart
 
 
-def histogram(view: RunView, panel: str) -> go.Figure | None:
+def histogram_of(view: RunView, panel: str) -> go.Figure | None:
     """Confidence by group (`groups`) or by label (`labels`, Figure 3), from confidence/histogram.json."""
     file = view.path / "confidence" / "histogram.json"
     counted = read_json(file) if file.exists() else {"panels": {}}

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 
 import sftmix
 from sftmix.batches.collate import collate
+from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing, read_json, read_steps, write_text
 from sftmix.common.shown import short
-from sftmix.components.base import Need
-from sftmix.pipeline.recipe import order_of_arm
+from sftmix.components.component import Need
+from sftmix.pipeline.order import pairs_by
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run, read_summary
@@ -56,7 +57,8 @@ def write_report(
     if score_all and len(runs) > 1:
         raise ConfigError("--score fills the table of one run, and a page of several has none; leave it out")
     if len(runs) == 1:
-        parts, files = _report_run(read_run(runs[0]), map_size, score_all=score_all), [to, runs[0] / FILE]
+        parts = _report_run(read_run(runs[0]), map_size, score_all=score_all)
+        files = [to, runs[0] / FILE]
     else:
         summaries = {str(run): read_summary(run, "train") for run in runs}
         curves = zip(summaries, cycle(pictures.GROUPS), [read_steps(run / "train") for run in runs], strict=False)
@@ -80,14 +82,26 @@ def write_report(
     return files
 
 
+def _about(view: RunView) -> str:
+    """Return the first line of the page: what was trained, on how many rows."""
+    summary, data = view.summary, view.rows.data
+    return (
+        f"{type(view.config.objective).__name__} on {summary['model']}, seed {summary['seed']}, learning rate "
+        f"{view.config.training.learning_rate:g}; {len(data.train):,} training examples, {len(data.eval or ()):,} held "
+        f"out; sftmix {summary['version']}"
+    )
+
+
 def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, Any]:
     """Write report/examples.parquet of a run, and return what page.html shows of it.
 
     The page leaves out the sections of those that are empty or not given, and plots that are None.
     """
-    summary, config, data = view.summary, view.config, view.rows.data
+    summary, data = view.summary, view.rows.data
     every = np.arange(len(data.train))
-    trained, places, hidden_map = "train" in summary["stages"], np.full((len(every), 2), np.nan), None
+    trained = "train" in summary["stages"]
+    places = np.full((len(every), 2), np.nan)
+    hidden_map = None
     ends = pictures.both_ends(view.by_confidence, max(map_size, 0) // 2)
     if trained and len(ends) >= 10:
         hidden = look(view, "train", ends, hidden=True)
@@ -99,22 +113,17 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     table = examples_table(view, scored=scored, places=places)
     with placing(view.path / FILE) as staging:
         pq.write_table(table, staging)
-    about = (
-        f"{type(config.objective).__name__} on {summary['model']}, seed {summary['seed']}, learning rate "
-        f"{config.training.learning_rate:g}; {len(data.train):,} training examples, {len(data.eval or ()):,} held out; "
-        f"sftmix {summary['version']}"
-    )
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
     listed, measured = view.path / "suspects" / "suspects.parquet", view.path / "evaluation" / "table.json"
     points = pictures.thinned(view.by_confidence)
     return {
-        "about": about,
+        "about": _about(view),
         "plots": {
             "losses": pictures.losses(curves, "ntp", "eval_nll"),
             "mixup": pictures.losses(curves, "mixup"),
             "data-map": pictures.data_map(view, points),
-            "histogram-groups": pictures.histogram(view, "groups"),
-            "histogram-labels": pictures.histogram(view, "labels"),
+            "histogram-groups": pictures.histogram_of(view, "groups"),
+            "histogram-labels": pictures.histogram_of(view, "labels"),
             "hidden-map": hidden_map,
         },
         "suspects": pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
@@ -139,7 +148,9 @@ def mixed_pairs(view: RunView) -> list[list[tuple[str, ...]]]:
     if split is None or needs or not all(type(part).__module__.startswith("sftmix.") for part in parts):
         return []
     tables = []
-    order = order_of_arm(view, "train", view.scores, split)["order"]  # type: ignore[arg-type]  # of a run it reads these
+    divided = split, view.scores
+    pairs = pairs_by(lambda epoch: divided, config.resolved_pairing(), config.seed)
+    order = TrainingOrder(len(data), pairs, options=config.training, seed=config.seed)
     for pair in [unit for unit in order.batch(0) if len(unit) == 2][:PAIRS]:
         batch = collate([pair], data, split=split)
         plan = objective.plan(batch, step=0, total_steps=order.total_steps, seed=config.seed)

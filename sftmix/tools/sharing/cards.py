@@ -1,10 +1,10 @@
 """The card of a model and that of shared scores, README.md as the hub shows it, made from the files of a run.
 
-What a card says stands in model.md and scores.md. Every value in it is escaped, so that names from data cannot become
+What a card says is in model.md and scores.md. Every value in it is escaped, so that names from data cannot become
 markup, and directories of this machine are left out.
 
 A card is no output of a stage, so users may edit it. The last line of one that is written here is a comment with the
-hash of the text above it, by which an edited card is told from one that may be written again.
+hash of the text above it, by which an edited card is told apart from one that may be written again.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.common.files import HUB_ID, is_there, place_of, read_json_if_there, write_text
+from sftmix.common.files import read_json_if_there, write_text
+from sftmix.common.places import HUB_ID, is_there, place_of
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
 from sftmix.config.read import as_started, made_from, read_finished
@@ -86,7 +87,7 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     """Write the scores of a data set without its text into `to`: dynamics, confidence, hashes of rows, and the card.
 
     name  of the repository on the hub, for the card
-    The NLL of single tokens is left out: it tells too much of a text. Raises DataError for a run without dynamics.
+    The NLL of single tokens is left out: it gives away too much of a text. Raises DataError for a run without dynamics.
     """
     folder, rows = run / "confidence", rows_of_run(run)[1].data.train
     dynamics = replace(read_dynamics(folder / "dynamics.parquet"), token_nll=None, alone_token_nll=None)

@@ -12,7 +12,7 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.config import RunConfig
-from sftmix.pipeline.directory import DTYPES, finished_models, refuse_no_run
+from sftmix.pipeline.finished import DTYPES, finished_models, refuse_no_run
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
@@ -29,7 +29,7 @@ ABOUT = """Write a checkpoint of a run as a Hugging Face model directory: weight
   sftmix export runs/first --push_to_hub OWNER/NAME --license llama3.1
 
 Of a run with adapters it writes the adapters, as PEFT does, or with --merge the whole model. A model card, README.md,
-stands beside the weights. --push_to_hub without --to uploads train/model, or the checkpoint that is named."""
+is written beside the weights. --push_to_hub without --to uploads train/model, or the checkpoint that is named."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +67,8 @@ def main(args: argparse.Namespace) -> None:
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
     from sftmix.common.files import BEST, CHECKPOINTS, read_steps, steps_in
-    from sftmix.pipeline.directory import check_finished, is_finished, origin
-    from sftmix.pipeline.start import export_run
+    from sftmix.pipeline.export import export_run
+    from sftmix.pipeline.stages import check_finished, is_finished, origin
 
     run, step = Path(args.run), args.step
     refuse_no_run(run)

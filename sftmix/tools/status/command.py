@@ -10,7 +10,8 @@ from typing import Any
 
 from sftmix.cli.results import STAGES, at, held_out, say
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
-from sftmix.common.files import MANIFEST, is_alive, is_there, not_as_written, read_json_if_there, read_steps
+from sftmix.common.files import MANIFEST, is_alive, not_as_written, read_json_if_there, read_steps
+from sftmix.common.places import is_there
 from sftmix.common.shown import markdown_table
 from sftmix.config.read import TABLE, read_yaml
 
@@ -49,7 +50,8 @@ def report(run: Path) -> str:
     try:
         status = read_json_if_there(run / "STATUS.json")
         if is_there(run / TABLE):
-            plan, finished = read_yaml(run / TABLE), 0
+            plan = read_yaml(run / TABLE)
+            finished = 0
             rows = [["variant", "seed", "state", "steps", plan["metric"]]]
             for seed in plan["seeds"]:
                 for variant in map(str, plan["variants"]):
@@ -98,7 +100,8 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> list[str]:
         return []
     running = current and _may_run(status)
     last, total = steps[-1] if steps else {}, status.get("total_steps") if current else None
-    count, left = str(last.get("step", "")), ""
+    count = str(last.get("step", ""))
+    left = ""
     if last and total:
         count += f"/{total} ({100 * last['step'] // total}%)"
         now = [step["time"] for step in steps if step["time"] >= status.get("started", 0)]  # before may lie a pause

@@ -14,7 +14,8 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
 from sftmix.config.schema import find_component
-from sftmix.pipeline.directory import check_finished, is_run
+from sftmix.pipeline.finished import is_run
+from sftmix.pipeline.stages import check_finished
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
 
@@ -134,7 +135,7 @@ def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
     texts = signals.SuspectRows(prompts, responses, rows.dynamics, args.embedding)
     ids, labels = [one.id for one in rows.examples], [one.label for one in rows.examples]
     groups = labels if args.by else [None] * len(labels)
-    kinds = _kinds(args.signals or defaults(texts))
+    kinds = _kinds(args.signals or default_signals(texts))
     ranks = pd.DataFrame({kind.__name__: signals.percentiles(kind().score(texts), groups) for kind in kinds})
     weighted = signals.weighted(ranks, [kind.weight for kind in kinds])
     score = weighted.max(axis=1)
@@ -157,7 +158,7 @@ def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
     return table
 
 
-def defaults(rows: signals.SuspectRows) -> Sequence[str]:
+def default_signals(rows: signals.SuspectRows) -> Sequence[str]:
     """Return the names of the signals that are best for what is known of the rows."""
     dynamics = rows.dynamics
     if dynamics is None or dynamics.token_nll is None:

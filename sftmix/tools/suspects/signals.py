@@ -13,7 +13,7 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.progress import progress_bar, without_bars_of_transformers
-from sftmix.components.base import Component
+from sftmix.components.component import Component
 from sftmix.components.confidence import perplexity
 from sftmix.types import Float64, Rows, TrainingDynamics
 
@@ -183,7 +183,7 @@ class HardTokens(Signal):
 
 
 class Information(Signal):
-    """The prompt tells little of the response: minus their pointwise mutual information under the last checkpoint.
+    """The prompt says little about the response: minus their pointwise mutual information under the last checkpoint.
 
     log p(response) - log p(response | prompt) in nats, with sums over the response tokens. No training is needed.
     """

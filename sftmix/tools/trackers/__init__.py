@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, read_object, write_text
 from sftmix.common.shown import flatten
-from sftmix.components.base import Callback, StageState, missing_package
+from sftmix.components.base import Callback, StageState
+from sftmix.components.component import missing_package
 from sftmix.config.read import read_yaml
-from sftmix.pipeline.directory import Hold, refuse_no_run
+from sftmix.pipeline.finished import refuse_no_run
+from sftmix.pipeline.lock import Hold
 
 _NOT_PLOTTED = ("step", "time", "rows")
 """Keys of metrics.jsonl: rows is a hash."""
@@ -49,9 +51,9 @@ class Tracker(Callback):
     """A callback that sends the rows of a run to a client: those that it lacks, each once, in their order.
 
     `open` says how many rows the client has. A resumed run, or `sftmix track` after it, therefore goes on where the
-    client stands, whatever became of the process before. Steps that a resumed run makes again keep their numbers. A row
+    client is, whatever became of the process before. Steps that a resumed run makes again keep their numbers. A row
     is sent when the next step ends, the last one of a stage at its end. An error of a client ends no training: it is
-    told once, and the rest is left to `sftmix track`.
+    reported once, and the rest is left to `sftmix track`.
     """
 
     gives = frozenset()
@@ -108,7 +110,8 @@ class Tracker(Callback):
         self._closing.enter_context(Hold(self.folder))
         self._known = self.open()
         self._closing.callback(self.close)
-        self._read, self.rows = dict.fromkeys(STAGES, 0), 0
+        self._read = dict.fromkeys(STAGES, 0)
+        self.rows = 0
         atexit.register(self.end)
 
     def send(self) -> int:

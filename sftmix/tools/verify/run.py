@@ -1,7 +1,4 @@
-"""Stages of a run are made again by the recipe's own functions, in a directory of links to its files, and compared.
-
-`compare` is the one comparison of logs, tables, weights and figures.
-"""
+"""Stages of a run are made again by the recipe's own functions, in a directory of links to its files, and compared."""
 
 import contextlib
 import sys
@@ -10,7 +7,7 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,20 +17,25 @@ from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.common.files import BEST, CHECKPOINTS, read_json, read_steps, step_path, verify_directory
 from sftmix.common.tables import read_table
 from sftmix.common.world import start_world
-from sftmix.components.base import Callback, CallbackResult, Need, StageState
+from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
+from sftmix.components.component import Need
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import as_started, read_config
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import Made, RunContext
-from sftmix.pipeline.directory import RunDirectory, check_same_directory, differences, is_finished
+from sftmix.pipeline.directory import RunDirectory, check_same_directory
+from sftmix.pipeline.inputs import STAGE_INPUTS, Known
 from sftmix.pipeline.recipe import make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
-from sftmix.pipeline.start import STAGE_INPUTS, Known, stages_entered
+from sftmix.pipeline.stages import differences, is_finished
+from sftmix.pipeline.start import stages_entered
+from sftmix.tools.verify.findings import OF_CONFIDENCE, Finding, compare_logs, findings_of
 from sftmix.tools.verify.window import TRAINED, Window
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.log import StopAtOnce, machine_of, machines_between, same_bits
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
+from sftmix.training.machine import machine_of, machines_between, same_bits
+from sftmix.training.signals import StopAtOnce
 
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
@@ -42,33 +44,6 @@ OBSERVED = (Evaluate, MeasureMixing)
 would report the steps a second time."""
 NOT_MEASURED = {"made_by", "calibration_seconds", "scoring_seconds"}
 """Figures of a stage that do not follow from its weights."""
-MOST = 8
-"""Most differences that one comparison names."""
-RELATIVE = {None: 0.0, "fp32": 1e-5, "bf16": 1e-2}
-"""Precision -> largest allowed relative difference of a loss on another machine; None: on the machine of the run."""
-OF_CONFIDENCE = dict.fromkeys(("confidence", "variability"), 1e-9)
-"""Column -> the same, for any precision: another processor may round an exponential differently."""
-EXAMPLES = ("epoch", "rows", "ntp_tokens", "mixup_tokens", "tokens", "tokens_total", "examples_total")
-"""Entries of a step that follow from its examples alone: the hash of its rows, and counts."""
-LOSSES = ("loss", "ntp", "mixup", "mu_effective", "learning_rate", "grad_norm")
-"""The other entries that the loop writes for every step; callbacks add more."""
-CLOCKS = ["time", "tokens_per_second", "mixing_seconds"]
-"""Entries of a step that measure time, and are not compared."""
-
-
-class Finding(NamedTuple):
-    """One comparison.
-
-    kind   files, inputs, split, examples, losses, weights, model or figures
-    same   None: not compared, and `note` says why
-    note   what was compared, or what differs: expected by the run, found by the replay
-    exact  False: equal but for rounding
-    """
-
-    kind: str
-    same: bool | None
-    note: str
-    exact: bool = True
 
 
 def verify(window: Window) -> dict[str, Any]:
@@ -185,7 +160,7 @@ class Replay(RunContext):
                     expected, replayed = _content(window.run / name), _content(here / name)
                     if stage == "selection":  # the rows here are those that the run selected: select from all rows
                         replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
-                    self.findings += compare("split", name, expected, replayed, OF_CONFIDENCE)
+                    self.findings += findings_of("split", name, expected, replayed, OF_CONFIDENCE)
                     _link(window.run / name, here / name)
 
                 world.on_main(compare_table)
@@ -237,19 +212,22 @@ class Replay(RunContext):
             loop.store.load(step, loop.module, None)
             if step == window.end and self.exact:
                 name = f"{CHECKPOINTS}/{window.checkpoint(step).name}"
-                self.findings += compare("weights", name, full_weights(loop.module), replayed)
+                self.findings += findings_of("weights", name, full_weights(loop.module), replayed)
         return replace(result, figures={**result.figures, "steps": window.last})
 
     def _compare_outputs(self, measured: Mapping[str, Any], files: Sequence[str]) -> None:
         """Compare the exported model, what the stage measured of the last weights, and the summary, gathered again."""
-        window, here, findings, name = self.window, self.directory.path, self.findings, f"{self.window.stage}/model"
+        window = self.window
+        here = self.directory.path
+        findings = self.findings
+        name = f"{self.window.stage}/model"
         held, at_end, model = window.last in window.checkpoints, window.end == window.last, _content(window.run / name)
         if not self.exact:
             findings.append(Finding("weights", None, "another machine rounds them, and figures, in another way"))
         elif window.end not in window.checkpoints and not (model and at_end):
             findings.append(Finding("weights", None, f"the run kept none of step {window.end} as they were trained"))
         if model and (held or (at_end and self.exact)):
-            findings += compare("model" if held else "weights", name, model, _content(here / name))
+            findings += findings_of("model" if held else "weights", name, model, _content(here / name))
         elif model:
             what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
             findings.append(Finding("model", None, what))
@@ -257,9 +235,9 @@ class Replay(RunContext):
             names = sorted(measured.keys() - self.trained.keys() - NOT_MEASURED)
             recorded = read_json(window.run / window.stage / "figures.json")
             expected, replayed = ({name: figures.get(name) for name in names} for figures in (recorded, measured))
-            findings += compare("figures", "measured again", expected, replayed)
+            findings += findings_of("figures", "measured again", expected, replayed)
             for file in files:
-                findings += compare("figures", file, _content(window.run / file), _content(here / file))
+                findings += findings_of("figures", file, _content(window.run / file), _content(here / file))
 
     def certificate(self) -> dict[str, Any]:
         """Return all findings about the steps of the window, as `--json` prints them.
@@ -306,74 +284,3 @@ def _content(place: Path) -> Any:
     if place.suffix == ".parquet":
         return pd.DataFrame(read_table(place, ["id"]).to_pydict())
     return ChainMap(*map(load_file, place.glob("*.safetensors")))
-
-
-# ------------------------------------------------------------------------------------------- comparing
-
-
-def compare(
-    kind: str,
-    where: str,
-    expected: Mapping[str, Any] | pd.DataFrame,
-    replayed: Mapping[str, Any] | pd.DataFrame,
-    relative: Mapping[str, float] = {},
-) -> list[Finding]:
-    """Compare values by name: tensors, columns of a table or a log, or single values of any kind.
-
-    relative  name -> largest relative difference at which its values count as the same; 0 for all others
-    """
-    findings, exact = list[Finding](), True
-    for name in dict.fromkeys([*expected, *replayed]):
-        then, now = _series(expected.get(name)).align(_series(replayed.get(name)))
-        same = (then == now) | (then.isna() & now.isna())
-        exact &= bool(same.all())
-        if bound := relative.get(name):
-            x, y = (pd.to_numeric(values, errors="coerce") for values in (then, now))
-            same |= (x - y).abs() <= bound * y.abs()
-        if not same.all():
-            first = same.idxmin()
-            place = f"{where}, {name}, {first}" if same.size > 1 else f"{where}, {name}"
-            values = (values.astype(object)[first] for values in (then, now))
-            old, new = (None if value != value else value for value in values)
-            note = f"{place}; {(~same).sum()} of {same.size} values differ: expected {old}, found {new}"
-            findings.append(Finding(kind, False, note, False))
-    names, how = list(expected), "bit for bit" if exact else "but for rounding"
-    listed = ", ".join(names) if len(names) <= 20 else f"{len(names)} values"
-    return findings[:MOST] or [Finding(kind, True, f"{where}, {listed}, {how}", exact)]
-
-
-def _series(values: Any) -> pd.Series:
-    if isinstance(values, torch.Tensor):
-        return pd.Series(values.detach().double().flatten().numpy())
-    return values if isinstance(values, pd.Series) else pd.Series([values])
-
-
-def compare_logs(
-    run: Sequence[Mapping[str, Any]],
-    replay: Sequence[Mapping[str, Any]],
-    steps: Sequence[int],
-    precision: str | None,
-) -> list[Finding]:
-    """Compare the lines of metrics.jsonl of these steps: first entries about the examples, then all others.
-
-    Entries of callbacks are compared only bit for bit, and only where run and replay have them in the same steps. The
-    learning rate is computed in float64; in the norm of the gradient the rounding of earlier steps grows fastest.
-
-    precision  fp32 or bf16 if another machine made the replay; None: the numbers must be equal bit for bit
-    """
-    bound = RELATIVE[precision]
-    relative = dict.fromkeys(LOSSES, bound) | {"learning_rate": min(bound, RELATIVE["fp32"]), "grad_norm": 10 * bound}
-    logs = []
-    for log in (run, replay):
-        table = pd.DataFrame(log).set_index("step").reindex(steps).rename("step {}".format)
-        logs.append(table.drop(columns=CLOCKS, errors="ignore").dropna(axis=1, how="all"))
-    then, now = logs[0].align(logs[1], axis=1)
-    of_callbacks = then.columns.difference([*EXAMPLES, *LOSSES])
-    omitted = [name for name in of_callbacks if precision or not then[name].isna().equals(now[name].isna())]
-    examples = [name for name in then if name in EXAMPLES]
-    numbers = then.columns.drop([*examples, *omitted])
-    return [
-        *(Finding("losses", None, f"{name}: it is of a callback, and of other steps or machines") for name in omitted),
-        *compare("examples", "metrics.jsonl", then[examples], now[examples]),
-        *compare("losses", "metrics.jsonl", then[numbers], now[numbers], relative),
-    ]

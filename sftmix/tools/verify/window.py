@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
-from sftmix.pipeline.directory import origin, refuse_no_run
+from sftmix.pipeline.finished import refuse_no_run
+from sftmix.pipeline.stages import origin
 
 TRAINED = ("train", "reference", "baseline")
 """Stages that have steps."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sftmix.pipeline.directory import finished_models
+from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.loaded import LoadedModel, load_finished
 from sftmix.tools.answers.generate import add_options, main
 

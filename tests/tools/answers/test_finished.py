@@ -12,7 +12,7 @@ from sftmix.config.read import read_config
 from sftmix.data.encoders import encoder_for
 from sftmix.data.tokenise import encode_examples
 from sftmix.model.load import load_tokenizer
-from sftmix.pipeline.directory import finished_models
+from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.loaded import load_finished
 from sftmix.types import Example, Message
 from tests.tiny import SHORT
@@ -45,8 +45,8 @@ def test_what_is_not_there_is_named_with_the_remedy(finished, tmp_path):
 
 def test_an_adopted_stage_has_its_model(finished, tmp_path):
     """The run that made it may be gone."""
-    from sftmix.pipeline.directory import ADOPTED
     from sftmix.pipeline.recipe import run
+    from sftmix.pipeline.stages import ADOPTED
 
     first = shutil.copytree(finished.path, tmp_path / "first")
     run(replace(read_config(first / "config.yaml"), out=str(tmp_path / "second")), pool=[first])

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.pipeline.directory import differences, finished_models
+from sftmix.pipeline.finished import finished_models
+from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.generate import inputs_of, read_questions
 from sftmix.tools.answers.options import AnswerOptions, Question
 

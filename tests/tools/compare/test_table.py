@@ -25,7 +25,7 @@ from sftmix.config import RunConfig
 from sftmix.options import ModelOptions
 from sftmix.tools.compare import Comparison, TableOptions
 from sftmix.tools.compare.statistics import interval, per_example
-from sftmix.tools.compare.table import build_table, markdown, write_table
+from sftmix.tools.compare.table import build_table, markdown, write_result
 from sftmix.types import RowScores
 from tests.conftest import Finished
 from tests.forked import done as on_ranks
@@ -136,7 +136,7 @@ def test_the_files_say_the_same(tmp_path):
     comparison = table_of(tmp_path, "AB", 2)
     figures = {cell.name: {"x": cell.seed / 3, "only": 7.0} for cell in comparison.cells}
     del figures["A/seed-2"]["only"]
-    table = write_table(tmp_path, build_table(comparison, figures))
+    table = write_result(tmp_path, build_table(comparison, figures))
     assert read_json(tmp_path / "table.json") == json.loads(json.dumps(table))
     assert (tmp_path / "table.md").read_text() == markdown(table)
     rows = (tmp_path / "cells.csv").read_text().splitlines()

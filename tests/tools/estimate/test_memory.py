@@ -23,7 +23,7 @@ from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.estimate.run import FakeModel, _ranks, memory_of
 from sftmix.tools.estimate.work import Layout, Work
-from sftmix.training.module import training_module
+from sftmix.training.parallel import training_module
 from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step
 from sftmix.types import Batch
 from tests.tools.estimate.configs import LAYER, LAYERS, VOCABULARY, WIDTH, machine, micro_batch, small_llama

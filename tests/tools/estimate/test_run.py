@@ -15,7 +15,6 @@ from transformers import GPT2Config, MambaConfig
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
-from sftmix.common.gpus import GPUS
 from sftmix.common.world import World
 from sftmix.components.reference import TrainedReference
 from sftmix.components.splitters import RandomSplit
@@ -23,6 +22,7 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
+from sftmix.tools.estimate.gpus import GPUS
 from sftmix.tools.estimate.run import (
     QUANTIZED_BYTES,
     FakeModel,
@@ -33,7 +33,8 @@ from sftmix.tools.estimate.run import (
     training_flops,
 )
 from sftmix.tools.estimate.work import Layout, Work
-from sftmix.training.module import TrainingModule, gradient_sync, wrap
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import gradient_sync, wrap
 from sftmix.training.scoring import scoring_plan
 from tests.distributed.test_sharding import COUNTED
 from tests.tiny import metrics

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sftmix.tools.evaluate.convert import BENCHMARKS, files_of
+from sftmix.tools.evaluate.convert import BENCHMARKS, rows_and_shots
 
 HEAD = "The following are multiple choice questions (with answers) about medical knowledge. \n "
 WORDS = ("red", "two", "the", "sort", "list")
@@ -28,6 +28,6 @@ def write_rows(directory: Path, name: str, questions: int, shots: int = 3) -> li
     """Write the rows of a task as --data_dir wants them, and return the measured ones."""
     rows = [question(name, number) for number in range(questions + shots)]
     directory.mkdir(parents=True, exist_ok=True)
-    for file, part in zip(files_of(name, directory), (rows[:questions], rows[questions:]), strict=True):
+    for file, part in zip(rows_and_shots(name, directory), (rows[:questions], rows[questions:]), strict=True):
         file.write_text("".join(json.dumps(row) + "\n" for row in part))
     return rows[:questions]

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.files import read_json, write_json
-from sftmix.tools.evaluate.command import difference, write_tables
 from sftmix.tools.evaluate.convert import BENCHMARKS
+from sftmix.tools.evaluate.table import difference, write_tables
 from tests.tools.evaluate.bench import HEAD, asked, write_rows
 
 QUESTIONS = 12

@@ -5,10 +5,10 @@ import torch
 import yaml
 
 from sftmix.data.templates import ALPACA
-from sftmix.pipeline.directory import FinishedModel
+from sftmix.pipeline.finished import FinishedModel
 from sftmix.pipeline.loaded import load_finished
-from sftmix.tools.evaluate.command import find_tasks, harness_of, scores_of
 from sftmix.tools.evaluate.convert import BENCHMARKS
+from sftmix.tools.evaluate.harness import find_tasks, harness_of, scores_of
 from tests.tools.evaluate.bench import HEAD, asked, question, write_rows
 
 WRITTEN = "Text 1. \n **Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n **Answer:**("

@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from sftmix.tools.verify.run import EXAMPLES, LOSSES, Finding, compare_logs
+from sftmix.components.contracts import OF_EXAMPLES, OF_LOSSES
+from sftmix.tools.verify.findings import Finding, compare_logs
 
-LINE = {"time": 1.0, **dict.fromkeys(EXAMPLES, 5), **dict.fromkeys(LOSSES, 0.5), "rows": "ab"}
+LINE = {"time": 1.0, **dict.fromkeys(OF_EXAMPLES, 5), **dict.fromkeys(OF_LOSSES, 0.5), "rows": "ab"}
 
 
 def compared(then: list[dict], now: list[dict], precision=None) -> list[Finding]:
@@ -18,7 +19,7 @@ def verdicts(then: dict, now: dict, precision=None) -> dict[str, bool | None]:
     return {finding.kind: finding.same for finding in compared([{**LINE, **then}], [{**LINE, **now}], precision)}
 
 
-@pytest.mark.parametrize("lost", [*([name] for name in (*EXAMPLES, *LOSSES)), LINE], ids=str)
+@pytest.mark.parametrize("lost", [*([name] for name in (*OF_EXAMPLES, *OF_LOSSES)), LINE], ids=str)
 def test_an_entry_or_a_line_that_was_deleted_from_the_log_differs(lost):
     then = [LINE, {name: value for name, value in LINE.items() if name not in lost}]
     found = [re.sub("; .* differ", "", f.note) for f in compared(then, [LINE] * 2) if f.same is False]

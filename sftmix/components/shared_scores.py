@@ -7,7 +7,7 @@ from pathlib import Path
 from sftmix.common.errors import DataError
 
 HUB = "hub:"
-"""What stands before the name of a data set on the hub, where a path could stand, too."""
+"""The prefix of a data set's name on the hub, in places that also take a path."""
 
 SHARED_FILES = ("dynamics.parquet", "rows.parquet")
 """What is read of shared scores: the dynamics by id, and the hash of the text of each id."""

@@ -1,0 +1,65 @@
+"""Answers and accuracy of the finished runs of a table: the endpoints of preregistration-real.md that need no judge.
+
+    python benchmarks/evidence/real/answers.py --table runs/real/main --data runs/real/data --name real-main
+
+Each finished run answers prompts.json greedily, and MedMCQA if DATA/medmcqa.jsonl is there (it is made by
+`sftmix evaluate medmcqa_2000.jsonl --convert medmcqa --to DATA`). Both stay in the run, so the same command goes on
+where it was. RESULTS/NAME/answers.json gets the figures: the share of answers that end their turn, the ratio of their
+words to the reference's (median), and the accuracy with its standard error.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.evidence.tiers import RESULTS  # noqa: E402
+from sftmix.common.files import MANIFEST, read_json, write_json  # noqa: E402
+
+LONGEST, QUESTIONS = 256, 200
+
+
+def sftmix(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "sftmix", *map(str, words)], check=True)
+
+
+def figures(run: Path, data: Path) -> dict[str, Any]:
+    """Return the figures of a finished run, whose model answers where it has not yet."""
+    answers = run / "answers.jsonl"
+    sftmix("generate", run, "--prompts", data / "prompts.json", "--to", answers, "--max_new_tokens", LONGEST)
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, Any] = {"answers": len(rows), **_form(rows)}
+    if (data / "medmcqa.jsonl").exists():
+        words = ("--models", "target", "--limit", QUESTIONS)
+        sftmix("evaluate", run, "--tasks", "medmcqa", "--data_dir", data, *words)
+        found["medmcqa"] = read_json(run / "evaluation" / "table.json")
+    return found
+
+
+def _form(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the share of answers that end their turn, and how long they are beside the reference's words."""
+    ended = [row["finish"]["target"] == "stop" for row in rows]
+    ratios = [len(row["answers"]["target"]["content"].split()) / max(1, len(row["reference"].split())) for row in rows]
+    return {"ended": statistics.mean(ended), "words_to_reference": statistics.median(ratios)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, required=True, help="directory of a table that compare wrote")
+    parser.add_argument("--data", type=Path, required=True, help="folder of prompts.json")
+    parser.add_argument("--name", required=True, help="folder of the results")
+    options = parser.parse_args()
+    runs = sorted(path.parent.parent for path in options.table.glob(f"*/seed-*/train/{MANIFEST}"))
+    found = {f"{run.parent.name}-{run.name}": figures(run, options.data) for run in runs}
+    write_json(RESULTS / options.name / "answers.json", found)
+    print(f"{len(found)} runs in {RESULTS / options.name / 'answers.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Names of places: paths that can be written, hub ids, and where the relative names of an option begin."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+HUB_ID = re.compile(r"^(?=.{1,96}\Z)(?!\.+(/|\Z))[\w.-]+(/(?!\.+\Z)[\w.-]+)?\Z")
+"""`NAME` or `OWNER/NAME` on the Hugging Face hub."""
+
+_URL = re.compile(r"^[A-Za-z][\w+.-]+:/")
+
+_LONGEST = 200
+"""Bytes of a name in a path: file systems take 255, and unfinished directories have longer names."""
+
+
+def path_problem(path: str | os.PathLike[str]) -> str | None:
+    """Return why nothing is written under this path, or None: a URL, control characters, or a part that is too long."""
+    name = os.fspath(path)
+    if _URL.match(name):
+        return "is a URL; name a place on this machine"
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        return "holds a control character; name a place without it"
+    if any(len(os.fsencode(part)) > _LONGEST for part in Path(name).parts):
+        return f"has a part of more than {_LONGEST} bytes; name a shorter one"
+    return None
+
+
+is_there = os.path.exists
+"""True if there is such a file or directory; False for a name that no file can have, too."""
+
+_started: ContextVar[tuple[Sequence[Path], str]] = ContextVar("started", default=((), ""))
+"""Directories in which relative names of options begin, if not here; and what a hub id means, as NAME@COMMIT."""
+
+
+@contextmanager
+def names_from(starts: Sequence[Path], hub: str) -> Iterator[None]:
+    """Let `place_of` begin in the first of these directories that has the file, and a hub id NAME mean NAME@COMMIT."""
+    token = _started.set((starts, hub))
+    try:
+        yield
+    finally:
+        _started.reset(token)
+
+
+def place_of(name: str | os.PathLike[str]) -> Path:
+    """Return the place of a file or directory that an option names: whatever opens one asks here; `~` is the home."""
+    path = Path(os.path.expanduser(name))
+    places = [start / path for start in _started.get()[0]] or [path]
+    return next(filter(is_there, places), places[0])
+
+
+def commit_of(name: str) -> str | None:
+    """Return the commit that a hub id means; None: the newest one."""
+    recorded, _, commit = _started.get()[1].rpartition("@")
+    return commit if recorded == name else None

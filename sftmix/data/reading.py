@@ -1,0 +1,203 @@
+"""Reading of rows: sources -> records of checked conversations (or documents) with ids, and a report, both cached."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sftmix.common.errors import DataError
+from sftmix.common.fields import SHOWN_FIELDS, listed
+from sftmix.common.plain import as_list
+from sftmix.common.progress import progress_bar
+from sftmix.common.shown import counted, quoted
+from sftmix.data.formats import TEXT, Columns, convert
+from sftmix.data.report import DataReport
+from sftmix.data.sources import Source, expand, holds_text
+from sftmix.data.store import (
+    AT_ONCE,
+    EXAMPLE,
+    Conversations,
+    Record,
+    content_hash,
+    get_or_build,
+    key_of,
+    short_hash,
+    stored,
+    write_rows,
+)
+from sftmix.data.thoughts import thinks
+from sftmix.data.values import BadRow
+from sftmix.options import DataOptions
+from sftmix.types import Example
+
+SCHEMA = pa.schema([*EXAMPLE, ("content", pa.uint64())])
+"""Examples with the hash of their content."""
+
+DOCUMENTS_AT_ONCE = 16
+"""Documents that are in memory until they are written; each may have 64 MiB."""
+
+SHOWN = 20
+"""Bad rows that an error message lists."""
+
+
+def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport, list[int]]:
+    """Return the checked rows of data.train or data.eval; from the cache if files and options are the same as before.
+
+    Return them with the report and the number of records of each name.
+    """
+    reader = RowReader.of(option, options)
+    directory, summary = get_or_build(
+        options.cache_dir, f"rows-{reader.key}", lambda place: reader.build(place, options, progress=progress)
+    )
+    report = DataReport(**summary["report"])
+    report.notes[:0] = reader.lines
+    return Conversations(directory, reader.content_key, reader.key, reader.is_text), report, summary["written"]
+
+
+@dataclass
+class RowReader:
+    """The reading of one side.
+
+    option       data.train or data.eval
+    names        its entries
+    sources      the files and data sets that they name
+    lines        what is to be said of them
+    columns      names of fields, which it learns to know while it reads
+    form         the format of the rows; auto recognises it
+    labels       one for each entry, or None
+    label_field  the field that is the label, or None
+    key, content_key  of the cache, and of what the rows hold wherever their files are
+    """
+
+    option: str
+    names: list[str]
+    sources: list[Source]
+    lines: list[str]
+    columns: Columns
+    form: str
+    labels: list[str] | None
+    label_field: str | None
+    key: str
+    content_key: str
+    report: DataReport = field(default_factory=DataReport)
+    bad: list[str] = field(default_factory=list)
+    times: Counter[str] = field(default_factory=Counter)
+    """How often each id came before."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Fields that nobody reads, and in how many rows they are."""
+
+    @classmethod
+    def of(cls, option: str, options: DataOptions) -> "RowReader":
+        """Make the reader of a side; held-out rows need no labels."""
+        train = option == "data.train"
+        names = as_list(options.train if train else options.eval)
+        labels = options.labels if train else None
+        label_field = options.label_field if train else None
+        sources, lines = expand(names, option, options.format)
+        columns = Columns(options.columns)
+        label_field = next((ours for ours, column in columns.names.items() if column == label_field), label_field)
+        form = TEXT if holds_text(sources, options.format, option, columns) else options.format
+        marks = [labels[source.entry] for source in sources] if labels else label_field
+        last = options.trained_turns == "last"
+        content = [[source.digest for source in sources], form, marks, options.columns, options.roles, last]
+        places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
+        key = key_of("rows", content, places, options.skip_bad)
+        labels = as_list(labels) if labels else None
+        return cls(option, names, sources, lines, columns, form, labels, label_field, key, key_of("rows", content))
+
+    @property
+    def is_text(self) -> bool:
+        return self.form == TEXT
+
+    def build(self, directory: Path, options: DataOptions, *, progress: bool) -> Record:
+        """Write the records, and return the report and the number of records of each entry, for the cache."""
+        written = [0] * len(self.names)
+        at_once = DOCUMENTS_AT_ONCE if self.is_text else AT_ONCE
+        with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
+            count = write_rows(directory / "rows.arrow", SCHEMA, self._records(options, written, bar), at_once)
+        if self.option == "data.train" and self.columns.present:
+            _check_present(self.columns, options.label_field)
+        if self.bad and not options.skip_bad:
+            problem = f"{counted(self.report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
+            raise DataError("\n".join([problem, *self.bad]))
+        if not count:
+            raise DataError("\n".join([f"{self.option}: no usable row is left", *self.report.lines()]))
+        if self.unread:
+            most = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in self.unread.most_common(SHOWN_FIELDS))
+            self.report.notes.append(f"{self.option}: {counted(len(self.unread), 'field')} not read: {most}")
+        return {"report": self.report.to_dict(), "written": written}
+
+    def _records(self, options: DataOptions, written: list[int], bar: Any) -> Iterator[Record]:
+        """Yield the records of all sources; count the rows, and name those that are none."""
+        for source in self.sources:
+            for place, value in source.rows():
+                self.report.rows += 1
+                bar.update()
+                try:
+                    record = self._record(source, place, value, options)
+                except BadRow as problem:
+                    self.report.add("bad_row", f"{place}: {problem}")
+                    self.bad.append(f"{place}: {problem}")
+                    del self.bad[SHOWN:]
+                    continue
+                if record is not None:
+                    written[source.entry] += 1
+                    yield record
+
+    def _record(self, source: Source, place: str, value: Any, options: DataOptions) -> Record | None:
+        """Return the record of a row, or None; raise BadRow for what is none."""
+        example = convert(
+            self.columns.renamed(value),
+            self.form,
+            self.columns.formats,
+            place,
+            self.labels[source.entry] if self.labels else None,
+            self.label_field,
+            self.unread,
+            options.roles,
+            options.trained_turns == "last",
+        )
+        record = stored_once(example, self.report, self.times)
+        if record is not None and thinks(example):
+            self.report.add("thought", place)
+        return record
+
+
+def _check_present(columns: Columns, label_field: str | None) -> None:
+    """Raise DataError for a field that options name, and no row has."""
+    for name, column in {**columns.names, "the label": label_field}.items():
+        if column is not None and column not in columns.present:
+            raise DataError(
+                f"data.columns, data.label_field: no row of data.train has the field {column!r} (for {name}); the "
+                f"fields there are {listed(columns.present)}"
+            )
+
+
+def stored_once(example: Example, report: DataReport, times: Counter[str]) -> Record | None:
+    """Return the record of a row, None for one without any response; count empty responses and repeated rows.
+
+    Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that an
+    earlier row has.
+    """
+    texts = [turn.content for turn in example.messages if turn.trained and not turn.more.get("tool_calls")]
+    is_text = example.messages[0].role == TEXT
+    for text in texts:
+        if not text.strip():
+            report.add("empty_document" if is_text else "empty_response", example.source)
+    if example.messages[-1].role in ("user", "tool"):
+        report.add("unanswered", example.source)
+    if not any(turn.trained and (turn.content.strip() or turn.more.get("tool_calls")) for turn in example.messages):
+        return None
+    content = short_hash(texts[0].encode()) if is_text else content_hash(example.messages)
+    name = example.id or content
+    repeats = times[name]
+    times[name] += 1
+    if repeats:
+        if example.id:
+            raise BadRow(f"the id {quoted(name)} is taken by an earlier row; data.columns '{{id: null}}' reads no ids")
+        name += f"#{repeats}"
+        report.add("duplicate", f"{name} ({example.source})")
+    return stored(replace(example, id=name)) | {"content": int(content, 16)}

@@ -1,0 +1,96 @@
+"""The report on the rows of a run: what was read, dropped, cut and composed, by reason."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from sftmix.common.shown import as_lines, counted
+
+NAMED = 5
+"""Cases of each reason that the report names; the others are counted."""
+
+REASONS = {
+    "bad_row": "bad row{s} skipped (data.skip_bad)",
+    "excluded": "row{s} left out (data.exclude)",
+    "duplicate": "row{s} with the same content as an earlier row (kept, with #k at the end of the id)",
+    "thought": "row{s} with a thought before the answer (data.thoughts)",
+    "empty_response": "empty response{s} dropped",
+    "unanswered": "last turn{s} without an answer, dropped",
+    "empty_document": "empty document{s} dropped",
+    "no_target": "window{s} dropped: no token there that one before it predicts",
+    "no_response_token": "example{s} dropped: no response token left within data.max_length = {length}",
+    "template_refused": "example{s} dropped: the chat template refuses the conversation",
+    "tools_lost": "example{s} dropped: the chat template does not write the functions, or a function's result",
+    "calls_lost": "example{s} dropped: the chat template does not write a call of a function as the row has it",
+    "prefix_mismatch": "example{s} dropped: the prompt's tokens are not where the example's tokens begin",
+    "no_end_of_turn": "example{s} dropped: the rendered response does not end with a stop token",
+    "truncated": "example{s} cut at data.max_length = {length} (trained without an end-of-turn token)",
+    "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
+    "composed": "example{s} with a response that we put behind the prompt (the template leaves out a part of it, or "
+    "does not go on from its own prompt)",
+    "turn_lost": "example{s} with a turn that the chat template leaves out of the prompt",
+    "other_prompt": "example{s} trained behind another prompt than the exported template's generation prompt",
+    "weighted": "example{s} with a weight other than 1 (the field weight of the row, of a turn, or of a part)",
+    "split_turns": "conversation{s} trained as one example per turn (no one sequence holds the prompt of every turn)",
+    "split_alone": "conversation{s} not scored: split by this template, not by the target's (with data.multi_turn "
+    "per_turn all templates give the same examples)",
+    "spelt_special": "example{s} with the spelling of a special token, encoded as text (data.special_tokens)",
+    "spelt_in_document": "document{s} with the spelling of a special token, encoded as text (data.special_tokens)",
+    "eval_in_train": "held-out row{s} with content that also occurs in the training rows",
+}
+"""Every reason that the report counts, with its words there; {s} is the plural, {length} data.max_length."""
+
+
+@dataclass
+class DataReport:
+    """Counts over the rows of one data set.
+
+    rows          rows read from all files, with the bad ones; for text: documents
+    train, eval   examples of each side (a row of k assistant turns gives up to k); for text: windows
+    counts        reason (a key of REASONS) -> how many
+    first         reason -> the first NAMED of them, as `id (source)` or `source: reason`
+    notes         remarks, for example on the template in use
+    max_length    tokens per example
+    tokens        for text: the tokens of each side; else None
+    """
+
+    rows: int = 0
+    train: int = 0
+    eval: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    max_length: int | None = None
+    tokens: tuple[int, int] | None = None
+
+    def add(self, reason: str, *names: str, count: int = 1) -> None:
+        """Count cases of `reason`, and keep the first names of all."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.first[reason] = [*self.first.get(reason, []), *names][:NAMED]
+
+    def take(self, other: Self) -> None:
+        """Add the rows, counts and notes of another."""
+        self.rows += other.rows
+        self.notes += other.notes
+        for reason, count in other.counts.items():
+            self.add(reason, *other.first[reason], count=count)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in types that JSON can write; `DataReport(**d)` reads it back."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report for people, one line per fact; what comes from rows and templates cannot add one."""
+        kind = "row"
+        examples = "examples"
+        if self.tokens is not None:
+            kind = "document"
+            sizes = "{:,} and {:,} tokens".format(*self.tokens)
+            examples = f"windows of at most {self.max_length:,} tokens ({sizes})"
+        sides = f"{self.train:,} training and {self.eval:,} held-out {examples}"
+        lines = [*self.notes, f"{counted(self.rows, kind)} read: {sides}"]
+        for reason, text in REASONS.items():
+            if count := self.counts.get(reason):
+                text = text.format(s="" if count == 1 else "s", length=self.max_length)
+                names = self.first[reason] + ["..."] * (count > NAMED)
+                lines.append(f"{count:,} {text}: {', '.join(names)}")
+        return [as_lines(line, but="") for line in lines]

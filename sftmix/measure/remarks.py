@@ -1,0 +1,111 @@
+"""Remarks on a run: sentences about what went wrong, or hardly went at all."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sftmix.common.files import read_steps
+
+UNMOVED = 5e-3
+"""Relative change of the held-out NLL below which a training is said to have hardly changed the model."""
+WORSE = 1e-3
+"""Relative rise of the held-out NLL above which a model is said to be worse than its base model."""
+ROUNDED = 0.1
+"""Share of the change of the held-out NLL by which the rounding of the export must move it to be worth a sentence."""
+SHOWN = 1e-4
+"""The last digit of a held-out NLL that people are shown."""
+BETTER = 1e-3
+"""Nats per token by which an earlier evaluation must be better before it is worth a sentence."""
+DIVERGED = 1.2
+"""Ratio of the last losses of a reference to its first ones above which its training did harm."""
+TIED = 0.01
+"""Share of the examples above which ties at the cut get a remark."""
+
+
+def ends_of_loss(stage: Path) -> dict[str, float]:
+    """Return the loss per token of the first and of the last steps of a stage: a tenth of all, or 8, or half.
+
+    Steps whose loss was not finite are left out; {} with fewer than two others. It is weighted by tokens, because the
+    last step of an epoch may hold a single short response.
+    """
+    lines = [line for line in read_steps(stage) if line["loss"] is not None and line["ntp_tokens"]]
+    size = min(len(lines) // 2, max(8, len(lines) // 10))
+    means = {}
+    for name, end in (("loss_first", lines[:size]), ("loss_last", lines[-size:])):
+        if size:
+            tokens = [line["ntp_tokens"] for line in end]
+            means[name] = float(np.average([line["loss"] for line in end], weights=tokens))
+    return means
+
+
+def remarks(stages: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the sentences about split, trained reference and target of a run; none if nothing is wrong.
+
+    stages  stage -> its figures
+    """
+    yield from _on_split(stages.get("split", {}))
+    yield from _on_reference(stages.get("reference", {}))
+    if "train" in stages:
+        yield from _on_steps(stages["train"])
+        yield from _on_held_out_loss(stages["train"], stages.get("base", {}).get("eval_nll"))
+
+
+def _on_split(split: Mapping[str, Any]) -> Iterator[str]:
+    if (tied := split.get("tied", 0)) > TIED:
+        yield (
+            f"{tied:.0%} of the examples have the same confidence as one on the other side of the cut, so confidence "
+            "does not divide them (Median and Quantile order them by id)."
+        )
+
+
+def _on_reference(reference: Mapping[str, Any]) -> Iterator[str]:
+    first, last = reference.get("loss_first"), reference.get("loss_last")
+    if first is not None and last > DIVERGED * first:
+        yield (
+            f"The training of the reference diverged: its loss was {first:.4f} per token in the first steps and "
+            f"{last:.4f} in the last, so the confidence says little about the examples. Try a smaller "
+            "--training.learning_rate (or --reference.training.learning_rate, if that is set) in another --out."
+        )
+
+
+def _on_steps(train: Mapping[str, Any]) -> Iterator[str]:
+    steps = train["steps"]
+    if skipped := int(train["skipped"]):
+        yield (
+            f"{skipped} of {steps} steps were skipped, since their gradients were not finite: if they are many, lower "
+            "--training.learning_rate, or look for bad rows."
+        )
+    if train["stopped_by"]:
+        yield f"{train['stopped_by']} stopped the training early, after step {steps} of {train['total_steps']}."
+
+
+def _on_held_out_loss(train: Mapping[str, Any], before: float | None) -> Iterator[str]:
+    """Yield what the held-out NLL says of the training, of the rounding of its weights, and of its best step."""
+    steps, after, best = train["steps"], train.get("eval_nll"), train.get("eval_nll_best")
+    if after is None or best is None or int(train["skipped"]) == steps:
+        return
+    if before is not None and max(abs(after / before - 1), abs(best / before - 1)) < UNMOVED:
+        yield (
+            f"The training hardly changed the model: NLL per token {before:.4f} before, {after:.4f} after {steps} "
+            "steps. Try a larger --training.learning_rate (models below 100M parameters often need 1e-4 to 1e-3) or "
+            "more --training.epochs."
+        )
+    elif before is not None and after > before * (1 + WORSE):
+        yield (
+            f"The trained model is worse than the base model on the held-out rows: NLL per token {before:.4f} before, "
+            f"{after:.4f} after. Try a smaller --training.learning_rate or fewer --training.epochs."
+        )
+    end = train.get("eval_nll_as_trained") or after
+    if before is not None and abs(after - end) > max(ROUNDED * abs(before - after), SHOWN):
+        yield (
+            f"Rounding the weights for train/model moved the held-out NLL per token from {end:.4f} to {after:.4f} "
+            f"({before:.4f} before training): --checkpoint.rounding stochastic keeps more of a training than nearest, "
+            "and --model.dtype float32 all of it."
+        )
+    if end - best > BETTER:
+        yield (
+            f"The best evaluation was at step {train['eval_nll_best_step']} of {steps}: held-out NLL {best:.4f}, "
+            f"{end:.4f} at the end; with --checkpoint.keep_best true, sftmix export RUN --best writes its model."
+        )

@@ -1,0 +1,52 @@
+"""Export of a checkpoint of a run, refused before torch is imported if there is no such checkpoint."""
+
+from pathlib import Path
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import BEST, CHECKPOINTS, steps_in
+from sftmix.common.places import is_there
+from sftmix.config.read import as_started, read_finished
+from sftmix.pipeline.stages import is_finished, origin
+
+
+def export_run(
+    run: Path,
+    to: Path,
+    *,
+    checkpoint: int | None = None,
+    best: bool = False,
+    dtype: str = "auto",
+    merge: bool = False,
+) -> Path:
+    """Write a checkpoint of the train stage of a run as a Hugging Face model directory.
+
+    checkpoint  its step; None: the newest one
+    best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
+    merge       of a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; of a
+                finished run without checkpoints those of train/model
+    Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
+    where it is damaged, DifferenceError where train/model is.
+    """
+    if is_there(to):
+        raise ConfigError(f"{to} exists; name a directory that does not")
+    config = read_finished(run)
+    if merge and not config.model.lora.r:
+        raise ConfigError(f"--merge: {run} trained all weights (model.lora.r is not set); export it without --merge")
+    if best and checkpoint is not None:
+        raise ConfigError(f"--best and --step {checkpoint} exclude each other: each names a checkpoint")
+    stored, model = origin(run / "train") / (BEST if best else CHECKPOINTS), run / "train/model"
+    steps = steps_in(stored) or steps_in(stored)  # a save may have replaced the only one during the first look
+    if merge and not (steps or best) and checkpoint is None and is_finished(model.parent):
+        stored = model
+    elif not steps:
+        remedy = "a run writes some with --checkpoint.every N, the best with --checkpoint.keep_best true"
+        if model.exists() and not best:
+            remedy = f"{model} holds the model after the last step, in the form that export writes: copy it"
+        raise ConfigError(f"{stored} has no checkpoint; {remedy}")
+    elif checkpoint not in (None, *steps):
+        raise ConfigError(f"{stored} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
+    from sftmix.pipeline.loaded import check_base, export_stored
+
+    with as_started(run):
+        check_base(run, config.model.path)
+        return export_stored(config, stored, to, step=checkpoint, dtype=dtype, merge=merge)

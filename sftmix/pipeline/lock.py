@@ -1,0 +1,81 @@
+"""The lock of a run directory, one process at a time, and STATUS.json, which says what that process does."""
+
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from sftmix.common.errors import INTERRUPTED, ConfigError, DifferenceError, InUseError, NoSpaceError
+from sftmix.common.files import read_json, remove_leftovers, write_json
+from sftmix.common.places import path_problem
+from sftmix.config.read import STARTED
+
+
+class Hold:
+    """`with Hold(path) as hold:` keeps other processes out; an error that leaves the block is noted in STATUS.json.
+
+    The STATUS.json of a run that has come as far as a stage stays, until a command begins to make a stage or has read
+    back an unfinished run to its end.
+
+    Under torchrun, the first process does all this.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path, self._main = Path(path), os.environ.get("RANK", "0") == "0"
+        self._lock = FileLock(self.path / ".lock")
+        self._status: dict[str, Any] = {
+            "stage": "start",
+            "step": 0,
+            "total_steps": 0,
+            "exit_code": None,
+            "started": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+        }
+        self._earlier: dict[str, Any] = {}
+        """The STATUS.json of another process, while it stays."""
+
+    def __enter__(self) -> Self:
+        """Take the lock. Raises ConfigError for a path that cannot be a run directory, InUseError if it is taken."""
+        if not self._main:
+            return self
+        if problem := path_problem(self.path):
+            raise ConfigError(f"out: {str(self.path)!r} cannot be a run directory: it {problem}")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
+        except OSError as error:
+            raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
+        for name in ("STATUS.json", "config.yaml", STARTED, "summary.json", "nonce"):
+            remove_leftovers(self.path, name)
+        with contextlib.suppress(DifferenceError):  # none, or one that cannot be read
+            earlier = read_json(self.path / "STATUS.json", stage=str)
+            if earlier["stage"] not in ("start", "data"):  # as before a command begins to make its first stage
+                self._earlier = earlier
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Note the error that ended the command, if any, and give the lock back."""
+        if (error := raised[1]) is not None:
+            with contextlib.suppress(NoSpaceError):  # it would hide the error itself
+                code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
+                self.status(exit_code=code, message=f"{type(error).__name__}: {error}")
+        self._lock.release()
+
+    def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
+        """Update STATUS.json; with `throttle`, at most once in so many seconds."""
+        self._status |= fields
+        now = time.time()
+        if self._main and not self._earlier and now - self._status.get("updated", 0.0) >= throttle:
+            self._status["updated"] = now
+            write_json(self.path / "STATUS.json", self._status)
+
+    def starts_work(self) -> None:
+        """Note that something is about to be made here: from now on STATUS.json is about this process."""
+        self._earlier = {}

@@ -1,0 +1,101 @@
+"""Pairs of each epoch, and the order in which an arm is trained."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from sftmix.batches.order import TrainingOrder
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import read_steps
+from sftmix.components.base import PairSampler
+from sftmix.components.confidence import variability
+from sftmix.components.contracts import check_confidence, check_pairs, check_split
+from sftmix.pipeline.context import RunContext
+from sftmix.pipeline.inputs import is_single_run
+from sftmix.training.dynamics import OnlineLosses, merge_dynamics
+from sftmix.types import Rows, Scores, Split, TrainingDynamics
+
+
+def pairs_by(
+    divided: Callable[[int], tuple[Split, Scores] | None], pairing: PairSampler | None, seed: int
+) -> Callable[[int], Rows | None]:
+    """Return epoch -> its pairs i64[P, 2], or None for shuffled singles.
+
+    divided  epoch, from 0 -> its split and the scores it was made from; None: the epoch has no pairs
+    """
+
+    def pairs_of(epoch: int) -> Rows | None:
+        groups = divided(epoch)
+        if groups is None or pairing is None:
+            return None
+        pairs = check_pairs(pairing, pairing.pairs(*groups, epoch=epoch, seed=seed), *groups)
+        if len(pairs) == 0:
+            raise DataError("no pair can be made of the groups of the split; give more rows")
+        return pairs
+
+    return pairs_of
+
+
+class ArmOrder(NamedTuple):
+    """The order of a trained arm, which is the same for `train` and `baseline`.
+
+    order     the global batches
+    split_of  epoch -> its split, or None
+    online    records the losses that split later epochs, in a single run's target; else None
+    """
+
+    order: TrainingOrder
+    split_of: Callable[[int], Split | None]
+    online: OnlineLosses | None
+
+
+def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> ArmOrder:
+    """Return the order of `train` or `baseline`.
+
+    In a single run each epoch is split by the target's losses in earlier epochs; the first epoch has no split.
+    """
+    config = run.config
+    single = is_single_run(config)
+    # After a callback stopped the target, no losses split later epochs: the baseline has shuffled singles there.
+    begun = epochs_begun(run) if single and name == "baseline" else math.inf
+
+    @lru_cache(maxsize=2)
+    def divided(epoch: int) -> tuple[Split, Scores] | None:
+        if not single:
+            return None if split is None else (split, scores)
+        if not 0 < epoch < begun:
+            return None
+        dynamics = dynamics_before(run, epoch)
+        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
+        table = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
+        return check_split(config.splitter, config.splitter.split(table, seed=config.seed), table), table
+
+    pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
+    order = TrainingOrder(
+        len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, known=not single
+    )
+    if single and len(order.ends) < 2:
+        raise ConfigError(
+            f"--reference {type(config.reference).__name__} needs a second epoch, whose pairs are made from the "
+            "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
+        )
+    online = _losses(run) if single and name == "train" else None
+    return ArmOrder(order, lambda epoch: (divided(epoch) or (None,))[0], online)
+
+
+def _losses(run: RunContext) -> OnlineLosses:
+    """Return what records the losses of each epoch while the target trains, and reads them back."""
+    return OnlineLosses(run.rows.data.train.ids, run.path / "train" / "online", run.world)
+
+
+def dynamics_before(run: RunContext, epoch: int) -> TrainingDynamics:
+    """Return the training dynamics by which epoch `epoch`, at least 1, is split."""
+    window = run.config.reference.window or epoch  # None: all earlier epochs count
+    return merge_dynamics([_losses(run).read(earlier) for earlier in range(max(0, epoch - window), epoch)])
+
+
+def epochs_begun(run: RunContext) -> int:
+    """Return how many epochs, at least 1, the finished training began; a callback may have stopped it early."""
+    return int(read_steps(run.path / "train")[-1]["epoch"]) + 1

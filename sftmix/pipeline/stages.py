@@ -1,0 +1,89 @@
+"""Stages of a run directory, which are valid for their inputs, or refused.
+
+A stage directory holds `inputs.json` (what it is made from, written when it starts) and, once it is done, MANIFEST.json
+with the hashes of its outputs. A rerun reuses a finished stage whose inputs are the same, continues an unfinished one,
+and refuses both when the inputs differ: nothing is ever recomputed over other work.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sftmix.common.errors import ConfigError, DifferenceError
+from sftmix.common.files import MANIFEST, read_json, sha256_file
+
+Inputs = Mapping[str, Any]
+"""What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
+UNKNOWN: Any = object()
+"""An input that is not known yet, and so differs from no other."""
+ADOPTED = "adopted.json"
+"""In a stage that was made by another run: where that is, relative to the stage directory."""
+
+
+def is_finished(stage: Path, *, weights: bool = True) -> bool:
+    """Return True if a stage is finished; raise DifferenceError if an output of it is not what its manifest says.
+
+    weights  False: leave out its exported model, for those who read its figures alone
+    """
+    if not (stage / MANIFEST).exists():
+        return False
+    for name, expected in read_json(stage / MANIFEST, files=dict)["files"].items():
+        file, counts = stage / name, weights or not name.startswith("model/")
+        if counts and not (file.is_file() and sha256_file(file) == expected):
+            raise DifferenceError(f"{stage}: {name} is not the file this stage wrote; restore it, or move {stage} away")
+    return True
+
+
+def check_finished(run: Path) -> None:
+    """Raise DifferenceError if an output of any finished stage was changed, the exported models left out."""
+    for stage in run.iterdir():
+        is_finished(stage, weights=False)
+
+
+def refuse_others(directory: Path, inputs: Inputs) -> None:
+    """Raise ConfigError for a stage that was made, or begun, from other inputs.
+
+    Where it holds no work yet, other inputs may replace those of a first attempt. The reference's dynamics lie in the
+    directory of the confidence.
+    """
+    work = [path for path in directory.glob("*") if path.name not in ("inputs.json", "dynamics.parquet")]
+    if not (directory / "inputs.json").exists() or all(path.is_file() and not path.stat().st_size for path in work):
+        return
+    different = differences(read_json(directory / "inputs.json"), inputs)
+    if words := "; ".join(CONTENTS.get(line.partition(": ")[0], line) for line in different):
+        raise ConfigError(f"{directory}: was made with other inputs: {words}. Use another --out, or the old settings")
+
+
+CONTENTS = {
+    "model": "the model's files are others (model.path)",
+    "data": "the training rows are others (data.train)",
+    "data.fingerprint": "the training rows are others, as the model sees them (data.train, selector, template)",
+    "rounding": "the exported weights are rounded in another way (checkpoint.rounding)",
+    "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
+}
+"""Inputs that are hashes, in words that name the options behind them."""
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """List the differences of two JSON-able values as `key: old -> new`; `new` may hold UNKNOWN."""
+    if new is UNKNOWN:
+        return []
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if old.get("class_path") != new.get("class_path"):  # another class: its options say nothing about the old one
+            return [f"{key}: {old.get('class_path')} -> {new.get('class_path')}"]
+        changes = []
+        for name in dict.fromkeys([*old, *new]):
+            inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)  # as the command line has it
+            changes += differences(old.get(name), new.get(name), inner)
+        return changes
+    if isinstance(old, list) and isinstance(new, (list, tuple)) and len(old) == len(new):
+        return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
+def origin(directory: Path) -> Path:
+    """Return the directory that a stage was adopted from, or the stage's own if it was made here."""
+    if not (directory / ADOPTED).exists():
+        return directory
+    return Path(os.path.normpath(directory / read_json(directory / ADOPTED, **{"from": str})["from"]))

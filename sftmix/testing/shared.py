@@ -1,0 +1,95 @@
+"""What the checks of all kinds of components share: many inputs, copies that answer the same, and order."""
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sftmix.common.errors import ContractError, SFTMixError
+from sftmix.components.component import Component
+from sftmix.types import Int64
+
+Ask = Callable[..., Any]
+"""What a check asks: (component, record, ...) -> the component's answer."""
+
+
+def on_examples(strategy: st.SearchStrategy[Any], holds: Callable[[Any], Any]) -> list[Any]:
+    """Return what `holds` gives for inputs. An SFTMixError refuses an input: some may be refused, but not all."""
+    answers, refusals = [], []
+
+    @settings(
+        max_examples=50,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,  # one failure in words; several come as an ExceptionGroup without any
+    )
+    @given(strategy)
+    def check(value):
+        try:
+            answers.append(holds(value))
+        except ContractError:
+            raise
+        except SFTMixError as refusal:
+            refusals.append(refusal)
+
+    check()
+    assert answers, f"every input was refused, the last one with: {refusals[-1]}"
+    return answers
+
+
+@contextmanager
+def no_global_draws() -> Iterator[None]:
+    """Check that the global random states are the same afterwards."""
+
+    def states():
+        return random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist()
+
+    before = states()
+    yield
+    assert states() == before, "it touched a global random state; draw from sftmix.common.rng.generator(seed, ...)"
+
+
+def answer_of(component: Component, ask: Ask, *records: Any) -> Any:
+    """Return ask(component, *records): a copy must answer the same, and the records must stay as they are."""
+    fresh = copy.deepcopy(component)  # each input finds the same component
+    before = [asdict(record) for record in records]
+    with no_global_draws():
+        answer = ask(fresh, *records)
+    np.testing.assert_equal([asdict(record) for record in records], before, "a record was changed in place")
+    message = "a copy answers something else: keep no state, and draw from sftmix.common.rng.generator(seed, ...)"
+    np.testing.assert_equal(ask(copy.deepcopy(fresh), *records), answer, message)
+    return answer
+
+
+def permuted(record: Any, order: Int64) -> Any:
+    """Return a record of N examples with these in another order; `row` stays 0..N-1."""
+
+    def moved(values):
+        if values is None:
+            return None
+        if isinstance(values, dict):
+            return {name: moved(column) for name, column in values.items()}
+        return values[order] if isinstance(values, np.ndarray) else [values[i] for i in order]
+
+    columns = asdict(record).items()
+    return replace(record, **{name: moved(values) for name, values in columns if name not in ("row", "steps")})
+
+
+def check_rows(component: Component, inputs: st.SearchStrategy[Any], ask: Ask) -> None:
+    """Check ask(component, record), an answer for each of N examples, whose order must not matter."""
+
+    def holds(record):
+        values = answer_of(component, ask, record)
+        order = np.random.default_rng(len(values)).permutation(len(values))
+        message = "it depends on the order of the examples; break ties by id"
+        np.testing.assert_allclose(ask(component, permuted(record, order)), values[order], rtol=1e-12, err_msg=message)
+
+    on_examples(inputs, holds)

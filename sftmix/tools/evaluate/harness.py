@@ -1,0 +1,201 @@
+"""Tasks of lm-eval on one model: each is measured once, and its result is a file."""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftmix.cli.results import say
+from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.files import sha256_file, sha256_json, write_json
+from sftmix.pipeline.finished import FinishedModel
+from sftmix.tools.evaluate.convert import BENCHMARKS, rows_and_shots
+
+MEDICAL = Path(__file__).parent / "tasks" / "medical.yaml"
+
+
+def find_tasks(names: Sequence[str], data_dir: Path, include: Path | None) -> tuple[list[Any], Any]:
+    """Find tasks by name, and lm-eval's TaskManager that loads them; ConfigError for unknown names and missing rows.
+
+    data_dir  the directory with the converted rows of this room's tasks
+    include   directory of a user's task files, and of rows and code that they may read
+    For each task these are its name; what the TaskManager loads, the name or the whole configuration of a task of this
+    room; and the files that its result depends on, task files and rows. lm-eval's own task files, thousands, are read
+    only where one of the names may be among them.
+    """
+    mine = sorted(path for path in include.rglob("*") if path.is_file() and path.suffix != ".pyc") if include else []
+    tasks: list[Any] = []
+    for name in dict.fromkeys(names):
+        if name not in BENCHMARKS:
+            tasks.append((name, name, mine))
+            continue
+        rows, shots = rows_and_shots(name, data_dir)
+        if not (rows.exists() and shots.exists()):
+            raise ConfigError(
+                f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
+                f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
+            )
+        spec = {
+            **yaml.safe_load(MEDICAL.read_text(encoding="utf-8")),
+            "task": name,
+            "doc_to_choice": list("ABCDE"[: BENCHMARKS[name]]),
+            "dataset_kwargs": {"data_files": {"test": str(rows), "shots": str(shots)}},
+        }
+        tasks.append((name, spec, [MEDICAL, rows, shots]))
+    from lm_eval.tasks import TaskManager
+
+    others = set(names).difference(BENCHMARKS)
+    manager = TaskManager(include_path=include, include_defaults=False)
+    if not others.issubset(manager.all_tasks):
+        manager = TaskManager(include_path=include)
+    if unknown := others.difference(manager.all_tasks):
+        raise ConfigError(
+            f"no task {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)} of this package, those of "
+            "lm-eval (`lm_eval ls tasks` lists them) and the files of --include_path"
+        )
+    return tasks, manager
+
+
+def measure_tasks(
+    model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Path, args: argparse.Namespace
+) -> str:
+    """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
+
+    A result is a file, whose name has the task, the model, and a hash of all that the numbers depend on. It holds these
+    and `scores`, as `scores_of` gives them; `all`, every metric that lm-eval gave; and `finished`, Unix seconds.
+
+    tasks, manager  as `find_tasks` gives them
+    Returns the identity of the model. Raises DataError for rows that cannot be fetched.
+    """
+    from sftmix.model.load import fingerprint
+    from sftmix.pipeline.loaded import encoder_of, load_finished
+
+    identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
+    missing = []
+    for task, spec, files in tasks:
+        settings = _settings(spec, files, args)
+        name = ".".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in (task, model.name))
+        file = place / f"{name}.{sha256_json([model.name, identity, settings])[:12]}.json"
+        if file.exists():
+            say(f"{task}, {model.name}: there already")
+        else:
+            missing.append((task, spec, settings, file))
+    if not missing:
+        return identity
+    try:  # rows that are not there are reported before a model is loaded
+        manager.load([spec for _, spec, *_ in missing])
+    except OSError as error:  # the network, the hub, a missing file
+        raise DataError(
+            f"--tasks: lm-eval cannot load {', '.join(task for task, *_ in missing)} or its rows "
+            f"({' '.join(str(error).split())}); without a network it finds rows that it fetched before, and those that "
+            "--include_path or --data_dir names"
+        ) from error
+    harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
+    for task, spec, settings, file in missing:
+        results = _asked(harness, spec, manager, args)
+        entry = {
+            "task": task,
+            "model": model.name,
+            "path": model.path,
+            "identity": identity,
+            "settings": settings,
+            "scores": scores_of(task, results),
+            "finished": time.time(),
+            "all": json.loads(json.dumps(results["results"], default=str)),
+        }
+        write_json(file, entry)
+    return identity
+
+
+def _settings(spec: Any, files: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
+    """Return all that the numbers of a task depend on, beside the model."""
+    from lm_eval import __version__
+
+    own_shots = args.num_fewshot is None and isinstance(spec, dict)
+    return {
+        "num_fewshot": spec["num_fewshot"] if own_shots else args.num_fewshot,
+        "limit": args.limit,
+        "seed": args.seed,
+        "chat_template": args.apply_chat_template,
+        "dtype": args.dtype,
+        "files": [sha256_file(file) for file in files],
+        "lm_eval": __version__,
+    }
+
+
+def _asked(harness: Any, spec: Any, manager: Any, args: argparse.Namespace) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    return simple_evaluate(
+        model=harness,
+        tasks=[spec],
+        task_manager=manager,
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        apply_chat_template=args.apply_chat_template,
+        random_seed=args.seed,
+        numpy_random_seed=args.seed,
+        torch_random_seed=args.seed,
+        fewshot_random_seed=args.seed,
+    )
+
+
+def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
+    """Return a LoadedModel as lm-eval asks it, with the tokenizer, the chat template and the stop ids of its training.
+
+    chat  prompts are rendered conversations: as in training, no token is put before them
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    from sftmix.data.templates import on_the_same_day
+
+    tokenizer = loaded.encoder.tokenizer
+    if loaded.encoder.chat_template is not None:
+        tokenizer.chat_template = on_the_same_day(loaded.encoder.chat_template)
+    harness = HFLM(
+        pretrained=loaded.model,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        max_length=loaded.context,
+        add_bos_token=False if chat else None,
+    )
+    # Without these an answer would end at eos alone, which need not be what ends a turn.
+    loaded.model.generation_config.update(
+        eos_token_id=list(loaded.stop_ids), pad_token_id=harness.tokenizer.pad_token_id
+    )
+    return harness
+
+
+def scores_of(name: str, evaluated: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the scores of what was asked for: of a group where it has a metric of its own, else of each of its tasks.
+
+    evaluated  the results of lm-eval's simple_evaluate
+    A score is the first metric of a task, as its file lists them: metric, value, stderr (None where lm-eval gives
+    none), n, and `questions` (the hash of each) with `values` (the metric of each), empty for a group.
+    """
+    scores = {}
+    for task, results in evaluated["results"].items():
+        metrics = [key for key in results if "," in key and "_stderr" not in key and isinstance(results[key], float)]
+        if not metrics:
+            continue
+        metric, kind = metrics[0].split(",", 1)
+        stderr = results.get(f"{metric}_stderr,{kind}")
+        samples = [
+            sample
+            for sample in evaluated["samples"].get(task, [])
+            if sample["filter"] == kind and isinstance(sample.get(metric), int | float)
+        ]
+        scores[task] = {
+            "metric": metric if kind == "none" else f"{metric} ({kind})",
+            "value": results[metrics[0]],
+            "stderr": stderr if isinstance(stderr, float) else None,
+            "n": results["sample_len"],
+            "questions": [sample["doc_hash"] for sample in samples],
+            "values": [float(sample[metric]) for sample in samples],
+        }
+    return {name: scores[name]} if name in scores else scores

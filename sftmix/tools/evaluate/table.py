@@ -1,0 +1,74 @@
+"""The table of all results of a directory: a line for each task with its settings, and paired differences."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sftmix.common.files import read_json, sha256_json, write_json, write_text
+from sftmix.common.shown import markdown_table
+
+MODELS = ["base", "baseline", "target"]
+
+
+def write_tables(place: Path, measured: dict[str, str]) -> str:
+    """Write table.json and table.md of all results of a directory; return the latter.
+
+    A line is a task with its settings. If results differ in the model's files alone, the newest counts. Under the
+    table are the differences of the target to the base and to the baseline.
+
+    measured  model -> its identity now; results of other weights under these names are left out
+    """
+    lines: dict[Any, dict[str, Any]] = {}
+    names = set()
+    entries = map(read_json, place.glob("*.*.????????????.json"))
+    for entry in sorted(entries, key=lambda entry: entry["finished"]):
+        name, settings = entry["model"], entry["settings"]
+        if measured.get(name) in (None, entry["identity"]):
+            names.add(name)
+            few, limit = settings["num_fewshot"], settings["limit"]
+            words = "its own shots" if few is None else f"{few}-shot"
+            words += f", seed {settings['seed']}" if limit is None else f", first {limit}, seed {settings['seed']}"
+            words += ", chat template" if settings["chat_template"] else ""
+            for task, score in entry["scores"].items():
+                lines.setdefault((task, words, sha256_json(settings)), {})[name] = score
+    models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
+    table = [["task", "settings", "metric", "questions", *models]]
+    differences = []
+    sentences = []
+    for (task, settings, _), scores in sorted(lines.items()):
+        first = next(iter(scores.values()))
+        cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
+        table.append([task, settings, first["metric"], f"{first['n']:,}", *cells])
+        for other in ("base", "baseline"):
+            if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other])):
+                differences.append({"task": task, "left": "target", "right": other, **figures})
+                paired = f"{_figure(figures, '+.4f')} (paired, {figures['n']:,} questions)"
+                sentences.append(f"{task}: target - {other} = {paired}")
+    sentences.append(
+        "Standard errors are over questions; one training run says nothing of how much another seed would change."
+    )
+    text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
+    write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
+    write_text(place / "table.md", text + "\n")
+    return text
+
+
+def difference(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any] | None:
+    """Return left - right of two scores: value, its stderr, and n.
+
+    The error is paired: sd of the differences of single questions / sqrt(n); None for one question. There is no
+    difference if the two did not answer the same questions, or if the metric is not their mean (a perplexity).
+    """
+    if not left["questions"] or any(left[key] != right[key] for key in ("questions", "metric")):
+        return None
+    if not np.isclose(np.mean(left["values"]), left["value"], rtol=1e-9, atol=0):
+        return None
+    from scipy.stats import sem
+
+    each = np.subtract(left["values"], right["values"])
+    return {"value": float(each.mean()), "stderr": float(sem(each)) if len(each) > 1 else None, "n": len(each)}
+
+
+def _figure(figure: dict[str, Any], form: str) -> str:
+    return f"{figure['value']:{form}}" + ("" if figure["stderr"] is None else f" ± {figure['stderr']:.4f}")

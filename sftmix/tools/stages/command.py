@@ -1,0 +1,68 @@
+"""The commands that make a run: all of it, or its stages up to one of them."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sftmix.cli.parsing import configuration
+from sftmix.cli.results import results, say
+from sftmix.tools.sharing.command import SCORES, after_stage
+
+_EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"
+_ABOUT = {
+    "run": f"""Do the whole recipe: reference training, confidence, split, SFTMix training, export.
+Stages that are done are read back, so the same command continues an interrupted run.
+
+  sftmix run {_EXAMPLE} --data.eval_fraction 0.05
+  sftmix run --config runs/first/config.yaml --out runs/second --objective.mu 0.4
+  torchrun --nproc_per_node 8 -m sftmix run --config recipe:NAME --out runs/third""",
+    "reference": f"""Train the reference model and score every example at its checkpoints (confidence/dynamics.parquet).
+
+  sftmix reference {_EXAMPLE} --reference.checkpoints 5""",
+    "confidence": f"""Turn the training dynamics into one confidence per example (confidence/confidence.parquet).
+
+  sftmix confidence {_EXAMPLE} --confidence LogPerplexity
+  sftmix confidence {_EXAMPLE} --push_to_hub OWNER/NAME    share the scores, without the rows""",
+    "split": f"""Divide the examples into a confident and an unconfident half (split/split.parquet).
+
+  sftmix split {_EXAMPLE} --splitter Median""",
+    "train": f"""Train the target model and export it to train/model; earlier stages run first where they are missing.
+
+  sftmix train {_EXAMPLE} --training.epochs 3""",
+}
+
+
+def main_run(argv: Sequence[str]) -> None:
+    _stage("run", argv)
+
+
+def main_reference(argv: Sequence[str]) -> None:
+    _stage("reference", argv)
+
+
+def main_confidence(argv: Sequence[str]) -> None:
+    _stage("confidence", argv)
+
+
+def main_split(argv: Sequence[str]) -> None:
+    _stage("split", argv)
+
+
+def main_train(argv: Sequence[str]) -> None:
+    _stage("train", argv)
+
+
+def _stage(name: str, argv: Sequence[str]) -> None:
+    """Make the stages of a command; `argv` are the words after its name."""
+    options = SCORES if name == "confidence" else ()
+    config, values = configuration(name, _ABOUT[name], argv, options)
+    until: Any = "train" if name == "run" else name
+    say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
+    from sftmix.pipeline.start import check_start
+
+    check_start(config, until)
+    from sftmix.pipeline import recipe
+
+    summary = recipe.run(config, until=until, validated=True)
+    say("\n".join(results(str(config.out), summary, until)), sys.stdout)
+    after_stage(config, until, values)

@@ -1,0 +1,68 @@
+"""The machines that make a stage, which decide how its sums are rounded."""
+
+import math
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import sftmix
+from sftmix.common.world import World
+from sftmix.options import LAYOUT, TrainingOptions
+
+Machine = dict[str, Any]
+"""What decides how sums are rounded: where it is equal, the same steps give the same bits.
+
+A stage may be made on several machines, one after the other. Its record is a list in the order of the steps, and each
+entry has `after`, the step after which that machine went on.
+"""
+
+
+def machine_of(world: World, options: TrainingOptions) -> Machine:
+    """Return versions, the device of rank 0, threads and ranks, and the options of LAYOUT.
+
+    cuda  the version of CUDA or ROCm, or the kind of another GPU; None if the device is a CPU
+    """
+    device, gpu, info = world.device, world.device.type != "cpu", Path("/proc/cpuinfo")
+    # Libraries choose by the model of the CPU how they multiply matrices.
+    named = re.search(r"^model name.*?:(.*)", info.read_text(), re.MULTILINE) if info.exists() else None
+    model = named[1].strip() if named else platform.processor() or platform.machine()
+    cpu = f"cpu {model} {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "sftmix": sftmix.__version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "cuda": (torch.version.cuda or torch.version.hip or device.type) if gpu else None,
+        "device": torch.get_device_module(device).get_device_name(device) if gpu else cpu,
+        "threads": torch.get_num_threads(),
+        "ranks": world.size,
+        **{name: getattr(options, name) for name in LAYOUT},
+    }
+
+
+def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[Machine]:
+    """Return the record of a stage that goes on after `step` on this machine."""
+    if recorded and {**recorded[-1], **machine} == recorded[-1]:
+        return [*recorded]
+    return [*recorded, {"after": step, **machine}]
+
+
+def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
+    """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
+    ends = [*(one["after"] for one in recorded[1:]), math.inf]
+    inside = [one for one, upto in zip(recorded, ends, strict=False) if one["after"] < end and upto > start]
+    if not inside or inside[0]["after"] > start:
+        return []
+    return [{name: one[name] for name in one if name != "after"} for one in inside]
+
+
+def same_bits(recorded: Sequence[Machine], machine: Machine) -> bool:
+    """Return True if steps of the recorded machines give the same bits on this one.
+
+    On a GPU they may not even on the same machine: some of its kernels add in another order each time.
+    """
+    return bool(recorded) and all(one == machine for one in recorded) and machine["cuda"] is None

@@ -1,0 +1,128 @@
+"""Memory of a stage: its peak, and what is missing before its first step."""
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.fsdp import FSDPModule
+
+from sftmix.batches.order import TokenisedRows
+from sftmix.common.errors import ConfigError
+from sftmix.training.parallel import autocast, unwrap
+from sftmix.training.step import StepSetup
+
+GIB = 2**30
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None:
+    """Compare what the stage will take on this rank with what is free; weights, which are loaded, count in neither.
+
+    Raises ConfigError if the gradients and the optimizer's state alone do not fit. Says which micro-batch fits if the
+    activations of the largest one do not: those are measured by the forward of the longest row and of half of it.
+    """
+    stage = setup.stage
+    free = -setup.world.max(-free_memory(setup.world.device))  # of the rank that has least: all ranks decide alike
+    if isinstance(setup.module, FSDPModule):
+        return
+    trained = [one for one in stage.model.parameters() if one.requires_grad]
+    state = sum(one.nbytes + one.numel() * stage.optimizer.state_bytes for one in trained)
+    if state > free:
+        raise ConfigError(
+            f"{stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free. "
+            "Train adapters (--model.lora.r 16), a smaller model, or shard it over GPUs (--training.parallel fsdp)"
+        )
+    constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
+    rows = stage.options.micro_batch_size
+    if rows is None or state + constant + rows * per_row <= free:
+        return
+    fitting = int((free - state - constant) / per_row)
+    remedy = f"--training.micro_batch_size {fitting}" if fitting > 0 else "--training.activation_checkpointing true"
+    activations = constant + rows * per_row
+    say(
+        f"{stage.name}: {rows} rows as long as the longest one take {activations / GIB:.1f} GiB, beside "
+        f"{state / GIB:.1f} GiB of gradients and optimizer, and {free / GIB:.1f} GiB are free; use {remedy}"
+    )
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the bytes that a process may still take on the device; infinity: not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if device.type != "cpu" or not info.exists():
+        return math.inf
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in info.read_text().splitlines()}
+    free = [sizes["MemAvailable"] + sizes["SwapFree"]]
+    limit = CGROUP / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free.append(int(most) - int((CGROUP / "memory.current").read_text()))
+    return min(free)
+
+
+def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> tuple[float, float]:
+    """Return the bytes that a forward of the backbone keeps for its backward: a constant part, and for the longest row.
+
+    The constant part is weights in another dtype. The model is in eval mode, so no random number is drawn.
+    """
+    target = unwrap(module)
+    decoder = target.model.get_decoder()
+    was_training = target.training
+    weights = {one.untyped_storage().data_ptr() for one in target.parameters()}
+    longest = data[int(data.lengths.argmax())].input_ids
+    target.eval()
+
+    def kept(length: int) -> int:
+        sizes = dict[int, int]()
+
+        def note(saved: torch.Tensor) -> torch.Tensor:
+            storage = saved.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return saved
+
+        device = target.model.get_input_embeddings().weight.device
+        ids = torch.from_numpy(longest[:length]).long()[None].to(device)
+        with autocast(module, precision, device), saved_tensors_hooks(note, lambda saved: saved):
+            decoder(input_ids=ids, use_cache=False)
+        return sum(sizes.values())
+
+    half = len(longest) // 2
+    both = kept(len(longest)), kept(max(half, 1))
+    target.train(was_training)
+    per_token = (both[0] - both[1]) / max(len(longest) - half, 1)
+    return max(both[0] - per_token * len(longest), 0), per_token * len(longest)
+
+
+class PeakMemory:
+    """Peak bytes since construction: of the GPU's allocator, or resident memory of this process on CPU.
+
+    Memory resident at construction counts, and so do mapped files that were read. Use one at a time: a new one restarts
+    the count. If the system cannot restart it (not Linux), the peak counts from the start of the process.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type != "cpu":
+            torch.accelerator.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def bytes(self) -> int:
+        if self._device.type != "cpu":
+            return torch.accelerator.max_memory_allocated(self._device)
+        status = Path("/proc/self/status")
+        peak = status.read_text().partition("VmHWM:")[2] if status.exists() else ""
+        if peak:
+            return int(peak.split()[0]) * 1024
+        if sys.platform == "win32":
+            return 0  # not known
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

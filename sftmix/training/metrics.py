@@ -1,0 +1,125 @@
+"""Metrics of a running stage: metrics.jsonl, and sums of its steps."""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sftmix.common.files import naming_full_disk, read_steps, write_text
+from sftmix.common.world import World
+from sftmix.training.step import StepResult
+
+
+class MetricsLog:
+    """metrics.jsonl, which rank 0 writes: one line per optimizer step, from the step a run resumes from.
+
+    All ranks make it. Raises NoSpaceError on every rank if the disk of rank 0 is full.
+
+    last  the metrics of step `resume_step`, as they were returned by it; empty before the first step
+    """
+
+    def __init__(self, path: Path, *, resume_step: int, world: World) -> None:
+        self.last: dict[str, float] = {}
+
+        def opened():
+            """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
+            lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
+            if lines:
+                self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+            return path.open("a", encoding="utf-8")
+
+        self._file = world.on_main(opened)
+        self.last = world.share(self.last)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write the line of a step: its metrics, and the hash of its rows; a number that is not finite becomes null."""
+        if self._file is not None:
+            finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in line.items()}
+            with naming_full_disk(Path(self._file.name)):
+                self._file.write(f"{json.dumps(finite)}\n")
+                self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # each line was flushed: on a full disk only what failed is still held
+                self._file.close()
+
+
+@dataclass
+class Totals:
+    """Sums over the steps of a stage so far; a checkpoint keeps them.
+
+    elapsed                  seconds in steps
+    tokens                   of all examples, prompts included
+    examples                 slots of all global batches; an example counts each time it has one
+    ntp_tokens, mixup_tokens as in metrics.jsonl
+    ntp_count, mixup_count   denominators of the steps that mixed
+    mu_own, mu_ntp           mu times mixup_count, over the steps with mixup_mean own or ntp (mu may follow a schedule)
+    skipped                  steps with a gradient that was not finite
+    updates                  steps that moved the weights: not those skipped, nor those that counted nothing
+    """
+
+    elapsed: float = 0.0
+    tokens: float = 0.0
+    examples: float = 0.0
+    ntp_tokens: float = 0.0
+    mixup_tokens: float = 0.0
+    ntp_count: float = 0.0
+    mixup_count: float = 0.0
+    mu_own: float = 0.0
+    mu_ntp: float = 0.0
+    skipped: float = 0.0
+    updates: float = 0.0
+
+    def add(self, done: StepResult, *, tokens: int, examples: int, seconds: float) -> dict[str, float]:
+        """Add a step; return what the log says of it by itself, to which the callbacks add.
+
+        mu_effective is mu N_ntp / N_mix, the mu that gives the same loss if both terms are divided by the NTP count.
+        """
+        self.elapsed += seconds
+        self.tokens += tokens
+        self.examples += examples
+        self.ntp_tokens += done.ntp_tokens
+        self.mixup_tokens += done.mixup_tokens
+        self.skipped += done.skipped
+        self.updates += done.updates
+        effective = 0.0
+        if done.mixup_count:
+            self.ntp_count += done.ntp_count
+            self.mixup_count += done.mixup_count
+            if done.mixup_mean == "own":
+                self.mu_own += done.mu * done.mixup_count
+                effective = done.mu * done.ntp_count / done.mixup_count
+            else:
+                self.mu_ntp += done.mu * done.mixup_count
+                effective = done.mu
+        logged = ("loss", "ntp", "mixup", "learning_rate", "grad_norm", "ntp_tokens", "mixup_tokens")
+        return {
+            **{name: getattr(done, name) for name in logged},
+            "mu_effective": effective,
+            "tokens": tokens,
+            "tokens_per_second": tokens / seconds,
+            "tokens_total": int(self.tokens),
+            "examples_total": int(self.examples),
+        }
+
+    def figures(self) -> dict[str, float]:
+        """Return all totals, and one mu_effective of all steps that mixed, with the mean of mu over the mixed pairs."""
+        effective, mixed = 0.0, self.mixup_count
+        if mixed:
+            effective = self.mu_own / mixed * self.ntp_count / mixed + self.mu_ntp / mixed
+        return {**asdict(self), "mu_effective": effective}
+
+
+def figures_shown(metrics: Mapping[str, float]) -> str:
+    """Return what the progress shows of a step: NTP and Mixup apart where pairs were mixed, else the loss; tokens/s.
+
+    SFTMix minimises NTP + mu Mixup: its loss beside that of NTP alone would look worse for counting more.
+    """
+    names = ("ntp", "mixup") if metrics["mixup_tokens"] else ("loss",)
+    losses = [f"{name} {metrics[name]:.4f}" for name in names]
+    return ", ".join([*losses, f"{metrics['tokens_per_second']:,.0f} tokens/s"])

@@ -1,0 +1,214 @@
+"""The wrapping of the module that trains: DDP, FSDP and HSDP, precision, compiled layers, shared rows.
+
+DDP and FSDP2 both average gradients over ranks, so the step multiplies its sums by the world size and divides by counts
+reduced over all ranks.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeout
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from transformers import PreTrainedModel
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.launcher import needs_torchrun
+from sftmix.common.world import World
+from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
+from sftmix.model.meta import Values
+from sftmix.model.packing import check_attention, is_skipping, packing_problem
+from sftmix.options import TrainingOptions
+from sftmix.training.module import TrainingModule
+
+RECOMPILE_LIMIT = 32
+"""Largest number of compiled variants of a layer: with and without mask, gradients, one example or several, ..."""
+
+
+def unwrap(wrapped: Any) -> TrainingModule:
+    """Return the module inside DDP; FSDP2 changes the module in place, so there it is the module itself."""
+    return wrapped.module if isinstance(wrapped, nn.parallel.DistributedDataParallel) else wrapped
+
+
+def gradient_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[None]:
+    """Reduce gradients over ranks only if `enabled` (the last micro-batch of a step).
+
+    Use it around forward and backward: around the backward alone it would do nothing under DDP.
+    """
+    if isinstance(wrapped, nn.parallel.DistributedDataParallel) and not enabled:
+        return wrapped.no_sync()
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(enabled)
+    return contextlib.nullcontext()
+
+
+def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> torch.autocast:
+    """Return bf16 autocast; it is off under FSDP, whose policy already computes in bf16."""
+    enabled = precision == "bf16" and not isinstance(wrapped, FSDPModule)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def training_module(
+    model: PreTrainedModel,
+    options: TrainingOptions,
+    *,
+    precision: str,
+    world: World,
+    packed: bool = False,
+    trains: bool = False,
+    values: Values | None = None,
+) -> nn.Module:
+    """Return the wrapped module that trains or scores the model; it keeps the examples of one row apart.
+
+    packed  some examples hold several documents
+    trains  gradients are wanted
+    values  the values of a model on the meta device
+    Raises ConfigError if the attention cannot do this on the device.
+    """
+    check_attention(model, world.device, trains=trains)
+    if trains and options.activation_checkpointing:
+        recompute_activations(model)
+    if trains and options.compile:
+        _compile_layers(model)
+    parallel = resolve_parallel(options.parallel, world)
+    if not trains:  # no buckets for gradients, and no copies of weights that autocast keeps for a backward
+        model.requires_grad_(False)
+        parallel = "none" if parallel == "ddp" else parallel
+    module = wrap(
+        TrainingModule(model, chunk_size=options.chunk_size),
+        parallel=parallel,
+        precision=precision,
+        world=world,
+        shard_group_size=options.shard_group_size,
+        values=values,
+    )
+    unwrap(module).padding_free = _shares_rows(module, options, precision=precision, world=world, packed=packed)
+    return module
+
+
+def _compile_layers(model: PreTrainedModel) -> None:
+    """Compile the layers by themselves: they share the code, and names stay; lengths differ from batch to batch."""
+    from torch._dynamo import config  # takes a second to import
+
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=True)
+
+
+def _shares_rows(module: nn.Module, options: TrainingOptions, *, precision: str, world: World, packed: bool) -> bool:
+    """Return True if the examples of a micro-batch share a row: as asked, or (auto) if the attention then skips work.
+
+    Raises ConfigError if the attention does not keep them apart, and that was asked for.
+    """
+    target = unwrap(module)
+    auto = options.padding_free == "auto"
+    one_row = options.padding_free is True
+    if auto and options.length_groups is None:
+        one_row = is_skipping(target.model.config._attn_implementation, world.device)
+    if not (one_row or packed):
+        return False
+    with autocast(module, precision, world.device):
+        problem = target.read(lambda it: packing_problem(it.model, padding_free=one_row))
+    if isinstance(module, FSDPModule):
+        module.reshard()  # undo the gathering of the probe: the optimizer is made of shards
+    if problem is None:
+        return one_row
+    if packed or not auto:
+        raise ConfigError(problem)
+    if world.is_main:
+        print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
+    return False
+
+
+def resolve_parallel(requested: str, world: World) -> str:
+    """Turn auto into ddp or fsdp, and ddp on a single rank into none."""
+    if requested == "auto":
+        requested = "fsdp" if world.device.type != "cpu" and world.size > 1 else "ddp"
+    return "none" if requested == "ddp" and world.size == 1 else requested
+
+
+def resolve_precision(requested: str, device: torch.device) -> str:
+    """Turn auto into bf16 on a GPU that has it, else fp32."""
+    if requested != "auto":
+        return requested
+    has_it = device.type != "cpu" and torch.get_device_module(device).is_bf16_supported(including_emulation=False)
+    return "bf16" if has_it else "fp32"
+
+
+def wrap(
+    module: TrainingModule,
+    *,
+    parallel: str,
+    precision: str,
+    world: World,
+    shard_group_size: int | None = None,
+    values: Values | None = None,
+) -> nn.Module:
+    """Wrap the module, whose forward runs backbone, head and losses.
+
+    fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does. They are gathered in one
+    group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per forward and kept
+    until the backward is done, so tied weights live in one group. What no forward runs has groups of its own, which are
+    never gathered. Each group moves to the device when it is sharded. For a model on the meta device, `values` go into
+    the shards: no rank holds the whole model.
+    """
+    if parallel == "none":
+        return module.to(world.device)
+    if parallel == "ddp":
+        return nn.parallel.DistributedDataParallel(module.to(world.device), gradient_as_bucket_view=True)
+    if not dist.is_initialized():
+        raise ConfigError(needs_torchrun(parallel))
+    if parallel == "fsdp":
+        mesh = init_device_mesh(world.device.type, (world.size,))
+    else:
+        group = shard_group(shard_group_size, world)
+        mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
+        # Its groups would have torch's own timeout, whatever training.timeout says.
+        timeout = _get_default_group()._get_backend(world.device).options._timeout
+        for ranks in mesh.get_all_groups():
+            _set_pg_timeout(timeout, ranks)
+    dtypes: Any = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
+    for layer in [*decoder_layers(module.model), *unused_modules(module.model).values()]:
+        fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes))
+    # The root's inputs are no activations: FSDP would find the floats in Batch and Plan and round lambdas, weights
+    # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). The activations are bf16, as the parameters are.
+    policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
+    sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    register_fsdp_forward_method(module, "read")
+    if values is not None:
+        values.fill(module.model)
+        checks = values.checks
+        for head in module.read(lambda it: [check(it.model) for check in checks]):
+            module.head = head
+        sharded.reshard()  # the optimizer is made of the shards
+    return module
+
+
+def shard_group(shard_group_size: int | None, world: World) -> int:
+    """Return how many ranks share one copy of the weights under hsdp; ConfigError if it does not divide all."""
+    group = shard_group_size or world.local_size
+    if world.size % group:
+        raise ConfigError(
+            f"training.shard_group_size is {group}, which does not divide the {world.size} ranks; allowed: a divisor "
+            f"of {world.size}, or null, which means the ranks of a node"
+        )
+    return group
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ConfigError if torch.compile has no compiler to use, before anything is read."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        if device.type != "cpu":
+            import triton  # noqa: F401
+        else:
+            cpp_builder.get_cpp_compiler()
+    except (ImportError, exc.InvalidCxxCompiler) as error:
+        raise ConfigError(
+            "training.compile true needs a C++ compiler on a CPU (install g++, or name another one in the variable "
+            "CXX) and the package triton on a GPU (pip install triton); or leave training.compile out"
+        ) from error

@@ -1,0 +1,76 @@
+"""Signals that stop a run: SIGTERM, SIGUSR1 and Ctrl-C."""
+
+import signal
+import threading
+from typing import Any, Self
+
+from sftmix.common.errors import Stopped
+from sftmix.common.launcher import another_rank_failed
+from sftmix.common.world import World
+
+
+class StopSignal:
+    """A handler that remembers SIGTERM or SIGUSR1, so that the loop can save at the next step boundary.
+
+    Where another rank has failed before, no step boundary will come that all ranks reach: it raises Stopped at once.
+
+    received     True once one has arrived, also if another handler around this one received it and nothing came of it
+    interrupted  True once Ctrl-C was pressed: a destructor or a callback of C code may swallow the KeyboardInterrupt
+    """
+
+    def __init__(self) -> None:
+        self.received = self.interrupted = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # in other threads the caller handles signals
+            for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # Windows has one of them
+                self._previous[number] = signal.signal(number, self._arrived)
+            if callable(signal.getsignal(signal.SIGINT)):  # neither ignored nor at the system's default
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupted)
+        around = (getattr(handler, "__self__", None) for handler in self._previous.values())
+        self.received |= any(getattr(one, "received", False) for one in around)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _interrupted(self, number: int, frame: Any) -> None:
+        self.interrupted = True
+        running = frame
+        while running is not None:
+            if running.f_code.co_name == "__del__":  # Python would print what it raises, and go on
+                return
+            running = running.f_back
+        self._previous[number](number, frame)
+
+    def _arrived(self, *_: object) -> None:
+        self.received = True
+        if another_rank_failed():
+            raise Stopped("another rank failed; the same command continues from the last checkpoint")
+
+
+class StopAtOnce(StopSignal):
+    """A handler for work outside the loop, with nothing to save: either signal raises Stopped at once.
+
+    The work may swallow it: a bare `except:`, a callback of C code, a destructor. So it is raised again by `check`, and
+    in place of an error that ends the work after the signal.
+    """
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__()
+        if self.received and isinstance(error[1], Exception):
+            raise Stopped(_STOPPED) from error[1]
+
+    def check(self, world: World) -> None:
+        """Raise Stopped on every rank if any rank has received a signal. Call it on every rank."""
+        if world.max(float(self.received)):
+            raise Stopped(_STOPPED)
+
+    def _arrived(self, *_: object) -> None:
+        self.received = True
+        raise Stopped(_STOPPED)
+
+
+_STOPPED = "stopped by a signal; what was finished is kept, the same command continues"

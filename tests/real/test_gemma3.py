@@ -1,0 +1,36 @@
+"""Gemma 3 270M base: sliding windows, a vocabulary of 262,144, no template, and a token without an embedding."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sftmix.model.load import model_config, spare_tokens
+from tests.forked import done
+from tests.real.formulas import assert_near, ours, rows_of, theirs
+from tests.real.test_smollm2_runs import words_of
+
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.long]
+
+
+def test_a_pair_is_that_of_the_formula_on_plain_transformers(gemma3, questions):
+    data = rows_of(gemma3, questions, "alpaca")
+    found, lam = ours(gemma3, data)
+    assert_near(found, theirs(gemma3, data, float(lam[0])), rtol=1e-4)
+
+
+def test_a_run_with_the_spare_token_of_its_tokenizer(gemma3, questions, held_out, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(gemma3)
+    assert len(spare_tokens(model_config(str(gemma3)), tokenizer)) == 1
+    more = ("--data.eval", str(held_out), "--data.template", "alpaca")
+    printed = done(words_of(gemma3, questions, *more), cwd=tmp_path)
+    assert "has no embedding" in printed
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["eval_nll_after"] < summary["eval_nll_before"]
+    exported = tmp_path / "run" / "train" / "model"
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
+    assert model.get_input_embeddings().weight.shape[0] == 262_144
+    ids = torch.tensor([AutoTokenizer.from_pretrained(exported)("The sky is")["input_ids"]])
+    with torch.no_grad():
+        assert torch.isfinite(model(ids).logits).all()

@@ -1,0 +1,85 @@
+"""Too little memory is said before the first step, by what a forward really keeps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from sftmix.batches.order import Slot
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.training import memory
+from sftmix.training.loop import train
+from sftmix.training.module import TrainingModule
+from tests.toy import toy_model, toy_rows, toy_stage
+
+DATA = toy_rows([(3, 5), (7, 2), (20, 12), (4, 4)])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_a_row_keeps_is_measured(precision):
+    """A batch of k such rows keeps k times as much, beside what does not depend on the rows."""
+    model = toy_model(dtype=torch.float32)
+    module = TrainingModule(model).train()
+    constant, per_row = memory.saved_by_forward(module, DATA, precision)
+    assert module.training
+    for rows in (2, 5):
+        sizes = {}
+
+        def note(saved, sizes=sizes):
+            sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+            return saved
+
+        ids = torch.from_numpy(DATA[2].input_ids).long().repeat(rows, 1)
+        model.eval()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), saved_tensors_hooks(note, lambda x: x):
+            out = model.get_decoder()(input_ids=ids, use_cache=False)
+        for parameter in model.parameters():
+            sizes.pop(parameter.untyped_storage().data_ptr(), None)
+        assert sum(sizes.values()) == pytest.approx(constant + rows * per_row, rel=0.1)
+        del out
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """Three steps of four rows in micro-batches of two."""
+    units = [[(Slot(row),) for row in range(4)]] * 3
+    return toy_stage(tmp_path, units, model=toy_model(dtype=torch.float32), data=DATA)
+
+
+def free(monkeypatch, number: float) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda device: number)
+
+
+def test_what_does_not_fit_at_all_is_refused_before_the_first_step(stage, monkeypatch):
+    state = sum(3 * one.nbytes for one in stage.model.parameters())  # the gradient, and two moments of AdamW
+    free(monkeypatch, state - 1)
+    with pytest.raises(ConfigError, match="lora"):
+        train(stage, World())
+    assert not (stage.directory / "metrics.jsonl").exists()
+
+
+def test_the_micro_batch_that_fits_is_named_before_the_first_step(stage, monkeypatch, capsys):
+    state = sum(3 * one.nbytes for one in stage.model.parameters())
+    constant, per_row = memory.saved_by_forward(TrainingModule(stage.model), DATA, "fp32")
+    for rows, remedy in ((1.5, "--training.micro_batch_size 1"), (0.5, "--training.activation_checkpointing true")):
+        free(monkeypatch, state + constant + rows * per_row)
+        train(replace(stage, directory=stage.directory / str(rows)), World())
+        line, *_ = capsys.readouterr().out.splitlines()
+        assert line.startswith("train: 2 rows as long as the longest one")
+        assert line.endswith(remedy)
+    free(monkeypatch, state + constant + 2 * per_row)
+    train(replace(stage, directory=stage.directory / "2"), World())
+    assert "as long as" not in capsys.readouterr().out
+
+
+def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatch):
+    everything = memory.free_memory(torch.device("cpu"))
+    assert 0 < everything < 2**50
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_memory(torch.device("cpu")) == 2000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory(torch.device("cpu")) > 3000
