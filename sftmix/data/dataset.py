@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -213,7 +213,9 @@ class _Encoding(NamedTuple):
         fingerprint = key_of("tokens", rows.fingerprint, settings)
         return EncodedDataset(directory / "tokens.arrow", fingerprint, is_text), DataReport(**summary)
 
-    def _build(self, directory: Path, rows: Conversations, limit: int | None, selected: Set[str] | None) -> Record:
+    def _build(
+        self, directory: Path, rows: Conversations, limit: int | None, selected: frozenset[str] | None
+    ) -> Record:
         """Write the tokens of one side, and return its report for the cache."""
         options, is_text = self.prepared.options, self.prepared.text
         report = DataReport(max_length=self.max_length)

@@ -78,6 +78,7 @@ def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> 
     weights = {one.untyped_storage().data_ptr() for one in target.parameters()}
     longest = data[int(data.lengths.argmax())].input_ids
     part = longest[:MEASURED]
+    device = next(target.parameters()).device
     target.eval()
 
     def kept(length: int) -> int:
@@ -89,7 +90,6 @@ def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> 
                 sizes[storage.data_ptr()] = storage.nbytes()
             return saved
 
-        device = target.model.get_input_embeddings().weight.device
         ids = torch.from_numpy(part[:length]).long()[None].to(device)
         with autocast(module, precision, device), saved_tensors_hooks(note, lambda saved: saved):
             decoder(input_ids=ids, use_cache=False)
