@@ -128,7 +128,7 @@ def test_the_page_of_components_explains_every_field_of_a_plan():
     page = (ROOT / "docs" / "components.md").read_text(encoding="utf-8")
     table = page.partition("The fields of a `Plan`")[2].partition("\nloss = ")[0]
     assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.M)) == sorted(f.name for f in fields(Plan))
-    assert "Break ties by id: where rows are ranked (splitters, selectors, samplers)" in page
+    assert "Break ties by id: when you rank rows (splitters, selectors, samplers)" in page
 
 
 REQUIRED = {
