@@ -17,14 +17,20 @@ pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.long]
 def test_a_pair_is_that_of_the_formula_on_plain_transformers(gemma3, questions):
     data = rows_of(gemma3, questions, "alpaca")
     found, lam = ours(gemma3, data)
-    assert_near(found, theirs(gemma3, data, float(lam[0])), rtol=5e-4)
+    assert_near(found, theirs(gemma3, data, float(lam[0])), rtol=1e-3)  # logits of 262,144 columns are sums of more
 
 
-def test_a_run_with_the_spare_token_of_its_tokenizer(gemma3, questions, held_out, tmp_path):
+def test_a_run_with_a_spare_token_in_its_tokenizer(gemma3, questions, held_out, tmp_path):
+    """The published tokenizer has one token more than the embedding, for images, which the GGUF file leaves out."""
+    model = tmp_path / "gemma3"
     tokenizer = AutoTokenizer.from_pretrained(gemma3)
-    assert len(spare_tokens(model_config(str(gemma3)), tokenizer)) == 1
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(model)
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
+        (model / name).symlink_to(gemma3 / name)
+    assert len(spare_tokens(model_config(str(model)), tokenizer)) == 1
     more = ("--data.eval", str(held_out), "--data.template", "alpaca")
-    printed = done(words_of(gemma3, questions, *more), cwd=tmp_path)
+    printed = done(words_of(model, questions, *more), cwd=tmp_path)
     assert "has no embedding" in printed
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["eval_nll_after"] < summary["eval_nll_before"]
