@@ -79,7 +79,7 @@ def _layout(lengths: Sequence[int], n_segments: int, *, padding_free: bool) -> l
         return [[list(range(len(lengths)))]]
     _, groups = length_groups(lengths, min(n_segments, len(lengths)))
     idle: list[list[int]] = [[]]
-    return [[[slot] for slot in group] for group in groups] + [idle] * (n_segments - len(groups))
+    return [[[slot] for slot in alike] for alike in groups] + [idle] * (n_segments - len(groups))
 
 
 def _segment(
@@ -121,15 +121,16 @@ def _segment(
         for first, last in itertools.pairwise([*documents, start, width]):
             positions[b, first:last] = np.arange(last - first)
     slots = [slot for line in lines for slot in line]
+    one_line = several and len(lines) == 1  # whose documents the loop has left behind
     return Segment(
-        tuple(slots),
-        torch.from_numpy(input_ids),
-        torch.from_numpy(mask),
-        torch.from_numpy(np.concatenate(index)),
-        torch.cat(order),
-        torch.from_numpy(positions) if several else None,
-        tuple(len(encoded[slot].input_ids) for slot in slots) if len(slots) > len(lines) else None,
-        torch.tensor([*documents, width], dtype=torch.int32) if several and len(lines) == 1 else None,
+        slots=tuple(slots),
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(mask),
+        index=torch.from_numpy(np.concatenate(index)),
+        order=torch.cat(order),
+        position_ids=torch.from_numpy(positions) if several else None,
+        lengths=tuple(len(encoded[slot].input_ids) for slot in slots) if len(slots) > len(lines) else None,
+        starts=torch.tensor([*documents, width], dtype=torch.int32) if one_line else None,
         padded=not mask.all(),
     )
 

@@ -113,33 +113,46 @@ class TrainingOrder:
         seed: int,
         known: bool = True,
     ) -> None:
-        size, expected = options.global_batch_size, math.ceil(n_rows / options.global_batch_size)
-
-        @lru_cache(maxsize=1)
-        def batches_of(epoch):
-            batches = global_batches(epoch_units(n_rows, pairs_of(epoch), epoch=epoch, seed=seed), size)
-            if not known and len(batches) != expected:
-                raise ConfigError(
-                    f"epoch {epoch + 1} has {len(batches)} steps instead of {expected}: its pairs repeat examples, "
-                    "which a single run cannot plan for; use a splitter with equal groups and a pairing that takes "
-                    "each example once, or --reference TrainedReference"
-                )
-            return batches
-
-        self._batches_of = batches_of
+        self._n_rows = n_rows
+        self._pairs_of = pairs_of
+        self._size = options.global_batch_size
+        self._seed = seed
+        self._known = known
+        self._batches_of = lru_cache(maxsize=1)(self._made)
         self.ends: list[int] = []
         """Steps done at the end of each epoch; epochs or max_steps may end the last epoch early."""
-        self.total_steps, most = 0, math.inf if options.max_steps is None else options.max_steps
+        self.total_steps = 0
+        most = math.inf if options.max_steps is None else options.max_steps
         # The number that the user wrote: 1.1 is 11/10, and a tenth of an epoch of 10 batches is 1 step, not 2.
         epochs = Fraction(options.epochs).limit_denominator(1_000_000) if options.max_steps is None else math.inf
         while epochs > len(self.ends) and self.total_steps < most:
-            epoch, batches = len(self.ends), expected
-            pairs = pairs_of(epoch) if known else None
-            if pairs is not None and (size % 2 or len(np.unique(pairs)) < pairs.size):
-                batches = len(batches_of(epoch))  # built only if an example may have several slots
-            steps = self.total_steps + math.ceil(min(1, epochs - epoch) * batches)
+            epoch = len(self.ends)
+            steps = self.total_steps + math.ceil(min(1, epochs - epoch) * self._count(epoch))
             self.total_steps = int(min(steps, most))
             self.ends.append(self.total_steps)
+
+    @property
+    def _expected(self) -> int:
+        """Global batches of an epoch in which every example has one slot."""
+        return math.ceil(self._n_rows / self._size)
+
+    def _count(self, epoch: int) -> int:
+        """Return the number of an epoch's global batches, which are made only if an example may have several slots."""
+        pairs = self._pairs_of(epoch) if self._known else None
+        several = pairs is not None and (self._size % 2 or len(np.unique(pairs)) < pairs.size)
+        return len(self._batches_of(epoch)) if several else self._expected
+
+    def _made(self, epoch: int) -> list[list[Unit]]:
+        """Make the global batches of an epoch; ConfigError if there are more than a single run has planned for."""
+        units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
+        batches = global_batches(units, self._size)
+        if not self._known and len(batches) != self._expected:
+            raise ConfigError(
+                f"epoch {epoch + 1} has {len(batches)} steps instead of {self._expected}: its pairs repeat examples, "
+                "which a single run cannot plan for; use a splitter with equal groups and a pairing that takes "
+                "each example once, or --reference TrainedReference"
+            )
+        return batches
 
     def epoch_of(self, step: int) -> int:
         """Epoch of step `step` (both from 0)."""

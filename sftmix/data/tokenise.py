@@ -91,11 +91,33 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
         if len(examples) == 1:
             return [Outcome.without("template_refused", detail=f": {error}")]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
-    texts = [[_texts(response) for response in responses] for responses in found]
-    once = list(dict.fromkeys(itertools.chain(*itertools.chain(*texts))))  # most prompts are the served ones
+    texts = [text for responses in found for response in responses for text in _texts(response)]
+    once = list(dict.fromkeys(texts))  # most prompts are the served ones
     ids = dict(zip(once, encoder.tokenize(once), strict=True))
-    tokens = [[[ids[text] for text in of_turn] for of_turn in of_example] for of_example in texts]
-    return [_masked(encoder, *of_example, max_length) for of_example in zip(found, tokens, strict=True)]
+    outcomes = []
+    for responses in found:
+        tokens = [_Tokens(*(ids[text] for text in _texts(response))) for response in responses]
+        outcomes.append(_masked(encoder, responses, tokens, max_length))
+    return outcomes
+
+
+class _Tokens:
+    """The ids of a response's texts.
+
+    served  of the prompt that the model is served with
+    prompt  of the prompt that the response is trained behind
+    parts   of the text through each part of the response
+    closed  of the text through the end of the turn: the last of the parts
+    """
+
+    def __init__(self, served: list[int], prompt: list[int], *parts: list[int]) -> None:
+        self.served = served
+        self.prompt = prompt
+        self.parts = list(parts)
+
+    @property
+    def closed(self) -> list[int]:
+        return self.parts[-1]
 
 
 def _texts(response: Response) -> list[str]:
@@ -103,39 +125,38 @@ def _texts(response: Response) -> list[str]:
     return [response.served, response.prompt, *(text for text, _ in response.parts)]
 
 
-def _masked(
-    encoder: Encoder, responses: Sequence[Response], tokens: Sequence[list[list[int]]], max_length: int
-) -> Outcome:
+def _masked(encoder: Encoder, responses: Sequence[Response], tokens: Sequence[_Tokens], max_length: int) -> Outcome:
     """Return the first max_length tokens of an example, and the spans of its responses in them.
 
     A conversation of several turns is split unless it begins with the tokens of every prompt and of every turn.
 
-    tokens  of each response, the ids of its `_texts`
+    tokens  of each response
     """
     reasons = sorted({reason for response in responses for reason in response.reasons})
     if lost := [reason for reason in LOST if reason in reasons]:
         return Outcome.without(*lost[:1])
-    *_, (_, prompt, *_, ids) = tokens
-    fits = all(ids[: len(part)] == part for _, prompt, *_, closed in tokens for part in (prompt, closed))
+    last = tokens[-1]
+    ids = last.closed
+    fits = all(ids[: len(part)] == part for one in tokens for part in (one.prompt, one.closed))
     if len(tokens) > 1 and ("composed" in reasons or not fits):
         return Outcome.without(SPLIT)
     if not fits:
-        apart = _apart(encoder, responses[-1], prompt, ids)
+        apart = _apart(encoder, responses[-1], last.prompt, ids)
         if apart is None:
             return Outcome.without("prefix_mismatch")
         ids = apart
-        tokens = [[*tokens[-1][:-1], ids]]
+        tokens = [_Tokens(last.served, last.prompt, *last.parts[:-1], apart)]
         reasons.append("boundary")
-    if any(closed[-1] not in encoder.end_ids for *_, closed in tokens):
+    if any(one.closed[-1] not in encoder.end_ids for one in tokens):
         return Outcome.without("no_end_of_turn")
-    if any(ids[: len(part)] != part for part, *_ in tokens):
+    if any(ids[: len(one.served)] != one.served for one in tokens):
         reasons.append("other_prompt")
     spans = list[tuple[int, int]]()
     weights = list[float]()
-    for response, (_, before, *parts) in zip(responses, tokens, strict=True):
-        start = max(len(before), 1)  # the first token of a text is predicted by nothing, so it can never be a target
-        for part, (_, weight) in zip(parts, response.parts, strict=True):
-            stop = min(len(part) if part is parts[-1] else _common(part, ids), max_length)
+    for response, one in zip(responses, tokens, strict=True):
+        start = max(len(one.prompt), 1)  # the first token of a text is predicted by nothing, and never a target
+        for part, (_, weight) in zip(one.parts, response.parts, strict=True):
+            stop = min(len(part) if part is one.closed else _common(part, ids), max_length)
             if weight and start < stop:
                 spans.append((start, stop))
                 weights.append(weight)

@@ -92,15 +92,15 @@ class CheckpointStore:
         reason, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
         """
         module, path = unwrap(wrapped), self.path(step)
-        shards = [p.to_local() if hasattr(p, "to_local") else p for p in _trained(module).values()]
-        if self.world.max(any(not torch.isfinite(p).all() for p in shards)):
-            raise NonFiniteError(
-                f"weights are not finite after step {step}, so {path} is not written; lower training.learning_rate "
-                "(the last checkpoint is untouched)"
-            )
+        self._refuse_not_finite(module, step)
         tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
-        staging = self.world.from_main(self._told(step, needed)(lambda: fresh_directory(path)))
+
+        def begin() -> Path:
+            with self._explained(step, needed):
+                return fresh_directory(path)
+
+        staging = self.world.from_main(begin)
         writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
         problem = None
         try:
@@ -114,25 +114,37 @@ class CheckpointStore:
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
         self.world.barrier()
 
-        @self._told(step, needed)
-        def commit():
-            if problem is not None:
-                raise problem
-            (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
-            (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
-            if arrays:
-                (staging / _ARRAYS).write_bytes(save(dict(arrays)))
-            commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
-            self._verified = None
-            # All but `keep` go: those of later steps first, which were passed over as damaged.
-            others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
-            for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
-                shutil.rmtree(self.path(old), ignore_errors=True)
+        def commit() -> None:
+            with self._explained(step, needed):
+                if problem is not None:
+                    raise problem
+                (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+                (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
+                if arrays:
+                    (staging / _ARRAYS).write_bytes(save(dict(arrays)))
+                commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
+                self._verified = None
+                self._prune(step)
 
         self.world.on_main(commit)
 
+    def _refuse_not_finite(self, module: nn.Module, step: int) -> None:
+        """Raise NonFiniteError on every rank if a trained weight of any is not finite."""
+        shards = [p.to_local() if hasattr(p, "to_local") else p for p in _trained(module).values()]
+        if self.world.max(any(not torch.isfinite(p).all() for p in shards)):
+            raise NonFiniteError(
+                f"weights are not finite after step {step}, so {self.path(step)} is not written; lower "
+                "training.learning_rate (the last checkpoint is untouched)"
+            )
+
+    def _prune(self, step: int) -> None:
+        """Remove all but `keep` checkpoints: those of later steps first, which were passed over as damaged."""
+        others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
+        for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
+            shutil.rmtree(self.path(old), ignore_errors=True)
+
     @contextmanager
-    def _told(self, step: int, needed: int) -> Iterator[None]:
+    def _explained(self, step: int, needed: int) -> Iterator[None]:
         """Remove what was written of a checkpoint, to make room for the others, and raise why it cannot be written."""
         try:
             yield
