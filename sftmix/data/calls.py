@@ -48,7 +48,7 @@ def calls_of(turn: Fields, content: Any, where: str, place: int) -> list[dict[st
     """Return the calls of a turn in OpenAI's form, their arguments as objects; [] if it has none. Raises BadRow.
 
     content  of a turn that is a call, or several; else None
-    place    that of the turn in the row, from which ids are made that the row lacks
+    place    the turn's place in the row; ids that the row lacks are made from it
     """
     name, value = _only({**{name: turn.get(name) for name in CALL_FIELDS}, "content": content}, f"{where}.")
     calls = parsed(value, name)

@@ -43,7 +43,7 @@ def take(
 
 
 def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations:
-    """Leave out the rows that a file names, one in each line: an id, that of a turn, too, or `file:line`.
+    """Leave out the rows that a file names, one in each line: an id (of a row or a turn) or `file:line`.
 
     Raises ConfigError for a file that cannot be read, and for a name that is no row's.
     """

@@ -51,7 +51,7 @@ SCHEMA = pa.schema(
     ]
 )
 """Windows of plain text have the source, label and columns of their first document; `offset` is the window's place
-among its tokens, and `starts` are the places where the documents begin. Elsewhere both are null."""
+among its tokens, and `starts` are the places where the documents begin. In other rows both are null."""
 
 MAX_OTHER_PROMPTS = 0.05
 """Largest share of the training examples that may be trained behind another prompt than the exported template's."""
@@ -66,7 +66,7 @@ class EncodedDataset(Sequence[Encoded]):
     ids          N example ids
     lengths      i64[N], tokens per example
     n_targets    i64[N], response tokens per example, end-of-turn token included
-    truncated    bool[N], True where the example was cut at the maximum length
+    truncated    bool[N], True if the example was cut at the maximum length
     """
 
     def __init__(self, path: Path, fingerprint: str, is_text: bool) -> None:
@@ -104,12 +104,12 @@ class EncodedDataset(Sequence[Encoded]):
 
     @cached_property
     def sources(self) -> list[str]:
-        """N places of the rows, such as `file:line`; of a window of text that of its first document."""
+        """N places of the rows, such as `file:line`; a window of text has its first document's."""
         return self._table["source"].to_pylist()
 
     @cached_property
     def columns(self) -> dict[str, list[Any]]:
-        """The rows' other scalar fields: name -> N values, None where a row lacks the field."""
+        """The rows' other scalar fields: name -> N values, None if a row lacks the field."""
         if self.packed:
             return {}  # a window may hold documents with different values
         rows = [json.loads(text) for text in self._table["columns"].to_pylist()]

@@ -34,7 +34,7 @@ class Encoder:
 
     name            alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, or "text" for none
     end_of_turn_id  the token that ends a response, trained
-    spellings       the special tokens' spellings, which rows may hold as text; None if there they are these tokens, too
+    spellings       the special tokens' spellings, which rows may hold as text; None: there they are tokens as well
     shape           what the template writes around a response; None for plain text
     thoughts        what becomes of thoughts, see `DataOptions`
     notices         sentences that the user should read
@@ -61,7 +61,7 @@ class Encoder:
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """Ids that end a turn: the end of a response, and that of a call where this is another one."""
+        """Ids that end a turn: the id that ends a response, and the one that ends a call, if it is another."""
         ends = () if self.shape is None else (self.tokenizer.convert_tokens_to_ids(self.shape.call_end),)
         return tuple(dict.fromkeys((self.end_of_turn_id, *ends)))
 
@@ -107,7 +107,7 @@ class Encoder:
         return turn if self.spellings is None else self.as_text(turn)
 
     def divided(self, message: Message) -> tuple[str, str]:
-        """Return the thought of an assistant turn and its answer; "" where it has none, or thoughts are dropped."""
+        """Return the thought of an assistant turn and its answer; "" if it has none, or thoughts are dropped."""
         thought, answer = (message.thought, message.content) if message.thought else divided(message.content)
         return ("" if self.thoughts == "drop" else thought), answer
 

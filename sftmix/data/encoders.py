@@ -77,12 +77,12 @@ def make_encoder(
 ) -> Encoder:
     """Choose the template, find what it writes around a response (`sftmix.data.fitting`), and return the encoder.
 
-    template        None (the tokenizer's own, or alpaca where it has none), "alpaca", "chatml", or the path of a Jinja
+    template        None (the tokenizer's own, or alpaca if it has none), "alpaca", "chatml", or the path of a Jinja
                     file
     special_tokens  what their spellings in rows become, see `DataOptions`
     thoughts        what becomes of thoughts, see `DataOptions`
-    thinks          some response has a thought: the generation prompt is then that of thinking; None: it is as it is
-    variables       values of the template's variables, in the exported template, too
+    thinks          some response has a thought: the generation prompt is then the one for thinking; None: it stays
+    variables       values of the template's variables, also in the exported template
     Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a response.
     """
     name, source = _choose(tokenizer, template)
@@ -113,7 +113,7 @@ def _around_turns(tokenizer: PreTrainedTokenizerBase, header: str, texts: list[s
     """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
 
     Left out are those behind the first before a response that have a partner, as `<tool_call>` has `</tool_call>`:
-    responses write them, too.
+    responses also write them.
 
     header  what the template writes before a response
     texts   what it writes elsewhere

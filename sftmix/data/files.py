@@ -24,11 +24,11 @@ MAX_TEXT_BYTES = 64 << 20
 
 Row = tuple[str, Any]
 """The place of a row in its source (`:line`, `:line[index]` or `[index]`, the index from 0), and its value or the
-BadRow that says why it has none. A reader raises BadRow, with the place, where nothing more can be read."""
+BadRow that says why it has none. A reader raises BadRow, with the place, if nothing more can be read."""
 
 
 def _json(path: Path) -> Iterator[Row]:
-    """Rows of a .json file: elements of an array where the file begins with `[`, else one row a line."""
+    """Rows of a .json file: elements of an array if the file begins with `[`, else one row a line."""
     with open(path, encoding="utf-8-sig", errors="ignore") as file:
         is_array = file.read(1024).lstrip()[:1] == "["
     return _array(path) if is_array else _lines(path)

@@ -67,7 +67,7 @@ class Shape:
     ending     from the answer through the token that ends the turn
     end        that token
     text_arguments  the arguments of a call are given as JSON text; None: the template writes no calls
-    call_end   the token behind a call, or that of other turns
+    call_end   the token behind a call, or else `end`
     notices    sentences that the user should read
     """
 
@@ -147,8 +147,8 @@ def _values(source: str, names: Iterable[str], thinks: bool) -> Iterator[tuple[s
 def _header(view: View, thinks: bool, call: str) -> str:
     """Return what is written before every response and belongs to the prompt; a space belongs to the response.
 
-    That is all that a template without a generation prompt writes there; of others, an empty thought, if the rows have
-    none, unless generation tags say that it is the response's.
+    For a template without a generation prompt, that is all it writes there; for others, an empty thought, if the rows
+    have none, unless generation tags say that it is the response's.
 
     call  what the template writes for a call, or ""
     """

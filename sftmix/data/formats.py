@@ -102,7 +102,7 @@ def convert(
     label_field  None, or the field that gives the label; a row without it has none
     unread       counts this row under the name of each of its fields that is not read
     roles        names of roles -> ours (data.roles)
-    last         of the assistant's turns only the last one is trained (data.trained_turns)
+    last         only the last of the assistant's turns is trained (data.trained_turns)
     """
     name = recognise(row, first) if form == "auto" else form
     if name == TEXT != form:
@@ -220,7 +220,7 @@ def _history(row: Fields, _: Mapping[str, str] | None = None) -> list[Message]:
 
 
 def _prompt_completion(row: Fields, roles: Mapping[str, str] | None) -> list[Message]:
-    """The turns of the prompt, and those of the completion behind them; it may repeat the prompt."""
+    """The prompt's turns, and the completion's behind them; the completion may repeat the prompt."""
     prompt, completion = (
         [Message(role, field_text(row, field), role == "assistant")]
         if isinstance(row[field], str)

@@ -79,7 +79,7 @@ class DataReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report for people, one line per fact; what comes from rows and templates cannot add one."""
+        """The report for people, one line per fact; text from rows and templates cannot add one."""
         kind = "row"
         examples = "examples"
         if self.tokens is not None:

@@ -21,7 +21,7 @@ _PARTS = re.compile(r"(.+?)(?::(?!\.+(?:@|\Z))([^@:/\\\x00-\x1f]+))?(?:@(?!\.)([
 _NO_ROWS = re.compile(r"\.|cache-.*\.arrow|state\.json|dataset_(infos?|dict)\.json")
 """Names of files that are never rows: hidden ones, and those that datasets writes beside rows for itself."""
 _HELD_OUT = re.compile(r"(^|[\W_\d])(tests?|testing|evals?|evaluation|valid|validation|val|dev)([\W_\d]|$)", re.I)
-"""Names of files that are not for training where others are; datasets knows them by these words, too."""
+"""Names of files that are not for training if there are others; datasets also knows them by these words."""
 
 _NO_FILE = (
     ": there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT; without a network, name the data set's "
@@ -44,7 +44,7 @@ class Source(NamedTuple):
     entry: int = 0
 
     def rows(self) -> Iterator[Row]:
-        """Rows in file order, good and bad, under `file:line`; raises DataError where nothing more can be read."""
+        """Rows in file order, good and bad, under `file:line`; raises DataError if nothing more can be read."""
         reader = READERS[self.data.suffix.lower()] if isinstance(self.data, Path) else rows_of_table
         with _reading(self.name):
             for place, row in reader(self.data):
@@ -72,8 +72,8 @@ def expand(names: Sequence[str], option: str, form: str = "auto") -> tuple[list[
     that datasets has written, or that has been downloaded from the hub.
 
     option  name of the option that holds the names, for messages; in data.train alone, files for tests are left out
-    form    data.format. Text files of a directory are documents where it is text, or where it is auto and the directory
-            holds nothing else. Beside files of rows they are notes about the rows, and are left out.
+    form    data.format. Text files of a directory are documents if it is text, or if it is auto and the directory holds
+            nothing else. Beside files of rows they are notes about the rows, and are left out.
     Raises DataError with the path that is missing, unreadable, empty or of an unknown kind.
     """
     sources, lines = list[Source](), list[str]()
@@ -192,7 +192,7 @@ def holds_text(sources: Sequence[Source], form: str, option: str, columns: Colum
     for source in sources:
         is_text = source.name.lower().endswith(".txt")
         if form == "auto" and not is_text:
-            with suppress(DataError):  # it is raised again where the rows are read
+            with suppress(DataError):  # it is raised again when the rows are read
                 for _, value in source.rows():
                     with suppress(BadRow):  # bad rows before one of a known format say nothing about the others
                         is_text = recognise(columns.renamed(value), columns.formats) == TEXT

@@ -30,7 +30,7 @@ class SpecialSpellings:
     turn. Here only the chat template can make them: what a row says is encoded as text.
 
     Before the template is rendered, a NUL is put into each spelling in the content of a turn (rows with a NUL are
-    refused where they are read). In the rendered text the spellings without NUL are the template's own. A copy of the
+    refused when they are read). In the rendered text the spellings without NUL are the template's own. A copy of the
     tokenizer, the twin, spells its special tokens with a NUL: these are put into the rendered text in place of the
     template's spellings, and the NULs are taken out of the content. All else about the twin is the same: a text without
     such spellings gets the same ids from both.
@@ -38,7 +38,7 @@ class SpecialSpellings:
     ids       token id of each spelling: special tokens, and those that the template writes around a turn. The tags of
               thoughts are not among them, nor are other added tokens, such as runs of spaces, nor a single character
               that as text is the same token.
-    unmarked  those of them, in order, that the tokenizer itself does not call special
+    unmarked  the ones, in order, that the tokenizer itself does not call special
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int]) -> None:
@@ -96,7 +96,7 @@ class SpecialSpellings:
     def _twin(self) -> Tokenizer:
         """The tokenizer that finds only the special tokens that are spelt with NUL; made when a row needs it.
 
-        They are respelt in the model's vocabulary, too: there the old spelling could be put together from text, by
+        They are also respelt in the model's vocabulary: there the old spelling could be put together from text, by
         Unigram, or by merges, which go as well.
         """
         problem = "it is not a fast tokenizer"

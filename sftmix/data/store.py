@@ -90,7 +90,7 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
                 return target, summary
         finally:
             with contextlib.suppress(OSError):  # Windows keeps a file that is open
-                os.unlink(lock.lock_file)  # before the release: who waits for it then takes a new file
+                os.unlink(lock.lock_file)  # before the release: a process that waits for it then takes a new file
             lock.release()
     except OSError as error:
         kind = NoSpaceError if is_full(error) else ConfigError
@@ -210,7 +210,7 @@ class Conversations:
         self.fingerprint, self.cache_key, self.is_text = fingerprint, cache_key, is_text
 
     def some(self, records: Int64, parts: Int64 | None = None) -> Self:
-        """Make a side of these records, which are some of its own; of documents, of these parts of them."""
+        """Make a side of these records, which are some of its own; if they are documents, of these parts."""
         if len(records) == len(self.records) and parts is None:
             return self
         numbers = records if parts is None else np.concatenate([records, parts.reshape(-1)])

@@ -55,7 +55,7 @@ def render(
     prompt  with the generation prompt
     listed  contents are handed over as lists of parts
     tools   the functions that the assistant may call
-    Raises TemplateRefusal where the template or its syntax fails.
+    Raises TemplateRefusal if the template or its syntax fails.
     """
     if listed:
         conversations = [[{**turn, "content": _parts(turn["content"])} for turn in chat] for chat in conversations]
@@ -77,7 +77,7 @@ def _parts(content: str) -> list[dict[str, str]]:
 
 
 def defaults(variables: Mapping[str, Any]) -> str:
-    """Return the head of a template whose variables have these values where nobody gives them others."""
+    """Return the head of a template whose variables have these values unless they are given others."""
     lines = []
     for name, value in variables.items():
         given = "none" if value is None else json.dumps(value)

@@ -56,7 +56,7 @@ def without_closing(text: str) -> str:
 
 
 def closing_of(opening: str) -> str:
-    """Return what closes a thought that `opening` began, with white space like that of its tag."""
+    """Return what closes a thought that `opening` began, with the white space that its tag has."""
     space = opening[len(opening.rstrip()) :]
     return f"{space}{closing_tag(opening.strip())}{2 * space}"
 

@@ -78,7 +78,7 @@ class Outcome(NamedTuple):
 
     @classmethod
     def without(cls, *reasons: str, detail: str = "") -> Self:
-        """Return that of an example that cannot be trained on."""
+        """Return the outcome of an example that cannot be trained on."""
         return cls([], [], [], list(reasons), detail)
 
 
@@ -242,7 +242,7 @@ def tokenised(
     """Tokenise the records; yield the rows to store, in file order, and add the counts to `report`.
 
     work       does `tokenise` for some records
-    processes  number of processes; None takes as many as there are cores, and fewer where there is little work
+    processes  number of processes; None takes as many as there are cores, and fewer if there is little work
     """
     parts = np.split(records, range(AT_ONCE, len(records), AT_ONCE))
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1  # elsewhere forking is not safe

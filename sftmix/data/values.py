@@ -20,7 +20,7 @@ def without_null(fields: Fields) -> dict[str, Any]:
 
 
 def filled(value: Any) -> bool:
-    """False for null and empty text, as tables of text spell them, too, and for lists and objects of nothing else."""
+    """False for null and empty text, also as tables of text spell them, and for lists and objects of nothing else."""
     rest = [value]
     for item in rest:  # which grows: a row may be nested too deeply for recursion
         if isinstance(item, (list, Mapping)):

@@ -73,7 +73,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     try:
         config = LoraConfig(**options, task_type="CAUSAL_LM")
         if config.target_modules == ALL_LINEAR and target_names:
-            # PEFT does not take all-linear beside names, so its own functions make names of it here: first those of
+            # PEFT does not take all-linear beside names, so its own functions make names of it here: first the
             # experts and routers, which are no linear layers.
             convert_peft_config_for_transformers(config, model=model, conversions=None)
             _maybe_include_all_linear_layers(config, model)
@@ -221,14 +221,14 @@ def read_adapters(model: PreTrainedModel, directory: Path) -> None:
 
 
 def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return those of the weights that are trained, by their names in PEFT's format."""
+    """Return the trained weights, by their names in PEFT's format."""
     from peft import get_peft_model_state_dict
 
     trained = {name: weights[name] for name, p in model.named_parameters() if p.requires_grad and name in weights}
     state = get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
     renamed = {}
     for name, x in state.items():
-        # DoRA's magnitudes get their full name, which PEFT reads, too: with the short one transformers 5.23 loses them.
+        # DoRA's magnitudes get their full name, which PEFT also reads: with the short one transformers 5.23 loses them.
         end = ".weight" if name.endswith("lora_magnitude_vector") else ""
         renamed[f"base_model.model.{name}{end}"] = x
     return renamed
@@ -251,7 +251,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
         layer = getattr(head, "base_layer", head)
         layer.weight = nn.Parameter(layer.weight.detach().clone())
         untie(model)
-    # The innermost first: of two adapted tensors of experts, PEFT puts the layer of one inside that of the other.
+    # The innermost first: if two tensors of experts are adapted, one's PEFT layer is inside the other's.
     for name, module in reversed(list(model.named_modules())):
         if hasattr(module, "modules_to_save"):
             model.set_submodule(name, module.modules_to_save[ADAPTER])

@@ -25,7 +25,7 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class Head:
-    """logits = softcap tanh(scale (hidden W^T + bias) / softcap), without the cap where softcap is None.
+    """logits = softcap tanh(scale (hidden W^T + bias) / softcap), without the cap if softcap is None.
 
     Weight and bias are read from the module at each use: FSDP replaces them. With an adapter on the head, W is the
     effective weight, which each use of `weight` computes anew.
@@ -100,7 +100,7 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
             f"{difference:.3g} on a probe batch (allowed: {limit:.3g}), so the loss would train another model."
         )
     # Earlier states are equal to the bit, but for experts, whose matmuls get other shapes: in float32 they change 3e-7
-    # times as much as the later ones. Where later tokens are seen, 0.3 to 0.7 times as much; with random weights 0.004.
+    # times as much as the later ones. If later tokens are seen, 0.3 to 0.7 times as much; with random weights 0.004.
     if moved[:, :later].max() > ROUNDING.get(hidden.dtype, 0.1) * moved[:, later:].max():
         raise ConfigError(
             f"model.path: {name} sees later tokens: a change of them changes the states before them, so its NLL would "

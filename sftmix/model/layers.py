@@ -1,6 +1,6 @@
 """Decoder layers, whose activations may be recomputed in the backward, and weights that text never goes through.
 
-The latter, as those of a vision tower, are not trained. They get no gradient, so an optimizer would have state that no
+The latter, such as a vision tower's, are not trained. They get no gradient, so an optimizer would have state that no
 step made, and DDP would wait for them. What trains, stores or wraps weights asks `requires_grad` alone.
 """
 
@@ -11,7 +11,7 @@ from sftmix.common.errors import ConfigError
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the repeated blocks of the decoder, which transformers itself never splits; none lies in another."""
+    """Return the repeated blocks of the decoder, which transformers itself never splits; none is inside another."""
     names = model._no_split_modules or ()
     parts = (m for m in model.get_decoder().modules() if not isinstance(m, nn.Embedding))
     layers = [m for m in parts if any(cls.__name__ in names for cls in type(m).__mro__)]  # FSDP2 puts a class before it
@@ -31,7 +31,7 @@ def recompute_activations(model: PreTrainedModel) -> None:
 
 
 def freeze_unused(model: PreTrainedModel) -> PreTrainedModel:
-    """Freeze what lies outside the decoder, the input embeddings and the LM head, in place; return the model."""
+    """Freeze what is outside the decoder, the input embeddings and the LM head, in place; return the model."""
     used = _used(model)
     for parameter in model.parameters():
         if id(parameter) not in used:
@@ -40,7 +40,7 @@ def freeze_unused(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def unused_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Return the largest modules that text never goes through, by their names; none of a model of text."""
+    """Return the largest modules that text never goes through, by their names; none if it is a model of text."""
     used = _used(model)
     unused: dict[str, nn.Module] = {}
     for name, module in model.named_modules():

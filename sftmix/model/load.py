@@ -86,7 +86,7 @@ def model_config(path: str | Path) -> PretrainedConfig:
 
 
 def files_of_model(path: str | Path) -> Path:
-    """Return the directory with the files of a model that was loaded; of a hub id it has the name of the commit."""
+    """Return the directory with the files of a model that was loaded; for a hub id it has the name of the commit."""
     name, _ = model_place(path)
     return Path(str(cached_file(name, "config.json", revision=commit_of(name), local_files_only=True))).parent
 
@@ -177,7 +177,7 @@ def spare_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -
 
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""How much probes may differ by rounding, relative to the greatest number; of half precision each probe says itself."""
+"""How far rounding may move probes, relative to the greatest number; each probe sets its own for half precision."""
 
 
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
@@ -187,7 +187,7 @@ def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
 
 @contextmanager
 def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[None]:
-    """Let a model run in eval mode and without gradients; ConfigError, `problem: error. remedy`, where it fails."""
+    """Let a model run in eval mode and without gradients; ConfigError, `problem: error. remedy`, if it fails."""
     training = model.training
     model.eval()
     try:

@@ -4,7 +4,7 @@
                                       If dtypes or adapters do not allow this, rank 0 loads the whole model, and the
                                       others have an `empty_model`.
     2. the values without the model   `take_values`: the model keeps float32 parameters on the meta device, which are
-                                      sharded like those of any other model (`sftmix.training.parallel.wrap`)
+                                      sharded like any other model's (`sftmix.training.parallel.wrap`)
     3. the values in the shards       `Values.fill`: a rank never holds more than its shards and one tensor
 
 transformers handles names, conversions and missing weights, as in a plain load.
@@ -54,7 +54,7 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     stored = stored_dtype(path)
     model = load_model(path, dtype=stored, attention=attention)
     files = [safe_open(file, framework="pt") for file in files_of_model(path).glob("*.safetensors")]
-    # None at all, where a hub has them in another snapshot than the config
+    # None at all, if a hub has them in another snapshot than the config
     if {file.get_tensor(name).dtype for file in files for name in file.keys()} != {stored}:  # noqa: SIM118
         return None
     persistent = model.state_dict().keys()

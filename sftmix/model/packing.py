@@ -15,7 +15,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.model.load import ROUNDING, probe_ids, probing
 
 _DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)
-"""Lengths of the documents in the probe: three lines of 16 tokens, as padding is one, too; padding-free, one of 48."""
+"""Lengths of the documents in the probe: three lines of 16 tokens, as padding is also one; padding-free, one of 48."""
 
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
@@ -43,7 +43,7 @@ def known_rows(*, packed: bool) -> Iterator[None]:
         "fast_all": lambda mask: False,
     }
     functions = vars(masking_utils)
-    own = {name: functions.get(name) for name in answers}  # None of a version that asks otherwise
+    own = {name: functions.get(name) for name in answers}  # None in a version that asks otherwise
     functions.update(answers)
     try:
         yield

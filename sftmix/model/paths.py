@@ -15,7 +15,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 def model_place(path: str | Path) -> tuple[str, bool]:
     """Return the directory of a model and True, or its hub id and False.
 
-    Raises ConfigError for a path that is no directory. `NAME` and `OWNER/NAME` are hub ids where there is no such path.
+    Raises ConfigError for a path that is no directory. `NAME` and `OWNER/NAME` are hub ids if there is no such path.
     """
     name, place = str(path), place_of(path)
     if name.startswith(("/", ".", "~")) or not HUB_ID.match(name) or is_there(place):
@@ -29,7 +29,7 @@ def model_place(path: str | Path) -> tuple[str, bool]:
 
 
 def model_at_hand(path: str | Path) -> tuple[str, bool]:
-    """Return `model_place`; raise ConfigError, too, for a hub id that is not in the cache and cannot be asked for."""
+    """Return `model_place`; also raise ConfigError for a hub id that is not in the cache and cannot be asked for."""
     name, local = model_place(path)
     if not local:
         from huggingface_hub import HfApi, try_to_load_from_cache
@@ -37,7 +37,7 @@ def model_at_hand(path: str | Path) -> tuple[str, bool]:
         try:
             if not any(try_to_load_from_cache(name, file) for file in ("config.json", "adapter_config.json")):
                 HfApi().model_info(name, timeout=10)
-        except Exception as error:  # the hub's client raises errors of other libraries, too
+        except Exception as error:  # the hub's client also raises errors of other libraries
             raise ConfigError(
                 f"model.path: cannot load {path} (no directory here; as a hub id: is it spelt right, is there a "
                 f"network?): {str(error).partition(chr(10))[0]}"
@@ -57,7 +57,7 @@ def refuse_files(path: str | Path) -> None:
         raise holds_adapters(path)
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
-        pickle = min(pickles, key=lambda name: "model" not in name)  # an optimizer.pt may lie beside the weights
+        pickle = min(pickles, key=lambda name: "model" not in name)  # an optimizer.pt may be beside the weights
         raise ConfigError(
             f"model.path: {path}: there is no safetensors file; found {pickle}, a pickle, which can run a program "
             "when it is read. Only safetensors are read. If you trust the directory, write its weights anew, and name "

@@ -1,9 +1,9 @@
-"""From float32 weights to those of an export in half precision.
+"""From float32 weights to the weights of an export in half precision.
 
 The steps of a training are smaller than the gaps between the numbers of bfloat16: at a learning rate of 2e-6, rounding
 to nearest undoes most of them. Stochastic rounding takes one of the two neighbours of a value, the nearer one more
 often: a share s of the gap above the lower one goes up with probability s. So each weight is kept on average, and with
-it the sums over many weights that a layer computes. A value that the dtype has stays, as that of a weight that was not
+it the sums over many weights that a layer computes. A value that the dtype has stays, as in a weight that was not
 trained.
 
 The draws are a function of (seed, name of the tensor, place in the whole tensor), so all shards, ranks and devices give
@@ -30,7 +30,7 @@ def stochastically_rounded(x: Tensor, dtype: torch.dtype, *, seed: int, name: st
 
     A value beyond the largest finite one becomes what rounding to nearest makes of it; infinities and NaN stay.
 
-    start  where `x` is a part of a tensor: the place of its first element in the whole, in flat order
+    start  if `x` is a part of a tensor: the place of its first element in the whole, in flat order
     """
     if dtype.itemsize > 2:
         return x.to(dtype)
@@ -69,7 +69,7 @@ def refuse_overflow(model: nn.Module, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def round_in_place(weights: Mapping[str, Tensor], dtype: torch.dtype, *, rounding: str, seed: int) -> None:
-    """Round floats to the values of `dtype` in the dtype that they have; of FSDP each rank rounds its shards.
+    """Round floats to the values of `dtype` in the dtype that they have; with FSDP each rank rounds its shards.
 
     rounding  stochastic or nearest
     Raises ConfigError as `to_nearest` does, on the rank that holds the value.

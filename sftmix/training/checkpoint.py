@@ -138,7 +138,7 @@ class CheckpointStore:
             )
 
     def _prune(self, step: int) -> None:
-        """Remove all but `keep` checkpoints: those of later steps first, which were passed over as damaged."""
+        """Remove all but `keep` checkpoints: first the ones of later steps, which were passed over as damaged."""
         others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, -s))
         for old in others[self.keep - 1 :]:  # NFS keeps what is being read elsewhere; the next save tries again
             shutil.rmtree(self.path(old), ignore_errors=True)

@@ -15,7 +15,7 @@ from sftmix.common.world import World
 from sftmix.options import LAYOUT, TrainingOptions
 
 Machine = dict[str, Any]
-"""What decides how sums are rounded: where it is equal, the same steps give the same bits.
+"""What decides how sums are rounded: if it is equal, the same steps give the same bits.
 
 A stage may be made on several machines, one after the other. Its record is a list in the order of the steps, and each
 entry has `after`, the step after which that machine went on.

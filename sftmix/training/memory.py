@@ -68,7 +68,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> tuple[float, float]:
-    """Return the bytes that the backbone's forward keeps for its backward: constant ones, and those of the longest row.
+    """Return the bytes that the backbone's forward keeps for its backward: constant ones, and the longest row's.
 
     The constant part is weights in another dtype. The model is in eval mode, so no random number is drawn.
     """

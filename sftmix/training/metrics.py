@@ -116,9 +116,9 @@ class Totals:
 
 
 def figures_shown(metrics: Mapping[str, float]) -> str:
-    """Return what the progress shows of a step: NTP and Mixup apart where pairs were mixed, else the loss; tokens/s.
+    """Return what the progress shows of a step: NTP and Mixup apart if pairs were mixed, else the loss; tokens/s.
 
-    SFTMix minimises NTP + mu Mixup: its loss beside that of NTP alone would look worse for counting more.
+    SFTMix minimises NTP + mu Mixup: beside the loss of NTP alone, its loss would look worse for counting more.
     """
     names = ("ntp", "mixup") if metrics["mixup_tokens"] else ("loss",)
     losses = [f"{name} {metrics[name]:.4f}" for name in names]

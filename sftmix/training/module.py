@@ -80,7 +80,7 @@ class TrainingModule(nn.Module):
         return view.sft_loss(batch, plan, stats=stats) if loss is None else loss(view, batch, plan)
 
     def read(self, function: Callable[[TrainingModule], Any]) -> Any:
-        """Return `function(module)`; `wrap` makes this call a forward for FSDP, too, so it sees whole weights."""
+        """Return `function(module)`; `wrap` makes this call a forward for FSDP as well, so it sees whole weights."""
         return function(self)
 
 
@@ -110,7 +110,7 @@ class ModelView(LossView):
             layers = decoder_layers(self._model)
             if not 1 <= layer <= len(layers):
                 raise ConfigError(f"no decoder layer {layer}; allowed: 1 to {len(layers)}, and 0, the embeddings")
-            # Where activations are recomputed, the backward would make the layer's forward without the hook.
+            # If activations are recomputed, the backward would make the layer's forward without the hook.
             if any(getattr(part, "gradient_checkpointing", False) for part in self._model.modules()):
                 raise ConfigError(
                     f"training.activation_checkpointing true and a change of the states after layer {layer} exclude "
@@ -118,7 +118,7 @@ class ModelView(LossView):
                 )
 
             def changed(module, inputs, output):
-                if isinstance(output, tuple):  # of which some versions of transformers return the states first
+                if isinstance(output, tuple):  # some versions of transformers return one, with the states first
                     return (change(output[0]), *output[1:])
                 return change(output)
 

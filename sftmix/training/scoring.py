@@ -75,7 +75,7 @@ class Scorer:
             progress_bar(self.progress, total=len(rounds), unit=" batches", enabled=world.is_main, leave=False) as bar,
         ):
             for start in rounds:
-                # A rank with one batch fewer takes the last one, too.
+                # A rank with one batch fewer takes the last one as well.
                 rows = batches[min(start + world.rank, len(batches) - 1)]
                 units = [(Slot(row, 0.0),) for row in rows]
                 batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)

@@ -12,7 +12,7 @@ from sftmix.common.world import World
 class StopSignal:
     """A handler that remembers SIGTERM or SIGUSR1, so that the loop can save at the next step boundary.
 
-    Where another rank has failed before, no step boundary will come that all ranks reach: it raises Stopped at once.
+    If another rank has failed before, no step boundary will come that all ranks reach: it raises Stopped at once.
 
     received     True once one has arrived, also if another handler around this one received it and nothing came of it
     interrupted  True once Ctrl-C was pressed: a destructor or a callback of C code may swallow the KeyboardInterrupt
