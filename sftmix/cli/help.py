@@ -93,7 +93,7 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
     """Return the help of a command; raise ConfigError for an unknown topic.
 
     topic    "": the options that matter; all: every option; or a group of options, a component field, a single option
-    options  the command's options beside those of RunConfig
+    options  the command's own options, besides RunConfig's
     """
     own = [HelpRow(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in options]
     rows = [
@@ -174,7 +174,7 @@ and take options of their own (--objective.mu 0.1); `components` lists them, `co
 
 
 def option_docs(owner: Any) -> dict[str, str]:
-    """Return option -> text: of a dataclass the docstring below the field, of a component the constructor's lines.
+    """Return option -> text: for a dataclass the docstring below the field, for a component the constructor's lines.
 
     Such a line is `name: text`.
     """

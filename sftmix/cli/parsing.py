@@ -22,8 +22,8 @@ class Arguments:
 
     configs       files of --config, in order
     options       the other options with their values, as texts; true for one without a value
-    callbacks     options of lists of components, one by one: an option without a class (`callbacks.every`) is that of
-                  the last one before it
+    callbacks     options of lists of components, one by one: an option without a class (`callbacks.every`) belongs
+                  to the last one before it
     print_config  whether the configuration is only printed
     help          None, or what --help is asked for; "" without a word after it
     """
@@ -40,7 +40,7 @@ def configuration(
 ) -> tuple[RunConfig, SimpleNamespace]:
     """Return the RunConfig of a command line, validated, and the command's own options.
 
-    --help and --print_config end here; the latter prints a configuration that is not complete, too.
+    --help and --print_config end here; the latter also prints a configuration that is not complete.
     """
     arguments = read_arguments(argv, options)
     if arguments.help is not None:
@@ -84,7 +84,7 @@ def print_config(plain: Mapping[str, Any]) -> None:
 def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Arguments:
     """Read the words of a command line; an option without a value has the value true. ConfigError for stray words.
 
-    options  the command's options beside those of RunConfig
+    options  the command's own options, besides RunConfig's
     """
     arguments = Arguments()
     words = deque(argv)

@@ -113,7 +113,7 @@ def nearest(word: str, allowed: Iterable[str], *, cutoff: float = 0.5) -> str:
 
 
 def told(problem: str, near: str, more: str) -> str:
-    """Return `problem. Did you mean NEAR? More.`, or `problem; more.`: what helps most comes first.
+    """Return `problem. Did you mean NEAR? More.`, or `problem; more.`: what helps most is first.
 
     near  of `nearest`
     more  what is allowed, without a full stop

@@ -12,7 +12,7 @@ FORMAT_FIELDS = {
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),
 }
-"""The fields that each format reads, beside those of ANY_FORMAT."""
+"""The fields that each format reads, besides ANY_FORMAT."""
 
 ANY_FORMAT = ("system", "id", "weight", "tools", "chat_template_kwargs")
 """Fields that every format reads (text: `id` alone)."""

@@ -208,7 +208,7 @@ def fresh_directory(final: Path) -> Path:
 def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object]) -> None:
     """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`).
 
-    The manifest holds a hash of itself, too: a bit of a step's number may flip as well as one of a weight.
+    The manifest also holds a hash of itself: a bit of a step's number may flip as well as one of a weight.
     """
     hashes = {}
     for path in filter(Path.is_file, sorted(staging.rglob("*"))):
@@ -227,8 +227,8 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
 def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     """Return None if the manifest is there and every file has its size and its hash, else the problem.
 
-    A file of tensors that the manifest does not list is a problem, too, hidden or not: torch's reader takes every
-    *.safetensors that lies in the directory. Other files, as editors and file systems leave them, do no harm.
+    A file of tensors that the manifest does not list is also a problem, hidden or not: torch's reader takes every
+    *.safetensors in the directory. Other files, as editors and file systems leave them, do no harm.
 
     hashes  False: look at the sizes alone, which reads no file
     """

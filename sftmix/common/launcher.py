@@ -1,4 +1,4 @@
-"""torchrun, where it started this process: what ranks report to it, and how they end with it.
+"""torchrun, if it started this process: what ranks report to it, and how they end with it.
 
 torchrun starts one process per rank, watches them, and ends the others when one fails. It names itself in variables of
 the environment that start with TORCHELASTIC. Nothing here needs torch.
@@ -17,7 +17,7 @@ from sftmix.common.files import read_json, write_json
 
 GRACE = 60.0
 """Seconds that a rank has to save and end once torchrun is gone, unless TORCH_ELASTIC_SHUTDOWN_TIMEOUT says another
-number: torchrun reads that, too, as the time from its own SIGTERM to SIGKILL (30 if it is not set)."""
+number: torchrun reads it as well, as the time from its own SIGTERM to SIGKILL (30 if it is not set)."""
 
 BY_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """A variable of the environment of every process that torchrun started."""
@@ -30,7 +30,7 @@ _TOGETHER = (
     "single process"
 )
 _HEARS = "hears"
-"""The name of a file beside that of a rank's error: it waits for the first one's."""
+"""The name of a file beside a rank's error file: it waits for the first one's."""
 
 _watched: list[int] = []
 """The process id of the torchrun whose end is watched for."""
@@ -85,7 +85,7 @@ def _watch() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # its waiting is interrupted
     grace = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT") or GRACE)
     time.sleep(grace)
-    with contextlib.suppress(OSError, ValueError):  # where it wrote to may be gone, too
+    with contextlib.suppress(OSError, ValueError):  # the place it wrote to may be gone as well
         print(
             f"[rank {os.environ.get('RANK')}] torchrun is gone, and this did not stop in {grace:g} s", file=sys.stderr
         )

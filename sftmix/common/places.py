@@ -29,7 +29,7 @@ def path_problem(path: str | os.PathLike[str]) -> str | None:
 
 
 is_there = os.path.exists
-"""True if there is such a file or directory; False for a name that no file can have, too."""
+"""True if there is such a file or directory; also False for a name that no file can have."""
 
 _started: ContextVar[tuple[Sequence[Path], str]] = ContextVar("started", default=((), ""))
 """Directories in which relative names of options begin, if not here; and what a hub id means, as NAME@COMMIT."""

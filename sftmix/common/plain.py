@@ -18,7 +18,7 @@ class PlainFields:
 
 
 def plain_value(value: Any, *, paths: bool = False) -> Any:
-    """Return numbers and text of numpy as Python's own, in lists, tuples and dictionaries, too; all else as it is.
+    """Return numbers and text of numpy as Python's own, also in lists, tuples and dictionaries; all else as it is.
 
     A container that holds nothing else is returned itself: who made it may still add to it.
     paths  paths become text, relative as they are given
@@ -61,7 +61,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def spelling(value: object) -> str:
-    """Return the one text of a scalar, by which values of rows are compared with those of options.
+    """Return the one text of a scalar, by which values of rows are compared with values of options.
 
     True, "TRUE" and "true" are `true`; 1, 1.0, "1.0" and "1" are `1`. Any other text is itself.
     """

@@ -27,7 +27,7 @@ class LogLines(tqdm):
             self.display()
 
     def display(self, *_: object) -> None:
-        """Print a line, where something was done since the last one."""
+        """Print a line if something was done since the last one."""
         if self.n > self.last_print_n:
             print(time.strftime("%H:%M:%S"), self, file=sys.stderr, flush=True)
             self.last_print_n, self.last_print_t = self.n, self._time()
@@ -55,7 +55,7 @@ def progress_bar(
 
     It is a context manager that closes it; `update(n)` notes that n more units are done.
 
-    leave   False for work inside other work: its bar vanishes, and of its lines there are only a few if it is long
+    leave   False for work inside other work: its bar vanishes, and it gets only a few lines if it is long
     delay   seconds before anything is shown, so that short work shows nothing
     rate    what is shown there for work with a total: a rate, not its inverse, to which a plural would not fit, or
             "{postfix}" for the figures of `set_postfix_str`
@@ -81,14 +81,14 @@ def progress_bar(
         bar_format=shown if total else "{desc} {n_fmt}{unit}, {rate_noinv_fmt}",
         miniters=max(1, (total or 0) * (SHARE if leave else INNER_SHARE)),
         mininterval=PAUSE,
-        maxinterval=float("inf"),  # tqdm's monitor would print, too
+        maxinterval=float("inf"),  # tqdm's monitor would print as well
         smoothing=0,
     )
 
 
 @contextlib.contextmanager
 def without_bars_of_transformers() -> Iterator[None]:
-    """Silence the bars of transformers while it loads or writes weights; those of downloads from the hub stay."""
+    """Silence the bars of transformers while it loads or writes weights; bars of downloads from the hub stay."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 

@@ -74,7 +74,7 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
     text = pa.csv.ConvertOptions(column_types={"id": pa.string()})
     kind = "CSV" if os.fspath(path).endswith(".csv") else "Parquet"
     try:
-        with open(path, "rb") as file:  # of a name alone pyarrow makes a URL, which it would fetch
+        with open(path, "rb") as file:  # given only a name, pyarrow makes a URL of it and fetches that
             if kind == "CSV":
                 decoded(file.peek(4)[:4], "ignore")  # raises the error of another encoding
             table = pa.csv.read_csv(file, convert_options=text) if kind == "CSV" else pq.read_table(file)
@@ -90,7 +90,7 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> d
 
     token_nll and alone_token_nll are arrays of arrays, f32; `metadata` are the file's own texts, as bytes.
 
-    optional  columns that are None where the file has none
+    optional  columns that are None if the file has none
     Raises DataError as `read_table`, for empty cells or other values in a column, and for an id that is there twice in
     a file without checkpoints.
     """
@@ -148,7 +148,7 @@ def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum:
 
 
 def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:
-    """Return (ids, scores, brier_sum f64[N]) of the held-out examples; brier_sum is None where it was not measured.
+    """Return (ids, scores, brier_sum f64[N]) of the held-out examples; brier_sum is None if it was not measured.
 
     Raises DataError if `write_eval` did not write the file.
     """

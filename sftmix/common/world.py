@@ -125,7 +125,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     A rank ends when its torchrun is gone. After an error on a GPU the process group is left to the end of the process.
 
     timeout  seconds after which ranks that wait for another one give up
-    Raises ConfigError for variables that do not fit together, HangError where other ranks do not come.
+    Raises ConfigError for variables that do not fit together, HangError if other ranks do not come.
     """
     end_with_launcher()
     if problem := launch_problem():

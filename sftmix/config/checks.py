@@ -96,7 +96,7 @@ _CHECKPOINT = (
 def _training(of: str, options: TrainingOptions, optimizer: Optimizer, lora: LoraOptions) -> Iterator[str]:
     """Yield the problems of one group of training options, by themselves, with the optimizer and with adapters.
 
-    of  "reference." for those of the reference
+    of  "reference." for the reference's options
     """
     yield from out_of_range(f"{of}training", options, _TRAINING)
     if options.micro_batch_size is not None and options.micro_batch_tokens is not None:

@@ -35,7 +35,7 @@ Tree = dict[str, Any]
 def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None = None, *, of: str = "") -> Tree:
     """Return the tree with one more layer of values over it; raise ConfigError for what does not fit.
 
-    more  name -> parameter of each option that a command has beside those of a run
+    more  name -> parameter of each option that a command has besides a run's
     of    the name of the file, for messages
     """
     try:
@@ -56,7 +56,7 @@ def build(tree: Tree) -> RunConfig:
 def _by_name(*mappings: Mapping[str, Any]) -> Tree:
     """Group values by the first part of their keys.
 
-    Where a key has options and a value, this is the name of a component, and so its class_path: {"mu.start": 0, "mu":
+    If a key has options and a value, the value is the name of a component, and so its class_path: {"mu.start": 0, "mu":
     "Linear"} -> {"mu": {"start": 0, "class_path": "Linear"}}.
     """
     options: Tree = {}
@@ -114,7 +114,7 @@ def _merge_options(
 
 
 def _plain_default(value: Any) -> Any:
-    """Return a default as the tree holds it: of a component the class alone, since its options have defaults, too."""
+    """Return a default as the tree holds it: for a component only the class, as its options also have defaults."""
     if isinstance(value, Component):
         return {**value.spec(), ARGS: {}}
     return [_plain_default(item) for item in value] if isinstance(value, list) else value
@@ -146,7 +146,7 @@ def _merge_components(old: list[Any], new: Any, added: list[Any], base: type[Com
 def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: str) -> Any:
     """Lay new options over a component; return its class and options, or a plain value that the option takes instead.
 
-    Options without a class are for the class chosen so far. If the class changes, old options stay that it has, too.
+    Options without a class are for the class chosen so far. If the class changes, old options stay if it also has them.
     """
     # the new options, in whichever way they are spelled
     options = _by_name(_with_class(new))
@@ -195,7 +195,7 @@ def _make(value: Any, hint: Any, key: str) -> Any:
     known, prefix = options_of(cls), f"{key}." if key else ""
     if missing := [f"{prefix}{p.name}" for p in known.values() if p.default is p.empty and p.name not in options]:
         raise ConfigError(f"{key}: {cls.__name__} needs {', '.join(missing)}")
-    arguments = {  # without the options of a command, which are in the tree beside those of a run
+    arguments = {  # without the options of a command, which are in the tree beside a run's
         name: _make(inner, known[name].annotation, f"{prefix}{name}")
         for name, inner in options.items()
         if name in known

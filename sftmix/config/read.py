@@ -31,7 +31,7 @@ STARTED = "started.json"
 """The file of a run directory that says from where the run was started."""
 _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 _MOST = 100_000
-"""Most values of a file, where an alias counts as what it names."""
+"""Most values of a file; an alias counts as what it names."""
 
 
 def recipes() -> list[str]:
@@ -57,7 +57,7 @@ def read_layers(
 
     A base that several files share is applied once, where the first of them names it: it undoes none of the others.
 
-    applied  the files that apply before; those of this file are added
+    applied  the files that apply before; this file and its bases are added
     one_run  refuse a table of variants, which is not one run
     """
     path, applied = Path(path), set() if applied is None else applied
@@ -90,7 +90,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        loader = yaml.SafeLoader(read_text(path))  # in Python, as the one in C crashes where lists are too deep
+        loader = yaml.SafeLoader(read_text(path))  # in Python, as the one in C crashes if lists are too deep
         document = loader.get_single_node()
         nodes, seen = [document], 0
         while nodes:  # YAML would take the last value of a key that is there twice, and unfold aliases without end
@@ -151,7 +151,7 @@ def read_finished(run: Path) -> RunConfig:
 def as_started(run: Path | None) -> Iterator[None]:
     """Let the names in a run's configuration mean what they meant when it was started, wherever this process is.
 
-    A relative path begins in the directory of then: where it lies now as seen from the run, which may have been moved
+    A relative path begins in the directory of then: where it is now as seen from the run, which may have been moved
     with its data, or else where it was. The id of the model on the hub means the commit that was recorded.
 
     run  None, or a run of an earlier version: names mean what they mean here

@@ -1,6 +1,6 @@
 """The typed tree of one run: what `config.yaml` holds and what the command line edits.
 
-It works without YAML, too, with the paper's defaults:
+It also works without YAML, with the paper's defaults:
 
     RunConfig(out="runs/first", model=ModelOptions(path="..."), data=DataOptions(train=["rows.json"]))
 """
@@ -41,7 +41,7 @@ class RunConfig(PlainFields):
     seed: int = 42
     """Decides order, pairs, lambdas and the held-out split."""
     with_baseline: bool = False
-    """Also train the NTP arm from the same base model, in the same order and without perturbation, and tell
+    """Also train the NTP arm from the same base model, in the same order and without perturbation, and report
     its held-out loss beside the target's."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """The model to fine-tune."""

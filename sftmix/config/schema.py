@@ -38,7 +38,7 @@ def group_in(hint: Any) -> type | None:
 def component_in(hint: Any) -> type[Component] | None:
     """Return the base class of the component in a type hint: `PairSampler | None` -> PairSampler; or None.
 
-    That of a list of components counts, too.
+    The base class of a list of components counts as well.
     """
     kinds = [inner for kind in alternatives(hint) for inner in (kind, *typing.get_args(kind))]
     return next((kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, Component)), None)
@@ -107,7 +107,7 @@ def without_modules_of(directory: Path) -> Iterator[None]:
 def import_class(path: str) -> type:
     """Import the class at an import path.
 
-    If Python does not find its module, the working directory is searched, too, and stays at the end of sys.path: a
+    If Python does not find its module, the working directory is searched as well, and stays at the end of sys.path: a
     module may import others beside it when it runs.
     """
     module, _, name = path.rpartition(".")
@@ -172,7 +172,7 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
         except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
             reason = f": {error}"
     if cls is None:
-        near = [*known_components(base), *words]  # with those of a module that was imported just now
+        near = [*known_components(base), *words]  # with the components of a module that was imported just now
         guess = nearest(name, near) or nearest(name.rpartition(".")[2], near)
         problem = f"{where}no {base.__name__} {name!r}{reason}"
         raise ConfigError(told(problem, guess, f"there are {listed_components(base, words)}"))

@@ -52,17 +52,17 @@ ELSEWHERE = {
     "out": ("output_dir",),
     "callbacks": ("eval_steps", "report_to"),
 }
-"""Options -> what TRL, axolotl and LLaMA-Factory call them, where the names are not alike; one of those that are."""
+"""Options -> what TRL, axolotl and LLaMA-Factory call them, if the names are not alike; one of those that are."""
 
 
 class NoValueError(Exception):
-    """A value that a type does not allow; of a list it is the first item that is not allowed."""
+    """A value that a type does not allow; in a list, the first item that is not allowed."""
 
 
 def converted(value: Any, hint: Any) -> Any:
     """Return a plain value as the type hint has it; a text may spell any value, as on the command line.
 
-    If several types would take a text, words and numbers come before lists, and text comes last. Raises
+    If several types would take a text, words and numbers are tried before lists, and text last. Raises
     NoValueError.
     """
     if hint in (Any, inspect.Parameter.empty):
@@ -115,7 +115,7 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def _inside(value: Any, hint: Any) -> Any:
-    """Convert a value inside a list or mapping, where a number, true or false may mean text."""
+    """Convert a value inside a list or mapping; a number, true or false there may mean text."""
     is_text = set(alternatives(hint)) <= {str, types.NoneType}
     return str(value) if is_text and isinstance(value, (int, float)) else converted(value, hint)
 

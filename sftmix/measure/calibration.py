@@ -9,7 +9,7 @@ rows, under teacher forcing, with p_t the model's distribution at token t:
 
 One forward pass over the rows gives all of these, and keeps no logits. The pass gives the NLL with two derivatives at
 the 11 temperatures of TAUS; in between, quintic Hermite interpolation gives the NLL as a function of tau. Its error is
-below 1e-5 nats and 1e-3 in tau if the curve is as smooth as those of language models are. A second pass around the
+below 1e-5 nats and 1e-3 in tau if the curve is as smooth as language models' curves are. A second pass around the
 minimum would cost the whole backbone again.
 """
 
@@ -39,7 +39,7 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[R
 
     The figures are the same on each rank: ECE, Brier, NLL before and after temperature scaling, reliability curve.
     `reliability` has the bins of the curve, each with mean confidence, accuracy and number of tokens; the other figures
-    are those of the table in docs/calibration.md. Raises NonFiniteError if a row has no NLL.
+    are the ones in the table in docs/calibration.md. Raises NonFiniteError if a row has no NLL.
     """
 
     def statistics(module: Any, batch: Batch) -> list[Any]:
@@ -70,7 +70,7 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[R
 
 
 def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
-    """Return of T token rows, through the model's own Head (scale, soft-cap and bias included), float32 or better:
+    """Return for T token rows, through the model's own Head (scale, soft-cap and bias included), float32 or better:
 
     confidence [T], correct bool[T], Brier score [T], and [T, len(TAUS), 3]: NLL at each temperature tau, and its first
     and second derivative by 1 / tau. One more buffer of the size of a block of logits x [T, V] serves all temperatures.
@@ -143,7 +143,7 @@ def fitted_temperature(sums: Float64) -> tuple[Any, float]:
     """Return the NLL sum as a function of log(1 / tau), and the tau in [TAUS[-1], TAUS[0]] where it is smallest.
 
     The function is a BPoly: between two of TAUS a quintic that has the values and derivatives of the sums
-    f64[len(TAUS), 3] at both. The NLL is convex in 1 / tau, so it has one minimum; where its slope has one sign
+    f64[len(TAUS), 3] at both. The NLL is convex in 1 / tau, so it has one minimum; if its slope has one sign
     throughout, that is at an end of the range.
     """
     from scipy.interpolate import BPoly

@@ -50,7 +50,7 @@ def measure(
     """Measure a model by all ranks together; return the files written into `directory`, and figures for figures.json.
 
     groups  the group of each held-out row; None: one group
-    step    up to which the model was trained, which is then calibrated, too; None: it is the base model
+    step    up to which the model was trained, which is then calibrated as well; None: it is the base model
     """
     on_main = scorer.world.on_main
     files = [SAMPLE]
@@ -82,7 +82,7 @@ def confidence_std(run: Path, *arms: str) -> dict[str, Any]:
     The keys under `log_` hold the same of minus the mean NLL per token, which single outliers do not decide. `change`
     is after / before - 1, `vs_baseline` after / after NTP - 1. A figure that is not finite is None.
 
-    arms  stages of the run: that of a trained model, and that of NTP, if it is to be held beside it
+    arms  stages of the run: a trained model's, and NTP's, if it is to be held beside it
     """
     nll = [read_dynamics(run / stage / SAMPLE).mean_nll[:, -1] for stage in ("base", *arms)]
     figures: dict[str, Any] = {"rows": len(nll[1])}

@@ -78,7 +78,7 @@ def summarise(root: Path, world: World, report: DataReport, *, model: str, seed:
 def made_by(world_size: int) -> dict[str, object]:
     """Return version, revision and world size of this process; a finished training keeps those it was made by.
 
-    The revision is that of this package's source tree, `+` if it was changed; None outside a checkout.
+    The revision is of this package's source tree, `+` if it was changed; None outside a checkout.
     """
     here = Path(sftmix.__file__).resolve().parent.parent
     revision = None  # above the package

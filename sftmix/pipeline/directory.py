@@ -42,7 +42,7 @@ class RunDirectory(Hold):
     A stage is made between `begin`, which says whether there is anything to do, and `finish`. Every rank calls each of
     these; rank 0 reads and writes.
 
-    pool  sibling run directories whose finished stages are adopted where their inputs are the same
+    pool  sibling run directories whose finished stages are adopted if their inputs are the same
     """
 
     def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
@@ -67,9 +67,9 @@ class RunDirectory(Hold):
     def begin(self, stage: str, inputs: Inputs, configuration: str = "") -> bool:
         """Enter a stage made from `inputs`; True if it is already done and valid, here or in the pool.
 
-        From the first run of the pool that finished it from the same inputs it is taken over. Its outputs are hard
-        links where the file system has them: nothing here rewrites a file in place. Raises ConfigError naming what
-        differs where the stage was made, or begun, from other inputs, and DifferenceError where an output was changed.
+        It is taken over from the first run of the pool that finished it from the same inputs. Its outputs are hard
+        links if the file system has them: nothing here rewrites a file in place. Raises ConfigError naming what
+        differs if the stage was made, or begun, from other inputs, and DifferenceError if an output was changed.
 
         configuration  of the run, which config.yaml holds from the first stage on that is not done here
         """
@@ -115,7 +115,7 @@ class RunDirectory(Hold):
 
 
 def _link(source: Path, target: Path) -> None:
-    """Link a file to `target` in one step, or copy it where the file system has no links."""
+    """Link a file to `target` in one step, or copy it if the file system has no links."""
     with placing(target) as staging:
         try:
             os.link(source, staging)

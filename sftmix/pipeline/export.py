@@ -22,10 +22,10 @@ def export_run(
 
     checkpoint  its step; None: the newest one
     best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
-    merge       of a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; of a
-                finished run without checkpoints those of train/model
-    Raises ConfigError where there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
-    where it is damaged, DifferenceError where train/model is.
+    merge       for a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; for
+                a finished run without checkpoints, the adapters of train/model
+    Raises ConfigError if there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
+    if it is damaged, DifferenceError if train/model is.
     """
     if is_there(to):
         raise ConfigError(f"{to} exists; name a directory that does not")

@@ -22,7 +22,7 @@ class FinishedModel(NamedTuple):
 
     name  target, baseline or base of a run; else the directory or hub id as it was given
     path  a hub id, or a directory with weights or adapters
-    run   the run directory whose chat template and stop ids count; None: those of the model itself
+    run   the run directory whose chat template and stop ids count; None: the model's own
     """
 
     name: str
@@ -42,10 +42,10 @@ def refuse_no_run(place: Path) -> None:
 
 
 def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> list[FinishedModel]:
-    """Find models by their names, in the order of the names. That of an adopted stage lies in the run, too.
+    """Find models by their names, in the order of the names. The model of an adopted stage is in the run as well.
 
     place   a run directory, or a model directory or hub id, of which there is one model alone: its target
-    names   of a run target, baseline and base; and any other place, of which the target is taken
+    names   for a run target, baseline and base; and any other place, whose target is taken
     Raises ConfigError for a model that is not there; DifferenceError for a model of a run whose files, or those beside
     it in its stage, were changed since.
     """

@@ -42,7 +42,7 @@ def config_of_arm(config: RunConfig, name: str) -> RunConfig:
 def config_of_reference(
     config: RunConfig, model: ReferenceModel | None = None, training: ReferenceTraining | None = None
 ) -> RunConfig:
-    """Return the configuration of the reference's training: NTP, its own options, and the run's where it has none.
+    """Return the configuration of the reference's training: NTP, its own options, and the run's if it has none.
 
     model, training  None: `reference.model`, `reference.training`
     """
@@ -93,7 +93,7 @@ def _files(known: Known, *components: Component | None) -> Any:
 
 
 def _made(known: Known, name: str, needed: bool) -> str | None:
-    """Return the hash of a file that an earlier stage of the run made; None where it is not needed, or was removed."""
+    """Return the hash of a file that an earlier stage of the run made; None if it is not needed, or was removed."""
     if not needed:
         return None
     if known.directory is None:
@@ -188,7 +188,7 @@ def arm_inputs(known: Known, name: str) -> Inputs:
     pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
     deciding, paired = _deciding(config.callbacks), pairing is not None and not single
     rounding = known.ask(lambda: _rounding(config))
-    scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence, too
+    scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence as well
     inputs = {
         **_rows_and_model(known),
         "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,

@@ -1,6 +1,6 @@
 """SFTMix from top to bottom: rows -> training dynamics -> confidence -> split -> training -> summary.
 
-Each stage has a function that makes its files and one that reads them back; a person can open them, too.
+Each stage has a function that makes its files and one that reads them back; a person can open them as well.
 `RunContext.enter` makes a stage, unless it is done. The reference is in `reference`, the other stages are below.
 """
 
@@ -85,9 +85,9 @@ def run(
 
 
 def make_stages(run: RunContext, stages: Sequence[str]) -> None:
-    """Selection -> dynamics -> confidence -> split -> training -> baseline -> base: those of `stages`.
+    """Selection -> dynamics -> confidence -> split -> training -> baseline -> base: only the ones in `stages`.
 
-    The table of scores has NaN for the confidence, and there is no split, where these stages do not need them.
+    The table of scores has NaN for the confidence, and there is no split, if these stages do not need them.
     """
     dynamics = None
     scores = run.rows.table()

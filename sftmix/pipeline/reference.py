@@ -80,12 +80,12 @@ def rows_of_reference(
 ) -> tuple[str, Encoder, EncodedDataset]:
     """Return model path, encoder and rows of a reference; lines say how it reads rows of its own.
 
-    What is not set is the run's where the tokenizer is the target's: the confidence is then that of the tokens which
+    What is not set is the run's if the tokenizer is the target's: the confidence is then about the tokens which
     the target sees. With another tokenizer, template and length have another meaning, so they are the model's. Windows
     of plain text are always the run's, as they join by what they hold: ConfigError for a reference that would cut
     others.
 
-    key  the option that names the model, beside those of its template and length
+    key  the option that names the model, beside the options of its template and length
     """
     path, encoder, length = model.path or config.model.path, rows.encoder, rows.data.report.max_length or 0
     if model == ReferenceModel(lora=model.lora):

@@ -72,8 +72,8 @@ def read_rows(
 ) -> tuple[RunConfig, RunRows]:
     """Read the rows, tokenise them for the target, and keep those that the selector keeps.
 
-    Return them with the configuration, whose `data.format` is now settled: text if `auto` recognised plain text. Raises
-    ConfigError, too, for a confidence or a reference that then lacks instructions and responses.
+    Return them with the configuration, whose `data.format` is now settled: text if `auto` recognised plain text. Also
+    raises ConfigError for a confidence or a reference that then lacks instructions and responses.
 
     run  a run directory, whose selection counts if it is finished; None: the selector is asked
     """
@@ -144,9 +144,9 @@ def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = Non
 def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[str] | None:
     """Return the group of each held-out row: its label, or else the file or data set it is from.
 
-    None where they are one group, more than MOST_GROUPS, or packed windows, which hold documents of several files.
+    None if they are one group, more than MOST_GROUPS, or packed windows, which hold documents of several files.
 
-    names  data.eval, of which a group has one
+    names  data.eval; each group has one of them
     """
     if rows is None or rows.packed or (rows.labels is None and len(names) < 2):
         return None
@@ -161,7 +161,7 @@ def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[s
 def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRows]:
     """Return the configuration of a run that has selected its rows, and these, read from their files or the cache.
 
-    Raises ConfigError where the rows are no longer those that a stage of the run was made from.
+    Raises ConfigError if the rows are no longer those that a stage of the run was made from.
     """
     with as_started(path):
         config, rows = read_rows(read_finished(path), World(), run=path, progress=progress)

@@ -18,7 +18,7 @@ Inputs = Mapping[str, Any]
 UNKNOWN: Any = object()
 """An input that is not known yet, and so differs from no other."""
 ADOPTED = "adopted.json"
-"""In a stage that was made by another run: where that is, relative to the stage directory."""
+"""In a stage that was made by another run: where that run's stage is, relative to the stage directory."""
 
 
 def is_finished(stage: Path, *, weights: bool = True) -> bool:
@@ -44,7 +44,7 @@ def check_finished(run: Path) -> None:
 def refuse_others(directory: Path, inputs: Inputs) -> None:
     """Raise ConfigError for a stage that was made, or begun, from other inputs.
 
-    Where it holds no work yet, other inputs may replace those of a first attempt. The reference's dynamics lie in the
+    If it holds no work yet, other inputs may replace a first attempt's. The reference's dynamics are in the
     directory of the confidence.
     """
     work = [path for path in directory.glob("*") if path.name not in ("inputs.json", "dynamics.parquet")]
