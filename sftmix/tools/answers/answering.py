@@ -73,7 +73,7 @@ def asked(
 ) -> tuple[list[int], int]:
     """Return the ids of a conversation that waits for an answer, and how many tokens this may have within the context.
 
-    Raises DataError where the chat template refuses the conversation, or writes no functions, with its name.
+    Raises DataError, with the prompt's name, if the chat template refuses the conversation or writes no functions.
     """
     try:
         prompt = loaded.render(messages, tools, **(variables or {}))

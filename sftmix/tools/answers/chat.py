@@ -63,7 +63,7 @@ def read_tools(name: str) -> Sequence[Mapping[str, Any]]:
 def chat(models: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[str, Any]] = ()) -> None:
     """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before.
 
-    A turn for whose answer the context of a model has no room is forgotten. Raises DataError where a chat template
+    A turn for whose answer the context of a model has no room is forgotten. Raises DataError if a chat template
     refuses the conversation.
     """
     from transformers import TextStreamer

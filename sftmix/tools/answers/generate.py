@@ -66,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Let models answer questions, write the files of a format and print their names; say how the answers ended.
 
-    The same call continues what was interrupted. Raises ConfigError for other inputs than those of an existing file,
+    The same call continues what was interrupted. Raises ConfigError if an existing file was made from other inputs,
     DataError for a bad row.
     """
     options = sampling(args)
@@ -152,7 +152,7 @@ def read_questions(
 
     columns   data.columns of a run; a row without these fields keeps its own
     roles     its data.roles
-    mt_bench  the rows are those of FastChat's question.jsonl, and of no format of training data
+    mt_bench  the rows are from FastChat's question.jsonl, and of no format of training data
     Raises DataError that names the first bad row as `file:line: reason`.
     """
     from sftmix.data.formats import Columns, convert
@@ -241,7 +241,7 @@ def answer_file(
     """Return the lines of a file, after answering what it lacks; ConfigError if it was begun from other inputs.
 
     A line has the answers of all models; with follow-ups each model has a list of values, one for each turn.
-    Beside it lies `FILE.inputs.json`, what it is made from, and while it is made `FILE.parts`: the answers in the order
+    Beside it is `FILE.inputs.json`, what it is made from, and while it is made `FILE.parts`: the answers in the order
     in which they came.
     """
     from sftmix.pipeline.loaded import load_finished
@@ -276,7 +276,7 @@ def answer_file(
             text += f"{json.dumps(line, ensure_ascii=False)}\n"
         write_text(path, text)
         parts.unlink()
-    lines = list(map(json.loads, path.read_bytes().splitlines()))  # of a text U+2028 would end a line, too
+    lines = list(map(json.loads, path.read_bytes().splitlines()))  # in a text U+2028 would also end a line
     for model in models:
         ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))
         say(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(ends.items()))}")

@@ -18,7 +18,7 @@ class Question:
                  or a function's result
     reference    the answer that the row has; None if it has none
     follow_ups   turns of the user that come after the model's own answers, one after the other
-    temperature  of its answers, where the option does not say; 0 is greedy
+    temperature  of its answers, if the option does not say; 0 is greedy
     row          the row that it was read from; None: held-out rows of a run
     tools        the functions that the assistant may call, in OpenAI's form
     variables    the row's own values of the chat template's variables

@@ -54,7 +54,7 @@ class Cell(NamedTuple):
 class Comparison:
     """Variants x seeds. The variants' own seed, the same in all, decides the reference and the held-out rows.
 
-    out  directory of the table; a run lies in OUT/<variant>/seed-<seed>
+    out  directory of the table; a run is in OUT/<variant>/seed-<seed>
     """
 
     out: str = ""

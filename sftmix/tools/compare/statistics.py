@@ -31,7 +31,7 @@ def mean_sd(values: Sequence[float] | Float64) -> tuple[float, float | None]:
 def seeds_needed(contrasts: int) -> int:
     """Return the smallest number of seeds with which Holm's correction over so many contrasts can reject one.
 
-    The smallest two-sided p of n differences is that of 2 of 2^n assignments.
+    The smallest two-sided p of n differences counts 2 of 2^n assignments.
     """
     return max(MIN_SEEDS, math.ceil(1 + math.log2(contrasts / ALPHA)))
 
@@ -76,7 +76,7 @@ def interval(differences: Sequence[float] | Float64) -> tuple[float, float] | No
     """Return the 95% interval of the mean of paired differences; None for a single one.
 
     differences  f64[S], of each seed: Student's interval, exact for normal differences with any number of seeds from 2;
-                 or f64[S, N], of each example, too: over other seeds and other examples
+                 or f64[S, N], of each example as well: over other seeds and other examples
 
     Seeds and examples are crossed: an example is the same at all seeds. The squared half-widths of Student's intervals
     over seeds and over examples are added (Banerjee: this covers at least 95% if both means are normal). The spread of

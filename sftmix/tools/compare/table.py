@@ -104,7 +104,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
 
 def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dict[str, Any]:
-    """Run a cell and return its summary, an empty one if its target diverged: that is a result, too.
+    """Run a cell and return its summary, an empty one if its target diverged: that is also a result.
 
     Nothing can be made from a reference that diverges, and other cells share it: the table ends.
 
@@ -316,7 +316,7 @@ def markdown(table: Mapping[str, Any]) -> str:
 
 
 def _figure(variant: Mapping[str, Any], name: str) -> str:
-    """Return mean ± sd, and the number of seeds where some lack the figure."""
+    """Return mean ± sd, and the number of seeds if some lack the figure."""
     figures, runs = variant["metrics"].get(name), len(variant["runs"])
     if figures is None:
         return "-"

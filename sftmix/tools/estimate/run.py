@@ -8,7 +8,7 @@ The rows are read and tokenised, and the run will find them in the cache. Only t
 FLOPs are multiplications and additions of matrices. A matrix takes 2 per number and token in the forward and 4 in the
 backward (2 if it is frozen). The head is multiplied with response tokens alone. Mixup adds no matrix product.
 
-Memory is that of one rank: forward and backward of the shipped modules on fake tensors, which have shapes and no
+Memory is one rank's: forward and backward of the shipped modules on fake tensors, which have shapes and no
 storage, under torch's `MemTracker`; the other ranks are of the fake process group, which sends nothing. Weights, which
 may be in 4 bits, and the optimizer's state and temporaries are reckoned.
 """
@@ -74,7 +74,7 @@ class Count:
 class FakeModel:
     """A causal language model without weights, of which only the config is read.
 
-    numbers        all numbers; those of a tied weight count once
+    numbers        all numbers; a tied weight's count once
     layers         numbers of the decoder layers
     outside        numbers of embeddings, last norm and head
     per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
@@ -118,7 +118,7 @@ class FakeModel:
 
 
 def forward_flops(model: FakeModel, amount: Float64) -> tuple[float, float, float]:
-    """FLOPs of the backbone's matrices, of attention, and of the head; the amount is that of `amount_of`.
+    """FLOPs of the backbone's matrices, of attention, and of the head; the amount is from `amount_of`.
 
     Attention is the product for the scores and the one with the values: 2 FLOPs each per number of a head and pair of
     positions, of which the causal mask leaves half.
@@ -162,7 +162,7 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     """FLOPs and hours of all devices together, bytes that each one sends and holds.
 
     Computation and communication overlap: FSDP gathers a layer while the layer before it computes, DDP sends gradients
-    during the backward. So the longer one counts; where they do not overlap well, the true time is up to twice as long.
+    during the backward. So the longer one counts; if they do not overlap well, the true time is up to twice as long.
     """
     layout = Layout(work.options, machine)
     model = FakeModel(work.model_path, config.model.attention, work.lora)
@@ -206,11 +206,11 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
 def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]:
     """Bytes of weights and of gradients that each device sends, and receives, in one optimizer step.
 
-    Ranks form a ring: each passes on (n - 1) / n of a tensor that is gathered or reduced, twice that of an average.
+    Ranks form a ring: each passes on (n - 1) / n of a tensor that is gathered or reduced, twice as much of an average.
     Each pass through the backbone gathers the decoder layers, and again for the backward; the rest is gathered once per
     micro-batch. The last micro-batch of a step reduces gradients to shards, which copies of the weights then average
-    (hsdp; under ddp each rank has a copy). If it has several passes, FSDP sends those of layers that earlier ones left
-    with its first pass, and its own with the last.
+    (hsdp; under ddp each rank has a copy). If it has several passes, FSDP sends the layers' gradients that earlier
+    micro-batches left with its first pass, and its own with the last.
     """
     copies, ring = layout.copies, (layout.shards - 1) / layout.shards
     weights = 2 * model.layers.all * work.passes + model.outside.all * work.micro_batches

@@ -50,12 +50,12 @@ class Machine:
         gpus_per_node: int,
         bandwidth: float | None,
     ) -> None:
-        """Raise ConfigError where one of the options is not allowed.
+        """Raise ConfigError if one of the options is not allowed.
 
         gpu        a name of the table, or cpu
         gpus       None: as many as a node has, or one CPU
-        tflops     peak of one device, TFLOP/s; None: that of the table
-        bandwidth  GB/s in one direction; None: that of the table, which holds within a node
+        tflops     peak of one device, TFLOP/s; None: the table's
+        bandwidth  GB/s in one direction; None: the table's, which holds within a node
         """
         peak, gigabytes, link = GPUS.get(gpu, (None, None, None))
         if peak is None and gpu != "cpu":
@@ -112,7 +112,7 @@ def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64
 class Work(NamedTuple):
     """One stage: a model, what it scores and what it is trained on.
 
-    options        training options of the stage, or those of the run if nothing is trained
+    options        training options of the stage, or the run's if nothing is trained
     read, trained  amounts of data that are scored, and trained on
     largest        the micro-batch with the most token slots, which needs the most memory; None: nothing is trained
     micro_batches  micro-batches of each rank in a step, on average
@@ -143,7 +143,7 @@ def _evaluations(config: RunConfig, order: TrainingOrder) -> int:
 def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     """The stages in their order: reference (if the run has one), train, baseline (if it is wanted), base.
 
-    Evaluations are those of Evaluate, and one after the training: what a user's own callback does is not known. Pairs
+    Evaluations are Evaluate's, and one after the training: what a user's own callback does is not known. Pairs
     are random ones of all rows. Only the attributes of the reference count; none of its code is run.
     """
     data = rows.data.train

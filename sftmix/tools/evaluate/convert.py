@@ -1,8 +1,8 @@
 """Raw public files of medical benchmarks -> the rows that the task files of this room read, as JSONL.
 
 A row has `id`, `context` (text, empty without one), `question`, `options` (a list of texts) and `answer` (the place of
-the right option, from 0). Two files come out: the questions that are measured, and `shots`, the solved questions that
-come before them. No question is in both.
+the right option, from 0). Two files are made: the questions that are measured, and `shots`, the solved questions that
+are in front of them. No question is in both.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from sftmix.common.files import decoded, write_text
 BENCHMARKS = {"medqa_4options": 4, "medqa_5options": 5, "pubmedqa": 3, "medmcqa": 4}
 """The benchmarks of Table 2 of the paper, by the names of their task files -> options of each question."""
 SHOTS = 20
-"""Solved questions that are taken from the raw file itself where it holds nothing else to take them from."""
+"""Solved questions that are taken from the raw file itself if it holds nothing else to take them from."""
 
 
 def convert_benchmark(name: str, raw: Path, to: Path, *, shots: Path | None = None, test: Path | None = None) -> str:
     """Write `to/NAME.jsonl` and `to/NAME.shots.jsonl`; return a sentence about them.
 
     name   one of BENCHMARKS
-    shots  raw file of solved questions, as the training split; those that are measured, too, are left out
+    shots  raw file of solved questions, as the training split; questions that are also measured are left out
     test   JSON file whose keys or entries are the ids of the measured questions; the others are the shots
     Without both the shots are the SHOTS questions whose text has the smallest hash. Questions that the file has twice
     are measured once. Raises DataError for files that cannot be read, and rows that are not of this format.
@@ -93,7 +93,7 @@ def _json_of(path: Path) -> Any:
         text = decoded(path.read_bytes())
         try:
             return json.loads(text)
-        except json.JSONDecodeError:  # only "\n" ends a line: other ends of lines, as U+2028, may stand in JSON
+        except json.JSONDecodeError:  # only "\n" ends a line: other ends of lines, as U+2028, may be in JSON
             return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}; a JSON or JSONL file in UTF-8 is needed") from error

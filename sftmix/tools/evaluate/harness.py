@@ -26,7 +26,7 @@ def find_tasks(names: Sequence[str], data_dir: Path, include: Path | None) -> tu
     include   directory of a user's task files, and of rows and code that they may read
     For each task these are its name; what the TaskManager loads, the name or the whole configuration of a task of this
     room; and the files that its result depends on, task files and rows. lm-eval's own task files, thousands, are read
-    only where one of the names may be among them.
+    only if one of the names may be among them.
     """
     mine = sorted(path for path in include.rglob("*") if path.is_file() and path.suffix != ".pyc") if include else []
     tasks: list[Any] = []
@@ -172,10 +172,10 @@ def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
 
 
 def scores_of(name: str, evaluated: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the scores of what was asked for: of a group where it has a metric of its own, else of each of its tasks.
+    """Return the scores of what was asked for: of a group if it has a metric of its own, else of each of its tasks.
 
     evaluated  the results of lm-eval's simple_evaluate
-    A score is the first metric of a task, as its file lists them: metric, value, stderr (None where lm-eval gives
+    A score is the first metric of a task, as its file lists them: metric, value, stderr (None if lm-eval gives
     none), n, and `questions` (the hash of each) with `values` (the metric of each), empty for a group.
     """
     scores = {}

@@ -1,7 +1,7 @@
 """SFTMix inside trainers of others: transformers' Trainer, TRL's SFTTrainer and axolotl's.
 
 SFTMixTrainer has pairs in each micro-batch, both counts over the global batch, and the loss in the forward;
-DynamicsCallback takes training dynamics out of any Trainer's run. The methods without types are those of transformers.
+DynamicsCallback takes training dynamics out of any Trainer's run. The methods without types are transformers' own.
 """
 
 import functools
@@ -49,7 +49,7 @@ UNFIT = (
 class SFTMixArguments:
     """Options of SFTMix, to be inherited beside TrainingArguments or SFTConfig.
 
-    sftmix_split       a split.parquet, of a run of sftmix, too; or a dynamics.parquet, which is split at the median
+    sftmix_split       a split.parquet, also from a run of sftmix; or a dynamics.parquet, which is split at the median
     sftmix_mu          weight of Mixup
     sftmix_alpha       lambda ~ Beta(alpha, alpha)
     sftmix_mixup_mean  own or ntp, as of SFTMixLoss
@@ -98,7 +98,7 @@ class PairSampler(list[int]):
 class SFTMixTrainer(Trainer):
     """A Trainer that minimises NTP + mu Mixup; with TRL, `class Mine(SFTMixTrainer, SFTTrainer)`.
 
-    Its args inherit SFTMixArguments; evaluation is that of the trainer. Raises ValueError for what does not fit,
+    Its args inherit SFTMixArguments; evaluation is the trainer's. Raises ValueError for what does not fit,
     ConfigError for a model that the loss cannot follow, or whose embeddings are fewer than the tokens of its rows.
 
     outputs  of the last micro-batch: the fields of SFTLoss

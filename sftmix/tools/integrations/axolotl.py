@@ -12,7 +12,7 @@ from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixT
 
 
 class SFTMixInput(BaseModel):
-    """Keys of the YAML: those of SFTMixArguments, without a split plain training; and a dynamics file to be written."""
+    """Keys of the YAML: the fields of SFTMixArguments (no split: plain training), and a dynamics file to be written."""
 
     sftmix_split: str = ""
     sftmix_mu: float = 0.2
@@ -22,7 +22,7 @@ class SFTMixInput(BaseModel):
 
 
 class SFTMixPlugin(BasePlugin):
-    """Train with SFTMix where `sftmix_split` is set; write training dynamics where `sftmix_dynamics` is."""
+    """Train with SFTMix if `sftmix_split` is set; write training dynamics if `sftmix_dynamics` is."""
 
     def get_input_args(self):
         return f"{__name__}.SFTMixInput"

@@ -110,7 +110,7 @@ def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> Any:
 # alone does not tell them apart.
 
 Drawn = tuple[str, list[str], list[str]]
-"""An instruction, the words that it is about, and those of the answer."""
+"""An instruction, the words that it is about, and the words of the answer."""
 Task = Callable[[np.random.Generator], Drawn]
 
 _KINDS = {

@@ -21,7 +21,7 @@ LOSSES = {"loss_before": "base", "loss_after": "train", "loss_after_baseline": "
 def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], places: Float64) -> pa.Table:
     """Return one line per example, training examples first, then the held-out ones.
 
-    scored  column of LOSSES -> f64[N] in nats, of all training examples; without it the loss is that of the sample that
+    scored  column of LOSSES -> f64[N] in nats, of all training examples; without it the loss is from the sample that
             every run measures, or null
     places  f64[N, 2], x and y on the map of hidden states; NaN for examples that are not on it
     """

@@ -1,4 +1,4 @@
-"""Figures of a run, each a plotly figure; None where the run has nothing to show there. The page sets the colours."""
+"""Figures of a run, each a plotly figure; None if the run has nothing to show there. The page sets the colours."""
 
 import textwrap
 from collections.abc import Iterable

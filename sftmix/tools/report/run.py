@@ -48,7 +48,7 @@ class RunView:
 
     @cached_property
     def correctness(self) -> Float64 | None:
-        """f64[N], the share of response tokens that were the argmax, over the checkpoints; NaN where not counted."""
+        """f64[N], the share of response tokens that were the argmax, over the checkpoints; NaN if not counted."""
         if self.dynamics is None:
             return None
         correct = np.where(self.dynamics.n_correct == NOT_COUNTED, np.nan, self.dynamics.n_correct)
@@ -88,7 +88,7 @@ def _last(module: Any, batch: Batch) -> list[Any]:
 def read_summary(path: Path, *stages: str) -> dict[str, Any]:
     """Return summary.json of a run that has one of the stages.
 
-    Raises ConfigError where it has none of them, DifferenceError for a changed stage.
+    Raises ConfigError if it has none of them, DifferenceError for a changed stage.
     """
     check_finished(path)
     file = path / "summary.json"
@@ -101,7 +101,7 @@ def read_summary(path: Path, *stages: str) -> dict[str, Any]:
 def read_run(path: Path) -> RunView:
     """Read a run that is as far as its confidence, with its rows, which are read from their files (or the cache).
 
-    Raises ConfigError where `path` is no such run, or its rows are no longer those that it was made from.
+    Raises ConfigError if `path` is no such run, or its rows are no longer the ones that it was made from.
     """
     summary = read_summary(path, "confidence", "train")
     config, rows = rows_of_run(path, progress=True)

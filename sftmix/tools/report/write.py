@@ -49,7 +49,7 @@ def write_report(
     to         the page; None: report/report.html in the only directory, or report.html
     map_size   examples on the map of hidden states of a single run, half from each end; 0: no model is loaded
     score_all  pass all training examples of a single run through its models, for the table
-    Raises ConfigError where a directory is no finished run, and where `to` is a file that no report is.
+    Raises ConfigError if a directory is not a finished run, or if `to` is a file that is not a report.
     """
     to = Path(to or (runs[0] / "report" / "report.html" if len(runs) == 1 else "report.html"))
     if to.exists() and (to.is_dir() or b'name="generator" content="sftmix' not in to.read_bytes()[:1000]):

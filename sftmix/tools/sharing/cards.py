@@ -1,4 +1,4 @@
-"""The card of a model and that of shared scores, README.md as the hub shows it, made from the files of a run.
+"""The cards of a model and of shared scores, README.md as the hub shows it, made from the files of a run.
 
 What a card says is in model.md and scores.md. Every value in it is escaped, so that names from data cannot become
 markup, and directories of this machine are left out.
@@ -100,7 +100,7 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
 
 
 def write_card(file: Path, card: str, license: str | None = None) -> None:
-    """Write the card; of one that is there and was edited only the licence in its header is set, if one is given."""
+    """Write the card; if there is an edited one, only the licence in its header is set, if one is given."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     if text in ("", _sealed(text.rpartition(_SEAL)[0])):
         write_text(file, _sealed(card))
@@ -123,14 +123,14 @@ def without_directories(value: Any) -> Any:
     if not isinstance(value, str) or "/" not in value:
         return value
     on_hub = HUB_ID.match(value.removeprefix("hub:").partition("@")[0])
-    # Of NAME/NAME these endings make a path: an id of the hub may have a dot, too.
+    # These endings make NAME/NAME a path: an id of the hub may also have a dot.
     endings = r"\.(jsonl?|csv|tsv|parquet|arrow|gz|bz2|xz|zst|jinja|txt)$"
     is_path = not on_hub or is_there(place_of(value)) or re.search(endings, value.lower())
     return Path(value).name or value if is_path else value
 
 
 def _card(template: str, run: Path, data: Any, **values: Any) -> str:
-    """Return the card of a template; the metadata, the configuration and the summary are values of it, too.
+    """Return the card of a template; the metadata, the configuration and the summary are also values of it.
 
     data  the metadata, of a model or of a data set
     """

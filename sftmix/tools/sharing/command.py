@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the model with its card, upload it where this is asked for, and print the place."""
+    """Write the model with its card, upload it if this is asked for, and print the place."""
     if not (args.to or args.push_to_hub):
         raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
     if args.push_to_hub and not args.license:
@@ -133,7 +133,7 @@ def write_run_cards(*runs: Path) -> None:
 
 
 def after_stage(config: RunConfig, until: str, values: Any) -> None:
-    """Write the cards of the models that a run has exported, and upload the scores where this is asked for; rank 0."""
+    """Write the cards of the models that a run has exported, and upload the scores if this is asked for; rank 0."""
     run = Path(config.out or "")
     if until == "train":
         write_run_cards(run)

@@ -21,7 +21,7 @@ It reads files only, so it works while a run goes on and after it has ended.
   sftmix status runs/first"""
 
 CONTINUED = (None, INTERRUPTED, Stopped.exit_code, NoSpaceError.exit_code)
-"""Exit codes after which the same command continues the run; null is that of a killed process."""
+"""Exit codes after which the same command continues the run; a killed process has null."""
 
 _COLUMNS = ["stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left"]
 
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
 def report(run: Path) -> str:
     """Return the state of a run directory, or of a table with its runs, also those that are only planned, as text.
 
-    Raises ConfigError if it is neither, DifferenceError where its files are not as a run writes them.
+    Raises ConfigError if it is neither, DifferenceError if its files are not as a run writes them.
     """
     try:
         status = read_json_if_there(run / "STATUS.json")
@@ -104,7 +104,7 @@ def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> list[str]:
     left = ""
     if last and total:
         count += f"/{total} ({100 * last['step'] // total}%)"
-        now = [step["time"] for step in steps if step["time"] >= status.get("started", 0)]  # before may lie a pause
+        now = [step["time"] for step in steps if step["time"] >= status.get("started", 0)]  # after any pause
         if running and len(now) > 1:
             seconds = (now[-1] - now[0]) / (len(now) - 1) * (total - last["step"])
             left = str(timedelta(seconds=round(seconds)))

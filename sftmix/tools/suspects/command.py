@@ -108,7 +108,7 @@ def _of_files(args: argparse.Namespace) -> Rows:
 
 
 def _of_run(run: Path) -> Rows:
-    """Return the training rows of a run, and what its reference said of them, if it has come so far."""
+    """Return the training rows of a run, and what its reference said of them, if it has got that far."""
     from sftmix.common.tables import read_dynamics
     from sftmix.pipeline.rows import rows_of_run
 

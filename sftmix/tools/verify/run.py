@@ -94,7 +94,7 @@ def check_files(window: Window) -> list[Finding]:
 
 
 def check_inputs(window: Window, known: Known, stages: Sequence[str]) -> list[Finding]:
-    """Compare the inputs that these stages recorded when they began with those of now."""
+    """Compare the inputs that these stages recorded when they began with the current ones."""
     findings = []
     for stage in stages:
         for line in differences(read_json(window.run / stage / "inputs.json"), STAGE_INPUTS[stage](known)):
@@ -135,7 +135,7 @@ def _link(file: Path, target: Path) -> None:
 class Replay(RunContext):
     """A run of which some stages are made again, and of one of them only the steps of a window.
 
-    findings  those of rank 0 count
+    findings  only rank 0's count
     recorded  the machines that made the steps in the run; empty before the replay
     machine   the one of the replay; empty before it
     """
@@ -148,8 +148,8 @@ class Replay(RunContext):
     def enter(self, stage: str, make: Callable[[], Made], read: Callable[[], Any] = lambda: None) -> Any:
         """Make a stage again, from the files of the run, and compare what it made.
 
-        Later stages read the files of the run, so that no difference is carried on. Stages with steps, but that of the
-        window, are only read back. The stage of the window is the last.
+        Later stages read the files of the run, so that no difference is carried on. Stages with steps are only read
+        back, except the window's, which is the last.
         """
         window, world, here = self.window, self.world, self.directory.path
         if stage != window.stage:
@@ -167,7 +167,7 @@ class Replay(RunContext):
             return read()
         newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
         file = window.run / stage / "figures.json" if window.finished else newest
-        # Steps after the last checkpoint of an unfinished run are taken for those of the machine that wrote it.
+        # Steps after the last checkpoint of an unfinished run are taken as made by the machine that wrote it.
         machines = read_json(file).get("machines", []) if file.exists() else []
         self.recorded = machines_between(machines, window.start, window.last)
         if self.recorded:  # as many threads as the run had: they decide how sums are rounded

@@ -11,9 +11,9 @@ from sftmix.pipeline.stages import origin
 TRAINED = ("train", "reference", "baseline")
 """Stages that have steps."""
 NEAR = 50
-"""Most steps that are made again to reach weights of the run, where no number of steps is given."""
+"""Most steps that are made again to reach weights of the run, if no number of steps is given."""
 STEPS = 10
-"""Steps of a window, where no weights are so near."""
+"""Steps of a window if no weights are that near."""
 
 
 @dataclass
