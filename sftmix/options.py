@@ -56,7 +56,7 @@ class LoraOptions(PlainFields):
     use_rslora: bool = False
     """Rank-stabilised: scaling = lora_alpha / sqrt(r)."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Biases that are trained, too: none, all of the model, or those of the modules with an adapter."""
+    """Biases that are also trained: none, all of the model, or only in the modules with an adapter."""
     init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
     """true: A uniform, B zero; gaussian: A normal, B zero; orthogonal: both, with A B = 0; false: both random."""
     quantize: Literal["4bit"] | None = None
@@ -72,8 +72,8 @@ class ModelOptions(PlainFields):
     path: str = ""
     """Hugging Face hub id or directory of the base model to fine-tune."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Dtype of the exported weights; auto: that of the base model by its config, or float32 if it names none; for
-    adapters float32. Training keeps float32 weights."""
+    """Dtype of the exported weights; auto: the dtype in the base model's config, or float32 if it names none;
+    for adapters float32. Training keeps float32 weights."""
     lora: LoraOptions = field(default_factory=LoraOptions)
     """Train low-rank adapters instead of all weights."""
     attention: str | None = None
@@ -90,7 +90,7 @@ _DATA = (
 
 
 _LISTS = ("train", "eval", "labels", "take")
-"""Options of which a single value is a list of one, in YAML, on the command line and in Python."""
+"""Options for which a single value counts as a list of one, in YAML, on the command line and in Python."""
 
 
 @dataclass(kw_only=True)
@@ -109,16 +109,16 @@ class DataOptions(PlainFields):
     """Format of the rows; auto recognises it from the fields of each row, plain text from each file's first usable one.
     text: documents without turns (.txt files, or rows with a field `text`), every token trained."""
     columns: dict[str, str | None] | None = None
-    """Names of the fields in the rows, where they are not ours: {prompt: question, response: answer}. Ours are those of
-    one format (response stands for completion), system, id, weight, tools and chat_template_kwargs. null: that field is
-    not read. {id: null} is for ids that begin anew in each file: rows get ids made from their content."""
+    """Names of the fields in the rows, if they are not ours: {prompt: question, response: answer}. Ours are the
+    fields of one format (response stands for completion), system, id, weight, tools and chat_template_kwargs. null:
+    that field is not read. {id: null} is for ids that begin anew in each file: rows get ids made from their content."""
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
     template_options: dict[str, Any] | None = None
-    """Values of the chat template's variables, as {enable_thinking: false}; the exported template has them, too."""
+    """Values of the chat template's variables, as {enable_thinking: false}; the exported template has them as well."""
     thoughts: Thoughts = "train"
     """What an assistant thought before its answer (reasoning_content, reasoning or thinking of a turn, or <think> in
     its content). train: trained with the answer. mask: written, but not trained. drop: left out."""
@@ -130,14 +130,14 @@ class DataOptions(PlainFields):
     multi_turn: Literal["per_turn", "whole"] = "per_turn"
     """per_turn: each assistant turn is an example with its history; whole: one example, all turns trained."""
     trained_turns: Literal["all", "last"] = "all"
-    """Turns of the assistant that are trained, of those whose flags allow it; last: only the last one of a row."""
+    """Turns of the assistant that are trained, if their flags allow it; last: only the last one of a row."""
     roles: dict[str, str] | None = None
     """Names of roles in the rows, beside those that are known: {narrator: system, agent: assistant}. Ours are system,
     user, assistant, tool (a function's result) and function_call (a call in the content)."""
     label_field: str | None = None
     """Row field kept as the example's label (quality labels). Excludes data.labels."""
     labels: list[str] | str | None = None
-    """One label for each entry of data.train, in their order: that of all rows of its files. Excludes
+    """One label for each entry of data.train, in their order, for all rows of its files. Excludes
     data.label_field."""
     skip_bad: bool = False
     """Drop and count bad rows instead of stopping with exit code 3."""
@@ -220,7 +220,7 @@ LAYOUT = (
     "compile",
     "chunk_size",
 )
-"""Training options that change the order of sums, and no result but for rounding; with dropout, its masks, too."""
+"""Training options that change the order of sums, and no result but for rounding; with dropout, also its masks."""
 
 
 @dataclass(kw_only=True)
@@ -304,7 +304,7 @@ class ReferenceModel(PlainFields):
     """As data.max_length, for the reference. null: the run's length, or the model's context if that is shorter, if it
     has the target's tokenizer; else the smaller of 2048 and the model's context."""
     lora: LoraOptions | None = None
-    """Adapters of the reference. null: those of model.lora if the base model is the target's, else none; r 0
+    """Adapters of the reference. null: the target's (model.lora) if it has the same base model, else none; r 0
     trains all weights."""
 
 
@@ -335,7 +335,7 @@ class ReferenceTraining(PlainFields):
     epochs: float | None = None
     """Passes over the training rows. Replaces an inherited training.max_steps."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps; decides where epochs are set, too."""
+    """Stop after this many optimizer steps; decides if epochs are also set."""
     precision: Precision | None = None
     """Precision of the computation."""
     parallel: Parallel | None = None
@@ -369,7 +369,7 @@ def reference_lora(target: ModelOptions, reference: object) -> LoraOptions:
 def inherit(training: TrainingOptions, reference: ReferenceTraining | None) -> TrainingOptions:
     """Return the run's training options, replaced by those that the reference sets itself.
 
-    Where two options exclude each other and the reference sets one, the other is not inherited: a reference cannot
+    If two options exclude each other and the reference sets one, the other is not inherited: a reference cannot
     put it aside itself, since its null inherits.
     """
     own = asdict(reference or ReferenceTraining())

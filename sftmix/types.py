@@ -86,7 +86,7 @@ class Encoded:
 
     row         int, place in the training set, 0..N-1 in file order
     input_ids   i64[length]
-    target      bool[length], True where the token is a response token (end-of-turn token included): the token
+    target      bool[length], True if the token is a response token (end-of-turn token included): the token
                 itself, unshifted; the position that predicts it is the one before it
     truncated   the response was cut at max_length, so it has no end-of-turn token
     starts      None, or i64[S], where each of the documents packed into this example begins (the first at 0): tokens of
@@ -159,7 +159,7 @@ class TrainingDynamics:
 
     @property
     def mean_nll(self) -> Float64:
-        """f64[N, C], nats per response token; NaN where the example was not scored."""
+        """f64[N, C], nats per response token; NaN if the example was not scored."""
         return self.nll_sum / np.where(self.scored, self.n_tokens, np.nan)[:, None]
 
     def of(self, ids: Sequence[str]) -> TrainingDynamics:
@@ -197,7 +197,7 @@ class Scores:
 
     id           example ids
     row          i64[N], 0..N-1
-    confidence   f64[N], higher is more confident; NaN where the example could not be scored
+    confidence   f64[N], higher is more confident; NaN if the example could not be scored
     variability  f64[N], standard deviation of the perplexity over the checkpoints
     n_tokens     i64[N], response tokens under the target's tokenizer
     label        None, or N labels
@@ -275,7 +275,7 @@ class BatchNLL:
 
     Repeated slots, and fillers of ranks without work, are left out. All ranks and micro-batches have the same values.
     rows      i64[G], dataset rows, ascending
-    nll_sum   f64[G], nats; 0 where it is not finite: the step is skipped, as the example spoils its loss
+    nll_sum   f64[G], nats; 0 if it is not finite: the step is skipped, as the example spoils its loss
     n_tokens  i64[G], response tokens
     ids       G example ids
     """

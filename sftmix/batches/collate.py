@@ -91,12 +91,12 @@ def _segment(
 ) -> Segment:
     """Pad lines to the longest; in a line, examples follow one another. An idle segment is one token.
 
-    Positions count from the beginning of each document: of each example, and of those packed into one. They are None if
-    no line holds two. Padding is one more document: nothing reads its results, and no other attends to it.
+    Positions count from the beginning of each document: of each example, and of each document packed into one. They are
+    None if no line holds two. Padding is one more document: nothing reads its results, and no other attends to it.
 
     lines       the slots of each line
-    targets     of each slot i64, places of the response tokens in the example
-    token_rows  of each slot i64, the places of these tokens among those of the batch
+    targets     for each slot i64, places of the response tokens in the example
+    token_rows  for each slot i64, places of these tokens among the batch's response tokens
     """
     width = max(1, *(sum(len(encoded[slot].input_ids) for slot in line) for line in lines))
     input_ids = np.full((len(lines), width), pad_id, dtype=np.int64)

@@ -82,7 +82,7 @@ class ResponsesAlone(RowSubset):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One place in a batch. A row that comes again in the same epoch has `ntp_weight` 0."""
+    """One place in a batch. A row that appears again in the same epoch has `ntp_weight` 0."""
 
     row: int
     ntp_weight: float = 1.0
@@ -190,7 +190,7 @@ def epoch_units(n_rows: int, pairs: Rows | None, *, epoch: int, seed: int) -> li
     merged: list[Unit] = []
     for place in range(total):
         merged += itertools.islice(singles, 2) if place in places else itertools.islice(paired, 1)
-    return [*merged, *singles]  # an odd one comes last
+    return [*merged, *singles]  # an odd one is last
 
 
 def global_batches(units: Sequence[Unit], global_batch_size: int) -> list[list[Unit]]:

@@ -48,7 +48,7 @@ class ReferenceContext(Protocol):
         token_nll: bool = False,
         response_alone: bool = False,
     ) -> TrainingDynamics:
-        """Train by NTP and score every example at the checkpoints; the options are those of TrainedReference."""
+        """Train by NTP and score every example at the checkpoints; the options are TrainedReference's."""
 
     def score_models(
         self,
@@ -70,9 +70,9 @@ class ReferenceContext(Protocol):
         token_nll: bool = False,
         response_alone: bool = False,
     ) -> TrainingDynamics:
-        """Score every example by functions of a row, which so many threads of the first rank call. `scorers`: of each
-        checkpoint by name, gets the tokenizer, which it may refuse, and returns the function of a row. `model`: whose
-        tokenizer, template and length the rows have, as for FromCheckpoints."""
+        """Score every example by functions of a row, which so many threads of the first rank call. `scorers`: one for
+        each checkpoint, by name; it gets the tokenizer, which it may refuse, and returns the function of a row.
+        `model`: the one whose tokenizer, template and length the rows have, as for FromCheckpoints."""
 
 
 class Reference(Component, ABC):
@@ -96,7 +96,7 @@ class Reference(Component, ABC):
     layout: Set[str] = frozenset()
     """Options that do not decide the dynamics: a stage that has begun may change them."""
     window: int | None = 1
-    """Past epochs that count as checkpoints, where the losses are the target's own; None: all."""
+    """Past epochs that count as checkpoints, if the losses are the target's own; None: all."""
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
         """Return the most checkpoints of a run of so many epochs (None: it is given in steps), or None: not known."""
@@ -229,7 +229,7 @@ class StageState:
 
     stage        "reference", "train" or "baseline"
     step         optimizer steps done, of total_steps in this stage
-    epoch        epochs completed; the last of a run counts even where it is cut short
+    epoch        epochs completed; the last of a run counts even if it is cut short
     metrics      the metrics of the last step, as in metrics.jsonl, with those of the callbacks before this one
     score        function: NLL, token count and correct count of every training row, or of the given `rows`, under the
                  current model; with `alone=True`, of the responses without their instructions
@@ -237,7 +237,7 @@ class StageState:
     read         function: call `f(hidden[T, D], head, batch, plan)` for each micro-batch of the last step, hidden being
                  the input of the LM head, and return the results of all ranks; None before the first step
     objective    of the stage
-    evaluations  (step, held-out NLL) of every evaluation of this stage so far, before a resume, too
+    evaluations  (step, held-out NLL) of every evaluation of this stage so far, including those before a resume
     directory    of the stage, in the run directory; None outside a run
     is_main      True on the one rank that writes files
     All functions make forward passes in eval mode; every rank must call them together.

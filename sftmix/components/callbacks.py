@@ -31,8 +31,8 @@ class Evaluate(Callback):
 class EarlyStopping(Callback):
     """Stop after `patience` evaluations in a row without a better held-out NLL.
 
-    Put it after the callback that evaluates (`Evaluate`), and decides on every evaluation of the stage, those before
-    a resume included: one that is better by more than `min_delta` than that which last began the count begins it anew.
+    Put it after the callback that evaluates (`Evaluate`). It looks at every evaluation of the stage, including those
+    before a resume: one that is better by more than `min_delta` than the one that last began the count begins it anew.
     """
 
     needs = frozenset({Need.HELD_OUT, Need.EVALUATIONS})
@@ -61,9 +61,9 @@ class EarlyStopping(Callback):
 class LossSpikeGuard(Callback):
     """End the run with exit code 6 at a step whose training loss is above `factor` times the median before it.
 
-    The median is that of the last `window` finite losses of the stage, those before a resume included; earlier steps
-    are not judged. It ends the run before the step is saved, so the last checkpoint is untouched. A run that it does
-    not end is the same with and without it: the same command without it goes on past the step.
+    The median is taken over the last `window` finite losses of the stage, including those before a resume; earlier
+    steps are not judged. It ends the run before the step is saved, so the last checkpoint is untouched. A run that it
+    does not end is the same with and without it: the same command without it goes on past the step.
     """
 
     gives = frozenset()
@@ -71,7 +71,7 @@ class LossSpikeGuard(Callback):
     def __init__(self, *, factor: float = 3.0, window: int = 50):
         """factor: times the median above which a loss is a spike, above 1.
 
-        window: losses of which the median is taken, at least 2.
+        window: number of losses that the median is taken over, at least 2.
         """
         require(1 < factor < math.inf, "callbacks.LossSpikeGuard.factor", factor, "above 1")
         require(window >= 2, "callbacks.LossSpikeGuard.window", window, "2 and above")

@@ -55,7 +55,7 @@ class Component:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self, init_args = super().__new__(cls), dict[str, Any]()
         if cls.__init__ is not object.__init__:
-            with suppress(TypeError):  # __init__ raises it with a better message (unpickling gets here, too)
+            with suppress(TypeError):  # __init__ raises it with a better message (unpickling also gets here)
                 bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
                 bound.apply_defaults()
                 init_args = dict(list(bound.arguments.items())[1:])

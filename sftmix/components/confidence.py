@@ -75,7 +75,7 @@ class IFD(ConfidenceEstimator):
 
     IFD = (NLL of the response after its instruction) / (NLL of the response alone), means over its tokens. Near 1 or
     above, the instruction does not help: the paper calls such an example hard, and selects the hard ones. If the
-    response alone has NLL 0, IFD is 1 if the NLL after the instruction is 0, too; else the confidence is LEAST.
+    response alone has NLL 0, IFD is 1 if the NLL after the instruction is also 0; else the confidence is LEAST.
     """
 
     needs = frozenset({Need.RESPONSE_ALONE})
@@ -155,7 +155,7 @@ def is_measured(confidence: Float64) -> Bool:
 
 
 def perplexity(dynamics: TrainingDynamics) -> Float64:
-    """Return f64[N, C], the perplexity of each response at each checkpoint; NaN where it was not scored."""
+    """Return f64[N, C], the perplexity of each response at each checkpoint; NaN if it was not scored."""
     with np.errstate(over="ignore"):
         return np.exp(dynamics.mean_nll)
 
@@ -163,7 +163,7 @@ def perplexity(dynamics: TrainingDynamics) -> Float64:
 def variability(dynamics: TrainingDynamics) -> Float64:
     """Return f64[N], the population standard deviation of the perplexity over the checkpoints.
 
-    NaN where the example was not scored, inf where a perplexity or its square is beyond float64.
+    NaN if the example was not scored, inf if a perplexity or its square is beyond float64.
     """
     perplexity_NC = perplexity(dynamics)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,7 +1,7 @@
 """The contracts of components, checked on every answer of theirs in a run.
 
 A component that breaks its contract stops the run with one line: its name, its answer, and the answers that are
-allowed. All of it is looked at where the answer arrives.
+allowed. All of it is checked where the answer arrives.
 """
 
 import math

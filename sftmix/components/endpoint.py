@@ -59,7 +59,7 @@ class FromEndpoint(Reference):
         template: as in FromCheckpoints, for that tokenizer.
         max_length: as in FromCheckpoints; the server needs room for one token more.
         concurrency: requests at a time.
-        retries: further attempts where the server is busy (429), fails (5xx) or is not reached, after growing pauses.
+        retries: further attempts if the server is busy (429), fails (5xx) or is not reached, after growing pauses.
         key_variable: environment variable that holds the server's key; null: `EMPTY`.
         token_nll: as in FromCheckpoints.
         response_alone: as in FromCheckpoints; every row is then asked for twice.
@@ -122,7 +122,7 @@ class FromEndpoint(Reference):
         return [{int(name): (one["logprob"], one["rank"] == 1) for name, one in (at or {}).items()} for at in logprobs]
 
     def answer(self, url: str, body: dict[str, Any]) -> Any:
-        """Return the server's answer to a request, made again where it is busy, fails or is not reached."""
+        """Return the server's answer to a request, made again if it is busy, fails or is not reached."""
         key = os.environ.get(self.key_variable or "", "EMPTY")
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)

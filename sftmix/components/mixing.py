@@ -1,4 +1,4 @@
-"""A measurement of what Mixup does to the training: its gradient beside that of NTP, and its loss by lambda."""
+"""A measurement of what Mixup does to the training: its gradient beside NTP's, and its loss by lambda."""
 
 import math
 import time
@@ -62,7 +62,7 @@ class MeasureMixing(Callback):
 def _sums(objective: Objective, hidden: Tensor, head: Any, batch: Batch, plan: Plan) -> dict[Any, float]:
     """Return sums over one micro-batch: products of both gradients, counts, and Mixup losses by bin.
 
-    hidden [T, D], the input of the LM head. The gradients are those of sums over tokens: not divided by a count yet.
+    hidden [T, D], the input of the LM head. The gradients are of sums over tokens, not yet divided by a count.
     """
     import torch
 

@@ -65,7 +65,7 @@ class SFTMix(Objective):
 
     For a pair (c, u) with lambda ~ Beta(alpha, alpha), the head's inputs and the one-hot labels of their n-th response
     tokens are mixed, n = 1..min(N_c, N_u), and the cross entropy between the mixtures is minimised. With mu = 0, the
-    plan is that of NTP, bit for bit (with `mean: sequence`, that of NTP over sequences, the baseline for this mean).
+    plan is NTP's, bit for bit (with `mean: sequence`, the plan of NTP over sequences, the baseline for this mean).
     """
 
     needs = frozenset({Need.PAIRS})
@@ -168,7 +168,7 @@ class MixupOnly(SFTMix):
 class DecomposedMixup(SFTMix):
     """Control: lambda CE_c + (1 - lambda) CE_u instead of the Mixup loss; neither inputs nor labels are mixed.
 
-    Pairs, positions, lambdas, weights and counts are those of SFTMix: the two differ in the mixing alone (appendix A:
+    Pairs, positions, lambdas, weights and counts are SFTMix's: the two differ in the mixing alone (appendix A:
     Mixup has another gradient, because softmax is not linear).
     """
 

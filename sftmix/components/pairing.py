@@ -108,8 +108,8 @@ class AnyPairs(PairSampler):
 class ByConfidence(PairSampler):
     """Curriculum: the examples in the order of their confidence, two neighbours a pair; the same in every epoch.
 
-    Meant for `--objective NTP`, which takes the order alone. The unpaired come between the pairs; of an odd number the
-    last is left out and comes with them.
+    Meant for `--objective NTP`, which takes the order alone. The unpaired are placed between the pairs; if the number
+    of the others is odd, the last is left out and placed with them.
     """
 
     def __init__(self, *, first: First = "confident"):

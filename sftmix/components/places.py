@@ -2,7 +2,7 @@
 
 Each example of a pair has a line (a row of input ids), padded on the left so that both first responses begin in one
 column. In its own line an example has the share lambda, its partner 1 - lambda; the loss of a token pair is the mean of
-both lines. NTP, pairs, lambdas and weights are those of SFTMix. In conversations with several trained turns, later
+both lines. NTP, pairs, lambdas and weights are SFTMix's. In conversations with several trained turns, later
 responses may be in different columns, since the first ones differ in length: such token pairs are left out and not
 counted.
 """
@@ -73,7 +73,7 @@ class ManifoldMixup(SFTMix):
         """
         mu: weight of the Mixup term, 0 or above; or a Schedule.
         alpha: parameter of Beta(alpha, alpha), above 0; small values keep lambda near 0 or 1. Or a Schedule.
-        layers: a decoder layer, from 1, or a list of them, of which each step draws one; 0 is the embeddings.
+        layers: a decoder layer, from 1, or a list of them, from which each step draws one; 0 is the embeddings.
         """
         super().__init__(mu=mu, alpha=alpha)
         self.layers = as_list(layers)
@@ -96,7 +96,7 @@ class ManifoldMixup(SFTMix):
             **{field.name: getattr(plan, field.name) for field in fields(Plan)},
             input_ids=ids[lines],
             mask=mask[lines],
-            # 1, unmixed, for a pair of which no token pair is left
+            # 1, unmixed, for a pair that has no token pair left
             share=plan.lam.new_ones(len(slots)).index_copy(0, pair, plan.lam).repeat(2),
             line=torch.cat([pair, pair + len(slots)]),
             column=column[rows],

@@ -105,7 +105,7 @@ class FromCheckpoints(Reference):
         max_length: as data.max_length, for these models; null: the run's length, or the context of the first if that
             is shorter, if they have the target's tokenizer; else the smaller of 2048 and the context of the first.
         token_nll: also keep the NLL of every response token.
-        response_alone: as in TrainedReference: IFD is then had from models as they are.
+        response_alone: as in TrainedReference: IFD then works for models as they are.
         """
         if not paths:
             raise ConfigError("reference.paths is empty; name the directories of the checkpoints")
@@ -183,7 +183,7 @@ class FromFile(Reference):
             if len(context.ids) and not dynamics.scored.any():
                 raise DataError(f"{self.path} holds none of the {len(context.ids)} examples: it is of other data")
             return dynamics
-        # Shared scores get the ids of this run: of each text that is there k times, the k-th has the k-th's.
+        # Shared scores get the ids of this run: if a text is repeated, its k-th row here gets the k-th scores.
         dynamics_file, rows_file = self.files()
         rows, wanted = read_columns(rows_file, "id", "hash"), numbered(context.content_hashes())
         theirs = dict(zip(numbered(rows["hash"]), rows["id"], strict=True))
@@ -199,7 +199,7 @@ class FromFile(Reference):
 
 
 def numbered(hashes: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each hash with the number of those before it that are equal."""
+    """Return each hash with the number of equal ones before it."""
     seen = Counter[str]()
     numbered = []
     for value in hashes:

@@ -19,7 +19,7 @@ class Median(Splitter):
     """The paper's split: two equal halves at the median of the confidence.
 
     Equal confidences are ordered by example id, so that the split does not depend on the order of the file. With an
-    odd number of scored examples the median one is unpaired; examples that could not be scored (NaN) are unpaired, too.
+    odd number of scored examples the median one is unpaired; examples that could not be scored (NaN) are also unpaired.
     """
 
     def split(self, scores: Scores, *, seed: int) -> Split:
@@ -29,8 +29,8 @@ class Median(Splitter):
 class Quantile(Splitter):
     """Groups of equal size by the rank of the confidence, for a pairing between levels (the paper's future work).
 
-    The ranking is that of Median, which has two levels. If the number of scored examples is not a multiple of the
-    levels, some in the middle of the ranking are unpaired.
+    The ranking is the same as in Median, which has two levels. If the number of scored examples is not a multiple of
+    the levels, some in the middle of the ranking are unpaired.
     """
 
     def __init__(self, *, levels: int = 4):

@@ -1,4 +1,4 @@
-"""Objectives that weigh each response token, by the model's own probabilities or by those of a stored reference.
+"""Objectives that weigh each response token, by the model's own probabilities or a stored reference's.
 
 A stored reference is confidence/dynamics.parquet of `sftmix confidence --reference.token_nll true`, made of the same
 rows with the same tokenizer, template and length. PriFT, ASFT and TailSFT take its first checkpoint (the model
@@ -128,8 +128,8 @@ class PriFT(StoredReference):
 class ASFT(StoredReference):
     """Anchored SFT (arXiv 2509.23753), cheaply: DFT plus a pull to the pretrained model at the response tokens alone.
 
-    Of KL(p_ref || p) only the term of the response token is there, whose gradient is that of p_ref times its NLL: the
-    factor is p + kl p_ref. The paper sums over the whole vocabulary, with a second model beside the first.
+    Only one term of KL(p_ref || p) is used, the response token's. It has the same gradient as p_ref times the token's
+    NLL, so the factor is p + kl p_ref. The paper sums over the whole vocabulary, with a second model beside the first.
     """
 
     def __init__(self, *, dynamics: str, kl: float = 0.1, mixup: Objective | None = None):
@@ -149,7 +149,7 @@ class ASFT(StoredReference):
 class Rho1(StoredReference):
     """Rho-1 (arXiv 2404.07965): only the tokens with the largest excess loss, NLL minus reference NLL, are trained.
 
-    The paper ranks the tokens of a batch; here those of each response are ranked, so that nothing depends on how a
+    The paper ranks the tokens of a batch; here the tokens of each response are ranked, so that nothing depends on how a
     batch is cut. The NTP sum is divided by the number of tokens that are trained.
     """
 

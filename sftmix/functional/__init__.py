@@ -84,7 +84,7 @@ def sft_loss(
     labels           i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before
     pairs            i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself
     lam              [M], share of column 0
-    row_weight       [T]; a row of weight 0 carries no NTP loss. Or a rule, where all weights are 1
+    row_weight       [T]; a row of weight 0 carries no NTP loss. Or a rule, if all weights are 1
     pair_weight      [M]
     rule             (nll [R], entropy [R]) -> factor [R] of the weights of R rows: elementwise, detached
     label_smoothing  in [0, 1), the share of the NTP target that is spread evenly over V, in the loss only
@@ -125,7 +125,7 @@ def sft_loss(
     elif len(alone) + 2 * many < rows:
         raise ValueError(f"alone has {len(alone)} rows; with {many} pairs of {rows} rows it needs more.")
     head = Pass(hidden, weight, bias, softcap, scale, label_smoothing, rule, stats)
-    kernels = None  # those of Triton cover a plain training step
+    kernels = None  # Triton's cover a plain training step
     plain = head.trains and not (rule or label_smoothing or stats or head.kind == torch.float64)
     if plain and hidden.device.type in ("cuda", "xpu"):
         kernels = working_kernels(hidden.device, head.hidden.dtype, softcap)
@@ -211,14 +211,14 @@ class SFTMixLoss(nn.Module):
         *,
         bias: Tensor | None = None,
     ) -> SFTLoss:
-        """Return the loss and its statistics; the n-th response token of a slot is mixed with that of its partner.
+        """Return the loss and its statistics; the n-th response token of a slot is mixed with its partner's.
 
         hidden        [B, L, D], the head's input at every token
         weight, bias  [V, D], [V]; a DTensor is gathered, and its gradient is the mean over the ranks of its mesh
         labels        i64[B, L], the tokens themselves, unshifted; -100 carries no loss
         pairs         i64[P, 2], slots; lam [P], share of column 0
         num_items_in_batch, num_pairs_in_batch  what the sums are divided by: the trained tokens and the token pairs
-                      (`aligned_pairs`) of the whole global batch; None: those of this call, 1: sums
+                      (`aligned_pairs`) of the whole global batch; None: this call's, 1: sums
         """
         trained, kind = labels[:, 1:] != IGNORED, statistics_dtype(hidden)
         token_pairs, owner = aligned_pairs(labels, pairs if self.mu else pairs[:0])

@@ -57,7 +57,7 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def rows_alone(pairs: Tensor, rows: int) -> Tensor:
-    """Return i64, those of the rows 0..rows-1 in no pair, ascending; the host waits for the device to count them."""
+    """Return i64, the rows of 0..rows-1 that are in no pair, ascending; the host waits for the device to count them."""
     alone = torch.ones(rows, dtype=torch.bool, device=pairs.device)
     alone[pairs.flatten()] = False
     return alone.nonzero().squeeze(1)
@@ -81,7 +81,7 @@ class Pass:
     """One pass through the LM head: its inputs, cast for the matmuls, its settings, and the gradients so far.
 
     rule   as of `sft_loss`
-    stats  True to compute entropy and correct, too
+    stats  True to compute entropy and correct as well
     """
 
     hidden: Tensor
@@ -191,7 +191,7 @@ class Pass:
     ) -> None:
         """Turn the logits x [K, V] of a chunk into d loss / dx, in place; fill the figures and mixup.
 
-        Of M pairs, column 0 is in the first M rows, column 1 in the next M; the rows in no pair follow.
+        The first M rows are column 0 of M pairs, the next M are column 1; the rows in no pair follow.
         height  rows of a block
         """
         n_pairs = len(lam)
@@ -230,7 +230,7 @@ class Pass:
         at_label = x.gather(1, label).squeeze(1)
         if self.stats and not x.is_cpu:
             torch.eq(x.argmax(1), uses.label, out=uses.correct)
-        elif self.stats:  # argmax is slow: only where the label has the maximum, 0 by now
+        elif self.stats:  # argmax is slow: only for rows whose label has the maximum, 0 by now
             hits = (at_label == 0).nonzero().squeeze(1)
             uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
         # losses and entropy; x becomes exp(x), so what needs x itself is taken before

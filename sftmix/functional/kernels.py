@@ -1,7 +1,7 @@
 """The pointwise passes of `sftmix.functional.fused` on a GPU: a Triton kernel for rows, and one for pairs.
 
 Each reads the logits twice, for the log-sum-exps and for the gradients, which it writes in their place: six bytes a
-logit in bf16, where the passes of torch take some fifty. Logits are bf16, f16 or float32, and all else is float32.
+logit in bf16, while torch's passes take some fifty. Logits are bf16, f16 or float32, and all else is float32.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ def _slope(z, softcap: tl.constexpr):
 
 @triton.jit
 def _joined(top, total, z, inside):
-    """The maximum, and the sum of exp(z - maximum), with those of another block, as far as it is inside the row."""
+    """The maximum, and the sum of exp(z - maximum), together with another block, as far as it is inside the row."""
     z = tl.where(inside, z, float("-inf"))
     new = tl.maximum(top, tl.max(z, 0))
     shift = tl.where(new == float("-inf"), 0.0, new)

@@ -29,7 +29,7 @@ def on_examples(strategy: st.SearchStrategy[Any], holds: Callable[[Any], Any]) -
         derandomize=True,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,  # one failure in words; several come as an ExceptionGroup without any
+        report_multiple_bugs=False,  # one failure in words; several are raised as an ExceptionGroup without any
     )
     @given(strategy)
     def check(value):
