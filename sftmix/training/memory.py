@@ -30,7 +30,7 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     """
     stage = setup.stage
     free = -setup.world.max(-free_memory(setup.world.device))  # of the rank that has least: all ranks decide alike
-    if isinstance(setup.module, FSDPModule):
+    if math.isinf(free) or isinstance(setup.module, FSDPModule):
         return
     trained = [one for one in stage.model.parameters() if one.requires_grad]
     state = sum(one.nbytes + one.numel() * stage.optimizer.state_bytes for one in trained)
