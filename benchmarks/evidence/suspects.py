@@ -47,11 +47,24 @@ TOP = (1, 5, 10)
 SIGNALS = (Mismatch, Information, IFD, Echo, EndOfTurn, HardTokens, Ending, Perplexity)
 
 
-def signals_of(rows: list[dict], dynamics: TrainingDynamics) -> dict[str, Float64]:
+def texts_of(rows: list[dict]) -> tuple[list[str], list[str]]:
+    """Return prompts and responses."""
+    return [f"{row['instruction']}\n{row['input']}".strip() for row in rows], [row["output"] for row in rows]
+
+
+def sentence_vectors(sets: dict[str, list[dict]]) -> dict[str, np.ndarray]:
+    """Return the sentence embedding of each text; a text is in several sets and is embedded once."""
+    texts = sorted({text for rows in sets.values() for side in texts_of(rows) for text in side})
+    half = len(texts) // 2 + 1  # as many of each side; one or two are on both
+    first, last = texts[:half], texts[-half:]
+    return dict(zip([*first, *last], np.concatenate(SuspectRows(first, last, None, "minilm").vectors), strict=True))
+
+
+def signals_of(rows: list[dict], dynamics: TrainingDynamics, vectors: dict[str, np.ndarray]) -> dict[str, Float64]:
     """Return the score of each row by each signal and by the defaults, larger where it is more suspicious."""
-    prompts = [f"{row['instruction']}\n{row['input']}".strip() for row in rows]
-    responses = [row["output"] for row in rows]
+    prompts, responses = texts_of(rows)
     words, sentences = (SuspectRows(prompts, responses, dynamics, kind) for kind in ("tfidf", "minilm"))
+    sentences.vectors = [np.array([vectors[text] for text in side]) for side in (prompts, responses)]
     alone = dynamics.alone_nll_sum is not None
     kinds = [kind for kind in SIGNALS if alone or kind not in (Information, IFD)]
     own = {kind.__name__: kind().score(sentences) for kind in kinds}
@@ -119,6 +132,10 @@ def table(values: dict[str, list[list[float]]]) -> list[str]:
     return lines
 
 
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "runs", "out"):
@@ -126,19 +143,20 @@ def main() -> None:
     given, lines = parser.parse_args(), list[str]()
     file = Path("confidence") / "dynamics.parquet"
     whole = read_dynamics(given.runs / file) if (given.runs / file).exists() else None
-    for name in FILES:
-        for share in SHARES:
-            values: dict[str, list[list[float]]] = {}
-            sets = [f"{name}-{share}-{seed}" for seed in SEEDS]
-            done = [one for one in sets if whole or (given.runs / one / file).exists()]
-            for one in done:
-                rows = [json.loads(line) for line in (given.data / f"{one}.jsonl").read_text().splitlines()]
-                found = whole.of([key_of(row) for row in rows]) if whole else None
-                dynamics = found or read_dynamics(given.runs / one / file).of([row["id"] for row in rows])
-                for signal, scores in signals_of(rows, dynamics).items():
-                    values.setdefault(signal, []).append(figures(rows, scores))
-            if done:
-                lines += ["", f"## {name}, {share}% wrong: {len(done)} of {len(sets)} seeds", "", *table(values)]
+    cells = [[f"{name}-{share}-{seed}" for seed in SEEDS] for name in FILES for share in SHARES]
+    done = [[one for one in sets if whole or (given.runs / one / file).exists()] for sets in cells]
+    rows_of = {one: read_lines(given.data / f"{one}.jsonl") for sets in done for one in sets}
+    vectors = sentence_vectors(rows_of)
+    for sets in filter(None, done):
+        values: dict[str, list[list[float]]] = {}
+        for one in sets:
+            rows = rows_of[one]
+            found = whole.of([key_of(row) for row in rows]) if whole else None
+            dynamics = found or read_dynamics(given.runs / one / file).of([row["id"] for row in rows])
+            for signal, scores in signals_of(rows, dynamics, vectors).items():
+                values.setdefault(signal, []).append(figures(rows, scores))
+        name, share, _ = sets[0].split("-")
+        lines += ["", f"## {name}, {share}% wrong: {len(sets)} of {len(SEEDS)} seeds", "", *table(values)]
     given.out.write_text("\n".join(lines).strip() + "\n")
 
 

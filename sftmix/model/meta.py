@@ -4,8 +4,9 @@
                                       If dtypes or adapters do not allow this, rank 0 loads the whole model, and the
                                       others have an `empty_model`.
     2. the values without the model   `take_values`: the model keeps float32 parameters on the meta device, which are
-                                      sharded like any other model's (`sftmix.training.parallel.wrap`)
-    3. the values in the shards       `Values.fill`: a rank never holds more than its shards and one tensor
+                                      sharded like any other model's (`sftmix.training.parallel.wrap`). It carries its
+                                      `Values`, and whoever gets the model need not know of them.
+    3. the values in the shards       `fill`: a rank never holds more than its shards and one tensor
 
 transformers handles names, conversions and missing weights, as in a plain load.
 """
@@ -93,7 +94,9 @@ def _replace_parameters(model: nn.Module, new: Callable[[str, Any], Tensor]) -> 
 
 
 class Values:
-    """The values for the parameters of a model on the meta device. Create it on every rank.
+    """The values for the parameters of a model on the meta device, which carries them until `fill`.
+
+    Create it on every rank.
 
     values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
     from_main  True: only rank 0 has `values`; it sends the buffers at once, the values tensor by tensor. False: every
@@ -110,6 +113,8 @@ class Values:
         from_main: bool,
         checks: Sequence[Callable[[PreTrainedModel], Any]] = (),
     ) -> None:
+        carrier: Any = model
+        carrier.values_to_come = self
         self.checks, self._values, self._device = checks, dict(values), world.device
         self._sent = {}
         if from_main:
@@ -117,21 +122,25 @@ class Values:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def fill(self, model: nn.Module) -> None:
-        """Put values in the place of the sharded parameters on the meta device, in the dtype of these parameters.
+    def shard(self, name: str, like: Any) -> Tensor:
+        """Return this rank's part of a value, with memory of its own, cut and in the dtype as `like` is."""
+        value = self._values.pop(name, None)  # each is released after its use
+        if value is None:
+            value = torch.empty(like.shape, dtype=self._sent[name], device=self._device)
+        value = value.to(self._device).contiguous()
+        if self._sent:
+            dist.broadcast(value, src=0)
+        value = value.to(like.dtype)
+        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
 
-        Each value is released after its use.
-        """
 
-        def shard(name: str, like: Any) -> Tensor:
-            """Return this rank's part, with memory of its own, cut as `fully_shard` cuts it."""
-            value = self._values.pop(name, None)
-            if value is None:
-                value = torch.empty(like.shape, dtype=self._sent[name], device=self._device)
-            value = value.to(self._device).contiguous()
-            if self._sent:
-                dist.broadcast(value, src=0)
-            value = value.to(like.dtype)
-            return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
+def fill(model: PreTrainedModel) -> Sequence[Callable[[PreTrainedModel], Any]]:
+    """Put the values that a sharded model carries in the place of its parameters on the meta device.
 
-        _replace_parameters(model, shard)
+    Returns their checks. A model that carries none stays as it is, without checks.
+    """
+    values: Values | None = model.__dict__.pop("values_to_come", None)
+    if values is None:
+        return ()
+    _replace_parameters(model, values.shard)
+    return values.checks

@@ -93,7 +93,7 @@ class RunContext:
         """
         refuse_quantized(config.model.path)
         check_rows_fit(config.model.path, encoder, data)
-        model, values = load_for_run(config, self.world, trains=True)
+        model = load_for_run(config, self.world, trains=True)
         if config.model.lora.r:
             trained = model.num_parameters(only_trainable=True)  # a tied weight counts once
             frozen = model.num_parameters() - trained
@@ -101,7 +101,6 @@ class RunContext:
         return Stage(
             name=name,
             model=model,
-            values=values,
             data=data,
             objective=config.objective,
             optimizer=config.optimizer,

@@ -43,11 +43,11 @@ from sftmix.training.parallel import resolve_parallel, resolve_precision, traini
 from sftmix.training.scoring import Scorer
 
 
-def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> tuple[PreTrainedModel, Values | None]:
+def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> PreTrainedModel:
     """Load the model of a configuration, add its adapters, and check it by a probe (`check_head`).
 
-    Where ranks share the weights, the model is on the meta device and the second part of the result holds its values;
-    it is checked once they are in place. Elsewhere the second part is None.
+    If ranks share the weights, it is on the meta device and carries its values (`sftmix.model.meta`); it is checked
+    once they are in place.
     """
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
     path = config.model.path
@@ -71,7 +71,7 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> tu
     if not sharded:
         model = whole()
         check(model)
-        return model, None
+        return model
     mapped = None if lora.r else mapped_model(path, attention=attention)
     # Every rank maps the files, if it can; else rank 0 loads them and sends the values.
     loaded = mapped or world.on_main(whole)
@@ -80,7 +80,8 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> tu
     if lora.r and loaded is None:
         add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
     values = take_values(model)
-    return model, Values(model, values if loaded else {}, world, from_main=mapped is None, checks=[check])
+    Values(model, values if loaded else {}, world, from_main=mapped is None, checks=[check])
+    return model
 
 
 def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
@@ -116,10 +117,9 @@ def scoring_model(
     """
     options = config.training
     config = replace(config, model=replace(config.model, path=path, lora=lora or LoraOptions()))
-    model, values = load_for_run(config, world)
     score = scorer(options, world, encoder, name=name, token_nll=token_nll)
-    module = training_module(model, options, precision=score.precision, world=world, packed=packed, values=values)
-    return score, module
+    model = load_for_run(config, world)
+    return score, training_module(model, options, precision=score.precision, world=world, packed=packed)
 
 
 def export_dtype(options: ModelOptions, dtype: str = "auto", *, merged: bool = False) -> torch.dtype:

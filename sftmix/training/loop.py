@@ -60,13 +60,7 @@ class TrainingLoop:
         self.stage, self.world, self.total = stage, world, stage.order.total_steps
         options, precision = stage.options, resolve_precision(stage.options.precision, world.device)
         self.module = training_module(
-            stage.model,
-            options,
-            precision=precision,
-            world=world,
-            packed=stage.packed,
-            trains=True,
-            values=stage.values,
+            stage.model, options, precision=precision, world=world, packed=stage.packed, trains=True
         )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)

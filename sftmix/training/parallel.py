@@ -19,7 +19,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
 from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
-from sftmix.model.meta import Values
+from sftmix.model.meta import fill
 from sftmix.model.packing import check_attention, is_skipping, packing_problem
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
@@ -59,13 +59,11 @@ def training_module(
     world: World,
     packed: bool = False,
     trains: bool = False,
-    values: Values | None = None,
 ) -> nn.Module:
     """Return the wrapped module that trains or scores the model; it keeps the examples of one row apart.
 
     packed  some examples hold several documents
     trains  gradients are wanted
-    values  the values of a model on the meta device
     Raises ConfigError if the attention cannot do this on the device.
     """
     check_attention(model, world.device, trains=trains)
@@ -83,7 +81,6 @@ def training_module(
         precision=precision,
         world=world,
         shard_group_size=options.shard_group_size,
-        values=values,
     )
     unwrap(module).padding_free = _shares_rows(module, options, precision=precision, world=world, packed=packed)
     return module
@@ -145,15 +142,14 @@ def wrap(
     precision: str,
     world: World,
     shard_group_size: int | None = None,
-    values: Values | None = None,
 ) -> nn.Module:
     """Wrap the module, whose forward runs backbone, head and losses.
 
     fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does. They are gathered in one
     group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per forward and kept
     until the backward is done, so tied weights live in one group. What no forward runs has groups of its own, which are
-    never gathered. Each group moves to the device when it is sharded. For a model on the meta device, `values` go into
-    the shards: no rank holds the whole model.
+    never gathered. Each group moves to the device when it is sharded. The values that a model on the meta device
+    carries go into the shards: no rank holds the whole model.
     """
     if parallel == "none":
         return module.to(world.device)
@@ -178,9 +174,7 @@ def wrap(
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
     sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(module, "read")
-    if values is not None:
-        values.fill(module.model)
-        checks = values.checks
+    if checks := fill(module.model):
         for head in module.read(lambda it: [check(it.model) for check in checks]):
             module.head = head
         sharded.reshard()  # the optimizer is made of the shards

@@ -46,7 +46,6 @@ from sftmix.components.contracts import check_embeddings, check_loss, check_plan
 from sftmix.components.optimizers import AdamW
 from sftmix.functional import SFTLoss
 from sftmix.functional.fused import rows_alone
-from sftmix.model.meta import Values
 from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.parallel import autocast, gradient_sync, unwrap
@@ -70,8 +69,6 @@ class Stage:
     scorer: Scorer
     identity: str = ""
     """Hash of everything the stage is made from; a checkpoint of another identity is refused."""
-    values: Values | None = None
-    """The values of a model on the meta device, where ranks share the weights."""
     pad_id: int = 0
     split_of: Callable[[int], Split | None] = lambda epoch: None
     """The groups in each epoch."""

@@ -162,9 +162,8 @@ def loaded(given: tuple[int, int, Any, bool]) -> tuple[dict[str, np.ndarray], li
     model, options = toy_model(tied=tied), TrainingOptions(parallel=parallel, padding_free=False)
     values = take_values(model)
     with ranks(rank, size) as world:
-        about: Any = {"precision": "fp32", "world": world, "trains": True}
-        about["values"] = Values(model, values, world, from_main=False)
-        module = training_module(model, options, **about)
+        Values(model, values, world, from_main=False)
+        module = training_module(model, options, precision="fp32", world=world, trains=True)
         planner = DefaultSavePlanner()
         planner.set_up_planner(_tensors(module, None)[0], is_coordinator=True)
         chunks = [(item.index.fqn, item.tensor_data.chunk) for item in planner.create_local_plan().items]

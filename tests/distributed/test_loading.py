@@ -75,13 +75,12 @@ def sharded(world: World, path: Path, lora: LoraOptions, parallel: str) -> Train
     """The module that a run trains, as the run makes it."""
     options = TrainingOptions(parallel=parallel, shard_group_size=2 if parallel == "hsdp" else None)
     config = RunConfig(model=ModelOptions(path=str(path), lora=lora), training=options, seed=3)
-    model, values = load_for_run(config, world)
-    assert values is not None
+    model = load_for_run(config, world)
     assert {p.device.type for p in model.parameters()} == {"meta"}
     size = options.shard_group_size
-    wrapped = wrap(
-        TrainingModule(model), parallel=parallel, precision="fp32", world=world, shard_group_size=size, values=values
-    )
+    module = TrainingModule(model)
+    wrapped = wrap(module, parallel=parallel, precision="fp32", world=world, shard_group_size=size)
+    assert not hasattr(model, "values_to_come"), "they are released"
     assert isinstance(wrapped, TrainingModule)
     return wrapped
 
@@ -90,7 +89,7 @@ def plain(path: Path, lora: LoraOptions):
     model = load_model(path)
     if lora.r:
         config = RunConfig(model=ModelOptions(path=str(path), lora=lora), seed=3)
-        model, _ = load_for_run(config, World())
+        model = load_for_run(config, World())
     return model
 
 
