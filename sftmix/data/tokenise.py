@@ -318,7 +318,7 @@ def encode_windows(
             if content != text:
                 report.add("spelt_in_document", document.source)
             (ids,) = encoder.tokenize([content])
-            yield document, bos * begins + ids + eos * ends
+            yield document, [*(bos if begins else []), *ids, *(eos if ends else [])]
             bar.update()
 
     counts = Counter[str]()

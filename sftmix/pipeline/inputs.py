@@ -155,13 +155,17 @@ def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
 def reference_inputs(known: Known) -> Inputs:
     """Return the inputs of the reference; one that is not trained adds only its files."""
     config, reference = known.config, known.config.reference
-    trains, own = Need.TRAINING in reference.needs, config_of_reference(config)
+    own = config_of_reference(config)
     deciding, lora = _deciding(own.callbacks), own.model.lora
+    trains = Need.TRAINING in reference.needs
     spec = reference.spec()
-    elsewhere = {*reference.layout, *(["training"] if trains else [])}  # or deciding nothing
+    elsewhere = set(reference.layout)  # options that change no result
+    if trains:
+        elsewhere.add("training")  # an entry of its own, below
+    deciding_options = {name: value for name, value in spec["init_args"].items() if name not in elsewhere}
     inputs = {
         **_rows_and_model(known),
-        "reference": spec | {"init_args": {k: v for k, v in spec["init_args"].items() if k not in elsewhere}},
+        "reference": spec | {"init_args": deciding_options},
         "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
     }
     if trains:

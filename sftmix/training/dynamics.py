@@ -185,7 +185,8 @@ def _first_checkpoint(scores: RowScores) -> list[np.ndarray] | None:
 def merge_dynamics(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     """Merge dynamics of the same examples at several checkpoints; scored are the examples that all of them scored."""
     scored = np.all([p.scored for p in parts], axis=0)
-    first, *_ = parts = [part.scoring_only(scored) for part in parts]
+    parts = [part.scoring_only(scored) for part in parts]
+    first = parts[0]
     joined: dict[str, Any] = {}
     for name in ("steps", "nll_sum", "n_correct", "alone_nll_sum"):
         if getattr(first, name) is not None:

@@ -290,7 +290,7 @@ def _held_in_a_step(
             tracker.track_external(module)
             stored = tracker.total()
             with tracker:
-                for last in (False, True)[not several :]:
+                for last in [False, True] if several else [True]:  # the peak is that of the last micro-batch
                     before = tracker.total()
                     with gradient_sync(module, last):
                         with autocast(module, precision, CPU):

@@ -111,9 +111,10 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     spread = view.scores.variability[rows]
     positive = spread[np.isfinite(spread) & (spread > 0)]
     log = len(positive) > 0  # with one checkpoint nothing varies
+    scale = ", log" if log else ""
     correct = view.correctness
     chart = figure(
-        f"variability (standard deviation of the perplexity over the checkpoints{', log' * log})",
+        f"variability (standard deviation of the perplexity over the checkpoints{scale})",
         "confidence" + (" (log)" if axis else ""),
         xaxis={"type": "log", "exponentformat": "power"} if log else {},
         yaxis=axis,
