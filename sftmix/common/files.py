@@ -177,7 +177,10 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
 
 
 def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str, Any]:
-    """Return the object that a text in JSON holds, as `read_json` does; `place` is the file, and the line, of it."""
+    """Parse a JSON object, with the checks and errors of `read_json`.
+
+    place  of the text for the error: its file, and the line if it is one of many
+    """
     try:
         value = json.loads(text)
         if not isinstance(value, dict):

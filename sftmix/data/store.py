@@ -210,7 +210,10 @@ class Conversations:
         self.fingerprint, self.cache_key, self.is_text = fingerprint, cache_key, is_text
 
     def some(self, records: Int64, parts: Int64 | None = None) -> Self:
-        """Make a side of these records, which are some of its own; if they are documents, of these parts."""
+        """Return a side with some of the records of this one.
+
+        parts  of documents: i64[n, 2], as in the class
+        """
         if len(records) == len(self.records) and parts is None:
             return self
         numbers = records if parts is None else np.concatenate([records, parts.reshape(-1)])

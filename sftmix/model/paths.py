@@ -29,7 +29,10 @@ def model_place(path: str | Path) -> tuple[str, bool]:
 
 
 def model_at_hand(path: str | Path) -> tuple[str, bool]:
-    """Return `model_place`; also raise ConfigError for a hub id that is not in the cache and cannot be asked for."""
+    """Return `model_place` of a model that can be read now.
+
+    Raises ConfigError if a hub id is neither in the cache nor on a hub that answers.
+    """
     name, local = model_place(path)
     if not local:
         from huggingface_hub import HfApi, try_to_load_from_cache

@@ -72,7 +72,7 @@ class Known(NamedTuple):
     directory: Path | None = None
 
     def ask(self, question: Callable[[], Any]) -> Any:
-        """Return, on every rank, what rank 0 answers, which looks at files or devices; raise its error on each."""
+        """Let rank 0 answer a question about files or devices; return its answer, or raise its error, on every rank."""
         return UNKNOWN if self.world is None else self.world.from_main(question)
 
 

@@ -227,7 +227,10 @@ def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
 
 
 def weighted(percentile: Any, weight: Any) -> Float64:
-    """Return what each percentile by a signal of that weight, or by signals of these, counts in the score of a row."""
+    """Return percentiles as they count in a row's score: below FULL, a signal of a low weight counts less.
+
+    weight  of the signal, or an array with one for each percentile
+    """
     return np.where(percentile > FULL, percentile, 1 - (1 - percentile) ** weight)
 
 
