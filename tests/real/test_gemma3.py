@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.long]
 def test_a_pair_is_that_of_the_formula_on_plain_transformers(gemma3, questions):
     data = rows_of(gemma3, questions, "alpaca")
     found, lam = ours(gemma3, data)
-    assert_near(found, theirs(gemma3, data, float(lam[0])), rtol=1e-3)  # float32 through wider sums than SmolLM2
+    assert_near(found, theirs(gemma3, data, float(lam[0])), rtol=1e-4)
 
 
 def test_a_run_with_a_spare_token_in_its_tokenizer(gemma3, questions, held_out, tmp_path):

@@ -13,14 +13,14 @@ def test_a_pair_is_that_of_the_formula_on_plain_transformers(smollm2, questions)
     data = rows_of(smollm2, questions)
     found, lam = ours(smollm2, data)
     assert 0 < float(lam[0]) < 1
-    assert_near(found, theirs(smollm2, data, float(lam[0])), rtol=5e-4)
+    assert_near(found, theirs(smollm2, data, float(lam[0])), rtol=1e-4)
 
 
 def test_without_padding_it_is_the_same(smollm2, questions):
     data = rows_of(smollm2, questions)
     (found, lam), (expected, same) = ours(smollm2, data, padding_free=True), ours(smollm2, data, n_segments=2)
     assert float(lam[0]) == float(same[0])
-    assert_near(found, expected, rtol=5e-4)
+    assert_near(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("template", [None, "alpaca"], ids=["its own", "alpaca"])
