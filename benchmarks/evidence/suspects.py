@@ -5,8 +5,9 @@
     python benchmarks/evidence/suspects.py --data DIR/data --runs DIR/MODEL/scores --out table.md
 
 all.jsonl has each text of the thirty sets once. DIR may also hold a run for each set, with the set's name, such as one
-of a reference that was trained on it: --runs DIR/trained. The table has, for each signal and kind of error, the area
-under the ROC curve, and the share of wrong rows among the first 1%, 5% and 10%: mean and 95% interval over seeds.
+of a reference that was trained on it: --runs DIR/trained. Sets that are not in DIR/data are left out. The table has,
+for each signal and kind of error, the area under the ROC curve, and the share of wrong rows among the first 1%, 5% and
+10%: mean and 95% interval over seeds.
 """
 
 import argparse
@@ -144,7 +145,8 @@ def main() -> None:
     file = Path("confidence") / "dynamics.parquet"
     whole = read_dynamics(given.runs / file) if (given.runs / file).exists() else None
     cells = [[f"{name}-{share}-{seed}" for seed in SEEDS] for name in FILES for share in SHARES]
-    done = [[one for one in sets if whole or (given.runs / one / file).exists()] for sets in cells]
+    there = {path.stem for path in given.data.glob("*.jsonl")} - {"all"}
+    done = [[one for one in sets if one in there and (whole or (given.runs / one / file).exists())] for sets in cells]
     rows_of = {one: read_lines(given.data / f"{one}.jsonl") for sets in done for one in sets}
     vectors = sentence_vectors(rows_of)
     for sets in filter(None, done):
