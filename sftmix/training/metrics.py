@@ -10,6 +10,7 @@ from typing import Any
 
 from sftmix.common.files import naming_full_disk, read_steps, write_text
 from sftmix.common.world import World
+from sftmix.components.contracts import OF_EXAMPLES, OF_LOSSES
 from sftmix.training.step import StepResult
 
 
@@ -97,9 +98,8 @@ class Totals:
             else:
                 self.mu_ntp += done.mu * done.mixup_count
                 effective = done.mu
-        logged = ("loss", "ntp", "mixup", "learning_rate", "grad_norm", "ntp_tokens", "mixup_tokens")
         return {
-            **{name: getattr(done, name) for name in logged},
+            **{name: getattr(done, name) for name in (*OF_LOSSES, *OF_EXAMPLES) if hasattr(done, name)},
             "mu_effective": effective,
             "tokens": tokens,
             "tokens_per_second": tokens / seconds,
