@@ -325,6 +325,7 @@ def test_the_example_components_run(workspace):
     """The commands of the page as they stand there, on the tiny model instead of gpt2."""
     page = ROOT / "docs" / "components.md"
     shown = [words for words in map(sftmix_words, commands(page)) if words and words[0] in ("run", "confidence")]
+    shown = [words for words in shown if "FromEndpoint" not in words]  # needs a server
     assert len(shown) == 4
     for words in shown:
         small = ["--training.global_batch_size", "8", "--training.max_steps", "8", "--training.learning_rate", "0.01"]
