@@ -38,7 +38,7 @@ def figures(run: Path, data: Path) -> dict[str, Any]:
     if (data / "medmcqa.jsonl").exists():
         words = ("--models", "target", "--limit", QUESTIONS)
         sftmix("evaluate", run, "--tasks", "medmcqa", "--data_dir", data, *words)
-        found["medmcqa"] = read_json(run / "evaluation" / "table.json")
+        found["medmcqa"] = read_json(run / "evaluation" / "table.json")["table"][1][-1]  # of the one task and model
     return found
 
 
