@@ -145,7 +145,7 @@ def main() -> None:
     file = Path("confidence") / "dynamics.parquet"
     whole = read_dynamics(given.runs / file) if (given.runs / file).exists() else None
     cells = [[f"{name}-{share}-{seed}" for seed in SEEDS] for name in FILES for share in SHARES]
-    there = {path.stem for path in given.data.glob("*.jsonl")} - {"all"}
+    there = {path.stem for path in given.data.glob("*.jsonl")}
     done = [[one for one in sets if one in there and (whole or (given.runs / one / file).exists())] for sets in cells]
     rows_of = {one: read_lines(given.data / f"{one}.jsonl") for sets in done for one in sets}
     vectors = sentence_vectors(rows_of)
