@@ -5,13 +5,14 @@
                                       others have an `empty_model`.
     2. the values without the model   `take_values`: the model keeps float32 parameters on the meta device, which are
                                       sharded like any other model's (`sftmix.training.parallel.wrap`). It carries its
-                                      `Values`, and whoever gets the model need not know of them.
+                                      values (`carry`), and whoever gets the model need not know of them.
     3. the values in the shards       `fill`: a rank never holds more than its shards and one tensor
 
 transformers handles names, conversions and missing weights, as in a plain load.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,45 +94,53 @@ def _replace_parameters(model: nn.Module, new: Callable[[str, Any], Tensor]) -> 
 # ------------------------------------------------------------------------------- 3. the values in the shards
 
 
+@dataclass
 class Values:
-    """The values for the parameters of a model on the meta device, which carries them until `fill`.
+    """The values to come of a model on the meta device; `carry` makes them, `fill` uses them up.
 
-    Create it on every rank.
-
-    values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
-    from_main  True: only rank 0 has `values`; it sends the buffers at once, the values tensor by tensor. False: every
-               rank has all values (mapped from a file: a rank reads what it keeps)
-    checks     give the LM head of the model once it has its values; called on every rank, inside a forward
+    values  those of this rank by the name of the parameter; each is released after its use
+    sent    dtypes of the values that only rank 0 has, and sends; empty if every rank has all values
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        values: Mapping[str, Tensor],
-        world: World,
-        *,
-        from_main: bool,
-        checks: Sequence[Callable[[PreTrainedModel], Any]] = (),
-    ) -> None:
-        carrier: Any = model
-        carrier.values_to_come = self
-        self.checks, self._values, self._device = checks, dict(values), world.device
-        self._sent = {}
-        if from_main:
-            self._sent = world.share({name: value.dtype for name, value in values.items()})
-            for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
+    values: dict[str, Tensor]
+    sent: Mapping[str, torch.dtype]
+    device: torch.device
+    checks: Sequence[Callable[[PreTrainedModel], Any]]
 
     def shard(self, name: str, like: Any) -> Tensor:
         """Return this rank's part of a value, with memory of its own, cut and in the dtype as `like` is."""
-        value = self._values.pop(name, None)  # each is released after its use
+        value = self.values.pop(name, None)
         if value is None:
-            value = torch.empty(like.shape, dtype=self._sent[name], device=self._device)
-        value = value.to(self._device).contiguous()
-        if self._sent:
+            value = torch.empty(like.shape, dtype=self.sent[name], device=self.device)
+        value = value.to(self.device).contiguous()
+        if self.sent:
             dist.broadcast(value, src=0)
         value = value.to(like.dtype)
         return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
+
+
+def carry(
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    world: World,
+    *,
+    from_main: bool,
+    checks: Sequence[Callable[[PreTrainedModel], Any]] = (),
+) -> None:
+    """Let a model on the meta device carry its values until `fill`; call it on every rank.
+
+    values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
+    from_main  True: only rank 0 has `values`; it sends the buffers now, the values tensor by tensor in `fill`.
+               False: every rank has all values (mapped from a file: a rank reads what it keeps)
+    checks     give the LM head of the model once it has its values; called on every rank, inside a forward
+    """
+    sent = {}
+    if from_main:
+        sent = world.share({name: value.dtype for name, value in values.items()})
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+    carrier: Any = model
+    carrier.values_to_come = Values(dict(values), sent, world.device, checks)
 
 
 def fill(model: PreTrainedModel) -> Sequence[Callable[[PreTrainedModel], Any]]:

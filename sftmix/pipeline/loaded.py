@@ -32,7 +32,7 @@ from sftmix.model.adapters import (
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, probe_ids, stored_dtype
-from sftmix.model.meta import Values, empty_model, mapped_model, take_values
+from sftmix.model.meta import carry, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
 from sftmix.model.rounding import round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
@@ -80,7 +80,7 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     if lora.r and loaded is None:
         add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
     values = take_values(model)
-    Values(model, values if loaded else {}, world, from_main=mapped is None, checks=[check])
+    carry(model, values if loaded else {}, world, from_main=mapped is None, checks=[check])
     return model
 
 
