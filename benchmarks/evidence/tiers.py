@@ -26,6 +26,8 @@ TITLES = {
 TESTED = ("primary", "overfit")
 """The tiers with enough seeds for a test."""
 PILOTS = ("pilot-rate", "pilot-strength")
+REAL = ("real-main", "real-overfit", "real-gemma-main", "real-gemma-overfit")
+"""The tables of preregistration-real.md, whose configurations are in the folder `real`."""
 
 Summary = Mapping[str, Any]
 Pair = tuple[str, str]
@@ -40,6 +42,7 @@ class Tier:
     runs       arm -> seed -> summary of the finished run
     diverged   arm -> seeds of its runs that diverged, and so have no figures
     losses     of single examples, as far as they were kept
+    answers    ARM-seed-SEED -> figures of real/answers.py, of the runs that were asked
     """
 
     name: str
@@ -50,6 +53,7 @@ class Tier:
     runs: Mapping[str, Mapping[int, Summary]]
     diverged: Mapping[str, Sequence[int]] = field(default_factory=dict)
     losses: TableLosses | None = None
+    answers: Mapping[str, Summary] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -91,7 +95,8 @@ class Tier:
 def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
     """Return a planned table with what was collected of it, which may be nothing."""
     # Read as plain values: the components of a table take half a second, and nothing here asks for them.
-    plan = {key: value for _, layer in read_layers(plans / f"{name}.yaml") for key, value in layer.items()}
+    plan_file = plans / f"{name.replace('real-', 'real/')}.yaml"
+    plan = {key: value for _, layer in read_layers(plan_file) for key, value in layer.items()}
     arms = list(plan["variants"])
     runs: dict[str, dict[int, Summary]] = {arm: {} for arm in arms}
     diverged: dict[str, list[int]] = {arm: [] for arm in arms}
@@ -103,6 +108,7 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
                 runs[arm][int(seed)] = summary
             else:
                 diverged[arm].append(int(seed))
+    answers = results / name / "answers.json"
     return Tier(
         name,
         arms,
@@ -112,4 +118,5 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
         {arm: dict(sorted(found.items())) for arm, found in runs.items()},
         {arm: seeds for arm, seeds in diverged.items() if seeds},
         read_losses(results / name / "losses"),
+        json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
     )

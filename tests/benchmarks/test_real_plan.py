@@ -11,6 +11,7 @@ from benchmarks.evidence.real.rows import PROMPTS, SIZES
 from sftmix.cli.parsing import read_arguments
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.compare.plan import differing
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "evidence" / "real"
@@ -19,6 +20,7 @@ ARMS = ["NTP", "SFTMix", "RandomSplit", "DecomposedMixup", "NTP-shuffled"]
 TABLES = {"main": 6, "overfit": 6, "gemma-main": 3, "gemma-overfit": 3}
 """Table -> seeds."""
 PILOTS = ("pilot", "gemma-pilot")
+RECIPE = ("--config", "recipe:smollm2-135m")
 
 
 @cache
@@ -60,6 +62,15 @@ def test_a_pilot_is_ntp_alone_on_rows_of_its_own(name):
         assert type(config.objective).__name__ == "NTP"
         assert config.pairing is None
         assert config.data.eval == ["runs/real/data/pilot.json"]
+
+
+def test_the_recipe_for_everybody_is_the_main_table_on_the_hub():
+    ours, theirs = table("main"), comparison_of(read_arguments([*RECIPE, "--out", "o"], table_options()))
+    assert list(ours.variants) == list(theirs.variants)
+    assert ours.contrasts == theirs.contrasts
+    for arm, config in ours.variants.items():
+        changed = {option for option, _ in differing(config.plain(), theirs.variants[arm].plain())}
+        assert changed == {"model.path", "data.train", "data.eval", "data.format", "seed"}
 
 
 def test_the_rows_are_those_of_the_plan(shared):

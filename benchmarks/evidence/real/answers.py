@@ -5,7 +5,7 @@
 Each finished run answers prompts.json greedily, and MedMCQA if DATA/medmcqa.jsonl is there (it is made by
 `sftmix evaluate medmcqa_2000.jsonl --convert medmcqa --to DATA`). Both stay in the run, so the same command goes on
 where it was. RESULTS/NAME/answers.json gets the figures: the share of answers that end their turn, the ratio of their
-words to the reference's (median), and the accuracy with its standard error.
+words to the reference's (median), and the accuracy.
 """
 
 import argparse
@@ -38,7 +38,8 @@ def figures(run: Path, data: Path) -> dict[str, Any]:
     if (data / "medmcqa.jsonl").exists():
         words = ("--models", "target", "--limit", QUESTIONS)
         sftmix("evaluate", run, "--tasks", "medmcqa", "--data_dir", data, *words)
-        found["medmcqa"] = read_json(run / "evaluation" / "table.json")["table"][1][-1]  # of the one task and model
+        accuracy = read_json(run / "evaluation" / "table.json")["table"][1][-1]  # of the one task and model
+        found["medmcqa"] = float(accuracy.partition(" ± ")[0])
     return found
 
 

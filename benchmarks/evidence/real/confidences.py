@@ -1,0 +1,74 @@
+"""Who is confident: perplexities of the training rows under several models, before and after the reference's training.
+
+    python benchmarks/evidence/real/confidences.py \\
+        --before SmolLM2=runs/real/before/smollm2-135m Gemma=runs/real/before/gemma3-270m \\
+        --after SmolLM2=runs/real/main/NTP/seed-1 Gemma=runs/real/gemma-main/NTP/seed-1
+
+A run --before has the model as it comes for a reference, a run --after the trained one of a table:
+
+    sftmix confidence --config benchmarks/evidence/real/common.yaml \\
+        --reference FromCheckpoints --reference.paths '[runs/real/smollm2-135m]' --out runs/real/before/smollm2-135m
+
+RESULTS/real-confidence.csv gets a line for each row: its perplexity under each model before the training ("before"), at
+the last scoring ("after"), and averaged over the scorings ("mean", minus the confidence). The command prints how
+far the models agree, and each with itself before its training.
+"""
+
+import argparse
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.evidence.tiers import RESULTS  # noqa: E402
+from sftmix.common.tables import read_dynamics  # noqa: E402
+from sftmix.components.confidence import perplexity  # noqa: E402
+
+FILE = RESULTS / "real-confidence.csv"
+
+
+def read(run: Path) -> pd.DataFrame:
+    """Return the perplexities of a run's reference: a line for each row, a column for each scoring."""
+    dynamics = read_dynamics(run / "confidence" / "dynamics.parquet")
+    index = pd.Index(dynamics.ids, name="id")
+    return pd.DataFrame(perplexity(dynamics), index=index, columns=dynamics.steps)
+
+
+def agreement(one: pd.Series, other: pd.Series) -> str:
+    """Return the rank correlation of two columns, and the share of the rows that are in the same half of both."""
+    both = pd.concat([one, other], axis=1).dropna()
+    halves = both > both.median()
+    same = (halves.iloc[:, 0] == halves.iloc[:, 1]).mean()
+    return f"{both.corr('spearman').iloc[0, 1]:.2f} | {same:.0%} of {len(both)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--before", "--after"):
+        parser.add_argument(name, nargs="+", required=True, help="NAME=RUN of each model")
+    options = parser.parse_args()
+    before, after = (dict(word.split("=", 1) for word in words) for words in (options.before, options.after))
+    columns = {}
+    for name, run in before.items():
+        columns[f"{name} before"] = read(Path(run)).iloc[:, -1]
+    for name, run in after.items():
+        scorings = read(Path(run))
+        columns |= {f"{name} after": scorings.iloc[:, -1], f"{name} mean": scorings.mean(axis=1)}
+    table = pd.DataFrame(columns).sort_index()
+    table.round(4).to_csv(FILE)
+    print("| perplexities | rank correlation | in the same half |\n|---|---:|---:|")
+    for when in ("before", "mean"):
+        for pair in combinations([name for name in table if name.endswith(when)], 2):
+            print(f"| {' and '.join(pair)} | {agreement(*(table[name] for name in pair))} |")
+    for name in after:
+        pair = (f"{name} before", f"{name} mean")
+        print(f"| {' and '.join(pair)} | {agreement(*(table[name] for name in pair))} |")
+    print(table.describe(percentiles=[0.05, 0.25, 0.5, 0.75, 0.95]).round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()
