@@ -88,7 +88,7 @@ def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> 
             storage = saved.untyped_storage()
             if storage.data_ptr() not in weights:
                 sizes[storage.data_ptr()] = storage.nbytes()
-            return saved
+            return saved.detach()  # an output would hold the graph that holds it, and so the weights, for ever
 
         ids = torch.from_numpy(part[:length]).long()[None].to(device)
         with autocast(module, precision, device), saved_tensors_hooks(note, lambda saved: saved):
