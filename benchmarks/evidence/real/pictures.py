@@ -107,6 +107,9 @@ def confidence(path: Path, hidden: Path | None) -> None:
     agree.loglog(one[halves], other[halves], "o", ms=3, alpha=0.6, mew=0, color=MOST, label="in the same half")
     agree.loglog(one[~halves], other[~halves], "o", ms=3, alpha=0.8, mew=0, color=LEAST, label="in another")
     agree.set(xlabel=f"perplexity under {names[0]}, over the training", ylabel=f"under {names[1]}")
+    agree.set_title(
+        f"rank correlation {one.corr(other, 'spearman'):.2f},\n{halves.mean():.0%} in the same half", fontsize=9
+    )
     agree.legend(frameon=False, fontsize=8)
     if hidden is not None:
         hidden_map(places, hidden)
