@@ -64,11 +64,10 @@ def _arm(tier: Tier, arm: str) -> Sequence[str]:
 
 
 def _secondary(tier: Tier, arm: str) -> Sequence[str]:
-    """Return calibration and answers of an arm; "-" for answers if not all of its seeds were asked."""
-    seeds = list(tier.values(arm, LAST))
-    calibration = [[tier.runs[arm][seed]["calibration"][key] for seed in seeds] for key in CALIBRATION]
-    asked = [tier.answers[name] for seed in seeds if (name := f"{arm}-seed-{seed}") in tier.answers]
-    answers = [[each[key] for each in asked] if len(asked) == len(seeds) else [] for key in ANSWERS]
+    """Return calibration and answers of an arm; "-" for a figure that not all of its seeds have."""
+    runs = [tier.runs[arm][seed] for seed in tier.values(arm, LAST)]
+    calibration = [[run["calibration"][key] for run in runs] for key in CALIBRATION]
+    answers = [[run[key] for run in runs] if all(key in run for run in runs) else [] for key in ANSWERS]
     return (arm, *(f"{mean(values):.4f}" if values else "-" for values in (*calibration, *answers)))
 
 

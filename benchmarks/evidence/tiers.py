@@ -26,7 +26,12 @@ TITLES = {
 TESTED = ("primary", "overfit")
 """The tiers with enough seeds for a test."""
 PILOTS = ("pilot-rate", "pilot-strength")
-REAL = ("real-main", "real-overfit", "real-gemma-main", "real-gemma-overfit")
+REAL = {
+    "real-main": "SmolLM2, 320 rows, 2 epochs",
+    "real-overfit": "SmolLM2, 80 rows, 8 epochs",
+    "real-gemma-main": "Gemma, 320 rows, 2 epochs",
+    "real-gemma-overfit": "Gemma, 80 rows, 8 epochs",
+}
 """The tables of preregistration-real.md, whose configurations are in the folder `real`."""
 
 Summary = Mapping[str, Any]
@@ -39,10 +44,9 @@ class Tier:
 
     seeds      the planned ones
     contrasts  planned pairs (A, B), for A - B
-    runs       arm -> seed -> summary of the finished run
+    runs       arm -> seed -> summary of the finished run, with the figures of real/answers.py if it was asked
     diverged   arm -> seeds of its runs that diverged, and so have no figures
     losses     of single examples, as far as they were kept
-    answers    ARM-seed-SEED -> figures of real/answers.py, of the runs that were asked
     """
 
     name: str
@@ -53,11 +57,10 @@ class Tier:
     runs: Mapping[str, Mapping[int, Summary]]
     diverged: Mapping[str, Sequence[int]] = field(default_factory=dict)
     losses: TableLosses | None = None
-    answers: Mapping[str, Summary] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        return TITLES.get(self.name, self.name)
+        return (TITLES | REAL).get(self.name, self.name)
 
     @property
     def tested(self) -> bool:
@@ -98,6 +101,8 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
     plan_file = plans / f"{name.replace('real-', 'real/')}.yaml"
     plan = {key: value for _, layer in read_layers(plan_file) for key, value in layer.items()}
     arms = list(plan["variants"])
+    file = results / name / "answers.json"
+    answers = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     runs: dict[str, dict[int, Summary]] = {arm: {} for arm in arms}
     diverged: dict[str, list[int]] = {arm: [] for arm in arms}
     for path in sorted((results / name / "runs").glob("*-seed-*.json")):
@@ -105,10 +110,9 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
         if arm in runs and int(seed) in plan["seeds"]:
             summary = json.loads(path.read_text(encoding="utf-8"))
             if "eval_nll_after" in summary:
-                runs[arm][int(seed)] = summary
+                runs[arm][int(seed)] = summary | answers.get(path.stem, {})
             else:
                 diverged[arm].append(int(seed))
-    answers = results / name / "answers.json"
     return Tier(
         name,
         arms,
@@ -118,5 +122,4 @@ def read_tier(name: str, results: Path = RESULTS, plans: Path = FOLDER) -> Tier:
         {arm: dict(sorted(found.items())) for arm, found in runs.items()},
         {arm: seeds for arm, seeds in diverged.items() if seeds},
         read_losses(results / name / "losses"),
-        json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {},
     )

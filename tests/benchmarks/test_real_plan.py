@@ -20,13 +20,15 @@ ARMS = ["NTP", "SFTMix", "RandomSplit", "DecomposedMixup", "NTP-shuffled"]
 TABLES = {"main": 6, "overfit": 6, "gemma-main": 3, "gemma-overfit": 3}
 """Table -> seeds."""
 PILOTS = ("pilot", "gemma-pilot")
-RECIPE = ("--config", "recipe:smollm2-135m")
+
+
+def comparison(config: str) -> Comparison:
+    return comparison_of(read_arguments(["--config", config, "--out", "o"], table_options()))
 
 
 @cache
 def table(name: str) -> Comparison:
-    words = ["--config", str(FOLDER / f"{name}.yaml"), "--out", "o"]
-    return comparison_of(read_arguments(words, table_options()))
+    return comparison(str(FOLDER / f"{name}.yaml"))
 
 
 def test_every_file_is_a_table_of_the_plan():
@@ -65,7 +67,7 @@ def test_a_pilot_is_ntp_alone_on_rows_of_its_own(name):
 
 
 def test_the_recipe_for_everybody_is_the_main_table_on_the_hub():
-    ours, theirs = table("main"), comparison_of(read_arguments([*RECIPE, "--out", "o"], table_options()))
+    ours, theirs = table("main"), comparison("recipe:smollm2-135m")
     assert list(ours.variants) == list(theirs.variants)
     assert ours.contrasts == theirs.contrasts
     for arm, config in ours.variants.items():

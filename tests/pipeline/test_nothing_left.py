@@ -2,6 +2,8 @@
 before it, and a run those of its reference."""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -24,22 +26,25 @@ def tensors() -> dict[int, torch.Size]:
     return {id(one): one.shape for one in found if one.numel() > 1}
 
 
+@contextmanager
+def none_left() -> Iterator[None]:
+    before = tensors()
+    yield
+    assert [shape for key, shape in tensors().items() if key not in before] == []
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_leaves_no_tensor(made, tiny, name):
-    before = tensors()
-    made("run", *tiny.options, *SHORT, *RUNS[name])
-    after = tensors()
-    assert [shape for key, shape in after.items() if key not in before] == []
+    with none_left():
+        made("run", *tiny.options, *SHORT, *RUNS[name])
 
 
 def test_a_look_at_finished_models_leaves_no_tensor(sftmix, finished, tiny, tmp_path):
-    before = tensors()
     looks = (
         ("generate", str(finished.path), "--prompts", str(tiny.eval), "--to", str(tmp_path / "answers.jsonl")),
         ("verify", str(finished.path)),
     )
-    for words in looks:
-        done = sftmix(*words)
-        assert done.code == 0, done.err
-    after = tensors()
-    assert [shape for key, shape in after.items() if key not in before] == []
+    with none_left():
+        for words in looks:
+            done = sftmix(*words)
+            assert done.code == 0, done.err

@@ -38,8 +38,8 @@ def figures(run: Path, data: Path) -> dict[str, Any]:
     if (data / "medmcqa.jsonl").exists():
         words = ("--models", "target", "--limit", QUESTIONS)
         sftmix("evaluate", run, "--tasks", "medmcqa", "--data_dir", data, *words)
-        accuracy = read_json(run / "evaluation" / "table.json")["table"][1][-1]  # of the one task and model
-        found["medmcqa"] = float(accuracy.partition(" ± ")[0])
+        (file,) = (run / "evaluation").glob("medmcqa.target.*.json")
+        found["medmcqa"] = read_json(file)["scores"]["medmcqa"]["value"]
     return found
 
 

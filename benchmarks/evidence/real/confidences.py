@@ -38,12 +38,11 @@ def read(run: Path) -> pd.DataFrame:
     return pd.DataFrame(perplexity(dynamics), index=index, columns=dynamics.steps)
 
 
-def agreement(one: pd.Series, other: pd.Series) -> str:
-    """Return the rank correlation of two columns, and the share of the rows that are in the same half of both."""
+def agreement(one: pd.Series, other: pd.Series) -> tuple[float, pd.Series]:
+    """Return the rank correlation of two columns, and which rows are in the same half of both; rows of both alone."""
     both = pd.concat([one, other], axis=1).dropna()
     halves = both > both.median()
-    same = (halves.iloc[:, 0] == halves.iloc[:, 1]).mean()
-    return f"{both.corr('spearman').iloc[0, 1]:.2f} | {same:.0%} of {len(both)}"
+    return both.corr("spearman").iloc[0, 1], halves.iloc[:, 0] == halves.iloc[:, 1]
 
 
 def main() -> None:
@@ -61,12 +60,10 @@ def main() -> None:
     table = pd.DataFrame(columns).sort_index()
     table.round(4).to_csv(FILE)
     print("| perplexities | rank correlation | in the same half |\n|---|---:|---:|")
-    for when in ("before", "mean"):
-        for pair in combinations([name for name in table if name.endswith(when)], 2):
-            print(f"| {' and '.join(pair)} | {agreement(*(table[name] for name in pair))} |")
-    for name in after:
-        pair = (f"{name} before", f"{name} mean")
-        print(f"| {' and '.join(pair)} | {agreement(*(table[name] for name in pair))} |")
+    pairs = [pair for when in ("before", "mean") for pair in combinations([c for c in table if c.endswith(when)], 2)]
+    for pair in [*pairs, *((f"{name} before", f"{name} mean") for name in after)]:
+        correlation, same = agreement(*(table[name] for name in pair))
+        print(f"| {' and '.join(pair)} | {correlation:.2f} | {same.mean():.0%} of {len(same)} |")
     print(table.describe(percentiles=[0.05, 0.25, 0.5, 0.75, 0.95]).round(2).to_string())
 
 

@@ -3,12 +3,13 @@
     python benchmarks/evidence/real/pictures.py --hidden runs/real/main/SFTMix/seed-1
 
 real-differences.svg   SFTMix minus each other arm, in every table that has runs, at both endpoints
-real-confidence.svg    perplexities before and after the training; SmolLM2 beside Gemma; and with --hidden, the run of a
-                       table, the paper's Figure 1: t-SNE of the hidden states, as `sftmix report` has it
+real-confidence.svg    perplexities before and after the training; SmolLM2 beside Gemma; and of the run --hidden the
+                       paper's Figure 1: t-SNE of the hidden states, as `sftmix report` has it
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,24 +22,12 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.findings import BEST, LAST, MARGIN, Finding, findings  # noqa: E402
-from benchmarks.evidence.real.confidences import FILE  # noqa: E402
+from benchmarks.evidence.real.confidences import FILE, agreement  # noqa: E402
 from benchmarks.evidence.tiers import REAL, Tier, read_tier  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images" / "results"
-TITLES = dict(
-    zip(
-        REAL,
-        (
-            "SmolLM2, 320 rows, 2 epochs",
-            "SmolLM2, 80 rows, 8 epochs",
-            "Gemma, 320 rows, 2 epochs",
-            "Gemma, 80 rows, 8 epochs",
-        ),
-        strict=True,
-    )
-)
-ENDS = {LAST: ("last", "#1769aa", -0.15), BEST: ("best epoch", "#b3541e", 0.15)}
-LEAST, MOST = "#b3541e", "#1769aa"
+BLUE, BROWN, GREY = "#1769aa", "#b3541e", "#7a828c"
+ENDS = {LAST: ("last", BLUE, -0.15), BEST: ("best epoch", BROWN, 0.15)}
 mpl.rcParams |= {
     "svg.hashsalt": "sftmix",  # the same file from the same figures
     "svg.fonttype": "none",
@@ -60,9 +49,9 @@ def differences(path: Path) -> None:
 
 
 def _differences(panel: Axes, tier: Tier) -> None:
-    panel.set_title(TITLES[tier.name], fontsize=9)
+    panel.set_title(tier.title, fontsize=9)
     panel.axvspan(-MARGIN, MARGIN, color="#e4f0e4", lw=0)
-    panel.axvline(0, color="#7a828c", lw=0.8)
+    panel.axvline(0, color=GREY, lw=0.8)
     for end, (name, colour, off) in ENDS.items():
         found = findings(tier, end, tier.contrasts, tested=False)
         for place, finding in enumerate(found):
@@ -80,40 +69,46 @@ def _line(panel: Axes, finding: Finding, y: float, colour: str, label: str | Non
         panel.hlines(y, low, high, color=colour, lw=1.5)
 
 
-def confidence(path: Path, hidden: Path | None) -> None:
+def confidence(path: Path, hidden: Path) -> None:
     """Draw the spread of the perplexities, the agreement of two models, and the map of the hidden states."""
     table = pd.read_csv(FILE, index_col="id")
     names = [name.removesuffix(" after") for name in table if name.endswith(" after")]
-    figure, (spread, agree, places) = plt.subplots(1, 3, figsize=(11, 3.4))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4))
+    spread(left, table, names)
+    agree(middle, table, *names[:2])
+    hidden_map(right, hidden)
+    save(figure, path)
+
+
+def spread(panel: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Draw two boxes for each model: its perplexities before the training, and at the last scoring."""
     for k, name in enumerate(names):
-        for off, (when, colour) in enumerate((("before", "#7a828c"), ("after", MOST))):
-            box = {"facecolor": colour, "alpha": 0.5, "linewidth": 0}
-            values = table[f"{name} {when}"].dropna()
-            spread.boxplot(
-                values,
+        for off, (when, colour) in enumerate((("before", GREY), ("after", BLUE))):
+            panel.boxplot(
+                table[f"{name} {when}"].dropna(),
                 positions=[3 * k + off],
                 widths=0.8,
                 whis=(5, 95),
                 showfliers=False,
                 patch_artist=True,
-                boxprops=box,
+                boxprops={"facecolor": colour, "alpha": 0.5, "linewidth": 0},
                 medianprops={"color": "black"},
             )
-    spread.set_yscale("log")
-    spread.set_xticks([3 * k + 0.5 for k in range(len(names))], [f"{name}\nbefore, after" for name in names])
-    spread.set_title("perplexity of the responses\n(boxes: quartiles; lines: 5 to 95%)", fontsize=9)
-    one, other = (table[f"{name} mean"] for name in names[:2])
-    halves = (one > one.median()) == (other > other.median())
-    agree.loglog(one[halves], other[halves], "o", ms=3, alpha=0.6, mew=0, color=MOST, label="in the same half")
-    agree.loglog(one[~halves], other[~halves], "o", ms=3, alpha=0.8, mew=0, color=LEAST, label="in another")
-    agree.set(xlabel=f"perplexity under {names[0]}, over the training", ylabel=f"under {names[1]}")
-    agree.set_title(
-        f"rank correlation {one.corr(other, 'spearman'):.2f},\n{halves.mean():.0%} in the same half", fontsize=9
-    )
-    agree.legend(frameon=False, fontsize=8)
-    if hidden is not None:
-        hidden_map(places, hidden)
-    save(figure, path)
+    panel.set_yscale("log")
+    panel.set_xticks([3 * k + 0.5 for k in range(len(names))], [f"{name}\nbefore, after" for name in names])
+    panel.set_title("perplexity of the responses\n(boxes: quartiles; lines: 5 to 95%)", fontsize=9)
+
+
+def agree(panel: Axes, table: pd.DataFrame, one: str, other: str) -> None:
+    """Draw each row at its perplexities under two models, averaged over the training."""
+    columns = [table[f"{name} mean"] for name in (one, other)]
+    correlation, same = agreement(*columns)
+    x, y = (column[same.index] for column in columns)
+    panel.loglog(x[same], y[same], "o", ms=3, alpha=0.6, mew=0, color=BLUE, label="in the same half")
+    panel.loglog(x[~same], y[~same], "o", ms=3, alpha=0.8, mew=0, color=BROWN, label="in another")
+    panel.set(xlabel=f"perplexity under {one}, over the training", ylabel=f"under {other}")
+    panel.set_title(f"rank correlation {correlation:.2f},\n{same.mean():.0%} in the same half", fontsize=9)
+    panel.legend(frameon=False, fontsize=8)
 
 
 def hidden_map(panel: Axes, run: Path) -> None:
@@ -126,7 +121,7 @@ def hidden_map(panel: Axes, run: Path) -> None:
     rows = np.concatenate([view.by_confidence[:end], view.by_confidence[-end:]])
     states = look(view, "train", rows, hidden=True)
     assert states is not None, f"{run} has no exported model"
-    for part, colour, name in zip(np.split(tsne(states), 2), (LEAST, MOST), ("least", "most"), strict=True):
+    for part, colour, name in zip(np.split(tsne(states), 2), (BROWN, BLUE), ("least", "most"), strict=True):
         panel.plot(*part.T, "o", ms=3.5, alpha=0.7, mew=0, color=colour, label=f"{end} {name} confident")
     panel.set(xticks=[], yticks=[])
     panel.set_title("t-SNE of the last hidden states\n(the paper's Figure 1)", fontsize=9)
@@ -141,7 +136,7 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=Path, help="a finished run, for the map of hidden states")
+    parser.add_argument("--hidden", type=Path, required=True, help="a finished run, for the map of hidden states")
     options = parser.parse_args()
     differences(IMAGES / "real-differences.svg")
     confidence(IMAGES / "real-confidence.svg", options.hidden)
