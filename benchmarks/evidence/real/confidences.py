@@ -10,8 +10,10 @@ A run --before has the model as it comes for a reference, a run --after the trai
         --reference FromCheckpoints --reference.paths '[runs/real/smollm2-135m]' --out runs/real/before/smollm2-135m
 
 RESULTS/real-confidence.csv gets a line for each row: its perplexity under each model before the training ("before"), at
-the last scoring ("after"), and averaged over the scorings ("mean", minus the confidence). The command prints how
-far the models agree, and each with itself before its training.
+the last scoring ("after"), and averaged over the scorings ("mean", minus the confidence); how many words its response
+has, and what share of them its prompt has, too. They are read from the first run --after; `sftmix report RUN --map 0`
+has to be made first. The command prints how far the models agree, each with itself before its training, and what these
+words say about the confidence.
 """
 
 import argparse
@@ -45,6 +47,15 @@ def agreement(one: pd.Series, other: pd.Series) -> tuple[float, pd.Series]:
     return both.corr("spearman").iloc[0, 1], halves.iloc[:, 0] == halves.iloc[:, 1]
 
 
+def words(run: Path) -> pd.DataFrame:
+    """Return the number of words of each training row's response, and the share of them that its prompt has, too."""
+    rows = pd.read_parquet(run / "report" / "examples.parquet").set_index("id")
+    rows = rows[~rows.held_out]
+    prompt, response = (rows[name].str.lower().str.findall(r"\w+") for name in ("instruction", "response"))
+    shared = [sum(word in set(one) for word in other) for one, other in zip(prompt, response, strict=True)]
+    return pd.DataFrame({"words": response.str.len(), "in the prompt": shared / response.str.len()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--before", "--after"):
@@ -57,13 +68,18 @@ def main() -> None:
     for name, run in after.items():
         scorings = read(Path(run))
         columns |= {f"{name} after": scorings.iloc[:, -1], f"{name} mean": scorings.mean(axis=1)}
-    table = pd.DataFrame(columns).sort_index()
+    rows = words(Path(next(iter(after.values()))))
+    table = pd.DataFrame(columns).join(rows).sort_index()
     table.round(4).to_csv(FILE)
     print("| perplexities | rank correlation | in the same half |\n|---|---:|---:|")
     pairs = [pair for when in ("before", "mean") for pair in combinations([c for c in table if c.endswith(when)], 2)]
     for pair in [*pairs, *((f"{name} before", f"{name} mean") for name in after)]:
         correlation, same = agreement(*(table[name] for name in pair))
         print(f"| {' and '.join(pair)} | {correlation:.2f} | {same.mean():.0%} of {len(same)} |")
+    for name in after:
+        quarter = pd.qcut(table[f"{name} mean"], 4, labels=False).rename("quarter, 0 the most confident")
+        print(name, table.groupby(quarter)[list(rows)].median().round(2), sep="\n")
+    print("rank correlation", table.corr("spearman")[list(rows)].round(2), sep="\n")
     print(table.describe(percentiles=[0.05, 0.25, 0.5, 0.75, 0.95]).round(2).to_string())
 
 
