@@ -222,6 +222,22 @@ def test_an_unfinished_table_continues_and_a_refused_change_leaves_it(ran, finis
 
 
 @pytest.mark.slow
+def test_a_table_is_put_together_from_parts_that_ran_elsewhere(ran, finished, sftmix, tmp_path):
+    """The other part trained its own reference, to the same values: nothing is made again, and no figure differs."""
+    assert sftmix(*words(finished, tmp_path, seeds="[2]")).code == 0
+    part, out = tmp_path / "part", tmp_path / "table"
+    out.rename(part)
+    shutil.copytree(ran.out, out, ignore=shutil.ignore_patterns("seed-2"))
+    for variant in VARIANTS:
+        (part / variant / "seed-2").rename(out / variant / "seed-2")
+    models = {file: file.stat().st_mtime_ns for file in out.glob("*/*/train/model/*.safetensors")}
+    assert sftmix(*words(finished, tmp_path)).code == 0
+    ours, theirs = (read_json(place / "table.json") for place in (out, ran.out))
+    assert (ours["complete"], ours["contrasts"]) == (True, theirs["contrasts"])
+    assert {file: file.stat().st_mtime_ns for file in out.glob("*/*/train/model/*.safetensors")} == models
+
+
+@pytest.mark.slow
 @pytest.mark.long
 def test_a_table_grows_by_variants(ran, finished, sftmix, tmp_path):
     """The inputs that differ decide whether both sides train on one order, which the tokens of their steps show."""
