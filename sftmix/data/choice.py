@@ -42,9 +42,10 @@ def take(
     return rows.some(np.concatenate(chosen))
 
 
-def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations:
+def exclude(rows: Conversations, path: str, whole: Conversations, report: DataReport) -> Conversations:
     """Leave out the rows that a file names, one in each line: an id (of a row or a turn) or `file:line`.
 
+    whole  all rows of data.train, of which data.take has left `rows`
     Raises ConfigError for a file that cannot be read, and for a name that is no row's.
     """
     try:
@@ -52,8 +53,8 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}
-    known = list(zip(rows.values("id"), rows.values("source"), strict=True))
-    if unknown := sorted(names.difference(*known)):
+    known, of_train = (list(zip(some.values("id"), some.values("source"), strict=True)) for some in (rows, whole))
+    if unknown := sorted(names.difference(*of_train)):
         raise ConfigError(
             f"data.exclude: {path} names {len(unknown):,} that are no rows of data.train, such as "
             f"{quoted(unknown[0])}; give an id or file:line in each line, as `sftmix suspects` shows them"

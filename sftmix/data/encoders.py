@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import decoded
 from sftmix.common.places import place_of
+from sftmix.data.calls import NOT_OPTIONS
 from sftmix.data.encoder import Encoder
 from sftmix.data.fitting import fitted
 from sftmix.data.formats import TEXT
 from sftmix.data.rendering import Renderer
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.store import get_or_build, key_of
-from sftmix.data.templates import NAMED, defaults, on_the_same_day, token_roles, written_bos
+from sftmix.data.templates import NAMED, defaults, on_the_same_day, reads, token_roles, written_bos
 from sftmix.data.trial import PROBE, SYSTEM, trouble_with
 from sftmix.options import DataOptions, SpecialTokens, Thoughts
 
@@ -91,6 +92,11 @@ def make_encoder(
         notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
     if "strftime_now" in source:
         notices.append("The template writes the date: 26 July 2024 is used on every day.")
+    if unread := [key for key in variables if key in NOT_OPTIONS or not reads(source, key)]:
+        raise ConfigError(
+            f"data.template_options names {', '.join(unread)}, which the template ({name}) does not read as a variable "
+            "of its own; correct the name, or leave it out"
+        )
     shape = fitted(tokenizer, name, defaults(variables) + source, thinks=thinks and thoughts != "drop")
     renderer = Renderer(tokenizer, name, shape.source)
     whole = renderer(PROBE)

@@ -113,8 +113,8 @@ def convert(
     else:
         _refuse_preferences(row, named=bool(first), label_field=label_field)
         used |= {"system", *TOOLS, OPTIONS}
-        turns = {key: value for key, value in row.items() if key not in TOOLS}
-        others = _unread(turns, MEDIA, {*used, "weight"}, *INSIDE)
+        turns = {key: value for key, value in row.items() if key not in {*TOOLS, OPTIONS}}
+        others = _unread(turns, MEDIA, {*used, "weight", "loss_weight"}, *INSIDE)
     try:
         messages = FORMATS[name](row, roles)
     except KeyError as field:
@@ -156,7 +156,8 @@ def _refuse_preferences(row: Fields, *, named: bool, label_field: str | None) ->
         )
     if label_field != "label" and spelling(row.get("label")) == "false":
         raise BadRow(
-            "label is false, so its answer is a bad one: data.skip_bad drops such rows, data.label_field label keeps"
+            "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label keeps "
+            "those of data.train"
         )
 
 
@@ -171,7 +172,8 @@ def _unread(
     names = set()
     for key, value in fields.items():
         if key in read:
-            for item in value if isinstance(value, list) else ():
+            single = [] if place else [value]  # a row's only turn needs no list
+            for item in value if isinstance(value, list) else single:
                 if isinstance(item, Mapping):
                     names |= _unread(item, refused, *inside, place=f"{place}{key}[].")
         elif filled(value):

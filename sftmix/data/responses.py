@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sftmix.data.encoder import Encoder
 from sftmix.data.fitting import Shape
 from sftmix.data.rendering import behind_head
+from sftmix.data.templates import reads
 from sftmix.data.thoughts import opened_by
 from sftmix.types import Example, Message
 
@@ -90,6 +91,8 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
     before = _lead(shape, prompt, thought=bool(thought)) + (thought + shape.closing if thought else "")
     text = _behind(shape, prompt, headed, thought=bool(thought))
     reasons = _lost(turn, prompt) + ["composed"] * (headed != closed)
+    if not all(reads(shape.source, option) for option in turn.options):
+        reasons.append("option_unread")
     if calls := turn.chat[-1].get("tool_calls"):
         if thought and (text is None or not _holds(text, thought)):
             text = (_behind(shape, prompt, headed, thought=False) or "").removeprefix(shape.plain.served)

@@ -11,6 +11,18 @@ from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations
 from sftmix.options import DataOptions
 
+OF_CONVERSATIONS = (
+    "template",
+    "template_options",
+    "thoughts",
+    "multi_turn",
+    "trained_turns",
+    "roles",
+    "labels",
+    "num_proc",
+)
+"""Options that say nothing of plain text."""
+
 
 class Prepared(NamedTuple):
     """Checked rows, ready to be tokenised any number of times by `sftmix.data.encode`.
@@ -44,20 +56,21 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     thinking = "thought" in report.counts
     if options.packing and not train.is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
-    of_conversations = ["template", "multi_turn", "trained_turns", "roles", "labels", "num_proc"]
+    of_conversations = [*OF_CONVERSATIONS]
     if options.packing is not False:  # a window holds several documents
         of_conversations.append("label_field")
     for name in of_conversations if train.is_text else ():
-        if (value := getattr(options, name)) not in (None, "per_turn", "all"):
+        if (value := getattr(options, name)) != getattr(DataOptions, name):
             raise ConfigError(
                 f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
                 "data.packing false"
             )
     seed = seed if options.seed is None else options.seed
+    whole = train
     if options.take is not None:
         train = take(train, options, written, seed, report)
     if options.exclude is not None:
-        train = exclude(train, options.exclude, report)
+        train = exclude(train, options.exclude, whole, report)
     held_out = None
     if options.eval is not None:
         held_out, more, _ = read_side("data.eval", options, progress)

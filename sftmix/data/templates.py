@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,11 @@ def defaults(variables: Mapping[str, Any]) -> str:
         given = "none" if value is None else json.dumps(value)
         lines.append(f"{{%- if {name} is not defined %}}{{%- set {name} = {given} %}}{{%- endif %}}")
     return "".join(lines)
+
+
+def reads(template: str, name: str) -> bool:
+    """False if a template cannot read a variable of this name: it is not written there."""
+    return re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
 def appended(template: str, header: str, unless: str = "") -> str:

@@ -20,7 +20,7 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _ON = {"true": True, "1": True, "false": False, "0": False}
 FLAGS = {
     **dict.fromkeys(("train", "training", "trainable", "loss", "loss_mask", "mask"), _ON),
-    "masked": {"true": False, "false": True},
+    "masked": {value: not trained for value, trained in _ON.items()},
 }
 """Flags of a turn or a part -> their values -> it is trained."""
 
@@ -139,6 +139,8 @@ def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
 def _thought(turn: Fields, where: str) -> str:
     """Return the thought of a turn, which several fields may hold; "" if it has none."""
     parts = {name: _parts(turn.get(name), f"{where}.{name}", "") for name in THOUGHTS}
+    if any(weight != 1 for of_field in parts.values() for _, weight in of_field):
+        raise BadRow(f"{where} has a weight or a flag inside its thought; data.thoughts says whether it is trained")
     thoughts = {"".join(text for text, _ in of_field): name for name, of_field in parts.items()}
     said = [text for text in thoughts if text.strip()]
     if len(said) > 1:
@@ -172,6 +174,8 @@ def _weight(fields: Fields, where: str, role: str) -> float:
 def weight_of(row: Fields, where: str = "") -> float:
     """Return the weight of a row, a turn or a part; 1 if it has none."""
     value = row.get("weight", row.get("loss_weight", 1))
+    if value != row.get("loss_weight", value):
+        raise BadRow(f"{where}weight is {quoted(value)}, and loss_weight {quoted(row['loss_weight'])}; leave one out")
     try:
         weight = float(1 if value == "" else value)  # tables of text have "0.5"
     except (TypeError, ValueError):

@@ -82,7 +82,7 @@ def _write_model(
 def _generation_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Iterable[int]
 ) -> GenerationConfig:
-    """Return the model's options of generation with all stop ids, or these alone if transformers refuses the others.
+    """Return the model's options of generation that transformers accepts, with all stop ids.
 
     No training may end for the sake of options that contradict each other, as sampling ones without do_sample.
     """
@@ -95,8 +95,19 @@ def _generation_config(
         "pad_token_id": tokenizer.pad_token_id if config.pad_token_id in (None, -1) else config.pad_token_id,
     }
     config.update(**tokens)
+    if _accepted(config):
+        return config
+    kept, others = GenerationConfig(**tokens), {**config.to_diff_dict()}
+    for name in sorted(others, key=lambda name: name not in ("do_sample", "num_beams")):  # others depend on these
+        tried = copy.deepcopy(kept)
+        setattr(tried, name, others[name])
+        kept = tried if _accepted(tried) else kept
+    return kept
+
+
+def _accepted(config: GenerationConfig) -> bool:
     try:
         config.validate(strict=True)
     except Exception:  # values of strangers make transformers raise anything
-        return GenerationConfig(**tokens)
-    return config
+        return False
+    return True

@@ -230,7 +230,7 @@ class LoadedModel(NamedTuple):
         Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation, ConfigError where it
         has a token without an embedding.
         """
-        ids = self.encoder.prompt(messages, tools)
+        ids = self.encoder.prompt(messages, tools, **variables)
         with named(f"model {self.name}"):
             check_ids(self.model.config, self.encoder.tokenizer, ids)
         return ids

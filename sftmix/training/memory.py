@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from sftmix.batches.order import TokenisedRows
 from sftmix.common.errors import ConfigError
+from sftmix.options import DEFAULT_MICRO_BATCH
 from sftmix.training.parallel import autocast, unwrap
 from sftmix.training.step import StepSetup
 
@@ -40,7 +41,8 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
             "Train adapters (--model.lora.r 16), a smaller model, or shard it over GPUs (--training.parallel fsdp)"
         )
     constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
-    rows = stage.options.micro_batch_size
+    options = stage.options
+    rows = options.micro_batch_size or (DEFAULT_MICRO_BATCH if options.micro_batch_tokens is None else None)
     if rows is None or state + constant + rows * per_row <= free:
         return
     fitting = int((free - state - constant) / per_row)

@@ -50,6 +50,8 @@ def test_calls_are_trained_and_results_are_not(write, load, shared):
     assert "[[It is 2.<|im_end|>]]" in shown
     assert '"description": "Adds."' in shown
     asked = {**row, "messages": row["messages"][:-1]}
+    unread = load(encoder, write("unread.jsonl", [{**row, "chat_template_kwargs": {"brief": False}}]), max_length=512)
+    assert unread.report.counts["option_unread"] == 2
     (question,) = read_questions([write("asked.jsonl", [asked])])
     ids = encoder.prompt(question.messages, question.tools, **question.variables)
     assert ids == data.train[1].input_ids[~data.train[1].target].tolist()

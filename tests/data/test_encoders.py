@@ -1,5 +1,7 @@
 """What the encoder finds out about a tokenizer and a template, for real and for awkward ones."""
 
+import copy
+
 import pytest
 
 from sftmix.common.errors import ConfigError
@@ -46,6 +48,17 @@ def test_a_base_model_gets_alpaca_and_says_so(small):
     own = make_encoder(small["chatml"])
     assert own.notices == ()
     assert own.stop_ids == (own.end_of_turn_id, small["chatml"].eos_token_id) == (2, 0)
+
+
+@pytest.mark.parametrize("name", ["enable_thinkng", "add_generation_prompt"])
+def test_an_option_that_the_template_does_not_read_is_refused(name, small):
+    """One that is written there has the effect that the template gives it."""
+    tokenizer = copy.deepcopy(small["chatml"])
+    tokenizer.chat_template = "{% if enable_thinking %}{{ 'Think. ' }}{% endif %}" + tokenizer.chat_template
+    encoder = make_encoder(tokenizer, variables={"enable_thinking": True})
+    assert encoder.render([CHAT[1:2]], prompt=True)[0].startswith("Think. ")
+    with pytest.raises(ConfigError, match=f"data.template_options names {name}, which the template"):
+        make_encoder(tokenizer, variables={"enable_thinking": True, name: True})
 
 
 def test_one_bos_in_training_and_chat(tokenizer):

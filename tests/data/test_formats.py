@@ -151,6 +151,15 @@ def test_fields_that_are_not_read_are_counted_by_name(write, read):
     assert note.count("(1 row)") == 30
 
 
+def test_a_single_turn_is_read_as_closely_as_a_list_of_one(write, read, refused):
+    turn = {**TURNS[0], "date": "x"}
+    rows = [{"prompt": turn, "completion": "a", "loss_weight": 0.5, "chat_template_kwargs": {"n": 1}}]
+    (note,) = read(write("rows.jsonl", rows)).report.notes
+    assert note == "data.train: 1 field not read: 'prompt[].date' (1 row)"
+    path = write("seen.jsonl", [{"prompt": {**turn, "images": ["a.png"]}, "completion": "a"}])
+    assert refused(path)[1].startswith(f"{path}:1: prompt[].images is ['a.png']: images, videos ")
+
+
 def test_documents_may_list_tools_and_no_images(write, read, refused):
     """What plain text does not read is named, too: it has no system message and no weight."""
     row = {"text": "def f(): ...", "functions": ["f"], "system": "S", "weight": 2, "images": None}

@@ -184,7 +184,16 @@ def test_each_file_has_its_label(write, read, tmp_path):
     assert len({(side.train.fingerprint, side.train.cache_key) for side in prepared}) == 2
 
 
-OF_TEXT = [("template", "alpaca"), ("multi_turn", "whole"), ("label_field", "q"), ("labels", ["high"]), ("num_proc", 3)]
+OF_TEXT = [
+    ("template", "alpaca"),
+    ("template_options", {"enable_thinking": True}),
+    ("thoughts", "drop"),
+    ("multi_turn", "whole"),
+    ("trained_turns", "last"),
+    ("label_field", "q"),
+    ("labels", ["high"]),
+    ("num_proc", 3),
+]
 
 
 @pytest.mark.parametrize(

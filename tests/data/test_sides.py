@@ -136,6 +136,16 @@ def test_rows_that_a_file_names_are_left_out_and_named(files, read, tmp_path):
     assert prepared.train.fingerprint != whole.fingerprint
 
 
+def test_rows_that_were_not_taken_may_be_named(files, read, tmp_path):
+    """The same list serves whatever is taken: what is left is what was taken, without the named rows."""
+    whole, taken = ids(read(*files).train), ids(read(*files, take=[10, 12, None]).train)
+    marks = tmp_path / "drop.txt"
+    marks.write_text("\n".join(whole[::2]))
+    left = read(*files, take=[10, 12, None], exclude=str(marks)).train
+    assert ids(left) == [name for name in taken if name not in whole[::2]]
+    assert 0 < len(ids(left)) < len(taken)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -82,6 +82,11 @@ GOOD = {
         f"{name} {value!r}": (turns(answer(**{name: value})), [U("u"), A("a")])
         for name, value in [("train", True), ("loss", 1), ("loss_mask", 1.0), ("mask", True), ("masked", False)]
     },
+    **{
+        f"masked {value!r}": (turns(answer(masked=value), USER, ANSWER), [U("u"), masked(), U("u"), A("a")])
+        for value in (1, "1")
+    },
+    "masked 0": (turns(answer(masked=0)), [U("u"), A("a")]),
     "masked": (turns(answer(masked=True), USER, ANSWER), [U("u"), masked(), U("u"), A("a")]),
     "flags agree": (turns(answer(train=False, loss=0, weight=1), USER, ANSWER), [U("u"), masked(), U("u"), A("a")]),
     "a user's flag": (
@@ -263,6 +268,15 @@ BAD = {
     "a part asks for a user": (
         {"messages": [{**USER, "content": [{"type": "text", "text": "u", "train": 1}]}, ANSWER]},
         "messages[0].content[0] (user) has",
+    ),
+    "two weights": (
+        turns(answer(weight=1, loss_weight=0)),
+        "messages[1].weight is 1, and loss_weight 0; leave one out",
+    ),
+    "two weights of a row": (turns(ANSWER, weight=1, loss_weight=2), "weight is 1, and loss_weight 2"),
+    "a flag in a thought": (
+        turns(answer(thinking=[{"type": "text", "text": "r", "train": False}])),
+        "messages[1] has a weight or a flag inside its thought; data.thoughts says",
     ),
     "a flag of many": (turns(answer(loss_mask=[0, 1])), "messages[1].loss_mask is [0, 1]; allowed: true"),
     "nothing trained": (turns(answer(train=False)), "no assistant turn to train on"),

@@ -259,9 +259,13 @@ def test_every_stop_id_is_written(tokenizer, tmp_path):
 GENERATION = {
     "no pad": ({"pad_token_id": -1}, {}),
     "beams only": ({"early_stopping": True, "length_penalty": 2.0}, {}),
-    "greedy": ({"do_sample": False, "temperature": 0.5, "top_k": 1}, {}),
+    "greedy": ({"do_sample": False, "temperature": 0.5, "top_k": 1}, {"do_sample": False}),
     "implied": ({"temperature": 0.6, "top_k": 20}, {}),
     "sampled": ({"do_sample": True, "temperature": 0.6}, {"do_sample": True, "temperature": 0.6}),
+    "one refused": (
+        {"length_penalty": 2.0, "temperature": 0.6, "do_sample": True},
+        {"do_sample": True, "temperature": 0.6},
+    ),
     "others": ({"max_length": 20, "of_theirs": 3}, {"max_length": 20, "of_theirs": 3}),
 }
 """Options of a base model's generation_config, and what is exported of them."""

@@ -69,6 +69,12 @@ def test_the_micro_batch_that_fits_is_named_before_the_first_step(stage, monkeyp
         line, *_ = capsys.readouterr().out.splitlines()
         assert line.startswith("train: 2 rows as long as the longest one")
         assert line.endswith(remedy)
+    usual = replace(stage, directory=stage.directory / "usual", options=replace(stage.options, micro_batch_size=None))
+    free(monkeypatch, state + constant + 5.5 * per_row)
+    train(usual, World())
+    line, *_ = capsys.readouterr().out.splitlines()
+    assert line.startswith("train: 8 rows as long as the longest one")
+    assert line.endswith("--training.micro_batch_size 5")
     free(monkeypatch, state + constant + 2 * per_row)
     train(replace(stage, directory=stage.directory / "2"), World())
     assert "as long as" not in capsys.readouterr().out

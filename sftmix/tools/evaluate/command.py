@@ -66,6 +66,7 @@ def main(args: argparse.Namespace) -> None:
     of_run = not args.convert and is_run(run)
     if not (args.to or of_run):
         raise ConfigError("--to is missing; name the directory of the results, or with --convert that of the rows")
+    _refuse_unread(args)
     if args.convert:
         print(convert_benchmark(args.convert, run, Path(args.to), shots=args.shots, test=args.test))
         return
@@ -85,3 +86,12 @@ def main(args: argparse.Namespace) -> None:
 
         write_run_cards(run)
     say(f"all results: {place}, table.md and table.json among them")
+
+
+def _refuse_unread(args: argparse.Namespace) -> None:
+    """Raise ConfigError for an option that is read with --convert alone, or without it alone, in the other command."""
+    of_measuring, of_converting = ("tasks", "models", "limit", "num_fewshot", "include_path"), ("shots", "test")
+    for name in of_measuring if args.convert else of_converting:
+        if (value := getattr(args, name)) is not None:
+            one = "only in the command that measures, without" if args.convert else "only beside"
+            raise ConfigError(f"--{name} ({value}) counts {one} --convert")

@@ -87,14 +87,7 @@ def measure_tasks(
             missing.append((task, spec, settings, file))
     if not missing:
         return identity
-    try:  # rows that are not there are reported before a model is loaded
-        manager.load([spec for _, spec, *_ in missing])
-    except OSError as error:  # the network, the hub, a missing file
-        raise DataError(
-            f"--tasks: lm-eval cannot load {', '.join(task for task, *_ in missing)} or its rows "
-            f"({' '.join(str(error).split())}); without a network it finds rows that it fetched before, and those that "
-            "--include_path or --data_dir names"
-        ) from error
+    _load(manager, [(task, spec) for task, spec, *_ in missing])  # before a model is loaded
     harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
     for task, spec, settings, file in missing:
         results = _asked(harness, spec, manager, args)
@@ -110,6 +103,22 @@ def measure_tasks(
         }
         write_json(file, entry)
     return identity
+
+
+def _load(manager: Any, tasks: Sequence[tuple[str, Any]]) -> None:
+    """Load tasks and their rows. Raises DataError for rows that are out of reach, ConfigError for a missing package."""
+    names = ", ".join(task for task, _ in tasks)
+    try:
+        manager.load([spec for _, spec in tasks])
+    except ImportError as error:
+        raise ConfigError(
+            f"--tasks {names}: {error}; lm-eval has extras for such packages, as lm-eval[ifeval]"
+        ) from error
+    except OSError as error:  # the network, the hub, a missing file
+        raise DataError(
+            f"--tasks: lm-eval cannot load {names} or its rows ({' '.join(str(error).split())}); without a network it "
+            "finds rows that it fetched before, and those that --include_path or --data_dir names"
+        ) from error
 
 
 def _settings(spec: Any, files: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def write_tables(place: Path, measured: dict[str, str]) -> str:
             words = "its own shots" if few is None else f"{few}-shot"
             words += f", seed {settings['seed']}" if limit is None else f", first {limit}, seed {settings['seed']}"
             words += ", chat template" if settings["chat_template"] else ""
+            words += "" if settings["dtype"] == "auto" else f", {settings['dtype']}"
             for task, score in entry["scores"].items():
                 lines.setdefault((task, words, sha256_json(settings)), {})[name] = score
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]

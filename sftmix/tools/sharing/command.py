@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
     """Write the model with its card, upload it if this is asked for, and print the place."""
     if not (args.to or args.push_to_hub):
         raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
+    check_upload(args, "private")
     if args.push_to_hub and not args.license:
         raise ConfigError(
             f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
@@ -92,6 +93,15 @@ def main(args: argparse.Namespace) -> None:
         card = model_card(run, "train", **about)
         write_card(to / CARD, card, args.license)
         print(push(to, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else to)
+
+
+def check_upload(options: Any, *names: str) -> None:
+    """Raise ConfigError for options that say how to upload if nothing is uploaded."""
+    for name in names if not options.push_to_hub else ():
+        if value := getattr(options, name):
+            raise ConfigError(
+                f"--{name} ({value}) is for an upload, and there is none: name it with --push_to_hub NAME"
+            )
 
 
 def push(directory: Path, name: str, *, kind: str, private: bool) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sftmix.cli.parsing import configuration
 from sftmix.cli.results import results, say
-from sftmix.tools.sharing.command import SCORES, after_stage
+from sftmix.tools.sharing.command import SCORES, after_stage, check_upload
 
 _EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"
 _ABOUT = {
@@ -56,6 +56,8 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     """Make the stages of a command; `argv` are the words after its name."""
     options = SCORES if name == "confidence" else ()
     config, values = configuration(name, _ABOUT[name], argv, options)
+    if options:
+        check_upload(values, "private", "license")
     until: Any = "train" if name == "run" else name
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start

@@ -63,6 +63,10 @@ def main(args: argparse.Namespace) -> None:
     if run and (len(args.rows) > 1 or args.model):
         more = f"--model {args.model}" if args.model else " ".join(args.rows)
         raise ConfigError(f"suspects takes one run, or files of rows with or without --model, and not {run} and {more}")
+    if run and args.label_field:
+        raise ConfigError(
+            f"--label_field {args.label_field} is for files of rows; {run} has the labels of its own rows"
+        )
     with ExitStack() as stack:
         if args.model:
             place = args.out or stack.enter_context(tempfile.TemporaryDirectory())
@@ -70,7 +74,9 @@ def main(args: argparse.Namespace) -> None:
         else:
             rows = _of_run(run) if run else _of_files(args)
     if args.by and not any(example.label for example in rows.examples):
-        raise ConfigError("--by label: the rows have no label; name its field with data.label_field or --label_field")
+        raise ConfigError(
+            "--by label: the rows have no label; name its field: --data.label_field of a run, --label_field for files"
+        )
     table = _ranked(rows, args)
     responses = dict(zip(table["id"], table["response"], strict=True))
     for line in table.head(args.top).replace(r"\s+", " ", regex=True).to_dict("records"):

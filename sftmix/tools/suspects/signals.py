@@ -190,7 +190,7 @@ class Information(Signal):
 
     def score(self, rows: SuspectRows) -> Float64:
         with_prompt, alone = rows.sums
-        return with_prompt - alone
+        return np.where(alone > 0, with_prompt - alone, np.nan)  # a row that was not scored has sums of 0
 
 
 class IFD(Signal):
@@ -209,7 +209,7 @@ class Perplexity(Signal):
 
     def score(self, rows: SuspectRows) -> Float64:
         if rows.dynamics is None:
-            raise ConfigError("--signals Perplexity needs a run with training dynamics; files of rows have none")
+            raise ConfigError("--signals Perplexity needs the losses of a model: a run with a reference, or --model")
         return perplexity(rows.dynamics).mean(axis=1)
 
 

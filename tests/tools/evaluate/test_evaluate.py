@@ -109,6 +109,8 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
         (["--tasks", "medqa_4options"], "medqa_4options.jsonl and medqa_4options.shots.jsonl in --data_dir DIR"),
         (["--tasks", "medqa_4options", "--data_dir", "."], "--convert medqa_4options"),
         (["--convert", "medqa_4options"], "--to is missing"),
+        (["--tasks", "medqa_4options", "--test", "ids.json"], "--test (ids.json) counts only beside --convert"),
+        (["--convert", "pubmedqa", "--limit", "3", "--to", "rows"], "--limit (3) counts only in the command"),
     ],
 )
 def test_wrong_options_are_refused(finished, sftmix, words, told):
@@ -127,6 +129,15 @@ def test_rows_that_cannot_be_fetched_are_told_before_a_model_is_loaded(finished,
     assert (done.code, "Traceback" in done.err) == (3, False), done.err
     assert "error: --tasks: lm-eval cannot load mine or its rows" in told
     assert "sftmix/nothing" in told
+
+
+def test_a_package_that_a_task_needs_is_named(finished, sftmix, tmp_path):
+    (tmp_path / "utils.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "mine.yaml").write_text("task: mine\ndataset_path: json\ndoc_to_text: !function utils.text\n")
+    words = ("--tasks", "mine", "--include_path", str(tmp_path), "--to", str(tmp_path / "to"))
+    done = sftmix("evaluate", str(finished.tiny.model), *words)
+    assert (done.code, "Traceback" in done.err) == (2, False), done.err
+    assert "error: --tasks mine: No module named 'nothing_of_this_name'" in done.err
 
 
 def score(values, questions="ab", value=None, metric="acc"):

