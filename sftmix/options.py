@@ -265,8 +265,8 @@ class TrainingOptions(PlainFields):
     """Compile each decoder layer (torch.compile): minutes at the start, fewer kernels after that; results differ in
     rounding. Needs a C++ compiler on a CPU, Triton on a GPU."""
     length_groups: int | None = None
-    """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples on
-    CPU, one on a GPU. Excludes padding_free true."""
+    """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples,
+    at most 16, on CPU, one on a GPU. Excludes padding_free true."""
     padding_free: bool | Literal["auto"] = "auto"
     """true: the examples of a micro-batch share one row without padding, kept apart by their positions; a model that
     mixes them is refused. auto: true on a GPU with model.attention flash_attention_2, flash_attention_3 or
@@ -304,7 +304,7 @@ class ReferenceModel(PlainFields):
     """As data.max_length, for the reference. null: the run's length, or the model's context if that is shorter, if it
     has the target's tokenizer; else the smaller of 2048 and the model's context."""
     lora: LoraOptions | None = None
-    """Adapters of the reference. null: the target's (model.lora) if it has the same base model, else none; r 0
+    """Adapters of the reference. null: the target's (model.lora) if reference.model.path is empty, else none; r 0
     trains all weights."""
 
 

@@ -204,7 +204,7 @@ class Optimizer(Component, ABC):
 
     state_bytes: float = 8
     """Bytes of state per trained number; 8: two float32 moments. `estimate` counts the memory with it, and a stage
-    without a checkpoint starts only if the disk has room for checkpoints of that size."""
+    begins or goes on only if the disk has room for the checkpoints to come."""
 
     @abstractmethod
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:
@@ -259,7 +259,10 @@ class StageState:
 
 @dataclass(frozen=True)
 class CallbackResult:
-    """Metrics to add to the log; `stop` ends the training after this step, on all ranks if any asks for it."""
+    """Metrics to add to the log, or at the end of a stage to its figures.json.
+
+    `stop` ends the training after this step, on all ranks if any asks for it.
+    """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     stop: bool = False
