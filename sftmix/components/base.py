@@ -183,9 +183,11 @@ class Objective(Component, ABC):
 
     It may need PAIRS: `--pairing auto` then is RandomPairs. FIRST_SPLIT: refused in a single run, whose first epoch has
     neither pairs nor groups. BATCH_NLL: `batch.batch_nll`, by one more pass over the global batch before each step.
+    STATES: `view.states` with a change after a layer.
     """
 
     option = "objective"
+    gives = frozenset({Need.MIXED_HEAD_INPUTS})
 
     @abstractmethod
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:

@@ -35,6 +35,8 @@ class Need(StrEnum):
     TARGET_LOSSES = "the losses of the target's own training"
     WHOLE_WEIGHTS = "weights that ranks do not share"
     TOKEN_NLL = "the NLL of each token"
+    MIXED_HEAD_INPUTS = "an objective that mixes the inputs of the LM head"
+    STATES = "states of the layers, which activation checkpointing computes again"
 
 
 class Component:

@@ -42,6 +42,10 @@ OWN_OF_STEP = {"step", *OF_EXAMPLES, *OF_LOSSES, *OF_CLOCKS}
 OWN_OF_STAGE = {"steps", "total_steps", "updates", "skipped", "stopped_by", "elapsed", "machines", "examples", "tokens"}
 OWN_OF_STAGE |= {"ntp_tokens", "mixup_tokens", "ntp_count", "mixup_count", "mu_effective", "mu_own", "mu_ntp"}
 """The names of the loop's own figures of a stage, in figures.json."""
+MEASURED = {"eval_nll", "eval_accuracy", "eval_exact_match", "eval_nll_by", "eval_nll_as_trained", "eval_nll_best"}
+MEASURED |= {"eval_nll_best_step", "eval_nll_best_epoch", "calibration", "calibration_seconds", "mixed_token_share"}
+MEASURED |= {"scoring_seconds", "wall_seconds", "peak_memory_bytes", "made_by"}
+"""Those of its pipeline stage beside them."""
 
 
 def broken(component: Component, answer: str, allowed: str) -> ContractError:
@@ -174,7 +178,7 @@ def check_callback_result(callback: Component, hook: str, result: Any) -> Callba
     _check_type(callback, result, CallbackResult)
     if not isinstance(result.metrics, Mapping) or not all(isinstance(value, Real) for value in result.metrics.values()):
         raise broken(callback, f"metrics {result.metrics!r}", "a mapping of names to numbers")
-    reserved = OWN_OF_STAGE if hook == "on_stage_end" else OWN_OF_STEP
+    reserved = OWN_OF_STAGE | MEASURED if hook == "on_stage_end" else OWN_OF_STEP
     if taken := sorted(reserved & result.metrics.keys()):
         allowed = f"names that the loop does not use itself; rename it, as my_{taken[0]}"
         raise broken(callback, f"the metric {taken[0]} from {hook}()", allowed)

@@ -66,7 +66,8 @@ class FromEndpoint(Reference):
         """
         self.urls = [one.rstrip("/") for one in as_list(url)]
         of_http = all(one.startswith(("http://", "https://")) for one in self.urls)
-        require(of_http, "reference.url", url, "http://HOST:PORT/v1, or https")
+        distinct = 0 < len(set(self.urls)) == len(self.urls)
+        require(of_http and distinct, "reference.url", url, "http://HOST:PORT/v1, or https; several, each once")
         require(concurrency >= 1, "reference.concurrency", concurrency, "1 and above")
         self.rows = ReferenceModel(path=tokenizer or "", template=template, max_length=max_length)
         require(retries >= 0, "reference.retries", retries, "0 and above")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sftmix.components.base import Callback, CallbackResult, Objective, StageState
-from sftmix.components.component import require
+from sftmix.components.component import Need, require
 from sftmix.components.view import LossView
 from sftmix.types import Batch, Plan, Tensor
 
@@ -32,6 +32,7 @@ class MeasureMixing(Callback):
     Steps that mix nothing, and stages without Mixup, have none of these. In eval mode: no dropout.
     """
 
+    needs = frozenset({Need.MIXED_HEAD_INPUTS})
     gives = frozenset()
 
     def __init__(self, *, every: int = 50):
@@ -93,6 +94,7 @@ def _gradient(objective: Objective, hidden: Tensor, head: Any, batch: Batch, pla
 
     bias = None if head.bias is None else head.bias.detach()
     frozen = SimpleNamespace(weight=head.weight.detach(), bias=bias, softcap=head.softcap, scale=head.scale)
+    frozen.logits = partial(type(head).logits, frozen)  # the head's own formula, of the detached weights
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
         out = objective.loss(LossView(frozen, lambda: leaf), batch, plan)

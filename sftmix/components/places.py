@@ -16,7 +16,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.plain import as_list
 from sftmix.common.rng import generator
 from sftmix.components.base import Schedule
-from sftmix.components.component import require, require_one_of
+from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.objectives import SFTMix
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
@@ -69,6 +69,8 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 class ManifoldMixup(SFTMix):
     """Mixup of the states after a decoder layer (arXiv 1806.05236), with the labels mixed as in SFTMix."""
 
+    gives = frozenset()
+
     def __init__(self, *, mu: float | Schedule = 0.2, alpha: float | Schedule = 0.5, layers: int | list[int] = 0):
         """
         mu: weight of the Mixup term, 0 or above; or a Schedule.
@@ -79,6 +81,8 @@ class ManifoldMixup(SFTMix):
         self.layers = as_list(layers)
         allowed = "a number from 0, or several, such as [0, 4, 8]"
         require(min(self.layers, default=-1) >= 0, "objective.layers", layers, allowed)
+        if any(self.layers):
+            self.needs = self.needs | {Need.STATES}
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch

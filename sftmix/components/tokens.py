@@ -150,7 +150,8 @@ class Rho1(StoredReference):
     """Rho-1 (arXiv 2404.07965): only the tokens with the largest excess loss, NLL minus reference NLL, are trained.
 
     The paper ranks the tokens of a batch; here the tokens of each response are ranked, so that nothing depends on how a
-    batch is cut. The NTP sum is divided by the number of tokens that are trained.
+    batch is cut. The NTP sum is divided by the number of tokens that are trained, each with its weight under `mixup`
+    (the mean of its response, where tokens of one have several).
     """
 
     def __init__(self, *, dynamics: str, share: float = 0.6, mixup: Objective | None = None):
@@ -164,9 +165,11 @@ class Rho1(StoredReference):
         self.share = share
 
     def plan(self, batch: Batch, **at: Any) -> Plan:
-        size_B = batch.slot.bincount(minlength=len(batch.ids))
+        plan, n = super().plan(batch, **at), len(batch.ids)
+        size_B = batch.slot.bincount(minlength=n)
+        weight_B = batch.slot.bincount(plan.row_weight.double(), minlength=n) / size_B.clamp(min=1)
         trained_B = (self.share * size_B.double() - 1e-9).ceil()
-        return replace(super().plan(batch, **at), ntp_count=float((batch.ntp_weight * trained_B).sum()))
+        return replace(plan, ntp_count=float((weight_B * trained_B).sum()))
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         import torch

@@ -167,6 +167,9 @@ _REMEDIES = {
     Need.PAIRS: "pairing is null; use --pairing auto, or --objective NTP",
     Need.FIRST_SPLIT: "use --objective SFTMix with objective.ntp_on all, or --reference TrainedReference",
     Need.HELD_OUT: f"{_ROWS}, or remove the callback",
+    Need.TOKEN_NLL: f"set reference.token_nll true, {_OTHER}",
+    Need.MIXED_HEAD_INPUTS: "leave the callback out, or use --objective SFTMix",
+    Need.STATES: "leave training.activation_checkpointing out, or use --objective.layers 0",
     Need.EVALUATIONS: "put Evaluate first: --callbacks Evaluate --callbacks+ EarlyStopping",
 }
 
@@ -178,15 +181,9 @@ def _needs(config: RunConfig) -> Iterator[str]:
     pairs = config.resolved_pairing() is not None
     online = pairs and config.uses_dynamics() and Need.TARGET_LOSSES in reference.needs
     if pairs:
-        for name in ("global_batch_size", "micro_batch_size"):
-            size = getattr(training, name)
-            if size is not None and size >= 1 and size % 2:
-                yield (
-                    f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
-                    f"use {size + 1}, or --pairing null with an objective that does not mix"
-                )
+        yield from _odd(training)
     if pairs and config.uses_dynamics():
-        yield from _missing("confidence", config.confidence, reference.gives, by_reference)
+        yield from confidence_problems(config)
         least, options = config.confidence.least_checkpoints, inherit(training, reference.training)
         most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
         if most is not None and most < least:
@@ -200,19 +197,37 @@ def _needs(config: RunConfig) -> Iterator[str]:
             f"{by_reference} splits each epoch by the losses of the one before, but training.epochs is "
             f"{training.epochs:g}; allowed: above 1"
         )
-    available = {Need.BATCH_NLL, *([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
+    available = {Need.BATCH_NLL, *([] if training.activation_checkpointing else [Need.STATES])}
+    available |= {*([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
     yield from _missing("objective", config.objective, available, by_reference if online else "this run")
     # Sharded ranks do not give whole weights, which is another message.
     yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "this run")
     held_out = config.data.eval is not None or config.data.eval_fraction is not None
     if config.checkpoint.keep_best and not held_out:
         yield f"checkpoint.keep_best is true, but there are no held-out rows to evaluate; {_ROWS}, or leave it out"
-    available = {Need.HELD_OUT} if held_out else set()
+    available = {*config.objective.gives, *([Need.HELD_OUT] if held_out else [])}
     for callback in config.callbacks:
         if isinstance(callback, Evaluate) and callback.every is not None and not held_out:
             yield f"callbacks: Evaluate(every={callback.every}) has nothing to evaluate; {_ROWS}, or remove it"
         yield from _missing("callbacks:", callback, available, "this run")
         available |= callback.gives
+
+
+def _odd(training: TrainingOptions) -> Iterator[str]:
+    """Yield a problem for each batch size that pairs do not fill."""
+    for name in ("global_batch_size", "micro_batch_size"):
+        size = getattr(training, name)
+        if size is not None and size >= 1 and size % 2:
+            yield (
+                f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
+                f"use {size + 1}, or --pairing null with an objective that does not mix"
+            )
+
+
+def confidence_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a problem for each thing that the confidence needs, and the reference does not give."""
+    gives = {*config.reference.gives, *([Need.TOKEN_NLL] if config.reference.token_nll else [])}
+    yield from _missing("confidence", config.confidence, gives, f"reference {type(config.reference).__name__}")
 
 
 def _missing(name: str, component: Component, available: Container[Need], by: str) -> Iterator[str]:

@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sftmix.common.errors import ConfigError, SFTMixError
+from sftmix.common.errors import ConfigError, SFTMixError, refuse
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.plain import as_list
 from sftmix.components.component import Need
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
+from sftmix.config.checks import confidence_problems
 from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
 from sftmix.model.paths import model_at_hand, named, refuse_files
@@ -72,14 +73,21 @@ def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_run(config: RunConfig, until: StageName) -> None:
-    """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun."""
+    """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun.
+
+    Raise ConfigError, too, for a confidence that its reference cannot serve, also where nothing is mixed.
+    """
     directory, stages, own = Path(config.out or ""), stages_entered(config, until), config_of_reference(config)
     check_names_given(config)
     if "reference" in stages and own.model.path != config.model.path:  # a look at the hub for each
         with named("reference.model.path"):
             model_at_hand(own.model.path)
     refuse_other_inputs(Known(config), stages, directory)
-    if "RANK" not in os.environ and not all((directory / stage / MANIFEST).exists() for stage in stages):
+    if "confidence" in stages and Need.CONFIDENCE not in config.confidence.gives:
+        refuse(list(confidence_problems(config)), "the configuration")
+    by_ranks = {"train", "baseline", "base", *(["reference"] if config.reference.needs else [])}
+    missing = [stage for stage in stages if stage in by_ranks and not (directory / stage / MANIFEST).exists()]
+    if missing and "RANK" not in os.environ:
         for options in (config.training, own.training):
             if options.parallel in SHARDED:
                 raise ConfigError(needs_torchrun(options.parallel))

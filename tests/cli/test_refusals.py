@@ -212,6 +212,13 @@ def test_an_unwritable_out_is_refused_at_once(tiny, tmp_path, without_torch):
     assert (done.code, "cannot be a run directory" in done.err) == (2, True)
 
 
+def test_a_confidence_of_its_own_command_needs_its_dynamics_too(tiny, tmp_path, without_torch):
+    """Also where nothing is mixed: the reference would be trained first."""
+    words = ["confidence", *tiny.options, "--objective", "NTP", "--confidence", "IFD", "--out", str(tmp_path / "run")]
+    done = without_torch(*words)
+    assert (done.code, "needs the NLL of each response without its instruction" in done.err) == (2, True), done.err
+
+
 @pytest.mark.parametrize(
     ("option", "parallel"), [("training.parallel", "fsdp"), ("reference.training.parallel", "hsdp")]
 )

@@ -74,6 +74,20 @@ def test_ranks_together_have_the_same_figures(tmp_path, parallel):
     on_ranks(check_figures, str(tmp_path), parallel)
 
 
+class OfLogits(SFTMix):
+    """Its loss reads the logits of the head, as a loss of one's own may."""
+
+    def loss(self, view, batch, plan):
+        assert view.head.logits(view.hidden).shape == (len(batch.labels), len(view.head.weight))
+        return super().loss(view, batch, plan)
+
+
+def test_a_loss_that_reads_logits_is_measured(tmp_path):
+    given = {"data": DATA, "objective": OfLogits(), "callbacks": [MeasureMixing(every=1)]}
+    train(toy_stage(tmp_path, [UNITS], **given), World())
+    assert 0 < logged(tmp_path)[0]["mixing_gradient_share"] < 1
+
+
 def test_nothing_is_measured_where_nothing_is_mixed(tmp_path):
     train(toy_stage(tmp_path, [UNITS], data=DATA, callbacks=[MeasureMixing(every=1)]), World())
     assert "mixing_cosine" not in logged(tmp_path)[0]

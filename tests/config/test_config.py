@@ -11,9 +11,11 @@ from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
+from sftmix.components.mixing import MeasureMixing
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
 from sftmix.components.pairing import LengthMatchedPairs, RandomPairs
 from sftmix.components.perturbations import NEFTune
+from sftmix.components.places import CutMix, ManifoldMixup
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
 from sftmix.components.schedules import AfterFraction, Linear
 from sftmix.components.selection import ScoreAtLeast
@@ -168,6 +170,7 @@ class OwnReference(Reference):
 
 ALONE = "needs the NLL of each response without its instruction"
 BEFORE = "needs the perplexity before training"
+CHECKPOINTED = TrainingOptions(activation_checkpointing=True)
 CORRECT = "needs the number of correct tokens"
 ESTIMATORS = (Perplexity, LogPerplexity, Correctness, LowVariability, IFD, LearningPercentage)
 
@@ -185,6 +188,29 @@ def refusal(**changes: object) -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+class OfTokens(Perplexity):
+    needs = frozenset({Need.TOKEN_NLL})
+
+
+def test_the_losses_of_tokens_are_given_where_they_are_kept():
+    assert "set reference.token_nll true" in refusal(confidence=OfTokens())
+    assert refusal(confidence=OfTokens(), reference=TrainedReference(token_nll=True)) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective": ManifoldMixup(layers=[0, 2]), "training": CHECKPOINTED}, "activation_checkpointing out"),
+        ({"objective": ManifoldMixup(layers=0), "training": CHECKPOINTED}, ""),
+        ({"objective": CutMix(), "callbacks": [MeasureMixing()]}, "mixes the inputs of the LM head"),
+        ({"objective": SFTMix(), "callbacks": [MeasureMixing()], "training": CHECKPOINTED}, ""),
+    ],
+)
+def test_what_the_first_steps_would_refuse_is_refused_before_the_reference(changes, words):
+    said = refusal(**changes)
+    assert (words in said) if words else (said == "")
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,12 @@ def test_a_server_that_fails_is_asked_again_and_left_in_the_end(finished, tiny, 
     assert_dynamics_of(made, tiny, finished.path / "train" / "model")
 
 
+@pytest.mark.parametrize("url", [[], ["http://a/v1", "http://a/v1/"], "a/v1"], ids=str)
+def test_servers_that_cannot_be_checkpoints_are_refused(url):
+    with pytest.raises(ConfigError, match=r"reference\.url is .*; allowed: http://HOST:PORT/v1, .* each once"):
+        FromEndpoint(url=url)
+
+
 @pytest.mark.slow
 def test_a_killed_run_asks_for_no_row_twice(finished, tiny, server, made):
     words = asked(tiny, server, "--reference.concurrency", "1")

@@ -201,6 +201,7 @@ def test_a_missing_file_of_dynamics_is_bad_data_and_can_be_put_there(finished, t
     """Contract 4: exit 3, naming the path; nothing is remembered that would refuse the file once it is there."""
     dynamics = tmp_path / "dynamics.parquet"
     words = ["split", *tiny.bare, "--reference", "FromFile", "--reference.path", str(dynamics), *SHORT]
+    words += ["--training.parallel", "fsdp"]  # no ranks are needed to read a file
     assert str(dynamics) in refused(*words, code=3)
     shutil.copy(finished.path / "confidence" / "dynamics.parquet", dynamics)
     made(*words)

@@ -126,7 +126,13 @@ class Telling(Callback):
 
 @pytest.mark.parametrize(
     ("hook", "name"),
-    [("on_stage_start", "loss"), ("on_step_end", "step"), ("on_epoch_end", "rows"), ("on_stage_end", "steps")],
+    [
+        ("on_stage_start", "loss"),
+        ("on_step_end", "step"),
+        ("on_epoch_end", "rows"),
+        ("on_stage_end", "steps"),
+        ("on_stage_end", "eval_nll"),
+    ],
 )
 def test_a_callback_cannot_take_a_name_of_the_loop(tmp_path, hook, name):
     told = rf"callbacks Telling returned the metric {name} from {hook}\(\); allowed: .*; rename it, as my_{name}$"

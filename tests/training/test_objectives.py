@@ -120,6 +120,20 @@ def test_a_global_batch_cut_up_is_the_formula(model, path, name, cut, mu):
     assert_same(found, naive(model, DATA, UNITS, lambdas, mu=mu, mixup_mean="own", factor=factor))
 
 
+@pytest.mark.parametrize("options", [{"mean": "sequence"}, {"ntp_on": "confident"}, {}], ids=str)
+def test_the_count_is_of_the_weights_of_the_trained_tokens(path, options):
+    """Three fifths of each response, rounded up, each token with the weight that it has under the inner objective."""
+    batch, at = collate(UNITS, DATA), {"step": 1, "total_steps": 2, "seed": 0}
+    batch = replace(batch, group=torch.arange(len(batch.ids)) % 2, n_groups=2)
+    inner = SFTMix(**options)
+    weights = inner.plan(batch, **at).row_weight.tolist()
+    of_responses: dict[int, list[float]] = {}
+    for weight, slot in zip(weights, batch.slot.tolist(), strict=True):
+        of_responses.setdefault(slot, []).append(weight)
+    expected = sum(sum(each[: math.ceil(0.6 * len(each) - 1e-9)]) for each in of_responses.values())
+    assert Rho1(dynamics=path, mixup=inner).plan(batch, **at).ntp_count == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_examples_that_have_fallen_most_are_left_out(model, path):
     """G = 9 examples, of which round(0.5 x 9) = 4 are left out."""
     rows = [slot.row for unit in UNITS for slot in unit if slot.ntp_weight]

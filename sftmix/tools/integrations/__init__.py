@@ -41,6 +41,8 @@ UNFIT = (
     "deepspeed",
     "parallelism_config",
     "loss_type",
+    "train_sampling_strategy",
+    "group_by_length",
 )
 """Options of trainers that SFTMix does not work with."""
 
@@ -111,11 +113,11 @@ class SFTMixTrainer(Trainer):
 
     def __init__(self, model, args, *more, **kwargs):
         values = {**vars(args), **kwargs}
-        named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll")]
-        if named or args.per_device_train_batch_size % 2:
-            raise ValueError(
-                f"SFTMix mixes whole rows, in even micro-batches, with a loss of its own; leave out {named}"
-            )
+        named = [name for name in UNFIT if values.get(name) not in (None, False, 0, "nll", "random")]
+        if named:
+            raise ValueError(f"SFTMix mixes whole rows in its own order, with its own loss; leave out {named}")
+        if (size := args.per_device_train_batch_size) % 2:
+            raise ValueError(f"SFTMix mixes pairs, and per_device_train_batch_size is {size}; use an even number")
         super().__init__(model, args, *more, **kwargs)
         self._groups = groups_of(args.sftmix_split, row_ids(self.train_dataset))
         self.train_dataset = self.train_dataset.add_column(GROUP, self._groups.tolist())

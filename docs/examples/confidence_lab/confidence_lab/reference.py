@@ -1,11 +1,13 @@
 import numpy as np
 
-from sftmix.components import Reference, ReferenceContext
+from sftmix.components import Need, Reference, ReferenceContext
 from sftmix.types import TrainingDynamics
 
 
 class LateReference(Reference):
     """The paper's reference, scored only in the last part of its training, token by token."""
+
+    gives = frozenset({Need.CORRECT})
 
     def __init__(self, *, start: float = 0.5, count: int = 2):
         """
