@@ -189,6 +189,14 @@ class Objective(Component, ABC):
     option = "objective"
     gives = frozenset({Need.MIXED_HEAD_INPUTS})
 
+    def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, total_steps: int) -> None:
+        """Raise ConfigError for what a step could not use, before anything is trained; called by rank 0.
+
+        sizes   the training examples and how many response tokens each has
+        packed  some example holds several documents
+        layers  of the decoder
+        """
+
     @abstractmethod
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         """Return weights, lambdas and counts for one micro-batch, unnormalised (see `sftmix.types.Plan`), at a `step`

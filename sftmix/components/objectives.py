@@ -1,6 +1,7 @@
 """Objectives of the paper: the weights and lambdas of one optimizer step."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -103,6 +104,11 @@ class SFTMix(Objective):
         self.mean = mean
         if ntp_on != "all":
             self.needs = self.needs | {Need.FIRST_SPLIT}
+
+    def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, total_steps: int) -> None:
+        for step in range(total_steps):
+            if _checked("mu", self.mu, step, total_steps):
+                _checked("alpha", self.alpha, step, total_steps)
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch

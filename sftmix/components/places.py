@@ -7,6 +7,8 @@ responses may be in different columns, since the first ones differ in length: su
 counted.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -20,6 +22,8 @@ from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.objectives import SFTMix
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.types import Batch, Plan, Tensor
+
+OF_ONE = "Mixup of embeddings or layers needs examples of one document; set data.packing false"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ def aligned(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     from torch.nn.utils.rnn import pad_sequence
 
     if any(example.starts is not None and len(example.starts) > 1 for example in batch.examples):
-        raise ConfigError("Mixup of embeddings or layers needs examples of one document; set data.packing false")
+        raise ConfigError(OF_ONE)
     begins = [int(example.target[1:].argmax()) for example in batch.examples]
     ids, column = [], []
     for example, begin in zip(batch.examples, begins, strict=True):
@@ -83,6 +87,12 @@ class ManifoldMixup(SFTMix):
         require(min(self.layers, default=-1) >= 0, "objective.layers", layers, allowed)
         if any(self.layers):
             self.needs = self.needs | {Need.STATES}
+
+    def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, total_steps: int) -> None:
+        super().check(sizes, packed=packed, layers=layers, total_steps=total_steps)
+        require(max(self.layers) <= layers, "objective.layers", self.layers, f"from 0 to {layers}, the decoder's last")
+        if packed:
+            raise ConfigError(OF_ONE)
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch
@@ -194,11 +204,13 @@ class MixtureDivergence(SFTMix):
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         def divergence(z_i, z_j, z, lam):
             """Return the divergence of each pair from the logits [r, V] of both rows and of their mixture."""
-            q, log_p = lam[:, None] * z_i.softmax(-1) + (1 - lam[:, None]) * z_j.softmax(-1), z.log_softmax(-1)
+            # In logs, of finite numbers: a probability may underflow, and a masked word has the logit -inf.
+            log_i, log_j, log_p = (logits.clamp(min=-1e30).log_softmax(-1) for logits in (z_i, z_j, z))
+            log_q = (log_i + lam[:, None].log()).logaddexp(log_j + (1 - lam[:, None]).log())
             if self.divergence == "kl":
-                return (q * (q.log() - log_p)).sum(-1)
-            middle = (0.5 * (q + log_p.exp())).log()
-            return 0.5 * (q * (q.log() - middle) + log_p.exp() * (log_p - middle)).sum(-1)
+                return (log_q.exp() * (log_q - log_p)).sum(-1)
+            middle = log_q.logaddexp(log_p) - math.log(2)
+            return 0.5 * (log_q.exp() * (log_q - middle) + log_p.exp() * (log_p - middle)).sum(-1)
 
         ntp = view.sft_loss(batch, plan.without_pairs())
         (h_i, h_j), lam = view.hidden[plan.pairs].unbind(1), plan.lam[:, None]

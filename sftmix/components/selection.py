@@ -141,7 +141,10 @@ class S2L(Selector):
         from scipy.cluster.vq import kmeans2
 
         dynamics = read_dynamics(place_of(self.dynamics)).of(scores.id)
-        rows = np.flatnonzero(dynamics.scored)
+        # By id, so that the choice does not depend on the order of the file.
+        rows = np.array(
+            sorted(np.flatnonzero(dynamics.scored).tolist(), key=lambda row: scores.id[row]), dtype=np.int64
+        )
         allowed = f"from 1 to {len(rows)}, the examples with a trajectory in selector.dynamics {self.dynamics}"
         require(1 <= self.k <= len(rows), "selector.k", self.k, allowed)
         rng = generator(seed, "s2l")

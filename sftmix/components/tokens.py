@@ -7,6 +7,7 @@ before training, if 0 is among reference.checkpoints), Rho1 its last.
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -33,6 +34,10 @@ class TokenWeights(Objective):
         """mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs."""
         self.inner = mixup or NTP()
         self.needs = self.needs | self.inner.needs
+        self.gives = self.inner.gives
+
+    def check(self, sizes: Mapping[str, int], **of_run: Any) -> None:
+        self.inner.check(sizes, **of_run)
 
     @abstractmethod
     def factors(self, view: LossView, batch: Batch) -> Tensor:
@@ -96,16 +101,38 @@ class StoredReference(TokenWeights):
         dynamics = read_dynamics(place_of(self.dynamics))
         return dynamics, {name: place for place, name in enumerate(dynamics.ids)}
 
-    def reference_nll(self, batch: Batch, checkpoint: int = 0) -> Tensor:
-        """Return f64[T], the NLL of each response token at a checkpoint; ConfigError if the file has other tokens."""
-        import torch
+    def check(self, sizes: Mapping[str, int], **of_run: Any) -> None:
+        """Raise DataError for a file without what is read of it, ConfigError for one with other tokens."""
+        super().check(sizes, **of_run)
+        stored = self.sizes()
+        wrong = [name for name, size in sizes.items() if stored.get(name, 0) != size]
+        if wrong:
+            raise ConfigError(
+                f"objective.dynamics: {self.dynamics} has other tokens for {len(wrong):,} of {len(sizes):,} examples, "
+                f"such as {wrong[0]}: {stored.get(wrong[0], 0)} of {sizes[wrong[0]]} (0: not scored). Make it of the "
+                "same rows, with the same tokenizer, template and length, or leave these out (data.exclude)"
+            )
 
-        dynamics, places = self.stored
+    def sizes(self) -> dict[str, int]:
+        """Return how many response tokens of each example the file has."""
+        _, places = self.stored
+        return {name: len(self.token_nll[place][0]) for name, place in places.items()}
+
+    @property
+    def token_nll(self) -> Sequence[Any]:
+        """The NLL of each example's tokens, f32[C, n]; DataError if the file has none."""
+        dynamics, _ = self.stored
         if dynamics.token_nll is None:
             raise DataError(
                 f"objective.dynamics: {self.dynamics} has no NLL of tokens; write it with --reference.token_nll true"
             )
-        token_nll = dynamics.token_nll
+        return dynamics.token_nll
+
+    def reference_nll(self, batch: Batch, checkpoint: int = 0) -> Tensor:
+        """Return f64[T], the NLL of each response token at a checkpoint; ConfigError if the file has other tokens."""
+        import torch
+
+        (_, places), token_nll = self.stored, self.token_nll
         nll = [token_nll[places[name]][checkpoint] if name in places else np.zeros(0) for name in batch.ids]
         sizes = [len(part) for part in nll]
         if sum(sizes) != len(batch.labels):  # no look at the device before something is wrong
@@ -157,19 +184,19 @@ class Rho1(StoredReference):
     def __init__(self, *, dynamics: str, share: float = 0.6, mixup: Objective | None = None):
         """
         dynamics: a dynamics.parquet with the NLL of each token.
-        share: share of each response's tokens that are trained, rounded up, from 0 to below 1.
+        share: share of each response's tokens that are trained, rounded up, above 0 and below 1.
         mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
         """
         super().__init__(dynamics=dynamics, mixup=mixup)
-        require(0 <= share < 1, "objective.share", share, "from 0 to below 1")
+        require(0 < share < 1, "objective.share", share, "above 0 and below 1")
         self.share = share
 
     def plan(self, batch: Batch, **at: Any) -> Plan:
         plan, n = super().plan(batch, **at), len(batch.ids)
         size_B = batch.slot.bincount(minlength=n)
-        weight_B = batch.slot.bincount(plan.row_weight.double(), minlength=n) / size_B.clamp(min=1)
-        trained_B = (self.share * size_B.double() - 1e-9).ceil()
-        return replace(plan, ntp_count=float((weight_B * trained_B).sum()))
+        share_B = (self.share * size_B.double() - 1e-9).ceil() / size_B.clamp(min=1)
+        weight_T = plan.row_weight.double() * share_B[batch.slot]  # `factors` divides by the share again
+        return replace(plan, row_weight=weight_T, ntp_count=float(weight_T.sum()))
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         import torch
@@ -178,8 +205,9 @@ class Rho1(StoredReference):
         trained = []
         for of_response in excess.split([int(example.target[1:].sum()) for example in batch.examples]):
             rank = of_response.argsort(descending=True, stable=True).argsort()
-            trained.append(rank < math.ceil(self.share * len(rank) - 1e-9))
-        return torch.cat(trained).to(excess)
+            kept = math.ceil(self.share * len(rank) - 1e-9)
+            trained.append((rank < kept).to(excess) * (len(rank) / max(kept, 1)))
+        return torch.cat(trained)
 
 
 class TailSFT(StoredReference):
@@ -215,6 +243,11 @@ class TailSFT(StoredReference):
         left_out = nll.rows[fallen.argsort(descending=True, stable=True)[: round(self.share * len(fallen))]]
         batch = replace(batch, ntp_weight=batch.ntp_weight * ~torch.isin(batch.rows, left_out[: len(fallen) - 1]))
         return super().plan(batch, **at)
+
+    def sizes(self) -> dict[str, int]:
+        """Return how many response tokens the losses of each example are of: the file may hold no single ones."""
+        dynamics, places = self.stored
+        return {name: int(dynamics.n_tokens[place]) for name, place in places.items()}
 
     def factors(self, view: LossView, batch: Batch) -> Tensor:
         return view.hidden.new_ones(len(batch.labels))

@@ -43,6 +43,14 @@ from sftmix.training.parallel import resolve_parallel, resolve_precision, traini
 from sftmix.training.scoring import Scorer
 
 
+def check_sharing(config: RunConfig, world: World) -> bool:
+    """Return whether ranks share the weights; ConfigError for an optimizer or adapters that cannot be shared."""
+    sharded = resolve_parallel(config.training.parallel, world) in SHARDED
+    if sharded:
+        refuse_sharded(config.optimizer, config.model.lora, f"training.parallel {config.training.parallel} (here fsdp)")
+    return sharded
+
+
 def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> PreTrainedModel:
     """Load the model of a configuration, add its adapters, and check it by a probe (`check_head`).
 
@@ -54,9 +62,7 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     attention = config.model.attention
     lora = config.model.lora
     options = config.training
-    sharded = resolve_parallel(options.parallel, world) in SHARDED
-    if sharded:
-        refuse_sharded(config.optimizer, lora, f"training.parallel {options.parallel} (here fsdp)")
+    sharded = check_sharing(config, world)
     precision = resolve_precision(options.precision, world.device)
     quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
 

@@ -98,4 +98,5 @@ def dynamics_before(run: RunContext, epoch: int) -> TrainingDynamics:
 
 def epochs_begun(run: RunContext) -> int:
     """Return how many epochs, at least 1, the finished training began; a callback may have stopped it early."""
-    return int(read_steps(run.path / "train")[-1]["epoch"]) + 1
+    steps = read_steps(run.path / "train")
+    return int(steps[-1]["epoch"]) + 1 if steps else 1

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import read_steps
 from sftmix.common.tables import read_split, write_dynamics, write_split, write_table
 from sftmix.common.world import World, start_world
@@ -25,14 +26,15 @@ from sftmix.data import EncodedDataset
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.split import describe_split
 from sftmix.measure.summary import made_by, summarise
+from sftmix.model.load import model_config
 from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory, check_same_directory
 from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference, is_single_run
-from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights, scoring_model
+from sftmix.pipeline.loaded import check_sharing, export_dtype, export_weights, round_weights, scoring_model
 from sftmix.pipeline.order import dynamics_before, epochs_begun, order_of_arm
 from sftmix.pipeline.reference import enter_reference
-from sftmix.pipeline.rows import read_rows
+from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.pipeline.start import StageName, refuse_other_inputs, stages_entered
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.parallel import check_compiler
@@ -75,6 +77,8 @@ def run(
         if ranks.is_main:
             say_rows("\n".join(rows.data.report.lines()))
             sys.stdout.flush()
+        if "train" in stages:
+            check_target(config, rows, ranks)
         context = RunContext(config, ranks, directory, stop, rows)
         make_stages(context, stages)
         report, path = rows.data.report, config.model.path
@@ -82,6 +86,16 @@ def run(
         last = summary["stages"].get(until, {})  # what was asked for, whatever came last
         directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
         return summary
+
+
+def check_target(config: RunConfig, rows: RunRows, world: World) -> None:
+    """Raise ConfigError for what would end the target's training at some step, after its reference was trained."""
+    check_sharing(config, world)
+    train = rows.data.train
+    sizes = dict(zip(train.ids, train.n_targets.tolist(), strict=True))
+    layers = getattr(model_config(config.model.path).get_text_config(), "num_hidden_layers", sys.maxsize)
+    steps = TrainingOrder(len(train), lambda epoch: None, options=config.training, seed=0).total_steps
+    world.on_main(lambda: config.objective.check(sizes, packed=train.packed, layers=layers, total_steps=steps))
 
 
 def make_stages(run: RunContext, stages: Sequence[str]) -> None:
@@ -192,7 +206,7 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     lines = run.world.from_main(lambda: read_steps(directory))
     as_trained = None
     if dtype.itemsize < 4 and rows.data.eval is not None:
-        as_trained = _nll_as_trained(stage.scorer, module, rows.data.eval, lines[-1])
+        as_trained = _nll_as_trained(stage.scorer, module, rows.data.eval, lines[-1] if lines else {})
     round_weights(config, module, dtype)
     files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
     figures = {

@@ -88,6 +88,8 @@ class TrainingLoop:
     def run(self) -> StageResult:
         stage, world = self.stage, self.world
         self._resume()
+        if self.best:
+            self.best.go_on(self.evaluations)
         if self.step == 0:
             check_memory(self.setup, say=print if world.is_main else lambda said: None)
         self.machines = going_on(self.machines, self.step, machine_of(world, stage.options))

@@ -45,7 +45,8 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     rows = options.micro_batch_size or (DEFAULT_MICRO_BATCH if options.micro_batch_tokens is None else None)
     if rows is None or state + constant + rows * per_row <= free:
         return
-    fitting = int((free - state - constant) / per_row)
+    unit = max(map(len, stage.order.batch(0)))  # 2: a pair is never cut apart
+    fitting = int((free - state - constant) / per_row) // unit * unit
     remedy = f"--training.micro_batch_size {fitting}" if fitting > 0 else "--training.activation_checkpointing true"
     activations = constant + rows * per_row
     say(

@@ -131,6 +131,9 @@ def test_s2l_spreads_the_choice_over_clusters_of_trajectories(tmp_path):
     rows = selector.select(table, seed=0)
     assert np.bincount(kinds[rows], minlength=3).tolist() == [2, 5, 5]
     assert rows.tolist() == selector.select(table, seed=0).tolist()
+    order = np.random.default_rng(1).permutation(31)
+    moved = selector.select(scores(lengths[order], ids=[ids[row] for row in order]), seed=0)
+    assert {ids[row] for row in order[moved]} == {ids[row] for row in rows}, "whatever the order of the file"
     assert len(S2L(k=30, dynamics=path).select(table, seed=1)) == 30
     with pytest.raises(ConfigError, match=r"selector\.k is 31; allowed: from 1 to 30, the examples with a trajectory"):
         S2L(k=31, dynamics=path).select(table, seed=0)

@@ -4,6 +4,7 @@ Everything goes through the command line, in this process; the fixture `finished
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_split
-from sftmix.components import RandomPairs
+from sftmix.components import NTP, Callback, CallbackResult, RandomPairs
 from sftmix.components.contracts import OWN_OF_STEP
 from sftmix.config.read import read_config
 from sftmix.model.paths import PICKLES
 from sftmix.options import TrainingOptions
+from sftmix.pipeline.recipe import run
 from sftmix.types import Scores
 from tests.tiny import SHORT, contents, groups, metrics, status, table, weights
 
@@ -135,6 +137,27 @@ def test_the_stage_commands_stop_where_they_say(tiny, made):
         done |= {command, *more}
         assert {p.parent.name for p in run.glob("*/MANIFEST.json")} == done
         assert (status(run)["stage"], status(run)["exit_code"]) == (command, 0)
+
+
+def test_what_no_step_could_train_is_refused_before_the_reference(tiny, tmp_path, refused):
+    told = refused("run", *tiny.options, "--objective", "ManifoldMixup", "--objective.layers", "[0, 99]")
+    assert "objective.layers is [0, 99]; allowed: from 0 to" in told
+    assert not (tmp_path / "run" / "reference").exists()
+
+
+class StopAtOnce(Callback):
+    def on_stage_start(self, state):
+        return CallbackResult(stop=state.stage == "train")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_callback_may_stop_before_the_first_step(finished, tmp_path, dtype):
+    """The target is then the base model, in the dtype of its export."""
+    config = read_config(finished.path / "config.yaml")
+    config = replace(config, out=str(tmp_path / "run"), callbacks=[StopAtOnce()], objective=NTP(), pairing=None)
+    summary = run(replace(config, model=replace(config.model, dtype=dtype), with_baseline=False))
+    assert summary["stages"]["train"]["steps"] == 0
+    assert summary["eval_nll_after"] == pytest.approx(summary["eval_nll_before"], abs=0.02)
 
 
 # ------------------------------------------------------------------------------------- lengths

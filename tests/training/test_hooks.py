@@ -117,6 +117,16 @@ def test_a_resumed_stage_keeps_the_best_weights_of_before(tmp_path):
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["step-00000004"]
 
 
+def test_weights_that_were_not_kept_are_not_replaced_by_worse_ones(tmp_path, capsys):
+    """keep_best may be set when a run goes on; its best evaluation was before."""
+    nearest_to_4 = OfAnotherProgram(rank=0, of=World())
+    with pytest.raises(Stopped):
+        trained(tmp_path, [nearest_to_4, Interrupt(step=4)])
+    trained(tmp_path, [nearest_to_4], best=True)
+    assert not any((tmp_path / "best").glob("step-*"))
+    assert "the best evaluation so far, " in capsys.readouterr().out
+
+
 class Telling(Callback):
     gives = frozenset()
 

@@ -131,7 +131,9 @@ def test_the_count_is_of_the_weights_of_the_trained_tokens(path, options):
     for weight, slot in zip(weights, batch.slot.tolist(), strict=True):
         of_responses.setdefault(slot, []).append(weight)
     expected = sum(sum(each[: math.ceil(0.6 * len(each) - 1e-9)]) for each in of_responses.values())
-    assert Rho1(dynamics=path, mixup=inner).plan(batch, **at).ntp_count == pytest.approx(expected, rel=1e-6)
+    plan = Rho1(dynamics=path, mixup=inner).plan(batch, **at)
+    assert plan.ntp_count == pytest.approx(expected, rel=1e-6)
+    assert float(plan.row_weight.double().sum()) == pytest.approx(expected, rel=1e-6), "so that `ntp` is a mean"
 
 
 def test_the_examples_that_have_fallen_most_are_left_out(model, path):
@@ -174,9 +176,17 @@ def test_a_file_that_does_not_fit_is_named(path, tmp_path):
     write_dynamics(tmp_path / "plain.parquet", replace(REFERENCE, token_nll=None))
     with pytest.raises(DataError, match=r"has no NLL of tokens; write it with --reference\.token_nll true"):
         PriFT(dynamics=str(tmp_path / "plain.parquet")).reference_nll(collate(UNITS, DATA))
-    for wrong in (-0.1, 1.0):
-        with pytest.raises(ConfigError, match=rf"objective\.share is {wrong}; allowed: from 0 to below 1"):
+    for wrong in (-0.1, 0, 1.0):
+        with pytest.raises(ConfigError, match=rf"objective\.share is {wrong}; allowed: above 0 and below 1"):
             Rho1(dynamics=path, share=wrong)
+    at = {"packed": False, "layers": 2, "total_steps": 3}
+    sizes = {row.id: int(row.target[1:].sum()) for row in DATA}
+    PriFT(dynamics=path, mixup=SFTMix()).check(sizes, **at)
+    with pytest.raises(ConfigError, match=r"other tokens for 2 of 12 examples, such as example-3: \d of 0 .*\(0: not"):
+        PriFT(dynamics=path).check({**sizes, "example-3": 0, "new": 4}, **at)
+    with pytest.raises(DataError, match="has no NLL of tokens"):
+        PriFT(dynamics=str(tmp_path / "plain.parquet")).check(sizes, **at)
+    TailSFT(dynamics=str(tmp_path / "plain.parquet")).check(sizes, **at)
     with pytest.raises(ConfigError, match=r"objective\.kl is -1"):
         ASFT(dynamics=path, kl=-1.0)
 

@@ -4,7 +4,9 @@ In float64 on a GPT-2, through plans, counts, the module and both layouts, cut i
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 
 from sftmix.batches.collate import collate
 from sftmix.common.errors import ConfigError
-from sftmix.components import CutMix, EmbeddingMixup, ManifoldMixup, MixtureDivergence
+from sftmix.components import CutMix, EmbeddingMixup, Linear, ManifoldMixup, MixtureDivergence, ProFit, SFTMix
 from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
 from sftmix.testing.strategies import RowsInMemory
@@ -124,6 +126,48 @@ def test_the_divergence_of_mixtures(model, divergence, cut):
     case = Case(MixtureDivergence(mu=MU, divergence=divergence))
     found = ours(model, case, UNITS, **cut)
     assert_same(found, naive(model, DATA, UNITS, case.seen, mu=MU, mixup_mean="own", mix=mix))
+
+
+@pytest.mark.parametrize("divergence", ["js", "kl"])
+@pytest.mark.parametrize("bias", [[0.0] * 4, [0.0, -torch.inf, 0.0, 0.0]], ids=["all words", "a masked word"])
+def test_a_divergence_of_probabilities_that_underflow_is_finite(divergence, bias):
+    """Logits 300 apart: in float32 most probabilities are 0; in float64 none is, and a masked word is left out."""
+    objective = MixtureDivergence(divergence=divergence)
+    batch = collate([UNITS[0]], DATA)
+    plan = objective.plan(batch, **AT)
+    labels = batch.labels % 4
+    batch = replace(batch, labels=torch.where(labels == 1, 0, labels))
+    head = SimpleNamespace(weight=300 * torch.eye(4), bias=torch.tensor(bias), softcap=None, scale=1.0)
+    hidden = torch.eye(4)[torch.arange(len(labels)) % 4].requires_grad_()
+    out = objective.loss(LossView(head, lambda: hidden), batch, plan)
+    out.loss.backward()
+    assert hidden.grad.isfinite().all()
+    words = torch.tensor(bias).isfinite()
+    z = (hidden.detach().double() @ head.weight.double().T)[:, words]
+    expected = []
+    for (one, other), lam in zip(plan.pairs.tolist(), plan.lam.double().tolist(), strict=True):
+        q = lam * z[one].softmax(-1) + (1 - lam) * z[other].softmax(-1)
+        p = (lam * z[one] + (1 - lam) * z[other]).softmax(-1)
+        middle = (q + p) / 2 if divergence == "js" else p
+        of_q = (q * (q / middle).log()).sum()
+        expected.append(float((of_q + (p * (p / middle).log()).sum()) / 2 if divergence == "js" else of_q))
+    assert out.mixup.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("objective", "changed", "words"),
+    [
+        (ManifoldMixup(layers=[0, 3]), {}, r"objective\.layers is \[0, 3\]; allowed: from 0 to 2"),
+        (ProFit(mixup=CutMix()), {"packed": True}, r"set data\.packing false"),
+        (SFTMix(alpha=Linear(start=0.5, end=0.0)), {}, r"objective\.alpha at step 8 of 9 is 0\.0"),
+        (SFTMix(mu=Linear(start=0.2, end=-0.1)), {}, r"objective\.mu at step 6 of 9 is -"),
+        (SFTMix(mu=Linear(start=0.2, end=0), alpha=Linear(start=1, end=0)), {}, ""),  # no lambda is drawn at mu 0
+        (EmbeddingMixup(), {}, ""),
+    ],
+)
+def test_what_a_later_step_could_not_use_is_refused_at_once(objective, changed, words):
+    with pytest.raises(ConfigError, match=words) if words else nullcontext():
+        objective.check({"a": 1}, **{"packed": False, "layers": 2, "total_steps": 9, **changed})
 
 
 def test_the_cut_is_one_stretch_of_the_partners_share():

@@ -75,7 +75,7 @@ def confidence(path: Path, hidden: Path) -> None:
     names = [name.removesuffix(" after") for name in table if name.endswith(" after")]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4))
     spread(left, table, names)
-    agree(middle, table, *names[:2])
+    agree(middle, table, "SmolLM2", "Gemma")
     hidden_map(right, hidden)
     save(figure, path)
 
@@ -100,13 +100,13 @@ def spread(panel: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
 
 
 def agree(panel: Axes, table: pd.DataFrame, one: str, other: str) -> None:
-    """Draw each row at its perplexities under two models, averaged over the training."""
-    columns = [table[f"{name} mean"] for name in (one, other)]
+    """Draw each row at its perplexities under two models, before any training."""
+    columns = [table[f"{name} before"] for name in (one, other)]
     correlation, same = agreement(*columns)
     x, y = (column[same.index] for column in columns)
     panel.loglog(x[same], y[same], "o", ms=3, alpha=0.6, mew=0, color=BLUE, label="in the same half")
     panel.loglog(x[~same], y[~same], "o", ms=3, alpha=0.8, mew=0, color=BROWN, label="in another")
-    panel.set(xlabel=f"perplexity under {one}, over the training", ylabel=f"under {other}")
+    panel.set(xlabel=f"perplexity under {one}, before training", ylabel=f"under {other}")
     panel.set_title(f"rank correlation {correlation:.2f},\n{same.mean():.0%} in the same half", fontsize=9)
     panel.legend(frameon=False, fontsize=8)
 
