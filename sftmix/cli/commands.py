@@ -4,11 +4,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.places import path_problem
+from sftmix.common.places import unwritable
 
 
 class Command(NamedTuple):
@@ -55,16 +54,10 @@ def call(name: str, argv: Sequence[str]) -> None:
     parser = WordsParser(f"sftmix {name}", description=command.ABOUT, formatter_class=form, allow_abbrev=False)
     command.add_options(parser)
     args = parser.parse_args(argv)
-    for option in ("to", "out"):
+    for option in () if name == "track" else ("to", "out"):  # whose --to names a tracker
         if place := getattr(args, option, None):
-            path, problem = Path(place), path_problem(place)
-            existing = next(part for part in (path, *path.parents) if os.path.exists(part))
-            if not (problem or ((existing == path or existing.is_dir()) and os.access(existing, os.W_OK))):
-                problem = (
-                    f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory of "
-                    "yours"
-                )
-            if problem:
+            setattr(args, option, os.path.expanduser(place))
+            if problem := unwritable(getattr(args, option)):
                 raise ConfigError(f"--{option}: {place!r} {problem}")
     command.main(args)
 

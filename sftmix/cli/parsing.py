@@ -1,5 +1,6 @@
 """A command line -> its files and its options, which are one more layer of values -> RunConfig."""
 
+import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,9 @@ def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> tuple[RunC
     for words in (arguments.options, *arguments.callbacks):
         tree = merge(tree, words, known)
     values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in options})
-    return build(tree), tree, values
+    config = build(tree)
+    config.out = config.out and os.path.expanduser(config.out)
+    return config, tree, values
 
 
 def print_config(plain: Mapping[str, Any]) -> None:

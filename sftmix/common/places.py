@@ -1,5 +1,6 @@
 """Names of places: paths that can be written, hub ids, and where the relative names of an option begin."""
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,26 @@ def place_of(name: str | os.PathLike[str]) -> Path:
     path = Path(os.path.expanduser(name))
     places = [start / path for start in _started.get()[0]] or [path]
     return next(filter(is_there, places), places[0])
+
+
+def places_like(pattern: str) -> list[str]:
+    """Return the places that a pattern of `glob` matches, looked for where `place_of` looks."""
+    path = os.path.expanduser(pattern)
+    starts: Sequence[Path | str] = _started.get()[0] or [""]
+    found = (glob.glob(os.path.join(start, path)) for start in starts)
+    return next(filter(None, found), [])
+
+
+def unwritable(place: str | os.PathLike[str], *, folder: bool = False) -> str | None:
+    """Return why nothing can be written there, or None. `folder`: a directory is made of it, or it is one."""
+    if problem := path_problem(place):
+        return problem
+    path = Path(place)
+    existing = next(part for part in (path, *path.parents) if os.path.exists(part))
+    fits = existing.is_dir() or (existing == path and not folder)
+    if fits and os.access(existing, os.W_OK):
+        return None
+    return f"cannot be written: {existing} is a file, or not yours to write; name a place in a directory of yours"
 
 
 def commit_of(name: str) -> str | None:

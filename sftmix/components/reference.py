@@ -1,6 +1,5 @@
 """References: sources of training dynamics."""
 
-import glob
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.places import place_of
+from sftmix.common.places import place_of, places_like
 from sftmix.common.tables import existing_file, read_columns, read_dynamics
 from sftmix.components.base import Reference, ReferenceContext
 from sftmix.components.component import Need, model_files, require
@@ -112,7 +111,7 @@ class FromCheckpoints(Reference):
         self.paths = [  # checkpoint-9 before checkpoint-10
             match
             for path in map(os.fspath, paths)
-            for match in sorted(glob.glob(os.path.expanduser(path)), key=lambda name: (len(name), name)) or [path]
+            for match in sorted(places_like(path), key=lambda name: (len(name), name)) or [path]
         ]
         self.template = None if template is None else os.fspath(template)
         self.max_length, self.token_nll, self.response_alone = max_length, token_nll, response_alone

@@ -104,7 +104,7 @@ class RowReader:
         last = options.trained_turns == "last"
         content = [[source.digest for source in sources], form, marks, options.columns, options.roles, last]
         places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
-        key = key_of("rows", content, places, options.skip_bad)
+        key = key_of("rows", content, places, options.skip_bad, option)
         labels = as_list(labels) if labels else None
         return cls(option, names, sources, lines, columns, form, labels, label_field, key, key_of("rows", content))
 

@@ -225,6 +225,8 @@ STAGE_INPUTS = {
     },
     "reference": reference_inputs,
     "confidence": lambda known: {
+        # Dynamics are of these rows; a confidence of its own has no other input that is.
+        **({"data": _data(known)} if Need.CONFIDENCE in known.config.confidence.gives else {}),
         "dynamics": _made(known, "confidence/dynamics.parquet", Need.CONFIDENCE not in known.config.confidence.gives),
         "confidence": known.config.confidence.spec(),
         "confidence_files": _files(known, known.config.confidence),

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from sftmix.common.errors import ConfigError, NonFiniteError
+from sftmix.common.files import sha256_json
 from sftmix.common.places import place_of
 from sftmix.common.plain import as_list
 from sftmix.common.rng import stable_hash
@@ -251,6 +252,14 @@ class LoadedModel(NamedTuple):
         answer = answer[len(lead) :] if answer[: len(lead)] == lead else answer
         text = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.removeprefix(shape.plain.served).removesuffix(shape.ending.removesuffix(shape.end))
+
+
+def weights_of(finished: FinishedModel) -> str:
+    """Return the identity of a model's weights; of adapters that are no run's, their base model's as well."""
+    own, directory = fingerprint(finished.path), Path(finished.path)
+    if finished.run is None and (directory / "adapter_config.json").exists():
+        return sha256_json([own, fingerprint(stored_config(directory).base_model_name_or_path)])
+    return own
 
 
 def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:

@@ -124,6 +124,12 @@ def rows_of_reference(
     return path, encoder, encoded.train
 
 
+NO_EPOCH = (
+    "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
+    "training.max_steps (or those of reference.training), or give a number of checkpoints"
+)
+
+
 class ReferenceRun:
     """The pipeline's ReferenceContext (`sftmix.components.base`): training with scoring, or scoring alone.
 
@@ -166,6 +172,8 @@ class ReferenceRun:
                 packed=data.packed,
             )
         if checkpoints == "online":
+            if stage.order.ends[0] * config.training.global_batch_size < len(data):
+                raise ConfigError(NO_EPOCH)
             stage.online = OnlineLosses(data.ids, stage.directory / "online", run.world)
         else:
             steps = checkpoint_steps(checkpoints, stage.order.total_steps)
@@ -185,11 +193,8 @@ class ReferenceRun:
         if stage.online is None:
             self.figures["scoring_seconds"] = scoring.seconds
             return scoring.dynamics()
-        if not (epochs := stage.online.epochs()):
-            raise ConfigError(
-                "reference.checkpoints is online, but no epoch of the reference is whole; raise training.epochs or "
-                "training.max_steps (or those of reference.training), or give a number of checkpoints"
-            )
+        if not (epochs := stage.online.epochs()):  # a callback may have ended it
+            raise ConfigError(NO_EPOCH)
         return merge_dynamics([stage.online.read(epoch) for epoch in epochs])
 
     def score_models(

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from sftmix.cli.parsing import parse, read_arguments
+
 Call = Callable[..., SimpleNamespace]
 NOT_YOURS = "is a file, or not yours to write; name a place in a directory of yours"
 
@@ -24,3 +26,10 @@ def test_a_place_below_a_file_cannot_be_written(sftmix, argv, tmp_path, monkeypa
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == f"error: --{argv[-2][2:]}: {argv[-1]!r} cannot be written: a_file {NOT_YOURS}\n"
     assert Path("a_file").read_text() == "mine"
+
+
+def test_the_home_directory_is_meant_by_its_sign_behind_an_equals_sign_too(tmp_path, monkeypatch):
+    """Where the shell does not replace it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config, _, _ = parse(read_arguments(["--out=~/runs/first"]))
+    assert config.out == str(tmp_path / "runs" / "first")

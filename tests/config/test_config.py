@@ -190,6 +190,14 @@ def refusal(**changes: object) -> str:
     return ""
 
 
+class OfAPackage(RandomSplit):
+    package = "nothing_of_this_name"
+
+
+def test_a_package_that_is_not_there_is_named_before_anything_is_read():
+    assert "splitter OfAPackage needs the package nothing_of_this_name" in refusal(splitter=OfAPackage())
+
+
 class OfTokens(Perplexity):
     needs = frozenset({Need.TOKEN_NLL})
 

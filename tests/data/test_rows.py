@@ -184,6 +184,15 @@ def test_each_file_has_its_label(write, read, tmp_path):
     assert len({(side.train.fingerprint, side.train.cache_key) for side in prepared}) == 2
 
 
+def test_a_side_is_not_read_back_as_the_other(write, read):
+    """What is checked and said of training rows is not of held-out ones."""
+    one, other = (write(name, [{**row, "date": "x"} for row in dialogues(3)]) for name in ("a.jsonl", "b.jsonl"))
+    read(one, eval=[other])
+    assert read(other).report.notes == ["data.train: 1 field not read: 'date' (3 rows)"]
+    with pytest.raises(DataError, match=r"no row of data\.train has the field 'nope'"):
+        read(other, columns={"id": "nope"})
+
+
 OF_TEXT = [
     ("template", "alpaca"),
     ("template_options", {"enable_thinking": True}),

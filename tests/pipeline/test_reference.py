@@ -288,6 +288,12 @@ def test_ifd_is_had_from_an_untrained_model(tiny, made):
         assert scores["confidence"][row] == pytest.approx(-sums[0] / sums[1], rel=1e-5)
 
 
+def test_an_online_reference_without_a_whole_epoch_is_refused_before_it_is_trained(tiny, refused, tmp_path):
+    words = ("--reference.checkpoints", "online", "--reference.training.max_steps", "2")
+    assert "no epoch of the reference is whole" in refused("reference", *tiny.bare, *words)
+    assert not (tmp_path / "run" / "reference" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(("places", "steps"), [("[0]", 0), pytest.param("[0, 0.5]", 6, marks=pytest.mark.slow)])
 def test_a_reference_stops_after_its_last_scoring(tiny, made, places, steps):
     """The schedule is that of the whole run, so what is scored is what a reference trained to its end has there."""

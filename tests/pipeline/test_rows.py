@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
+from sftmix.common.world import World
 from sftmix.components import Selector
 from sftmix.config.read import read_config
 from sftmix.data import encode, encoder_for, prepare
 from sftmix.pipeline.recipe import run
-from sftmix.pipeline.rows import MOST_GROUPS, held_out_groups
+from sftmix.pipeline.rows import MOST_GROUPS, held_out_groups, read_rows
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.training.scoring import held_out_metrics, nll_by
 from sftmix.types import RowScores
@@ -73,6 +74,7 @@ class Held:
         (["a.json", "b.json"], ["a.json:1", "b.json:1[17]", "a.json:2"], ["a.json", "b.json", "a.json"]),
         (["x/a.json", "./texts/"], ["texts/one.txt", "x/a.json:1"], ["./texts/", "x/a.json"]),
         (["u/set", "u/settled"], ["u/settled[3]", "u/set[0]"], ["u/settled", "u/set"]),
+        ([".", "../one.jsonl"], ["a.jsonl:1", "../one.jsonl:2"], [".", "../one.jsonl"]),
     ],
 )
 def test_rows_of_several_files_go_by_their_names(names, sources, groups):
@@ -128,6 +130,18 @@ def test_scores_of_ones_own_divide_the_rows(name, tiny, finished, tmp_path, made
     assert {found[name] for name in ranked[:14]} == {"confident"}
     assert {found[name] for name in ranked[-14:]} == {"unconfident"}
     assert metrics(run)[0]["mixup_tokens"] > 0
+
+
+def test_scores_of_other_rows_are_not_taken_over(tiny, finished, rows, tmp_path, made, refused):
+    """The same rows in another order have the same ids, and other places."""
+    written(tmp_path / "scores.csv", list(groups(finished.path)))
+    words = [*tiny.bare, "--confidence", "FromFile", "--confidence.path", str(tmp_path / "scores.csv")]
+    run = made("confidence", *words)
+    write_jsonl(tiny.train, rows[::-1])
+    assert "confidence: was made with other inputs: the training rows are others" in refused("run", *words)
+    _, reversed_rows = read_rows(read_config(run / "config.yaml"), World())
+    with pytest.raises(ConfigError, match=r"confidence\.parquet is of other rows"):
+        reversed_rows.table(run / "confidence" / "confidence.parquet")
 
 
 def test_a_missing_score_is_named(tiny, finished, tmp_path, refused):

@@ -12,6 +12,7 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.fields import ROLES
 from sftmix.common.files import append_batch, read_batches, read_json_if_there, sha256_json, write_json, write_text
+from sftmix.common.places import unwritable
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.config.read import read_finished
@@ -75,23 +76,42 @@ def main(args: argparse.Namespace) -> None:
     finished = finished_models(args.place, args.models.split(","))
     runs = [model.run for model in finished if model.run]
     run = runs[0] if runs and form == "rows" else None
+    if form != "rows" and not args.prompts:
+        raise ConfigError(f"--format {form} needs --prompts, a file of its judge's questions")
     questions = _asked(args, run) if args.prompts else _held_out(finished[0].name, run)
     _apply(options, questions)
-    if form == "rows":
+    if form != "rows":
+        _answer_for_judge(form, to, finished, questions, options)
+    elif to.is_dir():
+        raise ConfigError(f"--to {to} is a directory; with --format rows it names a file, as {to}/answers.jsonl")
+    else:
         answer_file(to, finished, questions, form, options)
         print(to)
-        return
-    for model in finished:
-        # Other runs are in the same directory, so each model has a file of its own, with the run's name before its own.
-        label = Path(model.name).resolve().name
-        if model.run and "/" not in model.name:
-            label = f"{model.run.resolve().name}-{model.name}"
+
+
+def _answer_for_judge(
+    form: str, to: Path, models: Sequence[FinishedModel], questions: Sequence[Question], options: AnswerOptions
+) -> None:
+    """Write the answers and the judge's file of each model into a directory, and print their names."""
+    if problem := unwritable(to, folder=True):
+        raise ConfigError(f"--to {to} {problem}; with --format {form} it names a directory")
+    labels = [_label(model) for model in models]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"--models: the files of two models would have one name: {', '.join(labels)}")
+    for model, label in zip(models, labels, strict=True):
         file = to / f"answers-{label}.jsonl"
         lines = answer_file(file, [model], questions, form, options)
         answers = [[text or "" for text in as_list(line["answers"][model.name])] for line in lines]
         asked = list(zip([question.row for question in questions], answers, strict=True))
         judged = _alpaca_eval(to, label, asked) if form == "alpaca_eval" else _mt_bench(to, label, asked)
         print(file, judged, sep="\n")
+
+
+def _label(model: FinishedModel) -> str:
+    """Return the name of a model's files: other runs are in the same directory, so a run's name is before its own."""
+    if model.run and "/" not in model.name:
+        return f"{model.run.resolve().name}-{model.name}"
+    return Path(model.name).resolve().name
 
 
 def _apply(options: AnswerOptions, questions: Sequence[Question]) -> None:
@@ -158,7 +178,8 @@ def read_questions(
     from sftmix.data.formats import Columns, convert
     from sftmix.data.sources import expand
 
-    reader, questions, times = Columns(columns), list[Question](), Counter[str]()
+    reader, questions = Columns(columns), list[Question]()
+    times, taken = Counter[str](), set[str]()
     sources, lines = expand(names, "--prompts")
     for line in lines:
         say(line)
@@ -178,9 +199,11 @@ def read_questions(
             except (KeyError, ValueError) as problem:  # BadRow, or a question without turns
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
                 raise DataError(f"--prompts: {place}: {reason}") from problem
-            times[question.id] += 1
-            if (number := times[question.id]) > 1:
-                question.id += f"#{number}"
+            name = question.id
+            while question.id in taken:
+                times[name] += 1
+                question.id = f"{name}#{times[name] + 1}"
+            taken.add(question.id)
             questions.append(question)
     if not questions:
         raise DataError(f"--prompts: {', '.join(names)}: there is no row; name a file with questions")
@@ -219,16 +242,14 @@ def inputs_of(
     form: str, questions: Sequence[Any], models: Sequence[FinishedModel], options: AnswerOptions
 ) -> dict[str, Any]:
     """Return all that decides the answers, in types that JSON can write; ConfigError for a model that is not there."""
-    from sftmix.model.load import fingerprint
-    from sftmix.pipeline.loaded import encoder_of
+    from sftmix.pipeline.loaded import encoder_of, weights_of
 
     inputs = {
         "format": form,
         **asdict(options),
         "prompts": sha256_json([[question.plain(), question.temperature] for question in questions]),
         "models": {
-            model.name: {"weights": fingerprint(model.path), "encoder": encoder_of(model).fingerprint}
-            for model in models
+            model.name: {"weights": weights_of(model), "encoder": encoder_of(model).fingerprint} for model in models
         },
     }
     del inputs["batch_size"]  # which changes no answer
@@ -275,7 +296,7 @@ def answer_file(
                 line[column] = values if question.follow_ups else {name: value for name, (value,) in values.items()}
             text += f"{json.dumps(line, ensure_ascii=False)}\n"
         write_text(path, text)
-        parts.unlink()
+        parts.unlink(missing_ok=True)
     lines = list(map(json.loads, path.read_bytes().splitlines()))  # in a text U+2028 would also end a line
     for model in models:
         ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))

@@ -9,6 +9,7 @@ from sftmix.cli.parsing import Arguments, OwnOption, parse, print_config, read_a
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.config.merge import build, merge
+from sftmix.config.values import converted
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.help is not None:
         print(help_text("compare", ABOUT, arguments.help, options), end="")
         return
-    only_list = arguments.options.pop("list", False) in (True, "true")
+    only_list = converted(arguments.options.pop("list", False), bool)
     comparison = comparison_of(arguments)
     comparison.validate()
     say(listing(comparison), sys.stdout if only_list else None)

@@ -74,7 +74,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     if not comparison.out:
         raise ConfigError("out is missing: name the directory of the table, --out runs/NAME")
     cells, out = comparison.cells, Path(comparison.out)
-    foreign = {file.name for file in out.glob("*")} - {".lock", "STATUS.json"}
+    foreign = {file.name for file in out.glob("[!.]*")} - {"STATUS.json"}
     if foreign and not (out / TABLE).exists():
         raise ConfigError(f"{out} holds {min(foreign)}, which no table wrote; choose another --out")
     with holding(out):  # what is certain of any run without a model is refused before torch is imported

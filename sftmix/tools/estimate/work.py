@@ -109,6 +109,12 @@ def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64
     return np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()], float)
 
 
+def _alone(data: EncodedDataset) -> Float64:
+    """Return the amount of the responses without their prompts, each behind one token."""
+    sizes = data.n_targets + 1
+    return np.array([sizes.sum(), data.n_targets.sum(), (sizes**2).sum()], float)
+
+
 class Work(NamedTuple):
     """One stage: a model, what it scores and what it is trained on.
 
@@ -140,6 +146,24 @@ def _evaluations(config: RunConfig, order: TrainingOrder) -> int:
     return evaluations
 
 
+def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
+    """Return the work of a reference that trains or scores."""
+    reference = config.reference
+    own_rows = {name: getattr(reference, name, None) for name in ("template", "max_length")}
+    model = reference.model or ReferenceModel(path=getattr(reference, "paths", [""])[0], **own_rows)
+    path, _, own = rows_of_reference(config, rows, model, World())
+    training = inherit(config.training, reference.training)
+    order = TrainingOrder(len(own), lambda epoch: None, options=training, seed=0)
+    checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(training.epochs) or 1)
+    steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
+    trains = Need.TRAINING in reference.needs
+    times = len(steps) if trains else reference.most_checkpoints(None) or 1
+    passes = amount_of(own) + (_alone(own) if getattr(reference, "response_alone", False) else 0)
+    work = Work("reference", path, reference_lora(config.model, model), training, times * passes)
+    last = max(steps, default=order.total_steps)  # where the training of the reference stops
+    return _trained(work, config, own, order, machine, last) if last and trains else work
+
+
 def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     """The stages in their order: reference (if the run has one), train, baseline (if it is wanted), base.
 
@@ -156,18 +180,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     pairing = config.resolved_pairing()
     stages = []
     if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & reference.needs:
-        model = reference.model or ReferenceModel(path=getattr(reference, "paths", [""])[0])
-        model_path, _, own = rows_of_reference(config, rows, model, World())
-        training = inherit(options, reference.training)
-        order = TrainingOrder(len(own), lambda epoch: None, options=training, seed=0)
-        checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(training.epochs) or 1)
-        steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
-        adapters = reference_lora(config.model, model)
-        work = Work("reference", model_path, adapters, training, len(steps) * amount_of(own))
-        last = max(steps, default=order.total_steps)  # where the training of the reference stops
-        if last and Need.TRAINING in reference.needs:
-            work = _trained(work, config, own, order, machine, last)
-        stages.append(work)
+        stages.append(_reference(config, rows, machine))
 
     def pairs(epoch: int) -> Rows | None:
         shuffled = generator(config.seed, "estimate", epoch).permutation(n)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
+from sftmix.common.places import unwritable
 from sftmix.pipeline.finished import DTYPES, finished_models, is_run
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert_benchmark
 from sftmix.tools.evaluate.harness import find_tasks, measure_tasks
@@ -27,6 +28,21 @@ medqa_5options, pubmedqa and medmcqa, as Labrak et al. 2024 ask them. Their rows
 It needs lm-eval: pip install 'sftmix[eval]'."""
 
 
+OF_MEASURING = {
+    "tasks": None,
+    "models": None,
+    "limit": None,
+    "num_fewshot": None,
+    "batch_size": 8,
+    "seed": 1234,
+    "dtype": "auto",
+    "apply_chat_template": False,
+    "data_dir": Path(),
+    "include_path": None,
+}
+"""The options of measuring, which --convert does not read -> their defaults."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", metavar="RUN", help="run directory or model; with --convert a raw file")
     parser.add_argument("--tasks", metavar="A,B", help="names of tasks, with commas between them")
@@ -38,15 +54,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="solved questions in the prompt [the task's own]")
-    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="prompts at a time [%(default)s]")
-    parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of the few-shot examples [%(default)s]")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are stored")
+    parser.set_defaults(**OF_MEASURING)
+    parser.add_argument("--batch_size", type=int, metavar="N", help="prompts at a time [%(default)s]")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the few-shot examples [%(default)s]")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; auto: as they are stored")
     parser.add_argument(
         "--apply_chat_template",
         action="store_true",
         help="ask in the chat template of the training, few-shot examples as turns",
     )
-    parser.add_argument("--data_dir", type=Path, default="", metavar="DIR", help="rows of this package's tasks [.]")
+    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="rows of this package's tasks [.]")
     parser.add_argument(
         "--include_path", type=Path, metavar="DIR", help="task files of your own, as lm-eval reads them"
     )
@@ -66,20 +83,20 @@ def main(args: argparse.Namespace) -> None:
     of_run = not args.convert and is_run(run)
     if not (args.to or of_run):
         raise ConfigError("--to is missing; name the directory of the results, or with --convert that of the rows")
-    _refuse_unread(args)
+    _check(args)
     if args.convert:
         print(convert_benchmark(args.convert, run, Path(args.to), shots=args.shots, test=args.test))
         return
-    if not args.tasks:
-        raise ConfigError("--tasks is missing; give names, as --tasks arc_easy,medqa_4options")
     usual = ["target"]
     if of_run:
         usual = [name for name in MODELS if name != "baseline" or (run / "baseline" / "figures.json").exists()]
     models = finished_models(args.place, args.models.split(",") if args.models else usual)
     place = Path(args.to or run / "evaluation")
+    if problem := unwritable(place, folder=True):
+        raise ConfigError(f"--to {place} {problem}")
     if find_spec("lm_eval") is None:
         raise ConfigError("evaluate needs lm-eval, which is not installed: pip install 'sftmix[eval]'")
-    tasks, manager = find_tasks(args.tasks.split(","), args.data_dir, args.include_path)
+    tasks, manager = find_tasks([name.strip() for name in args.tasks.split(",")], args.data_dir, args.include_path)
     print(write_tables(place, {model.name: measure_tasks(model, tasks, manager, place, args) for model in models}))
     if args.to is None:
         from sftmix.tools.sharing.command import write_run_cards
@@ -88,10 +105,14 @@ def main(args: argparse.Namespace) -> None:
     say(f"all results: {place}, table.md and table.json among them")
 
 
-def _refuse_unread(args: argparse.Namespace) -> None:
-    """Raise ConfigError for an option that is read with --convert alone, or without it alone, in the other command."""
-    of_measuring, of_converting = ("tasks", "models", "limit", "num_fewshot", "include_path"), ("shots", "test")
-    for name in of_measuring if args.convert else of_converting:
-        if (value := getattr(args, name)) is not None:
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError for a number out of range, and for an option that --convert, or its absence, leaves unread."""
+    for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise ConfigError(f"--{name} is {value}; allowed: {least} and above")
+    if not (args.convert or args.tasks):
+        raise ConfigError("--tasks is missing; give names, as --tasks arc_easy,medqa_4options")
+    for name in OF_MEASURING if args.convert else ("shots", "test"):
+        if (value := getattr(args, name)) != OF_MEASURING.get(name):
             one = "only in the command that measures, without" if args.convert else "only beside"
             raise ConfigError(f"--{name} ({value}) counts {one} --convert")

@@ -72,10 +72,9 @@ def measure_tasks(
     tasks, manager  as `find_tasks` gives them
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
-    from sftmix.model.load import fingerprint
-    from sftmix.pipeline.loaded import encoder_of, load_finished
+    from sftmix.pipeline.loaded import encoder_of, load_finished, weights_of
 
-    identity = sha256_json([fingerprint(model.path), encoder_of(model).fingerprint])
+    identity = sha256_json([weights_of(model), encoder_of(model).fingerprint])
     missing = []
     for task, spec, files in tasks:
         settings = _settings(spec, files, args)

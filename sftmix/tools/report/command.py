@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.places import unwritable
 from sftmix.pipeline.finished import refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
@@ -37,6 +38,8 @@ def main(args: argparse.Namespace) -> None:
     """Write the page and say where it is."""
     for run in args.runs:
         refuse_no_run(run)  # before plotly is imported, and torch
+    if len(args.runs) == 1 and (problem := unwritable(args.runs[0] / "report", folder=True)):
+        raise ConfigError(f"{args.runs[0]} {problem}: of one run the table of examples is written there")
     try:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:

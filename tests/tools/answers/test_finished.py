@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json, write_json
 from sftmix.config.read import read_config
 from sftmix.data.encoders import encoder_for
 from sftmix.data.tokenise import encode_examples
 from sftmix.model.load import load_tokenizer
-from sftmix.pipeline.finished import finished_models
-from sftmix.pipeline.loaded import load_finished
+from sftmix.pipeline.finished import FinishedModel, finished_models
+from sftmix.pipeline.loaded import load_finished, weights_of
 from sftmix.types import Example, Message
 from tests.tiny import SHORT
 
@@ -88,6 +90,20 @@ def adapted(finished, tmp_path_factory):
     assert main(["train", *finished.tiny.options, *SHORT, *words, "--out", str(folder / "run")]) == 0
     assert main(["export", str(folder / "run"), "--to", str(folder / "merged"), "--merge"]) == 0
     return folder
+
+
+def test_adapters_from_elsewhere_are_those_of_their_base(adapted, finished, tmp_path):
+    """The same adapters on other weights are another model."""
+    base = shutil.copytree(finished.tiny.model, tmp_path / "base")
+    place = shutil.copytree(adapted / "run" / "train" / "model", tmp_path / "adapters")
+    config = read_json(place / "adapter_config.json")
+    write_json(place / "adapter_config.json", {**config, "base_model_name_or_path": str(base)})
+    model = FinishedModel("own", str(place), None)
+    before = weights_of(model)
+    assert before == weights_of(model)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: x + 1 for name, x in weights.items()}, base / "model.safetensors")
+    assert weights_of(model) != before
 
 
 def test_adapters_answer_as_their_merged_model(adapted, sftmix):

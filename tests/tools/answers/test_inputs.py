@@ -32,6 +32,12 @@ def read(tmp_path):
     return questions
 
 
+def test_each_question_has_an_id_of_its_own(read):
+    ids = ["a", "a", "a#2", "a", "b"]
+    found = [question.id for question in read(*({"id": name, "prompt": f"Q{k}?"} for k, name in enumerate(ids)))]
+    assert found == ["a", "a#2", "a#2#2", "a#3", "b"]
+
+
 @pytest.mark.parametrize(("category", "expected"), [("writing", 0.7), ("math", 0.0), ("stem", 0.1), ("other", 0.7)])
 def test_the_category_decides_the_temperature(read, category, expected):
     (question,) = read({**MT_BENCH, "category": category}, mt_bench=True)
@@ -145,6 +151,13 @@ def test_the_files_of_judges_have_their_fields_and_stand_side_by_side(run, finis
     before = first.read_bytes()
     assert json.loads(before) == {"question_id": 81, "model_id": "first-target", "choices": choices}
     assert json.loads(second.read_text())["model_id"] == "run-target"
+    twin = shutil.copytree(finished.tiny.model, tmp_path / "twin" / "model")
+    with pytest.raises(ConfigError, match=r"--models: the files of two models would have one name: model, model"):
+        generate(finished.tiny.model, to, *words, "--models", f"{finished.tiny.model},{twin}")
+    with pytest.raises(ConfigError, match=r"to is a directory; with --format rows it names a file"):
+        generate(run, to)
+    with pytest.raises(ConfigError, match=r"--format mt_bench needs --prompts"):
+        generate(run, to, "--format", "mt_bench")
     with pytest.raises(ConfigError, match=r"answers-first-target.* temperature: None -> 0\.5; prompts: "):
         generate(run, to, *words, "--models", "target,base", "--temperature", "0.5")
     assert first.read_bytes() == before

@@ -257,6 +257,13 @@ def test_a_table_grows_by_variants(ran, finished, sftmix, tmp_path):
     assert ours == theirs
 
 
+@pytest.mark.parametrize("word", ["true", "yes"])
+def test_a_listing_starts_nothing(finished, sftmix, tmp_path, word):
+    done = sftmix(*words(finished, tmp_path, VARIANTS, "--list", word))
+    assert (done.code, "2 variants x 2 seeds, 0 of them done" in done.out) == (0, True), done.err
+    assert not (tmp_path / "table").exists()
+
+
 def test_a_directory_of_others_is_left_alone(finished, sftmix, tmp_path):
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "table.md").write_text("my notes")

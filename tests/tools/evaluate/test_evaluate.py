@@ -111,6 +111,12 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
         (["--convert", "medqa_4options"], "--to is missing"),
         (["--tasks", "medqa_4options", "--test", "ids.json"], "--test (ids.json) counts only beside --convert"),
         (["--convert", "pubmedqa", "--limit", "3", "--to", "rows"], "--limit (3) counts only in the command"),
+        (
+            ["--convert", "pubmedqa", "--apply_chat_template", "--to", "rows"],
+            "--apply_chat_template (True) counts only",
+        ),
+        (["--tasks", "medqa_4options", "--limit", "0"], "--limit is 0; allowed: 1 and above"),
+        (["--tasks", "medqa_4options", "--to", __file__], "cannot be written"),
     ],
 )
 def test_wrong_options_are_refused(finished, sftmix, words, told):
@@ -155,7 +161,7 @@ def test_a_difference_needs_the_same_questions_and_a_mean_over_them():
 
 
 def test_results_of_weights_that_are_no_more_are_left_out_and_other_settings_are_other_lines(tmp_path):
-    settings = {"num_fewshot": 0, "limit": None, "seed": 1, "chat_template": False}
+    settings = {"num_fewshot": 0, "limit": None, "seed": 1, "chat_template": False, "dtype": "auto"}
     results = [(task, model, "old", "1") for task in ("first", "second") for model in ("baseline", "target")]
     results += [("first", "target", "new", version) for version in ("1", "2")]
     for number, (task, model, identity, version) in enumerate(results):

