@@ -8,6 +8,7 @@ from sftmix.cli.help import help_text, option_docs
 from sftmix.cli.parsing import Arguments, OwnOption, parse, print_config, read_arguments
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
+from sftmix.common.shown import counted
 from sftmix.config.merge import build, merge
 from sftmix.config.values import converted
 from sftmix.tools.compare import Comparison, TableOptions, compare
@@ -51,13 +52,14 @@ def run_table(comparison: Comparison) -> None:
 def listing(comparison: Comparison) -> str:
     """List the variants with their options, and the runs; nothing is loaded."""
     done, seeds = sum(is_over(cell.path) for cell in comparison.cells), len(comparison.options.seeds)
-    lines = [f"compare: {len(comparison.variants)} variants x {seeds} seeds, {done} of them done, in {comparison.out}"]
+    size = f"{counted(len(comparison.variants), 'variant')} x {counted(seeds, 'seed')}"
+    lines = [f"compare: {size}, {done} of them done, in {comparison.out}"]
     lines += [f"  {name}: {shown_options(comparison.options_of(name))}" for name in comparison.variants]
     contrasts = len(comparison.contrasts)
     if contrasts and seeds < (needed := seeds_needed(contrasts)):
         lines.append(
-            f"note: {needed} seeds are needed before one of {contrasts} contrasts can be called significant (sign-flip "
-            f"test, Holm), and there are {seeds}: give more seeds, or plan fewer contrasts"
+            f"note: {needed} seeds are needed before one of {counted(contrasts, 'contrast')} can be called significant "
+            f"(sign-flip test, Holm), and there are {seeds}: give more seeds, or plan fewer contrasts"
         )
     return "\n".join(lines)
 

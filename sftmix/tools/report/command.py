@@ -36,6 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write the page and say where it is."""
+    if args.map and args.map < 10:
+        raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
+    if len(args.runs) > 1 and (args.score or args.map not in (0, 400)):
+        raise ConfigError("--map and --score are for the report of one run; leave them out, or name one run")
     for run in args.runs:
         refuse_no_run(run)  # before plotly is imported, and torch
     if len(args.runs) == 1 and (problem := unwritable(args.runs[0] / "report", folder=True)):

@@ -96,7 +96,7 @@ def test_the_listing_names_variants_runs_and_too_few_seeds(table):
     assert first.startswith("compare: 2 variants x 2 seeds, 0 of them done")
     assert re.search(r"NTP: training.epochs: 3.0; objective: NTP\(\)", ntp)
     assert re.search(r"b: training.epochs: 9.0; objective: SFTMix\(mu=0.2", b)
-    assert "6 seeds are needed before one of 1 contrasts" in warning
+    assert "6 seeds are needed before one of 1 contrast can" in warning
 
 
 @pytest.mark.parametrize(
