@@ -13,7 +13,7 @@ import pytest
 from benchmarks.evidence.findings import BEST, LAST, Finding, findings
 from benchmarks.evidence.losses import HELD_OUT, SAMPLE, TableLosses, run_file
 from benchmarks.evidence.results import lines
-from benchmarks.evidence.tiers import PILOTS, RESULTS, TITLES, Tier, read_tier
+from benchmarks.evidence.tiers import PILOTS, REAL, RESULTS, TITLES, Tier, read_tier
 from sftmix.common.files import write_json
 from sftmix.tools.compare.statistics import interval, per_example
 from tests.tiny import ROOT
@@ -50,9 +50,9 @@ def results_of(made: Tier) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------- the pages
 
 
-@pytest.mark.parametrize("name", TITLES)
+@pytest.mark.parametrize("name", [*TITLES, *(name for name in REAL if read_tier(name).common)])
 def test_the_record_has_the_contrasts_of_the_collected_results(name):
-    record = (RESULTS / "README.md").read_text(encoding="utf-8").splitlines()
+    record = (RESULTS / ("real.md" if name in REAL else "README.md")).read_text(encoding="utf-8").splitlines()
     rows = [line.rstrip(" |") for line in lines(read_tier(name)) if " − " in line]
     assert rows
     assert [row for row in rows if not any(line.startswith(row) for line in record)] == []
