@@ -132,10 +132,10 @@ def test_a_run_of_that_name_is_not_there_and_none_is_made(kind, finished, around
 
 @pytest.mark.parametrize(
     ("name", "place"),
-    [("../up", "above/middle/up"), ("link/model", "behind/model"), ("~/model", "above/middle/here/~/model")],
+    [("../up", "above/middle/up"), ("link/model", "behind/model"), ("~/model", "home/model")],
 )
 def test_what_is_written_is_in_the_place_that_was_named(name, place, finished, around, sftmix):
-    """A link is followed, because it was named; a ~ in quotes is a name like any other."""
+    """A link is followed, because it was named; ~ is the home, as in what is read, also where no shell replaces it."""
     before = around.tree()
     assert sftmix("export", str(finished.path), "--merge", "--to", name).code == 2  # there are no adapters
     assert around.tree() == before
