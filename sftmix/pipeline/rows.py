@@ -154,7 +154,7 @@ def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[s
         groups = [str(label) for label in rows.labels]
     else:
         # "./a/" is "a" in the place of a row, and "." is nothing.
-        begins = {name: (name, str(PurePath(name)).removeprefix(".")) for name in names}
+        begins = {name: (name, str(PurePath(name)) if PurePath(name).parts else "") for name in names}
         groups = [max((n for n in names if source.startswith(begins[n])), key=len) for source in rows.sources]
     return groups if 1 < len(set(groups)) <= MOST_GROUPS else None
 
@@ -181,8 +181,6 @@ def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
     values = spread = np.full(len(rows), np.nan)
     if confidence is not None:
         table = read_columns(confidence, "id", "confidence", "variability")
-        if list(table["id"]) != list(rows.ids):
-            raise ConfigError(f"{confidence} is of other rows; use another --out, or the old data.train")
         values, spread = table["confidence"], table["variability"]
     return Scores(
         id=rows.ids,
