@@ -277,6 +277,13 @@ class TrainingOptions(PlainFields):
     """Seconds that ranks wait for one that hangs before the run ends, under torchrun. The first rank reads the rows and
     writes the model while the others wait, so it must be longer than that takes."""
 
+    @property
+    def most_examples(self) -> int | None:
+        """Most examples of a micro-batch; None: only its tokens are limited."""
+        if self.micro_batch_size is None and self.micro_batch_tokens is None:
+            return DEFAULT_MICRO_BATCH
+        return self.micro_batch_size
+
 
 @dataclass(kw_only=True)
 class CheckpointOptions(PlainFields):

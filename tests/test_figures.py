@@ -36,7 +36,6 @@ BRANCHED = {
     "tools/compare/table.py:_contrast",
     "tools/compare/table.py:markdown",
     "tools/estimate/run.py:_held_in_a_step",
-    "tools/suspects/command.py:main",
     "training/step.py:train_step",
 }
 LARGE_FILES = {"functional/fused.py", "options.py", "training/step.py", "types.py"}

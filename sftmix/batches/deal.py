@@ -14,7 +14,7 @@ import torch
 
 from sftmix.batches.collate import token_slots
 from sftmix.batches.order import Slot, Unit
-from sftmix.options import DEFAULT_MICRO_BATCH, TrainingOptions
+from sftmix.options import TrainingOptions
 from sftmix.types import Int64
 
 WORTH_SORTING = 0.9
@@ -60,9 +60,7 @@ def deal(
     A unit that needs more than `micro_batch_tokens` gets a micro-batch of its own. A rank that is left without a unit
     repeats the shortest slot with NTP weight 0, so that it joins every collective.
     """
-    examples, tokens, groups = options.micro_batch_size, options.micro_batch_tokens, options.length_groups
-    if examples is None and tokens is None:
-        examples = DEFAULT_MICRO_BATCH
+    examples, tokens, groups = options.most_examples, options.micro_batch_tokens, options.length_groups
     # On a CPU, one group for every two examples; on a GPU a single one, since several passes cost launches.
     if groups is None:
         expected = examples or int((tokens or 0) // lengths.mean())

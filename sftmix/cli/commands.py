@@ -56,8 +56,9 @@ def call(name: str, argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     for option in () if name == "track" else ("to", "out"):  # whose --to names a tracker
         if place := getattr(args, option, None):
-            setattr(args, option, os.path.expanduser(place))
-            if problem := unwritable(getattr(args, option)):
+            path = os.path.expanduser(place)
+            setattr(args, option, path)
+            if problem := unwritable(path):
                 raise ConfigError(f"--{option}: {place!r} {problem}")
     command.main(args)
 

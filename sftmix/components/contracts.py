@@ -45,7 +45,7 @@ OWN_OF_STAGE |= {"ntp_tokens", "mixup_tokens", "ntp_count", "mixup_count", "mu_e
 MEASURED = {"eval_nll", "eval_accuracy", "eval_exact_match", "eval_nll_by", "eval_nll_as_trained", "eval_nll_best"}
 MEASURED |= {"eval_nll_best_step", "eval_nll_best_epoch", "calibration", "calibration_seconds", "mixed_token_share"}
 MEASURED |= {"scoring_seconds", "wall_seconds", "peak_memory_bytes", "made_by"}
-"""Those of its pipeline stage beside them."""
+"""The names of the other figures there, which the pipeline gives itself."""
 
 
 def broken(component: Component, answer: str, allowed: str) -> ContractError:

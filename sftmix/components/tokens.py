@@ -115,8 +115,8 @@ class StoredReference(TokenWeights):
 
     def sizes(self) -> dict[str, int]:
         """Return how many response tokens of each example the file has."""
-        _, places = self.stored
-        return {name: len(self.token_nll[place][0]) for name, place in places.items()}
+        (_, places), token_nll = self.stored, self.token_nll
+        return {name: len(token_nll[place][0]) for name, place in places.items()}
 
     @property
     def token_nll(self) -> Sequence[Any]:

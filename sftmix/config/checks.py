@@ -178,7 +178,8 @@ def _needs(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that a component needs, and nothing in this configuration gives."""
     reference, training = config.reference, config.training
     by_reference = f"reference {type(reference).__name__}"
-    pairs = config.resolved_pairing() is not None
+    pairing = config.resolved_pairing()
+    pairs = pairing is not None
     online = pairs and config.uses_dynamics() and Need.TARGET_LOSSES in reference.needs
     if pairs:
         yield from _odd(training)
@@ -197,11 +198,10 @@ def _needs(config: RunConfig) -> Iterator[str]:
             f"{by_reference} splits each epoch by the losses of the one before, but training.epochs is "
             f"{training.epochs:g}; allowed: above 1"
         )
-    for name in ("reference", "selector", "splitter", "perturbation"):
-        if (component := getattr(config, name)) and (problem := missing_package(component)):
+    others = {name: getattr(config, name) for name in ("reference", "selector", "splitter", "perturbation")}
+    for name, component in {**others, "pairing": pairing}.items():
+        if component and (problem := missing_package(component)):
             yield f"{name} {type(component).__name__} {problem}, or choose another"
-    if (pairing := config.resolved_pairing()) and (problem := missing_package(pairing)):
-        yield f"pairing {type(pairing).__name__} {problem}, or choose another"
     available = {Need.BATCH_NLL, *([] if training.activation_checkpointing else [Need.STATES])}
     available |= {*([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
     yield from _missing("objective", config.objective, available, by_reference if online else "this run")

@@ -53,16 +53,16 @@ def exclude(rows: Conversations, path: str, whole: Conversations, report: DataRe
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.exclude: {path} cannot be read: {error}") from error
     names = {RESERVED_ID.sub("", line.strip()) for line in lines} - {""}
-    known, of_train = (list(zip(some.values("id"), some.values("source"), strict=True)) for some in (rows, whole))
-    if unknown := sorted(names.difference(*of_train)):
+    known = list(zip(whole.values("id"), whole.values("source"), strict=True))
+    if unknown := sorted(names.difference(*known)):
         raise ConfigError(
             f"data.exclude: {path} names {len(unknown):,} that are no rows of data.train, such as "
             f"{quoted(unknown[0])}; give an id or file:line in each line, as `sftmix suspects` shows them"
         )
-    remaining = np.array([names.isdisjoint(pair) for pair in known])
-    for k in np.flatnonzero(~remaining):
+    named = np.array([not names.isdisjoint(pair) for pair in known])
+    for k in np.flatnonzero(named & np.isin(whole.records, rows.records)):
         report.add("excluded", f"{known[k][0]} ({known[k][1]})")
-    return rows.some(rows.records[remaining])
+    return rows.some(np.setdiff1d(rows.records, whole.records[named], assume_unique=True))
 
 
 def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:

@@ -97,7 +97,7 @@ def _generation_config(
     config.update(**tokens)
     if _accepted(config):
         return config
-    kept, others = GenerationConfig(**tokens), {**config.to_diff_dict()}
+    kept, others = GenerationConfig(**tokens), config.to_diff_dict()
     for name in sorted(others, key=lambda name: name not in ("do_sample", "num_beams")):  # others depend on these
         tried = copy.deepcopy(kept)
         setattr(tried, name, others[name])

@@ -13,7 +13,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from sftmix.batches.order import TokenisedRows
 from sftmix.common.errors import ConfigError
-from sftmix.options import DEFAULT_MICRO_BATCH
 from sftmix.training.parallel import autocast, unwrap
 from sftmix.training.step import StepSetup
 
@@ -41,8 +40,7 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
             "Train adapters (--model.lora.r 16), a smaller model, or shard it over GPUs (--training.parallel fsdp)"
         )
     constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
-    options = stage.options
-    rows = options.micro_batch_size or (DEFAULT_MICRO_BATCH if options.micro_batch_tokens is None else None)
+    rows = stage.options.most_examples
     if rows is None or state + constant + rows * per_row <= free:
         return
     unit = max(map(len, stage.order.batch(0)))  # 2: a pair is never cut apart

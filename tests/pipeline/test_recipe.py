@@ -18,7 +18,7 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_split
 from sftmix.components import NTP, Callback, CallbackResult, RandomPairs
-from sftmix.components.contracts import OWN_OF_STEP
+from sftmix.components.contracts import MEASURED, OWN_OF_STAGE, OWN_OF_STEP
 from sftmix.config.read import read_config
 from sftmix.model.paths import PICKLES
 from sftmix.options import TrainingOptions
@@ -33,6 +33,12 @@ def copied(finished, tmp_path) -> Path:
 
 
 # ---------------------------------------------------------------------------------- a whole run
+
+
+@pytest.mark.parametrize("stage", ["train", "baseline"])
+def test_no_figure_of_a_stage_has_a_name_that_a_callback_may_take(finished, stage):
+    figures = read_json(finished.path / stage / "figures.json")
+    assert figures.keys() - (OWN_OF_STAGE | MEASURED) == set()
 
 
 def test_a_run_directory_holds_what_is_documented(finished):

@@ -17,13 +17,17 @@ Of one run it also writes report/examples.parquet: every example with its text, 
 It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
 
 
+ON_MAP = 400
+"""Examples on the map of hidden states."""
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run directories")
     parser.add_argument("--to", metavar="FILE", help="the page [RUN/report/report.html; of several runs report.html]")
     parser.add_argument(
         "--map",
         type=int,
-        default=400,
+        default=ON_MAP,
         metavar="N",
         help="examples on the map of hidden states of one run, half from each end; 0 loads no model [%(default)s]",
     )
@@ -38,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     """Write the page and say where it is."""
     if args.map and args.map < 10:
         raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
-    if len(args.runs) > 1 and (args.score or args.map not in (0, 400)):
+    if len(args.runs) > 1 and (args.score or args.map not in (0, ON_MAP)):
         raise ConfigError("--map and --score are for the report of one run; leave them out, or name one run")
     for run in args.runs:
         refuse_no_run(run)  # before plotly is imported, and torch

