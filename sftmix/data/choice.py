@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import decoded
 from sftmix.common.places import place_of
 from sftmix.common.plain import as_list
@@ -46,7 +46,7 @@ def exclude(rows: Conversations, path: str, whole: Conversations, report: DataRe
     """Leave out the rows that a file names, one in each line: an id (of a row or a turn) or `file:line`.
 
     whole  all rows of data.train, of which data.take has left `rows`
-    Raises ConfigError for a file that cannot be read, and for a name that is no row's.
+    Raises ConfigError for a file that cannot be read, and for a name that is no row's; DataError if no row is left.
     """
     try:
         lines = decoded(place_of(path).read_bytes()).split("\n")
@@ -62,7 +62,10 @@ def exclude(rows: Conversations, path: str, whole: Conversations, report: DataRe
     named = np.array([not names.isdisjoint(pair) for pair in known])
     for k in np.flatnonzero(named & np.isin(whole.records, rows.records)):
         report.add("excluded", f"{known[k][0]} ({known[k][1]})")
-    return rows.some(np.setdiff1d(rows.records, whole.records[named], assume_unique=True))
+    left = rows.some(np.setdiff1d(rows.records, whole.records[named], assume_unique=True))
+    if not len(left.records):
+        raise DataError(f"data.exclude: {path} names every row that is left of data.train")
+    return left
 
 
 def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:

@@ -100,8 +100,8 @@ class Encoder:
             if thought and self.shape.key:
                 turn["content"] = answer
                 turn[self.shape.key] = thought
-            elif self.thoughts == "drop":
-                turn["content"] = answer
+            elif self.thoughts == "drop" or (not thought and self.shape.key != ""):
+                turn["content"] = answer  # an empty thought before it is the template's business
             elif inline and message.thought and self.shape.key == "":
                 turn["content"] = INLINE.format(thought=thought) + answer
         return turn if self.spellings is None else self.as_text(turn)

@@ -29,6 +29,10 @@ REJECTED = ("rejected", "rejected_messages")
 """Fields of rows of preferences."""
 
 
+_TWINS = {"weight": "loss_weight", "tools": "functions"}
+"""Our fields and their other names in rows."""
+
+
 class Columns:
     """Reader of rows whose fields have other names than ours (data.columns).
 
@@ -42,6 +46,8 @@ class Columns:
         fields = field_columns(columns)
         self.names = {field: column for field, column in fields.items() if column is not None}
         self.unread = fields.keys() - self.names.keys()
+        for ours, other in _TWINS.items():
+            self.unread |= {other} if ours in self.unread else set()
         self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
         self.present: dict[str, None] = {}
 
@@ -98,8 +104,8 @@ def convert(
     form         data.format; under auto, the row is a conversation in the format that its fields name
     first        formats that auto tries before the others
     source       the row's place, `file:line`
-    label        the label of the example, if no field of the row gives it
-    label_field  None, or the field that gives the label; a row without it has none
+    label        the label of the example; None or empty: it has none
+    label_field  None, or the field that the label is from
     unread       counts this row under the name of each of its fields that is not read
     roles        names of roles -> ours (data.roles)
     last         only the last of the assistant's turns is trained (data.trained_turns)
@@ -120,8 +126,7 @@ def convert(
     except KeyError as field:
         problem = f"field {field} is missing or null; there are {listed(row)} (data.columns gives them other names)"
         raise BadRow(problem) from None
-    if label_field:
-        label = row.get(label_field)
+    label = None if label == "" else label
     if label is not None:
         label = _name(label, label_field or "data.labels")
     if name != TEXT:

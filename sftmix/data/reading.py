@@ -28,8 +28,8 @@ from sftmix.data.store import (
     stored,
     write_rows,
 )
-from sftmix.data.thoughts import thinks
-from sftmix.data.values import BadRow
+from sftmix.data.thoughts import answers, thinks
+from sftmix.data.values import BadRow, without_null
 from sftmix.options import DataOptions
 from sftmix.types import Example
 
@@ -149,12 +149,15 @@ class RowReader:
 
     def _record(self, source: Source, place: str, value: Any, options: DataOptions) -> Record | None:
         """Return the record of a row, or None; raise BadRow for what is none."""
+        row, label = self.columns.renamed(value), self.labels[source.entry] if self.labels else None
+        if self.label_field and options.label_field:  # data.columns may leave the field unread otherwise
+            label = without_null(value).get(options.label_field)
         example = convert(
-            self.columns.renamed(value),
+            row,
             self.form,
             self.columns.formats,
             place,
-            self.labels[source.entry] if self.labels else None,
+            label,
             self.label_field,
             self.unread,
             options.roles,
@@ -182,16 +185,16 @@ def stored_once(example: Example, report: DataReport, times: Counter[str]) -> Re
     Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that an
     earlier row has.
     """
-    texts = [turn.content for turn in example.messages if turn.trained and not turn.more.get("tool_calls")]
+    trained = [turn for turn in example.messages if turn.trained]
     is_text = example.messages[0].role == TEXT
-    for text in texts:
-        if not text.strip():
-            report.add("empty_document" if is_text else "empty_response", example.source)
+    empty = [turn for turn in trained if not (turn.content.strip() if is_text else answers(turn))]
+    for _ in empty:
+        report.add("empty_document" if is_text else "empty_response", example.source)
     if example.messages[-1].role in ("user", "tool"):
         report.add("unanswered", example.source)
-    if not any(turn.trained and (turn.content.strip() or turn.more.get("tool_calls")) for turn in example.messages):
+    if len(empty) == len(trained):
         return None
-    content = short_hash(texts[0].encode()) if is_text else content_hash(example.messages)
+    content = short_hash(trained[0].content.encode()) if is_text else content_hash(example.messages)
     name = example.id or content
     repeats = times[name]
     times[name] += 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.templates import TemplateRefusal, render
-from sftmix.data.thoughts import around_empty, closed_by, opened_by
+from sftmix.data.thoughts import THOUGHT_FIELDS, around_empty, closed_by, opened_by
 from sftmix.data.trial import PROBE, TOOLS
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 QUESTION, ANSWER = (turn["content"] for turn in PROBE)
 THOUGHT = "Sky"
 FUNCTION, ARGUMENT = "find_colour", "noon"
-
-KEYS = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a turn by which templates take its thought, in the order in which they are tried."""
 
 OPENING = "<think>\n"
 INLINE = OPENING + "{thought}\n</think>\n\n"
@@ -92,7 +89,7 @@ class Renderer:
         asked = self(PROBE[:1], source=source, **more)
         prompt = self(PROBE[:1], source=source, prompt=True, **more)
         plain = behind_head(prompt, self(PROBE, source=source, **more), QUESTION)
-        for key in (*KEYS, ""):
+        for key in (*THOUGHT_FIELDS, ""):
             turn = {**PROBE[-1], key: THOUGHT} if key else {**PROBE[-1]}
             if not key:
                 turn["content"] = INLINE.format(thought=THOUGHT) + ANSWER

@@ -17,7 +17,7 @@ REASONS = {
     "unanswered": "last turn{s} without an answer, dropped",
     "empty_document": "empty document{s} dropped",
     "no_target": "window{s} dropped: no token there that one before it predicts",
-    "no_response_token": "example{s} dropped: no response token left within data.max_length = {length}",
+    "no_response_token": "example{s} dropped: no trained token of a response within data.max_length = {length}",
     "template_refused": "example{s} dropped: the chat template refuses the conversation",
     "tools_lost": "example{s} dropped: the chat template does not write the functions, or a function's result",
     "calls_lost": "example{s} dropped: the chat template does not write a call of a function as the row has it",

@@ -112,9 +112,10 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
             text = whole
             reasons.append("composed")
     served = encoder.render([turn.chat[:-1]], prompt=True, tools=turn.tools)[0] if turn.options else prompt
-    parts = [(prompt + text[:end], weight) for end, weight in _parts(encoder, turn.message, text, answer)]
-    masks = thought and encoder.thoughts == "mask" and _holds(text, thought, answer)
-    masked = _through_thought(text, thought, answer) if masks else ""
+    thought_end, start = _places(shape, prompt, text, thought, answer, calls=bool(calls))
+    masks = thought and encoder.thoughts == "mask" and start >= 0
+    masked = text[: start if answer.strip() else thought_end] if masks else ""
+    parts = [(prompt + text[:end], weight) for end, weight in _parts(encoder, turn.message, text, answer, start)]
     return Response(served, prompt + masked, parts, reasons)
 
 
@@ -185,17 +186,30 @@ def _ended(shape: Shape, text: str) -> str:
     return text[: min(ends)] if ends else text.rstrip() + shape.call_end
 
 
-def _through_thought(text: str, thought: str, answer: str) -> str:
-    """Return a response up to its answer, or up to the end of its thought if a call follows."""
-    end = text.index(thought.strip()) + len(thought.strip())
-    return text[: text.index(answer.strip(), end)] if answer.strip() else text[:end]
+def _places(shape: Shape, prompt: str, text: str, thought: str, answer: str, *, calls: bool) -> tuple[int, int]:
+    """Return where a response's thought ends and where its answer begins; -1 for an answer that it does not hold.
+
+    A short one may also be in the template's own words (`hi` in `</think>`), so these are passed over.
+    """
+    thought, answer, lead = thought.strip(), answer.strip(), _lead(shape, prompt, thought=bool(thought))
+    end = len(lead) if text.startswith(lead) else 0
+    if thought not in text[end:]:
+        return end, -1
+    end = text.index(thought, end) + len(thought) if thought else end
+    behind = end + len(shape.closing) if thought and text.startswith(shape.closing, end) else end
+    if calls:
+        return end, text.find(answer, behind)
+    start = text.removesuffix(shape.ending).rfind(answer)
+    return end, start if start >= behind else -1
 
 
-def _parts(encoder: Encoder, message: Message, text: str, answer: str) -> list[tuple[int, float]]:
-    """Return the ends in a response of the parts that have weights of their own, and these; else its own end."""
-    start = text.rfind(answer.strip())
+def _parts(encoder: Encoder, message: Message, text: str, answer: str, start: int) -> list[tuple[int, float]]:
+    """Return the ends in a response of the parts that have weights of their own, and these; else its own end.
+
+    What is in front of the answer, a thought, has the weight of the turn.
+    """
     end = start - (len(answer) - len(answer.lstrip()))
-    parts = list[tuple[int, float]]()
+    parts = [(max(start, end), message.weight)] if message.thought and message.parts else []
     for part, weight in message.parts if start >= 0 else ():
         end += len(encoder.content(part))
         parts.append((max(start, end), weight * message.weight))

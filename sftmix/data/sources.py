@@ -11,6 +11,7 @@ from sftmix.common.errors import DataError
 from sftmix.common.fields import listed
 from sftmix.common.files import sha256_file
 from sftmix.common.places import HUB_ID, place_of
+from sftmix.common.plain import not_plain
 from sftmix.data.files import READERS, SUPPORTED, Row, rows_of_table
 from sftmix.data.formats import TEXT, Columns, recognise
 from sftmix.data.values import BadRow
@@ -121,6 +122,8 @@ def _files(name: str, option: str, form: str, lines: list[str]) -> dict[str, Pat
     for file, path in files.items():
         if path.suffix.lower() not in READERS:
             raise DataError(f"{file}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
+        for problem in not_plain(file, option):
+            raise DataError(problem)
         if path.stat().st_size == 0:
             raise DataError(f"{file}:1: the file is empty")
     return files

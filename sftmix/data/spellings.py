@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NUL = "\0"
 
-THOUGHTS = frozenset([*TAGS, *TAGS.values()])
+THOUGHT_TAGS = frozenset([*TAGS, *TAGS.values()])
 """Spellings that are tokens in every text: rows write thoughts between them."""
 
 
@@ -48,7 +48,7 @@ class SpecialSpellings:
         self.ids = dict[str, int]()
         for number in [*special, *written]:
             spelling = str(tokenizer.convert_ids_to_tokens(number))
-            if spelling in THOUGHTS:
+            if spelling in THOUGHT_TAGS:
                 continue
             as_text = list[int]()
             if len(spelling) == 1:

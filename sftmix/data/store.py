@@ -22,9 +22,10 @@ from filelock import FileLock
 
 from sftmix.common.errors import ConfigError, NoSpaceError
 from sftmix.common.files import commit_directory, is_full, read_json, sha256_json, verify_directory, write_json
+from sftmix.data.thoughts import answers
 from sftmix.types import Example, Int64, Message
 
-CODE_VERSION = 6
+CODE_VERSION = 7
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 Record = dict[str, Any]
@@ -176,14 +177,12 @@ def content_hash(messages: Sequence[Message]) -> str:
 
 
 def examples_of(row: Example, *, whole: bool) -> Iterator[Example]:
-    """Make the examples of a conversation; an empty response without a tool call is not trained.
+    """Make the examples of a conversation; a response without an answer or a call is not trained.
 
     whole  one example, up to its last trained turn, as those behind it teach nothing; else each trained turn is one,
            with the conversation up to it
     """
-    places = [
-        place for place, m in enumerate(row.messages) if m.trained and (m.content.strip() or m.more.get("tool_calls"))
-    ]
+    places = [place for place, message in enumerate(row.messages) if message.trained and answers(message)]
     several = sum(message.trained for message in row.messages) > 1
     for trained in [places] if whole else [[place] for place in places]:
         last = trained[-1]

@@ -81,7 +81,7 @@ def defaults(variables: Mapping[str, Any]) -> str:
     """Return the head of a template whose variables have these values unless they are given others."""
     lines = []
     for name, value in variables.items():
-        given = "none" if value is None else json.dumps(value)
+        given = "none" if value is None else json.dumps(value, ensure_ascii=False)
         lines.append(f"{{%- if {name} is not defined %}}{{%- set {name} = {given} %}}{{%- endif %}}")
     return "".join(lines)
 
@@ -93,7 +93,7 @@ def reads(template: str, name: str) -> bool:
 
 def appended(template: str, header: str, unless: str = "") -> str:
     """Return a template with a generation prompt, or with more at the end of its own, but for a condition."""
-    end = "{% if add_generation_prompt" + unless + " %}{{ " + json.dumps(header) + " }}{% endif %}"
+    end = "{% if add_generation_prompt" + unless + " %}{{ " + json.dumps(header, ensure_ascii=False) + " }}{% endif %}"
     return template.removesuffix("\n") + end
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-from sftmix.types import Example
+from sftmix.types import Example, Message
+
+THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Fields of a turn that hold its thought, in the order in which templates are asked for them."""
 
 TAGS = {
     "<think>": "</think>",
@@ -27,16 +30,21 @@ _EMPTY = re.compile(rf"({_OPENING})(\s*)(\S+)")
 
 
 def divided(content: str) -> tuple[str, str]:
-    """Return the thought at the head of a response, and the answer behind it; ("", content) if there is none.
+    """Return the thought at the head of a response, and the answer behind it; ("", content) if there are no tags.
 
-    A response whose prompt had opened the thought has the closing tag alone. An empty thought is none.
+    A response whose prompt had opened the thought has the closing tag alone.
     """
     for opening, closing in TAGS.items():
         before, closed, answer = content.partition(closing)
         head, opened, thought = before.rpartition(opening)
-        if closed and not head.strip() and (thought if opened else before).strip():
+        if closed and not head.strip():
             return (thought if opened else before).strip(), answer.strip()
     return "", content
+
+
+def answers(turn: Message) -> bool:
+    """Return True if a turn says more than a thought: an answer, or a call."""
+    return bool(divided(turn.content)[1].strip() or turn.more.get("tool_calls"))
 
 
 def opened_by(text: str) -> str:

@@ -96,12 +96,12 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     ids = dict(zip(once, encoder.tokenize(once), strict=True))
     outcomes = []
     for responses in found:
-        tokens = [_Tokens(*(ids[text] for text in _texts(response))) for response in responses]
+        tokens = [_Tokens(ids[r.served], ids[r.prompt], [ids[text] for text, _ in r.parts]) for r in responses]
         outcomes.append(_masked(encoder, responses, tokens, max_length))
     return outcomes
 
 
-class _Tokens:
+class _Tokens(NamedTuple):
     """The ids of a response's texts.
 
     served  of the prompt that the model is served with
@@ -110,10 +110,9 @@ class _Tokens:
     closed  of the text through the end of the turn: the last of the parts
     """
 
-    def __init__(self, served: list[int], prompt: list[int], *parts: list[int]) -> None:
-        self.served = served
-        self.prompt = prompt
-        self.parts = list(parts)
+    served: list[int]
+    prompt: list[int]
+    parts: list[list[int]]
 
     @property
     def closed(self) -> list[int]:
@@ -141,11 +140,11 @@ def _masked(encoder: Encoder, responses: Sequence[Response], tokens: Sequence[_T
     if len(tokens) > 1 and ("composed" in reasons or not fits):
         return Outcome.without(SPLIT)
     if not fits:
-        apart = _apart(encoder, responses[-1], last.prompt, ids)
-        if apart is None:
+        parts = _apart(encoder, responses[-1], last)
+        if parts is None:
             return Outcome.without("prefix_mismatch")
-        ids = apart
-        tokens = [_Tokens(last.served, last.prompt, *last.parts[:-1], apart)]
+        ids = parts[-1]
+        tokens = [last._replace(parts=parts)]
         reasons.append("boundary")
     if any(one.closed[-1] not in encoder.end_ids for one in tokens):
         return Outcome.without("no_end_of_turn")
@@ -156,7 +155,7 @@ def _masked(encoder: Encoder, responses: Sequence[Response], tokens: Sequence[_T
     for response, one in zip(responses, tokens, strict=True):
         start = max(len(one.prompt), 1)  # the first token of a text is predicted by nothing, and never a target
         for part, (_, weight) in zip(one.parts, response.parts, strict=True):
-            stop = min(len(part) if part is one.closed else _common(part, ids), max_length)
+            stop = min(len(part) if part is one.closed else _within(encoder, part, ids), max_length)
             if weight and start < stop:
                 spans.append((start, stop))
                 weights.append(weight)
@@ -170,22 +169,25 @@ def _masked(encoder: Encoder, responses: Sequence[Response], tokens: Sequence[_T
     return Outcome(ids[:max_length], spans, weights, reasons)
 
 
-def _apart(encoder: Encoder, response: Response, prompt: list[int], ids: list[int]) -> list[int] | None:
-    """Return the tokens of a prompt and of a response that are tokenised apart, as a token would span both.
+def _apart(encoder: Encoder, response: Response, tokens: _Tokens) -> list[list[int]] | None:
+    """Return the tokens through each part of a response, which is tokenised apart from its prompt.
 
     The response is tokenised behind a special token, so that no tokenizer takes it for the beginning of a text. None if
     the two do not say the same as the whole.
     """
     end = encoder.end_of_turn_id
     anchor = str(encoder.tokenizer.convert_ids_to_tokens(end))
-    behind = encoder.tokenize([anchor + response.parts[-1][0][len(response.prompt) :]])[0]
-    apart = prompt + behind[1:]
-    return apart if behind[:1] == [end] and encoder.decode(apart) == encoder.decode(ids) else None
+    behind = encoder.tokenize([anchor + text[len(response.prompt) :] for text, _ in response.parts])
+    apart = [tokens.prompt + part[1:] for part in behind]
+    same = behind[-1][:1] == [end] and encoder.decode(apart[-1]) == encoder.decode(tokens.closed)
+    return apart if same else None
 
 
-def _common(part: list[int], ids: list[int]) -> int:
-    """Return how many tokens both begin with: a token across the end of a part belongs to the next one."""
-    return next((n for n, pair in enumerate(zip(part, ids, strict=False)) if pair[0] != pair[1]), len(part))
+def _within(encoder: Encoder, part: list[int], ids: list[int]) -> int:
+    """Return how many of the ids say no more than a part does: a token across its end belongs to the next one."""
+    n = next((n for n, pair in enumerate(zip(part, ids, strict=False)) if pair[0] != pair[1]), len(part))
+    text = encoder.decode(part)  # in the whole, the beginning of a word may be another token
+    return next((k for k in range(n, len(ids)) if not text.startswith(encoder.decode(ids[: k + 1]))), len(ids))
 
 
 # -------------------------------------------------------------------------------------------- conversations
@@ -205,7 +207,6 @@ def tokenise(
     selected  None, or the ids of the examples to keep; others are neither stored nor counted. They also decide which
               conversations are split, so that a reference has the examples of the target, whatever its own template.
     """
-
     rows, report = list[Record](), DataReport()
 
     def add(examples: list[Example]) -> None:

@@ -10,12 +10,9 @@ from sftmix.common.fields import CALL_ROLE, ROLES
 from sftmix.common.plain import spelling
 from sftmix.common.shown import quoted
 from sftmix.data.calls import CALL_FIELDS, call_answered, calls_of
-from sftmix.data.thoughts import divided
+from sftmix.data.thoughts import THOUGHT_FIELDS, divided
 from sftmix.data.values import BadRow, Fields, checked_text, parsed, without_null
 from sftmix.types import Message
-
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""Fields of a turn that hold its thought."""
 
 _ON = {"true": True, "1": True, "false": False, "0": False}
 FLAGS = {
@@ -35,7 +32,7 @@ FOLLOWS = {
 
 _TURN = ("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id")
 _PART = ("type", "text", "content", "value", "weight", "loss_weight", "function", "arguments", "name", "id")
-INSIDE = ((*_TURN, *THOUGHTS, *CALL_FIELDS, *FLAGS), (*_PART, *FLAGS))
+INSIDE = ((*_TURN, *THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS), (*_PART, *FLAGS))
 """The fields that are read of a turn, and of a part of its content or a call."""
 
 
@@ -111,11 +108,24 @@ def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> M
     if len(shares) == 1:
         weight *= shares.pop()
         parts = []
-    inline, answer = divided(text) if thought else ("", text)
-    if inline and (inline != thought.strip() or parts):
-        raise BadRow(f"{where} has one thought in a field and another in its content; leave one out")
     more = {"tool_calls": calls} if calls else {}
+    answer = _behind_thought(text, thought, where, weighed=bool(parts)) if thought or parts else text
     return Message(role, answer, weight != 0 and role == "assistant", weight, thought, more, tuple(parts))
+
+
+def _behind_thought(text: str, thought: str, where: str, *, weighed: bool) -> str:
+    """Return a content without the thought that a field has as well.
+
+    weighed  its parts have weights of their own, which are of its characters
+    """
+    inline, answer = divided(text)
+    if weighed and answer != text:
+        raise BadRow(
+            f"{where} has a thought in a content whose parts have flags or weights; put it into {THOUGHT_FIELDS[0]}"
+        )
+    if inline and inline != thought.strip():
+        raise BadRow(f"{where} has one thought in a field and another in its content; leave one out")
+    return answer
 
 
 def _is_parts(content: Any) -> bool:
@@ -138,7 +148,7 @@ def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
 
 def _thought(turn: Fields, where: str) -> str:
     """Return the thought of a turn, which several fields may hold; "" if it has none."""
-    parts = {name: _parts(turn.get(name), f"{where}.{name}", "") for name in THOUGHTS}
+    parts = {name: _parts(turn.get(name), f"{where}.{name}", "") for name in THOUGHT_FIELDS}
     if any(weight != 1 for of_field in parts.values() for _, weight in of_field):
         raise BadRow(f"{where} has a weight or a flag inside its thought; data.thoughts says whether it is trained")
     thoughts = {"".join(text for text, _ in of_field): name for name, of_field in parts.items()}

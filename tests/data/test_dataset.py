@@ -144,7 +144,7 @@ def test_rows_without_response_tokens_are_dropped_counted_and_named(write, load,
     assert len(data.train) == 4
     assert data.train.truncated.tolist() == [False, False, False, True]
     assert data.train.n_targets.min() > 0
-    named = f"1 example dropped: no response token left within data.max_length = 64: long ({path}:4)"
+    named = f"1 example dropped: no trained token of a response within data.max_length = 64: long ({path}:4)"
     assert named in data.report.lines()
     with pytest.raises(
         DataError, match=r"(?s)data\.train: no example is left:.*5 examples dropped: .*data\.max_length = 4"

@@ -117,14 +117,23 @@ def test_numbers_are_ids(given, expected):
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(True, "true"), ("TRUE", "true"), (1, "1"), (1.0, "1"), ("1.0", "1"), ("1.10", "1.10"), ("a", "a"), (None, None)],
+    [
+        (True, "true"),
+        ("TRUE", "true"),
+        (1, "1"),
+        (1.0, "1"),
+        ("1.0", "1"),
+        ("1.10", "1.10"),
+        ("a", "a"),
+        ("", None),
+        (None, None),
+    ],
 )
 def test_label_columns(given, expected):
-    """A row may lack the field; it has no label then."""
+    """A row may lack the field, or have an empty cell; it has no label then."""
     row = {"instruction": "a", "output": "b", "good": given, "score": 1.5, "tags": ["x"]}
-    found = converted(row, label_field="good")
+    found = converted(row, label=given, label_field="good")
     assert (found.label, found.columns) == (expected, {"score": 1.5})
-    assert converted(row, label_field="quality").label is None
 
 
 def test_fields_that_are_not_read_are_counted_by_name(write, read):

@@ -255,7 +255,7 @@ def test_roles_of_ones_own_and_the_last_turn_alone():
 
 
 BAD = {
-    "two thoughts": (turns(answer(reasoning="r", thinking="s")), "different thoughts in reasoning and thinking"),
+    "two thoughts": (turns(answer(reasoning="r", thinking="s")), "different thoughts in thinking and reasoning"),
     "two thoughts, one inside": (turns(answer(content="<think>s</think>a", reasoning="r")), "another in its content"),
     "a user's thought": ({"messages": [{**USER, "reasoning": "r"}, ANSWER]}, "messages[0] has a thought or a call"),
     "a thought of numbers": (turns(answer(thinking=1)), "messages[1].thinking must be a string, found 1"),
