@@ -3,7 +3,7 @@
 Legend
 
     N  examples of the training set        P  pairs of examples (one epoch, or one batch)
-    B  slots (rows) of a micro-batch       L  padded length in tokens
+    B  slots of a micro-batch (examples)   L  padded length in tokens
     T  token rows of one loss call: the positions that predict a response token
     M  aligned pairs of token rows         D  hidden size
     V  vocabulary size                     C  checkpoints of the reference
@@ -325,6 +325,11 @@ class Batch:
     weight: Tensor | None = None
     examples: tuple[Encoded, ...] = ()
 
+    @property
+    def n_tokens(self) -> Tensor:
+        """i64[B], response tokens of each slot."""
+        return self.slot.bincount(minlength=len(self.ids))
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -370,7 +375,7 @@ class Plan:
     mixup_count      its part of the Mixup denominator (usually: aligned token pairs)
     mu               the mu that pair_weight was multiplied with; the log divides by it, the loss does not use it
     mixup_mean       "own": Mixup is divided by mixup_count; "ntp": by ntp_count
-    alone            None, or i64, the rows in no pair; the step finds them on the host, where it checks a plan
+    alone            None, or i64, the token rows in no pair; the step finds them on the host, where it checks a plan
     An objective whose `loss` needs more may return a subclass with more fields.
     """
 

@@ -222,10 +222,10 @@ def test_commands_are_of_known_programs(page):
 DRIVER = """
 import json, sys
 from sftmix import pipeline, tools
-import sftmix.pipeline.export, sftmix.pipeline.finished, sftmix.pipeline.recipe, sftmix.pipeline.rows
+import sftmix.pipeline.export, sftmix.pipeline.finished, sftmix.pipeline.recipe
 import sftmix.pipeline.start, sftmix.tools.answers.chat, sftmix.tools.answers.generate
 import sftmix.tools.compare.command, sftmix.tools.estimate.command, sftmix.tools.estimate.run
-import sftmix.tools.evaluate.command
+import sftmix.tools.evaluate.command, sftmix.tools.preview.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
 import sftmix.tools.sharing.command, sftmix.tools.stages.command, sftmix.tools.status.command, sftmix.tools.trackers
 import sftmix.tools.suspects.command
@@ -235,7 +235,7 @@ from sftmix.cli import main
 # What the commands call once their words are understood; everything before it is the real thing.
 pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **more: None
 pipeline.recipe.run = lambda config, until, validated: {}
-pipeline.rows.preview = tools.status.command.report = lambda *args, **options: ""
+tools.preview.command.preview = tools.status.command.report = lambda *args, **options: ""
 pipeline.export.export_run = lambda *args, **options: None
 pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
 tools.estimate.run.estimate = tools.estimate.command.described = lambda *args, **options: ""

@@ -99,25 +99,25 @@ def digest(units: Sequence[Unit]) -> str:
 class TrainingOrder:
     """The global batches of a stage.
 
-    n_rows    rows of the training set
-    pairs_of  epoch -> i64[P, 2] pairs, or None for shuffled singles
-    known     False if the pairs of an epoch are made only when it begins; every example is then one slot of each epoch
+    n_rows       rows of the training set
+    pairs_of     epoch -> i64[P, 2] pairs, or None for shuffled singles
+    pairs_known  False if the pairs of an epoch are made only when it begins; each example is then one slot of an epoch
     """
 
     def __init__(
         self,
         n_rows: int,
-        pairs_of: Callable[[int], Rows | None],
+        pairs_of: Callable[[int], Rows | None] = lambda epoch: None,
         *,
         options: TrainingOptions,
         seed: int,
-        known: bool = True,
+        pairs_known: bool = True,
     ) -> None:
         self._n_rows = n_rows
         self._pairs_of = pairs_of
         self._size = options.global_batch_size
         self._seed = seed
-        self._known = known
+        self._pairs_known = pairs_known
         self._batches_of = lru_cache(maxsize=1)(self._made)
         self.ends: list[int] = []
         """Steps done at the end of each epoch; epochs or max_steps may end the last epoch early."""
@@ -138,7 +138,7 @@ class TrainingOrder:
 
     def _count(self, epoch: int) -> int:
         """Return the number of an epoch's global batches, which are made only if an example may have several slots."""
-        pairs = self._pairs_of(epoch) if self._known else None
+        pairs = self._pairs_of(epoch) if self._pairs_known else None
         several = pairs is not None and (self._size % 2 or len(np.unique(pairs)) < pairs.size)
         return len(self._batches_of(epoch)) if several else self._expected
 
@@ -146,7 +146,7 @@ class TrainingOrder:
         """Make the global batches of an epoch; ConfigError if there are more than a single run has planned for."""
         units = epoch_units(self._n_rows, self._pairs_of(epoch), epoch=epoch, seed=self._seed)
         batches = global_batches(units, self._size)
-        if not self._known and len(batches) != self._expected:
+        if not self._pairs_known and len(batches) != self._expected:
             raise ConfigError(
                 f"epoch {epoch + 1} has {len(batches)} steps instead of {self._expected}: its pairs repeat examples, "
                 "which a single run cannot plan for; use a splitter with equal groups and a pairing that takes "

@@ -195,6 +195,7 @@ class Objective(Component, ABC):
         sizes   the training examples and how many response tokens each has
         packed  some example holds several documents
         layers  of the decoder
+        total_steps  of the training, at least: pairs that repeat examples make more
         """
 
     @abstractmethod

@@ -48,7 +48,7 @@ def sequence_plan(batch: Batch, slot_weight: Tensor) -> Plan:
     """
     import torch
 
-    size_B = torch.bincount(batch.slot, minlength=len(batch.ids))
+    size_B = batch.n_tokens
     weight_B = torch.where(size_B > 0, slot_weight.double(), 0.0)
     plan = ntp_plan(batch, weight_B / size_B.clamp(min=1))
     return plan if batch.weight is not None else replace(plan, ntp_count=float(weight_B.sum()))
@@ -92,7 +92,7 @@ class SFTMix(Objective):
         """
         for key, value in (("mu", mu), ("alpha", alpha)):
             if not isinstance(value, Schedule):
-                _checked(key, value)
+                _value_at(key, value)
         require_one_of("objective.ntp_on", ntp_on, NtpOn)
         require_one_of("objective.mixup_mean", mixup_mean, MixupMean)
         require_one_of("objective.lambda_per", lambda_per, LambdaPer)
@@ -107,17 +107,17 @@ class SFTMix(Objective):
 
     def check(self, sizes: Mapping[str, int], *, packed: bool, layers: int, total_steps: int) -> None:
         for step in range(total_steps):
-            if _checked("mu", self.mu, step, total_steps):
-                _checked("alpha", self.alpha, step, total_steps)
+            if _value_at("mu", self.mu, step, total_steps) > 0:  # at 0 nothing is mixed, and alpha has no use
+                _value_at("alpha", self.alpha, step, total_steps)
 
     def plan(self, batch: Batch, *, step: int, total_steps: int, seed: int) -> Plan:
         import torch
 
-        mu, ntp = _checked("mu", self.mu, step, total_steps), self._ntp(batch)
+        mu, ntp = _value_at("mu", self.mu, step, total_steps), self._ntp(batch)
         if mu == 0:
             return ntp
         # Lambda of column 0 of each aligned token pair: the same on any rank and in any micro-batch.
-        alpha = _checked("alpha", self.alpha, step, total_steps)
+        alpha = _value_at("alpha", self.alpha, step, total_steps)
         size_P = batch.pair_index.bincount(minlength=len(batch.slot_pairs))
         draws = [np.empty(0)]
         for (first, second), size in zip(batch.slot_pairs.tolist(), size_P.tolist(), strict=True):
@@ -186,7 +186,7 @@ class DecomposedMixup(SFTMix):
         return out._replace(mixup=plan.lam * out.nll[i] + (1 - plan.lam) * out.nll[j])
 
 
-def _checked(key: str, value: float | Schedule, step: int = 0, total_steps: int = 0) -> float:
+def _value_at(key: str, value: float | Schedule, step: int = 0, total_steps: int = 0) -> float:
     """Return mu or alpha, a schedule's value at this step; ConfigError out of its range."""
     name = f"objective.{key}"
     if isinstance(value, Schedule):

@@ -136,7 +136,7 @@ class StoredReference(TokenWeights):
         nll = [token_nll[places[name]][checkpoint] if name in places else np.zeros(0) for name in batch.ids]
         sizes = [len(part) for part in nll]
         if sum(sizes) != len(batch.labels):  # no look at the device before something is wrong
-            here = torch.bincount(batch.slot, minlength=len(sizes)).tolist()
+            here = batch.n_tokens.tolist()
             wrong = next(place for place, size in enumerate(sizes) if size != here[place])
             raise ConfigError(
                 f"objective.dynamics: {self.dynamics} has {sizes[wrong]} tokens of example {batch.ids[wrong]}, which "
@@ -192,8 +192,7 @@ class Rho1(StoredReference):
         self.share = share
 
     def plan(self, batch: Batch, **at: Any) -> Plan:
-        plan, n = super().plan(batch, **at), len(batch.ids)
-        size_B = batch.slot.bincount(minlength=n)
+        plan, size_B = super().plan(batch, **at), batch.n_tokens
         share_B = (self.share * size_B.double() - 1e-9).ceil() / size_B.clamp(min=1)
         weight_T = plan.row_weight.double() * share_B[batch.slot]  # `factors` divides by the share again
         return replace(plan, row_weight=weight_T, ntp_count=float(weight_T.sum()))

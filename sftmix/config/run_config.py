@@ -79,9 +79,17 @@ class RunConfig(PlainFields):
             return RandomPairs() if Need.PAIRS in self.objective.needs else None
         return self.pairing
 
+    def split_needs_confidence(self) -> bool:
+        """Return True unless the split is by something else, such as a label."""
+        return Need.CONFIDENCE in self.splitter.needs
+
+    def confidence_needs_dynamics(self) -> bool:
+        """Return True unless the confidence has scores of its own."""
+        return Need.CONFIDENCE not in self.confidence.gives
+
     def uses_dynamics(self) -> bool:
         """Return True if the split needs a confidence that has no scores of its own."""
-        return Need.CONFIDENCE in self.splitter.needs and Need.CONFIDENCE not in self.confidence.gives
+        return self.split_needs_confidence() and self.confidence_needs_dynamics()
 
     def plain(self) -> dict[str, Any]:
         """Return the configuration as values of JSON; components as {"class_path", "init_args"}."""

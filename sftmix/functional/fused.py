@@ -27,7 +27,10 @@ CPU_BLOCK_CELLS, BLOCK_CELLS = 2**18, 2**26
 
 
 class Figures(NamedTuple):
-    """The figures of each use during the pass, of each token row at its end; all have one length."""
+    """The figures of K uses during the pass, of the T token rows at its end; float32 or better.
+
+    label i64, correct bool
+    """
 
     label: Tensor
     weight: Tensor  # 0 unless it is the first use of its row
@@ -192,6 +195,8 @@ class Pass:
         """Turn the logits x [K, V] of a chunk into d loss / dx, in place; fill the figures and mixup.
 
         The first M rows are column 0 of M pairs, the next M are column 1; the rows in no pair follow.
+        uses    of the K rows
+        lam, pair_weight, mixup  [M]
         height  rows of a block
         """
         n_pairs = len(lam)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sftmix.batches.order import TokenisedRows
 from sftmix.common.rng import stable_hash
 from sftmix.functional.fused import block_rows, statistics_dtype
-from sftmix.training.scoring import Scorer, held_out_metrics, split_by_row, sum_by_row
+from sftmix.training.scoring import Scorer, held_out_metrics, split_by_slot, sum_by_slot
 from sftmix.types import Batch, Float64, Int64, RowScores
 
 N_BINS = 15
@@ -46,8 +46,8 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[R
         confidence, correct, brier, tempered = module.read(
             lambda it: token_statistics(it.hidden_states(batch), it.head, batch.labels)
         )
-        of_tokens = [split_by_row(confidence, batch), split_by_row(correct, batch)]
-        return [*of_tokens, sum_by_row(brier, batch), sum_by_row(tempered, batch)]
+        of_tokens = [split_by_slot(confidence, batch), split_by_slot(correct, batch)]
+        return [*of_tokens, sum_by_slot(brier, batch), sum_by_slot(tempered, batch)]
 
     confidences, hits, *sums = scorer.columns(module, data, statistics)
     brier_sum, tempered = map(np.array, sums)

@@ -192,7 +192,7 @@ def arm_inputs(known: Known, name: str) -> Inputs:
     pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
     deciding, paired = _deciding(config.callbacks), pairing is not None and not single
     rounding = known.ask(lambda: _rounding(config))
-    scored = paired and Need.CONFIDENCE in config.splitter.needs  # pair samplers see the confidence as well
+    scored = paired and config.split_needs_confidence()  # pair samplers see the confidence as well
     inputs = {
         **_rows_and_model(known),
         "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
@@ -225,15 +225,15 @@ STAGE_INPUTS = {
     },
     "reference": reference_inputs,
     "confidence": lambda known: {
-        # Dynamics are of these rows; a confidence of its own has no other input that is.
-        **({"data": _data(known)} if Need.CONFIDENCE in known.config.confidence.gives else {}),
-        "dynamics": _made(known, "confidence/dynamics.parquet", Need.CONFIDENCE not in known.config.confidence.gives),
+        # Dynamics are of these rows already; a confidence with scores of its own reads none.
+        **({} if known.config.confidence_needs_dynamics() else {"data": _data(known)}),
+        "dynamics": _made(known, "confidence/dynamics.parquet", known.config.confidence_needs_dynamics()),
         "confidence": known.config.confidence.spec(),
         "confidence_files": _files(known, known.config.confidence),
     },
     "split": lambda known: {
         "data": _data(known),
-        "confidence": _made(known, "confidence/confidence.parquet", Need.CONFIDENCE in known.config.splitter.needs),
+        "confidence": _made(known, "confidence/confidence.parquet", known.config.split_needs_confidence()),
         "splitter": known.config.splitter.spec(),
         "seed": known.config.seed,
         "splitter_files": _files(known, known.config.splitter),

@@ -74,15 +74,19 @@ def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None
 
     pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
     order = TrainingOrder(
-        len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, known=not single
+        len(run.rows.data.train), pairs_of, options=config.training, seed=config.seed, pairs_known=not single
     )
     if single and len(order.ends) < 2:
         raise ConfigError(
             f"--reference {type(config.reference).__name__} needs a second epoch, whose pairs are made from the "
             "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
         )
-    online = _losses(run) if single and name == "train" else None
-    return ArmOrder(order, lambda epoch: (divided(epoch) or (None,))[0], online)
+
+    def split_of(epoch: int) -> Split | None:
+        groups = divided(epoch)
+        return None if groups is None else groups[0]
+
+    return ArmOrder(order, split_of, _losses(run) if single and name == "train" else None)
 
 
 def _losses(run: RunContext) -> OnlineLosses:

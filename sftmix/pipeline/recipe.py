@@ -94,7 +94,8 @@ def check_target(config: RunConfig, rows: RunRows, world: World) -> None:
     train = rows.data.train
     sizes = dict(zip(train.ids, train.n_targets.tolist(), strict=True))
     layers = getattr(model_config(config.model.path).get_text_config(), "num_hidden_layers", sys.maxsize)
-    steps = TrainingOrder(len(train), lambda epoch: None, options=config.training, seed=0).total_steps
+    # Before there are pairs, these are the least steps: groups of unequal size repeat examples.
+    steps = TrainingOrder(len(train), options=config.training, seed=0).total_steps
     world.on_main(lambda: config.objective.check(sizes, packed=train.packed, layers=layers, total_steps=steps))
 
 
@@ -122,6 +123,7 @@ def make_stages(run: RunContext, stages: Sequence[str]) -> None:
         split = enter_split(run, scores)
     if "train" in stages:
         enter_arm(run, "train", scores, split)
+    # `verify` makes some steps again, without "base": then the training is not over.
     if "base" in stages and is_single_run(run.config) and (begun := epochs_begun(run)) > 1:
         last = dynamics_before(run, begun - 1)  # those that divided the last epoch, for people to look at
         run.world.on_main(lambda: write_dynamics(run.path / "confidence/dynamics.parquet", last))

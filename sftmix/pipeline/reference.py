@@ -48,7 +48,7 @@ MAX_UNSCORED = 0.05
 def enter_reference(run: RunContext) -> TrainingDynamics:
     """Make or read the training dynamics of the reference, one row per example of the training set."""
     reference, ids = run.config.reference, run.rows.data.train.ids
-    path = run.path / "confidence/dynamics.parquet"
+    path = run.path / "confidence/dynamics.parquet"  # beside what is made of it; reference/ has the checkpoints
 
     def make() -> Made:
         context = ReferenceRun(run)
@@ -167,7 +167,7 @@ class ReferenceRun:
                 config,
                 encoder,
                 data=data,
-                order=TrainingOrder(len(data), lambda epoch: None, options=config.training, seed=config.seed),
+                order=TrainingOrder(len(data), options=config.training, seed=config.seed),
                 token_nll=token_nll,
                 packed=data.packed,
             )

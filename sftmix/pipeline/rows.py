@@ -17,7 +17,7 @@ from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.read import as_started, made_from, read_finished
-from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare, render_preview
+from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
 from sftmix.model.load import (
     check_ids,
     context_length,
@@ -29,7 +29,7 @@ from sftmix.model.load import (
 )
 from sftmix.types import Scores
 
-MOST_GROUPS = 20
+MOST_HELD_OUT_GROUPS = 20
 """Most groups of held-out rows whose NLL is reported: more of them would be scores, not groups, and fill every log."""
 
 
@@ -144,7 +144,7 @@ def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = Non
 def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[str] | None:
     """Return the group of each held-out row: its label, or else the file or data set it is from.
 
-    None if they are one group, more than MOST_GROUPS, or packed windows, which hold documents of several files.
+    None if they are one group, too many, or packed windows, which hold documents of several files.
 
     names  data.eval; each group has one of them
     """
@@ -156,7 +156,7 @@ def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[s
         # "./a/" is "a" in the place of a row, and "." is nothing.
         begins = {name: (name, str(PurePath(name)) if PurePath(name).parts else "") for name in names}
         groups = [max((n for n in names if source.startswith(begins[n])), key=len) for source in rows.sources]
-    return groups if 1 < len(set(groups)) <= MOST_GROUPS else None
+    return groups if 1 < len(set(groups)) <= MOST_HELD_OUT_GROUPS else None
 
 
 def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRows]:
@@ -199,9 +199,3 @@ def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> i
     if requested is not None and context is not None and requested > context:
         raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
     return requested or min(2048, context or 2048)
-
-
-def preview(config: RunConfig, rows: int, *, color: bool = True) -> str:
-    """Return a text of the first selected rows as the model sees them, and of dropped rows; nothing is written."""
-    _, shown = read_rows(config, World())
-    return render_preview(shown.data, shown.encoder, range(min(rows, len(shown.data.train))), color=color)

@@ -14,7 +14,6 @@ from sftmix.common.errors import ConfigError, SFTMixError, refuse
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
 from sftmix.common.plain import as_list
-from sftmix.components.component import Need
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.checks import confidence_problems
@@ -42,10 +41,10 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
             f"there is no {until} before it: use `run`, or another --reference"
         )
     split = until == "split" or (train and config.resolved_pairing() is not None and not single)
-    confidence = until == "confidence" or (split and Need.CONFIDENCE in config.splitter.needs)
+    confidence = until == "confidence" or (split and config.split_needs_confidence())
     stages = {
         "selection": not isinstance(config.selector, All),
-        "reference": until == "reference" or (confidence and Need.CONFIDENCE not in config.confidence.gives),
+        "reference": until == "reference" or (confidence and config.confidence_needs_dynamics()),
         "confidence": confidence,
         "split": split,
         "train": train,
@@ -83,7 +82,7 @@ def check_run(config: RunConfig, until: StageName) -> None:
         with named("reference.model.path"):
             model_at_hand(own.model.path)
     refuse_other_inputs(Known(config), stages, directory)
-    if "confidence" in stages and Need.CONFIDENCE not in config.confidence.gives:
+    if "confidence" in stages and config.confidence_needs_dynamics():
         refuse(list(confidence_problems(config)), "the configuration")
     by_ranks = {"train", "baseline", "base", *(["reference"] if config.reference.needs else [])}
     missing = [stage for stage in stages if stage in by_ranks and not (directory / stage / MANIFEST).exists()]

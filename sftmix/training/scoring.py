@@ -91,9 +91,8 @@ class Scorer:
     def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:
         out = module(batch, scoring_plan(batch), stats=True)
         assert out.correct is not None
-        count = torch.bincount(batch.slot, minlength=len(batch.rows))
-        token_nll = split_by_row(out.nll.float(), batch) if self.token_nll else [None] * len(batch.rows)
-        return [sum_by_row(out.nll, batch), count, sum_by_row(out.correct, batch), token_nll]
+        token_nll = split_by_slot(out.nll.float(), batch) if self.token_nll else [None] * len(batch.rows)
+        return [sum_by_slot(out.nll, batch), batch.n_tokens, sum_by_slot(out.correct, batch), token_nll]
 
 
 @contextmanager
@@ -158,16 +157,15 @@ def scoring_plan(batch: Batch) -> Plan:
     )
 
 
-def sum_by_row(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+def sum_by_slot(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return f64[B, ...], the sums over the token rows [T, ...] of each example of the batch."""
     sums = values.new_zeros(len(batch.ids), *values.shape[1:], dtype=torch.float64)
     return sums.index_add_(0, batch.slot, values.double())
 
 
-def split_by_row(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
+def split_by_slot(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
     """Return the token rows [T] of each of the B examples of the batch."""
-    counts = torch.bincount(batch.slot, minlength=len(batch.rows)).tolist()
-    return [part.numpy() for part in torch.split(values.cpu(), counts)]
+    return [part.numpy() for part in torch.split(values.cpu(), batch.n_tokens.tolist())]
 
 
 # ----------------------------------------------------------------------------------- of the global batch
@@ -178,8 +176,8 @@ def example_nll(batch: Batch, nll_T: torch.Tensor) -> dict[str, torch.Tensor]:
 
     These are `row` i64, `nll_sum` f64 and `n_tokens` i64, on the device.
     """
-    has_turn, count = batch.ntp_weight > 0, torch.bincount(batch.slot, minlength=len(batch.ids))
-    columns = {"row": batch.rows, "nll_sum": sum_by_row(nll_T, batch), "n_tokens": count}
+    has_turn = batch.ntp_weight > 0
+    columns = {"row": batch.rows, "nll_sum": sum_by_slot(nll_T, batch), "n_tokens": batch.n_tokens}
     return {name: column[has_turn] for name, column in columns.items()}
 
 

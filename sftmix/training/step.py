@@ -4,7 +4,7 @@
     2. a plan of each: weights, pairs, lambdas   `Objective.plan`, on the host; then both go to the device
     3. two counts over the whole global batch    summed over ranks and micro-batches
     4. forward and backward of each micro-batch  `normalise`, `TrainingModule.forward`
-    5. clip, and update                          `clip_gradients`, by `build_optimizer`; the rate is `learning_rate`
+    5. clip, and update                          `clip_gradients`, then the optimizer at `learning_rate`
 
 Each loss is divided by a count:
 
@@ -184,7 +184,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
         batches = with_batch_nll(batches, stage.data.ids, module, world, setup.precision)
         plans, problem = plans_of(setup, batches, step)
     # 3. counts over all ranks
-    by_ntp = sum(p.mixup_count for p in plans if p.mixup_mean == "ntp")
+    by_ntp = sum(p.mixup_count for p in plans if p.mixup_mean == "ntp")  # above 0: so says the log
     counts = [sum(p.ntp_count for p in plans), sum(p.mixup_count for p in plans), by_ntp, problem is not None]
     mu_of_ranks = [0.0] * world.size  # each rank fills its place; a plan without pairs has mu 0
     mu_of_ranks[world.rank] = max((p.mu for p in plans), default=0.0)
@@ -195,7 +195,7 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     plans = [to_device(plan, world.device) for plan in plans]
 
     # 4. forward and backward
-    def perturb(e, mask, *, ids):
+    def perturb(e, mask, *, ids):  # of a segment: [b, l, D], i64[b, l], b ids
         changed = perturbation.embeddings(e, mask, ids=ids, step=step, seed=stage.seed)
         return check_embeddings(perturbation, e, changed)
 

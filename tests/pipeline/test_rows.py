@@ -16,7 +16,7 @@ from sftmix.components import Selector
 from sftmix.config.read import read_config
 from sftmix.data import encode, encoder_for, prepare
 from sftmix.pipeline.recipe import run
-from sftmix.pipeline.rows import MOST_GROUPS, held_out_groups
+from sftmix.pipeline.rows import MOST_HELD_OUT_GROUPS, held_out_groups
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.training.scoring import held_out_metrics, nll_by
 from sftmix.types import RowScores
@@ -83,7 +83,7 @@ def test_rows_of_several_files_go_by_their_names(names, sources, groups):
 def test_labels_come_first_and_one_group_is_none():
     sources = ["a:1", "b:1"]
     assert held_out_groups(Held(labels=["good", None], sources=sources), ["a", "b"]) == ["good", "None"]
-    many = Held(labels=[str(k) for k in range(MOST_GROUPS + 1)])
+    many = Held(labels=[str(k) for k in range(MOST_HELD_OUT_GROUPS + 1)])
     alike, packed = Held(labels=["good", "good"], sources=sources), Held(sources=sources, packed=True)
     for rows, names in ((None, ["a", "b"]), (Held(sources=["a:1"]), ["a"]), (many, []), (alike, ["a", "b"])):
         assert held_out_groups(rows, names) is None

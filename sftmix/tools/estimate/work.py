@@ -153,7 +153,7 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     model = reference.model or ReferenceModel(path=getattr(reference, "paths", [""])[0], **own_rows)
     path, _, own = rows_of_reference(config, rows, model, World())
     training = inherit(config.training, reference.training)
-    order = TrainingOrder(len(own), lambda epoch: None, options=training, seed=0)
+    order = TrainingOrder(len(own), options=training, seed=0)
     checkpoints = getattr(reference, "checkpoints", reference.most_checkpoints(training.epochs) or 1)
     steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
     trains = Need.TRAINING in reference.needs

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sftmix.cli.parsing import OwnOption, configuration
 from sftmix.common.errors import ConfigError
+from sftmix.config import RunConfig
 
 _ABOUT = """Show rows as the model will see them: text, token ids, labels, the mask in colour, and dropped rows.
 Nothing is trained or written; no --out is needed.
@@ -25,7 +26,15 @@ def main(argv: Sequence[str]) -> None:
     from sftmix.pipeline.start import check_names_given
 
     check_names_given(config)
-    from sftmix.pipeline.rows import preview
-
     color = sys.stdout.isatty() and not values.no_color and not os.environ.get("NO_COLOR")
     print(preview(config, values.rows, color=color))
+
+
+def preview(config: RunConfig, rows: int, *, color: bool) -> str:
+    """Return a text of the first selected rows as the model sees them, and of dropped rows; nothing is written."""
+    from sftmix.common.world import World
+    from sftmix.data import render_preview
+    from sftmix.pipeline.rows import read_rows
+
+    _, shown = read_rows(config, World())
+    return render_preview(shown.data, shown.encoder, range(min(rows, len(shown.data.train))), color=color)
