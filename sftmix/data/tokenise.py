@@ -106,8 +106,7 @@ class _Tokens(NamedTuple):
 
     served  of the prompt that the model is served with
     prompt  of the prompt that the response is trained behind
-    parts   of the text through each part of the response
-    closed  of the text through the end of the turn: the last of the parts
+    parts   of the text through each part of the response; the last, `closed`, is through the end of the turn
     """
 
     served: list[int]
