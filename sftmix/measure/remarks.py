@@ -108,6 +108,6 @@ def _on_held_out_loss(train: Mapping[str, Any], before: float | None) -> Iterato
     if end - best > BETTER:
         yield (
             f"The best evaluation was at step {train['eval_nll_best_step']} of {steps}: held-out NLL {best:.4f}, "
-            f"{end:.4f} at the end; a run with --checkpoint.keep_best true, in another --out, keeps its weights for "
-            "sftmix export RUN --best."
+            f"{end:.4f} at the end; sftmix export RUN --best writes its weights, of a run with --checkpoint.keep_best "
+            "true."
         )

@@ -71,12 +71,12 @@ def refuse_files(path: str | Path) -> None:
 
 
 @contextmanager
-def named(option: str) -> Iterator[None]:
-    """Let errors about a model name the option that chose it, in place of model.path."""
+def named(option: str, usual: str = "model.path") -> Iterator[None]:
+    """Let errors name the option that chose a model or its template, in place of the target's."""
     try:
         yield
     except ConfigError as error:
         text = str(error)
-        if text.startswith("model.path:"):
-            error.args = (f"{option}{text.removeprefix('model.path')}",)
+        if text.startswith(f"{usual}:"):
+            error.args = (f"{option}{text.removeprefix(usual)}",)
         raise

@@ -55,7 +55,8 @@ class RunDirectory(Hold):
 
     def __exit__(self, *raised: Any) -> None:
         if raised[1] is None:  # the command did all it should
-            if self._earlier.get("exit_code") != 0:
+            unfinished = [file for file in self.path.glob("*/inputs.json") if not file.with_name(MANIFEST).exists()]
+            if self._earlier.get("exit_code") != 0 and not unfinished:
                 self.starts_work()
             self.status(exit_code=0, message="")
         super().__exit__(*raised)
@@ -81,7 +82,9 @@ class RunDirectory(Hold):
                 return True
             self.starts_work()
             remove_leftovers(directory)
-            write_json(directory / "inputs.json", inputs)
+            written = directory / "inputs.json"
+            if not written.exists() or differences(read_json(written), inputs):  # the checkpoints know its hash
+                write_json(written, inputs)
             write_text(self.path / "config.yaml", configuration)
             here = os.getcwd()
             relative = os.path.relpath(here, self.path.resolve())

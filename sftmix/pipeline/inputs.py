@@ -89,7 +89,13 @@ def _fingerprint(name: str) -> str | None:
 def _files(known: Known, *components: Component | None) -> Any:
     """Return the fingerprints of the files of components, by their names; raise what `files()` raises on every rank."""
     names = [name for component in components if component is not None for name in files_of(component)]
-    return known.ask(lambda: {name: _fingerprint(name) for name in names})
+    return known.ask(lambda: {_from_here(name): _fingerprint(name) for name in names})
+
+
+def _from_here(name: str) -> str:
+    """Return a path below the directory of the command from there on, so that a project may be moved as a whole."""
+    path, here = Path(name), Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_absolute() and path.is_relative_to(here) else name
 
 
 def _made(known: Known, name: str, needed: bool) -> str | None:

@@ -96,7 +96,8 @@ def rows_of_reference(
         same = world.share(same_tokenizer(tokenizer, rows.encoder.tokenizer))
         if model.template is not None or not same:
             data = replace(config.data, template=model.template)
-            encoder = world.node_first(lambda: encoder_for(tokenizer, data, thinks=rows.prepared.thinks))
+            with named(f"{option}.template", "data.template"):
+                encoder = world.node_first(lambda: encoder_for(tokenizer, data, thinks=rows.prepared.thinks))
         if model.max_length is None and same:
             length = min(length, context_length(path) or length)
         else:

@@ -196,6 +196,10 @@ def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
 def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> int:
     """Return the most tokens of an example: as requested, or the smaller of 2,048 and the model's context."""
     context = context_length(model_path)
-    if requested is not None and context is not None and requested > context:
+    if requested is None:
+        return min(2048, context or 2048)
+    if requested < 2:
+        raise ConfigError(f"{key} is {requested}; allowed: at least 2 (a prompt and a response token), or null")
+    if context is not None and requested > context:
         raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
-    return requested or min(2048, context or 2048)
+    return requested

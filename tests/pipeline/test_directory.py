@@ -77,9 +77,12 @@ def test_status_says_what_runs_and_how_it_ended(tmp_path):
     assert status(tmp_path).items() >= {"exit_code": 0, "message": "", "step": 4}.items()
 
 
-def test_a_run_that_failed_in_a_stage_and_is_then_read_back_is_finished(tmp_path):
+@pytest.mark.parametrize("made", [True, False])
+def test_a_run_that_failed_is_finished_once_all_its_stages_are_read_back(made, tmp_path):
     with contextlib.suppress(DataError), RunDirectory(tmp_path, ALONE) as directory:
         directory.begin("reference", {})
+        if made:
+            directory.finish("reference", [], {})
         raise DataError("bad")
     assert [status(tmp_path)[key] for key in ("stage", "message")] == ["reference", "DataError: bad"]
     before = (tmp_path / "STATUS.json").read_bytes()
@@ -87,8 +90,17 @@ def test_a_run_that_failed_in_a_stage_and_is_then_read_back_is_finished(tmp_path
         raise ConfigError("refused")
     assert (tmp_path / "STATUS.json").read_bytes() == before
     with RunDirectory(tmp_path, ALONE) as directory:
-        directory.status(stage="train")  # all stages are read back
-    assert [status(tmp_path)[key] for key in ("stage", "exit_code")] == ["train", 0]
+        directory.status(stage="train")  # a command that makes nothing
+    assert [status(tmp_path)[key] for key in ("stage", "exit_code")] == (["train", 0] if made else ["reference", 3])
+
+
+@pytest.mark.parametrize("again", [{"a": 2.0, "b": {"d": 1, "c": 1}}, {"b": {"c": 1, "d": 1}, "a": 2}])
+def test_inputs_that_are_the_same_are_not_written_again(directory, again):
+    """Checkpoints belong to the hash of that file, which would refuse them for another spelling or order."""
+    directory.begin("train", {"a": 2, "b": {"c": 1, "d": 1}})
+    before = (directory.path / "train" / "inputs.json").read_bytes()
+    directory.begin("train", again)
+    assert (directory.path / "train" / "inputs.json").read_bytes() == before
 
 
 # ------------------------------------------------------------------------------------------ adoption

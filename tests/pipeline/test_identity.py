@@ -1,5 +1,6 @@
 """What a stage is made from: all that decides its result is among its inputs, so that nothing is reused wrongly."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sftmix.components import (
     Evaluate,
     Linear,
     MeasureMixing,
+    Median,
     Perplexity,
     SFTMix,
     TrainedReference,
@@ -25,7 +27,7 @@ from sftmix.pipeline.inputs import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.stages import differences
 from tests.pipeline.test_pairs import StopAt
-from tests.tiny import SHORT, Tiny, metrics, sftmix, status
+from tests.tiny import SHORT, Tiny, contents, metrics, sftmix, status
 
 
 def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **rest) -> RunConfig:
@@ -59,6 +61,29 @@ def test_a_changed_file_of_any_component_is_refused(finished, tmp_path):
     file.write_text("2")
     with pytest.raises(ConfigError, match=r"numbers\.txt"):
         run(made)
+
+
+class OfAProject(Median):
+    """Made from a file of the directory in which the command starts, as `__file__` of one's own module is."""
+
+    def files(self):
+        return [str(Path.cwd() / "own.py")]
+
+
+def test_a_project_is_moved_as_a_whole(finished, tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    (project / "own.py").write_text("1")
+    run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
+    before = contents(project / "run" / "split")
+    shutil.move(project, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
+    assert contents(tmp_path / "moved" / "run" / "split") == before
+    (tmp_path / "moved" / "own.py").write_text("2")
+    with pytest.raises(ConfigError, match=r"splitter_files\.own\.py"):
+        run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
 
 
 def test_a_summary_written_again_names_what_trained_the_model(finished, tmp_path, monkeypatch):

@@ -243,6 +243,17 @@ def test_a_model_that_cannot_be_loaded_is_named_by_its_option(finished, tiny, tm
         assert f"{words[-2].removeprefix('--')}: {absent} is not a directory" in refused("run", *tiny.bare, *words)
 
 
+def test_options_of_the_references_rows_are_named_as_its_own(finished, tiny, refused):
+    on_disk = ["--reference", "FromCheckpoints", "--reference.paths", f"[{finished.tiny.model}]"]
+    wrong = {
+        "reference.model.max_length is 1; allowed: at least 2": ["--reference.model.max_length", "1"],
+        "reference.max_length is -5; allowed: at least 2": [*on_disk, "--reference.max_length", "-5"],
+        "reference.model.template: 'absent.jinja'": ["--reference.model.template", "absent.jinja"],
+    }
+    for problem, words in wrong.items():
+        assert problem in refused("run", *tiny.bare, *words)
+
+
 def test_a_changed_reference_model_is_refused(tiny, weak, made, refused):
     made("split", *weak, "110")
     file = tiny.model.parent / "letters" / "model.safetensors"
