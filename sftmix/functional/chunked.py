@@ -53,6 +53,7 @@ def chunked_loss(
     step = max(1, (chunk_size or default_chunk_size(len(weight), weight.device) // 4) // len(parts))
     with torch.no_grad(), torch.autocast(stacked.device.type, enabled=False):
         each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)
+        head.lift_float16(weights)
         places = torch.arange(len(stacked), device=stacked.device).view(len(parts), rows)
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))
@@ -64,7 +65,7 @@ def chunked_loss(
                 losses = f(*x.chunk(len(parts)), *(column[part] for column in columns))
                 if losses.shape != each[part].shape:
                     raise ValueError(f"f must return one loss per row, {len(each[part])}, not {tuple(losses.shape)}.")
-                total = (weights[part] * losses).sum()
+                total = (weights[part] * losses).sum() * head.lift
             each[part] = losses.detach()
             if head.trains:
                 head.backward(place, torch.autograd.grad(total, leaf)[0])

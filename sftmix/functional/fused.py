@@ -12,6 +12,7 @@ large.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -110,6 +111,17 @@ class Pass:
         grad = torch.is_grad_enabled()
         self.gradients = [zeros(x) if grad and x is not None and x.requires_grad else None for x in self.inputs]
         self.trains = any(gradient is not None for gradient in self.gradients)
+        self.lift = 1.0
+
+    def lift_float16(self, *weights: Tensor) -> None:
+        """Choose the power of two that brings weights such as 1/tokens to about 1/4 in the gradients of float16 logits.
+
+        Smaller ones would underflow before any GradScaler sees them. The caller multiplies the weights, `backward`
+        divides its float32 sums.
+        """
+        if self.trains and self.hidden.dtype == torch.float16:
+            largest = max((float(weight.abs().max()) for weight in weights if len(weight)), default=0.0)
+            self.lift = 2.0 ** (-1 - math.frexp(largest)[1])
 
     def loss(
         self,
@@ -133,10 +145,11 @@ class Pass:
             row = torch.cat([labels.new_empty(0), *(rows for _, rows in chunks)])
             place = torch.arange(len(row), device=device)
             first = place.new_full(labels.shape, len(row)).scatter_reduce(0, row, place, "amin")
-            use_weight = torch.where(first[row] == place, row_weight.to(kind)[row], 0.0)
+            self.lift_float16(row_weight, pair_weight)
+            use_weight = torch.where(first[row] == place, row_weight.to(kind)[row] * self.lift, 0.0)
             nll, ntp, entropy = torch.zeros(3, len(row), dtype=kind, device=device)
             uses = Figures(labels[row], use_weight, nll, ntp, entropy, torch.zeros_like(row, dtype=torch.bool))
-            of_pairs = (lam.to(kind), pair_weight.to(kind), torch.zeros(len(pairs), dtype=kind, device=device))
+            of_pairs = (lam.to(kind), pair_weight.to(kind) * self.lift, torch.zeros(len(pairs), dtype=kind, device=device))
             # the buffers that all chunks share; those of one block are made when first asked for
             logits = self.weight.new_empty(max((len(rows) for _, rows in chunks), default=0), vocabulary)
             height = block_rows(vocabulary, device)
@@ -156,7 +169,8 @@ class Pass:
                     self.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, height)
                 self.backward(rows, x_KV)
             of_rows, (_, pair_weight, mixup) = uses.part(first), of_pairs
-            return (of_rows.weight * of_rows.ntp).sum() + (pair_weight * mixup).sum(), of_rows, mixup
+            total = (of_rows.weight * of_rows.ntp).sum() + (pair_weight * mixup).sum()
+            return total / self.lift, of_rows, mixup
 
     def attach(self, loss: Tensor) -> Tensor:
         """Return the loss with a graph that holds its gradients; as it is if nothing is trained."""
@@ -172,20 +186,21 @@ class Pass:
     def backward(self, rows: Tensor, d_KV: Tensor) -> None:
         """Add the gradients of hidden, weight and bias that follow from d loss / d logits of these rows."""
         dh, dw, db = self.gradients
+        scale = self.scale / self.lift
         if dh is not None:  # rows may repeat, so they are added in an order that each device fixes
-            values = torch.mm(d_KV, self.weight).to(self.kind).mul_(self.scale)
+            values = torch.mm(d_KV, self.weight).to(self.kind).mul_(scale)
             if dh.is_cuda:
                 dh.index_put_((rows,), values, accumulate=True)
             else:
                 dh.index_add_(0, rows, values)
         if dw is not None and d_KV.dtype == self.kind:
-            dw.addmm_(d_KV.T, self.hidden[rows], alpha=self.scale)
-        elif dw is not None and dw.is_cuda and self.scale == 1:  # the matmul itself adds up in float32
+            dw.addmm_(d_KV.T, self.hidden[rows], alpha=scale)
+        elif dw is not None and dw.is_cuda and scale == 1:  # the matmul itself adds up in float32
             torch.addmm(dw, d_KV.T, self.hidden[rows], out_dtype=self.kind, out=dw)  # torch >= 2.10 (PR 167931)
         elif dw is not None:  # a chunk's product has the autocast dtype, the sum float32
-            dw.add_(torch.mm(d_KV.T, self.hidden[rows]), alpha=self.scale)
+            dw.add_(torch.mm(d_KV.T, self.hidden[rows]), alpha=scale)
         if db is not None:
-            db.add_(d_KV.sum(0, dtype=self.kind), alpha=self.scale)
+            db.add_(d_KV.sum(0, dtype=self.kind), alpha=scale)
 
     # ------------------------------------------------------------------------------------------ pointwise passes
 

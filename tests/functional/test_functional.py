@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sftmix.functional import default_chunk_size, fused, reference_sft_loss, sft_loss
+from sftmix.functional import chunked_loss, default_chunk_size, fused, reference_sft_loss, sft_loss
 from tests.functional.loss_checks import close, dft, make_case, same
 
 
@@ -208,6 +208,30 @@ def test_bf16_autocast_on_cpu(options):
         assert float((10 * got - expected).norm() / expected.norm()) < 0.02
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(call(case, h, w, bias=b, chunk_size=16, **options).nll, out.nll)
+
+
+@pytest.mark.parametrize("tokens", [64, 2**16])
+@pytest.mark.parametrize("kind", ["fused", "chunked"])
+def test_small_gradients_survive_float16(kind, tokens):
+    """Each token of a large global batch weighs little: its gradient would underflow before a GradScaler sees it."""
+    case = make_case(14, rows=64, pairs=48, width=32, vocabulary=96)
+    case = replace(case, hidden=case.hidden / 4, row_weight=case.row_weight / tokens)
+    case = replace(case, pair_weight=case.pair_weight / tokens * (kind == "fused"))
+    exact = case.run(reference_sft_loss)
+    h, w, b = (x.float().requires_grad_() for x in (case.hidden, case.weight, case.bias))
+
+    def nll(logits, labels):
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    with torch.autocast("cpu", dtype=torch.float16):
+        if kind == "fused":
+            loss = call(case, h, w, bias=b, chunk_size=16).loss
+        else:
+            loss = chunked_loss(h, nll, case.labels, row_weight=case.row_weight, weight=w, bias=b, chunk_size=16).loss
+    (loss * 2**16).backward()
+    assert abs(loss.item() / exact.result.loss.item() - 1) < 1e-3
+    for got, expected in ((h.grad, exact.hidden), (w.grad, exact.weight), (b.grad, exact.bias)):
+        assert float((got / 2**16 - expected).norm() / expected.norm()) < 0.005
 
 
 def test_autocast_reaches_the_matmuls_only():
