@@ -139,7 +139,7 @@ class ManifoldMixup(SFTMix):
             own_loss, partner_loss = (F.cross_entropy(logits, labels, reduction="none") for labels in (own, other))
             return lam * own_loss + (1 - lam) * partner_loss
 
-        states = view.states(view.embed(plan.input_ids), mask, layer=plan.layer, change=mix)
+        states = view.states(plan.input_ids, mask, layer=plan.layer, change=mix)
         hidden, columns = states[plan.line, plan.column], (plan.own, plan.other, plan.lam.repeat(2))
         loss, losses = view.chunked_loss(hidden, mix_losses, *columns, row_weight=plan.pair_weight.repeat(2) / 2)
         return ntp._replace(loss=ntp.loss + loss, mixup=losses.view(2, -1).mean(0))

@@ -90,18 +90,15 @@ class LossView:
         with torch.no_grad():
             return self.chunked_loss(hidden, f, *columns).each
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Return the input embeddings of ids [R, L] as [R, L, D]; a perturbation changes `hidden` alone."""
-        raise ConfigError(_STEPS_ALONE)
-
     def states(
-        self, embeddings: Tensor, mask: Tensor, *, layer: int = 0, change: Callable[[Tensor], Tensor] | None = None
+        self, input_ids: Tensor, mask: Tensor, *, layer: int = 0, change: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """Return the inputs of the head, [R, L, D], at every place of R lines: one more pass of the backbone.
 
-        embeddings  [R, L, D]
-        mask        bool[R, L], the real tokens; positions count them
-        change      replaces the states [R, L, D] after decoder layer `layer` (from 1; 0: the embeddings themselves)
+        input_ids  i64[R, L]
+        mask       bool[R, L], the real tokens; positions count them
+        change     replaces the states [R, L, D] after decoder layer `layer` (from 1; 0: the input embeddings, as the
+                   embedding module returns them); a perturbation changes `hidden` alone
         Call it on every rank in every step, whatever the batch holds: under FSDP a pass is a collective.
         """
         raise ConfigError(_STEPS_ALONE)

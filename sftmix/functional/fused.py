@@ -149,7 +149,11 @@ class Pass:
             use_weight = torch.where(first[row] == place, row_weight.to(kind)[row] * self.lift, 0.0)
             nll, ntp, entropy = torch.zeros(3, len(row), dtype=kind, device=device)
             uses = Figures(labels[row], use_weight, nll, ntp, entropy, torch.zeros_like(row, dtype=torch.bool))
-            of_pairs = (lam.to(kind), pair_weight.to(kind) * self.lift, torch.zeros(len(pairs), dtype=kind, device=device))
+            of_pairs = (
+                lam.to(kind),
+                pair_weight.to(kind) * self.lift,
+                torch.zeros(len(pairs), dtype=kind, device=device),
+            )
             # the buffers that all chunks share; those of one block are made when first asked for
             logits = self.weight.new_empty(max((len(rows) for _, rows in chunks), default=0), vocabulary)
             height = block_rows(vocabulary, device)

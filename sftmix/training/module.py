@@ -91,12 +91,9 @@ class ModelView(LossView):
         super().__init__(module.head, hidden, chunk_size=module.chunk_size)
         self._model = module.model
 
-    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self._model.get_input_embeddings()(input_ids)
-
     def states(
         self,
-        embeddings: torch.Tensor,
+        input_ids: torch.Tensor,
         mask: torch.Tensor,
         *,
         layer: int = 0,
@@ -104,30 +101,33 @@ class ModelView(LossView):
     ) -> torch.Tensor:
         mask, positions = mask.long(), mask.cumsum(1).sub(1).clamp(min=0)
         changing: Any = contextlib.nullcontext()
-        if change is not None and layer == 0:
-            embeddings = change(embeddings)
-        elif change is not None:
-            layers = decoder_layers(self._model)
-            if not 1 <= layer <= len(layers):
-                raise ConfigError(f"no decoder layer {layer}; allowed: 1 to {len(layers)}, and 0, the embeddings")
-            # If activations are recomputed, the backward would make the layer's forward without the hook.
-            if any(getattr(part, "gradient_checkpointing", False) for part in self._model.modules()):
-                raise ConfigError(
-                    f"training.activation_checkpointing true and a change of the states after layer {layer} exclude "
-                    "each other; leave it out, or change the embeddings (layer 0)"
-                )
+        if change is not None:
 
             def changed(module, inputs, output):
                 if isinstance(output, tuple):  # some versions of transformers return one, with the states first
                     return (change(output[0]), *output[1:])
                 return change(output)
 
-            changing = layers[layer - 1].register_forward_hook(changed)
+            changing = self._after(layer).register_forward_hook(changed)
+        # The decoder gets the ids, not embeddings, to which some families do more (see `hidden_states`).
         with changing, known_rows(packed=False):
-            out = self._model.get_decoder()(
-                inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
+            inputs = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
+            return self._model.get_decoder()(input_ids=input_ids, **inputs).last_hidden_state
+
+    def _after(self, layer: int) -> nn.Module:
+        """Return the module behind which states are changed: the input embeddings (0), or a decoder layer."""
+        if layer == 0:
+            return self._model.get_input_embeddings()
+        layers = decoder_layers(self._model)
+        if not 1 <= layer <= len(layers):
+            raise ConfigError(f"no decoder layer {layer}; allowed: 1 to {len(layers)}, and 0, the embeddings")
+        # If activations are recomputed, the backward would make the layer's forward without the hook.
+        if any(getattr(part, "gradient_checkpointing", False) for part in self._model.modules()):
+            raise ConfigError(
+                f"training.activation_checkpointing true and a change of the states after layer {layer} exclude each "
+                "other; leave it out, or change the embeddings (layer 0)"
             )
-        return out.last_hidden_state
+        return layers[layer - 1]
 
 
 def _perturbed(segment: Segment, perturb: Perturb, module: nn.Module, inputs: object, e: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
+from transformers import AutoModelForCausalLM
 
 from sftmix.batches.collate import collate
 from sftmix.common.errors import ConfigError
@@ -19,7 +21,7 @@ from sftmix.components import CutMix, EmbeddingMixup, Linear, ManifoldMixup, Mix
 from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
 from sftmix.testing.strategies import RowsInMemory
-from sftmix.training.module import TrainingModule
+from sftmix.training.module import ModelView, TrainingModule
 from tests.toy import toy_model
 from tests.training.test_step import DATA, STEP, UNITS, Exact, assert_same, naive, nll, ours, response
 
@@ -209,7 +211,7 @@ def test_a_layer_that_is_not_there_is_named(model):
 
 def test_mixtures_elsewhere_are_not_measured_at_the_head():
     with pytest.raises(ConfigError, match="callbacks MeasureMixing and an objective that mixes embeddings or states"):
-        LossView(None, lambda: torch.ones(1)).embed(torch.ones(1, 1))
+        LossView(None, lambda: torch.ones(1)).states(torch.ones(1, 1), torch.ones(1, 1))
 
 
 def test_packed_documents_are_refused():
@@ -217,3 +219,35 @@ def test_packed_documents_are_refused():
     data = RowsInMemory([packed, *DATA[1:]])
     with pytest.raises(ConfigError, match="examples of one document"):
         EmbeddingMixup().plan(collate(UNITS, data), **AT)
+
+
+SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+SMALL |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BY_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96, "num_kv_shared_layers": 0}
+BY_LAYER |= {"layer_types": ["sliding_attention", "full_attention"]}
+MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+LAUREL = {"intermediate_size": [64, 64], "laurel_rank": 4, "activation_sparsity_pattern": [0.0, 0.0]}
+FAMILIES = {
+    "LlamaConfig": SMALL,
+    "FalconH1Config": {**SMALL, **MAMBA, "embedding_multiplier": 5.0},
+    "Gemma3nTextConfig": {**SMALL, **BY_LAYER, **LAUREL, "altup_num_inputs": 2},
+    "Gemma4TextConfig": {**SMALL, **BY_LAYER},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_are_those_of_the_model(family):
+    """Some families scale the embeddings of ids, or look up more of them for each layer."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(getattr(transformers, family)(**FAMILIES[family])).eval()
+    view, ids = ModelView(TrainingModule(model), lambda: torch.ones(1)), torch.randint(3, 96, (2, 10))
+    padded, mask = (F.pad(x, (3, 0)) for x in (ids, torch.ones_like(ids, dtype=torch.bool)))
+    with torch.no_grad():
+        expected = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        torch.testing.assert_close(view.states(padded, mask)[:, 3:], expected, rtol=0, atol=1e-5)
+        same = view.states(padded, mask, change=lambda e: e.clone())[:, 3:]
+        torch.testing.assert_close(same, expected, rtol=0, atol=1e-5)
+        for layer in (0, 1):
+            moved = view.states(padded, mask, layer=layer, change=lambda states: states.flip(-1))[:, 3:]
+            assert (moved - expected).abs().max() > 1e-3
