@@ -16,7 +16,7 @@ from sftmix.common.errors import ConfigError, ContractError
 from sftmix.common.plain import plain_value
 from sftmix.common.tables import impossible_numbers
 from sftmix.components.base import CallbackResult
-from sftmix.components.component import Component
+from sftmix.components.component import Component, Need
 from sftmix.types import (
     MOST_GROUPS,
     UNPAIRED,
@@ -62,9 +62,22 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
         if (column := getattr(dynamics, name)) is not None:
             kinds = "iuf" if name.endswith("nll_sum") else "iu"
             dynamics = replace(dynamics, **{name: _array(reference, name, column, shape, kinds)})
+    if len(set(dynamics.ids)) < len(dynamics.ids):
+        raise broken(reference, "ids of which some are equal", "each example once")
+    for name in ("token_nll", "alone_token_nll"):
+        if (column := getattr(dynamics, name)) is not None:
+            _check_tokens(reference, name, column, dynamics)
     for name, wrong, allowed in impossible_numbers(dynamics):
         _check_each(reference, f"{name} of", getattr(dynamics, name), wrong.any(axis=1), dynamics.ids, allowed)
     return dynamics
+
+
+def _check_tokens(reference: Component, name: str, column: Any, dynamics: TrainingDynamics) -> None:
+    """Raise ContractError unless each example has the NLL of each of its tokens at each checkpoint."""
+    if len(column) != len(dynamics.ids):
+        raise broken(reference, f"{name} of {len(column)} examples", f"one array for each of {len(dynamics.ids)}")
+    for example, tokens, nll in zip(dynamics.ids, dynamics.n_tokens.tolist(), column, strict=True):
+        _array(reference, f"{name} of {example},", nll, (len(dynamics.steps), tokens), "f")
 
 
 def check_confidence(estimator: Component, confidence: Any, dynamics: TrainingDynamics) -> Float64:
@@ -182,6 +195,9 @@ def check_callback_result(callback: Component, hook: str, result: Any) -> Callba
     if taken := sorted(reserved & result.metrics.keys()):
         allowed = f"names that the loop does not use itself; rename it, as my_{taken[0]}"
         raise broken(callback, f"the metric {taken[0]} from {hook}()", allowed)
+    for need, given in ((Need.STOP, result.stop), (Need.EVALUATIONS, "eval_nll" in result.metrics)):
+        if given and need not in callback.gives:
+            raise broken(callback, f"{need} from {hook}()", f"none, as {need.name} is not in its `gives`")
     return replace(result, metrics=plain_value(dict(result.metrics)))
 
 

@@ -238,8 +238,10 @@ class TailSFT(StoredReference):
             raise ConfigError(f"objective.dynamics: {self.dynamics} has no NLL of example {missing[0]}")
         rows = [places[name] for name in nll.ids]
         before = torch.as_tensor(dynamics.nll_sum[rows, 0] / dynamics.n_tokens[rows])
-        fallen = before - nll.nll_sum / nll.n_tokens
-        left_out = nll.rows[fallen.argsort(descending=True, stable=True)[: round(self.share * len(fallen))]]
+        # Rounded, as before the first step all have fallen by nothing but the rounding of a forward.
+        fallen = (before - nll.nll_sum / nll.n_tokens).round(decimals=4).tolist()
+        order = sorted(range(len(fallen)), key=lambda k: (-fallen[k], nll.ids[k]))
+        left_out = nll.rows[order[: round(self.share * len(fallen))]]
         batch = replace(batch, ntp_weight=batch.ntp_weight * ~torch.isin(batch.rows, left_out[: len(fallen) - 1]))
         return super().plan(batch, **at)
 

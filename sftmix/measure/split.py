@@ -100,7 +100,11 @@ def histogram(panels: Mapping[str, Any]) -> dict[str, Any]:
     """
     pooled = np.concatenate([v for series in panels.values() for v in series.values()])
     low, high = np.quantile(pooled, [0.005, 0.995])
-    logarithmic = bool(high > low and pooled.max() < 0 and pooled.min() < 10 * pooled.max())
+    width = BINS * np.spacing(max(abs(low), abs(high)))  # in less, some bins would have none
+    spread = high - low > width
+    if not spread:
+        low, high = low - max(width, 0.5), high + max(width, 0.5)
+    logarithmic = bool(spread and pooled.max() < 0 and pooled.min() < 10 * pooled.max())
     edges = -np.geomspace(-low, -high, BINS + 1) if logarithmic else np.histogram_bin_edges([low, high], BINS)
     counts = {
         p: {s: np.histogram(v.clip(edges[0], edges[-1]), edges)[0].tolist() for s, v in series.items()}

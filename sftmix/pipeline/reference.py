@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import ConfigError, ContractError, DataError
 from sftmix.common.files import append_batch, read_batches
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
@@ -28,7 +28,7 @@ from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
-from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_rows, resolve_max_length
+from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_ids, check_same_rows, resolve_max_length
 from sftmix.training.dynamics import (
     OnlineLosses,
     ScoreAtCheckpoints,
@@ -222,6 +222,7 @@ class ReferenceRun:
             _, encoder, data = self._rows(model, key="reference.paths")
             for path in paths:
                 check_rows_fit(path, encoder, data)
+                run.world.node_first(partial(check_same_ids, path, encoder))
             return self._checkpoints(data, paths, scores_of)
 
     def score_rows(
@@ -282,7 +283,12 @@ def score_each(score: RowScorer, data: TokenisedRows, file: Path, *, threads: in
         try:
             if not failed:
                 row = data[number]
-                nll, correct = score(row)
+                nll, correct = map(np.asarray, score(row))
+                if not nll.shape == correct.shape == (n_tokens := np.count_nonzero(row.target[1:]),):
+                    raise ContractError(
+                        f"a function of score_rows returned NLL {list(nll.shape)} and correct {list(correct.shape)} "
+                        f"for {row.id}; allowed: one for each of its {n_tokens} response tokens"
+                    )
                 scores = {"nll": float(nll.sum()), "tokens": len(nll), "correct": int(correct.sum())}
                 return {"id": row.id, **scores, **({"token_nll": nll.tolist()} if token_nll else {})}
         except Exception as error:

@@ -114,6 +114,20 @@ def check_rows_fit(path: str, encoder: Encoder, *sides: EncodedDataset | None) -
     check_ids(model_config(path), encoder.tokenizer, ids)
 
 
+def check_same_ids(path: str, encoder: Encoder) -> None:
+    """Raise ConfigError for a model whose own tokenizer, if it has one, gives token ids another meaning."""
+    try:
+        own = {number: token for token, number in load_tokenizer(path).get_vocab().items()}
+    except ConfigError:
+        return
+    for token, number in encoder.tokenizer.get_vocab().items():
+        if own.get(number, token) != token:
+            raise ConfigError(
+                f"model.path: {path} has another tokenizer than the rows: {number} is {own[number]!r} there, and "
+                f"{token!r} here; score it in a run of its own"
+            )
+
+
 def check_same_rows(fingerprints: Mapping[str, str | None], world: World) -> None:
     """Raise ConfigError on every rank, which names a node that has read other rows than the first one.
 

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 
 from sftmix.components import NTP, Callback, Median, Perplexity, Perturbation, RandomPairs, SFTMix
+from sftmix.components.base import CallbackResult, Reference
 from sftmix.components.reference import TrainedReference
 from sftmix.functional import SFTLoss
+from sftmix.options import ReferenceModel
 from sftmix.types import Plan, TrainingDynamics
 
 # ------------------------------------------------------------------------------------------ references
@@ -67,6 +69,43 @@ class Perfect(Impossible):
 
     def spoil(self, found):
         found.n_correct[1, 1] = found.n_tokens[1] + 1
+
+
+class Twice(TrainedReference):
+    """Has one example in another's place as well."""
+
+    def collect(self, context):
+        found = super().collect(context)
+        return dataclasses.replace(found, ids=[found.ids[1], *found.ids[1:]])
+
+
+class Wordless(TrainedReference):
+    """Has fewer tokens of an example than it counts."""
+
+    def collect(self, context):
+        found = super().collect(context)
+        nll = [np.zeros((len(found.steps), tokens), np.float32) for tokens in found.n_tokens]
+        return dataclasses.replace(found, token_nll=[nll[0][:, 1:], *nll[1:]])
+
+
+class Fewer(Wordless):
+    """Has the tokens of one example less."""
+
+    def collect(self, context):
+        found = super().collect(context)
+        return dataclasses.replace(found, token_nll=found.token_nll[1:])
+
+
+class WithPrompts(Reference):
+    """Scores the prompt together with the response."""
+
+    needs = frozenset()
+
+    def collect(self, context):
+        def score(row):
+            return [0.5] * len(row.input_ids), [True] * len(row.input_ids)
+
+        return context.score_rows({"server": lambda tokenizer: score}, model=ReferenceModel())
 
 
 # ------------------------------------------------------------------------ confidence, splitters, pairs
@@ -259,3 +298,17 @@ class Says(Callback):
 
     def on_step_end(self, state):
         return {"stop": True}
+
+
+class Stops(Callback):
+    """Ends the training although it says that it gives nothing."""
+
+    gives = frozenset()
+
+    def on_step_end(self, state):
+        return CallbackResult(stop=True)
+
+
+class Evaluates(Stops):
+    def on_step_end(self, state):
+        return CallbackResult({"eval_nll": 1.0})

@@ -67,6 +67,13 @@ BROKEN = [
     Broken("objective", "Bare", r"float32\[\]", r"sftmix\.functional\.SFTLoss"),
     Broken("perturbation", "Wide", r"float32\[2, \d+, 32\]", r"embeddings float32\[2, \d+, 32\]"),
     Broken("callbacks", "Says", r"dict", r"sftmix\.components\.base\.CallbackResult"),
+    Broken("callbacks", "Stops", r"an end of the training from on_step_end\(\)", r"none, as STOP is not in its .*"),
+    Broken(
+        "callbacks",
+        "Evaluates",
+        r"the evaluations of a callback before it from on_step_end\(\)",
+        r"none, as EVALUATIONS is not in its `gives`",
+    ),
     Broken("reference", "Half", r"nll_sum float64\[29, 1\]", r"numbers \[29, 2\]"),
     Broken(
         "reference",
@@ -81,6 +88,9 @@ BROKEN = [
         r"finite numbers from 0 where n_tokens is above 0",
     ),
     Broken("reference", "Owing", r"n_tokens of \w+: -1 \(one of 1\)", r"0 \(not scored\) and above"),
+    Broken("reference", "Twice", r"ids of which some are equal", r"each example once"),
+    Broken("reference", "Wordless", r"token_nll of \w+, float32\[2, \d+\]", r"floats without a graph \[2, \d+\]"),
+    Broken("reference", "Fewer", r"token_nll of 28 examples", r"one array for each of 29"),
     Broken("reference", "Perfect", r"n_correct of \w+: \[.*\] \(one of 1\)", r"0 to n_tokens, or -1 \(not counted\)"),
 ]
 
@@ -93,6 +103,13 @@ def reference(finished, tmp_path_factory):
     place = tmp_path_factory.mktemp("reference")
     assert in_this_process("reference", *finished.tiny.options, *SHORT, "--out", "run", cwd=place).returncode == 0
     return place / "run"
+
+
+def test_a_scorer_of_rows_gives_the_tokens_of_the_response(finished, tmp_path, sftmix):
+    words = (*finished.tiny.bare, *SHORT, "--reference", f"{BROKEN_MODULE}.WithPrompts")
+    ended = sftmix("reference", *words, "--out", str(tmp_path / "run"))
+    assert ended.code == 2
+    assert re.search(r"returned NLL \[\d+\] and correct \[\d+\] for \w+; allowed: one for each of its \d+", ended.err)
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=[broken.name for broken in BROKEN])

@@ -71,9 +71,10 @@ def test_the_histogram_counts_every_finite_value_once():
 
 
 ONE_FAR = np.array([-50.0] + [-3.7] * 999)
+NEARLY_EQUAL = [np.array([0.6, 0.6000000000000001]), np.full(9, 1e17), np.array([-1e17, -1e17 - 32])]
 
 
-@pytest.mark.parametrize("values", [np.linspace(0, 1, 50), np.full(9, -2.0), np.array([5.0]), ONE_FAR])
+@pytest.mark.parametrize("values", [np.linspace(0, 1, 50), np.full(9, -2.0), np.array([5.0]), ONE_FAR, *NEARLY_EQUAL])
 def test_other_confidences_have_a_linear_axis(values):
     found = histogram({"groups": {"x": values}})
     assert found["scale"] == "linear"

@@ -254,6 +254,15 @@ def test_options_of_the_references_rows_are_named_as_its_own(finished, tiny, ref
         assert problem in refused("run", *tiny.bare, *words)
 
 
+def test_models_that_read_the_first_ones_rows_have_its_tokens(tiny, refused):
+    """Ids of another tokenizer would be other words to it; one without a tokenizer is taken at its word."""
+    own, other = copied(tiny, "copy"), copied(tiny, "other")
+    for file in own.glob("token*"):
+        file.unlink()
+    make_tokenizer(["zz yy xx zzyyxx"], vocab_size=270).save_pretrained(other)
+    assert f"reference.paths: {other} has another tokenizer" in refused(*on_disk(tiny, f"{tiny.model}, {own}, {other}"))
+
+
 def test_a_changed_reference_model_is_refused(tiny, weak, made, refused):
     made("split", *weak, "110")
     file = tiny.model.parent / "letters" / "model.safetensors"

@@ -29,7 +29,7 @@ from sftmix.components import (
     TailSFT,
 )
 from sftmix.testing import check_objective, rows_in_memory
-from sftmix.types import TrainingDynamics
+from sftmix.types import BatchNLL, TrainingDynamics
 from tests.toy import VOCABULARY, toy_model
 from tests.training.test_step import (
     DATA,
@@ -154,6 +154,23 @@ def test_the_examples_that_have_fallen_most_are_left_out(model, path):
     assert done.loss == pytest.approx(expected, rel=1e-6)
     assert done.ntp_count == sum(size[row] for row in stay)
     assert Need.BATCH_NLL in TailSFT(dynamics=path).needs
+
+
+def test_before_the_first_step_the_rounding_of_a_forward_chooses_no_examples(path):
+    """All have fallen by nothing then; cut in other micro-batches, a forward rounds in another way."""
+    rows = sorted({slot.row for unit in UNITS for slot in unit})
+    ids = [DATA[row].id for row in rows]
+    stored = torch.tensor([float(reference(row, 0).double().sum()) for row in rows], dtype=torch.float64)
+    tokens = torch.tensor([len(reference(row, 0)) for row in rows])
+
+    def trained(noise):
+        nll = BatchNLL(torch.tensor(rows), stored * (1 + noise), tokens, ids)
+        batch = replace(collate(UNITS, DATA), batch_nll=nll)
+        weight = TailSFT(dynamics=path).plan(batch, step=0, total_steps=3, seed=0).row_weight
+        return {batch.ids[slot] for slot in batch.slot[weight > 0].tolist()}
+
+    noise = torch.linspace(-1, 1, len(rows)) * 1e-6
+    assert trained(noise) == trained(-noise) == set(sorted(ids)[round(0.5 * len(ids)) :])
 
 
 @pytest.mark.parametrize("cls", [PriFT, ASFT, Rho1, TailSFT])
