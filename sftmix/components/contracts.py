@@ -93,10 +93,9 @@ def check_split(splitter: Component, split: Any, scores: Scores) -> Split:
     """Return the split if it has one of at most MOST_GROUPS groups for each example; else raise ContractError."""
     _check_type(splitter, split, Split)
     names = split.names
-    if len(names) > MOST_GROUPS or len({*names, UNPAIRED_NAME}) <= len(
-        names
-    ):  # in files, groups are known by their names
-        allowed = f"at most {MOST_GROUPS}, each once, and none {UNPAIRED_NAME!r}"
+    words = {name for name in names if isinstance(name, str)} - {UNPAIRED_NAME}
+    if not len(words) == len(names) <= MOST_GROUPS:  # in files, groups are known by their names
+        allowed = f"at most {MOST_GROUPS} texts, each once, and none {UNPAIRED_NAME!r}"
         raise broken(splitter, f"{len(names)} groups with the names {list(names)}", allowed)
     group = _array(splitter, "group", split.group, (len(scores),), least=UNPAIRED, most=len(names) - 1)
     if np.isfinite(scores.confidence).any():

@@ -150,13 +150,13 @@ def test_a_split_of_other_examples_is_refused(tmp_path):
         FromFile(path=tmp_path / "nowhere.parquet").files()
 
 
-@pytest.mark.parametrize("names", [("a", "b", "b"), ("a", "unpaired"), tuple(f"g{k}" for k in range(129))])
+@pytest.mark.parametrize("names", [("a", "b", "b"), ("a", "unpaired"), ("a", 1), tuple(f"g{k}" for k in range(129))])
 def test_groups_that_a_file_could_not_tell_apart_are_refused(names):
     """The number of a group is an int8: group 149 would be -107."""
     table = table_of([1.0] * len(names))
     split = Split(group=np.arange(len(names)), names=names)
     said = (
-        rf"splitter Median returned {len(names)} groups with the names \['{names[0]}', .*\]; allowed: at most 128, each"
+        rf"splitter Median returned {len(names)} groups with the names \['{names[0]}', .*\]; allowed: at most 128 texts"
     )
     with pytest.raises(ConfigError, match=said):
         check_split(Median(), split, table)
