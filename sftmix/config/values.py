@@ -55,6 +55,10 @@ ELSEWHERE = {
 """Options -> what TRL, axolotl and LLaMA-Factory call them, if the names are not alike; one of those that are."""
 
 
+class Word(str):
+    """A word of the command line, which may spell any value; a text of a file is what YAML has made of it before."""
+
+
 class NoValueError(Exception):
     """A value that a type does not allow; in a list, the first item that is not allowed."""
 
@@ -62,11 +66,13 @@ class NoValueError(Exception):
 def converted(value: Any, hint: Any) -> Any:
     """Return a plain value as the type hint has it; a text may spell any value, as on the command line.
 
-    If several types would take a text, words and numbers are tried before lists, and text last. Raises
-    NoValueError.
+    If several types would take a text, words and numbers are tried before lists, and text last. Without a type only a
+    word of the command line spells another value. Raises NoValueError.
     """
     if hint in (Any, inspect.Parameter.empty):
-        return from_yaml(value)
+        if isinstance(value, dict):
+            return {name: converted(inner, Any) for name, inner in value.items()}
+        return from_yaml(value) if isinstance(value, Word) else value
     kinds = [kind for kind in alternatives(hint) if _type_of(kind) in _WORDS]
     for kind in sorted(kinds, key=lambda kind: list(_WORDS).index(_type_of(kind))):
         with suppress(ValueError):
@@ -84,7 +90,7 @@ def from_yaml(value: Any, *, texts: bool = False) -> Any:
     try:
         return yaml.load(value, yaml.BaseLoader if texts else yaml.SafeLoader) if isinstance(value, str) else value
     except yaml.YAMLError:
-        return value
+        return str(value)
 
 
 def _type_of(hint: Any) -> Any:
@@ -94,8 +100,10 @@ def _type_of(hint: Any) -> Any:
 def _as(kind: Any, value: Any) -> Any:
     """Return the value as one type without alternatives; raise ValueError, or NoValueError of an item of a list."""
     origin, inside = _type_of(kind), get_args(kind)
-    if (origin is Literal and value in inside) or (kind is str and isinstance(value, str)):
-        return value
+    if origin is Literal and value in inside:
+        return inside[inside.index(value)]
+    if kind is str and isinstance(value, str):
+        return str(value)
     if kind is types.NoneType and value in (None, "null", "~"):
         return None
     parsed = from_yaml(value, texts=str in inside and Any not in inside)

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.read import config_file, from_plain, read_config, read_layers
+from sftmix.options import DataOptions
 
 Write = Callable[[str, str], Path]
 
@@ -44,6 +46,23 @@ def test_a_column_may_be_null(text, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(config.yaml(), encoding="utf-8")
     assert read_config(path) == config
+
+
+SPELLED = {"version": "3.10", "plain": "no", "date": "2024-07-26", "inner": {"code": "007"}, "list": ["1e3"]}
+
+
+def test_a_quoted_text_stays_text_and_a_word_of_the_command_line_is_read_once(write):
+    """Without a type nothing else says that it is one."""
+    made = RunConfig(data=DataOptions(template_options=SPELLED))
+    read = read_config(write("run.yaml", made.yaml()))
+    assert from_plain(made.plain()) == read == made
+    assert read.data.template_options == SPELLED
+    options = "--data.template_options"
+    words = on_the_command_line(options, '{version: "3.10", plain: no}', "--out", "a")
+    assert words.data.template_options == {"version": "3.10", "plain": False}
+    words = on_the_command_line(f"{options}.version", '"3.10"', f"{options}.code", "3.10", f"{options}.open", "[")
+    assert words.data.template_options == {"version": "3.10", "code": 3.1, "open": "["}
+    assert yaml.safe_load(words.yaml()) == words.plain()
 
 
 def test_a_file_is_applied_over_its_bases_in_order(write):
