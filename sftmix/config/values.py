@@ -6,14 +6,23 @@ A message has the key, the value, what is allowed, and the nearest name.
 import collections.abc
 import inspect
 import types
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.components.component import Component
+from sftmix.components.component import Component, plain
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import alternatives, component_in, listed_components, option_hints, options_of
+from sftmix.config.schema import (
+    alternatives,
+    component_in,
+    group_in,
+    is_list,
+    listed_components,
+    option_hints,
+    options_of,
+)
 
 _WORDS = {
     Literal: "",
@@ -78,6 +87,30 @@ def converted(value: Any, hint: Any) -> Any:
         with suppress(ValueError):
             return _as(kind, value)
     raise NoValueError(value)
+
+
+def misfits(value: Any, hint: Any, key: str = "") -> Iterator[str]:
+    """Yield a sentence for each value of an object made in Python that a file of the run would not give back as it is.
+
+    value  a configuration, a group, a component, or a value of theirs; what types no option can have is not looked at
+    """
+    base: type | None = component_in(hint) or group_in(hint)
+    if base and isinstance(value, base) and not is_list(hint):
+        given = value._init_args if isinstance(value, Component) else vars(value)
+        for name, option in options_of(type(value)).items():
+            yield from misfits(given[name], option.annotation, f"{key}.{name}" if key else name)
+    elif base and is_list(hint) and isinstance(value, list):
+        for item in value:
+            yield from misfits(item, base, key)
+    elif base or not _WORDS.keys().isdisjoint(map(_type_of, alternatives(hint))):
+        stored = [plain(value)]  # in a list, since nan is itself there
+        with suppress(NoValueError):
+            if [plain(converted(stored[0], hint))] == stored:
+                return
+        words = [] if group_in(hint) else words_of(hint)
+        if base:
+            words.insert(0, f"{'a list of objects' if is_list(hint) else 'an object'} of {base.__name__}")
+        yield told(f"{key} is {value!r}", nearest(str(value), choices(hint)), f"allowed: {', '.join(words)}")
 
 
 def from_yaml(value: Any, *, texts: bool = False) -> Any:

@@ -72,6 +72,13 @@ def test_an_option_keeps_a_plain_value_however_it_is_set(value, plain):
         assert kept(found) == kept(plain)
 
 
+def test_a_name_that_is_no_option_is_refused():
+    with pytest.raises(ConfigError, match=r"TrainingOptions has no option 'lerning_rate', .* 1\. Did you mean learn"):
+        TrainingOptions().lerning_rate = 1
+    with pytest.raises(ConfigError, match=r"RunConfig has no option 'objectiv', .* Did you mean objective\?"):
+        RunConfig().objectiv = SFTMix()
+
+
 def test_what_is_plain_stays_the_same_object():
     names, lora = ["a.json"], LoraOptions()
     assert DataOptions(train=names).train is names
