@@ -170,3 +170,23 @@ def test_what_python_is_given_must_be_what_a_file_of_the_run_gives_back(given, w
     with pytest.raises(ConfigError) as caught:
         validate(RunConfig(**{**least, **given}))
     assert words in str(caught.value)
+
+
+class _TakesAll(SFTMix):  # which no list of components in another test names
+    """A class of a user who hands on what others named."""
+
+    def __init__(self, *, gamma: float = 1.0, **kwargs: float):
+        super().__init__(**kwargs)
+
+
+class _InOrder(SFTMix):
+    def __init__(self, *mus: float):
+        super().__init__(mu=sum(mus))
+
+
+@pytest.mark.parametrize(("cls", "taken"), [(_TakesAll, r"\*\*kwargs: float"), (_InOrder, r"\*mus: float")])
+def test_a_component_names_each_of_its_options(cls, taken):
+    config = RunConfig(out="o", model=ModelOptions(path="m"), data=DataOptions(train="a"), objective=cls())
+    for checked in (lambda: validate(config), lambda: from_plain({"objective": f"{__name__}.{cls.__name__}"})):
+        with pytest.raises(ConfigError, match=rf"{cls.__name__}.__init__ takes {taken}, and its .*: name each option"):
+            checked()
