@@ -133,8 +133,9 @@ def _type_of(hint: Any) -> Any:
 def _as(kind: Any, value: Any) -> Any:
     """Return the value as one type without alternatives; raise ValueError, or NoValueError of an item of a list."""
     origin, inside = _type_of(kind), get_args(kind)
-    if origin is Literal and value in inside:
-        return inside[inside.index(value)]
+    written = repr(value), repr(from_yaml(value))  # by which 1 is neither true nor 1.0
+    if origin is Literal and (words := [word for word in inside if repr(word) in written]):
+        return words[0]
     if kind is str and isinstance(value, str):
         return str(value)
     if kind is types.NoneType and value in (None, "null", "~"):

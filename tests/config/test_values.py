@@ -2,7 +2,7 @@
 
 import copy
 import importlib
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -11,7 +11,7 @@ from sftmix.components import Evaluate, Linear, SFTMix, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
-from sftmix.config.values import ELSEWHERE, converted, unknown_option
+from sftmix.config.values import ELSEWHERE, NoValueError, Word, converted, unknown_option
 from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
 
 
@@ -83,6 +83,15 @@ def test_texts_inside_lists_and_mappings_are_what_was_written(hint, value, expec
     found = converted(value, hint)
     assert found == expected
     assert [*map(type, found)] == [*map(type, expected)]
+
+
+@pytest.mark.parametrize("value", [2, "2", Word("2")])
+def test_a_number_may_be_a_choice(value):
+    found = converted(value, Literal[1, 2] | None)
+    assert (found, type(found)) == (2, int)
+    for wrong in ("true", "1.0", True, 1.0, "3", "one"):
+        with pytest.raises(NoValueError):
+            converted(wrong, Literal[1, 2])
 
 
 RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
