@@ -34,7 +34,6 @@ BRANCHED = {
     "options.py:problems",
     "tools/answers/generate.py:answer_file",
     "tools/compare/table.py:_contrast",
-    "tools/compare/table.py:markdown",
     "tools/estimate/run.py:_held_in_a_step",
     "training/step.py:train_step",
 }

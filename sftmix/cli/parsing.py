@@ -15,6 +15,7 @@ from sftmix.config.checks import validate
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.read import OF_COMPARE, config_file, read_layers
 from sftmix.config.schema import component_bases, is_list, option_hints
+from sftmix.config.values import Word
 
 
 @dataclass
@@ -102,9 +103,9 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
             place = f" after --{last}" if last else ""
             more = f"add it with --{last}+ {word}" if is_list(hints.get(last)) else "options start with --"
             raise ConfigError(f"unexpected argument {word!r}{place}; {more}")
-        argument: Any = value if equals else True
+        argument: Any = Word(value) if equals else True
         if not equals and key != "print_config" and words and not words[0].startswith("--"):
-            argument = words.popleft()
+            argument = Word(words.popleft())
         field = key.partition(".")[0].rstrip("+")
         if key == "help":
             arguments.help = "" if argument is True else argument

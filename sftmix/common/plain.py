@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.shown import quoted
 
 
@@ -14,6 +15,9 @@ class PlainFields:
     """A group of options: whenever one is set, a number of numpy becomes Python's own, and a path text."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name not in (known := self.__dataclass_fields__):
+            problem = f"{type(self).__name__} has no option {name!r}, which was set to {value!r}"
+            raise ConfigError(told(problem, nearest(name, known), f"it has {', '.join(known)}"))
         super().__setattr__(name, plain_value(value, paths=True))
 
 

@@ -3,11 +3,11 @@
 import importlib.util
 import inspect
 import os
+from abc import ABCMeta
 from collections.abc import Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
-from typing import Any, Self, get_args
+from typing import Any, TypeVar, get_args
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.fields import listed
@@ -39,7 +39,28 @@ class Need(StrEnum):
     STATES = "states of the layers, which activation checkpointing computes again"
 
 
-class Component:
+_Made = TypeVar("_Made")
+
+
+class _Kept(ABCMeta):
+    """Keeps the arguments of a component's constructor once that is done: no other moment is after all of __init__."""
+
+    @property
+    def __signature__(cls: type[Any]) -> inspect.Signature:
+        """The constructor's, where inspect would find the one of __call__."""
+        if cls.__init__ is object.__init__:
+            return inspect.Signature()
+        return inspect.Signature([*inspect.signature(cls.__init__).parameters.values()][1:])
+
+    def __call__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
+        self = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        bound = inspect.signature(cls).bind(*args, **kwargs)
+        bound.apply_defaults()
+        object.__setattr__(self, "_init_args", bound.arguments)  # a component may be a frozen dataclass
+        return self
+
+
+class Component(metaclass=_Kept):
     """A part that keeps its constructor's arguments, so that a run can be rebuilt, compared and hashed from them.
 
     What it needs is checked before anything is trained: a class, or its constructor, says so in `needs`.
@@ -52,20 +73,16 @@ class Component:
     package: str | None = None
     """The package that has to be installed for it."""
     option = ""  # that chooses a component of this kind, for messages
-    _init_args: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        self, init_args = super().__new__(cls), dict[str, Any]()
-        if cls.__init__ is not object.__init__:
-            with suppress(TypeError):  # __init__ raises it with a better message (unpickling also gets here)
-                bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-                bound.apply_defaults()
-                init_args = dict(list(bound.arguments.items())[1:])
-        object.__setattr__(self, "_init_args", init_args)  # a component may be a frozen dataclass
-        return self
+    _init_args: Mapping[str, Any] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keep numbers of numpy as Python's own, as options do; paths stay as they are given."""
+        """Keep numbers of numpy as Python's own, as options do; paths stay as they are given.
+
+        An option is refused once the constructor is done: its arguments are what a run records.
+        """
+        if name in self._init_args:
+            option = f"{self.option}.{name}".removeprefix(".")
+            raise ConfigError(f"{option} is set by the constructor: make a new {type(self).__name__}({name}=...)")
         super().__setattr__(name, plain_value(value))
 
     def files(self) -> Sequence[str]:

@@ -12,6 +12,7 @@ from sftmix.components.base import Optimizer
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Component, Need, missing_package
 from sftmix.config.run_config import RunConfig
+from sftmix.config.values import misfits
 from sftmix.options import (
     SHARDED,
     Check,
@@ -29,8 +30,8 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
     `needs_out=False` is for commands that write no run directory.
     """
-    problems = list(not_plain(config.plain()))  # the other checks look at plain values alone
-    refuse(problems or list(_problems(config, needs_out)), "the configuration")
+    problems = list(not_plain(config.plain())) or list(misfits(config, RunConfig))
+    refuse(problems or list(_problems(config, needs_out)), "the configuration")  # which compares values of their types
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:

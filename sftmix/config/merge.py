@@ -53,6 +53,10 @@ def build(tree: Tree) -> RunConfig:
 # ------------------------------------------------------------------------------------------------ merging
 
 
+class _Parts(dict[str, Any]):
+    """Values that keys with dots gave, and nothing else: of a mapping they change these entries, and no others."""
+
+
 def _by_name(*mappings: Mapping[str, Any]) -> Tree:
     """Group values by the first part of their keys.
 
@@ -62,9 +66,10 @@ def _by_name(*mappings: Mapping[str, Any]) -> Tree:
     options: Tree = {}
     for key, value in (item for mapping in mappings for item in mapping.items()):
         name, _, rest = str(key).partition(".")
-        old, new = options.get(name), {rest: value} if rest else value
+        old, new = options.get(name), _Parts({rest: value}) if rest else value
         if name in options and (isinstance(old, Mapping) or isinstance(new, Mapping)):
-            new = _by_name(_with_class(old), _with_class(new))
+            kind = _Parts if isinstance(old, _Parts) and isinstance(new, _Parts) else dict
+            new = kind(_by_name(_with_class(old), _with_class(new)))
         elif name in options and old != new:
             raise ConfigError(f"{name} has two values, {old!r} and {new!r}; write it once")
         options[name] = new
@@ -107,6 +112,8 @@ def _merge_options(
             options = value if isinstance(value, dict) else {}
             tree[name] = _merge_options(options, layer[name], options_of(group), f"{key}.")
         else:
+            if isinstance(parts := layer.get(name), _Parts) and isinstance(value, dict):
+                layer[name] = {**value, **parts}
             value = _convert(layer[name], hint, key) if name in layer else value
             items = as_list(_convert(added, hint, key)) if added else []
             tree[name] = [*as_list([] if value in (None, Parameter.empty) else value), *items] if items else value

@@ -55,19 +55,22 @@ _type_hints = cache(typing.get_type_hints)
 def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     """Return the options of a group or of a component class: its constructor's parameters, with their types resolved.
 
-    A parameter without a type keeps `inspect.Parameter.empty`. Raises ConfigError if a type cannot be resolved.
+    A parameter without a type keeps `inspect.Parameter.empty`. Raises ConfigError if a type cannot be resolved, or a
+    parameter has no name of its own.
     """
+    named, parameters = f"{owner.__module__}.{owner.__qualname__}.__init__", inspect.signature(owner).parameters
     try:
         hints = _type_hints(owner.__init__)
     except (NameError, AttributeError, TypeError) as error:
-        named = f"{owner.__module__}.{owner.__qualname__}"
-        raise ConfigError(f"the types in {named}.__init__ cannot be read, and they are its options: {error}") from error
+        raise ConfigError(f"the types in {named} cannot be read, and they are its options: {error}") from error
+    for parameter in parameters.values():
+        if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            raise ConfigError(f"{named} takes {parameter}, and its parameters are its options: name each option")
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
     defaults = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
     return {
         p.name: p.replace(annotation=hints.get(p.name, p.empty), default=defaults.get(p.name, p.default))
-        for p in inspect.signature(owner).parameters.values()
-        if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in parameters.values()
     }
 
 

@@ -6,14 +6,23 @@ A message has the key, the value, what is allowed, and the nearest name.
 import collections.abc
 import inspect
 import types
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.components.component import Component
+from sftmix.components.component import Component, plain
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import alternatives, component_in, listed_components, option_hints, options_of
+from sftmix.config.schema import (
+    alternatives,
+    component_in,
+    group_in,
+    is_list,
+    listed_components,
+    option_hints,
+    options_of,
+)
 
 _WORDS = {
     Literal: "",
@@ -55,6 +64,10 @@ ELSEWHERE = {
 """Options -> what TRL, axolotl and LLaMA-Factory call them, if the names are not alike; one of those that are."""
 
 
+class Word(str):
+    """A word of the command line, which may spell any value; a text of a file is what YAML has made of it before."""
+
+
 class NoValueError(Exception):
     """A value that a type does not allow; in a list, the first item that is not allowed."""
 
@@ -62,16 +75,42 @@ class NoValueError(Exception):
 def converted(value: Any, hint: Any) -> Any:
     """Return a plain value as the type hint has it; a text may spell any value, as on the command line.
 
-    If several types would take a text, words and numbers are tried before lists, and text last. Raises
-    NoValueError.
+    If several types would take a text, words and numbers are tried before lists, and text last. Without a type only a
+    word of the command line spells another value. Raises NoValueError.
     """
     if hint in (Any, inspect.Parameter.empty):
-        return from_yaml(value)
+        if isinstance(value, dict):
+            return {name: converted(inner, Any) for name, inner in value.items()}
+        return from_yaml(value) if isinstance(value, Word) else value
     kinds = [kind for kind in alternatives(hint) if _type_of(kind) in _WORDS]
     for kind in sorted(kinds, key=lambda kind: list(_WORDS).index(_type_of(kind))):
         with suppress(ValueError):
             return _as(kind, value)
     raise NoValueError(value)
+
+
+def misfits(value: Any, hint: Any, key: str = "") -> Iterator[str]:
+    """Yield a sentence for each value of an object made in Python that a file of the run would not give back as it is.
+
+    value  a configuration, a group, a component, or a value of theirs; what types no option can have is not looked at
+    """
+    base: type | None = component_in(hint) or group_in(hint)
+    if base and isinstance(value, base) and not is_list(hint):
+        given = value._init_args if isinstance(value, Component) else vars(value)
+        for name, option in options_of(type(value)).items():
+            yield from misfits(given[name], option.annotation, f"{key}.{name}" if key else name)
+    elif base and is_list(hint) and isinstance(value, list):
+        for item in value:
+            yield from misfits(item, base, key)
+    elif base or not _WORDS.keys().isdisjoint(map(_type_of, alternatives(hint))):
+        stored = [plain(value)]  # in a list, since nan is itself there
+        with suppress(NoValueError):
+            if [plain(converted(stored[0], hint))] == stored:
+                return
+        words = [] if group_in(hint) else words_of(hint)
+        if base:
+            words.insert(0, f"{'a list of objects' if is_list(hint) else 'an object'} of {base.__name__}")
+        yield told(f"{key} is {value!r}", nearest(str(value), choices(hint)), f"allowed: {', '.join(words)}")
 
 
 def from_yaml(value: Any, *, texts: bool = False) -> Any:
@@ -84,7 +123,7 @@ def from_yaml(value: Any, *, texts: bool = False) -> Any:
     try:
         return yaml.load(value, yaml.BaseLoader if texts else yaml.SafeLoader) if isinstance(value, str) else value
     except yaml.YAMLError:
-        return value
+        return str(value)
 
 
 def _type_of(hint: Any) -> Any:
@@ -94,8 +133,11 @@ def _type_of(hint: Any) -> Any:
 def _as(kind: Any, value: Any) -> Any:
     """Return the value as one type without alternatives; raise ValueError, or NoValueError of an item of a list."""
     origin, inside = _type_of(kind), get_args(kind)
-    if (origin is Literal and value in inside) or (kind is str and isinstance(value, str)):
-        return value
+    written = repr(value), repr(from_yaml(value))  # by which 1 is neither true nor 1.0
+    if origin is Literal and (words := [word for word in inside if repr(word) in written]):
+        return words[0]
+    if kind is str and isinstance(value, str):
+        return str(value)
     if kind is types.NoneType and value in (None, "null", "~"):
         return None
     parsed = from_yaml(value, texts=str in inside and Any not in inside)

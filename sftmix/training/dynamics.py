@@ -55,7 +55,7 @@ class ScoreAtCheckpoints(Callback):
     directory: Path
     world: World
     alone: bool = False
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, init=False)
 
     def on_step_end(self, state: StageState) -> CallbackResult:
         metrics = {}

@@ -1,6 +1,9 @@
 """Values of a notebook in a configuration: numbers of numpy and paths are plain ones, what cannot be is refused."""
 
+import copy
+import inspect
 import os
+import pickle
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +72,13 @@ def test_an_option_keeps_a_plain_value_however_it_is_set(value, plain):
         assert kept(found) == kept(plain)
 
 
+def test_a_name_that_is_no_option_is_refused():
+    with pytest.raises(ConfigError, match=r"TrainingOptions has no option 'lerning_rate', .* 1\. Did you mean learn"):
+        TrainingOptions().lerning_rate = 1
+    with pytest.raises(ConfigError, match=r"RunConfig has no option 'objectiv', .* Did you mean objective\?"):
+        RunConfig().objectiv = SFTMix()
+
+
 def test_what_is_plain_stays_the_same_object():
     names, lora = ["a.json"], LoraOptions()
     assert DataOptions(train=names).train is names
@@ -84,6 +94,39 @@ def test_a_component_is_made_with_plain_numbers():
     assert [*map(kept, places)] == [(float, 0.0), (float, 0.5), (float, 1.0)]
     assert SFTMix(mu=MU).spec() == SFTMix(mu=0.1).spec()
     assert kept(Tails(share=np.float64(0.1)).spec()["init_args"]["share"]) == (float, 0.1)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Frozen(Splitter):
+    """A class of a user that nothing changes."""
+
+    share: float = 0.3
+
+    def split(self, scores, *, seed):
+        raise AssertionError
+
+
+class Doubled(SFTMix):
+    """A class of a user that makes its options anew in its constructor, and counts in a run."""
+
+    def __init__(self, *, mu: float = 0.2):
+        super().__init__(mu=mu)
+        self.mu = 2 * mu
+        self.calls = 0
+
+
+def test_an_option_of_a_component_is_set_by_its_constructor_alone():
+    """What a run records is what the constructor got; copies and pickles are made without it."""
+    config = RunConfig(objective=Doubled(mu=0.1), reference=TrainedReference(checkpoints=[0.5]))
+    for made in (config.objective, copy.deepcopy(config.objective), pickle.loads(pickle.dumps(config.objective))):
+        made.calls += 1
+        with pytest.raises(ConfigError, match=r"objective.mu is set by the constructor: make a new Doubled\(mu=...\)"):
+            made.mu = 1.0
+        assert (made.mu, made.spec()["init_args"]) == (0.2, {"mu": 0.1})
+    with pytest.raises(ConfigError, match=r"reference.checkpoints is .* TrainedReference\(checkpoints="):
+        config.reference.checkpoints = 2
+    assert Frozen(share=0.1).spec()["init_args"] == {"share": 0.1}
+    assert str(inspect.signature(Doubled)) == "(*, mu: float = 0.2)"
 
 
 def test_a_component_gets_its_paths_as_they_are_given():

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
+from sftmix.config.merge import build, merge
 from sftmix.config.read import config_file, from_plain, read_config, read_layers
+from sftmix.options import DataOptions
 
 Write = Callable[[str, str], Path]
 
@@ -46,6 +49,23 @@ def test_a_column_may_be_null(text, tmp_path):
     assert read_config(path) == config
 
 
+SPELLED = {"version": "3.10", "plain": "no", "date": "2024-07-26", "inner": {"code": "007"}, "list": ["1e3"]}
+
+
+def test_a_quoted_text_stays_text_and_a_word_of_the_command_line_is_read_once(write):
+    """Without a type nothing else says that it is one."""
+    made = RunConfig(data=DataOptions(template_options=SPELLED))
+    read = read_config(write("run.yaml", made.yaml()))
+    assert from_plain(made.plain()) == read == made
+    assert read.data.template_options == SPELLED
+    options = "--data.template_options"
+    words = on_the_command_line(options, '{version: "3.10", plain: no}', "--out", "a")
+    assert words.data.template_options == {"version": "3.10", "plain": False}
+    words = on_the_command_line(f"{options}.version", '"3.10"', f"{options}.code", "3.10", f"{options}.open", "[")
+    assert words.data.template_options == {"version": "3.10", "code": 3.1, "open": "["}
+    assert yaml.safe_load(words.yaml()) == words.plain()
+
+
 def test_a_file_is_applied_over_its_bases_in_order(write):
     write("first.yaml", "seed: 1\ntraining: {epochs: 1, learning_rate: 1e-4, eps: 1.0e-6}\n")
     write("deep/second.yaml", "base: ../first.yaml\nseed: 2\ntraining: {epochs: 2}\n")
@@ -81,6 +101,22 @@ def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write):
     assert (options["training"]["learning_rate"], options["training"]["epochs"]) == (1e-6, 2.0)
     model = options["model"]
     assert (model["path"], model["lora"]["r"], model["lora"]["lora_alpha"]) == ("b", 3, 4)
+
+
+def test_a_key_with_dots_changes_one_entry_of_a_mapping(write):
+    """Also among the options of a component; a mapping replaces the whole one."""
+    options = "data: {template_options: {version: 1, date: x}, columns: {prompt: q}, limit: 3}"
+    file = write("run.yaml", f"{options}\nselector: {{class_path: Shares, k: 4, field: f, shares: {{a: 0.5, b: 0.5}}}}")
+    more = "base: run.yaml\ndata.columns.output: r\ndata.columns.id: null\n"
+    argv = "--data.template_options.version", '"3"', "--selector.shares.a", "0.25", "--selector.shares.c", "0.25"
+    found = on_the_command_line("--config", str(write("more.yaml", more)), *argv, "--data.limit", "4")
+    assert found.data.template_options == {"version": "3", "date": "x"}
+    assert found.data.columns == {"prompt": "q", "output": "r", "id": None}
+    assert found.selector.shares == {"a": 0.25, "b": 0.5, "c": 0.25}
+    assert yaml.safe_load(found.yaml()) == found.plain()
+    for last in ({"data": {"columns": {"output": "r"}}}, {"data.columns": {}, "data.columns.output": "r"}):
+        replaced = build(merge(merge({}, read_layers(file)[0][1]), last)).data
+        assert (replaced.columns, replaced.limit) == ({"output": "r"}, 3)
 
 
 def test_a_recipe_is_a_base_by_its_name(write):

@@ -2,14 +2,17 @@
 
 import copy
 import importlib
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from sftmix.common.errors import ConfigError
+from sftmix.components import Evaluate, Linear, SFTMix, TrainedReference
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
-from sftmix.config.values import ELSEWHERE, converted, unknown_option
+from sftmix.config.values import ELSEWHERE, NoValueError, Word, converted, unknown_option
+from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,15 @@ def test_texts_inside_lists_and_mappings_are_what_was_written(hint, value, expec
     assert [*map(type, found)] == [*map(type, expected)]
 
 
+@pytest.mark.parametrize("value", [2, "2", Word("2")])
+def test_a_number_may_be_a_choice(value):
+    found = converted(value, Literal[1, 2] | None)
+    assert (found, type(found)) == (2, int)
+    for wrong in ("true", "1.0", True, 1.0, "3", "one"):
+        with pytest.raises(NoValueError):
+            converted(wrong, Literal[1, 2])
+
+
 RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
 
 
@@ -142,3 +154,48 @@ def test_plain_values_are_left_as_they_were():
     before = copy.deepcopy(values)
     from_plain(values)
     assert values == before
+
+
+OF_PYTHON = [
+    ({"seed": "3"}, "seed is '3'; allowed: a whole number."),
+    ({"with_baseline": "no"}, "with_baseline is 'no'; allowed: true or false."),
+    ({"training": TrainingOptions(precision="bfloat16")}, "training.precision is 'bfloat16'. Did you mean bf16? Allo"),
+    ({"training": TrainingOptions(max_steps=10.0)}, "training.max_steps is 10.0; allowed: a whole number, null."),
+    ({"data": DataOptions(train="a", multi_turn="Whole")}, "data.multi_turn is 'Whole'. Did you mean whole? Allowed"),
+    ({"data": DataOptions(train="a", special_tokens="txt")}, "data.special_tokens is 'txt'. Did you mean text? Allo"),
+    ({"model": "m"}, "model is 'm'; allowed: an object of ModelOptions."),
+    ({"objective": "NTP"}, "objective is 'NTP'; allowed: an object of Objective."),
+    ({"pairing": "RandomPairs"}, "pairing is 'RandomPairs'; allowed: an object of PairSampler, auto, null."),
+    ({"callbacks": Evaluate()}, "allowed: a list of objects of Callback."),
+    ({"callbacks": ["Evaluate"]}, "callbacks is 'Evaluate'; allowed: an object of Callback."),
+    ({"objective": SFTMix(mu=Linear(start=0, end="1"))}, "objective.mu.end is '1'; allowed: a number."),
+    ({"reference": TrainedReference(model=ReferenceModel(max_length="9"))}, "reference.model.max_length is '9'; all"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), OF_PYTHON)
+def test_what_python_is_given_must_be_what_a_file_of_the_run_gives_back(given, words):
+    least = {"out": "o", "model": ModelOptions(path="m"), "data": DataOptions(train="a")}
+    with pytest.raises(ConfigError) as caught:
+        validate(RunConfig(**{**least, **given}))
+    assert words in str(caught.value)
+
+
+class _TakesAll(SFTMix):  # which no list of components in another test names
+    """A class of a user who hands on what others named."""
+
+    def __init__(self, *, gamma: float = 1.0, **kwargs: float):
+        super().__init__(**kwargs)
+
+
+class _InOrder(SFTMix):
+    def __init__(self, *mus: float):
+        super().__init__(mu=sum(mus))
+
+
+@pytest.mark.parametrize(("cls", "taken"), [(_TakesAll, r"\*\*kwargs: float"), (_InOrder, r"\*mus: float")])
+def test_a_component_names_each_of_its_options(cls, taken):
+    config = RunConfig(out="o", model=ModelOptions(path="m"), data=DataOptions(train="a"), objective=cls())
+    for checked in (lambda: validate(config), lambda: from_plain({"objective": f"{__name__}.{cls.__name__}"})):
+        with pytest.raises(ConfigError, match=rf"{cls.__name__}.__init__ takes {taken}, and its .*: name each option"):
+            checked()

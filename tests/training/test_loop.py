@@ -67,15 +67,15 @@ class Interrupt(Callback):
     """Sends the last rank a signal at a step, or at the end of the stage, the first time."""
 
     def __init__(self, world: World, *, step: int | None) -> None:
-        self.left, self.step = world.rank == world.size - 1, step
+        self.left, self.at = world.rank == world.size - 1, step
 
     def on_step_end(self, state):
-        if self.left and state.step == self.step:
+        if self.left and state.step == self.at:
             self.left = False
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_stage_end(self, state):
-        self.step = state.step if self.step is None else -1
+        self.at = state.step if self.at is None else -1
         self.on_step_end(state)
 
 

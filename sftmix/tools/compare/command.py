@@ -95,7 +95,8 @@ def comparison_of(arguments: Arguments) -> Comparison:
     for option in arguments.options:
         if all(option.rstrip("+") in options for options in changed):
             say(f"note: --{option} changes nothing here: every variant sets it to something else")
-    if arguments.print_config:
-        print_config({**base, **table})
     del table["variants"]
-    return Comparison(out=config.out or "", variants=variants, options=TableOptions(**table))
+    comparison = Comparison(out=config.out or "", variants=variants, options=TableOptions(**table))
+    if arguments.print_config:
+        print_config({**base, **table, "variants": comparison.plain_variants()})
+    return comparison

@@ -106,9 +106,14 @@ class Comparison:
         return {
             "seed": self.variants[self.baseline].seed,
             **asdict(self.options),
-            "variants": {
-                name: {k: v for k, v in c.plain().items() if k not in OF_THE_TABLE} for name, c in self.variants.items()
-            },
+            "variants": self.plain_variants(),
+        }
+
+    def plain_variants(self) -> dict[str, dict[str, object]]:
+        """Return each variant with all its options: over any base it is the same."""
+        return {
+            name: {k: v for k, v in config.plain().items() if k not in OF_THE_TABLE}
+            for name, config in self.variants.items()
         }
 
     def validate(self) -> None:

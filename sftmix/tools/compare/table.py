@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from sftmix.cli.results import say
-from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
+from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped, nearest, told
 from sftmix.common.files import read_json, write_json, write_text
 from sftmix.common.shown import flatten, markdown_table, short
 from sftmix.config.read import TABLE, from_plain
@@ -300,19 +300,29 @@ def markdown(table: Mapping[str, Any]) -> str:
                 f"**{name}: no finite {metric} at seeds {seeds_without}. Such runs (diverged, or not measured) are in "
                 "no mean and no contrast, which flatters a variant that diverges.**"
             )
-    of_held_out = metric in ("eval_nll_after", "eval_nll_best", "eval_nll_before")
-    unit = "nats per response token of the held-out rows; lower is better" if of_held_out else "no unit"
-    parts.append(f"## Figures\n\nMean ± standard deviation over seeds. {metric}: {unit}.")
-    known = dict.fromkeys(name for variant in variants.values() for name in variant["metrics"])
-    names = [metric]
-    for group in SHOWN if table["options"]["metrics"] is None else table["options"]["metrics"]:
-        names += [name for name in known if f"{name}.".startswith(f"{group}.")]
-    figures = [[name, *(_figure(variant, name) for variant in variants.values())] for name in dict.fromkeys(names)]
+    parts += [*_figures(table), "## Variants"]
     options = [[name, shown_options(variant["options"])] for name, variant in variants.items()]
-    parts += [markdown_table([["figure", *variants], *figures]), "## Variants"]
     parts.append(markdown_table([["variant", "options that are not the same in all"], *options]))
     parts.append(f"Trained by sftmix {', '.join(table['trained_by'])}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _figures(table: Mapping[str, Any]) -> list[str]:
+    """Return the metric and further figures of each variant, with a note for each name of `metrics` that is of none."""
+    variants, metric, named = table["variants"], table["metric"], table["options"]["metrics"]
+    of_held_out = metric in ("eval_nll_after", "eval_nll_best", "eval_nll_before")
+    unit = "nats per response token of the held-out rows; lower is better" if of_held_out else "no unit"
+    parts = [f"## Figures\n\nMean ± standard deviation over seeds. {metric}: {unit}."]
+    known = dict.fromkeys(name for variant in variants.values() for name in variant["metrics"])
+    names = [metric]
+    for group in SHOWN if named is None else named:
+        found = [name for name in known if f"{name}.".startswith(f"{group}.")]
+        names += found
+        if named and not found:
+            note = told(f"metrics: no run has {group!r}", nearest(group, known), "the names are those of summary.json")
+            parts.append(f"**{note}**")
+    rows = [[name, *(_figure(variant, name) for variant in variants.values())] for name in dict.fromkeys(names)]
+    return [*parts, markdown_table([["figure", *variants], *rows])]
 
 
 def _figure(variant: Mapping[str, Any], name: str) -> str:

@@ -89,6 +89,21 @@ def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_l
     assert sorted(named) == ["--data.train+", "--training.learning_rate"]
 
 
+def test_the_printed_table_is_read_back_equal(table, tmp_path, capsys):
+    """The base is printed with the defaults of its component, which are no options of a variant's component."""
+    base = {"objective": {"class_path": "Rho1", "dynamics": "d"}, "reference.model.max_length": 9}
+    variants = {"rho": None, "tail": {"objective": "TailSFT"}, "none": {"reference.model": None, "callbacks": []}}
+    made = table(variants=variants, **base)
+    assert made.variants["tail"].objective.spec()["init_args"]["share"] == 0.5
+    with pytest.raises(SystemExit):
+        table("--print_config", variants=variants, **base)
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    again = comparison_of(read_arguments(["--config", str(path)], table_options()))
+    assert (again.out, again.options) == (made.out, made.options)
+    assert [cell.plain for cell in again.cells] == [cell.plain for cell in made.cells]
+
+
 def test_the_listing_names_variants_runs_and_too_few_seeds(table):
     made = table(variants={"NTP": {"objective": "NTP"}, "b": {"training.epochs": 9}}, out=None)
     made.validate()
