@@ -20,12 +20,12 @@ class RowsInMemory(list[Encoded]):
         return [example.id for example in self]
 
 
-def rows_in_memory(lengths: Sequence[tuple[int, int]]) -> RowsInMemory:
+def rows_in_memory(lengths: Sequence[tuple[int, int]], *, vocabulary: int = 61) -> RowsInMemory:
     """Return one row of random tokens per (prompt tokens, response tokens); ids example-0, example-1, ..."""
     rng, rows = np.random.default_rng(0), RowsInMemory()
     for row, (prompt, response) in enumerate(lengths):
         target = np.arange(prompt + response) >= prompt
-        rows.append(Encoded(row, f"example-{row}", rng.integers(3, 61, len(target)), target))
+        rows.append(Encoded(row, f"example-{row}", rng.integers(3, vocabulary, len(target)), target))
     return rows
 
 
