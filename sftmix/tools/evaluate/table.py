@@ -26,13 +26,13 @@ def write_tables(place: Path, measured: dict[str, str]) -> str:
         name, settings = entry["model"], entry["settings"]
         if measured.get(name) in (None, entry["identity"]):
             names.add(name)
-            few, limit = settings["num_fewshot"], settings["limit"]
-            words = "its own shots" if few is None else f"{few}-shot"
-            words += f", seed {settings['seed']}" if limit is None else f", first {limit}, seed {settings['seed']}"
+            limit = settings["limit"]
+            words = f", seed {settings['seed']}" if limit is None else f", first {limit}, seed {settings['seed']}"
             words += ", chat template" if settings["chat_template"] else ""
             words += "" if settings["dtype"] == "auto" else f", {settings['dtype']}"
             for task, score in entry["scores"].items():
-                lines.setdefault((task, words, sha256_json(settings)), {})[name] = score
+                line = task, _shots(score, settings["num_fewshot"]) + words, sha256_json(settings)
+                lines.setdefault(line, {})[name] = score
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
     table = [["task", "settings", "metric", "questions", *models]]
     differences = []
@@ -53,6 +53,13 @@ def write_tables(place: Path, measured: dict[str, str]) -> str:
     write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
     write_text(place / "table.md", text + "\n")
     return text
+
+
+def _shots(score: dict[str, Any], asked: int | None) -> str:
+    """Say how many shots a score had: a task whose file says 0 has none, whatever is asked for."""
+    if (had := score.get("shots", asked)) is not None:
+        return f"{had}-shot"
+    return "its own shots" if asked is None else f"up to {asked}-shot"  # a group of tasks with unlike shots
 
 
 def difference(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any] | None:
