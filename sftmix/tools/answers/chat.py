@@ -63,8 +63,8 @@ def read_tools(name: str) -> Sequence[Mapping[str, Any]]:
 def chat(models: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[str, Any]] = ()) -> None:
     """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before.
 
-    A turn for whose answer the context of a model has no room is forgotten. Raises DataError if a chat template
-    refuses the conversation.
+    A turn for whose answer the context of one of them has no room is answered by none, and forgotten. Raises DataError
+    if a chat template refuses the conversation.
     """
     from transformers import TextStreamer
 
@@ -87,21 +87,21 @@ def chat(models: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[
                 continue
             answered = []
             try:  # all models or none: they are compared, so all must have been asked the same
-                for model, messages in zip(models, conversations, strict=True):
+                turns = [[*messages, {"role": "user", "content": line}] for messages in conversations]
+                prompts = [asked(*one, options, "chat", tools) for one in zip(models, turns, strict=True)]
+                full = not all(room for _, room in prompts)
+                for model, messages, (prompt, room) in zip(models, turns, prompts, strict=True):
+                    if full and room:
+                        continue
                     print(f"{model.name}: " if len(models) > 1 else "", end="")
-                    turns = [*messages, {"role": "user", "content": line}]
-                    prompt, room = asked(model, turns, options, "chat", tools)
-                    if room:
-                        streamer = TextStreamer(
-                            model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=not tools
-                        )
-                        streamer.on_finalized_text = show  # type: ignore[method-assign]
-                        key = "", "chat", len(messages) // 2
-                        (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)
-                        answered.append([*turns, {"role": "assistant", "content": model.text_of(ids)}])
-                    else:
+                    if full:
                         print(f"the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew")
-                        answered.append(messages)
-                conversations = answered
+                        continue
+                    streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=not tools)
+                    streamer.on_finalized_text = show  # type: ignore[method-assign]
+                    key = "", "chat", (len(messages) - 1) // 2
+                    (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)
+                    answered.append([*messages, {"role": "assistant", "content": model.text_of(ids)}])
+                conversations = answered or conversations
             except KeyboardInterrupt:
                 print("\nthe turn is taken back")
