@@ -122,7 +122,8 @@ def without_directories(value: Any) -> Any:
         return [without_directories(inner) for inner in value]
     if not isinstance(value, str) or "/" not in value:
         return value
-    on_hub = HUB_ID.match(value.removeprefix("hub:").partition("@")[0])
+    name = re.sub(r":[^:/\\]+\Z", "", value.partition("@")[0])  # of NAME:SUBSET@SPLIT
+    on_hub = HUB_ID.match(name.removeprefix("hub:")) and not is_there(place_of(name))
     # These endings make NAME/NAME a path: an id of the hub may also have a dot.
     endings = r"\.(jsonl?|csv|tsv|parquet|arrow|gz|bz2|xz|zst|jinja|txt)$"
     is_path = not on_hub or is_there(place_of(value)) or re.search(endings, value.lower())

@@ -89,7 +89,15 @@ def test_directories_that_are_gone_stay_out_and_hub_ids_stay(run, finished):
     assert "secret" not in card
     assert "a.jsonl, b.json, c.JSONL, place, owner/name@train" in card
     options = {"path": "hub:me/scores@refs/pr/1", "columns": {"response": "/"}}
+    options["train"] = ["openai/gsm8k:main@train[:10%]", "openai/gsm8k:main"]
     assert without_directories(options) == options
+    assert without_directories("C:/secret/place") == "place"
+
+
+def test_a_directory_with_a_subset_is_cut_to_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret" / "rows").mkdir(parents=True)
+    assert without_directories("secret/rows:main@train") == "rows:main@train"
 
 
 def test_names_from_data_are_escaped(run):
