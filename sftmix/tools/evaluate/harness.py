@@ -74,7 +74,8 @@ def measure_tasks(
     """
     from sftmix.pipeline.loaded import encoder_of, load_finished, weights_of
 
-    identity = sha256_json([weights_of(model), encoder_of(model).fingerprint])
+    weights = weights_of(model)
+    identity = sha256_json([weights, encoder_of(model).fingerprint])
     missing = []
     for task, spec, files in tasks:
         settings = _settings(spec, files, args)
@@ -95,6 +96,7 @@ def measure_tasks(
             "model": model.name,
             "path": model.path,
             "identity": identity,
+            "weights": weights,
             "settings": settings,
             "scores": scores_of(task, results),
             "finished": time.time(),

@@ -27,6 +27,7 @@ from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
 from sftmix.config.read import as_started, made_from, read_finished
 from sftmix.pipeline.rows import rows_of_run
+from sftmix.tools.evaluate.table import results_of
 
 CARD = "README.md"
 METRICS = {
@@ -78,8 +79,7 @@ def model_card(
         model_name=run.resolve().name,
         eval_results=results or None,
     )
-    evaluation = read_json_if_there(run / "evaluation" / "table.json")
-    values = {"step": step, "figures": figures, "baseline": baseline, "evaluation": evaluation}
+    values = {"step": step, "figures": figures, "baseline": baseline, "evaluation": results_of(run)}
     return _card("model.md", run, data, stage=stage, **values)
 
 
