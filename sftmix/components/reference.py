@@ -15,6 +15,19 @@ from sftmix.components.shared_scores import fetched_scores, hub_name
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
+SCORINGS = (
+    "a number of scorings from 1, a list of either shares of the run (0 is before training, 1 its end) or, if one is "
+    "above 1, whole steps"
+)
+
+
+def are_scorings(checkpoints: int | list[float]) -> bool:
+    """True for what SCORINGS allows."""
+    if isinstance(checkpoints, int):
+        return checkpoints >= 1
+    are_steps = all(float(place).is_integer() for place in checkpoints)
+    return min(checkpoints, default=-1) >= 0 and (max(checkpoints) <= 1 or are_steps)
+
 
 class TrainedReference(Reference):
     """The paper's reference: a separate model is trained by NTP on the same data, and scores every example."""
@@ -38,17 +51,8 @@ class TrainedReference(Reference):
         response_alone: also score each response without its instruction (IFD needs it); scoring costs twice as much.
         training: differences from the run's `training` options; null inherits them all.
         """
-        if checkpoints == "online":
-            holds = not (token_nll or response_alone)
-        elif isinstance(checkpoints, int):
-            holds = checkpoints >= 1
-        else:
-            are_steps = all(float(place).is_integer() for place in checkpoints)
-            holds = min(checkpoints, default=-1) >= 0 and (max(checkpoints) <= 1 or are_steps)
-        allowed = (
-            "a number of scorings from 1, a list of either shares of the run (0 is before training, 1 its end) or, if "
-            "one is above 1, whole steps, or, without token_nll and response_alone, online"
-        )
+        holds = not (token_nll or response_alone) if checkpoints == "online" else are_scorings(checkpoints)
+        allowed = f"{SCORINGS}, or, without token_nll and response_alone, online"
         require(holds, "reference.checkpoints", checkpoints, allowed)
         self.model, self.checkpoints, self.training = model, checkpoints, training
         self.token_nll, self.response_alone = token_nll, response_alone

@@ -197,6 +197,8 @@ class SFTMixLoss(nn.Module):
         super().__init__()
         if mixup_mean not in ("own", "ntp"):
             raise ValueError(f"mixup_mean is {mixup_mean!r}; allowed: own, ntp")
+        if not 0 <= mu < float("inf"):
+            raise ValueError(f"mu is {mu}; allowed: 0 and above")
         self.mu, self.mixup_mean, self.options = mu, mixup_mean, options
 
     def forward(
@@ -219,7 +221,12 @@ class SFTMixLoss(nn.Module):
         pairs         i64[P, 2], slots; lam [P], share of column 0
         num_items_in_batch, num_pairs_in_batch  what the sums are divided by: the trained tokens and the token pairs
                       (`aligned_pairs`) of the whole global batch; None: this call's, 1: sums
+        Raises ValueError for inputs that do not fit.
         """
+        if len(lam) != len(pairs):
+            raise ValueError(f"lam has {len(lam)} shares for {len(pairs)} pairs; each pair needs one")
+        if len(pairs) and not (pairs.min() >= 0 and pairs.max() < len(labels)):
+            raise ValueError(f"pairs must lie in [0, {len(labels)}), got {pairs.min()} to {pairs.max()}")
         trained, kind = labels[:, 1:] != IGNORED, statistics_dtype(hidden)
         token_pairs, owner = aligned_pairs(labels, pairs if self.mu else pairs[:0])
         items = int(trained.sum()) if num_items_in_batch is None else num_items_in_batch

@@ -104,6 +104,22 @@ def test_a_sharded_weight_has_the_mean_of_the_ranks_gradients():
     on_ranks(sharded)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"mu": -1.0}, "mu is -1.0; allowed: 0 and above"),
+        ({"mu": float("nan")}, "mu is nan"),
+        ({"pairs": torch.tensor([[0, -1], [3, 2]])}, r"pairs must lie in \[0, 5\), got -1 to 3"),
+        ({"pairs": torch.tensor([[0, 5], [3, 2]])}, r"pairs must lie in \[0, 5\), got 0 to 5"),
+        ({"lam": torch.tensor([0.3, 0.9, 0.5])}, "lam has 3 shares for 2 pairs"),
+    ],
+)
+def test_what_does_not_fit_is_refused(inputs, told):
+    hidden, weight, labels = padded()
+    with pytest.raises(ValueError, match=told):
+        SFTMixLoss(inputs.get("mu", 0.5))(hidden, weight, labels, inputs.get("pairs", PAIRS), inputs.get("lam", LAM))
+
+
 def test_another_mean_is_refused():
     with pytest.raises(ValueError, match="allowed: own, ntp"):
         SFTMixLoss(0.2, "all")

@@ -63,16 +63,9 @@ def read_tools(name: str) -> Sequence[Mapping[str, Any]]:
 def chat(models: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[str, Any]] = ()) -> None:
     """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before.
 
-    A turn for whose answer the context of a model has no room is forgotten. Raises DataError if a chat template
-    refuses the conversation.
+    A turn for whose answer the context of one of them has no room is answered by none, and forgotten. Raises DataError
+    if a chat template refuses the conversation.
     """
-    from transformers import TextStreamer
-
-    from sftmix.tools.answers.answering import asked, generated
-
-    def show(text: str, stream_end: bool = False) -> None:
-        print(as_lines(text), end="\n" if stream_end else "", flush=True)  # no answer can control the terminal
-
     beginning = [{"role": "system", "content": options.system}] if options.system else []
     conversations = [beginning for _ in models]
     sign = "> " if sys.stdin.isatty() else ""  # none from a pipe
@@ -85,23 +78,41 @@ def chat(models: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[
                 conversations = [beginning for _ in models]
             if line in ("", "/reset"):
                 continue
-            answered = []
-            try:  # all models or none: they are compared, so all must have been asked the same
-                for model, messages in zip(models, conversations, strict=True):
-                    print(f"{model.name}: " if len(models) > 1 else "", end="")
-                    turns = [*messages, {"role": "user", "content": line}]
-                    prompt, room = asked(model, turns, options, "chat", tools)
-                    if room:
-                        streamer = TextStreamer(
-                            model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=not tools
-                        )
-                        streamer.on_finalized_text = show  # type: ignore[method-assign]
-                        key = "", "chat", len(messages) // 2
-                        (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)
-                        answered.append([*turns, {"role": "assistant", "content": model.text_of(ids)}])
-                    else:
-                        print(f"the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew")
-                        answered.append(messages)
-                conversations = answered
+            turns = [[*messages, {"role": "user", "content": line}] for messages in conversations]
+            try:
+                conversations = _answered(models, turns, options, tools) or conversations
             except KeyboardInterrupt:
                 print("\nthe turn is taken back")
+
+
+def _answered(
+    models: Sequence[Any], conversations: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[str, Any]]
+) -> list[Any]:
+    """Show what each model answers, and return the conversations with it; none if one of the models has no room.
+
+    All models or none: they are compared, so all must have been asked the same.
+    """
+    from transformers import TextStreamer
+
+    from sftmix.tools.answers.answering import asked, generated
+
+    prompts = [asked(*one, options, "chat", tools) for one in zip(models, conversations, strict=True)]
+    full = not all(room for _, room in prompts)
+    answered = []
+    for model, messages, (prompt, room) in zip(models, conversations, prompts, strict=True):
+        if full and room:
+            continue
+        print(f"{model.name}: " if len(models) > 1 else "", end="")
+        if full:
+            print(f"the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew")
+            continue
+        streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=not tools)
+        streamer.on_finalized_text = _show  # type: ignore[method-assign]
+        key = "", "chat", (len(messages) - 1) // 2
+        (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)
+        answered.append([*messages, {"role": "assistant", "content": model.text_of(ids)}])
+    return answered
+
+
+def _show(text: str, stream_end: bool = False) -> None:
+    print(as_lines(text), end="\n" if stream_end else "", flush=True)  # no answer can control the terminal

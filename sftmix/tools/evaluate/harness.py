@@ -74,7 +74,8 @@ def measure_tasks(
     """
     from sftmix.pipeline.loaded import encoder_of, load_finished, weights_of
 
-    identity = sha256_json([weights_of(model), encoder_of(model).fingerprint])
+    weights = weights_of(model)
+    identity = sha256_json([weights, encoder_of(model).fingerprint])
     missing = []
     for task, spec, files in tasks:
         settings = _settings(spec, files, args)
@@ -95,6 +96,7 @@ def measure_tasks(
             "model": model.name,
             "path": model.path,
             "identity": identity,
+            "weights": weights,
             "settings": settings,
             "scores": scores_of(task, results),
             "finished": time.time(),
@@ -105,19 +107,22 @@ def measure_tasks(
 
 
 def _load(manager: Any, tasks: Sequence[tuple[str, Any]]) -> None:
-    """Load tasks and their rows. Raises DataError for rows that are out of reach, ConfigError for a missing package."""
-    names = ", ".join(task for task, _ in tasks)
-    try:
-        manager.load([spec for _, spec in tasks])
-    except ImportError as error:
-        raise ConfigError(
-            f"--tasks {names}: {error}; lm-eval has extras for such packages, as lm-eval[ifeval]"
-        ) from error
-    except OSError as error:  # the network, the hub, a missing file
-        raise DataError(
-            f"--tasks: lm-eval cannot load {names} or its rows ({' '.join(str(error).split())}); without a network it "
-            "finds rows that it fetched before, and those that --include_path or --data_dir names"
-        ) from error
+    """Load tasks and their rows, each alone, as it is measured: a task may be in a group beside it.
+
+    Raises DataError for rows that are out of reach, ConfigError for a missing package.
+    """
+    for name, spec in tasks:
+        try:
+            manager.load([spec])
+        except ImportError as error:
+            raise ConfigError(
+                f"--tasks {name}: {error}; lm-eval has extras for such packages, as lm-eval[ifeval]"
+            ) from error
+        except OSError as error:  # the network, the hub, a missing file
+            raise DataError(
+                f"--tasks: lm-eval cannot load {name} or its rows ({' '.join(str(error).split())}); without a network "
+                "it finds rows that it fetched before, and those that --include_path or --data_dir names"
+            ) from error
 
 
 def _settings(spec: Any, files: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
@@ -184,7 +189,8 @@ def scores_of(name: str, evaluated: dict[str, Any]) -> dict[str, dict[str, Any]]
 
     evaluated  the results of lm-eval's simple_evaluate
     A score is the first metric of a task, as its file lists them: metric, value, stderr (None if lm-eval gives
-    none), n, and `questions` (the hash of each) with `values` (the metric of each), empty for a group.
+    none), n, shots (None for a group whose tasks had unlike numbers of them), and `questions` (the hash of each) with
+    `values` (the metric of each), empty for a group.
     """
     scores = {}
     for task, results in evaluated["results"].items():
@@ -203,6 +209,7 @@ def scores_of(name: str, evaluated: dict[str, Any]) -> dict[str, dict[str, Any]]
             "value": results[metrics[0]],
             "stderr": stderr if isinstance(stderr, float) else None,
             "n": results["sample_len"],
+            "shots": evaluated["n-shot"].get(task),
             "questions": [sample["doc_hash"] for sample in samples],
             "values": [float(sample[metric]) for sample in samples],
         }

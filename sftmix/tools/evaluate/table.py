@@ -1,5 +1,6 @@
 """The table of all results of a directory: a line for each task with its settings, and paired differences."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,46 @@ def write_tables(place: Path, measured: dict[str, str]) -> str:
 
     measured  model -> its identity now; results of other weights under these names are left out
     """
+    tables = _tables([entry for entry in _results(place) if measured.get(entry["model"]) in (None, entry["identity"])])
+    text = "\n".join([markdown_table(tables["table"]), "", *(f"- {sentence}" for sentence in tables["sentences"])])
+    write_json(place / "table.json", tables)
+    write_text(place / "table.md", text + "\n")
+    return text
+
+
+def results_of(run: Path) -> dict[str, Any] | None:
+    """Return what table.json of a run is without the models that were trained again since; None if that is nothing."""
+    from sftmix.pipeline.finished import FinishedModel
+    from sftmix.pipeline.loaded import weights_of
+
+    results = _results(run / "evaluation")
+    for name, stage in (("target", "train"), ("baseline", "baseline")):
+        folder = run.absolute() / stage / "model"
+        if any(entry["model"] == name for entry in results) and folder.is_dir():
+            weights = weights_of(FinishedModel(name, str(folder), run))
+            results = [entry for entry in results if entry["model"] != name or entry.get("weights", weights) == weights]
+    return _tables(results) if results else None
+
+
+def _results(place: Path) -> list[dict[str, Any]]:
+    """Return all results of a directory, the newest last."""
+    return sorted(map(read_json, place.glob("*.*.????????????.json")), key=lambda entry: entry["finished"])
+
+
+def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the table of results, its sentences, and the differences of the target to the base and the baseline."""
     lines: dict[Any, dict[str, Any]] = {}
     names = set()
-    entries = map(read_json, place.glob("*.*.????????????.json"))
-    for entry in sorted(entries, key=lambda entry: entry["finished"]):
+    for entry in results:
         name, settings = entry["model"], entry["settings"]
-        if measured.get(name) in (None, entry["identity"]):
-            names.add(name)
-            few, limit = settings["num_fewshot"], settings["limit"]
-            words = "its own shots" if few is None else f"{few}-shot"
-            words += f", seed {settings['seed']}" if limit is None else f", first {limit}, seed {settings['seed']}"
-            words += ", chat template" if settings["chat_template"] else ""
-            words += "" if settings["dtype"] == "auto" else f", {settings['dtype']}"
-            for task, score in entry["scores"].items():
-                lines.setdefault((task, words, sha256_json(settings)), {})[name] = score
+        names.add(name)
+        limit = settings["limit"]
+        words = f", seed {settings['seed']}" if limit is None else f", first {limit}, seed {settings['seed']}"
+        words += ", chat template" if settings["chat_template"] else ""
+        words += "" if settings["dtype"] == "auto" else f", {settings['dtype']}"
+        for task, score in entry["scores"].items():
+            line = task, _shots(score, settings["num_fewshot"]) + words, sha256_json(settings)
+            lines.setdefault(line, {})[name] = score
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
     table = [["task", "settings", "metric", "questions", *models]]
     differences = []
@@ -49,10 +76,14 @@ def write_tables(place: Path, measured: dict[str, str]) -> str:
     sentences.append(
         "Standard errors are over questions; one training run says nothing of how much another seed would change."
     )
-    text = "\n".join([markdown_table(table), "", *(f"- {sentence}" for sentence in sentences)])
-    write_json(place / "table.json", {"table": table, "sentences": sentences, "differences": differences})
-    write_text(place / "table.md", text + "\n")
-    return text
+    return {"table": table, "sentences": sentences, "differences": differences}
+
+
+def _shots(score: dict[str, Any], asked: int | None) -> str:
+    """Say how many shots a score had: a task whose file says 0 has none, whatever is asked for."""
+    if (had := score.get("shots", asked)) is not None:
+        return f"{had}-shot"
+    return "its own shots" if asked is None else f"up to {asked}-shot"  # a group of tasks with unlike shots
 
 
 def difference(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any] | None:

@@ -4,29 +4,34 @@ SFTMixTrainer has pairs in each micro-batch, both counts over the global batch, 
 DynamicsCallback takes training dynamics out of any Trainer's run. The methods without types are transformers' own.
 """
 
+import copy
 import functools
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
+from sftmix.common.errors import DataError
 from sftmix.common.rng import generator, stable_hash
 from sftmix.common.tables import PathLike, read_dynamics, read_split, read_table, write_dynamics
 from sftmix.common.world import World
+from sftmix.components.component import require
 from sftmix.components.confidence import Perplexity
-from sftmix.components.reference import numbered
+from sftmix.components.reference import SCORINGS, are_scorings, numbered
 from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
 from sftmix.model.head import check_head
 from sftmix.model.load import check_ids
 from sftmix.training.dynamics import checkpoint_steps, merge_dynamics, one_checkpoint
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer
-from sftmix.types import UNPAIRED, Encoded, Int64
+from sftmix.types import UNPAIRED, Encoded, Int64, TrainingDynamics
 
 GROUP = "sftmix_group"
 """Column of the training set, and key of a batch: the group of each row."""
@@ -43,6 +48,8 @@ UNFIT = (
     "loss_type",
     "train_sampling_strategy",
     "group_by_length",
+    "auto_find_batch_size",
+    "model_init",
 )
 """Options of trainers that SFTMix does not work with."""
 
@@ -118,8 +125,10 @@ class SFTMixTrainer(Trainer):
             raise ValueError(f"SFTMix mixes whole rows in its own order, with its own loss; leave out {named}")
         if (size := args.per_device_train_batch_size) % 2:
             raise ValueError(f"SFTMix mixes pairs, and per_device_train_batch_size is {size}; use an even number")
+        if not os.path.isfile(split := args.sftmix_split):
+            raise ValueError(f"sftmix_split is {split!r}, which is no file; name a split.parquet or dynamics.parquet")
         super().__init__(model, args, *more, **kwargs)
-        self._groups = groups_of(args.sftmix_split, row_ids(self.train_dataset))
+        self._groups = groups_of(split, row_ids(self.train_dataset))
         self.train_dataset = self.train_dataset.add_column(GROUP, self._groups.tolist())
         self.data_collator = functools.partial(_collate, self.data_collator)
         self._set_signature_columns_if_needed()
@@ -141,7 +150,8 @@ class SFTMixTrainer(Trainer):
         base.forward = sftmix_forward
 
     def _get_train_sampler(self, train_dataset=None):
-        return PairSampler(self._groups, self.args.seed)
+        seed = self.args.data_seed
+        return PairSampler(self._groups, self.args.seed if seed is None else seed)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Give each micro-batch pairs and lambdas; return [2], NTP tokens and token pairs of the global batch."""
@@ -164,6 +174,8 @@ class SFTMixTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs["sftmix"] += tuple(num_items_in_batch)
         self.outputs = model(**inputs)
+        if "mixup" not in self.outputs:
+            raise ValueError("SFTMix is in the forward of the trainer's model, and another ran; do not replace either")
         return self.outputs["loss"] * self.accelerator.num_processes
 
 
@@ -175,6 +187,10 @@ def _collate(collator: Callable[[list[Any]], dict[str, Any]], features: list[dic
 
 def row_ids(dataset: Dataset) -> list[str]:
     """Return the ids of tokenised rows: their column `id`, or a hash of their tokens; `#k` marks the k-th repeat."""
+    if not isinstance(dataset, Dataset):
+        kind = type(dataset).__name__
+        raise ValueError(f"train_dataset is a {kind}; SFTMix takes rows by their number: use a datasets.Dataset")
+    dataset = dataset.with_format(None)  # a tensor has another text than its number
     named = "id" in dataset.column_names
     names = dataset["id"] if named else [f"{stable_hash(*tokens):032x}" for tokens in dataset["input_ids"]]
     return [f"{name}#{repeats}" if repeats else name for name, repeats in numbered(list(map(str, names)))]
@@ -185,7 +201,12 @@ class TrainerRows:
 
     def __init__(self, dataset: Dataset) -> None:
         self.ids, self._rows = row_ids(dataset), dataset.with_format("numpy")
-        self.lengths = np.array([len(tokens) for tokens in dataset["input_ids"]], dtype=np.int64)
+        if missing := {"input_ids", "labels"} - {*dataset.column_names}:
+            raise ValueError(
+                f"the rows have no column {', '.join(sorted(missing))} (they have {dataset.column_names}); scored are "
+                "the tokens that labels names: give each row its input_ids, with -100 for a token that is not trained"
+            )
+        self.lengths = np.array([len(tokens) for tokens in dataset.with_format(None)["input_ids"]], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -201,28 +222,49 @@ class DynamicsCallback(TrainerCallback):
     """Every row is scored at C steps of a Trainer's run, which is so the reference; the result is a dynamics file.
 
     All ranks score together. Where weights are sharded (FSDP, DeepSpeed ZeRO-3) it raises ValueError; there, keep
-    checkpoints, and read them with the reference FromCheckpoints.
+    checkpoints, and read them with the reference FromCheckpoints. A model that the loss cannot follow is a ConfigError.
     """
 
     def __init__(self, dataset: Dataset, path: PathLike, *, checkpoints: int | list[float] = 5) -> None:
         """
         dataset: the Trainer's `train_dataset`, tokenised; its column `id` joins the scores with rows elsewhere.
-        path: the dynamics file, which holds more after each scoring; a Trainer that resumes goes on with it.
+        path: the dynamics file, which holds more after each scoring; a Trainer that resumes goes on with it, and one
+            that begins removes it.
         checkpoints: as of TrainedReference.
         """
+        require(are_scorings(checkpoints), "checkpoints", checkpoints, SCORINGS)
         self._rows, self._path, self._checkpoints = TrainerRows(dataset), Path(path), checkpoints
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
         if any(hasattr(weight, "full_tensor") or not weight.numel() for weight in model.parameters()):
             raise ValueError("DynamicsCallback cannot score sharded weights: read checkpoints with FromCheckpoints")
+        # A copy shares the weights. The forward of the model itself is in autocast by now, and its head is not.
+        bare = extract_model_from_parallel(copy.copy(model), keep_fp32_wrapper=False)
+        check_head(bare)
+        self._module = TrainingModule(bare)
         self._world = World(args.process_index, args.world_size, args.local_process_index, args.device)
-        goes_on = state.global_step and self._path.exists()
-        self._parts = self._world.share([read_dynamics(self._path)] if goes_on else [])
-        self.on_step_end(args, state, control, model=model)
+        self._parts = self._world.from_main(lambda: self._scored_until(state.global_step))
+        self.on_step_end(args, state, control)
 
-    def on_step_end(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
+    def _scored_until(self, step: int) -> list[TrainingDynamics]:
+        """Return what a run that goes on at this step has scored; the file of another run is removed."""
+        if not step:
+            self._path.unlink(missing_ok=True)
+        if not self._path.exists():
+            return []
+        found, ids = read_dynamics(self._path), self._rows.ids
+        if missing := {*ids} - {*found.ids}:
+            raise DataError(
+                f"{self._path} has no scores of {len(missing)} of the {len(ids)} rows (such as {min(missing)}): resume "
+                "with the rows that the run began with, or give DynamicsCallback another path"
+            )
+        c = int((found.steps <= step).sum())
+        part = replace(found, steps=found.steps[:c], nll_sum=found.nll_sum[:, :c], n_correct=found.n_correct[:, :c])
+        return [part.of(ids)] if c else []
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[override]
         step, steps = state.global_step, checkpoint_steps(self._checkpoints, state.max_steps)
         if step in steps and all(step > part.steps[-1] for part in self._parts):
             scorer = Scorer(world=self._world, precision="bf16" if args.bf16 else "fp32")
-            self._parts += [one_checkpoint(self._rows.ids, step, scorer(TrainingModule(model), self._rows))]
+            self._parts += [one_checkpoint(self._rows.ids, step, scorer(self._module, self._rows))]
             self._world.on_main(lambda: write_dynamics(self._path, merge_dynamics(self._parts)))

@@ -15,10 +15,11 @@ import sftmix
 from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import placing, read_json, read_steps, write_text
+from sftmix.common.files import placing, read_steps, write_text
 from sftmix.common.shown import short
 from sftmix.components.component import Need
 from sftmix.pipeline.order import pairs_by
+from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run, read_summary
@@ -114,7 +115,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     with placing(view.path / FILE) as staging:
         pq.write_table(table, staging)
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
-    listed, measured = view.path / "suspects" / "suspects.parquet", view.path / "evaluation" / "table.json"
+    listed = view.path / "suspects" / "suspects.parquet"
     points = pictures.thinned(view.by_confidence)
     return {
         "about": _about(view),
@@ -131,7 +132,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
         "pairs": mixed_pairs(view) if trained else [],
-        "benchmarks": read_json(measured) if measured.exists() else None,
+        "benchmarks": results_of(view.path),
     }
 
 

@@ -27,6 +27,7 @@ from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
 from sftmix.config.read import as_started, made_from, read_finished
 from sftmix.pipeline.rows import rows_of_run
+from sftmix.tools.evaluate.table import results_of
 
 CARD = "README.md"
 METRICS = {
@@ -78,8 +79,7 @@ def model_card(
         model_name=run.resolve().name,
         eval_results=results or None,
     )
-    evaluation = read_json_if_there(run / "evaluation" / "table.json")
-    values = {"step": step, "figures": figures, "baseline": baseline, "evaluation": evaluation}
+    values = {"step": step, "figures": figures, "baseline": baseline, "evaluation": results_of(run)}
     return _card("model.md", run, data, stage=stage, **values)
 
 
@@ -122,7 +122,8 @@ def without_directories(value: Any) -> Any:
         return [without_directories(inner) for inner in value]
     if not isinstance(value, str) or "/" not in value:
         return value
-    on_hub = HUB_ID.match(value.removeprefix("hub:").partition("@")[0])
+    name = re.sub(r":[^:/\\]+\Z", "", value.partition("@")[0])  # of NAME:SUBSET@SPLIT
+    on_hub = HUB_ID.match(name.removeprefix("hub:")) and not is_there(place_of(name))
     # These endings make NAME/NAME a path: an id of the hub may also have a dot.
     endings = r"\.(jsonl?|csv|tsv|parquet|arrow|gz|bz2|xz|zst|jinja|txt)$"
     is_path = not on_hub or is_there(place_of(value)) or re.search(endings, value.lower())

@@ -6,6 +6,7 @@ from typing import Any
 
 from sftmix.cli.parsing import configuration
 from sftmix.cli.results import results, say
+from sftmix.common.errors import ConfigError
 from sftmix.tools.sharing.command import SCORES, after_stage, check_upload
 
 _EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"
@@ -58,6 +59,11 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     config, values = configuration(name, _ABOUT[name], argv, options)
     if options:
         check_upload(values, "private", "license")
+        if values.push_to_hub and not config.confidence_needs_dynamics():
+            raise ConfigError(
+                f"--push_to_hub {values.push_to_hub} shares the dynamics of a reference, and --confidence "
+                f"{type(config.confidence).__name__} does without: choose a confidence that is computed from dynamics"
+            )
     until: Any = "train" if name == "run" else name
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.pipeline.start import check_start

@@ -74,13 +74,15 @@ def main(args: argparse.Namespace) -> None:
             "--by label: the rows have no label; name its field: --data.label_field of a run, --label_field for files"
         )
     table = _ranked(rows, args)
-    responses = dict(zip(table["id"], table["response"], strict=True))
-    for line in table.head(args.top).replace(r"\s+", " ", regex=True).to_dict("records"):
-        say(SHOWN.format(why=_reason(line, responses[line["compared_with"]]), **line), sys.stdout)
     if out := args.out or (run and run / "suspects"):
         for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):
             with placing(Path(out) / f"suspects.{ending}") as staging:
                 write(staging, index=False)
+    responses = dict(zip(table["id"], table["response"], strict=True))
+    in_a_line = {key: {r"\s+": " "} for key in ("hard_tokens", "prompt", "response")}  # ids stay as they are
+    for line in table.head(args.top).replace(in_a_line, regex=True).to_dict("records"):
+        say(SHOWN.format(why=_reason(line, responses[line["compared_with"]]), **line), sys.stdout)
+    if out:
         say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
 
 
@@ -144,7 +146,11 @@ def _of_run(run: Path) -> Rows:
         return Rows(list(train.examples()), dynamics)
     for encoded, nll in zip(train, dynamics.token_nll, strict=True):
         ids = encoded.input_ids[1:][encoded.target[1:]]
-        hardest = ids[np.argsort(-nll[-1])[:5]] if nll.shape[1] == len(ids) else ids[:0]
+        if nll.shape[1] not in (0, len(ids)):  # 0: this row was not scored
+            counts = f"{nll.shape[1]} tokens, the target as {len(ids)}"
+            say(f"no tokens are named hard: the reference reads {encoded.id} as {counts}")
+            return Rows(list(train.examples()), dynamics)
+        hardest = ids[np.argsort(-nll[-1])[:5]]
         hard.append(" | ".join(str(rows.encoder.tokenizer.decode([one])).strip() for one in hardest.tolist()))
     return Rows(list(train.examples()), dynamics, hard)
 

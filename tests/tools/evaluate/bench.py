@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+from sftmix.common.files import write_json
+from sftmix.model.load import fingerprint
 from sftmix.tools.evaluate.convert import BENCHMARKS, rows_and_shots
+from sftmix.tools.evaluate.table import write_tables
 
 HEAD = "The following are multiple choice questions (with answers) about medical knowledge. \n "
 WORDS = ("red", "two", "the", "sort", "list")
@@ -31,3 +34,19 @@ def write_rows(directory: Path, name: str, questions: int, shots: int = 3) -> li
     for file, part in zip(rows_and_shots(name, directory), (rows[:questions], rows[questions:]), strict=True):
         file.write_text("".join(json.dumps(row) + "\n" for row in part))
     return rows[:questions]
+
+
+def write_result(run: Path, task: str, values: list[float], model: str = "target") -> None:
+    """Write what `evaluate` keeps of a task on a model of a run, and the table."""
+    score = {"metric": "acc", "value": sum(values) / len(values), "stderr": None, "n": len(values), "shots": 0}
+    entry = {
+        "task": task,
+        "model": model,
+        "identity": "",
+        "weights": fingerprint(str(run / "train" / "model")) if model == "target" else "",
+        "settings": {"num_fewshot": None, "limit": None, "seed": 1, "chat_template": False, "dtype": "auto"},
+        "scores": {task: {**score, "questions": list("abcdef"[: len(values)]), "values": values}},
+        "finished": 1.0,
+    }
+    write_json(run / "evaluation" / f"{len(task)}.{model}.000000000000.json", entry)
+    write_tables(run / "evaluation", {})

@@ -146,6 +146,37 @@ def test_a_package_that_a_task_needs_is_named(finished, sftmix, tmp_path):
     assert "error: --tasks mine: No module named 'nothing_of_this_name'" in done.err
 
 
+MINE = """task: {0}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {1}, train: {1}}}}}
+test_split: test
+fewshot_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: answer
+{2}metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.mark.slow
+def test_a_task_beside_its_group_and_the_shots_that_each_had(finished, sftmix, tmp_path):
+    """lm-eval asks a task whose file says 0 shots without any, whatever --num_fewshot is."""
+    write_rows(tmp_path, "pubmedqa", 4)
+    for name, own in (("zero", "num_fewshot: 0\n"), ("free", "")):
+        (tmp_path / f"{name}.yaml").write_text(MINE.format(name, tmp_path / "pubmedqa.jsonl", own))
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [zero, free]\naggregate_metric_list: [{metric: acc}]\n")
+    words = ("--tasks", "both,zero,free", "--include_path", str(tmp_path), "--to", str(tmp_path / "to"))
+    done = sftmix("evaluate", str(finished.tiny.model), *words, "--num_fewshot", "2")
+    assert done.code == 0, done.err
+    lines = [row[:2] for row in read_json(tmp_path / "to" / "table.json")["table"][1:]]
+    assert lines == [
+        ["both", "up to 2-shot, seed 1234"],
+        ["free", "2-shot, seed 1234"],
+        ["zero", "0-shot, seed 1234"],
+    ]
+
+
 def score(values, questions="ab", value=None, metric="acc"):
     mean = statistics.mean(values) if value is None else value
     return {"metric": metric, "value": mean, "stderr": None, "n": 2, "questions": list(questions), "values": values}

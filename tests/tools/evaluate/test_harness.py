@@ -93,6 +93,7 @@ def test_a_metric_under_a_filter_has_its_name():
     samples = [{"doc_id": n, "doc_hash": str(n), "filter": "strict", "acc": float(n)} for n in (0, 1)]
     samples += [{**sample, "filter": "flexible", "acc": 1.0} for sample in samples]
     results = {"alias": "task", "acc,strict": 0.5, "acc_stderr,strict": 0.1, "acc,flexible": 1.0, "sample_len": 2}
-    (found,) = scores_of("task", {"results": {"task": results}, "samples": {"task": samples}}).values()
+    evaluated = {"results": {"task": results}, "samples": {"task": samples}, "n-shot": {"task": 0}}
+    (found,) = scores_of("task", evaluated).values()
     assert (found["metric"], found["value"], found["stderr"], found["n"]) == ("acc (strict)", 0.5, 0.1, 2)
     assert (found["questions"], found["values"]) == (["0", "1"], [0.0, 1.0])

@@ -10,18 +10,27 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+)
 from trl import SFTTrainer
 
 from sftmix.batches.order import Slot
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import read_dynamics, write_split
 from sftmix.common.world import World
 from sftmix.components import SFTMix, objectives
 from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions
-from sftmix.tools.integrations import DynamicsCallback
+from sftmix.tools.integrations import DynamicsCallback, TrainerRows, row_ids
 from sftmix.training.loop import train
 from sftmix.types import Split
 from tests.forked import on_ranks
@@ -65,7 +74,7 @@ def rows_of(tiny):
     return encode(prepare(DataOptions(train=[str(tiny.train)]), 0), encoder, max_length=128).train
 
 
-def trainer_of(kind, tiny, directory, keep=("id", "input_ids", "labels"), given=(), **options):
+def trainer_of(kind, tiny, directory, keep=("id", "input_ids", "labels"), given=(), model=None, **options):
     """Two micro-batches of 4 rows a step."""
     data, directory = rows_of(tiny), str(directory)
     os.makedirs(directory, exist_ok=True)
@@ -77,8 +86,8 @@ def trainer_of(kind, tiny, directory, keep=("id", "input_ids", "labels"), given=
     usual = {"sftmix_split": f"{directory}/split.parquet", "save_strategy": "no", "max_steps": 3}
     usual |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     return kind(
-        AutoModelForCausalLM.from_pretrained(tiny.model),
-        example.SFTMixConfig(directory, seed=0, **fixed, **usual | options),
+        model or AutoModelForCausalLM.from_pretrained(tiny.model),
+        example.SFTMixConfig(directory, seed=0, **fixed | usual | options),
         train_dataset=Dataset.from_list(rows).select_columns(list(keep)),
         processing_class=AutoTokenizer.from_pretrained(tiny.model),
         **dict(given),
@@ -168,8 +177,10 @@ def test_ranks_are_micro_batches(tiny, tmp_path):
         {"label_smoothing_factor": 0.1},
         {"loss_type": "dft"},
         {"train_sampling_strategy": "group_by_length"},
+        {"auto_find_batch_size": True},
         {"per_device_train_batch_size": 3},
         {"given": {"compute_loss_func": print}},
+        {"given": {"model_init": print}},
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -177,6 +188,35 @@ def test_what_it_does_not_work_with_is_named(tiny, tmp_path, options):
     name = next(iter(options.get("given", options)))
     with pytest.raises(ValueError, match=f"leave out .*{name}|{name} is 3; use an even number"):
         trainer_of(Mixed, tiny, tmp_path, **options)
+
+
+def test_it_needs_a_split_and_rows_by_number(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"sftmix_split is '', which is no file"):
+        trainer_of(Mixed, tiny, tmp_path, sftmix_split="")
+    with pytest.raises(ValueError, match=r"train_dataset is a list; .* use a datasets\.Dataset"):
+        row_ids([{"input_ids": [1]}])
+    with pytest.raises(ValueError, match="train_dataset is a IterableDataset; "):
+        row_ids(Dataset.from_list([{"input_ids": [1]}]).to_iterable_dataset())
+
+
+def test_a_forward_that_replaces_ours_is_no_plain_training(tiny, tmp_path):
+    trainer = trainer_of(Mixed, tiny, tmp_path)
+    trainer.model.forward = lambda sftmix, **inputs: type(trainer.model).forward(trainer.model, **inputs)
+    with pytest.raises(ValueError, match="SFTMix is in the forward of the trainer's model, and another ran"):
+        trainer.train()
+
+
+def test_data_seed_draws_the_pairs(tiny, tmp_path):
+    orders = [list(trainer_of(Mixed, tiny, tmp_path, data_seed=k)._get_train_sampler()) for k in (None, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_ids_are_those_of_plain_rows_in_any_format(tiny, tmp_path):
+    rows = Dataset.from_dict({"id": [7, 8], "input_ids": [[1, 2], [3, 4]], "labels": [[1, 2], [3, 4]]})
+    for kind in (rows, rows.remove_columns("id")):
+        assert row_ids(kind.with_format("torch")) == row_ids(kind)
+        assert TrainerRows(kind.with_format("torch")).lengths.tolist() == [2, 2]
+    assert row_ids(rows) == ["7", "8"]
 
 
 @pytest.mark.parametrize("kind", ["later tokens", "fewer embeddings"])
@@ -212,6 +252,77 @@ def test_a_run_of_trl_is_the_reference(tiny, tmp_path, sftmix):
     for name in ("n_tokens", "n_correct", "nll_sum"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-5)
     assert np.ptp(ours.nll_sum, axis=1).min() > 1e-3
+
+
+def dynamics_of(tiny, directory, order=range(29), stop=None, resume=None, **options):
+    """Return what is in the file after a run of 8 steps, which may stop after one of them."""
+    trainer = trainer_of(SFTTrainer, tiny, directory, max_steps=8, save_strategy="steps", save_steps=2, **options)
+    trainer.train_dataset = trainer.train_dataset.select(order)
+    file = directory / "dynamics.parquet"
+    trainer.add_callback(DynamicsCallback(trainer.train_dataset, file, checkpoints=2))
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == stop
+
+    trainer.add_callback(Stop())
+    trainer.train(resume_from_checkpoint=resume)
+    return read_dynamics(file) if file.exists() else None
+
+
+def test_a_resumed_run_joins_its_checkpoints_by_id(tiny, tmp_path):
+    dynamics_of(tiny, tmp_path, stop=4, learning_rate=0.0)
+    found = dynamics_of(tiny, tmp_path, range(28, -1, -1), resume=True, learning_rate=0.0)
+    assert found.steps.tolist() == [4, 8]
+    np.testing.assert_allclose(found.nll_sum[:, 0], found.nll_sum[:, 1], rtol=1e-5)
+
+
+def test_a_resumed_run_of_other_rows_is_refused(tiny, tmp_path):
+    dynamics_of(tiny, tmp_path, range(20), stop=4)
+    with pytest.raises(DataError, match="has no scores of 9 of the 29 rows"):
+        dynamics_of(tiny, tmp_path, resume=True)
+
+
+def test_scores_of_an_earlier_run_do_not_stay(tiny, tmp_path):
+    dynamics_of(tiny, tmp_path, learning_rate=1e-5)
+    assert dynamics_of(tiny, tmp_path, stop=2) is None
+    whole = dynamics_of(tiny, tmp_path)
+    again = dynamics_of(tiny, tmp_path, resume=str(tmp_path / "checkpoint-6"))
+    assert again.steps.tolist() == [4, 8]
+    np.testing.assert_allclose(again.nll_sum, whole.nll_sum, rtol=1e-5)
+    dynamics_of(tiny, tmp_path, stop=6, learning_rate=1e-5, resume=str(tmp_path / "checkpoint-2"))
+    assert read_dynamics(tmp_path / "dynamics.parquet").steps.tolist() == [4]
+
+
+class Scaled(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.lm_head.register_forward_pre_hook(lambda head, inputs: (inputs[0] / 4,))
+
+
+@pytest.mark.parametrize("kind", ["scaled", "prompt"])
+def test_a_model_whose_loss_is_another_is_refused_before_the_first_step(tiny, tmp_path, kind):
+    model = (Scaled if kind == "scaled" else LlamaForCausalLM).from_pretrained(tiny.model)
+    if kind == "prompt":
+        model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(ConfigError, match=r"would train another model|does not run as backbone and head"):
+        dynamics_of(tiny, tmp_path, model=model)
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_a_scaled_head_is_known_under_mixed_precision(tiny, tmp_path):
+    """accelerate has the model's own forward in autocast, where it rounds otherwise than the head."""
+    config = GraniteConfig(**LlamaForCausalLM.from_pretrained(tiny.model).config.to_dict() | {"logits_scaling": 3.0})
+    model = GraniteForCausalLM(config)
+    assert dynamics_of(tiny, tmp_path, model=model, bf16=True).steps.tolist() == [4, 8]
+
+
+def test_rows_without_labels_and_a_run_without_scorings_are_refused(tiny, tmp_path):
+    rows = Dataset.from_dict({"input_ids": [[1, 2]]})
+    with pytest.raises(ValueError, match=r"the rows have no column labels \(they have \['input_ids'\]\)"):
+        DynamicsCallback(rows, tmp_path / "dynamics.parquet")
+    with pytest.raises(ConfigError, match="checkpoints is 0; allowed: a number of scorings from 1"):
+        DynamicsCallback(rows.add_column("labels", [[1, 2]]), tmp_path / "dynamics.parquet", checkpoints=0)
 
 
 class Values(dict):

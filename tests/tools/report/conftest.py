@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.files import write_json
 from tests.tiny import in_this_process, make_tiny
+from tests.tools.evaluate.bench import write_result
 
 NASTY = "</script><script>window.broken=1</script><img src=x onerror=window.broken=2> <b>bold</b> &amp;"
 """A response that would run, if it were not escaped."""
@@ -51,8 +51,7 @@ def run(tmp_path_factory) -> Path:
     words = ["run", *tiny.options, "--data.label_field", "quality", "--with_baseline", "--out", "run"]
     done = in_this_process(*words, cwd=place)
     assert done.returncode == 0, done.stderr
-    benchmarks = {"table": [["task", "target"], ["medqa", "0.5"]], "sentences": ["Few questions."]}
-    write_json(place / "run" / "evaluation" / "table.json", benchmarks)
+    write_result(place / "run", "medqa", [0.0, 1.0])
     done = in_this_process("report", "run", "--score", "--map", "20", cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["run/report/report.html", "run/report/examples.parquet"]

@@ -53,8 +53,8 @@ def test_the_page_has_the_figures_of_the_summary(run, page):
     for value in [*figures, baseline["calibration"]["ece"], summary["confidence_std"]["log_before"]]:
         assert f"{value:.4f}" in page.text
     assert "29 training examples, 11 held out" in page.text
-    assert "medqa0.5" in page.text
-    assert "Few questions." in page.text
+    assert "medqa0-shot, seed 1acc20.5000" in page.text
+    assert "Standard errors are over questions" in page.text
 
 
 @pytest.fixture(scope="module")

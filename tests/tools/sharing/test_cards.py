@@ -1,5 +1,6 @@
 """Cards: what comes from data is text and not markup, and paths of the machine stay out."""
 
+import re
 import shutil
 import textwrap
 
@@ -12,6 +13,7 @@ from sftmix.common.files import read_json, write_json
 from sftmix.tools.sharing.cards import model_card, without_directories, write_card, write_scores
 from sftmix.tools.sharing.command import write_run_cards
 from tests.tiny import ROOT, table
+from tests.tools.evaluate.bench import write_result
 
 
 @pytest.fixture
@@ -25,9 +27,8 @@ def recipe_of(card):
     return yaml.safe_load(textwrap.dedent(text.partition(":\n\n")[2]))
 
 
-def benchmarked(run, *, sentences=()):
-    table = {"table": [["task", "target"], ["a|b", "0.5"]], "sentences": list(sentences)}
-    write_json(run / "evaluation" / "table.json", table)
+def benchmarked(run):
+    write_result(run, "a|<b>", [0.0, 1.0])
 
 
 def test_the_card_of_a_model(run, finished):
@@ -60,12 +61,22 @@ def test_shared_scores_are_the_runs_without_the_nll_of_single_tokens_and_their_c
 
 
 def test_benchmarks_are_told_of_the_models_that_they_measured(run):
-    benchmarked(run, sentences=["a: <b> the same."])
+    benchmarked(run)
+    write_result(run, "a|<b>", [0.0, 0.0], model="base")
     assert "- benchmarks" in model_card(run, "baseline")  # the table has no column of it
     card = model_card(run, "train")
-    assert "| a\\|b | 0.5 |" in card
-    assert "- a: &lt;b&gt; the same." in card
+    assert re.search(r"\| a\\\|&lt;b&gt; \|.*\| 0.5000 \|", card)
+    assert "- a\\|&lt;b&gt;: target - base = \\+0.5000" in card
     assert "- benchmarks" not in card
+
+
+def test_benchmarks_of_a_model_that_was_trained_again_are_left_out(run):
+    benchmarked(run)
+    write_result(run, "pubmedqa", [1.0, 1.0], model="base")
+    (run / "train" / "model" / "config.json").write_text("{}")
+    card = model_card(run, "train")
+    assert "0.5000" not in card
+    assert "- benchmarks" in card
 
 
 def test_the_card_of_a_checkpoint_has_no_figures_of_the_run(run):
@@ -74,7 +85,7 @@ def test_the_card_of_a_checkpoint_has_no_figures_of_the_run(run):
     last = read_json(run / "summary.json")["eval_nll_after"]
     assert card.data.eval_results is None
     assert f"{last:.4f}" not in card.text
-    assert "a\\|b" not in card.text
+    assert "a\\|&lt;b&gt;" not in card.text
     assert "Nothing was measured for these weights" in card.text
     assert "the weights at step 3" in card.text
 
@@ -89,7 +100,15 @@ def test_directories_that_are_gone_stay_out_and_hub_ids_stay(run, finished):
     assert "secret" not in card
     assert "a.jsonl, b.json, c.JSONL, place, owner/name@train" in card
     options = {"path": "hub:me/scores@refs/pr/1", "columns": {"response": "/"}}
+    options["train"] = ["openai/gsm8k:main@train[:10%]", "openai/gsm8k:main"]
     assert without_directories(options) == options
+    assert without_directories("C:/secret/place") == "place"
+
+
+def test_a_directory_with_a_subset_is_cut_to_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret" / "rows").mkdir(parents=True)
+    assert without_directories("secret/rows:main@train") == "rows:main@train"
 
 
 def test_names_from_data_are_escaped(run):
@@ -119,5 +138,5 @@ def test_cards_that_nobody_edited_follow_the_run(run):
     baseline.write_text("mine")
     benchmarked(run)
     write_run_cards(run)
-    assert "| a\\|b | 0.5 |" in target.read_text()
+    assert "| a\\|&lt;b&gt; |" in target.read_text()
     assert baseline.read_text() == "mine"

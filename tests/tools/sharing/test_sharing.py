@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.tiny import ROOT, groups
+from tests.tiny import ROOT, groups, table
 from tests.tools.sharing.hub import Hub
 
 pytestmark = pytest.mark.long
@@ -132,6 +132,16 @@ def test_scores_are_read_without_a_network_once_they_were_fetched(shared_run, fi
 def test_wrong_uploads_are_refused(finished, sftmix, words, told):
     done = sftmix("export", str(finished.path), *words)
     assert (done.code, told in done.err) == (2, True), done.err
+
+
+def test_scores_of_a_confidence_without_dynamics_are_not_shared(finished, sftmix, tmp_path):
+    file = tmp_path / "scores.csv"
+    ids = table(finished.path / "confidence" / "confidence.parquet")["id"]
+    file.write_text("id,score\n" + "".join(f"{name},{number}\n" for number, name in enumerate(ids)))
+    words = ["confidence", *finished.tiny.bare, "--confidence", "FromFile", "--confidence.path", str(file)]
+    done = sftmix(*words, "--push_to_hub", "me/scores", "--out", str(tmp_path / "run"))
+    assert (done.code, "--confidence FromFile does without" in done.err) == (2, True), done.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_confidence_prints_its_configuration_without_the_options_of_an_upload(finished, sftmix):

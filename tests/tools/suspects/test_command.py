@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from sftmix.common.tables import read_dynamics
 from sftmix.pipeline.rows import rows_of_run
+from sftmix.tools.quickstart import make_tokenizer
 from sftmix.tools.suspects.signals import percentiles
 
 TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread", "clouds", "ships", "maps", "bees", "ink"]
@@ -54,6 +56,28 @@ def test_a_file_without_any_model(sftmix, rows, tmp_path):
     assert (nearest["row-2"], nearest["row-9"], nearest["row-4"]) == ("row-9", "row-2", "row-12")
     topic = TOPICS[2 if first.split()[2] == "row-2" else 9]
     assert f"nearer: People know {topic} well." in first
+
+
+def test_ids_stay_as_they_are_whatever_spaces_they_hold(sftmix, rows, tmp_path):
+    rows.write_text(rows.read_text().replace("row-", "row  \u00a0"))
+    done = sftmix("suspects", str(rows), "--out", str(tmp_path / "out"), "--embedding", "tfidf")
+    assert done.code == 0, done.err
+    ids = {f"row  \u00a0{k}" for k in range(13)}
+    assert {line["id"] for line in lines_of(tmp_path / "out")} == ids
+    assert all(name in done.out for name in ids)
+
+
+def test_tokens_of_another_tokenizer_are_not_named_hard(sftmix, tiny, tmp_path):
+    """Its losses are of other pieces; those of some rows may be as many."""
+    run, other = tmp_path / "run", shutil.copytree(tiny.model, tmp_path / "other")
+    words = (word for row in json.loads(f"[{','.join(tiny.train.read_text().splitlines())}]") for word in row.values())
+    make_tokenizer((str(word) for word in words), vocab_size=300).save_pretrained(other)
+    from_other = ("--reference", "FromCheckpoints", "--reference.paths", f"[{other}]", "--reference.token_nll", "true")
+    assert sftmix("confidence", *tiny.bare, *from_other, "--out", str(run)).code == 0
+    done = sftmix("suspects", str(run), "--embedding", "tfidf")
+    assert done.code == 0, done.err
+    assert "no tokens are named hard" in done.err
+    assert {line["hard_tokens"] for line in lines_of(run / "suspects")} == {""}
 
 
 def test_ranks_among_rows_of_one_label(sftmix, rows, tmp_path):

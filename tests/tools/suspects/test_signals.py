@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.tools.suspects import signals
 from sftmix.tools.suspects.signals import Echo, Ending, EndOfTurn, HardTokens, Mismatch, SuspectRows
 from sftmix.types import TrainingDynamics
@@ -46,6 +46,11 @@ def test_mismatch_is_the_mean_of_the_nearest_others_both_ways_and_the_nearest_is
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     assert set(np.argsort(-found)[:3].tolist()) == {2, 3, 5}, "those whose responses are others'"
     assert (fits[0], fits[2], fits[3]) == (5, 3, 2)
+
+
+def test_words_are_needed_to_compare_by_words():
+    with pytest.raises(DataError, match="has a word, and --embedding tfidf compares words"):
+        Mismatch().score(SuspectRows(["?", "+"], ["!", "-"], embedding="tfidf"))
 
 
 def test_perplexity_is_the_mean_over_the_checkpoints_and_needs_dynamics():
