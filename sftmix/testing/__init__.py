@@ -146,9 +146,7 @@ def check_callback(callback: base.Callback) -> None:
     for evaluate in (None, lambda: held_out):
         state = StageState("train", 1, 4, 0, logged, lambda **_: scores, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
-            result = contracts.check_callback_result(callback, hook, getattr(callback, hook)(state))
-            stops = result and result.stop
-            assert Need.STOP in callback.gives or not stops, f"{hook} stopped training, but `gives` has no Need.STOP"
+            contracts.check_callback_result(callback, hook, getattr(callback, hook)(state))
 
 
 _READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}

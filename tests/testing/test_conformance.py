@@ -272,7 +272,7 @@ def slow(*case):
         ("Perturbation", Detached(), "no gradient"),
         ("Perturbation", Widens(), "Widens returned float32"),
         ("Schedule", Counts(), "keep no state"),
-        ("Callback", StopsQuietly(), "no Need.STOP"),
+        ("Callback", StopsQuietly(), "STOP is not in its"),
         ("Callback", Tells(), "a mapping of names to numbers"),
         slow("Reference", Shuffles(), "exactly context.ids"),
         slow("Reference", Fractions(), "n_tokens float64"),

@@ -8,7 +8,7 @@ import pytest
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ContractError, Stopped
 from sftmix.common.world import World
-from sftmix.components import Callback, EarlyStopping, Evaluate
+from sftmix.components import Callback, EarlyStopping, Evaluate, Need
 from sftmix.components.base import CallbackResult
 from sftmix.components.contracts import OWN_OF_STAGE, OWN_OF_STEP
 from sftmix.options import CheckpointOptions
@@ -34,7 +34,7 @@ class AtTheEnds(Callback):
 
 
 class EvaluateAtStart(Callback):
-    gives = frozenset()
+    gives = frozenset({Need.EVALUATIONS})
 
     def on_stage_start(self, state):
         return CallbackResult(state.evaluate())
@@ -87,7 +87,7 @@ def test_early_stopping_stops_wherever_it_stands(tmp_path, first):
 class OfAnotherProgram(Callback):
     """Tells on one rank alone the NLL that another program has measured."""
 
-    gives = frozenset()
+    gives = frozenset({Need.EVALUATIONS})
 
     def __init__(self, *, rank: int, of: World):
         self.tells = rank == of.rank
