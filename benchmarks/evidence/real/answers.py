@@ -5,7 +5,7 @@
 Each finished run answers prompts.json greedily, and MedMCQA if DATA/medmcqa.jsonl is there (it is made by
 `sftmix evaluate medmcqa_2000.jsonl --convert medmcqa --to DATA`). Both stay in the run, so the same command goes on
 where it was. RESULTS/NAME/answers.json gets the figures: the share of answers that end their turn, the ratio of their
-words to the reference's (median), and the accuracy.
+words to the reference's (median), and the accuracy, also that of the base model.
 """
 
 import argparse
@@ -35,12 +35,17 @@ def figures(run: Path, data: Path) -> dict[str, Any]:
     sftmix("generate", run, "--prompts", data / "prompts.json", "--to", answers, "--max_new_tokens", LONGEST)
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     found: dict[str, Any] = {"answers": len(rows), **_form(rows)}
-    if (data / "medmcqa.jsonl").exists():
-        words = ("--models", "target", "--limit", QUESTIONS)
-        sftmix("evaluate", run, "--tasks", "medmcqa", "--data_dir", data, *words)
-        (file,) = (run / "evaluation").glob("medmcqa.target.*.json")
-        found["medmcqa"] = read_json(file)["scores"]["medmcqa"]["value"]
-    return found
+    return found | accuracy(run, data, "target")
+
+
+def accuracy(run: Path, data: Path, model: str) -> dict[str, float]:
+    """Return the accuracy of the target or of the base model of a run; nothing without the questions."""
+    if not (data / "medmcqa.jsonl").exists():
+        return {}
+    words = ("--models", model, "--limit", QUESTIONS)
+    sftmix("evaluate", run, "--tasks", "medmcqa", "--data_dir", data, *words)
+    (file,) = (run / "evaluation").glob(f"medmcqa.{model}.*.json")
+    return {"medmcqa": read_json(file)["scores"]["medmcqa"]["value"]}
 
 
 def _form(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -58,8 +63,9 @@ def main() -> None:
     options = parser.parse_args()
     runs = sorted(path.parent.parent for path in options.table.glob(f"*/seed-*/train/{MANIFEST}"))
     found = {f"{run.parent.name}-{run.name}": figures(run, options.data) for run in runs}
+    found["base"] = accuracy(runs[0], options.data, "base")
     write_json(RESULTS / options.name / "answers.json", found)
-    print(f"{len(found)} runs in {RESULTS / options.name / 'answers.json'}")
+    print(f"{len(runs)} runs in {RESULTS / options.name / 'answers.json'}")
 
 
 if __name__ == "__main__":
