@@ -81,9 +81,12 @@ class ModelOptions(PlainFields):
     default. flex_attention trains on a GPU only."""
 
 
+LENGTHS = "at least 2 (a prompt and a response token), or null"
+"""What max_length may be, of the target's rows and of a reference's."""
+
 _DATA = (
     ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
-    ("max_length", lambda v: v >= 2, "at least 2 (a prompt and a response token), or null"),
+    ("max_length", lambda v: v >= 2, LENGTHS),
     ("limit", at_least_1, "at least 1, or null"),
     ("num_proc", at_least_1, "at least 1, or null"),
 )

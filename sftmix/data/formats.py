@@ -29,7 +29,7 @@ REJECTED = ("rejected", "rejected_messages")
 """Fields of rows of preferences."""
 
 
-_TWINS = {"weight": "loss_weight", "tools": "functions"}
+_TWINS = dict([("weight", "loss_weight"), TOOLS])
 """Our fields and their other names in rows."""
 
 
@@ -46,8 +46,7 @@ class Columns:
         fields = field_columns(columns)
         self.names = {field: column for field, column in fields.items() if column is not None}
         self.unread = fields.keys() - self.names.keys()
-        for ours, other in _TWINS.items():
-            self.unread |= {other} if ours in self.unread else set()
+        self.unread |= {other for ours, other in _TWINS.items() if ours in self.unread}
         self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
         self.present: dict[str, None] = {}
 
@@ -126,9 +125,7 @@ def convert(
     except KeyError as field:
         problem = f"field {field} is missing or null; there are {listed(row)} (data.columns gives them other names)"
         raise BadRow(problem) from None
-    label = None if label == "" else label
-    if label is not None:
-        label = _name(label, label_field or "data.labels")
+    label = None if label in (None, "") else _name(label, label_field or "data.labels")
     if name != TEXT:
         if row.get("system", "") != "":
             messages.insert(0, Message("system", field_text(row, "system")))

@@ -29,7 +29,7 @@ from sftmix.data.store import (
     write_rows,
 )
 from sftmix.data.thoughts import answers, thinks
-from sftmix.data.values import BadRow, without_null
+from sftmix.data.values import BadRow
 from sftmix.options import DataOptions
 from sftmix.types import Example
 
@@ -151,7 +151,8 @@ class RowReader:
         """Return the record of a row, or None; raise BadRow for what is none."""
         row, label = self.columns.renamed(value), self.labels[source.entry] if self.labels else None
         if self.label_field and options.label_field:  # data.columns may leave the field unread otherwise
-            label = without_null(value).get(options.label_field)
+            given = value.get(options.label_field)
+            label = given if given == given else None  # NaN, as tables have it for a missing one
         example = convert(
             row,
             self.form,

@@ -192,10 +192,11 @@ def _places(shape: Shape, prompt: str, text: str, thought: str, answer: str, *, 
     A short one may also be in the template's own words (`hi` in `</think>`), so these are passed over.
     """
     thought, answer, lead = thought.strip(), answer.strip(), _lead(shape, prompt, thought=bool(thought))
-    end = len(lead) if text.startswith(lead) else 0
-    if thought not in text[end:]:
-        return end, -1
-    end = text.index(thought, end) + len(thought) if thought else end
+    begin = len(lead) if text.startswith(lead) else 0
+    found = text.find(thought, begin)
+    if found < 0:
+        return begin, -1
+    end = found + len(thought)
     behind = end + len(shape.closing) if thought and text.startswith(shape.closing, end) else end
     if calls:
         return end, text.find(answer, behind)

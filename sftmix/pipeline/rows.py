@@ -12,7 +12,7 @@ from sftmix.common.files import MANIFEST
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_columns
 from sftmix.common.world import World
-from sftmix.components.component import Need
+from sftmix.components.component import Need, require
 from sftmix.components.contracts import check_selection
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
@@ -27,6 +27,7 @@ from sftmix.model.load import (
     some,
     spare_tokens,
 )
+from sftmix.options import LENGTHS
 from sftmix.types import Scores
 
 MOST_HELD_OUT_GROUPS = 20
@@ -212,8 +213,7 @@ def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> i
     context = context_length(model_path)
     if requested is None:
         return min(2048, context or 2048)
-    if requested < 2:
-        raise ConfigError(f"{key} is {requested}; allowed: at least 2 (a prompt and a response token), or null")
+    require(requested >= 2, key, requested, LENGTHS)
     if context is not None and requested > context:
         raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
     return requested

@@ -150,8 +150,9 @@ def test_a_thought_without_an_answer_is_an_empty_response(thoughts, small, load,
 
 def test_a_label_may_be_in_a_field_that_is_read_as_nothing_else(write, read):
     rows = [{"prompt": "a", "completion": "b", "weight": "high"}, {"prompt": "c", "completion": "d", "weight": "low"}]
+    rows.append({"prompt": "e", "completion": "f"})
     side = read(write("rows.jsonl", rows), columns={"weight": None}, label_field="weight").train
-    assert side.values("label") == ["high", "low"]
+    assert side.values("label") == ["high", "low", None]
     assert {message.weight for example in side.examples(whole=True) for message in example.messages} == {1.0}
 
 

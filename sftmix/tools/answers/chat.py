@@ -96,16 +96,16 @@ def _answered(
 
     from sftmix.tools.answers.answering import asked, generated
 
+    names = [f"{model.name}: " if len(models) > 1 else "" for model in models]
     prompts = [asked(*one, options, "chat", tools) for one in zip(models, conversations, strict=True)]
-    full = not all(room for _, room in prompts)
+    for model, name, (prompt, room) in zip(models, names, prompts, strict=True):
+        if not room:
+            print(f"{name}the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew")
+    if not all(room for _, room in prompts):
+        return []
     answered = []
-    for model, messages, (prompt, room) in zip(models, conversations, prompts, strict=True):
-        if full and room:
-            continue
-        print(f"{model.name}: " if len(models) > 1 else "", end="")
-        if full:
-            print(f"the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew")
-            continue
+    for model, name, messages, (prompt, room) in zip(models, names, conversations, prompts, strict=True):
+        print(name, end="")
         streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=not tools)
         streamer.on_finalized_text = _show  # type: ignore[method-assign]
         key = "", "chat", (len(messages) - 1) // 2
