@@ -111,8 +111,8 @@ def test_every_page_is_reachable():
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_names_of_code_exist(page):
     for code in inline_code(page):
-        if re.fullmatch(r"sftmix(\.\w+)+", code):
-            assert resolve(code) is not None, code
+        if name := re.fullmatch(r"(sftmix(?:\.\w+)+)(\(.*\))?", code):
+            assert resolve(name[1]) is not None, code
         if re.fullmatch(r"(\.?[\w-]+/)+[\w.-]*", code) and code.split("/")[0] in FOLDERS:
             assert (ROOT / code).exists(), code
 

@@ -65,23 +65,23 @@ def deal(
     if groups is None:
         expected = examples or int((tokens or 0) // lengths.mean())
         groups = min(MOST_LENGTH_GROUPS, max(1, expected // 2)) if device.type == "cpu" else 1
-    room = _Room(lengths, ranks, examples or 2 * len(units), tokens, 1 if padding_free else groups, padding_free)
+    limits = _Limits(lengths, ranks, examples or 2 * len(units), tokens, 1 if padding_free else groups, padding_free)
     # Sorted, so that the ranks of a micro-step have about the same work.
-    bins = sorted(_deal(units, room), key=room.cost, reverse=True)
+    bins = sorted(_deal(units, limits), key=limits.cost, reverse=True)
     shortest = min((slot for unit in units for slot in unit), key=lambda slot: int(lengths[slot.row]))
     filler = (Slot(shortest.row, 0.0),)
     steps = []
     for start in range(0, len(bins), ranks):
         shares = [share or [filler] for share in bins[start : start + ranks]]
         slots = max(sum(map(len, share)) for share in shares)
-        steps.append(MicroStep(shares, min(room.segments, slots)))
+        steps.append(MicroStep(shares, min(limits.segments, slots)))
     return steps
 
 
 # ------------------------------------------------------------------------------------------- dealing
 
 
-class _Room(NamedTuple):
+class _Limits(NamedTuple):
     """The limits of a micro-batch, and measures of a set of units against them."""
 
     lengths: Int64
@@ -115,64 +115,65 @@ class _Room(NamedTuple):
         return sum(max(costs[k : k + self.ranks]) for k in range(0, len(costs), self.ranks))
 
 
-def _deal(units: Sequence[Unit], room: _Room) -> Deal:
+def _deal(units: Sequence[Unit], limits: _Limits) -> Deal:
     """Deal the units in the better of two ways: with fewer micro-steps, or if both need as many, by WORTH_SORTING.
 
     The balanced deal gives each micro-batch about as many tokens. The other puts units of similar length together,
     which saves padding.
     """
     # the fewest micro-batches that the limits could allow
-    fewest_bins = sum(map(len, units)) / room.examples
-    if room.tokens is not None:
-        fewest_bins = max(fewest_bins, sum(min(room.weight(unit), room.tokens) for unit in units) / room.tokens)
-    steps = math.ceil(fewest_bins / room.ranks)
-    balanced = _spread_tokens(units, room, steps * room.ranks)
+    fewest_bins = sum(map(len, units)) / limits.examples
+    if limits.tokens is not None:
+        fewest_bins = max(fewest_bins, sum(min(limits.weight(unit), limits.tokens) for unit in units) / limits.tokens)
+    steps = math.ceil(fewest_bins / limits.ranks)
+    balanced = _spread_tokens(units, limits, steps * limits.ranks)
     # Even without any padding the other deal would save too little.
-    if balanced is not None and sum(map(room.weight, units)) > WORTH_SORTING * room.ranks * room.total(balanced):
+    if balanced is not None and sum(map(limits.weight, units)) > WORTH_SORTING * limits.ranks * limits.total(balanced):
         return balanced
-    similar = _by_length(units, room)
-    similar_steps = len(similar) // room.ranks
+    similar = _by_length(units, limits)
+    similar_steps = len(similar) // limits.ranks
     # Units that do not fill their micro-batches need more of them, but not more than the other deal.
     while balanced is None and steps < similar_steps:
         steps += 1
-        balanced = _spread_tokens(units, room, steps * room.ranks)
+        balanced = _spread_tokens(units, limits, steps * limits.ranks)
     if balanced is None:
         return similar
-    return balanced if steps < similar_steps or room.total(similar) > WORTH_SORTING * room.total(balanced) else similar
+    worth = WORTH_SORTING * limits.total(balanced)
+    return balanced if steps < similar_steps or limits.total(similar) > worth else similar
 
 
-def _spread_tokens(units: Sequence[Unit], room: _Room, n_bins: int) -> Deal | None:
+def _spread_tokens(units: Sequence[Unit], limits: _Limits, n_bins: int) -> Deal | None:
     """Deal pairs, then singles, the heaviest first, each to the micro-batch of fewest tokens that has room for it.
 
     Return None if there is no such micro-batch, or if one gets more than the limits allow.
     """
     bins: Deal = [[] for _ in range(n_bins)]
-    tokens, free = np.zeros(n_bins), np.full(n_bins, room.examples)
-    for unit in sorted(units, key=lambda u: (-len(u), -room.weight(u))):
+    tokens, free = np.zeros(n_bins), np.full(n_bins, limits.examples)
+    for unit in sorted(units, key=lambda u: (-len(u), -limits.weight(u))):
         best = np.argmin(np.where(free >= len(unit), tokens, np.inf))
         if free[best] < len(unit):
             return None
         bins[best].append(unit)
-        tokens[best] += room.weight(unit)
+        tokens[best] += limits.weight(unit)
         free[best] -= len(unit)
-    return bins if all(room.holds(units, room.tokens) for units in bins) else None
+    return bins if all(limits.holds(units, limits.tokens) for units in bins) else None
 
 
-def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
+def _by_length(units: Sequence[Unit], limits: _Limits) -> Deal:
     """Cut the units, in order of length, into micro-batches: in few micro-steps, and the largest one small."""
-    ordered = sorted(units, key=lambda unit: -max(int(room.lengths[slot.row]) for slot in unit))
-    bins = _cut(ordered, room, room.tokens)
-    n_bins = len(bins) + -len(bins) % room.ranks
+    ordered = sorted(units, key=lambda unit: -max(int(limits.lengths[slot.row]) for slot in unit))
+    bins = _cut(ordered, limits, limits.tokens)
+    n_bins = len(bins) + -len(bins) % limits.ranks
     # The smallest size of the largest micro-batch that needs no more of them, by halving an interval.
-    high = max(map(room.cost, bins))
-    if room.tokens:
-        high = min(high, room.tokens)
-    low = min(high, sum(map(room.weight, units)) // n_bins)
+    high = max(map(limits.cost, bins))
+    if limits.tokens:
+        high = min(high, limits.tokens)
+    low = min(high, sum(map(limits.weight, units)) // n_bins)
     # If each has as many examples as are allowed, none can be smaller.
-    full = sum(map(len, units)) == n_bins * room.examples
-    for _ in range(0 if full or room.ranks == 1 else BALANCE_STEPS):
+    full = sum(map(len, units)) == n_bins * limits.examples
+    for _ in range(0 if full or limits.ranks == 1 else BALANCE_STEPS):
         middle = (low + high) // 2
-        smaller = _cut(ordered, room, middle)
+        smaller = _cut(ordered, limits, middle)
         if len(smaller) <= n_bins:
             bins, high = smaller, middle
         else:
@@ -180,25 +181,25 @@ def _by_length(units: Sequence[Unit], room: _Room) -> Deal:
 
     # In each micro-step, the units are dealt to the ranks anew, if that relieves the slowest rank.
     def load(step):
-        costs = [room.cost(units) for units in step]
+        costs = [limits.cost(units) for units in step]
         return max(costs), sum(costs)
 
     dealt = []
-    for start in range(0, len(bins), room.ranks):
-        step = bins[start : start + room.ranks]
-        step += [[] for _ in range(room.ranks - len(step))]
-        redealt = _spread_tokens([unit for units in step for unit in units], room, room.ranks)
+    for start in range(0, len(bins), limits.ranks):
+        step = bins[start : start + limits.ranks]
+        step += [[] for _ in range(limits.ranks - len(step))]
+        redealt = _spread_tokens([unit for units in step for unit in units], limits, limits.ranks)
         dealt += min((step, redealt or step), key=load)
     return dealt
 
 
-def _cut(units: list[Unit], room: _Room, tokens: int | None) -> Deal:
+def _cut(units: list[Unit], limits: _Limits, tokens: int | None) -> Deal:
     """Cut units into runs, each as long as fits into a micro-batch of `tokens` token slots."""
     bins = []
     while units:
-        longer = range(2, min(len(units), room.examples) + 1)
+        longer = range(2, min(len(units), limits.examples) + 1)
         # One more unit never costs less, so bisection finds the longest run that fits.
-        count = 1 + bisect.bisect_left(longer, True, key=lambda n: not room.holds(units[:n], tokens))
+        count = 1 + bisect.bisect_left(longer, True, key=lambda n: not limits.holds(units[:n], tokens))
         bins.append(units[:count])
         units = units[count:]
     return bins

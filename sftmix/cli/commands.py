@@ -24,7 +24,7 @@ COMMANDS = {
     "reference": Command("only up to the training dynamics of the reference", "stages.command", "main_reference"),
     "confidence": Command("only up to the confidence of every example", "stages.command", "main_confidence"),
     "split": Command("only up to the split", "stages.command", "main_split"),
-    "train": Command("train the target, with the stages it needs", "stages.command", "main_train"),
+    "train": Command("the same as run, by the name of its last stage", "stages.command", "main_train"),
     "compare": Command("run a table: variants x seeds, with the statistics of their differences", "compare.command"),
     "estimate": Command("say what a run will need: memory and hours, before it is started", "estimate.command"),
     "preview": Command("show rows as the model will see them", "preview.command"),

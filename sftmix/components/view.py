@@ -22,7 +22,7 @@ _STEPS_ALONE = (
 
 
 class LossView:
-    """The head's inputs and the head, as `Objective.loss` sees them; in training also with `embed` and `states`.
+    """The head's inputs and the head, as `Objective.loss` sees them; in training also with `states`.
 
     head  has weight [V, D], bias [V] or None, softcap and scale (`sftmix.model.head.Head`)
     """

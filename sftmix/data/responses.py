@@ -20,7 +20,7 @@ class Response(NamedTuple):
     prompt  all that is in front of the trained text
     parts   the text from the beginning through each part of the response, and the weight of that part; the last one
             ends with the end of the turn
-    reasons keys of `rows.REASONS` to count; if one of LOST is among them, the turn cannot be trained
+    reasons keys of `report.REASONS` to count; if one of LOST is among them, the turn cannot be trained
     """
 
     served: str

@@ -66,7 +66,7 @@ class Outcome(NamedTuple):
     ids      its tokens, at most max_length; empty if it cannot be trained on
     spans    (start, end) of each trained text, end-of-turn token included
     weights  of the tokens of each span
-    reasons  keys of `rows.REASONS` to count
+    reasons  keys of `report.REASONS` to count
     detail   words that the report adds to the example's name
     """
 

@@ -141,6 +141,3 @@ def mixed_share(batch: Callable[[int], Any], lines: Sequence[Any], n_tokens: Int
             for row in rows:
                 depths[line["epoch"], row] = max(depth, depths[line["epoch"], row])
     return sum(depths.values()) / max(1, sum(counts[row] for _, row in depths))
-
-
-# ------------------------------------------------------------------------------------------- token calibration

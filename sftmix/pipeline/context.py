@@ -89,7 +89,7 @@ class RunContext:
         """Return a training stage of this run, with its model loaded and checked.
 
         config  that of the stage: its model, training options, objective, callbacks and seed
-        more    other fields of `sftmix.training.loop.Stage`
+        more    other fields of `sftmix.training.step.Stage`
         """
         refuse_quantized(config.model.path)
         check_rows_fit(config.model.path, encoder, data)

@@ -123,13 +123,8 @@ def make_stages(run: RunContext, stages: Sequence[str]) -> None:
         split = enter_split(run, scores)
     if "train" in stages:
         enter_arm(run, "train", scores, split)
-    # `verify` makes some steps again, without "base": then the training is not over.
-    if "base" in stages and is_single_run(run.config) and (begun := epochs_begun(run)) > 1:
-        last = dynamics_before(run, begun - 1)  # those that divided the last epoch, for people to look at
-        run.world.on_main(lambda: write_dynamics(run.path / "confidence/dynamics.parquet", last))
-        enter_split(run, enter_confidence(run, last))
-    elif "base" in stages and is_single_run(run.config):
-        run.say("train: stopped in the first epoch, before there was a split")
+    if "base" in stages and is_single_run(run.config):  # `verify` repeats steps, without "base"
+        enter_last_split(run)
     if "baseline" in stages:
         enter_arm(run, "baseline", scores, split)
     if "base" in stages:
@@ -235,6 +230,16 @@ def _nll_as_trained(score: Scorer, module: nn.Module, held_out: EncodedDataset, 
     """
     logged = last.get("eval_nll")
     return held_out_metrics(score(module, held_out))["eval_nll"] if logged is None else logged
+
+
+def enter_last_split(run: RunContext) -> None:
+    """Write what divided the last epoch of a single run, for people to look at."""
+    if (begun := epochs_begun(run)) == 1:
+        run.say("train: stopped in the first epoch, before there was a split")
+        return
+    last = dynamics_before(run, begun - 1)
+    run.world.on_main(lambda: write_dynamics(run.path / "confidence/dynamics.parquet", last))
+    enter_split(run, enter_confidence(run, last))
 
 
 def enter_base(run: RunContext) -> None:
