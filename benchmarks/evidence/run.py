@@ -46,7 +46,7 @@ def main() -> None:
             run_known_truth(options.runs / KNOWN, options.out / KNOWN, options.options)
             continue
         place = options.runs / ("primary" if name in IN_PRIMARY else name)
-        seeds = ["--seeds", *options.seeds] if options.seeds else []
+        seeds = ["--seeds", f"[{','.join(options.seeds)}]"] if options.seeds else []
         _compare(name, *options.options, *seeds, "--out", place)
         _script("collect", "--table", place, "--name", name, "--out", options.out)
 

@@ -1,7 +1,7 @@
 """Which signal finds which wrong row: the figures of suspects.md, with a model that was not trained, or a run.
 
     python benchmarks/evidence/suspects_rows.py --out DIR/data
-    sftmix suspects DIR/data/all.jsonl --model MODEL --out DIR/MODEL --top 0
+    sftmix suspects DIR/data/all.jsonl --model MODEL --out DIR/MODEL --top 1
     python benchmarks/evidence/suspects.py --data DIR/data --runs DIR/MODEL/scores --out table.md
 
 all.jsonl has each text of the thirty sets once. DIR may also hold a run for each set, with the set's name, such as one

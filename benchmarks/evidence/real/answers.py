@@ -5,7 +5,8 @@
 Each finished run answers prompts.json greedily, and MedMCQA if DATA/medmcqa.jsonl is there (it is made by
 `sftmix evaluate medmcqa_2000.jsonl --convert medmcqa --to DATA`). Both stay in the run, so the same command goes on
 where it was. RESULTS/NAME/answers.json gets the figures: the share of answers that end their turn, the ratio of their
-words to the reference's (median), and the accuracy, also that of the base model.
+words to the reference's (median), and the accuracy, also that of the base model. Figures of runs that are not in the
+table stay.
 """
 
 import argparse
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
-from sftmix.common.files import MANIFEST, read_json, write_json  # noqa: E402
+from sftmix.common.files import MANIFEST, read_json, read_json_if_there, write_json  # noqa: E402
 
 LONGEST, QUESTIONS = 256, 200
 
@@ -33,7 +34,7 @@ def figures(run: Path, data: Path) -> dict[str, Any]:
     """Return the figures of a finished run, whose model answers where it has not yet."""
     answers = run / "answers.jsonl"
     sftmix("generate", run, "--prompts", data / "prompts.json", "--to", answers, "--max_new_tokens", LONGEST)
-    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in answers.read_bytes().splitlines()]  # of bytes: text has more ends of lines
     found: dict[str, Any] = {"answers": len(rows), **_form(rows)}
     return found | accuracy(run, data, "target")
 
@@ -64,7 +65,8 @@ def main() -> None:
     runs = sorted(path.parent.parent for path in options.table.glob(f"*/seed-*/train/{MANIFEST}"))
     found = {f"{run.parent.name}-{run.name}": figures(run, options.data) for run in runs}
     found["base"] = accuracy(runs[0], options.data, "base")
-    write_json(RESULTS / options.name / "answers.json", found)
+    file = RESULTS / options.name / "answers.json"
+    write_json(file, read_json_if_there(file) | found)
     print(f"{len(runs)} runs in {RESULTS / options.name / 'answers.json'}")
 
 
