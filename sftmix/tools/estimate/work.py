@@ -100,7 +100,8 @@ class Layout:
 # ------------------------------------------------------------------------------------------- stages
 
 SAMPLED_STEPS = 100
-"""Steps of a training, evenly spaced, whose batches are dealt."""
+"""Steps of a training, evenly spaced, whose batches are dealt; and one with the longest row, which none of them may
+have, and which decides the memory."""
 
 
 def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64:
@@ -208,7 +209,12 @@ def _trained(
     if one_row == "auto":
         one_row = options.length_groups is None and is_skipping(config.model.attention, device)
     most, counts = 0.0, []
-    for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
+
+    def longest(step: int) -> int:
+        return max(data.lengths[slot.row] for unit in order.batch(step) for slot in unit)
+
+    sampled = np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)
+    for step in sorted({*sampled.tolist(), max(range(order.total_steps), key=longest)}):
         batch = order.batch(step)
         dealt = deal(batch, data.lengths, options, ranks=machine.count, device=device, padding_free=one_row)
         counts.append((len(dealt), sum(one.n_segments for one in dealt)))
