@@ -148,12 +148,13 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     process = PeakMemory(CPU).bytes() if machine.device == CPU else 0
     stages = {work.name: _stage(work, config, machine, process) for work in plan(config, rows, machine)}
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
+    hours = [stage["device_hours"] for stage in stages.values()]
     return {
         "machine": vars(machine),
         "examples": len(rows.data.train),
         "tokens": int(rows.data.train.lengths.sum()),
         "stages": stages,
-        "device_hours": sum(stage["device_hours"] for stage in stages.values()) if machine.flops else None,
+        "device_hours": None if None in hours else sum(hours),
         "times_plain": flops / stages["train"]["training_flops"],  # 1: the target's training alone
     }
 
@@ -178,8 +179,8 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     computing = communicating = hours = None
     if machine.bandwidth:
         communicating = (weights + gradients) / machine.bandwidth
-    if machine.flops:
-        speed = machine.flops * machine.mfu * machine.count
+    if peak := machine.flops if layout.size == HALF else machine.fp32_flops:
+        speed = peak * machine.mfu * machine.count
         computing = training / max(work.steps, 1) / speed
         hours = (scoring / speed + work.steps * max(computing, communicating or 0.0)) * machine.count / 3600
     return {
