@@ -186,7 +186,7 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     return {
         "model": work.model_path,
         "numbers": model.numbers.all,
-        "trained": model.numbers.trained,
+        "trained": model.numbers.trained * bool(work.steps),
         "steps": work.steps,
         "training_tokens": round(work.trained[0]),
         "scored_tokens": round(work.read[0]),
@@ -205,7 +205,7 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
 
 
 def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]:
-    """Bytes of weights and of gradients that each device sends, and receives, in one optimizer step.
+    """Bytes of weights and of gradients that each device sends, and receives, in one optimizer step; 0 without steps.
 
     Ranks form a ring: each passes on (n - 1) / n of a tensor that is gathered or reduced, twice as much of an average.
     Each pass through the backbone gathers the decoder layers, and again for the backward; the rest is gathered once per
@@ -216,7 +216,7 @@ def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]
     copies, ring = layout.copies, (layout.shards - 1) / layout.shards
     weights = 2 * model.layers.all * work.passes + model.outside.all * work.micro_batches
     twice = layout.shards > 1 and work.passes > work.micro_batches > 1
-    gradients = model.outside.trained + model.layers.trained * (1 + twice)
+    gradients = (model.outside.trained + model.layers.trained * (1 + twice)) * bool(work.micro_batches)
     return layout.size * ring * weights, FLOAT * (ring + 2 * (copies - 1) / copies / layout.shards) * gradients
 
 
