@@ -271,6 +271,7 @@ def answer_file(
     file, parts = Path(f"{path}.inputs.json"), Path(f"{path}.parts")
     inputs = inputs_of(form, questions, models, options)
     if not path.exists() and not file.exists():
+        parts.unlink(missing_ok=True)  # whatever they were made from
         write_json(file, inputs)
     old = read_json_if_there(file)  # {}: not written by this command
     if different := differences(old, inputs):

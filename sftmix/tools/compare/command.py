@@ -10,7 +10,6 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.shown import counted
 from sftmix.config.merge import build, merge
-from sftmix.config.values import converted
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
@@ -27,12 +26,13 @@ Stages of equal inputs are made once (the reference is trained and scored once);
 
 def main(argv: Sequence[str]) -> None:
     """Parse and check every run, then run the table, or only print it (--list, --print_config, --help)."""
-    options = [*table_options(), OwnOption("list", bool, False, "", "Show what would be run, and exit.")]
+    flag = OwnOption("list", bool, False, "", "Show what would be run, and exit.")
+    options = [*table_options(), flag]
     arguments = read_arguments(argv, options)
     if arguments.help is not None:
         print(help_text("compare", ABOUT, arguments.help, options), end="")
         return
-    only_list = converted(arguments.options.pop("list", False), bool)
+    only_list = merge({}, {"list": arguments.options.pop("list", False)}, {"list": flag})["list"]
     comparison = comparison_of(arguments)
     comparison.validate()
     say(listing(comparison), sys.stdout if only_list else None)

@@ -83,7 +83,7 @@ def described(estimate: Mapping[str, Any]) -> str:
         memory.append(f"  {name}: {' + '.join(parts[:-1])}")
     lines += [*memory, PARTS, ""]
     if hours is None:
-        lines.append("Hours need the peak of the device: --tflops.")
+        lines.append("Hours need the peak of the device in the training's precision: --tflops.")
     else:
         lines.append(f"In all {hours:,.3g} device hours: {hours / machine['count']:,.3g} hours on {machine['count']}.")
     lines.append(f"The whole costs {estimate['times_plain']:.2f} times the FLOPs of the target's training alone.")

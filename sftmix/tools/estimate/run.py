@@ -148,12 +148,13 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
     process = PeakMemory(CPU).bytes() if machine.device == CPU else 0
     stages = {work.name: _stage(work, config, machine, process) for work in plan(config, rows, machine)}
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
+    hours = [stage["device_hours"] for stage in stages.values()]
     return {
         "machine": vars(machine),
         "examples": len(rows.data.train),
         "tokens": int(rows.data.train.lengths.sum()),
         "stages": stages,
-        "device_hours": sum(stage["device_hours"] for stage in stages.values()) if machine.flops else None,
+        "device_hours": None if None in hours else sum(hours),
         "times_plain": flops / stages["train"]["training_flops"],  # 1: the target's training alone
     }
 
@@ -178,14 +179,14 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     computing = communicating = hours = None
     if machine.bandwidth:
         communicating = (weights + gradients) / machine.bandwidth
-    if machine.flops:
-        speed = machine.flops * machine.mfu * machine.count
+    if peak := machine.flops if layout.size == HALF else machine.fp32_flops:
+        speed = peak * machine.mfu * machine.count
         computing = training / max(work.steps, 1) / speed
         hours = (scoring / speed + work.steps * max(computing, communicating or 0.0)) * machine.count / 3600
     return {
         "model": work.model_path,
         "numbers": model.numbers.all,
-        "trained": model.numbers.trained,
+        "trained": model.numbers.trained * bool(work.steps),
         "steps": work.steps,
         "training_tokens": round(work.trained[0]),
         "scored_tokens": round(work.read[0]),
@@ -204,7 +205,7 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
 
 
 def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]:
-    """Bytes of weights and of gradients that each device sends, and receives, in one optimizer step.
+    """Bytes of weights and of gradients that each device sends, and receives, in one optimizer step; 0 without steps.
 
     Ranks form a ring: each passes on (n - 1) / n of a tensor that is gathered or reduced, twice as much of an average.
     Each pass through the backbone gathers the decoder layers, and again for the backward; the rest is gathered once per
@@ -215,7 +216,7 @@ def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]
     copies, ring = layout.copies, (layout.shards - 1) / layout.shards
     weights = 2 * model.layers.all * work.passes + model.outside.all * work.micro_batches
     twice = layout.shards > 1 and work.passes > work.micro_batches > 1
-    gradients = model.outside.trained + model.layers.trained * (1 + twice)
+    gradients = (model.outside.trained + model.layers.trained * (1 + twice)) * bool(work.micro_batches)
     return layout.size * ring * weights, FLOAT * (ring + 2 * (copies - 1) / copies / layout.shards) * gradients
 
 

@@ -33,7 +33,8 @@ FLOAT, HALF = 4, 2
 class Machine:
     """`count` devices of one kind, as the options of the command line describe them.
 
-    flops      peak of one device, FLOP/s; None: unknown, and so are the hours
+    flops      peak of one device in bf16, FLOP/s; None: unknown, and so are the hours
+    fp32_flops  its peak in fp32, which the table has not; a given one counts for both
     memory     bytes of one device; None: unknown
     mfu        share of the peak that the FLOPs of real tokens reach, with padding and all other overheads
     per_node   devices of one node
@@ -66,6 +67,7 @@ class Machine:
         for option, number in numbers.items():
             if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
+        self.fp32_flops = tflops and tflops * 1e12
         tflops, bandwidth = tflops or peak, bandwidth or (link if gpus <= gpus_per_node else None)
         self.name, self.count = gpu, gpus
         self.flops, self.memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
@@ -100,7 +102,8 @@ class Layout:
 # ------------------------------------------------------------------------------------------- stages
 
 SAMPLED_STEPS = 100
-"""Steps of a training, evenly spaced, whose batches are dealt."""
+"""Steps of a training, evenly spaced, whose batches are dealt; and one with the longest row, which none of them may
+have, and which decides the memory."""
 
 
 def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64:
@@ -208,7 +211,12 @@ def _trained(
     if one_row == "auto":
         one_row = options.length_groups is None and is_skipping(config.model.attention, device)
     most, counts = 0.0, []
-    for step in np.unique(np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)).tolist():
+
+    def longest(step: int) -> int:
+        return max(data.lengths[slot.row] for unit in order.batch(step) for slot in unit)
+
+    sampled = np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)
+    for step in sorted({*sampled.tolist(), max(range(order.total_steps), key=longest)}):
         batch = order.batch(step)
         dealt = deal(batch, data.lengths, options, ranks=machine.count, device=device, padding_free=one_row)
         counts.append((len(dealt), sum(one.n_segments for one in dealt)))

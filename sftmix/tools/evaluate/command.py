@@ -97,7 +97,9 @@ def main(args: argparse.Namespace) -> None:
     if find_spec("lm_eval") is None:
         raise ConfigError("evaluate needs lm-eval, which is not installed: pip install 'sftmix[eval]'")
     tasks, manager = find_tasks([name.strip() for name in args.tasks.split(",")], args.data_dir, args.include_path)
-    print(write_tables(place, {model.name: measure_tasks(model, tasks, manager, place, args) for model in models}))
+    measured = dict.fromkeys(MODELS, "") if of_run and place != run / "evaluation" else {}
+    measured |= {model.name: measure_tasks(model, tasks, manager, place, args) for model in models}
+    print(write_tables(place, measured))
     if args.to is None:
         from sftmix.tools.sharing.command import write_run_cards
 

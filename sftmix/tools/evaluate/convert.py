@@ -28,10 +28,19 @@ def convert_benchmark(name: str, raw: Path, to: Path, *, shots: Path | None = No
     Without both the shots are the SHOTS questions whose text has the smallest hash. Questions that the file has twice
     are measured once. Raises DataError for files that cannot be read, and rows that are not of this format.
     """
-    solved = _rows(name, raw)
+    files = {path: _by_id(_json_of(path)) for path in (raw, shots) if path}
+    # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; -1 is a question without an answer.
+    cops = [row["cop"] for rows in files.values() for row in rows.values() if isinstance(row, dict) and "cop" in row]
+    first = int(0 not in cops)
+    if cops and first and 4 not in cops:
+        both = " and ".join(map(str, files))
+        raise DataError(
+            f"{both}: no row has 0 or 4 as its cop, and that begins at 0 in some files, at 1 in others; give more rows"
+        )
+    solved = _rows(name, raw, files[raw], first)
     measured = dict(solved)
     if shots is not None:
-        solved = _rows(name, shots)
+        solved = _rows(name, shots, files[shots], first)
     elif test is None:
         for key in sorted(solved)[:SHOTS]:
             del measured[key]
@@ -53,18 +62,15 @@ def rows_and_shots(name: str, directory: Path) -> tuple[Path, Path]:
     return directory / f"{name}.jsonl", directory / f"{name}.shots.jsonl"
 
 
-def _rows(name: str, path: Path) -> dict[str, dict[str, Any]]:
-    """Read a raw file (JSONL, a JSON list, or an object of rows by id) and check each row.
+def _rows(name: str, path: Path, raw: dict[Any, Any], first: int) -> dict[str, dict[str, Any]]:
+    """Check the rows of a file, and return them as this room's.
 
+    first  the `cop` of an answer a of MedMCQA
     The key of a row is a hash of context, question and options, without regard to case and spaces.
     """
-    raw = _json_of(path)
     rows = {}
     try:
-        pairs = list(raw.items() if isinstance(raw, dict) else enumerate(raw))
-        # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; -1 is a question without an answer.
-        first = int(not any(row.get("cop") == 0 for _, row in pairs))
-        for key, one in pairs:
+        for key, one in raw.items():
             context = ""
             question = one.get("question", one.get("QUESTION"))
             if name == "pubmedqa":  # an abstract in parts
@@ -87,13 +93,20 @@ def _rows(name: str, path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
+def _by_id(raw: Any) -> dict[Any, Any]:
+    return raw if isinstance(raw, dict) else dict(enumerate(raw))
+
+
 def _json_of(path: Path) -> Any:
-    """Return the value of a JSON file, or the list of the values of its lines: MedMCQA's authors call these .json."""
+    """Return the list or object of a JSON file, or the list of its lines: MedMCQA's authors call these .json."""
     try:
         text = decoded(path.read_bytes())
         try:
-            return json.loads(text)
+            value = json.loads(text)
         except json.JSONDecodeError:  # only "\n" ends a line: other ends of lines, as U+2028, may be in JSON
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
+            value = [json.loads(line) for line in text.split("\n") if line.strip()]
+        if not isinstance(value, list | dict):
+            raise ValueError("it holds neither a list nor an object")
+        return value
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}; a JSON or JSONL file in UTF-8 is needed") from error

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.files import read_json, sha256_json, write_json, write_text
+from sftmix.common.files import read_json, read_json_if_there, sha256_json, write_json, write_text
 from sftmix.common.shown import markdown_table
 
 MODELS = ["base", "baseline", "target"]
@@ -18,9 +18,12 @@ def write_tables(place: Path, measured: dict[str, str]) -> str:
     A line is a task with its settings. If results differ in the model's files alone, the newest counts. Under the
     table are the differences of the target to the base and to the baseline.
 
-    measured  model -> its identity now; results of other weights under these names are left out
+    measured  model -> its identity now, as also later commands see it; "": another run's may be there. Results of other
+              weights under these names are left out
     """
-    tables = _tables([entry for entry in _results(place) if measured.get(entry["model"]) in (None, entry["identity"])])
+    known = read_json_if_there(place / "table.json").get("identities", {}) | measured
+    tables = _tables([entry for entry in _results(place) if known.get(entry["model"]) in (None, entry["identity"])])
+    tables["identities"] = known
     text = "\n".join([markdown_table(tables["table"]), "", *(f"- {sentence}" for sentence in tables["sentences"])])
     write_json(place / "table.json", tables)
     write_text(place / "table.md", text + "\n")

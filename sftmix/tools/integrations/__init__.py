@@ -104,6 +104,13 @@ class PairSampler(list[int]):
         self[:] = [int(row) for place in rng.permutation(len(units)) for row in units[place]]
 
 
+class _PairsOfEpoch(TrainerCallback):
+    """Sets the epoch while the sampler is in reach: behind the batches that a resumed Trainer skips it is not."""
+
+    def on_epoch_begin(self, args, state, control, *, train_dataloader, **kwargs):  # type: ignore[override]
+        train_dataloader.set_epoch(int(state.epoch or 0))
+
+
 class SFTMixTrainer(Trainer):
     """A Trainer that minimises NTP + mu Mixup; with TRL, `class Mine(SFTMixTrainer, SFTTrainer)`.
 
@@ -128,6 +135,7 @@ class SFTMixTrainer(Trainer):
         if not os.path.isfile(split := args.sftmix_split):
             raise ValueError(f"sftmix_split is {split!r}, which is no file; name a split.parquet or dynamics.parquet")
         super().__init__(model, args, *more, **kwargs)
+        self.add_callback(_PairsOfEpoch)
         self._groups = groups_of(split, row_ids(self.train_dataset))
         self.train_dataset = self.train_dataset.add_column(GROUP, self._groups.tolist())
         self.data_collator = functools.partial(_collate, self.data_collator)

@@ -115,7 +115,7 @@ def _sealed(card: str) -> str:
 
 
 def without_directories(value: Any) -> Any:
-    """Return an option's value with every path in it cut to its name, whether or not it is here; hub ids stay."""
+    """Return an option's value with every path cut to its name, whether or not it is here; hub ids and texts stay."""
     if isinstance(value, dict):
         return {name: without_directories(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -126,7 +126,9 @@ def without_directories(value: Any) -> Any:
     on_hub = HUB_ID.match(name.removeprefix("hub:")) and not is_there(place_of(name))
     # These endings make NAME/NAME a path: an id of the hub may also have a dot.
     endings = r"\.(jsonl?|csv|tsv|parquet|arrow|gz|bz2|xz|zst|jinja|txt)$"
-    is_path = not on_hub or is_there(place_of(value)) or re.search(endings, value.lower())
+    # A relative path with such characters is known by its ending, or because it is there.
+    is_text = re.search(r"[\s<>|{}]", value) and not re.match(r"[/~.]|\w:/", value)
+    is_path = is_there(place_of(value)) or re.search(endings, value.lower()) or not (on_hub or is_text)
     return Path(value).name or value if is_path else value
 
 

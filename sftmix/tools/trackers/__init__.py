@@ -66,7 +66,8 @@ class Tracker(Callback):
     """RUN/trackers/CLIENT, with the id of the client's run and what the client keeps on disk."""
 
     _client: Any
-    _failed = False
+    _left: Path | None = None
+    """A run of which it sends no more: its client failed, or another tracker has taken it over."""
 
     def __init__(self, *, project: str = "sftmix"):
         """project: where the run is shown; tensorboard has none."""
@@ -99,15 +100,20 @@ class Tracker(Callback):
         return file.read_text(encoding="utf-8")
 
     def begin(self, run: Path) -> None:
-        """Open the client for a run directory, unless it is open; another run's is closed first.
+        """Open the client for a run directory, unless it is open; the tracker that has it open is ended first.
 
         Raises InUseError if another process sends the rows of this run to the same client.
         """
         if self.run == run:
             return
         self.end()
+        if former := _OPEN.get(self.client):
+            former._left = former.run
+            former.end()
         self.run, self.config, self.folder = run, read_yaml(run / "config.yaml"), run / "trackers" / self.client
         self._closing.enter_context(Hold(self.folder))
+        _OPEN[self.client] = self
+        self._closing.callback(_OPEN.pop, self.client)
         self._known = self.open()
         self._closing.callback(self.close)
         self._read = dict.fromkeys(STAGES, 0)
@@ -143,22 +149,27 @@ class Tracker(Callback):
 
     def on_step_end(self, state: StageState) -> None:
         """Send what metrics.jsonl has; the line of this step is written after the callbacks."""
-        if self._failed or not state.is_main or state.directory is None:
+        if not state.is_main or state.directory is None or (run := state.directory.parent) == self._left:
             return
         try:
-            self.begin(state.directory.parent)
+            self.begin(run)
             self.send()
         except Exception as error:  # of libraries and networks: no reason to end a training
-            self._failed = True
+            self._left = run
             with contextlib.suppress(Exception):
                 self.end()  # gives the lock back, for `sftmix track`
             print(
                 f"note: {type(self).__name__} failed, and the run goes on without it: {error}; `sftmix track "
-                f"{state.directory.parent} --to {self.client}` sends what is missing",
+                f"{run} --to {self.client}` sends what is missing",
                 file=sys.stderr,
             )
 
     on_stage_start = on_stage_end = on_step_end
+
+
+_OPEN: dict[str, Tracker] = {}
+"""Client -> the tracker of this process that has it open: a library such as wandb has one run a process, and a table of
+runs makes a tracker for each."""
 
 
 class TensorBoard(Tracker):

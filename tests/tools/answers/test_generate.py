@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,15 +126,29 @@ def test_a_line_has_all_models_beside_one_another(made, finished):
     assert not made.with_name("answers.jsonl.parts").exists()
 
 
+def write_parts(made, to, **changed):
+    """Leave the parts of a kill after the first model, with other values of some columns."""
+    for line in made.read_text().splitlines():
+        row = json.loads(line)
+        columns = {name: row[name]["target"] for name in COLUMNS}
+        append_batch(Path(f"{to}.parts"), [{"key": ("target", row["id"], 0), **columns, **changed}])
+
+
 @pytest.mark.parametrize("cut", [1, 700, 10**6], ids=lambda n: f"{n} bytes left")
 def test_killed_anywhere_it_ends_with_the_same_bytes(made, finished, generate, tmp_path, cut):
     """A kill leaves the parts cut at any byte; the last model may not have begun."""
     to, part = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.parts"
     shutil.copy(f"{made}.inputs.json", f"{to}.inputs.json")
-    for line in made.read_text().splitlines():
-        row = json.loads(line)
-        append_batch(part, [{"key": ("target", row["id"], 0), **{name: row[name]["target"] for name in COLUMNS}}])
+    write_parts(made, to)
     part.write_bytes(part.read_bytes()[:cut])
+    generate(finished.path, to, *WORDS)
+    assert to.read_bytes() == made.read_bytes()
+
+
+def test_parts_whose_inputs_are_gone_are_not_read(made, finished, generate, tmp_path):
+    """They may be of other options: whoever wants these removes FILE.inputs.json."""
+    to = tmp_path / "answers.jsonl"
+    write_parts(made, to, answers="of other options")
     generate(finished.path, to, *WORDS)
     assert to.read_bytes() == made.read_bytes()
 

@@ -275,6 +275,12 @@ def test_a_listing_starts_nothing(finished, sftmix, tmp_path, word):
     assert not (tmp_path / "table").exists()
 
 
+def test_a_place_is_no_value_of_the_flag(finished, sftmix, tmp_path):
+    done = sftmix(*words(finished, tmp_path, VARIANTS, "--list", "runs/role"))
+    refusal = "error: list: 'runs/role' is not allowed; allowed: true or false"
+    assert (done.code, refusal in done.err) == (2, True), done.err
+
+
 def test_a_directory_of_others_is_left_alone(finished, sftmix, tmp_path):
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "table.md").write_text("my notes")

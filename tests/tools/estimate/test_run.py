@@ -59,7 +59,8 @@ def test_stages_steps_and_tokens_are_those_of_the_run(finished):
     mixed, alone = train.pop("memory_bytes"), baseline.pop("memory_bytes")
     assert mixed["peak"] >= alone["peak"]
     assert train == baseline
-    assert (base["steps"], base["training_tokens"], base["memory_bytes"]["optimizer"]) == (0, 0, 0)
+    assert [base[key] for key in ("trained", "steps", "training_tokens")] == [0, 0, 0]
+    assert (base["memory_bytes"]["optimizer"], train["trained"]) == (0, train["numbers"])
     assert 0 < base["scoring_flops"] < train["scoring_flops"]  # as the arms, without an evaluation of each epoch
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
     assert whole["device_hours"] == pytest.approx(flops / (0.1e12 * 0.5) / 3600)
@@ -68,7 +69,9 @@ def test_stages_steps_and_tokens_are_those_of_the_run(finished):
 
 def test_hours_are_the_longer_of_computing_and_sending(tiny):
     given = config(tiny, splitter=RandomSplit())
-    slow, fast = (estimate(given, machine(bandwidth=bandwidth))["stages"] for bandwidth in (1e-6, 1e9))
+    machines = (machine(bandwidth=bandwidth, tflops=989.0) for bandwidth in (1e-6, 1e9))
+    slow, fast = (estimate(given, one)["stages"] for one in machines)
+    assert list(slow["base"]["step"]["sent_bytes_per_device"].values()) == [0, 0]
     for name, stage in slow.items():
         scoring = stage["scoring_flops"] / (989e12 * 0.4) / 3600
         sent = sum(stage["step"]["sent_bytes_per_device"].values()) * stage["steps"]
@@ -77,11 +80,20 @@ def test_hours_are_the_longer_of_computing_and_sending(tiny):
         assert fast[name]["device_hours"] == pytest.approx(computing + scoring)
 
 
+def test_hours_in_fp32_need_its_peak(tiny):
+    """The data sheets' is of bf16, several times that of fp32."""
+    given = config(tiny, splitter=RandomSplit())
+    for options, known in (({}, False), ({"tflops": 67.0}, True)):
+        whole = estimate(given, machine(**options))
+        found = [whole["device_hours"], *(stage["device_hours"] for stage in whole["stages"].values())]
+        assert [hours is not None for hours in found] == [known] * 3
+
+
 def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
     words = ["estimate", *finished.tiny.options, "--splitter", "RandomSplit"]
     printed = sftmix(*words, "--gpu", "cpu").out
     assert "| train |" in printed
-    assert "Hours need the peak of the device: --tflops." in printed
+    assert "Hours need the peak of the device in the training's precision: --tflops." in printed
     done = sftmix(*words, "--gpus", "4", "--json")
     train = json.loads(done.out)["stages"]["train"]
     memory = train["memory_bytes"]

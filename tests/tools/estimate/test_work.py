@@ -18,6 +18,7 @@ from sftmix.config import RunConfig
 from sftmix.options import LoraOptions, ModelOptions, ReferenceModel
 from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.tools.estimate.work import Machine, Work, plan
+from sftmix.tools.quickstart import write_jsonl
 from tests.tools.estimate.configs import CPU, TRAINING, config, machine
 
 ALONE: dict[str, Any] = {"objective": NTP(), "splitter": RandomSplit()}
@@ -107,6 +108,18 @@ def test_the_largest_micro_batch_is_the_one_with_the_most_slots(tiny, groups):
     assert work.largest is not None
     assert sum(one.input_ids.numel() for one in work.largest.segments) == max(slots) > min(slots)
     assert sum(len(one.input_ids) for one in work.largest.segments) == 4
+
+
+def test_the_largest_micro_batch_has_the_longest_row_wherever_it_is_drawn(tiny):
+    """One of 601 rows, of which four a step make 151 steps: two in three of them are dealt."""
+    rows = [{"instruction": f"{number}", "output": "one"} for number in range(600)]
+    write_jsonl(tiny.train, [*rows, {"instruction": "all", "output": "one two three four five six seven"}])
+    changes = ALONE | {"training": replace(TRAINING, global_batch_size=4, epochs=1), "data": {"eval": None}}
+    longest = rows_of(tiny, **changes)[1].data.train.lengths.max()
+    for seed in range(4):
+        train = planned(tiny, **changes, seed=seed)["train"]
+        assert train.largest is not None
+        assert (train.steps, max(one.input_ids.shape[1] for one in train.largest.segments)) == (151, longest)
 
 
 def test_micro_batches_are_without_padding_where_a_run_s_are(tiny):

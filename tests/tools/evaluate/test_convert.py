@@ -63,6 +63,16 @@ def test_shots_of_a_file_of_their_own_lose_the_measured_questions(tmp_path):
     assert [row["question"] for row in shots] == ["Which 3?", "Which 4?", "Which 5?"]
 
 
+@pytest.mark.parametrize(("row", "cop"), [(HUB, 0), (AUTHORS, 4)])
+def test_both_files_say_where_the_cop_of_medmcqa_begins(tmp_path, row, cop):
+    """Of the smaller file alone it could not be seen."""
+    large = write(tmp_path / "large.jsonl", [*numbered(row, 3), {**row, "cop": cop}])
+    small = write(tmp_path / "small.jsonl", [{**row, "question": question} for question in ("One?", "Two?")])
+    for raw, shots in ((large, small), (small, large)):
+        found = [line for part in converted("medmcqa", raw, tmp_path / "rows", shots=shots) for line in part]
+        assert {line["answer"] for line in found if line["question"] != "Which?"} == {2}
+
+
 def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
     raw = tmp_path / "ori_pqal.json"
     raw.write_text(json.dumps({str(i): {**PUBMED, "QUESTION": f"Which {i}?"} for i in range(6)}))
@@ -81,7 +91,8 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
         ("medqa_4options", [FIVE], "a row is not one of medqa_4options .*: each row needs a question and 4 options"),
         ("medqa_4options", [{**LETTERED, "answer_idx": "F"}], "a row is not one"),
         ("medqa_4options", [LETTERED], "0 questions are left"),
-        ("medmcqa", [{**HUB, "cop": -1}], "a row is not one"),
+        ("medmcqa", [{**HUB, "cop": 0}, {**HUB, "cop": -1}], "a row is not one"),
+        ("medmcqa", [AUTHORS], "no row has 0 or 4 as its cop, .*; give more rows"),
         ("pubmedqa", [{**PUBMED, "final_decision": "Yes"}], "a row is not one"),
     ],
 )

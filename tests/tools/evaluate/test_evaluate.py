@@ -102,6 +102,26 @@ def test_what_is_there_is_not_done_again_and_other_settings_are_another_line(eva
     assert ["pubmedqa", "0-shot, seed 1234"] in lines
 
 
+@pytest.mark.slow
+def test_a_directory_that_runs_share_compares_no_models_of_two(place, finished, sftmix, tmp_path):
+    """The second run has no baseline; a model by itself, later, does not bring that of the first one back."""
+    second, to = tmp_path / "second", tmp_path / "results"
+    shutil.copytree(finished.path, second, ignore=shutil.ignore_patterns("baseline"))
+    words = ("--tasks", "pubmedqa", "--num_fewshot", "0", "--data_dir", str(place / "rows"), "--to", str(to))
+    heads = []
+    for of in ([finished.path], [second], [finished.tiny.model], [finished.path, "--models", "baseline,target"]):
+        done = sftmix("evaluate", *map(str, of), *words)
+        assert done.code == 0, done.err
+        heads.append((read_json(to / "table.json")["table"][0][4:], done.out.count("(paired")))
+    mine = str(finished.tiny.model)
+    assert heads == [
+        (["base", "baseline", "target"], 2),
+        (["base", "target"], 1),
+        (["base", "target", mine], 1),
+        (["baseline", "target", mine], 1),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -94,9 +94,9 @@ def trainer_of(kind, tiny, directory, keep=("id", "input_ids", "labels"), given=
     )
 
 
-def trained(*words, **options):
+def trained(*words, resume=None, **options):
     trainer = trainer_of(*words, **options)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer, [line for line in trainer.state.log_history if "loss" in line]
 
 
@@ -157,13 +157,16 @@ def test_20_steps_are_those_of_our_own_loop(tiny, tmp_path, monkeypatch, mean):
 
 
 def one_rank(world, model, rows, directory, right):
-    options = {"gradient_accumulation_steps": 1}
-    _, found = trained(Mixed, Tiny(model, rows, rows), directory / str(world.rank), **options)
-    same(found, right, "loss", "grad_norm", "ntp", "mixup")
+    options = {"gradient_accumulation_steps": 1, "max_steps": 8, "save_strategy": "steps", "save_steps": 6}
+    words = Mixed, Tiny(model, rows, rows), directory / str(world.rank)
+    _, found = trained(*words, **options)
+    same(found[:3], right, "loss", "grad_norm", "ntp", "mixup")
+    _, resumed = trained(*words, resume=str(directory / "0" / "checkpoint-6"), **options)
+    same(resumed, found, "loss", "grad_norm", "ntp", "mixup")
 
 
 def test_ranks_are_micro_batches(tiny, tmp_path):
-    """Two ranks (DDP) with one micro-batch each take the steps of one rank with two."""
+    """Two ranks (DDP) with one micro-batch each take the steps of one rank with two, and resume within an epoch."""
     _, right = trained(Mixed, tiny, tmp_path / "one")
     on_ranks(one_rank, tiny.model, tiny.train, tmp_path, right)
 

@@ -102,7 +102,14 @@ def test_directories_that_are_gone_stay_out_and_hub_ids_stay(run, finished):
     options = {"path": "hub:me/scores@refs/pr/1", "columns": {"response": "/"}}
     options["train"] = ["openai/gsm8k:main@train[:10%]", "openai/gsm8k:main"]
     assert without_directories(options) == options
-    assert without_directories("C:/secret/place") == "place"
+    for place in ("C:/secret/place", "/secret data/place", "~/secret data/place", "../secret data/place"):
+        assert without_directories(place) == "place"
+    assert without_directories("secret data/rows.json") == "rows.json"
+
+
+def test_texts_that_are_no_paths_stay_whole():
+    texts = ["Answer yes/no.", "One line.\nYes / no", "</s>", "<|a|>/", "{{ a }}/{{ b }}"]
+    assert without_directories({"texts": texts, "response": "and/or"}) == {"texts": texts, "response": "and/or"}
 
 
 def test_a_directory_with_a_subset_is_cut_to_its_name(tmp_path, monkeypatch):

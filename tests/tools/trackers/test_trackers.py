@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sftmix.common.errors import InUseError
+from sftmix.pipeline.lock import Hold
 from sftmix.testing import check_callback
 from sftmix.tools.trackers import STAGES, TRACKERS, Tracker
 from tests.tiny import in_this_process, metrics
@@ -190,13 +191,51 @@ def test_one_process_and_one_rank_send_a_run(tmp_path):
     assert not (run / "trackers").exists()
     tracker.on_step_end(SimpleNamespace(is_main=True, directory=run / "train"))
     assert (tracker.sent, tracker.rows) == ([], 1)
-    with pytest.raises(InUseError):
-        Memory().begin(run)
     tracker.end()
+    with Hold(run / "trackers" / "memory"), pytest.raises(InUseError):
+        tracker.begin(run)
 
 
 def test_a_tracker_is_a_callback_that_keeps_the_contract():
     check_callback(Memory())
+
+
+NOTED = """
+from sftmix.tools.trackers import TensorBoard
+
+class Noted(TensorBoard):
+    def open(self):
+        print(f"NOTED {self.run.parent.name} opened")
+        return super().open()
+    def close(self):
+        print("NOTED closed")
+        super().close()
+"""
+
+
+def test_each_run_of_a_table_has_a_client_of_its_own(tiny, tmp_path):
+    """A library such as wandb has one run a process, and each cell a tracker, as the callback of its configuration."""
+    (tmp_path / "noted.py").write_text(NOTED)
+    words = ["--objective", "NTP", "--training.max_steps", "2", "--callbacks+", "noted.Noted"]
+    (tmp_path / "table.yaml").write_text("variants: {one: {}, two: {training.learning_rate: 0.02}}")
+    words += ["--config", "table.yaml", "--seeds", "[1]", "--out", "table"]
+    done = in_this_process("compare", *tiny.options, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = [line.removeprefix("NOTED ") for line in done.stdout.splitlines() if line.startswith("NOTED")]
+    assert told == ["one opened", "closed", "two opened"]
+    (first,) = (tmp_path / "table").glob("one/*/trackers/tensorboard")
+    with Hold(first):  # nothing of this process has it
+        pass
+
+
+def test_the_newest_of_two_trackers_for_one_run_sends_it(tmp_path):
+    """As in a notebook that runs a cell again after an error, or for a callback that is named twice."""
+    run, trackers = lay(tmp_path / "run", train=2), [Memory(), Memory()]
+    state = SimpleNamespace(is_main=True, directory=run / "train")
+    for tracker in trackers * 2:
+        tracker.on_step_end(state)
+    assert [tracker.run for tracker in trackers] == [None, run]
+    trackers[1].end()
 
 
 BROKEN = """
