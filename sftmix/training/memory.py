@@ -56,7 +56,8 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
 def free_memory(device: torch.device) -> float:
     """Return the bytes that a process may still take on the device; infinity: not known."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, which uses it again
+        return torch.cuda.mem_get_info(device)[0] + kept
     info = Path("/proc/meminfo")
     if device.type != "cpu" or not info.exists():
         return math.inf

@@ -89,3 +89,22 @@ def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatc
     assert memory.free_memory(torch.device("cpu")) == 2000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory(torch.device("cpu")) > 3000
+
+
+def test_what_torch_keeps_of_a_gpu_is_free(monkeypatch):
+    """The figures of a GPU of 80, of which a stage has left 60 to torch."""
+    for name, number in (("mem_get_info", (15, 80)), ("memory_reserved", 60), ("memory_allocated", 10)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, number=number: number)
+    assert memory.free_memory(torch.device("cuda", 0)) == 65
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_tensor_that_is_gone_takes_nothing_of_a_gpu():
+    gpu = torch.device("cuda", 0)
+    torch.zeros(1, device=gpu)
+    before = memory.free_memory(gpu)
+    held = torch.zeros(2**28, device=gpu)
+    assert before - memory.free_memory(gpu) >= held.nbytes
+    del held
+    assert before - memory.free_memory(gpu) < 2**26
