@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,12 +62,17 @@ def free_memory(device: torch.device) -> float:
     info = Path("/proc/meminfo")
     if device.type != "cpu" or not info.exists():
         return math.inf
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in info.read_text().splitlines()}
-    free = [sizes["MemAvailable"] + sizes["SwapFree"]]
+    free = [1024 * _sum_in(info, "MemAvailable|SwapFree")]
     limit = CGROUP / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free.append(int(most) - int((CGROUP / "memory.current").read_text()))
+        files = _sum_in(CGROUP / "memory.stat", "inactive_file|active_file")  # the kernel drops them
+        free.append(int(most) - int((CGROUP / "memory.current").read_text()) + files)
     return min(free)
+
+
+def _sum_in(file: Path, names: str) -> int:
+    """Return the sum of the numbers of these names, which | divides."""
+    return sum(map(int, re.findall(rf"^(?:{names}):? +(\d+)", file.read_text(), re.MULTILINE)))
 
 
 def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> tuple[float, float]:

@@ -85,8 +85,9 @@ def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatc
     assert 0 < everything < 2**50
     (tmp_path / "memory.max").write_text("3000\n")
     (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 600\ninactive_file 150\nactive_file 400\nshmem 50\n")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert memory.free_memory(torch.device("cpu")) == 2000
+    assert memory.free_memory(torch.device("cpu")) == 2550  # pages of files are given back, shared memory is not
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory(torch.device("cpu")) > 3000
 
