@@ -41,10 +41,11 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
             "Train adapters (--model.lora.r 16), a smaller model, or shard it over GPUs (--training.parallel fsdp)"
         )
     constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
-    rows = stage.options.most_examples
-    if rows is None or state + constant + rows * per_row <= free:
+    batch = stage.order.batch(0)
+    unit = max(map(len, batch))  # 2: a pair is never cut apart
+    rows = min(stage.options.most_examples or 0, unit * math.ceil(len(batch) / setup.world.size))
+    if not rows or state + constant + rows * per_row <= free:
         return
-    unit = max(map(len, stage.order.batch(0)))  # 2: a pair is never cut apart
     fitting = int((free - state - constant) / per_row) // unit * unit
     remedy = f"--training.micro_batch_size {fitting}" if fitting > 0 else "--training.activation_checkpointing true"
     activations = constant + rows * per_row
