@@ -61,7 +61,7 @@ class ScoreAtCheckpoints(Callback):
         metrics = {}
         if state.step in self.steps:
             path = self._path(state.step)
-            if self.world.share(path.exists()):
+            if self.world.from_main(path.exists):  # other nodes would remember that it is not there: NFS does
                 dynamics = read_dynamics(path)
             else:
                 assert state.score is not None
@@ -82,8 +82,7 @@ class ScoreAtCheckpoints(Callback):
 
     def dynamics(self) -> TrainingDynamics:
         """Return all checkpoints together, in order."""
-        missing = [step for step in self.steps if not self._path(step).exists()]
-        if missing:
+        if missing := self.world.from_main(lambda: [step for step in self.steps if not self._path(step).exists()]):
             raise ConfigError(
                 f"the reference was stopped by a callback before its checkpoints at steps {missing}: "
                 "name checkpoints that it reaches (reference.checkpoints), or take the callback away"
