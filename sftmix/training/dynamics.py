@@ -104,7 +104,7 @@ class OnlineLosses:
     ids: Sequence[str]
     directory: Path
     world: World
-    _parts: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    _parts: list[torch.Tensor] = field(default_factory=list)
 
     def record(self, batches: Sequence[Batch], nll: Sequence[torch.Tensor]) -> None:
         """Keep this rank's micro-batches of a step, each with the NLL [T] of its token rows, on the device."""
@@ -117,7 +117,8 @@ class OnlineLosses:
     def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
         """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
         if arrays and self.world.is_main:
-            self._parts = [{name: column.to(self.world.device) for name, column in arrays.items()}]
+            columns = [arrays[name] for name in ("row", "nll_sum", "n_tokens")]
+            self._parts = [torch.stack([*columns, torch.ones_like(columns[0])]).to(self.world.device)]
 
     def end_epoch(self, epoch: int, step: int) -> None:
         """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.
