@@ -21,6 +21,7 @@ from sftmix.common.files import (
     read_json,
     remove_leftovers,
     sha256_file,
+    sync_path,
     write_json,
     write_text,
 )
@@ -111,6 +112,7 @@ class RunDirectory(Hold):
             hashes = {}
             for output in (directory / name for name in [*outputs, "figures.json"]):
                 for file in [file for file in sorted(output.rglob("*")) if file.is_file()] or [output]:
+                    sync_path(file)  # the manifest is, and would name what a power cut has taken
                     hashes[file.relative_to(directory).as_posix()] = sha256_file(file)
             write_json(directory / MANIFEST, {"files": hashes})
 

@@ -1,5 +1,7 @@
 """Models in memory: those that a run trains and scores with, their export, and finished ones, which answer."""
 
+import contextlib
+import ctypes
 import gc
 import os
 from collections.abc import Mapping, Sequence
@@ -59,6 +61,8 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     once they are in place.
     """
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
+    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep what was freed
+        ctypes.CDLL(None).malloc_trim(0)
     path = config.model.path
     attention = config.model.attention
     lora = config.model.lora

@@ -194,7 +194,7 @@ class ReferenceRun:
         if stage.online is None:
             self.figures["scoring_seconds"] = scoring.seconds
             return scoring.dynamics()
-        if not (epochs := stage.online.epochs()):  # a callback may have ended it
+        if not (epochs := run.world.from_main(stage.online.epochs)):  # a callback may have ended it
             raise ConfigError(NO_EPOCH)
         return merge_dynamics([stage.online.read(epoch) for epoch in epochs])
 

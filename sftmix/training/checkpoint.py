@@ -287,11 +287,16 @@ class BestWeights:
             warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
 
     def go_on(self, evaluations: Mapping[int, float]) -> None:
-        """Take the evaluations so far of a resumed stage as beaten only by better ones, also without their weights."""
-        if math.isinf(self._nll) and evaluations:
-            self._nll = min(evaluations.values())
+        """Take the evaluations so far of a resumed stage as beaten only by better ones, also without their weights.
+
+        Weights of a worse one, kept before a part of the stage that kept none, are removed.
+        """
+        best = min(evaluations.values(), default=math.inf)
+        if best < self._nll:
+            self._nll = best
             if self.store.world.is_main:
-                print(f"checkpoint.keep_best: the best evaluation so far, {self._nll:.4f}, has no weights kept")
+                shutil.rmtree(self.store.directory, ignore_errors=True)
+                print(f"checkpoint.keep_best: the best evaluation so far, {best:.4f}, has no weights kept")
 
     def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
         """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.

@@ -61,7 +61,7 @@ class ScoreAtCheckpoints(Callback):
         metrics = {}
         if state.step in self.steps:
             path = self._path(state.step)
-            if self.world.share(path.exists()):
+            if self.world.from_main(path.exists):  # other nodes would remember that it is not there: NFS does
                 dynamics = read_dynamics(path)
             else:
                 assert state.score is not None
@@ -82,8 +82,7 @@ class ScoreAtCheckpoints(Callback):
 
     def dynamics(self) -> TrainingDynamics:
         """Return all checkpoints together, in order."""
-        missing = [step for step in self.steps if not self._path(step).exists()]
-        if missing:
+        if missing := self.world.from_main(lambda: [step for step in self.steps if not self._path(step).exists()]):
             raise ConfigError(
                 f"the reference was stopped by a callback before its checkpoints at steps {missing}: "
                 "name checkpoints that it reaches (reference.checkpoints), or take the callback away"
@@ -105,7 +104,7 @@ class OnlineLosses:
     ids: Sequence[str]
     directory: Path
     world: World
-    _parts: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    _parts: list[torch.Tensor] = field(default_factory=list)
 
     def record(self, batches: Sequence[Batch], nll: Sequence[torch.Tensor]) -> None:
         """Keep this rank's micro-batches of a step, each with the NLL [T] of its token rows, on the device."""
@@ -118,7 +117,8 @@ class OnlineLosses:
     def restore(self, arrays: Mapping[str, torch.Tensor]) -> None:
         """Continue in the middle of an epoch with the result of `gathered`; rank 0 keeps it."""
         if arrays and self.world.is_main:
-            self._parts = [{name: column.to(self.world.device) for name, column in arrays.items()}]
+            columns = [arrays[name] for name in ("row", "nll_sum", "n_tokens")]
+            self._parts = [torch.stack([*columns, torch.ones_like(columns[0])]).to(self.world.device)]
 
     def end_epoch(self, epoch: int, step: int) -> None:
         """Write the epoch that ends after `step` optimizer steps, if every example had its turn, and start the next.

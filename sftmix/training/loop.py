@@ -16,7 +16,7 @@ from torch import nn
 
 from sftmix.batches.order import ResponsesAlone, RowSubset, digest
 from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
-from sftmix.common.files import CHECKPOINTS, check_room
+from sftmix.common.files import CHECKPOINTS, check_room, sync_path
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.components.base import StageState
@@ -192,6 +192,8 @@ class TrainingLoop:
             state["evaluations"] = list(self.evaluations.items())
             # Before its first step an optimizer has no state, and to look for it torch would make a step.
             optimizer = self.optimizer if self.totals.updates else None
+            # Of a checkpoint that survives a power cut, the lines so far must be there as well.
+            self.world.on_main(lambda: sync_path(self.stage.directory / "metrics.jsonl"))
             self.store.save(self.step, self.module, optimizer, state, {} if online is None else online.gathered())
             self.saved = self.step
         if agreed == by_signal:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,10 +41,11 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
             "Train adapters (--model.lora.r 16), a smaller model, or shard it over GPUs (--training.parallel fsdp)"
         )
     constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
-    rows = stage.options.most_examples
-    if rows is None or state + constant + rows * per_row <= free:
+    batch = stage.order.batch(0)
+    unit = max(map(len, batch))  # 2: a pair is never cut apart
+    rows = min(stage.options.most_examples or 0, unit * math.ceil(len(batch) / setup.world.size))
+    if not rows or state + constant + rows * per_row <= free:
         return
-    unit = max(map(len, stage.order.batch(0)))  # 2: a pair is never cut apart
     fitting = int((free - state - constant) / per_row) // unit * unit
     remedy = f"--training.micro_batch_size {fitting}" if fitting > 0 else "--training.activation_checkpointing true"
     activations = constant + rows * per_row
@@ -56,16 +58,22 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
 def free_memory(device: torch.device) -> float:
     """Return the bytes that a process may still take on the device; infinity: not known."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, which uses it again
+        return torch.cuda.mem_get_info(device)[0] + kept
     info = Path("/proc/meminfo")
     if device.type != "cpu" or not info.exists():
         return math.inf
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in info.read_text().splitlines()}
-    free = [sizes["MemAvailable"] + sizes["SwapFree"]]
+    free = [1024 * _sum_in(info, "MemAvailable|SwapFree")]
     limit = CGROUP / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free.append(int(most) - int((CGROUP / "memory.current").read_text()))
+        files = _sum_in(CGROUP / "memory.stat", "inactive_file|active_file")  # the kernel drops them
+        free.append(int(most) - int((CGROUP / "memory.current").read_text()) + files)
     return min(free)
+
+
+def _sum_in(file: Path, names: str) -> int:
+    """Return the sum of the numbers of these names, which | divides."""
+    return sum(map(int, re.findall(rf"^(?:{names}):? +(\d+)", file.read_text(), re.MULTILINE)))
 
 
 def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> tuple[float, float]:

@@ -1,7 +1,9 @@
-"""What loading takes on ranks that share the weights: shards and a tensor or two, beside pages of the files."""
+"""What loading takes on ranks that share the weights: shards and a tensor or two, beside pages of the files; and what
+goes back before it."""
 
 import contextlib
 import ctypes
+import platform
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix.common.world import World
-from sftmix.options import LoraOptions
+from sftmix.config import RunConfig
+from sftmix.options import LoraOptions, ModelOptions
+from sftmix.pipeline.loaded import load_for_run
 from tests.distributed.test_loading import LLAMA, sharded
 from tests.forked import on_ranks
 
@@ -70,3 +74,20 @@ def test_a_rank_never_holds_the_model(tmp_path):
     for name, options in (("small", LLAMA), ("large", LARGE)):
         LlamaForCausalLM(LlamaConfig(**options, tie_word_embeddings=True)).save_pretrained(tmp_path / name)
     on_ranks(loaded, str(tmp_path))
+
+
+def loads_after_a_stage(world: World, path: str) -> None:
+    """Behind each block of 100,000 bytes that is freed is one that stays."""
+    blocks = [b"." * size for _ in range(2000) for size in (100_000, 1000)]
+    kept = blocks[1::2]
+    del blocks
+    before = anonymous()
+    load_for_run(RunConfig(model=ModelOptions(path=path)), world)
+    assert before - anonymous() > 150 * MB
+    assert len(kept) == 2000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_what_a_stage_has_freed_goes_back_to_the_system(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(tmp_path)
+    on_ranks(loads_after_a_stage, str(tmp_path), ranks=1)

@@ -4,6 +4,7 @@ Python announces each file operation to an audit hook before it happens, so that
 hit, and nothing in the package knows of it.
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,3 +206,21 @@ class Failing:
             return real(subject, *more, **named)
 
         setattr(os, self.call, failing)
+
+
+@contextlib.contextmanager
+def syncs() -> Iterator[list[tuple[Path, bytes]]]:
+    """The list has the files that are synced within, in turn, each with what is in it then: a power cut leaves that."""
+    seen, real = list[tuple[Path, bytes]](), os.fsync
+
+    def noting(descriptor: int) -> None:
+        real(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.is_file():
+            seen.append((path, path.read_bytes()))
+
+    os.fsync = noting  # type: ignore[assignment]
+    try:
+        yield seen
+    finally:
+        os.fsync = real

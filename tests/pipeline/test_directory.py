@@ -13,6 +13,7 @@ from sftmix.common.files import read_json
 from sftmix.common.world import World
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.lock import Hold
+from tests.faults.mines import syncs
 from tests.tiny import contents, status
 
 ALONE = World()
@@ -51,6 +52,13 @@ def test_other_inputs_are_refused_by_name_and_change_nothing(directory, done):
         "gone: 1 -> None; splitter: Median -> RandomSplit; new: None -> 2. Use another --out, or the old settings"
     )
     assert contents(directory.path) == before
+
+
+def test_what_the_manifest_names_survives_a_power_cut(directory):
+    with syncs() as seen:
+        make(directory, "split", {})
+    names = [path.name.removeprefix(".tmp-").partition(".")[0] for path, _ in seen]
+    assert names[-4:] == ["a", "b", "figures", "MANIFEST"]
 
 
 def test_a_stage_that_made_nothing_yet_may_be_corrected(directory):

@@ -23,6 +23,7 @@ from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import Stage, train
 from sftmix.training.parallel import shard_group
 from sftmix.training.scoring import Scorer
+from tests.faults.mines import syncs
 from tests.forked import on_ranks
 from tests.toy import Interrupt, logged, toy_model, toy_stage
 from tests.trained import DATA, Trained, assert_exact
@@ -241,6 +242,18 @@ def test_a_step_whose_report_met_a_full_disk_is_not_saved(tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     train(stage(tmp_path, identity="x"), World())
     assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3]
+
+
+def test_a_checkpoint_that_survives_a_power_cut_has_the_lines_of_its_steps(tmp_path):
+    with syncs() as seen, pytest.raises(Stopped):
+        train(replace(stage(tmp_path, identity="x"), callbacks=[Interrupt(step=2)]), World())
+    lines = 0
+    for path, content in seen:
+        if path.name == "metrics.jsonl":
+            lines = content.count(b"\n")
+        elif path.name == "MANIFEST.json":
+            assert f"{lines:08d}" in path.parent.name
+    assert lines == 2
 
 
 # ------------------------------------------------------------------------------------------ room for them

@@ -127,6 +127,17 @@ def test_weights_that_were_not_kept_are_not_replaced_by_worse_ones(tmp_path, cap
     assert "the best evaluation so far, " in capsys.readouterr().out
 
 
+def test_weights_that_a_part_without_keep_best_has_bettered_are_no_longer_the_best(tmp_path, capsys):
+    nearest_to_4 = OfAnotherProgram(rank=0, of=World())
+    for step, best in ((2, True), (4, False)):
+        with pytest.raises(Stopped):
+            trained(tmp_path, [nearest_to_4, Interrupt(step=step)], best=best)
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["step-00000002"]
+    trained(tmp_path, [nearest_to_4], best=True)
+    assert not any((tmp_path / "best").glob("step-*"))
+    assert "the best evaluation so far, 0.0000, has no weights kept" in capsys.readouterr().out
+
+
 class Telling(Callback):
     gives = frozenset()
 

@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
 from sftmix.common.world import World
-from sftmix.components import EAFT, NTP, AdamW, CutMix, ManifoldMixup, NEFTune, SFTMix
+from sftmix.components import EAFT, IRDRO, NTP, AdamW, CutMix, ManifoldMixup, NEFTune, SFTMix
 from sftmix.options import TrainingOptions
 from sftmix.testing import _READS
+from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule, attention_inputs
 from sftmix.training.step import prepare_step, train_step
@@ -69,6 +70,23 @@ def test_a_step_reads_its_sums_alone(objective, padding_free, attention):
     with Reads() as reads:
         train_step(setup, prepared)
     assert reads.places == {"step.py": 1}
+
+
+def test_the_nll_of_all_micro_batches_is_read_at_once(tmp_path):
+    """In a step that needs it, and at the end of an epoch: by cpu() and numpy()."""
+    model, online = llama("sdpa"), OnlineLosses(DATA.ids, tmp_path, World())
+    about = {"optimizer": torch.optim.AdamW(model.parameters()), "data": DATA, "objective": IRDRO()}
+    setup = toy_setup(TrainingModule(model), options=TrainingOptions(micro_batch_size=6), **about)
+    with Reads() as in_step:  # its objective plans on the host, in other files
+        done = train_step(setup, prepare_step(setup, 3, UNITS, None))
+    with Reads() as in_record:
+        online.record(done.batches, done.nll)
+    with Reads() as in_epoch:
+        losses = online.gathered()
+    assert len(done.batches) == 2
+    assert losses["row"].tolist() == sorted(slot.row for unit in UNITS for slot in unit if slot.ntp_weight)
+    to_ids = 1  # tolist(), of rows that are on the host then
+    assert (in_step.places["scoring.py"] - to_ids, in_record.places, in_epoch.places["scoring.py"]) == (2, {}, 2)
 
 
 @pytest.mark.parametrize(("family", "attention"), CASES)

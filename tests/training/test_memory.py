@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from sftmix.batches.order import Slot
+from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.training import memory
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
+from sftmix.training.step import StepSetup
 from tests.toy import toy_model, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2), (20, 12), (4, 4)])
@@ -70,14 +71,34 @@ def test_the_micro_batch_that_fits_is_named_before_the_first_step(stage, monkeyp
         assert line.startswith("train: 2 rows as long as the longest one")
         assert line.endswith(remedy)
     usual = replace(stage, directory=stage.directory / "usual", options=replace(stage.options, micro_batch_size=None))
-    free(monkeypatch, state + constant + 5.5 * per_row)
+    free(monkeypatch, state + constant + 3.5 * per_row)
     train(usual, World())
     line, *_ = capsys.readouterr().out.splitlines()
-    assert line.startswith("train: 8 rows as long as the longest one")
-    assert line.endswith("--training.micro_batch_size 5")
+    assert line.startswith("train: 4 rows as long as the longest one")  # all of a step, of the 8 that may be
+    assert line.endswith("--training.micro_batch_size 3")
     free(monkeypatch, state + constant + 2 * per_row)
     train(replace(stage, directory=stage.directory / "2"), World())
     assert "as long as" not in capsys.readouterr().out
+
+
+class OneOfThree(World):
+    """The rank with the least memory."""
+
+    def max(self, value):
+        return value
+
+
+PAIRS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3))]
+
+
+@pytest.mark.parametrize(("units", "rows"), [([(Slot(row),) for row in range(4)], 2), (PAIRS, 2), (PAIRS * 2, 4)])
+def test_a_rank_has_its_part_of_a_step(tmp_path, monkeypatch, units, rows):
+    usual = toy_stage(tmp_path, [units], options={"micro_batch_size": None}, data=DATA)
+    setup = StepSetup(usual, TrainingModule(usual.model), None, "fp32", OneOfThree(size=3))  # type: ignore[arg-type]
+    free(monkeypatch, sum(3 * one.nbytes for one in usual.model.parameters()))
+    said: list[str] = []
+    memory.check_memory(setup, said.append)
+    assert said[0].startswith(f"train: {rows} rows as long as the longest one")
 
 
 def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatch):
@@ -85,7 +106,27 @@ def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatc
     assert 0 < everything < 2**50
     (tmp_path / "memory.max").write_text("3000\n")
     (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 300\nfile 600\ninactive_file 150\nactive_file 400\nshmem 50\n")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert memory.free_memory(torch.device("cpu")) == 2000
+    assert memory.free_memory(torch.device("cpu")) == 2550  # pages of files are given back, shared memory is not
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory(torch.device("cpu")) > 3000
+
+
+def test_what_torch_keeps_of_a_gpu_is_free(monkeypatch):
+    """The figures of a GPU of 80, of which a stage has left 60 to torch."""
+    for name, number in (("mem_get_info", (15, 80)), ("memory_reserved", 60), ("memory_allocated", 10)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, number=number: number)
+    assert memory.free_memory(torch.device("cuda", 0)) == 65
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_tensor_that_is_gone_takes_nothing_of_a_gpu():
+    gpu = torch.device("cuda", 0)
+    torch.zeros(1, device=gpu)
+    before = memory.free_memory(gpu)
+    held = torch.zeros(2**28, device=gpu)
+    assert before - memory.free_memory(gpu) >= held.nbytes
+    del held
+    assert before - memory.free_memory(gpu) < 2**26

@@ -1,22 +1,27 @@
 """Scoring against a loop over `model(...).logits`, one example at a time, in float64 (T24, T26, T27, T29); and the
 checkpoints at which a reference is scored, put side by side."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.common.world import World
 from sftmix.components import Perplexity
 from sftmix.training import scoring
-from sftmix.training.dynamics import checkpoint_steps, merge_dynamics, one_checkpoint
+from sftmix.training.dynamics import ScoreAtCheckpoints, checkpoint_steps, merge_dynamics, one_checkpoint
+from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.types import RowScores, TrainingDynamics
 from tests.forked import on_ranks
-from tests.toy import ToyRows, own_logits, own_nll, toy_model, toy_rows
+from tests.toy import ToyRows, own_logits, own_nll, toy_model, toy_rows, toy_stage
 
 # Neither sorted by length nor by its reverse; of very different lengths, and one response of a single token.
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
@@ -138,6 +143,28 @@ def test_checkpoint_steps(checkpoints, total, steps):
 def test_checkpoints_that_do_not_exist(checkpoints):
     with pytest.raises(ConfigError, match=r"reference\.checkpoints names step"):
         checkpoint_steps(checkpoints, 10)
+
+
+def trained_with_scores(world: World, directory: str) -> None:
+    """A node that has once looked for a file on NFS remembers for half a minute that it is not there."""
+    missed = set[Path]()
+
+    def exists(path: Path, **_: bool) -> bool:
+        if path in missed or not os.path.exists(path):
+            missed.add(path)
+        return path not in missed
+
+    if not world.is_main:
+        Path.exists = exists  # type: ignore[method-assign]
+    callback = ScoreAtCheckpoints(ids=DATA.ids, steps=[0, 2], directory=Path(directory, "scores"), world=world)
+    batches: list[list[Unit]] = [[(Slot(0),), (Slot(1),)]] * 2
+    train(toy_stage(Path(directory), batches, data=DATA, scorer=Scorer(world=world), callbacks=[callback]), world)
+    assert callback.dynamics().steps.tolist() == [0, 2]
+
+
+@pytest.mark.slow
+def test_scores_are_looked_for_by_the_rank_that_writes_them(tmp_path):
+    on_ranks(trained_with_scores, str(tmp_path))
 
 
 def test_merge_puts_checkpoints_side_by_side_and_of_joins_by_id():
