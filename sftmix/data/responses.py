@@ -98,7 +98,7 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
             text = (_behind(shape, prompt, headed, thought=False) or "").removeprefix(shape.plain.served)
             text = text if _holds(text, thought) else before + text
         if text is None or not (
-            _holds(text, answer) and all(_holds(text, part) for part in _texts([call["function"] for call in calls]))
+            _holds(text, answer) and all(_holds(text, part) for part in _values([call["function"] for call in calls]))
         ):
             reasons.append("calls_lost")
         text = _ended(shape, text or "")
@@ -149,23 +149,25 @@ def _behind(shape: Shape, prompt: str, closed: str, *, thought: bool) -> str | N
     return (lead if closed == begin + rest else "") + (rest.lstrip() if thought else rest)
 
 
-def _holds(text: str, *parts: str) -> bool:
-    """True if a text has all parts, each behind the one before it."""
+def _holds(text: str, *parts: Any) -> bool:
+    """True if a text has all parts, each behind the one before it: texts, and values as JSON or Python spells them."""
     place = 0
-    for part in map(str.strip, parts):
-        found = max(text.find(form, place) for form in (part, json.dumps(part, ensure_ascii=False)[1:-1]))
+    for part in parts:
+        said = str(part).strip()
+        spelt = json.dumps(said if isinstance(part, str) else [part], ensure_ascii=False)[1:-1]
+        found = max(text.find(form, place) for form in (said, spelt))
         if found < 0:
             return False
-        place = found + len(part)
+        place = found + len(said)
     return True
 
 
-def _texts(calls: Any) -> list[str]:
-    """Return the names in calls and the values of their arguments, as text."""
+def _values(calls: Any) -> list[Any]:
+    """Return the names in calls, and the texts, numbers, true, false and null in their arguments."""
     if isinstance(calls, (list, Mapping)):
         values = calls.values() if isinstance(calls, Mapping) else calls
-        return [text for value in values for text in _texts(value)]
-    return [calls if isinstance(calls, str) else json.dumps(calls)]
+        return [inner for value in values for inner in _values(value)]
+    return [calls]
 
 
 def _lost(turn: Turn, prompt: str) -> list[str]:

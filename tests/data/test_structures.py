@@ -3,6 +3,7 @@
 Each template is written for one structure, with the text that is to be trained behind its prompt, by hand.
 """
 
+import json
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -201,6 +202,37 @@ def test_calls_are_trained_and_results_are_not():
     assert '"name": "weather"' in text.partition("<|im_end|>")[0]
     assert "<|im_start|>tool\n21 degrees<|im_end|>" in text
     assert reasons == []
+
+
+BY_ARGUMENT = """{% for call in m.tool_calls %}{% set c = call.function %}<tool_call>{{ c.name }}
+{% for name, value in c.arguments | items %}<parameter={{ name }}>{{ (value | tojson) if value is mapping or
+(value is sequence and value is not string) else (value | string) }}</parameter>{% endfor %}</tool_call>{% endfor %}"""
+"""As of Qwen3-Coder and Nemotron: a value that is no list or object is written as Python does."""
+PLAIN_VALUES = [True, False, None, 3, 2.5, 1e22, -0.0, "true", 'a "b"\n', "é", [True, None], {"deep": {"x": [None]}}]
+
+
+@pytest.mark.parametrize("value", PLAIN_VALUES, ids=repr)
+@pytest.mark.parametrize("form", [EACH_CALL, BY_ARGUMENT, BY_ARGUMENT.replace("tojson", "string")])
+def test_a_call_has_values_as_json_or_python_spells_them(form, value):
+    encoder = make_encoder(tokenizer_of("chatml", CALLS.replace(EACH_CALL, form)))
+    call = {**CALL, "function": {"name": "weather", "arguments": {"city": value}}}
+    _, spans, reasons = encoded(
+        encoder, Message("user", "Hi"), Message("assistant", "", True, more={"tool_calls": [call]}), tools=(TOOL,)
+    )
+    assert reasons == []
+    assert str(value) in spans[0][0] or json.dumps(value, ensure_ascii=False) in spans[0][0]
+
+
+@pytest.mark.parametrize("value", [True, None, "true", 12])
+def test_a_call_whose_value_is_not_written_is_lost(value):
+    encoder = make_encoder(
+        tokenizer_of("chatml", CALLS.replace(EACH_CALL, BY_ARGUMENT.replace("(value | string)", "'noon'")))
+    )
+    call = {**CALL, "function": {"name": "weather", "arguments": {"city": value}}}
+    _, _, reasons = encoded(
+        encoder, Message("user", "Hi"), Message("assistant", "", True, more={"tool_calls": [call]}), tools=(TOOL,)
+    )
+    assert reasons == ["calls_lost"]
 
 
 @pytest.mark.parametrize(
