@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 from sftmix.common.files import sha256_json
 from sftmix.data.fitting import Shape, called
 from sftmix.data.rendering import INLINE
-from sftmix.data.spellings import NUL, SpecialSpellings
+from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
 from sftmix.data.thoughts import divided
+from sftmix.data.values import MARK
 from sftmix.options import Thoughts
 from sftmix.types import Int64, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NUL_IN_JSON = r"\u0000"
+MARK_IN_ESCAPES = r"\ufdd0"
+"""How Python writes a mark in a list or an object, and JSON that is ASCII alone."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +129,15 @@ class Encoder:
         conversations  of turns as `turns` makes them
         tools          the functions that the assistant may call
         variables      values of the template's variables
-        Raises TemplateRefusal, also for a template that writes a NUL of the content as text (`tojson`).
+        Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
         assert self.shape is not None, "plain text has no turns to render"
         more = {"listed": self.shape.listed, "tools": tools, "prompt": prompt, **variables}
         texts = render(self.tokenizer, self.shape.source, conversations, **more)
         for chat, text in zip(conversations, texts, strict=True):
-            contents = "".join(_strings(chat))
-            if NUL in contents and text.count(NUL_IN_JSON) > contents.count(NUL_IN_JSON):
-                raise TemplateRefusal("it writes content as JSON, in which special tokens cannot be told from text")
+            given = json.dumps([chat, tools, variables], ensure_ascii=False) if MARK_IN_ESCAPES in text else ""
+            if text.count(MARK_IN_ESCAPES) > given.count(MARK_IN_ESCAPES):
+                raise TemplateRefusal("it writes a row in escapes, in which special tokens cannot be told from text")
         return texts
 
     def prompt(
@@ -164,7 +166,7 @@ class Encoder:
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Tokenise rendered texts; no token is added. Raises ConfigError if `content` cannot be encoded as text."""
         as_text = dict[str, list[int]]()
-        if self.spellings is not None and (broken := [text for text in texts if NUL in text]):
+        if self.spellings is not None and (broken := [text for text in texts if MARK in text]):
             as_text = dict(zip(broken, self.spellings.tokenize(broken), strict=True))
         others = ["" if text in as_text else text for text in texts]
         encoded = self.tokenizer(others, add_special_tokens=False, return_attention_mask=False, verbose=False)
@@ -173,14 +175,3 @@ class Encoder:
     def decode(self, ids: list[int] | Int64) -> str:
         """Decode token ids; special tokens and white space stay as they are."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield every text in a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _strings([*value.values()])
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _strings(part)

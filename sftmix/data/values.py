@@ -10,6 +10,14 @@ Fields = Mapping[str, Any]
 """A row, or one of its turns: the names of its fields -> their values."""
 
 
+MARK = "\ufdd0"
+"""The character that says of a special token's spelling that it is text, see `sftmix.data.spellings`.
+
+Unicode keeps it for such uses inside a program. It survives a template that writes JSON, as a control character does
+not.
+"""
+
+
 class BadRow(ValueError):
     """Reason why a row cannot be used, for a message `file:line: reason`."""
 
@@ -38,8 +46,8 @@ def checked_text(value: Any, what: str) -> str:
     """Return a value that is text for a model and for a file; raise BadRow that says it of `what`."""
     if not isinstance(value, str):
         raise BadRow(f"{what} must be a string, found {quoted(value)}")
-    if "\0" in value:
-        raise BadRow(f"{what} contains a NUL character")
+    if "\0" in value or MARK in value:
+        raise BadRow(f"{what} contains a NUL character, or U+FDD0, which is kept for programs")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -37,6 +37,7 @@ BAD_LINES = {
         "lone",
     ),
     "NUL escape": (reply("a\0b"), "NUL"),
+    "the mark of a special token": (reply("a\ufdd0b"), "messages[1].content contains a NUL character, or U+FDD0"),
     "content null": (reply(None), "messages[1] has no 'content', or null"),
     "tool calls": (
         said(b'"Yo", "tool_calls": [{"x": 1}]'),
