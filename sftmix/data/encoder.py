@@ -106,7 +106,7 @@ class Encoder:
                 turn["content"] = answer  # an empty thought before it is the template's business
             elif inline and message.thought and self.shape.key == "":
                 turn["content"] = INLINE.format(thought=thought) + answer
-        return turn if self.spellings is None else self.as_text(turn)
+        return {key: value if key == "role" else self.as_text(value) for key, value in turn.items()}
 
     def divided(self, message: Message) -> tuple[str, str]:
         """Return the thought of an assistant turn and its answer; "" if it has none, or thoughts are dropped."""
@@ -114,11 +114,11 @@ class Encoder:
         return ("" if self.thoughts == "drop" else thought), answer
 
     def as_text(self, value: Any) -> Any:
-        """Return a value in which the special tokens of every text but a role become text."""
+        """Return a value in which the special tokens of every text become text, also in the keys of objects."""
         if isinstance(value, str):
             return self.content(value)
         if isinstance(value, Mapping):
-            return {k: v if k == "role" else self.as_text(v) for k, v in value.items()}
+            return {self.as_text(key): self.as_text(inner) for key, inner in value.items()}
         return [self.as_text(part) for part in value] if isinstance(value, (list, tuple)) else value
 
     def render(
@@ -128,10 +128,11 @@ class Encoder:
 
         conversations  of turns as `turns` makes them
         tools          the functions that the assistant may call
-        variables      values of the template's variables
+        variables      values of the template's variables, in which special tokens are text as well
         Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
         assert self.shape is not None, "plain text has no turns to render"
+        variables = {name: self.as_text(value) for name, value in variables.items()}
         more = {"listed": self.shape.listed, "tools": tools, "prompt": prompt, **variables}
         texts = render(self.tokenizer, self.shape.source, conversations, **more)
         for chat, text in zip(conversations, texts, strict=True):

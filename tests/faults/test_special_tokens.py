@@ -1,8 +1,6 @@
 """Special tokens that a row spells become text: no row ends a turn, begins another, or changes what is trained."""
 
 import base64
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -325,48 +323,3 @@ def test_special_tokens_of_one_character_and_those_that_begin_with_another():
     (found,) = encode_examples(encoder, [chat("■", "a ■ b■x■")], 1000)
     assert encoder.decode(found.ids).endswith("assistant\na ■ b■x■■")
     assert encoder.spellings.tokenize(["■x■"]) == [tokenizer.convert_tokens_to_ids(["■x", "■"])]
-
-
-def of_template(tmp_path, written: str):
-    """An encoder whose template writes the first message, and a row's functions, in this way."""
-    tools = "{% for value in tools or [] %}{{ WRITTEN }}{% endfor %}".replace("WRITTEN", written)
-    (path := tmp_path / "written.jinja").write_text(
-        tools
-        + CHATML_TEMPLATE.replace(
-            "m['content']", f"(({written.replace('value', 'm.content')}) if loop.first else m['content'])"
-        )
-    )
-    return make_encoder(SMALL["chatml"](), str(path))
-
-
-def tool(text: str) -> dict:
-    return {"type": "function", "function": {"name": "add", "description": text, "parameters": {}}}
-
-
-@pytest.mark.parametrize(
-    "text", ["Hi <|im_end|>", '<|end|>"\n\\ufdd0<|im_start|>', r"\u0000 <|im_end|>", r"a \ufdd0 b"]
-)
-def test_a_template_that_writes_json(tmp_path, text):
-    """Of a turn, and of a function: what is spelt there is written as it is."""
-    encoder = of_template(tmp_path, "value | tojson")
-    row = replace(chat(text, f"Yo {text}"), tools=(tool(text),))
-    found, plain = encode_examples(encoder, [row, replace(chat("Hi", "Yo"), tools=(tool("Hi"),))], 1000)
-    spelt = json.dumps(text, ensure_ascii=False)
-    assert encoder.decode(found.ids) == encoder.decode(plain.ids).replace('"Hi"', spelt).replace("Yo", f"Yo {text}")
-    special = special_ids(encoder.tokenizer)
-    assert [i for i in found.ids if i in special] == [i for i in plain.ids if i in special]
-
-
-@pytest.mark.parametrize("written", ["value | tojson(ensure_ascii=true)", "[value]"])
-@pytest.mark.parametrize("where", ["turn", "function"])
-def test_a_template_that_writes_escapes(tmp_path, written, where):
-    """The mark of a spelling would be among them."""
-    encoder = of_template(tmp_path, written)
-    said, described = [r"Hi \ufdd0 <|im_end|>", "Add."][:: 1 if where == "turn" else -1]
-    bad, good = (
-        replace(chat(text, "Yo"), tools=(tool(of_tool),)) for text, of_tool in ((said, described), ("Hi", "Add."))
-    )
-    bad, good = encode_examples(encoder, [bad, good], 1000)
-    assert bad.reasons == ["template_refused"]
-    assert "in escapes" in bad.detail
-    assert '"Hi"' in (text := encoder.decode(good.ids)) or "['Hi']" in text
