@@ -318,7 +318,13 @@ BAD = {
         turns(ANSWER, chat_template_kwargs={"a": [1]}),
         "chat_template_kwargs must be an obj",
     ),
-    "variables of our own": (turns(ANSWER, chat_template_kwargs={"prompt": True}), "chat_template_kwargs has prompt"),
+    **{
+        f"a variable that is given, {name}": (
+            turns(ANSWER, chat_template_kwargs={name: "x"}),
+            f"chat_template_kwargs has {name}, which is no variable",
+        )
+        for name in ("prompt", "self", "turns", "tools", "messages", "documents", "tokenize", "max_length", "bos_token")
+    },
     "preferences": ({"prompt": "u", "chosen": "a", "rejected": "b"}, "a row of preferences (chosen, rejected)"),
     "preferences beside turns": (
         said(
