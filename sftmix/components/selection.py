@@ -70,7 +70,7 @@ class ScoreAtLeast(Selector):
             values = np.array([-math.inf if value in (None, "") else float(value) for value in column])
             if np.isnan(values).any():
                 raise ValueError(f"example {scores.id[np.isnan(values).argmax()]} has nan")
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ConfigError(f"selector.field {self.field!r} is not a column of numbers: {error}") from None
         return np.flatnonzero(values >= self.threshold)
 

@@ -114,9 +114,12 @@ class Encoder:
         return ("" if self.thoughts == "drop" else thought), answer
 
     def as_text(self, value: Any) -> Any:
-        """Return a value in which the special tokens of every text become text, also in the keys of objects."""
+        """Return a value of a row, as `render` and `tokenize` take it: the special tokens that it spells become text.
+
+        All of its texts are looked at, the keys of objects among them.
+        """
         if isinstance(value, str):
-            return self.content(value)
+            return value if self.spellings is None else self.spellings.broken(value)
         if isinstance(value, Mapping):
             return {self.as_text(key): self.as_text(inner) for key, inner in value.items()}
         return [self.as_text(part) for part in value] if isinstance(value, (list, tuple)) else value
@@ -158,14 +161,10 @@ class Encoder:
         tools = self.as_text(tools)
         return self.tokenize(self.render([self.turns(messages)], prompt=True, tools=tools, **variables))[0]
 
-    def content(self, text: str) -> str:
-        """Return what a row says, as `render` and `tokenize` take it: the special tokens in it become text."""
-        return text if self.spellings is None else self.spellings.broken(text)
-
     # -------------------------------------------------------------------------------------------------- tokens
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Tokenise rendered texts; no token is added. Raises ConfigError if `content` cannot be encoded as text."""
+        """Tokenise rendered texts; no token is added. Raises ConfigError if `as_text` cannot be encoded."""
         as_text = dict[str, list[int]]()
         if self.spellings is not None and (broken := [text for text in texts if MARK in text]):
             as_text = dict(zip(broken, self.spellings.tokenize(broken), strict=True))

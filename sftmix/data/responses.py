@@ -86,7 +86,7 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
     """Put a response behind its prompt, as the template writes it, or else from its parts."""
     shape = encoder.shape
     assert shape is not None
-    thought, answer = map(encoder.content, encoder.divided(turn.message))
+    thought, answer = map(encoder.as_text, encoder.divided(turn.message))
     headed = behind_head(prompt, closed, turn.chat[-2]["content"] if len(turn.chat) > 1 else "")
     before = _lead(shape, prompt, thought=bool(thought)) + (thought + shape.closing if thought else "")
     text = _behind(shape, prompt, headed, thought=bool(thought))
@@ -214,6 +214,6 @@ def _parts(encoder: Encoder, message: Message, text: str, answer: str, start: in
     end = start - (len(answer) - len(answer.lstrip()))
     parts = [(max(start, end), message.weight)] if message.thought and message.parts else []
     for part, weight in message.parts if start >= 0 else ():
-        end += len(encoder.content(part))
+        end += len(encoder.as_text(part))
         parts.append((max(start, end), weight * message.weight))
     return [*parts[:-1], (len(text), parts[-1][1] if parts else message.weight)]

@@ -314,7 +314,7 @@ def encode_windows(
     def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
         for document, text, begins, ends in side.documents():
-            content = encoder.content(text)
+            content = encoder.as_text(text)
             if content != text:
                 report.add("spelt_in_document", document.source)
             (ids,) = encoder.tokenize([content])

@@ -188,7 +188,7 @@ def weight_of(row: Fields, where: str = "") -> float:
         raise BadRow(f"{where}weight is {quoted(value)}, and loss_weight {quoted(row['loss_weight'])}; leave one out")
     try:
         weight = float(1 if value == "" else value)  # tables of text have "0.5"
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 <= weight < math.inf:
         raise BadRow(f"{where}weight is {quoted(value)}; allowed: a number from 0")

@@ -58,6 +58,8 @@ def test_a_field_that_is_no_score_is_named_beside_those_there_are():
         ScoreAtLeast(field="score", threshold=1).select(table, seed=0)
     with pytest.raises(ConfigError, match=r"'topic' is not a column of numbers: .*'law'"):
         ScoreAtLeast(field="topic", threshold=1).select(table, seed=0)
+    with pytest.raises(ConfigError, match=r"'judge' is not a column of numbers: int too large"):
+        ScoreAtLeast(field="judge", threshold=1).select(scores([1], judge=[10**400]), seed=0)
     with pytest.raises(ConfigError, match=r"'judge' is not a column of numbers: example e1 has nan"):
         ScoreAtLeast(field="judge", threshold=1).select(scores([1, 2], judge=[1.0, math.nan], ids=["e0", "e1"]), seed=0)
 

@@ -71,6 +71,11 @@ BAD_LINES = {
     "deeper": (b'{"messages": ' + b"[" * 200000, "recursion"),
     "huge number": (b'{"messages": ' + b"1" * 5000 + b"}", "not valid JSON"),
     "weight below 0": (said(b'"Yo", "weight": -1'), "messages[1].weight is -1; allowed"),
+    "weight beyond all floats": (said(b'"Yo", "weight": 1' + b"0" * 400), "allowed: a number from 0"),
+    "tools within tools": (
+        more(b'"tools": "[{\\"name\\": \\"f\\", \\"a\\": ' + b"[" * 450 + b"]" * 450 + b'}]"'),
+        "it has more than 100 levels",
+    ),
     "weight in words": (more(b'"weight": "high"'), "weight is 'high'; allowed: a number from 0"),
     "no weight": (more(b'"weight": 0'), "no assistant turn to train on"),
     "no turn with a weight": (said(b'"Yo", "weight": 0'), "no assistant turn to train on"),
