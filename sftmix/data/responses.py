@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sftmix.data.encoder import Encoder
 from sftmix.data.fitting import Shape
 from sftmix.data.rendering import behind_head
-from sftmix.data.templates import reads
+from sftmix.data.templates import TemplateRefusal, reads
 from sftmix.data.thoughts import opened_by
 from sftmix.types import Example, Message
 
@@ -113,7 +113,11 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
             reasons.append("composed")
     served = encoder.render([turn.chat[:-1]], prompt=True, tools=turn.tools)[0] if turn.options else prompt
     thought_end, start = _places(shape, prompt, text, thought, answer, calls=bool(calls))
-    masks = thought and encoder.thoughts == "mask" and start >= 0
+    masks = thought and encoder.thoughts == "mask"
+    if start < 0 and (masks or turn.message.parts):
+        raise TemplateRefusal(
+            "it writes the answer in escapes, in which neither parts nor the end of a thought are found"
+        )
     masked = text[: start if answer.strip() else thought_end] if masks else ""
     parts = [(prompt + text[:end], weight) for end, weight in _parts(encoder, turn.message, text, answer, start)]
     return Response(served, prompt + masked, parts, reasons)

@@ -5,6 +5,7 @@ Each template is written for one structure, with the text that is to be trained 
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -183,6 +184,29 @@ def test_parts_of_a_turn_have_weights_of_their_own():
     said = Message("assistant", "Blue and green.", True, 2.0, parts=(("Blue", 1.0), (" and", 0.0), (" green.", 0.5)))
     _, spans, _ = encoded(encoder, Message("user", "Hi"), said)
     assert spans == [("Blue", 2.0), (" green.<|im_end|>", 1.0)]
+
+
+@pytest.mark.parametrize("in_call", [False, True])
+def test_what_is_not_trained_is_found_in_json_or_the_example_is_lost(in_call):
+    """A template that writes the answer as JSON: it is found there if it needs no escapes."""
+    written = FIELD.replace("{{ m.content }}", "{{ m.content | tojson }}")
+    template = CALLS.replace(FIELD, written) if in_call else chatml(written)
+    more = {"tool_calls": [CALL]} if in_call else {}
+    thought = Message("assistant", "Four.", True, thought="2 + 2", more=more)
+    halves = Message("assistant", "Wrong. Four.", True, more=more, parts=(("Wrong. ", 0.0), ("Four.", 1.0)))
+    for thoughts, message, trained in (("mask", thought, 'Four."'), ("train", halves, 'Four."')):
+        encoder = make_encoder(tokenizer_of("chatml", template), thoughts=thoughts, thinks=bool(message.thought))
+
+        def outcome(message, encoder=encoder):
+            return encoded(encoder, Message("user", "Hi"), message, tools=(TOOL,) if in_call else ())
+
+        ((text, _),) = outcome(message)[1]
+        assert text.startswith(trained)
+        escaped = replace(message, content=message.content.replace(".", '."\n'))
+        escaped = replace(escaped, parts=[(part.replace(".", '."\n'), weight) for part, weight in message.parts])
+        assert outcome(escaped)[1:] == ([], ["template_refused"])
+        whole = replace(escaped, thought="", parts=())
+        assert json.loads(outcome(whole)[1][0][0].partition("<")[0]) == whole.content
 
 
 EACH_CALL = """{% for call in m.tool_calls %}{% set c = call.function %}
