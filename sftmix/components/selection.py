@@ -70,7 +70,7 @@ class ScoreAtLeast(Selector):
             values = np.array([-math.inf if value in (None, "") else float(value) for value in column])
             if np.isnan(values).any():
                 raise ValueError(f"example {scores.id[np.isnan(values).argmax()]} has nan")
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ConfigError(f"selector.field {self.field!r} is not a column of numbers: {error}") from None
         return np.flatnonzero(values >= self.threshold)
 
@@ -95,7 +95,7 @@ class Shares(Selector):
 
     def __init__(self, *, field: str, shares: dict[str, float], k: int):
         """
-        field: name of the row field that holds the source, or `label`.
+        field: name of the row field that holds the source, or `label` for the label, if the rows have one.
         shares: value of the field -> share of the k examples; the shares add up to 1, and parts are rounded.
         k: number of examples to keep.
         """
@@ -104,7 +104,7 @@ class Shares(Selector):
         self.field, self.shares, self.k = field, shares, k
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
-        columns = {**scores.columns, "label": scores.label or [None] * len(scores)}
+        columns = {**scores.columns, "label": scores.label} if scores.label else scores.columns
         values = ["" if value is None else spelling(value) for value in _column(columns, self.field)]
         chosen = []
         for value, share in self.shares.items():

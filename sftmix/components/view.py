@@ -98,7 +98,8 @@ class LossView:
         input_ids  i64[R, L]
         mask       bool[R, L], the real tokens; positions count them
         change     replaces the states [R, L, D] after decoder layer `layer` (from 1; 0: the input embeddings, as the
-                   embedding module returns them); a perturbation changes `hidden` alone
+                   embedding module returns them); a perturbation changes `hidden` alone. ConfigError for a model that
+                   keeps several states of each token between its layers (Gemma 3n)
         Call it on every rank in every step, whatever the batch holds: under FSDP a pass is a collective.
         """
         raise ConfigError(_STEPS_ALONE)

@@ -12,8 +12,39 @@ TOOLS = ("tools", "functions")
 OPTIONS = "chat_template_kwargs"
 """The field with a row's own values of the chat template's variables."""
 
-NOT_OPTIONS = {"conversations", "prompt", "listed", "tokenizer", "template", "chat_template", "add_generation_prompt"}
-"""Names that are no variables of a template's own: the encoder gives them."""
+NOT_OPTIONS = {
+    "self",
+    "turns",
+    "prompt",
+    "listed",
+    "tokenizer",
+    "template",
+    "messages",
+    "conversation",
+    "conversations",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "sanitize_control_tokens",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+}
+"""Names that are no variables of a template's own: the encoder gives them, or transformers takes or passes them."""
 
 CALL_FIELDS = ("tool_calls", "function_call")
 """Fields of a turn that hold calls: a list, and a single one."""

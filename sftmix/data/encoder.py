@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 from sftmix.common.files import sha256_json
 from sftmix.data.fitting import Shape, called
 from sftmix.data.rendering import INLINE
-from sftmix.data.spellings import NUL, SpecialSpellings
+from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
 from sftmix.data.thoughts import divided
+from sftmix.data.values import MARK
 from sftmix.options import Thoughts
 from sftmix.types import Int64, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NUL_IN_JSON = r"\u0000"
+MARK_IN_ESCAPES = r"\ufdd0"
+"""How Python writes a mark in a list or an object, and JSON that is ASCII alone."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Encoder:
                 turn["content"] = answer  # an empty thought before it is the template's business
             elif inline and message.thought and self.shape.key == "":
                 turn["content"] = INLINE.format(thought=thought) + answer
-        return turn if self.spellings is None else self.as_text(turn)
+        return {key: value if key == "role" else self.as_text(value) for key, value in turn.items()}
 
     def divided(self, message: Message) -> tuple[str, str]:
         """Return the thought of an assistant turn and its answer; "" if it has none, or thoughts are dropped."""
@@ -112,11 +114,14 @@ class Encoder:
         return ("" if self.thoughts == "drop" else thought), answer
 
     def as_text(self, value: Any) -> Any:
-        """Return a value in which the special tokens of every text but a role become text."""
+        """Return a value of a row, as `render` and `tokenize` take it: the special tokens that it spells become text.
+
+        All of its texts are looked at, the keys of objects among them.
+        """
         if isinstance(value, str):
-            return self.content(value)
+            return value if self.spellings is None else self.spellings.broken(value)
         if isinstance(value, Mapping):
-            return {k: v if k == "role" else self.as_text(v) for k, v in value.items()}
+            return {self.as_text(key): self.as_text(inner) for key, inner in value.items()}
         return [self.as_text(part) for part in value] if isinstance(value, (list, tuple)) else value
 
     def render(
@@ -126,16 +131,17 @@ class Encoder:
 
         conversations  of turns as `turns` makes them
         tools          the functions that the assistant may call
-        variables      values of the template's variables
-        Raises TemplateRefusal, also for a template that writes a NUL of the content as text (`tojson`).
+        variables      values of the template's variables, in which special tokens are text as well
+        Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
         assert self.shape is not None, "plain text has no turns to render"
+        variables = {name: self.as_text(value) for name, value in variables.items()}
         more = {"listed": self.shape.listed, "tools": tools, "prompt": prompt, **variables}
         texts = render(self.tokenizer, self.shape.source, conversations, **more)
         for chat, text in zip(conversations, texts, strict=True):
-            contents = "".join(_strings(chat))
-            if NUL in contents and text.count(NUL_IN_JSON) > contents.count(NUL_IN_JSON):
-                raise TemplateRefusal("it writes content as JSON, in which special tokens cannot be told from text")
+            given = json.dumps([chat, tools, variables], ensure_ascii=False) if MARK_IN_ESCAPES in text else ""
+            if text.count(MARK_IN_ESCAPES) > given.count(MARK_IN_ESCAPES):
+                raise TemplateRefusal("it writes a row in escapes, in which special tokens cannot be told from text")
         return texts
 
     def prompt(
@@ -155,16 +161,12 @@ class Encoder:
         tools = self.as_text(tools)
         return self.tokenize(self.render([self.turns(messages)], prompt=True, tools=tools, **variables))[0]
 
-    def content(self, text: str) -> str:
-        """Return what a row says, as `render` and `tokenize` take it: the special tokens in it become text."""
-        return text if self.spellings is None else self.spellings.broken(text)
-
     # -------------------------------------------------------------------------------------------------- tokens
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Tokenise rendered texts; no token is added. Raises ConfigError if `content` cannot be encoded as text."""
+        """Tokenise rendered texts; no token is added. Raises ConfigError if `as_text` cannot be encoded."""
         as_text = dict[str, list[int]]()
-        if self.spellings is not None and (broken := [text for text in texts if NUL in text]):
+        if self.spellings is not None and (broken := [text for text in texts if MARK in text]):
             as_text = dict(zip(broken, self.spellings.tokenize(broken), strict=True))
         others = ["" if text in as_text else text for text in texts]
         encoded = self.tokenizer(others, add_special_tokens=False, return_attention_mask=False, verbose=False)
@@ -173,14 +175,3 @@ class Encoder:
     def decode(self, ids: list[int] | Int64) -> str:
         """Decode token ids; special tokens and white space stay as they are."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Yield every text in a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _strings([*value.values()])
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _strings(part)

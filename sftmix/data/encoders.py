@@ -92,7 +92,8 @@ def make_encoder(
         notices.append("The tokenizer has no chat template: using alpaca (data.template chooses another).")
     if "strftime_now" in source:
         notices.append("The template writes the date: 26 July 2024 is used on every day.")
-    if unread := [key for key in variables if key in NOT_OPTIONS or not reads(source, key)]:
+    given = NOT_OPTIONS | token_roles(tokenizer).keys()
+    if unread := [key for key in variables if key in given or not reads(source, key)]:
         raise ConfigError(
             f"data.template_options names {', '.join(unread)}, which the template ({name}) does not read as a variable "
             "of its own; correct the name, or leave it out"

@@ -11,7 +11,7 @@ from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, field_columns, forma
 from sftmix.common.plain import spelling
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.data.calls import OPTIONS, TOOLS, tools_of, variables_of
-from sftmix.data.turns import INSIDE, checked, last_alone, turns_of, weight_of
+from sftmix.data.turns import INSIDE, checked, is_parts, last_alone, turns_of, weight_of
 from sftmix.data.values import BadRow, Fields, checked_text, field_text, filled, without_null
 from sftmix.types import Example, Message
 
@@ -176,7 +176,8 @@ def _unread(
         if key in read:
             single = [] if place else [value]  # a row's only turn needs no list
             for item in value if isinstance(value, list) else single:
-                if isinstance(item, Mapping):
+                # what a function returned is read as a whole
+                if isinstance(item, Mapping) and (key not in ("content", "value") or is_parts(value)):
                     names |= _unread(item, refused, *inside, place=f"{place}{key}[].")
         elif filled(value):
             if value and key in refused:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sftmix.data.encoder import Encoder
 from sftmix.data.fitting import Shape
 from sftmix.data.rendering import behind_head
-from sftmix.data.templates import reads
+from sftmix.data.templates import TemplateRefusal, reads
 from sftmix.data.thoughts import opened_by
 from sftmix.types import Example, Message
 
@@ -86,7 +86,7 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
     """Put a response behind its prompt, as the template writes it, or else from its parts."""
     shape = encoder.shape
     assert shape is not None
-    thought, answer = map(encoder.content, encoder.divided(turn.message))
+    thought, answer = map(encoder.as_text, encoder.divided(turn.message))
     headed = behind_head(prompt, closed, turn.chat[-2]["content"] if len(turn.chat) > 1 else "")
     before = _lead(shape, prompt, thought=bool(thought)) + (thought + shape.closing if thought else "")
     text = _behind(shape, prompt, headed, thought=bool(thought))
@@ -98,7 +98,7 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
             text = (_behind(shape, prompt, headed, thought=False) or "").removeprefix(shape.plain.served)
             text = text if _holds(text, thought) else before + text
         if text is None or not (
-            _holds(text, answer) and all(_holds(text, part) for part in _texts([call["function"] for call in calls]))
+            _holds(text, answer) and all(_holds(text, part) for part in _values([call["function"] for call in calls]))
         ):
             reasons.append("calls_lost")
         text = _ended(shape, text or "")
@@ -113,7 +113,11 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, closed: str) -> Respons
             reasons.append("composed")
     served = encoder.render([turn.chat[:-1]], prompt=True, tools=turn.tools)[0] if turn.options else prompt
     thought_end, start = _places(shape, prompt, text, thought, answer, calls=bool(calls))
-    masks = thought and encoder.thoughts == "mask" and start >= 0
+    masks = thought and encoder.thoughts == "mask"
+    if start < 0 and (masks or turn.message.parts):
+        raise TemplateRefusal(
+            "it writes the answer in escapes, in which neither parts nor the end of a thought are found"
+        )
     masked = text[: start if answer.strip() else thought_end] if masks else ""
     parts = [(prompt + text[:end], weight) for end, weight in _parts(encoder, turn.message, text, answer, start)]
     return Response(served, prompt + masked, parts, reasons)
@@ -149,23 +153,25 @@ def _behind(shape: Shape, prompt: str, closed: str, *, thought: bool) -> str | N
     return (lead if closed == begin + rest else "") + (rest.lstrip() if thought else rest)
 
 
-def _holds(text: str, *parts: str) -> bool:
-    """True if a text has all parts, each behind the one before it."""
+def _holds(text: str, *parts: Any) -> bool:
+    """True if a text has all parts, each behind the one before it: texts, and values as JSON or Python spells them."""
     place = 0
-    for part in map(str.strip, parts):
-        found = max(text.find(form, place) for form in (part, json.dumps(part, ensure_ascii=False)[1:-1]))
+    for part in parts:
+        said = str(part).strip()
+        spelt = json.dumps(said if isinstance(part, str) else [part], ensure_ascii=False)[1:-1]
+        found = max(text.find(form, place) for form in (said, spelt))
         if found < 0:
             return False
-        place = found + len(part)
+        place = found + len(said)
     return True
 
 
-def _texts(calls: Any) -> list[str]:
-    """Return the names in calls and the values of their arguments, as text."""
+def _values(calls: Any) -> list[Any]:
+    """Return the names in calls, and the texts, numbers, true, false and null in their arguments."""
     if isinstance(calls, (list, Mapping)):
         values = calls.values() if isinstance(calls, Mapping) else calls
-        return [text for value in values for text in _texts(value)]
-    return [calls if isinstance(calls, str) else json.dumps(calls)]
+        return [inner for value in values for inner in _values(value)]
+    return [calls]
 
 
 def _lost(turn: Turn, prompt: str) -> list[str]:
@@ -212,6 +218,6 @@ def _parts(encoder: Encoder, message: Message, text: str, answer: str, start: in
     end = start - (len(answer) - len(answer.lstrip()))
     parts = [(max(start, end), message.weight)] if message.thought and message.parts else []
     for part, weight in message.parts if start >= 0 else ():
-        end += len(encoder.content(part))
+        end += len(encoder.as_text(part))
         parts.append((max(start, end), weight * message.weight))
     return [*parts[:-1], (len(text), parts[-1][1] if parts else message.weight)]

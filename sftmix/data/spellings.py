@@ -13,11 +13,10 @@ from tokenizers import Tokenizer
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.thoughts import TAGS
+from sftmix.data.values import MARK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-NUL = "\0"
 
 THOUGHT_TAGS = frozenset([*TAGS, *TAGS.values()])
 """Spellings that are tokens in every text: rows write thoughts between them."""
@@ -29,11 +28,11 @@ class SpecialSpellings:
     A tokenizer finds special tokens in a text by their spelling, whoever wrote them: `<|im_end|>` in a row could end a
     turn. Here only the chat template can make them: what a row says is encoded as text.
 
-    Before the template is rendered, a NUL is put into each spelling in the content of a turn (rows with a NUL are
-    refused when they are read). In the rendered text the spellings without NUL are the template's own. A copy of the
-    tokenizer, the twin, spells its special tokens with a NUL: these are put into the rendered text in place of the
-    template's spellings, and the NULs are taken out of the content. All else about the twin is the same: a text without
-    such spellings gets the same ids from both.
+    Before the template is rendered, MARK is put into each spelling in the content of a turn (rows that have it are
+    refused when they are read). In the rendered text the spellings without it are the template's own. A copy of the
+    tokenizer, the twin, spells its special tokens with MARK: these are put into the rendered text in place of the
+    template's spellings, and the marks are taken out of the content. All else about the twin is the same: a text
+    without such spellings gets the same ids from both.
 
     ids       token id of each spelling: special tokens, and those that the template writes around a turn. The tags of
               thoughts are not among them, nor are other added tokens, such as runs of spaces, nor a single character
@@ -59,42 +58,42 @@ class SpecialSpellings:
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._normalize = getattr(getattr(self._backend, "normalizer", None), "normalize_str", str)
         # Grouped by their first two characters: some tokenizers have a thousand, which begin with the same one. A
-        # longer one is before one that it begins with. A single character cannot be broken: a NUL behind it says
-        # that it is text.
+        # longer one is before one that it begins with. A single character cannot be broken: a mark behind it
+        # says that it is text.
         groups = []
         for start, group in itertools.groupby(sorted(self.ids, reverse=True), key=lambda spelling: spelling[:2]):
             ends = "|".join(re.escape(spelling[2:]) for spelling in group)
             groups.append(f"{re.escape(start)}(?:{ends})")
         either = "|".join(groups) or r"(?!)"
         self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
-        self._whole_or_nul = re.compile(f"({either})(?!{NUL})|{NUL}")
-        self._respelt = {spelling: spelling[0] + NUL + spelling[1:] for spelling in self.ids}
+        self._whole_or_mark = re.compile(f"({either})(?!{MARK})|{MARK}")
+        self._respelt = {spelling: spelling[0] + MARK + spelling[1:] for spelling in self.ids}
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
         sought = [spelling for spelling, number in self.ids.items() if number in added and added[number].normalized]
         self._forms = {*sought, *map(self._normalize, sought)} - {""}
 
     def broken(self, content: str) -> str:
-        """Return the content of a turn, with a NUL behind the first character of each spelling in it.
+        """Return the content of a turn, with a mark behind the first character of each spelling in it.
 
-        If it spells one only in another form, it gets a NUL all the same: then the twin encodes it.
+        If it spells one only in another form, it gets a mark all the same: then the twin encodes it.
         """
-        broken = self._begins.sub(r"\1" + NUL, content)
-        if NUL not in broken and self._forms:
+        broken = self._begins.sub(r"\1" + MARK, content)
+        if MARK not in broken and self._forms:
             normal = self._normalize(content)
             if any(form in normal for form in self._forms):
-                return re.sub(r"(\S)", r"\1" + NUL, content, count=1)  # within: a template may trim the content
+                return re.sub(r"(\S)", r"\1" + MARK, content, count=1)  # within: a template may trim the content
         return broken
 
     def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
         """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
 
-        # The special tokens, which are the template's own, are respelt; the NULs of the content go.
-        texts = [self._whole_or_nul.sub(lambda found: self._respelt.get(found[1], ""), text) for text in rendered]
+        # The special tokens, which are the template's own, are respelt; the marks of the content go.
+        texts = [self._whole_or_mark.sub(lambda found: self._respelt.get(found[1], ""), text) for text in rendered]
         return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
 
     @cached_property
     def _twin(self) -> Tokenizer:
-        """The tokenizer that finds only the special tokens that are spelt with NUL; made when a row needs it.
+        """The tokenizer that finds only the special tokens that are spelt with MARK; made when a row needs it.
 
         They are also respelt in the model's vocabulary: there the old spelling could be put together from text, by
         Unigram, or by merges, which go as well.
@@ -104,7 +103,7 @@ class SpecialSpellings:
             respelt, content = self._respelt, json.loads(self._backend.to_str())
             model, vocabulary = content["model"], content["model"]["vocab"]
             for token in content["added_tokens"]:
-                if token["content"] in respelt:  # a normaliser may take the NUL away, or find it in another form
+                if token["content"] in respelt:  # a normaliser may take the mark away, or find it in another form
                     token |= {"content": respelt[token["content"]], "normalized": False}
             pieces = vocabulary.items() if isinstance(vocabulary, dict) else vocabulary  # with their ids or scores
             model["vocab"] = type(vocabulary)((respelt.get(piece, piece), number) for piece, number in pieces)

@@ -28,9 +28,9 @@ from sftmix.data.encoder import Encoder
 from sftmix.data.formats import TEXT
 from sftmix.data.report import DataReport
 from sftmix.data.responses import LOST, Response, responses_of
-from sftmix.data.spellings import NUL
 from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
 from sftmix.data.templates import TemplateRefusal, written_bos
+from sftmix.data.values import MARK
 from sftmix.types import Example, Int64, Message
 
 WORTH_A_PROCESS = 10_000
@@ -163,7 +163,7 @@ def _masked(encoder: Encoder, responses: Sequence[Response], tokens: Sequence[_T
         return Outcome.without(*reasons, "no_response_token")
     if len(ids) > max_length:
         reasons.append("truncated")
-    if NUL in responses[-1].parts[-1][0]:
+    if MARK in responses[-1].parts[-1][0]:
         reasons.append("spelt_special")
     return Outcome(ids[:max_length], spans, weights, reasons)
 
@@ -314,7 +314,7 @@ def encode_windows(
     def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
         for document, text, begins, ends in side.documents():
-            content = encoder.content(text)
+            content = encoder.as_text(text)
             if content != text:
                 report.add("spelt_in_document", document.source)
             (ids,) = encoder.tokenize([content])

@@ -32,6 +32,8 @@ FOLLOWS = {
 
 _TURN = ("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id")
 _PART = ("type", "text", "content", "value", "weight", "loss_weight", "function", "arguments", "name", "id")
+PART_TYPES = ("text", "image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
+"""Types of the parts of a content. Only text is read."""
 INSIDE = ((*_TURN, *THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS), (*_PART, *FLAGS))
 """The fields that are read of a turn, and of a part of its content or a call."""
 
@@ -96,7 +98,7 @@ def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> M
     calls = calls_of(turn, content if role == CALL_ROLE else None, where, place)
     if role == CALL_ROLE:
         role, content = "assistant", ""
-    if role == "tool" and not isinstance(content, str) and not _is_parts(content):
+    if role == "tool" and not isinstance(content, str) and not is_parts(content):
         content = json.dumps(parsed(content, f"{where}.content"), ensure_ascii=False)
     thought = _thought(turn, where)
     if role != "assistant" and (calls or thought):
@@ -128,8 +130,10 @@ def _behind_thought(text: str, thought: str, where: str, *, weighed: bool) -> st
     return answer
 
 
-def _is_parts(content: Any) -> bool:
-    return isinstance(content, list) and all(isinstance(part, Mapping) and "type" in part for part in content)
+def is_parts(content: Any) -> bool:
+    """True for the parts of a content; any other list is what a function returned, whose objects may have types."""
+    parts = content if isinstance(content, list) else []
+    return bool(parts) and all(isinstance(part, Mapping) and part.get("type") in PART_TYPES for part in parts)
 
 
 def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
@@ -188,7 +192,7 @@ def weight_of(row: Fields, where: str = "") -> float:
         raise BadRow(f"{where}weight is {quoted(value)}, and loss_weight {quoted(row['loss_weight'])}; leave one out")
     try:
         weight = float(1 if value == "" else value)  # tables of text have "0.5"
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 <= weight < math.inf:
         raise BadRow(f"{where}weight is {quoted(value)}; allowed: a number from 0")

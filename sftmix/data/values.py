@@ -9,6 +9,16 @@ from sftmix.common.shown import quoted
 Fields = Mapping[str, Any]
 """A row, or one of its turns: the names of its fields -> their values."""
 
+DEEPEST = 100
+"""Most levels of lists and objects in a value: what is done with it later recurses into them."""
+
+MARK = "\ufdd0"
+"""The character that says of a special token's spelling that it is text, see `sftmix.data.spellings`.
+
+Unicode keeps it for such uses inside a program. It survives a template that writes JSON, as a control character does
+not.
+"""
+
 
 class BadRow(ValueError):
     """Reason why a row cannot be used, for a message `file:line: reason`."""
@@ -38,8 +48,8 @@ def checked_text(value: Any, what: str) -> str:
     """Return a value that is text for a model and for a file; raise BadRow that says it of `what`."""
     if not isinstance(value, str):
         raise BadRow(f"{what} must be a string, found {quoted(value)}")
-    if "\0" in value:
-        raise BadRow(f"{what} contains a NUL character")
+    if "\0" in value or MARK in value:
+        raise BadRow(f"{what} contains a NUL character, or U+FDD0, which is kept for programs")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -52,8 +62,9 @@ def parsed(value: Any, what: str) -> Any:
 
     Keys with null are left out of objects that are not text: tables have null for those that a row lacks.
     """
+    is_text = isinstance(value, str)
     try:
-        plain = json.loads(value) if isinstance(value, str) else _without_null_inside(value)
+        plain = _plain(json.loads(value) if is_text else value, is_text, DEEPEST)
         spelt = json.dumps(plain, ensure_ascii=False, allow_nan=False).replace(r"\\", "")
         checked_text(spelt.replace(r"\u0000", "\0"), what)
     except BadRow:
@@ -63,7 +74,11 @@ def parsed(value: Any, what: str) -> Any:
     return plain
 
 
-def _without_null_inside(value: Any) -> Any:
+def _plain(value: Any, nulls: bool, levels: int) -> Any:
+    """Return a value, without null in its objects unless `nulls` stay. Raises ValueError if it has more levels."""
+    if not levels:
+        raise ValueError(f"it has more than {DEEPEST} levels")
     if isinstance(value, Mapping):
-        return {key: _without_null_inside(inner) for key, inner in without_null(value).items()}
-    return [_without_null_inside(inner) for inner in value] if isinstance(value, list) else value
+        fields = value if nulls else without_null(value)
+        return {key: _plain(inner, nulls, levels - 1) for key, inner in fields.items()}
+    return [_plain(inner, nulls, levels - 1) for inner in value] if isinstance(value, list) else value

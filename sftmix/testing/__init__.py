@@ -142,9 +142,13 @@ def check_callback(callback: base.Callback) -> None:
     """Check that every hook returns None or a CallbackResult, with held-out rows or without; observers never stop."""
     held_out = {"eval_nll": 2.0, "eval_accuracy": 0.5, "eval_exact_match": 0.0}
     logged = dict.fromkeys(contracts.OWN_OF_STEP, 1.0) | held_out
-    scores = RowScores(np.array([3.0, 4.0]), np.array([2, 2]), np.array([1, 0]))
+
+    def score(rows: Sequence[int] | None = None, **_: bool) -> RowScores:
+        n = 2 if rows is None else len(rows)
+        return RowScores(np.full(n, 3.0), np.full(n, 2), np.full(n, 1))
+
     for evaluate in (None, lambda: held_out):
-        state = StageState("train", 1, 4, 0, logged, lambda **_: scores, evaluate)
+        state = StageState("train", 1, 4, 0, logged, score, evaluate)
         for hook in ("on_stage_start", "on_step_end", "on_epoch_end", "on_stage_end"):
             contracts.check_callback_result(callback, hook, getattr(callback, hook)(state))
 

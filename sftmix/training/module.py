@@ -105,7 +105,13 @@ class ModelView(LossView):
 
             def changed(module, inputs, output):
                 if isinstance(output, tuple):  # some versions of transformers return one, with the states first
-                    return (change(output[0]), *output[1:])
+                    return (changed(module, inputs, output[0]), *output[1:])
+                if output.shape[:-1] != input_ids.shape:  # AltUp, hyper-connections: rows would not be examples
+                    raise ConfigError(
+                        f"{type(self._model).__name__} keeps several states of each token between its layers "
+                        f"({list(output.shape)} after layer {layer}), and this objective changes one: use "
+                        "--objective.layers 0, the embeddings, or another objective"
+                    )
                 return change(output)
 
             changing = self._after(layer).register_forward_hook(changed)

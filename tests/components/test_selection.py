@@ -1,6 +1,7 @@
 """Selectors: exactly the rows that were asked for, whatever the order of the file."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,8 @@ def test_a_field_that_is_no_score_is_named_beside_those_there_are():
         ScoreAtLeast(field="score", threshold=1).select(table, seed=0)
     with pytest.raises(ConfigError, match=r"'topic' is not a column of numbers: .*'law'"):
         ScoreAtLeast(field="topic", threshold=1).select(table, seed=0)
+    with pytest.raises(ConfigError, match=r"'judge' is not a column of numbers: int too large"):
+        ScoreAtLeast(field="judge", threshold=1).select(scores([1], judge=[10**400]), seed=0)
     with pytest.raises(ConfigError, match=r"'judge' is not a column of numbers: example e1 has nan"):
         ScoreAtLeast(field="judge", threshold=1).select(scores([1, 2], judge=[1.0, math.nan], ids=["e0", "e1"]), seed=0)
 
@@ -83,6 +86,11 @@ def test_shares_of_sources_are_chosen_by_id():
     assert any(selector.select(table, seed=seed).tolist() != rows for seed in range(1, 9))
     labelled = Shares(field="label", shares={"x": 1.0}, k=1)
     assert labelled.select(scores([1, 1], label=["y", "x"]), seed=0).tolist() == [1]
+    own = replace(scores([1, 1]), columns={"label": ["y", "x"]})  # a field of the rows, without data.label_field
+    assert labelled.select(own, seed=0).tolist() == [1]
+    assert labelled.select(replace(own, label=["x", "y"]), seed=0).tolist() == [0]
+    with pytest.raises(ConfigError, match=r"selector\.field is 'label'; allowed: a field of the rows: source"):
+        labelled.select(table, seed=0)
     with pytest.raises(ConfigError, match=r"allowed: from 0 to 3 of the 10 examples with source 'b'"):
         Shares(field="source", shares={"a": 0.6, "b": 0.4}, k=10).select(table, seed=0)
 

@@ -1,12 +1,15 @@
 """What the encoder finds out about a tokenizer and a template, for real and for awkward ones."""
 
 import copy
+import inspect
 
 import pytest
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.encoders import make_encoder
-from tests.data.small_tokenizers import NO_END, chatml_tokenizer
+from tests.data.small_tokenizers import NO_END, byte_level, chatml_tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -59,6 +62,23 @@ def test_an_option_that_the_template_does_not_read_is_refused(name, small):
     assert encoder.render([CHAT[1:2]], prompt=True)[0].startswith("Think. ")
     with pytest.raises(ConfigError, match=f"data.template_options names {name}, which the template"):
         make_encoder(tokenizer, variables={"enable_thinking": True, name: True})
+
+
+def test_what_transformers_gives_a_template_is_no_option():
+    """Its own parameters, what it passes to every template, and the tokens of the tokenizer's roles."""
+    calls = (PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
+    given = {name for call in calls for name in inspect.signature(call).parameters} - {"kwargs"}
+    given |= {"messages", "bos_token", "eos_token", "image_token"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(["<s>", "<|end|>", "<image>"]),
+        bos_token="<s>",
+        eos_token="<|end|>",
+        extra_special_tokens={"image_token": "<image>"},
+        chat_template="{# " + " ".join(given) + " #}" + NO_END,
+    )
+    for name in given:
+        with pytest.raises(ConfigError, match=f"data.template_options names {name}, which the template"):
+            make_encoder(tokenizer, variables={name: "x"})
 
 
 def test_one_bos_in_training_and_chat(tokenizer):

@@ -37,6 +37,7 @@ BAD_LINES = {
         "lone",
     ),
     "NUL escape": (reply("a\0b"), "NUL"),
+    "the mark of a special token": (reply("a\ufdd0b"), "messages[1].content contains a NUL character, or U+FDD0"),
     "content null": (reply(None), "messages[1] has no 'content', or null"),
     "tool calls": (
         said(b'"Yo", "tool_calls": [{"x": 1}]'),
@@ -70,6 +71,11 @@ BAD_LINES = {
     "deeper": (b'{"messages": ' + b"[" * 200000, "recursion"),
     "huge number": (b'{"messages": ' + b"1" * 5000 + b"}", "not valid JSON"),
     "weight below 0": (said(b'"Yo", "weight": -1'), "messages[1].weight is -1; allowed"),
+    "weight beyond all floats": (said(b'"Yo", "weight": 1' + b"0" * 400), "allowed: a number from 0"),
+    "tools within tools": (
+        more(b'"tools": "[{\\"name\\": \\"f\\", \\"a\\": ' + b"[" * 450 + b"]" * 450 + b'}]"'),
+        "it has more than 100 levels",
+    ),
     "weight in words": (more(b'"weight": "high"'), "weight is 'high'; allowed: a number from 0"),
     "no weight": (more(b'"weight": 0'), "no assistant turn to train on"),
     "no turn with a weight": (said(b'"Yo", "weight": 0'), "no assistant turn to train on"),

@@ -3,7 +3,9 @@
 Each template is written for one structure, with the text that is to be trained behind its prompt, by hand.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -184,6 +186,29 @@ def test_parts_of_a_turn_have_weights_of_their_own():
     assert spans == [("Blue", 2.0), (" green.<|im_end|>", 1.0)]
 
 
+@pytest.mark.parametrize("in_call", [False, True])
+def test_what_is_not_trained_is_found_in_json_or_the_example_is_lost(in_call):
+    """A template that writes the answer as JSON: it is found there if it needs no escapes."""
+    written = FIELD.replace("{{ m.content }}", "{{ m.content | tojson }}")
+    template = CALLS.replace(FIELD, written) if in_call else chatml(written)
+    more = {"tool_calls": [CALL]} if in_call else {}
+    thought = Message("assistant", "Four.", True, thought="2 + 2", more=more)
+    halves = Message("assistant", "Wrong. Four.", True, more=more, parts=(("Wrong. ", 0.0), ("Four.", 1.0)))
+    for thoughts, message, trained in (("mask", thought, 'Four."'), ("train", halves, 'Four."')):
+        encoder = make_encoder(tokenizer_of("chatml", template), thoughts=thoughts, thinks=bool(message.thought))
+
+        def outcome(message, encoder=encoder):
+            return encoded(encoder, Message("user", "Hi"), message, tools=(TOOL,) if in_call else ())
+
+        ((text, _),) = outcome(message)[1]
+        assert text.startswith(trained)
+        escaped = replace(message, content=message.content.replace(".", '."\n'))
+        escaped = replace(escaped, parts=[(part.replace(".", '."\n'), weight) for part, weight in message.parts])
+        assert outcome(escaped)[1:] == ([], ["template_refused"])
+        whole = replace(escaped, thought="", parts=())
+        assert json.loads(outcome(whole)[1][0][0].partition("<")[0]) == whole.content
+
+
 EACH_CALL = """{% for call in m.tool_calls %}{% set c = call.function %}
 {{- '<tool_call>' + c.name + ' ' + (c.arguments | tojson) + '</tool_call>' }}{% endfor %}"""
 CALLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + chatml(FIELD + EACH_CALL)
@@ -201,6 +226,37 @@ def test_calls_are_trained_and_results_are_not():
     assert '"name": "weather"' in text.partition("<|im_end|>")[0]
     assert "<|im_start|>tool\n21 degrees<|im_end|>" in text
     assert reasons == []
+
+
+BY_ARGUMENT = """{% for call in m.tool_calls %}{% set c = call.function %}<tool_call>{{ c.name }}
+{% for name, value in c.arguments | items %}<parameter={{ name }}>{{ (value | tojson) if value is mapping or
+(value is sequence and value is not string) else (value | string) }}</parameter>{% endfor %}</tool_call>{% endfor %}"""
+"""As of Qwen3-Coder and Nemotron: a value that is no list or object is written as Python does."""
+PLAIN_VALUES = [True, False, None, 3, 2.5, 1e22, -0.0, "true", 'a "b"\n', "é", [True, None], {"deep": {"x": [None]}}]
+
+
+@pytest.mark.parametrize("value", PLAIN_VALUES, ids=repr)
+@pytest.mark.parametrize("form", [EACH_CALL, BY_ARGUMENT, BY_ARGUMENT.replace("tojson", "string")])
+def test_a_call_has_values_as_json_or_python_spells_them(form, value):
+    encoder = make_encoder(tokenizer_of("chatml", CALLS.replace(EACH_CALL, form)))
+    call = {**CALL, "function": {"name": "weather", "arguments": {"city": value}}}
+    _, spans, reasons = encoded(
+        encoder, Message("user", "Hi"), Message("assistant", "", True, more={"tool_calls": [call]}), tools=(TOOL,)
+    )
+    assert reasons == []
+    assert str(value) in spans[0][0] or json.dumps(value, ensure_ascii=False) in spans[0][0]
+
+
+@pytest.mark.parametrize("value", [True, None, "true", 12])
+def test_a_call_whose_value_is_not_written_is_lost(value):
+    encoder = make_encoder(
+        tokenizer_of("chatml", CALLS.replace(EACH_CALL, BY_ARGUMENT.replace("(value | string)", "'noon'")))
+    )
+    call = {**CALL, "function": {"name": "weather", "arguments": {"city": value}}}
+    _, _, reasons = encoded(
+        encoder, Message("user", "Hi"), Message("assistant", "", True, more={"tool_calls": [call]}), tools=(TOOL,)
+    )
+    assert reasons == ["calls_lost"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Conversations as other projects have them: thoughts, flags, calls of functions and their results, preferences."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -162,6 +163,20 @@ GOOD = {
         turns(answer(content="", tool_calls=[CALL]), {**RESULT, "content": [{"type": "text", "text": "2"}]}, ANSWER),
         [U("u"), called(CALL), result("2"), A("a")],
     ),
+    **{
+        f"a result of {value}": (
+            turns(answer(content="", tool_calls=[CALL]), {**RESULT, "content": value}, ANSWER),
+            [U("u"), called(CALL), result(json.dumps(value)), A("a")],
+        )
+        for value in (
+            [],
+            [{"type": "museum", "name": "Munch"}],
+            [{"type": "email", "email": "a@b.no"}, {"type": "video", "title": "a"}],
+            [{"type": ["object", "null"]}],
+            [{"city": "Oslo", "image": "http://a/b.png"}],
+            [{"type": "text", "text": "a"}, "b"],
+        )
+    },
     "results in any order, and a call at the end": (
         turns(
             answer(content="", tool_calls=[call(1, "i"), call(2, "j")]),
@@ -196,8 +211,10 @@ GOOD = {
 @pytest.mark.parametrize("name", GOOD)
 def test_conversations(name):
     row, expected = GOOD[name]
-    found = convert(row, "auto", ["prompt_completion"] if "prompt" in row else []).messages
+    unread = Counter[str]()
+    found = convert(row, "auto", ["prompt_completion"] if "prompt" in row else [], unread=unread).messages
     assert found == tuple(expected)
+    assert not [name for name in unread if "content" in name]
 
 
 def test_ids_of_calls_are_made_of_their_places():
@@ -305,6 +322,13 @@ BAD = {
         turns(answer(tool_calls=[CALL]), RESULT, USER, ANSWER),
         "turn 4 is user's, expected tool's or",
     ),
+    **{
+        f"a result with {part}": (
+            turns(answer(content="", tool_calls=[CALL]), {**RESULT, "content": [part, {"type": "text", "text": "a"}]}),
+            reason,
+        )
+        for part, reason in (({"type": "audio"}, "only parts of"), ({"type": "image", "image": "x"}, "content[].image"))
+    },
     "a NUL in arguments": (turns(answer(tool_calls=[call("\0")])), "contains a NUL character"),
     "a surrogate in functions": (
         turns(ANSWER, tools=[{**TOOL["function"], "description": "\ud800"}]),
@@ -318,7 +342,13 @@ BAD = {
         turns(ANSWER, chat_template_kwargs={"a": [1]}),
         "chat_template_kwargs must be an obj",
     ),
-    "variables of our own": (turns(ANSWER, chat_template_kwargs={"prompt": True}), "chat_template_kwargs has prompt"),
+    **{
+        f"a variable that is given, {name}": (
+            turns(ANSWER, chat_template_kwargs={name: "x"}),
+            f"chat_template_kwargs has {name}, which is no variable",
+        )
+        for name in ("prompt", "self", "turns", "tools", "messages", "documents", "tokenize", "max_length", "bos_token")
+    },
     "preferences": ({"prompt": "u", "chosen": "a", "rejected": "b"}, "a row of preferences (chosen, rejected)"),
     "preferences beside turns": (
         said(

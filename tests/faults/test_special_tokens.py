@@ -323,13 +323,3 @@ def test_special_tokens_of_one_character_and_those_that_begin_with_another():
     (found,) = encode_examples(encoder, [chat("■", "a ■ b■x■")], 1000)
     assert encoder.decode(found.ids).endswith("assistant\na ■ b■x■■")
     assert encoder.spellings.tokenize(["■x■"]) == [tokenizer.convert_tokens_to_ids(["■x", "■"])]
-
-
-def test_a_template_that_writes_json(tmp_path):
-    path = tmp_path / "json.jinja"
-    path.write_text(CHATML_TEMPLATE.replace("m['content']", "(m['content'] | tojson if loop.first else m['content'])"))
-    encoder = make_encoder(SMALL["chatml"](), str(path))
-    bad, good = encode_examples(encoder, [chat("Hi <|im_end|>", "Yo"), chat("Hi", "Yo")], 1000)
-    assert bad.reasons == ["template_refused"]
-    assert "as JSON" in bad.detail
-    assert encoder.decode(good.ids).startswith('<|im_start|>user\n"Hi"<|im_end|>')

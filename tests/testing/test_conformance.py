@@ -226,6 +226,21 @@ class Reads(base.Callback):
         return base.CallbackResult({"share": state.metrics["ntp"] / state.metrics["tokens_per_second"]})
 
 
+class ScoresSome(base.Callback):
+    """Legal: scores the rows that it names, or all, with their instructions or without."""
+
+    def on_epoch_end(self, state):
+        some = [state.score(rows, alone=alone) for rows in ([0], np.arange(5)) for alone in (False, True)]
+        whole = [state.score(), state.score(None), state.score(rows=[0, 1], alone=True)]
+        sizes = [len(column) for part in (*some, *whole) for column in (part.nll_sum, part.n_tokens, part.n_correct)]
+        assert sizes == [1] * 6 + [5] * 6 + [2] * 9
+        return base.CallbackResult({"some": float(some[0].nll_sum.sum())})
+
+
+def test_a_callback_may_score_some_rows():
+    testing.check_callback(ScoresSome())
+
+
 def test_a_callback_may_read_what_the_loop_logs(finished):
     testing.check_callback(Reads())
     (line,) = read_steps(finished.path / "train")[:1]

@@ -228,15 +228,21 @@ BY_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 96, 
 BY_LAYER |= {"layer_types": ["sliding_attention", "full_attention"]}
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 LAUREL = {"intermediate_size": [64, 64], "laurel_rank": 4, "activation_sparsity_pattern": [0.0, 0.0]}
+V4 = {"num_key_value_heads": 1, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+V4 |= {"q_lora_rank": 16, "o_lora_rank": 8, "o_groups": 2, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4}
+V4 |= {"hc_mult": 3, "layer_types": ["sliding_attention"] * 2, "mlp_layer_types": ["moe"] * 2}
 FAMILIES = {
     "LlamaConfig": SMALL,
     "FalconH1Config": {**SMALL, **MAMBA, "embedding_multiplier": 5.0},
     "Gemma3nTextConfig": {**SMALL, **BY_LAYER, **LAUREL, "altup_num_inputs": 2},
     "Gemma4TextConfig": {**SMALL, **BY_LAYER},
+    "DeepseekV4Config": {**SMALL, **V4},
 }
+SEVERAL = {"Gemma3nTextConfig": r"\[2, 2, 13, 32\]", "DeepseekV4Config": r"\[2, 13, 3, 32\]"}
+"""Families with several states of each token between their layers: [streams, R, L, D], or [R, L, streams, D]."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if hasattr(transformers, name)])
 def test_states_are_those_of_the_model(family):
     """Some families scale the embeddings of ids, or look up more of them for each layer."""
     torch.manual_seed(0)
@@ -249,5 +255,10 @@ def test_states_are_those_of_the_model(family):
         same = view.states(padded, mask, change=lambda e: e.clone())[:, 3:]
         torch.testing.assert_close(same, expected, rtol=0, atol=1e-5)
         for layer in (0, 1):
-            moved = view.states(padded, mask, layer=layer, change=lambda states: states.flip(-1))[:, 3:]
-            assert (moved - expected).abs().max() > 1e-3
+            refusal = (
+                rf"{type(model).__name__} keeps several states of each token .*\({SEVERAL.get(family)} after layer 1"
+            )
+            refused = layer and family in SEVERAL
+            with pytest.raises(ConfigError, match=refusal) if refused else nullcontext():
+                moved = view.states(padded, mask, layer=layer, change=lambda states: states.flip(-1))[:, 3:]
+                assert (moved - expected).abs().max() > 1e-3
