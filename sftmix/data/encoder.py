@@ -78,9 +78,8 @@ class Encoder:
         """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
         roles = json.dumps(token_roles(self.tokenizer), sort_keys=True)
         content = hashlib.sha256((backend_text(self.tokenizer) + roles).encode()).hexdigest()
-        parts = [content, self.chat_template, self.end_of_turn_id, self.thoughts]
-        parts += ["tokens"] if self.spellings is None else ["text", *self.spellings.unmarked]
-        return sha256_json(parts)[:32]
+        special = "tokens" if self.spellings is None else "text"
+        return sha256_json([content, self.chat_template, self.end_of_turn_id, self.thoughts, special])[:32]
 
     # ------------------------------------------------------------------------------------------- conversations
 

@@ -23,6 +23,7 @@ from sftmix.data.store import (
     Record,
     content_hash,
     get_or_build,
+    id_of,
     key_of,
     short_hash,
     stored,
@@ -196,7 +197,7 @@ def stored_once(example: Example, report: DataReport, times: Counter[str]) -> Re
     if len(empty) == len(trained):
         return None
     content = short_hash(trained[0].content.encode()) if is_text else content_hash(example.messages)
-    name = example.id or content
+    name = example.id or id_of(example, content)
     repeats = times[name]
     times[name] += 1
     if repeats:

@@ -34,10 +34,9 @@ class SpecialSpellings:
     template's spellings, and the marks are taken out of the content. All else about the twin is the same: a text
     without such spellings gets the same ids from both.
 
-    ids       token id of each spelling: special tokens, and those that the template writes around a turn. The tags of
-              thoughts are not among them, nor are other added tokens, such as runs of spaces, nor a single character
-              that as text is the same token.
-    unmarked  the ones, in order, that the tokenizer itself does not call special
+    ids  token id of each spelling: special tokens, and those that the template writes around a turn. The tags of
+         thoughts are not among them, nor are other added tokens, such as runs of spaces, nor a single character that
+         as text is the same token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int]) -> None:
@@ -54,7 +53,6 @@ class SpecialSpellings:
                 as_text = tokenizer(spelling, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             if as_text != [number]:
                 self.ids[spelling] = number
-        self.unmarked = sorted(spelling for spelling, number in self.ids.items() if number not in special)
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._normalize = getattr(getattr(self._backend, "normalizer", None), "normalize_str", str)
         # Grouped by their first two characters: some tokenizers have a thousand, which begin with the same one. A

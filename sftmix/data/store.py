@@ -176,6 +176,16 @@ def content_hash(messages: Sequence[Message]) -> str:
     return short_hash(json.dumps(turns, separators=(",", ":")).encode())
 
 
+def id_of(row: Example, content: str) -> str:
+    """Return the id of a conversation without one: its content's hash, with what else is trained, if it has such.
+
+    That is its functions, its values of the template's variables, and weights of its trained turns and their parts.
+    """
+    weights = {k: [m.weight, m.parts] for k, m in enumerate(row.messages) if m.trained and (m.weight != 1 or m.parts)}
+    more = [row.tools, row.options, weights]
+    return short_hash(json.dumps([content, *more]).encode()) if any(more) else content
+
+
 def examples_of(row: Example, *, whole: bool) -> Iterator[Example]:
     """Make the examples of a conversation; a response without an answer or a call is not trained.
 

@@ -124,6 +124,32 @@ def test_explicit_id_twice_is_an_error_and_content_ids_count(write, read, refuse
     assert prepared.report.counts == {"bad_row": 1, "duplicate": 2}
 
 
+def test_rows_that_are_trained_otherwise_have_other_ids(write, read):
+    """In any order; what rows without such fields have is the hash of their turns alone."""
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+    plain = {"messages": said}
+    parts = [{"type": "text", "text": "b", "weight": weight} for weight in (2, 1)]
+    rows = [
+        plain,
+        *({**plain, "tools": [{"name": name, "parameters": {}}]} for name in "fg"),
+        *({**plain, "chat_template_kwargs": {"think": value}} for value in (True, False)),
+        *({**plain, "weight": weight} for weight in (0.5, 2)),
+        *({"messages": [*said[:k], {**said[k], "weight": 2}, *said[k + 1 :]]} for k in (1, 3)),
+        {"messages": [*said[:3], {"role": "assistant", "content": "bb"}]},
+        *({"messages": [*said[:3], {"role": "assistant", "content": order}]} for order in (parts, parts[::-1])),
+    ]
+    ids = read(write("rows.jsonl", rows)).train.values("id")
+    assert len(set(ids)) == len(rows)
+    assert not [name for name in ids if "#" in name]
+    assert read(write("turned.jsonl", rows[::-1])).train.values("id") == ids[::-1]
+    same = [plain, {**plain, "weight": 1, "tools": [], "chat_template_kwargs": {}, "note": "x"}]
+    twice = read(write("same.jsonl", same))
+    assert twice.train.values("id") == [ids[0], f"{ids[0]}#1"]
+    held_out = read(write("train.jsonl", rows[5:6]), eval=[write("eval.jsonl", rows[:1])])
+    assert held_out.report.counts == {"eval_in_train": 1}
+    assert ids[0] == "980d6e2b0082d77a"  # a file of other runs may name it
+
+
 def test_ids_that_begin_anew_in_each_file_are_not_read(write, read, refused):
     """{id: null}: the ids are those of the same rows without the field, in any order of the files."""
     shards = [[{"id": i, "instruction": f"{tag}{i}", "output": "b"} for i in range(2)] for tag in "xy"]
