@@ -7,12 +7,11 @@ Each stage has a function that makes its files and one that reads them back; a p
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import read_steps
@@ -22,7 +21,6 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_split
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
-from sftmix.data import EncodedDataset
 from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.split import describe_split
 from sftmix.measure.summary import made_by, summarise
@@ -38,7 +36,7 @@ from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.pipeline.start import StageName, refuse_other_inputs, stages_entered
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.parallel import check_compiler
-from sftmix.training.scoring import Scorer, held_out_metrics
+from sftmix.training.scoring import held_out_metrics
 from sftmix.training.signals import StopAtOnce
 from sftmix.types import NOT_COUNTED, Scores, Split, TrainingDynamics
 
@@ -200,18 +198,24 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     result = run.train(stage)
     run.directory.tell(doing="measuring the trained model")
     began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
-    lines = run.world.from_main(lambda: read_steps(directory))
+    lines, evaluations = run.world.from_main(lambda: (read_steps(directory), result.evaluations))
     as_trained = None
     if dtype.itemsize < 4 and rows.data.eval is not None:
-        as_trained = _nll_as_trained(stage.scorer, module, rows.data.eval, lines[-1] if lines else {})
+        as_trained = evaluations.get(steps)  # by the same scorer
+        if as_trained is None:
+            as_trained = held_out_metrics(stage.scorer(module, rows.data.eval))["eval_nll"]
     round_weights(config, module, dtype)
     files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
+    best = dict[str, Any]()
+    if rows.data.eval is not None:
+        evaluations[steps] = as_trained or measured["eval_nll"]
+        best = best_evaluation(evaluations, stage.order.epoch_of)
     figures = {
         **result.figures,
         **measured,
         "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
         "eval_nll_as_trained": as_trained,
-        **best_evaluation(lines, as_trained or measured.get("eval_nll")),
+        **best,
         "calibration_seconds": time.perf_counter() - began,
         "made_by": made_by(run.world.size),
     }
@@ -221,15 +225,6 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     files += ["model", "metrics.jsonl", *(["online"] if (directory / "online").exists() else [])]
     nll = f", held-out NLL {measured['eval_nll']:.4f} per token" if "eval_nll" in measured else ""
     return Made(files, figures, f"{name}: {steps} of {figures['total_steps']} steps{nll}")
-
-
-def _nll_as_trained(score: Scorer, module: nn.Module, held_out: EncodedDataset, last: Mapping[str, Any]) -> float:
-    """Return the held-out NLL of the weights before they are rounded; `last` is the line of the last step in the log.
-
-    An evaluation after that step was of the same weights, by the same scorer.
-    """
-    logged = last.get("eval_nll")
-    return held_out_metrics(score(module, held_out))["eval_nll"] if logged is None else logged
 
 
 def enter_last_split(run: RunContext) -> None:

@@ -46,6 +46,8 @@ class StageResult:
 
     module: nn.Module
     figures: dict[str, Any]
+    evaluations: dict[int, float]
+    """Step -> the held-out NLL after it, if that is finite; 0 = before training."""
 
 
 def train(stage: Stage, world: World) -> StageResult:
@@ -122,7 +124,8 @@ class TrainingLoop:
             "machines": self.machines,
             **last,
         }
-        return StageResult(self.module, figures)
+        finite = {step: nll for step, nll in self.evaluations.items() if math.isfinite(nll)}
+        return StageResult(self.module, figures, finite)
 
     def _note(self, log: MetricsLog, metrics: Mapping[str, float]) -> NoSpaceError | None:
         """Write the line of the step that was made; return the error of a full disk, which ends all ranks later."""

@@ -80,6 +80,32 @@ def test_stochastic_rounding_keeps_a_training_that_nearest_loses_and_a_line_says
     assert f"rounded from: {trained:.4f}" in (runs / "nearest/train/model/README.md").read_text()
 
 
+AT_THE_START = """
+from sftmix.components import Callback, CallbackResult, Need
+
+class EvaluateAtStart(Callback):
+    gives = frozenset({Need.EVALUATIONS})
+    def on_stage_start(self, state):
+        return CallbackResult(state.evaluate()) if state.evaluate else None
+"""
+
+
+def test_an_evaluation_before_the_first_step_is_not_of_the_trained_weights(half, tmp_path, sftmix, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("at_start.py").write_text(AT_THE_START)
+    evaluated, found = ("--callbacks", "at_start.EvaluateAtStart"), {}
+    for rate in ("1e-3", "1"):  # better, and worse
+        for name, more in (("plain", ()), ("evaluated", evaluated)):
+            one_step = ("--training.max_steps", "1", "--training.learning_rate", rate, "--out", f"{name}-{rate}")
+            assert sftmix("run", *half.bare, *WORDS, *one_step, *more).code == 0
+            found[name] = read_json(Path(f"{name}-{rate}", "summary.json"))
+        plain, evaluated_too = found.values()
+        before, trained = plain["eval_nll_before"], plain["eval_nll_as_trained"]
+        assert (evaluated_too["eval_nll_as_trained"], trained < before) == (trained, rate == "1e-3")
+        best = (trained, 1) if rate == "1e-3" else (before, 0)
+        assert (evaluated_too["eval_nll_best"], evaluated_too["eval_nll_best_step"]) == pytest.approx(best)
+
+
 def test_the_delivered_weights_are_those_of_the_last_checkpoint_rounded(runs, half, sftmix, tmp_path):
     run, delivered = runs / "stochastic", weights(runs / "stochastic")
     assert sftmix("export", str(run), "--to", str(tmp_path / "whole"), "--dtype", "float32").code == 0
