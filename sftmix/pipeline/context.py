@@ -118,5 +118,7 @@ class RunContext:
         )
 
     def train(self, stage: Stage) -> StageResult:
-        """Train to the end, from the newest valid checkpoint on."""
-        return train(stage, self.world)
+        """Train to the end, from the newest valid checkpoint on; Stopped if a signal came after the last look."""
+        result = train(stage, self.world)
+        self.stop.check(self.world)
+        return result

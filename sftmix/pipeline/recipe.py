@@ -206,16 +206,14 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
             as_trained = held_out_metrics(stage.scorer(module, rows.data.eval))["eval_nll"]
     round_weights(config, module, dtype)
     files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
-    best = dict[str, Any]()
     if rows.data.eval is not None:
         evaluations[steps] = as_trained or measured["eval_nll"]
-        best = best_evaluation(evaluations, stage.order.epoch_of)
+        measured |= best_evaluation(evaluations, stage.order.epoch_of)
     figures = {
         **result.figures,
         **measured,
         "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
         "eval_nll_as_trained": as_trained,
-        **best,
         "calibration_seconds": time.perf_counter() - began,
         "made_by": made_by(run.world.size),
     }

@@ -14,7 +14,8 @@ class StopSignal:
 
     If another rank has failed before, no step boundary will come that all ranks reach: it raises Stopped at once.
 
-    received     True once one has arrived, also if another handler around this one received it and nothing came of it
+    received     True once one has arrived, also if another handler received it and nothing came of it: one around this
+                 one, or one within, after its last look
     interrupted  True once Ctrl-C was pressed: a destructor or a callback of C code may swallow the KeyboardInterrupt
     """
 
@@ -29,12 +30,15 @@ class StopSignal:
             if callable(signal.getsignal(signal.SIGINT)):  # neither ignored nor at the system's default
                 self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupted)
         around = (getattr(handler, "__self__", None) for handler in self._previous.values())
-        self.received |= any(getattr(one, "received", False) for one in around)
+        self._around = [one for one in around if isinstance(one, StopSignal)]
+        self.received |= any(one.received for one in self._around)
         return self
 
     def __exit__(self, *error: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        for one in self._around:  # an error within is what came of it
+            one.received |= self.received and not any(error)
 
     def _interrupted(self, number: int, frame: Any) -> None:
         self.interrupted = True

@@ -16,12 +16,13 @@ from sftmix.common.errors import Stopped
 from sftmix.common.world import World
 from sftmix.components import AdamW, SFTMix
 from sftmix.components.base import Callback, CallbackResult
+from sftmix.pipeline.context import RunContext
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import StageResult, train
 from sftmix.training.signals import StopAtOnce
 from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
-from tests.toy import toy_model, toy_rows, toy_stage
+from tests.toy import logged, toy_model, toy_rows, toy_stage
 from tests.training.loop_claims import (
     BATCHES,
     CLAIMS_OF_FILES,
@@ -215,6 +216,35 @@ def test_the_loop_stops_for_a_signal_that_was_swallowed_before_it(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped, match="after step 0;"):
             train(stage, World())
+
+
+class LateSignal(World):
+    """Sends a signal while a rank waits for the others, in the last look of a stage."""
+
+    def max(self, value):
+        if AT_END:
+            os.kill(os.getpid(), AT_END.pop())
+        return super().max(value)
+
+
+class Ends(Callback):
+    gives = frozenset()
+
+    def on_stage_end(self, state):
+        AT_END.append(signal.SIGTERM)
+
+
+AT_END: list[signal.Signals] = []
+
+
+def test_a_signal_after_the_last_look_of_the_loop_ends_the_run_before_it_measures(tmp_path):
+    stage = toy_stage(tmp_path, BATCHES, data=DATA, seed=SEED, callbacks=[Ends()])
+    with StopAtOnce() as stop:
+        run = RunContext(None, LateSignal(), None, stop, None)  # type: ignore[arg-type]
+        with pytest.raises(Stopped, match="what was finished is kept"):
+            run.train(stage)
+    assert AT_END == []
+    assert len(logged(tmp_path)) == 3
 
 
 class Swallows(Callback):
