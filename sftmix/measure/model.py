@@ -6,7 +6,7 @@ the same rows.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +105,22 @@ def change(old: float | None, new: float | None) -> float | None:
     return new / old - 1 if old and new is not None else None
 
 
-def best_evaluation(evaluations: Mapping[int, float], epoch_of: Callable[[int], int]) -> dict[str, Any]:
+def best_evaluation(lines: Sequence[Any], last: float | None) -> dict[str, Any]:
     """Return the smallest held-out NLL of the evaluations during and after training: value, step, epoch (from 0).
 
-    evaluations  step -> NLL after it, of weights as they were trained; 0 = before training
-    epoch_of     step (from 0) -> its epoch
+    lines  of metrics.jsonl
+    last   held-out NLL after the last step, of weights as they were trained, as all of these; None: no held-out rows
     """
-    best = min(evaluations, key=evaluations.__getitem__)
+    if last is None:
+        return {}
+    start = {"step": 0, "epoch": 0, "eval_nll": (lines or [{}])[0].get("start_eval_nll")}
+    *earlier, end = [start, *lines]  # start, if training stopped before the first step
+    evaluated = [line for line in [*earlier, {**end, "eval_nll": last}] if line.get("eval_nll") is not None]
+    best = min(evaluated, key=lambda line: line["eval_nll"])
     return {
-        "eval_nll_best": evaluations[best],
-        "eval_nll_best_step": best,
-        "eval_nll_best_epoch": epoch_of(max(best - 1, 0)),
+        "eval_nll_best": best["eval_nll"],
+        "eval_nll_best_step": best["step"],
+        "eval_nll_best_epoch": best["epoch"],
     }
 
 

@@ -198,22 +198,20 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     result = run.train(stage)
     run.directory.tell(doing="measuring the trained model")
     began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
-    lines, evaluations = run.world.from_main(lambda: (read_steps(directory), result.evaluations))
+    lines = run.world.from_main(lambda: read_steps(directory))
     as_trained = None
     if dtype.itemsize < 4 and rows.data.eval is not None:
-        as_trained = evaluations.get(steps)  # by the same scorer
+        as_trained = lines[-1].get("eval_nll") if lines else None  # of the same weights, by the same scorer
         if as_trained is None:
             as_trained = held_out_metrics(stage.scorer(module, rows.data.eval))["eval_nll"]
     round_weights(config, module, dtype)
     files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
-    if rows.data.eval is not None:
-        evaluations[steps] = as_trained or measured["eval_nll"]
-        measured |= best_evaluation(evaluations, stage.order.epoch_of)
     figures = {
         **result.figures,
         **measured,
         "mixed_token_share": mixed_share(stage.order.batch, lines, rows.data.train.n_targets),
         "eval_nll_as_trained": as_trained,
+        **best_evaluation(lines, as_trained or measured.get("eval_nll")),
         "calibration_seconds": time.perf_counter() - began,
         "made_by": made_by(run.world.size),
     }

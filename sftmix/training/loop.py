@@ -46,8 +46,6 @@ class StageResult:
 
     module: nn.Module
     figures: dict[str, Any]
-    evaluations: dict[int, float]
-    """Step -> the held-out NLL after it, if that is finite; 0 = before training."""
 
 
 def train(stage: Stage, world: World) -> StageResult:
@@ -103,7 +101,9 @@ class TrainingLoop:
             StopSignal() as signal,
         ):
             metrics = log.last
-            self.pending = self._call("on_stage_start", metrics)
+            before = self._call("on_stage_start", metrics)
+            # They go into the line of step 1, which may be evaluated as well.
+            self.pending = {f"start_{k}" if k.startswith("eval_") else k: value for k, value in before.items()}
             self._save_or_stop(signal)  # before the first step, too, ranks agree on an end
             while self.step < self.total and not self.stopped_by:
                 metrics = self.advance()
@@ -124,8 +124,7 @@ class TrainingLoop:
             "machines": self.machines,
             **last,
         }
-        finite = {step: nll for step, nll in self.evaluations.items() if math.isfinite(nll)}
-        return StageResult(self.module, figures, finite)
+        return StageResult(self.module, figures)
 
     def _note(self, log: MetricsLog, metrics: Mapping[str, float]) -> NoSpaceError | None:
         """Write the line of the step that was made; return the error of a full disk, which ends all ranks later."""

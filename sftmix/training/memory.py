@@ -63,17 +63,17 @@ def free_memory(device: torch.device) -> float:
     info = Path("/proc/meminfo")
     if device.type != "cpu" or not info.exists():
         return math.inf
-    free = [1024 * _sum_in(info, "MemAvailable|SwapFree")]
+    free = 1024 * _sum_in(info, "MemAvailable|SwapFree")
     limit = CGROUP / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         files = _sum_in(CGROUP / "memory.stat", "inactive_file|active_file")  # the kernel drops them
-        free.append(int(most) - int((CGROUP / "memory.current").read_text()) + files)
-    return min(free)
+        free = min(free, int(most) - int((CGROUP / "memory.current").read_text()) + files)
+    return free
 
 
 def _sum_in(file: Path, names: str) -> int:
     """Return the sum of the numbers of these names, which | divides."""
-    return sum(map(int, re.findall(rf"^(?:{names}):? +(\d+)", file.read_text(), re.MULTILINE)))
+    return sum(map(int, re.findall(rf"^(?:{names}):?\s+(\d+)", file.read_text(), re.MULTILINE)))
 
 
 def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> tuple[float, float]:
@@ -130,9 +130,8 @@ class PeakMemory:
         if self._device.type != "cpu":
             return torch.accelerator.max_memory_allocated(self._device)
         status = Path("/proc/self/status")
-        peak = status.read_text().partition("VmHWM:")[2] if status.exists() else ""
-        if peak:
-            return int(peak.split()[0]) * 1024
+        if status.exists() and (peak := _sum_in(status, "VmHWM")):
+            return 1024 * peak
         if sys.platform == "win32":
             return 0  # not known
         import resource

@@ -104,10 +104,18 @@ def test_the_sample_keeps_its_ids_apart(tmp_path):
 
 
 def test_the_best_evaluation_is_the_smallest_one_the_last_included():
-    epoch_of = [0, 0, 1, 1, 2].__getitem__
-    assert [*best_evaluation({0: 4.0, 3: 3.0, 5: 3.5}, epoch_of).values()] == [3.0, 3, 1]
-    assert [*best_evaluation({3: 3.0, 5: 2.5}, epoch_of).values()] == [2.5, 5, 2]
-    assert [*best_evaluation({0: 2.0, 3: 3.0}, epoch_of).values()] == [2.0, 0, 0]
+    lines = [
+        {"step": 2, "epoch": 0},
+        {"step": 3, "epoch": 1, "eval_nll": 3.0},
+        {"step": 4, "epoch": 1, "eval_nll": None},
+        {"step": 5, "epoch": 2, "eval_nll": 3.5},
+    ]
+    assert [*best_evaluation(lines, 3.5).values()] == [3.0, 3, 1]
+    assert [*best_evaluation(lines, 2.5).values()] == [2.5, 5, 2]
+    lines[0]["start_eval_nll"] = 2.0
+    assert [*best_evaluation(lines, 3.5).values()] == [*best_evaluation(lines[:1], 3.5).values()] == [2.0, 0, 0]
+    assert [*best_evaluation([], 3.5).values()] == [3.5, 0, 0]
+    assert best_evaluation(lines, None) == {}
 
 
 def test_the_share_of_mixed_tokens_counts_each_token_once():

@@ -65,13 +65,15 @@ def test_an_evaluation_before_the_first_step_counts_once(tmp_path):
         return [EvaluateAtStart(), Evaluate(every=2), EarlyStopping(patience=3, min_delta=0.01), *more]
 
     def evaluations(place: Path) -> list[tuple[int, float]]:
-        return [(line["step"], line["eval_nll"]) for line in logged(place) if "eval_nll" in line]
+        first, *_ = lines = logged(place)
+        found = [(line["step"], line["eval_nll"]) for line in lines if "eval_nll" in line]
+        return [(0, first["start_eval_nll"]), *found]
 
     whole = trained(tmp_path / "whole", all_of_them()).figures
     with pytest.raises(Stopped):
         trained(tmp_path / "parts", all_of_them(Interrupt(step=1)))
     parts = trained(tmp_path / "parts", all_of_them()).figures
-    assert [step for step, _ in evaluations(tmp_path / "whole")] == [1, 2, 4, 6]
+    assert [step for step, _ in evaluations(tmp_path / "whole")] == [0, 2, 4, 6]
     assert evaluations(tmp_path / "parts") == evaluations(tmp_path / "whole")
     assert (parts["steps"], parts["stopped_by"]) == (whole["steps"], whole["stopped_by"])
 
