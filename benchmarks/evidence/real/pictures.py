@@ -58,6 +58,7 @@ def _differences(panel: Axes, tier: Tier) -> None:
             _line(panel, finding, place + off, colour, name if place == 0 else None)
     panel.set_yticks(range(len(tier.contrasts)), [f"− {other}" for _, other in tier.contrasts])
     panel.set_ylim(len(tier.contrasts) - 0.5, -0.5)
+    panel.locator_params(axis="x", nbins=5)
 
 
 def _line(panel: Axes, finding: Finding, y: float, colour: str, label: str | None) -> None:
