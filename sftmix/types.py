@@ -327,8 +327,8 @@ class Batch:
 
     @property
     def n_tokens(self) -> Tensor:
-        """i64[B], response tokens of each slot."""
-        return self.slot.bincount(minlength=len(self.ids))
+        """i64[B], response tokens of each slot; `bincount` would read the largest one from the device."""
+        return self.slot.new_zeros(len(self.ids)).index_add_(0, self.slot, self.slot.new_ones(len(self.slot)))
 
 
 @dataclass(frozen=True)

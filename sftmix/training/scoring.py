@@ -173,8 +173,7 @@ def split_by_slot(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:
 
 def example_nll(batch: Batch, nll_T: torch.Tensor) -> torch.Tensor:
     """Return f64[4, B] on the device, where nothing is read: row, NLL, tokens and NTP weight of each slot."""
-    nll_sum, tokens = (sum_by_slot(values, batch) for values in (nll_T, torch.ones_like(nll_T)))
-    return torch.stack([batch.rows, nll_sum, tokens, batch.ntp_weight])
+    return torch.stack([batch.rows, sum_by_slot(nll_T, batch), batch.n_tokens, batch.ntp_weight])
 
 
 def gather_nll(parts: Sequence[torch.Tensor], world: World) -> dict[str, torch.Tensor]:
