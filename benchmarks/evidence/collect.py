@@ -7,7 +7,8 @@ runs/VARIANT-seed-SEED.json of each finished run: the numbers of summary.json wi
 per token by quartile of response length, the NLL per token of a sample of the training rows by half of the confidence,
 before and after, and the hash of the confidences. Of a run that diverged the file says that alone. The folder `losses`
 has the losses of single examples (losses.py). It may be called while the table is unfinished; the next call adds what
-has come since. Statistics are made by results.py, from all sittings together.
+has come since, also from another directory with other seeds of the same table. Statistics are made by results.py, from
+all sittings together.
 """
 
 import argparse
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence.losses import keep_losses  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.common.errors import NonFiniteError, SFTMixError  # noqa: E402
-from sftmix.common.files import MANIFEST, read_json, sha256_file, write_json  # noqa: E402
+from sftmix.common.files import MANIFEST, read_json, read_json_if_there, sha256_file, write_json  # noqa: E402
 from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
 from sftmix.tools.compare.plan import has_diverged  # noqa: E402
 
@@ -57,7 +58,13 @@ def collect(table: Path, out: Path, *, halves: str) -> int:
     plan = read_json(table / "table.json")
     # Statistics are made from all sittings, by results.py.
     variants = {name: found["options"] for name, found in plan["variants"].items()}
-    about = {key: plan[key] for key in ("seed", "options", "trained_by")}
+    before = read_json_if_there(out / "table.json")
+    seeds = sorted({*before.get("options", {}).get("seeds", ()), *plan["options"]["seeds"]})
+    about = {
+        "seed": plan["seed"],
+        "options": plan["options"] | {"seeds": seeds},
+        "trained_by": sorted({*before.get("trained_by", ()), *plan["trained_by"]}),
+    }
     write_json(out / "table.json", {"variants": variants, **about})
     kept = 0
     for run, variant, seed in _runs(table, plan):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.evidence.losses import HELD_OUT
-from benchmarks.evidence.tiers import Pair, Tier
+from benchmarks.evidence.tiers import DIRECTION, Pair, Tier
 from sftmix.tools.compare.statistics import (
     ALPHA,
     holm,
@@ -32,6 +32,7 @@ class Finding:
     interval     95%; None for one seed, or where the runs are not all there
     over         of the interval: "seeds and examples" or "seeds"
     p, p_holm    before and after Holm's correction; None where nothing is tested
+    claims       if False, the seeds are too few by the plan to call anything equal or different
     """
 
     pair: Pair
@@ -42,12 +43,15 @@ class Finding:
     over: str | None = None
     p: float | None = None
     p_holm: float | None = None
+    claims: bool = True
 
     @property
     def result(self) -> str:
         """The result in words."""
         if self.interval is None:
             return "unfinished" if self.p_holm is None else "one seed"
+        if not self.claims:
+            return "no claim"
         equal = self.interval[0] > -MARGIN and self.interval[1] < MARGIN
         if self.p_holm is not None and self.p_holm <= ALPHA:
             direction = "lower" if self.mean < 0 else "higher"
@@ -81,7 +85,7 @@ def holm_of_planned(p_values: Sequence[float], planned: int) -> list[float]:
 def _finding(tier: Tier, endpoint: str, pair: Pair) -> Finding:
     differences = tier.differences(pair, endpoint)
     values = list(differences.values())
-    finding = Finding(pair, differences, *mean_sd(values))
+    finding = Finding(pair, differences, *mean_sd(values), claims=tier.name not in DIRECTION)
     if not tier.complete or len(values) < 2:
         return finding
     # The losses of single examples are those after the last step.

@@ -25,6 +25,8 @@ TITLES = {
 }
 TESTED = ("primary", "overfit")
 """The tiers with enough seeds for a test."""
+DIRECTION = ("real-gemma-main", "real-gemma-overfit")
+"""Tables whose three seeds show a direction and no claim."""
 PILOTS = ("pilot-rate", "pilot-strength")
 REAL = {
     "real-main": "SmolLM2, 320 rows, 2 epochs",

@@ -127,6 +127,14 @@ def test_tiers_with_few_seeds_are_not_tested():
     assert set(results.values()) == {("equal within 0.01", None)}
 
 
+def test_three_seeds_of_gemma_show_a_direction_and_no_claim():
+    made = replace(tier("parts", {"SFTMix": (-0.001, -0.001)}), name="real-gemma-main")
+    for end in (LAST, BEST):
+        (found,) = findings(made, end, [("SFTMix", "NTP")], tested=made.tested)
+        assert found.interval is not None
+        assert found.result == "no claim"
+
+
 def test_a_run_that_diverged_is_told_and_missing_from_its_contrasts():
     made = replace(tier("primary", {}), diverged={"NTP": [3]})
     del made.runs["NTP"][3]

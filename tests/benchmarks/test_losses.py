@@ -92,3 +92,12 @@ def test_a_run_that_diverged_is_kept_as_such_and_runs_of_other_tables_are_not(tm
     summary = read_json(out / "runs" / "NTP-seed-1.json")
     assert (summary["eval_nll_after"], "data" in summary) == (2.0, False)
     assert sorted(path.name for path in (out / "losses").iterdir()) == ["NTP-seed-1.parquet", "rows.parquet"]
+
+
+def test_a_table_that_ran_in_two_directories_has_the_seeds_of_both(tmp_path):
+    for place, seeds in (("a", [1, 4]), ("b", [3])):
+        about = {"seed": 0, "trained_by": [f"0.1.0 {place}"], "variants": {"NTP": {"options": {}, "runs": []}}}
+        write_json(tmp_path / place / "table.json", about | {"options": {"seeds": seeds}})
+        collect(tmp_path / place, tmp_path / "out", halves="SFTMix")
+    found = read_json(tmp_path / "out" / "table.json")
+    assert (found["options"]["seeds"], found["trained_by"]) == ([1, 3, 4], ["0.1.0 a", "0.1.0 b"])

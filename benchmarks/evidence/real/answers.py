@@ -4,9 +4,9 @@
 
 Each finished run answers prompts.json greedily, and MedMCQA if DATA/medmcqa.jsonl is there (it is made by
 `sftmix evaluate medmcqa_2000.jsonl --convert medmcqa --to DATA`). Both stay in the run, so the same command goes on
-where it was. RESULTS/NAME/answers.json gets the figures: the share of answers that end their turn, the ratio of their
-words to the reference's (median), and the accuracy, also that of the base model. Figures of runs that are not in the
-table stay.
+where it was. RESULTS/NAME/answers.json gets the figures of each run as it ends: the share of answers that end their
+turn, the ratio of their words to the reference's (median), and the accuracy, also that of the base model. Figures that
+are there and are not measured again stay.
 """
 
 import argparse
@@ -56,18 +56,27 @@ def _form(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {"ended": statistics.mean(ended), "words_to_reference": statistics.median(ratios)}
 
 
+def keep(file: Path, name: str, found: dict[str, Any]) -> None:
+    """Add the figures of a model to those that a file has."""
+    kept = read_json_if_there(file)
+    write_json(file, kept | {name: kept.get(name, {}) | found})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, required=True, help="directory of a table that compare wrote")
     parser.add_argument("--data", type=Path, required=True, help="folder of prompts.json")
     parser.add_argument("--name", required=True, help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of all results")
     options = parser.parse_args()
     runs = sorted(path.parent.parent for path in options.table.glob(f"*/seed-*/train/{MANIFEST}"))
-    found = {f"{run.parent.name}-{run.name}": figures(run, options.data) for run in runs}
-    found["base"] = accuracy(runs[0], options.data, "base")
-    file = RESULTS / options.name / "answers.json"
-    write_json(file, read_json_if_there(file) | found)
-    print(f"{len(runs)} runs in {RESULTS / options.name / 'answers.json'}")
+    if not runs:
+        sys.exit(f"error: no finished run in {options.table}")
+    file = options.out / options.name / "answers.json"
+    keep(file, "base", accuracy(runs[0], options.data, "base"))
+    for run in runs:
+        keep(file, f"{run.parent.name}-{run.name}", figures(run, options.data))
+    print(f"{len(runs)} runs in {file}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ A run --before has the model as it comes for a reference, a run --after the trai
 RESULTS/real-confidence.csv gets a line for each row: its perplexity under each model before the training ("before"), at
 the last scoring ("after"), and averaged over the scorings ("mean", minus the confidence); how many words its response
 has, and what share of them its prompt has, too. They are read from the first run --after; `sftmix report RUN --map 0`
-has to be made first. The command prints how far the models agree, each with itself before its training, and what these
+has to be made first. Columns of models that are not named stay as they are in the file, and so do its rows. The command
+prints how far the models agree, each with itself before its training, and what these
 words say about the confidence.
 """
 
@@ -70,6 +71,9 @@ def main() -> None:
         columns |= {f"{name} after": scorings.iloc[:, -1], f"{name} mean": scorings.mean(axis=1)}
     rows = words(Path(next(iter(after.values()))))
     table = pd.DataFrame(columns).join(rows).sort_index()
+    if FILE.exists():
+        kept = pd.read_csv(FILE, index_col="id")
+        table = kept.assign(**table.reindex(kept.index))
     table.round(4).to_csv(FILE)
     print("| perplexities | rank correlation | in the same half |\n|---|---:|---:|")
     pairs = [pair for when in ("before", "mean") for pair in combinations([c for c in table if c.endswith(when)], 2)]

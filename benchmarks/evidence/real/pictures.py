@@ -3,8 +3,8 @@
     python benchmarks/evidence/real/pictures.py --hidden runs/real/main/SFTMix/seed-1
 
 real-differences.svg   SFTMix minus each other arm, in every table that has runs, at both endpoints
-real-confidence.svg    perplexities before and after the training; SmolLM2 beside Gemma; and of the run --hidden the
-                       paper's Figure 1: t-SNE of the hidden states, as `sftmix report` has it
+real-confidence.svg    only with --hidden: perplexities before and after the training; SmolLM2 beside Gemma; and of that
+                       run the paper's Figure 1: t-SNE of the hidden states, as `sftmix report` has it
 """
 
 import argparse
@@ -137,10 +137,11 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=Path, required=True, help="a finished run, for the map of hidden states")
+    parser.add_argument("--hidden", type=Path, help="a finished run, for the map of hidden states")
     options = parser.parse_args()
     differences(IMAGES / "real-differences.svg")
-    confidence(IMAGES / "real-confidence.svg", options.hidden)
+    if options.hidden:
+        confidence(IMAGES / "real-confidence.svg", options.hidden)
 
 
 if __name__ == "__main__":
