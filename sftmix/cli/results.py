@@ -28,7 +28,7 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str
     if trained and (share := at(summary, "confounds.mixed_token_share")):
         lines.append(f"Mixup: {share:.0%} of the response tokens were mixed with a token of the other of their pair")
     if effective := summary.get("mu_effective"):
-        lines.append(f"mu_effective {effective:.2f}: what Mixup weighs per token, where NTP weighs 1")
+        lines.append(f"mu_effective {effective:.2f}: the weight of Mixup per token, with NTP's as 1")
     for name, group in (summary.get("confidence") or {}).items():
         if group["examples"]:
             median = group.get("confidence_median")

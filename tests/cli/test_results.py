@@ -52,7 +52,7 @@ def test_the_figures_of_a_training_are_told(tmp_path):
     assert figures(tmp_path, SUMMARY, "train") == [
         HELD_OUT,
         "Mixup: 43% of the response tokens were mixed with a token of the other of their pair",
-        "mu_effective 0.92: what Mixup weighs per token, where NTP weighs 1",
+        "mu_effective 0.92: the weight of Mixup per token, with NTP's as 1",
         *GROUPS,
         "time: reference 0:02:30, train 2:05:00",
         "note: Mind this.",
