@@ -70,17 +70,24 @@ class OfAProject(Median):
         return [str(Path.cwd() / "own.py")]
 
 
-def test_a_project_is_moved_as_a_whole(finished, tmp_path, monkeypatch):
+def read_back(printed: str) -> list[str]:
+    """The stages that a run says it has read back."""
+    return [line.partition(":")[0] for line in printed.splitlines() if line.endswith(": done before, read back")]
+
+
+def test_a_project_is_moved_as_a_whole(finished, tmp_path, monkeypatch, capsys):
     project = tmp_path / "project"
     project.mkdir()
     monkeypatch.chdir(project)
     (project / "own.py").write_text("1")
     run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
     before = contents(project / "run" / "split")
+    assert read_back(capsys.readouterr().out) == []
     shutil.move(project, tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
     assert contents(tmp_path / "moved" / "run" / "split") == before
+    assert read_back(capsys.readouterr().out) == ["reference", "confidence", "split"]
     (tmp_path / "moved" / "own.py").write_text("2")
     with pytest.raises(ConfigError, match=r"splitter_files\.own\.py"):
         run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
@@ -95,11 +102,12 @@ def test_a_summary_written_again_names_what_trained_the_model(finished, tmp_path
     assert again["git_revision"] == first["git_revision"] != "a later revision"
 
 
-def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_path):
-    """Equal runs side by side: the second makes nothing, and is a run directory all the same."""
+def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_path, capsys):
+    """Equal runs side by side: the second makes nothing, says nothing of it, and is a run directory all the same."""
     for name in ("first", "second"):
         run(config(finished.tiny, tmp_path / name, every=2), pool=[tmp_path / "first"])
     assert (tmp_path / "second" / "train" / "adopted.json").exists()
+    assert read_back(capsys.readouterr().out) == []
     assert read_config(tmp_path / "second" / "config.yaml").out == str(tmp_path / "second")
     exported = [export_run(tmp_path / name, tmp_path / f"model-{name}") for name in ("first", "second")]
     weights = [(path / "model.safetensors").read_bytes() for path in exported]
