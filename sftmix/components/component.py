@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import os
+import sys
 from abc import ABCMeta
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, is_dataclass
@@ -105,6 +106,16 @@ def files_of(component: Component) -> list[str]:
     """Return the `files()` of a component and of the components among its options."""
     inner = [part for part in component._init_args.values() if isinstance(part, Component)]
     return [*map(os.fspath, component.files()), *(name for part in inner for name in files_of(part))]
+
+
+def modules_of(component: Component) -> dict[str, str]:
+    """Return module -> its file, of the classes of a component and of those among its options that are not ours."""
+    inner = [part for part in component._init_args.values() if isinstance(part, Component)]
+    classes = [cls for cls in type(component).__mro__ if issubclass(cls, Component)]
+    foreign = {cls.__module__ for cls in classes if not cls.__module__.startswith("sftmix.")}
+    files = {name: getattr(sys.modules[name], "__file__", None) for name in sorted(foreign)}
+    found = {name: file for name, file in files.items() if file}  # a class of an interactive session has none
+    return found | {name: file for part in inner for name, file in modules_of(part).items()}
 
 
 def plain(value: Any) -> Any:

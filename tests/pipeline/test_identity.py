@@ -1,6 +1,8 @@
 """What a stage is made from: all that decides its result is among its inputs, so that nothing is reused wrongly."""
 
+import importlib
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from sftmix.components import (
     SFTMix,
     TrainedReference,
 )
+from sftmix.components.component import modules_of
 from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.pipeline.export import export_run
@@ -61,6 +64,27 @@ def test_a_changed_file_of_any_component_is_refused(finished, tmp_path):
     file.write_text("2")
     with pytest.raises(ConfigError, match=r"numbers\.txt"):
         run(made)
+
+
+def test_the_code_of_a_class_of_ones_own_decides_what_it_made(finished, tmp_path, monkeypatch):
+    """Its module and its base's, wherever they lie; a part among options, too. Classes of the package have no files."""
+    base = "from sftmix.components import Median\n\n\nclass Base(Median):\n    pass\n"
+    for place in ("here", "moved"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "own_base.py").write_text(base)
+        (tmp_path / place / "own_parts.py").write_text("from own_base import Base\n\n\nclass Own(Base):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    own = importlib.import_module("own_parts").Own
+    assert modules_of(SFTMix(mu=Linear(start=0.0, end=0.4))) == {}
+    assert [*modules_of(SFTMix(mu=WithFile(path="none")))] == [__name__]
+    made = config(finished.tiny, tmp_path / "run", splitter=own())
+    run(made, until="split")
+    for name in ("own_parts", "own_base"):
+        monkeypatch.setattr(sys.modules[name], "__file__", str(tmp_path / "moved" / f"{name}.py"))
+    run(made, until="split")
+    (tmp_path / "moved" / "own_base.py").write_text(f"{base}    # edited\n")
+    with pytest.raises(ConfigError, match=r"splitter_files\.own_base: .* Use another --out"):
+        run(made, until="split")
 
 
 class OfAProject(Median):
