@@ -1,10 +1,10 @@
 """Mixup at other places than the input of the LM head. Each costs a second pass of the backbone, over the pairs alone.
 
 Each example of a pair has a line (a row of input ids), padded on the left so that both first responses begin in one
-column. In its own line an example has the share lambda, its partner 1 - lambda, at every column where both have a
-token, prompts included; the loss of a token pair is the mean of both lines. NTP, pairs, lambdas and weights are SFTMix's. In conversations with several trained turns, later
-responses may be in different columns, since the first ones differ in length: such token pairs are left out and not
-counted.
+column. In its own line an example has the share lambda, its partner 1 - lambda, wherever both have a token, also in the
+prompts; the loss of a token pair is the mean of both lines. NTP, pairs, lambdas and weights are SFTMix's. In
+conversations with several trained turns, later responses may be in different columns, since the first ones differ in
+length: such token pairs are left out and not counted.
 """
 
 import math
