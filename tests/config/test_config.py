@@ -212,7 +212,10 @@ def test_the_losses_of_tokens_are_given_where_they_are_kept():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"objective": ManifoldMixup(layers=[0, 2]), "training": CHECKPOINTED}, "set --training.activation_checkpointing false"),
+        (
+            {"objective": ManifoldMixup(layers=[0, 2]), "training": CHECKPOINTED},
+            "--training.activation_checkpointing false",
+        ),
         ({"objective": ManifoldMixup(layers=0), "training": CHECKPOINTED}, ""),
         ({"objective": CutMix(), "callbacks": [MeasureMixing()]}, "mixes the inputs of the LM head"),
         ({"objective": SFTMix(), "callbacks": [MeasureMixing()], "training": CHECKPOINTED}, ""),

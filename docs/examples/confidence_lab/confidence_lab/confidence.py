@@ -12,7 +12,9 @@ class WorstToken(ConfidenceEstimator):
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         if dynamics.token_nll is None:
-            raise ConfigError("WorstToken: the dynamics have no NLL of tokens; write them with --reference.token_nll true")
+            raise ConfigError(
+                "WorstToken: these dynamics lack the NLL of tokens; write it with --reference.token_nll true"
+            )
         worst = [nll.max(axis=1).mean() if nll.size else np.nan for nll in dynamics.token_nll]
         return -np.asarray(worst, dtype=np.float64)
 
