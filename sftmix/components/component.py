@@ -3,11 +3,12 @@
 import importlib.util
 import inspect
 import os
-import sys
 from abc import ABCMeta
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
+from functools import cache
+from hashlib import sha256
 from typing import Any, TypeVar, get_args
 
 from sftmix.common.errors import ConfigError
@@ -108,14 +109,25 @@ def files_of(component: Component) -> list[str]:
     return [*map(os.fspath, component.files()), *(name for part in inner for name in files_of(part))]
 
 
-def modules_of(component: Component) -> dict[str, str]:
-    """Return module -> its file, of the classes of a component and of those among its options that are not ours."""
+def code_of(component: Component) -> dict[str, str]:
+    """Return import path -> hash of the source, of the classes of a component and its options that are not ours."""
     inner = [part for part in component._init_args.values() if isinstance(part, Component)]
     classes = [cls for cls in type(component).__mro__ if issubclass(cls, Component)]
-    foreign = {cls.__module__ for cls in classes if not cls.__module__.startswith("sftmix.")}
-    files = {name: getattr(sys.modules[name], "__file__", None) for name in sorted(foreign)}
-    found = {name: file for name, file in files.items() if file}  # a class of an interactive session has none
-    return found | {name: file for part in inner for name, file in modules_of(part).items()}
+    own = {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in classes if not _is_ours(cls)}
+    return own | {name: source for part in inner for name, source in code_of(part).items()}
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "sftmix"
+
+
+@cache
+def _source(cls: type) -> str | None:
+    """Return the hash of a class's source as it was when first asked for: its file may be edited while it runs."""
+    try:
+        return sha256(inspect.getsource(cls).encode()).hexdigest()
+    except (OSError, TypeError):  # of an interactive session
+        return None
 
 
 def plain(value: Any) -> Any:

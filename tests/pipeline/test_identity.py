@@ -22,7 +22,7 @@ from sftmix.components import (
     SFTMix,
     TrainedReference,
 )
-from sftmix.components.component import modules_of
+from sftmix.components.component import code_of
 from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.pipeline.export import export_run
@@ -66,25 +66,47 @@ def test_a_changed_file_of_any_component_is_refused(finished, tmp_path):
         run(made)
 
 
+OWN = """
+from sftmix.components import Median, Perplexity
+
+class Base(Perplexity):
+    pass
+
+class Mine(Base):
+    pass
+
+class Halves(Median):
+    pass
+"""
+
+
 def test_the_code_of_a_class_of_ones_own_decides_what_it_made(finished, tmp_path, monkeypatch):
-    """Its module and its base's, wherever they lie; a part among options, too. Classes of the package have no files."""
-    base = "from sftmix.components import Median\n\n\nclass Base(Median):\n    pass\n"
-    for place in ("here", "moved"):
+    """And its base's, wherever they lie; not that of its neighbours."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def own(place: str, before: str = "", after: str = "") -> RunConfig:
+        """The configuration with the classes of a module in a folder of its own, edited."""
         (tmp_path / place).mkdir()
-        (tmp_path / place / "own_base.py").write_text(base)
-        (tmp_path / place / "own_parts.py").write_text("from own_base import Base\n\n\nclass Own(Base):\n    pass\n")
-    monkeypatch.syspath_prepend(tmp_path / "here")
-    own = importlib.import_module("own_parts").Own
-    assert modules_of(SFTMix(mu=Linear(start=0.0, end=0.4))) == {}
-    assert [*modules_of(SFTMix(mu=WithFile(path="none")))] == [__name__]
-    made = config(finished.tiny, tmp_path / "run", splitter=own())
-    run(made, until="split")
-    for name in ("own_parts", "own_base"):
-        monkeypatch.setattr(sys.modules[name], "__file__", str(tmp_path / "moved" / f"{name}.py"))
-    run(made, until="split")
-    (tmp_path / "moved" / "own_base.py").write_text(f"{base}    # edited\n")
-    with pytest.raises(ConfigError, match=r"splitter_files\.own_base: .* Use another --out"):
-        run(made, until="split")
+        (tmp_path / place / "own_parts.py").write_text(OWN.replace(before, after, 1))
+        sys.path[0] = str(tmp_path / place)
+        sys.modules.pop("own_parts", None)
+        module = importlib.import_module("own_parts")
+        return config(finished.tiny, tmp_path / "run", confidence=module.Mine(), splitter=module.Halves())
+
+    run(own("first"), until="split")
+    run(own("moved", "from", "# Other comments\nfrom"), until="split")
+    mended = own("mended", "(Median):\n    pass", "(Median):\n    mended = True")
+    with pytest.raises(ConfigError, match=r"splitter_files\.own_parts\.Halves: .* Use another --out"):
+        run(mended, until="split")
+    shutil.rmtree(tmp_path / "run" / "split")
+    run(mended, until="split")
+    with pytest.raises(ConfigError, match=r"confidence_files\.own_parts\.Base: "):
+        run(own("base", "(Perplexity):\n    pass", "(Perplexity):\n    mended = True"), until="confidence")
+
+
+def test_classes_of_the_package_have_no_code_and_parts_among_options_have():
+    assert code_of(SFTMix(mu=Linear(start=0.0, end=0.4))) == {}
+    assert [*code_of(SFTMix(mu=WithFile(path="none")))] == [f"{__name__}.WithFile"]
 
 
 class OfAProject(Median):

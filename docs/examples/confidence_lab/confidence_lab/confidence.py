@@ -17,6 +17,3 @@ class WorstToken(ConfidenceEstimator):
             )
         worst = [nll.max(axis=1).mean() if nll.size else np.nan for nll in dynamics.token_nll]
         return -np.asarray(worst, dtype=np.float64)
-
-    def files(self) -> tuple[str, ...]:
-        return (__file__,)

@@ -25,6 +25,3 @@ class FadingMixup(SFTMix):
         first = torch.searchsorted(batch.pair_index, batch.pair_index)  # where each pair's tokens begin
         weight = self.decay ** (place - first).double()
         return replace(plan, pair_weight=plan.mu * weight, mixup_count=float(weight.sum()))
-
-    def files(self) -> tuple[str, ...]:
-        return (__file__,)

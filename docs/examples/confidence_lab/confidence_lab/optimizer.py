@@ -22,9 +22,6 @@ class Lion(Optimizer):
         groups = decay_groups(parameters, training.weight_decay)
         return _Lion(groups, {"lr": training.learning_rate, "beta1": self.beta1, "beta2": self.beta2})
 
-    def files(self) -> tuple[str, ...]:
-        return (__file__,)
-
 
 class _Lion(torch.optim.Optimizer):
     @torch.no_grad()

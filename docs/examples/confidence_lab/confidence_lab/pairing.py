@@ -16,6 +16,3 @@ class NearestInLength(PairSampler):
         count = min(map(len, columns))
         matched = np.array([column[:count] for column in columns], dtype=np.int64).T
         return generator(seed, "nearest_in_length", epoch).permutation(matched.reshape(-1, 2))
-
-    def files(self) -> tuple[str, ...]:
-        return (__file__,)

@@ -21,6 +21,3 @@ class TokenDropout(Perturbation):
             drawn = generator(seed, "token_dropout", step, example_id).random(length)
             kept[place, :length] = torch.from_numpy(drawn >= self.rate).float()
         return e * kept[:, :, None].to(device=e.device, dtype=e.dtype)
-
-    def files(self) -> tuple[str, ...]:
-        return (__file__,)

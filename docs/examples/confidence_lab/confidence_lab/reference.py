@@ -19,6 +19,3 @@ class LateReference(Reference):
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         places = np.linspace(self.start, 1.0, self.count + 1)[1:].tolist()
         return context.train_and_score(model=None, training=None, checkpoints=places, token_nll=True)
-
-    def files(self) -> tuple[str, ...]:
-        return (__file__,)

@@ -13,6 +13,3 @@ class Pulse(Schedule):
 
     def value(self, step: int, total_steps: int) -> float:
         return self.high if step % self.period == self.period - 1 else 0.0
-
-    def files(self) -> tuple[str, ...]:
-        return (__file__,)

@@ -13,6 +13,3 @@ class AtLeastTokens(Selector):
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
         return np.flatnonzero(scores.n_tokens >= self.tokens)
-
-    def files(self) -> tuple[str, ...]:
-        return (__file__,)

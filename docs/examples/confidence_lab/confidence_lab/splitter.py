@@ -14,6 +14,3 @@ class Thirds(Splitter):
         group = np.full(len(scores), UNPAIRED, dtype=np.int8)
         group[ranked[:third]], group[ranked[-third:]] = 0, 1
         return Split(group=group, names=("top_third", "bottom_third"))
-
-    def files(self) -> tuple[str, ...]:
-        return (__file__,)
