@@ -86,13 +86,14 @@ class Reference(Component, ABC):
     needs = frozenset({Need.TRAINING, Need.SCORING})
     """Without TRAINING, seed and training options do not matter; without SCORING, `collect` needs no ranks."""
     gives = frozenset({Need.RESPONSE_ALONE, Need.CORRECT, Need.BEFORE_TRAINING})
-    """What the dynamics hold; a confidence that needs something else is refused before any work."""
+    """What the dynamics hold or may hold; a confidence that needs something else is refused before any work."""
     model: ReferenceModel | None = None
     """The model that is trained or scores; None: the target's base model."""
     training: ReferenceTraining | None = None
     """Differences from the run's training options; None inherits them all."""
     token_nll = False
-    """True if the dynamics hold the NLL of every response token."""
+    """True if the dynamics hold the NLL of every response token, TOKEN_NLL; a reference without this option, in which
+    they may be, has TOKEN_NLL in `gives`."""
     layout: Set[str] = frozenset()
     """Options that do not decide the dynamics: a stage that has begun may change them."""
     window: int | None = 1
@@ -108,7 +109,7 @@ class Reference(Component, ABC):
 
 
 class ConfidenceEstimator(Component, ABC):
-    """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT or BEFORE_TRAINING of them.
+    """Training dynamics -> one number per example. It may need RESPONSE_ALONE, CORRECT, BEFORE_TRAINING or TOKEN_NLL.
 
     One that gives CONFIDENCE has scores of its own: no reference is trained, and it gets dynamics of the ids alone.
     """

@@ -7,6 +7,8 @@ from abc import ABCMeta
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
+from functools import cache
+from hashlib import sha256
 from typing import Any, TypeVar, get_args
 
 from sftmix.common.errors import ConfigError
@@ -105,6 +107,27 @@ def files_of(component: Component) -> list[str]:
     """Return the `files()` of a component and of the components among its options."""
     inner = [part for part in component._init_args.values() if isinstance(part, Component)]
     return [*map(os.fspath, component.files()), *(name for part in inner for name in files_of(part))]
+
+
+def code_of(component: Component) -> dict[str, str]:
+    """Return import path -> hash of the source, of the classes of a component and its options that are not ours."""
+    inner = [part for part in component._init_args.values() if isinstance(part, Component)]
+    classes = [cls for cls in type(component).__mro__ if issubclass(cls, Component)]
+    own = {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in classes if not _is_ours(cls)}
+    return own | {name: source for part in inner for name, source in code_of(part).items()}
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "sftmix"
+
+
+@cache
+def _source(cls: type) -> str | None:
+    """Return the hash of a class's source as it was when first asked for: its file may be edited while it runs."""
+    try:
+        return sha256(inspect.getsource(cls).encode()).hexdigest()
+    except (OSError, TypeError):  # of an interactive session
+        return None
 
 
 def plain(value: Any) -> Any:

@@ -144,7 +144,7 @@ class FromFile(ConfidenceEstimator):
         if missing := [name for name in dynamics.ids if name not in score]:
             raise DataError(
                 f"confidence.path: {self.path} has no score of {len(missing):,} of {len(dynamics.ids):,} examples, "
-                f"first {missing[0]}; their ids stand in split/split.parquet of a run on the same rows"
+                f"first {missing[0]}; their ids are in split/split.parquet of a run on the same rows"
             )
         return np.asarray([score[name] for name in dynamics.ids])
 

@@ -1,10 +1,10 @@
 """Mixup at other places than the input of the LM head. Each costs a second pass of the backbone, over the pairs alone.
 
 Each example of a pair has a line (a row of input ids), padded on the left so that both first responses begin in one
-column. In its own line an example has the share lambda, its partner 1 - lambda; the loss of a token pair is the mean of
-both lines. NTP, pairs, lambdas and weights are SFTMix's. In conversations with several trained turns, later
-responses may be in different columns, since the first ones differ in length: such token pairs are left out and not
-counted.
+column. In its own line an example has the share lambda, its partner 1 - lambda, wherever both have a token, also in the
+prompts; the loss of a token pair is the mean of both lines. NTP, pairs, lambdas and weights are SFTMix's. In
+conversations with several trained turns, later responses may be in different columns, since the first ones differ in
+length: such token pairs are left out and not counted.
 """
 
 import math
@@ -129,7 +129,7 @@ class ManifoldMixup(SFTMix):
         mask, share, half = plan.mask, plan.share[:, None, None], len(plan.mask) // 2
 
         def mix(states):
-            """Mix the states [R, L, D] of each line with its partner's where both have a token."""
+            """Mix the states [R, L, D] of each line with its partner's where both have a token, also in the prompts."""
             lam = share.to(torch.promote_types(share.dtype, states.dtype))
             mixture = lam * states + (1 - lam) * states.roll(half, 0)
             return mixture.to(states.dtype).where((mask & mask.roll(half, 0))[:, :, None], states)

@@ -166,6 +166,7 @@ class FromFile(Reference):
     """The dynamics of an earlier run, read from a dynamics.parquet and joined by example id; nothing is trained."""
 
     needs = frozenset()
+    gives = Reference.gives | {Need.TOKEN_NLL}  # as far as the file has them
 
     def __init__(self, *, path: str):
         """

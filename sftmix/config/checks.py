@@ -168,9 +168,9 @@ _REMEDIES = {
     Need.PAIRS: "pairing is null; use --pairing auto, or --objective NTP",
     Need.FIRST_SPLIT: "use --objective SFTMix with objective.ntp_on all, or --reference TrainedReference",
     Need.HELD_OUT: f"{_ROWS}, or remove the callback",
-    Need.TOKEN_NLL: f"set reference.token_nll true, {_OTHER}",
+    Need.TOKEN_NLL: f"set reference.token_nll true, which the references that score have, {_OTHER}",
     Need.MIXED_HEAD_INPUTS: "leave the callback out, or use --objective SFTMix",
-    Need.STATES: "leave training.activation_checkpointing out, or use --objective.layers 0",
+    Need.STATES: "set --training.activation_checkpointing false, or change the embeddings (layer 0)",
     Need.EVALUATIONS: "put Evaluate first: --callbacks Evaluate --callbacks+ EarlyStopping",
 }
 

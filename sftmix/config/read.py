@@ -103,7 +103,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             for key, _ in pairs:
                 name, line = str(key.value), key.start_mark.line + 1
                 if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
-                    raise ValueError(f"{name} stands in lines {lines[name]} and {line}; write it once")
+                    raise ValueError(f"{name} is in lines {lines[name]} and {line}; write it once")
                 lines[name] = line
         values = None if document is None else loader.construct_document(document)
     except (OSError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:

@@ -1,12 +1,16 @@
 """Names of models: a directory or a hub id; apart from loading, as a wrong name is refused before torch is imported."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.places import HUB_ID, is_there, place_of
+
+_NODE = re.compile(r"^node \d+ \(.*\): \Z")
+"""What `World.node_first` puts before the error of a node."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".msgpack", ".h5")
 """Endings of files of weights that can hold programs, or that are of other libraries."""
@@ -76,7 +80,7 @@ def named(option: str, usual: str = "model.path") -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        text = str(error)
-        if text.startswith(f"{usual}:"):
-            error.args = (f"{option}{text.removeprefix(usual)}",)
+        before, found, problem = str(error).partition(f"{usual}:")
+        if found and (not before or _NODE.match(before)):
+            error.args = (f"{before}{option}:{problem}",)
         raise

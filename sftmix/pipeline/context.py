@@ -66,6 +66,8 @@ class RunContext:
         inputs = STAGE_INPUTS[stage](Known(self.config, self.world, self.rows, self.path))
         memory, began = PeakMemory(self.world.device), time.time()
         if self.directory.begin(stage, inputs, self.config.yaml()):
+            if not self.directory.pool:  # the runs of a table read most stages from each other
+                self.say(f"{stage}: done before, read back")
             return read()
         made = make()
         value = read()  # before the stage is done: what cannot be read must not count as done

@@ -15,7 +15,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_file
 from sftmix.common.places import is_there
 from sftmix.components.base import Callback
-from sftmix.components.component import Component, Need, files_of, plain
+from sftmix.components.component import Component, Need, code_of, files_of, plain
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.options import LAYOUT, ReferenceModel, ReferenceTraining, TrainingOptions, inherit, reference_lora
@@ -87,9 +87,14 @@ def _fingerprint(name: str) -> str | None:
 
 
 def _files(known: Known, *components: Component | None) -> Any:
-    """Return the fingerprints of the files of components, by their names; raise what `files()` raises on every rank."""
-    names = [name for component in components if component is not None for name in files_of(component)]
-    return known.ask(lambda: {_from_here(name): _fingerprint(name) for name in names})
+    """Return the fingerprints of the files of components, by their names, and of classes that are not the package's.
+
+    Raise what `files()` raises on every rank.
+    """
+    there = [component for component in components if component is not None]
+    names = [name for component in there for name in files_of(component)]
+    code = {name: source for component in there for name, source in code_of(component).items()}
+    return known.ask(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
 
 
 def _from_here(name: str) -> str:

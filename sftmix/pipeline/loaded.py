@@ -54,6 +54,28 @@ def check_sharing(config: RunConfig, world: World) -> bool:
     return sharded
 
 
+def check_same_model(path: str, world: World) -> None:
+    """Raise ConfigError on every rank, which names a node whose files of a model are others than the first node's.
+
+    Each rank cuts its shards from the files of its node: of two models it would train a blend. Nodes compare what
+    decides whether a stage is read back: the commit of a hub id, the hash of a directory.
+    """
+    if world.size == world.local_size:  # one node
+        return
+    first = world.local_rank == 0  # hashing takes seconds; once for a node is enough
+    own = world.node_first(lambda: fingerprint(path) if first else "")
+    expected = world.share(own)
+
+    def compare() -> None:
+        if first and own != expected:
+            raise ConfigError(
+                f"model.path: {path} is another model than on the first node ({own}, there {expected}). Name a "
+                "directory that all nodes share; hf download ID --revision COMMIT --local-dir DIR makes one"
+            )
+
+    world.node_first(compare)
+
+
 def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> PreTrainedModel:
     """Load the model of a configuration, add its adapters, and check it by a probe (`check_head`).
 
@@ -68,6 +90,7 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     lora = config.model.lora
     options = config.training
     sharded = check_sharing(config, world)
+    check_same_model(path, world)
     precision = resolve_precision(options.precision, world.device)
     quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
 

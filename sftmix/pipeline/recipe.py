@@ -29,7 +29,14 @@ from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory, check_same_directory
 from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference, is_single_run
-from sftmix.pipeline.loaded import check_sharing, export_dtype, export_weights, round_weights, scoring_model
+from sftmix.pipeline.loaded import (
+    check_same_model,
+    check_sharing,
+    export_dtype,
+    export_weights,
+    round_weights,
+    scoring_model,
+)
 from sftmix.pipeline.order import dynamics_before, epochs_begun, order_of_arm
 from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import RunRows, read_rows
@@ -89,6 +96,7 @@ def run(
 def check_target(config: RunConfig, rows: RunRows, world: World) -> None:
     """Raise ConfigError for what would end the target's training at some step, after its reference was trained."""
     check_sharing(config, world)
+    check_same_model(config.model.path, world)
     train = rows.data.train
     sizes = dict(zip(train.ids, train.n_targets.tolist(), strict=True))
     layers = getattr(model_config(config.model.path).get_text_config(), "num_hidden_layers", sys.maxsize)

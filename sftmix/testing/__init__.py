@@ -14,6 +14,7 @@ its base class. All need hypothesis (`pip install sftmix[test]`), no data and no
 import copy
 import math
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -190,13 +191,20 @@ def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: 
     moved = nn.utils.parameters_to_vector(weights).detach() + torch.as_tensor(move)
     nn.utils.vector_to_parameters(moved, weights)
     ntp, mixup = sum(plan.ntp_count for plan in plans), sum(plan.mixup_count for plan in plans)
-    total = torch.zeros((), dtype=torch.float64)
-    for batch, plan in zip(batches, plans, strict=True):
+    total, passes = torch.zeros((), dtype=torch.float64), Counter[int]()
+    for number, (batch, plan) in enumerate(zip(batches, plans, strict=True)):
         scaled = normalise(plan, ntp_count=ntp, mixup_count=mixup, world_size=1)
-        with _NoHostReads():
+        counting = module.model.get_decoder().register_forward_pre_hook(lambda *_, of=number: passes.update([of]))
+        with counting, _NoHostReads():
             out = module(batch, scaled, loss=objective.loss)
         contracts.check_loss(objective, out, scaled)
         total = total + out.loss
+    found = sorted({passes[number] for number in range(len(batches))})
+    assert len(found) == 1, (
+        f"loss() makes {' or '.join(map(str, found))} passes of the decoder in the micro-batches of a step: under FSDP "
+        "all ranks join each pass, and wait until training.timeout for one that makes fewer; call view.hidden and "
+        "view.states in every micro-batch, also where nothing is mixed"
+    )
     gradient = nn.utils.parameters_to_vector(torch.autograd.grad(total, weights, materialize_grads=True))
     return torch.cat([total.detach()[None], gradient]).numpy()
 
@@ -204,11 +212,14 @@ def _loss(objective: base.Objective, batches: Sequence[Batch], step: int, move: 
 def check_objective(objective: base.Objective, *, finite_differences: bool = True) -> None:
     """Check plans and loss: well formed, drawn from (seed, step, ids) alone, and equal however the batch is cut.
 
-    The loss reads no values on the host (`item`, `tolist`, a mask as an index), which would wait for the device.
-
     The last point makes a run independent of ranks and micro-batches: the loss and its gradient on a small model,
     divided by the counts of the whole global batch, must not depend on the cut. The gradient is held against finite
-    differences.
+    differences. The model is a GPT-2 of two decoder layers in float64, so states can be changed in the embeddings (0)
+    or after layer 1 or 2.
+
+    The loss reads no values on the host (`item`, `tolist`, a mask as an index), which would wait for the device. It
+    makes as many passes of the decoder in each micro-batch, also in one without pairs: under FSDP all ranks join each
+    pass. `Objective.check` is not called.
 
     finite_differences  False for a loss with detached parts, which have none
     """

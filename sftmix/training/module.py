@@ -109,8 +109,8 @@ class ModelView(LossView):
                 if output.shape[:-1] != input_ids.shape:  # AltUp, hyper-connections: rows would not be examples
                     raise ConfigError(
                         f"{type(self._model).__name__} keeps several states of each token between its layers "
-                        f"({list(output.shape)} after layer {layer}), and this objective changes one: use "
-                        "--objective.layers 0, the embeddings, or another objective"
+                        f"({list(output.shape)} after layer {layer}), and this objective changes one: change "
+                        "the embeddings (layer 0), or use another objective"
                     )
                 return change(output)
 
@@ -131,7 +131,7 @@ class ModelView(LossView):
         if any(getattr(part, "gradient_checkpointing", False) for part in self._model.modules()):
             raise ConfigError(
                 f"training.activation_checkpointing true and a change of the states after layer {layer} exclude each "
-                "other; leave it out, or change the embeddings (layer 0)"
+                "other: set it to false, or change the embeddings (layer 0)"
             )
         return layers[layer - 1]
 

@@ -204,13 +204,18 @@ class OfTokens(Perplexity):
 
 def test_the_losses_of_tokens_are_given_where_they_are_kept():
     assert "set reference.token_nll true" in refusal(confidence=OfTokens())
-    assert refusal(confidence=OfTokens(), reference=TrainedReference(token_nll=True)) == ""
+    assert "reference OwnReference does not give" in refusal(confidence=OfTokens(), reference=OwnReference())
+    for reference in (TrainedReference(token_nll=True), FromFile(path="dynamics.parquet")):  # a file may hold them
+        assert refusal(confidence=OfTokens(), reference=reference) == ""
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"objective": ManifoldMixup(layers=[0, 2]), "training": CHECKPOINTED}, "activation_checkpointing out"),
+        (
+            {"objective": ManifoldMixup(layers=[0, 2]), "training": CHECKPOINTED},
+            "--training.activation_checkpointing false",
+        ),
         ({"objective": ManifoldMixup(layers=0), "training": CHECKPOINTED}, ""),
         ({"objective": CutMix(), "callbacks": [MeasureMixing()]}, "mixes the inputs of the LM head"),
         ({"objective": SFTMix(), "callbacks": [MeasureMixing()], "training": CHECKPOINTED}, ""),

@@ -164,9 +164,9 @@ def test_keys_that_are_merged_and_aliases_do_not_stand_twice(write):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("training: {learning_rate: 1.0e-4}\nseed: 1\ntraining: {epochs: 1}\n", "training stands in lines 1 and 3;"),
-        ("objective:\n  class_path: SFTMix\n  init_args:\n    mu: 0.1\n    mu: 0.2\n", "mu stands in lines 4 and 5;"),
-        ("callbacks:\n- class_path: Evaluate\n  class_path: Stop\n", "class_path stands in lines 2 and 3;"),
+        ("training: {learning_rate: 1.0e-4}\nseed: 1\ntraining: {epochs: 1}\n", "training is in lines 1 and 3;"),
+        ("objective:\n  class_path: SFTMix\n  init_args:\n    mu: 0.1\n    mu: 0.2\n", "mu is in lines 4 and 5;"),
+        ("callbacks:\n- class_path: Evaluate\n  class_path: Stop\n", "class_path is in lines 2 and 3;"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(write, text, told):

@@ -6,6 +6,7 @@ Nodes that are hosts of their own: tests/distributed/test_two_hosts.py.
 import json
 import os
 import re
+import shutil
 import socket
 from dataclasses import replace
 from functools import partial
@@ -17,11 +18,12 @@ import pytest
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.world import World
 from sftmix.pipeline.directory import check_same_directory
+from sftmix.pipeline.loaded import check_same_model
 from sftmix.pipeline.rows import check_same_rows
 from tests.distributed.agents import Agent, start_agent, wait_until
 from tests.faults.runs import from_split, words_of
 from tests.forked import done, free_port, on_ranks
-from tests.tiny import Tiny, metrics, status
+from tests.tiny import SHORT, Tiny, metrics, status
 
 BUILDS = """
 import os, sys
@@ -84,8 +86,8 @@ def test_each_node_works_first_and_all_hear_of_its_error(tmp_path):
 
 def _as_nodes(world: World, place: str) -> None:
     """Three ranks: the first is a node, the others are another."""
-    world = replace(world, local_rank=max(world.rank - 1, 0))
     host, node = os.uname().nodename, min(world.rank, 1)
+    world = replace(world, local_rank=max(world.rank - 1, 0), local_size=1 + node)
     two = f"node 1 ({host}, from rank 1)"
 
     def work() -> bool:
@@ -111,6 +113,15 @@ def _as_nodes(world: World, place: str) -> None:
     ):
         check_same_rows({"data.train": "a", "data.eval": f"b{node}"}, world)
 
+    model = Path(place, f"model-{node}")
+    for weights in ("equal", f"own-{node}"):  # of one size: their content counts
+        model.mkdir(exist_ok=True)
+        (model / "model.safetensors").write_text(weights)
+        if weights == "equal":
+            check_same_model(str(model), world)
+    with pytest.raises(ConfigError, match=re.escape(f"{two}: model.path: {model.with_name('model-1')} is another")):
+        check_same_model(str(model), world)
+
     check_same_directory(Path(place), world)
     own = Path(place, f"own-{node}")
     own.mkdir(exist_ok=True)
@@ -118,6 +129,28 @@ def _as_nodes(world: World, place: str) -> None:
         check_same_directory(own, world)
     world.barrier()
     assert not list(Path(place).rglob(".tmp-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("option", ["model.path", "reference.model.path"])
+def test_nodes_with_two_commits_of_a_hub_model_train_no_blend(plain, tmp_path, option):
+    """Rows and tokenizer are equal; refused before anything is made."""
+    port, agents, commits = free_port(), [], ("a" * 40, "b" * 40)
+    for name, commit in zip(("one", "two"), commits, strict=True):
+        repository = tmp_path / name / "hub" / "models--some--base"
+        shutil.copytree(plain.model, repository / "snapshots" / commit)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
+        words = ["run", *plain.options, *SHORT, f"--{option}", "some/base", "--training.parallel", "fsdp"]
+        env = {"HF_HUB_CACHE": str(tmp_path / name / "hub"), "HF_HUB_OFFLINE": "1"}
+        agents.append(start_agent([*words, "--out", "../run"], cwd=tmp_path / name, port=port, env=env))
+    assert [agent.wait() != 0 for agent in agents] == [True, True], agents[0].printed
+    message = f"{option}: some/base is another model than on the first node (some/base@"
+    assert message in agents[0].printed, agents[0].printed
+    assert status(tmp_path / "run")["exit_code"] == 2
+    assert not (tmp_path / "run" / "reference" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "train").exists()
 
 
 # ----------------------------------------------------------------------------------------- a node that goes and comes

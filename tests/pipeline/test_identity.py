@@ -1,6 +1,8 @@
 """What a stage is made from: all that decides its result is among its inputs, so that nothing is reused wrongly."""
 
+import importlib
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from sftmix.components import (
     SFTMix,
     TrainedReference,
 )
+from sftmix.components.component import code_of
 from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.pipeline.export import export_run
@@ -63,6 +66,49 @@ def test_a_changed_file_of_any_component_is_refused(finished, tmp_path):
         run(made)
 
 
+OWN = """
+from sftmix.components import Median, Perplexity
+
+class Base(Perplexity):
+    pass
+
+class Mine(Base):
+    pass
+
+class Halves(Median):
+    pass
+"""
+
+
+def test_the_code_of_a_class_of_ones_own_decides_what_it_made(finished, tmp_path, monkeypatch):
+    """And its base's, wherever they lie; not that of its neighbours."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def own(place: str, before: str = "", after: str = "") -> RunConfig:
+        """The configuration with the classes of a module in a folder of its own, edited."""
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "own_parts.py").write_text(OWN.replace(before, after, 1))
+        sys.path[0] = str(tmp_path / place)
+        sys.modules.pop("own_parts", None)
+        module = importlib.import_module("own_parts")
+        return config(finished.tiny, tmp_path / "run", confidence=module.Mine(), splitter=module.Halves())
+
+    run(own("first"), until="split")
+    run(own("moved", "from", "# Other comments\nfrom"), until="split")
+    mended = own("mended", "(Median):\n    pass", "(Median):\n    mended = True")
+    with pytest.raises(ConfigError, match=r"splitter_files\.own_parts\.Halves: .* Use another --out"):
+        run(mended, until="split")
+    shutil.rmtree(tmp_path / "run" / "split")
+    run(mended, until="split")
+    with pytest.raises(ConfigError, match=r"confidence_files\.own_parts\.Base: "):
+        run(own("base", "(Perplexity):\n    pass", "(Perplexity):\n    mended = True"), until="confidence")
+
+
+def test_classes_of_the_package_have_no_code_and_parts_among_options_have():
+    assert code_of(SFTMix(mu=Linear(start=0.0, end=0.4))) == {}
+    assert [*code_of(SFTMix(mu=WithFile(path="none")))] == [f"{__name__}.WithFile"]
+
+
 class OfAProject(Median):
     """Made from a file of the directory in which the command starts, as `__file__` of one's own module is."""
 
@@ -70,17 +116,24 @@ class OfAProject(Median):
         return [str(Path.cwd() / "own.py")]
 
 
-def test_a_project_is_moved_as_a_whole(finished, tmp_path, monkeypatch):
+def read_back(printed: str) -> list[str]:
+    """The stages that a run says it has read back."""
+    return [line.partition(":")[0] for line in printed.splitlines() if line.endswith(": done before, read back")]
+
+
+def test_a_project_is_moved_as_a_whole(finished, tmp_path, monkeypatch, capsys):
     project = tmp_path / "project"
     project.mkdir()
     monkeypatch.chdir(project)
     (project / "own.py").write_text("1")
     run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
     before = contents(project / "run" / "split")
+    assert read_back(capsys.readouterr().out) == []
     shutil.move(project, tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
     assert contents(tmp_path / "moved" / "run" / "split") == before
+    assert read_back(capsys.readouterr().out) == ["reference", "confidence", "split"]
     (tmp_path / "moved" / "own.py").write_text("2")
     with pytest.raises(ConfigError, match=r"splitter_files\.own\.py"):
         run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
@@ -95,11 +148,12 @@ def test_a_summary_written_again_names_what_trained_the_model(finished, tmp_path
     assert again["git_revision"] == first["git_revision"] != "a later revision"
 
 
-def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_path):
-    """Equal runs side by side: the second makes nothing, and is a run directory all the same."""
+def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_path, capsys):
+    """Equal runs side by side: the second makes nothing, says nothing of it, and is a run directory all the same."""
     for name in ("first", "second"):
         run(config(finished.tiny, tmp_path / name, every=2), pool=[tmp_path / "first"])
     assert (tmp_path / "second" / "train" / "adopted.json").exists()
+    assert read_back(capsys.readouterr().out) == []
     assert read_config(tmp_path / "second" / "config.yaml").out == str(tmp_path / "second")
     exported = [export_run(tmp_path / name, tmp_path / f"model-{name}") for name in ("first", "second")]
     weights = [(path / "model.safetensors").read_bytes() for path in exported]

@@ -90,15 +90,25 @@ class Reads(NTP):
         return super().loss(view, batch, plan)
 
 
+class SkipsItsPass(components.EmbeddingMixup):
+    """No second pass where nothing is mixed."""
+
+    def loss(self, view, batch, plan):
+        if not len(plan.pairs):
+            return view.sft_loss(batch, plan)
+        return super().loss(view, batch, plan)
+
+
 @pytest.mark.parametrize(
     ("objective", "words"),
     [
+        (SkipsItsPass(), "makes 1 or 2 passes of the decoder"),
         (Mean(), "depends on how the batch is cut"),
         (Halved(), "is not the loss's"),
         (Reads(), r"reads values on the host.*test_conformance.py:\d+"),
     ],
 )
-def test_a_loss_that_is_no_sum_or_no_primitive_is_caught(objective, words):
+def test_a_loss_that_no_run_could_use_is_caught(objective, words):
     with pytest.raises(AssertionError, match=words):
         testing.check_objective(objective)
 

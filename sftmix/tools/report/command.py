@@ -8,7 +8,7 @@ from sftmix.common.places import unwritable
 from sftmix.pipeline.finished import refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
-Of one run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
+For one run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
 
   sftmix report runs/first
   sftmix report runs/first --score          the loss of every training example before and after, in the table

@@ -99,11 +99,11 @@ def read_summary(path: Path, *stages: str) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> RunView:
-    """Read a run that is as far as its confidence, with its rows, which are read from their files (or the cache).
+    """Read a run that has a confidence or a split, with its rows, which are read from their files (or the cache).
 
     Raises ConfigError if `path` is no such run, or its rows are no longer the ones that it was made from.
     """
-    summary = read_summary(path, "confidence", "train")
+    summary = read_summary(path, "confidence", "split", "train")
     config, rows = rows_of_run(path, progress=True)
     split, dynamics = path / "split" / "split.parquet", path / "confidence" / "dynamics.parquet"
     confidence = path / "confidence" / "confidence.parquet"

@@ -28,7 +28,7 @@ ABOUT = """Write a checkpoint of a run as a Hugging Face model directory: weight
   sftmix export runs/lora --to my-model --merge
   sftmix export runs/first --push_to_hub OWNER/NAME --license llama3.1
 
-Of a run with adapters it writes the adapters, as PEFT does, or with --merge the whole model. A model card, README.md,
+For a run with adapters it writes the adapters, as PEFT does, or with --merge the whole model. A model card, README.md,
 is written beside the weights. --push_to_hub without --to uploads train/model, or the checkpoint that is named."""
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from sftmix.common.errors import ConfigError
-from tests.tiny import metrics
+from tests.tiny import groups, in_this_process, metrics, table
 from tests.tools.report.conftest import NASTY, Text
 
 pytestmark = pytest.mark.long
@@ -120,6 +120,16 @@ def test_what_cannot_be_reported_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="is no report of sftmix"):
         write_report([run], tmp_path / "mine.html", map_size=0)
     assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_a_split_without_confidence_can_be_looked_at_before_a_training(small, tmp_path):
+    done = in_this_process("split", *small.options, "--splitter", "RandomSplit", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = in_this_process("report", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    examples = table(tmp_path / "run" / "report" / "examples.parquet")
+    shown = zip(examples["id"], examples["group"], examples["held_out"], strict=True)
+    assert {name: group for name, group, held_out in shown if not held_out} == groups(tmp_path / "run")
 
 
 def test_several_runs_stand_side_by_side(run, tmp_path):

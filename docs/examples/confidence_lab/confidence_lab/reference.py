@@ -7,7 +7,7 @@ from sftmix.types import TrainingDynamics
 class LateReference(Reference):
     """The paper's reference, scored only in the last part of its training, token by token."""
 
-    gives = frozenset({Need.CORRECT})
+    gives = frozenset({Need.CORRECT, Need.TOKEN_NLL})
 
     def __init__(self, *, start: float = 0.5, count: int = 2):
         """
