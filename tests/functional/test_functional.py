@@ -260,8 +260,33 @@ def test_weight_gradient_is_summed_in_float32():
 
 def test_rows_that_the_caller_knows_to_be_alone_change_nothing():
     case = make_case(15, rows=50, pairs=20)
-    known, found = (case.run(sft_loss, alone=one) for one in (fused.rows_alone(case.pairs, 50), None))
-    same(known, found)
+    alone = fused.rows_alone(case.pairs, 50)
+    assert 10 < len(alone) < 40
+    for known in (alone, alone.flip(0)):
+        same(case.run(sft_loss, alone=known), case.run(reference_sft_loss))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 9])
+@pytest.mark.parametrize("height", [1, 2, 3, 5])
+@pytest.mark.parametrize("options", [{}, {"softcap": 1.5, "label_smoothing": 0.1, "rule": dft}])
+def test_the_blocks_of_a_chunk_change_nothing(options, height, chunk_size, monkeypatch):
+    case = make_case(15, rows=30, pairs=11, **options)
+    expected = case.run(reference_sft_loss)
+    monkeypatch.setattr(fused, "CPU_BLOCK_CELLS", 7 * height)
+    same(case.run(sft_loss, chunk_size=chunk_size), expected)
+
+
+def test_the_blocks_of_a_chunk_change_no_bit_under_autocast(monkeypatch):
+    """There the gradients of a block are copied back into the logits."""
+    case = make_case(15, rows=30, pairs=11)
+    case = replace(case, hidden=case.hidden.float(), weight=case.weight.float(), bias=case.bias.float())
+    results = []
+    for cells in (fused.CPU_BLOCK_CELLS, 7, 21):
+        monkeypatch.setattr(fused, "CPU_BLOCK_CELLS", cells)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results.append(case.run(sft_loss))
+    one, *several = (tree_leaves([list(x.result), x.hidden, x.weight, x.bias]) for x in results)
+    assert all(torch.equal(a, b) for other in several for a, b in zip(one, other, strict=True))
 
 
 def test_default_chunk_size_follows_the_vocabulary():
