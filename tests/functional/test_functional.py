@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sftmix import functional
 from sftmix.functional import chunked_loss, default_chunk_size, fused, reference_sft_loss, sft_loss
 from tests.functional.loss_checks import close, dft, make_case, same
 
@@ -321,6 +323,36 @@ def test_inputs_that_do_not_fit(change, error, message):
     sft_loss(**arguments)
     with pytest.raises(error, match=message):
         sft_loss(**arguments | change)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "asked"),
+    [
+        (torch.bfloat16, {}, True),
+        (torch.bfloat16, {"softcap": 30.0, "scale": 0.5}, True),
+        (torch.bfloat16, {"rule": dft}, False),
+        (torch.bfloat16, {"label_smoothing": 0.1}, False),
+        (torch.bfloat16, {"stats": True}, False),
+        (torch.float64, {}, False),
+    ],
+)
+def test_the_kernels_run_where_they_know_all_options(dtype, options, asked, monkeypatch):
+    """They would leave the others out without a word. The tensors are on a GPU that is not there, up to the pass."""
+
+    class Reached(Exception):
+        pass
+
+    def run(self, *given):
+        raise Reached(given[-1])
+
+    monkeypatch.setattr(functional, "working_kernels", lambda *given: given)
+    monkeypatch.setattr(fused.Pass, "loss", run)
+    with FakeTensorMode(), torch.device("cuda"), pytest.raises(Reached) as reached:
+        h, w = torch.empty(9, 4, dtype=dtype, requires_grad=True), torch.empty(7, 4, dtype=dtype)
+        index, share, weights = torch.zeros(9, 2, dtype=torch.int64), torch.empty(9), torch.empty(9)
+        given = {"row_weight": weights, "pair_weight": share, "alone": index.new_zeros(0)}
+        sft_loss(h, w, index.new_zeros(9), index, share, **given, **options)
+    assert reached.value.args == ((h.device, dtype, options.get("softcap")) if asked else None,)
 
 
 @pytest.mark.gpu
