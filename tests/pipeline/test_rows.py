@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
@@ -20,6 +20,7 @@ from sftmix.pipeline.rows import MOST_HELD_OUT_GROUPS, held_out_groups
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.training.scoring import held_out_metrics, nll_by
 from sftmix.types import RowScores
+from tests.model.test_packing import LEAKY
 from tests.pipeline.test_identity import config
 from tests.tiny import groups, metrics, table
 
@@ -209,6 +210,25 @@ def test_sftmix_on_text_from_end_to_end(made, sftmix, words, tiny):
     assert exported.chat_template == own.chat_template
     resolved = sftmix("run", "--config", str(out / "config.yaml"))
     assert resolved.code == 0, resolved.err
+
+
+@pytest.mark.parametrize("stage", ["train", "reference", "scoring"])
+def test_a_model_that_lets_documents_see_each_other_is_refused(stage, words, tiny, tmp_path, refused):
+    path, tokenizer = tmp_path / "opt", AutoTokenizer.from_pretrained(tiny.model)
+    config = OPTConfig(vocab_size=len(tokenizer), **{k: v for k, v in LEAKY["opt"].items() if k != "vocab_size"})
+    OPTForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    words = [str(path) if word == str(tiny.model) else word for word in words]
+    if stage != "reference":
+        del words[-2:]  # reference.checkpoints, which a trained reference alone has
+    words += {
+        "train": ["--objective", "NTP"],
+        "reference": [],
+        "scoring": ["--reference", "FromCheckpoints", "--reference.paths", f"[{path}]"],
+    }[stage]
+    told = refused("run" if stage == "train" else "reference", *words)
+    assert "does not keep packed documents apart" in told
+    assert not list(tmp_path.glob("run/*/metrics.jsonl")), "before the first step"
 
 
 def test_another_length_of_the_reference_is_refused(words, refused):
