@@ -158,7 +158,7 @@ def test_the_stages_that_are_others_with_an_option(group, options, stages, tiny,
         ({"selector": Longest(k=5)}, {"selection"}),
         ({"seed": 7}, {"selection", "reference", "split", *ARMS}),
     ],
-    ids=str,
+    ids=lambda x: ", ".join(sorted(x)),
 )
 def test_the_stages_that_are_others_with_a_component_or_a_seed(changed, stages, tiny, tmp_path):
     made = config(tiny, tmp_path)
