@@ -99,12 +99,17 @@ def test_the_nll_of_a_group_is_that_of_its_tokens():
 
 
 def test_labelled_rows_that_were_held_out_go_by_their_labels(tiny, rows, made):
+    write_jsonl(tiny.train, [{**row, "id": f"row-{number}"} for number, row in enumerate(rows)])
     words = [word for word in tiny.options if word not in ("--data.eval", str(tiny.eval))]
     words += ["--data.eval_fraction", "0.4", "--data.label_field", "kind", "--objective", "NTP"]
     run = made("run", *words, "--training.max_steps", "1")
-    by = read_json(run / "summary.json")["eval_nll_by"]
-    assert len(by) > 1
-    assert by.keys() <= {row["kind"] for row in rows}
+    summary = read_json(run / "summary.json")
+    held = pd.read_parquet(run / "train" / "eval.parquet")
+    sums = held.groupby(held.id.map(lambda name: rows[int(name.removeprefix("row-"))]["kind"]))
+    sums = sums[["nll_sum", "n_tokens"]].sum()
+    assert len(sums) > 1
+    assert summary["eval_nll_by"] == pytest.approx((sums.nll_sum / sums.n_tokens).to_dict(), rel=1e-12)
+    assert summary["eval_nll_after"] == pytest.approx(sums.nll_sum.sum() / sums.n_tokens.sum(), rel=1e-12)
 
 
 def written(path: Path, ids: list[str]) -> dict[str, float]:
