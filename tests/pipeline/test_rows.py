@@ -12,14 +12,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForC
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
+from sftmix.common.world import World
 from sftmix.components import Selector
 from sftmix.config.read import read_config
 from sftmix.data import encode, encoder_for, prepare
+from sftmix.options import DataOptions, ReferenceModel
 from sftmix.pipeline.recipe import run
-from sftmix.pipeline.rows import MOST_HELD_OUT_GROUPS, held_out_groups
+from sftmix.pipeline.reference import rows_of_reference
+from sftmix.pipeline.rows import MOST_HELD_OUT_GROUPS, held_out_groups, read_rows
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.training.scoring import held_out_metrics, nll_by
 from sftmix.types import RowScores
+from tests.data.small_tokenizers import QWEN3
 from tests.model.test_packing import LEAKY
 from tests.pipeline.test_identity import config
 from tests.tiny import groups, metrics, table
@@ -110,6 +114,22 @@ def test_labelled_rows_that_were_held_out_go_by_their_labels(tiny, rows, made):
     assert len(sums) > 1
     assert summary["eval_nll_by"] == pytest.approx((sums.nll_sum / sums.n_tokens).to_dict(), rel=1e-12)
     assert summary["eval_nll_after"] == pytest.approx(sums.nll_sum.sum() / sums.n_tokens.sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_the_prompt_of_thinking_is_for_rows_that_think(thinks, small, tmp_path):
+    """For the target and for a reference with a template of its own: Qwen3's other prompt has an empty thought."""
+    thought = {"reasoning_content": "2+2"} if thinks else {}
+    question, answer = {"role": "user", "content": "Q?"}, {"role": "assistant", "content": "Four.", **thought}
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": [question, answer]}])
+    (tmp_path / "qwen3.jinja").write_text(QWEN3)
+    made, template = config(small, tmp_path / "run"), str(tmp_path / "qwen3.jinja")
+    made.data = DataOptions(train=str(tmp_path / "rows.jsonl"), template=template, max_length=128)
+    made, rows = read_rows(made, World())
+    _, encoder, _ = rows_of_reference(made, rows, ReferenceModel(template=template), World())
+    for one in (rows.encoder, encoder):
+        (prompt,) = one.render([[question]], prompt=True)
+        assert prompt.endswith("assistant\n" if thinks else "<think>\n\n</think>\n\n")
 
 
 def written(path: Path, ids: list[str]) -> dict[str, float]:
