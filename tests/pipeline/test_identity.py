@@ -170,9 +170,8 @@ def test_the_stages_that_are_others_with_other_held_out_rows(tiny, tmp_path):
     _, rows = read_rows(made, World())
     write_jsonl(tiny.eval, [{"instruction": "Say a.", "output": "a"}])
     _, now = read_rows(made, World())
-    changed = {
-        name for name, inputs in STAGE_INPUTS.items() if differences(*(inputs(Known(made, rows=r)) for r in (rows, now)))
-    }
+    then, today = (Known(made, rows=read) for read in (rows, now))
+    changed = {name for name, inputs in STAGE_INPUTS.items() if differences(inputs(then), inputs(today))}
     assert changed == {"base", *ARMS}
 
 
