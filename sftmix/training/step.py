@@ -26,6 +26,7 @@ prepares the next step; then it reads the sums and the gradient norm in one tran
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -325,7 +326,8 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
 
 def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> float:
     """Return the learning rate of step `step` (from 0): linear warm-up in ceil(ratio * total), then the schedule."""
-    warmup = math.ceil(options.warmup_ratio * total_steps)
+    ratio = Fraction(options.warmup_ratio).limit_denominator(1_000_000)  # as the user wrote it: 0.07 of 100 is 7, not 8
+    warmup = math.ceil(ratio * total_steps)
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)

@@ -81,6 +81,8 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[:10] == pytest.approx([0.2 * (s + 1) for s in range(10)], rel=1e-15)
     assert rates[10:] == pytest.approx([1 + math.cos(math.pi * k / 85) for k in range(85)], rel=1e-15)
     assert np.all(np.array(rates) > 0)
+    seven = TrainingOptions(learning_rate=7.0, warmup_ratio=0.07)  # times 100 is above 7 as a float
+    assert [learning_rate(s, 100, seven) for s in range(8)] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 7.0]
     flat = TrainingOptions(learning_rate=2.0, warmup_ratio=0.0, schedule="constant")
     assert {learning_rate(s, 7, flat) for s in range(7)} == {2.0}
     linear = TrainingOptions(learning_rate=2.0, warmup_ratio=0.0, schedule="linear")

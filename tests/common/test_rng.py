@@ -1,5 +1,6 @@
 """Counter-based randomness: frozen values, independence of the key's parts, the same numbers in any process."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -33,6 +34,14 @@ def test_numpy_values_key_like_plain_ones():
     other = generator(np.int64(0), "pairs", np.int32(3), np.str_("x")).random(4)
     np.testing.assert_array_equal(plain, other)
     assert stable_hash(1, 0.5) == stable_hash(np.int64(1), np.float32(0.5)) != stable_hash(True, 0.5)
+
+
+def test_values_are_frozen():
+    """Lambdas, pairs and halves of finished runs hang on them: as documented, and as numbers."""
+    text = b"int:1:0str:6:lambdaint:2:12str:4:id-cstr:4:id-u"
+    key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+    assert stable_hash(*KEY) == key == 314367350407496690768271103234636613681
+    assert generator(*KEY).random() == 0.38957602853089635
 
 
 @pytest.mark.parametrize("place", range(len(KEY)))

@@ -8,6 +8,7 @@ import torch
 from sftmix.batches.collate import collate
 from sftmix.common.world import World
 from sftmix.components import MeasureMixing, SFTMix, StageState
+from sftmix.components.objectives import MixupMean
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
 from tests.forked import on_ranks
@@ -15,9 +16,9 @@ from tests.toy import logged, toy_model, toy_stage
 from tests.training.test_step import DATA, UNITS, nll, response
 
 
-def check_figures(world: World, directory: str, parallel: str = "none") -> None:
+def check_figures(world: World, directory: str, parallel: str = "none", mixup_mean: MixupMean = "own") -> None:
     """Those of the second of two steps, under the weights after it."""
-    objective, steps = SFTMix(mu=0.7), [UNITS] * 2
+    objective, steps = SFTMix(mu=0.7, mixup_mean=mixup_mean), [UNITS] * 2
     options = {"learning_rate": 0.03, "parallel": parallel}
     given = {"data": DATA, "objective": objective, "callbacks": [MeasureMixing(every=2)], "options": options}
     done = train(toy_stage(Path(directory), steps, **given), world)
@@ -43,7 +44,7 @@ def check_figures(world: World, directory: str, parallel: str = "none") -> None:
     ntp, mixup = torch.cat(trained), torch.cat(mixed)
     of_ntp, of_mixup = (
         torch.cat([g.flatten() for g in torch.autograd.grad(loss, leaves, retain_graph=True, materialize_grads=True)])
-        for loss in (ntp.mean(), 0.7 * mixup.mean())
+        for loss in (ntp.mean(), 0.7 * mixup.sum() / len(mixup if mixup_mean == "own" else ntp))
     )
     share = float(of_mixup.norm() / (of_ntp.norm() + of_mixup.norm()))
     expected = {
@@ -64,8 +65,9 @@ def check_figures(world: World, directory: str, parallel: str = "none") -> None:
     assert 0.05 < share < 0.95
 
 
-def test_the_figures_are_those_of_autograd(tmp_path):
-    check_figures(World(), str(tmp_path))
+@pytest.mark.parametrize("mixup_mean", ["own", "ntp"])
+def test_the_figures_are_those_of_autograd(mixup_mean, tmp_path):
+    check_figures(World(), str(tmp_path), mixup_mean=mixup_mean)
 
 
 @pytest.mark.slow

@@ -89,6 +89,15 @@ def test_weights_and_counts(batch, ntp_on, mu):
     assert (plan.mu, plan.mixup_mean) == (mu, "ntp")
 
 
+@given(batches(), st.sampled_from(["confident", "unconfident"]))
+def test_weights_and_counts_of_sequences_of_one_half(batch, ntp_on):
+    plan, group = SFTMix(ntp_on=ntp_on, mean="sequence").plan(batch, **AT), 0 if ntp_on == "confident" else 2
+    weight = [w * (g == group) for w, g in zip(batch.ntp_weight.tolist(), batch.group.tolist(), strict=True)]
+    size = batch.n_tokens.tolist()
+    assert plan.row_weight.tolist() == [weight[slot] / size[slot] for slot in batch.slot.tolist()]
+    assert plan.ntp_count == sum(weight)
+
+
 PAIRS = [("example-0", "example-1"), ("example-2", "example-3")]
 
 

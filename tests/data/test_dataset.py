@@ -11,7 +11,7 @@ import pytest
 from sftmix.common.errors import ConfigError, DataError, NoSpaceError
 from sftmix.data import make_encoder, prepare, render_preview
 from sftmix.data.store import get_or_build
-from tests.data.small_tokenizers import chatml_tokenizer
+from tests.data.small_tokenizers import QWEN3, chatml_tokenizer
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i / 2} for i in range(50)]
 
@@ -50,6 +50,21 @@ def test_a_row_s_weight_times_a_turn_s_is_that_of_each_response_token(write, loa
     assert whole.report.counts["weighted"] == 1
     turns = load(encoder, path).train
     assert [None if e.weight is None else set(e.weight[e.target]) for e in turns] == [{1.5}, {3}, None]
+
+
+def test_what_becomes_of_thoughts_is_kept_apart_in_one_cache(write, load):
+    turns = [("user", {"content": "Q?"}), ("assistant", {"content": "Four.", "reasoning_content": "2+2"})]
+    path = write("rows.jsonl", [{"messages": [{"role": role, **turn} for role, turn in turns]}])
+    trained = {}
+    for thoughts in ("train", "mask", "drop"):
+        encoder = make_encoder(chatml_tokenizer(QWEN3), thoughts=thoughts, thinks=True)
+        (row,) = load(encoder, path, thoughts=thoughts, max_length=200).train
+        trained[thoughts] = encoder.decode(row.input_ids[row.target]), "2+2" in encoder.decode(row.input_ids)
+    assert trained == {
+        "train": ("<think>\n2+2\n</think>\n\nFour.<|im_end|>", True),
+        "mask": ("Four.<|im_end|>", True),
+        "drop": ("Four.<|im_end|>", False),
+    }
 
 
 def test_the_second_load_reads_the_cache(write, load, encoder, monkeypatch):

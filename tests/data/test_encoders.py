@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.encoders import make_encoder
+from sftmix.data.encoders import encoder_for, make_encoder
 from tests.data.small_tokenizers import NO_END, byte_level, chatml_tokenizer
 
 CHAT = [
@@ -62,6 +62,14 @@ def test_an_option_that_the_template_does_not_read_is_refused(name, small):
     assert encoder.render([CHAT[1:2]], prompt=True)[0].startswith("Think. ")
     with pytest.raises(ConfigError, match=f"data.template_options names {name}, which the template"):
         make_encoder(tokenizer, variables={"enable_thinking": True, name: True})
+
+
+def test_the_options_of_templates_and_thoughts_reach_the_encoder(small, options):
+    tokenizer = copy.deepcopy(small["chatml"])
+    tokenizer.chat_template = "{% if style %}{{ style }}{% endif %}" + tokenizer.chat_template
+    encoder = encoder_for(tokenizer, options("rows.jsonl", template_options={"style": "Short. "}, thoughts="mask"))
+    assert encoder.render([CHAT[1:2]], prompt=True)[0].startswith("Short. ")
+    assert encoder.thoughts == "mask"
 
 
 def test_what_transformers_gives_a_template_is_no_option():

@@ -12,11 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftmix.common.world import World
 from sftmix.components import (
+    DFT,
     EAFT,
     IRDRO,
     NTP,
     CutMix,
     EmbeddingMixup,
+    LabelSmoothing,
     ManifoldMixup,
     MixtureDivergence,
     NEFTune,
@@ -40,6 +42,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "SFTMix": SFTMix,
     "sequence": lambda: SFTMix(mean="sequence"),
     "EAFT": lambda: EAFT(mixup=SFTMix()),
+    "DFT": DFT,
+    "LabelSmoothing": LabelSmoothing,
     "IRDRO": IRDRO,
     "EmbeddingMixup": EmbeddingMixup,
     "ManifoldMixup": lambda: ManifoldMixup(layers=1),

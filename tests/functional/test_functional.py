@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sftmix import functional
 from sftmix.functional import chunked_loss, default_chunk_size, fused, reference_sft_loss, sft_loss
 from tests.functional.loss_checks import close, dft, make_case, same
 
@@ -260,8 +262,33 @@ def test_weight_gradient_is_summed_in_float32():
 
 def test_rows_that_the_caller_knows_to_be_alone_change_nothing():
     case = make_case(15, rows=50, pairs=20)
-    known, found = (case.run(sft_loss, alone=one) for one in (fused.rows_alone(case.pairs, 50), None))
-    same(known, found)
+    alone = fused.rows_alone(case.pairs, 50)
+    assert 10 < len(alone) < 40
+    for known in (alone, alone.flip(0)):
+        same(case.run(sft_loss, alone=known), case.run(reference_sft_loss))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 9])
+@pytest.mark.parametrize("height", [1, 2, 3, 5])
+@pytest.mark.parametrize("options", [{}, {"softcap": 1.5, "label_smoothing": 0.1, "rule": dft}])
+def test_the_blocks_of_a_chunk_change_nothing(options, height, chunk_size, monkeypatch):
+    case = make_case(15, rows=30, pairs=11, **options)
+    expected = case.run(reference_sft_loss)
+    monkeypatch.setattr(fused, "CPU_BLOCK_CELLS", 7 * height)
+    same(case.run(sft_loss, chunk_size=chunk_size), expected)
+
+
+def test_the_blocks_of_a_chunk_change_no_bit_under_autocast(monkeypatch):
+    """There the gradients of a block are copied back into the logits."""
+    case = make_case(15, rows=30, pairs=11)
+    case = replace(case, hidden=case.hidden.float(), weight=case.weight.float(), bias=case.bias.float())
+    results = []
+    for cells in (fused.CPU_BLOCK_CELLS, 7, 21):
+        monkeypatch.setattr(fused, "CPU_BLOCK_CELLS", cells)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            results.append(case.run(sft_loss))
+    one, *several = (tree_leaves([list(x.result), x.hidden, x.weight, x.bias]) for x in results)
+    assert all(torch.equal(a, b) for other in several for a, b in zip(one, other, strict=True))
 
 
 def test_default_chunk_size_follows_the_vocabulary():
@@ -296,6 +323,37 @@ def test_inputs_that_do_not_fit(change, error, message):
     sft_loss(**arguments)
     with pytest.raises(error, match=message):
         sft_loss(**arguments | change)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "asked"),
+    [
+        (torch.bfloat16, {}, True),
+        (torch.bfloat16, {"softcap": 30.0, "scale": 0.5}, True),
+        (torch.bfloat16, {"rule": dft}, False),
+        (torch.bfloat16, {"label_smoothing": 0.1}, False),
+        (torch.bfloat16, {"stats": True}, False),
+        (torch.float64, {}, False),
+    ],
+)
+def test_the_kernels_run_where_they_know_all_options(dtype, options, asked, monkeypatch):
+    """They would leave the others out without a word. The tensors are on a GPU that is not there, up to the pass."""
+
+    class Reached(Exception):
+        pass
+
+    def run(self, *given):
+        raise Reached(given[-1])
+
+    monkeypatch.setattr(functional, "working_kernels", lambda *given: given)
+    monkeypatch.setattr(fused.Pass, "loss", run)
+    with FakeTensorMode(), torch.device("cuda"):
+        h, w = torch.empty(9, 4, dtype=dtype, requires_grad=True), torch.empty(7, 4, dtype=dtype)
+        index, share, weights = torch.zeros(9, 2, dtype=torch.int64), torch.empty(9), torch.empty(9)
+        given = {"row_weight": weights, "pair_weight": share, "alone": index.new_zeros(0)}
+        with pytest.raises(Reached) as reached:
+            sft_loss(h, w, index.new_zeros(9), index, share, **given, **options)
+    assert reached.value.args == ((h.device, dtype, options.get("softcap")) if asked else None,)
 
 
 @pytest.mark.gpu

@@ -90,3 +90,11 @@ def test_a_short_last_step_is_no_divergence(tmp_path):
     found = ends_of_loss(tmp_path)
     assert found["loss_first"] == pytest.approx(4.4)
     assert found["loss_last"] == pytest.approx((4.4 * 1800 + 9.7 * 4) / 1804)
+
+
+@pytest.mark.parametrize(("steps", "size"), [(100, 10), (40, 8), (10, 5)])
+def test_the_ends_of_a_loss_are_a_tenth_of_all_steps_or_8_or_half(steps, size, tmp_path):
+    log = pd.DataFrame({"step": range(1, steps + 1), "loss": [float(k) for k in range(steps)], "ntp_tokens": 7})
+    log.to_json(tmp_path / "metrics.jsonl", orient="records", lines=True)
+    middle = (size - 1) / 2
+    assert ends_of_loss(tmp_path) == pytest.approx({"loss_first": middle, "loss_last": steps - 1 - middle})

@@ -86,11 +86,12 @@ def packed(model):
     return training_module(model, TrainingOptions(), precision="fp32", world=World(), packed=True, trains=True)
 
 
-@pytest.mark.parametrize("n_segments", [1, 3])
+@pytest.mark.parametrize("layout", [{}, {"n_segments": 3}, {"padding_free": True}], ids=str)
 @pytest.mark.parametrize(("family", "attention"), CASES)
-def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, attention, n_segments):
+def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, attention, layout):
+    """In lines of one window each, and with all windows in one row."""
     model, data = model_of(family, attention), rows()
-    batch = collate([(Slot(row),) for row in range(len(data))], data, n_segments=n_segments)
+    batch = collate([(Slot(row),) for row in range(len(data))], data, **layout)
     ours, expected = TrainingModule(model).hidden_states(batch), alone(model, data)
     assert ours.shape == expected.shape == (sum(sum(w) - len(w) for w in WINDOWS), 32)
     assert (ours - expected).abs().max() < 1e-5
@@ -98,6 +99,13 @@ def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, 
     assert got.keys() == right.keys()
     assert max(float((got[k] - right[k]).abs().max() / (1 + right[k].abs().max())) for k in got) < 1e-5
     packed(model)
+
+
+def test_windows_that_share_a_row_begin_their_documents_one_after_the_other():
+    lengths = [length for window in WINDOWS for length in window]
+    (row,) = collate([(Slot(row),) for row in range(len(WINDOWS))], rows(), padding_free=True).segments
+    assert row.starts.tolist() == [0, *np.cumsum(lengths)]
+    assert row.position_ids.tolist() == [[place for length in lengths for place in range(length)]]
 
 
 @pytest.mark.parametrize("family", LEAKY)

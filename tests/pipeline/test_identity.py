@@ -10,15 +10,22 @@ import pytest
 
 from sftmix import RunConfig
 from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
 from sftmix.components import (
     NTP,
+    AdamW,
+    AnyPairs,
     Callback,
     EarlyStopping,
     Evaluate,
     Linear,
+    LogPerplexity,
+    Longest,
     MeasureMixing,
     Median,
+    NEFTune,
     Perplexity,
+    Quantile,
     SFTMix,
     TrainedReference,
 )
@@ -28,7 +35,9 @@ from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOpt
 from sftmix.pipeline.export import export_run
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
+from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.stages import differences
+from sftmix.tools.quickstart import write_jsonl
 from tests.pipeline.test_pairs import StopAt
 from tests.tiny import SHORT, Tiny, contents, metrics, sftmix, status
 
@@ -180,6 +189,7 @@ EVERY = {"reference", "split", "base", *ARMS}
         ("training", {"micro_batch_size": 2, "chunk_size": 7}, set()),
         ("reference", ReferenceTraining(learning_rate=0.1, micro_batch_size=2), set()),
         ("reference", ReferenceTraining(learning_rate=0.5), {"reference"}),
+        ("model", {"attention": "eager"}, {"reference", "base", *ARMS}),
         ("data", {"max_length": 40}, EVERY),
     ],
 )
@@ -188,6 +198,35 @@ def test_the_stages_that_are_others_with_an_option(group, options, stages, tiny,
     made.reference, made.data.max_length = TrainedReference(training=ReferenceTraining(learning_rate=0.1)), 128
     new = TrainedReference(training=options) if group == "reference" else replace(getattr(made, group), **options)
     assert others(made, replace(made, **{group: new})) == stages
+
+
+@pytest.mark.parametrize(
+    ("changed", "stages"),
+    [
+        ({"optimizer": AdamW(fused=True)}, {"reference", *ARMS}),
+        ({"perturbation": NEFTune()}, {"train"}),
+        ({"objective": SFTMix(mu=0.5)}, {"train"}),
+        ({"pairing": AnyPairs()}, ARMS),
+        ({"splitter": Quantile(levels=3)}, {"split"}),  # the arms have its file among theirs
+        ({"confidence": LogPerplexity()}, {"confidence"}),
+        ({"selector": Longest(k=5)}, {"selection"}),
+        ({"seed": 7}, {"selection", "reference", "split", *ARMS}),
+    ],
+    ids=lambda x: ", ".join(sorted(x)),
+)
+def test_the_stages_that_are_others_with_a_component_or_a_seed(changed, stages, tiny, tmp_path):
+    made = config(tiny, tmp_path)
+    assert others(made, replace(made, **changed)) == stages
+
+
+def test_the_stages_that_are_others_with_other_held_out_rows(tiny, tmp_path):
+    made = config(tiny, tmp_path)
+    _, rows = read_rows(made, World())
+    write_jsonl(tiny.eval, [{"instruction": "Say a.", "output": "a"}])
+    _, now = read_rows(made, World())
+    then, today = (Known(made, rows=read) for read in (rows, now))
+    changed = {name for name, inputs in STAGE_INPUTS.items() if differences(inputs(then), inputs(today))}
+    assert changed == {"base", *ARMS}
 
 
 def test_a_baseline_is_of_the_order_of_its_target(tiny, tmp_path):

@@ -6,6 +6,7 @@ Everything goes through the command line, in this process; the fixture `finished
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import read_json
+from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_split
-from sftmix.components import NTP, Callback, CallbackResult, RandomPairs
+from sftmix.components import NTP, Callback, CallbackResult, Median, RandomPairs
 from sftmix.components.contracts import MEASURED, OWN_OF_STAGE, OWN_OF_STEP
 from sftmix.config.read import read_config
 from sftmix.model.paths import PICKLES
@@ -143,6 +145,32 @@ def test_the_stage_commands_stop_where_they_say(tiny, made):
         done |= {command, *more}
         assert {p.parent.name for p in run.glob("*/MANIFEST.json")} == done
         assert (status(run)["stage"], status(run)["exit_code"]) == (command, 0)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_seed_of_the_run_chooses_rows_and_random_halves(seed, finished, tiny, made):
+    """By the hashes of seed and id: 12 of 29 rows, of which 6 are one half."""
+    words = ["--selector", "Random", "--selector.k", "12", "--splitter", "RandomSplit", "--seed", str(seed)]
+    run = made("split", *tiny.options, *words)
+    ids = groups(finished.path).keys()
+    chosen = sorted(ids, key=lambda i: stable_hash(seed, "random_selector", i))[:12]
+    ranked = sorted(chosen, key=lambda i: stable_hash(seed, "random_split", i))
+    assert groups(run) == {i: "half_a" if i in ranked[:6] else "half_b" for i in ids if i in chosen}
+
+
+class NotesItsSeed(Median):
+    seen: ClassVar[list[int]] = []
+
+    def split(self, scores, *, seed):
+        self.seen.append(seed)
+        return super().split(scores, seed=seed)
+
+
+def test_each_epoch_of_a_single_run_is_split_with_its_seed(tiny, made):
+    words = ["--reference", "Online", "--splitter", f"{__name__}.NotesItsSeed", "--training.max_steps", "6"]
+    made("train", *tiny.bare, *words, "--seed", "7")
+    assert len(NotesItsSeed.seen) > 1
+    assert set(NotesItsSeed.seen) == {7}
 
 
 def test_what_no_step_could_train_is_refused_before_the_reference(tiny, tmp_path, refused):

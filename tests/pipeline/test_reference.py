@@ -280,17 +280,13 @@ def test_a_weaker_reference_trains_on_the_targets_examples_only(weak, made):
     assert len(pq.read_table(next((run / "reference" / "scores").glob("*.parquet")))) == kept
 
 
-def test_a_response_alone_is_scored_beside_it(tiny, made):
-    run = made("split", *tiny.options, "--reference.response_alone")
-    found = table(run / "confidence" / "dynamics.parquet")
-    assert min(found["alone_nll_sum"]) > 0
-    assert found["alone_nll_sum"] != found["nll_sum"]
-
-
-def test_ifd_is_had_from_an_untrained_model(tiny, made):
-    """By the model's own logits, row by row: after the instruction, and after the first token alone."""
-    words = ["--reference", "FromCheckpoints", "--reference.paths", f"[{tiny.model}]", "--confidence", "IFD"]
-    run = made("split", *tiny.bare, *words, "--reference.response_alone")
+@pytest.mark.parametrize("kind", ["on disk", "trained"])
+def test_responses_alone_are_scored_beside_the_rest_and_give_ifd(kind, tiny, made):
+    """By the untrained model's own logits, row by row: after the instruction, and after the first token alone."""
+    words = ["--reference", "FromCheckpoints", "--reference.paths", f"[{tiny.model}]"]
+    if kind == "trained":
+        words = [*SHORT, "--reference.checkpoints", "[0]"]
+    run = made("split", *tiny.bare, *words, "--confidence", "IFD", "--reference.response_alone")
     found, scores = table(run / "confidence" / "dynamics.parquet"), table(run / "confidence" / "confidence.parquet")
     model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
     data = rows_of_run(run)[1].data.train

@@ -8,18 +8,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
+from sftmix.common.world import World
 from sftmix.components import Selector
 from sftmix.config.read import read_config
 from sftmix.data import encode, encoder_for, prepare
+from sftmix.options import DataOptions, ReferenceModel
 from sftmix.pipeline.recipe import run
-from sftmix.pipeline.rows import MOST_HELD_OUT_GROUPS, held_out_groups
+from sftmix.pipeline.reference import rows_of_reference
+from sftmix.pipeline.rows import MOST_HELD_OUT_GROUPS, held_out_groups, read_rows
 from sftmix.tools.quickstart import write_jsonl
 from sftmix.training.scoring import held_out_metrics, nll_by
 from sftmix.types import RowScores
+from tests.data.small_tokenizers import QWEN3
+from tests.model.test_packing import LEAKY
 from tests.pipeline.test_identity import config
 from tests.tiny import groups, metrics, table
 
@@ -98,12 +103,33 @@ def test_the_nll_of_a_group_is_that_of_its_tokens():
 
 
 def test_labelled_rows_that_were_held_out_go_by_their_labels(tiny, rows, made):
+    write_jsonl(tiny.train, [{**row, "id": f"row-{number}"} for number, row in enumerate(rows)])
     words = [word for word in tiny.options if word not in ("--data.eval", str(tiny.eval))]
     words += ["--data.eval_fraction", "0.4", "--data.label_field", "kind", "--objective", "NTP"]
     run = made("run", *words, "--training.max_steps", "1")
-    by = read_json(run / "summary.json")["eval_nll_by"]
-    assert len(by) > 1
-    assert by.keys() <= {row["kind"] for row in rows}
+    summary = read_json(run / "summary.json")
+    held = pd.read_parquet(run / "train" / "eval.parquet")
+    sums = held.groupby(held.id.map(lambda name: rows[int(name.removeprefix("row-"))]["kind"]))
+    sums = sums[["nll_sum", "n_tokens"]].sum()
+    assert len(sums) > 1
+    assert summary["eval_nll_by"] == pytest.approx((sums.nll_sum / sums.n_tokens).to_dict(), rel=1e-12)
+    assert summary["eval_nll_after"] == pytest.approx(sums.nll_sum.sum() / sums.n_tokens.sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+def test_the_prompt_of_thinking_is_for_rows_that_think(thinks, small, tmp_path):
+    """For the target and for a reference with a template of its own: Qwen3's other prompt has an empty thought."""
+    thought = {"reasoning_content": "2+2"} if thinks else {}
+    question, answer = {"role": "user", "content": "Q?"}, {"role": "assistant", "content": "Four.", **thought}
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": [question, answer]}])
+    (tmp_path / "qwen3.jinja").write_text(QWEN3)
+    made, template = config(small, tmp_path / "run"), str(tmp_path / "qwen3.jinja")
+    made.data = DataOptions(train=str(tmp_path / "rows.jsonl"), template=template, max_length=128)
+    made, rows = read_rows(made, World())
+    _, encoder, _ = rows_of_reference(made, rows, ReferenceModel(template=template), World())
+    for one in (rows.encoder, encoder):
+        (prompt,) = one.render([[question]], prompt=True)
+        assert prompt.endswith("assistant\n" if thinks else "<think>\n\n</think>\n\n")
 
 
 def written(path: Path, ids: list[str]) -> dict[str, float]:
@@ -209,6 +235,25 @@ def test_sftmix_on_text_from_end_to_end(made, sftmix, words, tiny):
     assert exported.chat_template == own.chat_template
     resolved = sftmix("run", "--config", str(out / "config.yaml"))
     assert resolved.code == 0, resolved.err
+
+
+@pytest.mark.parametrize("stage", ["train", "reference", "scoring"])
+def test_a_model_that_lets_documents_see_each_other_is_refused(stage, words, tiny, tmp_path, refused):
+    path, tokenizer = tmp_path / "opt", AutoTokenizer.from_pretrained(tiny.model)
+    config = OPTConfig(vocab_size=len(tokenizer), **{k: v for k, v in LEAKY["opt"].items() if k != "vocab_size"})
+    OPTForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    words = [str(path) if word == str(tiny.model) else word for word in words]
+    if stage != "reference":
+        del words[-2:]  # reference.checkpoints, which a trained reference alone has
+    words += {
+        "train": ["--objective", "NTP"],
+        "reference": [],
+        "scoring": ["--reference", "FromCheckpoints", "--reference.paths", f"[{path}]"],
+    }[stage]
+    told = refused("run" if stage == "train" else "reference", *words)
+    assert "does not keep packed documents apart" in told
+    assert not list(tmp_path.glob("run/*/metrics.jsonl")), "before the first step"
 
 
 def test_another_length_of_the_reference_is_refused(words, refused):

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from sftmix.batches.collate import collate
 from sftmix.common.errors import ConfigError
+from sftmix.common.rng import generator
 from sftmix.components import CutMix, EmbeddingMixup, Linear, ManifoldMixup, MixtureDivergence, ProFit, SFTMix
 from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
@@ -180,6 +181,25 @@ def test_the_cut_is_one_stretch_of_the_partners_share():
         assert len(places) <= round((1 - case.seen[key][0]) * len(swapped))  # a token may be the partner's already
         assert len(places) < 2 or places[-1] - places[0] < round((1 - case.seen[key][0]) * len(swapped))
     assert any(any(swapped) and not all(swapped) for swapped in case.swapped.values())
+
+
+def test_the_cut_is_where_the_draw_of_its_pair_says():
+    """round((1 - lambda) N) of N tokens, from a place keyed by seed, step and the two ids."""
+    batch = collate(UNITS, DATA)
+    plan, shares = CutMix().plan(batch, **AT), SFTMix().plan(batch, **AT).lam
+    swapped = torch.zeros(len(batch.pairs), dtype=torch.bool)
+    starts = []
+    for pair, (c, u) in enumerate(batch.slot_pairs.tolist()):
+        places = (batch.pair_index == pair).nonzero()[:, 0]
+        length = round((1 - float(shares[places[0]])) * len(places))
+        starts.append(generator(5, "cut", STEP, batch.ids[c], batch.ids[u]).integers(len(places) - length + 1))
+        swapped[places[starts[-1] : starts[-1] + length]] = True
+    assert any(starts)
+    own, other = batch.labels[batch.pairs].unbind(1)
+    expected = torch.cat([torch.where(swapped, other, own), torch.where(swapped, own, other)])
+    assert torch.equal(plan.own, expected)
+    assert torch.equal(plan.other, expected)
+    assert torch.equal(plan.input_ids[plan.line, plan.column + 1], expected)
 
 
 def test_of_several_layers_each_step_draws_one():

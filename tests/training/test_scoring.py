@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.common.world import World
-from sftmix.components import Perplexity
+from sftmix.components import Evaluate, Perplexity, SFTMix
+from sftmix.functional import reference_sft_loss
+from sftmix.model.head import head_of
 from sftmix.training import scoring
 from sftmix.training.dynamics import ScoreAtCheckpoints, checkpoint_steps, merge_dynamics, one_checkpoint
 from sftmix.training.loop import train
@@ -21,7 +24,8 @@ from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.types import RowScores, TrainingDynamics
 from tests.forked import on_ranks
-from tests.toy import ToyRows, own_logits, own_nll, toy_model, toy_rows, toy_stage
+from tests.model.test_models import build
+from tests.toy import ToyRows, logged, own_logits, own_nll, toy_model, toy_rows, toy_stage
 
 # Neither sorted by length nor by its reverse; of very different lengths, and one response of a single token.
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
@@ -56,6 +60,32 @@ def test_the_sums_are_those_of_the_models_own_logits(tied):
     scores = Scorer(world=World(), token_nll=True)(TrainingModule(model), DATA)
     assert_scores(scores, by_hand(model, DATA), tolerance=1e-12)
     assert scores.n_correct.sum() > 0
+
+
+@pytest.mark.parametrize("family", ["gemma2", "granite", "hyperclovax", "cohere", "phi (head bias)"])
+def test_bias_soft_cap_and_scale_of_a_head_are_scored_and_trained(family):
+    model = build(family)
+    module, head = TrainingModule(model), head_of(model)
+    np.testing.assert_allclose(
+        Scorer(world=World())(module, DATA).nll_sum, [nll.sum() for nll in own_nll(model, DATA)], rtol=1e-5
+    )
+    batch, objective = collate([(Slot(0), Slot(1)), (Slot(3), Slot(4)), (Slot(9),)], DATA), SFTMix(mu=0.5)
+    plan = objective.plan(batch, step=0, total_steps=9, seed=5)
+    expected = reference_sft_loss(
+        module.hidden_states(batch),
+        head.weight,
+        batch.labels,
+        plan.pairs,
+        plan.lam,
+        row_weight=plan.row_weight,
+        pair_weight=plan.pair_weight,
+        bias=head.bias,
+        softcap=head.softcap,
+        scale=head.scale,
+    )
+    found = module(batch, plan, loss=objective.loss)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.mixup, expected.mixup, rtol=1e-5, atol=0)
 
 
 def test_float32_is_float32(several_batches):
@@ -100,6 +130,24 @@ def test_a_broken_model_is_not_scored():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="11 examples have no finite NLL"):
         held_out_metrics(Scorer(world=World())(TrainingModule(model), DATA))
+
+
+def test_exact_match_is_the_share_of_rows_whose_every_token_is_the_argmax():
+    tokens, correct = np.array([2, 4, 1, 3]), np.array([2, 3, 0, 3])
+    found = held_out_metrics(RowScores(np.array([1.0, 5.0, 7.0, 2.0]), tokens, correct))
+    assert found == {"eval_nll": 15 / 10, "eval_accuracy": 8 / 10, "eval_exact_match": 2 / 4}
+
+
+def test_an_evaluation_tells_the_nll_of_each_group_of_held_out_rows(tmp_path):
+    groups = ["first"] * 4 + ["last"] * (len(DATA) - 4)
+    given = {"eval_data": DATA, "eval_groups": groups, "callbacks": [Evaluate(every=1)]}
+    train(toy_stage(tmp_path, [[(Slot(0),)]], data=DATA, **given), World())
+    nll, (line,) = own_nll(toy_model(), DATA), logged(tmp_path)
+    parts = {"eval_nll": nll, "eval_nll/first": nll[:4], "eval_nll/last": nll[4:]}
+    expected = {name: np.concatenate(part).mean() for name, part in parts.items()}
+    assert {name: value for name, value in line.items() if name.startswith("eval_nll")} == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def score_all_ways(world: World) -> None:

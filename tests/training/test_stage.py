@@ -14,6 +14,7 @@ from sftmix.components import NTP, MixupOnly, Objective, SFTMix
 from sftmix.components.base import Callback, CallbackResult, Perturbation
 from sftmix.components.objectives import ntp_plan
 from sftmix.options import CheckpointOptions, TrainingOptions
+from sftmix.training import loop
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import StageResult, TrainingLoop, train
@@ -160,6 +161,15 @@ def test_too_many_skipped_steps_in_all_stop_the_run_before_and_after_a_resume(tm
         with pytest.raises(NonFiniteError, match="train: 10 of the first 20 steps, 1 in a row, have a non-finite"):
             broken(tmp_path, bad, steps=24)
         assert logged(tmp_path)[-1]["step"] == 19
+
+
+def test_a_share_of_the_steps_so_far_may_be_skipped(tmp_path, monkeypatch):
+    """In a long run one in a hundred; here one in two."""
+    monkeypatch.setattr(loop, "MAX_SKIPPED", 0)
+    monkeypatch.setattr(loop, "MAX_SHARE", 0.5)
+    assert broken(tmp_path / "half", [1, 3], steps=4).figures["skipped"] == 2
+    with pytest.raises(NonFiniteError, match="train: 1 of the first 1 steps, 1 in a row"):
+        broken(tmp_path / "more", [0], steps=4)
 
 
 def test_skipped_steps_are_counted_on_after_a_resume(tmp_path):

@@ -12,11 +12,22 @@ import torch
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit, global_batches
 from sftmix.common.world import World
-from sftmix.components import IRDRO, NTP, Need, SFTMix
+from sftmix.components import (
+    IRDRO,
+    NTP,
+    CutMix,
+    DecomposedMixup,
+    EmbeddingMixup,
+    ManifoldMixup,
+    MixtureDivergence,
+    Need,
+    SFTMix,
+)
 from sftmix.components.base import Objective
 from sftmix.components.contracts import check_loss, check_plan
 from sftmix.options import TrainingOptions
 from sftmix.testing.strategies import RowsInMemory
+from sftmix.training.metrics import Totals
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import with_batch_nll
 from sftmix.training.step import StepResult, clip_gradients, normalise, prepare_step, train_step
@@ -224,6 +235,33 @@ def test_a_step_moves_the_weights_against_the_gradient_at_the_rate_of_the_schedu
     moved = {name: (before[name] - p.detach()) / 0.125 for name, p in model.named_parameters()}
     model.load_state_dict(before, strict=False)
     assert_same((done.loss, moved), naive(model, DATA, UNITS, lambdas, mu=0.75, mixup_mean="own"))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *(cls(mu=0.75) for cls in (SFTMix, DecomposedMixup, EmbeddingMixup, CutMix, MixtureDivergence)),
+        ManifoldMixup(mu=0.75, layers=1),
+        *(SFTMix(mu=0.75, mixup_mean="ntp", mean=mean) for mean in ("token", "sequence")),
+        SFTMix(mu=0.75, mean="sequence"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_the_losses_of_the_log_add_up_to_the_loss(model, objective):
+    """loss = NTP + mu Mixup, or mu times N_mix / N_ntp of it, as the log tells them apart."""
+    done = one_step(model, objective, rate=0.125)
+    share = done.mixup_count / done.ntp_count if objective.mixup_mean == "ntp" else 1
+    assert done.loss == pytest.approx(done.ntp + 0.75 * done.mixup * share, rel=1e-6)
+    assert done.mixup > 1e-3
+
+
+def test_mu_effective_where_mixup_is_divided_by_the_ntp_tokens(model):
+    """It is mu itself; of several steps, its mean over what they mixed."""
+    totals = Totals()
+    for mu in (0.75, 0.25):
+        done = one_step(model, SFTMix(mu=mu, mixup_mean="ntp"), rate=0.0)
+        assert totals.add(done, tokens=9, examples=9, seconds=1.0)["mu_effective"] == mu
+    assert totals.figures()["mu_effective"] == pytest.approx(0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize("objective", [NTP(), IRDRO(), IRDRO(tau=1e-3)])
