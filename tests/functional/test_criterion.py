@@ -128,7 +128,10 @@ def test_a_sharded_weight_has_the_mean_of_the_ranks_gradients():
         ({"mu": -1.0}, "mu is -1.0; allowed: 0 and above"),
         ({"mu": float("nan")}, "mu is nan"),
         ({"pairs": torch.tensor([[0, -1], [3, 2]])}, r"pairs must lie in \[0, 5\), got -1 to 3"),
-        ({"pairs": torch.tensor([[0, 5], [3, 2]])}, r"pairs must lie in \[0, 5\), got 0 to 5: .* several documents, call align"),
+        (
+            {"pairs": torch.tensor([[0, 5], [3, 2]])},
+            r"pairs must lie in \[0, 5\), got 0 to 5: .* several documents, call align",
+        ),
         ({"lam": torch.tensor([0.3, 0.9, 0.5])}, "lam has 3 shares for 2 pairs"),
     ],
 )

@@ -73,7 +73,8 @@ class SFTMixArguments:
 def groups_of(path: PathLike, ids: list[str]) -> Int64:
     """Return i64[N]: 0 for confident rows, 1 for unconfident ones, UNPAIRED for others.
 
-    With dynamics, rows are confident or unconfident above or below the median. ValueError if no row has a group.
+    With dynamics, rows are confident or unconfident above or below the median. The file may hold other rows as well;
+    ValueError if it lacks one of these.
     """
     if "group" in read_table(path, ["id"]).column_names:
         names, split = read_split(path)
@@ -84,9 +85,13 @@ def groups_of(path: PathLike, ids: list[str]) -> Int64:
         confidence = Perplexity().estimate(dynamics)
         confident, unconfident = confidence > np.nanmedian(confidence), confidence < np.nanmedian(confidence)
     group = dict(zip(names, np.select([confident, unconfident], [0, 1], UNPAIRED), strict=True))
-    if not group.keys() & ids:
-        raise ValueError(f"sftmix_split: {path} holds none of these rows; is their column id that of the file?")
-    return np.array([group.get(name, UNPAIRED) for name in ids], dtype=np.int64)
+    if missing := [name for name in ids if name not in group]:
+        raise ValueError(
+            f"sftmix_split: {path} lacks {len(missing):,} of the {len(ids):,} training rows (first: {missing[0]}): they "
+            "would get no Mixup. Make the file from these rows, tokenised in the same way and cut at the same length "
+            "(without a column id, an id is a hash of the tokens), or take them out of train_dataset"
+        )
+    return np.array([group[name] for name in ids], dtype=np.int64)
 
 
 class PairSampler(list[int]):
@@ -238,9 +243,10 @@ class DynamicsCallback(TrainerCallback):
         dataset: the Trainer's `train_dataset`, tokenised; its column `id` joins the scores with rows elsewhere.
         path: the dynamics file, which holds more after each scoring; a Trainer that resumes goes on with it, and one
             that begins removes it.
-        checkpoints: as of TrainedReference.
+        checkpoints: as of TrainedReference, but not `online`: a Trainer keeps no losses of its own steps' rows.
         """
-        require(are_scorings(checkpoints), "checkpoints", checkpoints, SCORINGS)
+        scorings = not isinstance(checkpoints, str) and are_scorings(checkpoints)
+        require(scorings, "checkpoints", checkpoints, SCORINGS)
         self._rows, self._path, self._checkpoints = TrainerRows(dataset), Path(path), checkpoints
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
