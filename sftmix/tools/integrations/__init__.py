@@ -87,9 +87,9 @@ def groups_of(path: PathLike, ids: list[str]) -> Int64:
     group = dict(zip(names, np.select([confident, unconfident], [0, 1], UNPAIRED), strict=True))
     if missing := [name for name in ids if name not in group]:
         raise ValueError(
-            f"sftmix_split: {path} lacks {len(missing):,} of the {len(ids):,} training rows (first: {missing[0]}): they "
-            "would get no Mixup. Make the file from these rows, tokenised in the same way and cut at the same length "
-            "(without a column id, an id is a hash of the tokens), or take them out of train_dataset"
+            f"sftmix_split: {path} lacks {len(missing):,} of the {len(ids):,} training rows (first: {missing[0]}), "
+            "which would get no Mixup. Make the file from these rows, tokenised in the same way and cut at the same "
+            "length (without a column id, an id is a hash of the tokens), or take them out of train_dataset"
         )
     return np.array([group[name] for name in ids], dtype=np.int64)
 
