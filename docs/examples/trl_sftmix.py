@@ -11,7 +11,8 @@ with those that it was not:
 
 Instead of the first run, `--sftmix_split` may name the split.parquet or dynamics.parquet of a run of `sftmix` on these
 rows: their ids here are those that it gives them, hashes of their text. Settings are those of the paper's appendix for
-Alpaca-52K and Llama-3.1-8B, on 8 GPUs; any option of SFTConfig can be given.
+Alpaca-52K and Llama-3.1-8B, on 8 GPUs; any option of SFTConfig can be given. A model of that size needs FSDP, and then
+the first run keeps checkpoints in place of DynamicsCallback: see docs/trl.md.
 """
 
 from __future__ import annotations
@@ -85,8 +86,7 @@ def prompts(name: str) -> Dataset:
     def row(example):
         parts = [part for part in (example["instruction"], example["input"]) if part.strip()]
         turns = [Message("user", "\n".join(parts)), Message("assistant", example["output"], trained=True)]
-        prompt = "\n\n".join(parts)
-        return {"id": content_hash(turns), "prompt": f"{prompt}\n\n", "completion": example["output"]}
+        return {"id": content_hash(turns), "prompt": f"{turns[0].content}\n\n", "completion": example["output"]}
 
     dataset = load_dataset(name, split="train")
     dataset = dataset.filter(lambda example: example["output"].strip())

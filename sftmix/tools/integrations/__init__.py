@@ -234,8 +234,9 @@ class TrainerRows:
 class DynamicsCallback(TrainerCallback):
     """Every row is scored at C steps of a Trainer's run, which is so the reference; the result is a dynamics file.
 
-    All ranks score together. Where weights are sharded (FSDP, DeepSpeed ZeRO-3) it raises ValueError; there, keep
-    checkpoints, and read them with the reference FromCheckpoints. A model that the loss cannot follow is a ConfigError.
+    All ranks score together. If weights are sharded (FSDP, DeepSpeed ZeRO-3) it raises ValueError: keep checkpoints
+    with whole weights, and read them with the reference FromCheckpoints. A model that the loss cannot follow is a
+    ConfigError.
     """
 
     def __init__(self, dataset: Dataset, path: PathLike, *, checkpoints: int | list[float] = 5) -> None:
@@ -251,7 +252,10 @@ class DynamicsCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
         if any(hasattr(weight, "full_tensor") or not weight.numel() for weight in model.parameters()):
-            raise ValueError("DynamicsCallback cannot score sharded weights: read checkpoints with FromCheckpoints")
+            raise ValueError(
+                "DynamicsCallback cannot score sharded weights: leave it out, keep checkpoints with whole weights "
+                "(accelerate: fsdp_state_dict_type FULL_STATE_DICT) and read them with the reference FromCheckpoints"
+            )
         # A copy shares the weights. The forward of the model itself is in autocast by now, and its head is not.
         bare = extract_model_from_parallel(copy.copy(model), keep_fp32_wrapper=False)
         check_head(bare)

@@ -8,14 +8,16 @@ import datasets
 import numpy as np
 import pytest
 from datasets import Dataset
-from transformers import AutoTokenizer
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
 from sftmix.common.tables import write_split
 from sftmix.data import prepare
 from sftmix.options import DataOptions
-from sftmix.tools.integrations import groups_of, row_ids
+from sftmix.tools.integrations import DynamicsCallback, groups_of, row_ids
 from sftmix.types import UNPAIRED, Split
+from tests.forked import on_ranks
 from tests.tiny import ROOT, Tiny, make_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -67,3 +69,14 @@ def test_the_examples_rows_have_the_ids_of_sftmix(tiny, tmp_path, monkeypatch):
     )
     assert row_ids(trainer.train_dataset) == ours
     assert ours[29:] == [f"{ours[3]}#1", f"{ours[bare]}#1"]
+
+
+def sharded(world, path):
+    model = fully_shard(AutoModelForCausalLM.from_pretrained(path))
+    rows = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]})
+    with pytest.raises(ValueError, match="sharded weights: leave it out, keep checkpoints with whole weights"):
+        DynamicsCallback(rows, "dynamics.parquet").on_train_begin(None, None, None, model=model)
+
+
+def test_sharded_weights_are_refused(tiny):
+    on_ranks(sharded, tiny.model)
