@@ -70,17 +70,25 @@ class Machine:
             if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
         self.fp32_flops = tflops and tflops * 1e12
-        several = gpus > gpus_per_node
-        tflops, bandwidth = tflops or peak, bandwidth or (None if several else link)
-        within = link if several and link else bandwidth
+        tflops = tflops or peak
         self.name, self.count = gpu, gpus
         self.flops, self.memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
         self.mfu, self.per_node = mfu, gpus_per_node
-        self.bandwidth, self.node_bandwidth = bandwidth and bandwidth * 1e9, within and within * 1e9
+        self.bandwidth, self.node_bandwidth = _bandwidths(bandwidth, link, several=gpus > gpus_per_node)
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu" if self.name == "cpu" else "cuda")
+
+
+def _bandwidths(given: float | None, link: float | None, *, several: bool) -> tuple[float | None, float | None]:
+    """Return `bandwidth` and `node_bandwidth` of a Machine of one node or several, from GB/s of the option and the table.
+
+    On one node the option replaces the table's.
+    """
+    among = given or (None if several else link)
+    within = link if several and link else among
+    return among and among * 1e9, within and within * 1e9
 
 
 class Layout:
