@@ -82,9 +82,9 @@ class Machine:
 
 
 def _bandwidths(given: float | None, link: float | None, *, several: bool) -> tuple[float | None, float | None]:
-    """Return `bandwidth` and `node_bandwidth` of a Machine of one node or several, from GB/s of the option and the table.
+    """Return `bandwidth` and `node_bandwidth` of a Machine; given are GB/s of the option and of the table.
 
-    On one node the option replaces the table's.
+    On one node the option replaces the table's; on several it is that between them.
     """
     among = given or (None if several else link)
     within = link if several and link else among
