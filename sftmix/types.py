@@ -138,7 +138,8 @@ class TrainingDynamics:
     nll_sum    f64[N, C], sum of -log p over the response tokens, nats
     n_tokens   i64[N], response tokens scored (0: this reference could not score the example)
     n_correct  i64[N, C], response tokens that are the argmax; NOT_COUNTED for online losses
-    token_nll  None, or for every example an f32[C, n_tokens] array
+    token_nll  None, or for every example an f32[C, n_tokens] array; rounded to float16 (5e-4 of the value) if read from
+               a file, so its sum may differ from nll_sum
     alone_nll_sum  None, or f64[N, C], the same sum for the response without its instruction (what IFD divides by)
     alone_token_nll  None, or its parts, as token_nll
     """

@@ -9,9 +9,10 @@ with those that it was not:
 
     accelerate launch trl_sftmix.py --output_dir sftmix --sftmix_split reference/dynamics.parquet
 
-Instead of the first run, `--sftmix_split` may name the split.parquet or dynamics.parquet of a run of `sftmix`, if the
-rows have the same ids there. Settings are those of the paper's appendix for Alpaca-52K and Llama-3.1-8B, on 8 GPUs; any
-option of SFTConfig can be given.
+Instead of the first run, `--sftmix_split` may name the split.parquet or dynamics.parquet of a run of `sftmix` on these
+rows: their ids here are those that it gives them, hashes of their text. Settings are those of the paper's appendix for
+Alpaca-52K and Llama-3.1-8B, on 8 GPUs; any option of SFTConfig can be given. A model of that size needs FSDP, and then
+the first run keeps checkpoints in place of DynamicsCallback: see docs/trl.md.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from datasets import Dataset, load_dataset
 from transformers import HfArgumentParser
 from trl import SFTConfig, SFTTrainer
 
+from sftmix.data.store import content_hash
 from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixTrainer
+from sftmix.types import Message
 
 
 @dataclass
@@ -78,15 +81,16 @@ class SFTMixSFTTrainer(SFTMixTrainer, SFTTrainer):
 
 
 def prompts(name: str) -> Dataset:
-    """Return rows of Alpaca as TRL reads prompts with completions, with an id that a split can name."""
+    """Return rows of Alpaca as TRL reads prompts with completions, with the ids that `sftmix` gives them."""
 
-    def row(example, number):
-        prompt = "\n\n".join(filter(None, [example["instruction"], example["input"]]))
-        return {"id": str(number), "prompt": f"{prompt}\n\n", "completion": example["output"]}
+    def row(example):
+        parts = [part for part in (example["instruction"], example["input"]) if part.strip()]
+        turns = [Message("user", "\n".join(parts)), Message("assistant", example["output"], trained=True)]
+        return {"id": content_hash(turns), "prompt": f"{turns[0].content}\n\n", "completion": example["output"]}
 
     dataset = load_dataset(name, split="train")
     dataset = dataset.filter(lambda example: example["output"].strip())
-    return dataset.map(row, with_indices=True, remove_columns=dataset.column_names)
+    return dataset.map(row, remove_columns=dataset.column_names)
 
 
 @dataclass

@@ -83,7 +83,7 @@ def sft_loss(
     hidden, weight, bias  [T, D], [V, D], [V]: one floating dtype, or any under autocast, whose dtype the matmuls use
     labels           i64[T] in [0, V), already shifted; there is no ignore value: drop such rows before
     pairs            i64[M, 2] in [0, T): a row may be in several, in none, or paired with itself
-    lam              [M], share of column 0
+    lam              [M], share of column 0: a floating dtype, in [0, 1], which is not checked
     row_weight       [T]; a row of weight 0 carries no NTP loss. Or a rule, if all weights are 1
     pair_weight      [M]
     rule             (nll [R], entropy [R]) -> factor [R] of the weights of R rows: elementwise, detached
@@ -218,15 +218,26 @@ class SFTMixLoss(nn.Module):
         hidden        [B, L, D], the head's input at every token
         weight, bias  [V, D], [V]; a DTensor is gathered, and its gradient is the mean over the ranks of its mesh
         labels        i64[B, L], the tokens themselves, unshifted; -100 carries no loss
-        pairs         i64[P, 2], slots; lam [P], share of column 0
+        pairs         i64[P, 2], slots; lam [P], share of column 0, as of `sft_loss`
         num_items_in_batch, num_pairs_in_batch  what the sums are divided by: the trained tokens and the token pairs
-                      (`aligned_pairs`) of the whole global batch; None: this call's, 1: sums
-        Raises ValueError for inputs that do not fit.
+                      (`aligned_pairs`) of the whole global batch; both None: this call's, both 1: sums. At mu 0 or
+                      mixup_mean ntp num_pairs_in_batch is not used and may be None beside the other
+        Raises ValueError for inputs that do not fit, and for one of the counts alone, pairs or no pairs.
         """
+        alone = num_items_in_batch is not None and self.mu and self.mixup_mean == "own"
+        if (alone and num_pairs_in_batch is None) or (num_items_in_batch is None and num_pairs_in_batch is not None):
+            raise ValueError(
+                f"num_items_in_batch is {num_items_in_batch} and num_pairs_in_batch is {num_pairs_in_batch}: NTP and "
+                "Mixup would be divided by numbers of different batches. Give both for the whole global batch (the "
+                "trained tokens, and the sum of len(aligned_pairs(labels, pairs)[0])), or neither"
+            )
         if len(lam) != len(pairs):
             raise ValueError(f"lam has {len(lam)} shares for {len(pairs)} pairs; each pair needs one")
         if len(pairs) and not (pairs.min() >= 0 and pairs.max() < len(labels)):
-            raise ValueError(f"pairs must lie in [0, {len(labels)}), got {pairs.min()} to {pairs.max()}")
+            raise ValueError(
+                f"pairs must lie in [0, {len(labels)}), got {pairs.min()} to {pairs.max()}: they number the lines of "
+                "labels. If one line holds several documents, call align and sft_loss (docs/own-loop.md)"
+            )
         trained, kind = labels[:, 1:] != IGNORED, statistics_dtype(hidden)
         token_pairs, owner = aligned_pairs(labels, pairs if self.mu else pairs[:0])
         items = int(trained.sum()) if num_items_in_batch is None else num_items_in_batch

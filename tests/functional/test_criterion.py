@@ -61,6 +61,24 @@ def test_micro_batches_with_the_counts_of_all_are_the_whole(mean):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("pairs", [PAIRS, PAIRS[:0]])
+@pytest.mark.parametrize(("counts", "mean"), [((17, None), "own"), ((None, 4), "own"), ((None, 4), "ntp")])
+def test_one_count_alone_is_refused(counts, mean, pairs):
+    """As transformers' Trainer gives only num_items_in_batch: with pairs or none, so that the first call says it."""
+    hidden, weight, labels = padded()
+    told = f"num_items_in_batch is {counts[0]} and num_pairs_in_batch is {counts[1]}: .* Give both"
+    with pytest.raises(ValueError, match=told):
+        SFTMixLoss(0.5, mean)(hidden, weight, labels, pairs, LAM[: len(pairs)], *counts)
+
+
+@pytest.mark.parametrize(("mu", "mean"), [(0.0, "own"), (0.5, "ntp")])
+def test_if_pairs_are_not_counted_the_items_are_enough(mu, mean):
+    hidden, weight, labels = padded()
+    whole = SFTMixLoss(mu, mean)(hidden, weight, labels, PAIRS, LAM).loss
+    half = SFTMixLoss(mu, mean)(hidden, weight, labels, PAIRS, LAM, 2 * 19).loss
+    torch.testing.assert_close(2 * half, whole)
+
+
 def call(kind):
     """The loss in float32 and its gradients, as a training loop of this kind has them."""
     hidden, weight, labels = padded(torch.float32)
@@ -110,7 +128,10 @@ def test_a_sharded_weight_has_the_mean_of_the_ranks_gradients():
         ({"mu": -1.0}, "mu is -1.0; allowed: 0 and above"),
         ({"mu": float("nan")}, "mu is nan"),
         ({"pairs": torch.tensor([[0, -1], [3, 2]])}, r"pairs must lie in \[0, 5\), got -1 to 3"),
-        ({"pairs": torch.tensor([[0, 5], [3, 2]])}, r"pairs must lie in \[0, 5\), got 0 to 5"),
+        (
+            {"pairs": torch.tensor([[0, 5], [3, 2]])},
+            r"pairs must lie in \[0, 5\), got 0 to 5: .* several documents, call align",
+        ),
         ({"lam": torch.tensor([0.3, 0.9, 0.5])}, "lam has 3 shares for 2 pairs"),
     ],
 )

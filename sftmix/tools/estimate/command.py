@@ -30,7 +30,8 @@ _OPTIONS = (
         "X",
         "GB/s from one GPU to the others, in one direction; null: within a node the data sheet's, by NVLink or PCIe "
         f"({', '.join(f'{name} {link}' for name, (*_, link) in GPUS.items())}), between nodes and for cpu none: "
-        "communication is not counted.",
+        "communication is not counted. On several nodes it is that between them; GPUs of a node that share the weights "
+        "have the data sheet's.",
     ),
     OwnOption("json", bool, False, "", "Print JSON instead of a table."),
 )

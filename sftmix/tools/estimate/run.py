@@ -175,10 +175,12 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     memory["peak"] = sum(memory.values())
     training = training_flops(model, work.trained, recompute=work.options.activation_checkpointing)
     scoring = sum(forward_flops(model, work.read))
-    weights, gradients = traffic(work, model, layout)
+    weights, gradients, averages = traffic(work, model, layout)
     computing = communicating = hours = None
-    if machine.bandwidth:
-        communicating = (weights + gradients) / machine.bandwidth
+    if machine.bandwidth and machine.node_bandwidth:
+        in_nodes = machine.per_node % layout.shards == 0
+        of_shards = machine.node_bandwidth if in_nodes else machine.bandwidth
+        communicating = (weights + gradients) / of_shards + averages / machine.bandwidth
     if peak := machine.flops if layout.size == HALF else machine.fp32_flops:
         speed = peak * machine.mfu * machine.count
         computing = training / max(work.steps, 1) / speed
@@ -195,7 +197,7 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
         "device_hours": hours,
         "step": {
             "micro_batches": work.micro_batches,
-            "sent_bytes_per_device": {"weights": weights, "gradients": gradients},
+            "sent_bytes_per_device": {"weights": weights, "gradients": gradients, "averages": averages},
             "computing_seconds": computing,
             "communicating_seconds": communicating,
         },
@@ -204,8 +206,11 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     }
 
 
-def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]:
-    """Bytes of weights and of gradients that each device sends, and receives, in one optimizer step; 0 without steps.
+def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float, float]:
+    """Bytes that each device sends, and receives, in one optimizer step; 0 without steps.
+
+    Of weights and of gradients to the devices that share a copy of the weights with it, and of gradients to those that
+    hold other copies.
 
     Ranks form a ring: each passes on (n - 1) / n of a tensor that is gathered or reduced, twice as much of an average.
     Each pass through the backbone gathers the decoder layers, and again for the backward; the rest is gathered once per
@@ -217,7 +222,8 @@ def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float]
     weights = 2 * model.layers.all * work.passes + model.outside.all * work.micro_batches
     twice = layout.shards > 1 and work.passes > work.micro_batches > 1
     gradients = (model.outside.trained + model.layers.trained * (1 + twice)) * bool(work.micro_batches)
-    return layout.size * ring * weights, FLOAT * (ring + 2 * (copies - 1) / copies / layout.shards) * gradients
+    gradients *= FLOAT
+    return layout.size * ring * weights, ring * gradients, 2 * (copies - 1) / copies / layout.shards * gradients
 
 
 # ----------------------------------------------------------------------------------------------------- memory

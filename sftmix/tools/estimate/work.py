@@ -39,6 +39,7 @@ class Machine:
     mfu        share of the peak that the FLOPs of real tokens reach, with padding and all other overheads
     per_node   devices of one node
     bandwidth  of one device to the others in one direction, bytes/s; None: unknown, communication takes no time
+    node_bandwidth  the same to those of its node
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class Machine:
         gpu        a name of the table, or cpu
         gpus       None: as many as a node has, or one CPU
         tflops     peak of one device, TFLOP/s; None: the table's
-        bandwidth  GB/s in one direction; None: the table's, which holds within a node
+        bandwidth  GB/s in one direction, between nodes if there are several; None: the table's, which holds within a
+                   node
         """
         peak, gigabytes, link = GPUS.get(gpu, (None, None, None))
         if peak is None and gpu != "cpu":
@@ -68,14 +70,25 @@ class Machine:
             if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
         self.fp32_flops = tflops and tflops * 1e12
-        tflops, bandwidth = tflops or peak, bandwidth or (link if gpus <= gpus_per_node else None)
+        tflops = tflops or peak
         self.name, self.count = gpu, gpus
         self.flops, self.memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
-        self.mfu, self.per_node, self.bandwidth = mfu, gpus_per_node, bandwidth and bandwidth * 1e9
+        self.mfu, self.per_node = mfu, gpus_per_node
+        self.bandwidth, self.node_bandwidth = _bandwidths(bandwidth, link, several=gpus > gpus_per_node)
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu" if self.name == "cpu" else "cuda")
+
+
+def _bandwidths(given: float | None, link: float | None, *, several: bool) -> tuple[float | None, float | None]:
+    """Return `bandwidth` and `node_bandwidth` of a Machine; given are GB/s of the option and of the table.
+
+    On one node the option replaces the table's; on several it is that between them.
+    """
+    among = given or (None if several else link)
+    within = link if several and link else among
+    return among and among * 1e9, within and within * 1e9
 
 
 class Layout:

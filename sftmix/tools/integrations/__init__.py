@@ -73,7 +73,8 @@ class SFTMixArguments:
 def groups_of(path: PathLike, ids: list[str]) -> Int64:
     """Return i64[N]: 0 for confident rows, 1 for unconfident ones, UNPAIRED for others.
 
-    With dynamics, rows are confident or unconfident above or below the median. ValueError if no row has a group.
+    With dynamics, rows are confident or unconfident above or below the median. The file may hold other rows as well;
+    ValueError if it lacks one of these.
     """
     if "group" in read_table(path, ["id"]).column_names:
         names, split = read_split(path)
@@ -84,9 +85,13 @@ def groups_of(path: PathLike, ids: list[str]) -> Int64:
         confidence = Perplexity().estimate(dynamics)
         confident, unconfident = confidence > np.nanmedian(confidence), confidence < np.nanmedian(confidence)
     group = dict(zip(names, np.select([confident, unconfident], [0, 1], UNPAIRED), strict=True))
-    if not group.keys() & ids:
-        raise ValueError(f"sftmix_split: {path} holds none of these rows; is their column id that of the file?")
-    return np.array([group.get(name, UNPAIRED) for name in ids], dtype=np.int64)
+    if missing := [name for name in ids if name not in group]:
+        raise ValueError(
+            f"sftmix_split: {path} lacks {len(missing):,} of the {len(ids):,} training rows (first: {missing[0]}), "
+            "which would get no Mixup. Make the file from these rows, tokenised in the same way and cut at the same "
+            "length (without a column id, an id is a hash of the tokens), or take them out of train_dataset"
+        )
+    return np.array([group[name] for name in ids], dtype=np.int64)
 
 
 class PairSampler(list[int]):
@@ -229,8 +234,9 @@ class TrainerRows:
 class DynamicsCallback(TrainerCallback):
     """Every row is scored at C steps of a Trainer's run, which is so the reference; the result is a dynamics file.
 
-    All ranks score together. Where weights are sharded (FSDP, DeepSpeed ZeRO-3) it raises ValueError; there, keep
-    checkpoints, and read them with the reference FromCheckpoints. A model that the loss cannot follow is a ConfigError.
+    All ranks score together. If weights are sharded (FSDP, DeepSpeed ZeRO-3) it raises ValueError: keep checkpoints
+    with whole weights, and read them with the reference FromCheckpoints. A model that the loss cannot follow is a
+    ConfigError.
     """
 
     def __init__(self, dataset: Dataset, path: PathLike, *, checkpoints: int | list[float] = 5) -> None:
@@ -238,14 +244,18 @@ class DynamicsCallback(TrainerCallback):
         dataset: the Trainer's `train_dataset`, tokenised; its column `id` joins the scores with rows elsewhere.
         path: the dynamics file, which holds more after each scoring; a Trainer that resumes goes on with it, and one
             that begins removes it.
-        checkpoints: as of TrainedReference.
+        checkpoints: as of TrainedReference, but not `online`: a Trainer keeps no losses of its own steps' rows.
         """
-        require(are_scorings(checkpoints), "checkpoints", checkpoints, SCORINGS)
+        scorings = not isinstance(checkpoints, str) and are_scorings(checkpoints)
+        require(scorings, "checkpoints", checkpoints, SCORINGS)
         self._rows, self._path, self._checkpoints = TrainerRows(dataset), Path(path), checkpoints
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):  # type: ignore[override]
         if any(hasattr(weight, "full_tensor") or not weight.numel() for weight in model.parameters()):
-            raise ValueError("DynamicsCallback cannot score sharded weights: read checkpoints with FromCheckpoints")
+            raise ValueError(
+                "DynamicsCallback cannot score sharded weights: leave it out, keep checkpoints with whole weights "
+                "(accelerate: fsdp_state_dict_type FULL_STATE_DICT) and read them with the reference FromCheckpoints"
+            )
         # A copy shares the weights. The forward of the model itself is in autocast by now, and its head is not.
         bare = extract_model_from_parallel(copy.copy(model), keep_fp32_wrapper=False)
         check_head(bare)

@@ -3,6 +3,7 @@ stage, against the real model, torch's counter, and real ranks."""
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ from sftmix.training.parallel import gradient_sync, wrap
 from sftmix.training.scoring import scoring_plan
 from tests.distributed.test_sharding import COUNTED
 from tests.tiny import metrics
-from tests.tools.estimate.configs import CPU, LAYERS, VOCABULARY, WIDTH, config, machine, small_llama
+from tests.tools.estimate.configs import CPU, LAYERS, TRAINING, VOCABULARY, WIDTH, config, machine, small_llama
 from tests.toy import toy_rows
 
 NO_LORA, LORA, QLORA = LoraOptions(), LoraOptions(r=4), LoraOptions(r=4, quantize="4bit")
@@ -71,13 +72,24 @@ def test_hours_are_the_longer_of_computing_and_sending(tiny):
     given = config(tiny, splitter=RandomSplit())
     machines = (machine(bandwidth=bandwidth, tflops=989.0) for bandwidth in (1e-6, 1e9))
     slow, fast = (estimate(given, one)["stages"] for one in machines)
-    assert list(slow["base"]["step"]["sent_bytes_per_device"].values()) == [0, 0]
+    assert list(slow["base"]["step"]["sent_bytes_per_device"].values()) == [0, 0, 0]
     for name, stage in slow.items():
         scoring = stage["scoring_flops"] / (989e12 * 0.4) / 3600
         sent = sum(stage["step"]["sent_bytes_per_device"].values()) * stage["steps"]
         assert stage["device_hours"] == pytest.approx(4 * sent / 1e3 / 3600 + scoring)
         computing = stage["training_flops"] / (989e12 * 0.4) / 3600
         assert fast[name]["device_hours"] == pytest.approx(computing + scoring)
+
+
+def test_only_what_goes_between_nodes_takes_their_link(tiny):
+    """hsdp shares the weights within a node of two, whose link is the data sheet's 450 GB/s; fsdp among all four."""
+    for parallel, gathering in (("hsdp", 450e9), ("fsdp", 1e9)):
+        training = replace(TRAINING, parallel=parallel)
+        given = config(tiny, splitter=RandomSplit(), training=training)
+        step = estimate(given, machine(gpus=4, gpus_per_node=2, bandwidth=1.0))["stages"]["train"]["step"]
+        weights, gradients, averages = step["sent_bytes_per_device"].values()
+        assert (averages > 0) == (parallel == "hsdp")
+        assert step["communicating_seconds"] == pytest.approx((weights + gradients) / gathering + averages / 1e9)
 
 
 def test_hours_in_fp32_need_its_peak(tiny):
@@ -125,6 +137,7 @@ def test_a_machine_that_cannot_be_is_refused(values, message):
 def test_the_data_sheet_s_bandwidth_holds_within_a_node():
     given = [machine(gpus=8), machine(gpus=8, bandwidth=300.0), machine(gpus=16), machine(gpus=16, bandwidth=50.0)]
     assert [one.bandwidth for one in given] == [450e9, 300e9, None, 50e9]
+    assert [one.node_bandwidth for one in given] == [450e9, 300e9, 450e9, 450e9]
     assert [machine(name, None).count for name in ("cpu", "H100")] == [1, 8]
 
 
@@ -241,7 +254,7 @@ WAYS = [
 ]
 
 
-def sent(path: str, way: Way) -> tuple[float, float]:
+def sent(path: str, way: Way) -> tuple[float, float, float]:
     options = TrainingOptions(parallel=way.parallel, precision=way.precision, shard_group_size=2)
     passes = way.micro_batches * way.segments
     work = Work("train", path, way.lora, options, np.zeros(3), micro_batches=way.micro_batches, passes=passes)
@@ -268,11 +281,10 @@ def test_what_is_sent_is_what_a_rank_sends(path, way):
                     module(given, plan).loss.backward()
             module.zero_grad(set_to_none=True)
     assert bool(moved.bytes["all_reduce"]) == (way.parallel == "hsdp")
-    weights, gradients = sent(path, way)
-    assert moved.bytes["all_gather"] == pytest.approx(weights, rel=1e-6)
-    assert moved.bytes["reduce_scatter"] + moved.bytes["all_reduce"] == pytest.approx(gradients, rel=1e-6)
+    found = [moved.bytes[kind] for kind in ("all_gather", "reduce_scatter", "all_reduce")]
+    assert found == pytest.approx(sent(path, way), rel=1e-6)
 
 
 def test_ddp_averages_all_gradients_around_the_ring(path):
     numbers = FakeModel(path, None, NO_LORA).numbers.all
-    assert [sent(path, Way(n, "ddp", segments=2)) for n in (2, 4)] == [(0, 4 * numbers), (0, 6 * numbers)]
+    assert [sent(path, Way(n, "ddp", segments=2)) for n in (2, 4)] == [(0, 0, 4 * numbers), (0, 0, 6 * numbers)]

@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 import tomllib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -20,6 +20,7 @@ from transformers import (
     LlamaForCausalLM,
     Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 from trl import SFTTrainer
 
@@ -30,7 +31,7 @@ from sftmix.common.world import World
 from sftmix.components import SFTMix, objectives
 from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions
-from sftmix.tools.integrations import DynamicsCallback, TrainerRows, row_ids
+from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixTrainer, TrainerRows, row_ids
 from sftmix.training.loop import train
 from sftmix.types import Split
 from tests.forked import on_ranks
@@ -76,6 +77,7 @@ def rows_of(tiny):
 
 def trainer_of(kind, tiny, directory, keep=("id", "input_ids", "labels"), given=(), model=None, **options):
     """Two micro-batches of 4 rows a step."""
+    config = options.pop("config", example.SFTMixConfig)
     data, directory = rows_of(tiny), str(directory)
     os.makedirs(directory, exist_ok=True)
     split = Split(Plain._groups.astype(np.int8), ("confident", "unconfident"))
@@ -87,7 +89,7 @@ def trainer_of(kind, tiny, directory, keep=("id", "input_ids", "labels"), given=
     usual |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     return kind(
         model or AutoModelForCausalLM.from_pretrained(tiny.model),
-        example.SFTMixConfig(directory, seed=0, **fixed | usual | options),
+        config(directory, seed=0, **fixed | usual | options),
         train_dataset=Dataset.from_list(rows).select_columns(list(keep)),
         processing_class=AutoTokenizer.from_pretrained(tiny.model),
         **dict(given),
@@ -326,6 +328,20 @@ def test_rows_without_labels_and_a_run_without_scorings_are_refused(tiny, tmp_pa
         DynamicsCallback(rows, tmp_path / "dynamics.parquet")
     with pytest.raises(ConfigError, match="checkpoints is 0; allowed: a number of scorings from 1"):
         DynamicsCallback(rows.add_column("labels", [[1, 2]]), tmp_path / "dynamics.parquet", checkpoints=0)
+    with pytest.raises(ConfigError, match="checkpoints is 'online'; allowed: a number of scorings from 1"):
+        DynamicsCallback(rows.add_column("labels", [[1, 2]]), tmp_path / "dynamics.parquet", checkpoints="online")
+
+
+@dataclass
+class Arguments(SFTMixArguments, TrainingArguments):
+    """Those of a Trainer without TRL."""
+
+
+def test_without_trl_it_is_a_trainer(tiny, tmp_path):
+    given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
+    _, found = trained(SFTMixTrainer, tiny, tmp_path / "found", given=given, config=Arguments)
+    _, right = trained(Mixed, tiny, tmp_path / "right")
+    same(found, right, "loss", "grad_norm")
 
 
 class Values(dict):

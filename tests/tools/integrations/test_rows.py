@@ -1,0 +1,82 @@
+"""Rows of a Trainer and of a file are joined by their ids: all of them, or none is trained."""
+
+import importlib
+import json
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTTrainer
+
+from sftmix.common.tables import write_split
+from sftmix.data import prepare
+from sftmix.options import DataOptions
+from sftmix.tools.integrations import DynamicsCallback, groups_of, row_ids
+from sftmix.types import UNPAIRED, Split
+from tests.forked import on_ranks
+from tests.tiny import ROOT, Tiny, make_tiny
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+sys.path.insert(0, str(ROOT / "docs" / "examples"))
+example = importlib.import_module("trl_sftmix")
+sys.path.pop(0)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def test_a_row_that_the_file_lacks_is_no_unpaired_row(tmp_path):
+    """Rows that the file has as unpaired are; rows of the file that are not trained do not matter."""
+    path = tmp_path / "split.parquet"
+    write_split(path, [*"abcd"], Split(np.array([0, UNPAIRED, 1, 0], np.int8), ("confident", "unconfident")))
+    assert groups_of(path, ["c", "b", "a"]).tolist() == [1, UNPAIRED, 0]
+    with pytest.raises(ValueError, match=r"split\.parquet lacks 2 of the 3 training rows \(first: x\)"):
+        groups_of(path, ["a", "x", "y"])
+
+
+def test_rows_that_are_cut_at_another_length_are_other_rows(tmp_path):
+    """Without a column id."""
+    rows = [[1, 2, 3, 4, 5], [1, 2], [3, 4]]
+    cut = row_ids(Dataset.from_dict({"input_ids": [tokens[:4] for tokens in rows]}))
+    path = tmp_path / "split.parquet"
+    write_split(path, cut, Split(np.array([0, 1, 0], np.int8), ("confident", "unconfident")))
+    with pytest.raises(ValueError, match=r"lacks 1 of the 3 training rows .* cut at the same length"):
+        groups_of(path, row_ids(Dataset.from_dict({"input_ids": rows})))
+
+
+def test_the_examples_rows_have_the_ids_of_sftmix(tiny, tmp_path, monkeypatch):
+    """Behind SFTTrainer's tokenisation; a repeated row has a number, and a row without an answer is none."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [json.loads(line) for line in tiny.train.read_text(encoding="utf-8").splitlines()]
+    bare = next(number for number, row in enumerate(rows) if not row["input"])
+    rows += [rows[3], rows[bare] | {"input": " "}, rows[0] | {"output": " "}]
+    file = tmp_path / "rows" / "train.jsonl"
+    file.parent.mkdir()
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    ours = prepare(DataOptions(train=[str(file)]), 0).train.values("id")
+    trainer = SFTTrainer(
+        str(tiny.model),
+        example.SFTMixConfig(str(tmp_path / "out"), report_to=[], bf16=False, use_cpu=True, max_length=128),
+        train_dataset=example.prompts(str(file.parent)),
+        processing_class=AutoTokenizer.from_pretrained(tiny.model),
+    )
+    assert row_ids(trainer.train_dataset) == ours
+    assert ours[29:] == [f"{ours[3]}#1", f"{ours[bare]}#1"]
+
+
+def sharded(world, path):
+    model = fully_shard(AutoModelForCausalLM.from_pretrained(path))
+    rows = Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[1, 2]]})
+    with pytest.raises(ValueError, match="sharded weights: leave it out, keep checkpoints with whole weights"):
+        DynamicsCallback(rows, "dynamics.parquet").on_train_begin(None, None, None, model=model)
+
+
+def test_sharded_weights_are_refused(tiny):
+    on_ranks(sharded, tiny.model)
