@@ -7,14 +7,11 @@ being made again.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from sftmix.common.errors import ConfigError
 from sftmix.common.files import (
     MANIFEST,
     placing,
@@ -31,10 +28,6 @@ from sftmix.pipeline.stages import ADOPTED, Inputs, differences, is_finished, or
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
-
-LOOKS = 50
-"""How often, five times a second, a node looks for a file that rank 0 has written: it may remember the directory
-without it (NFS does so for some seconds)."""
 
 
 class RunDirectory(Hold):
@@ -126,34 +119,3 @@ def _link(source: Path, target: Path) -> None:
             os.link(source, staging)
         except OSError:  # another file system, or one without links
             shutil.copy2(source, staging)
-
-
-def check_same_directory(path: Path, world: World) -> None:
-    """Raise ConfigError on every rank, which names a node that does not see the run directory which rank 0 writes.
-
-    Rank 0 writes a file with a random name, which all others look for. Call it on every rank, in the directory that
-    exists; on one process it does nothing.
-    """
-    if world.size == 1:
-        return
-    file = path / world.share(f".tmp-nonce.{secrets.token_hex(8)}")  # `remove_leftovers` knows it, if this is killed
-    world.on_main(lambda: write_text(file, ""))
-
-    def look() -> None:
-        for _ in range(LOOKS):
-            if file.exists():
-                return
-            time.sleep(0.2)
-            if path.is_dir():
-                os.listdir(path)  # NFS then looks again
-        raise ConfigError(
-            f"out: {path.absolute()} is not the run directory that rank 0 writes. Choose an --out on a file system "
-            "that all nodes share, by its whole path"
-        )
-
-    try:
-        world.node_first(look)
-        world.barrier()
-    finally:
-        if world.is_main:
-            file.unlink(missing_ok=True)

@@ -40,6 +40,7 @@ from sftmix.model.paths import named
 from sftmix.model.rounding import round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.finished import FinishedModel
+from sftmix.pipeline.nodes import check_same_model
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
@@ -52,28 +53,6 @@ def check_sharing(config: RunConfig, world: World) -> bool:
     if sharded:
         refuse_sharded(config.optimizer, config.model.lora, f"training.parallel {config.training.parallel} (here fsdp)")
     return sharded
-
-
-def check_same_model(path: str, world: World) -> None:
-    """Raise ConfigError on every rank, which names a node whose files of a model are others than the first node's.
-
-    Each rank cuts its shards from the files of its node: of two models it would train a blend. Nodes compare what
-    decides whether a stage is read back: the commit of a hub id, the hash of a directory.
-    """
-    if world.size == world.local_size:  # one node
-        return
-    first = world.local_rank == 0  # hashing takes seconds; once for a node is enough
-    own = world.node_first(lambda: fingerprint(path) if first else "")
-    expected = world.share(own)
-
-    def compare() -> None:
-        if first and own != expected:
-            raise ConfigError(
-                f"model.path: {path} is another model than on the first node ({own}, there {expected}). Name a "
-                "directory that all nodes share; hf download ID --revision COMMIT --local-dir DIR makes one"
-            )
-
-    world.node_first(compare)
 
 
 def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> PreTrainedModel:

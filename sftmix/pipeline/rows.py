@@ -1,6 +1,6 @@
 """The rows of a run: read once, then tokenised for the target, and again for a reference with another tokenizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from sftmix.model.load import (
     spare_tokens,
 )
 from sftmix.options import LENGTHS
+from sftmix.pipeline.nodes import check_same_rows
 from sftmix.types import Scores
 
 MOST_HELD_OUT_GROUPS = 20
@@ -127,23 +128,6 @@ def check_same_ids(path: str, encoder: Encoder) -> None:
                 f"model.path: {path} has another tokenizer than the rows: {number} is {own[number]!r} there, and "
                 f"{token!r} here; score it in a run of its own"
             )
-
-
-def check_same_rows(fingerprints: Mapping[str, str | None], world: World) -> None:
-    """Raise ConfigError on every rank, which names a node that has read other rows than the first one.
-
-    fingerprints  option -> hash of the rows it gave, and of what made tokens of them
-    """
-    expected = world.share(fingerprints)
-
-    def compare() -> None:
-        if different := [name for name in expected if fingerprints.get(name) != expected[name]]:
-            raise ConfigError(
-                f"the rows or the tokenizer are others than those of the first node: {', '.join(different)}. "
-                "Give every node the same files, or put them on a file system that all nodes share"
-            )
-
-    world.node_first(compare)
 
 
 def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = None) -> list[str]:

@@ -24,8 +24,9 @@ from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import as_started, read_config
 from sftmix.measure.summary import summarise
 from sftmix.pipeline.context import Made, RunContext
-from sftmix.pipeline.directory import RunDirectory, check_same_directory
+from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known
+from sftmix.pipeline.nodes import check_same_directory
 from sftmix.pipeline.recipe import make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.stages import differences, is_finished

@@ -1,0 +1,86 @@
+"""What nodes must have in common: the run directory, the rows and the model, which each reads from its own disks."""
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import write_text
+from sftmix.common.world import World
+from sftmix.model.load import fingerprint
+
+LOOKS = 50
+"""How often, five times a second, a node looks for a file that rank 0 has written: it may remember the directory
+without it (NFS does so for some seconds)."""
+
+
+def check_same_directory(path: Path, world: World) -> None:
+    """Raise ConfigError on every rank, which names a node that does not see the run directory which rank 0 writes.
+
+    Rank 0 writes a file with a random name, which all others look for. Call it on every rank, in the directory that
+    exists; on one process it does nothing.
+    """
+    if world.size == 1:
+        return
+    file = path / world.share(f".tmp-nonce.{secrets.token_hex(8)}")  # `remove_leftovers` knows it, if this is killed
+    world.on_main(lambda: write_text(file, ""))
+
+    def look() -> None:
+        for _ in range(LOOKS):
+            if file.exists():
+                return
+            time.sleep(0.2)
+            if path.is_dir():
+                os.listdir(path)  # NFS then looks again
+        raise ConfigError(
+            f"out: {path.absolute()} is not the run directory that rank 0 writes. Choose an --out on a file system "
+            "that all nodes share, by its whole path"
+        )
+
+    try:
+        world.node_first(look)
+        world.barrier()
+    finally:
+        if world.is_main:
+            file.unlink(missing_ok=True)
+
+
+def check_same_rows(fingerprints: Mapping[str, str | None], world: World) -> None:
+    """Raise ConfigError on every rank, which names a node that has read other rows than the first one.
+
+    fingerprints  option -> hash of the rows it gave, and of what made tokens of them
+    """
+    expected = world.share(fingerprints)
+
+    def compare() -> None:
+        if different := [name for name in expected if fingerprints.get(name) != expected[name]]:
+            raise ConfigError(
+                f"the rows or the tokenizer are others than those of the first node: {', '.join(different)}. "
+                "Give every node the same files, or put them on a file system that all nodes share"
+            )
+
+    world.node_first(compare)
+
+
+def check_same_model(path: str, world: World) -> None:
+    """Raise ConfigError on every rank, which names a node whose files of a model are others than the first node's.
+
+    Each rank cuts its shards from the files of its node: of two models it would train a blend. Nodes compare what
+    decides whether a stage is read back: the commit of a hub id, the hash of a directory.
+    """
+    if world.size == world.local_size:  # one node
+        return
+    first = world.local_rank == 0  # hashing takes seconds; once for a node is enough
+    own = world.node_first(lambda: fingerprint(path) if first else "")
+    expected = world.share(own)
+
+    def compare() -> None:
+        if first and own != expected:
+            raise ConfigError(
+                f"model.path: {path} is another model than on the first node ({own}, there {expected}). Name a "
+                "directory that all nodes share; hf download ID --revision COMMIT --local-dir DIR makes one"
+            )
+
+    world.node_first(compare)
