@@ -33,6 +33,13 @@ TAUS = tuple(2.0 ** (-k / 2) for k in range(-6, 5))
 
 _ONE, _HALF = TAUS.index(1.0), TAUS.index(0.5)
 
+_ROWS = 64
+"""Least rows of a matmul with the head: one of a single row takes as long as reading all weights, for every token."""
+
+_LEAST_LOGIT, _LEAST_EXPONENT = -1e4, -87.0
+"""No probability of float32 is as small as exp of either. On a CPU exp takes a hundred times as long below -87.3, where
+float32 has no normal numbers; a logit may be that far below the largest, and is at a temperature of 1/4."""
+
 
 def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[RowScores, Float64, dict[str, Any]]:
     """Measure N rows in one pass, together with all ranks: their scores, Brier sums f64[N], and the figures.
@@ -80,27 +87,32 @@ def token_statistics(hidden: Tensor, head: Any, labels: Tensor) -> list[Tensor]:
     """
     block = block_rows(len(head.weight), hidden.device)
     parts = []
-    for start in range(0, max(1, len(labels)), block):
-        rows = slice(start, start + block)
-        x = head.logits(hidden[rows], dtype=statistics_dtype(hidden))
+    for h, y in zip(hidden.split(max(block, _ROWS)), labels.split(max(block, _ROWS)), strict=True):
+        logits = head.logits(h, dtype=statistics_dtype(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
-            x.sub_(x.amax(1, keepdim=True)).clamp_(min=torch.finfo(x.dtype).min)  # a masked -inf times 0 would be NaN
-            at_label = x.gather(1, labels[rows, None]).squeeze(1)
-            totals = []
-            tempered = []
-            e = torch.empty_like(x)
-            for tau in TAUS:
-                torch.mul(x, 1 / tau, out=e)
-                total = e.exp_().sum(1)
-                mean = e.mul_(x).sum(1) / total
-                square = e.mul_(x).sum(1) / total
-                totals.append(total)
-                tempered.append(torch.stack([total.log() - at_label / tau, mean - at_label, square - mean**2], 1))
-            one = totals[_ONE]
-            brier = 1 - 2 * at_label.exp() / one + totals[_HALF] / one**2  # sum_k exp(2 x_k): the total at tau = 1/2
-            parts.append([1 / one, x.argmax(1) == labels[rows], brier, torch.stack(tempered, 1)])
-        del x, e  # before the logits of the next block are made
+            parts += [_block_statistics(x, y) for x, y in zip(logits.split(block), y.split(block), strict=True)]
+        del logits  # before the next ones are made
     return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def _block_statistics(x: Tensor, labels: Tensor) -> list[Tensor]:
+    """Return what `token_statistics` does, from logits x [rows, V], which are written over."""
+    x.sub_(x.amax(1, keepdim=True)).clamp_(min=torch.finfo(x.dtype).min)  # a masked -inf times 0 would be NaN
+    at_label = x.gather(1, labels[:, None]).squeeze(1)
+    x.clamp_(min=_LEAST_LOGIT)  # times exp(_LEAST_EXPONENT) it is still nothing
+    totals = []
+    tempered = []
+    e = torch.empty_like(x)
+    for tau in TAUS:
+        torch.mul(x, 1 / tau, out=e)
+        total = e.clamp_(min=_LEAST_EXPONENT).exp_().sum(1)
+        mean = e.mul_(x).sum(1) / total
+        square = e.mul_(x).sum(1) / total
+        totals.append(total)
+        tempered.append(torch.stack([total.log() - at_label / tau, mean - at_label, square - mean**2], 1))
+    one = totals[_ONE]
+    brier = 1 - 2 * at_label.exp() / one + totals[_HALF] / one**2  # sum_k exp(2 x_k): the total at tau = 1/2
+    return [1 / one, x.argmax(1) == labels, brier, torch.stack(tempered, 1)]
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:

@@ -102,12 +102,22 @@ def test_scale_bias_and_cap_of_the_head_come_before_the_temperature(block, monke
         torch.testing.assert_close(column, torch.stack([loss, *derivatives], 1))
 
 
-def test_a_masked_token_of_the_vocabulary_does_no_harm():
-    linear, hidden = nn.Linear(4, 7).double(), torch.randn(3, 4, dtype=torch.float64)
+@pytest.mark.parametrize("spread", [1, 300])
+def test_a_masked_token_of_the_vocabulary_is_as_if_it_were_not_there(spread):
+    """Also beside logits so far apart that exp has nothing but zeros for most."""
+    torch.manual_seed(0)
+    linear, hidden, rest = nn.Linear(4, 7).double(), torch.randn(40, 4, dtype=torch.float64), nn.Linear(4, 6).double()
     with torch.no_grad():
-        linear.bias[3] = -torch.inf
-        got = token_statistics(hidden, Head(linear, None, 1.0), torch.arange(3))
-    assert all(column.isfinite().all() for column in got)
+        linear.weight *= spread
+        linear.bias[6] = -torch.inf
+        rest.weight.copy_(linear.weight[:6])
+        rest.bias.copy_(linear.bias[:6])
+        labels = torch.arange(40) % 6
+        got, expected = (token_statistics(hidden, Head(head, None, 1.0), labels) for head in (linear, rest))
+        least = (rest(hidden) - rest(hidden).amax(1, keepdim=True)).min()
+    assert (least < -300) == (spread == 300)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-24)
 
 
 def test_a_broken_model_is_not_calibrated():
