@@ -28,10 +28,8 @@ _OPTIONS = (
         float | None,
         None,
         "X",
-        "GB/s from one GPU to the others, in one direction; null: within a node the data sheet's, by NVLink or PCIe "
-        f"({', '.join(f'{name} {link}' for name, (*_, link) in GPUS.items())}), between nodes and for cpu none: "
-        "communication is not counted. On several nodes it is that between them; GPUs of a node that share the weights "
-        "have the data sheet's.",
+        "GB/s of one GPU in one direction, between nodes if there are several; null: the data sheet's within a node "
+        f"({', '.join(f'{name} {link}' for name, (*_, link) in GPUS.items())}), else communication is not counted.",
     ),
     OwnOption("json", bool, False, "", "Print JSON instead of a table."),
 )
