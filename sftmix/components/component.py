@@ -109,8 +109,8 @@ def files_of(component: Component) -> list[str]:
     return [*map(os.fspath, component.files()), *(name for part in inner for name in files_of(part))]
 
 
-def code_of(component: Component) -> dict[str, str]:
-    """Return import path -> hash of the source, of the classes of a component and its options that are not ours."""
+def code_of(component: Component) -> dict[str, str | None]:
+    """Return import path -> hash of the source (None: it has none), of all classes that are not the package's."""
     inner = [part for part in component._init_args.values() if isinstance(part, Component)]
     classes = [cls for cls in type(component).__mro__ if issubclass(cls, Component)]
     own = {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in classes if not _is_ours(cls)}
