@@ -128,6 +128,6 @@ def test_names_and_meanings_become_a_table():
 
 def test_the_built_page_has_that_table(site):
     rows = Tags(site / "api" / "functional.html").rows
-    assert ["lam", "[M], share of column 0"] in rows
+    assert ["lam", "[M], share of column 0: a floating dtype, in [0, 1], which is not checked"] in rows
     starts = next(row for row in Tags(site / "api" / "types.html").rows if row[:1] == ["starts"])
     assert starts[1].endswith("must not attend to each other, and positions count from each start")
