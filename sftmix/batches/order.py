@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import lru_cache
 from typing import Protocol
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_json
+from sftmix.common.plain import as_written
 from sftmix.common.rng import generator
 from sftmix.options import TrainingOptions
 from sftmix.types import Encoded, Int64, Rows
@@ -123,8 +123,7 @@ class TrainingOrder:
         """Steps done at the end of each epoch; epochs or max_steps may end the last epoch early."""
         self.total_steps = 0
         most = math.inf if options.max_steps is None else options.max_steps
-        # The number that the user wrote: 1.1 is 11/10, and a tenth of an epoch of 10 batches is 1 step, not 2.
-        epochs = Fraction(options.epochs).limit_denominator(1_000_000) if options.max_steps is None else math.inf
+        epochs = as_written(options.epochs) if options.max_steps is None else math.inf
         while epochs > len(self.ends) and self.total_steps < most:
             epoch = len(self.ends)
             steps = self.total_steps + math.ceil(min(1, epochs - epoch) * self._count(epoch))

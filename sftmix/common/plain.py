@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
@@ -55,6 +56,11 @@ def not_plain(value: object, key: str = "") -> Iterator[str]:
             f"{key} is {quoted(value)}, a {type(value).__name__}; a configuration holds numbers, text, true, false, "
             "None, and lists and dictionaries of these. Give float(), int(), str() or list() of it"
         )
+
+
+def as_written(number: float) -> Fraction:
+    """Return the number that a user wrote: 1.1 is 11/10, so that 0.07 of 100 steps are 7, and not 8 when rounded up."""
+    return Fraction(number).limit_denominator(1_000_000)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -113,12 +113,9 @@ def code_of(component: Component) -> dict[str, str | None]:
     """Return import path -> hash of the source (None: it has none), of all classes that are not the package's."""
     inner = [part for part in component._init_args.values() if isinstance(part, Component)]
     classes = [cls for cls in type(component).__mro__ if issubclass(cls, Component)]
-    own = {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in classes if not _is_ours(cls)}
+    foreign = [cls for cls in classes if not cls.__module__.startswith("sftmix.")]
+    own = {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in foreign}
     return own | {name: source for part in inner for name, source in code_of(part).items()}
-
-
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == "sftmix"
 
 
 @cache

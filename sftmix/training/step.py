@@ -26,7 +26,6 @@ prepares the next step; then it reads the sums and the gradient norm in one tran
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +38,7 @@ from sftmix.batches.collate import collate, to_device
 from sftmix.batches.deal import deal
 from sftmix.batches.order import TokenisedRows, TrainingOrder, Unit
 from sftmix.common.errors import ConfigError
+from sftmix.common.plain import as_written
 from sftmix.common.rng import stable_hash
 from sftmix.common.world import World
 from sftmix.components.base import Callback, Objective, Optimizer, Perturbation
@@ -326,8 +326,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
 
 def learning_rate(step: int, total_steps: int, options: TrainingOptions) -> float:
     """Return the learning rate of step `step` (from 0): linear warm-up in ceil(ratio * total), then the schedule."""
-    ratio = Fraction(options.warmup_ratio).limit_denominator(1_000_000)  # as the user wrote it: 0.07 of 100 is 7, not 8
-    warmup = math.ceil(ratio * total_steps)
+    warmup = math.ceil(as_written(options.warmup_ratio) * total_steps)
     if step < warmup:
         return options.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
