@@ -6,10 +6,10 @@
 
 Forward and backward of the mean loss to hidden states and head. The contestants take turns, round after round, so that
 a busy machine disturbs them alike; each one's memory, above the memory before, is that of the GPU's allocator, or on a
-CPU of a process of its own. torch's, TRL's and Liger's heads take part if they are there; what raises an error, as
-where memory does not suffice, is named and left out. `gemm` is the three matmuls alone that every head needs (logits,
-their way back to hidden states and head) at our chunk size: no loss can be faster. The logits of `naive_ntp` are
-float32, as those of transformers.
+CPU of a process of its own. The heads of torch, TRL, Liger and cut-cross-entropy take part if they are there; what
+raises an error, as where memory does not suffice, is named and left out. `gemm` is the three matmuls alone that every
+head needs (logits, their way back to hidden states and head) at our chunk size: no loss can be faster. The logits of
+`naive_ntp` are float32, as those of transformers.
 Prints one JSON object and writes it to benchmarks/results/<date>-loss-<head>-<dtype>-<device>.json.
 """
 
@@ -44,7 +44,7 @@ HEADS = {  # hidden size, vocabulary (from the configurations of the models on t
     "4096x151936": (4096, 151_936),
     "2048x248320": (2048, 248_320),
 }
-VARIANTS = ["gemm", "naive_sftmix", "naive_ntp", "torch_ntp", "trl_ntp", "liger_ntp"]
+VARIANTS = ["gemm", "naive_sftmix", "naive_ntp", "torch_ntp", "trl_ntp", "liger_ntp", "cce_ntp"]
 VARIANTS += ["chunked_ntp", "fused_ntp", "fused_sftmix"]
 CE = partial(F.cross_entropy, reduction="none")
 QUICK = {"rows": 64, "rounds": 2}
@@ -87,6 +87,12 @@ def liger_ntp(given: Inputs) -> torch.Tensor:
     return LigerFusedLinearCrossEntropyLoss()(given.weight, given.hidden, given.labels)
 
 
+def cce_ntp(given: Inputs) -> torch.Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy(given.hidden, given.weight, given.labels)
+
+
 def ours(function: Callable, given: Inputs, chunk_size: int | None, *, mixed: bool) -> torch.Tensor:
     many, rows = len(given.pairs) if mixed else 0, len(given.labels)
     ones = torch.ones(rows, device=given.labels.device)
@@ -115,15 +121,14 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
         "torch_ntp": lambda: F.linear_cross_entropy(given.hidden, given.weight, given.labels),
         "trl_ntp": lambda: trl_ntp(given),
         "liger_ntp": lambda: liger_ntp(given),
+        "cce_ntp": lambda: cce_ntp(given),
         "chunked_ntp": lambda: chunked_loss(given.hidden, CE, given.labels, weight=given.weight).loss / rows,
         "fused_ntp": lambda: ours(sft_loss, given, args.chunk_size, mixed=False),
         "fused_sftmix": lambda: ours(sft_loss, given, args.chunk_size, mixed=True),
     }
-    missing = {
-        "torch_ntp": not hasattr(F, "linear_cross_entropy"),
-        "trl_ntp": not find_spec("trl"),
-        "liger_ntp": not find_spec("liger_kernel") or args.device != "cuda",
-    }
+    on_gpus = {"liger_ntp": "liger_kernel", "cce_ntp": "cut_cross_entropy"}
+    missing = {name: not find_spec(package) or args.device != "cuda" for name, package in on_gpus.items()}
+    missing |= {"torch_ntp": not hasattr(F, "linear_cross_entropy"), "trl_ntp": not find_spec("trl")}
 
     def synchronised(run: Callable[[], None]) -> Callable[[], None]:
         def timed() -> None:

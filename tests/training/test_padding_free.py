@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from sftmix.batches.collate import collate
+from sftmix.batches.collate import collate, to_device
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
@@ -139,8 +139,9 @@ def test_on_a_gpu(attention):
     module = training_module(build(config, attention), options, precision="bf16", world=world, trains=True)
     assert module.padding_free == (attention != "sdpa")
     (one,) = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
+    batch, plan = (to_device(given, world.device) for given in (one, NTP().plan(one, step=0, total_steps=1, seed=0)))
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        out = module(one, NTP().plan(one, step=0, total_steps=1, seed=0))
+        out = module(batch, plan)
     out.loss.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.grad is not None)
     expected = losses(build(config, "eager"), n_segments=8)["nll"]
