@@ -41,18 +41,18 @@ SHAPES["1b"] |= {"num_key_value_heads": 8}
 SHAPES["3b"] |= {"num_attention_heads": 24, "num_key_value_heads": 8}
 
 LOSS = "loss --dtype bfloat16 --rows 8192 --rounds 20"
-STEP = "step --rows {0}/long.jsonl --random --precision bf16 --limit 160 --max_length 2048 --global_batch_size 16 "
+STEP = "step --rows {0}/long.jsonl --random --precision bf16 --limit 64 --max_length 2048 --global_batch_size 16 "
 STEP += "--micro_batch_size 4 --steps 20 --warm_up 4 --layouts "
 OURS = "--data.train {0}/rows.jsonl --data.limit 512 --data.max_length 512 --data.eval_fraction 0.1 --out {0}/run "
 PARTS = {
-    "tests": "pytest -o addopts= --import-mode=importlib -m gpu -q -rfE",
+    "tests": "pytest -o addopts= --import-mode=importlib -m gpu -q -rfE --tb=short",
     "loss-4096x151936": f"{LOSS} --head 4096x151936",
     "loss-4096x128256": f"{LOSS} --head llama-3.1-8b",
     "step-1b": f"{STEP} padded --model {{0}}/1b",
     "step-1b-compiled": f"{STEP} 'length groups, compiled' --model {{0}}/1b",
     "step-3b": f"{STEP} padded --model {{0}}/3b --activation_checkpointing",
     "loss-2048x248320": f"{LOSS} --head 2048x248320 --rows 16384 --rounds 10",
-    "run": f"run {OURS} --model.path {{0}}/small --training.epochs 2 --reference.checkpoints 2 --checkpoint.every 0 "
+    "run": f"run {OURS} --model.path {{0}}/small --training.epochs 2 --reference.checkpoints 2 --checkpoint.every 10 "
     "--training.global_batch_size 32 --training.micro_batch_size 8",
     "trl": "trl_compare --model {0}/small --rows {0}/rows.jsonl --precision bf16 "
     "--contestants trl_random trl_grouped ours_ntp ours_sftmix",
@@ -92,7 +92,7 @@ def make_inputs(place: Path, *, tiny: bool) -> None:
         if tiny:
             shape = {"vocabulary": 1000, "hidden_size": 128, "num_hidden_layers": 2}
         random_llama(source, place / name, weights=name == "small", **shape)
-    write_rows(place / "long.jsonl", 160, shortest=2100, longest=2100)
+    write_rows(place / "long.jsonl", 64, shortest=2100, longest=2100)
     write_rows(place / "rows.jsonl", 640, shortest=32, longest=512)
 
 
@@ -103,8 +103,9 @@ def command(name: str, place: Path, device: str) -> list[str]:
     if program == "pytest":
         files = (path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text())
         return [sys.executable, "-m", "pytest", *words, *map(str, files)]
-    if program == "run":
-        return [sys.executable, str(ROOT / "cli.py"), program, *words]
+    if program == "run":  # and some of its steps a second time
+        recipe = shlex.join([sys.executable, str(ROOT / "cli.py")])
+        return ["sh", "-c", f"{recipe} run {shlex.join(words)} && {recipe} verify {shlex.quote(str(place / 'run'))}"]
     script = ROOT / "benchmarks" / f"{program}.py"
     return [sys.executable, str(script), *words, "--device", device, "--out", str(place / "results")]
 
@@ -128,13 +129,13 @@ def attempt(name: str, place: Path, args: argparse.Namespace, seconds: float) ->
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             code = f"stopped after {seconds:.0f} s"
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(errors="replace").replace(str(place), "INPUTS").splitlines()
     if code:
-        return {"failed": code, "end": lines[-30:]}
+        return {"failed": code, "end": lines[-80:]}
     if name == "tests":
         return {"said": lines[-1]}
     if name == "run":
-        return {"stages": json.loads((place / "run" / "summary.json").read_text())["stages"]}
+        return {"stages": json.loads((place / "run" / "summary.json").read_text())["stages"], "said": lines[-1]}
     return json.loads(next(line for line in reversed(lines) if line.startswith('{"benchmark"')))
 
 
@@ -149,7 +150,7 @@ def told(name: str, report: dict[str, Any] | None) -> str:
     if name == "run":
         made = {stage: f["tokens"] / f["elapsed"] for stage, f in report["stages"].items() if "elapsed" in f}
         made["scoring"] = report["stages"]["reference"]["tokens"] / report["stages"]["reference"]["scoring_seconds"]
-        return "; ".join(f"{stage} {rate:,.0f} tokens/s" for stage, rate in made.items())
+        return "; ".join([*(f"{stage} {rate:,.0f} tokens/s" for stage, rate in made.items()), report["said"]])
     if name == "trl":
         found = {pair: ratio["speed by seconds"] for pair, ratio in report["ratios"].items()}
         return "tokens/s " + "; ".join(f"{pair} {_with_spread(ratio)}" for pair, ratio in found.items())

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def test_a_rehearsal_on_a_cpu_runs_to_its_end_and_is_not_made_twice(tmp_path):
     rows = [line for line in (tmp_path / "issue.md").read_text().splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0][2:] for line in rows[1:]] == [*words[2:]]
     assert all("failed" not in line for line in rows)
+    assert "weights are the same, bit for bit" in rows[2]
+    assert all(tempfile.gettempdir() not in text.decode() for text in kept.values())
 
 
 def test_the_options_of_all_parts_are_those_of_the_scripts(tmp_path):
@@ -94,8 +97,11 @@ LOSS = {
         ),
         (
             "run",
-            {"stages": {"reference": {"tokens": 600, "elapsed": 2.0, "scoring_seconds": 0.5}, "split": {}}},
-            "reference 300 tokens/s; scoring 1,200 tokens/s",
+            {
+                "stages": {"reference": {"tokens": 600, "elapsed": 2.0, "scoring_seconds": 0.5}, "split": {}},
+                "said": "steps 1 to 4 are the same",
+            },
+            "reference 300 tokens/s; scoring 1,200 tokens/s; steps 1 to 4 are the same",
         ),
         (
             "trl",
