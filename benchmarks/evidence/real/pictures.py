@@ -1,6 +1,6 @@
 """Draw the two pictures of docs/results.md on real models, from what was collected. It needs matplotlib: `.[bench]`.
 
-    python benchmarks/evidence/real/pictures.py --hidden runs/real/main/SFTMix/seed-1
+    python benchmarks/evidence/real/pictures.py --hidden runs/real/gemma-main/NTP/seed-1
 
 real-differences.svg   SFTMix minus each other arm, in every table that has runs, at both endpoints
 real-confidence.svg    only with --hidden: perplexities before and after the training; SmolLM2 beside Gemma; and of that
@@ -101,13 +101,13 @@ def spread(panel: Axes, table: pd.DataFrame, names: Sequence[str]) -> None:
 
 
 def agree(panel: Axes, table: pd.DataFrame, one: str, other: str) -> None:
-    """Draw each row at its perplexities under two models, before any training."""
-    columns = [table[f"{name} before"] for name in (one, other)]
+    """Draw each row at its perplexities under two models, averaged over the training of each reference."""
+    columns = [table[f"{name} mean"] for name in (one, other)]
     correlation, same = agreement(*columns)
     x, y = (column[same.index] for column in columns)
     panel.loglog(x[same], y[same], "o", ms=3, alpha=0.6, mew=0, color=BLUE, label="in the same half")
     panel.loglog(x[~same], y[~same], "o", ms=3, alpha=0.8, mew=0, color=BROWN, label="in another")
-    panel.set(xlabel=f"perplexity under {one}, before training", ylabel=f"under {other}")
+    panel.set(xlabel=f"mean perplexity over the training of {one}", ylabel=f"of {other}")
     panel.set_title(f"rank correlation {correlation:.2f},\n{same.mean():.0%} in the same half", fontsize=9)
     panel.legend(frameon=False, fontsize=8)
 
