@@ -36,7 +36,8 @@ from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.pipeline.start import StageName, refuse_other_inputs, stages_entered
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.parallel import check_compiler
+from sftmix.training.machine import machine_of
+from sftmix.training.parallel import check_compiler, resolve_precision
 from sftmix.training.scoring import held_out_metrics
 from sftmix.training.signals import StopAtOnce
 from sftmix.types import NOT_COUNTED, Scores, Split, TrainingDynamics
@@ -55,7 +56,7 @@ def run(
 
     world      the ranks, if their process group exists already; None: as torchrun announces them
     pool       other run directories; a stage that they finished from the same inputs is adopted, not made again
-    say_rows   prints the report on the rows; a table of runs prints equal ones once
+    say_rows   prints the report on the rows, and what computes; a table of runs prints equal ones once
     validated  True: the caller has validated the configuration, as a command line does before torch is imported
     Call it in every process of a torchrun. Raises the errors of `sftmix.common.errors`, which carry the exit codes.
     """
@@ -74,7 +75,9 @@ def run(
         stages = stages_entered(config, until)
         refuse_other_inputs(Known(config, ranks, rows), stages, directory.path)  # before anything is made
         if ranks.is_main:
-            say_rows("\n".join(rows.data.report.lines()))
+            precision = resolve_precision(config.training.precision, ranks.device)
+            computing = f"{ranks.size} x {machine_of(ranks, config.training)['device']}, {precision}"
+            say_rows("\n".join([*rows.data.report.lines(), computing]))
             sys.stdout.flush()
         if "train" in stages:
             check_target(config, rows, ranks)
