@@ -1,4 +1,4 @@
-"""What has never been seen on a GPU, in one command: tests, loss, steps, a run, TRL beside it, the estimate of memory.
+"""What has hardly been run on a GPU, in one command: tests, loss, steps, a run, TRL beside it, the estimate of memory.
 
     python -m benchmarks.first_gpu_hour --minutes 60       parts that have a result are skipped: call it again to go on
     python -m benchmarks.first_gpu_hour --tiny             a rehearsal on a CPU, of some minutes
@@ -45,7 +45,7 @@ STEP = "step --rows {0}/long.jsonl --random --precision bf16 --limit 64 --max_le
 STEP += "--micro_batch_size 4 --steps 20 --warm_up 4 --layouts "
 OURS = "--data.train {0}/rows.jsonl --data.limit 512 --data.max_length 512 --data.eval_fraction 0.1 --out {0}/run "
 PARTS = {
-    "tests": "pytest -o addopts= --import-mode=importlib -m gpu -q -rfE --tb=short",
+    "tests": "pytest -o addopts= --import-mode=importlib -m gpu -q -rfEs --tb=short",
     "loss-4096x151936": f"{LOSS} --head 4096x151936",
     "loss-4096x128256": f"{LOSS} --head llama-3.1-8b",
     "step-1b": f"{STEP} padded --model {{0}}/1b",
@@ -105,7 +105,8 @@ def command(name: str, place: Path, device: str) -> list[str]:
         return [sys.executable, "-m", "pytest", *words, *map(str, files)]
     if program == "run":  # and some of its steps a second time
         recipe = shlex.join([sys.executable, str(ROOT / "cli.py")])
-        return ["sh", "-c", f"{recipe} run {shlex.join(words)} && {recipe} verify {shlex.quote(str(place / 'run'))}"]
+        verify = f"{recipe} verify {shlex.quote(str(place / 'run'))}; echo exit code $?"
+        return ["sh", "-c", f"{recipe} run {shlex.join(words)} && {{ {verify}; }}"]
     script = ROOT / "benchmarks" / f"{program}.py"
     return [sys.executable, str(script), *words, "--device", device, "--out", str(place / "results")]
 
@@ -129,13 +130,14 @@ def attempt(name: str, place: Path, args: argparse.Namespace, seconds: float) ->
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             code = f"stopped after {seconds:.0f} s"
-    lines = log.read_text(errors="replace").replace(str(place), "INPUTS").splitlines()
+    text = log.read_text(errors="replace").replace(str(place), "INPUTS").replace(f"{ROOT}/", "")
+    lines = text.splitlines()
     if code:
         return {"failed": code, "end": lines[-80:]}
     if name == "tests":
         return {"said": lines[-1]}
     if name == "run":
-        return {"stages": json.loads((place / "run" / "summary.json").read_text())["stages"], "said": lines[-1]}
+        return {"stages": json.loads((place / "run" / "summary.json").read_text())["stages"], "verify": lines[-2:]}
     return json.loads(next(line for line in reversed(lines) if line.startswith('{"benchmark"')))
 
 
@@ -150,7 +152,7 @@ def told(name: str, report: dict[str, Any] | None) -> str:
     if name == "run":
         made = {stage: f["tokens"] / f["elapsed"] for stage, f in report["stages"].items() if "elapsed" in f}
         made["scoring"] = report["stages"]["reference"]["tokens"] / report["stages"]["reference"]["scoring_seconds"]
-        return "; ".join([*(f"{stage} {rate:,.0f} tokens/s" for stage, rate in made.items()), report["said"]])
+        return "; ".join([*(f"{stage} {rate:,.0f} tokens/s" for stage, rate in made.items()), *report["verify"]])
     if name == "trl":
         found = {pair: ratio["speed by seconds"] for pair, ratio in report["ratios"].items()}
         return "tokens/s " + "; ".join(f"{pair} {_with_spread(ratio)}" for pair, ratio in found.items())

@@ -224,7 +224,9 @@ def main() -> None:
     compared += [("fused_ntp", other) for other in results if other.endswith("_ntp") and other != "fused_ntp"]
     figures: dict[str, Any] = {"results": results, "errors": errors}
     figures |= {f"{a} / {b}": ratio(rounds, peaks, a, b) for a, b in compared if a in results}
-    publish("loss", args, figures, variant=f"{args.head}-{args.dtype}")
+    heads = {"trl": "trl", "liger-kernel": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy"}
+    there = [name for name, package in heads.items() if find_spec(package)]
+    publish("loss", args, figures, variant=f"{args.head}-{args.dtype}", packages=there)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def publish(
 
 def about(device: str, packages: Sequence[str] = ()) -> dict[str, Any]:
     """Return what a figure depends on: date, commit, device, load, versions."""
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]  # +: with other changes
+    commit = subprocess.run(describe, capture_output=True, text=True)
     cuda = device == "cuda"
     return {
         "date": datetime.date.today().isoformat(),

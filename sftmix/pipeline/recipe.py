@@ -76,7 +76,8 @@ def run(
         refuse_other_inputs(Known(config, ranks, rows), stages, directory.path)  # before anything is made
         if ranks.is_main:
             precision = resolve_precision(config.training.precision, ranks.device)
-            computing = f"{ranks.size} x {machine_of(ranks, config.training)['device']}, {precision}"
+            device = machine_of(ranks, config.training)["device"]
+            computing = f"computing in {precision} on {device}; ranks: {ranks.size}"
             say_rows("\n".join([*rows.data.report.lines(), computing]))
             sys.stdout.flush()
         if "train" in stages:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.first_gpu_hour import PARTS, PUBLIC, TINY, command, issue, told
+from benchmarks.report import RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +31,10 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_results_of_another_machine_are_not_taken_for_ones_own():
+    assert not (RESULTS / "first-gpu-hour").exists()
+
+
 @pytest.mark.slow
 def test_a_rehearsal_on_a_cpu_runs_to_its_end_and_is_not_made_twice(tmp_path):
     words = ("--tiny", "--parts", "loss-4096x151936", "run", "step-small")
@@ -44,8 +49,9 @@ def test_a_rehearsal_on_a_cpu_runs_to_its_end_and_is_not_made_twice(tmp_path):
     rows = [line for line in (tmp_path / "issue.md").read_text().splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0][2:] for line in rows[1:]] == [*words[2:]]
     assert all("failed" not in line for line in rows)
-    assert "weights are the same, bit for bit" in rows[2]
-    assert all(tempfile.gettempdir() not in text.decode() for text in kept.values())
+    assert "weights are the same, bit for bit; exit code 0" in rows[2]
+    places = (tempfile.gettempdir(), str(ROOT))
+    assert not any(place in text.decode() for text in kept.values() for place in places)
 
 
 def test_the_options_of_all_parts_are_those_of_the_scripts(tmp_path):
@@ -99,9 +105,9 @@ LOSS = {
             "run",
             {
                 "stages": {"reference": {"tokens": 600, "elapsed": 2.0, "scoring_seconds": 0.5}, "split": {}},
-                "said": "steps 1 to 4 are the same",
+                "verify": ["steps 1 to 4 are the same", "exit code 0"],
             },
-            "reference 300 tokens/s; scoring 1,200 tokens/s; steps 1 to 4 are the same",
+            "reference 300 tokens/s; scoring 1,200 tokens/s; steps 1 to 4 are the same; exit code 0",
         ),
         (
             "trl",

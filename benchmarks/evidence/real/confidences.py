@@ -2,7 +2,7 @@
 
     python benchmarks/evidence/real/confidences.py \\
         --before SmolLM2=runs/real/before/smollm2-135m Gemma=runs/real/before/gemma3-270m \\
-        --after SmolLM2=runs/real/main/NTP/seed-1 Gemma=runs/real/gemma-main/NTP/seed-1 \\
+        --after SmolLM2=runs/real/main/NTP/seed-1 Gemma=benchmarks/results/evidence/real-gemma-main/scores \\
         --words runs/real/main/NTP/seed-1
 
 A run --before has the model as it comes for a reference, a run --after the trained one of a table:
@@ -74,10 +74,12 @@ def main() -> None:
         scorings = read(Path(run))
         columns |= {f"{name} after": scorings.iloc[:, -1], f"{name} mean": scorings.mean(axis=1)}
     if options.words:
-        columns |= words(options.words)
+        columns |= dict(words(options.words).items())
     table = pd.DataFrame(columns).sort_index()
     if FILE.exists():
         kept = pd.read_csv(FILE, index_col="id")
+        if columns and not kept.index.isin(table.index).all():
+            parser.error(f"{FILE} has rows that the runs lack")
         table = kept.assign(**table.reindex(kept.index))
     table.round(4).to_csv(FILE)
     print("| perplexities | rank correlation | in the same half |\n|---|---:|---:|")

@@ -106,7 +106,7 @@ def agree(panel: Axes, table: pd.DataFrame, one: str, other: str) -> None:
     correlation, same = agreement(*columns)
     x, y = (column[same.index] for column in columns)
     panel.loglog(x[same], y[same], "o", ms=3, alpha=0.6, mew=0, color=BLUE, label="in the same half")
-    panel.loglog(x[~same], y[~same], "o", ms=3, alpha=0.8, mew=0, color=BROWN, label="in another")
+    panel.loglog(x[~same], y[~same], "o", ms=3, alpha=0.8, mew=0, color=BROWN, label="in different halves")
     panel.set(xlabel=f"mean perplexity over the training of {one}", ylabel=f"of {other}")
     panel.set_title(f"rank correlation {correlation:.2f},\n{same.mean():.0%} in the same half", fontsize=9)
     panel.legend(frameon=False, fontsize=8)

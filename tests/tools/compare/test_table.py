@@ -206,7 +206,8 @@ def test_the_table_holds_what_the_runs_say(ran):
     files = {"table.md", "table.json", "cells.csv", "compare.yaml", "STATUS.json", ".lock"}
     assert {p.name for p in ran.out.iterdir()} == {*files, *VARIANTS}
     assert (ran.out / "table.md").read_text() in ran.printed
-    assert [ran.printed.count(said) for said in (" rows read: ", "1 x cpu ", ", fp32\n")] == [1, 1, 1]  # of 4 cells
+    once = (" rows read: ", "computing in fp32 on cpu ", "; ranks: 1\n")
+    assert [ran.printed.count(said) for said in once] == [1, 1, 1]  # of 4 cells
     assert "SFTMix, seed 2 (4 of 4)" in ran.printed
     assert status(ran.out)["exit_code"] == 0
 
