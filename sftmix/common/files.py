@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -213,11 +214,13 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object])
 
     The manifest also holds a hash of itself: a bit of a step's number may flip as well as one of a weight.
     """
-    hashes = {}
-    for path in filter(Path.is_file, sorted(staging.rglob("*"))):
+
+    def entry(path: Path) -> tuple[str, dict[str, Any]]:
         sync_path(path)
-        name = path.relative_to(staging).as_posix()
-        hashes[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        return path.relative_to(staging).as_posix(), {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+    with ThreadPoolExecutor() as threads:  # the GPUs wait, and each rank has a file
+        hashes = dict(threads.map(entry, filter(Path.is_file, sorted(staging.rglob("*")))))
     manifest = {**about, "files": hashes}
     write_json(staging / MANIFEST, {**manifest, "sha256": sha256_json(manifest)})
     sync_path(staging)
@@ -243,13 +246,17 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
         return "its manifest does not have the hash it was written with"
     if strange := sorted({file.name for file in path.glob("*.safetensors")} - manifest["files"].keys()):
         return f"{strange[0]} is not a file of it"
-    for name, entry in manifest["files"].items():
-        file = path / name
+
+    def problem(name: str) -> str | None:
+        file, entry = path / name, manifest["files"][name]
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != entry["bytes"] or (hashes and sha256_file(file) != entry["sha256"]):
             return f"{name} does not have the hash it was written with"
-    return None
+        return None
+
+    with ThreadPoolExecutor() as threads:
+        return next(filter(None, threads.map(problem, manifest["files"])), None)
 
 
 def sync_path(path: Path) -> None:

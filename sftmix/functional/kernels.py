@@ -6,6 +6,7 @@ logit in bf16, while torch's passes take some fifty. Logits are bf16, f16 or flo
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -107,8 +108,9 @@ def gradients(x: Tensor, uses: Any, lam: Tensor, pair_weight: Tensor, mixup: Ten
     """
     pairs, vocabulary = len(lam), x.shape[1]
     options = {"softcap": softcap or 0.0, "BLOCK": min(BLOCK, triton.next_power_of_2(vocabulary)), "num_warps": 8}
-    if pairs:
-        _pairs[(pairs,)](x, *uses[:3], lam, pair_weight, mixup, pairs, vocabulary, **options)
-    if len(alone := x[2 * pairs :]):
-        _rows[(len(alone),)](alone, *uses.part(slice(2 * pairs, None))[:3], vocabulary, **options)
+    with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
+        if pairs:
+            _pairs[(pairs,)](x, *uses[:3], lam, pair_weight, mixup, pairs, vocabulary, **options)
+        if len(alone := x[2 * pairs :]):
+            _rows[(len(alone),)](alone, *uses.part(slice(2 * pairs, None))[:3], vocabulary, **options)
     uses.ntp.copy_(uses.nll)

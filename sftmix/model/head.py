@@ -127,9 +127,11 @@ def _check_loss(name: str, out: Any, ids: Tensor) -> None:
 
 def _not_finite(model: PreTrainedModel, name: str) -> ConfigError:
     """Return the error of a model whose logits are not finite."""
-    weights = dict(model.named_parameters()).items()  # of which a rank may hold a sound shard
-    whole = {key: weight.full_tensor() if isinstance(weight, DTensor) else weight for key, weight in weights}
-    broken = [key for key, weight in whole.items() if not weight.isfinite().all()]
+    broken = []
+    for key, weight in model.named_parameters():  # of which a rank may hold a sound shard
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if not whole.isfinite().all():
+            broken.append(key)
     return ConfigError(
         f"model.path: the logits of {name} are not finite numbers, and neither are {some(broken)}: name an "
         "undamaged copy of it"

@@ -26,20 +26,23 @@ CGROUP = Path("/sys/fs/cgroup")
 def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None:
     """Compare what the stage will take on this rank with what is free; weights, which are loaded, count in neither.
 
-    Raises ConfigError if the gradients and the optimizer's state alone do not fit. Says which micro-batch fits if the
-    activations of the largest one do not: those are measured by the forward of the longest row, or of its beginning.
+    Raises ConfigError if the gradients and the optimizer alone do not fit. Says which micro-batch fits if the
+    activations of the largest one do not: those are measured by the forward of the longest row, or of its beginning,
+    and not at all if they are recomputed.
     """
     stage = setup.stage
     free = -setup.world.max(-free_memory(setup.world.device))  # of the rank that has least: all ranks decide alike
     if math.isinf(free) or isinstance(setup.module, FSDPModule):
         return
-    trained = [one for one in stage.model.parameters() if one.requires_grad]
-    state = sum(one.nbytes + one.numel() * stage.optimizer.state_bytes for one in trained)
-    if state > free:
+    state, update = _held(setup)
+    if state + update > free:
         raise ConfigError(
-            f"{stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free. "
-            "Train adapters (--model.lora.r 16), a smaller model, or shard it over GPUs (--training.parallel fsdp)"
+            f"{stage.name}: gradients and optimizer take {(state + update) / GIB:.1f} GiB, and {free / GIB:.1f} GiB "
+            "are free. Train adapters (--model.lora.r 16), a smaller model, shard it over GPUs (--training.parallel "
+            "fsdp), or on a GPU update without a copy (--optimizer AdamW --optimizer.fused true)"
         )
+    if stage.options.activation_checkpointing:
+        return
     constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
     batch = stage.order.batch(0)
     unit = max(map(len, batch))  # 2: a pair is never cut apart
@@ -53,6 +56,18 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
         f"{stage.name}: {rows} rows as long as the longest one take {activations / GIB:.1f} GiB, beside "
         f"{state / GIB:.1f} GiB of gradients and optimizer, and {free / GIB:.1f} GiB are free; use {remedy}"
     )
+
+
+def _held(setup: StepSetup) -> tuple[float, int]:
+    """Return the bytes of gradients and optimizer that are still to come, and those that only an update takes."""
+    trained = [one for one in setup.stage.model.parameters() if one.requires_grad]
+    numbers, optimizer = sum(one.numel() for one in trained), setup.stage.optimizer
+    state = numbers * optimizer.state_bytes
+    if not isinstance(setup.module, nn.parallel.DistributedDataParallel):  # whose buckets have the gradients by now
+        state += sum(one.nbytes for one in trained)
+    # On a GPU torch's AdamW copies its second moments for an update, unless it is fused.
+    copies = setup.world.device.type != "cpu" and getattr(optimizer, "fused", None) is False
+    return state, 4 * numbers * copies
 
 
 def free_memory(device: torch.device) -> float:

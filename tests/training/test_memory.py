@@ -9,12 +9,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
+from sftmix.components import AdamW
 from sftmix.training import memory
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import StepSetup
 from tests.toy import toy_model, toy_rows, toy_stage
 
+GPU = World(device=torch.device("cuda", 0))
 DATA = toy_rows([(3, 5), (7, 2), (20, 12), (4, 4)])
 
 
@@ -59,6 +61,33 @@ def test_what_does_not_fit_at_all_is_refused_before_the_first_step(stage, monkey
     with pytest.raises(ConfigError, match="lora"):
         train(stage, World())
     assert not (stage.directory / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("fused", "each"), [(False, 4), (True, 3)])
+def test_on_a_gpu_an_update_that_is_not_fused_has_a_copy_of_the_second_moments(stage, monkeypatch, fused, each):
+    """The check asks the device and not a tensor, so it is a GPU's in name."""
+    setup = StepSetup(replace(stage, optimizer=AdamW(fused=fused)), TrainingModule(stage.model), None, "fp32", GPU)  # type: ignore[arg-type]
+    needed = sum(each * one.nbytes for one in stage.model.parameters())
+    free(monkeypatch, needed - 1)
+    with pytest.raises(ConfigError, match=r"optimizer\.fused true"):
+        memory.check_memory(setup)
+    free(monkeypatch, needed)
+    memory.check_memory(setup, lambda line: None)
+
+
+def test_the_gradients_of_ddp_are_there_before_the_first_step(stage, monkeypatch):
+    module = TrainingModule(stage.model)
+    stage = replace(stage, options=replace(stage.options, activation_checkpointing=True))
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", TrainingModule)
+    free(monkeypatch, sum(2 * one.nbytes for one in stage.model.parameters()))
+    memory.check_memory(StepSetup(stage, module, None, "fp32", World()), lambda line: None)  # type: ignore[arg-type]
+
+
+def test_activations_that_are_recomputed_are_not_told_as_if_they_were_kept(stage, monkeypatch, capsys):
+    stage = replace(stage, options=replace(stage.options, activation_checkpointing=True))
+    free(monkeypatch, sum(3 * one.nbytes for one in stage.model.parameters()))
+    train(stage, World())
+    assert "as long as" not in capsys.readouterr().out
 
 
 def test_the_micro_batch_that_fits_is_named_before_the_first_step(stage, monkeypatch, capsys):

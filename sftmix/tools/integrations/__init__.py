@@ -137,6 +137,11 @@ class SFTMixTrainer(Trainer):
             raise ValueError(f"SFTMix mixes whole rows in its own order, with its own loss; leave out {named}")
         if (size := args.per_device_train_batch_size) % 2:
             raise ValueError(f"SFTMix mixes pairs, and per_device_train_batch_size is {size}; use an even number")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"SFTMix takes one GPU a process, and this one sees {args.n_gpu}: accelerate launch, or "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
         if not os.path.isfile(split := args.sftmix_split):
             raise ValueError(f"sftmix_split is {split!r}, which is no file; name a split.parquet or dynamics.parquet")
         super().__init__(model, args, *more, **kwargs)

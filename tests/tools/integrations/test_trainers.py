@@ -195,6 +195,13 @@ def test_what_it_does_not_work_with_is_named(tiny, tmp_path, options):
         trainer_of(Mixed, tiny, tmp_path, **options)
 
 
+def test_one_process_with_several_gpus_is_refused(tiny, tmp_path, monkeypatch):
+    """TRL would spread the model over them, and the Trainer would cut the counts of a batch."""
+    monkeypatch.setattr(example.SFTMixConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"this one sees 2: accelerate launch, or CUDA_VISIBLE_DEVICES=0"):
+        trainer_of(Mixed, tiny, tmp_path)
+
+
 def test_it_needs_a_split_and_rows_by_number(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"sftmix_split is '', which is no file"):
         trainer_of(Mixed, tiny, tmp_path, sftmix_split="")
