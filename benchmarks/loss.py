@@ -46,6 +46,7 @@ HEADS = {  # hidden size, vocabulary (from the configurations of the models on t
 }
 VARIANTS = ["gemm", "naive_sftmix", "naive_ntp", "torch_ntp", "trl_ntp", "liger_ntp", "cce_ntp"]
 VARIANTS += ["chunked_ntp", "fused_ntp", "fused_sftmix"]
+PACKAGES = {"trl_ntp": "trl", "liger_ntp": "liger-kernel", "cce_ntp": "cut-cross-entropy"}
 CE = partial(F.cross_entropy, reduction="none")
 QUICK = {"rows": 64, "rounds": 2}
 TRL_TILE = 32_768
@@ -112,6 +113,10 @@ def gemm(given: Inputs, chunk_size: int | None) -> None:
         dw.addmm_(logits[: len(h)].T, h)
 
 
+def installed(name: str) -> bool:
+    return find_spec(PACKAGES[name].replace("-", "_")) is not None
+
+
 def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], None]]:
     """Return functions that run forward and backward once, on the same inputs; only those that can run here."""
     given = make_inputs(args, rows)
@@ -126,9 +131,10 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
         "fused_ntp": lambda: ours(sft_loss, given, args.chunk_size, mixed=False),
         "fused_sftmix": lambda: ours(sft_loss, given, args.chunk_size, mixed=True),
     }
-    on_gpus = {"liger_ntp": "liger_kernel", "cce_ntp": "cut_cross_entropy"}
-    missing = {name: not find_spec(package) or args.device != "cuda" for name, package in on_gpus.items()}
-    missing |= {"torch_ntp": not hasattr(F, "linear_cross_entropy"), "trl_ntp": not find_spec("trl")}
+    missing = {name: not installed(name) for name in PACKAGES}
+    missing["torch_ntp"] = not hasattr(F, "linear_cross_entropy")
+    if args.device != "cuda":
+        missing |= {"liger_ntp": True, "cce_ntp": True}
 
     def synchronised(run: Callable[[], None]) -> Callable[[], None]:
         def timed() -> None:
@@ -224,8 +230,7 @@ def main() -> None:
     compared += [("fused_ntp", other) for other in results if other.endswith("_ntp") and other != "fused_ntp"]
     figures: dict[str, Any] = {"results": results, "errors": errors}
     figures |= {f"{a} / {b}": ratio(rounds, peaks, a, b) for a, b in compared if a in results}
-    heads = {"trl": "trl", "liger-kernel": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy"}
-    there = [name for name, package in heads.items() if find_spec(package)]
+    there = [package for name, package in PACKAGES.items() if installed(name)]
     publish("loss", args, figures, variant=f"{args.head}-{args.dtype}", packages=there)
 
 

@@ -102,9 +102,8 @@ class CheckpointStore:
 
         staging = self.world.from_main(begin)
         writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
-        writer.per_thread_copy_ahead = (
-            0  # it would copy all through pinned memory of the host, which torch never gives back
-        )
+        # Else all is copied through pinned memory of the host, which torch never gives back.
+        writer.per_thread_copy_ahead = 0
         problem = None
         try:
             with warnings.catch_warnings(action="ignore"):  # that this is a single process, as is intended
