@@ -180,8 +180,9 @@ class DecomposedMixup(SFTMix):
 
     def loss(self, view: LossView, batch: Batch, plan: Plan) -> SFTLoss:
         (i, j), lam_M, weight_M = plan.pairs.unbind(1), plan.lam.double(), plan.pair_weight.double()
-        weight_T = plan.row_weight.double()  # a row may be in several pairs
-        weight_T = weight_T.index_add(0, i, weight_M * lam_M).index_add(0, j, weight_M * (1 - lam_M))
+        weight_T = plan.row_weight.double()  # a row may be in several pairs; CUDA's index_add has no order
+        weight_T = weight_T.index_put((i,), weight_M * lam_M, accumulate=True)
+        weight_T = weight_T.index_put((j,), weight_M * (1 - lam_M), accumulate=True)
         out = view.sft_loss(batch, plan.without_pairs(weight_T))
         return out._replace(mixup=plan.lam * out.nll[i] + (1 - plan.lam) * out.nll[j])
 

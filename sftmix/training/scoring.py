@@ -160,7 +160,7 @@ def scoring_plan(batch: Batch) -> Plan:
 def sum_by_slot(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Return f64[B, ...], the sums over the token rows [T, ...] of each example of the batch."""
     sums = values.new_zeros(len(batch.ids), *values.shape[1:], dtype=torch.float64)
-    return sums.index_add_(0, batch.slot, values.double())
+    return sums.index_put_((batch.slot,), values.double(), accumulate=True)  # CUDA's index_add_ has no order
 
 
 def split_by_slot(values: torch.Tensor, batch: Batch) -> list[np.ndarray]:

@@ -33,6 +33,10 @@ class HostTensor(RuntimeError):
     """A tensor of the host meets one of the device in one operation."""
 
 
+class OrderOfThreads(RuntimeError):
+    """Floats are added to one place in the order in which a GPU's threads come to it: the last bit changes."""
+
+
 class SimTensor(torch.Tensor):
     """A tensor on `sim`; `values`, on the CPU, is what it holds."""
 
@@ -91,6 +95,21 @@ def _by_mask(x: torch.Tensor, indices: list[torch.Tensor | None], values: Any = 
     return not single and any(index is not None and index.dtype == torch.bool for index in indices)
 
 
+def _refuse_order_of_threads(func: Any, args: Any) -> None:
+    """Raise OrderOfThreads for what CUDA adds up with atomics, and for its cumsum (torch.use_deterministic_algorithms).
+
+    A place that an operation comes to once is as it was left, whatever the order.
+    """
+    name = func.overloadpacket.__name__.removesuffix("_")
+    if name not in ("index_add", "scatter_add", "cumsum") or not args[0].is_floating_point():
+        return
+    if name != "cumsum":
+        dim = args[1] if name == "scatter_add" else 0
+        if (args[2].values.sort(dim=dim).values.diff(dim=dim) != 0).all():
+            return
+    raise OrderOfThreads(f"{func} in {_place()}")
+
+
 def _place() -> str:
     """Return the file that calls torch; of the optimizers, which are torch's own, theirs."""
     frame = sys._getframe(2)
@@ -108,6 +127,8 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     copies = func.overloadpacket in (aten._to_copy, aten.copy_)
     if not copies and ours and any(x.dim() for x in given if not isinstance(x, SimTensor)):
         raise HostTensor(f"{func}: {[f'{x.device.type} {x.dtype} {list(x.shape)}' for x in given]}")
+    if ours:
+        _refuse_order_of_threads(func, args)
     asked = kwargs.get("device")
     of_operand = args[0].device if copies else ours[0].device if ours else torch.device("cpu")
     device = of_operand if asked is None else torch.device(asked)

@@ -17,6 +17,7 @@ from sftmix.components import (
     IRDRO,
     NTP,
     CutMix,
+    DecomposedMixup,
     EmbeddingMixup,
     LabelSmoothing,
     ManifoldMixup,
@@ -32,7 +33,7 @@ from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import prepare_step, train_step
-from tests.device.sim import HostTensor, Sim, begin
+from tests.device.sim import HostTensor, OrderOfThreads, Sim, begin
 from tests.forked import on_ranks
 from tests.toy import toy_setup
 from tests.training.test_step import DATA, UNITS
@@ -45,6 +46,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "DFT": DFT,
     "LabelSmoothing": LabelSmoothing,
     "IRDRO": IRDRO,
+    "DecomposedMixup": DecomposedMixup,
     "EmbeddingMixup": EmbeddingMixup,
     "ManifoldMixup": lambda: ManifoldMixup(layers=1),
     "CutMix": CutMix,
@@ -176,14 +178,25 @@ class WeightsReadInTheLoss(SFTMix):
         return super().loss(view, batch, plan)
 
 
+class SumsInNoOrder(NTP):
+    def loss(self, view, batch, plan):
+        out = super().loss(view, batch, plan)
+        sums = out.nll.new_zeros(len(batch.ids)).index_add(0, batch.slot, out.nll)
+        return out._replace(ntp=out.ntp + 0 * sums.sum())
+
+
 def check_faults(world: World) -> None:
     seen = begin()
-    for objective, perturbation in ((SFTMix(), NoiseOfTheHost()), (LambdaOfTheHost(), None)):
-        with pytest.raises(HostTensor):
+    for error, objective, perturbation in (
+        (HostTensor, SFTMix(), NoiseOfTheHost()),
+        (HostTensor, LambdaOfTheHost(), None),
+        (OrderOfThreads, SumsInNoOrder(), None),
+    ):
+        with pytest.raises(error):
             stepped(SIM, objective, perturbation=perturbation)
     reads = stepped(SIM, WeightsReadInTheLoss(), seen=seen)[2]
     assert reads["test_step.py"] == 4
 
 
-def test_what_is_left_on_the_host_or_read_from_the_device_is_found():
+def test_what_is_left_on_the_host_or_read_from_the_device_or_added_in_no_order_is_found():
     on_ranks(check_faults, ranks=1)
