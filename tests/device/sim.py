@@ -96,18 +96,15 @@ def _by_mask(x: torch.Tensor, indices: list[torch.Tensor | None], values: Any = 
 
 
 def _refuse_order_of_threads(func: Any, args: Any) -> None:
-    """Raise OrderOfThreads for what CUDA adds up with atomics, and for its cumsum (torch.use_deterministic_algorithms).
+    """Raise OrderOfThreads where CUDA adds up floats with atomics (torch.use_deterministic_algorithms lists these).
 
-    A place that an operation comes to once is as it was left, whatever the order.
+    Not for places that the operation comes to once.
     """
     name = func.overloadpacket.__name__.removesuffix("_")
-    if name not in ("index_add", "scatter_add", "cumsum") or not args[0].is_floating_point():
-        return
-    if name != "cumsum":
+    if name in ("index_add", "scatter_add") and args[0].is_floating_point():
         dim = args[1] if name == "scatter_add" else 0
-        if (args[2].values.sort(dim=dim).values.diff(dim=dim) != 0).all():
-            return
-    raise OrderOfThreads(f"{func} in {_place()}")
+        if (args[2].values.sort(dim=dim).values.diff(dim=dim) == 0).any():
+            raise OrderOfThreads(f"{func} in {_place()}")
 
 
 def _place() -> str:
