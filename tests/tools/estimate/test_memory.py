@@ -112,7 +112,7 @@ def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(path, objective, precisio
 
 @pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
 @pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(path, objective, lora, ranks):
     options = TrainingOptions(precision="bf16", parallel="fsdp", padding_free=False)
     world, given, model = FakeRank(size=ranks), micro_batch(8, 60), FakeModel(path, None, lora).model
