@@ -46,8 +46,8 @@ NOT_OPTIONS = {
 }
 """Names that are no variables of a template's own: the encoder gives them, or transformers takes or passes them."""
 
-CALL_FIELDS = ("tool_calls", "function_call")
-"""Fields of a turn that hold calls: a list, and a single one."""
+CALL_FIELDS = ("tool_calls", "function_calls", "function_call")
+"""Fields of a turn that hold calls: lists, and a single one."""
 
 CALL_ID = 9
 """Letters and digits of an id that we make: the templates of Mistral take no other number."""
@@ -68,8 +68,15 @@ def tools_of(row: Fields) -> tuple[dict[str, Any], ...]:
 def variables_of(row: Fields) -> dict[str, Any]:
     """Return a row's own values of the chat template's variables; {} if it has none. Raises BadRow."""
     options = parsed(row.get(OPTIONS) or {}, OPTIONS)
-    if not isinstance(options, dict) or not all(isinstance(value, (str, int, float)) for value in options.values()):
+    if not isinstance(options, dict):
         raise BadRow(f"{OPTIONS} must be an object with plain values, found {quoted(options)}")
+    options = {name: value for name, value in options.items() if value not in ([], {})}
+    for name, value in options.items():
+        if not isinstance(value, (str, int, float)):
+            raise BadRow(
+                f"{OPTIONS}.{name} is {quoted(value)}, and plain values are read: functions are the row's `tools`; "
+                f"data.columns '{{{OPTIONS}: null}}' leaves the field unread"
+            )
     if own := NOT_OPTIONS & options.keys():
         raise BadRow(f"{OPTIONS} has {', '.join(sorted(own))}, which is no variable of a template's own")
     return options

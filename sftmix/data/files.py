@@ -40,6 +40,8 @@ def _lines(path: Path) -> Iterator[Row]:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
+            if line.strip() == b"{":
+                raise BadRow(f":{number}: an object over several lines; write rows as the file's list, or one a line")
             try:
                 row = json.loads(decoded(line).rstrip())
             except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits

@@ -12,7 +12,7 @@ from sftmix.common.plain import spelling
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.data.calls import OPTIONS, TOOLS, tools_of, variables_of
 from sftmix.data.turns import INSIDE, checked, is_parts, last_alone, turns_of, weight_of
-from sftmix.data.values import BadRow, Fields, checked_text, field_text, filled, without_null
+from sftmix.data.values import BadRow, Fields, checked_text, field_text, filled, parsed, without_null
 from sftmix.types import Example, Message
 
 RESERVED_ID = re.compile(r"@turn\d+$")
@@ -20,6 +20,9 @@ RESERVED_ID = re.compile(r"@turn\d+$")
 
 TEXT = "text"
 """The format of documents: text files, and rows with a field `text` and no field that another format reads."""
+
+LISTS = {"messages", "conversations"}
+"""Fields that are lists, which tables of text have as JSON."""
 
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 """Fields of rows and turns that make a bad row if they say anything."""
@@ -113,6 +116,7 @@ def convert(
     if name == TEXT != form:
         raise BadRow("a text, where conversations are read; a run takes one kind")
     used = {*FORMAT_FIELDS[name], "id", label_field}
+    row = {**row, **{key: parsed(row[key], key) for key in LISTS & row.keys() & used if isinstance(row[key], str)}}
     if name == TEXT:
         others = _unread(row, MEDIA, used, *INSIDE)
     else:

@@ -5,10 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError, refuse
+from sftmix.common.fields import listed
 from sftmix.data.choice import divide, exclude, take
 from sftmix.data.reading import read_side
 from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations
+from sftmix.data.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.options import DataOptions
 
 OF_CONVERSATIONS = (
@@ -53,7 +55,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     """
     refuse(list(options.problems()), "the options of the rows")
     train, report, written = read_side("data.train", options, progress)
-    thinking = "thought" in report.counts
+    thinking = _thinks(train, report, options)
     if options.packing and not train.is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
     of_conversations = [*OF_CONVERSATIONS]
@@ -90,3 +92,14 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         for example in held_out.read(held_out.records[np.isin(hashes, trained)]):
             report.add("eval_in_train", f"{example.id} ({example.source})")
     return Prepared(train, held_out, report, options, thinking)
+
+
+def _thinks(rows: Conversations, report: DataReport, options: DataOptions) -> bool:
+    """Return True if some row has a thought. Raises DataError if none has, and data.thoughts is not train."""
+    found = "thought" in report.counts
+    if options.thoughts != "train" and not (found or rows.is_text):
+        raise DataError(
+            f"data.thoughts is {options.thoughts}, and no row of data.train has a thought, in {listed(THOUGHT_FIELDS)} "
+            f"of its turns or behind {listed(TAGS)} in their content: leave it out, or give thoughts in these forms"
+        )
+    return found

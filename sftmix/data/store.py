@@ -25,7 +25,7 @@ from sftmix.common.files import commit_directory, is_full, read_json, sha256_jso
 from sftmix.data.thoughts import answers
 from sftmix.types import Example, Int64, Message
 
-CODE_VERSION = 8
+CODE_VERSION = 9
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 Record = dict[str, Any]

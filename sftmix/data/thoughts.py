@@ -16,6 +16,7 @@ TAGS = {
     "<seed:think>": "</seed:think>",
     "<|inner_prefix|>": "<|inner_suffix|>",
     "<|channel>thought": "<channel|>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
 }
 """Tags that open a thought, as models and rows write them, and those that close it."""
 
@@ -26,19 +27,28 @@ _OPENING = "|".join([_NAMED.format(""), *map(re.escape, TAGS)])
 _CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
 _OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
 _CLOSED_AT_END = re.compile(rf"({_CLOSING})\s*$")
+_ALONE = {
+    opening: re.compile(rf"(?<![\"'`(\[]){re.escape(closing)}(?=[ \t]*(?:\n|$)|[^\s\"'`)\],.;:])")
+    for opening, closing in TAGS.items()
+}
+"""A closing tag that ends a line, or that the answer follows at once: quoted or in a sentence, it is spoken of."""
 _EMPTY = re.compile(rf"({_OPENING})(\s*)(\S+)")
 
 
 def divided(content: str) -> tuple[str, str]:
-    """Return the thought at the head of a response, and the answer behind it; ("", content) if there are no tags.
+    """Return the thought at the head of a response, and the answer behind it; ("", content) if there is none.
 
-    A response whose prompt had opened the thought has the closing tag alone.
+    A thought that is not closed was cut off, and has no answer. A response whose prompt had opened the thought has the
+    closing tag alone.
     """
+    text = content.strip()
     for opening, closing in TAGS.items():
-        before, closed, answer = content.partition(closing)
-        head, opened, thought = before.rpartition(opening)
-        if closed and not head.strip():
-            return (thought if opened else before).strip(), answer.strip()
+        if text.startswith(opening):
+            thought, _, answer = text.removeprefix(opening).partition(closing)
+            return thought.strip(), answer.strip()
+    for opening, alone in _ALONE.items():
+        if closed := alone.search(text.partition(opening)[0]):
+            return text[: closed.start()].strip(), text[closed.end() :].strip()
     return "", content
 
 

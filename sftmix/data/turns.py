@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.fields import CALL_ROLE, ROLES
+from sftmix.common.fields import CALL_ROLE, ROLES, listed
 from sftmix.common.plain import spelling
 from sftmix.common.shown import quoted
-from sftmix.data.calls import CALL_FIELDS, call_answered, calls_of
+from sftmix.data.calls import CALL_FIELDS, TOOLS, call_answered, calls_of
 from sftmix.data.thoughts import THOUGHT_FIELDS, divided
-from sftmix.data.values import BadRow, Fields, checked_text, parsed, without_null
+from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed, without_null
 from sftmix.types import Message
 
 _ON = {"true": True, "1": True, "false": False, "0": False}
@@ -34,6 +34,7 @@ _TURN = ("role", "content", "from", "value", "weight", "loss_weight", "name", "t
 _PART = ("type", "text", "content", "value", "weight", "loss_weight", "function", "arguments", "name", "id")
 PART_TYPES = ("text", "image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
 """Types of the parts of a content. Only text is read."""
+REMEDY = "write turns as {role: ..., content: ...}; data.columns names the fields of rows alone"
 INSIDE = ((*_TURN, *THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS), (*_PART, *FLAGS))
 """The fields that are read of a turn, and of a part of its content or a call."""
 
@@ -75,8 +76,12 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
     for place, turn in enumerate(turns):
         where = f"{field}[{place}]"
         if not isinstance(turn, Mapping):
-            raise BadRow(f"{where} must be an object, found {quoted(turn)}")
+            raise BadRow(f"{where} must be an object, found {quoted(turn)}: {REMEDY}")
         turn = without_null(turn)
+        if not turn.keys() & {"role", "from"}:
+            raise BadRow(f"{where} has no role, but {listed(turn)}: {REMEDY}")
+        if any(filled(turn.get(name)) for name in TOOLS):
+            raise BadRow(f"{where} lists functions; they are the row's, in a field `tools`")
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
         role = known.get(str(turn.get(role_key)))
         if role is None:

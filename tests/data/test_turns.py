@@ -340,7 +340,7 @@ BAD = {
     "variables in a list": (turns(ANSWER, chat_template_kwargs=[1]), "chat_template_kwargs must be an object"),
     "variables that are nested": (
         turns(ANSWER, chat_template_kwargs={"a": [1]}),
-        "chat_template_kwargs must be an obj",
+        "chat_template_kwargs.a is [1], and plain values are read",
     ),
     **{
         f"a variable that is given, {name}": (

@@ -1,0 +1,71 @@
+"""Rows in the forms of published data sets: JSON in a text, a template's variables, and turns that are no turns."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from sftmix.data.formats import convert
+from sftmix.data.values import BadRow
+from sftmix.types import Message
+
+CHAT = [{"role": "user", "content": "u", "time": None}, {"role": "assistant", "content": "a", "source": "s"}]
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
+MESSAGES = (Message("user", "u"), Message("assistant", "a", True))
+
+
+@pytest.mark.parametrize("field", ["messages", "conversations"])
+def test_turns_in_a_text(field):
+    unread = Counter[str]()
+    assert convert({field: json.dumps(CHAT)}, "auto", unread=unread).messages == MESSAGES
+    assert unread == {f"'{field}[].source'": 1}
+
+
+def test_variables_that_hold_nothing_are_absent():
+    given = {"custom_instructions": "Be brief.", "enable_thinking": False, "python_tools": [], "xml_tools": {}}
+    found = convert({"messages": CHAT, "chat_template_kwargs": given}, "auto")
+    assert found.options == {"custom_instructions": "Be brief.", "enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": "u: hello"}, "messages is 'u: hello', which is not JSON"),
+        ({"messages": '{"a": 1}'}, "messages[0] has no role, but 'a'"),
+        (
+            {"messages": [{"input": "u", "output": "a"}]},
+            "messages[0] has no role, but 'input', 'output': write turns as",
+        ),
+        ({"conversations": ["u", "a"]}, "conversations[0] must be an object, found 'u': write turns as {role"),
+        (
+            {"messages": [{**CHAT[0], "functions": json.dumps([FUNCTION])}, CHAT[1]]},
+            "messages[0] lists functions; they are the row's, in a field `tools`",
+        ),
+        (
+            {"messages": [CHAT[0], {"role": "assistant", "content": "a", "function_calls": "f(city='Paris')"}]},
+            """function_calls is "f(city='Paris')", which is not JSON""",
+        ),
+        (
+            {"messages": CHAT, "chat_template_kwargs": {"enable_thinking": True, "xml_tools": ["x"]}},
+            "chat_template_kwargs.xml_tools is ['x'], and plain values are read: functions are the row's `tools`",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_a_way_on(row, reason):
+    with pytest.raises(BadRow) as caught:
+        convert(row, "auto")
+    assert reason in str(caught.value)
+
+
+def test_calls_of_several_functions_in_json():
+    turn = {"role": "assistant", "content": None, "function_calls": json.dumps([FUNCTION["function"]])}
+    (_, found) = convert({"messages": [CHAT[0], turn]}, "auto").messages
+    assert [call["function"]["name"] for call in found.more["tool_calls"]] == ["f"]
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_an_object_over_several_lines_is_no_file_of_rows(ending, write, refused):
+    (message,) = refused(write(f"rows.{ending}", json.dumps({"data": [{"instruction": "u"}]}, indent=2)), skip_bad=True)
+    assert message.endswith(
+        f"rows.{ending}:1: an object over several lines; write rows as the file's list, or one a line"
+    )
