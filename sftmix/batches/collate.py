@@ -121,7 +121,6 @@ def _segment(
         for first, last in itertools.pairwise([*documents, start, width]):
             positions[b, first:last] = np.arange(last - first)
     slots = [slot for line in lines for slot in line]
-    one_line = several and len(lines) == 1  # whose documents the loop has left behind
     return Segment(
         slots=tuple(slots),
         input_ids=torch.from_numpy(input_ids),
@@ -130,7 +129,8 @@ def _segment(
         order=torch.cat(order),
         position_ids=torch.from_numpy(positions) if several else None,
         lengths=tuple(len(encoded[slot].input_ids) for slot in slots) if len(slots) > len(lines) else None,
-        starts=torch.tensor([*documents, width], dtype=torch.int32) if one_line else None,
+        # The loop has left the documents of the last line behind; an idle segment has none.
+        starts=torch.tensor([*(documents or [0]), width], dtype=torch.int32) if len(lines) == 1 else None,
         padded=not mask.all(),
     )
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -136,7 +136,6 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         yield World(device=device)
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     kind = device.type
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
     try:
@@ -147,9 +146,12 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
             f"{timeout:g} s (training.timeout): each is a process of its own, which torchrun starts. {error}"
         ) from error
     _process_group[:] = [dist.group.WORLD]
+    world = World(rank, size, local, device)
+    nodes = world.gather(local).count(0)  # not every launcher sets LOCAL_WORLD_SIZE
+    world = replace(world, local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size // nodes)))
     finished = False
     try:
-        yield World(rank, size, local, device, local_size)
+        yield world
         dist.barrier()  # if one rank leaves early, the others can abort at exit
         finished = True
     except RuntimeError as error:

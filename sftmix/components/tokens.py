@@ -142,7 +142,9 @@ class StoredReference(TokenWeights):
                 f"objective.dynamics: {self.dynamics} has {sizes[wrong]} tokens of example {batch.ids[wrong]}, which "
                 f"has {here[wrong]} here; make it of the same rows, with the same tokenizer, template and length"
             )
-        return torch.as_tensor(np.concatenate(nll), dtype=torch.float64, device=batch.labels.device)
+        values = torch.from_numpy(np.concatenate(nll).astype(np.float64))
+        pinned = values.pin_memory() if batch.labels.is_cuda else values  # from other memory the host waits
+        return pinned.to(batch.labels.device, non_blocking=True)
 
 
 class PriFT(StoredReference):

@@ -156,9 +156,9 @@ def attention_inputs(segment: Segment, *, masked: bool = True, flash: bool = Fal
             causal token looks
     flash   add the places of the documents, which flash attention would else read from the device in each layer
     """
-    if segment.position_ids is None:
-        return {"attention_mask": segment.attention_mask if masked and segment.padded else None}
     inputs: dict[str, Any] = {"attention_mask": None, "position_ids": segment.position_ids}
+    if segment.position_ids is None:
+        inputs = {"attention_mask": segment.attention_mask if masked and segment.padded else None}
     if flash and segment.starts is not None:
         longest = max(segment.lengths or (segment.input_ids.shape[1],))
         inputs |= {"cu_seq_lens_q": segment.starts, "cu_seq_lens_k": segment.starts}

@@ -5,12 +5,13 @@ reduced over all ranks.
 """
 
 import contextlib
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _get_default_group, _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import PreTrainedModel
@@ -154,18 +155,17 @@ def wrap(
     if parallel == "none":
         return module.to(world.device)
     if parallel == "ddp":
-        return nn.parallel.DistributedDataParallel(module.to(world.device), gradient_as_bucket_view=True)
+        # A bucket for each gradient: torch makes larger ones anew after the first step of each process, and where a
+        # gradient lies in its bucket decides the order in which three ranks or more are summed.
+        return nn.parallel.DistributedDataParallel(
+            module.to(world.device), bucket_cap_mb_list=[0], gradient_as_bucket_view=True
+        )
     if not dist.is_initialized():
         raise ConfigError(needs_torchrun(parallel))
     if parallel == "fsdp":
         mesh = init_device_mesh(world.device.type, (world.size,))
     else:
-        group = shard_group(shard_group_size, world)
-        mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
-        # Its groups would have torch's own timeout, whatever training.timeout says.
-        timeout = _get_default_group()._get_backend(world.device).options._timeout
-        for ranks in mesh.get_all_groups():
-            _set_pg_timeout(timeout, ranks)
+        mesh = _hybrid_mesh(_get_default_group(), world, shard_group(shard_group_size, world))
     dtypes: Any = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
     for layer in [*decoder_layers(module.model), *unused_modules(module.model).values()]:
         fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes))
@@ -179,6 +179,17 @@ def wrap(
             module.head = head
         sharded.reshard()  # the optimizer is made of the shards
     return module
+
+
+@cache
+def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMesh:
+    """Return the mesh of hsdp, one for all models of a process: its groups live, with NCCL's buffers, to the end."""
+    mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
+    # Its groups would have torch's own timeout, whatever training.timeout says.
+    timeout = ranks._get_backend(world.device).options._timeout
+    for part in mesh.get_all_groups():
+        _set_pg_timeout(timeout, part)
+    return mesh
 
 
 def shard_group(shard_group_size: int | None, world: World) -> int:

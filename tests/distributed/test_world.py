@@ -18,7 +18,7 @@ from sftmix.options import TrainingOptions
 from sftmix.training.machine import machine_of, same_bits
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, wrap
-from tests.forked import free_port, on_ranks
+from tests.forked import _forked, free_port, on_ranks
 from tests.tiny import ROOT
 from tests.tiny import sftmix as command
 from tests.toy import toy_model
@@ -70,11 +70,28 @@ def all_groups_wait_equally(world) -> None:
     mesh = module.model.lm_head.weight.device_mesh
     groups = [dist.group.WORLD, *mesh.get_all_groups()]
     assert [group._get_backend(world.device).options._timeout.total_seconds() for group in groups] == [77] * 3
+    there = len(dist.distributed_c10d._world.pg_map)
+    wrap(TrainingModule(toy_model()), parallel="hsdp", precision="fp32", world=world, shard_group_size=2)
+    assert len(dist.distributed_c10d._world.pg_map) == there  # a group lives to the end of the process
 
 
 @pytest.mark.slow
-def test_the_groups_of_hsdp_wait_as_long_as_all_ranks():
+def test_the_groups_of_hsdp_wait_as_long_as_all_ranks_and_serve_all_models():
     on_ranks(all_groups_wait_equally, ranks=4)
+
+
+def two_nodes() -> None:
+    del os.environ["LOCAL_WORLD_SIZE"]
+    os.environ["LOCAL_RANK"] = str(int(os.environ["RANK"]) % 2)
+    with worlds.start_world() as world:
+        assert world.local_size == 2
+
+
+def test_ranks_of_a_launcher_that_does_not_say_how_many_are_on_a_node():
+    processes = _forked(two_nodes, [()] * 4, world=True)
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 4
 
 
 # ------------------------------------------------------------------------------------------- half an environment

@@ -1,11 +1,11 @@
 """A step reads values of the device once, its sums and the gradient norm, and the next step is ready early."""
 
-import itertools
 import os
 import sys
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -120,12 +120,14 @@ def test_without_a_mask_the_real_tokens_have_the_same_states(family, attention):
 
 def test_flash_attention_is_told_where_documents_begin():
     """Without these places it reads the positions in each layer."""
-    (segment,) = collate(UNITS[:2], DATA, padding_free=True).segments
-    inputs = attention_inputs(segment, flash=True)
-    ends = [0, *torch.cumsum(torch.tensor([len(DATA[row].input_ids) for row in range(4)]), 0).tolist()]
-    assert inputs["cu_seq_lens_q"].tolist() == inputs["cu_seq_lens_k"].tolist() == ends
-    assert inputs["cu_seq_lens_q"].dtype == torch.int32
-    assert inputs["max_length_q"] == inputs["max_length_k"] == max(b - a for a, b in itertools.pairwise(ends))
+    for units, padding_free in ((UNITS[:2], True), ([(Slot(0),)], True), ([(Slot(0),)], False)):
+        (segment,) = collate(units, DATA, padding_free=padding_free).segments
+        inputs = attention_inputs(segment, flash=True)
+        lengths = [len(DATA[slot.row].input_ids) for unit in units for slot in unit]
+        ends = np.cumsum([0, *lengths]).tolist()
+        assert inputs["cu_seq_lens_q"].tolist() == inputs["cu_seq_lens_k"].tolist() == ends
+        assert inputs["cu_seq_lens_q"].dtype == torch.int32
+        assert inputs["max_length_q"] == inputs["max_length_k"] == max(lengths)
 
 
 class Noted(NTP):

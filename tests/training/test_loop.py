@@ -183,6 +183,27 @@ def test_on_two_ranks_too_one_of_which_is_without_work(tmp_path):
     on_ranks(check_two, str(tmp_path))
 
 
+def check_bits(world: World, directory: str) -> None:
+    """Steps of which each rank has a part, at once and parted by a signal after the first."""
+    batches: list[list[Unit]] = [[(Slot(row),) for row in range(6)]] * 3
+    found = []
+    for place, callbacks in (("whole", []), ("parted", [Interrupt(world, step=1)])):
+        about = {"data": DATA, "options": {"parallel": "ddp"}, "callbacks": callbacks, "optimizer": Recording()}
+        for _ in range(1 + len(callbacks)):
+            with contextlib.suppress(Stopped):
+                train(toy_stage(Path(directory, place), batches, **about), world)
+        found.append(about["optimizer"].taken)
+    whole, parted = found
+    assert len(whole) == len(parted) == 3
+    for one, other in zip(whole, parted, strict=True):
+        assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_three_ranks_go_on_with_the_same_bits(tmp_path):
+    """A sum of three depends on where it begins, which a ring decides by the gradient's place in its bucket."""
+    on_ranks(check_bits, str(tmp_path), ranks=3)
+
+
 # --------------------------------------------------------------------------------------------- dropout
 
 
