@@ -40,10 +40,10 @@ mpl.rcParams |= {
 def differences(path: Path) -> None:
     """Draw a panel for each table: a line for each contrast, its seeds as points, mean and 95% interval."""
     tiers = [tier for name in REAL if (tier := read_tier(name)).common]
-    figure, panels = plt.subplots(1, len(tiers), figsize=(1 + 4 * len(tiers), 2.7), sharey=True, squeeze=False)
-    for panel, tier in zip(panels[0], tiers, strict=True):
+    figure, panels = plt.subplots(-(-len(tiers) // 2), 2, figsize=(9, 5), sharey=True, squeeze=False)
+    for panel, tier in zip(panels.flat, tiers, strict=True):
         _differences(panel, tier)
-    panels[0][-1].legend(frameon=False, fontsize=8)
+    panels.flat[-1].legend(frameon=False, fontsize=8)
     figure.supxlabel("difference in held-out NLL, nats per response token; below 0: SFTMix is better", fontsize=9)
     save(figure, path)
 
