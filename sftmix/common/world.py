@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -146,12 +146,11 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
             f"{timeout:g} s (training.timeout): each is a process of its own, which torchrun starts. {error}"
         ) from error
     _process_group[:] = [dist.group.WORLD]
-    world = World(rank, size, local, device)
-    nodes = world.gather(local).count(0)  # not every launcher sets LOCAL_WORLD_SIZE
-    world = replace(world, local_size=int(os.environ.get("LOCAL_WORLD_SIZE", size // nodes)))
     finished = False
     try:
-        yield world
+        given = os.environ.get("LOCAL_WORLD_SIZE")  # not every launcher sets it
+        local_size = size // World(rank, size).gather(local).count(0) if given is None else int(given)
+        yield World(rank, size, local, device, local_size)
         dist.barrier()  # if one rank leaves early, the others can abort at exit
         finished = True
     except RuntimeError as error:

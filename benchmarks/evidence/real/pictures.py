@@ -41,9 +41,11 @@ def differences(path: Path) -> None:
     """Draw a panel for each table: a line for each contrast, its seeds as points, mean and 95% interval."""
     tiers = [tier for name in REAL if (tier := read_tier(name)).common]
     figure, panels = plt.subplots(-(-len(tiers) // 2), 2, figsize=(9, 5), sharey=True, squeeze=False)
-    for panel, tier in zip(panels.flat, tiers, strict=True):
+    for panel, tier in zip(panels.flat, tiers, strict=False):
         _differences(panel, tier)
-    panels.flat[-1].legend(frameon=False, fontsize=8)
+    panels.flat[len(tiers) - 1].legend(frameon=False, fontsize=8)
+    for panel in panels.flat[len(tiers) :]:  # of an odd number of tables
+        panel.remove()
     figure.supxlabel("difference in held-out NLL, nats per response token; below 0: SFTMix is better", fontsize=9)
     save(figure, path)
 
