@@ -183,7 +183,16 @@ def wrap(
 
 @cache
 def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMesh:
-    """Return the mesh of hsdp, one for all models of a process: its groups live, with NCCL's buffers, to the end."""
+    """Return the mesh of hsdp, one for all models of a process: its groups live, with NCCL's buffers, to the end.
+
+    Raises ConfigError if the groups would differ, as they would wait for each other until the timeout.
+    """
+    smallest, largest = -world.max(-group), world.max(group)
+    if smallest != largest:
+        raise ConfigError(
+            f"training.parallel hsdp: the nodes have {smallest:g} to {largest:g} ranks, and its groups are of one "
+            "size; set training.shard_group_size to a divisor of the ranks of each node, or use fsdp"
+        )
     mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
     # Its groups would have torch's own timeout, whatever training.timeout says.
     timeout = ranks._get_backend(world.device).options._timeout

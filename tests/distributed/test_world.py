@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -78,6 +79,17 @@ def all_groups_wait_equally(world) -> None:
 @pytest.mark.slow
 def test_the_groups_of_hsdp_wait_as_long_as_all_ranks_and_serve_all_models():
     on_ranks(all_groups_wait_equally, ranks=4)
+
+
+def unequal_nodes(world) -> None:
+    world = replace(world, local_size=2 if world.rank < 2 else 1)  # 4 is divisible by both
+    with pytest.raises(ConfigError, match=r"1 to 2 ranks.*training\.shard_group_size to a divisor.*or use fsdp"):
+        wrap(TrainingModule(toy_model()), parallel="hsdp", precision="fp32", world=world)
+    wrap(TrainingModule(toy_model()), parallel="hsdp", precision="fp32", world=world, shard_group_size=2)
+
+
+def test_nodes_of_unequal_size_do_not_wait_for_each_other():
+    on_ranks(unequal_nodes, ranks=4)
 
 
 def two_nodes() -> None:
