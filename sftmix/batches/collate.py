@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from sftmix.batches.order import Slot, TokenisedRows, Unit
+from sftmix.common.transfer import send
 from sftmix.functional import align
 from sftmix.types import Batch, Encoded, Int64, Segment, Split
 
@@ -138,8 +139,7 @@ def _segment(
 def to_device(record: Any, device: torch.device) -> Any:
     """Return a Batch or a Plan of the host, or a part of one, with every tensor on `device`, without waiting for it."""
     if isinstance(record, torch.Tensor):
-        pinned = record.pin_memory() if device.type in ("cuda", "xpu") else record  # other memory is copied at once
-        return pinned.to(device, non_blocking=True)
+        return send(record, device)
     if is_dataclass(record) and not isinstance(record, (type, Encoded)):  # an example holds no tensors
         return replace(record, **{f.name: to_device(getattr(record, f.name), device) for f in fields(record)})
     return tuple(to_device(value, device) for value in record) if isinstance(record, tuple) else record

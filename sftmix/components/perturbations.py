@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sftmix.common.rng import generator
+from sftmix.common.transfer import send
 from sftmix.components.base import Perturbation
 from sftmix.components.component import require
 from sftmix.types import Tensor
@@ -29,7 +30,7 @@ class NEFTune(Perturbation):
 
         # The first numbers of an example do not depend on the length of its line, so the lengths stay on the device.
         drawn = [generator(seed, "neftune", step, one).random(e.shape[1:], dtype="float32") for one in ids]
-        noise = torch.from_numpy(2 * np.stack(drawn) - 1).to(e.device, non_blocking=True)
+        noise = send(torch.from_numpy(2 * np.stack(drawn) - 1), e.device)
         place = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, :, None].expand_as(noise)
         numbers = mask.sum(dim=1).double() * e.shape[-1]
         scale = (self.alpha / numbers.clamp(min=1).sqrt()).float()[:, None, None]

@@ -17,6 +17,7 @@ import numpy as np
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.places import place_of
 from sftmix.common.tables import existing_file, read_dynamics
+from sftmix.common.transfer import send
 from sftmix.components.base import Objective
 from sftmix.components.component import Need, require
 from sftmix.components.objectives import NTP
@@ -142,9 +143,7 @@ class StoredReference(TokenWeights):
                 f"objective.dynamics: {self.dynamics} has {sizes[wrong]} tokens of example {batch.ids[wrong]}, which "
                 f"has {here[wrong]} here; make it of the same rows, with the same tokenizer, template and length"
             )
-        values = torch.from_numpy(np.concatenate(nll).astype(np.float64))
-        pinned = values.pin_memory() if batch.labels.is_cuda else values  # from other memory the host waits
-        return pinned.to(batch.labels.device, non_blocking=True)
+        return send(torch.from_numpy(np.concatenate(nll).astype(np.float64)), batch.labels.device)
 
 
 class PriFT(StoredReference):

@@ -107,7 +107,7 @@ def assert_as_on_the_cpu(seen: Sim, objective: Objective, reads: dict[str, int],
     for name, one in weights.items():
         torch.testing.assert_close(moved[name], one, rtol=0, atol=1e-8 if given["padding_free"] else 1e-6)
     assert counted == reads
-    assert sent == {"collate.py"} | ({"perturbations.py"} if given.get("perturbation") else set())
+    assert sent == {"transfer.py"}  # which pins what it sends
 
 
 def check(world: World, name: str, way: dict[str, Any]) -> None:
