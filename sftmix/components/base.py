@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.component import Component, Need
 from sftmix.components.view import LossView, SFTLoss
 from sftmix.options import ReferenceModel, ReferenceTraining, TrainingOptions
@@ -136,7 +137,7 @@ class Splitter(Component, ABC):
 
 
 class PairSampler(Component, ABC):
-    """The choice of the examples that are mixed with each other in one epoch."""
+    """The choice of the examples that are mixed with each other in one epoch. It may need CONFIDENCE."""
 
     option = "pairing"
 
@@ -289,6 +290,14 @@ class Callback(Component):
     option = "callbacks"
     gives = frozenset({Need.EVALUATIONS, Need.STOP})
     """Without STOP it never stops training, so that a run is the same with and without it."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Raise ConfigError for a method named like a hook that is none: nothing would call it."""
+        super().__init_subclass__(**options)
+        hooks = [name for name in vars(Callback) if name.startswith("on_")]
+        if unknown := [name for name in vars(cls) if name.startswith("on_") and name not in hooks]:
+            problem = f"callbacks: {cls.__name__} has {unknown[0]}(), which nothing calls"
+            raise ConfigError(told(problem, nearest(unknown[0], hooks), f"hooks: {', '.join(hooks)}"))
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
         """Run before the first step, and again after a resume: metrics are then dropped, as the log has them."""

@@ -1,10 +1,13 @@
 """What every component has: its options, what it needs and gives, its files; and checks of options."""
 
+import ast
 import importlib.util
 import inspect
+import linecache
 import os
+import sys
 from abc import ABCMeta
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, is_dataclass
 from enum import StrEnum
 from functools import cache
@@ -42,6 +45,7 @@ class Need(StrEnum):
 
 
 _Made = TypeVar("_Made")
+_NOT_FOREIGN = {"sftmix", "torch", *sys.stdlib_module_names}
 
 
 class _Kept(ABCMeta):
@@ -103,28 +107,50 @@ def missing_package(component: Component) -> str:
     return ""
 
 
+def _parts(options: Any) -> Iterator[Component]:
+    """Yield all components in an option's value, with those among their own options."""
+    if isinstance(options, Component):
+        yield options
+        options = options._init_args
+    if isinstance(options, Mapping):
+        options = [*options.values()]
+    for value in options if isinstance(options, (list, tuple)) else ():
+        yield from _parts(value)
+
+
 def files_of(component: Component) -> list[str]:
     """Return the `files()` of a component and of the components among its options."""
-    inner = [part for part in component._init_args.values() if isinstance(part, Component)]
-    return [*map(os.fspath, component.files()), *(name for part in inner for name in files_of(part))]
+    return [os.fspath(name) for part in _parts(component) for name in part.files()]
 
 
-def code_of(component: Component) -> dict[str, str | None]:
-    """Return import path -> hash of the source (None: it has none), of all classes that are not the package's."""
-    inner = [part for part in component._init_args.values() if isinstance(part, Component)]
-    classes = [cls for cls in type(component).__mro__ if issubclass(cls, Component)]
-    foreign = [cls for cls in classes if not cls.__module__.startswith("sftmix.")]
-    own = {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in foreign}
-    return own | {name: source for part in inner for name, source in code_of(part).items()}
+def code_of(component: Component) -> dict[str, str]:
+    """Return import path -> hash of the source, of all classes that are neither the package's nor Python's."""
+    classes = [cls for part in _parts(component) for cls in type(part).__mro__]
+    foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in _NOT_FOREIGN]
+    return {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in foreign}
 
 
 @cache
-def _source(cls: type) -> str | None:
-    """Return the hash of a class's source as it was when first asked for: its file may be edited while it runs."""
+def _source(cls: type) -> str:
+    """Return the hash of a class's source as it was when first asked for: its file may be edited while it runs.
+
+    A class without any source, as of Python's own prompt, is like itself alone.
+    """
     try:
-        return sha256(inspect.getsource(cls).encode()).hexdigest()
-    except (OSError, TypeError):  # of an interactive session
-        return None
+        source = inspect.getsource(cls)
+    except (OSError, TypeError):
+        source = _source_in_notebook(cls) or os.urandom(32).hex()
+    return sha256(source.encode()).hexdigest()
+
+
+def _source_in_notebook(cls: type) -> str | None:
+    """Return the source of a class of a notebook, whose cells are known by the code in them alone."""
+    for method in filter(inspect.isfunction, vars(cls).values()):
+        cell = "".join(linecache.getlines(method.__code__.co_filename))
+        for node in ast.walk(ast.parse(cell)):
+            if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
+                return ast.get_source_segment(cell, node)
+    return None
 
 
 def plain(value: Any) -> Any:

@@ -1,14 +1,14 @@
 """The contracts of components, checked on every answer of theirs in a run.
 
 A component that breaks its contract stops the run with one line: its name, its answer, and the answers that are
-allowed. All of it is checked where the answer arrives.
+allowed. All of it is checked where the answer arrives. What a component is given is read-only.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -46,6 +46,25 @@ MEASURED = {"eval_nll", "eval_accuracy", "eval_exact_match", "eval_nll_by", "eva
 MEASURED |= {"eval_nll_best_step", "eval_nll_best_epoch", "calibration", "calibration_seconds", "mixed_token_share"}
 MEASURED |= {"scoring_seconds", "wall_seconds", "peak_memory_bytes", "made_by"}
 """The names of the other figures there, which the pipeline gives itself."""
+
+
+Record = TypeVar("Record", Scores, Split, TrainingDynamics)
+
+
+def read_only(record: Record) -> Record:
+    """Return a record as a component gets it, who cannot change its arrays and lists: others read them after it."""
+    return replace(record, **{one.name: _fixed(getattr(record, one.name)) for one in fields(record)})
+
+
+def _fixed(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = value.view()
+        value.flags.writeable = False
+    elif isinstance(value, Mapping):
+        value = {name: _fixed(one) for name, one in value.items()}
+    elif isinstance(value, (list, tuple)):
+        value = tuple(map(_fixed, value))
+    return value
 
 
 def broken(component: Component, answer: str, allowed: str) -> ContractError:
@@ -129,10 +148,7 @@ def check_selection(selector: Component, rows: Any, n_rows: int) -> Rows:
 
 
 def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:
-    """Return the plan if its parts have the types, shapes and values of this micro-batch; else raise ContractError.
-
-    What weighs is counted, as the step leaves out a term whose count is 0.
-    """
+    """Return the plan if its parts have the types, shapes and values of this micro-batch; else raise ContractError."""
     import torch
 
     _check_type(objective, plan, Plan)
@@ -152,11 +168,21 @@ def check_plan(objective: Component, plan: Any, batch: Batch) -> Plan:
         value = getattr(plan, name)
         if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
             raise broken(objective, f"{name} {value!r}", "a finite number (float or int), 0 or more")
+    _check_weights(objective, plan, batch)
+    return replace(plan, pairs=plan.pairs.long())
+
+
+def _check_weights(objective: Component, plan: Plan, batch: Batch) -> None:
+    """Raise ContractError unless what weighs is counted, as the step leaves out a term whose count is 0, and once."""
     if not plan.ntp_count and plan.row_weight.any():
         raise broken(objective, "ntp_count 0 for tokens with a weight", "above 0, as their number")
     if not plan.mixup_count and plan.mixup_mean == "own" and plan.pair_weight.any():
         raise broken(objective, "mixup_count 0 for pairs with a weight", "above 0, as their number")
-    return replace(plan, pairs=plan.pairs.long())
+    if not plan.mu and plan.pair_weight.any():
+        raise broken(objective, "mu 0 for pairs with a weight", "the mu in their weights, by which the log divides")
+    if plan.row_weight[batch.ntp_weight[batch.slot] == 0].any():
+        answer = "row_weight above 0 for tokens of an example that is repeated"
+        raise broken(objective, answer, "0, as batch.ntp_weight; it is there to be mixed, and NTP counts it once")
 
 
 def check_loss(objective: Component, out: Any, plan: Plan) -> None:
@@ -174,9 +200,11 @@ def check_loss(objective: Component, out: Any, plan: Plan) -> None:
 
 
 def check_embeddings(perturbation: Component, before: Tensor, changed: Tensor) -> Tensor:
-    """Return the changed embeddings if they have the shape and type of the given ones; else raise ContractError."""
+    """Return the changed embeddings if their shape, type and graph are the given ones'; else raise ContractError."""
     if _described(changed) != _described(before):
         raise broken(perturbation, _described(changed), f"embeddings {_described(before)}")
+    if before.requires_grad and not changed.requires_grad:
+        raise broken(perturbation, "embeddings without a graph", "some with one: the input embeddings are trained")
     return changed
 
 

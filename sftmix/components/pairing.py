@@ -5,10 +5,10 @@ from typing import Literal
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import DataError
 from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler
-from sftmix.components.component import require, require_one_of
+from sftmix.components.component import Need, require, require_one_of
 from sftmix.types import UNPAIRED, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
@@ -112,13 +112,15 @@ class ByConfidence(PairSampler):
     of the others is odd, the last is left out and placed with them.
     """
 
+    needs = frozenset({Need.CONFIDENCE})
+
     def __init__(self, *, first: First = "confident"):
         """first: the end at which an epoch begins, confident or unconfident."""
         require_one_of("pairing.first", first, First)
         self.first = first
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        ranked = _ranked(self, split, scores)
+        ranked = _ranked(split, scores)
         pairs = ranked[: len(ranked) // 2 * 2].reshape(-1, 2)
         return pairs if self.first == "confident" else pairs[::-1]
 
@@ -135,6 +137,8 @@ class ConfidenceGapPairs(PairSampler):
     reaches are equally likely in the end.
     """
 
+    needs = frozenset({Need.CONFIDENCE})
+
     def __init__(self, *, min_gap: float = 0.25):
         """min_gap: smallest distance in rank, as a share of the examples, above 0 and at most 0.5. A larger gap leaves
         fewer matchings, only one at 0.5."""
@@ -143,7 +147,7 @@ class ConfidenceGapPairs(PairSampler):
         self.min_gap = min_gap
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        ranked, rng = _ranked(self, split, scores), generator(seed, "pairs", epoch)
+        ranked, rng = _ranked(split, scores), generator(seed, "pairs", epoch)
         if len(ranked) % 2:
             ranked = np.delete(ranked, len(ranked) // 2)
         half, quarter = len(ranked) // 2, len(ranked) // 4
@@ -159,13 +163,8 @@ class ConfidenceGapPairs(PairSampler):
         return ranked[rng.permutation(matched)]
 
 
-def _ranked(sampler: PairSampler, split: Split, scores: Scores) -> Rows:
+def _ranked(split: Split, scores: Scores) -> Rows:
     """Return the scored rows but the unpaired, most confident first, equal ones by id."""
-    if np.isnan(scores.confidence).all():
-        raise ConfigError(
-            f"pairing {type(sampler).__name__} needs a confidence, and with this splitter none is estimated; "
-            "use --splitter Median or Quantile"
-        )
     rows = np.array(scores.ranked(), dtype=np.int64)
     return rows[split.group[rows] != UNPAIRED]
 

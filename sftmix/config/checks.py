@@ -8,7 +8,7 @@ from dataclasses import fields
 from sftmix.common.errors import refuse
 from sftmix.common.plain import not_plain
 from sftmix.common.shown import counted
-from sftmix.components.base import Optimizer
+from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Component, Need, missing_package
 from sftmix.config.run_config import RunConfig
@@ -160,6 +160,7 @@ def _sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str, of: str = "
 
 _OTHER, _ROWS = "or another --confidence", "set data.eval or data.eval_fraction"
 _REMEDIES = {
+    Need.CONFIDENCE: "use --splitter Median or Quantile, or another --pairing",
     Need.RESPONSE_ALONE: "use --reference TrainedReference with reference.response_alone true and a number or list of "
     f"reference.checkpoints, or FromCheckpoints or FromEndpoint with reference.response_alone true, {_OTHER}",
     Need.CORRECT: f"use --reference TrainedReference with a number of reference.checkpoints, {_OTHER}",
@@ -182,8 +183,8 @@ def _needs(config: RunConfig) -> Iterator[str]:
     pairing = config.resolved_pairing()
     pairs = pairing is not None
     online = pairs and config.uses_dynamics() and Need.TARGET_LOSSES in reference.needs
-    if pairs:
-        yield from _odd(training)
+    if pairing is not None:
+        yield from _of_pairing(config, pairing)
     if pairs and config.uses_dynamics():
         yield from confidence_problems(config)
         least, options = config.confidence.least_checkpoints, inherit(training, reference.training)
@@ -199,8 +200,8 @@ def _needs(config: RunConfig) -> Iterator[str]:
             f"{by_reference} splits each epoch by the losses of the one before, but training.epochs is "
             f"{training.epochs:g}; allowed: above 1"
         )
-    others = {name: getattr(config, name) for name in ("reference", "selector", "splitter", "perturbation")}
-    for name, component in {**others, "pairing": pairing}.items():
+    for name in ("reference", "selector", "splitter", "perturbation"):
+        component = getattr(config, name)
         if component and (problem := missing_package(component)):
             yield f"{name} {type(component).__name__} {problem}, or choose another"
     available = {Need.BATCH_NLL, *([] if training.activation_checkpointing else [Need.STATES])}
@@ -219,10 +220,12 @@ def _needs(config: RunConfig) -> Iterator[str]:
         available |= callback.gives
 
 
-def _odd(training: TrainingOptions) -> Iterator[str]:
-    """Yield a problem for each batch size that pairs do not fill."""
+def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
+    """Yield a problem for each thing that the pairing lacks, and for each batch size that pairs do not fill."""
+    available = {Need.CONFIDENCE} if config.split_needs_confidence() else ()
+    yield from _missing("pairing", pairing, available, f"splitter {type(config.splitter).__name__}")
     for name in ("global_batch_size", "micro_batch_size"):
-        size = getattr(training, name)
+        size = getattr(config.training, name)
         if size is not None and size >= 1 and size % 2:
             yield (
                 f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "

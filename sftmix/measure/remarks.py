@@ -59,6 +59,14 @@ def _on_split(split: Mapping[str, Any]) -> Iterator[str]:
             "does not divide them (Median and Quantile order them by id)."
         )
 
+    medians = [group["confidence_median"] for group in split.get("confidence", {}).values() if len(group) > 1]
+    if None not in medians and medians != sorted(medians, reverse=True):
+        shown = ", ".join(f"{median:.4g}" for median in medians)
+        yield (
+            f"The groups of the split are not in the order of their confidence (medians {shown}), and the first is "
+            "taken for the confident one: a splitter names its groups most confident first."
+        )
+
 
 def _on_reference(reference: Mapping[str, Any]) -> Iterator[str]:
     first, last = reference.get("loss_first"), reference.get("loss_last")

@@ -11,7 +11,7 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import read_steps
 from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
-from sftmix.components.contracts import check_confidence, check_pairs, check_split
+from sftmix.components.contracts import check_confidence, check_pairs, check_split, read_only
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.inputs import is_single_run
 from sftmix.training.dynamics import OnlineLosses, merge_dynamics
@@ -30,7 +30,8 @@ def pairs_by(
         groups = divided(epoch)
         if groups is None or pairing is None:
             return None
-        pairs = check_pairs(pairing, pairing.pairs(*groups, epoch=epoch, seed=seed), *groups)
+        split, scores = read_only(groups[0]), read_only(groups[1])
+        pairs = check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
         if len(pairs) == 0:
             raise DataError("no pair can be made of the groups of the split; give more rows")
         return pairs
@@ -68,9 +69,9 @@ def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None
         if not 0 < epoch < begun:
             return None
         dynamics = dynamics_before(run, epoch)
-        confidence = check_confidence(config.confidence, config.confidence.estimate(dynamics), dynamics)
+        confidence = check_confidence(config.confidence, config.confidence.estimate(read_only(dynamics)), dynamics)
         table = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
-        return check_split(config.splitter, config.splitter.split(table, seed=config.seed), table), table
+        return check_split(config.splitter, config.splitter.split(read_only(table), seed=config.seed), table), table
 
     pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
     order = TrainingOrder(

@@ -18,7 +18,7 @@ from sftmix.common.files import read_steps
 from sftmix.common.tables import read_split, write_dynamics, write_split, write_table
 from sftmix.common.world import World, start_world
 from sftmix.components.confidence import variability
-from sftmix.components.contracts import check_confidence, check_split
+from sftmix.components.contracts import check_confidence, check_split, read_only
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.measure.model import best_evaluation, measure, mixed_share
@@ -150,7 +150,7 @@ def enter_confidence(run: RunContext, dynamics: TrainingDynamics | None) -> Scor
     given = dynamics or TrainingDynamics(train.ids, np.zeros(1, np.int64), nothing, train.n_targets, uncounted)
 
     def make() -> Made:
-        confidence = check_confidence(estimator, estimator.estimate(given), given)
+        confidence = check_confidence(estimator, estimator.estimate(read_only(given)), given)
         write_table(path, given.ids, confidence=confidence, variability=variability(given))
         return Made([path.name])
 
@@ -162,7 +162,7 @@ def enter_split(run: RunContext, scores: Scores) -> Split:
     splitter, path = run.config.splitter, run.path / "split/split.parquet"
 
     def make() -> Made:
-        split = check_split(splitter, splitter.split(scores, seed=run.config.seed), scores)
+        split = check_split(splitter, splitter.split(read_only(scores), seed=run.config.seed), scores)
         write_split(path, scores.id, split)
         files, figures = describe_split(run.path, scores, split)
         return Made([path.name, *files], figures)

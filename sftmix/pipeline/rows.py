@@ -13,7 +13,7 @@ from sftmix.common.plain import as_list
 from sftmix.common.tables import read_columns
 from sftmix.common.world import World
 from sftmix.components.component import Need, require
-from sftmix.components.contracts import check_selection
+from sftmix.components.contracts import check_selection, read_only
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.config.read import as_started, made_from, read_finished
@@ -136,7 +136,7 @@ def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = Non
         selected = read_columns(run / "selection" / "selected.parquet", "id")["id"]
         if not set(selected).isdisjoint(rows.ids):  # rows that are all other ones are refused later, by their files
             return selected
-    chosen = config.selector.select(table_of(rows), seed=config.seed)
+    chosen = config.selector.select(read_only(table_of(rows)), seed=config.seed)
     return [rows.ids[row] for row in check_selection(config.selector, chosen, len(rows))]
 
 

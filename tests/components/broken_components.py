@@ -6,7 +6,7 @@ import os
 import numpy as np
 import torch
 
-from sftmix.components import NTP, Callback, Median, Perplexity, Perturbation, RandomPairs, SFTMix
+from sftmix.components import NTP, Callback, Median, Perplexity, Perturbation, RandomPairs, Selector, SFTMix
 from sftmix.components.base import CallbackResult, Reference
 from sftmix.components.reference import TrainedReference
 from sftmix.functional import SFTLoss
@@ -164,6 +164,40 @@ class TakesAll(RandomPairs):
         return found
 
 
+# ---------------------------------------------------------------- changes of what other stages read, too
+
+
+class Averages(Perplexity):
+    def estimate(self, dynamics):
+        nll = dynamics.nll_sum
+        nll /= dynamics.n_tokens[:, None]
+        return super().estimate(dynamics)
+
+
+class Clips(Median):
+    def split(self, scores, *, seed):
+        scores.n_tokens[scores.n_tokens > 4] = 4
+        return super().split(scores, seed=seed)
+
+
+class Sorts(RandomPairs):
+    def pairs(self, split, scores, *, epoch, seed):
+        scores.id.sort()
+        return super().pairs(split, scores, epoch=epoch, seed=seed)
+
+
+class Regroups(RandomPairs):
+    def pairs(self, split, scores, *, epoch, seed):
+        split.group[:] = 0
+        return super().pairs(split, scores, epoch=epoch, seed=seed)
+
+
+class Takes(Selector):
+    def select(self, scores, *, seed):
+        scores.id.sort()
+        return scores.row
+
+
 # --------------------------------------------------------------------------- objectives: the plan
 
 
@@ -236,6 +270,13 @@ class Uncounted(InTheSecondStep):
         return dataclasses.replace(plan, mixup_count=0.0)
 
 
+class WithoutMu(InTheSecondStep):
+    """Has mu in the weights alone."""
+
+    def changed(self, plan):
+        return dataclasses.replace(plan, mu=0.0)
+
+
 class UncountedNTP(InTheSecondStep):
     def changed(self, plan):
         return dataclasses.replace(plan, ntp_count=0)
@@ -291,6 +332,13 @@ class Bare(WrongLoss):
 class Wide(Perturbation):
     def embeddings(self, e, mask, *, ids, step, seed):
         return torch.cat([e, e], dim=1)
+
+
+class Cut(Perturbation):
+    """Leaves the input embeddings untrained."""
+
+    def embeddings(self, e, mask, *, ids, step, seed):
+        return e.detach()
 
 
 class Says(Callback):

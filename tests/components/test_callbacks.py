@@ -1,6 +1,9 @@
 """Evaluate: when the held-out rows are looked at."""
 
-from sftmix.components import Evaluate, StageState
+import pytest
+
+from sftmix.common.errors import ConfigError
+from sftmix.components import Callback, Evaluate, StageState
 
 
 def evaluated(callback, *, held_out=True):
@@ -23,3 +26,13 @@ def test_each_epoch_or_each_so_many_steps():
 
 def test_without_held_out_rows_there_is_nothing_to_do():
     assert evaluated(Evaluate(), held_out=False) == evaluated(Evaluate(every=1), held_out=False) == []
+
+
+def test_a_hook_that_nothing_calls_is_refused_where_it_is_written():
+    def hook(self, state):
+        """Do nothing."""
+
+    for name in ("on_train_begin", "on_step_ends"):
+        with pytest.raises(ConfigError, match=rf"callbacks: Mine has {name}\(\), which nothing calls.*on_step_end"):
+            type("Mine", (Callback,), {name: hook})
+    type("Mine", (Callback,), {"on_step_end": hook, "once": hook})

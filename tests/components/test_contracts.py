@@ -57,6 +57,7 @@ BROKEN = [
     Broken("objective", "FarPairs", r"pairs 1\d+ to \d+", r"0 to \d+"),
     Broken("objective", "Counted", r"ntp_count tensor\(.*\)", r"a finite number \(float or int\), 0 or more"),
     Broken("objective", "Uncounted", r"mixup_count 0 for pairs with a weight", r"above 0, as their number"),
+    Broken("objective", "WithoutMu", r"mu 0 for pairs with a weight", r"the mu in their weights, by which .*"),
     Broken("objective", "UncountedNTP", r"ntp_count 0 for tokens with a weight", r"above 0, as their number"),
     Broken("objective", "Vector", r"loss float32\[1\], requires_grad True", r"a tensor \[\], requires_grad True"),
     Broken("objective", "Graphless", r"loss float32\[\], requires_grad False", r"a tensor \[\], requires_grad True"),
@@ -66,6 +67,7 @@ BROKEN = [
     ),
     Broken("objective", "Bare", r"float32\[\]", r"sftmix\.functional\.SFTLoss"),
     Broken("perturbation", "Wide", r"float32\[2, \d+, 32\]", r"embeddings float32\[2, \d+, 32\]"),
+    Broken("perturbation", "Cut", r"embeddings without a graph", r"some with one: the input embeddings are trained"),
     Broken("callbacks", "Says", r"dict", r"sftmix\.components\.base\.CallbackResult"),
     Broken("callbacks", "Stops", r"an end of the training from on_step_end\(\)", r"none, as STOP is not in its .*"),
     Broken(
@@ -125,6 +127,18 @@ def test_a_run_ends_with_one_line(broken, finished, reference, tmp_path, sftmix)
     message = f"error: {broken.kind} {broken.name} returned {broken.answer}; allowed: {broken.allowed}"
     assert re.fullmatch(message, said[0])
     assert not (tmp_path / "run" / "train" / "model").exists()
+
+
+CHANGES = [("confidence", "Averages"), ("splitter", "Clips"), ("pairing", "Sorts"), ("pairing", "Regroups")]
+
+
+@pytest.mark.parametrize(("kind", "name"), [*CHANGES, ("selector", "Takes")])
+def test_what_other_stages_read_cannot_be_changed(kind, name, finished, reference, tmp_path, sftmix):
+    if kind in AFTER_THE_REFERENCE:
+        shutil.copytree(reference, tmp_path / "run")
+    words = (*finished.tiny.options, *SHORT, f"--{kind}={BROKEN_MODULE}.{name}", "--out", str(tmp_path / "run"))
+    with pytest.raises((ValueError, AttributeError), match=r"read-only|'tuple' object"):
+        sftmix("run", *words)
 
 
 def test_the_pairs_of_each_epoch_of_a_single_run_are_looked_at(tiny, tmp_path, sftmix):

@@ -212,12 +212,6 @@ def test_by_confidence_is_a_curriculum():
     assert sorted(slot.row for unit in units for slot in unit) == list(range(7))
 
 
-def test_a_ranking_needs_a_confidence():
-    for sampler in (ByConfidence(), ConfidenceGapPairs()):
-        with pytest.raises(ConfigError, match=f"pairing {type(sampler).__name__} needs a confidence"):
-            pairs_of(sampler, halves(4))
-
-
 class Given(PairSampler):
     """The pairs that it is made with."""
 

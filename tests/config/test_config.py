@@ -13,7 +13,7 @@ from sftmix.components.component import Need
 from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
 from sftmix.components.mixing import MeasureMixing
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
-from sftmix.components.pairing import LengthMatchedPairs, RandomPairs
+from sftmix.components.pairing import ByConfidence, ConfidenceGapPairs, LengthMatchedPairs, RandomPairs
 from sftmix.components.perturbations import NEFTune
 from sftmix.components.places import CutMix, ManifoldMixup
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
@@ -196,6 +196,14 @@ class OfAPackage(RandomSplit):
 
 def test_a_package_that_is_not_there_is_named_before_anything_is_read():
     assert "splitter OfAPackage needs the package nothing_of_this_name" in refusal(splitter=OfAPackage())
+
+
+def test_a_pairing_by_confidence_is_refused_where_none_is_estimated():
+    for pairing in (ByConfidence(), ConfidenceGapPairs()):
+        said = refusal(pairing=pairing, splitter=RandomSplit())
+        assert f"pairing {type(pairing).__name__} needs the confidence" in said
+        assert "use --splitter Median or Quantile" in said
+        assert refusal(pairing=pairing) == ""
 
 
 class OfTokens(Perplexity):

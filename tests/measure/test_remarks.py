@@ -82,6 +82,17 @@ def test_remarks_do_not_contradict_each_other(figures, expected):
     assert all(sentence.startswith(begin) for sentence, begin in zip(sentences, expected, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("medians", "said"), [((-2.0, -3.5), 0), ((-3.5, -2.0), 1), ((-1, -3, -2), 1), ((-2, -2), 0), ((-2, None), 0)]
+)
+def test_groups_out_of_order_are_remarked(medians, said):
+    groups = {str(number): {"examples": 4, "confidence_median": median} for number, median in enumerate(medians)}
+    found = list(remarks({"split": {"confidence": {**groups, "unpaired": {"examples": 1}}}}))
+    assert [line.partition(" (")[0] for line in found] == [
+        "The groups of the split are not in the order of their confidence"
+    ] * said
+
+
 def test_a_short_last_step_is_no_divergence(tmp_path):
     """The last step of each epoch holds one response of two tokens, with a loss of its own."""
     losses, tokens = [4.4, 4.4, *[4.4, 4.4, 9.7] * 2], [900, 900, *[900, 900, 2] * 2]

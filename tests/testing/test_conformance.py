@@ -292,7 +292,7 @@ def slow(*case):
         ("PairSampler", NoPairs(), "no input gave a pair"),
         ("Objective", MeanOfMeans(), "cut into micro-batches"),
         ("Objective", LambdaByPlace(), "cut into micro-batches"),
-        ("Objective", TrainsRepeats(), "repeated slot"),
+        ("Objective", TrainsRepeats(), "tokens of an example that is repeated"),
         ("Perturbation", BatchNoise(), "not equal"),
         ("Perturbation", Detached(), "no gradient"),
         ("Perturbation", Widens(), "Widens returned float32"),

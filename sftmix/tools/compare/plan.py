@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.files import MANIFEST
 from sftmix.common.plain import PlainFields
+from sftmix.components.component import Need
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.values import EXAMPLES
@@ -136,19 +137,32 @@ class Comparison:
             if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(names):
                 yield f"contrasts: {pair} is not a pair of two variants; there are {listed}"
         for name, config in self.variants.items():
-            if not _NAME.fullmatch(name):
-                yield (
-                    f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -, and no "
-                    "name of a file of the table"
-                )
-            if config.with_baseline:
-                yield f"variant {name}: with_baseline has no place in a table; add a variant `objective: NTP` instead"
-            if config.data.eval is None and config.data.eval_fraction is None and options.metric.startswith("eval_"):
-                yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
-            try:
-                validate(config, needs_out=False)
-            except ConfigError as error:
-                yield f"variant {name}: {error}"
+            yield from self._problems_of(name, config)
+
+    def _problems_of(self, name: str, config: RunConfig) -> Iterator[str]:
+        """Yield the problems of one variant."""
+        options = self.options
+        if not _NAME.fullmatch(name):
+            yield (
+                f"variants: {name!r} cannot be a directory's name; allowed: letters, digits and . _ + = -, and no "
+                "name of a file of the table"
+            )
+        if config.with_baseline:
+            yield f"variant {name}: with_baseline has no place in a table; add a variant `objective: NTP` instead"
+        if config.data.eval is None and config.data.eval_fraction is None and options.metric.startswith("eval_"):
+            yield f"variant {name}: {options.metric} needs held-out rows; set data.eval or data.eval_fraction"
+        own = config.reference
+        alone = config.uses_dynamics() and Need.TRAINING in own.needs and "training" not in own.spec()["init_args"]
+        if alone and len(options.seeds) > 1 and not options.fresh_reference:
+            yield (
+                f"variant {name}: reference {type(own).__name__} would be trained at each seed, as it has no option "
+                "that keeps its seed: give its constructor `training: ReferenceTraining | None = None` (of "
+                "sftmix.options) and set self.training to it, or set fresh_reference true"
+            )
+        try:
+            validate(config, needs_out=False)
+        except ConfigError as error:
+            yield f"variant {name}: {error}"
 
 
 def is_over(run: Path) -> bool:

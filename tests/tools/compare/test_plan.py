@@ -9,6 +9,7 @@ import yaml
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.errors import ConfigError
 from sftmix.components.objectives import NTP
+from sftmix.components.reference import TrainedReference
 from sftmix.config.read import from_plain
 from sftmix.tools.compare import Comparison, compare
 from sftmix.tools.compare.command import comparison_of, listing, table_options
@@ -72,6 +73,21 @@ def test_the_seeds_that_decide_rows_and_reference_are_the_same_in_all_cells(tabl
         assert config.data.seed == of_data
         training = config.reference.training
         assert (training and training.seed) == of_reference
+
+
+class WithoutSeed(TrainedReference):
+    """Has no option for the seed of its training."""
+
+    def __init__(self, *, checkpoints: int = 2):
+        super().__init__(checkpoints=checkpoints)
+
+
+def test_a_reference_that_cannot_be_the_same_at_all_seeds_is_refused(table):
+    words = ("--reference", f"{__name__}.WithoutSeed")
+    with pytest.raises(ConfigError, match=r"reference WithoutSeed would be trained at each seed.*fresh_reference true"):
+        compare(table(*words, variants={"a": {}}))
+    table(*words, "--fresh_reference", "true", variants={"a": {}}).validate()
+    table(*words, "--splitter", "RandomSplit", variants={"a": {}}).validate()
 
 
 def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_line(table, tmp_path, capsys):

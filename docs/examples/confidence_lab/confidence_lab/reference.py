@@ -1,6 +1,7 @@
 import numpy as np
 
 from sftmix.components import Need, Reference, ReferenceContext
+from sftmix.options import ReferenceTraining
 from sftmix.types import TrainingDynamics
 
 
@@ -9,12 +10,13 @@ class LateReference(Reference):
 
     gives = frozenset({Need.CORRECT, Need.TOKEN_NLL})
 
-    def __init__(self, *, start: float = 0.5, count: int = 2):
+    def __init__(self, *, start: float = 0.5, count: int = 2, training: ReferenceTraining | None = None):
         """
         start: share of the training before the first scoring.
         count: number of scorings.
+        training: differences from the run's training options, and the seed, which `compare` sets.
         """
-        self.start, self.count = start, count
+        self.start, self.count, self.training = start, count, training
 
     def collect(self, context: ReferenceContext) -> TrainingDynamics:
         places = np.linspace(self.start, 1.0, self.count + 1)[1:].tolist()
