@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.common.files import fresh_directory, naming_full_disk, sync_path
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
+from sftmix.model.rounding import kept_in_float32
 
 
 def export_model(
@@ -62,10 +63,14 @@ def export_model(
 def _write_model(
     model: PreTrainedModel, path: Path, state: Mapping[str, Tensor], dtype: torch.dtype, generation: GenerationConfig
 ) -> None:
-    """Write the weights, floats in `dtype` and a tied group by its first name only (gathering unties them)."""
+    """Write the weights, floats in `dtype` and a tied group by its first name only (gathering unties them).
+
+    What transformers keeps in float32 stays as it is.
+    """
+    kept = kept_in_float32(model, dtype)
     aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters())
     weights = {
-        name: (x.to(dtype) if x.is_floating_point() else x).contiguous()
+        name: (x.to(dtype) if x.is_floating_point() and not kept.search(name) else x).contiguous()
         for name, x in state.items()
         if name not in aliases
     }

@@ -1,5 +1,6 @@
 """Hugging Face causal language models and tokenizers: loading, and the facts known before any weight is read."""
 
+import json
 import logging
 import math
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -21,6 +23,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TokenizersBackend,
 )
 from transformers.utils import cached_file, find_adapter_config_file
 
@@ -76,8 +79,37 @@ def load_model(
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a hub id or directory; ConfigError if there is none or it needs code of its own."""
-    return _from_pretrained(AutoTokenizer, path)
+    """Load the tokenizer of a hub id or directory; ConfigError if there is none or it needs code of its own.
+
+    Some classes of transformers keep the vocabulary of tokenizer.json and split text in their own way, so that a model
+    would be trained on tokens that it was not made with: then the file is read by the class that takes it whole.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, path)
+    name, _ = model_place(path)
+    commit = commit_of(name)
+    file = cached_file(name, "tokenizer.json", revision=commit, _raise_exceptions_for_missing_entries=False)
+    if file is None or type(tokenizer) is TokenizersBackend or _is_that_of(tokenizer, Path(file)):
+        return tokenizer
+    own = type(tokenizer).__name__
+    _say_once(f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed")
+    return _from_pretrained(TokenizersBackend, path)
+
+
+def _is_that_of(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
+    """Return True if a tokenizer normalises, splits and merges text as its file says."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        return True
+    stored = json.loads(file.read_text())
+    if any((getattr(backend.model, name, value) or None) != (value or None) for name, value in stored["model"].items()):
+        return False
+    # Read by the library, so that options which the file leaves out are there.
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    rules = Tokenizer.from_str(json.dumps({**stored, "added_tokens": [], "post_processor": None, "model": empty}))
+    return _rules_of(rules) == _rules_of(backend)
+
+
+def _rules_of(backend: Tokenizer) -> list[str | None]:
+    return [part and part.__getstate__().decode() for part in (backend.normalizer, backend.pre_tokenizer)]
 
 
 def model_config(path: str | Path) -> PretrainedConfig:
@@ -204,7 +236,7 @@ def probing(model: PreTrainedModel, problem: str, remedy: str = "") -> Iterator[
 def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
     name, _ = model_place(path)
     commit = commit_of(name)
-    if auto is not AutoTokenizer:
+    if auto not in (AutoTokenizer, TokenizersBackend):
         if find_adapter_config_file(name, revision=commit) is not None:  # transformers would load its base
             raise holds_adapters(path)
         refuse_files(path)

@@ -11,12 +11,14 @@ the same bits.
 """
 
 import math
+import re
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
@@ -60,10 +62,19 @@ def to_nearest(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded
 
 
-def refuse_overflow(model: nn.Module, dtype: torch.dtype) -> None:
+def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[str]:
+    """Return what finds the names of tensors that transformers loads in float32 beside others in `dtype`.
+
+    The biases by which some models choose experts are such, as a bfloat16 has no room for their differences.
+    """
+    return re.compile("|".join(model._get_dtype_plan(dtype)).replace("*", ".*") or "(?!)")
+
+
+def refuse_overflow(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Raise ConfigError as `to_nearest` does for a weight to be trained; on the meta device none has a value yet."""
+    kept = kept_in_float32(model, dtype)
     for name, weight in model.named_parameters():
-        if weight.requires_grad and not weight.is_meta:
+        if weight.requires_grad and not weight.is_meta and not kept.search(name):
             to_nearest(name, weight.detach(), dtype)
 
 

@@ -37,13 +37,13 @@ from sftmix.model.head import check_head
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, probe_ids, stored_dtype
 from sftmix.model.meta import carry, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
-from sftmix.model.rounding import round_in_place
+from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.finished import FinishedModel
 from sftmix.pipeline.nodes import check_same_model
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module
+from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module, unwrap
 from sftmix.training.scoring import Scorer
 
 
@@ -153,7 +153,8 @@ def round_weights(config: RunConfig, module: nn.Module, dtype: torch.dtype) -> N
 
     Every rank calls it. Raises ConfigError for a weight that `dtype` has no room for.
     """
-    weights = full_weights(module, gathered=False)
+    kept = kept_in_float32(unwrap(module).model, dtype)
+    weights = {name: x for name, x in full_weights(module, gathered=False).items() if not kept.search(name)}
     round_in_place(weights, dtype, rounding=config.checkpoint.rounding, seed=config.seed)
 
 

@@ -1,0 +1,49 @@
+"""A tokenizer splits text as its tokenizer.json says, whatever class of transformers is named beside it."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoConfig
+
+from sftmix.model.load import load_tokenizer
+
+TEXT = "12 is 1 and 2"
+LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
+DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), LEVEL])
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Write the config of a family and a tokenizer with the token 12, by this pre-tokenizer and options of its BPE."""
+
+    def make(family: str, split: pre_tokenizers.PreTokenizer, **options) -> Tokenizer:
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        words = {word: number for number, word in enumerate([*letters, "12", "<end>"])}
+        tokenizer = Tokenizer(BPE(words, [("1", "2")], **options))
+        tokenizer.pre_tokenizer = split
+        tokenizer.add_special_tokens(["<end>"])
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        named = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<end>", "bos_token": "<end>", "unk_token": "<end>"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+        AutoConfig.for_model(family).save_pretrained(tmp_path)
+        return tokenizer
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gpt_neox"])
+@pytest.mark.parametrize("split", [DIGITS, LEVEL], ids=["digits", "gpt2"])
+def test_ids_are_those_of_the_file(directory, tmp_path, family, split):
+    expected = directory(family, split).encode(TEXT).ids
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer(TEXT, add_special_tokens=False)["input_ids"] == expected
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json")).encode(TEXT).ids == expected
+
+
+def test_merges_are_those_of_the_file(directory, tmp_path, capsys):
+    unknown = directory("llama", LEVEL, ignore_merges=True, unk_token="<end>")
+    assert load_tokenizer(tmp_path)._tokenizer.model.ignore_merges == unknown.model.ignore_merges
+    assert "GPT2Tokenizer of transformers splits text otherwise than tokenizer.json" in capsys.readouterr().err
