@@ -59,6 +59,7 @@ class SFTMixArguments:
     """Options of SFTMix, to be inherited beside TrainingArguments or SFTConfig.
 
     sftmix_split       a split.parquet, also from a run of sftmix; or a dynamics.parquet, which is split at the median
+                       of the training rows
     sftmix_mu          weight of Mixup
     sftmix_alpha       lambda ~ Beta(alpha, alpha)
     sftmix_mixup_mean  own or ntp, as of SFTMixLoss
@@ -73,25 +74,26 @@ class SFTMixArguments:
 def groups_of(path: PathLike, ids: list[str]) -> Int64:
     """Return i64[N]: 0 for confident rows, 1 for unconfident ones, UNPAIRED for others.
 
-    With dynamics, rows are confident or unconfident above or below the median. The file may hold other rows as well;
-    ValueError if it lacks one of these.
+    With dynamics, rows are confident or unconfident above or below the median of these rows; equal to it, unpaired. The
+    file may hold other rows as well; ValueError if it lacks one of these.
     """
-    if "group" in read_table(path, ["id"]).column_names:
-        names, split = read_split(path)
-        confident, unconfident = split.group == 0, split.group == len(split.names) - 1
-    else:
-        dynamics = read_dynamics(path)
-        names = [*dynamics.ids]
-        confidence = Perplexity().estimate(dynamics)
-        confident, unconfident = confidence > np.nanmedian(confidence), confidence < np.nanmedian(confidence)
-    group = dict(zip(names, np.select([confident, unconfident], [0, 1], UNPAIRED), strict=True))
-    if missing := [name for name in ids if name not in group]:
+    table = read_table(path, ["id"])
+    if missing := sorted({*ids}.difference(map(str, table["id"].to_pylist()))):
         raise ValueError(
             f"sftmix_split: {path} lacks {len(missing):,} of the {len(ids):,} training rows (first: {missing[0]}), "
             "which would get no Mixup. Make the file from these rows, tokenised in the same way and cut at the same "
             "length (without a column id, an id is a hash of the tokens), or take them out of train_dataset"
         )
-    return np.array([group[name] for name in ids], dtype=np.int64)
+    if "group" in table.column_names:
+        names, split = read_split(path)
+        group = dict(zip(names, split.group, strict=True))
+        code = np.array([group[name] for name in ids])
+        confident, unconfident = code == 0, code == len(split.names) - 1
+    else:
+        confidence = Perplexity().estimate(read_dynamics(path).of(ids))
+        middle = np.nanmedian(confidence)
+        confident, unconfident = confidence > middle, confidence < middle
+    return np.select([confident, unconfident], [0, 1], UNPAIRED)
 
 
 class PairSampler(list[int]):
@@ -119,8 +121,9 @@ class _PairsOfEpoch(TrainerCallback):
 class SFTMixTrainer(Trainer):
     """A Trainer that minimises NTP + mu Mixup; with TRL, `class Mine(SFTMixTrainer, SFTTrainer)`.
 
-    Its args inherit SFTMixArguments; evaluation is the trainer's. Raises ValueError for what does not fit,
-    ConfigError for a model that the loss cannot follow, or whose embeddings are fewer than the tokens of its rows.
+    Its args inherit SFTMixArguments; evaluation is the trainer's. Raises ValueError for what does not fit, and where
+    training begins without a confident and an unconfident row; ConfigError for a model that the loss cannot follow, or
+    whose embeddings are fewer than the tokens of its rows.
 
     outputs  of the last micro-batch: the fields of SFTLoss
     """
@@ -168,6 +171,13 @@ class SFTMixTrainer(Trainer):
         base.forward = sftmix_forward
 
     def _get_train_sampler(self, train_dataset=None):
+        _, one, other = np.bincount(self._groups - UNPAIRED, minlength=3)
+        if not one * other:
+            raise ValueError(
+                f"sftmix_split: {self.args.sftmix_split} makes {one:,} training rows confident and {other:,} "
+                "unconfident, and a pair is one of each: name a split.parquet that has both among these rows, or "
+                "dynamics whose perplexity differs between them"
+            )
         seed = self.args.data_seed
         return PairSampler(self._groups, self.args.seed if seed is None else seed)
 

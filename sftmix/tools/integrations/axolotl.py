@@ -1,7 +1,6 @@
 """The plugin of axolotl, `plugins: [sftmix.tools.integrations.axolotl.SFTMixPlugin]`, and its command `sftmix`."""
 
 import sys
-from dataclasses import fields
 
 import click
 from axolotl.integrations.base import BasePlugin
@@ -12,17 +11,31 @@ from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixT
 
 
 class SFTMixInput(BaseModel):
-    """Keys of the YAML: the fields of SFTMixArguments (no split: plain training), and a dynamics file to be written."""
+    """Keys of the YAML: the fields of SFTMixArguments, and a dynamics file to be written; none of them: plain training.
 
-    sftmix_split: str = ""
-    sftmix_mu: float = 0.2
-    sftmix_alpha: float = 0.5
-    sftmix_mixup_mean: str = "own"
-    sftmix_dynamics: str = ""
+    None is a key that is not given: workers of Ray read the keys again, from what is not None here.
+    """
+
+    sftmix_split: str | None = None
+    sftmix_mu: float | None = None
+    sftmix_alpha: float | None = None
+    sftmix_mixup_mean: str | None = None
+    sftmix_dynamics: str | None = None
 
 
 class SFTMixPlugin(BasePlugin):
-    """Train with SFTMix if `sftmix_split` is set; write training dynamics if `sftmix_dynamics` is."""
+    """Train with SFTMix if `sftmix_split` is set; write training dynamics if `sftmix_dynamics` is.
+
+    Raises ValueError for other keys without one of them, before anything is loaded.
+    """
+
+    def register(self, cfg):
+        given = [key for key in cfg if key.startswith("sftmix_")]
+        if given and not (cfg.sftmix_split or cfg.sftmix_dynamics):
+            raise ValueError(
+                f"{given} without sftmix_split or sftmix_dynamics would be plain training: name a split.parquet or "
+                "dynamics.parquet in sftmix_split, or a file to be written in sftmix_dynamics, or take them out"
+            )
 
     def get_input_args(self):
         return f"{__name__}.SFTMixInput"
@@ -31,7 +44,7 @@ class SFTMixPlugin(BasePlugin):
         return f"{SFTMixArguments.__module__}.SFTMixArguments"
 
     def get_training_args(self, cfg):
-        return {field.name: cfg[field.name] for field in fields(SFTMixArguments)}
+        return {key: cfg[key] for key in SFTMixArguments.__dataclass_fields__ if key in cfg}
 
     def get_trainer_cls(self, cfg):
         from axolotl.core.trainers.base import AxolotlTrainer

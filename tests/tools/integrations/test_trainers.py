@@ -3,9 +3,8 @@
 import importlib
 import os
 import sys
-import tomllib
 from dataclasses import dataclass, replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
     LlamaForCausalLM,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -349,39 +347,3 @@ def test_without_trl_it_is_a_trainer(tiny, tmp_path):
     _, found = trained(SFTMixTrainer, tiny, tmp_path / "found", given=given, config=Arguments)
     _, right = trained(Mixed, tiny, tmp_path / "right")
     same(found, right, "loss", "grad_norm")
-
-
-class Values(dict):
-    """A configuration, as axolotl's."""
-
-    __getattr__ = dict.get
-
-
-def test_axolotls_plugin_trains_alike(tiny, tmp_path, monkeypatch):
-    """By axolotl's interface, whose trainer is one of transformers: a reference run, and a run on its split."""
-    for name in ("", ".integrations", ".integrations.base", ".core", ".core.trainers", ".core.trainers.base"):
-        monkeypatch.setitem(sys.modules, f"axolotl{name}", ModuleType(f"axolotl{name}"))
-    sys.modules["axolotl.integrations.base"].BasePlugin = object
-    sys.modules["axolotl.core.trainers.base"].AxolotlTrainer = Trainer
-    axolotl = importlib.import_module("sftmix.tools.integrations.axolotl")
-    plugin, file = axolotl.SFTMixPlugin(), str(tmp_path / "dynamics.parquet")
-    assert plugin.get_input_args() == "sftmix.tools.integrations.axolotl.SFTMixInput"
-    assert plugin.get_training_args_mixin() == "sftmix.tools.integrations.SFTMixArguments"
-    given = {"data_collator": DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(tiny.model))}
-
-    first = Values(axolotl.SFTMixInput(sftmix_dynamics=file).model_dump())
-    assert plugin.get_trainer_cls(first) is None
-    keep = ("input_ids", "labels")  # axolotl drops the ids
-    trainer = trainer_of(Trainer, tiny, tmp_path / "first", keep, given)
-    (callback,) = plugin.add_callbacks_post_trainer(first, trainer)
-    trainer.add_callback(callback)
-    trainer.train()
-    options = plugin.get_training_args(Values(axolotl.SFTMixInput(sftmix_split=file, sftmix_mu=0.5).model_dump()))
-    kind = plugin.get_trainer_cls(Values(options))
-    _, found = trained(kind, tiny, tmp_path / "second", keep, given, **options)
-    _, right = trained(Mixed, tiny, tmp_path / "trl", keep, **options)
-    same(found, right, "loss", "grad_norm")
-    assert plugin.add_callbacks_post_trainer(Values(options), None) == []
-
-    commands = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["axolotl.cli_commands"]
-    assert commands == {"sftmix": f"{axolotl.__name__}:{axolotl.command.name}"}
