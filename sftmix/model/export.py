@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.common.files import fresh_directory, naming_full_disk, sync_path
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
+from sftmix.model.load import processor_files
 from sftmix.model.rounding import kept_in_float32
 
 
@@ -31,7 +32,8 @@ def export_model(
 
     state_dict     full (gathered) weights; None: the model's own. Tied weights are stored once.
     dtype          dtype of the files and of the config
-    base           the base model of a model with adapters: only the adapters are written, in PEFT's format
+    base           the base model, whose files for images are copied; of a model with adapters, only these are written,
+                   in PEFT's format, and name it
     stop_ids       end-of-turn ids, in addition to the eos ids of the tokenizer and of the model's generation_config
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
@@ -42,11 +44,14 @@ def export_model(
             weights = state_dict or model.state_dict()
             if adapter_config(model) is None:
                 _write_model(model, temporary, weights, dtype, generation)
+                for file in processor_files(base) if base else ():
+                    shutil.copy(file, temporary)
             else:
                 write_adapters(model, weights, temporary, base=base, dtype=dtype)
                 generation.save_pretrained(temporary)
-            exported = copy.deepcopy(tokenizer)
-            exported.chat_template = chat_template or tokenizer.chat_template
+            exported, named = copy.deepcopy(tokenizer), tokenizer.chat_template
+            if not (isinstance(named, dict) and named.get("default") == chat_template):  # others belong to the default
+                exported.chat_template = chat_template or named
             exported.save_pretrained(temporary)
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
                 sync_path(file)
@@ -76,6 +81,7 @@ def _write_model(
     }
     saved = copy.copy(model)  # save_pretrained writes into the config
     saved.config, saved.generation_config = copy.deepcopy(model.config), generation
+    vars(saved.config).pop("auto_map", None)  # names files of code, which are not written
     with without_bars_of_transformers():
         saved.save_pretrained(path, state_dict=weights)
     parts = (getattr(saved.config, name, None) for name in saved.config.sub_configs)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
@@ -85,10 +86,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     would be trained on tokens that it was not made with: then the file is read by the class that takes it whole.
     """
     tokenizer = _from_pretrained(AutoTokenizer, path)
-    name, _ = model_place(path)
-    commit = commit_of(name)
-    file = cached_file(name, "tokenizer.json", revision=commit, _raise_exceptions_for_missing_entries=False)
-    if file is None or type(tokenizer) is TokenizersBackend or _is_that_of(tokenizer, Path(file)):
+    file = None if type(tokenizer) is TokenizersBackend else file_beside(path, "tokenizer.json")
+    if file is None or _is_that_of(tokenizer, file):
         return tokenizer
     own = type(tokenizer).__name__
     _say_once(f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed")
@@ -115,6 +114,25 @@ def _rules_of(backend: Tokenizer) -> list[str | None]:
 def model_config(path: str | Path) -> PretrainedConfig:
     """Load the config of a hub id or directory; ConfigError if there is none or it needs code of its own."""
     return _from_pretrained(AutoConfig, path)
+
+
+def file_beside(path: str | Path, file: str) -> Path | None:
+    """Return a file of the directory or repository of a model; None if it has none, or none can be reached."""
+    name, _ = model_place(path)
+    found = cached_file(
+        name,
+        file,
+        revision=commit_of(name),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found) if found else None
+
+
+def processor_files(path: str | Path) -> list[Path]:
+    """Return the files beside a model that also takes images, without which no server loads it."""
+    names = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+    return [file for name in names if (file := file_beside(path, name))]
 
 
 def files_of_model(path: str | Path) -> Path:
@@ -152,6 +170,20 @@ def _is_no_table(record: logging.LogRecord) -> bool:
     return not re.search(r"LOAD REPORT(?!.*(MISMATCH|CONVERSION))", record.getMessage(), re.DOTALL)
 
 
+def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
+    """Return the names of the weights that transformers leaves out by rule, such as those of multi-token prediction.
+
+    Buffers that older versions wrote are no weights.
+    """
+    rules = "|".join(model._keys_to_ignore_on_load_unexpected or ())
+    if not rules:
+        return set()
+    files = [safe_open(file, "pt") for file in files_of_model(path).glob("*.safetensors")]
+    names = {name for file in files for name in file.keys()}  # noqa: SIM118, it is no dictionary
+    buffers = re.compile(r"(inv_freq|position_ids|attn\.(masked_)?bias)$")
+    return {name for name in names if re.search(rules, name) and not buffers.search(name)}
+
+
 def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], others: set[str]) -> None:
     """Raise ConfigError unless the files hold all weights of the model, and no others of its decoder and LM head.
 
@@ -169,8 +201,8 @@ def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], ot
             "another model would be trained. Mend config.json (num_hidden_layers, attention_bias, ...), or merge "
             "adapters into their base model with PEFT (merge_and_unload), or take the weights out of the files"
         )
-    if others:
-        _say_once(f"model.path: {path}: left out {some(others)}, no part of {type(model).__name__}")
+    if left := others | _passed_over(model, path):
+        _say_once(f"model.path: {path}: left out {some(left)}, no part of {type(model).__name__}")
 
 
 @cache
