@@ -51,6 +51,11 @@ __all__ = ["Machine", "estimate"]
 
 CPU = torch.device("cpu")
 
+MEASURE = (
+    "Measure instead: run with --training.max_steps 2 --checkpoint.every 0, and see peak_memory_bytes and elapsed in "
+    "its summary.json"
+)
+
 BLOCK_CELLS = 2**22
 """Logits of a block for a GPU, whose kernels need none: few fake operations, and 50 MB at most."""
 
@@ -232,7 +237,13 @@ def traffic(work: Work, model: FakeModel, layout: Layout) -> tuple[float, float,
 def memory_of(
     work: Work, model: FakeModel, objective: Objective, optimizer: Optimizer, layout: Layout, machine: Machine
 ) -> dict[str, int]:
-    """Return the bytes of each part on one device; ConfigError for a model that looks at values."""
+    """Return the bytes of each part on one device; ConfigError for a model that looks at values, as experts do."""
+    for part in model.model.modules():
+        if "Experts" in type(part).__name__:  # so transformers calls them in every family
+            raise ConfigError(
+                f"model.path: {work.model_path} routes tokens to experts ({type(part).__name__}), and estimate would "
+                f"count all of them for each token. {MEASURE}"
+            )
     share, state = FLOAT * model.numbers.trained / layout.shards, 0.0
     if work.largest is None:  # FSDP has gathered two layers (the next one comes) and what is outside the layers
         gathered = 2 * model.layers.all / model.n_layers + model.outside.all
@@ -243,9 +254,8 @@ def memory_of(
             held = _held_in_a_step(work, work.largest, model, objective, layout, machine)
         except RuntimeError as error:
             raise ConfigError(
-                f"model.path: estimate cannot follow {work.model_path}: {error}. Models whose computation depends on "
-                "values (experts to which tokens are routed) have none here. Measure instead: run with "
-                "--training.max_steps 2 --checkpoint.every 0, and see peak_memory_bytes and elapsed in its summary.json"
+                f"model.path: estimate cannot follow {work.model_path}, whose computation may depend on "
+                f"values: {error}. {MEASURE}"
             ) from error
         if sum(held) < 2 * share:  # the optimizer's step, with temporaries
             held = share, 0.0, share
