@@ -28,13 +28,14 @@ from sftmix.options import LoraOptions
 
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-TAKEN = """auto_mapping base_model_name_or_path inference_mode peft_type peft_version revision task_type
+TAKEN = """auto_mapping base_model_name_or_path inference_mode peft_type peft_version task_type
 exclude_modules layer_replication layers_pattern layers_to_transform modules_to_save target_modules
 target_parameters trainable_token_indices
 alpha_pattern bias ensure_weight_tying eva_config fan_in_fan_out init_lora_weights loftq_config lora_alpha
 lora_bias lora_dropout r rank_pattern use_dora use_rslora"""
 """The keys of adapter_config.json that may have any value. Every other one must have PEFT's default: `megatron_config`
-imports a module that the file names, and others change what the adapters compute."""
+imports a module that the file names, `revision` is of the base model, which is loaded by its name alone, and others
+change what the adapters compute."""
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for experts, routers and every linear layer but the LM head; here a list may hold it as well."""
@@ -89,15 +90,26 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
 
     Raises ConfigError if adapter_config.json is refused, or if the weights are not those that it describes.
     """
+    from peft import set_peft_model_state_dict
+
     config = stored_config(directory)
-    config.inference_mode = False  # else PEFT freezes them, and `read_adapters` finds only trained ones
+    config.inference_mode = False  # else PEFT freezes them, and what is missing is looked for among trained weights
     try:
         _add(model, config, seed=0)
+        if config.bias == "all" and config.exclude_modules:  # `add_adapters` trained biases of the text model alone
+            freeze_unused(model)
+        missing, unexpected = set_peft_model_state_dict(  # type: ignore[attr-defined]
+            model,
+            {name.removeprefix("base_model.model."): x for name, x in load_file(directory / WEIGHTS).items()},
+            ADAPTER,
+        )
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        if wrong := trained.intersection(missing).union(unexpected):
+            raise ValueError(f"its configuration and its weights differ in {min(wrong)}")
     except Exception as error:  # for values in a stranger's file PEFT may raise anything
-        raise ConfigError(f"{directory / FILE}: PEFT cannot follow it in {type(model).__name__}: {error}") from error
-    if config.bias == "all" and config.exclude_modules:  # `add_adapters` trained biases of the text model alone
-        freeze_unused(model)
-    read_adapters(model, directory)
+        raise ConfigError(
+            f"{directory}: PEFT cannot load it: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def adapter_config(model: nn.Module) -> Any:
@@ -142,7 +154,7 @@ def stored_config(directory: Path) -> Any:
             if stored[key] and stored[key] != default.get(key):
                 raise ConfigError(
                     f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "
-                    "import, or change how they are computed. Take it out of the file if they work without it, else "
+                    "import, another base, or a computation. Take it out of the file if they work without it, else "
                     "merge them into their base model with PEFT (merge_and_unload), and name the merged model"
                 )
         config = LoraConfig(**{key: value for key, value in stored.items() if key in default})

@@ -1,0 +1,98 @@
+"""Adapters that PEFT itself wrote: each kind loads as PEFT loads it, and a file that lacks some of them is refused."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from sftmix.common.errors import ConfigError
+from sftmix.model.adapters import FILE, WEIGHTS, load_adapters
+from sftmix.model.load import load_model
+from tests.model.test_adapters import change, experts, logits
+from tests.model.test_models import build
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
+    pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`, but no tied modules were found"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`"),
+]
+
+ALL = {"target_modules": "all-linear"}
+KINDS = {
+    "plain": ALL,
+    "dora": ALL | {"use_dora": True},
+    "the head": {"target_modules": ["q_proj", "lm_head"]},
+    "the embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "dora on both ends": {"target_modules": ["lm_head", "embed_tokens"], "use_dora": True},
+    "both ends in full": ALL | {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "both ends in full and tied": ALL | {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "all biases": ALL | {"bias": "all"},
+    "some tokens": ALL | {"trainable_token_indices": [5, 6, 7]},
+    "layers twice": ALL | {"layer_replication": [[0, 2], [1, 2]]},
+    "other base weights": ALL | {"init_lora_weights": "pissa"},
+    "ranks": ALL | {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"v_proj": 32}},
+}
+OF_EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+
+
+def written(directory, model, **options):
+    """Have PEFT write a base model and adapters that do something; the logits of both, as PEFT reads them back."""
+    model.save_pretrained(directory / "base")
+    base = AutoModelForCausalLM.from_pretrained(directory / "base", dtype=torch.float32)
+    made = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, **options))
+    change(made)
+    made.save_pretrained(directory / "adapters")
+    base = AutoModelForCausalLM.from_pretrained(directory / "base", dtype=torch.float32)
+    expected = logits(PeftModel.from_pretrained(base, directory / "adapters"))
+    assert float((expected - logits(model)).abs().max()) > 0.01
+    return expected
+
+
+def loaded(directory):
+    model = load_model(directory / "base")
+    load_adapters(model, directory / "adapters")
+    return logits(model)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama tied"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_of_peft_load_as_peft_loads_them(family, kind, tmp_path):
+    expected = written(tmp_path, build(family), **KINDS[kind])
+    assert float((loaded(tmp_path) - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe"])
+def test_adapters_of_experts_load_as_peft_loads_them(family, tmp_path):
+    expected = written(tmp_path, experts(family), **OF_EXPERTS)
+    assert float((loaded(tmp_path) - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_file_lacks_or_has_besides_is_named(kind, tmp_path):
+    """The base model's own weights, which PEFT writes beside adapters on its ends, may be missing."""
+    written(tmp_path, build("llama tied"), **KINDS[kind])
+    file = tmp_path / "adapters" / WEIGHTS
+    whole = load_file(file)
+    ours = [name for name in whole if not name.endswith("base_layer.weight")]
+    ends = {name for name in ours if "layers" not in name}
+    for name in (ours[0], *ends):
+        save_file({other: x for other, x in whole.items() if other != name}, file)
+        part = name.removeprefix("base_model.model.").split(".lora_")[0]
+        with pytest.raises(ConfigError, match=rf"adapters: PEFT cannot load it: .*{part}"):
+            loaded(tmp_path)
+    save_file(whole | {"base_model.model.model.layers.7.mlp.up_proj.lora_A.weight": torch.ones(2, 2)}, file)
+    with pytest.raises(ConfigError, match=r"its configuration and its weights differ in model\.layers\.7\.mlp"):
+        loaded(tmp_path)
+
+
+def test_a_revision_of_the_base_is_refused(tmp_path):
+    """The base is loaded by its name, so it would be another one without a word."""
+    written(tmp_path, build("llama"), **ALL)
+    file = tmp_path / "adapters" / FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "revision": "v1"}))
+    with pytest.raises(ConfigError, match=r"revision is 'v1', .* another base, .* merge them into their base model"):
+        loaded(tmp_path)
