@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.head import ADAPTER, active
+from sftmix.model.head import ADAPTER, FEWER, active
 from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.model.load import untie
 from sftmix.model.paths import model_place
@@ -81,7 +81,8 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
             config.target_modules = sorted({*(config.target_modules or ()), *target_names})
         _add(model, config, seed=seed)
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise ConfigError(f"model.lora: PEFT refuses these options for {type(model).__name__}: {error}") from error
+        refused = f"model.lora: PEFT refuses these options for {type(model).__name__}: {str(error).removesuffix('.')}"
+        raise ConfigError(f"{refused}. {FEWER}" if ALL_LINEAR in targets else refused) from error
     freeze_unused(model)  # with `bias: all` PEFT trains every bias of the model
 
 

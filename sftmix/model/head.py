@@ -21,6 +21,8 @@ from sftmix.model.packing import is_flash
 
 ADAPTER = "default"
 """PEFT's name of the one adapter that a model of ours has."""
+FEWER = "all-linear also takes experts and routers: name others, as --model.lora.target_modules '[q_proj, v_proj]'"
+"""The remedy where a model does not run with its adapters."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,10 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     name = f"{type(model).__name__} ({model.config.model_type})"
     ids = probe_ids(model, 2, 8)
     later = 4
+    remedy = FEWER if hasattr(model, "peft_config") else ""
     changed = ids.clone()
     changed[:, later:] = (ids[:, later:] + 1) % n_embeddings(model)
-    with _without_flash(model), probing(model, f"{name} does not run as backbone and head"):
+    with _without_flash(model), probing(model, f"{name} does not run as backbone and head", remedy):
         decoder = model.get_decoder()
         hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
         moved = (decoder(input_ids=changed, use_cache=False).last_hidden_state - hidden).abs()

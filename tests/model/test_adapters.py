@@ -267,3 +267,17 @@ def test_a_missing_adapter_is_not_written(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="numbers were trained"):
         export_model(model, tokenizer, tmp_path / "a", dtype=torch.float32, state_dict=some, base="b")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("family", "options"), [("Mixtral", {"use_dora": True}), ("Phimoe", {})])
+def test_adapters_that_experts_cannot_have_are_refused_with_a_remedy_that_works(family, options):
+    config = getattr(transformers, f"{family}Config")(**TINY, num_local_experts=4, num_experts_per_tok=2)
+
+    def adapted(targets: str | list[str]) -> None:
+        model = random_model(config)
+        add_adapters(model, LoraOptions(r=2, target_modules=targets, **options), seed=0)
+        check_head(model, trains=True)
+
+    with pytest.raises(ConfigError, match=r"all-linear also takes experts .*target_modules '\[q_proj, v_proj\]'"):
+        adapted("all-linear")
+    adapted(["q_proj", "v_proj"])
