@@ -96,7 +96,13 @@ def call(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "within"), [("compile", 0.0), ("checkpointing", 0.0), ("scaler", 0.0), ("autocast", 2e-2)]
+    ("kind", "within"),
+    [
+        pytest.param("compile", 0.0, marks=pytest.mark.slow),
+        ("checkpointing", 0.0),
+        ("scaler", 0.0),
+        ("autocast", 2e-2),
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # dynamo's own, of what it reads
 def test_what_is_around_it_changes_nothing(kind, within):

@@ -58,7 +58,7 @@ def loaded(directory):
     return logits(model)
 
 
-@pytest.mark.parametrize("family", ["llama", "llama tied"])
+@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.slow), "llama tied"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_of_peft_load_as_peft_loads_them(family, kind, tmp_path):
     expected = written(tmp_path, build(family), **KINDS[kind])
@@ -71,6 +71,7 @@ def test_adapters_of_experts_load_as_peft_loads_them(family, tmp_path):
     assert float((loaded(tmp_path) - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_file_lacks_or_has_besides_is_named(kind, tmp_path):
     """The base model's own weights, which PEFT writes beside adapters on its ends, may be missing."""

@@ -108,7 +108,7 @@ def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(path, objective, precisio
     assert expected == pytest.approx(counter.peak, rel=0.02)
 
 
-@pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
+@pytest.mark.parametrize("objective", [NTP(), pytest.param(SFTMix(), marks=pytest.mark.slow)], ids=["NTP", "SFTMix"])
 @pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(path, objective, lora, ranks):
