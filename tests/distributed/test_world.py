@@ -88,6 +88,7 @@ def unequal_nodes(world) -> None:
     wrap(TrainingModule(toy_model()), parallel="hsdp", precision="fp32", world=world, shard_group_size=2)
 
 
+@pytest.mark.slow
 def test_nodes_of_unequal_size_do_not_wait_for_each_other():
     on_ranks(unequal_nodes, ranks=4)
 

@@ -149,14 +149,18 @@ def assert_dynamics_of(made, tiny, *paths, more: Sequence[str] = ()) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize(("name", "path"), [("FromEndpoint", "/v1"), ("FromSGLang", "")])
+@pytest.mark.parametrize(
+    ("name", "path"), [("FromEndpoint", "/v1"), pytest.param("FromSGLang", "", marks=pytest.mark.slow)]
+)
 def test_servers_give_the_dynamics_of_their_models(name, path, finished, tiny, server, other, made):
     urls = f"[{other.url}{path}, {server.url}{path}/]"
     made("confidence", *tiny.bare, "--reference", name, "--reference.url", urls)
     assert_dynamics_of(made, tiny, tiny.model, finished.path / "train" / "model")
 
 
-@pytest.mark.parametrize(("name", "path"), [("FromEndpoint", "/v1"), ("FromSGLang", "")])
+@pytest.mark.parametrize(
+    ("name", "path"), [pytest.param("FromEndpoint", "/v1", marks=pytest.mark.slow), ("FromSGLang", "")]
+)
 def test_servers_score_tokens_and_responses_without_their_instructions(name, path, finished, tiny, server, made):
     more = ("--reference.token_nll", "true", "--reference.response_alone", "true", "--confidence", "IFD")
     made("confidence", *tiny.bare, "--reference", name, "--reference.url", f"{server.url}{path}", *more)

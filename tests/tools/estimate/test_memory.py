@@ -93,7 +93,9 @@ def two_steps(module: Any, options: TrainingOptions, given: Batch, *modes: Any, 
 @pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize(
+    "recompute", [pytest.param(False, id="kept"), pytest.param(True, id="recomputed", marks=pytest.mark.slow)]
+)
 def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(path, objective, precision, lora, recompute):
     about = {"activation_checkpointing": recompute, "precision": precision}
     options, counter = TrainingOptions(**about, padding_free=False), Held()
