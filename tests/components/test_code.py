@@ -3,7 +3,7 @@
 import linecache
 from typing import Any
 
-from sftmix.components import Linear, Median
+from sftmix.components import Linear, Median, SFTMix
 from sftmix.components.component import Component, code_of, files_of
 
 
@@ -14,6 +14,11 @@ class WithFile(Linear):
 
     def files(self):
         return [self.path]
+
+
+def test_classes_of_the_package_have_no_code_and_parts_among_options_have():
+    assert code_of(SFTMix(mu=Linear(start=0.0, end=0.4))) == {}
+    assert [*code_of(SFTMix(mu=WithFile(path="none")))] == [f"{__name__}.WithFile"]
 
 
 class Shared:

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -14,17 +13,6 @@ from sftmix.model.load import load_model, load_tokenizer
 from sftmix.options import DataOptions
 from tests.model.test_models import TINY, random_model
 from tests.tiny import SHORT
-
-
-@pytest.fixture
-def exported(small, tmp_path):
-    """Export a model beside its own tokenizer; return the directory."""
-
-    def export(model, **options):
-        tokenizer = load_tokenizer(small.model)
-        return export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32, **options)
-
-    return export
 
 
 def test_weights_that_transformers_passes_over_are_named(tmp_path, capsys):
@@ -42,12 +30,13 @@ def test_weights_that_transformers_passes_over_are_named(tmp_path, capsys):
     assert "left out 1 weights (model.layers.61.eh_proj.weight, ...)" in capsys.readouterr().err
 
 
-def test_a_config_names_no_code_that_is_not_there(exported, tmp_path):
+def test_a_config_names_no_code_that_is_not_there(small, tmp_path):
     random_model(transformers.LlamaConfig(**TINY)).save_pretrained(tmp_path / "base")
     file = tmp_path / "base" / "config.json"
     code = {"AutoConfig": "configuration_mine.Mine", "AutoModelForCausalLM": "modeling_mine.Mine"}
     file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": code}))
-    out = exported(load_model(tmp_path / "base"))
+    base, tokenizer = load_model(tmp_path / "base"), load_tokenizer(small.model)
+    out = export_model(base, tokenizer, tmp_path / "out", dtype=torch.float32)
     assert "auto_map" not in json.loads((out / "config.json").read_text())
     assert load_model(tmp_path / "base").config.auto_map == code
 

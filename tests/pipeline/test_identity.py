@@ -29,7 +29,6 @@ from sftmix.components import (
     SFTMix,
     TrainedReference,
 )
-from sftmix.components.component import code_of
 from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
 from sftmix.pipeline.export import export_run
@@ -38,6 +37,7 @@ from sftmix.pipeline.recipe import run
 from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.stages import differences
 from sftmix.tools.quickstart import write_jsonl
+from tests.components.test_code import WithFile
 from tests.pipeline.test_pairs import StopAt
 from tests.tiny import SHORT, Tiny, contents, metrics, sftmix, status
 
@@ -53,15 +53,6 @@ def config(tiny: Tiny, out: Path, *, precision: str = "fp32", every: int = 0, **
         checkpoint=CheckpointOptions(every=every),
         **rest,
     )
-
-
-class WithFile(Linear):
-    def __init__(self, *, path: str):
-        super().__init__(start=0.0, end=0.4)
-        self.path = path
-
-    def files(self):
-        return [self.path]
 
 
 def test_a_changed_file_of_any_component_is_refused(finished, tmp_path):
@@ -111,11 +102,6 @@ def test_the_code_of_a_class_of_ones_own_decides_what_it_made(finished, tmp_path
     run(mended, until="split")
     with pytest.raises(ConfigError, match=r"confidence_files\.own_parts\.Base: "):
         run(own("base", "(Perplexity):\n    pass", "(Perplexity):\n    mended = True"), until="confidence")
-
-
-def test_classes_of_the_package_have_no_code_and_parts_among_options_have():
-    assert code_of(SFTMix(mu=Linear(start=0.0, end=0.4))) == {}
-    assert [*code_of(SFTMix(mu=WithFile(path="none")))] == [f"{__name__}.WithFile"]
 
 
 class OfAProject(Median):
