@@ -31,13 +31,13 @@ BRANCHED = {
     "data/tokenise.py:_masked",
     "functional/__init__.py:sft_loss",
     "model/adapters.py:add_adapters",
-    "options.py:problems",
+    "options/data.py:problems",
     "tools/answers/generate.py:answer_file",
     "tools/compare/table.py:_contrast",
     "tools/estimate/run.py:_held_in_a_step",
     "training/step.py:train_step",
 }
-LARGE_FILES = {"functional/fused.py", "options.py", "training/step.py", "types.py"}
+LARGE_FILES = {"functional/fused.py", "training/step.py", "types.py"}
 KERNELS = "functional/kernels.py"
 """Triton's functions: a type in their signatures is an instruction to the compiler, and variables come in pairs."""
 TWICE = {

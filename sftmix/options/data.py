@@ -1,0 +1,138 @@
+"""The rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sftmix.common.fields import ROLES, column_problems
+from sftmix.common.plain import PlainFields, as_list
+from sftmix.options.ranges import at_least_1, out_of_range
+
+SpecialTokens = Literal["text", "tokens"]
+Thoughts = Literal["train", "mask", "drop"]
+
+LENGTHS = "at least 2 (a prompt and a response token), or null"
+"""What max_length may be, of the target's rows and of a reference's."""
+
+_DATA = (
+    ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
+    ("max_length", lambda v: v >= 2, LENGTHS),
+    ("limit", at_least_1, "at least 1, or null"),
+    ("num_proc", at_least_1, "at least 1, or null"),
+)
+
+
+_LISTS = ("train", "eval", "labels", "take")
+"""Options for which a single value counts as a list of one, in YAML, on the command line and in Python."""
+
+
+@dataclass(kw_only=True)
+class DataOptions(PlainFields):
+    train: list[str] | str = field(default_factory=list)
+    """Training rows: files (.json .jsonl .parquet .arrow .csv .txt), directories or hub ids, whose subset and split
+    may be named (NAME:SUBSET@SPLIT, NAME@train[:50%]; the split is train by default); several are concatenated."""
+    eval: list[str] | str | None = None
+    """Held-out rows from files of their own. Excludes data.eval_fraction."""
+    eval_fraction: float | None = None
+    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
+    fewer than 2 / eval_fraction documents: the last part of each document."""
+    seed: int | None = None
+    """Seed by which data.take and data.eval_fraction choose rows; null: the run's seed."""
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
+    """Format of the rows; auto recognises it from the fields of each row, plain text from each file's first usable one.
+    text: documents without turns (.txt files, or rows with a field `text`), every token trained."""
+    columns: dict[str, str | None] | None = None
+    """Names of the fields in the rows, if they are not ours: {prompt: question, response: answer}. Ours are the
+    fields of one format (response stands for completion), system, id, weight, tools and chat_template_kwargs. null:
+    that field is not read. {id: null} is for ids that begin anew in each file: rows get ids made from their content."""
+    packing: bool | None = None
+    """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
+    false: each example is a piece of one document."""
+    template: str | None = None
+    """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
+    template_options: dict[str, Any] | None = None
+    """Values of the chat template's variables, as {enable_thinking: false}; the exported template has them as well."""
+    thoughts: Thoughts = "train"
+    """What an assistant thought before its answer (reasoning_content, reasoning or thinking of a turn, or <think> in
+    its content). train: trained with the answer. mask: written, but not trained. drop: left out."""
+    special_tokens: SpecialTokens = "text"
+    """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end
+    a turn or begin another. tokens: that token, for rows that you trust and that mean it."""
+    max_length: int | None = None
+    """Tokens per example; longer ones are cut at the end. null: the smaller of 2048 and the model's context."""
+    multi_turn: Literal["per_turn", "whole"] = "per_turn"
+    """per_turn: each assistant turn is an example with its history; whole: one example, all turns trained."""
+    trained_turns: Literal["all", "last"] = "all"
+    """Turns of the assistant that are trained, if their flags allow it; last: only the last one of a row."""
+    roles: dict[str, str] | None = None
+    """Names of roles in the rows, beside those that are known: {narrator: system, agent: assistant}. Ours are system,
+    user, assistant, tool (a function's result) and function_call (a call in the content)."""
+    label_field: str | None = None
+    """Row field kept as the example's label (quality labels). Excludes data.labels."""
+    labels: list[str] | str | None = None
+    """One label for each entry of data.train, in their order, for all rows of its files. Excludes
+    data.label_field."""
+    skip_bad: bool = False
+    """Drop and count bad rows instead of stopping with exit code 3."""
+    take: list[int | float | None] | int | float | None = None
+    """Rows used of each entry of data.train, in their order: [1000, 0.5, null] is 1,000 rows of the first, half of the
+    second and all of the third. They are chosen by id and seed, before any are held out."""
+    exclude: str | None = None
+    """File of training rows to leave out, one in each line: an id or file:line, as `sftmix suspects` shows them."""
+    limit: int | None = None
+    """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
+    num_proc: int | None = None
+    """Processes that tokenise conversations. null: on Linux one for each 10,000 of them, up to the number of cores;
+    elsewhere 1."""
+    cache_dir: str | None = None
+    """Directory of the cache of tokenised rows. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Make a list of a single name or number."""
+        super().__setattr__(name, as_list(value) if name in _LISTS and value is not None else value)
+
+    @property
+    def drawn(self) -> bool:
+        """True if a seed decides which rows are trained on."""
+        return self.eval_fraction is not None or self.take is not None
+
+    def problems(self) -> Iterator[str]:
+        """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
+        train, held_out, labels, sizes = (getattr(self, name) for name in _LISTS)
+        if not train:
+            yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
+        for key, names in (("train", train), ("eval", held_out or [])):
+            if any(not name.strip() for name in names):  # as a path it would be the working directory
+                yield f"data.{key} has an empty name ({names}): name a file, directory or hub id (an unset variable?)"
+        if held_out is not None and self.eval_fraction is not None:
+            yield (
+                f"data.eval ({', '.join(held_out)}) and data.eval_fraction ({self.eval_fraction}) exclude each other: "
+                "held-out rows come from files of their own or from the training rows; set one to null"
+            )
+        if held_out == []:
+            yield "data.eval is an empty list: name files of held-out rows, or null for none"
+        if shared := sorted(set(train) & set(held_out or ())):
+            yield f"data.train and data.eval both name {', '.join(shared)}: held-out rows must not be trained on"
+        if labels is not None and self.label_field is not None:
+            yield (
+                f"data.labels ({', '.join(labels)}) and data.label_field ({self.label_field}) exclude each other: "
+                "a label comes from the row's file or from a field of the row; set one to null"
+            )
+        for key, values in (("labels", labels), ("take", sizes)):
+            if values is not None and len(values) != len(train):
+                yield (
+                    f"data.{key} has {len(values)} values {values} for {len(train)} entries of data.train {train}; "
+                    "give one for each, in their order"
+                )
+        for size in sizes or ():
+            share, number = isinstance(size, float), isinstance(size, int)
+            if not (size is None or (share and 0 < size < 1) or (number and size >= 1)):
+                yield (
+                    f"data.take has {size}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or null. "
+                    "No row is used twice, since ids are unique: for more weight, take fewer rows of the others"
+                )
+        for name, role in (self.roles or {}).items():
+            if role not in ROLES.values():
+                yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
+        yield from column_problems(self.format, self.columns or {})
+        yield from out_of_range("data", self, _DATA)
