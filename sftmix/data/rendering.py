@@ -25,6 +25,9 @@ INLINE = OPENING + "{thought}\n</think>\n\n"
 """A thought in front of the answer, for templates that know no thoughts and write the content as it is."""
 
 GENERATION = re.compile(r"{%-?\s*generation\b")
+_SPACE = re.compile(r"\s*")
+_WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")
+"""Text between white space; a tag begins one."""
 
 
 class View(NamedTuple):
@@ -114,11 +117,28 @@ def common_start(one: str, other: str) -> str:
 def behind_head(prompt: str, closed: str, content: str) -> str:
     """Return the rendering of a conversation with the beginning of its prompt, through the last turn there.
 
-    A template may write another system turn, or another date, with a generation prompt than without.
+    A template may write another system turn, or another date, with a generation prompt than without. It may also write
+    other white space around the header of a response: the header is in the prompt all the same, and is not trained.
     """
-    content = content.strip()
-    place = prompt.rfind(content)
-    if not content or place < 0 or closed.startswith(prompt[:place]):
+    if closed.startswith(prompt):
         return closed
-    rest = closed.split(content)[prompt.count(content) :]
-    return prompt[:place] + content.join(["", *rest]) if rest else closed
+    content = content.strip()
+    place = prompt.rfind(content) if content else -1
+    if place >= 0 and not closed.startswith(prompt[:place]):
+        rest = closed.split(content)[prompt.count(content) :]
+        closed = prompt[:place] + content.join(["", *rest]) if rest else closed
+    return _spaced_as(prompt, closed)
+
+
+def _spaced_as(prompt: str, closed: str) -> str:
+    """Return a rendering with the white space of its prompt, as far as both have the same words."""
+    # Llama 4 with tools as JSON: the prompt has '<|eot|><|header_start|>', the rendering '<|eot|>    <|header_start|>'.
+    place = end = 0
+    for word in _WORD.finditer(prompt):
+        begin = end + len(_SPACE.match(closed, end)[0])  # type: ignore[index]
+        if not closed.startswith(word[0], begin):
+            break
+        place, end = word.end(), begin + len(word[0])
+    if closed.startswith(prompt[:place]):
+        return closed
+    return prompt[:place] + _SPACE.match(prompt, place)[0] + closed[end:].lstrip()  # type: ignore[index]

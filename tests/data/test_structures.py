@@ -45,6 +45,7 @@ def in_front(thought: str, answer: str) -> str:
 
 
 FIELD = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}"
+SPACE = "{% if m.role == 'assistant' %}    {% endif %}"
 STRUCTURES = {
     "opens": Structure(
         chatml(LAST_HALF, "<think>\n"), lambda thought, answer: f"{thought}\n</think>\n\n{answer}<|im_end|>"
@@ -72,6 +73,14 @@ STRUCTURES = {
         "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + chatml(FIELD), in_front, False
     ),
     "parts": Structure(chatml(FIELD).replace("m.content", "m.content[0].text"), in_front),
+    "header_behind_more_space": Structure(chatml(FIELD).replace("<|im_start|>{{", SPACE + "<|im_start|>{{"), in_front),
+    "header_behind_less_space": Structure(chatml(FIELD).replace("<|im_start|>a", "\n  <|im_start|>a"), in_front),
+    "header_in_words": Structure(
+        chatml(FIELD)
+        .replace("<|im_start|>{{ m.role }}", SPACE + "### {{ m.role }} says:")
+        .replace("<|im_start|>assistant", " ### assistant  says:\n"),
+        in_front,
+    ),
 }
 WORDS = st.text("abc déø.,!?1\n", min_size=1, max_size=12).map(str.strip).filter(bool)
 EXCHANGE = st.tuples(WORDS, st.one_of(st.just(""), WORDS), WORDS, st.booleans())
