@@ -252,7 +252,7 @@ json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w
 
 @dataclass(frozen=True)
 class Workspace:
-    """A directory as a reader of the documentation has one: rows.json, my_*.py, runs/first."""
+    """A directory as a reader of the documentation has one: my-model, rows.json, my_*.py, runs/first."""
 
     path: Path
     tiny: Tiny
@@ -273,6 +273,7 @@ class Workspace:
 def workspace(tmp_path_factory) -> Workspace:
     path = tmp_path_factory.mktemp("workspace")
     found = Workspace(path, make_tiny(path / "tiny"))
+    (path / "my-model").symlink_to(found.tiny.model)
     rows = [json.loads(line) for line in found.tiny.train.read_text(encoding="utf-8").splitlines()]
     labelled = [{**row, "quality": "good" if row["kind"] == "deterministic" else "poor"} for row in rows]
     shutil.copytree(ROOT / "docs" / "examples" / "confidence_lab" / "confidence_lab", path / "confidence_lab")

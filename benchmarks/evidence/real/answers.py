@@ -35,7 +35,7 @@ def figures(run: Path, data: Path) -> dict[str, Any]:
     answers = run / "answers.jsonl"
     sftmix("generate", run, "--prompts", data / "prompts.json", "--to", answers, "--max_new_tokens", LONGEST)
     rows = [json.loads(line) for line in answers.read_bytes().splitlines()]  # of bytes: text has more ends of lines
-    found: dict[str, Any] = {"answers": len(rows), **_form(rows)}
+    found: dict[str, Any] = {"answers": len(rows), **form(rows)}
     return found | accuracy(run, data, "target")
 
 
@@ -49,7 +49,7 @@ def accuracy(run: Path, data: Path, model: str) -> dict[str, float]:
     return {"medmcqa": read_json(file)["scores"]["medmcqa"]["value"]}
 
 
-def _form(rows: list[dict[str, Any]]) -> dict[str, float]:
+def form(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return the share of answers that end their turn, and how long they are beside the reference's words."""
     ended = [row["finish"]["target"] == "stop" for row in rows]
     ratios = [len((row["answers"]["target"] or "").split()) / max(1, len(row["reference"].split())) for row in rows]

@@ -36,7 +36,8 @@ class TableOptions(PlainFields):
     metrics: list[str] | None = None
     """A list of further figures; the name of a group (calibration) stands for all of it. null: a choice of them."""
     contrasts: list[list[str]] | None = None
-    """Planned comparisons, pairs [A, B] of variants for A - B; null: every variant with the baseline."""
+    """Planned comparisons: [A, B] of variants for A - B, or [A, B, C, D] for (A - B) - (C - D); null: every variant
+    with the baseline."""
     fresh_reference: bool = False
     """Each seed has its own reference and held-out rows. false: those of --seed for all, made once."""
 
@@ -68,7 +69,7 @@ class Comparison:
 
     @property
     def contrasts(self) -> list[tuple[str, ...]]:
-        """Pairs (A, B): A - B is tested."""
+        """(A, B): A - B is tested; (A, B, C, D): (A - B) - (C - D)."""
         if self.options.contrasts is None:
             return [(name, self.baseline) for name in self.variants if name != self.baseline]
         return list(map(tuple, self.options.contrasts))
@@ -133,9 +134,13 @@ class Comparison:
             yield f"baseline is {self.baseline!r}; there are the variants {listed}"
         if not 1 <= len(options.seeds) <= MAX_SEEDS or len(set(options.seeds)) < len(options.seeds):
             yield f"seeds is {options.seeds}; allowed: 1 to {MAX_SEEDS} different whole numbers"
-        for pair in options.contrasts or ():
-            if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(names):
-                yield f"contrasts: {pair} is not a pair of two variants; there are {listed}"
+        for arms in options.contrasts or ():
+            for arm in dict.fromkeys(arms):
+                if arm not in names or arms.count(arm) > 1:
+                    problem = "more than once" if arm in names else f"which is no variant; there are {listed}"
+                    yield f"contrasts: {arms} names {arm}, {problem}"
+            if len(arms) not in (2, 4):
+                yield f"contrasts: {arms} is neither [A, B], for A - B, nor [A, B, C, D], for (A - B) - (C - D)"
         for name, config in self.variants.items():
             yield from self._problems_of(name, config)
 

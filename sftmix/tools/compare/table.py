@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from sftmix.cli.results import say
@@ -21,22 +20,17 @@ from sftmix.common.files import read_json, write_json, write_text
 from sftmix.common.shown import flatten, markdown_table, short
 from sftmix.config.read import TABLE, from_plain
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.stages import differences
+from sftmix.tools.compare.contrasts import contrast_of
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
 from sftmix.tools.compare.statistics import (
     ALPHA,
     MIN_SEEDS,
     holm,
-    interval,
     mean_sd,
-    per_example,
-    sign_flip,
 )
 
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
-RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
-"""Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
 SHOWN = (
     "eval_nll_after",
     "eval_nll_best",
@@ -56,9 +50,9 @@ CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p 
 NOTES = """\
 - p: two-sided sign-flip test over the seeds; Holm over all contrasts; the result is by p after Holm alone.
 - 95% interval: Student's t, not corrected for several contrasts.
-- Inputs that differ are those of the training. The order of the examples follows from data, split, confidence,
-  pairing, seed, epochs and batch size: where one of them differs, it is part of the difference. Where none differs,
-  both are the same training."""
+- Inputs that differ are those of the training, of a difference of differences within each of the two. The order of the
+  examples follows from data, split, confidence, pairing, seed, epochs and batch size: where one of them differs, it is
+  part of the difference. Where none differs, both are the same training."""
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
@@ -192,7 +186,7 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[st
             "no_value": [run["seed"] for run in runs if metric not in run["metrics"]],
             "runs": runs,
         }
-    contrasts = [_contrast(comparison, variants, pair) for pair in comparison.contrasts if complete]
+    contrasts = [contrast_of(comparison, variants, arms) for arms in comparison.contrasts if complete]
     # Holm counts all planned contrasts: one that could not be measured makes the others no more significant.
     for contrast, p_holm in zip(contrasts, holm([each["p"] for each in contrasts]), strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
@@ -211,47 +205,6 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[st
         "options": asdict(comparison.options),
         "seed": comparison.variants[comparison.baseline].seed,
         "trained_by": sorted(makers - {""}),
-    }
-
-
-def _contrast(comparison: Comparison, variants: Mapping[str, Any], pair: tuple[str, ...]) -> dict[str, Any]:
-    """Return the figures of a contrast; None for what too few seeds do not give."""
-    import pandas as pd
-
-    metric = comparison.options.metric
-    by_seed = {}
-    changed = set()
-    files = []
-    for ours, theirs in zip(*(variants[name]["runs"] for name in pair), strict=True):
-        trained = [Path(comparison.out) / run["run"] / "train" for run in (ours, theirs)]
-        of_ours, of_theirs = (read_json(stage / "inputs.json") for stage in trained)
-        changed |= {line.partition(": ")[0] for line in differences(of_ours, of_theirs)}
-        if metric in ours["metrics"] and metric in theirs["metrics"]:
-            by_seed[ours["seed"]] = ours["metrics"][metric] - theirs["metrics"][metric]
-            files += [stage / "eval.parquet" for stage in trained]
-    values = list(by_seed.values())
-    mean, sd = mean_sd(values) if values else (None, None)
-    bounds, over = interval(values) if values else None, ["seeds"] * (len(values) > 1)
-    if values and metric in RATIOS and all(file.exists() for file in files):
-        columns = [RATIOS[metric], "n_tokens"]
-        frames = (pd.read_parquet(file).set_index("id").reindex(columns=columns) for file in files)
-        table = pd.concat(frames, axis=1).sort_index()
-        if not table.isna().any(axis=None):  # all have the same held-out rows, and files with these columns
-            sums = np.ascontiguousarray(table.to_numpy(np.float64).T)
-            parts = per_example(sums[::2], sums[1::2])  # of ours and theirs by turns
-            bounds = interval(parts[::2] - parts[1::2])
-            over = [*over, "examples"]
-    return {
-        "ours": pair[0],
-        "theirs": pair[1],
-        "seeds": list(by_seed),
-        "inputs_that_differ": sorted(changed),
-        "differences": values,
-        "mean": mean,
-        "sd": sd,
-        "p": None if sd is None else sign_flip(values),
-        "interval": bounds,
-        "interval_over": " and ".join(over) or None,
     }
 
 

@@ -62,6 +62,29 @@ def test_holm_counts_the_contrasts_that_were_planned(tmp_path):
     assert [c["verdict"] for c in table["contrasts"]] == ["different", "different", none]
 
 
+def test_four_arms_make_a_difference_of_differences(tmp_path):
+    """Within each seed, over the examples too; a seed at which one arm has no value is left out."""
+    rng, sums, tokens = np.random.default_rng(1), {}, np.arange(3, 14)
+    comparison = table_of(tmp_path, "ABCD", 4, metric="eval_nll_after", contrasts=[["A", "B", "C", "D"]])
+    for cell in comparison.cells:
+        sums[cell.name] = rng.gamma(2, 5, 11)
+        scores = RowScores(sums[cell.name], tokens, np.ones(11, dtype=np.int64))
+        write_eval(cell.path / "train" / "eval.parquet", [f"{i:02}" for i in range(11)], scores)
+        write_json(
+            cell.path / "train" / "inputs.json", {"split": cell.variant in "CD", "objective": cell.variant in "AC"}
+        )
+    figures = {name: {"eval_nll_after": own.sum() / tokens.sum()} for name, own in sums.items()}
+    (contrast,) = build_table(comparison, figures | {"D/seed-2": {}})["contrasts"]
+    a, b, c, d = (np.array([sums[f"{v}/seed-{s}"] for s in (1, 3, 4)]) for v in "ABCD")
+    assert (contrast["seeds"], contrast["inputs_that_differ"]) == ([1, 3, 4], ["objective"])
+    expected = ((a - b) - (c - d)).sum(1) / tokens.sum()
+    assert contrast["differences"] == pytest.approx(expected.tolist(), rel=1e-12)
+    parts = [per_example(own, np.tile(tokens.astype(float), (3, 1))) for own in (a, b, c, d)]
+    assert contrast["interval"] == pytest.approx(interval(parts[0] - parts[1] - parts[2] + parts[3]), rel=1e-12)
+    assert contrast["interval_over"] == "seeds and examples"
+    assert "| (A − B) − (C − D) " in markdown(build_table(comparison, figures))
+
+
 def test_a_part_of_the_seeds_gives_no_contrast(tmp_path):
     comparison = table_of(tmp_path, "AB", 8)
     figures = {c.name: {"x": (c.variant == "B") * (1.0 + c.seed)} for c in comparison.cells}
