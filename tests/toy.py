@@ -50,6 +50,14 @@ def toy_model(*, dtype: torch.dtype = torch.float64, tied: bool = False, dropout
         return GPT2LMHeadModel(config).to(dtype)
 
 
+def rounding(values: torch.Tensor, sums: int) -> float:
+    """How far two ways to compute `values` may be apart if each adds up to `sums` numbers of their size, one by one.
+
+    The order of such sums is the CPU's and its libraries' own, so one machine's difference says nothing of another's.
+    """
+    return sums * torch.finfo(values.dtype).eps * float(values.abs().max())
+
+
 @torch.no_grad()
 def own_logits(model, rows) -> list[tuple[np.ndarray, np.ndarray]]:
     """(logits [T, V] in float64, labels [T]) of the response tokens of each row, by the model itself, one at a time."""
