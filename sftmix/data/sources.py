@@ -1,5 +1,6 @@
 """Sources of rows: files, directories of these, and hub ids."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from sftmix.common.errors import DataError
 from sftmix.common.fields import listed
 from sftmix.common.files import sha256_file
 from sftmix.common.places import HUB_ID, place_of
-from sftmix.common.plain import as_list, not_plain
+from sftmix.common.plain import not_plain
 from sftmix.data.files import READERS, SUPPORTED, Row, rows_of_table
 from sftmix.data.formats import TEXT, Columns, recognise
 from sftmix.data.values import BadRow
@@ -174,22 +175,14 @@ def _of_split(directory: Path, subset: str | None, split: str) -> list[Path]:
 
 
 def _named_by_card(directory: Path) -> Iterator[str]:
-    """Yield the files and folders that a directory's own description gives to its splits."""
+    """Yield the files and folders that a directory's own description gives to its splits, among its other words."""
     import yaml
 
     for file in (directory / "README.md", directory / ".huggingface.yaml"):
         text = file.read_text("utf-8", "replace") if file.is_file() else ""
         if file.suffix == ".md":
             text = text.split("---")[1] if text.startswith("---") else ""
-        for config in as_list((yaml.safe_load(text) or {}).get("configs") or []):
-            values = [config.get("data_files"), config.get("data_dir")]
-            for _ in range(3):  # a list of splits, each with a list of paths
-                values = [inner for value in values for inner in _parts_of(value)]
-            yield from (value for value in values if isinstance(value, str))
-
-
-def _parts_of(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else as_list(value)
+        yield from re.findall(r'"([^"]*)"', json.dumps((yaml.safe_load(text) or {}).get("configs")))
 
 
 def _datasets() -> Any:

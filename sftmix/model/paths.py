@@ -1,6 +1,5 @@
 """Names of models: a directory or a hub id; apart from loading, as a wrong name is refused before torch is imported."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -8,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import read_text
+from sftmix.common.errors import ConfigError, DifferenceError
+from sftmix.common.files import read_object, read_text
 from sftmix.common.places import HUB_ID, is_there, place_of
 
 _NODE = re.compile(r"^node \d+ \(.*\): \Z")
@@ -103,15 +102,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 def _object(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file of a model; {} without the file. ConfigError for anything else."""
-    if not file.exists():
-        return {}
     try:
-        value = json.loads(read_text(file))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(read_text(file), file) if file.exists() else {}
+    except (OSError, ValueError, DifferenceError) as error:
         raise ConfigError(f"model.path: {file} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"model.path: {file} is not an object of JSON")
-    return value
 
 
 @contextmanager
