@@ -100,6 +100,7 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
         *own,
         HelpRow("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; other options win."),
         HelpRow("print_config", "", "Print the whole configuration as YAML for --config, and exit."),
+        HelpRow("trust", "", "Import the classes of its own that the config.yaml of a run names, and run their code."),
         *option_rows(RunConfig, ""),
     ]
     heads = {row.key for row in rows if row.form in ("...", "CLASS")}

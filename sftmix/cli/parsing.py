@@ -13,7 +13,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.merge import Tree, build, merge
-from sftmix.config.read import OF_COMPARE, config_file, read_layers
+from sftmix.config.read import OF_COMPARE, config_file, merge_file
 from sftmix.config.schema import component_bases, is_list, option_hints
 from sftmix.config.values import Word
 
@@ -27,6 +27,7 @@ class Arguments:
     callbacks     options of lists of components, one by one: an option without a class (`callbacks.every`) belongs
                   to the last one before it
     print_config  whether the configuration is only printed
+    trust         whether classes that the files of runs name are imported
     help          None, or what --help is asked for; "" without a word after it
     """
 
@@ -34,6 +35,7 @@ class Arguments:
     options: dict[str, Any] = field(default_factory=dict)
     callbacks: list[dict[str, Any]] = field(default_factory=list)
     print_config: bool = False
+    trust: bool = False
     help: str | None = None
 
 
@@ -63,10 +65,11 @@ def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> tuple[RunC
     known = {option.name: option for option in options}
     tree: Tree = {}
     applied = set[Path]()
+    own = (arguments.options, *arguments.callbacks)
+    trust = None if arguments.trust else {str(value) for words in own for value in words.values()}
     for file in arguments.configs:
-        for name, layer in read_layers(file, applied, one_run=OF_COMPARE not in known):
-            tree = merge(tree, layer, known, of=name)
-    for words in (arguments.options, *arguments.callbacks):
+        tree = merge_file(tree, file, applied, known, one_run=OF_COMPARE not in known, trust=trust)
+    for words in own:
         tree = merge(tree, words, known)
     values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in options})
     config = build(tree)
@@ -104,13 +107,15 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
             more = f"add it with --{last}+ {word}" if is_list(hints.get(last)) else "options start with --"
             raise ConfigError(f"unexpected argument {word!r}{place}; {more}")
         argument: Any = Word(value) if equals else True
-        if not equals and key != "print_config" and words and not words[0].startswith("--"):
+        if not equals and key not in ("print_config", "trust") and words and not words[0].startswith("--"):
             argument = Word(words.popleft())
         field = key.partition(".")[0].rstrip("+")
         if key == "help":
             arguments.help = "" if argument is True else argument
         elif key == "print_config":
             arguments.print_config = True
+        elif key == "trust":
+            arguments.trust = True
         elif key == "config":
             arguments.configs.append(config_file(str(argument)))
         elif key in seen and is_list(hints.get(key)):

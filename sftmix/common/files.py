@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.errors import DifferenceError, NoSpaceError
+from sftmix.common.errors import ConfigError, DifferenceError, NoSpaceError
 from sftmix.common.places import is_there
 
 MANIFEST = "MANIFEST.json"
@@ -116,6 +116,17 @@ def check_room(path: Path, needed: int) -> None:
     """Raise NoSpaceError if fewer than `needed` bytes are free for the checkpoints that are to be written in `path`."""
     if free_bytes(path) < needed:
         raise no_space(path, needed, "too little room for the checkpoints to come in")
+
+
+def refuse_links(directory: Path) -> None:
+    """Raise ConfigError for a link in a run directory: what is written below it would be written elsewhere."""
+    for folder, folders, files in os.walk(directory):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                raise ConfigError(
+                    f"{path} is a link, and a run is written and read within its own directory; put what it leads to "
+                    f"in its place (cp -rL {path} ...), or take it away"
+                )
 
 
 def remove_leftovers(directory: Path, name: str = "") -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import math
 import os
 import time
 import urllib.error
@@ -23,6 +24,19 @@ PROBE = "Name 3 colours: café, naïve, 東京!\n\n  It's 42."
 
 TIMEOUT, LONGEST_PAUSE = 600.0, 60.0
 """Seconds without an answer after which a request is made again, and the longest pause before that."""
+
+MOST, ROUNDED = 1 << 28, 1e-3
+"""Most bytes of an answer; and what no log-probability reaches, whatever its rounding."""
+
+
+class _AtItsPlace(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, which would take rows and key to another host: it is an answer that is no success."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_AtItsPlace)
 
 Positions = list[dict[int, tuple[float, bool]]]
 """The log-probabilities of some ids at each position, the prompt's own among them, and whether each is the highest."""
@@ -101,7 +115,11 @@ class FromEndpoint(Reference):
             """Return f64[n - 1, 2], what it says of n ids, the prompt's from `start` on; a refusal for others."""
             try:
                 positions = self.positions(url, prompt, start)[1:]
-                return np.array([at[token] for at, token in zip(positions, ids[1:], strict=True)])
+                of_ids = [at[token] for at, token in zip(positions, ids[1:], strict=True)]
+                for value, _ in of_ids:
+                    if not (isinstance(value, float | int) and -math.inf < value < ROUNDED):
+                        raise ValueError(f"{value!r} is no log-probability")
+                return np.array(of_ids)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 answer = f"the answer does not hold each of {len(ids)} tokens ({error!r})"
                 raise refusal(f"reference.url: {url}, {answer}") from error
@@ -130,8 +148,10 @@ class FromEndpoint(Reference):
         for attempt in range(1 + self.retries):
             time.sleep(min(2.0**attempt / 4, LONGEST_PAUSE) if attempt else 0)
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                    return json.load(response)
+                with _OPENER.open(request, timeout=TIMEOUT) as response:
+                    if len(text := response.read(MOST + 1)) > MOST:
+                        raise ValueError(f"it has over {MOST:,} bytes")
+                    return json.loads(text)
             except urllib.error.HTTPError as error:
                 reason = f"answers {error.code}: {error.read(500)!r}"
                 if error.code != 429 and error.code < 500:

@@ -41,7 +41,7 @@ def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None 
     try:
         return _merge_options(tree, values, {**options_of(RunConfig), **(more or {})}, "")
     except ConfigError as error:
-        raise ConfigError(f"{of}: {error}" if of else str(error)) from error
+        raise type(error)(f"{of}: {error}" if of else str(error)) from error
 
 
 def build(tree: Tree) -> RunConfig:

@@ -4,11 +4,9 @@ A file may name other files under `base:`. They apply before it, in order, each 
 So a recipe holds only its differences from another.
 """
 
-import json
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ from sftmix.common.files import read_json, read_text
 from sftmix.common.places import is_there, names_from
 from sftmix.common.plain import as_list
 from sftmix.components.component import Component
-from sftmix.config.merge import CLASS, Tree, build, merge
+from sftmix.config.merge import ARGS, CLASS, Tree, build, merge
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import component_bases, without_modules_of
+from sftmix.config.schema import ForeignClassError, component_bases, trusting
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -116,16 +114,39 @@ def read_yaml(path: Path) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- RunConfig
 
 
-def read_config(path: str | os.PathLike[str]) -> RunConfig:
+def merge_file(
+    tree: Tree,
+    path: str | os.PathLike[str],
+    applied: set[Path] | None = None,
+    more: Mapping[str, Any] | None = None,
+    *,
+    one_run: bool = True,
+    trust: Collection[str] | None = (),
+) -> Tree:
+    """Lay a file and its bases over a tree; raise ConfigError for unknown keys and classes.
+
+    trust  import paths of classes that the file of a run directory, whose author may be anyone, may name beside shipped
+           components; None: any, as a file of your own may
+    """
+    for name, values in read_layers(path, applied, one_run=one_run):
+        with nullcontext() if trust is None or not _is_of_a_run(Path(path)) else trusting(trust):
+            tree = merge(tree, values, more, of=name)
+    return tree
+
+
+def _is_of_a_run(file: Path) -> bool:
+    """Return True for the configuration that a run wrote, or begins to, beside its stages."""
+    return any(is_there(file.parent / name) for name in (STARTED, "STATUS.json")) or any(
+        file.parent.glob("*/inputs.json")
+    )
+
+
+def read_config(path: str | os.PathLike[str], *, trust: Collection[str] | None = ()) -> RunConfig:
     """Read a config.yaml or a recipe with its bases; raise ConfigError for unknown keys and classes.
 
-    Classes that it names are not imported from its own directory, as the directory may be the run of someone else.
+    trust  as in `merge_file`
     """
-    tree: Tree = {}
-    with without_modules_of(Path(path).parent):
-        for name, values in read_layers(path, one_run=True):
-            tree = merge(tree, values, of=name)
-        return build(tree)
+    return build(merge_file({}, path, trust=trust))
 
 
 def read_finished(run: Path) -> RunConfig:
@@ -135,15 +156,18 @@ def read_finished(run: Path) -> RunConfig:
     and plain forms, which do nothing, take their places. The names of files and models in it hold in `as_started`.
     """
     file = run / "config.yaml"
-    values, foreign = read_yaml(file), dict[str, Any]()
-    for name in component_bases().keys() & values.keys():
-        if re.search(_FOREIGN, json.dumps(values[name], default=str)):
-            foreign[name] = values.pop(name)
-    with without_modules_of(Path("/")):
+    values, stand_ins = read_yaml(file), dict[str, Any]()
+    with trusting():
+        for name in component_bases().keys() & values.keys():
+            try:
+                merge({}, {name: values[name]})
+            except ForeignClassError:
+                forms = values.pop(name)
+                others = [_stand_in(component_bases()[name], form) for form in as_list(forms)]
+                stand_ins[name] = others if isinstance(forms, list) else others[0]
         config = build(merge({}, values, of=str(file)))
-    for name, plain_form in foreign.items():
-        stand_ins = [_stand_in(component_bases()[name], one) for one in as_list(plain_form)]
-        setattr(config, name, stand_ins if isinstance(plain_form, list) else stand_ins[0])
+    for name, one in stand_ins.items():
+        setattr(config, name, one)
     return config
 
 
@@ -171,14 +195,21 @@ def made_from(run: Path) -> dict[str, Any]:
     return read_json(file, data=dict, model=str) if file else {"data": {}, "model": ""}
 
 
-_FOREIGN = r'"class_path": "(?!sftmix\.)[^"]*\.'
-"""In the plain form of components as JSON: one that is not of sftmix; short names have no dot."""
+def _stand_in(base: type[Component], form: Any) -> Component:
+    """Return a component of this plain form, or name, whose methods raise ConfigError; its needs are the base class's.
 
+    It is no subclass of `base`, which would be found by its name.
+    """
+    plain_form = form if isinstance(form, Mapping) else {CLASS: form, ARGS: {}}
+    path = str(plain_form.get(CLASS))
 
-def _stand_in(base: type[Component], plain_form: Mapping[str, Any]) -> Component:
-    """Return a component of this plain form that does nothing. Subclasses of `base` would be found by their names."""
-    module, _, name = str(plain_form.get(CLASS)).rpartition(".")
-    methods = {"spec": lambda _: dict(plain_form), "__getattr__": lambda _, key: getattr(base, key)}
+    def of_base(_: Component, key: str) -> Any:
+        if callable(value := getattr(base, key)):
+            raise ConfigError(f"{path} is no component of this package, and what only reads a run does not import it")
+        return value
+
+    module, _, name = path.rpartition(".")
+    methods = {"spec": lambda _: dict(plain_form), "__getattr__": of_base}
     return object.__new__(type(name, (Component,), {"__module__": module, **methods}))
 
 

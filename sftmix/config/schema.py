@@ -11,7 +11,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.machinery import PathFinder
@@ -93,45 +93,52 @@ def component_bases() -> dict[str, type[Component]]:
 # ------------------------------------------------------------------------------------- component classes
 
 
-_closed: list[Path] = []
-"""Directories in which no module of the working directory is imported: runs, whose authors may be anyone."""
+class ForeignClassError(ConfigError):
+    """A class that is not of this package, named where names are not trusted: in the run of someone else."""
+
+
+_trusted: list[Collection[str]] = []
+"""Import paths beside those of shipped components; no entry: every class may be imported."""
 
 
 @contextmanager
-def without_modules_of(directory: Path) -> Iterator[None]:
-    """Import no class from this directory of the working directory, nor from a package around it."""
-    _closed.append(directory.expanduser().resolve())
+def trusting(paths: Collection[str] = ()) -> Iterator[None]:
+    """Import shipped components alone, and classes at these import paths; ForeignClassError for any other."""
+    _trusted.append(paths)
     try:
         yield
     finally:
-        _closed.pop()
+        _trusted.pop()
 
 
 def import_class(path: str) -> type:
-    """Import the class at an import path.
+    """Import the class at an import path; in `trusting`, ForeignClassError for one that is not trusted.
 
     If Python does not find its module, the working directory is searched as well, and stays at the end of sys.path: a
     module may import others beside it when it runs.
     """
+    if _trusted and path not in _trusted[-1] and path not in {one.path for _, kind in catalogue() for one in kind}:
+        raise ForeignClassError(
+            f"{path} is no component of this package: its module would be imported, and its code would run. If you "
+            "know it, name the class on the command line, or add --trust"
+        )
+    return _imported(path)
+
+
+def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
-    package, here = module.partition(".")[0], Path.cwd().resolve()
+    package, here = module.partition(".")[0], str(Path.cwd().resolve())
     # The directory is at the end of sys.path since an earlier class was found there.
-    if package not in sys.modules and (sys.path[-1] == str(here) or find_spec(package) is None):
-        spec = PathFinder.find_spec(package, [str(here)])
-        files = (spec.submodule_search_locations or [str(spec.origin)]) if spec else []
-        places = [Path(file).resolve() for file in files]
-        if any(p.is_relative_to(d) or d.is_relative_to(p) for p in places for d in _closed):
-            raise ModuleNotFoundError(f"No module named {package!r}")
-        if places and sys.path[-1] != str(here):
-            sys.path.append(str(here))
+    unknown = package not in sys.modules and sys.path[-1] != here and find_spec(package) is None
+    if unknown and PathFinder.find_spec(package, [here]):
+        sys.path.append(here)
     try:
         owner: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module or "." not in module:
             raise
-        owner = import_class(module)  # a class inside a class
-    cls = getattr(owner, name)
-    return cls
+        owner = _imported(module)  # a class inside a class
+    return getattr(owner, name)
 
 
 def chosen_by(cls: type) -> str:
@@ -169,7 +176,7 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
     """
     where, reason = f"{key}: " if key else "", ""
     cls = known_components(base).get(name)
-    if cls is None and "." in name:
+    if "." in name and (cls is None or _trusted):
         try:
             cls = import_class(name)
         except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:

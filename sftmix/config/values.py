@@ -211,7 +211,7 @@ def unknown_option(key: str) -> ConfigError:
 
     The last parts are compared alone, since those before them are alike in all options of a group.
     """
-    allowed = [*option_hints(), *options_of(RunConfig), "config", "print_config"]
+    allowed = [*option_hints(), *options_of(RunConfig), "config", "print_config", "trust"]
     group = key.partition(".")[0]
     siblings = [option for option in allowed if option.startswith(f"{group}.")]
     by_name: dict[str, str] = {}

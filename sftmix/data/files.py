@@ -8,6 +8,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def rows_of_table(table: Any) -> Iterator[Row]:
     """Rows of a Parquet or Arrow file or of a hub dataset under their numbers."""
     read = 0
     try:
-        for row in _rows_of_file(table) if isinstance(table, Path) else table:
+        for row in _rows_of_file(table) if isinstance(table, Path) else _without_media(table):
             yield f"[{read}]", row
             read += 1
     except Exception as error:  # decoders raise errors of many libraries: a text that is not UTF-8, a broken image
@@ -124,7 +125,7 @@ def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix.lower() == ".arrow":
         from datasets import Dataset
 
-        yield from Dataset.from_file(str(path))
+        yield from _without_media(Dataset.from_file(str(path)))
         return
     from pyarrow import OSFile, Table, parquet  # by its path alone, s3:x.parquet would be a place on the web
 
@@ -132,9 +133,25 @@ def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
         if "arrow.json" in str(batch.schema):  # pyarrow would leave the text
             from datasets import Dataset
 
-            yield from Dataset(Table.from_batches([batch]))
+            yield from _without_media(Dataset(Table.from_batches([batch])))
         else:
             yield from batch.to_pylist(maps_as_pydicts="lossy")
+
+
+def _without_media(table: Any) -> Any:
+    """Return a table of datasets that decodes no images or sound: it would open the files and addresses in the rows."""
+    table.info.features = type(table.features)(_undecoded(dict(table.features)))
+    return table
+
+
+def _undecoded(feature: Any) -> Any:
+    if isinstance(feature, dict):
+        return {name: _undecoded(inner) for name, inner in feature.items()}
+    if hasattr(feature, "feature"):  # of a list
+        return replace(feature, feature=_undecoded(feature.feature))
+    # JSON is decoded to the values of a row, and opens nothing.
+    media = getattr(feature, "decode", False) and type(feature).__name__ != "Json"
+    return replace(feature, decode=False) if media else feature
 
 
 def _text(path: Path) -> Iterator[Row]:

@@ -1,10 +1,11 @@
 """Sources of rows: files, directories of these, and hub ids."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from sftmix.common.errors import DataError
@@ -155,7 +156,10 @@ def _in_directory(
 
 
 def _of_split(directory: Path, subset: str | None, split: str) -> list[Path]:
-    """Return the files of a split, as datasets finds them."""
+    """Return the files of a split, as datasets finds them; ValueError if a file is not below the directory."""
+    for name in _named_by_card(directory):  # datasets would ask for it, on the web as well
+        if "://" in name or "::" in name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise ValueError(f"its README.md names {name}, and only files of the directory are read")
     if subset or not {"state.json", "dataset_dict.json"} & {*os.listdir(directory)}:
         splits = _datasets().load_dataset_builder(str(directory), subset).config.data_files
     else:
@@ -164,7 +168,21 @@ def _of_split(directory: Path, subset: str | None, split: str) -> list[Path]:
         splits = {name: [file["filename"] for file in side.cache_files] for name, side in sides.items()}
     if split not in splits:
         raise ValueError(f"it has no split {split}; there are {listed(splits)}")
-    return list(map(Path, splits[split]))
+    files = [Path(file) for file in splits[split]]
+    if outside := [str(file) for file in files if not file.absolute().is_relative_to(directory)]:
+        raise ValueError(f"its files are not below it: {outside[0]}; name them by themselves")
+    return files
+
+
+def _named_by_card(directory: Path) -> Iterator[str]:
+    """Yield the files and folders that a directory's own description gives to its splits, among its other words."""
+    import yaml
+
+    for file in (directory / "README.md", directory / ".huggingface.yaml"):
+        text = file.read_text("utf-8", "replace") if file.is_file() else ""
+        if file.suffix == ".md":
+            text = text.split("---")[1] if text.startswith("---") else ""
+        yield from re.findall(r'"([^"]*)"', json.dumps((yaml.safe_load(text) or {}).get("configs")))
 
 
 def _datasets() -> Any:

@@ -33,7 +33,7 @@ from sftmix.common.files import sha256_file, sha256_json
 from sftmix.common.places import commit_of, place_of
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.layers import freeze_unused
-from sftmix.model.paths import holds_adapters, model_place, refuse_files
+from sftmix.model.paths import WEIGHTS, holds_adapters, model_place, refuse_files, weight_files
 
 # ------------------------------------------------------------------------------------------------- loading
 
@@ -141,6 +141,13 @@ def files_of_model(path: str | Path) -> Path:
     return Path(str(cached_file(name, "config.json", revision=commit_of(name), local_files_only=True))).parent
 
 
+def weights_of(path: str | Path) -> list[Path]:
+    """Return the files from which the weights of a directory or hub id are read; ConfigError as `weight_files`."""
+    for file in ("config.json", WEIGHTS[1]):
+        file_beside(path, file)  # of a hub id both are fetched, as they name the others
+    return [file for file in weight_files(files_of_model(path)) if file.exists()]
+
+
 def stored_dtype(path: str | Path) -> torch.dtype:
     """Return the dtype of the stored weights, by the model's config; float32 if it does not say."""
     config: Any = model_config(path)
@@ -178,7 +185,7 @@ def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
     rules = "|".join(model._keys_to_ignore_on_load_unexpected or ())
     if not rules:
         return set()
-    files = [safe_open(file, "pt") for file in files_of_model(path).glob("*.safetensors")]
+    files = [safe_open(file, "pt") for file in weights_of(path)]
     names = {name for file in files for name in file.keys()}  # noqa: SIM118, it is no dictionary
     buffers = re.compile(r"(inv_freq|position_ids|attn\.(masked_)?bias)$")
     return {name for name in names if re.search(rules, name) and not buffers.search(name)}
@@ -272,6 +279,8 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
         if find_adapter_config_file(name, revision=commit) is not None:  # transformers would load its base
             raise holds_adapters(path)
         refuse_files(path)
+    if auto is AutoModelForCausalLM:
+        weights_of(path)
     try:
         with without_bars_of_transformers():
             return auto.from_pretrained(name, revision=commit, trust_remote_code=False, **options)
@@ -302,7 +311,9 @@ def fingerprint(path: str) -> str:
     if not place.is_dir():
         model_config(path)
         return f"{path}@{files_of_model(path).name}"
-    return sha256_json({file.name: _hash(file) for file in place.iterdir() if file.suffix in MODEL_FILES})
+    files = {file for file in place.iterdir() if file.suffix in MODEL_FILES}
+    files |= {file for file in weight_files(place) if file.exists()}  # also in folders below
+    return sha256_json({file.relative_to(place).as_posix(): _hash(file) for file in files})
 
 
 def _hash(path: Path) -> str:

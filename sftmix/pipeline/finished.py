@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import refuse_links
 from sftmix.common.places import is_there
 from sftmix.config.read import as_started, read_finished
 from sftmix.model.paths import model_at_hand, model_place, named
@@ -65,6 +66,7 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
                 )
             models.append(FinishedModel(of, path, None))
             continue
+        refuse_links(run)
         stage = run / ("train" if wanted == "target" else wanted)
         path = str(stage.absolute() / "model")  # `as_started` moves relative names
         if wanted == "base":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import MANIFEST, read_json, sha256_file
+from sftmix.common.files import MANIFEST, read_json, refuse_links, sha256_file
 
 Inputs = Mapping[str, Any]
 """What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
@@ -36,7 +36,11 @@ def is_finished(stage: Path, *, weights: bool = True) -> bool:
 
 
 def check_finished(run: Path) -> None:
-    """Raise DifferenceError if an output of any finished stage was changed, the exported models left out."""
+    """Raise DifferenceError if an output of any finished stage was changed, the exported models left out.
+
+    Raises ConfigError for a link in the run.
+    """
+    refuse_links(run)
     for stage in run.iterdir():
         is_finished(stage, weights=False)
 

@@ -1,12 +1,16 @@
 """Run directories that are damaged, or from anyone: one line of error, no hang, no code, nothing for the terminal."""
 
 import io
+import json
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import write_json
 from sftmix.components import SFTMix
 from sftmix.config.read import from_plain, read_config, read_finished
@@ -76,27 +80,76 @@ def test_one_line_of_error(name, content, code, words, commands, run, sftmix, tm
         assert not {"\x1b", "\x07"} & {*ended.out, *ended.err}
 
 
-def test_what_only_reads_a_run_imports_none_of_its_classes(run, sftmix, tmp_path, monkeypatch):
-    """A splitter, a callback, and a schedule inside the shipped objective, of a module in the working directory."""
-    (tmp_path / "of_someone.py").write_text("raise SystemExit('it ran')\n")
+FOREIGN = ["of_someone.Mine", "this.Zen", "sftmix.pipeline.order.Order", "sftmix.components.base.Splitter"]
+"""A module of the working directory, an installed one, and entries of this package that are no components."""
+
+
+def with_foreign(given: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """Configurations that name a class: in full, as bare text, in a list, and for an option of a shipped component."""
+    mine = {"class_path": name, "init_args": {"size": 3}}
+    options = given["objective"]["init_args"]
+    yield {**given, "splitter": mine, "callbacks": [mine], "selector": mine}
+    yield {**given, "objective": name, "callbacks": [name]}
+    for mu in (name, mine):
+        yield {**given, "objective": {**given["objective"], "init_args": {**options, "mu": mu}}}
+
+
+@pytest.fixture
+def someone(tmp_path, monkeypatch) -> Path:
+    """Return the working directory, which has a module that ends the program."""
+    (tmp_path / "of_someone.py").write_text("raise SystemExit(9)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_only_reads_a_run_imports_none_of_its_classes(name, run, someone):
     was = read_config(run / "config.yaml")
-    given = was.plain()
-    mine = {"class_path": "of_someone.Mine", "init_args": {"size": 3}}
-    objective = {**given["objective"], "init_args": {**given["objective"]["init_args"], "mu": mine}}
-    given |= {"splitter": mine, "callbacks": [mine], "objective": objective}
-    write_json(run / "config.yaml", given)
-    found = read_finished(run)
-    assert found.plain() == given
-    assert (found.model, type(found.splitter).__name__) == (was.model, "Mine")
-    for words in (["report", str(run)], ["export", str(run), "--to", "to"], ["chat", str(run)]):
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        ended = sftmix(*words)
-        assert ended.code == 0, ended.err
-    assert "of_someone.Mine" in (run / "report" / "report.html").read_text()
-    assert "of_someone" not in sys.modules
+    for given in with_foreign(was.plain(), name):
+        write_json(run / "config.yaml", given)
+        found = read_finished(run)
+        assert found.model == was.model
+        assert name in json.dumps(found.plain())
+        with pytest.raises(ConfigError, match=f"{name} is no component of this package"):
+            read_config(run / "config.yaml")
+    assert not {"of_someone", "this"} & sys.modules.keys()
     assert from_plain({"objective": "SFTMix"}).objective.spec() == SFTMix().spec()  # its name is still its own
+
+
+def test_commands_that_read_a_run_import_none_of_its_classes(run, someone, sftmix, monkeypatch):
+    first, *others = with_foreign(read_config(run / "config.yaml").plain(), "of_someone.Mine")
+    for given in ({name: first[name] for name in first if name != "selector"}, others[0]):
+        write_json(run / "config.yaml", given)
+        for words in (["report", str(run)], ["export", str(run), "--to", "to"], ["chat", str(run)]):
+            monkeypatch.setattr(sys, "stdin", io.StringIO())
+            ended = sftmix(*words)
+            assert ended.code == 0, ended.err
+        assert "of_someone.Mine" in (run / "report" / "report.html").read_text()
+        shutil.rmtree("to")
+    write_json(run / "config.yaml", first)  # its rows cannot be known
+    for words in (["report", str(run)], ["suspects", str(run)]):
+        ended = sftmix(*words)
+        assert (ended.code, ended.err.count("error: ")) == (2, 1), ended.err
+        assert "of_someone.Mine is no component of this package, and what only reads" in ended.err
+    assert "of_someone" not in sys.modules
+
+
+def test_code_of_a_run_is_imported_if_it_is_trusted(run, someone, sftmix):
+    (given, *_) = with_foreign(read_config(run / "config.yaml").plain(), "of_someone.Mine")
+    write_json(run / "config.yaml", {**given, "selector": None, "callbacks": []})
+    again, check = ["run", "--config", str(run / "config.yaml"), "--out", str(run)], ["verify", str(run)]
+    for words in (again, check):
+        ended = sftmix(*words)
+        assert ended.code == 2
+        assert "of_someone.Mine is no component" in ended.err
+        assert "--trust" in ended.err
+        assert sftmix(*words, "--trust").code == 9
+    assert sftmix(*again, "--splitter", "of_someone.Mine").code == 9
+    shutil.copy(run / "config.yaml", someone / "my.yaml")  # a file of one's own may name any class
+    with pytest.raises(SystemExit):
+        read_config(someone / "my.yaml")
 
 
 READ = {

@@ -4,6 +4,7 @@ their place, are refused in one line, or never looked at."""
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, write_json
 from sftmix.model.adapters import add_adapters, read_adapters, write_adapters
-from sftmix.model.load import load_model, load_tokenizer
+from sftmix.model.load import fingerprint, load_model, load_tokenizer
 from sftmix.options import LoraOptions
 from tests.faults.runs import long
 from tests.tiny import ROOT, contents
@@ -65,6 +67,43 @@ def test_pickles_beside_safetensors_are_not_read(canary, tiny):
     put(canary, *(tiny.model / name for name in names))
     load_model(tiny.model)
     load_tokenizer(tiny.model)
+
+
+def index_of(*files: str) -> str:
+    return json.dumps({"metadata": {}, "weight_map": {f"weight.{n}": file for n, file in enumerate(files)}})
+
+
+@pytest.mark.parametrize("named", ["pytorch_model.bin", "../outside/w.safetensors", "/outside/w.safetensors"])
+@pytest.mark.parametrize("by", ["config.json", "model.safetensors.index.json", "x.safetensors.index.json"])
+def test_names_of_weights_in_other_files(named, by, canary, tiny):
+    """Beside a dummy in safetensors; the first shard and the second are looked at alike."""
+    weights = tiny.model / "model.safetensors"
+    put(canary, tiny.model / "pytorch_model.bin")
+    weights.rename(tiny.model / "a.safetensors")
+    config = read_json(tiny.model / "config.json")
+    if by == "config.json":
+        write_json(tiny.model / by, {**config, "transformers_weights": named})
+    else:
+        (tiny.model / by).write_text(index_of("a.safetensors", named))
+        explicit = {"transformers_weights": by} if by.startswith("x.") else {}
+        write_json(tiny.model / "config.json", {**config, **explicit})
+    for read in (load_model, lambda path: fingerprint(str(path))):
+        with pytest.raises(ConfigError, match=f"names {re.escape(named)} as a file of its weights"):
+            read(tiny.model)
+
+
+def test_weights_in_a_folder_count_in_the_identity(tiny):
+    whole, shard = tiny.model / "model.safetensors", tiny.model / "shards" / "w.safetensors"
+    shard.parent.mkdir()
+    names = load_file(whole)
+    whole.rename(shard)
+    (tiny.model / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "shards/w.safetensors")})
+    )
+    before = fingerprint(str(tiny.model))
+    assert load_model(tiny.model).num_parameters() > 0
+    save_file({name: x + 1 for name, x in names.items()}, shard, {"format": "pt"})
+    assert fingerprint(str(tiny.model)) != before
 
 
 def test_adapters_in_a_pickle(canary, tiny, tmp_path):

@@ -7,6 +7,7 @@ API: `with Server(model) as server:` serves on a port of its own.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -36,9 +37,11 @@ class Server(ThreadingHTTPServer):
             that ends in the middle of the answer
     change  is called with every list of positions before it is sent
     key     that requests must bring
+    place   of another server, to which a redirect leads
     """
 
     key: str | None = None
+    place = ""
 
     def __init__(self, model: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -104,6 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
                 server.answered.append(tuple(prompt))
         self.send_response(200 if fault == "drop" else int(fault))
         self.send_header("Content-Length", str(len(data)))
+        self.send_header("Location", server.place)
         self.end_headers()
         self.wfile.write(data[: len(data) // 2] if fault == "drop" else data)
 
@@ -184,6 +188,31 @@ def test_a_server_that_fails_is_asked_again_and_left_in_the_end(finished, tiny, 
 def test_servers_that_cannot_be_checkpoints_are_refused(url):
     with pytest.raises(ConfigError, match=r"reference\.url is .*; allowed: http://HOST:PORT/v1, .* each once"):
         FromEndpoint(url=url)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, None, "x", "-1.0", True, 0.5, [1]], ids=str)
+def test_what_is_no_log_probability_is_not_kept(value, tiny, server, made, refused):
+    def spoil(positions):
+        if len(server.answered) == 3:
+            positions[-1] = {name: {**one, "logprob": value} for name, one in positions[-1].items()}
+        return positions
+
+    server.change = spoil
+    words = asked(tiny, server, "--reference.concurrency", "1")
+    assert "is no log-probability" in refused(*words, code=3)
+    server.change = list  # a mended server is asked for the rest
+    made(*words)
+    assert len(server.answered) == 30  # once more for that row
+
+
+def test_no_redirect_is_followed_and_no_answer_read_without_end(tiny, server, other, refused, monkeypatch):
+    server.place, server.key = f"{other.url}/v1/completions", None
+    server.faults = [302]
+    words = asked(tiny, server, "--reference.retries", "0")
+    assert "answers 302" in refused(*words)
+    assert other.answered == []
+    monkeypatch.setattr(endpoint, "MOST", 100)
+    assert "it has over 100 bytes" in refused(*words, code=3)
 
 
 @pytest.mark.slow
