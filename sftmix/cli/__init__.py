@@ -1,6 +1,7 @@
 """The command line: `sftmix COMMAND`, `python -m sftmix COMMAND` and `torchrun -m sftmix COMMAND` do the same."""
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -52,10 +53,24 @@ def outlast_readers() -> list[Output]:
     return outputs
 
 
+def print_logs_as_lines() -> None:
+    """Have all log lines made printable: libraries quote values of files in them, which may be from anyone."""
+    make = logging.getLogRecordFactory()
+
+    def printable(*args: Any, **more: Any) -> logging.LogRecord:
+        record = make(*args, **more)
+        record.msg, record.args = as_lines(record.getMessage()), None
+        return record
+
+    logging.setLogRecordFactory(printable)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (`sftmix.common.errors`); unexpected exceptions keep their traceback."""
     end_with_launcher()  # before anything that takes its time
     outputs = outlast_readers() if argv is None else []
+    if argv is None:
+        print_logs_as_lines()
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as leave:  # --help and --print_config

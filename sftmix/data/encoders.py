@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import decoded
+from sftmix.common.files import read_text
 from sftmix.common.places import place_of
 from sftmix.data.calls import NOT_OPTIONS
 from sftmix.data.encoder import Encoder
@@ -20,7 +20,7 @@ from sftmix.data.rendering import Renderer
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.store import get_or_build, key_of
 from sftmix.data.templates import NAMED, defaults, on_the_same_day, reads, token_roles, written_bos
-from sftmix.data.trial import PROBE, SYSTEM, trouble_with
+from sftmix.data.trial import LETTERS, PROBE, SYSTEM, trouble_with
 from sftmix.options import DataOptions, SpecialTokens, Thoughts
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thi
         return text_encoder(tokenizer, options.special_tokens)
     name, source = _choose(tokenizer, options.template)
     variables = token_roles(tokenizer)
+    if len(source) > LETTERS:
+        raise ConfigError(
+            f"data.template: {name}: it has {len(source):,} characters; at most {LETTERS:,} are tried out"
+        )
 
     def build(directory: Path) -> dict[str, Any]:
         if trouble := trouble_with(on_the_same_day(source), variables):
@@ -165,7 +169,7 @@ def template_source(template: str) -> str:
     if template in NAMED:
         return NAMED[template]
     try:
-        return decoded(place_of(template).read_bytes())
+        return read_text(place_of(template))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "

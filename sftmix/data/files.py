@@ -5,6 +5,7 @@ reading.
 """
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.files import decoded
+from sftmix.common.shown import quoted
 from sftmix.data.formats import TEXT
 from sftmix.data.values import BadRow
 
-MAX_CELL = 16 << 20
-"""Most characters of a cell of CSV: an open quote would else take in the rest of the file."""
+MAX_ROW = 16 << 20
+"""Most characters in a row, and bytes in a line of JSON: a cell of CSV with an open quote would take in all of it."""
 
 MAX_TEXT_BYTES = 64 << 20
 """Size of the largest text file: it is one document, which is tokenised in one call, in some 150 times its size."""
@@ -37,17 +39,47 @@ def _json(path: Path) -> Iterator[Row]:
 
 def _lines(path: Path) -> Iterator[Row]:
     """Rows of a JSONL file; blank lines, CRLF and a UTF-8 byte order mark are fine."""
+    decoder, repeated = _decoder()
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
+        for number in itertools.count(1):
+            if not (line := file.readline(MAX_ROW + 1)):
+                return
+            row: Any = None
+            if len(line) > MAX_ROW:
+                row = BadRow(f"a line of over {MAX_ROW:,} bytes")
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_ROW)
+            elif not line.strip():
                 continue
-            if line.strip() == b"{":
+            elif line.strip() == b"{":
                 raise BadRow(f":{number}: an object over several lines; write rows as the file's list, or one a line")
-            try:
-                row = json.loads(decoded(line).rstrip())
-            except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
-                row = BadRow(f"not valid JSON in UTF-8: {error}")
-            yield f":{number}", row
+            else:
+                try:
+                    row = decoder.decode(decoded(line).rstrip())
+                except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
+                    row = BadRow(f"not valid JSON in UTF-8: {error}")
+            yield f":{number}", _once(row, repeated)
+
+
+def _decoder() -> tuple[json.JSONDecoder, list[str]]:
+    """Return a decoder of JSON, and the keys that it has found twice in one object: the last value would count."""
+    repeated = list[str]()
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(values := dict(pairs)) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated.append(max(keys, key=keys.count))
+        return values
+
+    return json.JSONDecoder(object_pairs_hook=object_of), repeated
+
+
+def _once(row: Any, repeated: list[str]) -> Any:
+    """Return a row, or a BadRow if it has a key twice, and forget the key."""
+    if repeated:
+        row = BadRow(f"{quoted(repeated[0])} is twice in one object; write it once")
+        repeated.clear()
+    return row
 
 
 _BEGIN = re.compile(r"[ \t\r\n]*\[(?![ \t\r\n]*\])[ \t\r\n]*")
@@ -64,7 +96,7 @@ def _array(path: Path) -> Iterator[Row]:
     """
     # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
     text = decoded(path.read_bytes(), "surrogateescape")
-    decoder = json.JSONDecoder()
+    decoder, repeated = _decoder()
     at = 0
     index = 0
     line = 1
@@ -73,7 +105,7 @@ def _array(path: Path) -> Iterator[Row]:
         while mark := (_NEXT if index else _BEGIN).match(text, at):
             line += text.count("\n", at, mark.end())
             row, at = decoder.raw_decode(text, mark.end())
-            yield f":{line}[{index}]" if line == last_line else f":{line}", row
+            yield f":{line}[{index}]" if line == last_line else f":{line}", _once(row, repeated)
             line += text.count("\n", mark.end(), at)
             index, last_line = index + 1, line
         if not _END.match(text, at):
@@ -86,7 +118,7 @@ def _array(path: Path) -> Iterator[Row]:
 
 def _csv(path: Path) -> Iterator[Row]:
     """Rows of a CSV file under the names of its first row; a quoted cell may hold several lines."""
-    csv.field_size_limit(MAX_CELL)
+    csv.field_size_limit(MAX_ROW)
     with open(path, "rb") as head:
         decoded(head.read(4), "ignore")  # raises the error of another encoding
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -103,10 +135,25 @@ def _csv(path: Path) -> Iterator[Row]:
                 continue
             if header is None:
                 header = cells
+                _check_names(header, ":1")
             elif len(cells) == len(header):
                 yield place, dict(zip(header, cells, strict=True))
             elif cells:
                 yield place, BadRow(f"{len(cells)} fields, but the header has {len(header)}")
+
+
+def _check_names(names: list[str], place: str = "") -> None:
+    """Raise BadRow for a column that is there twice: rows would have the last one."""
+    if repeated := [name for name in names if name and names.count(name) > 1]:
+        raise BadRow(f"{place}: the column {quoted(repeated[0])} is there twice; give each a name of its own")
+
+
+def characters(value: Any) -> int:
+    """Count the characters of all texts in a row."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(characters, inner))
 
 
 def rows_of_table(table: Any) -> Iterator[Row]:
@@ -129,7 +176,9 @@ def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
         return
     from pyarrow import OSFile, Table, parquet  # by its path alone, s3:x.parquet would be a place on the web
 
-    for batch in parquet.ParquetFile(OSFile(str(path))).iter_batches(batch_size=1024):
+    table = parquet.ParquetFile(OSFile(str(path)))
+    _check_names(table.schema_arrow.names)
+    for batch in table.iter_batches(batch_size=1024):
         if "arrow.json" in str(batch.schema):  # pyarrow would leave the text
             from datasets import Dataset
 

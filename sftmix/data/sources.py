@@ -13,7 +13,7 @@ from sftmix.common.fields import listed
 from sftmix.common.files import sha256_file
 from sftmix.common.places import HUB_ID, place_of
 from sftmix.common.plain import not_plain
-from sftmix.data.files import READERS, SUPPORTED, Row, rows_of_table
+from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.data.formats import TEXT, Columns, recognise
 from sftmix.data.values import BadRow
 
@@ -50,6 +50,10 @@ class Source(NamedTuple):
         reader = READERS[self.data.suffix.lower()] if isinstance(self.data, Path) else rows_of_table
         with _reading(self.name):
             for place, row in reader(self.data):
+                if (size := characters(row)) > MAX_ROW and reader is not READERS[
+                    ".txt"
+                ]:  # which has a limit of its own
+                    row = BadRow(f"a row of {size:,} characters; the limit is {MAX_ROW:,}: cut it into several")
                 yield f"{self.name}{place}", row
 
 

@@ -44,7 +44,10 @@ TOOLS = [
     }
 ]
 """A call of a function, and the list of functions that has it."""
-CONVERSATIONS = [PROBE[:1], PROBE, _CHAT, _CHAT[1:], _CHAT[:2]]
+_RESULT = {"role": "tool", "name": "find_colour", "tool_call_id": "call00000", "content": "Red"}
+_THOUGHT = {**PROBE[1], **dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "Sky")}
+CONVERSATIONS = [PROBE[:1], PROBE, _CHAT, _CHAT[1:], _CHAT[:2], [PROBE[0], CALL, _RESULT], [PROBE[0], _THOUGHT]]
+"""What is rendered of rows: turns, a system turn, calls and results, thoughts; contents also as lists of parts."""
 
 
 def trouble_with(template: str, variables: dict[str, str]) -> str | None:
@@ -83,11 +86,13 @@ def _main() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         size = pages * resource.getpagesize() + (MEGABYTES << 20)
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    for chat, prompt in itertools.product(CONVERSATIONS, (False, True)):
+    listed = [
+        [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat] for chat in CONVERSATIONS
+    ]
+    for chat, prompt, tools in itertools.product(CONVERSATIONS + listed, (False, True), (None, TOOLS)):
+        options = {"chat_template": request["template"], "add_generation_prompt": prompt, "tools": tools}
         try:
-            texts = render_jinja_template(  # a list, and places that are not asked for
-                [chat], chat_template=request["template"], add_generation_prompt=prompt, **request["variables"]
-            )[0]
+            texts = render_jinja_template([chat], **options, **request["variables"])[0]  # beside places not asked for
         except MemoryError:
             raise
         except Exception:  # any error of a template; the caller meets it again

@@ -311,7 +311,7 @@ def fingerprint(path: str) -> str:
     if not place.is_dir():
         model_config(path)
         return f"{path}@{files_of_model(path).name}"
-    files = {file for file in place.iterdir() if file.suffix in MODEL_FILES}
+    files = {file for file in place.iterdir() if file.suffix in MODEL_FILES and file.is_file()}
     files |= {file for file in weight_files(place) if file.exists()}  # also in folders below
     return sha256_json({file.relative_to(place).as_posix(): _hash(file) for file in files})
 

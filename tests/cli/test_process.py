@@ -1,9 +1,11 @@
 """The command line as a process of its own: what it imports, and from where it starts."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
+from sftmix.cli import print_logs_as_lines
 from sftmix.cli.commands import COMMANDS
 from tests.tiny import ROOT
 
@@ -37,3 +39,11 @@ def test_python_m_sftmix_is_the_command_from_any_directory(tmp_path, monkeypatch
     done = process("-m", "sftmix", "run", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
+
+
+def test_no_log_line_of_a_library_controls_the_terminal(monkeypatch, caplog):
+    """Escape codes of seven and of eight bits, in the message and in what it quotes."""
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
+    print_logs_as_lines()
+    logging.getLogger("transformers.of_a_library").warning("\x1b]52;c;aGk=\x07 %s %d\n", "\x9b2J", 3)
+    assert caplog.messages == [r"\x1b]52;c;aGk=\x07 \x9b2J 3" + "\n"]

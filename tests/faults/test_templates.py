@@ -30,16 +30,23 @@ PAYLOADS = {
     "wide filter": ("{{ 'x' | center(2000000000) }}", "MemoryError"),
     "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "RecursionError"),
     "include": ("{% include '/etc/passwd' %}", "cannot render"),
-    "10 MB": ("{{ 1 }}" * 1_500_000, "or cannot be tried out"),
+    "10 MB": ("{{ 1 }}" * 1_500_000, "at most 1,048,576"),
     "append": ("{{ messages.append({'role': 'user', 'content': 'x'}) }}", "SecurityError"),
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
     "loops without a system turn": (
         "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + LOOPS,
         "exit code -9,",
     ),
+    "loops on parts": (
+        "{% if messages[0].content is not string %}" + LOOPS + "{% endif %}{{ messages[0].content }}",
+        "exit code -9,",
+    ),
+    "loops on functions": ("{% if tools %}" + LOOPS + "{% endif %}", "exit code -9,"),
+    "loops on a thought": ("{% if messages[-1].thinking %}" + LOOPS + "{% endif %}", "exit code -9,"),
+    "loops on a result": ("{% if messages[-1].role == 'tool' %}" + LOOPS + "{% endif %}", "exit code -9,"),
     "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "MemoryError"),
 }
-QUICK = ("nested ranges", "loops without a system turn")
+QUICK = ("nested ranges", "loops on parts")
 
 
 def ends_in_one_line(world: World, source: str, reason: str, place: str) -> None:
