@@ -30,6 +30,8 @@ from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from benchmarks.stages import random_llama  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
+NLLS = ("train_nll", "held_out_nll")
+"""What a contestant reports with held-out rows alone."""
 QUICK = {"limit": 64, "held_out": 16, "epochs": 1, "max_length": 128}
 
 
@@ -71,7 +73,7 @@ def summary(steps: list[dict[str, float]], figures: dict[str, float], epochs: in
         "real_tokens_per_cpu_second": spread([tokens / s for s in by_epoch(steps, "cpu_seconds", epochs)], 1),
         "real tokens / slots": round(tokens / figures["slots"], 4),
         **{key: round(figures[key], 1) for key in ("peak_mib_above_the_loaded_model", "peak_mib")},
-        **{key: round(figures[key], 5) for key in ("train_nll", "held_out_nll")},
+        **{key: round(figures[key], 5) for key in NLLS if key in figures},
     }
 
 
@@ -83,7 +85,7 @@ def against(ours: str, theirs: str, steps: dict, found: dict[str, dict[str, Any]
         made[f"speed by {key}"] = spread([a / b for a, b in zip(*each, strict=True)])
     for key in ("peak_mib_above_the_loaded_model", "peak_mib"):
         made[key] = round(found[ours][key] / found[theirs][key], 3)
-    for key in ("train_nll", "held_out_nll"):
+    for key in filter(found[ours].__contains__, NLLS):
         made[key] = round(found[ours][key] - found[theirs][key], 5)
     return made
 

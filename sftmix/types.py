@@ -340,10 +340,10 @@ class Segment:
     input_ids, attention_mask  i64[b, l]; an idle segment is one token that nobody reads
     index        i64[t], flat positions in [b * l] whose hidden states predict a response token
     order        i64[t], the token row (0..T-1 of the batch) of each of these positions
+    starts       i32[documents + 1], the flat positions where documents begin, and the end; a line's padding is one
     position_ids  None, or i64[b, l], counted from the start of each document if a line holds several: the model then
                  gets these, no attention mask, and must keep the documents apart (`sftmix.model.packing`)
     lengths      None, or the number of tokens of each slot in the single line
-    starts       None, or i32[documents + 1], where each document of the single line begins, and the end
     padded       False if attention_mask has no zero
     """
 
@@ -352,9 +352,9 @@ class Segment:
     attention_mask: Tensor
     index: Tensor
     order: Tensor
+    starts: Tensor
     position_ids: Tensor | None = None
     lengths: tuple[int, ...] | None = None
-    starts: Tensor | None = None
     padded: bool = True
 
 

@@ -105,6 +105,7 @@ def _segment(
     empty = np.zeros(0, dtype=np.int64)
     index = [empty]
     order = [torch.from_numpy(empty)]
+    starts = list[int]()
     several = False
     for b, line in enumerate(lines):
         start = 0
@@ -119,7 +120,9 @@ def _segment(
             start = end
         mask[b, : max(1, start)] = 1
         several |= len(documents) > 1
-        for first, last in itertools.pairwise([*documents, start, width]):
+        documents += [start] if start < width else []
+        starts += [b * width + document for document in documents]
+        for first, last in itertools.pairwise([*documents, width]):
             positions[b, first:last] = np.arange(last - first)
     slots = [slot for line in lines for slot in line]
     return Segment(
@@ -128,10 +131,9 @@ def _segment(
         attention_mask=torch.from_numpy(mask),
         index=torch.from_numpy(np.concatenate(index)),
         order=torch.cat(order),
+        starts=torch.tensor([*starts, len(lines) * width], dtype=torch.int32),
         position_ids=torch.from_numpy(positions) if several else None,
         lengths=tuple(len(encoded[slot].input_ids) for slot in slots) if len(slots) > len(lines) else None,
-        # The loop has left the documents of the last line behind; an idle segment has none.
-        starts=torch.tensor([*(documents or [0]), width], dtype=torch.int32) if len(lines) == 1 else None,
         padded=not mask.all(),
     )
 

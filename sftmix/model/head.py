@@ -4,8 +4,6 @@ The loss multiplies hidden states with the head itself, so it must know every st
 logits: `check_head` compares the logits of both on a probe batch and refuses a model whose logits differ.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +15,8 @@ from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.load import ROUNDING, n_embeddings, probe_ids, probing, some
-from sftmix.model.packing import is_flash
+from sftmix.model.packing import attending, attention_of, is_flash
+from sftmix.model.varlen import VARLEN
 
 ADAPTER = "default"
 """PEFT's name of the one adapter that a model of ours has."""
@@ -85,7 +84,10 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
     remedy = FEWER if hasattr(model, "peft_config") else ""
     changed = ids.clone()
     changed[:, later:] = (ids[:, later:] + 1) % n_embeddings(model)
-    with _without_flash(model), probing(model, f"{name} does not run as backbone and head", remedy):
+    own = attention_of(model)
+    # Neither a CPU nor float32 has flash attention; the formula of the head is the same.
+    attention = "eager" if is_flash(own) or own == VARLEN else own
+    with attending(model, attention), probing(model, f"{name} does not run as backbone and head", remedy):
         decoder = model.get_decoder()
         hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
         moved = (decoder(input_ids=changed, use_cache=False).last_hidden_state - hidden).abs()
@@ -139,18 +141,6 @@ def _not_finite(model: PreTrainedModel, name: str) -> ConfigError:
         f"model.path: the logits of {name} are not finite numbers, and neither are {some(broken)}: name an "
         "undamaged copy of it"
     )
-
-
-@contextmanager
-def _without_flash(model: PreTrainedModel) -> Iterator[None]:
-    """Compute attention without flash, which neither a CPU nor float32 has: the formula of the head is the same."""
-    attention = model.config._attn_implementation
-    if is_flash(attention):
-        model.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = attention
 
 
 def _candidates(model: PreTrainedModel) -> list[Head]:

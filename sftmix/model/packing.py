@@ -7,23 +7,43 @@ row. Each architecture uses these in its own way, so a probe is compared with it
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, masking_utils
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.load import ROUNDING, probe_ids, probing
+from sftmix.model.varlen import DEVICES, VARLEN, noting
 
 _DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)
 """Lengths of the documents in the probe: three lines of 16 tokens, as padding is also one; padding-free, one of 48."""
 
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
-    """Return True if this attention implementation does no work between documents on this device.
+    """Return True if this attention does no work between documents on this device; None: the one chosen there.
 
-    It then has no dense mask over all token pairs.
+    It then has no dense mask over all token pairs. flex_attention does not count: it makes its mask anew, and compiles
+    for it, wherever lengths differ.
     """
-    return device.type != "cpu" and (is_flash(attention) or attention == "flex_attention")
+    return device.type in DEVICES if attention in (None, VARLEN) else is_flash(attention) and device.type != "cpu"
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """Return the name of the attention implementation that text goes through."""
+    return model.get_decoder().config._attn_implementation
+
+
+@contextmanager
+def attending(model: PreTrainedModel, attention: str) -> Iterator[None]:
+    """Compute attention by another implementation."""
+    config = model.get_decoder().config
+    own = config._attn_implementation
+    config._attn_implementation = attention
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 def is_flash(attention: str | None) -> bool:
@@ -63,12 +83,16 @@ def check_attention(model: PreTrainedModel, device: torch.device, *, trains: boo
 def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> str | None:
     """Return a message if packed documents have other hidden states than each document alone; None if not.
 
+    Attention varlen is compared with the eager one, as it must also be what the model means by attention.
+
     padding_free  probe a single row; else several lines of packed documents and padding
 
     The problem is returned, not raised, so that the forward around the probe ends normally: after an error, FSDP keeps
     its parameters gathered. Raises ConfigError if the backbone itself fails.
     """
-    name = f"{type(model).__name__} ({model.config.model_type}, attention {model.config._attn_implementation})"
+    attention = attention_of(model)
+    varlen = attention == VARLEN
+    name = f"{type(model).__name__} ({model.config.model_type}, attention {attention})"
     option = "data.packing to false (each example is a piece of one document)"
     if padding_free:
         option = "training.padding_free to false (micro-batches are padded)"
@@ -76,14 +100,27 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     decoder, device = model.get_decoder(), model.device
     ids = probe_ids(model, *((1, 48) if padding_free else (3, 16)))
     positions = torch.cat([torch.arange(n, device=device) for n in _DOCUMENTS]).view(ids.shape)
-    with probing(model, f"{name} does not take packed documents", remedy):
-        packed = decoder(input_ids=ids, attention_mask=None, position_ids=positions, use_cache=False).last_hidden_state
-        singles = ids.view(1, -1).split(_DOCUMENTS, dim=1)
-        alone = [decoder(input_ids=one, use_cache=False).last_hidden_state[0] for one in singles]
+    places: dict[str, Any] = {}
+    if varlen:
+        remedy = "Set another model.attention (sdpa, eager), or none."
+        starts = torch.tensor([0, *_DOCUMENTS], device=device).cumsum(0, dtype=torch.int32)
+        places = {"cu_seq_lens_q": starts, "max_length_q": max(_DOCUMENTS)}
+    with probing(model, f"{name} does not take packed documents", remedy), noting() as notes:
+        inputs = {"input_ids": ids, "attention_mask": None, "position_ids": positions, **places}
+        packed = decoder(**inputs, use_cache=False).last_hidden_state
+        if varlen:  # which has no dropout
+            model.train()
+            decoder(**inputs, use_cache=False)
+            model.eval()
+        with attending(model, "eager" if varlen else attention):
+            singles = ids.view(1, -1).split(_DOCUMENTS, dim=1)
+            alone = [decoder(input_ids=one, use_cache=False).last_hidden_state[0] for one in singles]
+    if notes:
+        return f"model.path: {name} has {next(iter(notes.values()))}, which attention {VARLEN} cannot compute. {remedy}"
     expected = torch.cat(alone)
     difference, size = float((packed.flatten(0, 1) - expected).abs().max()), float(expected.abs().max())
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype
-    limit = ROUNDING.get(precision, 3e-2) * size
+    limit = max(ROUNDING.get(precision, 3e-2), ROUNDING[torch.float32] * varlen) * size  # eager attention has float32
     if difference <= limit:
         return None
     return (

@@ -47,5 +47,6 @@ class ModelOptions(PlainFields):
     lora: LoraOptions = field(default_factory=LoraOptions)
     """Train low-rank adapters instead of all weights."""
     attention: str | None = None
-    """Attention implementation handed to transformers (sdpa, eager, flash_attention_2, flex_attention); null: its
-    default. flex_attention trains on a GPU only."""
+    """Attention implementation handed to transformers (varlen, sdpa, eager, flash_attention_2, flex_attention); null:
+    varlen on CUDA for models that it fits (training.padding_free), else its default. flex_attention trains on a GPU
+    only."""

@@ -26,6 +26,7 @@ LAYOUT = (
     "activation_checkpointing",
     "compile",
     "chunk_size",
+    "deterministic",
 )
 """Training options that change the order of sums, and no result but for rounding; with dropout, also its masks."""
 
@@ -76,8 +77,11 @@ class TrainingOptions(PlainFields):
     at most 16, on CPU, one on a GPU. Excludes padding_free true."""
     padding_free: bool | Literal["auto"] = "auto"
     """true: the examples of a micro-batch share one row without padding, kept apart by their positions; a model that
-    mixes them is refused. auto: true on a GPU with model.attention flash_attention_2, flash_attention_3 or
-    flex_attention, which do no work between examples."""
+    mixes them is refused. auto: true on a GPU with model.attention flash_attention_2 or flash_attention_3, and on CUDA
+    with varlen, which a model that it fits gets there if model.attention is null; they do no work between examples."""
+    deterministic: bool | Literal["auto"] = "auto"
+    """true: torch adds in the same order each time (its deterministic algorithms), so that on a GPU, too, a continued
+    run is the uninterrupted one bit for bit; slower. false: in any order. auto: as torch is set, which is off."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss; null: chosen from the vocabulary."""
     timeout: float = 1800.0

@@ -109,6 +109,7 @@ class RunContext:
             perturbation=config.perturbation,
             callbacks=config.callbacks,
             options=config.training,
+            attention=config.model.attention,
             checkpoint=config.checkpoint,
             directory=self.path / name,
             identity=self.world.from_main(lambda: sha256_file(self.path / name / "inputs.json")),

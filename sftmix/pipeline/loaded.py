@@ -132,7 +132,9 @@ def scoring_model(
     config = replace(config, model=replace(config.model, path=path, lora=lora or LoraOptions()))
     score = scorer(options, world, encoder, name=name, token_nll=token_nll)
     model = load_for_run(config, world)
-    return score, training_module(model, options, precision=score.precision, world=world, packed=packed)
+    attention = config.model.attention
+    module = training_module(model, options, precision=score.precision, world=world, attention=attention, packed=packed)
+    return score, module
 
 
 def export_dtype(options: ModelOptions, dtype: str = "auto", *, merged: bool = False) -> torch.dtype:

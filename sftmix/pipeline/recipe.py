@@ -36,7 +36,7 @@ from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.pipeline.start import StageName, refuse_other_inputs, stages_entered
 from sftmix.training.checkpoint import full_weights
-from sftmix.training.machine import machine_of
+from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.parallel import check_compiler, resolve_precision
 from sftmix.training.scoring import held_out_metrics
 from sftmix.training.signals import StopAtOnce
@@ -63,6 +63,7 @@ def run(
     if not validated:
         validate(config)
     with (
+        adding_in_order(config.training.deterministic),
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
         RunDirectory(config.out or "", ranks, pool=pool) as directory,
         StopAtOnce() as stop,

@@ -22,7 +22,7 @@ from sftmix.common.world import World
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
-from sftmix.training.machine import going_on, machine_of
+from sftmix.training.machine import adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.parallel import resolve_precision, training_module
@@ -50,7 +50,8 @@ class StageResult:
 
 def train(stage: Stage, world: World) -> StageResult:
     """Run the stage to its end, resuming from its newest valid checkpoint."""
-    return TrainingLoop(stage, world).run()
+    with adding_in_order(stage.options.deterministic):
+        return TrainingLoop(stage, world).run()
 
 
 class TrainingLoop:
@@ -60,7 +61,13 @@ class TrainingLoop:
         self.stage, self.world, self.total = stage, world, stage.order.total_steps
         options, precision = stage.options, resolve_precision(stage.options.precision, world.device)
         self.module = training_module(
-            stage.model, options, precision=precision, world=world, packed=stage.packed, trains=True
+            stage.model,
+            options,
+            precision=precision,
+            world=world,
+            attention=stage.attention,
+            packed=stage.packed,
+            trains=True,
         )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)

@@ -1,16 +1,19 @@
 """The machines that make a stage, which decide how its sums are rounded."""
 
 import math
+import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 
 import sftmix
+from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.options import LAYOUT, TrainingOptions
 
@@ -66,3 +69,29 @@ def same_bits(recorded: Sequence[Machine], machine: Machine) -> bool:
     On a GPU they may not even on the same machine: some of its kernels add in another order each time.
     """
     return bool(recorded) and all(one == machine for one in recorded) and machine["cuda"] is None
+
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""A variable that cuBLAS reads when it starts; some values give it memory enough to add in one order."""
+
+
+@contextmanager
+def adding_in_order(wanted: bool | Literal["auto"]) -> Iterator[None]:
+    """Switch torch's deterministic algorithms on or off, and back again; auto: leave them as they are.
+
+    Raises ConfigError if CUDA has started without WORKSPACE, and they are wanted.
+    """
+    own = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if wanted is True and WORKSPACE not in os.environ:
+        if torch.cuda.is_initialized():
+            raise ConfigError(
+                f"training.deterministic true needs the variable {WORKSPACE}=:4096:8 before CUDA starts, and it has "
+                "started: set it in the environment of the process"
+            )
+        os.environ[WORKSPACE] = ":4096:8"
+    if wanted != "auto":
+        torch.use_deterministic_algorithms(wanted)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(own[0], warn_only=own[1])

@@ -20,7 +20,8 @@ from sftmix.components.view import LossView
 from sftmix.functional import SFTLoss
 from sftmix.model.head import head_of
 from sftmix.model.layers import decoder_layers
-from sftmix.model.packing import is_flash, known_rows
+from sftmix.model.packing import attention_of, is_flash, known_rows
+from sftmix.model.varlen import VARLEN
 from sftmix.types import Batch, Plan, Segment
 
 Perturb = Callable[..., torch.Tensor]
@@ -46,7 +47,7 @@ class TrainingModule(nn.Module):
         decoder = self.model.get_decoder()
         parts = []
         order = []
-        flash = is_flash(self.model.config._attn_implementation)
+        attention = attention_of(self.model)
         for segment in batch.segments:
             changing: Any = contextlib.nullcontext()
             if perturb is not None and segment.slots:  # not an idle segment
@@ -55,7 +56,7 @@ class TrainingModule(nn.Module):
                 change = partial(_perturbed, segment, partial(perturb, ids=ids))
                 changing = self.model.get_input_embeddings().register_forward_hook(change)
             with changing, known_rows(packed=segment.position_ids is not None):
-                inputs = attention_inputs(segment, masked=segment.input_ids.is_cpu, flash=flash)
+                inputs = attention_inputs(segment, attention, masked=segment.input_ids.is_cpu)
                 out = decoder(input_ids=segment.input_ids, **inputs, use_cache=False)
             parts.append(out.last_hidden_state.flatten(0, 1).index_select(0, segment.index))
             order.append(segment.order)
@@ -147,20 +148,23 @@ def _perturbed(segment: Segment, perturb: Perturb, module: nn.Module, inputs: ob
     return torch.cat([line[:length] for line, length in lines])[None]
 
 
-def attention_inputs(segment: Segment, *, masked: bool = True, flash: bool = False) -> dict[str, Any]:
+def attention_inputs(segment: Segment, attention: str = "", *, masked: bool = True) -> dict[str, Any]:
     """Return the backbone inputs that say who attends to whom: the mask of real tokens, or packed positions.
 
     transformers keeps documents apart by their positions only if it gets no mask.
 
-    masked  False leaves out the mask, with which transformers takes slower kernels: padding is on the right, where no
-            causal token looks
-    flash   add the places of the documents, which flash attention would else read from the device in each layer
+    attention  its name: varlen gets no mask but the places of the documents, as does flash attention in a single line,
+               which would else read them from the device in each layer
+    masked     False leaves out the mask, with which transformers takes slower kernels: padding is on the right, where
+               no causal token looks
     """
+    lines, width = segment.input_ids.shape
+    varlen = attention == VARLEN
     inputs: dict[str, Any] = {"attention_mask": None, "position_ids": segment.position_ids}
     if segment.position_ids is None:
-        inputs = {"attention_mask": segment.attention_mask if masked and segment.padded else None}
-    if flash and segment.starts is not None:
-        longest = max(segment.lengths or (segment.input_ids.shape[1],))
+        inputs = {"attention_mask": segment.attention_mask if masked and segment.padded and not varlen else None}
+    if varlen or (is_flash(attention) and lines == 1):
+        longest = max(segment.lengths) if segment.lengths and lines == 1 else width
         inputs |= {"cu_seq_lens_q": segment.starts, "cu_seq_lens_k": segment.starts}
         inputs |= {"max_length_q": longest, "max_length_k": longest}
     return inputs

@@ -21,7 +21,8 @@ from sftmix.common.launcher import needs_torchrun
 from sftmix.common.world import World
 from sftmix.model.layers import decoder_layers, recompute_activations, unused_modules
 from sftmix.model.meta import fill
-from sftmix.model.packing import check_attention, is_skipping, packing_problem
+from sftmix.model.packing import attending, attention_of, check_attention, is_skipping, packing_problem
+from sftmix.model.varlen import VARLEN
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
 
@@ -58,20 +59,20 @@ def training_module(
     *,
     precision: str,
     world: World,
+    attention: str | None = None,
     packed: bool = False,
     trains: bool = False,
 ) -> nn.Module:
     """Return the wrapped module that trains or scores the model; it keeps the examples of one row apart.
 
-    packed  some examples hold several documents
-    trains  gradients are wanted
+    attention  as the user has named it (model.attention); None: on CUDA a model with sdpa may get varlen instead
+    packed     some examples hold several documents
+    trains     gradients are wanted
     Raises ConfigError if the attention cannot do this on the device.
     """
     check_attention(model, world.device, trains=trains)
     if trains and options.activation_checkpointing:
         recompute_activations(model)
-    if trains and options.compile:
-        _compile_layers(model)
     parallel = resolve_parallel(options.parallel, world)
     if not trains:  # no buckets for gradients, and no copies of weights that autocast keeps for a backward
         model.requires_grad_(False)
@@ -83,7 +84,11 @@ def training_module(
         world=world,
         shard_group_size=options.shard_group_size,
     )
-    unwrap(module).padding_free = _shares_rows(module, options, precision=precision, world=world, packed=packed)
+    unwrap(module).padding_free = _shares_rows(
+        module, options, precision=precision, world=world, attention=attention, packed=packed
+    )
+    if trains and options.compile:  # last, so that no shapes of probes are compiled
+        _compile_layers(model)
     return module
 
 
@@ -96,29 +101,58 @@ def _compile_layers(model: PreTrainedModel) -> None:
         layer.compile(dynamic=True)
 
 
-def _shares_rows(module: nn.Module, options: TrainingOptions, *, precision: str, world: World, packed: bool) -> bool:
+def _shares_rows(
+    module: nn.Module, options: TrainingOptions, *, precision: str, world: World, attention: str | None, packed: bool
+) -> bool:
     """Return True if the examples of a micro-batch share a row: as asked, or (auto) if the attention then skips work.
 
-    Raises ConfigError if the attention does not keep them apart, and that was asked for.
+    On CUDA a model with sdpa, if nobody named it, gets attention varlen then, unless a probe finds something against
+    it; else it keeps its own. Raises ConfigError if examples or documents, as asked for, would not be kept apart.
+    """
+    model, auto = unwrap(module).model, options.padding_free == "auto"
+    own, first = attention_of(model), None
+    one_row = options.padding_free is True or (auto and options.length_groups is None)
+    ways = [(own, one_row and (is_skipping(own, world.device) or not auto))]
+    if one_row and attention is None and own == "sdpa" and is_skipping(None, world.device):
+        ways.insert(0, (VARLEN, True))
+    if auto:
+        ways.append((own, False))
+    for name, one_row in ways:
+        with attending(model, name):
+            problem = _row_problem(module, precision=precision, world=world, one_row=one_row, packed=packed)
+        first = first or problem
+        if problem is None:
+            break
+    else:
+        raise ConfigError(problem)
+    model.get_decoder().config._attn_implementation = name
+    if world.is_main and (first or name != own):
+        print(
+            f"micro-batches are {'not ' * one_row}padded, with attention {name}, as training.padding_free is "
+            f"{str(options.padding_free).lower()}: {first or 'it keeps the examples of a row apart'}",
+            flush=True,
+        )
+    return one_row
+
+
+def _row_problem(module: nn.Module, *, precision: str, world: World, one_row: bool, packed: bool) -> str | None:
+    """Return, on every rank, what a probe finds against rows of several documents or attention varlen; None if nothing.
+
+    Raises ConfigError if the model fails in the probe under FSDP, which does not survive that.
     """
     target = unwrap(module)
-    auto = options.padding_free == "auto"
-    one_row = options.padding_free is True
-    if auto and options.length_groups is None:
-        one_row = is_skipping(target.model.config._attn_implementation, world.device)
-    if not (one_row or packed):
-        return False
-    with autocast(module, precision, world.device):
-        problem = target.read(lambda it: packing_problem(it.model, padding_free=one_row))
+    if not (one_row or packed or attention_of(target.model) == VARLEN):
+        return None
+    try:
+        with autocast(module, precision, world.device):
+            problem = target.read(lambda it: packing_problem(it.model, padding_free=one_row))
+    except ConfigError as error:
+        if isinstance(module, FSDPModule):
+            raise
+        problem = str(error)
     if isinstance(module, FSDPModule):
         module.reshard()  # undo the gathering of the probe: the optimizer is made of shards
-    if problem is None:
-        return one_row
-    if packed or not auto:
-        raise ConfigError(problem)
-    if world.is_main:
-        print(f"micro-batches are padded, as training.padding_free is auto: {problem}", flush=True)
-    return False
+    return next(filter(None, world.gather(problem)), None)
 
 
 def resolve_parallel(requested: str, world: World) -> str:

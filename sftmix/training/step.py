@@ -80,6 +80,8 @@ class Stage:
     eval_data: TokenisedRows | None = None
     eval_groups: Sequence[str] | None = None
     """A name for each held-out row, by which its NLL is reported as well (`eval_nll/NAME`)."""
+    attention: str | None = None
+    """The attention that the user has named (model.attention); None: on CUDA a model with sdpa may get varlen."""
     packed: bool = False
     """True if some rows hold several documents, which must not attend to each other."""
     callbacks: Sequence[Callback] = ()

@@ -356,14 +356,16 @@ def test_the_kernels_run_where_they_know_all_options(dtype, options, asked, monk
     assert reached.value.args == ((h.device, dtype, options.get("softcap")) if asked else None,)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_on_a_gpu(dtype):
+def test_on_a_gpu(dtype, device):
     """float64: the reference to 1e-10. bfloat16: near it. Both: the same bits again."""
     case = make_case(17, rows=300, pairs=400, width=16, vocabulary=50)
     exact = case.run(reference_sft_loss)
-    tensors = {k: v.cuda() for k, v in vars(case).items() if isinstance(v, torch.Tensor)}
+    tensors = {k: v.to(device) for k, v in vars(case).items() if isinstance(v, torch.Tensor)}
     moved = replace(case, **tensors | {k: tensors[k].to(dtype) for k in ("hidden", "weight", "bias")})
     first, second = (moved.run(sft_loss, chunk_size=64) for _ in range(2))
     for name in ("hidden", "weight", "bias"):

@@ -21,14 +21,14 @@ from tests.model.test_models import TINY
 from tests.model.test_models import random_model as build
 from tests.toy import ToyRows
 
-SLIDING, BOTH = {"sliding_window": 4}, ("sdpa", "eager")
+SLIDING, ALL = {"sliding_window": 4}, ("sdpa", "eager", "varlen")
 FAMILIES = {
-    "llama": ("Llama", TINY, BOTH),
-    "qwen2": ("Qwen2", TINY, BOTH),
-    "qwen3": ("Qwen3", TINY, BOTH),
-    "mistral, sliding": ("Mistral", TINY | SLIDING, BOTH),
+    "llama": ("Llama", TINY, ALL),
+    "qwen2": ("Qwen2", TINY, ALL),
+    "qwen3": ("Qwen3", TINY, ALL),
+    "mistral, sliding": ("Mistral", TINY | SLIDING, ALL),
     "gemma2, sliding": ("Gemma2", TINY | SLIDING, ("eager",)),
-    "gemma3, sliding": ("Gemma3Text", TINY | SLIDING | {"layer_types": ["sliding_attention", "full_attention"]}, BOTH),
+    "gemma3, sliding": ("Gemma3Text", TINY | SLIDING | {"layer_types": ["sliding_attention", "full_attention"]}, ALL),
 }
 LEAKY = {
     "bloom": {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4},
@@ -155,8 +155,14 @@ def test_a_full_memory_says_nothing_of_the_model(check, monkeypatch):
         check(model)
 
 
-@pytest.mark.parametrize("name", ["flash_attention_2", "kernels-community/flash-attn2", "flex_attention", "sdpa", None])
-def test_attention_that_skips_work_between_documents(name):
+@pytest.mark.parametrize("skips", ["flash_attention_2", "kernels-community/flash-attn2", "varlen", None])
+def test_attention_that_skips_work_between_documents(skips):
     """transformers takes kernels of the hub where flash_attn is not installed, under their own name."""
-    assert is_skipping(name, torch.device("cuda")) == (name not in ("sdpa", None))
-    assert not is_skipping(name, torch.device("cpu"))
+    assert is_skipping(skips, torch.device("cuda"))
+    assert not is_skipping(skips, torch.device("cpu"))
+    assert is_skipping(skips, torch.device("xpu")) == ("flash" in (skips or ""))
+
+
+@pytest.mark.parametrize("name", ["flex_attention", "sdpa", "eager"])
+def test_attention_that_does_not(name):
+    assert not is_skipping(name, torch.device("cuda"))

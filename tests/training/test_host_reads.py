@@ -56,7 +56,7 @@ def llama(attention: str):
     ids=lambda one: type(one).__name__,
 )
 @pytest.mark.parametrize("padding_free", [True, False])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
 def test_a_step_reads_its_sums_alone(objective, padding_free, attention):
     """transformers asks whether lines hold padding, or several documents: it is told."""
     model = llama(attention)
@@ -97,7 +97,7 @@ def test_what_transformers_is_told_is_what_it_would_read(family, attention, padd
     batch = collate(units, DATA, padding_free=padding_free)
     (segment,) = batch.segments
     assert segment.padded == (segment.attention_mask.min() == 0)
-    inputs = attention_inputs(replace(segment, padded=True))  # it reads a mask of ones, too
+    inputs = attention_inputs(replace(segment, padded=True), attention)  # it reads a mask of ones, too
     out = model.get_decoder()(input_ids=segment.input_ids, **inputs, use_cache=False).last_hidden_state
     expected = out.flatten(0, 1)[segment.index][torch.argsort(segment.order)]
     assert torch.equal(TrainingModule(model).hidden_states(batch), expected)
@@ -110,8 +110,8 @@ def test_without_a_mask_the_real_tokens_have_the_same_states(family, attention):
     (segment,) = collate(UNITS, DATA).segments
     with torch.no_grad():
         masked, unmasked = (
-            model.get_decoder()(input_ids=segment.input_ids, **attention_inputs(segment, masked=one), use_cache=False)
-            for one in (True, False)
+            model.get_decoder()(input_ids=segment.input_ids, **inputs, use_cache=False)
+            for inputs in (attention_inputs(segment, attention, masked=one) for one in (True, False))
         )
     expected, found = (out.last_hidden_state.flatten(0, 1)[segment.index] for out in (masked, unmasked))
     assert segment.attention_mask.min() == 0
@@ -122,7 +122,7 @@ def test_flash_attention_is_told_where_documents_begin():
     """Without these places it reads the positions in each layer."""
     for units, padding_free in ((UNITS[:2], True), ([(Slot(0),)], True), ([(Slot(0),)], False)):
         (segment,) = collate(units, DATA, padding_free=padding_free).segments
-        inputs = attention_inputs(segment, flash=True)
+        inputs = attention_inputs(segment, "flash_attention_2")
         lengths = [len(DATA[slot.row].input_ids) for unit in units for slot in unit]
         ends = np.cumsum([0, *lengths]).tolist()
         assert inputs["cu_seq_lens_q"].tolist() == inputs["cu_seq_lens_k"].tolist() == ends

@@ -12,11 +12,14 @@ from torch._dynamo.utils import counters
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.world import World
-from sftmix.components import SFTMix
+from sftmix.components import NTP, SFTMix
 from sftmix.options import TrainingOptions
+from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
+from sftmix.training.scoring import Scorer
 from sftmix.training.step import normalise
 from tests.forked import on_ranks
+from tests.model.test_packing import model_of
 from tests.tiny import sftmix
 from tests.toy import toy_model, toy_rows
 
@@ -62,6 +65,47 @@ def test_compiled_layers_have_the_same_gradients():
 
 TRACED_ONLY = patch("torch.compile", partial(torch.compile, backend="aot_eager"))
 """Layers are traced and cut into forward and backward as ever, but not made into C++, which takes most of the time."""
+
+
+ALPACA = toy_rows([(3, 5), (30, 20), (1, 11), (4, 4), (2, 3)])
+STEPS: list[list[Unit]] = [
+    [(Slot(0),)],
+    [(Slot(1), Slot(2)), (Slot(3),)],
+    [(Slot(2), Slot(3))],
+    [(Slot(0),), (Slot(3), Slot(2))],
+    [(Slot(4),)],
+]
+"""A first batch of a single row, the longest, two others, and a last short one."""
+
+
+@TRACED_ONLY
+@pytest.mark.slow
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize(("family", "graphs"), [("llama", (2, 4)), ("gemma3, sliding", (4, 6))])
+def test_rows_without_padding_have_four_graphs_at_most(family, graphs, recomputed, monkeypatch):
+    """Of a training and then of scoring; Gemma 3 has two kinds of layers. The attention breaks no graph."""
+    monkeypatch.setattr("sftmix.model.packing.DEVICES", ("cpu",))
+    torch._dynamo.reset()
+    counters.clear()
+    options = TrainingOptions(compile=True, activation_checkpointing=recomputed)
+    module = training_module(model_of(family, None), options, precision="fp32", world=World(), trains=True).train()
+    plain = TrainingModule(model_of(family, "eager"))
+    assert module.padding_free
+    assert not counters["stats"]  # of the probe
+    for units in STEPS:
+        batches = [collate(units, ALPACA, padding_free=True), collate(units, ALPACA, n_segments=4)]
+        plan = NTP().plan(batches[0], step=0, total_steps=1, seed=0)
+        scaled = normalise(plan, ntp_count=9, mixup_count=9, world_size=1)
+        found, expected = module(batches[0], scaled), plain(batches[1], scaled)
+        torch.testing.assert_close(found.nll, expected.nll, rtol=1e-5, atol=3e-6)
+        found.loss.backward()
+        expected.loss.backward()
+    assert counters["stats"]["unique_graphs"] <= graphs[0]
+    for (name, ours), theirs in zip(module.model.named_parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=3e-6, msg=lambda m, n=name: f"{n}: {m}")
+    Scorer(world=World())(module, ALPACA)
+    assert counters["stats"]["unique_graphs"] <= graphs[1]
+    assert not counters["graph_break"], dict(counters["graph_break"])
 
 
 @TRACED_ONLY

@@ -12,12 +12,13 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
-from sftmix.model.packing import packing_problem
+from sftmix.model.packing import attention_of, packing_problem
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import training_module
-from sftmix.training.scoring import Scorer
+from sftmix.training.parallel import training_module, unwrap
+from sftmix.training.scoring import Scorer, scoring_plan, split_by_slot
 from sftmix.training.step import micro_batches, normalise
+from tests.forked import on_ranks
 from tests.model.test_models import TINY
 from tests.model.test_packing import CASES, LEAKY, build, model_of
 from tests.toy import toy_model, toy_rows
@@ -42,7 +43,8 @@ def losses(model, **layout):
 def test_one_row_is_one_by_one(family, attention):
     """A segment for each slot is one by one; float32, since some norms compute in it whatever the weights are."""
     model = model_of(family, attention)
-    found, expected = losses(model, padding_free=True), losses(model, n_segments=8)
+    found = losses(model, padding_free=True)
+    expected = losses(model_of(family, "eager") if attention == "varlen" else model, n_segments=8)
     assert found.keys() == expected.keys()
     assert len(found["mixup"]) == 2 + 4 + 1
     for name in expected:
@@ -52,7 +54,8 @@ def test_one_row_is_one_by_one(family, attention):
 @pytest.mark.parametrize(("family", "attention"), CASES)
 def test_scores_without_padding_are_those_with_it(family, attention):
     module = TrainingModule(model_of(family, attention))
-    padded = Scorer(world=World(), token_nll=True)(module, DATA)
+    own = TrainingModule(model_of(family, "eager")) if attention == "varlen" else module
+    padded = Scorer(world=World(), token_nll=True)(own, DATA)
     module.padding_free = True
     found = Scorer(world=World(), token_nll=True)(module, DATA)
     assert found.nll_sum == pytest.approx(padded.nll_sum, rel=1e-6)
@@ -95,14 +98,12 @@ def test_a_model_that_fails_in_the_probe_is_refused():
         fed(model, padding_free=True)
 
 
-NO_MASK = patch("sftmix.training.parallel.is_skipping", lambda attention, device: True)
-"""On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
-
-
-def test_auto_pads_where_examples_would_not_be_kept_apart(capsys):
-    with NO_MASK:
-        assert not fed(leaky()).padding_free
-    assert "micro-batches are padded, as training.padding_free is auto: " in capsys.readouterr().out
+def test_auto_pads_where_examples_would_not_be_kept_apart(capsys, monkeypatch):
+    """On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
+    monkeypatch.setattr("sftmix.training.parallel.is_skipping", lambda attention, device: True)
+    assert not fed(leaky()).padding_free
+    line = "micro-batches are padded, with attention eager, as training.padding_free is auto: model.path: OPT"
+    assert line in capsys.readouterr().out
 
 
 def test_flex_attention_does_not_train_on_a_cpu():
@@ -126,23 +127,65 @@ def test_flex_attention_keeps_examples_apart():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def gradients_of_a_rank(module, rank, **layout) -> dict[str, torch.Tensor]:
+    """Of every second unit, as they are after the backward: averaged over ranks by DDP and FSDP."""
+    batch = collate(UNITS[rank::2], DATA, **layout)
+    plan = normalise(NTP().plan(batch, step=0, total_steps=1, seed=0), ntp_count=9, mixup_count=9, world_size=1)
+    module(batch, plan).loss.backward()
+    parameters = unwrap(module).named_parameters()
+    return {name: getattr(p.grad, "full_tensor", lambda g=p.grad: g)() for name, p in parameters}
+
+
+def varlen_on_ranks(world: World) -> None:
+    plain = TrainingModule(model_of("mistral, sliding", "eager"))
+    for rank in range(world.size):
+        expected = gradients_of_a_rank(plain, rank, n_segments=4)  # they add up
+    about = {"precision": "fp32", "world": world, "trains": True}
+    with patch("sftmix.model.packing.DEVICES", ("cpu",)):
+        for parallel in ("ddp", "fsdp"):
+            model = model_of("mistral, sliding", None)
+            module = training_module(model, TrainingOptions(parallel=parallel), **about)
+            assert (unwrap(module).padding_free, attention_of(model)) == (True, "varlen")
+            found = gradients_of_a_rank(module, world.rank, padding_free=True)
+            for name, one in expected.items():
+                torch.testing.assert_close(found[name] * world.size, one, rtol=1e-5, atol=3e-6)
+        # A rank of which the probe says otherwise would pad alone, and pass the model another number of times.
+        found = "of rank 1" if world.rank else None
+        with patch("sftmix.training.parallel.packing_problem", lambda *_, **given: found):
+            model = model_of("llama", None)
+            module = training_module(model, TrainingOptions(), **about)
+        assert (unwrap(module).padding_free, attention_of(model)) == (False, "sdpa")
+
+
+@pytest.mark.slow
+def test_ranks_have_the_gradients_of_padded_examples_and_pad_together():
+    on_ranks(varlen_on_ranks)
+
+
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "sdpa"])
-def test_on_a_gpu(attention):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
+@pytest.mark.parametrize("attention", [None, "varlen", "sdpa", "flash_attention_2"])
+def test_each_example_has_its_nll_on_a_gpu(attention, device, monkeypatch):
     """bf16 under autocast; the probe is part of what is tested, and auto finds what needs no mask."""
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn")
+    monkeypatch.setattr("sftmix.model.packing.DEVICES", (device,))
     config = transformers.LlamaConfig(**TINY | {"hidden_size": 128, "head_dim": 64})
-    world, options = World(device=torch.device("cuda")), TrainingOptions(micro_batch_size=16)
-    module = training_module(build(config, attention), options, precision="bf16", world=world, trains=True)
+    world, options = World(device=torch.device(device)), TrainingOptions(micro_batch_size=16)
+    about = {"precision": "bf16", "world": world, "attention": attention}
+    module = training_module(build(config, attention), options, trains=True, **about)
     assert module.padding_free == (attention != "sdpa")
     (one,) = micro_batches(UNITS, DATA, options, world, module, split=None, pad_id=0)
     batch, plan = (to_device(given, world.device) for given in (one, NTP().plan(one, step=0, total_steps=1, seed=0)))
-    with torch.autocast("cuda", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         out = module(batch, plan)
     out.loss.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters() if p.grad is not None)
-    expected = losses(build(config, "eager"), n_segments=8)["nll"]
-    torch.testing.assert_close(out.nll.float().cpu(), expected.float(), rtol=0.05, atol=0.05)
+    plain = collate([*reversed(UNITS)], DATA, n_segments=8)  # the units of a step are dealt in another order
+    expected = TrainingModule(build(config, "eager"))(plain, scoring_plan(plain)).nll.detach()
+    found = dict(zip(one.ids, split_by_slot(out.nll.detach().float(), one), strict=True))
+    for name, nll in zip(plain.ids, split_by_slot(expected, plain), strict=True):
+        torch.testing.assert_close(found[name], nll, rtol=0.05, atol=0.05)

@@ -71,7 +71,14 @@ def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.n
     with start_world() as world:
         loaded = load_finished(finished, "float32")
         score = scorer(options, world, loaded.encoder, name=f"report: {stage}")
-        module = training_module(loaded.model, options, precision=score.precision, world=world, packed=view.rows.packed)
+        module = training_module(
+            loaded.model,
+            options,
+            precision=score.precision,
+            world=world,
+            attention=view.config.model.attention,
+            packed=view.rows.packed,
+        )
         if hidden:
             return np.asarray(score.columns(module, data, _last)[0])
         scores = score(module, data)

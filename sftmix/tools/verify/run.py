@@ -35,7 +35,7 @@ from sftmix.tools.verify.findings import OF_CONFIDENCE, Finding, compare_logs, f
 from sftmix.tools.verify.window import TRAINED, Window
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
-from sftmix.training.machine import machine_of, machines_between, same_bits
+from sftmix.training.machine import adding_in_order, machine_of, machines_between, same_bits
 from sftmix.training.signals import StopAtOnce
 
 HEAVY = (CHECKPOINTS, BEST, "model")
@@ -61,6 +61,7 @@ def verify(window: Window, *, trust: Collection[str] | None = ()) -> dict[str, A
         config = read_config(window.run / "config.yaml", trust=trust)
         with (
             contextlib.redirect_stdout(sys.stderr),
+            adding_in_order(config.training.deterministic),
             start_world(config.training.timeout) as world,
             tempfile.TemporaryDirectory(prefix="sftmix-verify-", ignore_cleanup_errors=True) as scratch,
         ):

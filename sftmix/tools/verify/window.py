@@ -1,11 +1,16 @@
 """The steps of a run that are made again: which ones, from which checkpoint, and to which one."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
+from sftmix.common.launcher import needs_torchrun
+from sftmix.config.read import as_started, read_config
+from sftmix.options import SHARDED
 from sftmix.pipeline.finished import refuse_no_run
+from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import origin
 
 TRAINED = ("train", "reference", "baseline")
@@ -74,3 +79,12 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     elif not 0 < steps <= last - start:
         raise ConfigError(f"--steps is {steps}; allowed: 1 to {last - start}, the number of steps after step {start}")
     return Window(run, stage, start, start + steps, last, finished, tuple(checkpoints))
+
+
+def refuse_one_rank(window: Window) -> None:
+    """Raise ConfigError if ranks shared the weights in this stage, and torchrun did not start this process."""
+    with as_started(window.run):
+        config = read_config(window.run / "config.yaml")
+    parallel = (config_of_reference(config) if window.stage == "reference" else config).training.parallel
+    if parallel in SHARDED and "RANK" not in os.environ:
+        raise ConfigError(needs_torchrun(parallel))

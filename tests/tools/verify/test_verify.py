@@ -46,6 +46,14 @@ def test_a_table_that_was_removed_is_a_difference(name, honest, tmp_path, sftmix
     assert "inputs    differs: " in done.out
 
 
+@pytest.mark.parametrize("parallel", ["fsdp", "hsdp"])
+def test_a_run_whose_ranks_shared_the_weights_wants_torchrun_before_anything_else(parallel, copy, sftmix):
+    replaced("parallel: auto", f"parallel: {parallel}")(copy.run / "config.yaml")
+    done = sftmix("verify", str(copy.run))
+    assert done.code == 2
+    assert done.err.startswith(f"error: training.parallel {parallel} needs torchrun: torchrun --nproc_per_node N ")
+
+
 SPLIT = [
     "confidence/confidence.parquet, id, confidence, variability, bit for bit",
     "split/split.parquet, id, group, bit for bit",

@@ -1,0 +1,240 @@
+"""Attention varlen: each document by itself, its gradients, and what it refuses by name."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+import transformers
+from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
+from transformers import AttentionInterface, LlamaConfig
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.model.load import load_model
+from sftmix.model.packing import attention_of
+from sftmix.model.varlen import _kernel, _stand_in, attend
+from sftmix.options import TrainingOptions
+from sftmix.training.parallel import training_module
+from tests.model.test_models import TINY
+from tests.model.test_models import random_model as build
+
+LENGTHS = (5, 1, 9, 3)
+
+
+def tokens(heads: int, seed: int) -> torch.Tensor:
+    made = torch.randn(sum(LENGTHS), heads, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return made.requires_grad_()
+
+
+def starts() -> torch.Tensor:
+    return torch.tensor([0, *LENGTHS]).cumsum(0, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+@pytest.mark.parametrize("window", [None, 1, 4, 9, 100])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_states_and_gradients_are_those_of_each_document_by_sdpa(heads, window, scale):
+    """Of the body on a CPU, in float64; at most 9 numbers of size 1 are summed twice."""
+    q, k, v = tokens(4, 0), tokens(heads, 1), tokens(heads, 2)
+    found = _stand_in(q, k, v, starts(), 9, scale, window)
+    parts = []
+    for one in zip(*(x.split(LENGTHS) for x in (q, k, v)), strict=True):
+        one_q, one_k, one_v = (x.transpose(0, 1)[None] for x in one)
+        at = torch.arange(one_q.shape[2])
+        mask = (at[:, None] >= at) & (at[:, None] - at < (window or 100))
+        out = F.scaled_dot_product_attention(one_q, one_k, one_v, attn_mask=mask, scale=scale, enable_gqa=True)
+        parts.append(out[0].transpose(0, 1))
+    expected = torch.cat(parts)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    weights = torch.sin(torch.arange(found.numel(), dtype=torch.float64)).view_as(found)
+    gradients = (torch.autograd.grad((x * weights).sum(), (q, k, v)) for x in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_queries_in_float32_under_autocast_are_computed_in_half_precision(window):
+    """As rotary embeddings in float32 leave them."""
+    q, k, v = (x.detach().float().transpose(0, 1)[None] for x in (tokens(4, 0), tokens(2, 1), tokens(2, 2)))
+    module = torch.nn.Module()
+    given = {"cu_seq_lens_q": starts(), "max_length_q": 9, "sliding_window": window}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(module, q, k, v.bfloat16(), None, **given)[0]
+    expected = attend(module, *(x.bfloat16() for x in (q, k, v)), None, **given)[0]
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("gqa", [True, False])
+@pytest.mark.parametrize(("window", "sides"), [(None, (-1, 0)), (4, (3, 0))])
+def test_the_kernel_gets_causal_windows_and_the_words_of_its_version(gqa, window, sides, monkeypatch):
+    """torch 2.11 has no enable_gqa; a window counts the token itself, and the kernel those before it."""
+    seen = {}
+
+    def of_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        seen.update(scale=scale, window_size=window_size, longest=(max_q, max_k), ends=cu_seq_q is cu_seq_k)
+
+    def of_2_13(*args, enable_gqa=False, **given):
+        seen["gqa"] = enable_gqa
+        of_2_11(*args, **given)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", of_2_13 if gqa else of_2_11)
+    _kernel(tokens(4, 0), tokens(2, 1), tokens(2, 2), starts(), 9, 0.5, window)
+    expected = {"scale": 0.5, "window_size": sides, "longest": (9, 9), "ends": True}
+    assert seen == expected | ({"gqa": True} if gqa else {})
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+
+
+def windows_in_the_mask(module, *args, sliding_window=None, **given):
+    """The attention of a model that hands its window to the mask alone."""
+    return attend(module, *args, **given)
+
+
+AttentionInterface.register("windows_in_the_mask", windows_in_the_mask)
+
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+LATENT |= {"num_key_value_heads": 4, "first_k_dense_replace": 2}
+UNFIT = {
+    "soft cap": ("Gemma2", {}, "softcap"),
+    "sinks": ("GptOss", EXPERTS, "s_aux"),
+    "dropout": ("Llama", {"attention_dropout": 0.1}, "an attention dropout of 0.1"),
+    "wide": ("Llama", {"head_dim": 264}, r"heads of width \[264\]"),
+    "odd": ("Llama", {"head_dim": 12}, r"heads of width \[12\] \(allowed: a single multiple of 8, at most 256\)"),
+    "unequal": ("DeepseekV3", LATENT, r"heads of width \[16, 24\]"),
+    "positions that the attention does not get": ("StableLm", {}, "does not keep packed documents apart"),
+}
+
+
+def fed(model, attention=None, **options):
+    about = {"precision": "fp32", "world": World(), "attention": attention, "trains": True}
+    return training_module(model, TrainingOptions(**options), **about)
+
+
+AS_ON_CUDA = patch("sftmix.model.packing.DEVICES", ("cpu",))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", UNFIT)
+def test_what_it_cannot_compute_is_refused_by_name_and_padded_under_auto(kind, capsys):
+    family, more, name = UNFIT[kind]
+    model = build(getattr(transformers, f"{family}Config")(**TINY | more))
+    own = attention_of(model)
+    with AS_ON_CUDA:
+        assert not fed(model).padding_free
+    assert (attention_of(model), model.training) == (own, False)
+    assert ("micro-batches are padded, with attention sdpa" in capsys.readouterr().out) is (own == "sdpa")
+    model.config._attn_implementation = "varlen"
+    for asked in ("auto", True, False):
+        with pytest.raises(ConfigError, match=rf"{name}(.|\n)*Set another model.attention \(sdpa, eager\)"):
+            fed(model, "varlen", padding_free=asked)
+        assert (attention_of(model), model.training) == ("varlen", False)
+
+
+def test_a_window_that_the_attention_does_not_get_is_found_though_the_probe_is_shorter():
+    """Documents of the probe have 10 tokens at most."""
+    config = transformers.MistralConfig(**TINY | {"sliding_window": 40})
+    model = build(config, "varlen")
+    assert fed(model, "varlen", padding_free=True).padding_free
+    with (
+        patch.dict(AttentionInterface._global_mapping, {"varlen": windows_in_the_mask}),
+        pytest.raises(ConfigError, match="masks with a window of 40 that the attention does not get"),
+    ):
+        fed(model, "varlen", padding_free=True)
+
+
+def test_float32_on_cuda_and_an_attention_that_sees_later_tokens_are_refused_by_name():
+    """The tensors are on a GPU that is not there."""
+    with FakeTensorMode(), torch.device("cuda"):
+        q, k, v = torch.empty(3, 1, 4, 9, 8)
+        with pytest.raises(
+            ValueError, match=r"varlen cannot compute numbers in torch.float32 \(allowed: half precision"
+        ):
+            attend(torch.nn.Module(), q, k, v, None)
+    with pytest.raises(ValueError, match=r"cannot compute an attention that sees later tokens; use sdpa or eager"):
+        attend(torch.nn.Module(), *torch.empty(3, 1, 4, 9, 8), None, is_causal=False)
+
+
+def test_a_model_that_fails_with_it_means_padding_under_auto(capsys):
+    def broken(*args):
+        raise RuntimeError("no kernel image is available")
+
+    model = build(LlamaConfig(**TINY))
+    with AS_ON_CUDA, patch("sftmix.model.varlen._stand_in", broken):
+        assert not fed(model).padding_free
+    assert (attention_of(model), model.training) == ("sdpa", False)
+    assert "does not take packed documents: no kernel image is available." in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------- the choice
+
+
+@pytest.mark.parametrize(
+    ("attention", "options", "chosen"),
+    [
+        (None, {}, ("varlen", True)),
+        (None, {"padding_free": True}, ("varlen", True)),
+        (None, {"padding_free": False}, ("sdpa", False)),
+        (None, {"length_groups": 2}, ("sdpa", False)),
+        ("sdpa", {}, ("sdpa", False)),
+        ("sdpa", {"padding_free": True}, ("sdpa", True)),
+        ("eager", {}, ("eager", False)),
+        ("varlen", {}, ("varlen", True)),
+        ("varlen", {"padding_free": False}, ("varlen", False)),
+    ],
+    ids=str,
+)
+def test_what_the_user_named_is_kept(attention, options, chosen, capsys):
+    model = build(LlamaConfig(**TINY), attention)
+    with AS_ON_CUDA:
+        one_row = fed(model, attention, **options).padding_free
+    assert (attention_of(model), one_row) == chosen
+    line = "micro-batches are not padded, with attention varlen, as training.padding_free is "
+    assert (line in capsys.readouterr().out) is (attention is None and one_row)
+
+
+def test_a_model_that_was_built_with_another_attention_keeps_it():
+    model = build(LlamaConfig(**TINY), "eager")
+    with AS_ON_CUDA:
+        assert not fed(model).padding_free
+    assert attention_of(model) == "eager"
+
+
+def test_padding_free_true_takes_the_own_attention_if_varlen_does_not_fit(capsys):
+    model = build(LlamaConfig(**TINY | {"attention_dropout": 0.1}))
+    with AS_ON_CUDA:
+        assert fed(model, padding_free=True).padding_free
+    assert attention_of(model) == "sdpa"
+    assert "with attention sdpa, as training.padding_free is true: model.path: Llama" in capsys.readouterr().out
+
+
+def test_on_a_cpu_nothing_is_chosen():
+    model = build(LlamaConfig(**TINY))
+    assert not fed(model).padding_free
+    assert fed(model, padding_free=True).padding_free
+    assert attention_of(model) == "sdpa"
+
+
+def test_the_name_is_known_where_models_are_loaded_and_is_not_exported(tmp_path):
+    build(LlamaConfig(**TINY)).save_pretrained(tmp_path / "a")
+    model = load_model(tmp_path / "a", attention="varlen")
+    assert attention_of(model) == "varlen"
+    model.save_pretrained(tmp_path / "b")
+    assert "varlen" not in (tmp_path / "b/config.json").read_text()
+
+
+def test_answers_of_prompts_padded_on_the_left_are_those_of_sdpa():
+    """With a mask, or a cache, sdpa computes."""
+    ids = torch.arange(3, 19).view(2, 8)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    answers = []
+    for attention in ("sdpa", "varlen"):
+        model = build(transformers.MistralConfig(**TINY | {"sliding_window": 4}), attention)
+        given = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "output_logits": True}
+        found = model.generate(ids, **given, return_dict_in_generate=True)
+        answers.append(torch.stack(found.logits))
+    torch.testing.assert_close(*answers, rtol=0, atol=1e-5)

@@ -1,0 +1,99 @@
+"""`training.deterministic`: torch's deterministic algorithms, for the run alone."""
+
+import os
+
+import pytest
+import torch
+
+from sftmix.cli import main
+from sftmix.common.errors import ConfigError
+from sftmix.common.world import World
+from sftmix.components import NTP, SFTMix
+from sftmix.training.loop import train
+from sftmix.training.machine import WORKSPACE, adding_in_order
+from sftmix.training.scoring import Scorer
+from tests.tiny import metrics, weights
+from tests.toy import logged, toy_stage
+from tests.training.test_step import DATA, UNITS
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch):
+    monkeypatch.setenv(WORKSPACE, "set by the test, so that it is taken back")
+    monkeypatch.delenv(WORKSPACE)
+
+
+class Seen(SFTMix):
+    def loss(self, view, batch, plan):
+        SEEN.append(torch.are_deterministic_algorithms_enabled())
+        return super().loss(view, batch, plan)
+
+
+class Breaks(NTP):
+    def loss(self, view, batch, plan):
+        raise RuntimeError("as an operation without a deterministic algorithm")
+
+
+SEEN: list[bool] = []
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("wanted", "on"), [("auto", None), (True, True), (False, False)])
+def test_it_is_on_in_the_steps_and_set_back_after_them(wanted, on, before, tmp_path):
+    """On a CPU the losses are the same, bit for bit."""
+    torch.use_deterministic_algorithms(before, warn_only=before)
+    try:
+        SEEN.clear()
+        options = {"deterministic": wanted, "learning_rate": 0.01}
+        train(toy_stage(tmp_path / "a", [UNITS] * 2, data=DATA, objective=Seen(), options=options), World())
+        assert set(SEEN) == {before if on is None else on}
+        assert torch.are_deterministic_algorithms_enabled() is before
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is before
+        with pytest.raises(RuntimeError, match="as an operation"):
+            train(toy_stage(tmp_path / "b", [UNITS], data=DATA, objective=Breaks(), options=options), World())
+        assert torch.are_deterministic_algorithms_enabled() is before
+    finally:
+        torch.use_deterministic_algorithms(False)
+    plain = toy_stage(tmp_path / "c", [UNITS] * 2, data=DATA, objective=SFTMix(), options={"learning_rate": 0.01})
+    train(plain, World())
+    losses = [[(m["loss"], m["grad_norm"]) for m in logged(tmp_path / name)] for name in ("a", "c")]
+    assert losses[0] == losses[1]
+
+
+def test_cublas_is_given_memory_before_it_starts(monkeypatch):
+    with adding_in_order("auto"), adding_in_order(False):
+        assert WORKSPACE not in os.environ
+    with adding_in_order(True):
+        assert os.environ[WORKSPACE] == ":4096:8"
+    monkeypatch.setenv(WORKSPACE, ":16:8")
+    with adding_in_order(True):
+        assert os.environ[WORKSPACE] == ":16:8"
+    monkeypatch.delenv(WORKSPACE)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    error = "training.deterministic true needs the variable CUBLAS_WORKSPACE_CONFIG=:4096:8 before CUDA starts"
+    with pytest.raises(ConfigError, match=error), adding_in_order(True):
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_deterministic_and_so_is_its_verification(plain, tmp_path, monkeypatch):
+    """Scoring as well; on a CPU it is the run without the option."""
+    seen, columns = [], Scorer.columns
+
+    def noted(self, *given):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return columns(self, *given)
+
+    monkeypatch.setattr(Scorer, "columns", noted)
+    words = (*plain.options, "--training.max_steps", "4")
+    for name, more in (("run", ("--training.deterministic", "true")), ("plain", ())):
+        assert main(["run", *words, *more, "--out", str(tmp_path / name)]) == 0
+        assert set(seen) == {bool(more)}
+        assert not torch.are_deterministic_algorithms_enabled()
+        seen.clear()
+    assert main(["verify", str(tmp_path / "run"), "--from", "0"]) == 0
+    assert set(seen) == {True}
+    assert [m["loss"] for m in metrics(tmp_path / "run")] == [m["loss"] for m in metrics(tmp_path / "plain")]
+    for name, one in weights(tmp_path / "run").items():
+        assert torch.equal(one, weights(tmp_path / "plain")[name])
