@@ -66,10 +66,12 @@ def deal(
     A unit that needs more than `micro_batch_tokens` gets a micro-batch of its own. A rank that is left without a unit
     repeats the shortest slot with NTP weight 0, so that it joins every collective.
     """
-    examples, tokens, groups = options.most_examples, options.micro_batch_tokens, options.length_groups
+    (examples, tokens), groups = options.limits(device.type), options.length_groups
+    if tokens == "auto":  # not decided: of a device that is elsewhere
+        tokens = None
     # On a CPU, one group for every two examples; on a GPU a single one, since several passes cost launches.
     if groups is None:
-        expected = examples or int((tokens or 0) // lengths.mean())
+        expected = examples or int((tokens or lengths.sum()) // lengths.mean())
         groups = min(MOST_LENGTH_GROUPS, max(1, expected // 2)) if device.type == "cpu" else 1
     limits = _Limits(lengths, ranks, examples or 2 * len(units), tokens, 1 if padding_free else groups, padding_free)
     # Sorted, so that the ranks of a micro-step have about the same work.
