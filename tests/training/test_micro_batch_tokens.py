@@ -1,5 +1,6 @@
 """training.micro_batch_tokens auto is one number for all ranks and attempts, on which results do not depend."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sftmix.common.world import World
 from sftmix.components import SFTMix
 from sftmix.components.base import Callback
 from sftmix.options import TrainingOptions
-from sftmix.training import loop
+from sftmix.training import loop, memory
 from sftmix.training.loop import TrainingLoop, train
 from sftmix.training.machine import tokens_before
 from sftmix.training.module import TrainingModule
@@ -224,3 +225,21 @@ def test_cudnn_plans_for_no_padded_shapes(tmp_path, allowed, rows, padding_free,
     assert seen == [allowed and shapes_repeat]
     with pytest.raises(RuntimeError), few_plans(module, np.array([1, 2])):
         raise RuntimeError
+
+
+# ----------------------------------------------------------------------------------------------- what fits
+
+
+def test_what_fits_follows_from_what_a_forward_keeps(tmp_path, monkeypatch):
+    stage = toy_stage(tmp_path, BATCHES, data=DATA, model=toy_model(dtype=torch.float32))
+    setup = toy_setup(TrainingModule(stage.model), data=DATA, model=stage.model)
+    setup.stage = stage
+    constant, per_row = memory.saved_by_forward(setup.module, DATA, "fp32")
+    per_token, state = per_row / DATA.lengths.max(), sum(3 * one.nbytes for one in stage.model.parameters())
+    for free, tokens in (
+        (state + (constant + 100.5 * per_token) / memory.ACTIVATIONS, 100),
+        (state - 1, 1),
+        (math.inf, 8 * DATA.lengths.max()),
+    ):
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
+        assert memory.tokens_that_fit(setup) == tokens
