@@ -24,6 +24,12 @@ worth it: the longest examples are then in one micro-batch, whose memory is the 
 BALANCE_STEPS = 7
 """Halvings in the search for the size of the largest micro-batch: they leave about 1% of the interval."""
 
+EVEN = 1.01
+"""If the slowest rank has at most this share of the mean tokens, no other deal is tried."""
+
+OFF = (0.0, *[0.2] * 15)
+"""How far the weights by which units are put in order are off, for each deal that is tried (sigma of the logarithm)."""
+
 MOST_LENGTH_GROUPS = 16
 """Most length groups of a micro-batch on CPU: more would save less padding than their passes cost."""
 
@@ -60,10 +66,12 @@ def deal(
     A unit that needs more than `micro_batch_tokens` gets a micro-batch of its own. A rank that is left without a unit
     repeats the shortest slot with NTP weight 0, so that it joins every collective.
     """
-    examples, tokens, groups = options.most_examples, options.micro_batch_tokens, options.length_groups
+    (examples, tokens), groups = options.limits(device.type), options.length_groups
+    if tokens == "auto":  # not decided: of a device that is elsewhere
+        tokens = None
     # On a CPU, one group for every two examples; on a GPU a single one, since several passes cost launches.
     if groups is None:
-        expected = examples or int((tokens or 0) // lengths.mean())
+        expected = examples or int((tokens or lengths.sum()) // lengths.mean())
         groups = min(MOST_LENGTH_GROUPS, max(1, expected // 2)) if device.type == "cpu" else 1
     limits = _Limits(lengths, ranks, examples or 2 * len(units), tokens, 1 if padding_free else groups, padding_free)
     # Sorted, so that the ranks of a micro-step have about the same work.
@@ -145,11 +153,24 @@ def _deal(units: Sequence[Unit], limits: _Limits) -> Deal:
 def _spread_tokens(units: Sequence[Unit], limits: _Limits, n_bins: int) -> Deal | None:
     """Deal pairs, then singles, the heaviest first, each to the micro-batch of fewest tokens that has room for it.
 
-    Return None if there is no such micro-batch, or if one gets more than the limits allow.
+    Ranks that have no padding get the evenest of several such deals, for whose order the weights are a little off: the
+    right order seldom is the best. Return None if no deal is within the limits.
     """
+    best: Deal | None = None
+    noise = np.random.default_rng(0)
+    for off in OFF if limits.padding_free and limits.ranks > 1 else OFF[:1]:
+        ordered = sorted(units, key=lambda u: (-len(u), -limits.weight(u) * noise.lognormal(sigma=off)))
+        best = min(filter(None, (best, _in_order(ordered, limits, n_bins))), key=limits.total, default=None)
+        if best is not None and limits.ranks * limits.total(best) <= EVEN * sum(map(limits.weight, units)):
+            break
+    return best
+
+
+def _in_order(units: Sequence[Unit], limits: _Limits, n_bins: int) -> Deal | None:
+    """Deal each unit to the micro-batch of fewest tokens that has room for it; None: one has none, or gets too much."""
     bins: Deal = [[] for _ in range(n_bins)]
     tokens, free = np.zeros(n_bins), np.full(n_bins, limits.examples)
-    for unit in sorted(units, key=lambda u: (-len(u), -limits.weight(u))):
+    for unit in units:
         best = np.argmin(np.where(free >= len(unit), tokens, np.inf))
         if free[best] < len(unit):
             return None

@@ -31,7 +31,7 @@ SHORT = {
     "training.epochs": "passes over the rows",
     "training.max_steps": "or so many optimizer steps",
     "training.global_batch_size": "examples per step, on all GPUs",
-    "training.micro_batch_size": "examples at a time on each GPU; null: 8",
+    "training.micro_batch_size": "examples at a time on a GPU, at most",
     "model.lora.r": "train LoRA adapters of this rank",
     "checkpoint.keep_best": "keep the best evaluation's model, too",
     "reference": "source of the scores",

@@ -69,10 +69,11 @@ def _not_negative(value: float) -> bool:
 MAX_LEARNING_RATE = 1e30
 """Optimizers multiply the rate, and weights are float32, which ends at 3.4e38: beyond that torch raises in the step."""
 
-_COUNTS = ("micro_batch_size", "micro_batch_tokens", "max_steps", "shard_group_size", "length_groups", "chunk_size")
+_COUNTS = ("micro_batch_size", "max_steps", "shard_group_size", "length_groups", "chunk_size")
 _TRAINING: tuple[Check, ...] = (
     ("global_batch_size", at_least_1, "at least 1"),
     *((name, at_least_1, "at least 1, or null") for name in _COUNTS),
+    ("micro_batch_tokens", lambda v: v == "auto" or v >= 1, "at least 1, auto or null"),
     ("learning_rate", lambda v: 0 < v <= MAX_LEARNING_RATE, f"above 0, at most {MAX_LEARNING_RATE:g}"),
     ("weight_decay", _not_negative, "0 or more"),
     ("betas", lambda v: all(0 <= beta < 1 for beta in v), "two numbers in [0, 1)"),

@@ -33,7 +33,7 @@ class ReferenceTraining(PlainFields):
     """Examples per optimizer step."""
     micro_batch_size: int | None = None
     """Examples per forward and backward on one rank. Replaces an inherited training.micro_batch_tokens."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: int | Literal["auto"] | None = None
     """Token slots per forward and backward on one rank. Replaces an inherited training.micro_batch_size."""
     learning_rate: float | None = None
     """Peak learning rate."""

@@ -13,7 +13,7 @@ SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
 
 DEFAULT_MICRO_BATCH = 8
-"""Examples per forward and backward on one rank, if neither their number nor the number of their tokens is limited."""
+"""Examples per forward and backward on one CPU rank, if neither their number nor that of their tokens is limited."""
 
 
 LAYOUT = (
@@ -36,11 +36,13 @@ class TrainingOptions(PlainFields):
     global_batch_size: int = 32
     """Examples per optimizer step, over all ranks and accumulation steps; an even number when examples are paired."""
     micro_batch_size: int | None = None
-    """Examples per forward and backward on one rank, at most; an even number when examples are paired. null: 8, or
-    as many as training.micro_batch_tokens allows. Excludes it."""
-    micro_batch_tokens: int | None = None
+    """Examples per forward and backward on one rank, at most; an even number when examples are paired. null: as many as
+    training.micro_batch_tokens allows, and 8 on a CPU if that is null, too. Excludes it."""
+    micro_batch_tokens: int | Literal["auto"] | None = None
     """Token slots per forward and backward on one rank, at most, padding included: as many examples as fit. A pair, or
-    an example, that needs more gets a micro-batch of its own. Excludes training.micro_batch_size."""
+    an example, that needs more gets a micro-batch of its own. auto: what the memory of every rank allows, decided
+    before the first step, and kept when the run goes on on the same machine. null: auto on a GPU. Excludes
+    training.micro_batch_size."""
     learning_rate: float = 2e-6
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.1
@@ -88,12 +90,11 @@ class TrainingOptions(PlainFields):
     """Seconds that ranks wait for one that hangs before the run ends, under torchrun. The first rank reads the rows and
     writes the model while the others wait, so it must be longer than that takes."""
 
-    @property
-    def most_examples(self) -> int | None:
-        """Most examples of a micro-batch; None: only its tokens are limited."""
+    def limits(self, device: str) -> tuple[int | None, int | Literal["auto"] | None]:
+        """Return the most examples and the most token slots of a micro-batch on this type of device; None: no limit."""
         if self.micro_batch_size is None and self.micro_batch_tokens is None:
-            return DEFAULT_MICRO_BATCH
-        return self.micro_batch_size
+            return (DEFAULT_MICRO_BATCH, None) if device == "cpu" else (None, "auto")
+        return self.micro_batch_size, self.micro_batch_tokens
 
 
 @dataclass(kw_only=True)

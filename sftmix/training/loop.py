@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,10 @@ from sftmix.common.world import World
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
-from sftmix.training.machine import adding_in_order, going_on, machine_of
-from sftmix.training.memory import check_memory
+from sftmix.training.machine import adding_in_order, going_on, machine_of, tokens_before
+from sftmix.training.memory import check_memory, tokens_that_fit
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
-from sftmix.training.parallel import resolve_precision, training_module
+from sftmix.training.parallel import PADDED_TOKENS, few_plans, pads, resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
 from sftmix.training.signals import StopSignal
 from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
@@ -69,6 +69,12 @@ class TrainingLoop:
             packed=stage.packed,
             trains=True,
         )
+        if world.is_main and world.device.type != "cpu" and (options.length_groups or 1) > 1:
+            print(
+                f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost "
+                "a GPU more than the padding of short rows; leave it out, or set training.padding_free true",
+                flush=True,
+            )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
@@ -93,8 +99,8 @@ class TrainingLoop:
     # ------------------------------------------------------------------------------------------ stage
 
     def run(self) -> StageResult:
-        stage, world = self.stage, self.world
         self._resume()
+        stage, world = self.stage, self.world
         if self.best:
             self.best.go_on(self.evaluations)
         if self.step == 0:
@@ -106,6 +112,7 @@ class TrainingLoop:
                 stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main, rate="{postfix}"
             ) as bar,
             StopSignal() as signal,
+            few_plans(self.module, stage.data.lengths),
         ):
             metrics = log.last
             before = self._call("on_stage_start", metrics)
@@ -160,10 +167,12 @@ class TrainingLoop:
                 )
             self.step = self.saved = state["step"]
             self.totals = Totals(**state["totals"])
-            store.load(newest, self.module, self.optimizer if self.totals.updates else None)
-            self.evaluations = dict(state["evaluations"])
             for name in SAVED:
                 setattr(self, name, state[name])
+        self._limit_tokens()  # before the state of the optimizer is there, which it counts
+        if newest is not None:
+            store.load(newest, self.module, self.optimizer if self.totals.updates else None)
+            self.evaluations = dict(state["evaluations"])
             if stage.online is not None:
                 stage.online.restore(store.arrays(newest))
             if self.world.is_main:
@@ -174,6 +183,22 @@ class TrainingLoop:
             if self.best is not None:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
+
+    def _limit_tokens(self) -> None:
+        """Put a number in the place of micro_batch_tokens auto: the recorded one, or the largest that fits every rank.
+
+        No larger one than a global batch needs, so that it is the same again if the memory is more than enough.
+        """
+        stage, world, options, lengths = self.stage, self.world, self.stage.options, self.stage.data.lengths
+        if options.limits(world.device.type)[1] != "auto":
+            return
+        tokens = world.share(tokens_before(self.machines, machine_of(world, options)))
+        if tokens is None:
+            most = PADDED_TOKENS if pads(self.module, lengths) else options.global_batch_size * int(lengths.max())
+            tokens = min(most, -int(world.max(-tokens_that_fit(self.setup))))
+            if world.is_main:
+                print(f"{stage.name}: training.micro_batch_tokens auto is {tokens}", flush=True)
+        self.stage = self.setup.stage = replace(stage, options=replace(options, micro_batch_tokens=tokens))
 
     def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
         """Agree with all ranks on an end, and save where it is due; raise Stopped if any rank received a signal.

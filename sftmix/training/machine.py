@@ -54,6 +54,12 @@ def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[M
     return [*recorded, {"after": step, **machine}]
 
 
+def tokens_before(recorded: Sequence[Machine], machine: Machine) -> int | None:
+    """Return micro_batch_tokens of the machine recorded last, if this one is equal in all else; else None."""
+    tokens = recorded[-1]["micro_batch_tokens"] if recorded else None
+    return tokens if going_on(recorded, 0, {**machine, "micro_batch_tokens": tokens}) == [*recorded] else None
+
+
 def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
     """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
     ends = [*(one["after"] for one in recorded[1:]), math.inf]

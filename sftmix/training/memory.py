@@ -14,12 +14,15 @@ from torch.distributed.fsdp import FSDPModule
 
 from sftmix.batches.order import TokenisedRows
 from sftmix.common.errors import ConfigError
+from sftmix.options.training import DEFAULT_MICRO_BATCH
 from sftmix.training.parallel import autocast, unwrap
 from sftmix.training.step import StepSetup
 
 GIB = 2**30
 MEASURED = 256
 """Most tokens of the longest row on which activations are measured; they grow with the tokens."""
+ACTIVATIONS = 0.75
+"""Share of what is free beside gradients and optimizer that a forward may keep: the loss and the kernels take more."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -46,7 +49,8 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
     batch = stage.order.batch(0)
     unit = max(map(len, batch))  # 2: a pair is never cut apart
-    rows = min(stage.options.most_examples or 0, unit * math.ceil(len(batch) / setup.world.size))
+    examples, _ = stage.options.limits(setup.world.device.type)
+    rows = min(examples or 0, unit * math.ceil(len(batch) / setup.world.size))
     if not rows or state + constant + rows * per_row <= free:
         return
     fitting = int((free - state - constant) / per_row) // unit * unit
@@ -56,6 +60,20 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
         f"{stage.name}: {rows} rows as long as the longest one take {activations / GIB:.1f} GiB, beside "
         f"{state / GIB:.1f} GiB of gradients and optimizer, and {free / GIB:.1f} GiB are free; use {remedy}"
     )
+
+
+def tokens_that_fit(setup: StepSetup) -> int:
+    """Return the most token slots of a micro-batch for which this rank has memory, at least 1.
+
+    Where a forward is not measured they are those of DEFAULT_MICRO_BATCH rows as long as the longest one.
+    """
+    stage, free = setup.stage, free_memory(setup.world.device)
+    longest = int(stage.data.lengths.max())
+    if math.isinf(free) or isinstance(setup.module, FSDPModule) or stage.options.activation_checkpointing:
+        return DEFAULT_MICRO_BATCH * longest
+    constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
+    left = ACTIVATIONS * (free - sum(_held(setup))) - constant
+    return max(1, int(left / per_row * longest))
 
 
 def _held(setup: StepSetup) -> tuple[float, int]:

@@ -5,6 +5,7 @@ reduced over all ranks.
 """
 
 import contextlib
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,11 @@ from sftmix.model.packing import attending, attention_of, check_attention, is_sk
 from sftmix.model.varlen import VARLEN
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
+from sftmix.types import Int64
+
+PADDED_TOKENS = 16_384
+"""Most padded token slots of a micro-batch under training.micro_batch_tokens auto. A pass costs a GPU about as much as
+3,000 more slots; beyond this number two passes, of similar lengths each, save more than that."""
 
 RECOMPILE_LIMIT = 32
 """Largest number of compiled variants of a layer: with and without mask, gradients, one example or several, ..."""
@@ -51,6 +57,23 @@ def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> torch.
     """Return bf16 autocast; it is off under FSDP, whose policy already computes in bf16."""
     enabled = precision == "bf16" and not isinstance(wrapped, FSDPModule)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def pads(wrapped: nn.Module, lengths: Int64) -> bool:
+    """Return True if rows of these lengths i64[N] are padded in a micro-batch: they differ, and share no line."""
+    return not unwrap(wrapped).padding_free and len({*lengths.tolist()}) > 1
+
+
+@contextlib.contextmanager
+def few_plans(wrapped: nn.Module, lengths: Int64) -> Iterator[None]:
+    """Leave out cuDNN's attention while rows are padded: it plans anew for each (batch, length), 160 ms on an H200."""
+    cuda = torch.backends.cuda
+    before = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(before and not pads(wrapped, lengths))
+    try:
+        yield
+    finally:
+        cuda.enable_cudnn_sdp(before)
 
 
 def training_module(

@@ -18,7 +18,7 @@ from sftmix.common.errors import BROKEN, NonFiniteError
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import autocast, unwrap
+from sftmix.training.parallel import autocast, few_plans, unwrap
 from sftmix.types import Batch, BatchNLL, Plan, RowScores
 
 SCORING_TOKENS = 8192
@@ -72,6 +72,7 @@ class Scorer:
         rounds = range(0, len(batches), world.size)
         with (
             eval_mode(module, world, self.precision) as target,
+            few_plans(module, lengths),
             progress_bar(self.progress, total=len(rounds), unit=" batches", enabled=world.is_main, leave=False) as bar,
         ):
             for start in rounds:

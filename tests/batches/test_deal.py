@@ -163,6 +163,54 @@ def test_ranks_of_a_micro_step_carry_like_loads(limit, layout):
     assert waited / total < 0.1
 
 
+PADDING_FREE = {"micro_batch_tokens": 10**6, "padding_free": True}
+
+
+def loads(step, lengths) -> list[int]:
+    """The real tokens of each rank."""
+    return [sum(int(lengths[slot.row]) for unit in share for slot in unit) for share in step.ranks]
+
+
+def test_ranks_wait_less_than_if_each_unit_went_to_the_emptiest_rank():
+    """16 pairs a step on four ranks; the real tokens over those of the slowest rank, times the ranks."""
+    ranks, lengths = 4, np.random.default_rng(2).lognormal(4.5, 0.7, 640).astype(int) + 8
+    real = emptiest = slowest = 0
+    for units in global_batches(epoch_units(640, np.arange(640).reshape(-1, 2), epoch=0, seed=0), 32):
+        by_hand = [0] * ranks
+        for pair in sorted((sum(lengths[slot.row] for slot in unit) for unit in units), reverse=True):
+            by_hand[int(np.argmin(by_hand))] += pair
+        (step,) = dealt(units, lengths, ranks=ranks, **PADDING_FREE)
+        assert max(loads(step, lengths)) <= max(by_hand)
+        real, emptiest, slowest = real + sum(by_hand), emptiest + max(by_hand), slowest + max(loads(step, lengths))
+    assert real / (ranks * emptiest) < 0.975
+    assert real / (ranks * slowest) > 0.98
+
+
+ALPACA = np.random.default_rng(3).lognormal(4.4, 0.5, 32).astype(int)
+"""Token counts of 32 rows: 98 on average, 429 the longest."""
+
+
+def passes(lengths, *, device="cuda", padding_free=True, **options) -> list[int]:
+    """Examples of each micro-batch of one rank; the device is one in name."""
+    options, units = TrainingOptions(**options), [(Slot(row), Slot(row + 1)) for row in range(0, 32, 2)]
+    steps = deal(units, lengths, options, ranks=1, device=torch.device(device), padding_free=padding_free)
+    return [n_slots(step.ranks[0]) for step in steps]
+
+
+@pytest.mark.parametrize("padding_free", [True, False])
+def test_short_rows_are_one_pass_on_a_gpu_and_long_ones_several(padding_free):
+    fits = {"micro_batch_tokens": 16_384, "padding_free": padding_free}
+    assert passes(ALPACA, **fits) == [32]
+    assert passes(np.full(32, 2048), **fits) == [8] * 4
+    assert passes(np.full(32, 16_384), **fits) == [2] * 16  # a pair above the limit goes alone
+
+
+def test_the_default_is_eight_rows_on_a_cpu_and_no_number_of_rows_on_a_gpu():
+    assert passes(ALPACA, device="cpu") == [8] * 4
+    assert passes(ALPACA) == passes(ALPACA, micro_batch_tokens="auto") == [32]
+    assert passes(ALPACA, micro_batch_size=4) == [4] * 8
+
+
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(1, 12), st.booleans())
 def test_token_slots_are_those_of_the_tensors(lengths, n_segments, padding_free):
     data = toy_rows([(max(n - 1, 1), int(n > 1)) for n in lengths])

@@ -126,10 +126,15 @@ PROBLEMS = [
     ({"data.labels": ["a", "b"]}, "data.labels has 2 values ['a', 'b'] for 1 entries of data.train ['a.json']"),
     ({"training.global_batch_size": 31}, "training.global_batch_size is 31, and pairing needs an even number"),
     ({"training.global_batch_size": 0}, "training.global_batch_size is 0; allowed: at least 1"),
-    ({"training.micro_batch_tokens": 0}, "training.micro_batch_tokens is 0; allowed: at least 1, or null"),
+    ({"training.micro_batch_tokens": 0}, "training.micro_batch_tokens is 0; allowed: at least 1, auto or null"),
+    ({"training.micro_batch_tokens": "most"}, "training.micro_batch_tokens"),
     (
         {"training": {"micro_batch_size": 4, "micro_batch_tokens": 512}},
         "training.micro_batch_size (4) and training.micro_batch_tokens (512) exclude each other",
+    ),
+    (
+        {"training": {"micro_batch_size": 4, "micro_batch_tokens": "auto"}},
+        "training.micro_batch_size (4) and training.micro_batch_tokens (auto) exclude each other",
     ),
     (
         {"training": {"length_groups": 2, "padding_free": True}},

@@ -29,13 +29,14 @@ from sftmix.components.base import Objective, Perturbation
 from sftmix.model.layers import recompute_activations
 from sftmix.options import TrainingOptions
 from sftmix.training.dynamics import OnlineLosses
+from sftmix.training.loop import TrainingLoop
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import wrap
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import prepare_step, train_step
 from tests.device.sim import HostTensor, OrderOfThreads, Sim, begin
 from tests.forked import on_ranks
-from tests.toy import toy_setup
+from tests.toy import logged, toy_setup, toy_stage
 from tests.training.test_step import DATA, UNITS
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
@@ -203,3 +204,30 @@ def check_faults(world: World) -> None:
 
 def test_what_is_left_on_the_host_or_read_from_the_device_or_added_in_no_order_is_found():
     on_ranks(check_faults, ranks=1)
+
+
+def check_default(world: World, directory: str) -> None:
+    """On a device without a figure for its memory: as many tokens as 8 of the longest rows have, in 3 length groups."""
+    begin()
+    for device in ("cpu", "sim:0"):
+        torch.manual_seed(0)
+        stage = toy_stage(
+            Path(directory, device[:3]),
+            [UNITS],
+            data=DATA,
+            options={"micro_batch_size": None, "length_groups": 3},
+            model=llama(dropout=0.0),
+        )
+        found = TrainingLoop(stage, World(device=torch.device(device)))
+        found.run()
+        tokens = found.stage.options.micro_batch_tokens
+        assert tokens is None if device == "cpu" else tokens == 8 * max(DATA.lengths)
+    cpu, sim = ([one["loss"] for one in logged(Path(directory, name))] for name in ("cpu", "sim"))
+    assert sim == pytest.approx(cpu, rel=1e-6)
+
+
+def test_the_default_of_a_gpu_is_auto_and_it_says_what_length_groups_cost(tmp_path, capfd):
+    on_ranks(check_default, str(tmp_path), ranks=1)
+    out = capfd.readouterr().out
+    assert out.count("training.length_groups 3: each micro-batch is up to so many passes") == 1
+    assert out.count("train: training.micro_batch_tokens auto is ") == 1
