@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sftmix.functional.chunked import ChunkedLoss, chunked_loss
-from sftmix.functional.fused import Pass, default_chunk_size, rows_alone, statistics_dtype, working_kernels
+from sftmix.functional.fused import Pass, default_chunk_size, rows_alone, statistics_dtype
 
 __all__ = [
     "ChunkedLoss",
@@ -45,14 +45,12 @@ class SFTLoss(NamedTuple):
     nll      [T], -log p of the label in nats, never smoothed
     mixup    [M], cross entropy of the mixed prediction with the mixed label, nats, in the order of `pairs`
     correct  bool[T], True if the label is the argmax (None unless stats)
-    entropy  [T], of the row's own prediction, nats (None unless stats)
     """
 
     loss: Tensor
     nll: Tensor
     mixup: Tensor
     correct: Tensor | None
-    entropy: Tensor | None
 
 
 def sft_loss(
@@ -89,7 +87,7 @@ def sft_loss(
     rule             (nll [R], entropy [R]) -> factor [R] of the weights of R rows: elementwise, detached
     label_smoothing  in [0, 1), the share of the NTP target that is spread evenly over V, in the loss only
     chunk_size       rows of logits alive at once, >= 1 (a pair needs two); None chooses from V
-    stats            also return correct and entropy
+    stats            also return correct
     alone            i64, the rows in no pair, from a caller who has checked labels and pairs; None checks them and
                      finds these rows, for which the host waits
 
@@ -125,14 +123,9 @@ def sft_loss(
     elif len(alone) + 2 * many < rows:
         raise ValueError(f"alone has {len(alone)} rows; with {many} pairs of {rows} rows it needs more.")
     head = Pass(hidden, weight, bias, softcap, scale, label_smoothing, rule, stats)
-    kernels = None  # Triton's cover a plain training step
-    plain = head.trains and not (rule or label_smoothing or stats or head.kind == torch.float64)
-    if plain and hidden.device.type in ("cuda", "xpu"):
-        kernels = working_kernels(hidden.device, head.hidden.dtype, softcap)
     size = chunk_size or default_chunk_size(vocabulary, weight.device)
-    loss, figures, mixup = head.loss(labels, pairs, lam, row_weight, pair_weight, alone, size, kernels)
-    correct, entropy = (figures.correct, figures.entropy) if stats else (None, None)
-    return SFTLoss(head.attach(loss), figures.nll, mixup, correct, entropy)
+    loss, figures, mixup = head.loss(labels, pairs, lam, row_weight, pair_weight, alone, size)
+    return SFTLoss(head.attach(loss), figures.nll, mixup, figures.correct if stats else None)
 
 
 def reference_sft_loss(
@@ -169,9 +162,9 @@ def reference_sft_loss(
     ntp_T = nll_T
     if label_smoothing:  # 0 times the -inf of a masked token would be NaN
         ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
-    entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
     w_T = row_weight
     if rule is not None:  # 0 stays 0, whatever the rule returns
+        entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
         w_T = torch.where(row_weight == 0, 0.0, row_weight * rule(nll_T.detach(), entropy_T))
 
     (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(kind)[:, None]
@@ -182,7 +175,7 @@ def reference_sft_loss(
 
     loss = (w_T.detach() * ntp_T).sum() + (pair_weight.detach() * mixup_M).sum()
     correct_T = logp_TV.argmax(-1) == labels if stats else None
-    return SFTLoss(loss, nll_T.detach(), mixup_M.detach(), correct_T, entropy_T if stats else None)
+    return SFTLoss(loss, nll_T.detach(), mixup_M.detach(), correct_T)
 
 
 class SFTMixLoss(nn.Module):

@@ -53,7 +53,7 @@ def chunked_loss(
     step = max(1, (chunk_size or default_chunk_size(len(weight), weight.device) // 4) // len(parts))
     with torch.no_grad(), torch.autocast(stacked.device.type, enabled=False):
         each, weights = stacked.new_zeros(rows, dtype=head.kind), weights.to(head.kind)
-        head.lift_float16(weights)
+        head.start(weights, chunks=-(-rows // step), repeats=False)
         places = torch.arange(len(stacked), device=stacked.device).view(len(parts), rows)
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))

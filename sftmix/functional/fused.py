@@ -17,11 +17,13 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from sftmix.functional.graph import GradientsInForward, scaled
 
 CPU_BLOCK_CELLS, BLOCK_CELLS = 2**18, 2**26
 """Logits of a block on CPU (1 MiB, the fastest of 2^16 to 2^21) and on an accelerator."""
@@ -36,17 +38,19 @@ class Figures(NamedTuple):
     label: Tensor
     weight: Tensor  # 0 unless it is the first use of its row
     nll: Tensor
-    ntp: Tensor  # nll with label smoothing
-    entropy: Tensor
     correct: Tensor
+    ntp: Tensor  # nll with label smoothing
 
     def part(self, index: slice | Tensor) -> Figures:
         return Figures(*(x[index] for x in self))
 
 
 def default_chunk_size(vocabulary: int, device: torch.device) -> int:
-    """Return the rows of a chunk: 128 MiB of float32 logits on CPU, eight times as much on an accelerator."""
-    cells = 2**25 if device.type == "cpu" else 2**28
+    """Return the rows of a chunk: 128 MiB of float32 logits on CPU, 1.25 GiB of bf16 ones on an accelerator.
+
+    That is room for 4,096 rows at a vocabulary of 151,936, where chunks of 1,640 rows took 1.04 of the time on an H200.
+    """
+    cells = 2**25 if device.type == "cpu" else 5 * 2**27
     return max(64, min(4096, cells // vocabulary))
 
 
@@ -85,7 +89,7 @@ class Pass:
     """One pass through the LM head: its inputs, cast for the matmuls, its settings, and the gradients so far.
 
     rule   as of `sft_loss`
-    stats  True to compute entropy and correct as well
+    stats  True to compute correct as well
     """
 
     hidden: Tensor
@@ -107,21 +111,47 @@ class Pass:
                 x if x is None or cast is None or x.dtype == torch.float64 else x.to(cast) for x in self.inputs
             )
         self.kind = statistics_dtype(self.hidden)
-        zeros = partial(torch.zeros_like, dtype=self.kind, memory_format=torch.contiguous_format)
         grad = torch.is_grad_enabled()
-        self.gradients = [zeros(x) if grad and x is not None and x.requires_grad else None for x in self.inputs]
-        self.trains = any(gradient is not None for gradient in self.gradients)
-        self.lift = 1.0
+        self.trained = [grad and x is not None and x.requires_grad for x in self.inputs]
+        self.trains = any(self.trained)
 
-    def lift_float16(self, *weights: Tensor) -> None:
-        """Choose the power of two that brings weights such as 1/tokens to about 1/4 in the gradients of float16 logits.
+    @cached_property
+    def kernels(self) -> Any:
+        """The module of the Triton kernels; None on a CPU, in float64, and where they do not work."""
+        if self.hidden.device.type not in ("cuda", "xpu") or self.kind == torch.float64:
+            return None
+        return working_kernels(self.hidden.device, self.hidden.dtype, self.softcap)
 
-        Smaller ones would underflow before any GradScaler sees them. The caller multiplies the weights, `backward`
-        divides its float32 sums.
+    def plain(self, pairs: Tensor) -> bool:
+        """Whether the Triton kernels compute all that is asked for."""
+        return not (self.rule or self.smoothing or (self.stats if self.trains else len(pairs)))
+
+    def start(self, *weights: Tensor, chunks: int, repeats: bool) -> None:
+        """Make room for the gradients, and choose what lifts those of float16 logits.
+
+        Weights such as 1/tokens would underflow there before any GradScaler sees them: the lift is the power of two
+        that brings the largest to about 1/4. The caller multiplies the weights, `backward` divides its float32 sums.
+
+        chunks   how many; the first one writes the weight's gradient, the others add to it. If it is the only one, a
+                 bf16 weight's is rounded once, to bf16, and needs no sum in float32
+        repeats  False if no row is in two chunks, or twice in one: then the gradient of `hidden` is written, not added
         """
+        self.repeats = repeats
+        self.beta = 0.0  # of the weight's gradient
+        self.lift = 1.0
         if self.trains and self.hidden.dtype == torch.float16:
             largest = max((float(weight.abs().max()) for weight in weights if len(weight)), default=0.0)
             self.lift = 2.0 ** (-1 - math.frexp(largest)[1])
+
+        def room(place: int, kind: torch.dtype, blank: bool) -> Tensor | None:
+            make = torch.zeros_like if blank else torch.empty_like
+            x = self.inputs[place]
+            return make(x, dtype=kind, memory_format=torch.contiguous_format) if self.trained[place] else None
+
+        rounded = chunks == 1 and self.inputs[1].dtype == self.weight.dtype == torch.bfloat16
+        rounded = rounded and (self.weight.is_cpu or self.kernels is not None)  # others scale it by a bf16 number
+        of_weight = torch.bfloat16 if rounded else self.kind
+        self.gradients = [room(0, self.kind, repeats), room(1, of_weight, not chunks), room(2, self.kind, True)]
 
     def loss(
         self,
@@ -132,12 +162,8 @@ class Pass:
         pair_weight: Tensor,
         alone: Tensor,
         chunk_size: int,
-        kernels: Any = None,
     ) -> tuple[Tensor, Figures, Tensor]:
-        """Return the loss, detached, the figures of all T rows and mixup [M]; the gradients stay here.
-
-        kernels  the module of the Triton kernels, or None for torch's own passes
-        """
+        """Return the loss, detached, the figures of all T rows and mixup [M]; the gradients stay here."""
         with torch.no_grad(), torch.autocast(labels.device.type, enabled=False):
             kind, vocabulary, device = self.kind, len(self.weight), labels.device
             # the token row of each use, in the order of the chunks; the first use of each row; the figures of each use
@@ -145,10 +171,10 @@ class Pass:
             row = torch.cat([labels.new_empty(0), *(rows for _, rows in chunks)])
             place = torch.arange(len(row), device=device)
             first = place.new_full(labels.shape, len(row)).scatter_reduce(0, row, place, "amin")
-            self.lift_float16(row_weight, pair_weight)
+            self.start(row_weight, pair_weight, chunks=len(chunks), repeats=len(row) > len(labels))
             use_weight = torch.where(first[row] == place, row_weight.to(kind)[row] * self.lift, 0.0)
-            nll, ntp, entropy = torch.zeros(3, len(row), dtype=kind, device=device)
-            uses = Figures(labels[row], use_weight, nll, ntp, entropy, torch.zeros_like(row, dtype=torch.bool))
+            nll, ntp = torch.zeros(2, len(row), dtype=kind, device=device)
+            uses = Figures(labels[row], use_weight, nll, torch.zeros_like(row, dtype=torch.bool), ntp)
             of_pairs = (
                 lam.to(kind),
                 pair_weight.to(kind) * self.lift,
@@ -160,6 +186,7 @@ class Pass:
             empty = partial(torch.empty, min(height, len(logits)), vocabulary, dtype=kind, device=device)
             self.spare = defaultdict[str, Tensor](empty)
 
+            kernels = self.kernels if self.plain(pairs) else None
             # chunk by chunk: logits, their gradients in place, and the gradients of the head's inputs
             start = 0
             for in_chunk, rows in chunks:
@@ -168,7 +195,7 @@ class Pass:
                 start += len(rows)
                 lam_M, weight_M, mixup_M = (x[in_chunk] for x in of_pairs)
                 if kernels is not None:
-                    kernels.gradients(x_KV, chunk_uses, lam_M, weight_M, mixup_M, self.softcap)
+                    kernels.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, self.softcap, self.trains)
                 else:
                     self.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, height)
                 self.backward(rows, x_KV)
@@ -178,7 +205,7 @@ class Pass:
 
     def attach(self, loss: Tensor) -> Tensor:
         """Return the loss with a graph that holds its gradients; as it is if nothing is trained."""
-        return GradientsInForward.apply(loss, self.gradients, *self.inputs) if self.trains else loss
+        return GradientsInForward.apply(loss, self.gradients, self.kernels, *self.inputs) if self.trains else loss
 
     # ------------------------------------------------------------------------------------------------ matmuls
 
@@ -191,20 +218,25 @@ class Pass:
         """Add the gradients of hidden, weight and bias that follow from d loss / d logits of these rows."""
         dh, dw, db = self.gradients
         scale = self.scale / self.lift
-        if dh is not None:  # rows may repeat, so they are added in an order that each device fixes
-            values = torch.mm(d_KV, self.weight).to(self.kind).mul_(scale)
-            if dh.is_cuda:
-                dh.index_put_((rows,), values, accumulate=True)
+        if dh is not None:
+            values = torch.mm(d_KV, self.weight).to(self.kind)
+            if scale != 1:
+                values.mul_(scale)
+            if dh.is_cuda or not self.repeats:  # rows that repeat are added in an order that each device fixes
+                dh.index_put_((rows,), values, accumulate=self.repeats)
             else:
                 dh.index_add_(0, rows, values)
-        if dw is not None and d_KV.dtype == self.kind:
-            dw.addmm_(d_KV.T, self.hidden[rows], alpha=scale)
-        elif dw is not None and dw.is_cuda and scale == 1:  # the matmul itself adds up in float32
-            torch.addmm(dw, d_KV.T, self.hidden[rows], out_dtype=self.kind, out=dw)  # torch >= 2.10 (PR 167931)
+        if dw is not None and dw.dtype == d_KV.dtype:
+            dw.addmm_(d_KV.T, self.hidden[rows], beta=self.beta, alpha=scale)
+        elif dw is not None and dw.is_cuda:  # the matmul itself adds up in float32; torch >= 2.10 (PR 167931)
+            numbers = {"beta": self.beta, "alpha": scale}
+            torch.addmm(dw, d_KV.T, self.hidden[rows], out_dtype=self.kind, **numbers, out=dw)
         elif dw is not None:  # a chunk's product has the autocast dtype, the sum float32
-            dw.add_(torch.mm(d_KV.T, self.hidden[rows]), alpha=scale)
+            product = torch.mm(d_KV.T, self.hidden[rows])
+            dw.add_(product, alpha=scale) if self.beta else dw.copy_(product).mul_(scale)
         if db is not None:
             db.add_(d_KV.sum(0, dtype=self.kind), alpha=scale)
+        self.beta = 1.0
 
     # ------------------------------------------------------------------------------------------ pointwise passes
 
@@ -257,19 +289,18 @@ class Pass:
         elif self.stats:  # argmax is slow: only for rows whose label has the maximum, 0 by now
             hits = (at_label == 0).nonzero().squeeze(1)
             uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
-        # losses and entropy; x becomes exp(x), so what needs x itself is taken before
+        # losses; x becomes exp(x), so what needs x itself is taken before
         mean = x.mean(1) if self.smoothing else None
-        logits = self.spare["shifted"][: len(x)].copy_(x) if self.stats or self.rule is not None else None
+        logits = self.spare["shifted"][: len(x)].copy_(x) if self.rule is not None else x
         total = x.exp_().sum(1)
         torch.sub(total.log(), at_label, out=uses.nll)
         uses.ntp.copy_(uses.nll)
         if mean is not None:
             uses.ntp.lerp_(total.log() - mean, self.smoothing)
-        if logits is not None:
-            uses.entropy.copy_(total.log() - torch.linalg.vecdot(x, logits) / total)
         # the weight by a rule
         if self.rule is not None:
-            factor = self.rule(uses.nll.clone(), uses.entropy.clone()).detach()
+            entropy = total.log() - torch.linalg.vecdot(x, logits) / total
+            factor = self.rule(uses.nll.clone(), entropy).detach()
             if factor.shape != uses.nll.shape:
                 raise ValueError(f"the rule must return one factor per row, not shape {tuple(factor.shape)}.")
             # 0 if the use is not the row's first, whatever the rule returns
@@ -313,56 +344,30 @@ class Pass:
         return slope
 
 
-class GradientsInForward(torch.autograd.Function):
-    """A node of the graph that gives a loss the gradients computed together with it."""
-
-    @staticmethod
-    def forward(ctx, loss, gradients, *inputs):
-        ctx.gradients = gradients
-        ctx.save_for_backward(*inputs)  # so that double backward finds them, and fails
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, upstream):
-        if ctx.gradients is None:
-            raise RuntimeError("sft_loss: backward a second time; pass retain_graph=True to the first one.")
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        scale = torch.mul if keep else torch.Tensor.mul_  # in place: a second [V, D] would be the peak of the memory
-        scaled = [None if g is None else scale(g, upstream) for g in ctx.gradients]
-        if not keep:
-            ctx.gradients = None
-        if torch.is_grad_enabled():  # create_graph: add a node that fails on a second derivative
-            inputs = [x for x in ctx.saved_tensors if x is not None]
-            scaled = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in scaled]
-        return None, None, *scaled  # autograd casts them to the dtypes of the inputs
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gradient, *inputs):
-        return gradient.detach()
-
-    @staticmethod
-    def backward(ctx, *upstream):
-        raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")
-
-
 @cache
+@torch.inference_mode(False)
 def working_kernels(device: torch.device, dtype: torch.dtype, softcap: float | None) -> Any:
     """Return the Triton kernels if they give what torch gives for a small input; else None, after one warning."""
     numbers = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 16, generator=numbers).to(device, dtype).requires_grad_() for n in (6, 9000))
     rows = torch.arange(6, device=device)
     lam, share = torch.rand(2, generator=numbers).to(device), torch.rand(6, generator=numbers).to(device)
-    figures = []
+    figures: list[list[Tensor]] = []
     try:
         from sftmix.functional import kernels
 
+        labels = torch.mm(hidden, weight.T).argmax(1) // (1 + rows % 2)  # half of them are hits
         for backend in (kernels, None):
-            one = Pass(hidden, weight, None, softcap)
-            inputs = rows * 1799, rows[:4].view(2, 2), lam, share, share[:2], rows[4:]
-            _, of_rows, mixup = one.loss(*inputs, chunk_size=6, kernels=backend)
-            figures.append([of_rows.nll, mixup, *one.gradients])
+            figures.append([])
+            for trains in (True, False):
+                with torch.set_grad_enabled(trains):
+                    one = Pass(hidden, weight, None, softcap, stats=not trains)
+                one.kernels = backend
+                m = 2 * trains
+                pairs = rows[: 2 * m].view(m, 2), lam[:m], share, share[:m], rows[2 * m :]
+                _, of_rows, mixup = one.loss(labels, *pairs, chunk_size=4)
+                times = [scaled(g, lam[0], False, backend) for g in one.gradients if g is not None]
+                figures[-1] += [of_rows.nll, of_rows.correct.float(), mixup, *times]
         rtol, atol = 4 * torch.finfo(dtype).eps, 1e-4 if dtype == torch.float32 else 5e-2
         torch.testing.assert_close(*figures, rtol=rtol, atol=atol)
     except Exception as error:  # a compiler, a driver or a device that fails in its own way

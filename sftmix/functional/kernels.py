@@ -1,7 +1,14 @@
 """The pointwise passes of `sftmix.functional.fused` on a GPU: a Triton kernel for rows, and one for pairs.
 
 Each reads the logits twice, for the log-sum-exps and for the gradients, which it writes in their place: six bytes a
-logit in bf16, while torch's passes take some fifty. Logits are bf16, f16 or float32, and all else is float32.
+logit in bf16, while torch's passes take some fifty. A pass without gradients reads them once, and takes two. Logits are
+bf16, f16 or float32, and all else is float32.
+
+    k = log2(e) max z,   e = 2^(log2(e) z - k),   p = e / sum e,   -log p[y] = log sum e - (log2(e) z[y] - k) / log2(e)
+
+So a logit costs each softmax one multiplication and addition and one exponential; that k is rounded cancels. The logits
+of a row are dealt to lanes, RUN neighbours at a time, which one thread holds. A lane has a k and a sum of its own, and
+threads meet only after the last logit. What labels add to gradients is written over them at the end.
 """
 
 from typing import Any
@@ -11,106 +18,193 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 4096
+BLOCK = tl.constexpr(4096)
 """Logits of a row that a program holds at once."""
+RUN = tl.constexpr(8)
+WARPS = 16
+PROGRAMS = 1024
+"""Programs of `scale`: a few for each processor of a GPU."""
+LOG2E = tl.constexpr(1.4426950408889634)
+LOW = tl.constexpr(-1e38)
+"""The logits beyond the end of a row. They are finite, as an infinity less itself is NaN."""
 
 
 @triton.jit
 def _logits(x, at, V):
-    """The logits of a row at one place or several, 0 beyond its end."""
-    return tl.load(x + at, mask=at < V, other=0.0).to(tl.float32)
+    """The logits of a row at one place or several."""
+    return tl.load(x + at, mask=at < V, other=LOW).to(tl.float32)
 
 
 @triton.jit
 def _capped(z, softcap: tl.constexpr):
-    """softcap tanh(z / softcap), by the sigmoid, as Triton has no tanh for all devices; 0: z."""
+    """softcap tanh(z / softcap), by the exponential, as Triton has no tanh for all devices; 0: z."""
     if softcap != 0:
-        z = softcap * (2 * tl.sigmoid(2 * z / softcap) - 1)
+        z = softcap - 2 * softcap / (1 + tl.exp2(z * (2 * LOG2E / softcap)))
     return z
 
 
 @triton.jit
-def _slope(z, softcap: tl.constexpr):
-    """The derivative of `_capped` where its value is z."""
-    slope = 1.0
+def _highest(top, z):
+    """The largest of each lane, of what it had and RUN more."""
+    return tl.maximum(top, tl.max(tl.reshape(z, (BLOCK // RUN, RUN)), 1))
+
+
+@triton.jit
+def _none():
+    """The k and the sum of each lane before its first logit."""
+    return tl.full((BLOCK // RUN,), LOW, tl.float32), tl.full((BLOCK // RUN,), 0.0, tl.float32)
+
+
+@triton.jit
+def _joined(k, total, z, inside, softcap: tl.constexpr):
+    """The k and the sum of each lane with RUN more logits, as far as they are inside the row."""
     if softcap != 0:
-        slope -= (z / softcap) * (z / softcap)
+        z = tl.where(inside, _capped(z, softcap), LOW)
+    z = tl.reshape(z, (BLOCK // RUN, RUN))
+    new = tl.maximum(k, tl.max(z, 1) * LOG2E)
+    return new, total * tl.exp2(k - new) + tl.sum(tl.exp2(z * LOG2E - new[:, None]), 1)
+
+
+@triton.jit
+def _of_row(k, total):
+    """The k and the sum of all lanes."""
+    top = tl.max(k, 0)
+    return top, tl.sum(total * tl.exp2(k - top), 0)
+
+
+@triton.jit
+def _nll(z, k, total, softcap: tl.constexpr):
+    return tl.log(total) - (_capped(z, softcap) * LOG2E - k) / LOG2E
+
+
+@triton.jit
+def _slope(z, k, target, softcap: tl.constexpr):
+    """The derivative of the loss by logits z, times the sum; `target` is that of the labels."""
+    z = _capped(z, softcap)
+    slope = tl.exp2(z * LOG2E - k) - target
+    if softcap != 0:
+        slope *= 1 - (z / softcap) * (z / softcap)
     return slope
 
 
 @triton.jit
-def _joined(top, total, z, inside):
-    """The maximum, and the sum of exp(z - maximum), together with another block, as far as it is inside the row."""
-    z = tl.where(inside, z, float("-inf"))
-    new = tl.maximum(top, tl.max(z, 0))
-    shift = tl.where(new == float("-inf"), 0.0, new)
-    return new, total * tl.exp(top - shift) + tl.sum(tl.exp(z - shift), 0)
+def _store(x, at, gradient, V):
+    tl.store(x + at, gradient.to(x.dtype.element_ty), mask=at < V)
 
 
 @triton.jit
-def _rows(x, label, weight, nll, V, softcap: tl.constexpr, BLOCK: tl.constexpr):
+def _rows(x, label, weight, nll, correct, V, softcap: tl.constexpr, trains: tl.constexpr):
+    """Fill `nll`; then write gradients over x if it trains, else fill `correct`."""
     row = tl.program_id(0).to(tl.int64)
     x += row * V
-    y, top, total = tl.load(label + row), float("-inf"), 0.0
+    y = tl.load(label + row).to(tl.int32)
+    own = _logits(x, y, V)
+    k, total = _none()
+    high, early = k, k
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        top, total = _joined(top, total, _capped(_logits(x, at, V), softcap), at < V)
-    tl.store(nll + row, tl.log(total) - (_capped(_logits(x, y, V), softcap) - top))
-    w = tl.load(weight + row)
-    tl.debug_barrier()
-    for start in range(0, V, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        z = _capped(_logits(x, at, V), softcap)
-        gradient = w * (tl.exp(z - top) / total - tl.where(at == y, 1.0, 0.0)) * _slope(z, softcap)
-        tl.store(x + at, gradient.to(x.dtype.element_ty), mask=at < V)
+        z = _logits(x, at, V)
+        k, total = _joined(k, total, z, at < V, softcap)
+        if not trains:
+            high, early = _highest(high, z), _highest(early, tl.where(at < y, z, LOW))
+    k, total = _of_row(k, total)
+    tl.store(nll + row, _nll(own, k, total, softcap))
+    if trains:
+        share = tl.load(weight + row) / total
+        tl.debug_barrier()
+        for back in range(0, V, BLOCK):  # from the end, which a cache may still have
+            at = (V - 1) // BLOCK * BLOCK - back + tl.arange(0, BLOCK)
+            _store(x, at, share * _slope(_logits(x, at, V), k, 0.0, softcap), V)
+        tl.debug_barrier()
+        _store(x, y, share * _slope(own, k, total, softcap), V)
+    else:
+        tl.store(correct + row, (own == tl.max(high, 0)) & (own > tl.max(early, 0)))  # the first of several maxima
 
 
 @triton.jit
-def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.constexpr, BLOCK: tl.constexpr):
+def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.constexpr):
     """Pair m is the rows m and M + m of x."""
     i = tl.program_id(0).to(tl.int64)
     j = i + M
-    xi, xj, yi, yj = x + i * V, x + j * V, tl.load(label + i), tl.load(label + j)
-    share = tl.load(lam + i)
-    top_i, top_j, top_m, total_i, total_j, total_m = float("-inf"), float("-inf"), float("-inf"), 0.0, 0.0, 0.0
+    xi, xj = x + i * V, x + j * V
+    lam_i = tl.load(lam + i)
+    lam_j = 1 - lam_i
+    ki, total_i = _none()
+    kj, total_j = _none()
+    km, total_m = _none()
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
         a, b = _logits(xi, at, V), _logits(xj, at, V)
-        mixed = _capped(share * a + (1 - share) * b, softcap)
-        top_i, total_i = _joined(top_i, total_i, _capped(a, softcap), at < V)
-        top_j, total_j = _joined(top_j, total_j, _capped(b, softcap), at < V)
-        top_m, total_m = _joined(top_m, total_m, mixed, at < V)
-    ii, ji, ij, jj = _logits(xi, yi, V), _logits(xj, yi, V), _logits(xi, yj, V), _logits(xj, yj, V)
-    tl.store(nll + i, tl.log(total_i) - (_capped(ii, softcap) - top_i))
-    tl.store(nll + j, tl.log(total_j) - (_capped(jj, softcap) - top_j))
-    at_yi, at_yj = _capped(share * ii + (1 - share) * ji, softcap), _capped(share * ij + (1 - share) * jj, softcap)
-    tl.store(mixup + i, tl.log(total_m) - share * (at_yi - top_m) - (1 - share) * (at_yj - top_m))
-    wi, wj, wm = tl.load(weight + i), tl.load(weight + j), tl.load(pair_weight + i)
+        km, total_m = _joined(km, total_m, lam_i * a + lam_j * b, at < V, softcap)
+        ki, total_i = _joined(ki, total_i, a, at < V, softcap)
+        kj, total_j = _joined(kj, total_j, b, at < V, softcap)
+    ki, total_i = _of_row(ki, total_i)
+    kj, total_j = _of_row(kj, total_j)
+    km, total_m = _of_row(km, total_m)
+    # the logits at both labels, of both rows and of their mixture, and the losses
+    yi, yj = tl.load(label + i), tl.load(label + j)
+    ii, ij, ji, jj = _logits(xi, yi, V), _logits(xi, yj, V), _logits(xj, yi, V), _logits(xj, yj, V)
+    mi, mj = lam_i * ii + lam_j * ji, lam_i * ij + lam_j * jj
+    tl.store(nll + i, _nll(ii, ki, total_i, softcap))
+    tl.store(nll + j, _nll(jj, kj, total_j, softcap))
+    tl.store(mixup + i, lam_i * _nll(mi, km, total_m, softcap) + lam_j * _nll(mj, km, total_m, softcap))
+    # gradients, as if no token were a label
+    share_i, share_j = tl.load(weight + i) / total_i, tl.load(weight + j) / total_j
+    share_m = tl.load(pair_weight + i) / total_m
+    mixed_i, mixed_j = lam_i * share_m, lam_j * share_m
     tl.debug_barrier()
-    for start in range(0, V, BLOCK):
-        at = start + tl.arange(0, BLOCK)
+    for back in range(0, V, BLOCK):  # from the end, which a cache may still have
+        at = (V - 1) // BLOCK * BLOCK - back + tl.arange(0, BLOCK)
         a, b = _logits(xi, at, V), _logits(xj, at, V)
-        z = _capped(share * a + (1 - share) * b, softcap)
-        own_i, own_j = tl.where(at == yi, 1.0, 0.0), tl.where(at == yj, 1.0, 0.0)
-        both = wm * (tl.exp(z - top_m) / total_m - share * own_i - (1 - share) * own_j) * _slope(z, softcap)
-        a, b = _capped(a, softcap), _capped(b, softcap)
-        gradient = wi * (tl.exp(a - top_i) / total_i - own_i) * _slope(a, softcap) + share * both
-        tl.store(xi + at, gradient.to(x.dtype.element_ty), mask=at < V)
-        gradient = wj * (tl.exp(b - top_j) / total_j - own_j) * _slope(b, softcap) + (1 - share) * both
-        tl.store(xj + at, gradient.to(x.dtype.element_ty), mask=at < V)
+        mixed = _slope(lam_i * a + lam_j * b, km, 0.0, softcap)
+        _store(xi, at, share_i * _slope(a, ki, 0.0, softcap) + mixed_i * mixed, V)
+        _store(xj, at, share_j * _slope(b, kj, 0.0, softcap) + mixed_j * mixed, V)
+    tl.debug_barrier()
+    # and at the labels, which may be one
+    one = tl.where(yi == yj, 1.0, 0.0)
+    at_yi = _slope(mi, km, total_m * (lam_i + lam_j * one), softcap)
+    at_yj = _slope(mj, km, total_m * (lam_i * one + lam_j), softcap)
+    _store(xi, yi, share_i * _slope(ii, ki, total_i, softcap) + mixed_i * at_yi, V)
+    _store(xi, yj, share_i * _slope(ij, ki, total_i * one, softcap) + mixed_i * at_yj, V)
+    _store(xj, yi, share_j * _slope(ji, kj, total_j * one, softcap) + mixed_j * at_yi, V)
+    _store(xj, yj, share_j * _slope(jj, kj, total_j, softcap) + mixed_j * at_yj, V)
 
 
-def gradients(x: Tensor, uses: Any, lam: Tensor, pair_weight: Tensor, mixup: Tensor, softcap: float | None) -> None:
+@triton.jit
+def _scaled(x, factor, size):
+    by = tl.load(factor)
+    if by != 1:
+        for start in range(tl.program_id(0).to(tl.int64) * BLOCK, size, tl.num_programs(0) * BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            _store(x, at, by * _logits(x, at, size), size)
+
+
+def differentiate(
+    x: Tensor,
+    uses: Any,
+    lam: Tensor,
+    pair_weight: Tensor,
+    mixup: Tensor,
+    softcap: float | None,
+    trains: bool,
+) -> None:
     """Turn logits x [K, V] into gradients, in place; fill nll, ntp and mixup. The first rows are the columns of pairs.
 
-    uses  `fused.Figures` of the K rows, of which both kernels take label, weight and nll
+    uses  `fused.Figures` of the K rows
     lam, pair_weight, mixup  f32[M], 2 M <= K
+    trains  False: only fill nll, ntp and correct; M is 0
     """
-    pairs, vocabulary = len(lam), x.shape[1]
-    options = {"softcap": softcap or 0.0, "BLOCK": min(BLOCK, triton.next_power_of_2(vocabulary)), "num_warps": 8}
+    pairs, vocabulary, cap = len(lam), x.shape[1], softcap or 0.0
     with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
         if pairs:
-            _pairs[(pairs,)](x, *uses[:3], lam, pair_weight, mixup, pairs, vocabulary, **options)
+            _pairs[(pairs,)](x, *uses[:3], lam, pair_weight, mixup, pairs, vocabulary, cap, num_warps=WARPS)
         if len(alone := x[2 * pairs :]):
-            _rows[(len(alone),)](alone, *uses.part(slice(2 * pairs, None))[:3], vocabulary, **options)
+            of_alone = uses.part(slice(2 * pairs, None))[:4]
+            _rows[(len(alone),)](alone, *of_alone, vocabulary, cap, trains, num_warps=WARPS)
     uses.ntp.copy_(uses.nll)
+
+
+def scale(x: Tensor, factor: Tensor) -> None:
+    """Multiply a contiguous x in place by a number on its device, for which the host does not wait; 1 costs no pass."""
+    with torch.cuda.device_of(x):
+        _scaled[(PROGRAMS,)](x, factor, x.numel(), num_warps=WARPS)

@@ -73,7 +73,7 @@ class TrainingModule(nn.Module):
     ) -> SFTLoss:
         """Return the loss of `plan`, whose weights are already divided by the global counts.
 
-        stats    also count correct tokens and compute the entropy
+        stats    also say which labels are the argmax
         perturb  a training step's change of the input embeddings; None in scoring
         loss     `Objective.loss`; None: the fused loss, as in scoring
         """

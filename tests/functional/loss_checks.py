@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sftmix.functional import SFTLoss, reference_sft_loss
+from sftmix.functional import SFTLoss, reference_sft_loss, sft_loss
 
 Loss = Callable[..., SFTLoss]
 TOLERANCE = 1e-10
@@ -104,6 +104,18 @@ def make_case(seed, *, rows=9, pairs=6, width=4, vocabulary=7, bias=True, **opti
     )
 
 
+def call(case, hidden, weight, **options):
+    """The shipped loss of other states and head."""
+    return sft_loss(
+        hidden,
+        weight,
+        case.labels,
+        case.pairs,
+        case.lam,
+        **{"row_weight": case.row_weight, "pair_weight": case.pair_weight, "bias": case.bias} | options,
+    )
+
+
 def dft(nll, entropy):
     return torch.exp(-nll)
 
@@ -151,7 +163,7 @@ def check_sum(loss, case):
     case = replace(case, options=case.options | {"label_smoothing": 0.0})
     out = case.run(loss).result
     w, rule = case.row_weight, case.options.get("rule")
-    w = w if rule is None else w * rule(out.nll, out.entropy)
+    w = w if rule is None else w * rule(out.nll, torch.special.entr(predictions(case)).sum(1))
     close(out.loss.detach(), (w * out.nll).sum() + (case.pair_weight * out.mixup).sum())
 
 
@@ -203,11 +215,17 @@ def check_permutation(loss, case):
     close(b.weight, a.weight)
 
 
+def predictions(case):
+    """p [T, V]"""
+    logits = case.options.get("scale", 1.0) * (case.hidden @ case.weight.T + (0 if case.bias is None else case.bias))
+    cap = case.options.get("softcap")
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    return torch.exp(logits - torch.logsumexp(logits, 1, keepdim=True))
+
+
 def mixture(case):
     """p~ [M, V] by its other formula, the normalised geometric mixture p_i^lambda p_j^(1 - lambda); no soft-cap."""
-    scale = case.options.get("scale", 1.0)
-    logits = scale * (case.hidden @ case.weight.T + (0 if case.bias is None else case.bias))
-    p = torch.exp(logits - torch.logsumexp(logits, 1, keepdim=True))
+    p = predictions(case)
     i, j = case.pairs.unbind(1)
     q = p[i] ** case.lam[:, None] * p[j] ** (1 - case.lam[:, None])
     return q / q.sum(1, keepdim=True)

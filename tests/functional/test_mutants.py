@@ -31,7 +31,7 @@ def one_side_detached(hidden, weight, labels, pairs, lam, **kw):
     kw = kw | {"row_weight": torch.cat([kw["row_weight"], zero])}
     out = sft_loss(both, weight, labels.repeat(2), shifted, lam, **kw)
     rows = slice(0, len(labels))
-    return out._replace(nll=out.nll[rows], correct=out.correct[rows], entropy=out.entropy[rows])
+    return out._replace(nll=out.nll[rows], correct=out.correct[rows])
 
 
 def last_chunk_dropped(hidden, *args, **kw):

@@ -1,0 +1,54 @@
+"""The node of the graph that hands out gradients which the fused pass has computed together with the loss."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def scaled(gradient: Tensor, factor: Tensor, keep: bool, kernels: Any) -> Tensor:
+    """Return gradient times factor, a scalar on its device, of float32 or better; unless `keep`, in place.
+
+    In place because a second [V, D] would be the peak of the memory; and a factor of 1 then costs no pass.
+    """
+    if keep:
+        return factor * gradient.to(factor.dtype)
+    if kernels is not None:
+        kernels.scale(gradient, factor)
+    elif type(factor) is not Tensor or not factor.is_cpu or factor != 1:  # a fake one has no value to compare
+        gradient.mul_(factor)
+    return gradient
+
+
+class GradientsInForward(torch.autograd.Function):
+    """A node of the graph that gives a loss the gradients computed together with it."""
+
+    @staticmethod
+    def forward(ctx, loss, gradients, kernels, *inputs):
+        ctx.gradients = gradients
+        ctx.kernels = kernels
+        ctx.save_for_backward(*inputs)  # so that double backward finds them, and fails
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if ctx.gradients is None:
+            raise RuntimeError("sft_loss: backward a second time; pass retain_graph=True to the first one.")
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        gradients = [None if g is None else scaled(g, upstream, keep, ctx.kernels) for g in ctx.gradients]
+        if not keep:
+            ctx.gradients = None
+        if torch.is_grad_enabled():  # create_graph: add a node that fails on a second derivative
+            inputs = [x for x in ctx.saved_tensors if x is not None]
+            gradients = [None if g is None else _NoSecondDerivative.apply(g, upstream, *inputs) for g in gradients]
+        return None, None, None, *gradients  # autograd casts them to the dtypes of the inputs
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gradient, *inputs):
+        return gradient.detach()
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        raise RuntimeError("sft_loss has no second derivative: use reference_sft_loss for double backward.")
