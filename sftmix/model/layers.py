@@ -44,17 +44,15 @@ def keep_in_bfloat16(model: PreTrainedModel, *, trains: bool) -> None:
     """Keep the matrices that are not trained in bfloat16, in place; call it for a base that is stored and computed so.
 
     No state, loss or gradient changes by a bit: these are the weights of linear layers, which autocast and FSDP round
-    to bfloat16 in each use. Float32 are embeddings (and a head tied to them), norms and biases, whose results autocast
-    does not round, and a head with an adapter, which the loss adds to its weight.
+    to bfloat16 in each use. Embeddings (and a head tied to them), norms and biases stay float32: autocast does not
+    round what they give.
 
     trains  False: nothing is trained, whatever asks for gradients
     """
     embeddings = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
-    adapted = getattr(model.get_output_embeddings(), "base_layer", None)
     for layer in model.modules():
-        if type(layer) is not nn.Linear or layer is adapted or layer.weight in embeddings:
-            continue
-        if not (trains and layer.weight.requires_grad):
+        # bitsandbytes' layers have classes of their own
+        if type(layer) is nn.Linear and layer.weight not in embeddings and not (trains and layer.weight.requires_grad):
             layer.weight.data = layer.weight.data.to(torch.bfloat16)
 
 

@@ -23,10 +23,10 @@ HALF, SINGLE = torch.bfloat16, torch.float32
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4)])
 WORLD = World()
 LORA: dict[str, LoraOptions] = {
-    "body": LoraOptions(r=4, init_lora_weights="orthogonal"),
-    "all": LoraOptions(r=4, target_modules=["all-linear", "embed_tokens", "lm_head"], init_lora_weights="orthogonal"),
-    "DoRA": LoraOptions(r=4, use_dora=True, init_lora_weights="orthogonal"),
-    "head in full": LoraOptions(r=4, modules_to_save=["lm_head"], init_lora_weights="orthogonal"),
+    "body": LoraOptions(r=4, init_lora_weights=False),
+    "all": LoraOptions(r=4, target_modules=["all-linear", "embed_tokens", "lm_head"], init_lora_weights=False),
+    "DoRA": LoraOptions(r=4, use_dora=True, init_lora_weights=False),
+    "head in full": LoraOptions(r=4, modules_to_save=["lm_head"], init_lora_weights=False),
 }
 
 
