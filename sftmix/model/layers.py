@@ -1,9 +1,10 @@
-"""Decoder layers, whose activations may be recomputed in the backward, and weights that text never goes through.
+"""Decoder layers, whose activations may be recomputed in the backward, and weights that are not trained.
 
-The latter, such as a vision tower's, are not trained. They get no gradient, so an optimizer would have state that no
-step made, and DDP would wait for them. What trains, stores or wraps weights asks `requires_grad` alone.
+Text never goes through some of them, such as a vision tower's. They get no gradient, so an optimizer would have state
+that no step made, and DDP would wait for them. What trains, stores or wraps weights asks `requires_grad` alone.
 """
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -37,6 +38,22 @@ def freeze_unused(model: PreTrainedModel) -> PreTrainedModel:
         if id(parameter) not in used:
             parameter.requires_grad_(False)
     return model
+
+
+def keep_in_bfloat16(model: PreTrainedModel, *, trains: bool) -> None:
+    """Keep the matrices that are not trained in bfloat16, in place; call it for a base that is stored and computed so.
+
+    No state, loss or gradient changes by a bit: these are the weights of linear layers, which autocast and FSDP round
+    to bfloat16 in each use. Embeddings (and a head tied to them), norms and biases stay float32: autocast does not
+    round what they give.
+
+    trains  False: nothing is trained, whatever asks for gradients
+    """
+    embeddings = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
+    for layer in model.modules():
+        # bitsandbytes' layers have classes of their own
+        if type(layer) is nn.Linear and layer.weight not in embeddings and not (trains and layer.weight.requires_grad):
+            layer.weight.data = layer.weight.data.to(torch.bfloat16)
 
 
 def unused_modules(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -62,8 +62,8 @@ class TrainingOptions(PlainFields):
     max_steps: int | None = None
     """Stop after this many optimizer steps; the schedule has the same length. null: training.epochs decides."""
     precision: Precision = "auto"
-    """bf16: autocast (FSDP: bf16 parameters in compute), weights and optimizer stay float32. auto: bf16 on a GPU
-    that has it, else fp32."""
+    """bf16: autocast (FSDP: bf16 parameters in compute), trained weights and optimizer stay float32. auto: bf16 on a
+    GPU that has it, else fp32."""
     parallel: Parallel = "auto"
     """Division of work between ranks under torchrun. fsdp: all ranks share one copy of the weights; hsdp: each group of
     shard_group_size ranks has one. auto: ddp on CPU, fsdp on several GPUs."""

@@ -34,6 +34,7 @@ from sftmix.model.adapters import (
 )
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
+from sftmix.model.layers import keep_in_bfloat16
 from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, probe_ids, stored_dtype
 from sftmix.model.meta import carry, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
@@ -71,7 +72,9 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     sharded = check_sharing(config, world)
     check_same_model(path, world)
     precision = resolve_precision(options.precision, world.device)
-    quantization = quantization_config(lora, compute=torch.bfloat16 if precision == "bf16" else torch.float32)
+    compute = torch.bfloat16 if precision == "bf16" else torch.float32
+    quantization = quantization_config(lora, compute=compute)
+    halve = stored_dtype(path) == compute == torch.bfloat16 and bool(lora.r or not trains)  # else all is exported
 
     def whole() -> PreTrainedModel:
         model = load_model(path, attention=attention, quantization=quantization)
@@ -84,6 +87,8 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     if not sharded:
         model = whole()
         check(model)
+        if halve:
+            keep_in_bfloat16(model, trains=trains)
         return model
     mapped = None if lora.r else mapped_model(path, attention=attention)
     # Every rank maps the files, if it can; else rank 0 loads them and sends the values.
@@ -93,6 +98,8 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     if lora.r and loaded is None:
         add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
     values = take_values(model)
+    if halve:
+        keep_in_bfloat16(model, trains=trains)
     carry(model, values if loaded else {}, world, from_main=mapped is None, checks=[check])
     return model
 

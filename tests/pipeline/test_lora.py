@@ -1,6 +1,8 @@
 """Runs with adapters through the real command line: small checkpoints, what is refused, and both exports. QLoRA where
 bitsandbytes is installed: the base is quantised, the adapters are float32."""
 
+import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from sftmix.model.adapters import add_adapters, quantization_config
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions
+from tests.tiny import metrics
 
 pytestmark = [  # of PEFT when it reads what was written; ours are silent about both
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -75,6 +78,34 @@ def test_without_checkpoints_the_exported_adapters_are_merged(run, made, sftmix,
     refused = sftmix("export", str(none), "--to", str(tmp_path / "adapters"))
     assert refused.code == 2
     assert f"has no checkpoint; {none / 'train' / 'model'} holds the model after the last step" in refused.err
+
+
+@pytest.mark.slow
+def test_a_base_kept_in_bfloat16_makes_the_adapters_and_the_merged_model_of_one_in_float32(
+    tiny, made, sftmix, tmp_path
+):
+    """Of the same values; with scores of the reference, a split by them, and the base model's own losses."""
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        place, merged = tmp_path / str(dtype), tmp_path / f"merged-{dtype}"
+        shutil.copytree(tiny.model, place)
+        load_model(tiny.model).bfloat16().to(dtype).save_pretrained(place)
+        words = [str(place) if word == str(tiny.model) else word for word in tiny.options]
+        out = made("run", *words, *ONE, "--training.precision", "bf16", "--model.lora.r", "4", out=f"run-{dtype}")
+        done = sftmix("export", str(out), "--to", str(merged), "--merge", "--dtype", "float32")
+        assert done.code == 0, done.err
+        losses = [line["loss"] for stage in ("reference", "train") for line in metrics(out, stage)]
+        figures = json.loads((out / "base" / "figures.json").read_text())["eval_nll"]
+        files = [
+            load_file(out / "train" / "model" / "adapter_model.safetensors"),
+            load_file(merged / "model.safetensors"),
+        ]
+        found.append((losses, figures, *files))
+    (*figures, adapters, whole), (*others, other_adapters, other_whole) = found
+    assert figures == others
+    for mine, theirs in ((adapters, other_adapters), (whole, other_whole)):
+        assert mine.keys() == theirs.keys()
+        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
 
 
 # ------------------------------------------------------------------------------------------------------ QLoRA

@@ -37,7 +37,8 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.functional import fused
 from sftmix.model.adapters import add_adapters
-from sftmix.model.layers import decoder_layers, recompute_activations
+from sftmix.model.layers import decoder_layers, keep_in_bfloat16, recompute_activations
+from sftmix.model.load import stored_dtype
 from sftmix.model.meta import empty_model
 from sftmix.options import LoraOptions
 from sftmix.pipeline.rows import read_rows
@@ -83,14 +84,17 @@ class FakeModel:
     layers         numbers of the decoder layers
     outside        numbers of embeddings, last norm and head
     per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
-    stored_bytes   bytes of the weights: float32, or 4 bits for a quantised base
+    stored_bytes   bytes of the weights: float32; of a frozen base bfloat16 or 4 bits
     head           the weight of the LM head, [V, D]
     in_4_bits      the layers whose weights bitsandbytes stores so
     attention_width  numbers of all heads of a layer; 0 for a model without attention
     """
 
-    def __init__(self, path: str, attention: str | None, lora: LoraOptions) -> None:
-        """Arguments as model.path, model.attention and model.lora; ConfigError for a model that cannot be built."""
+    def __init__(self, path: str, attention: str | None, lora: LoraOptions, *, in_bf16: bool = False) -> None:
+        """Arguments as model.path, model.attention and model.lora; ConfigError for a model that cannot be built.
+
+        in_bf16  it computes in bfloat16, and has adapters or is not trained
+        """
         known = attention if attention in (None, "eager") else "sdpa"
         try:
             self.model = model = empty_model(path, attention=known)
@@ -100,16 +104,18 @@ class FakeModel:
             add_adapters(model, lora, seed=0)
         elif lora.quantize:  # nothing is trained, and all of it is in 4 bits
             model.requires_grad_(False)
+        if in_bf16 and stored_dtype(path) == torch.bfloat16:
+            keep_in_bfloat16(model, trains=bool(lora.r))
         decoder, config = model.get_decoder(), model.config.get_text_config()
         self.head = model.get_output_embeddings().weight
         self.numbers = Count(model.parameters())
         self.in_4_bits = []
-        self.stored_bytes: float = FLOAT * self.numbers.all
+        self.stored_bytes: float = sum(weight.nbytes for weight in model.parameters())
         for layer in model.modules() if lora.quantize else ():
             # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
             if isinstance(layer, nn.Linear) and not layer.weight.requires_grad and layer.weight is not self.head:
                 self.in_4_bits.append(layer)
-                self.stored_bytes += (QUANTIZED_BYTES - FLOAT) * layer.weight.numel()
+                self.stored_bytes += QUANTIZED_BYTES * layer.weight.numel() - layer.weight.nbytes
                 layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
         layers = decoder_layers(model)
         inside = {p for layer in layers for p in layer.parameters()}
@@ -171,7 +177,8 @@ def _stage(work: Work, config: RunConfig, machine: Machine, process: int) -> dic
     during the backward. So the longer one counts; if they do not overlap well, the true time is up to twice as long.
     """
     layout = Layout(work.options, machine)
-    model = FakeModel(work.model_path, config.model.attention, work.lora)
+    in_bf16 = layout.size == HALF and bool(work.lora.r or not work.largest)
+    model = FakeModel(work.model_path, config.model.attention, work.lora, in_bf16=in_bf16)
     if layout.shards > 1 and work.largest:
         refuse_sharded(config.optimizer, work.lora, f"training.parallel {work.options.parallel} (here sharded)")
     mixes = work.name == "train" and Need.BATCH_NLL not in config.objective.needs

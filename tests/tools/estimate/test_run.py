@@ -19,10 +19,12 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components.reference import TrainedReference
 from sftmix.components.splitters import RandomSplit
+from sftmix.config import RunConfig
 from sftmix.model.adapters import add_adapters
 from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
+from sftmix.pipeline.loaded import load_for_run
 from sftmix.tools.estimate.gpus import GPUS
 from sftmix.tools.estimate.run import (
     QUANTIZED_BYTES,
@@ -185,6 +187,18 @@ def test_four_bit_layers_are_counted_as_bitsandbytes_stores_them(path):
     assert fake.stored_bytes == 4 * others + QUANTIZED_BYTES * in_4_bits
     read = FakeModel(path, "sdpa", QLORA.without_adapters())
     assert read.stored_bytes == fake.stored_bytes - 4 * fake.numbers.trained
+
+
+def test_a_base_in_bfloat16_is_counted_as_a_run_keeps_it(path, tmp_path):
+    load_model(path).bfloat16().save_pretrained(tmp_path)
+    for lora in (LORA, NO_LORA):
+        options = ModelOptions(path=str(tmp_path), lora=lora)
+        for precision in ("bf16", "fp32"):
+            given = RunConfig(model=options, training=TrainingOptions(precision=precision))
+            real = load_for_run(given, World(), trains=bool(lora.r))
+            fake = FakeModel(str(tmp_path), None, lora, in_bf16=precision == "bf16")
+            assert fake.stored_bytes == sum(p.nbytes for p in real.parameters())
+            assert (fake.stored_bytes < 4 * fake.numbers.all) == (precision == "bf16")
 
 
 def test_flops_are_those_that_torch_counts(path):
