@@ -59,7 +59,8 @@ def print_logs_as_lines() -> None:
 
     def printable(*args: Any, **more: Any) -> logging.LogRecord:
         record = make(*args, **more)
-        record.msg, record.args = as_lines(record.getMessage()), None
+        record.msg = as_lines(record.getMessage())
+        record.args = None
         return record
 
     logging.setLogRecordFactory(printable)

@@ -141,7 +141,7 @@ def files_of_model(path: str | Path) -> Path:
     return Path(str(cached_file(name, "config.json", revision=commit_of(name), local_files_only=True))).parent
 
 
-def weights_of(path: str | Path) -> list[Path]:
+def weight_files_of(path: str | Path) -> list[Path]:
     """Return the files from which the weights of a directory or hub id are read; ConfigError as `weight_files`."""
     for file in ("config.json", WEIGHTS[1]):
         file_beside(path, file)  # of a hub id both are fetched, as they name the others
@@ -185,7 +185,7 @@ def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
     rules = "|".join(model._keys_to_ignore_on_load_unexpected or ())
     if not rules:
         return set()
-    files = [safe_open(file, "pt") for file in weights_of(path)]
+    files = [safe_open(file, "pt") for file in weight_files_of(path)]
     names = {name for file in files for name in file.keys()}  # noqa: SIM118, it is no dictionary
     buffers = re.compile(r"(inv_freq|position_ids|attn\.(masked_)?bias)$")
     return {name for name in names if re.search(rules, name) and not buffers.search(name)}
@@ -280,7 +280,7 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
             raise holds_adapters(path)
         refuse_files(path)
     if auto is AutoModelForCausalLM:
-        weights_of(path)
+        weight_files_of(path)
     try:
         with without_bars_of_transformers():
             return auto.from_pretrained(name, revision=commit, trust_remote_code=False, **options)

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftmix.common.world import World
 from sftmix.model.layers import freeze_unused
-from sftmix.model.load import load_model, model_config, stored_dtype, untie, weights_of
+from sftmix.model.load import load_model, model_config, stored_dtype, untie, weight_files_of
 
 # ------------------------------------------------------------------------------- 1. a model with its values
 
@@ -55,7 +55,7 @@ def mapped_model(path: str | Path, *, attention: str | None = None) -> PreTraine
     """
     stored = stored_dtype(path)
     model = load_model(path, dtype=stored, attention=attention)
-    files = [safe_open(file, framework="pt") for file in weights_of(path)]
+    files = [safe_open(file, framework="pt") for file in weight_files_of(path)]
     # None at all, if a hub has them in another snapshot than the config
     if {file.get_tensor(name).dtype for file in files for name in file.keys()} != {stored}:  # noqa: SIM118
         return None

@@ -133,7 +133,8 @@ def _shares_rows(
     it; else it keeps its own. Raises ConfigError if examples or documents, as asked for, would not be kept apart.
     """
     model, auto = unwrap(module).model, options.padding_free == "auto"
-    own, first = attention_of(model), None
+    own = attention_of(model)
+    first = None
     one_row = options.padding_free is True or (auto and options.length_groups is None)
     ways = [(own, one_row and (is_skipping(own, world.device) or not auto))]
     if one_row and attention is None and own == "sdpa" and is_skipping(None, world.device):

@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
             f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
             "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
         )
-    from sftmix.common.files import BEST, CHECKPOINTS, MANIFEST, read_json, read_steps, steps_in
+    from sftmix.common.files import BEST, CHECKPOINTS, read_steps, steps_in
     from sftmix.pipeline.export import export_run
     from sftmix.pipeline.stages import check_finished, is_finished, origin
 
@@ -77,11 +77,7 @@ def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as place:
         to = Path(args.to or f"{place}/model")
         if step is None and not (args.to or args.best or args.merge) and args.dtype == "auto":
-            stage = Path(finished_models(run)[0].path).parent
-            listed = {"model/README.md", *read_json(stage / MANIFEST, files=dict)["files"]}  # others are not of the run
-            for name in (name for name in sorted(listed) if name.startswith("model/") and (stage / name).exists()):
-                (copy := to / name.removeprefix("model/")).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(stage / name, copy)
+            _copy_model(run, to)
         else:
             export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
             steps_dir = origin(run / "train") / (BEST if args.best else CHECKPOINTS)
@@ -97,6 +93,17 @@ def main(args: argparse.Namespace) -> None:
         card = model_card(run, "train", **about)
         write_card(to / CARD, card, args.license)
         print(push(to, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else to)
+
+
+def _copy_model(run: Path, to: Path) -> None:
+    """Copy the files of train/model that the run has listed, and its card; others there are not of the run."""
+    from sftmix.common.files import MANIFEST, read_json
+
+    stage = Path(finished_models(run)[0].path).parent
+    for name in {"model/README.md", *read_json(stage / MANIFEST, files=dict)["files"]}:
+        if name.startswith("model/") and (stage / name).exists():
+            (copy := to / name.removeprefix("model/")).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(stage / name, copy)
 
 
 def check_upload(options: Any, *names: str) -> None:
