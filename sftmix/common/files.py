@@ -220,19 +220,27 @@ def fresh_directory(final: Path) -> Path:
     return staging
 
 
-def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object]) -> None:
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a file, once it is on disk."""
+    sync_path(path)
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+
+
+def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object], known: Mapping[str, Any] = {}) -> None:
     """Write the manifest last, sync, and rename `staging` to `final` (it replaces an invalid `final`).
 
     The manifest also holds a hash of itself: a bit of a step's number may flip as well as one of a weight.
+
+    known  the entries of those files, by name, that need not be read for it
     """
 
     def entry(path: Path) -> tuple[str, dict[str, Any]]:
-        sync_path(path)
-        return path.relative_to(staging).as_posix(), {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        name = path.relative_to(staging).as_posix()
+        return name, known.get(name) or file_entry(path)
 
-    with ThreadPoolExecutor() as threads:  # the GPUs wait, and each rank has a file
-        hashes = dict(threads.map(entry, filter(Path.is_file, sorted(staging.rglob("*")))))
-    manifest = {**about, "files": hashes}
+    with ThreadPoolExecutor() as threads:
+        entries = dict(threads.map(entry, filter(Path.is_file, sorted(staging.rglob("*")))))
+    manifest = {**about, "files": entries}
     write_json(staging / MANIFEST, {**manifest, "sha256": sha256_json(manifest)})
     sync_path(staging)
     if final.exists():

@@ -5,21 +5,26 @@ with the optimizer's numbers; `state.json` with the state of the loop; and MANIF
 of every file. A directory is a checkpoint if and only if its manifest verifies, so neither clocks nor atomic renames
 are trusted. Tensors are stored by name, so a checkpoint of two ranks loads on one rank, and the other way round. For a
 model with adapters, only the trained weights are stored; the rest belongs to the base model.
+
+A thread of each rank writes and hashes its files, on a GPU while the training goes on. It calls no collective: ranks
+agree between two steps that all files are there, and then rank 0 writes the manifest.
 """
 
 import json
-import math
 import shutil
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -29,10 +34,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from sftmix.common.errors import CheckpointError, NonFiniteError
+from sftmix.common.errors import CheckpointError, NonFiniteError, SFTMixError
 from sftmix.common.files import (
-    BEST,
     commit_directory,
+    file_entry,
     fresh_directory,
     is_full,
     no_space,
@@ -53,15 +58,57 @@ _MARGIN = 1.2
 """Bytes for each byte of an estimate: a checkpoint holds more than weights and the state of the optimizer."""
 
 
+class _Part(dcp.HuggingFaceStorageWriter):
+    """The part of a checkpoint that this rank writes, by the plan of all ranks.
+
+    copied  True: the training goes on meanwhile, so that tensors of the host are copied, too
+    """
+
+    copied: bool
+
+    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> torch.futures.Future[list[Any]]:
+        """Bring what the plan asks for to the host, each tensor once, and write nothing yet."""
+        self.file = Path(self.path, f"shard-{plan.storage_data['shard_index']:05d}.safetensors")
+        self.tensors, offsets = dict[str, torch.Tensor](), dict[str, Any]()
+        for item in plan.items:
+            tensor: Any = planner.resolve_data(item)
+            self.tensors[item.index.fqn] = tensor.detach().to("cpu", copy=self.copied).contiguous()
+            offsets[item.index.fqn] = {"saved_offsets": item.tensor_data.chunk.offsets}  # type: ignore[union-attr]
+        self.metadata = {"DCP_SHARDING_INFO": json.dumps(offsets)}
+        nothing = torch.futures.Future[list[Any]]()
+        nothing.set_result([])
+        return nothing
+
+    def write(self) -> dict[str, Any]:
+        """Write the file, if this rank has one, and return its entry in the manifest."""
+        if not self.tensors:
+            return {}
+        save_file(self.tensors, self.file, self.metadata)
+        self.tensors.clear()  # what was copied is not needed while it is hashed
+        return {self.file.name: file_entry(self.file)}
+
+
 @dataclass
 class CheckpointStore:
-    """The checkpoints of one stage: `directory`/step-<8 digits>/."""
+    """The checkpoints of one stage: `directory`/step-<8 digits>/.
+
+    seconds  what the last save took, from its beginning until the file of rank 0 was written
+    """
 
     directory: Path
     keep: int
     world: World
+    seconds: float = 0.0
     _verified: int | None = None
     """The step that was read in full and compared with its hashes by this object, on rank 0."""
+    _under_way: tuple[Future[Any], Callable[[list[Any]], None]] | None = None
+    """What the thread of this rank returns, the entry of its file, and what makes the files of all a checkpoint."""
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
+
+    @property
+    def behind(self) -> bool:
+        """True if the training goes on while a save is written: not on a CPU, whose memory would hold it twice."""
+        return self.world.device.type != "cpu"
 
     def steps(self) -> list[int]:
         """Return the steps that have a directory, newest first, valid or not."""
@@ -83,15 +130,15 @@ class CheckpointStore:
         state: Mapping[str, object],
         arrays: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Write the checkpoint of `step` from all ranks; readers see it once it is whole. Then keep the newest `keep`.
+        """Write the checkpoint of `step` from all ranks, once the save before is whole; `behind` them, or at once.
 
         optimizer  None: the weights alone, to export and not to resume from
         state      the state of the loop except tensors, as JSON
         arrays     more tensors, the same on every rank
-        Raises NoSpaceError on every rank if the disk of any is full, CheckpointError if any cannot write for another
-        reason, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
+        Raises as `finish` does, and NonFiniteError if a weight is not finite; earlier checkpoints are untouched.
         """
-        module, path = unwrap(wrapped), self.path(step)
+        self.finish()
+        started, module, path = time.perf_counter(), unwrap(wrapped), self.path(step)
         self._refuse_not_finite(module, step)
         tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
@@ -101,34 +148,66 @@ class CheckpointStore:
                 return fresh_directory(path)
 
         staging = self.world.from_main(begin)
-        writer = dcp.HuggingFaceStorageWriter(str(staging), save_distributed=True)
-        # Else all is copied through pinned memory of the host, which torch never gives back.
-        writer.per_thread_copy_ahead = 0
-        problem = None
-        try:
-            with warnings.catch_warnings(action="ignore"):  # that this is a single process, as is intended
-                dcp.save(tensors, storage_writer=writer, no_dist=self.world.size == 1)
-        except dcp.CheckpointException as failed:  # every rank has it, whichever failed
-            problem = next(iter(failed.failures.values()))[0]
-            if isinstance(problem, KeyboardInterrupt):
-                raise problem from failed
+        part = _Part(str(staging), save_distributed=True)
+        part.copied = self.behind
+        # The warning ignored says that this is a single process, as is intended.
+        with self._explained(step, needed), warnings.catch_warnings(action="ignore"):
+            try:
+                dcp.save(tensors, storage_writer=part, no_dist=self.world.size == 1)
+            except dcp.CheckpointException as failed:  # every rank has it, whichever failed
+                raise next(iter(failed.failures.values()))[0] from failed
         # Counters of single parameters, and values that an optimizer adapts in its groups.
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
-        self.world.barrier()
 
-        def commit() -> None:
+        def write() -> dict[str, Any]:
+            files = part.write()
+            self.seconds = time.perf_counter() - started
+            return files
+
+        def commit(of_ranks: list[Any]) -> None:
             with self._explained(step, needed):
-                if problem is not None:
-                    raise problem
+                for problem in of_ranks:
+                    if isinstance(problem, Exception):
+                        raise problem
                 (staging / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
                 (staging / _NUMBERS).write_text(json.dumps(numbers, indent=1))
                 if arrays:
                     (staging / _ARRAYS).write_bytes(save(dict(arrays)))
-                commit_directory(staging, path, about={"step": step, "world_size": self.world.size})
+                about = {"step": step, "world_size": self.world.size}
+                commit_directory(staging, path, about=about, known=dict(ChainMap(*of_ranks)))
                 self._verified = None
                 self._prune(step)
 
-        self.world.on_main(commit)
+        self._under_way = self._thread.submit(write), commit
+        if not self.behind:
+            self.finish()
+
+    def finish(self, *, wait: bool = True) -> None:
+        """Make what all ranks have written a checkpoint, which readers then see, and keep the newest `keep`.
+
+        wait  False: do nothing if a thread of any rank still writes
+        Raises NoSpaceError on every rank if the disk of any is full, CheckpointError if any cannot write for another
+        reason; earlier checkpoints are untouched.
+        """
+        if self._under_way is None:
+            return
+        files, commit = self._under_way
+        if wait or not self.world.max(not files.done()):
+            of_ranks = self.world.gather(files.exception() or files.result())
+            self._under_way = None
+            self.world.on_main(lambda: commit(of_ranks))
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Wait at the end of the block for the save under way, also after an error that all ranks raise."""
+        try:
+            yield
+        except BaseException as error:
+            if self.world.size == 1 or (isinstance(error, SFTMixError) and error.everywhere):
+                with suppress(SFTMixError):  # it would hide the error itself
+                    self.finish()
+            raise
+        self.finish()
 
     def _refuse_not_finite(self, module: nn.Module, step: int) -> None:
         """Raise NonFiniteError on every rank if a trained weight of any is not finite."""
@@ -268,47 +347,3 @@ def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> tupl
 
 def _of(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-
-
-class BestWeights:
-    """The weights of the best held-out evaluation so far, in STAGE/best, to export and not to resume from.
-
-    A resumed stage goes on with those that it kept before.
-
-    evaluated  the last step that had an evaluation
-    """
-
-    def __init__(self, stage: Path, world: World) -> None:
-        self.store = CheckpointStore(stage / BEST, keep=1, world=world)
-        self.evaluated, self._nll = -1, math.inf
-        self.store.clean()
-        try:
-            if (step := self.store.newest_valid()) is not None:
-                self._nll = self.store.state(step)["eval_nll"]
-        except CheckpointError as error:  # the stage itself is not harmed
-            warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
-
-    def go_on(self, evaluations: Mapping[int, float]) -> None:
-        """Take the evaluations so far of a resumed stage as beaten only by better ones, also without their weights.
-
-        Weights of a worse one, kept before a part of the stage that kept none, are removed.
-        """
-        best = min(evaluations.values(), default=math.inf)
-        if best < self._nll:
-            self._nll = best
-            if self.store.world.is_main:
-                shutil.rmtree(self.store.directory, ignore_errors=True)
-                print(f"checkpoint.keep_best: the best evaluation so far, {best:.4f}, has no weights kept")
-
-    def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
-        """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.
-
-        All ranks call it; the metrics of rank 0, which writes the log, decide for all.
-        """
-        nll = self.store.world.share(metrics.get("eval_nll"))
-        if nll is None:
-            return
-        self.evaluated = step
-        if nll < self._nll:
-            self._nll = nll
-            self.store.save(step, module, None, {"eval_nll": nll})

@@ -4,7 +4,6 @@ Nothing random has a state: order, pairs and lambdas are functions of (seed, ste
 a run that is resumed in its layout is the uninterrupted run, bit for bit.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -21,13 +20,15 @@ from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
-from sftmix.training.checkpoint import BestWeights, CheckpointStore
+from sftmix.training.best import BestWeights
+from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.machine import adding_in_order, going_on, machine_of, tokens_before
 from sftmix.training.memory import check_memory, tokens_that_fit
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.parallel import PADDED_TOKENS, few_plans, pads, resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
 from sftmix.training.signals import StopSignal
+from sftmix.training.spacing import Spacing
 from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
 from sftmix.types import Rows, RowScores
 
@@ -80,9 +81,7 @@ class TrainingLoop:
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
-        every = stage.checkpoint.every
-        self.every = max(50, math.ceil(self.total / 10)) if every is None else every
-        """Steps between two checkpoints; 0 = none."""
+        self.spacing = Spacing(stage.checkpoint, self.total)
         self.totals = Totals()
         self.skipped_in_a_row = 0
         self.pending: dict[str, float] = {}
@@ -113,6 +112,7 @@ class TrainingLoop:
             ) as bar,
             StopSignal() as signal,
             few_plans(self.module, stage.data.lengths),
+            self.store.finishing(),
         ):
             metrics = log.last
             before = self._call("on_stage_start", metrics)
@@ -177,8 +177,7 @@ class TrainingLoop:
                 stage.online.restore(store.arrays(newest))
             if self.world.is_main:
                 print(f"{stage.name}: resuming after step {self.step} of {self.total}")
-        if self.every and self.step < self.total:
-            saves = math.ceil((self.total - self.step) / self.every)
+        if saves := self.spacing.most(self.step):
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
             if self.best is not None:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
@@ -209,8 +208,9 @@ class TrainingLoop:
         """
         if signal.interrupted:
             raise KeyboardInterrupt
-        by_callback, by_signal, by_full_disk = 1, 2, 3
-        told = by_callback if self.stopped_by else 0
+        by_clock, by_callback, by_signal, by_full_disk = 1, 2, 3, 4
+        late = self.world.is_main and self.spacing.late(self.store.seconds)
+        told = by_callback if self.stopped_by else by_clock if late else 0  # by the clock of rank 0
         if signal.received:
             told = by_signal
         agreed = self.world.max(by_full_disk if full_disk else told)
@@ -218,7 +218,8 @@ class TrainingLoop:
             raise self.world.share(full_disk)
         if agreed == by_callback:
             self.stopped_by = next(filter(None, self.world.gather(self.stopped_by)))
-        due = self.every and (self.step % self.every == 0 or self.step == self.total or agreed == by_callback)
+        self.store.finish(wait=False)
+        due = self.spacing.due(self.step) or (agreed in (by_clock, by_callback) and self.spacing.every)
         if (due or agreed == by_signal) and self.saved != self.step:  # written anew, it would be missing for a moment
             online = self.stage.online
             state = {name: getattr(self, name) for name in SAVED}
@@ -230,7 +231,9 @@ class TrainingLoop:
             self.world.on_main(lambda: sync_path(self.stage.directory / "metrics.jsonl"))
             self.store.save(self.step, self.module, optimizer, state, {} if online is None else online.gathered())
             self.saved = self.step
+            self.spacing.since = time.monotonic()
         if agreed == by_signal:
+            self.store.finish()
             raise Stopped(f"stopped by a signal after step {self.step}; the same command continues")
 
     # ------------------------------------------------------------------------------------------- step

@@ -71,10 +71,10 @@ def test_every_damage_of_every_file(kept):
     assert newest(kept) == (12, [])
 
 
-SHARD = "shard-00001-model-00001-of-00001.safetensors"
+SHARD = "shard-00001.safetensors"
 OTHERS = {
     "its shard": (SHARD, SHARD),
-    "one shard more": (SHARD, "shard-00009-model-00001-of-00001.safetensors"),  # the reader takes all that lie there
+    "one shard more": (SHARD, "shard-00009.safetensors"),  # the reader takes all that lie there
     "a hidden shard more": (SHARD, ".aa.safetensors"),  # torch's reader does not pass over hidden files
     "what macOS leaves": ("state.json", f"._{SHARD}"),
     "its manifest": ("MANIFEST.json", "MANIFEST.json"),

@@ -5,8 +5,11 @@ The save of step 9 is the third one: it prunes the checkpoint of step 3, too. Al
 directory, in which steps 3 and 6 are saved and the process was killed when it began the third save.
 """
 
+import os
 import random
 import shutil
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,6 +255,50 @@ def test_every_operation_of_a_save(one, tmp_path):
 def test_either_of_two_ranks_in_a_save(two, tmp_path, rank):
     for number in spread(len(two.operations[rank]), 8):
         survives(two, tmp_path / str(number), [KillAt(SAVES, number) if r == rank else None for r in (0, 1)])
+
+
+@dataclass(frozen=True)
+class KilledBehind:
+    """Saves are written while the training goes on, as on a GPU; SIGKILL in that of step 9, two steps later.
+
+    after  True: when the tensors are on disk, and nothing says yet that they are
+    """
+
+    after: bool
+
+    def __call__(self) -> None:
+        from sftmix.training import checkpoint
+
+        checkpoint.CheckpointStore.behind = True
+        write = checkpoint.save_file
+
+        def writes(tensors, file: Path, metadata) -> None:
+            if "step-00000009" not in str(file):
+                return write(tensors, file, metadata)
+            if self.after:
+                write(tensors, file, metadata)
+            while len((file.parents[2] / "metrics.jsonl").read_text().splitlines()) < 11:
+                time.sleep(0.002)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.save_file = writes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "after"),
+    [(1, True), *(pytest.param(ranks, after, marks=pytest.mark.long) for ranks, after in [(1, False), (2, True)])],
+)
+def test_a_kill_while_a_save_is_written_and_the_training_goes_on(small, request, tmp_path, ranks, after):
+    more = ("--training.parallel", "fsdp") if ranks > 1 else ()
+    whole, words = request.getfixturevalue("whole_of_two" if ranks > 1 else "whole"), words_of(small, *more)
+    run = from_split(whole, tmp_path)
+    it = ended(words, cwd=tmp_path, faults=[KilledBehind(after)] * ranks)
+    assert SIGKILLED in it.codes, it.printed
+    assert len(steps(run)) >= 11
+    assert [name for name in checkpoints(run) if name.startswith("step-")] == ["step-00000003", "step-00000006"]
+    assert leftovers(run)
+    assert "resuming after step 6 of 12" in goes_on(words, tmp_path, whole, ranks=ranks)
 
 
 # ---------------------------------------------------------------------------------- a file system that is not atomic

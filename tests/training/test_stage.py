@@ -17,7 +17,7 @@ from sftmix.options import CheckpointOptions, TrainingOptions
 from sftmix.training import loop
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.dynamics import OnlineLosses
-from sftmix.training.loop import StageResult, TrainingLoop, train
+from sftmix.training.loop import StageResult, train
 from sftmix.training.step import learning_rate
 from sftmix.types import Split
 from tests.forked import on_ranks
@@ -106,12 +106,6 @@ def test_a_stage_that_ended_or_was_stopped_is_not_trained_on(tmp_path, capsys, c
     assert f"train: resuming after step {last} of 4" in capsys.readouterr().out
     assert [done.figures["steps"] for done in (first, again)] == [last, last]
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
-
-
-@pytest.mark.parametrize(("every", "total", "expected"), [(None, 20, 50), (None, 3000, 300), (7, 20, 7), (0, 20, 0)])
-def test_the_steps_between_checkpoints(tmp_path, every, total, expected):
-    stage = toy_stage(tmp_path, [[(Slot(0),)]] * total, data=DATA, checkpoint=CheckpointOptions(every=every))
-    assert TrainingLoop(stage, World()).every == expected
 
 
 # -------------------------------------------------------------------------------- steps that are not finite

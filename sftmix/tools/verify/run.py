@@ -23,6 +23,7 @@ from sftmix.components.component import Need
 from sftmix.components.mixing import MeasureMixing
 from sftmix.config.read import as_started, read_config
 from sftmix.measure.summary import summarise
+from sftmix.options import CheckpointOptions
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known
@@ -196,7 +197,7 @@ class Replay(RunContext):
                 return CallbackResult(stop=state.step >= window.end)
 
         watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
-        unsaved = replace(stage.checkpoint, every=0, keep_best=False, keep=2)  # 2: the linked checkpoint stays
+        unsaved = CheckpointOptions(every=0, keep=2)  # 2: the linked checkpoint stays
         loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved), world)
         loop.machines = self.recorded  # whose micro_batch_tokens stands for auto; a checkpoint has them as well
         result = loop.run()

@@ -1,0 +1,46 @@
+"""When a stage saves a checkpoint: by its steps, by the clock, or by what the last one cost.
+
+By the clock, the steps differ from run to run; that changes no number, because a run goes on alike from any of them.
+"""
+
+import math
+import time
+
+from sftmix.options import CheckpointOptions
+
+SHARE = 0.02
+"""Largest share of the time that checkpoints take, if nobody chose their distance."""
+LEAST_SECONDS, LEAST_STEPS = 120.0, 20
+"""Shortest distance of these by the clock, and of those that are made each quarter of a stage whatever they cost."""
+
+
+class Spacing:
+    """The distance of the checkpoints of a stage of `total` steps; the last step has one whatever it is.
+
+    every  steps between two of them; 0: there are none
+    since  time.monotonic() of the last one
+    """
+
+    def __init__(self, options: CheckpointOptions, total: int) -> None:
+        self.total, self.since = total, time.monotonic()
+        self.every, self._seconds, self._share = max(LEAST_STEPS, math.ceil(total / 4)), LEAST_SECONDS, SHARE
+        if options.every is not None:
+            self.every, self._seconds = options.every, math.inf
+        elif options.every_seconds is not None:
+            self.every, self._seconds, self._share = total, options.every_seconds, math.inf
+
+    def due(self, step: int) -> bool:
+        """Return True if one is due after `step` steps."""
+        return self.every > 0 and (step % self.every == 0 or step == self.total)
+
+    def late(self, cost: float) -> bool:
+        """Return True if one is due by the clock of this process.
+
+        cost  seconds that the last one took; 0 before the first
+        """
+        return time.monotonic() - self.since >= max(self._seconds, cost / self._share)
+
+    def most(self, step: int) -> int:
+        """Return the largest number of checkpoints after `step` steps; by the clock each step may have one."""
+        by_steps = self._seconds == math.inf
+        return math.ceil((self.total - step) / (self.every if by_steps else 1)) if self.every else 0
