@@ -43,17 +43,21 @@ SHAPES["3b"] |= {"num_attention_heads": 24, "num_key_value_heads": 8}
 LOSS = "loss --dtype bfloat16 --rows 8192 --rounds 20"
 STEP = "step --rows {0}/long.jsonl --random --precision bf16 --limit 64 --max_length 2048 --global_batch_size 16 "
 STEP += "--micro_batch_size 4 --steps 20 --warm_up 4 --layouts "
+SHORT = "--model {0}/1b --rows {0}/rows.jsonl --max_length 512 --global_batch_size 32 --micro_batch_size"
 OURS = "--data.train {0}/rows.jsonl --data.limit 512 --data.max_length 512 --data.eval_fraction 0.1 --out {0}/run "
 PARTS = {
     "tests": "pytest -o addopts= --import-mode=importlib -m gpu -q -rfEs --tb=short",
     "loss-4096x151936": f"{LOSS} --head 4096x151936",
     "loss-4096x128256": f"{LOSS} --head llama-3.1-8b",
     "step-1b": f"{STEP} padded --model {{0}}/1b",
+    "step-1b-short": f"{STEP} padding-free {SHORT} 32",
+    "step-1b-short-padded": f"{STEP} padded {SHORT} 8",
     "step-1b-compiled": f"{STEP} 'length groups, compiled' --model {{0}}/1b",
     "step-3b": f"{STEP} padded --model {{0}}/3b --activation_checkpointing",
     "loss-2048x248320": f"{LOSS} --head 2048x248320 --rows 16384 --rounds 10",
     "run": f"run {OURS} --model.path {{0}}/small --training.epochs 2 --reference.checkpoints 2 --checkpoint.every 10 "
     "--training.global_batch_size 32 --training.micro_batch_size 8",
+    "one-rank": "one_rank --model {0}/small --rows {0}/rows.jsonl",
     "trl": "trl_compare --model {0}/small --rows {0}/rows.jsonl --precision bf16 "
     "--contestants trl_random trl_grouped ours_ntp ours_sftmix",
     "estimate": "estimate --source {0}/small --rows {0}/rows.jsonl --hidden_size 1024 --layers 16 "
@@ -66,6 +70,7 @@ TINY = {
     "step": "--quick --precision fp32 --limit 16 --max_length 48 --global_batch_size 4 --micro_batch_size 2 --steps 2 "
     "--warm_up 1 --layouts padded",
     "run": "--data.limit 24 --data.max_length 48",
+    "one_rank": "--quick",
     "trl_compare": "--quick --precision fp32 --limit 32 --held_out 8 --max_length 48 --epochs 1",
     "estimate": "--quick --limit 32 --max_length 48 --hidden_size 128 --layers 2 --steps 2 --settings 'as it is'",
 }
@@ -153,6 +158,11 @@ def told(name: str, report: dict[str, Any] | None) -> str:
         made = {stage: f["tokens"] / f["elapsed"] for stage, f in report["stages"].items() if "elapsed" in f}
         made["scoring"] = report["stages"]["reference"]["tokens"] / report["stages"]["reference"]["scoring_seconds"]
         return "; ".join([*(f"{stage} {rate:,.0f} tokens/s" for stage, rate in made.items()), *report["verify"]])
+    if name == "one-rank":
+        moved, steps = len(report["steps whose losses differ"]), report["steps"]
+        return (
+            f"killed after step {report['killed after step']}; other losses in {moved} of {steps}; {report['verify']}"
+        )
     if name == "trl":
         found = {pair: ratio["speed by seconds"] for pair, ratio in report["ratios"].items()}
         return "tokens/s " + "; ".join(f"{pair} {_with_spread(ratio)}" for pair, ratio in found.items())

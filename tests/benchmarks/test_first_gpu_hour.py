@@ -1,5 +1,6 @@
 """The first hour on a GPU, rehearsed on a CPU: its options, and what it tells."""
 
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,18 @@ def test_the_options_of_all_parts_are_those_of_the_scripts(tmp_path):
     assert TINY.keys() <= {words.split()[0] for words in PARTS.values()}
 
 
+@pytest.mark.slow
+def test_sharded_on_one_rank_killed_and_continued_verified_and_exported(tmp_path):
+    """What a GPU is asked to show, on a CPU: the same bits."""
+    done = hour(tmp_path, "--tiny", "--parts", "one-rank")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert (report["steps"], report["steps whose losses differ"]) == (6, [])
+    assert 2 <= report["killed after step"] <= 6
+    assert report["verify"].endswith("weights are the same, bit for bit")
+    assert report["bytes of the export"] > 1e5
+
+
 STEP = {
     "real_tokens_per_second": {"ntp, padded": 25_000.0, "sftmix, padded": 24_750.0, "scoring": 90_000.0},
     "gflops": {"ntp, padded": 400_100.0, "sftmix, padded": 396_000.0},
@@ -108,6 +121,11 @@ LOSS = {
                 "verify": ["steps 1 to 4 are the same", "exit code 0"],
             },
             "reference 300 tokens/s; scoring 1,200 tokens/s; steps 1 to 4 are the same; exit code 0",
+        ),
+        (
+            "one-rank",
+            {"killed after step": 9, "steps": 24, "steps whose losses differ": [10, 11], "verify": "steps 1 to 4 are"},
+            "killed after step 9; other losses in 2 of 24; steps 1 to 4 are",
         ),
         (
             "trl",
