@@ -45,7 +45,7 @@ from sftmix.data import EncodedDataset  # noqa: E402
 from sftmix.model.adapters import add_adapters  # noqa: E402
 from sftmix.model.load import load_model, model_config  # noqa: E402
 from sftmix.options import LoraOptions, TrainingOptions  # noqa: E402
-from sftmix.tools.estimate.run import FakeModel, training_flops  # noqa: E402
+from sftmix.tools.estimate.model import FakeModel, training_flops  # noqa: E402
 from sftmix.tools.estimate.work import amount_of  # noqa: E402
 from sftmix.training.loop import Stage, TrainingLoop  # noqa: E402
 from sftmix.training.memory import PeakMemory  # noqa: E402

@@ -34,7 +34,6 @@ BRANCHED = {
     "options/data.py:problems",
     "tools/answers/generate.py:answer_file",
     "tools/compare/table.py:_contrast",
-    "tools/estimate/run.py:_held_in_a_step",
     "training/step.py:train_step",
 }
 LARGE_FILES = {"functional/fused.py", "training/step.py", "types.py"}

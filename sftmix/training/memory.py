@@ -1,91 +1,121 @@
-"""Memory of a stage: its peak, and what is missing before its first step."""
+"""Memory of a stage: what fits into what is free, said before its first step, and the peak that was."""
 
 import contextlib
 import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel as DDP
 
-from sftmix.batches.order import TokenisedRows
+from sftmix.batches.deal import deal
 from sftmix.common.errors import ConfigError
+from sftmix.options import TrainingOptions
 from sftmix.options.training import DEFAULT_MICRO_BATCH
-from sftmix.training.parallel import autocast, unwrap
+from sftmix.training.footprint import Count, Footprint, memory_of, unit_of
+from sftmix.training.parallel import unwrap
 from sftmix.training.step import StepSetup
 
 GIB = 2**30
-MEASURED = 256
-"""Most tokens of the longest row on which activations are measured; they grow with the tokens."""
-ACTIVATIONS = 0.75
-"""Share of what is free beside gradients and optimizer that a forward may keep: the loss and the kernels take more."""
+USABLE = 0.9
+"""Share of the free memory for which micro-batches are made: kernels have workspaces, and free memory has gaps."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None:
-    """Compare what the stage will take on this rank with what is free; weights, which are loaded, count in neither.
+def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions:
+    """Return the options of the stage with what `free` bytes decide on a GPU in the place of auto.
 
-    Raises ConfigError if the gradients and the optimizer alone do not fit. Says which micro-batch fits if the
-    activations of the largest one do not: those are measured by the forward of the longest row, or of its beginning,
-    and not at all if they are recomputed.
+    Activations are recomputed if the micro-batch that is asked for, or a pair, does not fit without that.
     """
-    stage = setup.stage
-    free = -setup.world.max(-free_memory(setup.world.device))  # of the rank that has least: all ranks decide alike
-    if math.isinf(free) or isinstance(setup.module, FSDPModule):
-        return
-    state, update = _held(setup)
-    if state + update > free:
-        raise ConfigError(
-            f"{stage.name}: gradients and optimizer take {(state + update) / GIB:.1f} GiB, and {free / GIB:.1f} GiB "
-            "are free. Train adapters (--model.lora.r 16), a smaller model, shard it over GPUs (--training.parallel "
-            "fsdp), or on a GPU update without a copy (--optimizer AdamW --optimizer.fused true)"
-        )
-    if stage.options.activation_checkpointing:
-        return
-    constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
-    batch = stage.order.batch(0)
-    unit = max(map(len, batch))  # 2: a pair is never cut apart
-    examples, _ = stage.options.limits(setup.world.device.type)
-    rows = min(examples or 0, unit * math.ceil(len(batch) / setup.world.size))
-    if not rows or state + constant + rows * per_row <= free:
-        return
-    fitting = int((free - state - constant) / per_row) // unit * unit
-    remedy = f"--training.micro_batch_size {fitting}" if fitting > 0 else "--training.activation_checkpointing true"
-    activations = constant + rows * per_row
-    say(
-        f"{stage.name}: {rows} rows as long as the longest one take {activations / GIB:.1f} GiB, beside "
-        f"{state / GIB:.1f} GiB of gradients and optimizer, and {free / GIB:.1f} GiB are free; use {remedy}"
-    )
+    options, changed = setup.stage.options, dict[str, Any]()
+    if options.activation_checkpointing == "auto":
+        asked = _asked(setup, options.micro_batch_size or 1)
+        without = memory.slots(USABLE * free, most=asked, several=True, recompute=False)
+        changed["activation_checkpointing"] = without < asked
+    if options.limits(setup.world.device.type)[1] == "auto":
+        changed["micro_batch_tokens"] = _fitting(setup, memory, free, **changed)
+    return replace(options, **changed)
+
+
+def _fitting(setup: StepSetup, memory: Footprint, free: float, activation_checkpointing: bool | None = None) -> int:
+    """Return the most token slots of a micro-batch, at least of a pair of the longest rows, at most of a rank's part.
+
+    activation_checkpointing  None: as the stage has it
+    """
+    recompute = activation_checkpointing or setup.stage.options.activation_checkpointing is True
+    most = _asked(setup, sys.maxsize)
+    return max(_asked(setup, 1), memory.slots(USABLE * free, most=most, several=True, recompute=recompute))
+
+
+def _asked(setup: StepSetup, rows: int) -> int:
+    """Return the token slots of so many of the longest rows: at least of a unit, at most of a rank's part of a step."""
+    units, unit = setup.stage.order.batch(0), unit_of(setup)
+    of_rank = unit * math.ceil(len(units) / setup.world.size)
+    return min(max(rows, unit), of_rank) * int(setup.stage.data.lengths.max())
 
 
 def tokens_that_fit(setup: StepSetup) -> int:
-    """Return the most token slots of a micro-batch for which this rank has memory, at least 1.
+    """Return the most token slots of a micro-batch that fits beside weights, gradients and optimizer on every rank.
 
-    Where a forward is not measured they are those of DEFAULT_MICRO_BATCH rows as long as the longest one.
+    At least those of a pair of the longest rows, at most those of a rank's part of a global batch of such rows.
     """
-    stage, free = setup.stage, free_memory(setup.world.device)
-    longest = int(stage.data.lengths.max())
-    if math.isinf(free) or isinstance(setup.module, FSDPModule) or stage.options.activation_checkpointing:
-        return DEFAULT_MICRO_BATCH * longest
-    constant, per_row = saved_by_forward(setup.module, stage.data, setup.precision)
-    left = ACTIVATIONS * (free - sum(_held(setup))) - constant
-    return max(1, int(left / per_row * longest))
+    free = room(setup)
+    if math.isinf(free):
+        return _asked(setup, DEFAULT_MICRO_BATCH)
+    return int(-setup.world.max(-_fitting(setup, memory_of(setup), free)))
 
 
-def _held(setup: StepSetup) -> tuple[float, int]:
-    """Return the bytes of gradients and optimizer that are still to come, and those that only an update takes."""
-    trained = [one for one in setup.stage.model.parameters() if one.requires_grad]
-    numbers, optimizer = sum(one.numel() for one in trained), setup.stage.optimizer
-    state = numbers * optimizer.state_bytes
-    if not isinstance(setup.module, nn.parallel.DistributedDataParallel):  # whose buckets have the gradients by now
-        state += sum(one.nbytes for one in trained)
-    # On a GPU torch's AdamW copies its second moments for an update, unless it is fused.
-    copies = setup.world.device.type != "cpu" and getattr(optimizer, "fused", None) is False
-    return state, 4 * numbers * copies
+def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None:
+    """Compare what the steps will take on this rank with what is free; weights, which are loaded, count in neither.
+
+    Raises ConfigError if the gradients and the optimizer alone do not fit. Says which micro-batch fits if the
+    activations of the largest one do not.
+    """
+    stage, world, options = setup.stage, setup.world, setup.stage.options
+    free = room(setup)
+    if math.isinf(free):
+        return
+    memory, recompute = memory_of(setup), options.activation_checkpointing is True
+    batch, lengths, one_row = stage.order.batch(0), stage.data.lengths, unwrap(setup.module).padding_free
+    dealt = deal(batch, lengths, options, ranks=world.size, device=world.device, padding_free=one_row)
+    how = {"several": len(dealt) > 1 or isinstance(setup.module, DDP), "recompute": recompute}
+    gradients, _, working = memory.peak(0, **how)
+    state = memory.optimizer + gradients + working
+    if state > free:
+        raise ConfigError(
+            f"{stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free. "
+            "Train adapters (--model.lora.r 16), a smaller model, shard it over GPUs (--training.parallel fsdp), or on "
+            "a GPU update without a copy (--optimizer AdamW --optimizer.fused true)"
+        )
+    examples, tokens = options.limits(world.device.type)
+    slots = min(_asked(setup, examples or sys.maxsize), tokens if isinstance(tokens, int) else sys.maxsize)
+    fitting = memory.slots(free, most=slots, **how)
+    if fitting == slots:
+        return
+    unit, longest = unit_of(setup), int(lengths.max())
+    rows = fitting // longest // unit * unit
+    remedy = f"--training.micro_batch_size {rows}"
+    if not rows:
+        remedy = "--model.lora.r 16" if recompute else "--training.activation_checkpointing true"
+    gradients, activations, working = memory.peak(slots, **how)
+    say(
+        f"{stage.name}: micro-batches of {slots:,} token slots, {slots // longest} rows as long as the longest one, "
+        f"take {(activations + working) / GIB:.1f} GiB beside {(memory.optimizer + gradients) / GIB:.1f} GiB of "
+        f"gradients and optimizer, and {free / GIB:.1f} GiB are free; use {remedy}"
+    )
+
+
+def room(setup: StepSetup) -> float:
+    """Return the bytes that each rank may still take, weights being there: those of the rank that has least."""
+    world = setup.world
+    free = free_memory(world.device) / (world.local_size if world.device.type == "cpu" else 1)
+    if isinstance(setup.module, DDP):  # whose buckets have the gradients by now
+        free += 4 * Count(setup.module.parameters()).trained
+    return -world.max(-free)
 
 
 def free_memory(device: torch.device) -> float:
@@ -107,41 +137,6 @@ def free_memory(device: torch.device) -> float:
 def _sum_in(file: Path, names: str) -> int:
     """Return the sum of the numbers of these names, which | divides."""
     return sum(map(int, re.findall(rf"^(?:{names}):?\s+(\d+)", file.read_text(), re.MULTILINE)))
-
-
-def saved_by_forward(module: nn.Module, data: TokenisedRows, precision: str) -> tuple[float, float]:
-    """Return the bytes that the backbone's forward keeps for its backward: constant ones, and the longest row's.
-
-    The constant part is weights in another dtype. The model is in eval mode, so no random number is drawn.
-    """
-    target = unwrap(module)
-    decoder = target.model.get_decoder()
-    was_training = target.training
-    weights = {one.untyped_storage().data_ptr() for one in target.parameters()}
-    longest = data[int(data.lengths.argmax())].input_ids
-    part = longest[:MEASURED]
-    device = next(target.parameters()).device
-    target.eval()
-
-    def kept(length: int) -> int:
-        sizes = dict[int, int]()
-
-        def note(saved: torch.Tensor) -> torch.Tensor:
-            storage = saved.untyped_storage()
-            if storage.data_ptr() not in weights:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return saved.detach()  # an output would hold the graph that holds it, and so the weights, for ever
-
-        ids = torch.from_numpy(part[:length]).long()[None].to(device)
-        with autocast(module, precision, device), saved_tensors_hooks(note, lambda saved: saved):
-            decoder(input_ids=ids, use_cache=False)
-        return sum(sizes.values())
-
-    half = len(part) // 2
-    whole_kept = kept(len(part))
-    per_token = (whole_kept - kept(max(half, 1))) / max(len(part) - half, 1)
-    target.train(was_training)
-    return max(whole_kept - per_token * len(part), 0), per_token * len(longest)
 
 
 class PeakMemory:

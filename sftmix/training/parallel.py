@@ -259,6 +259,14 @@ def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMe
     return mesh
 
 
+def shards_of(options: TrainingOptions, world: World) -> int:
+    """Return how many ranks share one copy of the weights."""
+    parallel = resolve_parallel(options.parallel, world)
+    if parallel == "hsdp":
+        return shard_group(options.shard_group_size, world)
+    return world.size if parallel == "fsdp" else 1
+
+
 def shard_group(shard_group_size: int | None, world: World) -> int:
     """Return how many ranks share one copy of the weights under hsdp; ConfigError if it does not divide all."""
     group = shard_group_size or world.local_size

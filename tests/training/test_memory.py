@@ -1,5 +1,6 @@
 """Too little memory is said before the first step, by what a forward really keeps."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,23 +11,29 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import AdamW
+from sftmix.components.places import EmbeddingMixup
 from sftmix.training import memory
+from sftmix.training.footprint import memory_of
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import StepSetup
-from tests.toy import toy_model, toy_rows, toy_stage
+from tests.toy import FixedOrder, toy_model, toy_rows, toy_stage
 
 GPU = World(device=torch.device("cuda", 0))
 DATA = toy_rows([(3, 5), (7, 2), (20, 12), (4, 4)])
 
 
+def setup_of(stage, world: World | None = None, precision: str = "fp32") -> StepSetup:
+    return StepSetup(stage, TrainingModule(stage.model), None, precision, world or World())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_a_row_keeps_is_measured(precision):
-    """A batch of k such rows keeps k times as much, beside what does not depend on the rows."""
-    model = toy_model(dtype=torch.float32)
-    module = TrainingModule(model).train()
-    constant, per_row = memory.saved_by_forward(module, DATA, precision)
-    assert module.training
+def test_what_a_slot_keeps_is_measured(stage, precision):
+    """A batch of k of the longest rows keeps k times as much, beside what does not depend on the rows."""
+    setup = setup_of(stage, precision=precision)
+    setup.module.train()
+    constant, each = memory_of(setup).kept
+    assert setup.module.training
     for rows in (2, 5):
         sizes = {}
 
@@ -34,14 +41,21 @@ def test_what_a_row_keeps_is_measured(precision):
             sizes[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
             return saved
 
-        ids = torch.from_numpy(DATA[2].input_ids).long().repeat(rows, 1)
-        model.eval()
+        ids, model = torch.from_numpy(DATA[2].input_ids).long().repeat(rows, 1), stage.model.eval()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), saved_tensors_hooks(note, lambda x: x):
             out = model.get_decoder()(input_ids=ids, use_cache=False)
         for parameter in model.parameters():
             sizes.pop(parameter.untyped_storage().data_ptr(), None)
-        assert sum(sizes.values()) == pytest.approx(constant + rows * per_row, rel=0.1)
+        assert sum(sizes.values()) == pytest.approx(constant + ids.numel() * each, rel=0.1)
         del out
+
+
+def test_all_passes_of_an_objective_count(stage):
+    """EmbeddingMixup sends both rows of each pair through the model a second time."""
+    pairs = replace(stage, order=FixedOrder([PAIRS]))
+    _, once = memory_of(setup_of(pairs)).kept
+    _, twice = memory_of(setup_of(replace(pairs, objective=EmbeddingMixup()))).kept
+    assert twice == pytest.approx(2 * once, rel=0.15)
 
 
 @pytest.fixture
@@ -63,11 +77,12 @@ def test_what_does_not_fit_at_all_is_refused_before_the_first_step(stage, monkey
     assert not (stage.directory / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(("fused", "each"), [(False, 4), (True, 3)])
-def test_on_a_gpu_an_update_that_is_not_fused_has_a_copy_of_the_second_moments(stage, monkeypatch, fused, each):
-    """The check asks the device and not a tensor, so it is a GPU's in name."""
-    setup = StepSetup(replace(stage, optimizer=AdamW(fused=fused)), TrainingModule(stage.model), None, "fp32", GPU)  # type: ignore[arg-type]
-    needed = sum(each * one.nbytes for one in stage.model.parameters())
+@pytest.mark.parametrize("fused", [False, True])
+def test_on_a_gpu_an_update_that_is_not_fused_has_a_copy_of_the_second_moments(stage, monkeypatch, fused):
+    """Else the most is the embedding's gradient, which is made apart. The check asks the device, a GPU's in name."""
+    setup = setup_of(replace(stage, optimizer=AdamW(fused=fused)), GPU)
+    whole, head = sum(one.nbytes for one in stage.model.parameters()), stage.model.lm_head.weight.nbytes
+    needed = 3 * whole + (head if fused else whole)
     free(monkeypatch, needed - 1)
     with pytest.raises(ConfigError, match=r"optimizer\.fused true"):
         memory.check_memory(setup)
@@ -76,37 +91,48 @@ def test_on_a_gpu_an_update_that_is_not_fused_has_a_copy_of_the_second_moments(s
 
 
 def test_the_gradients_of_ddp_are_there_before_the_first_step(stage, monkeypatch):
-    module = TrainingModule(stage.model)
-    stage = replace(stage, options=replace(stage.options, activation_checkpointing=True))
-    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", TrainingModule)
-    free(monkeypatch, sum(2 * one.nbytes for one in stage.model.parameters()))
-    memory.check_memory(StepSetup(stage, module, None, "fp32", World()), lambda line: None)  # type: ignore[arg-type]
+    setup = setup_of(stage)
+    free(monkeypatch, 7.0)
+    assert memory.room(setup) == 7
+    monkeypatch.setattr(memory, "DDP", TrainingModule)
+    assert memory.room(setup) == 7 + sum(one.nbytes for one in stage.model.parameters())
+
+
+def room_for(setup: StepSetup, slots: int, *, several: bool, recompute: bool = False) -> float:
+    """The bytes that so many token slots take."""
+    found = memory_of(setup)
+    return found.optimizer + sum(found.peak(slots, several=several, recompute=recompute))
+
+
+def test_the_micro_batch_that_fits_is_named_before_the_first_step(stage, monkeypatch, capsys):
+    long, setup = int(DATA.lengths.max()), setup_of(stage)
+    for slots, remedy in (
+        (1.5 * long, "--training.micro_batch_size 1"),
+        (30, "--training.activation_checkpointing true"),
+    ):
+        free(monkeypatch, room_for(setup, int(slots), several=True))
+        train(replace(stage, directory=stage.directory / str(slots)), World())
+        line, *_ = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"train: micro-batches of {2 * long} token slots, 2 rows as long as the longest one")
+        assert line.endswith(remedy)
+    usual = replace(stage, directory=stage.directory / "usual", options=replace(stage.options, micro_batch_size=None))
+    free(monkeypatch, room_for(setup, int(3.5 * long), several=False))
+    train(usual, World())
+    line, *_ = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        f"train: micro-batches of {4 * long} token slots, 4 rows"
+    )  # all of a step, of the 8 that may be
+    assert line.endswith("--training.micro_batch_size 3")
+    free(monkeypatch, room_for(setup, 2 * long, several=True))
+    train(replace(stage, directory=stage.directory / "2"), World())
+    assert "as long as" not in capsys.readouterr().out
 
 
 def test_activations_that_are_recomputed_are_not_told_as_if_they_were_kept(stage, monkeypatch, capsys):
     stage = replace(stage, options=replace(stage.options, activation_checkpointing=True))
-    free(monkeypatch, sum(3 * one.nbytes for one in stage.model.parameters()))
+    whole, setup = 2 * int(DATA.lengths.max()), setup_of(stage)
+    free(monkeypatch, room_for(setup, whole, several=True, recompute=True))
     train(stage, World())
-    assert "as long as" not in capsys.readouterr().out
-
-
-def test_the_micro_batch_that_fits_is_named_before_the_first_step(stage, monkeypatch, capsys):
-    state = sum(3 * one.nbytes for one in stage.model.parameters())
-    constant, per_row = memory.saved_by_forward(TrainingModule(stage.model), DATA, "fp32")
-    for rows, remedy in ((1.5, "--training.micro_batch_size 1"), (0.5, "--training.activation_checkpointing true")):
-        free(monkeypatch, state + constant + rows * per_row)
-        train(replace(stage, directory=stage.directory / str(rows)), World())
-        line, *_ = capsys.readouterr().out.splitlines()
-        assert line.startswith("train: 2 rows as long as the longest one")
-        assert line.endswith(remedy)
-    usual = replace(stage, directory=stage.directory / "usual", options=replace(stage.options, micro_batch_size=None))
-    free(monkeypatch, state + constant + 3.5 * per_row)
-    train(usual, World())
-    line, *_ = capsys.readouterr().out.splitlines()
-    assert line.startswith("train: 4 rows as long as the longest one")  # all of a step, of the 8 that may be
-    assert line.endswith("--training.micro_batch_size 3")
-    free(monkeypatch, state + constant + 2 * per_row)
-    train(replace(stage, directory=stage.directory / "2"), World())
     assert "as long as" not in capsys.readouterr().out
 
 
@@ -122,12 +148,25 @@ PAIRS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3))]
 
 @pytest.mark.parametrize(("units", "rows"), [([(Slot(row),) for row in range(4)], 2), (PAIRS, 2), (PAIRS * 2, 4)])
 def test_a_rank_has_its_part_of_a_step(tmp_path, monkeypatch, units, rows):
-    usual = toy_stage(tmp_path, [units], options={"micro_batch_size": None}, data=DATA)
-    setup = StepSetup(usual, TrainingModule(usual.model), None, "fp32", OneOfThree(size=3))  # type: ignore[arg-type]
-    free(monkeypatch, sum(3 * one.nbytes for one in usual.model.parameters()))
+    usual = toy_stage(tmp_path, [units], options={"micro_batch_size": None, "parallel": "ddp"}, data=DATA)
+    setup = setup_of(usual, OneOfThree(size=3))
+    free(monkeypatch, room_for(setup, 8, several=False))
     said: list[str] = []
     memory.check_memory(setup, said.append)
-    assert said[0].startswith(f"train: {rows} rows as long as the longest one")
+    assert f", {rows} rows as long as the longest one" in said[0]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_token_slots_that_fit(stage, monkeypatch, recompute):
+    """At least a pair of the longest rows, at most a rank's part of a step."""
+    units, long = [(Slot(row), Slot(row)) for row in range(4)] * 2, int(DATA.lengths.max())
+    options = replace(stage.options, activation_checkpointing=recompute)
+    setup = setup_of(replace(stage, order=FixedOrder([units]), options=options))
+    for slots, expected in ((5 * long, 5 * long), (long, 2 * long), (99 * long, 16 * long)):
+        free(monkeypatch, room_for(setup, slots, several=True, recompute=recompute) / memory.USABLE + 1)
+        assert memory.tokens_that_fit(setup) == expected
+    free(monkeypatch, math.inf)
+    assert memory.tokens_that_fit(setup) == 8 * long
 
 
 def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatch):

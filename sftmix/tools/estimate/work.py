@@ -1,30 +1,40 @@
 """The devices of a run, and its stages with the rows that each reads and trains on, by the run's own order."""
 
 import math
-from typing import NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
-from sftmix.batches.collate import collate
-from sftmix.batches.deal import deal, token_slots
+from sftmix.batches.collate import token_slots
+from sftmix.batches.deal import deal
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
-from sftmix.common.world import World
+from sftmix.common.world import World, accelerator
+from sftmix.components.base import Objective
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
+from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
+from sftmix.config.checks import refuse_sharded
 from sftmix.data import EncodedDataset
 from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
-from sftmix.tools.estimate.gpus import GPUS
+from sftmix.tools.estimate.model import MEASURE, FakeModel
 from sftmix.training.dynamics import checkpoint_steps
-from sftmix.training.parallel import resolve_parallel, shard_group
-from sftmix.types import Batch, Float64, Rows
+from sftmix.training.footprint import Footprint, memory_of
+from sftmix.training.gpus import GPUS, gpu_named
+from sftmix.training.memory import free_memory, settled
+from sftmix.training.parallel import PADDED_TOKENS, shards_of
+from sftmix.training.scoring import Scorer
+from sftmix.training.step import Stage, StepSetup
+from sftmix.types import Float64, Rows
 
 FLOAT, HALF = 4, 2
 """Bytes of a float32 and of a bf16 number."""
@@ -36,7 +46,7 @@ class Machine:
     flops      peak of one device in bf16, FLOP/s; None: unknown, and so are the hours
     fp32_flops  its peak in fp32, which the table has not; a given one counts for both
     memory     bytes of one device; None: unknown
-    mfu        share of the peak that the FLOPs of real tokens reach, with padding and all other overheads
+    mfu        share of the peak that the FLOPs of all token slots reach
     per_node   devices of one node
     bandwidth  of one device to the others in one direction, bytes/s; None: unknown, communication takes no time
     node_bandwidth  the same to those of its node
@@ -44,7 +54,7 @@ class Machine:
 
     def __init__(
         self,
-        gpu: str,
+        gpu: str | None,
         gpus: int | None,
         *,
         mfu: float,
@@ -54,31 +64,49 @@ class Machine:
     ) -> None:
         """Raise ConfigError if one of the options is not allowed.
 
-        gpu        a name of the table, or cpu
-        gpus       None: as many as a node has, or one CPU
+        gpu        a name of the table, or cpu; None: the GPUs of this machine, or its CPU
+        gpus       None: as many as a node has (of this machine: as it has), or one CPU
         tflops     peak of one device, TFLOP/s; None: the table's
         bandwidth  GB/s in one direction, between nodes if there are several; None: the table's, which holds within a
                    node
         """
-        peak, gigabytes, link = GPUS.get(gpu, (None, None, None))
-        if peak is None and gpu != "cpu":
+        name, number, free = _here() if gpu is None else (gpu, 1 if gpu == "cpu" else gpus_per_node, None)
+        known: tuple[float | None, ...] = GPUS.get(name, (None, None, None))
+        peak, gigabytes, link = known
+        if peak is None and gpu not in (None, "cpu"):
             raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
-        if gpus is None:
-            gpus = 1 if gpu == "cpu" else gpus_per_node
+        gpus = number if gpus is None else gpus
         numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
         for option, number in numbers.items():
             if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
         self.fp32_flops = tflops and tflops * 1e12
         tflops = tflops or peak
-        self.name, self.count = gpu, gpus
-        self.flops, self.memory = tflops and tflops * 1e12, gigabytes and gigabytes * 1e9
+        self.name, self.count = name, gpus
+        self.flops = tflops and tflops * 1e12
+        self.memory = free or (gigabytes and gigabytes * 1e9)
         self.mfu, self.per_node = mfu, gpus_per_node
         self.bandwidth, self.node_bandwidth = _bandwidths(bandwidth, link, several=gpus > gpus_per_node)
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu" if self.name == "cpu" else "cuda")
+
+    @property
+    def world(self) -> World:
+        """One of its ranks; the others are not there."""
+        return World(size=self.count, device=self.device, local_size=min(self.count, self.per_node))
+
+
+def _here() -> tuple[str, int, float | None]:
+    """Return the kind of this machine's devices, by its name in the table if there is one, their number, free bytes."""
+    device = accelerator()
+    name, number = "cpu", 1
+    if device.type != "cpu":
+        own = torch.get_device_module(device).get_device_name(device)
+        name, number = gpu_named(own) or own, torch.accelerator.device_count()
+    free = free_memory(device)
+    return name, number, free if free < math.inf else None
 
 
 def _bandwidths(given: float | None, link: float | None, *, several: bool) -> tuple[float | None, float | None]:
@@ -101,13 +129,8 @@ class Layout:
 
     def __init__(self, options: TrainingOptions, machine: Machine) -> None:
         """Raise ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-        count = machine.count
-        world = World(size=count, device=machine.device, local_size=min(count, machine.per_node))
-        parallel = resolve_parallel(options.parallel, world)
-        self.shards = count if parallel == "fsdp" else 1
-        if parallel == "hsdp":
-            self.shards = shard_group(options.shard_group_size, world)
-        self.copies = count // self.shards
+        self.shards = shards_of(options, machine.world)
+        self.copies = machine.count // self.shards
         fp32 = options.precision == "fp32" or (options.precision == "auto" and machine.name == "cpu")
         self.size = FLOAT if fp32 else HALF
 
@@ -136,21 +159,28 @@ class Work(NamedTuple):
 
     options        training options of the stage, or the run's if nothing is trained
     read, trained  amounts of data that are scored, and trained on
-    largest        the micro-batch with the most token slots, which needs the most memory; None: nothing is trained
+    computed       of the latter with padding, and what ranks wait for the slowest one
+    memory         what a step takes; None: nothing is trained
+    slots          token slots of the largest micro-batch, which needs the most memory
     micro_batches  micro-batches of each rank in a step, on average
     passes         passes through the backbone in a step, on average: one for each segment of a micro-batch
     """
 
     name: str
-    model_path: str
-    lora: LoraOptions
+    model: FakeModel
     options: TrainingOptions
     read: Float64
     trained: Float64 = np.zeros(3)
+    computed: Float64 = np.zeros(3)
     steps: int = 0
-    largest: Batch | None = None
+    memory: Footprint | None = None
+    slots: int = 0
     micro_batches: float = 0.0
     passes: float = 0.0
+
+    def weights(self, machine: Machine) -> float:
+        """Return the bytes of one rank's weights."""
+        return self.model.stored_bytes / Layout(self.options, machine).shards
 
 
 def _evaluations(config: RunConfig, order: TrainingOrder) -> int:
@@ -175,9 +205,10 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     trains = Need.TRAINING in reference.needs
     times = len(steps) if trains else reference.most_checkpoints(None) or 1
     passes = amount_of(own) + (_alone(own) if getattr(reference, "response_alone", False) else 0)
-    work = Work("reference", path, reference_lora(config.model, model), training, times * passes)
+    fake = _fake(path, config, reference_lora(config.model, model), Layout(training, machine), trains=trains)
+    work = Work("reference", fake, training, times * passes)
     last = max(steps, default=order.total_steps)  # where the training of the reference stops
-    return _trained(work, config, own, order, machine, last) if last and trains else work
+    return _trained(work, config, NTP(), own, order, machine, last) if last and trains else work
 
 
 def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
@@ -207,43 +238,96 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     if held_out is not None:
         base = base + amount_of(held_out)  # both are one array until here
         read = read + _evaluations(config, order) * amount_of(held_out)
-    train = _trained(Work("train", path, lora, options, read), config, data, order, machine, order.total_steps)
-    before = train.trained * (Need.BATCH_NLL in config.objective.needs)  # each batch is read before it is trained on
-    stages.append(train._replace(read=read + before))
-    if config.with_baseline:
-        stages.append(train._replace(name="baseline"))
-    return [*stages, Work("base", path, lora.without_adapters(), options, base)]
+    arms: dict[str, Objective] = {"train": config.objective, **({"baseline": NTP()} if config.with_baseline else {})}
+    for name, objective in arms.items():
+        work = Work(name, _fake(path, config, lora, Layout(options, machine), trains=True), options, read)
+        work = _trained(work, config, objective, data, order, machine, order.total_steps)
+        before = work.trained * (Need.BATCH_NLL in objective.needs)  # each batch is read before it is trained on
+        stages.append(work._replace(read=read + before))
+    untrained = _fake(path, config, lora.without_adapters(), Layout(options, machine), trains=False)
+    return [*stages, Work("base", untrained, options, base)]
+
+
+def _fake(path: str, config: RunConfig, lora: LoraOptions, layout: Layout, *, trains: bool) -> FakeModel:
+    in_bf16 = layout.size == HALF and bool(lora.r or not trains)
+    return FakeModel(path, config.model.attention, lora, in_bf16=in_bf16)
+
+
+def _setup(
+    work: Work, config: RunConfig, objective: Objective, data: EncodedDataset, order: TrainingOrder, machine: Machine
+) -> tuple[StepSetup, Footprint]:
+    """Return the steps of the work on fake tensors, and what one takes; ConfigError if it cannot be followed."""
+    layout, model, options = Layout(work.options, machine), work.model, work.options
+    if layout.shards > 1:
+        refuse_sharded(config.optimizer, model.lora, f"training.parallel {options.parallel} (here sharded)")
+    module, fake = model.module(half=layout.size == HALF, sharded=layout.shards > 1)
+    stage = Stage(
+        name=work.name,
+        model=model.model,
+        data=data,
+        order=order,
+        objective=objective,
+        options=options,
+        checkpoint=config.checkpoint,
+        directory=Path(),
+        seed=config.seed,
+        scorer=Scorer(world=machine.world),
+        optimizer=config.optimizer,
+    )
+    precision, nothing = "bf16" if layout.size == HALF else "fp32", cast(torch.optim.Optimizer, None)
+    setup = StepSetup(stage, module, nothing, precision, machine.world)
+    try:
+        return setup, memory_of(setup, fake)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model.path: estimate cannot follow {model.path}, whose computation may depend on values: {error}. "
+            f"{MEASURE}"
+        ) from error
 
 
 def _trained(
-    work: Work, config: RunConfig, data: EncodedDataset, order: TrainingOrder, machine: Machine, steps: int
+    work: Work,
+    config: RunConfig,
+    objective: Objective,
+    data: EncodedDataset,
+    order: TrainingOrder,
+    machine: Machine,
+    steps: int,
 ) -> Work:
     """The work with a training that stops after so many steps of the order; some of them are dealt as in a run."""
-    options, device = work.options, machine.device
+    options = work.options
     one_row = options.padding_free  # auto: unless the model turns out to mix the examples of a row
     if one_row == "auto":
-        one_row = options.length_groups is None and is_skipping(config.model.attention, device)
-    most, counts = 0.0, []
+        one_row = options.length_groups is None and is_skipping(config.model.attention, machine.device)
+    setup, memory = _setup(work, config, objective, data, order, machine)
+    if machine.device.type != "cpu":
+        options = settled(setup, memory, (machine.memory or math.inf) - work.weights(machine))
+        if work.options.limits("cuda")[1] == "auto" and not one_row:
+            options = replace(options, micro_batch_tokens=min(PADDED_TOKENS, options.micro_batch_tokens))
 
     def longest(step: int) -> int:
         return max(data.lengths[slot.row] for unit in order.batch(step) for slot in unit)
 
     sampled = np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)
+    dealing: dict[str, Any] = {"ranks": machine.count, "device": machine.device, "padding_free": bool(one_row)}
+    counts, slots, real = [], [], 0  # slots of each rank in each micro-step
     for step in sorted({*sampled.tolist(), max(range(order.total_steps), key=longest)}):
-        batch = order.batch(step)
-        dealt = deal(batch, data.lengths, options, ranks=machine.count, device=device, padding_free=one_row)
+        real += sum(int(data.lengths[slot.row]) for unit in order.batch(step) for slot in unit)
+        dealt = deal(order.batch(step), data.lengths, options, **dealing)
         counts.append((len(dealt), sum(one.n_segments for one in dealt)))
         for one in dealt:
-            for units in one.ranks:
-                lengths = [data.lengths[slot.row] for unit in units for slot in unit]
-                slots = token_slots(lengths, one.n_segments, padding_free=one_row)
-                if slots > most:
-                    most, largest, n_segments = slots, units, min(one.n_segments, len(lengths))
+            lengths = [data.lengths[[slot.row for unit in units for slot in unit]].tolist() for units in one.ranks]
+            slots.append([token_slots(each, one.n_segments, padding_free=bool(one_row)) for each in lengths])
     micro_batches, passes = np.mean(counts, axis=0).tolist()
+    trained = steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data)
+    spent = machine.count * sum(map(max, slots)) / real  # each waits for the slowest
     return work._replace(
-        trained=steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data),
+        options=options,
+        trained=trained,
+        computed=trained * np.array([spent, 1, spent]),
         steps=steps,
-        largest=collate(largest, data, n_segments=n_segments, padding_free=one_row),
+        memory=memory,
+        slots=max(map(max, slots)),
         micro_batches=micro_batches,
         passes=passes,
     )

@@ -25,23 +25,27 @@ from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.loaded import load_for_run
-from sftmix.tools.estimate.gpus import GPUS
-from sftmix.tools.estimate.run import (
-    QUANTIZED_BYTES,
-    FakeModel,
-    _ranks,
-    estimate,
-    forward_flops,
-    traffic,
-    training_flops,
-)
+from sftmix.tools.estimate.command import lasting
+from sftmix.tools.estimate.model import QUANTIZED_BYTES, FakeModel, forward_flops, training_flops
+from sftmix.tools.estimate.run import estimate, traffic
 from sftmix.tools.estimate.work import Layout, Work
+from sftmix.training.gpus import GPUS, gpu_named
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import gradient_sync, wrap
 from sftmix.training.scoring import scoring_plan
 from tests.distributed.test_sharding import COUNTED
 from tests.tiny import metrics
-from tests.tools.estimate.configs import CPU, LAYERS, TRAINING, VOCABULARY, WIDTH, config, machine, small_llama
+from tests.tools.estimate.configs import (
+    CPU,
+    LAYERS,
+    TRAINING,
+    VOCABULARY,
+    WIDTH,
+    config,
+    fake_ranks,
+    machine,
+    small_llama,
+)
 from tests.toy import toy_rows
 
 NO_LORA, LORA, QLORA = LoraOptions(), LoraOptions(r=4), LoraOptions(r=4, quantize="4bit")
@@ -62,6 +66,7 @@ def test_stages_steps_and_tokens_are_those_of_the_run(finished):
     mixed, alone = train.pop("memory_bytes"), baseline.pop("memory_bytes")
     assert mixed["peak"] >= alone["peak"]
     assert train == baseline
+    assert train["training_slots"] > train["training_tokens"]  # rows of unlike length are padded
     assert [base[key] for key in ("trained", "steps", "training_tokens")] == [0, 0, 0]
     assert (base["memory_bytes"]["optimizer"], train["trained"]) == (0, train["numbers"])
     assert 0 < base["scoring_flops"] < train["scoring_flops"]  # as the arms, without an evaluation of each epoch
@@ -108,18 +113,46 @@ def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
     printed = sftmix(*words, "--gpu", "cpu").out
     assert "| train |" in printed
     assert "Hours need the peak of the device in the training's precision: --tflops." in printed
-    done = sftmix(*words, "--gpus", "4", "--json")
+    done = sftmix(*words, "--gpu", "H100", "--gpus", "4", "--json")
     train = json.loads(done.out)["stages"]["train"]
     memory = train["memory_bytes"]
     assert (done.code, train["fits"]) == (0, True)
     assert memory["peak"] == sum(size for part, size in memory.items() if part != "peak")
-    printed = sftmix(*words, "--gpus", "16").out
+    printed = sftmix(*words, "--gpu", "H100", "--gpus", "16").out
     assert "note: no time is counted for communication" in printed
     assert "What lowers" not in printed
     monkeypatch.setitem(GPUS, "H100", (989, 1e-6, 450))
-    printed = sftmix(*words, "--gpus", "4").out
+    printed = sftmix(*words, "--gpu", "H100", "--gpus", "4").out
     assert "warning: train, base: more than the " in printed
     assert printed.count("What lowers activations") == 1
+
+
+def test_without_a_name_it_is_this_machine(finished, sftmix):
+    """A CPU's memory is what is free; a GPU has a name in the table, as its driver calls it."""
+    done = sftmix("estimate", *finished.tiny.options, "--splitter", "RandomSplit", "--tflops", "0.2", "--json")
+    found = json.loads(done.out)
+    assert (found["machine"]["name"], found["machine"]["count"]) == ("cpu", 1)
+    assert 0 < found["machine"]["memory"] < 2**50
+    assert found["stages"]["train"]["fits"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("NVIDIA GeForce RTX 4090", "RTX-4090"),
+        ("NVIDIA T4", None),
+    ],
+)
+def test_a_gpu_is_known_as_its_driver_calls_it(name, known):
+    assert gpu_named(name) == known
+
+
+def test_times_are_in_words():
+    given = (76.2, 2.09, 14 / 60, 3 / 3600, 0.0)
+    assert [lasting(x) for x in given] == ["3 days 4 h", "2 h 5 min", "14 min 0 s", "3 s", "under 1 s"]
 
 
 @pytest.mark.parametrize(
@@ -161,20 +194,20 @@ def path(tmp_path_factory) -> str:
 
 def test_numbers_are_those_of_the_real_model(path, tmp_path):
     real, fake = load_model(path), FakeModel(path, None, NO_LORA)
-    assert fake.numbers.all == fake.numbers.trained == sum(p.numel() for p in real.parameters())
-    assert fake.head.shape == real.get_output_embeddings().weight.shape
+    assert fake.numbers.whole.all == fake.numbers.whole.trained == sum(p.numel() for p in real.parameters())
+    assert fake.numbers.head.shape == real.get_output_embeddings().weight.shape
     assert fake.per_token.all == sum(p.numel() for x in real.model.layers for p in x.parameters() if p.dim() == 2)
     adapted = FakeModel(path, None, LoraOptions(r=4, target_modules=["q_proj"]))
-    assert adapted.numbers.trained == LAYERS * 2 * 4 * WIDTH
-    assert adapted.numbers.all == fake.numbers.all + adapted.numbers.trained
-    assert not adapted.head.requires_grad
+    assert adapted.numbers.whole.trained == LAYERS * 2 * 4 * WIDTH
+    assert adapted.numbers.whole.all == fake.numbers.whole.all + adapted.numbers.whole.trained
+    assert not adapted.numbers.head.requires_grad
     GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=512).save_pretrained(tmp_path / "gpt2")
     gpt2 = FakeModel(tmp_path / "gpt2", None, NO_LORA)
     assert gpt2.per_token.all == 2 * 12 * 16 * 16  # 512 learned positions are looked up, not multiplied with
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": 50}
     MambaConfig(**sizes, architectures=["MambaForCausalLM"]).save_pretrained(tmp_path / "mamba")
     mamba = FakeModel(tmp_path / "mamba", None, NO_LORA)
-    assert (mamba.attention_width, mamba.n_layers) == (0, 2)  # and not 4: each block has a mixer, which is none
+    assert (mamba.attention_width, mamba.numbers.n_layers) == (0, 2)  # and not 4: each block has a mixer, which is none
 
 
 def test_four_bit_layers_are_counted_as_bitsandbytes_stores_them(path):
@@ -186,7 +219,7 @@ def test_four_bit_layers_are_counted_as_bitsandbytes_stores_them(path):
     assert others > 2 * VOCABULARY * WIDTH
     assert fake.stored_bytes == 4 * others + QUANTIZED_BYTES * in_4_bits
     read = FakeModel(path, "sdpa", QLORA.without_adapters())
-    assert read.stored_bytes == fake.stored_bytes - 4 * fake.numbers.trained
+    assert read.stored_bytes == fake.stored_bytes - 4 * fake.numbers.whole.trained
 
 
 def test_a_base_in_bfloat16_is_counted_as_a_run_keeps_it(path, tmp_path):
@@ -271,8 +304,9 @@ WAYS = [
 def sent(path: str, way: Way) -> tuple[float, float, float]:
     options = TrainingOptions(parallel=way.parallel, precision=way.precision, shard_group_size=2)
     passes = way.micro_batches * way.segments
-    work = Work("train", path, way.lora, options, np.zeros(3), micro_batches=way.micro_batches, passes=passes)
-    return traffic(work, FakeModel(path, None, way.lora), Layout(options, machine(gpus=way.ranks)))
+    model = FakeModel(path, None, way.lora)
+    work = Work("train", model, options, np.zeros(3), micro_batches=way.micro_batches, passes=passes)
+    return traffic(work, Layout(options, machine(gpus=way.ranks)))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -284,7 +318,7 @@ def test_what_is_sent_is_what_a_rank_sends(path, way):
     if way.recompute:
         recompute_activations(model)
     wrapping = {"parallel": way.parallel, "precision": way.precision}
-    with _ranks(world):
+    with fake_ranks(world):
         module = wrap(TrainingModule(model), world=world, shard_group_size=2, **wrapping)
         for counter in (contextlib.nullcontext(), moved):
             for number in range(way.micro_batches):
@@ -300,5 +334,5 @@ def test_what_is_sent_is_what_a_rank_sends(path, way):
 
 
 def test_ddp_averages_all_gradients_around_the_ring(path):
-    numbers = FakeModel(path, None, NO_LORA).numbers.all
+    numbers = FakeModel(path, None, NO_LORA).numbers.whole.all
     assert [sent(path, Way(n, "ddp", segments=2)) for n in (2, 4)] == [(0, 0, 4 * numbers), (0, 0, 6 * numbers)]

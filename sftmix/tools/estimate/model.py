@@ -1,0 +1,120 @@
+"""A model without weights: its numbers, the FLOPs of its passes, and what its forward keeps.
+
+FLOPs are multiplications and additions of matrices. A matrix takes 2 per number and token in the forward and 4 in the
+backward (2 if it is frozen). The head is multiplied with response tokens alone. Mixup adds no matrix product.
+"""
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sftmix.common.errors import ConfigError
+from sftmix.model.adapters import add_adapters
+from sftmix.model.layers import keep_in_bfloat16
+from sftmix.model.load import stored_dtype
+from sftmix.model.meta import empty_model
+from sftmix.options import LoraOptions
+from sftmix.training.footprint import Count, Numbers
+from sftmix.training.module import TrainingModule
+from sftmix.types import Float64
+
+QUANTIZED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes per number of a 4-bit layer: 4 bits, an 8-bit scale per 64 numbers, a float32 scale per 256 of those scales."""
+
+MEASURE = (
+    "Measure instead: run with --training.max_steps 2 --checkpoint.every 0, and see peak_memory_bytes and elapsed in "
+    "its summary.json"
+)
+
+
+def refuse_experts(path: str, model: nn.Module) -> None:
+    """Raise ConfigError for a model with experts, by the name that transformers gives them in every family."""
+    for part in model.modules():
+        if "Experts" in type(part).__name__:
+            raise ConfigError(
+                f"model.path: {path} routes tokens to experts ({type(part).__name__}), and estimate would count all of "
+                f"them for each token. {MEASURE}"
+            )
+
+
+class FakeModel:
+    """A causal language model without weights, of which only the config is read.
+
+    numbers        of its parameters
+    per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
+    stored_bytes   bytes of the weights: float32; of a frozen base bfloat16 or 4 bits
+    in_4_bits      the layers whose weights bitsandbytes stores so
+    attention_width  numbers of all heads of a layer; 0 for a model without attention
+    """
+
+    def __init__(self, path: str, attention: str | None, lora: LoraOptions, *, in_bf16: bool = False) -> None:
+        """Arguments as model.path, model.attention and model.lora.
+
+        in_bf16  it computes in bfloat16, and has adapters or is not trained
+        Raises ConfigError for a model that cannot be built, and for one with experts.
+        """
+        known = attention if attention in (None, "eager") else "sdpa"
+        self.path, self.lora = path, lora
+        try:
+            self.model = model = empty_model(path, attention=known)
+        except (ValueError, KeyError, ImportError, RuntimeError) as error:
+            raise ConfigError(f"model.path: cannot build the model of {path}: {error}") from error
+        refuse_experts(path, model)
+        if lora.r:
+            add_adapters(model, lora, seed=0)
+        elif lora.quantize:  # nothing is trained, and all of it is in 4 bits
+            model.requires_grad_(False)
+        if in_bf16 and stored_dtype(path) == torch.bfloat16:
+            keep_in_bfloat16(model, trains=bool(lora.r))
+        self.numbers = Numbers(model)
+        self.in_4_bits: list[nn.Module] = []
+        self.stored_bytes: float = sum(one.nbytes for one in model.parameters())
+        for layer in model.modules() if lora.quantize else ():
+            # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
+            if (
+                isinstance(layer, nn.Linear)
+                and not layer.weight.requires_grad
+                and layer.weight is not self.numbers.head
+            ):
+                self.in_4_bits.append(layer)
+                self.stored_bytes += QUANTIZED_BYTES * layer.weight.numel() - layer.weight.nbytes
+                layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
+        decoder, config = model.get_decoder(), model.config.get_text_config()
+        looked_up = {one.weight for one in decoder.modules() if isinstance(one, nn.Embedding)}
+        self.per_token = Count(p for p in decoder.parameters() if p.dim() > 1 and p not in looked_up)
+        heads = getattr(config, "num_attention_heads", 0)
+        self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+    def module(self, *, half: bool, sharded: bool) -> tuple[TrainingModule, FakeTensorMode]:
+        """Return the module that trains, on fake tensors, and their mode; call it once.
+
+        half     it computes in bf16
+        sharded  under FSDP, which computes with bf16 parameters instead of autocast
+        """
+        for layer in [self.model] * sharded + self.in_4_bits if half else []:  # bitsandbytes makes these at each use
+            for one in layer.parameters():
+                one.data = one.data.bfloat16()
+        module, fake = TrainingModule(self.model), FakeTensorMode(allow_non_fake_inputs=True)
+        with fake:
+            module.to_empty(device="cpu")
+            self.model.tie_weights()  # each parameter was made fake by itself
+        return module, fake
+
+
+def forward_flops(model: FakeModel, amount: Float64) -> tuple[float, float, float]:
+    """FLOPs of the backbone's matrices, of attention, and of the head; the amount is from `amount_of`.
+
+    Attention is the product for the scores and the one with the values: 2 FLOPs each per number of a head and pair of
+    positions, of which the causal mask leaves half.
+    """
+    tokens, targets, squares = amount.tolist()
+    attention = 2.0 * model.attention_width * model.numbers.n_layers * squares
+    return 2.0 * model.per_token.all * tokens, attention, 2.0 * model.numbers.head.numel() * targets
+
+
+def training_flops(model: FakeModel, amount: Float64, *, recompute: bool) -> float:
+    """Forward and backward; recompute (activation checkpointing): the forward of the backbone counts twice."""
+    matrices, attention, head = forward_flops(model, amount)
+    inputs = matrices + 2 * attention + head
+    weights = 2.0 * model.per_token.trained * amount[0] + head * model.numbers.head.requires_grad
+    return (matrices + attention) * (1 + recompute) + head + inputs + weights

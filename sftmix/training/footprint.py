@@ -1,0 +1,234 @@
+"""The memory of a training step, as a function of the token slots of a micro-batch: one model for `run` and `estimate`.
+
+Weights, gradients, optimizer and head are arithmetic on numbers of parameters. What a forward keeps for its backward is
+read from forwards of the shipped module: a run makes them on its device, `estimate` on fake tensors, which have shapes
+and no storage.
+"""
+
+import bisect
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from sftmix.batches.collate import collate, to_device
+from sftmix.batches.order import Slot
+from sftmix.common.errors import ConfigError
+from sftmix.components.base import Objective
+from sftmix.components.component import Need
+from sftmix.components.objectives import NTP
+from sftmix.functional.fused import default_chunk_size, rows_alone
+from sftmix.model.layers import decoder_layers
+from sftmix.training.parallel import autocast, shards_of, unwrap
+from sftmix.training.step import StepSetup
+
+MEASURED = 128
+"""Most tokens of each of the rows that a run measures on a CPU; what is kept grows with the tokens."""
+
+
+def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManager[Any]) -> int:
+    """Return the bytes that a forward of a unit of rows (a pair: two) keeps for its backward, weights left out.
+
+    The rows are the longest one up to `length` tokens. All passes of the objective count; nothing is dropped out. All
+    ranks call it together.
+
+    within  the mode of fake tensors, if the module's are fake
+    """
+    stage, module, target = setup.stage, setup.module, unwrap(setup.module)
+    own = type(stage.objective).loss is not Objective.loss and Need.BATCH_NLL not in stage.objective.needs
+    objective = stage.objective if own else NTP()
+    row: Any = stage.data[int(stage.data.lengths.argmax())]
+    # Two response tokens: what the head takes is arithmetic.
+    labelled = np.arange(length) >= length - 2
+    row = replace(row, input_ids=row.input_ids[:length], target=labelled, starts=None, weight=None)
+    batch = collate([(Slot(0),) * unit_of(setup)], [row], padding_free=target.padding_free)  # type: ignore[arg-type]
+    plan = objective.plan(batch, step=0, total_steps=1, seed=0)
+    plan = replace(plan, alone=rows_alone(plan.pairs, len(batch.labels)))
+    sharded, device = isinstance(module, FSDPModule), next(module.parameters()).device
+    batch, plan = to_device((batch, plan), device)
+    weights = set() if sharded else {one.untyped_storage()._cdata for one in target.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def note(saved: torch.Tensor) -> torch.Tensor:
+        storage = saved.untyped_storage()
+        found[storage._cdata] = storage
+        return saved.detach()  # an output would hold the graph that holds it, and so the weights, for ever
+
+    was_training = target.training
+    target.eval()
+    with (
+        within,
+        autocast(module, setup.precision, device),
+        torch.compiler.set_stance("force_eager"),
+        saved_tensors_hooks(note, lambda saved: saved),
+    ):
+        out = target(batch, plan, loss=objective.loss)
+    if sharded:
+        module.reshard()  # type: ignore[operator]  # weights that were gathered then have no storage
+    kept = sum(storage.nbytes() for key, storage in found.items() if key not in weights)
+    del out
+    target.train(was_training)
+    return kept
+
+
+def unit_of(setup: StepSetup) -> int:
+    """Return the rows of a unit: 2 for pairs, which are never cut apart."""
+    return max(map(len, setup.stage.order.batch(0)))
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the decoder layers; none of a model that names none, which then cannot compute them again."""
+    try:
+        return decoder_layers(model)
+    except ConfigError:
+        return []
+
+
+class Count:
+    """How many numbers some parameters have: all of them, and those that are trained."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.all = self.trained = 0
+        for parameter in parameters:
+            self.all += parameter.numel()
+            self.trained += parameter.numel() * parameter.requires_grad
+
+
+class Numbers:
+    """The numbers of a model, whose parameters may be DTensors, or have no values; a tied weight's count once.
+
+    whole    all of them
+    layers   those of the `n_layers` decoder layers
+    outside  those of embeddings, last norm and head; what text never goes through is in neither
+    head     the weight of the LM head, [V, D]
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        layers, head = layers_of(model), model.get_output_embeddings()
+        inside = {one for layer in layers for one in layer.parameters()}
+        self.whole, self.layers = Count(model.parameters()), Count(inside)
+        self.outside = Count({*model.get_decoder().parameters(), *head.parameters()} - inside)
+        self.n_layers = max(len(layers), 1)
+        self.head = head.weight
+        self.head_trains = any(one.requires_grad for one in head.parameters())
+        self.tied = self.head is model.get_input_embeddings().weight
+
+
+class Parts(NamedTuple):
+    """Bytes at the peak of a step, beside the weights and the optimizer's state."""
+
+    gradients: float
+    activations: float
+    working: float
+
+
+BACKWARD = 0.4
+"""What the backward of a layer has at its peak beside what the layer keeps, as a share of that."""
+
+
+@dataclass
+class Footprint:
+    """What a step takes of one rank's memory beside the weights, bytes.
+
+    kept       by a forward for its backward: whatever the tokens are (weights in another dtype), and of each slot; the
+               same if layers are computed again, one at a time; and of each slot by one layer
+    optimizer  its state
+    whole      all gradients: of micro-batches before the last one, which FSDP keeps whole, or in DDP's buckets
+    gradients  those that the update finds on this rank
+    after      beside these, temporaries of the update, or the last part of a backward
+    head       the gradient of the head's weight; 0: frozen
+    tied       True if it is the embedding's, too, whose gradient is made apart and then added
+    at_head    at the loss beside that: copies of the weight in the dtype of the product
+    in_layer   in the backward of a layer: under FSDP, weights and gradients of layers
+    row        each response token: its hidden state, and the gradient of that
+    logits     a row of logits, of which `chunk` are there at once
+    """
+
+    kept: tuple[float, float]
+    recomputed: tuple[float, float]
+    layer: float
+    optimizer: float
+    whole: float
+    gradients: float
+    after: float
+    head: float
+    tied: bool
+    at_head: float
+    in_layer: float
+    row: float
+    logits: float
+    chunk: int
+
+    def peak(self, slots: int, *, several: bool, recompute: bool) -> Parts:
+        """Return the parts at the peak of micro-batches of so many token slots, any of which may be a response token.
+
+        several  True: gradients are there before the last micro-batch
+        """
+        constant, each = self.recomputed if recompute else self.kept
+        at_head = self.at_head + slots * self.row + min(slots, self.chunk) * self.logits
+        in_layer = self.in_layer + slots * self.layer * (BACKWARD + recompute)
+        in_backward = Parts(self.whole * several, constant + slots * each, self.head + max(at_head, in_layer))
+        after = max(self.after, self.head * (self.tied or several))
+        return max(in_backward, Parts(self.gradients, 0.0, after), key=sum)
+
+    def slots(self, free: float, *, most: int, several: bool, recompute: bool) -> int:
+        """Return the most token slots, at most `most`, that take no more than `free` bytes."""
+
+        def taken(slots: int) -> float:
+            return self.optimizer + sum(self.peak(slots, several=several, recompute=recompute))
+
+        return bisect.bisect_right(range(1, most + 1), free, key=taken)
+
+
+def memory_of(setup: StepSetup, within: AbstractContextManager[Any] | None = None) -> Footprint:
+    """Reckon what the steps of a stage take; all ranks call it together.
+
+    within  the mode of fake tensors, if the module's are fake: its other ranks are not there
+    """
+    stage, world, model = setup.stage, setup.world, unwrap(setup.module).model
+    shards, numbers, size = shards_of(stage.options, world), Numbers(model), 2 if setup.precision == "bf16" else 4
+    trained, (vocabulary, width) = numbers.whole.trained, numbers.head.shape
+    head, on_cpu = vocabulary * width, world.device.type == "cpu"
+    # An attention that holds a number for each two tokens keeps most of a slot in the longest row.
+    longest = int(stage.data.lengths.max())
+    length = min(longest, MEASURED) if on_cpu and within is None else longest
+    constant, most = (kept_by_forward(setup, tokens, within or nullcontext()) for tokens in (2, length))
+    each = (most - constant) / (unit_of(setup) * max(length - 2, 1))
+    layer, n_layers = each / numbers.n_layers, numbers.n_layers
+    at_head = in_layer = cached = 0.0
+    # torch's AdamW copies its second moments on a GPU, unless it is fused.
+    after = 4 * trained / shards * (getattr(stage.optimizer, "fused", None) is False and not on_cpu)
+    if size < 4:  # on a CPU the product that is added to the sum is a copy, too
+        at_head += size * head * ((shards == 1) + (on_cpu and numbers.head_trains))
+    if shards > 1:
+        # The next layer is gathered meanwhile; gradients have the dtype of the product, and are reduced in float32.
+        gathered, reduced = size * numbers.outside.all, (size + 4) * numbers.layers.trained
+        at_head += gathered
+        in_layer += gathered + (2 * size * numbers.layers.all + reduced) / n_layers
+        after = max(after, (size + 4) * numbers.outside.trained)
+    else:  # autocast keeps its copies of trained weights until the forward ends
+        cached = constant * numbers.layers.trained / max(numbers.layers.all, 1)
+    states = n_layers * width * (4 if shards == 1 else size)  # what goes into the layers
+    return Footprint(
+        kept=(constant, each),
+        recomputed=(max(cached, constant / n_layers), states),
+        layer=layer,
+        optimizer=stage.optimizer.state_bytes * trained / shards,
+        whole=4.0 * trained,
+        gradients=4 * trained / shards,
+        after=after,
+        head=4.0 * head * numbers.head_trains,
+        tied=numbers.tied and shards == 1,
+        at_head=at_head,
+        in_layer=in_layer,
+        row=width * (size + 8),
+        logits=size * vocabulary,
+        chunk=stage.options.chunk_size or default_chunk_size(vocabulary, world.device),
+    )

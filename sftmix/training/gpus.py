@@ -1,0 +1,24 @@
+"""The GPUs whose speed is known, in a module without torch, because the help of the command line reads it."""
+
+import re
+
+GPUS = {
+    "B200": (2250, 180, 900),
+    "H200": (989, 141, 450),
+    "H100": (989, 80, 450),
+    "A100-80GB": (312, 80, 300),
+    "A100-40GB": (312, 40, 300),
+    "L40S": (362, 48, 32),
+    "RTX-4090": (165, 24, 32),
+}
+"""Name -> dense bf16 peak, TFLOP/s; memory, GB; GB/s to the other GPUs of its node in one direction, by NVLink, or by
+PCIe without NVLink. All are of the makers' data sheets, which give the sum of both directions."""
+
+MFU = 0.4
+"""Share of the peak that is taken for reached before anything was measured."""
+
+
+def gpu_named(device: str) -> str | None:
+    """Return the name above of a device as its driver calls it, such as NVIDIA A100-SXM4-80GB; None: not known."""
+    words = {*re.split(r"\W", device)}
+    return next((name for name in GPUS if words.issuperset(name.split("-"))), None)
