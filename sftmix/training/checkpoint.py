@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -37,7 +37,6 @@ from torch.distributed.checkpoint.state_dict import (
 from sftmix.common.errors import CheckpointError, NonFiniteError, SFTMixError
 from sftmix.common.files import (
     commit_directory,
-    file_entry,
     fresh_directory,
     is_full,
     no_space,
@@ -49,6 +48,7 @@ from sftmix.common.files import (
 from sftmix.common.world import World
 from sftmix.model.adapters import adapter_config
 from sftmix.training.parallel import unwrap
+from sftmix.training.part import part_of
 
 _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
@@ -56,36 +56,6 @@ _ARRAYS = "arrays.st"
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 _MARGIN = 1.2
 """Bytes for each byte of an estimate: a checkpoint holds more than weights and the state of the optimizer."""
-
-
-class _Part(dcp.HuggingFaceStorageWriter):
-    """The part of a checkpoint that this rank writes, by the plan of all ranks.
-
-    copied  True: the training goes on meanwhile, so that tensors of the host are copied, too
-    """
-
-    copied: bool
-
-    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> torch.futures.Future[list[Any]]:
-        """Bring what the plan asks for to the host, each tensor once, and write nothing yet."""
-        self.file = Path(self.path, f"shard-{plan.storage_data['shard_index']:05d}.safetensors")
-        self.tensors, offsets = dict[str, torch.Tensor](), dict[str, Any]()
-        for item in plan.items:
-            tensor: Any = planner.resolve_data(item)
-            self.tensors[item.index.fqn] = tensor.detach().to("cpu", copy=self.copied).contiguous()
-            offsets[item.index.fqn] = {"saved_offsets": item.tensor_data.chunk.offsets}  # type: ignore[union-attr]
-        self.metadata = {"DCP_SHARDING_INFO": json.dumps(offsets)}
-        nothing = torch.futures.Future[list[Any]]()
-        nothing.set_result([])
-        return nothing
-
-    def write(self) -> dict[str, Any]:
-        """Write the file, if this rank has one, and return its entry in the manifest."""
-        if not self.tensors:
-            return {}
-        save_file(self.tensors, self.file, self.metadata)
-        self.tensors.clear()  # what was copied is not needed while it is hashed
-        return {self.file.name: file_entry(self.file)}
 
 
 @dataclass
@@ -148,14 +118,8 @@ class CheckpointStore:
                 return fresh_directory(path)
 
         staging = self.world.from_main(begin)
-        part = _Part(str(staging), save_distributed=True)
-        part.copied = self.behind
-        # The warning ignored says that this is a single process, as is intended.
-        with self._explained(step, needed), warnings.catch_warnings(action="ignore"):
-            try:
-                dcp.save(tensors, storage_writer=part, no_dist=self.world.size == 1)
-            except dcp.CheckpointException as failed:  # every rank has it, whichever failed
-                raise next(iter(failed.failures.values()))[0] from failed
+        with self._explained(step, needed):
+            part = part_of(tensors, staging, copied=self.behind, alone=self.world.size == 1)
         # Counters of single parameters, and values that an optimizer adapts in its groups.
         numbers = {k: v for k, v in optimizer_state.items() if isinstance(v, (int, float))}
 

@@ -7,7 +7,7 @@ a run that is resumed in its layout is the uninterrupted run, bit for bit.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,10 @@ from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.machine import adding_in_order, going_on, machine_of, tokens_before
-from sftmix.training.memory import check_memory, tokens_that_fit
+from sftmix.training.machine import adding_in_order, going_on, machine_of
+from sftmix.training.memory import check_memory, limit_tokens
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
-from sftmix.training.parallel import PADDED_TOKENS, few_plans, pads, resolve_precision, training_module
+from sftmix.training.parallel import few_plans, resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
 from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
@@ -70,12 +70,6 @@ class TrainingLoop:
             packed=stage.packed,
             trains=True,
         )
-        if world.is_main and world.device.type != "cpu" and (options.length_groups or 1) > 1:
-            print(
-                f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost "
-                "a GPU more than the padding of short rows; leave it out, or set training.padding_free true",
-                flush=True,
-            )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
         self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
@@ -100,11 +94,8 @@ class TrainingLoop:
     def run(self) -> StageResult:
         self._resume()
         stage, world = self.stage, self.world
-        if self.best:
-            self.best.go_on(self.evaluations)
         if self.step == 0:
             check_memory(self.setup, say=print if world.is_main else lambda said: None)
-        self.machines = going_on(self.machines, self.step, machine_of(world, stage.options))
         with (
             closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=world)) as log,
             progress_bar(
@@ -169,7 +160,8 @@ class TrainingLoop:
             self.totals = Totals(**state["totals"])
             for name in SAVED:
                 setattr(self, name, state[name])
-        self._limit_tokens()  # before the state of the optimizer is there, which it counts
+        limit_tokens(self.setup, self.machines)  # before the state of the optimizer is there, which it counts
+        self.stage = self.setup.stage
         if newest is not None:
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)
             self.evaluations = dict(state["evaluations"])
@@ -182,22 +174,9 @@ class TrainingLoop:
             if self.best is not None:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
-
-    def _limit_tokens(self) -> None:
-        """Put a number in the place of micro_batch_tokens auto: the recorded one, or the largest that fits every rank.
-
-        No larger one than a global batch needs, so that it is the same again if the memory is more than enough.
-        """
-        stage, world, options, lengths = self.stage, self.world, self.stage.options, self.stage.data.lengths
-        if options.limits(world.device.type)[1] != "auto":
-            return
-        tokens = world.share(tokens_before(self.machines, machine_of(world, options)))
-        if tokens is None:
-            most = PADDED_TOKENS if pads(self.module, lengths) else options.global_batch_size * int(lengths.max())
-            tokens = min(most, -int(world.max(-tokens_that_fit(self.setup))))
-            if world.is_main:
-                print(f"{stage.name}: training.micro_batch_tokens auto is {tokens}", flush=True)
-        self.stage = self.setup.stage = replace(stage, options=replace(options, micro_batch_tokens=tokens))
+        if self.best is not None:
+            self.best.go_on(self.evaluations)
+        self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
 
     def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
         """Agree with all ranks on an end, and save where it is due; raise Stopped if any rank received a signal.
@@ -208,7 +187,7 @@ class TrainingLoop:
         """
         if signal.interrupted:
             raise KeyboardInterrupt
-        by_clock, by_callback, by_signal, by_full_disk = 1, 2, 3, 4
+        by_clock, by_callback, by_signal, by_full_disk = range(1, 5)
         late = self.world.is_main and self.spacing.late(self.store.seconds)
         told = by_callback if self.stopped_by else by_clock if late else 0  # by the clock of rank 0
         if signal.received:
@@ -221,20 +200,24 @@ class TrainingLoop:
         self.store.finish(wait=False)
         due = self.spacing.due(self.step) or (agreed in (by_clock, by_callback) and self.spacing.every)
         if (due or agreed == by_signal) and self.saved != self.step:  # written anew, it would be missing for a moment
-            online = self.stage.online
-            state = {name: getattr(self, name) for name in SAVED}
-            state |= {"identity": self.stage.identity, "totals": asdict(self.totals)}
-            state["evaluations"] = list(self.evaluations.items())
-            # Before its first step an optimizer has no state, and to look for it torch would make a step.
-            optimizer = self.optimizer if self.totals.updates else None
-            # Of a checkpoint that survives a power cut, the lines so far must be there as well.
-            self.world.on_main(lambda: sync_path(self.stage.directory / "metrics.jsonl"))
-            self.store.save(self.step, self.module, optimizer, state, {} if online is None else online.gathered())
-            self.saved = self.step
-            self.spacing.since = time.monotonic()
+            self._save()
         if agreed == by_signal:
             self.store.finish()
             raise Stopped(f"stopped by a signal after step {self.step}; the same command continues")
+
+    def _save(self) -> None:
+        """Save a checkpoint of the step that was made last."""
+        online = self.stage.online
+        state = {name: getattr(self, name) for name in SAVED}
+        state |= {"identity": self.stage.identity, "totals": asdict(self.totals)}
+        state["evaluations"] = list(self.evaluations.items())
+        # Before its first step an optimizer has no state, and to look for it torch would make a step.
+        optimizer = self.optimizer if self.totals.updates else None
+        # Of a checkpoint that survives a power cut, the lines so far must be there as well.
+        self.world.on_main(lambda: sync_path(self.stage.directory / "metrics.jsonl"))
+        self.store.save(self.step, self.module, optimizer, state, {} if online is None else online.gathered())
+        self.saved = self.step
+        self.spacing.since = time.monotonic()
 
     # ------------------------------------------------------------------------------------------- step
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from sftmix.common.errors import ConfigError
 from sftmix.options import TrainingOptions
 from sftmix.options.training import DEFAULT_MICRO_BATCH
 from sftmix.training.footprint import Count, Footprint, memory_of, unit_of
-from sftmix.training.parallel import unwrap
+from sftmix.training.machine import Machine, machine_of, tokens_before
+from sftmix.training.parallel import PADDED_TOKENS, pads, unwrap
 from sftmix.training.step import StepSetup
 
 GIB = 2**30
@@ -67,6 +68,30 @@ def tokens_that_fit(setup: StepSetup) -> int:
     if math.isinf(free):
         return _asked(setup, DEFAULT_MICRO_BATCH)
     return int(-setup.world.max(-_fitting(setup, memory_of(setup), free)))
+
+
+def limit_tokens(setup: StepSetup, recorded: Sequence[Machine]) -> None:
+    """Put a number in the place of micro_batch_tokens auto: the recorded one, or the largest that fits every rank.
+
+    No larger one than a global batch needs, so that it is the same again if the memory is more than enough. Says what
+    length groups cost a GPU.
+
+    recorded  the machines that made the steps so far
+    """
+    stage, world, options = setup.stage, setup.world, setup.stage.options
+    say = print if world.is_main else lambda said: None
+    if world.device.type != "cpu" and (options.length_groups or 1) > 1:
+        say(
+            f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost a "
+            "GPU more than the padding of short rows; leave it out, or set training.padding_free true"
+        )
+    if options.limits(world.device.type)[1] != "auto":
+        return
+    tokens = world.share(tokens_before(recorded, machine_of(world, options)))
+    if tokens is None:
+        tokens = min(tokens_that_fit(setup), PADDED_TOKENS if pads(setup.module, stage.data.lengths) else sys.maxsize)
+        say(f"{stage.name}: training.micro_batch_tokens auto is {tokens}")
+    setup.stage = replace(stage, options=replace(options, micro_batch_tokens=tokens))
 
 
 def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None:

@@ -1,5 +1,7 @@
 """A step, scoring and a backward through recomputed layers on a device that is not the CPU."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -219,15 +221,15 @@ def check_default(world: World, directory: str) -> None:
             model=llama(dropout=0.0),
         )
         found = TrainingLoop(stage, World(device=torch.device(device)))
-        found.run()
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            found.run()
         tokens = found.stage.options.micro_batch_tokens
         assert tokens is None if device == "cpu" else tokens == 8 * max(DATA.lengths)
+        for said in ("length_groups 3: each micro-batch is up to so many passes", "micro_batch_tokens auto is "):
+            assert out.getvalue().count(f"training.{said}") == (device != "cpu")
     cpu, sim = ([one["loss"] for one in logged(Path(directory, name))] for name in ("cpu", "sim"))
     assert sim == pytest.approx(cpu, rel=1e-6)
 
 
-def test_the_default_of_a_gpu_is_auto_and_it_says_what_length_groups_cost(tmp_path, capfd):
+def test_the_default_of_a_gpu_is_auto_and_it_says_what_length_groups_cost(tmp_path):
     on_ranks(check_default, str(tmp_path), ranks=1)
-    out = capfd.readouterr().out
-    assert out.count("training.length_groups 3: each micro-batch is up to so many passes") == 1
-    assert out.count("train: training.micro_batch_tokens auto is ") == 1

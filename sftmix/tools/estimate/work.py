@@ -285,6 +285,23 @@ def _setup(
         ) from error
 
 
+def _settled(
+    setup: StepSetup, memory: Footprint, attention: str | None, machine: Machine, weights: float
+) -> tuple[TrainingOptions, bool]:
+    """Return the options with what is auto decided, and whether examples share a row; `weights` are those of a rank."""
+    options = setup.stage.options
+    one_row = options.padding_free  # auto: unless the model turns out to mix the examples of a row
+    if one_row == "auto":
+        one_row = options.length_groups is None and is_skipping(attention, machine.device)
+    if machine.device.type == "cpu":
+        return options, bool(one_row)
+    settled_options = settled(setup, memory, (machine.memory or math.inf) - weights)
+    if options.limits(machine.device.type)[1] == "auto" and not one_row:
+        most = min(PADDED_TOKENS, settled_options.micro_batch_tokens or PADDED_TOKENS)
+        settled_options = replace(settled_options, micro_batch_tokens=most)
+    return settled_options, bool(one_row)
+
+
 def _trained(
     work: Work,
     config: RunConfig,
@@ -295,21 +312,14 @@ def _trained(
     steps: int,
 ) -> Work:
     """The work with a training that stops after so many steps of the order; some of them are dealt as in a run."""
-    options = work.options
-    one_row = options.padding_free  # auto: unless the model turns out to mix the examples of a row
-    if one_row == "auto":
-        one_row = options.length_groups is None and is_skipping(config.model.attention, machine.device)
     setup, memory = _setup(work, config, objective, data, order, machine)
-    if machine.device.type != "cpu":
-        options = settled(setup, memory, (machine.memory or math.inf) - work.weights(machine))
-        if work.options.limits("cuda")[1] == "auto" and not one_row:
-            options = replace(options, micro_batch_tokens=min(PADDED_TOKENS, options.micro_batch_tokens))
+    options, one_row = _settled(setup, memory, config.model.attention, machine, work.weights(machine))
 
     def longest(step: int) -> int:
         return max(data.lengths[slot.row] for unit in order.batch(step) for slot in unit)
 
     sampled = np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)
-    dealing: dict[str, Any] = {"ranks": machine.count, "device": machine.device, "padding_free": bool(one_row)}
+    dealing: dict[str, Any] = {"ranks": machine.count, "device": machine.device, "padding_free": one_row}
     counts, slots, real = [], [], 0  # slots of each rank in each micro-step
     for step in sorted({*sampled.tolist(), max(range(order.total_steps), key=longest)}):
         real += sum(int(data.lengths[slot.row]) for unit in order.batch(step) for slot in unit)
@@ -317,7 +327,7 @@ def _trained(
         counts.append((len(dealt), sum(one.n_segments for one in dealt)))
         for one in dealt:
             lengths = [data.lengths[[slot.row for unit in units for slot in unit]].tolist() for units in one.ranks]
-            slots.append([token_slots(each, one.n_segments, padding_free=bool(one_row)) for each in lengths])
+            slots.append([token_slots(each, one.n_segments, padding_free=one_row) for each in lengths])
     micro_batches, passes = np.mean(counts, axis=0).tolist()
     trained = steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data)
     spent = machine.count * sum(map(max, slots)) / real  # each waits for the slowest
