@@ -80,6 +80,10 @@ class HangError(SFTMixError):
     """Another rank did not answer in time."""
 
 
+class RankError(SFTMixError):
+    """Another rank ended with an error: its words and its exit code."""
+
+
 class Stopped(BaseException):
     """SIGTERM or SIGUSR1 arrived; if a model was being trained, a checkpoint was saved.
 

@@ -1,17 +1,19 @@
 """This process among the other ranks: its rank and device, and messages between ranks."""
 
 import contextlib
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from sftmix.common.errors import ConfigError, HangError, SFTMixError, Stopped
+from sftmix.common.errors import ConfigError, HangError, RankError, SFTMixError, Stopped
 from sftmix.common.launcher import end_with_launcher, launch_problem
 
 T = TypeVar("T")
@@ -21,6 +23,9 @@ _process_group: list[object] = []
 """The process group, so that no DDP module is the last to hold it. Such a module, freed with the traceback of an error,
 would destroy the group while it holds the interpreter's lock, and hang: it waits for gloo's thread, which waits for the
 lock to free a tensor (torch 2.13). Freed through this reference, the group gives the lock back first."""
+
+_starts = itertools.count()
+"""Numbers the process groups of this process; each rank makes as many."""
 
 _SHOWN = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 """Environment variables that name the GPUs a process may use: of NVIDIA, of AMD (two) and of Intel."""
@@ -36,6 +41,8 @@ class World:
     device: torch.device = _CPU
     local_size: int = 1
     """Ranks on this node."""
+    store: dist.Store | None = None
+    """Where a rank leaves its error before its connections close."""
 
     @property
     def is_main(self) -> bool:
@@ -108,6 +115,30 @@ class World:
                 raise error
         return result if first else work()  # type: ignore[return-value]
 
+    def explained(self, error: BaseException) -> BaseException:
+        """Return the error to report for one that ended the work of this rank; it is noted for the others.
+
+        If another rank has noted one before, this rank's broken connection, or the signal by which torchrun ends it,
+        says nothing of the cause: that is a RankError. A rank that waited in vain gets a HangError.
+        """
+        if self.store is None or isinstance(error, (RankError, KeyboardInterrupt)):
+            return error
+        broken = isinstance(error, dist.DistError) or "gloo" in str(error)  # which has no class for its errors
+        if broken and "Timed out waiting" in str(error):
+            return HangError(
+                f"another rank did not answer within {self.store.timeout.total_seconds():g} s (training.timeout): it "
+                "hangs, or its work takes longer; the same command continues from the last checkpoint"
+            )
+        with contextlib.suppress(dist.DistError):  # the store is gone with the rank that had it
+            if not (broken or isinstance(error, Stopped)):
+                note = f"{getattr(error, 'exit_code', 1)} rank {self.rank}: {type(error).__name__}: {error}"
+                self.store.compare_set("error", "", note)  # the first one stays
+            elif self.store.check(["error"]):
+                code, _, words = self.store.get("error").decode().partition(" ")
+                error = RankError(words)
+                error.exit_code = int(code)
+        return error
+
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, SFTMixError | Stopped | None]:
     """Return the result of `work` and None, or None and the error that every rank raises."""
@@ -139,7 +170,10 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     kind = device.type
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        # Each group has keys of its own: those of an earlier one are addresses where nobody listens any more.
+        meeting = _meeting(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], timeout)
+        store = dist.PrefixStore(f"group {next(_starts)}", meeting)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=store.timeout)
     except dist.DistError as error:
         raise HangError(
             f"rank {rank} of {size} (RANK, WORLD_SIZE) did not meet the others at MASTER_ADDR:MASTER_PORT within "
@@ -149,22 +183,26 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     finished = False
     try:
         given = os.environ.get("LOCAL_WORLD_SIZE")  # not every launcher sets it
-        local_size = size // World(rank, size).gather(local).count(0) if given is None else int(given)
-        yield World(rank, size, local, device, local_size)
+        world = World(rank, size, local, device, store=store)
+        local_size = size // world.gather(local).count(0) if given is None else int(given)
+        yield replace(world, local_size=local_size)
         dist.barrier()  # if one rank leaves early, the others can abort at exit
         finished = True
-    except RuntimeError as error:
-        if "Timed out waiting" not in str(error):  # gloo has no class for this error
+    except BaseException as error:
+        if (explained := world.explained(error)) is error:
             raise
-        raise HangError(
-            f"another rank did not answer within {timeout:g} s (training.timeout): it hangs, or its work takes "
-            "longer; the same command continues from the last checkpoint"
-        ) from error
+        raise explained from error
     finally:
         # Shutting NCCL down waits for kernels, which wait for other ranks. After an error of this rank it may last to
         # the timeout: torchrun would not hear of the error, nor end the other ranks. Other GPUs may be alike.
         if finished or kind == "cpu":
             dist.destroy_process_group()
+
+
+@cache
+def _meeting(address: str, port: str, timeout: float) -> dist.Store:
+    """Return the store at MASTER_ADDR:MASTER_PORT, torchrun's or rank 0's; it lasts as long as the process."""
+    return next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))[0]
 
 
 def accelerator() -> torch.device:

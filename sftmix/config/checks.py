@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator
 from dataclasses import fields
 
 from sftmix.common.errors import refuse
-from sftmix.common.plain import not_plain
+from sftmix.common.plain import not_plain, spelling
 from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
@@ -14,6 +14,7 @@ from sftmix.components.component import Component, Need, missing_package
 from sftmix.config.run_config import RunConfig
 from sftmix.config.values import misfits
 from sftmix.options import (
+    OF_SHARDS,
     SHARDED,
     Check,
     LoraOptions,
@@ -120,11 +121,13 @@ def _training(of: str, options: TrainingOptions, optimizer: Optimizer, lora: Lor
             f"other: without padding there are no groups; set --{of}training.length_groups null, or leave padding_free "
             "out"
         )
-    if options.shard_group_size is not None and options.parallel != "hsdp":
-        yield (
-            f"{of}training.shard_group_size is {options.shard_group_size}, which only hsdp knows, but the "
-            f"stage has parallel {options.parallel}; use --{of}training.parallel hsdp, or set shard_group_size to null"
-        )
+    for name, default, having in OF_SHARDS:
+        value = getattr(options, name)
+        if value != default and options.parallel not in having:
+            yield (
+                f"{of}training.{name} is {spelling(value)}, an option of {' and '.join(having)}, but the stage has "
+                f"parallel {options.parallel}; use --{of}training.parallel {having[0]}, or leave {name} out"
+            )
     if options.parallel in SHARDED:
         yield from _sharded(optimizer, lora, f"{of}training.parallel {options.parallel}", of)
 

@@ -9,6 +9,7 @@ from sftmix.options.ranges import Check, at_least_1, out_of_range
 from sftmix.options.reference import ReferenceModel, ReferenceTraining, inherit, reference_lora
 from sftmix.options.training import (
     LAYOUT,
+    OF_SHARDS,
     SHARDED,
     CheckpointOptions,
     TrainingOptions,
@@ -17,6 +18,7 @@ from sftmix.options.training import (
 __all__ = [
     "LAYOUT",
     "LENGTHS",
+    "OF_SHARDS",
     "SHARDED",
     "Check",
     "CheckpointOptions",

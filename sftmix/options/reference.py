@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from sftmix.common.plain import PlainFields
 from sftmix.options.model import LoraOptions, ModelOptions
-from sftmix.options.training import Parallel, Precision, ScheduleName, TrainingOptions
+from sftmix.options.training import OF_SHARDS, Parallel, Precision, ScheduleName, TrainingOptions
 
 
 @dataclass(kw_only=True)
@@ -56,9 +56,14 @@ class ReferenceTraining(PlainFields):
     precision: Precision | None = None
     """Precision of the computation."""
     parallel: Parallel | None = None
-    """Division of work between ranks. Unless it is hsdp, replaces an inherited training.shard_group_size."""
+    """Division of work between ranks. Replaces inherited options that it does not have: training.shard_group_size
+    (hsdp), training.reshard_after_forward and training.reduce_each_micro_batch (fsdp and hsdp)."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights."""
+    reshard_after_forward: bool | None = None
+    """fsdp and hsdp: free the weights of a decoder layer after its forward."""
+    reduce_each_micro_batch: bool | None = None
+    """fsdp and hsdp: reduce gradients to shards after each micro-batch."""
     activation_checkpointing: bool | None = None
     """Recompute each decoder layer in the backward."""
     compile: bool | None = None
@@ -102,6 +107,5 @@ def inherit(training: TrainingOptions, reference: ReferenceTraining | None) -> T
         aside["padding_free"] = "auto"
     if chosen.get("padding_free") is True:
         aside["length_groups"] = None
-    if chosen.get("parallel", "hsdp") != "hsdp":
-        aside["shard_group_size"] = None
+    aside |= {name: default for name, default, of in OF_SHARDS if chosen.get("parallel", "hsdp") not in of}
     return replace(training, **aside | chosen)

@@ -1,7 +1,7 @@
 """Training and its checkpoints."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sftmix.common.plain import PlainFields
 
@@ -11,6 +11,13 @@ Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
 
 SHARDED = ("fsdp", "hsdp")
 """The values of training.parallel under which ranks share the weights."""
+
+OF_SHARDS: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+    ("shard_group_size", None, ("hsdp",)),
+    ("reshard_after_forward", True, SHARDED),
+    ("reduce_each_micro_batch", False, SHARDED),
+)
+"""Training options that only some values of training.parallel have: their names, their defaults, and these values."""
 
 DEFAULT_MICRO_BATCH = 8
 """Examples per forward and backward on one CPU rank, if neither their number nor that of their tokens is limited."""
@@ -23,6 +30,8 @@ LAYOUT = (
     "padding_free",
     "parallel",
     "shard_group_size",
+    "reshard_after_forward",
+    "reduce_each_micro_batch",
     "activation_checkpointing",
     "compile",
     "chunk_size",
@@ -69,6 +78,12 @@ class TrainingOptions(PlainFields):
     shard_group_size ranks has one. auto: ddp on CPU, fsdp on several GPUs."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights, a divisor of their number. null: the ranks of a node."""
+    reshard_after_forward: bool = True
+    """fsdp and hsdp: free the weights of a decoder layer after its forward, and gather them again for the backward.
+    false: keep them until then, which takes memory for all layers and saves a third of the traffic."""
+    reduce_each_micro_batch: bool = False
+    """fsdp and hsdp: reduce gradients to shards after each micro-batch, not once a step. More traffic, but no rank
+    holds the whole gradient in float32 between micro-batches: 4 bytes for each trained number."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward: less memory, about a third more compute."""
     compile: bool = False

@@ -48,12 +48,15 @@ class RunDirectory(Hold):
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        if raised[1] is None:  # the command did all it should
+        error = raised[1] and self.world.explained(raised[1])
+        if error is None:  # the command did all it should
             unfinished = [file for file in self.path.glob("*/inputs.json") if not file.with_name(MANIFEST).exists()]
             if self._earlier.get("exit_code") != 0 and not unfinished:
                 self.starts_work()
             self.status(exit_code=0, message="")
-        super().__exit__(*raised)
+        super().__exit__(type(error), error, None)
+        if error is not raised[1]:
+            raise error from raised[1]
 
     def tell(self, **fields: Any) -> None:
         """Update STATUS.json from every rank: a full disk ends them all."""

@@ -74,7 +74,6 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     precision = resolve_precision(options.precision, world.device)
     compute = torch.bfloat16 if precision == "bf16" else torch.float32
     quantization = quantization_config(lora, compute=compute)
-    halve = stored_dtype(path) == compute == torch.bfloat16 and bool(lora.r or not trains)  # else all is exported
 
     def whole() -> PreTrainedModel:
         model = load_model(path, attention=attention, quantization=quantization)
@@ -87,20 +86,18 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     if not sharded:
         model = whole()
         check(model)
-        if halve:
-            keep_in_bfloat16(model, trains=trains)
-        return model
-    mapped = None if lora.r else mapped_model(path, attention=attention)
-    # Every rank maps the files, if it can; else rank 0 loads them and sends the values.
-    loaded = mapped or world.on_main(whole)
-    tied = world.share(loaded and loaded.config.get_text_config().tie_word_embeddings)
-    model = loaded or empty_model(path, attention=attention, tied=tied)
-    if lora.r and loaded is None:
-        add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
-    values = take_values(model)
-    if halve:
+    else:
+        mapped = None if lora.r else mapped_model(path, attention=attention)
+        # Every rank maps the files, if it can; else rank 0 loads them and sends the values.
+        loaded = mapped or world.on_main(whole)
+        tied = world.share(loaded and loaded.config.get_text_config().tie_word_embeddings)
+        model = loaded or empty_model(path, attention=attention, tied=tied)
+        if lora.r and loaded is None:
+            add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
+        values = take_values(model)
+        carry(model, values if loaded else {}, world, from_main=mapped is None, checks=[check])
+    if stored_dtype(path) == compute == torch.bfloat16 and (lora.r or not trains):  # a trained model is exported whole
         keep_in_bfloat16(model, trains=trains)
-    carry(model, values if loaded else {}, world, from_main=mapped is None, checks=[check])
     return model
 
 

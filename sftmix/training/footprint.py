@@ -209,7 +209,8 @@ def memory_of(setup: StepSetup, within: AbstractContextManager[Any] | None = Non
         at_head += size * head * ((shards == 1) + (on_cpu and numbers.head_trains))
     if shards > 1:
         # The next layer is gathered meanwhile; gradients have the dtype of the product, and are reduced in float32.
-        gathered, reduced = size * numbers.outside.all, (size + 4) * numbers.layers.trained
+        kept_whole = 0 if stage.options.reshard_after_forward else numbers.layers.all
+        gathered, reduced = size * (numbers.outside.all + kept_whole), (size + 4) * numbers.layers.trained
         at_head += gathered
         in_layer += gathered + (2 * size * numbers.layers.all + reduced) / n_layers
         after = max(after, (size + 4) * numbers.outside.trained)
@@ -221,7 +222,7 @@ def memory_of(setup: StepSetup, within: AbstractContextManager[Any] | None = Non
         recomputed=(max(cached, constant / n_layers), states),
         layer=layer,
         optimizer=stage.optimizer.state_bytes * trained / shards,
-        whole=4.0 * trained,
+        whole=4.0 * trained / (shards if stage.options.reduce_each_micro_batch else 1),
         gradients=4 * trained / shards,
         after=after,
         head=4.0 * head * numbers.head_trains,

@@ -5,6 +5,8 @@ reduced over all ranks.
 """
 
 import contextlib
+import math
+import socket
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -42,7 +44,7 @@ def unwrap(wrapped: Any) -> TrainingModule:
 
 
 def gradient_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractContextManager[None]:
-    """Reduce gradients over ranks only if `enabled` (the last micro-batch of a step).
+    """Reduce gradients over ranks only if `enabled`, as in the last micro-batch of a step.
 
     Use it around forward and backward: around the backward alone it would do nothing under DDP.
     """
@@ -106,6 +108,7 @@ def training_module(
         precision=precision,
         world=world,
         shard_group_size=options.shard_group_size,
+        reshard_after_forward=options.reshard_after_forward or not trains,
     )
     unwrap(module).padding_free = _shares_rows(
         module, options, precision=precision, world=world, attention=attention, packed=packed
@@ -201,23 +204,28 @@ def wrap(
     precision: str,
     world: World,
     shard_group_size: int | None = None,
+    reshard_after_forward: bool = True,
 ) -> nn.Module:
     """Wrap the module, whose forward runs backbone, head and losses.
 
     fsdp: all ranks share one copy of the weights; hsdp: each group of neighbouring ranks does. They are gathered in one
-    group per decoder layer and one for the rest (embeddings, norm, head), which is gathered once per forward and kept
-    until the backward is done, so tied weights live in one group. What no forward runs has groups of its own, which are
-    never gathered. Each group moves to the device when it is sharded. The values that a model on the meta device
-    carries go into the shards: no rank holds the whole model.
+    group per decoder layer, one for the input embeddings and one for the rest (norm, head, and embeddings tied to it).
+    The last two are gathered once per forward and kept until the backward is done; `reshard_after_forward` False keeps
+    the layers so as well. What no forward runs has groups of its own, which are never gathered. Each group moves to the
+    device when it is sharded. The values that a model on the meta device carries go into the shards: no rank holds the
+    whole model.
     """
     if parallel == "none":
         return module.to(world.device)
     if parallel == "ddp":
-        # A bucket for each gradient: torch makes larger ones anew after the first step of each process, and where a
-        # gradient lies in its bucket decides the order in which three ranks or more are summed.
-        return nn.parallel.DistributedDataParallel(
-            module.to(world.device), bucket_cap_mb_list=[0], gradient_as_bucket_view=True
-        )
+        # After the first backward of each process torch fills its buckets anew, in the order in which that one gave
+        # gradients; and where a gradient lies in its bucket decides the order in which three ranks or more are summed.
+        # So it is a backward whose order nothing but the model decides.
+        wrapped = nn.parallel.DistributedDataParallel(module.to(world.device), gradient_as_bucket_view=True)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        wrapped(None, None, loss=lambda *_: sum(map(torch.sum, trained))).backward()
+        wrapped.zero_grad()
+        return wrapped
     if not dist.is_initialized():
         raise ConfigError(needs_torchrun(parallel))
     if parallel == "fsdp":
@@ -225,8 +233,13 @@ def wrap(
     else:
         mesh = _hybrid_mesh(_get_default_group(), world, shard_group(shard_group_size, world))
     dtypes: Any = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
-    for layer in [*decoder_layers(module.model), *unused_modules(module.model).values()]:
-        fully_shard(layer, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes))
+    layers = [*decoder_layers(module.model), *unused_modules(module.model).values()]
+    groups = dict.fromkeys(layers, reshard_after_forward)
+    embeddings, head = module.model.get_input_embeddings(), module.model.get_output_embeddings()
+    if {*embeddings.parameters()}.isdisjoint(head.parameters()):
+        groups[embeddings] = False
+    for part, again in groups.items():
+        fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(**dtypes), reshard_after_forward=again)
     # The root's inputs are no activations: FSDP would find the floats in Batch and Plan and round lambdas, weights
     # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). The activations are bf16, as the parameters are.
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
@@ -243,7 +256,8 @@ def wrap(
 def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMesh:
     """Return the mesh of hsdp, one for all models of a process: its groups live, with NCCL's buffers, to the end.
 
-    Raises ConfigError if the groups would differ, as they would wait for each other until the timeout.
+    Raises ConfigError if the groups would differ, as they would wait for each other until the timeout, or if one would
+    be spread over more hosts than its ranks need.
     """
     smallest, largest = -world.max(-group), world.max(group)
     if smallest != largest:
@@ -251,6 +265,15 @@ def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMe
             f"training.parallel hsdp: the nodes have {smallest:g} to {largest:g} ranks, and its groups are of one "
             "size; set training.shard_group_size to a divisor of the ranks of each node, or use fsdp"
         )
+    hosts = world.gather(socket.gethostname())
+    for first in range(0, world.size, group):
+        among = dict.fromkeys(hosts[first : first + group])
+        if len(among) > math.ceil(group / world.local_size):
+            raise ConfigError(
+                f"training.parallel hsdp: the {group} ranks from {first} on would share one copy of the weights, but "
+                f"they are on {', '.join(among)}: number the ranks host by host (srun --distribution=block), or set "
+                "training.shard_group_size to a divisor of the ranks of each host"
+            )
     mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
     # Its groups would have torch's own timeout, whatever training.timeout says.
     timeout = ranks._get_backend(world.device).options._timeout

@@ -30,8 +30,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sftmix.batches.collate import collate, to_device
@@ -206,7 +208,8 @@ def train_step(setup: StepSetup, prepared: PreparedStep, meanwhile: Callable[[],
     nll = []
     for number, (batch, plan) in enumerate(zip(batches, plans, strict=True), start=1):
         scaled = normalise(plan, ntp_count=ntp_count, mixup_count=mixup_count, world_size=world.size)
-        with gradient_sync(module, enabled=number == len(batches)):
+        last = number == len(batches)
+        with gradient_sync(module, enabled=last or stage.options.reduce_each_micro_batch):
             with autocast(module, setup.precision, world.device):
                 out = module(
                     batch, scaled, perturb=None if perturbation is None else perturb, loss=stage.objective.loss
@@ -313,16 +316,18 @@ def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
     """Clip the gradients to the norm `max_norm` (0: only measure); return the norm over all shards before clipping, [].
 
     Squares are summed in float64: in float32 the norm of 7M gradients is off by 1e-5 on a CPU, and how far depends on
-    how the ranks divide the gradients.
+    how the ranks divide the gradients. Under FSDP and HSDP they are those of this rank's shards, and the ranks that
+    share one copy of the weights add them up; every parameter is sharded there.
     """
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    gradients: list[Any] = [p.grad for p in parameters]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2.0, torch.float64)))
-    if hasattr(norm, "full_tensor"):
-        norm = norm.full_tensor()
+    gradients: list[Any] = [p.grad for p in model.parameters() if p.grad is not None]
+    shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(shards, 2.0, torch.float64)))
+    if isinstance(model, FSDPModule):
+        dist.all_reduce(square := norm.square(), group=gradients[0].device_mesh.get_group(-1))
+        norm = square.sqrt()
     norm = norm.to(torch.promote_types(gradients[0].dtype, torch.float32))
     if max_norm > 0:
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+        torch._foreach_mul_(shards, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

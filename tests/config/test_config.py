@@ -140,7 +140,15 @@ PROBLEMS = [
         {"training": {"length_groups": 2, "padding_free": True}},
         "training.length_groups (2) and training.padding_free true exclude each other",
     ),
-    ({"training.shard_group_size": 2}, "training.shard_group_size is 2, which only hsdp knows"),
+    (
+        {"training.shard_group_size": 2},
+        "training.shard_group_size is 2, an option of hsdp, but the stage has parallel auto",
+    ),
+    ({"training.reduce_each_micro_batch": True}, "reduce_each_micro_batch is true, an option of fsdp and hsdp, but"),
+    (
+        {"training.reshard_after_forward": False, "training.parallel": "ddp"},
+        "use --training.parallel fsdp, or leave resh",
+    ),
     ({"training.learning_rate": 0.0}, "training.learning_rate is 0.0; allowed: above 0"),
     ({"training.learning_rate": float("nan")}, "training.learning_rate is nan; allowed: above 0"),
     ({"training.epochs": 0}, "training.epochs is 0.0; allowed: above 0"),

@@ -1,6 +1,8 @@
 """Ranks that end with an error end at once; each has a device of its own, and waits as long as it is told."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +18,7 @@ from sftmix.common.errors import ConfigError, HangError
 from sftmix.common.launcher import launch_problem
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
+from sftmix.training import parallel
 from sftmix.training.machine import machine_of, same_bits
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, wrap
@@ -197,6 +200,61 @@ def test_a_rank_takes_the_gpu_that_is_its_own(kind, variable, local_rank, there,
     else:
         assert worlds._device(local_rank) == torch.device(kind, index)
         assert taken == [index]
+
+
+def groups_across_hosts(world: World) -> None:
+    """Four ranks of two hosts, numbered in turns, as srun --distribution=cyclic does; then host by host."""
+    name = socket.gethostname
+    sharing = {"parallel": "hsdp", "precision": "fp32"}
+    world = replace(world, local_size=2)
+    for hosts, group, refused in (("abab", None, True), ("aabb", None, False), ("abab", 4, False), ("aabb", 1, False)):
+        socket.gethostname = lambda hosts=hosts: hosts[world.rank]
+        parallel._hybrid_mesh.cache_clear()
+        expected = pytest.raises(ConfigError, match=r"the 2 ranks from 0 on .* they are on a, b: .*distribution=block")
+        with expected if refused else contextlib.nullcontext():
+            wrap(TrainingModule(toy_model()), world=world, shard_group_size=group, **sharing)
+    socket.gethostname = name
+
+
+@pytest.mark.slow
+def test_a_group_of_hsdp_is_on_no_more_hosts_than_it_needs():
+    on_ranks(groups_across_hosts, ranks=4)
+
+
+LATE = """
+import os, sys, time
+from sftmix.common.world import start_world
+
+for start in range(3):
+    if os.environ["RANK"] == sys.argv[1]:
+        time.sleep(2 * start)
+    with start_world(30.0) as world:
+        assert world.sum([1.0, world.rank]) == [3.0, 3.0]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", ["0", "2"])
+@pytest.mark.parametrize("by_torchrun", [True, False])
+def test_a_rank_may_be_late_for_the_next_start_in_one_process(late, by_torchrun, tmp_path):
+    """The addresses of the start before, at which nobody listens, would be waited for until the timeout."""
+    (tmp_path / "late.py").write_text(LATE)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [str(tmp_path / "late.py"), late]
+    if by_torchrun:
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "3", "--rdzv_endpoint", "localhost:0"]
+        launcher += ["--rdzv_backend", "c10d"]
+        ranks = [subprocess.Popen([sys.executable, *launcher, *words], env=environment)]
+    else:
+        environment |= {"WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+        of_rank = [environment | {"RANK": rank, "LOCAL_RANK": rank} for rank in "012"]
+        ranks = [subprocess.Popen([sys.executable, *words], env=one) for one in of_rank]
+    try:
+        assert [rank.wait(timeout=120) for rank in ranks] == [0] * len(ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
 
 
 @pytest.mark.parametrize("kind", [None, torch.device("mps")])

@@ -91,15 +91,18 @@ def traffic(work: Work, layout: Layout) -> tuple[float, float, float]:
     hold other copies.
 
     Ranks form a ring: each passes on (n - 1) / n of a tensor that is gathered or reduced, twice as much of an average.
-    Each pass through the backbone gathers the decoder layers, and again for the backward; the rest is gathered once per
-    micro-batch. The last micro-batch of a step reduces gradients to shards, which copies of the weights then average
-    (hsdp; under ddp each rank has a copy). If it has several passes, FSDP sends the layers' gradients that earlier
-    micro-batches left with its first pass, and its own with the last.
+    Each pass through the backbone gathers the decoder layers, and again for the backward, unless they are kept; the
+    rest is gathered once per micro-batch. The last micro-batch of a step, or each, reduces gradients to shards, which
+    copies of the weights then average (hsdp; under ddp each rank has a copy). If the last one has several passes, FSDP
+    sends the layers' gradients that earlier micro-batches left with its first pass, and its own with the last.
     """
     copies, ring, model = layout.copies, (layout.shards - 1) / layout.shards, work.model.numbers
-    weights = 2 * model.layers.all * work.passes + model.outside.all * work.micro_batches
-    twice = layout.shards > 1 and work.passes > work.micro_batches > 1
-    gradients = (model.outside.trained + model.layers.trained * (1 + twice)) * bool(work.micro_batches)
+    each, again = work.options.reduce_each_micro_batch, work.options.reshard_after_forward
+    weights = model.layers.all * (2 * work.passes if again else work.micro_batches)
+    weights += model.outside.all * work.micro_batches
+    twice = layout.shards > 1 and work.passes > work.micro_batches > 1 and not each
+    gradients = model.outside.trained + model.layers.trained * (1 + twice)
+    gradients *= work.micro_batches if each else bool(work.micro_batches)
     gradients *= FLOAT
     return layout.size * ring * weights, ring * gradients, 2 * (copies - 1) / copies / layout.shards * gradients
 

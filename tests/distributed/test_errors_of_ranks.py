@@ -1,0 +1,72 @@
+"""One rank raises and the others see their connections break: the command's error is the first rank's, at once."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.forked import ended
+from tests.tiny import sftmix as command
+from tests.tiny import status
+
+pytestmark = pytest.mark.slow
+
+BREAKS = '''
+import time
+import torch.distributed as dist
+from sftmix.components import NTP
+
+class Breaks(NTP):
+    """On one rank the third plan or loss of the training is none; the other ranks may be slow to see it."""
+
+    def __init__(self, *, rank: int, where: str = "loss", slow: bool = False):
+        super().__init__()
+        self.rank, self.where, self.slow, self.made = rank, where, slow, 0
+
+    def plan(self, batch, **given):
+        self.made += 1
+        self.fail("plan")
+        return super().plan(batch, **given)
+
+    def loss(self, view, batch, plan):
+        self.fail("loss")
+        return super().loss(view, batch, plan)
+
+    def fail(self, where):
+        if dist.is_initialized() and self.made == 3 and self.where == where:
+            if dist.get_rank() == self.rank:
+                raise ValueError("a broken loss")
+            time.sleep(60 * self.slow)
+'''
+OWN = "ValueError: a broken loss"
+
+
+def words(tiny, place: Path, rank: int, parallel: str, *more: str) -> list[str]:
+    (place / "breaking.py").write_text(BREAKS)
+    given = ["--objective", "breaking.Breaks", "--objective.rank", str(rank), "--splitter", "RandomSplit"]
+    return ["run", *tiny.bare, *given, *more, "--training.parallel", *parallel.split(), "--out", "run"]
+
+
+CASES = [("ddp", 0, "loss"), ("ddp", 1, "loss"), ("ddp", 2, "loss"), ("ddp", 1, "plan"), ("fsdp", 1, "loss")]
+CASES += [("fsdp --training.reduce_each_micro_batch true", 2, "loss")]
+CASES += [("hsdp --training.shard_group_size 1 --training.reshard_after_forward false", 1, "loss")]
+
+
+@pytest.mark.parametrize(("parallel", "rank", "where"), CASES)
+def test_the_status_has_the_error_of_the_rank_that_raised(tiny, tmp_path, parallel, rank, where):
+    """Rank 0 waits for it in a collective; and of three ranks one may see another's broken connection."""
+    started = time.monotonic()
+    asked = words(tiny, tmp_path, rank, parallel, "--objective.where", where)
+    it = ended(asked, cwd=tmp_path, faults=[None] * 3)
+    assert time.monotonic() - started < 200
+    assert it.codes[rank] == 1, it.printed
+    found = status(tmp_path / "run")
+    assert found["exit_code"] == 1
+    assert found["message"] == (OWN if rank == 0 else f"RankError: rank {rank}: {OWN}"), it.printed
+
+
+def test_a_rank_that_torchrun_stops_before_it_sees_a_broken_connection_has_that_error_too(tiny, tmp_path):
+    it = command(*words(tiny, tmp_path, 1, "ddp", "--objective.slow", "true"), ranks=2, cwd=tmp_path)
+    assert it.returncode == 1
+    found = status(tmp_path / "run")
+    assert (found["exit_code"], found["message"]) == (1, f"RankError: rank 1: {OWN}"), it.stderr
