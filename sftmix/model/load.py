@@ -279,11 +279,13 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
         if find_adapter_config_file(name, revision=commit) is not None:  # transformers would load its base
             raise holds_adapters(path)
         refuse_files(path)
-    if auto is AutoModelForCausalLM:
-        weight_files_of(path)
     try:
+        if auto is AutoModelForCausalLM:
+            weight_files_of(path)
         with without_bars_of_transformers():
             return auto.from_pretrained(name, revision=commit, trust_remote_code=False, **options)
+    except ConfigError:
+        raise
     except Exception as error:  # files of strangers make transformers raise anything
         if "trust_remote_code" in str(error):
             raise ConfigError(

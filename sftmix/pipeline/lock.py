@@ -10,7 +10,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from sftmix.common.errors import INTERRUPTED, ConfigError, DifferenceError, InUseError, NoSpaceError
-from sftmix.common.files import read_json, refuse_links, remove_leftovers, write_json
+from sftmix.common.files import read_json, remove_leftovers, write_json
 from sftmix.common.places import path_problem
 from sftmix.config.read import STARTED
 
@@ -52,7 +52,6 @@ class Hold:
             raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
         except OSError as error:
             raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
-        refuse_links(self.path)
         for name in ("STATUS.json", "config.yaml", STARTED, "summary.json", "nonce"):
             remove_leftovers(self.path, name)
         with contextlib.suppress(DifferenceError):  # none, or one that cannot be read

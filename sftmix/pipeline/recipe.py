@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.files import read_steps
+from sftmix.common.files import read_steps, refuse_links
 from sftmix.common.tables import read_split, write_dynamics, write_split, write_table
 from sftmix.common.world import World, start_world
 from sftmix.components.confidence import variability
@@ -68,6 +68,7 @@ def run(
         RunDirectory(config.out or "", ranks, pool=pool) as directory,
         StopAtOnce() as stop,
     ):
+        ranks.on_main(lambda: refuse_links(directory.path))
         check_same_directory(directory.path, ranks)
         if config.training.compile or config_of_reference(config).training.compile:
             check_compiler(ranks.device)

@@ -1,6 +1,5 @@
 """training.micro_batch_tokens auto is one number for all ranks and attempts, on which results do not depend."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from sftmix.common.world import World
 from sftmix.components import SFTMix
 from sftmix.components.base import Callback
 from sftmix.options import TrainingOptions
-from sftmix.training import loop, memory
+from sftmix.training import memory
 from sftmix.training.loop import TrainingLoop, train
 from sftmix.training.machine import tokens_before
 from sftmix.training.module import TrainingModule
-from sftmix.training.parallel import PADDED_TOKENS, few_plans, wrap
+from sftmix.training.parallel import few_plans, wrap
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import prepare_step, train_step
 from tests.forked import _forked, _work, on_ranks
@@ -34,7 +33,7 @@ AUTO: dict[str, Any] = {"micro_batch_size": None, "micro_batch_tokens": "auto"}
 
 
 def fits(monkeypatch, tokens: Callable[[], int]) -> None:
-    monkeypatch.setattr(loop, "tokens_that_fit", lambda setup: tokens())
+    monkeypatch.setattr(memory, "tokens_that_fit", lambda setup: tokens())
 
 
 # ------------------------------------------------------------------------------------------- the number
@@ -70,15 +69,12 @@ def test_another_machine_decides_anew(recorded, here, tokens):
 
 @pytest.mark.parametrize(
     ("lengths", "options", "most"),
-    [
-        ([(2, 3), (4, 5)], {}, PADDED_TOKENS),
-        ([(2, 3), (1, 4)], {}, 32 * 5),
-        ([(2, 3), (4, 5)], {"padding_free": True}, 32 * 9),
-    ],
+    [(UNLIKE, {}, 12), (ALIKE, {}, 2 * 5), (UNLIKE, {"padding_free": True}, 2 * 9)],
     ids=["padded", "of one length", "padding-free"],
 )
 def test_it_is_no_larger_than_a_global_batch_needs(tmp_path, monkeypatch, lengths, options, most):
-    fits(monkeypatch, lambda: 10**9)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1e15)
+    monkeypatch.setattr(memory, "PADDED_TOKENS", 12)
     data = toy_rows(lengths)
     stage = toy_stage(tmp_path, [[(Slot(0),), (Slot(1),)]], data=data, options=AUTO | options)
     (machine,) = train(stage, World()).figures["machines"]
@@ -87,7 +83,7 @@ def test_it_is_no_larger_than_a_global_batch_needs(tmp_path, monkeypatch, length
 
 def check_ranks(world: World, directory: str) -> None:
     """The last rank has least memory."""
-    loop.tokens_that_fit = lambda setup: 40 - 7 * world.rank  # type: ignore[assignment]
+    memory._fitting = lambda *_: 40 - 7 * world.rank  # type: ignore[assignment]
     done = TrainingLoop(toy_stage(Path(directory), BATCHES, data=DATA, options=AUTO), world)
     done.run()
     assert done.stage.options.micro_batch_tokens == done.setup.stage.options.micro_batch_tokens == 33
@@ -103,7 +99,7 @@ def fail_on_one(world: World, directory: str) -> None:
         raise torch.OutOfMemoryError("of this rank")
 
     if world.rank:
-        loop.tokens_that_fit = out_of_memory
+        memory.memory_of = out_of_memory
     train(toy_stage(Path(directory), BATCHES, data=DATA, options=AUTO), world)
 
 
@@ -228,18 +224,3 @@ def test_cudnn_plans_for_no_padded_shapes(tmp_path, allowed, rows, padding_free,
 
 
 # ----------------------------------------------------------------------------------------------- what fits
-
-
-def test_what_fits_follows_from_what_a_forward_keeps(tmp_path, monkeypatch):
-    stage = toy_stage(tmp_path, BATCHES, data=DATA, model=toy_model(dtype=torch.float32))
-    setup = toy_setup(TrainingModule(stage.model), data=DATA, model=stage.model)
-    setup.stage = stage
-    constant, per_row = memory.saved_by_forward(setup.module, DATA, "fp32")
-    per_token, state = per_row / DATA.lengths.max(), sum(3 * one.nbytes for one in stage.model.parameters())
-    for free, tokens in (
-        (state + (constant + 100.5 * per_token) / memory.ACTIVATIONS, 100),
-        (state - 1, 1),
-        (math.inf, 8 * DATA.lengths.max()),
-    ):
-        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
-        assert memory.tokens_that_fit(setup) == tokens
