@@ -34,11 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Make the steps again and print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(args.run).expanduser(), args.stage, args.start, args.steps)
-    refuse_one_rank(window)
+    trust = None if args.trust else ()
+    refuse_one_rank(window, trust)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
     from sftmix.tools.verify.run import verify
 
-    certificate = verify(window, trust=None if args.trust else ())
+    certificate = verify(window, trust=trust)
     text = json.dumps(certificate, indent=1)
     if not args.json:
         verdicts = {None: "not compared", True: "same", False: "differs"}

@@ -1,6 +1,7 @@
 """The steps of a run that are made again: which ones, from which checkpoint, and to which one."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,10 +82,10 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     return Window(run, stage, start, start + steps, last, finished, tuple(checkpoints))
 
 
-def refuse_one_rank(window: Window) -> None:
+def refuse_one_rank(window: Window, trust: Collection[str] | None = ()) -> None:
     """Raise ConfigError if ranks shared the weights in this stage, and torchrun did not start this process."""
     with as_started(window.run):
-        config = read_config(window.run / "config.yaml")
+        config = read_config(window.run / "config.yaml", trust=trust)
     parallel = (config_of_reference(config) if window.stage == "reference" else config).training.parallel
     if parallel in SHARDED and "RANK" not in os.environ:
         raise ConfigError(needs_torchrun(parallel))
