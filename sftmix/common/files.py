@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,14 +27,21 @@ _LARGEST = 1 << 26
 """Most bytes of a file of a run directory that is read at once."""
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path, size: int | None = None) -> str:
+    """Return the hash of a file, or of its first `size` bytes."""
     with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        digest = hashlib.file_digest(f, "sha256") if size is None else hashlib.sha256(f.read(size))
+    return digest.hexdigest()
 
 
 def sha256_json(value: object) -> str:
     """Return the hash of a JSON-able value; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hashed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON-able object with a hash of itself, which `read_object` compares."""
+    return {**value, "sha256": sha256_json(value)}
 
 
 @contextmanager
@@ -65,12 +73,26 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_batches(file: Path) -> list[dict[str, Any]]:
-    """Return what `append_batch` has added to a file so far, and drop a last batch that was cut short."""
+    """Return what `append_batch` has added to a file of this name so far; what is damaged is left out.
+
+    A last batch that was cut short is dropped in silence, others with a warning.
+    """
     if not file.exists():
         return []
     whole, newline, _ = file.read_bytes().rpartition(b"\n")
     os.truncate(file, len(whole) + len(newline))
-    return [record for batch in whole.splitlines() for record in json.loads(batch)]
+    records, damaged = list[dict[str, Any]](), 0
+    for line in whole.splitlines():
+        try:
+            batch = read_object(line, file, file=str, records=list, sha256=str)
+            if batch["file"] != file.name:
+                raise DifferenceError("it is of another file")
+            records += batch["records"]
+        except DifferenceError:
+            damaged += 1
+    if damaged:
+        warnings.warn(f"{damaged} lines of {file} are not as they were written, and are made again", stacklevel=2)
+    return records
 
 
 def append_batch(file: Path, batch: Sequence[Mapping[str, Any]]) -> None:
@@ -79,7 +101,7 @@ def append_batch(file: Path, batch: Sequence[Mapping[str, Any]]) -> None:
     It does not wait for the disk, which at each row would be slower than a server; a power cut may cost the last ones.
     """
     with naming_full_disk(file), file.open("ab") as part:
-        part.write(f"{json.dumps(batch)}\n".encode())
+        part.write(f"{json.dumps(hashed({'file': file.name, 'records': batch}))}\n".encode())
 
 
 def is_full(error: BaseException) -> bool:
@@ -189,7 +211,7 @@ def read_json_if_there(path: Path) -> dict[str, Any]:
 
 
 def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str, Any]:
-    """Parse a JSON object, with the checks and errors of `read_json`.
+    """Parse a JSON object, with the checks and errors of `read_json`; it has lost the hash that it was `hashed` with.
 
     place  of the text for the error: its file, and the line if it is one of many
     """
@@ -199,6 +221,8 @@ def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str,
             raise ValueError("it is not an object")
         if missing := [name for name, kind in needs.items() if not isinstance(value.get(name), kind)]:
             raise ValueError(f"{missing[0]} is missing, or of another kind")
+        if value.pop("sha256", None) not in (None, sha256_json(value)):
+            raise ValueError("it does not have the hash it was written with")
     except (ValueError, RecursionError) as error:  # json.loads raises the latter for lists in lists
         raise not_as_written(place, error) from error
     return value
@@ -231,7 +255,7 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object],
 
     The manifest also holds a hash of itself: a bit of a step's number may flip as well as one of a weight.
 
-    known  the entries of those files, by name, that need not be read for it
+    known  the entries of files by name that need not be read for it; of files elsewhere, as `../../metrics.jsonl`, too
     """
 
     def entry(path: Path) -> tuple[str, dict[str, Any]]:
@@ -240,8 +264,8 @@ def commit_directory(staging: Path, final: Path, *, about: Mapping[str, object],
 
     with ThreadPoolExecutor() as threads:
         entries = dict(threads.map(entry, filter(Path.is_file, sorted(staging.rglob("*")))))
-    manifest = {**about, "files": entries}
-    write_json(staging / MANIFEST, {**manifest, "sha256": sha256_json(manifest)})
+    manifest = {**about, "files": {**known, **entries}}
+    write_json(staging / MANIFEST, hashed(manifest))
     sync_path(staging)
     if final.exists():
         shutil.rmtree(final)
@@ -253,16 +277,15 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
     """Return None if the manifest is there and every file has its size and its hash, else the problem.
 
     A file of tensors that the manifest does not list is also a problem, hidden or not: torch's reader takes every
-    *.safetensors in the directory. Other files, as editors and file systems leave them, do no harm.
+    *.safetensors in the directory. Other files, as editors and file systems leave them, do no harm. A log elsewhere
+    may have grown since.
 
     hashes  False: look at the sizes alone, which reads no file
     """
     try:
-        manifest = read_json(path / MANIFEST, files=dict)
+        manifest = read_json(path / MANIFEST, files=dict, sha256=str)
     except DifferenceError as error:
         return f"its manifest is unreadable ({error})"
-    if manifest.pop("sha256", None) != sha256_json(manifest):
-        return "its manifest does not have the hash it was written with"
     if strange := sorted({file.name for file in path.glob("*.safetensors")} - manifest["files"].keys()):
         return f"{strange[0]} is not a file of it"
 
@@ -270,7 +293,9 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
         file, entry = path / name, manifest["files"][name]
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != entry["bytes"] or (hashes and sha256_file(file) != entry["sha256"]):
+        grown = file.stat().st_size - entry["bytes"]
+        size = entry["bytes"] if grown > 0 and name.startswith("../") and name.endswith(".jsonl") else None
+        if (grown and size is None) or (hashes and sha256_file(file, size) != entry["sha256"]):
             return f"{name} does not have the hash it was written with"
         return None
 

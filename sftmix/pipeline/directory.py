@@ -17,14 +17,12 @@ from sftmix.common.files import (
     placing,
     read_json,
     remove_leftovers,
-    sha256_file,
-    sync_path,
     write_json,
     write_text,
 )
 from sftmix.config.read import STARTED
 from sftmix.pipeline.lock import Hold
-from sftmix.pipeline.stages import ADOPTED, Inputs, differences, is_finished, origin, refuse_others
+from sftmix.pipeline.stages import ADOPTED, Inputs, differences, is_finished, origin, refuse_others, write_manifest
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
@@ -105,12 +103,7 @@ class RunDirectory(Hold):
 
         def record() -> None:
             write_json(directory / "figures.json", figures)
-            hashes = {}
-            for output in (directory / name for name in [*outputs, "figures.json"]):
-                for file in [file for file in sorted(output.rglob("*")) if file.is_file()] or [output]:
-                    sync_path(file)  # the manifest is, and would name what a power cut has taken
-                    hashes[file.relative_to(directory).as_posix()] = sha256_file(file)
-            write_json(directory / MANIFEST, {"files": hashes})
+            write_manifest(directory, [*outputs, "figures.json"])
 
         self.world.on_main(record)
 

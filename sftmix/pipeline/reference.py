@@ -42,6 +42,8 @@ from sftmix.types import RowScorer, RowScores, TrainingDynamics
 
 Scored = tuple[RowScores, RowScores | None]
 """The scores of the rows, and of their responses alone, if these are asked for."""
+KEPT = ("metrics.jsonl", "online", "scores*")
+"""Beside the dynamics, what the stage keeps of the way to them, as patterns."""
 MAX_UNSCORED = 0.05
 """Largest share of examples that a reference may fail to score before the run stops with exit code 3."""
 
@@ -65,7 +67,8 @@ def enter_reference(run: RunContext) -> TrainingDynamics:
         run.world.on_main(lambda: write_dynamics(path, dynamics))
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
         line = f"reference {type(reference).__name__}: {describe_dynamics(dynamics)}"
-        return Made(["../confidence/dynamics.parquet"], figures, line)
+        kept = [file.name for name in KEPT for file in sorted((run.path / "reference").glob(name))]
+        return Made(["../confidence/dynamics.parquet", *kept], figures, line)
 
     return run.enter("reference", make, lambda: read_dynamics(path).of(ids))
 

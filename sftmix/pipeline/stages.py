@@ -6,12 +6,12 @@ and refuses both when the inputs differ: nothing is ever recomputed over other w
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import MANIFEST, read_json, refuse_links, sha256_file
+from sftmix.common.files import MANIFEST, read_json, refuse_links, sha256_file, sync_path, write_json
 
 Inputs = Mapping[str, Any]
 """What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
@@ -19,6 +19,16 @@ UNKNOWN: Any = object()
 """An input that is not known yet, and so differs from no other."""
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that run's stage is, relative to the stage directory."""
+
+
+def write_manifest(directory: Path, outputs: Sequence[str]) -> None:
+    """Write the hashes of some files of a directory, or of all files in a folder of it: `is_finished` compares them."""
+    hashes = {}
+    for output in (directory / name for name in outputs):
+        for file in [file for file in sorted(output.rglob("*")) if file.is_file()] or [output]:
+            sync_path(file)  # the manifest is, and would name what a power cut has taken
+            hashes[file.relative_to(directory).as_posix()] = sha256_file(file)
+    write_json(directory / MANIFEST, {"files": hashes})
 
 
 def is_finished(stage: Path, *, weights: bool = True) -> bool:

@@ -15,7 +15,7 @@ import shutil
 import time
 import warnings
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -62,12 +62,14 @@ _MARGIN = 1.2
 class CheckpointStore:
     """The checkpoints of one stage: `directory`/step-<8 digits>/.
 
+    beside   what the stage has written so far, as patterns: a checkpoint is valid if it is still there, as it was
     seconds  what the last save took, from its beginning until the file of rank 0 was written
     """
 
     directory: Path
     keep: int
     world: World
+    beside: Sequence[str] = ()
     seconds: float = 0.0
     _verified: int | None = None
     """The step that was read in full and compared with its hashes by this object, on rank 0."""
@@ -113,11 +115,14 @@ class CheckpointStore:
         tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
 
-        def begin() -> Path:
+        def begin() -> tuple[Path, dict[str, Any]]:
+            stage = self.directory.parent
             with self._explained(step, needed):
-                return fresh_directory(path)
+                files = [file for pattern in self.beside for file in sorted(stage.glob(pattern))]
+                beside = {f"../../{file.relative_to(stage).as_posix()}": file_entry(file) for file in files}
+                return fresh_directory(path), beside
 
-        staging = self.world.from_main(begin)
+        staging, beside = self.world.from_main(begin)
         with self._explained(step, needed):
             part = part_of(tensors, staging, copied=self.behind, alone=self.world.size == 1)
         # Counters of single parameters, and values that an optimizer adapts in its groups.
@@ -138,7 +143,7 @@ class CheckpointStore:
                 if arrays:
                     (staging / _ARRAYS).write_bytes(save(dict(arrays)))
                 about = {"step": step, "world_size": self.world.size}
-                commit_directory(staging, path, about=about, known=dict(ChainMap(*of_ranks)))
+                commit_directory(staging, path, about=about, known={**beside, **ChainMap(*of_ranks)})
                 self._verified = None
                 self._prune(step)
 

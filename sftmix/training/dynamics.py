@@ -42,7 +42,7 @@ def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> li
 
 @dataclass(eq=False)
 class ScoreAtCheckpoints(Callback):
-    """The scoring of all rows at the given steps; results are kept on disk, so that a resumed run scores nothing twice.
+    """The scoring of all rows at the given steps; results are kept on disk, and a checkpoint has their hashes.
 
     Training stops after the last of them: more steps would change nothing.
 
@@ -57,11 +57,11 @@ class ScoreAtCheckpoints(Callback):
     alone: bool = False
     seconds: float = field(default=0.0, init=False)
 
-    def on_step_end(self, state: StageState) -> CallbackResult:
+    def on_step_end(self, state: StageState, *, resumed: bool = False) -> CallbackResult:
         metrics = {}
         if state.step in self.steps:
             path = self._path(state.step)
-            if self.world.from_main(path.exists):  # other nodes would remember that it is not there: NFS does
+            if resumed and self.world.from_main(path.exists):  # other nodes would remember that it is not there
                 dynamics = read_dynamics(path)
             else:
                 assert state.score is not None
@@ -75,7 +75,8 @@ class ScoreAtCheckpoints(Callback):
             metrics["train_nll"] = float(dynamics.nll_sum.sum() / max(1, dynamics.n_tokens.sum()))
         return CallbackResult(metrics, stop=state.step >= max(self.steps))
 
-    on_stage_start = on_step_end
+    def on_stage_start(self, state: StageState) -> CallbackResult:
+        return self.on_step_end(state, resumed=state.step > 0)
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}.parquet"

@@ -15,7 +15,7 @@ from torch import nn
 
 from sftmix.batches.order import ResponsesAlone, RowSubset, digest
 from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
-from sftmix.common.files import CHECKPOINTS, check_room, sync_path
+from sftmix.common.files import CHECKPOINTS, check_room
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.components.base import StageState
@@ -37,6 +37,8 @@ MAX_IN_A_ROW = 3
 MAX_SKIPPED = 9
 """Skipped steps that a run may have in any case; beyond them, MAX_SHARE of its steps so far."""
 MAX_SHARE = 0.01
+KEPT = ("metrics.jsonl", "scores/*.parquet", "online/*.parquet")
+"""What a resumed stage believes of its directory; what was written after the checkpoint is made again."""
 SAVED = ("machines", "stopped_by", "skipped_in_a_row")
 """What a checkpoint holds of the loop as it is, beside its totals and evaluations."""
 
@@ -72,7 +74,7 @@ class TrainingLoop:
         )
         self.optimizer = build_optimizer(stage.model, options, stage.optimizer)
         self.setup = StepSetup(stage, self.module, self.optimizer, precision, world)
-        self.store = CheckpointStore(stage.directory / CHECKPOINTS, keep=stage.checkpoint.keep, world=world)
+        self.store = CheckpointStore(stage.directory / CHECKPOINTS, stage.checkpoint.keep, world, beside=KEPT)
         keeps_best = stage.checkpoint.keep_best and stage.eval_data is not None
         self.best = BestWeights(stage.directory, world) if keeps_best else None
         self.spacing = Spacing(stage.checkpoint, self.total)
@@ -213,8 +215,6 @@ class TrainingLoop:
         state["evaluations"] = list(self.evaluations.items())
         # Before its first step an optimizer has no state, and to look for it torch would make a step.
         optimizer = self.optimizer if self.totals.updates else None
-        # Of a checkpoint that survives a power cut, the lines so far must be there as well.
-        self.world.on_main(lambda: sync_path(self.stage.directory / "metrics.jsonl"))
         self.store.save(self.step, self.module, optimizer, state, {} if online is None else online.gathered())
         self.saved = self.step
         self.spacing.since = time.monotonic()

@@ -27,7 +27,8 @@ class MetricsLog:
 
         def opened():
             """Return the file, opened to go on after `resume_step`: lines of later steps and torn ones are gone."""
-            lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step]
+            # Of a stage that begins anew, whatever is there is not read.
+            lines = [line for line in read_steps(path.parent) if line["step"] <= resume_step] if resume_step else []
             if lines:
                 self.last = {k: math.nan if v is None else v for k, v in lines[-1].items() if k != "rows"}
             write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))

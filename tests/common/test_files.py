@@ -98,7 +98,7 @@ OTHER_HASH, UNREADABLE = "does not have the hash", "its manifest is unreadable"
         ("weights", b"12344", f"weights {OTHER_HASH}"),
         ("weights", None, "weights is missing"),
         ("more.safetensors", b"", "more.safetensors is not a file of it"),
-        (MANIFEST, b'{"files": {}, "sha256": "0"}', f"its manifest {OTHER_HASH}"),
+        (MANIFEST, b'{"files": {}, "sha256": "0"}', OTHER_HASH),
         (MANIFEST, None, UNREADABLE),
         (MANIFEST, b"{", UNREADABLE),
         (MANIFEST, b"[]", UNREADABLE),

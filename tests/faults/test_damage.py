@@ -35,6 +35,7 @@ def damages(content: bytes, chance: random.Random) -> Iterator[tuple[str, bytes]
 
 @pytest.fixture
 def kept(whole, tmp_path) -> Path:
+    shutil.copy(whole / "train" / "metrics.jsonl", tmp_path)  # each checkpoint has the hash of the lines up to its step
     return Path(shutil.copytree(whole / "train" / "checkpoints", tmp_path / "checkpoints"))
 
 
@@ -105,7 +106,8 @@ OPENED = [
     ("train/model/config.json", ["report", "run"]),
     ("train/model/config.json", ["export", "run", "--push_to_hub", "me/model", "--license", "mit"]),
     *((f"{name}.parquet", REPORT) for name in ("split/split", "confidence/confidence", "train/eval", "base/sample")),
-    ("train/metrics.jsonl", REPORT),
+    *((f"{stage}/metrics.jsonl", REPORT) for stage in ("reference", "train")),
+    ("reference/scores/step-00000006.parquet", REPORT),
     ("train/metrics.jsonl", ["report", "run", "run", "--to", "both.html"]),
     ("train/metrics.jsonl", ["export", "run", "--to", "model"]),
 ]
@@ -124,6 +126,17 @@ def test_a_damaged_result_is_not_opened(finished, tmp_path, name, words):
         f"{stage}: {file} is not the file this stage wrote; restore it, or move run/{stage} away\n"
     )
     assert contents(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_damaged_suspects_are_not_shown(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "run")
+    assert in_this_process("suspects", "run", "--embedding", "tfidf", "--top", "1", cwd=tmp_path).returncode == 0
+    assert in_this_process(*REPORT, cwd=tmp_path).returncode == 0
+    one_bit(tmp_path / "run" / "suspects" / "suspects.parquet")
+    refused = in_this_process(*REPORT, cwd=tmp_path)
+    assert refused.returncode == 4
+    assert "suspects.parquet is not the file this stage wrote; restore it, or move run/suspects away" in refused.stderr
 
 
 def test_an_export_takes_no_older_checkpoint_by_itself(whole, tmp_path):

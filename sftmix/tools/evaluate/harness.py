@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 import yaml
 
 from sftmix.cli.results import say
-from sftmix.common.errors import ConfigError, DataError
-from sftmix.common.files import sha256_file, sha256_json, write_json
+from sftmix.common.errors import ConfigError, DataError, DifferenceError
+from sftmix.common.files import hashed, read_json_if_there, sha256_file, sha256_json, write_json
 from sftmix.pipeline.finished import FinishedModel
 from sftmix.tools.evaluate.convert import BENCHMARKS, rows_and_shots
 
@@ -81,7 +82,7 @@ def measure_tasks(
         settings = _settings(spec, files, args)
         name = ".".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in (task, model.name))
         file = place / f"{name}.{sha256_json([model.name, identity, settings])[:12]}.json"
-        if file.exists():
+        if is_whole(file):
             say(f"{task}, {model.name}: there already")
         else:
             missing.append((task, spec, settings, file))
@@ -102,8 +103,17 @@ def measure_tasks(
             "finished": time.time(),
             "all": json.loads(json.dumps(results["results"], default=str)),
         }
-        write_json(file, entry)
+        write_json(file, hashed(entry))
     return identity
+
+
+def is_whole(file: Path) -> bool:
+    """Return False for a result that is not there, or not as it was written, and is measured again."""
+    try:
+        return bool(read_json_if_there(file))
+    except DifferenceError as error:
+        warnings.warn(f"{error}; it is measured again", stacklevel=2)
+        return False
 
 
 def _load(manager: Any, tasks: Sequence[tuple[str, Any]]) -> None:

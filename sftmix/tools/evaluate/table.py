@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.files import read_json, read_json_if_there, sha256_json, write_json, write_text
+from sftmix.common.files import hashed, read_json, read_json_if_there, sha256_json, write_json, write_text
 from sftmix.common.shown import markdown_table
 
 MODELS = ["base", "baseline", "target"]
@@ -25,7 +25,7 @@ def write_tables(place: Path, measured: dict[str, str]) -> str:
     tables = _tables([entry for entry in _results(place) if known.get(entry["model"]) in (None, entry["identity"])])
     tables["identities"] = known
     text = "\n".join([markdown_table(tables["table"]), "", *(f"- {sentence}" for sentence in tables["sentences"])])
-    write_json(place / "table.json", tables)
+    write_json(place / "table.json", hashed(tables))
     write_text(place / "table.md", text + "\n")
     return text
 

@@ -17,7 +17,7 @@ from sftmix.common.files import placing
 from sftmix.common.places import unwritable
 from sftmix.config.schema import find_component
 from sftmix.pipeline.finished import is_run
-from sftmix.pipeline.stages import check_finished
+from sftmix.pipeline.stages import check_finished, write_manifest
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
 
@@ -78,6 +78,7 @@ def main(args: argparse.Namespace) -> None:
         for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):
             with placing(Path(out) / f"suspects.{ending}") as staging:
                 write(staging, index=False)
+        write_manifest(Path(out), ["suspects.parquet"])
     responses = dict(zip(table["id"], table["response"], strict=True))
     in_a_line = {key: {r"\s+": " "} for key in ("hard_tokens", "prompt", "response")}  # ids stay as they are
     for line in table.head(args.top).replace(in_a_line, regex=True).to_dict("records"):

@@ -124,8 +124,6 @@ def lay_out(window: Window, place: Path) -> None:
             _link(file, place / name)
     if window.start:
         _link(window.checkpoint(window.start), step_path(place / window.stage / CHECKPOINTS, window.start))
-    for step in range(window.start + 1, window.end + 1):
-        (place / window.stage / "scores" / f"step-{step:08d}.parquet").unlink(missing_ok=True)
 
 
 def _link(file: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sftmix.cli import main
+from sftmix.common.files import hashed
 from tests.tiny import Tiny, make_tiny, metrics
 
 WORDS = ("--training.max_steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "4")
@@ -22,7 +23,7 @@ WORDS = ("--training.max_steps", "6", "--checkpoint.every", "2", "--checkpoint.k
 
 @dataclass(frozen=True)
 class Copy:
-    """A finished run and its rows, to be changed; `edit` changes a file and mends its stage's manifest."""
+    """A finished run and its rows, to be changed; `edit` changes a file and mends the manifests that have its hash."""
 
     tiny: Tiny
     run: Path
@@ -33,6 +34,14 @@ class Copy:
         manifest = json.loads((stage / "MANIFEST.json").read_text())
         manifest["files"][str(file.relative_to(stage))] = hashlib.sha256(file.read_bytes()).hexdigest()
         (stage / "MANIFEST.json").write_text(json.dumps(manifest))
+        for of_checkpoint in stage.glob("checkpoints/*/MANIFEST.json"):
+            manifest, beside = json.loads(of_checkpoint.read_text()), f"../../{file.relative_to(stage)}"
+            if beside in manifest["files"]:
+                lines = file.read_bytes().splitlines(keepends=True)
+                content = b"".join(lines[: manifest["step"]] if file.suffix == ".jsonl" else lines)
+                manifest["files"][beside] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                del manifest["sha256"]
+                of_checkpoint.write_text(json.dumps(hashed(manifest)))
 
 
 def made(place: Path, *words: str, dropout: float = 0.1) -> Copy:
