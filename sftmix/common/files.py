@@ -11,8 +11,7 @@ import json
 import os
 import shutil
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,38 +69,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_batches(file: Path) -> list[dict[str, Any]]:
-    """Return what `append_batch` has added to a file of this name so far; what is damaged is left out.
-
-    A last batch that was cut short is dropped in silence, others with a warning.
-    """
-    if not file.exists():
-        return []
-    whole, newline, _ = file.read_bytes().rpartition(b"\n")
-    os.truncate(file, len(whole) + len(newline))
-    records, damaged = list[dict[str, Any]](), 0
-    for line in whole.splitlines():
-        try:
-            batch = read_object(line, file, file=str, records=list, sha256=str)
-            if batch["file"] != file.name:
-                raise DifferenceError("it is of another file")
-            records += batch["records"]
-        except DifferenceError:
-            damaged += 1
-    if damaged:
-        warnings.warn(f"{damaged} lines of {file} are not as they were written, and are made again", stacklevel=2)
-    return records
-
-
-def append_batch(file: Path, batch: Sequence[Mapping[str, Any]]) -> None:
-    """Add a batch of records to a file, all or none, whatever becomes of this process.
-
-    It does not wait for the disk, which at each row would be slower than a server; a power cut may cost the last ones.
-    """
-    with naming_full_disk(file), file.open("ab") as part:
-        part.write(f"{json.dumps(hashed({'file': file.name, 'records': batch}))}\n".encode())
 
 
 def is_full(error: BaseException) -> bool:

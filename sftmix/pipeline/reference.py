@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
+from sftmix.common.appended import append_batch, read_batches
 from sftmix.common.errors import ConfigError, ContractError, DataError
-from sftmix.common.files import append_batch, read_batches
 from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics

@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
 from sftmix.common.errors import CheckpointError, NonFiniteError, SFTMixError
 from sftmix.common.files import (
     commit_directory,
+    file_entry,
     fresh_directory,
     is_full,
     no_space,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sftmix.common.appended import append_batch
 from sftmix.common.errors import NoSpaceError
-from sftmix.common.files import append_batch, verify_directory
+from sftmix.common.files import verify_directory
 from sftmix.common.world import World
 from sftmix.data.report import DataReport
 from sftmix.measure.summary import summarise

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sftmix.batches.order import Slot
+from sftmix.common.appended import append_batch, read_batches
 from sftmix.common.errors import CheckpointError, Stopped
-from sftmix.common.files import append_batch, read_batches
 from sftmix.common.world import World
 from sftmix.components import Callback
 from sftmix.options import CheckpointOptions

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.results import say
+from sftmix.common.appended import append_batch, read_batches
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.fields import ROLES
-from sftmix.common.files import append_batch, read_batches, read_json_if_there, sha256_json, write_json, write_text
+from sftmix.common.files import read_json_if_there, sha256_json, write_json, write_text
 from sftmix.common.places import unwritable
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sftmix.common.appended import append_batch
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import append_batch
 from sftmix.common.rng import generator
 from sftmix.tools.answers.answering import COLUMNS, answered, generated
 from sftmix.tools.answers.options import AnswerOptions, Question
