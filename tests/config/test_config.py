@@ -329,8 +329,8 @@ def test_all_problems_are_told_at_once():
 
 def test_the_reference_inherits_every_training_option():
     own = {f.name for f in fields(ReferenceTraining)}
-    of_all_ranks = {"timeout"}  # they are joined once, for all stages
-    assert own == {f.name for f in fields(TrainingOptions)} - of_all_ranks | {"seed"}
+    of_all_stages = {"timeout", "deterministic"}  # ranks are joined once, and torch is set once
+    assert own == {f.name for f in fields(TrainingOptions)} - of_all_stages | {"seed"}
     assert all(getattr(ReferenceTraining(), name) is None for name in own)
 
 

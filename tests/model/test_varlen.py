@@ -53,16 +53,22 @@ def test_states_and_gradients_are_those_of_each_document_by_sdpa(heads, window, 
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("window", [None, 4])
-def test_queries_in_float32_under_autocast_are_computed_in_half_precision(window):
-    """As rotary embeddings in float32 leave them."""
+@pytest.mark.parametrize("values", [torch.float32, torch.bfloat16])
+def test_queries_in_float32_under_autocast_are_computed_in_half_precision(values, monkeypatch):
+    """As rotary embeddings in float32 leave them; the kernel casts nothing itself."""
+    dtypes = set()
+
+    def noted(q, k, v, *more):
+        dtypes.update(x.dtype for x in (q, k, v))
+        return _stand_in(q, k, v, *more)
+
+    monkeypatch.setattr("sftmix.model.varlen._stand_in", noted)
     q, k, v = (x.detach().float().transpose(0, 1)[None] for x in (tokens(4, 0), tokens(2, 1), tokens(2, 2)))
-    module = torch.nn.Module()
-    given = {"cu_seq_lens_q": starts(), "max_length_q": 9, "sliding_window": window}
+    given = {"cu_seq_lens_q": starts(), "max_length_q": 9}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attend(module, q, k, v.bfloat16(), None, **given)[0]
-    expected = attend(module, *(x.bfloat16() for x in (q, k, v)), None, **given)[0]
-    assert found.dtype == torch.bfloat16
+        found = attend(torch.nn.Module(), q, k, v.to(values), None, **given)[0]
+    expected = attend(torch.nn.Module(), *(x.bfloat16() for x in (q, k, v)), None, **given)[0]
+    assert dtypes == {torch.bfloat16}
     assert torch.equal(found, expected)
 
 
