@@ -125,20 +125,13 @@ def merge_file(
 ) -> Tree:
     """Lay a file and its bases over a tree; raise ConfigError for unknown keys and classes.
 
-    trust  import paths of classes that the file of a run directory, whose author may be anyone, may name beside shipped
-           components; None: any, as a file of your own may
+    trust  import paths of classes that a config.yaml, which may be of anyone's run, may name beside shipped components;
+           None: any, as a file of another name may
     """
     for name, values in read_layers(path, applied, one_run=one_run):
-        with nullcontext() if trust is None or not _is_of_a_run(Path(path)) else trusting(trust):
+        with nullcontext() if trust is None or Path(path).name != "config.yaml" else trusting(trust):
             tree = merge(tree, values, more, of=name)
     return tree
-
-
-def _is_of_a_run(file: Path) -> bool:
-    """Return True for the configuration that a run wrote, or begins to, beside its stages."""
-    return any(is_there(file.parent / name) for name in (STARTED, "STATUS.json")) or any(
-        file.parent.glob("*/inputs.json")
-    )
 
 
 def read_config(path: str | os.PathLike[str], *, trust: Collection[str] | None = ()) -> RunConfig:

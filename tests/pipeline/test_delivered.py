@@ -104,7 +104,7 @@ def test_an_evaluation_before_the_first_step_is_not_of_the_trained_weights(half,
         assert (evaluated_too["eval_nll_as_trained"], trained < before) == (trained, rate == "1e-3")
         best = (trained, 1) if rate == "1e-3" else (before, 0)
         assert (evaluated_too["eval_nll_best"], evaluated_too["eval_nll_best_step"]) == pytest.approx(best)
-        assert sftmix("verify", f"evaluated-{rate}").code == 0
+        assert sftmix("verify", f"evaluated-{rate}", "--trust").code == 0
 
 
 def test_the_delivered_weights_are_those_of_the_last_checkpoint_rounded(runs, half, sftmix, tmp_path):

@@ -16,14 +16,14 @@ from sftmix.common.files import steps_in, verify_directory
 from sftmix.common.world import World
 from sftmix.components import Callback
 from sftmix.options import CheckpointOptions
-from sftmix.training import checkpoint
+from sftmix.training import part
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.loop import train
 from tests.forked import on_ranks
 from tests.toy import Interrupt, logged, toy_model, toy_stage
 from tests.trained import DATA, Trained, assert_exact
 
-WRITE = checkpoint.save_file
+WRITE = part.save_file
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def stage(directory: Path, *callbacks: Callback, every: int = 2):
 def test_what_is_written_is_the_state_of_its_step(tmp_path, monkeypatch):
     """Steps that are made meanwhile do not change it, and there is no checkpoint before all is on disk."""
     it, moved = trained(), threading.Event()
-    monkeypatch.setattr(checkpoint, "save_file", Slow(moved.is_set))
+    monkeypatch.setattr(part, "save_file", Slow(moved.is_set))
     store, before = CheckpointStore(tmp_path, keep=1, world=World()), it.everything()
     store.save(1, it.wrapped, it.optimizer, {})
     for _ in range(3):
@@ -87,9 +87,7 @@ def test_tensors_are_in_memory_at_most_once_more(tmp_path, monkeypatch, behind):
     """A copy for the thread; on a CPU, where the training waits, none."""
     seen = list[set[int]]()
     monkeypatch.setattr(CheckpointStore, "behind", behind)
-    monkeypatch.setattr(
-        checkpoint, "save_file", lambda tensors, *more: seen.append({x.data_ptr() for x in tensors.values()})
-    )
+    monkeypatch.setattr(part, "save_file", lambda tensors, *more: seen.append({x.data_ptr() for x in tensors.values()}))
     it, held = trained(), list[torch.Tensor]()
     held += it.wrapped.parameters()
     held += [x for state in it.optimizer.state.values() for x in state.values()]
@@ -105,7 +103,7 @@ def test_tensors_are_in_memory_at_most_once_more(tmp_path, monkeypatch, behind):
 def test_a_run_goes_on_while_it_is_saved_and_ends_the_same(tmp_path, monkeypatch):
     whole = full_weights(train(stage(tmp_path / "whole", every=0), World()).module)
     slow = Slow(lambda: len(logged(tmp_path / "slow")) >= 5)
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(part, "save_file", slow)
     assert_exact(whole, full_weights(train(stage(tmp_path / "slow", every=4), World()).module))
     assert slow.waited
     saved = tmp_path / "slow" / "checkpoints"
@@ -126,7 +124,7 @@ class FailsAfter(Callback):
 @pytest.mark.parametrize(("callback", "error"), [(FailsAfter(), RuntimeError), (Interrupt(step=3), Stopped)])
 def test_an_error_and_a_signal_wait_for_the_save_under_way(tmp_path, monkeypatch, callback, error):
     saved, place = tmp_path / "checkpoints", threading.Event()
-    monkeypatch.setattr(checkpoint, "save_file", Slow(lambda: place.wait(0.3) or True))
+    monkeypatch.setattr(part, "save_file", Slow(lambda: place.wait(0.3) or True))
     with pytest.raises(error):
         train(stage(tmp_path, callback), World())
     assert steps_in(saved) == ([2] if error is RuntimeError else [3, 2])
@@ -151,7 +149,7 @@ def test_an_error_of_the_thread_ends_the_run_as_if_it_were_its_own(tmp_path, mon
             raise OSError(code, os.strerror(code))
         WRITE(*what)
 
-    monkeypatch.setattr(checkpoint, "save_file", writes)
+    monkeypatch.setattr(part, "save_file", writes)
     with pytest.raises(expected, match=message):
         train(stage(tmp_path), World())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
@@ -174,7 +172,7 @@ def a_signal_to_one_rank(world: World, path: str) -> None:
     """While the save of its step is under way on both."""
     CheckpointStore.behind = True  # type: ignore[assignment,method-assign]
     waits = threading.Event()
-    checkpoint.save_file = lambda *what: (waits.wait(0.3), WRITE(*what))
+    part.save_file = lambda *what: (waits.wait(0.3), WRITE(*what))
     with pytest.raises(Stopped):
         train(stage(Path(path), Interrupt(step=2 if world.rank else -1)), world)
     world.barrier()
