@@ -43,6 +43,8 @@ class World:
     """Ranks on this node."""
     store: dist.Store | None = None
     """Where a rank leaves its error before its connections close."""
+    timeout: float = 1800.0
+    """Seconds that a rank waits for another one."""
 
     @property
     def is_main(self) -> bool:
@@ -126,7 +128,7 @@ class World:
         broken = isinstance(error, dist.DistError) or "gloo" in str(error)  # which has no class for its errors
         if broken and "Timed out waiting" in str(error):
             return HangError(
-                f"another rank did not answer within {self.store.timeout.total_seconds():g} s (training.timeout): it "
+                f"another rank did not answer within {self.timeout:g} s (training.timeout): it "
                 "hangs, or its work takes longer; the same command continues from the last checkpoint"
             )
         with contextlib.suppress(dist.DistError):  # the store is gone with the rank that had it
@@ -173,7 +175,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         # Each group has keys of its own: those of an earlier one are addresses where nobody listens any more.
         meeting = _meeting(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], timeout)
         store = dist.PrefixStore(f"group {next(_starts)}", meeting)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=store.timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     except dist.DistError as error:
         raise HangError(
             f"rank {rank} of {size} (RANK, WORLD_SIZE) did not meet the others at MASTER_ADDR:MASTER_PORT within "
@@ -183,7 +185,7 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
     finished = False
     try:
         given = os.environ.get("LOCAL_WORLD_SIZE")  # not every launcher sets it
-        world = World(rank, size, local, device, store=store)
+        world = World(rank, size, local, device, store=store, timeout=timeout)
         local_size = size // world.gather(local).count(0) if given is None else int(given)
         yield replace(world, local_size=local_size)
         dist.barrier()  # if one rank leaves early, the others can abort at exit

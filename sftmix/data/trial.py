@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 SECONDS = 2
 """Processor time of the trial."""
@@ -45,8 +46,16 @@ TOOLS = [
 ]
 """A call of a function, and the list of functions that has it."""
 _RESULT = {"role": "tool", "name": "find_colour", "tool_call_id": "call00000", "content": "Red"}
-_THOUGHT = {**PROBE[1], **dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "Sky")}
-CONVERSATIONS = [PROBE[:1], PROBE, _CHAT, _CHAT[1:], _CHAT[:2], [PROBE[0], CALL, _RESULT], [PROBE[0], _THOUGHT]]
+_THOUGHT: dict[str, Any] = {**PROBE[1], **dict.fromkeys(("reasoning_content", "thinking", "reasoning"), "Sky")}
+CONVERSATIONS: list[list[dict[str, Any]]] = [
+    PROBE[:1],
+    PROBE,
+    _CHAT,
+    _CHAT[1:],
+    _CHAT[:2],
+    [PROBE[0], CALL, _RESULT],
+    [PROBE[0], _THOUGHT],
+]
 """What is rendered of rows: turns, a system turn, calls and results, thoughts; contents also as lists of parts."""
 
 

@@ -55,7 +55,7 @@ def difference(ours: str, theirs: str) -> Weights:
 
 
 MIXED, RANDOM = difference("SFTMix", "NTP"), difference("SFTMix-random", "NTP-random")
-SPLIT = MIXED | {arm: -weight for arm, weight in RANDOM.items()}
+SPLIT = {**MIXED} | {arm: -weight for arm, weight in RANDOM.items()}
 PRIMARY = [
     Contrast("E1: (SFTMix − NTP) − (random halves − NTP in their order)", SPLIT, LAST, RANDOM),
     Contrast("E2: SFTMix − label smoothing, after a temperature each", difference("SFTMix", "LabelSmoothing"),
@@ -79,7 +79,7 @@ SECONDARY = [
 ]  # fmt: skip
 BY_LENGTH = Contrast(
     "(SFTMix − NTP) − (halves of like lengths − NTP in their order)",
-    MIXED | {"SFTMix-length": -1.0, "NTP-length": 1.0}, LAST, difference("SFTMix-length", "NTP-length"),
+    {**MIXED} | {"SFTMix-length": -1.0, "NTP-length": 1.0}, LAST, difference("SFTMix-length", "NTP-length"),
 )  # fmt: skip
 
 

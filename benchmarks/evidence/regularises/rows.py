@@ -40,7 +40,7 @@ def parts_of(folder: Path) -> dict[str, list[Row]]:
     for name in ("alpaca_8k.json", "alpaca_gpt4_1k.json", "gpt4_vs_davinci_pairs.jsonl"):
         seen = [*seen, *lines(folder / name)]
     taken = {plain(row["instruction"]) for row in seen}
-    free = {}
+    free = dict[str, Row]()
     for row in ordered(whole):
         if plain(row["instruction"]) not in taken:
             free.setdefault(plain(row["instruction"]), {key: row[key] for key in ("instruction", "input", "output")})

@@ -164,6 +164,7 @@ class Study:
             del module
         shutil.rmtree(best)
         (self.out / "losses").mkdir(parents=True, exist_ok=True)
+        assert rows.data.eval is not None, "the study names held-out rows"
         ids = {"id": list(rows.data.eval.ids), "n_tokens": rows.data.eval.n_targets.astype(np.int32)}
         write_parquet(self.out / "losses" / f"{'pilot-' if held_out == 'pilot' else ''}rows.parquet", **ids)
         write_parquet(self.out / "losses" / f"{name}-seed-{seed}.parquet", **columns)

@@ -101,7 +101,7 @@ def traffic(work: Work, layout: Layout) -> tuple[float, float, float]:
     weights = model.layers.all * (2 * work.passes if again else work.micro_batches)
     weights += model.outside.all * work.micro_batches
     twice = layout.shards > 1 and work.passes > work.micro_batches > 1 and not each
-    gradients = model.outside.trained + model.layers.trained * (1 + twice)
+    gradients: float = model.outside.trained + model.layers.trained * (1 + twice)
     gradients *= work.micro_batches if each else bool(work.micro_batches)
     gradients *= FLOAT
     return layout.size * ring * weights, ring * gradients, 2 * (copies - 1) / copies / layout.shards * gradients

@@ -77,9 +77,9 @@ class Machine:
             raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
         gpus = number if gpus is None else gpus
         numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
-        for option, number in numbers.items():
-            if number is not None and not 0 < number <= (1 if option == "mfu" else math.inf):
-                raise ConfigError(f"{option} is {number}; allowed: above 0, and mfu at most 1")
+        for option, value in numbers.items():
+            if value is not None and not 0 < value <= (1 if option == "mfu" else math.inf):
+                raise ConfigError(f"{option} is {value}; allowed: above 0, and mfu at most 1")
         self.fp32_flops = tflops and tflops * 1e12
         tflops = tflops or peak
         self.name, self.count = name, gpus
