@@ -4,16 +4,18 @@
     python benchmarks/loss.py --head llama-3.2-1b --rows 1024
     python benchmarks/loss.py --head llama-3.1-8b --rows 8192 --dtype bfloat16 --device cuda
 
-Forward and backward of the mean loss to hidden states and head. The contestants take turns, round after round, so that
-a busy machine disturbs them alike; each one's memory, above the memory before, is that of the GPU's allocator, or on a
-CPU of a process of its own. The heads of torch, TRL, Liger and cut-cross-entropy take part if they are there; what
-raises an error, as where memory does not suffice, is named and left out. `gemm` is the three matmuls alone that every
+Forward and backward of the mean loss to hidden states and head. The contestants take turns in random order, round after
+round, so that a busy machine disturbs them alike; each one's memory, above the memory before, is that of the GPU's
+allocator, or on a CPU of a process of its own. On a GPU its clock (MHz) and power (watts) in these turns are noted. The
+heads of torch, TRL, Liger and cut-cross-entropy take part if they are there; what raises an error, as where memory does
+not suffice, is named and left out. `gemm` is the three matmuls alone that every
 head needs (logits, their way back to hidden states and head) at our chunk size: no loss can be faster. The logits of
 `naive_ntp` are float32, as those of transformers.
 Prints one JSON object and writes it to benchmarks/results/<date>-loss-<head>-<dtype>-<device>.json.
 """
 
 import argparse
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,7 +31,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import held, rounded, timed  # noqa: E402
+from benchmarks.measure import Card, held, rounded, timed  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from sftmix.functional import chunked_loss, reference_sft_loss, sft_loss  # noqa: E402
 from sftmix.functional.fused import default_chunk_size  # noqa: E402
@@ -106,11 +108,11 @@ def gemm(given: Inputs, chunk_size: int | None) -> None:
     hidden, weight = given.hidden.detach(), given.weight.detach()
     size = min(len(hidden), chunk_size or default_chunk_size(len(weight), weight.device))
     logits = weight.new_empty(size, len(weight))
-    dw = torch.zeros_like(weight)
-    for h in hidden.split(size):
+    dw = torch.empty_like(weight)
+    for number, h in enumerate(hidden.split(size)):
         torch.mm(h, weight.T, out=logits[: len(h)])
         torch.mm(logits[: len(h)], weight)
-        dw.addmm_(logits[: len(h)].T, h)
+        dw.addmm_(logits[: len(h)].T, h, beta=min(number, 1))
 
 
 def installed(name: str) -> bool:
@@ -155,7 +157,7 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
     return {name: synchronised(made[name]) for name in args.variants if not missing.get(name)}
 
 
-def measure_time(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
+def measure_time(args: argparse.Namespace, card: Card) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
     """Return the wall and CPU seconds of each variant, round after round, and the errors of those that cannot run."""
     variants, errors = contestants(args, args.rows), dict[str, str]()
     for name, run in list(variants.items()):
@@ -165,9 +167,12 @@ def measure_time(args: argparse.Namespace) -> tuple[dict[str, dict[str, list[flo
             errors[name] = repr(error)[:200]
             del variants[name]
     rounds: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in variants}
-    for _ in range(args.rounds):
-        for name, run in variants.items():
-            for key, value in timed(run)[1].items():
+    turns = list(variants)
+    for number in range(args.rounds):
+        random.Random(number).shuffle(turns)
+        for name in turns:
+            card.turn = name
+            for key, value in timed(variants[name])[1].items():
                 rounds[name][key].append(value)
     return rounds, errors
 
@@ -217,7 +222,9 @@ def main() -> None:
         print(peak_memory(args, args.memory_of))
         return
 
-    (rounds, errors), peaks = measure_time(args), {}
+    peaks: dict[str, float] = {}
+    with Card(args.device) as card:
+        rounds, errors = measure_time(args, card)
     for name in rounds:
         if args.device == "cuda" or args.quick:
             peaks[name] = peak_memory(args, name)
@@ -225,7 +232,9 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--memory_of", name]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks[name] = float(output.split()[-1])
-    results = {name: {**summary(rounds[name]), "peak_mib": round(peaks[name], 1)} for name in rounds}
+    results = {
+        name: {**summary(rounds[name]), "peak_mib": round(peaks[name], 1), **card.figures(name)} for name in rounds
+    }
     compared = [("fused_sftmix", other) for other in results if other != "fused_sftmix"]
     compared += [("fused_ntp", other) for other in results if other.endswith("_ntp") and other != "fused_ntp"]
     figures: dict[str, Any] = {"results": results, "errors": errors}

@@ -1,9 +1,15 @@
 """Clocks and memory that several benchmarks read."""
 
+import contextlib
 import os
+import shutil
+import subprocess
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -33,6 +39,47 @@ def timed(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
     clock = Clock()
     result = work()
     return result, clock.lap()
+
+
+class Card:
+    """The clock and the power of a GPU while contestants take turns: a figure at the card's limit is the limit's.
+
+    `turn` names who runs now. Without `nvidia-smi` nothing is read.
+    """
+
+    COMMAND = ("nvidia-smi", "--query-gpu=clocks.sm,power.draw.instant", "--format=csv,noheader,nounits", "-lms", "20")
+
+    def __init__(self, device: str) -> None:
+        self.turn: str | None = None
+        self._read = defaultdict[str, list[tuple[float, float]]](list)
+        self._command: list[str] = []
+        if device == "cuda" and shutil.which("nvidia-smi"):
+            self._command = [*self.COMMAND, "-i", f"GPU-{torch.cuda.get_device_properties(0).uuid}"]
+
+    def __enter__(self) -> "Card":
+        if self._command:
+            self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+            self._thread = threading.Thread(target=self._listen)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._command:
+            with self._process:
+                self._process.terminate()
+                self._thread.join()
+
+    def _listen(self) -> None:
+        for line in self._process.stdout or ():
+            with contextlib.suppress(ValueError):  # a card that does not say: [N/A]
+                mhz, watts = (float(word) for word in line.split(","))
+                if self.turn is not None:
+                    self._read[self.turn].append((mhz, watts))
+
+    def figures(self, turn: str) -> dict[str, float]:
+        """Return the medians of MHz and watts in the turns of one contestant."""
+        read = self._read[turn]
+        return {"mhz": median(mhz for mhz, _ in read), "watts": median(watts for _, watts in read)} if read else {}
 
 
 def held(device: str) -> int:
