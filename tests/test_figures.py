@@ -17,8 +17,8 @@ BRANCHES = (ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.ExceptHandler)
 BRANCHES += (ast.comprehension, ast.BoolOp, ast.With, ast.match_case)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-LONG = {"pipeline/recipe.py:_make_arm", "training/step.py:train_step"}
-"""A stage and a step from top to bottom."""
+LONG = {"pipeline/recipe.py:_make_arm", "training/step.py:train_step", "functional/kernels.py:_pairs"}
+"""A stage, a step, and a kernel from top to bottom."""
 BRANCHED = {
     "cli/parsing.py:read_arguments",
     "cli/results.py:results",
@@ -29,11 +29,9 @@ BRANCHED = {
     "data/responses.py:_response",
     "data/rows.py:prepare",
     "data/tokenise.py:_masked",
-    "functional/__init__.py:sft_loss",
     "model/adapters.py:add_adapters",
     "options/data.py:problems",
     "tools/answers/generate.py:answer_file",
-    "tools/compare/table.py:_contrast",
     "training/step.py:train_step",
 }
 LARGE_FILES = {"functional/fused.py", "training/step.py", "types.py"}

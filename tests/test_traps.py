@@ -78,7 +78,7 @@ T28  Mixup alignment
        batches/test_collate.py::test_collate_aligns_nth_response_token_with_nth_response_token
 T29  gradients under no_grad
        training/test_scoring.py::test_scoring_does_no_gradient_work
-       functional/test_functional.py::test_nothing_large_is_ever_allocated
+       functional/test_gradients.py::test_nothing_large_is_ever_allocated
 T30  an adapter on the head
        model/test_adapters.py::test_the_loss_sees_adapters_on_head_and_embeddings
        model/test_adapters.py::test_what_the_loss_cannot_follow_on_the_head_is_refused

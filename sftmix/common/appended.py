@@ -20,7 +20,8 @@ def read_batches(file: Path) -> list[dict[str, Any]]:
         return []
     whole, newline, _ = file.read_bytes().rpartition(b"\n")
     os.truncate(file, len(whole) + len(newline))
-    records, damaged = list[dict[str, Any]](), 0
+    records = list[dict[str, Any]]()
+    damaged = 0
     for line in whole.splitlines():
         try:
             batch = read_object(line, file, file=str, records=list, sha256=str)

@@ -65,14 +65,11 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     gc.collect()  # the weights of the stage before, which modules keep alive in cycles
     with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it, and would keep what was freed
         ctypes.CDLL(None).malloc_trim(0)
-    path = config.model.path
-    attention = config.model.attention
-    lora = config.model.lora
-    options = config.training
+    path, attention, lora = config.model.path, config.model.attention, config.model.lora
     sharded = check_sharing(config, world)
     check_same_model(path, world)
-    precision = resolve_precision(options.precision, world.device)
-    compute = torch.bfloat16 if precision == "bf16" else torch.float32
+    halved = resolve_precision(config.training.precision, world.device) == "bf16"
+    compute = torch.bfloat16 if halved else torch.float32
     quantization = quantization_config(lora, compute=compute)
 
     def whole() -> PreTrainedModel:

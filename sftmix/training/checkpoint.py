@@ -116,14 +116,7 @@ class CheckpointStore:
         tensors, optimizer_state = _tensors(module, optimizer)
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
 
-        def begin() -> tuple[Path, dict[str, Any]]:
-            stage = self.directory.parent
-            with self._explained(step, needed):
-                files = [file for pattern in self.beside for file in sorted(stage.glob(pattern))]
-                beside = {f"../../{file.relative_to(stage).as_posix()}": file_entry(file) for file in files}
-                return fresh_directory(path), beside
-
-        staging, beside = self.world.from_main(begin)
+        staging, beside = self.world.from_main(lambda: self._begin(step, needed))
         with self._explained(step, needed):
             part = part_of(tensors, staging, copied=self.behind, alone=self.world.size == 1)
         # Counters of single parameters, and values that an optimizer adapts in its groups.
@@ -151,6 +144,14 @@ class CheckpointStore:
         self._under_way = self._thread.submit(write), commit
         if not self.behind:
             self.finish()
+
+    def _begin(self, step: int, needed: int) -> tuple[Path, dict[str, Any]]:
+        """Return an empty directory, and the manifest's entries of what the stage has written beside it so far."""
+        stage = self.directory.parent
+        with self._explained(step, needed):
+            files = [file for pattern in self.beside for file in sorted(stage.glob(pattern))]
+            beside = {f"../../{file.relative_to(stage).as_posix()}": file_entry(file) for file in files}
+            return fresh_directory(self.path(step)), beside
 
     def finish(self, *, wait: bool = True) -> None:
         """Make what all ranks have written a checkpoint, which readers then see, and keep the newest `keep`.

@@ -187,6 +187,15 @@ class Footprint:
         return bisect.bisect_right(range(1, most + 1), free, key=taken)
 
 
+def _kept(setup: StepSetup, within: AbstractContextManager[Any] | None) -> tuple[float, float]:
+    """Return the bytes that a forward keeps for its backward whatever the tokens are, and of each slot."""
+    # An attention that holds a number for each two tokens keeps most of a slot in the longest row.
+    longest = int(setup.stage.data.lengths.max())
+    length = min(longest, MEASURED) if setup.world.device.type == "cpu" and within is None else longest
+    constant, most = (kept_by_forward(setup, tokens, within or nullcontext()) for tokens in (2, length))
+    return constant, (most - constant) / (unit_of(setup) * max(length - 2, 1))
+
+
 def memory_of(setup: StepSetup, within: AbstractContextManager[Any] | None = None) -> Footprint:
     """Reckon what the steps of a stage take; all ranks call it together.
 
@@ -196,11 +205,7 @@ def memory_of(setup: StepSetup, within: AbstractContextManager[Any] | None = Non
     shards, numbers, size = shards_of(stage.options, world), Numbers(model), 2 if setup.precision == "bf16" else 4
     trained, (vocabulary, width) = numbers.whole.trained, numbers.head.shape
     head, on_cpu = vocabulary * width, world.device.type == "cpu"
-    # An attention that holds a number for each two tokens keeps most of a slot in the longest row.
-    longest = int(stage.data.lengths.max())
-    length = min(longest, MEASURED) if on_cpu and within is None else longest
-    constant, most = (kept_by_forward(setup, tokens, within or nullcontext()) for tokens in (2, length))
-    each = (most - constant) / (unit_of(setup) * max(length - 2, 1))
+    constant, each = _kept(setup, within)
     layer, n_layers = each / numbers.n_layers, numbers.n_layers
     at_head = in_layer = cached = 0.0
     # torch's AdamW copies its second moments on a GPU, unless it is fused.

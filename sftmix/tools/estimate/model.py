@@ -69,21 +69,22 @@ class FakeModel:
         self.numbers = Numbers(model)
         self.in_4_bits: list[nn.Module] = []
         self.stored_bytes: float = sum(one.nbytes for one in model.parameters())
-        for layer in model.modules() if lora.quantize else ():
-            # bitsandbytes stores frozen linear layers in 4 bits, but not the head.
-            if (
-                isinstance(layer, nn.Linear)
-                and not layer.weight.requires_grad
-                and layer.weight is not self.numbers.head
-            ):
-                self.in_4_bits.append(layer)
-                self.stored_bytes += QUANTIZED_BYTES * layer.weight.numel() - layer.weight.nbytes
-                layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
+        if lora.quantize:
+            self._quantize()
         decoder, config = model.get_decoder(), model.config.get_text_config()
         looked_up = {one.weight for one in decoder.modules() if isinstance(one, nn.Embedding)}
         self.per_token = Count(p for p in decoder.parameters() if p.dim() > 1 and p not in looked_up)
         heads = getattr(config, "num_attention_heads", 0)
         self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+    def _quantize(self) -> None:
+        """Count frozen linear layers, but not the head, as bitsandbytes stores them in 4 bits."""
+        for layer in self.model.modules():
+            linear = isinstance(layer, nn.Linear) and layer.weight is not self.numbers.head
+            if linear and not layer.weight.requires_grad:
+                self.in_4_bits.append(layer)
+                self.stored_bytes += QUANTIZED_BYTES * layer.weight.numel() - layer.weight.nbytes
+                layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
 
     def module(self, *, half: bool, sharded: bool) -> tuple[TrainingModule, FakeTensorMode]:
         """Return the module that trains, on fake tensors, and their mode; call it once.

@@ -135,8 +135,6 @@ class Layout:
         self.size = FLOAT if fp32 else HALF
 
 
-# ------------------------------------------------------------------------------------------- stages
-
 SAMPLED_STEPS = 100
 """Steps of a training, evenly spaced, whose batches are dealt; and one with the longest row, which none of them may
 have, and which decides the memory."""
@@ -249,8 +247,7 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
 
 
 def _fake(path: str, config: RunConfig, lora: LoraOptions, layout: Layout, *, trains: bool) -> FakeModel:
-    in_bf16 = layout.size == HALF and bool(lora.r or not trains)
-    return FakeModel(path, config.model.attention, lora, in_bf16=in_bf16)
+    return FakeModel(path, config.model.attention, lora, in_bf16=layout.size == HALF and bool(lora.r or not trains))
 
 
 def _setup(
@@ -289,17 +286,16 @@ def _settled(
     setup: StepSetup, memory: Footprint, attention: str | None, machine: Machine, weights: float
 ) -> tuple[TrainingOptions, bool]:
     """Return the options with what is auto decided, and whether examples share a row; `weights` are those of a rank."""
-    options = setup.stage.options
-    one_row = options.padding_free  # auto: unless the model turns out to mix the examples of a row
-    if one_row == "auto":
+    options: Any = setup.stage.options
+    one_row = options.padding_free is True
+    if options.padding_free == "auto":  # unless the model turns out to mix the examples of a row
         one_row = options.length_groups is None and is_skipping(attention, machine.device)
-    if machine.device.type == "cpu":
-        return options, bool(one_row)
-    settled_options = settled(setup, memory, (machine.memory or math.inf) - weights)
-    if options.limits(machine.device.type)[1] == "auto" and not one_row:
-        most = min(PADDED_TOKENS, settled_options.micro_batch_tokens or PADDED_TOKENS)
-        settled_options = replace(settled_options, micro_batch_tokens=most)
-    return settled_options, bool(one_row)
+    undecided = options.limits(machine.device.type)[1] == "auto"
+    if machine.device.type != "cpu":
+        options = settled(setup, memory, (machine.memory or math.inf) - weights)
+    if undecided and not one_row:
+        options = replace(options, micro_batch_tokens=min(PADDED_TOKENS, options.micro_batch_tokens))
+    return options, one_row
 
 
 def _trained(
