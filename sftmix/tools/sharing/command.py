@@ -10,7 +10,8 @@ from typing import Any
 from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import remove_leftovers
+from sftmix.common.files import naming_full_disk, remove_leftovers
+from sftmix.common.places import is_there
 from sftmix.config import RunConfig
 from sftmix.pipeline.finished import DTYPES, finished_models, refuse_no_run
 
@@ -74,10 +75,18 @@ def main(args: argparse.Namespace) -> None:
     run, step = Path(args.run), args.step
     refuse_no_run(run)
     check_finished(run)
-    with tempfile.TemporaryDirectory() as place:
-        to = Path(args.to or f"{place}/model")
+    final = Path(args.to or Path(tempfile.gettempdir(), "model"))
+    if args.to:
+        if is_there(final):
+            raise ConfigError(f"{final} exists; name a directory that does not")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(final.parent, final.name)  # of an export that was killed
+    with tempfile.TemporaryDirectory(prefix=f".tmp-{final.name}.", dir=final.parent) as place:
+        to = Path(place, final.name)
         if step is None and not (args.to or args.best or args.merge) and args.dtype == "auto":
-            shutil.copytree(finished_models(run)[0].path, to, ignore=shutil.ignore_patterns(".tmp-*"))
+            model = Path(finished_models(run)[0].path)
+            with naming_full_disk(to, sum(file.stat().st_size for file in model.rglob("*"))):
+                shutil.copytree(model, to, ignore=shutil.ignore_patterns(".tmp-*"))
         else:
             export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
             steps_dir = origin(run / "train") / (BEST if args.best else CHECKPOINTS)
@@ -92,6 +101,8 @@ def main(args: argparse.Namespace) -> None:
         about = {"license": args.license, "step": step, "merged": args.merge, "measured": measured}
         card = model_card(run, "train", **about)
         write_card(to / CARD, card, args.license)
+        if args.to:
+            to = to.rename(final)  # with its card
         print(push(to, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else to)
 
 
