@@ -80,30 +80,33 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """Raise NoSpaceError, which names the path, in place of an error that says that the disk is full."""
+def naming_full_disk(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Raise NoSpaceError, which names the path and the bytes needed, in place of an error of a full disk."""
     try:
         yield
     except Exception as error:
         if is_full(error):
-            raise no_space(path) from error
+            raise no_space(path, needed) from error
         raise
 
 
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the file system that holds `path`, or will hold it."""
-    return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
+def _folder(path: Path) -> Path:
+    """Return the directory that holds `path`, or will hold it; a file may be a link to another file system."""
+    return next(p for p in (path, *path.absolute().parents) if p.is_dir())
 
 
 def no_space(path: Path, needed: int | None = None, problem: str = "no space left to write") -> NoSpaceError:
     """Return the error of a full disk, with the free bytes and those needed, if they are known."""
     need = "" if needed is None else f"{needed:,} bytes are needed, "
-    return NoSpaceError(f"{problem} {path}: {need}{free_bytes(path):,} are free; free some and run again")
+    free = f"{need}{shutil.disk_usage(_folder(path)).free:,} are free"
+    if sys.platform != "win32" and (system := os.statvfs(_folder(path))).f_files and not system.f_favail:
+        free = "the file system holds as many files as it can (inodes), whatever its free bytes"
+    return NoSpaceError(f"{problem} {path}: {free}; free some and run again")
 
 
 def check_room(path: Path, needed: int) -> None:
     """Raise NoSpaceError if fewer than `needed` bytes are free for the checkpoints that are to be written in `path`."""
-    if free_bytes(path) < needed:
+    if shutil.disk_usage(_folder(path)).free < needed:
         raise no_space(path, needed, "too little room for the checkpoints to come in")
 
 

@@ -21,7 +21,15 @@ import pyarrow as pa
 from filelock import FileLock
 
 from sftmix.common.errors import ConfigError, NoSpaceError
-from sftmix.common.files import commit_directory, is_full, read_json, sha256_json, verify_directory, write_json
+from sftmix.common.files import (
+    commit_directory,
+    is_full,
+    read_json,
+    remove_leftovers,
+    sha256_json,
+    verify_directory,
+    write_json,
+)
 from sftmix.data.thoughts import answers
 from sftmix.types import Example, Int64, Message
 
@@ -57,6 +65,8 @@ def key_of(*parts: Any) -> str:
 def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Record]) -> tuple[Path, Record]:
     """Return the directory of this name in the cache, and its summary; build it first if it is absent or incomplete.
 
+    What a killed process left of it is removed.
+
     The cache is `cache_dir`, else $SFTMIX_CACHE, else ~/.cache/sftmix.
 
     `build(directory)` writes files and returns a summary that JSON can write. The directory is built under another name
@@ -75,12 +85,14 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
         with contextlib.suppress(OSError):  # a file system without locks
             lock.acquire()
         try:
+            if lock.is_locked:  # then nobody else builds it
+                remove_leftovers(root, name)
             os.listdir(root)  # NFS might else remember that what another process has made meanwhile is not there
             if (summary := _read(target)) is not None:
                 return target, summary
             if target.exists():
                 print(f"{target} is not as it was written, and is made again", file=sys.stderr)
-            with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
+            with tempfile.TemporaryDirectory(prefix=f".tmp-{name}.", dir=root, ignore_cleanup_errors=True) as scratch:
                 summary = build(Path(scratch))
                 write_json(Path(scratch, "summary.json"), summary)
                 try:

@@ -37,7 +37,8 @@ def export_model(
     stop_ids       end-of-turn ids, in addition to the eos ids of the tokenizer and of the model's generation_config
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
-    with naming_full_disk(path):
+    stored = model.parameters() if adapter_config(model) is None else (state_dict or model.state_dict()).values()
+    with naming_full_disk(path, sum(x.numel() for x in stored) * dtype.itemsize):
         temporary = fresh_directory(path)
         try:
             generation = _generation_config(model, tokenizer, stop_ids)

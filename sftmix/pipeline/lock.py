@@ -1,6 +1,7 @@
 """The lock of a run directory, one process at a time, and STATUS.json, which says what that process does."""
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -36,6 +37,8 @@ class Hold:
             "pid": os.getpid(),
             "host": socket.gethostname(),
         }
+        self._told = -math.inf
+        """time.monotonic() of the last update: the clock of the machine may step back."""
         self._earlier: dict[str, Any] = {}
         """The STATUS.json of another process, while it stays."""
 
@@ -63,17 +66,22 @@ class Hold:
     def __exit__(self, *raised: Any) -> None:
         """Note the error that ended the command, if any, and give the lock back."""
         if (error := raised[1]) is not None:
-            with contextlib.suppress(NoSpaceError):  # it would hide the error itself
+            with contextlib.suppress(NoSpaceError, DifferenceError):  # they would hide the error itself
                 code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
                 self.status(exit_code=code, message=f"{type(error).__name__}: {error}")
         self._lock.release()
 
     def status(self, *, throttle: float = 0.0, **fields: Any) -> None:
-        """Update STATUS.json; with `throttle`, at most once in so many seconds."""
+        """Update STATUS.json; with `throttle`, at most once in so many seconds.
+
+        Raises DifferenceError if the directory was moved or removed: what is written would make a new one in its place.
+        """
+        if self._lock.is_locked and not (self.path / ".lock").exists():
+            raise DifferenceError(f"{self.path} was moved or removed while it was used; continue it where it is now")
         self._status |= fields
-        now = time.time()
-        if self._main and not self._earlier and now - self._status.get("updated", 0.0) >= throttle:
-            self._status["updated"] = now
+        now = time.monotonic()
+        if self._main and not self._earlier and now - self._told >= throttle:
+            self._told, self._status["updated"] = now, time.time()
             write_json(self.path / "STATUS.json", self._status)
 
     def starts_work(self) -> None:

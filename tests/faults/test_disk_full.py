@@ -1,24 +1,27 @@
 """F6: a full disk, on a small file system in memory."""
 
 import os
+import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from sftmix.common.appended import append_batch
 from sftmix.common.errors import NoSpaceError
-from sftmix.common.files import verify_directory
+from sftmix.common.files import verify_directory, write_text
 from sftmix.common.world import World
 from sftmix.data.report import DataReport
 from sftmix.measure.summary import summarise
 from sftmix.training.metrics import MetricsLog
 from tests.faults.runs import checkpoints, from_split, goes_on, long, words_of
 from tests.forked import Ended, ended, on_ranks
-from tests.tiny import status
+from tests.tiny import in_this_process, status
 
 FILL = '''
 import shutil
@@ -90,6 +93,41 @@ def test_without_room_metrics_and_summary_end_every_rank_and_answers_name_their_
     on_ranks(summarises, str(place))
     with pytest.raises(NoSpaceError, match=r"answers\.jsonl\.parts"):
         append_batch(place / "answers.jsonl.parts", [{"key": ("m", "a", 0), "answers": "x" * 5000}])
+
+
+def test_a_file_system_without_room_for_one_more_file_says_so(disk):
+    place = disk("1m,nr_inodes=6")
+
+    def many() -> None:
+        for number in range(9):
+            write_text(place / str(number), "x")
+
+    with pytest.raises(NoSpaceError, match=r"disk/\d: the file system holds as many files as it can \(inodes"):
+        many()
+
+
+def test_the_free_bytes_are_those_of_the_directory_that_is_written(disk, tmp_path):
+    """A verification writes in a directory of links to a run that is elsewhere."""
+    place = disk("64k")
+    (tmp_path / "elsewhere").touch()
+    (place / "figures.json").symlink_to(tmp_path / "elsewhere")
+    (place / "filler").write_bytes(bytes(shutil.disk_usage(place).free))
+    with pytest.raises(NoSpaceError, match=r"figures\.json: 0 are free"):
+        write_text(place / "figures.json", "x" * 9000)
+
+
+@pytest.mark.parametrize("words", [("--to", "{}/model"), ("--push_to_hub", "me/model", "--license", "mit")])
+def test_an_export_says_how_many_bytes_it_needs(finished, disk, tmp_path, monkeypatch, words):
+    place = disk("100k")
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    it = in_this_process("export", str(finished.path), *(word.format(place) for word in words), cwd=tmp_path)
+    assert it.returncode == 7, it.stderr
+    (needed,) = re.findall(r"no space left to write \S+/model: ([\d,]+) bytes are needed, [\d,]+ are free", it.stderr)
+    model = finished.path / "train" / "model"
+    weights = sum(tensor.nbytes for tensor in load_file(model / "model.safetensors").values())
+    whole = sum(file.stat().st_size for file in model.iterdir())
+    assert int(needed.replace(",", "")) == (weights if "--to" in words else whole)
+    assert list(place.iterdir()) == []
 
 
 @long

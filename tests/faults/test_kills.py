@@ -30,7 +30,7 @@ from tests.faults.runs import (
     steps,
     words_of,
 )
-from tests.forked import SIGKILLED, Fault, ended
+from tests.forked import SIGKILLED, Fault, done, ended
 from tests.tiny import Tiny
 
 AFTER_SPLIT = ("training", "measuring")
@@ -59,6 +59,17 @@ def test_a_kill_while_the_model_card_is_written(small, whole, tmp_path):
     assert ended(words_of(small), cwd=tmp_path, faults=[mine]).code == SIGKILLED
     assert leftovers(tmp_path / "run")
     goes_on(words_of(small), tmp_path, whole)
+
+
+def test_a_kill_before_an_export_has_its_card(whole, tmp_path):
+    """It is not there, and the same command makes it."""
+    shutil.copytree(whole, tmp_path / "run")
+    words = ["export", "run", "--to", "models/mine"]
+    assert ended(words, cwd=tmp_path, faults=[KillAt("mine/.tmp-README.md", 1)]).code == SIGKILLED
+    assert [path.name[:10] for path in (tmp_path / "models").iterdir()] == [".tmp-mine."]
+    done(words, cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]
+    assert (tmp_path / "models" / "mine" / "README.md").exists()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import time
 
@@ -83,6 +84,35 @@ def test_status_says_what_runs_and_how_it_ended(tmp_path):
     told = {"stage": "reference", "step": 3, "total_steps": 7, "doing": "", "exit_code": None}
     assert running == told | {"pid": os.getpid(), "host": socket.gethostname()}
     assert status(tmp_path).items() >= {"exit_code": 0, "message": "", "step": 4}.items()
+
+
+def test_a_clock_that_steps_back_hides_no_status(tmp_path, monkeypatch):
+    with RunDirectory(tmp_path, ALONE) as directory:
+        directory.status(stage="train", step=1)
+        now = time.time() - 3600
+        monkeypatch.setattr(time, "time", lambda: now)
+        directory.status(step=2)
+        assert status(tmp_path)["step"] == 2
+    assert status(tmp_path)["exit_code"] == 0
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_directory_that_is_moved_or_removed_meanwhile_is_not_made_again(tmp_path, moved):
+    run = tmp_path / "run"
+
+    def goes_on() -> None:
+        with RunDirectory(run, ALONE) as directory:
+            directory.begin("train", {})
+            if moved:
+                run.rename(tmp_path / "elsewhere")
+            else:
+                shutil.rmtree(run)
+            directory.status(step=1, throttle=60.0)
+
+    with pytest.raises(DifferenceError, match=r"run was moved or removed while it was used"):
+        goes_on()
+    assert not run.exists()
+    assert not moved or status(tmp_path / "elsewhere")["exit_code"] is None
 
 
 @pytest.mark.parametrize("made", [True, False])

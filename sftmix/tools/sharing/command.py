@@ -10,7 +10,8 @@ from typing import Any
 from sftmix.cli.parsing import OwnOption
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import remove_leftovers
+from sftmix.common.files import MANIFEST, naming_full_disk, read_json, remove_leftovers
+from sftmix.common.places import is_there
 from sftmix.config import RunConfig
 from sftmix.pipeline.finished import DTYPES, finished_models, refuse_no_run
 
@@ -74,8 +75,14 @@ def main(args: argparse.Namespace) -> None:
     run, step = Path(args.run), args.step
     refuse_no_run(run)
     check_finished(run)
-    with tempfile.TemporaryDirectory() as place:
-        to = Path(args.to or f"{place}/model")
+    final = Path(args.to or Path(tempfile.gettempdir(), "model"))
+    if args.to:
+        if is_there(final):
+            raise ConfigError(f"{final} exists; name a directory that does not")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(final.parent, final.name)  # of an export that was killed
+    with tempfile.TemporaryDirectory(prefix=f".tmp-{final.name}.", dir=final.parent) as place:
+        to = Path(place, final.name)
         if step is None and not (args.to or args.best or args.merge) and args.dtype == "auto":
             _copy_model(run, to)
         else:
@@ -92,18 +99,20 @@ def main(args: argparse.Namespace) -> None:
         about = {"license": args.license, "step": step, "merged": args.merge, "measured": measured}
         card = model_card(run, "train", **about)
         write_card(to / CARD, card, args.license)
+        if args.to:
+            to = to.rename(final)  # with its card
         print(push(to, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else to)
 
 
 def _copy_model(run: Path, to: Path) -> None:
     """Copy the files of train/model that the run has listed, and its card; others there are not of the run."""
-    from sftmix.common.files import MANIFEST, read_json
-
     stage = Path(finished_models(run)[0].path).parent
-    for name in {"model/README.md", *read_json(stage / MANIFEST, files=dict)["files"]}:
-        if name.startswith("model/") and (stage / name).exists():
-            (copy := to / name.removeprefix("model/")).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(stage / name, copy)
+    names = {"model/README.md", *read_json(stage / MANIFEST, files=dict)["files"]}
+    files = [stage / name for name in names if name.startswith("model/") and (stage / name).exists()]
+    with naming_full_disk(to, sum(file.stat().st_size for file in files)):
+        for file in files:
+            (copy := to / file.relative_to(stage / "model")).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
 
 
 def check_upload(options: Any, *names: str) -> None:
