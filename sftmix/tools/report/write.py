@@ -22,7 +22,8 @@ from sftmix.pipeline.order import pairs_by
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
-from sftmix.tools.report.run import RunView, look, read_run, read_summary
+from sftmix.tools.report.run import RunView, look, read_run, read_summary, text_of
+from sftmix.tools.report.topics import topics
 
 TABLE_ROWS = 150
 """Examples of each end in the table of the page."""
@@ -117,6 +118,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
     listed = view.path / "suspects" / "suspects.parquet"
     points = pictures.thinned(view.by_confidence)
+    outer = data.train.examples(pictures.both_ends(view.by_confidence, pictures.ENDS))
     return {
         "about": _about(view),
         "plots": {
@@ -131,6 +133,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         "view": view,
         "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
+        "topics": topics([text_of(example)[0] for example in outer]),
         "pairs": mixed_pairs(view) if trained else [],
         "benchmarks": results_of(view.path),
     }
