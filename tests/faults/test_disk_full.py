@@ -122,7 +122,9 @@ def test_an_export_says_how_many_bytes_it_needs(finished, disk, tmp_path, monkey
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     it = in_this_process("export", str(finished.path), *(word.format(place) for word in words), cwd=tmp_path)
     assert it.returncode == 7, it.stderr
-    (needed,) = re.findall(r"no space left to write \S+/model: ([\d,]+) bytes are needed, [\d,]+ are free", it.stderr)
+    (needed,) = re.findall(
+        r"no space left to write \S+/\.tmp-model\.\d+: ([\d,]+) bytes are needed, [\d,]+ are free", it.stderr
+    )
     model = finished.path / "train" / "model"
     weights = sum(tensor.nbytes for tensor in load_file(model / "model.safetensors").values())
     whole = sum(file.stat().st_size for file in model.iterdir())

@@ -65,7 +65,7 @@ def test_a_kill_before_an_export_has_its_card(whole, tmp_path):
     """It is not there, and the same command makes it."""
     shutil.copytree(whole, tmp_path / "run")
     words = ["export", "run", "--to", "models/mine"]
-    assert ended(words, cwd=tmp_path, faults=[KillAt("mine/.tmp-README.md", 1)]).code == SIGKILLED
+    assert ended(words, cwd=tmp_path, faults=[KillAt("/.tmp-README.md", 1)]).code == SIGKILLED
     assert [path.name[:10] for path in (tmp_path / "models").iterdir()] == [".tmp-mine."]
     done(words, cwd=tmp_path)
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]

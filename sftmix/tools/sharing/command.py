@@ -75,14 +75,12 @@ def main(args: argparse.Namespace) -> None:
     run, step = Path(args.run), args.step
     refuse_no_run(run)
     check_finished(run)
-    final = Path(args.to or Path(tempfile.gettempdir(), "model"))
-    if args.to:
+    with tempfile.TemporaryDirectory() as place:
+        final = Path(args.to or f"{place}/model")
         if is_there(final):
             raise ConfigError(f"{final} exists; name a directory that does not")
-        final.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(final.parent, final.name)  # of an export that was killed
-    with tempfile.TemporaryDirectory(prefix=f".tmp-{final.name}.", dir=final.parent) as place:
-        to = Path(place, final.name)
+        to = final.with_name(f".tmp-{final.name}.{os.getpid()}")
         if step is None and not (args.to or args.best or args.merge) and args.dtype == "auto":
             _copy_model(run, to)
         else:
@@ -99,9 +97,8 @@ def main(args: argparse.Namespace) -> None:
         about = {"license": args.license, "step": step, "merged": args.merge, "measured": measured}
         card = model_card(run, "train", **about)
         write_card(to / CARD, card, args.license)
-        if args.to:
-            to = to.rename(final)  # with its card
-        print(push(to, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else to)
+        to.rename(final)  # with its card
+        print(push(final, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else final)
 
 
 def _copy_model(run: Path, to: Path) -> None:
