@@ -73,8 +73,6 @@ class ReferenceTraining(PlainFields):
     padding_free: bool | Literal["auto"] | None = None
     """true: the examples of a micro-batch share one row without padding. Replaces an inherited
     training.length_groups."""
-    deterministic: bool | Literal["auto"] | None = None
-    """torch's deterministic algorithms."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss."""
     seed: int | None = None

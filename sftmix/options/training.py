@@ -80,7 +80,7 @@ class TrainingOptions(PlainFields):
     """hsdp only: ranks that share one copy of the weights, a divisor of their number. null: the ranks of a node."""
     reshard_after_forward: bool = True
     """fsdp and hsdp: free the weights of a decoder layer after its forward, and gather them again for the backward.
-    false: keep them until then, which takes memory for all layers and saves a third of the traffic."""
+    false: keep them until then, which takes memory for all layers and saves the second gathering."""
     reduce_each_micro_batch: bool = False
     """fsdp and hsdp: reduce gradients to shards after each micro-batch, not once a step. More traffic, but no rank
     holds the whole gradient in float32 between micro-batches: 4 bytes for each trained number."""

@@ -98,12 +98,10 @@ def traffic(work: Work, layout: Layout) -> tuple[float, float, float]:
     """
     copies, ring, model = layout.copies, (layout.shards - 1) / layout.shards, work.model.numbers
     each, again = work.options.reduce_each_micro_batch, work.options.reshard_after_forward
-    weights = model.layers.all * (2 * work.passes if again else work.micro_batches)
-    weights += model.outside.all * work.micro_batches
+    weights = (1 + again) * model.layers.all * work.passes + model.outside.all * work.micro_batches
     twice = layout.shards > 1 and work.passes > work.micro_batches > 1 and not each
-    gradients: float = model.outside.trained + model.layers.trained * (1 + twice)
-    gradients *= work.micro_batches if each else bool(work.micro_batches)
-    gradients *= FLOAT
+    times = work.micro_batches if each else bool(work.micro_batches)
+    gradients = FLOAT * times * (model.outside.trained + model.layers.trained * (1 + twice))
     return layout.size * ring * weights, ring * gradients, 2 * (copies - 1) / copies / layout.shards * gradients
 
 

@@ -288,6 +288,8 @@ class Way(NamedTuple):
     micro_batches: int = 2
     recompute: bool = False
     lora: LoraOptions = NO_LORA
+    each: bool = False
+    again: bool = True
 
 
 WAYS = [
@@ -298,11 +300,16 @@ WAYS = [
     Way(2, "fsdp", "bf16", lora=LORA),
     Way(4, "hsdp", "bf16"),
     Way(4, "hsdp", segments=2),
+    Way(2, "fsdp", segments=2, each=True),
+    Way(4, "hsdp", "bf16", each=True),
+    Way(2, "fsdp", segments=2, again=False),
+    Way(2, "fsdp", "bf16", again=False),
 ]
 
 
 def sent(path: str, way: Way) -> tuple[float, float, float]:
     options = TrainingOptions(parallel=way.parallel, precision=way.precision, shard_group_size=2)
+    options = replace(options, reduce_each_micro_batch=way.each, reshard_after_forward=way.again)
     passes = way.micro_batches * way.segments
     model = FakeModel(path, None, way.lora)
     work = Work("train", model, options, np.zeros(3), micro_batches=way.micro_batches, passes=passes)
@@ -317,7 +324,7 @@ def test_what_is_sent_is_what_a_rank_sends(path, way):
         add_adapters(model, way.lora, seed=0)
     if way.recompute:
         recompute_activations(model)
-    wrapping = {"parallel": way.parallel, "precision": way.precision}
+    wrapping = {"parallel": way.parallel, "precision": way.precision, "reshard_after_forward": way.again}
     with fake_ranks(world):
         module = wrap(TrainingModule(model), world=world, shard_group_size=2, **wrapping)
         for counter in (contextlib.nullcontext(), moved):
@@ -325,7 +332,7 @@ def test_what_is_sent_is_what_a_rank_sends(path, way):
                 given = collate([(Slot(k),) for k in range(4)], DATA, n_segments=way.segments)
                 plan = scoring_plan(given)
                 plan.row_weight.fill_(1.0)
-                with counter, gradient_sync(module, number == way.micro_batches - 1):
+                with counter, gradient_sync(module, way.each or number == way.micro_batches - 1):
                     module(given, plan).loss.backward()
             module.zero_grad(set_to_none=True)
     assert bool(moved.bytes["all_reduce"]) == (way.parallel == "hsdp")
