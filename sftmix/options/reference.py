@@ -59,9 +59,9 @@ class ReferenceTraining(PlainFields):
     """Division of work between ranks. Unless it is hsdp, replaces an inherited training.shard_group_size."""
     shard_group_size: int | None = None
     """hsdp only: ranks that share one copy of the weights."""
-    activation_checkpointing: bool | None = None
+    activation_checkpointing: bool | Literal["auto"] | None = None
     """Recompute each decoder layer in the backward."""
-    compile: bool | None = None
+    compile: bool | Literal["auto"] | None = None
     """Compile each decoder layer."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded. Replaces an inherited training.padding_free true."""

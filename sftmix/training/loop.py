@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from sftmix.common.world import World
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.checkpoint import BestWeights, CheckpointStore
+from sftmix.training.choices import choose, compile_seconds
 from sftmix.training.machine import going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
@@ -86,8 +87,8 @@ class TrainingLoop:
     # ------------------------------------------------------------------------------------------ stage
 
     def run(self) -> StageResult:
-        stage, world = self.stage, self.world
         self._resume()
+        stage, world = self.stage, self.world
         if self.best:
             self.best.go_on(self.evaluations)
         if self.step == 0:
@@ -122,9 +123,18 @@ class TrainingLoop:
             "total_steps": self.total,
             "stopped_by": self.stopped_by if self.step < self.total else None,
             "machines": self.machines,
+            **self._compiled(),
             **last,
         }
         return StageResult(self.module, figures)
+
+    def _compiled(self) -> dict[str, float]:
+        """Return what compiled layers have cost, and say it."""
+        if not self.stage.options.compile:
+            return {}
+        seconds = compile_seconds()
+        self._say(f"torch has compiled for {seconds:.1f} s in this process")
+        return {"compile_seconds": seconds}
 
     def _note(self, log: MetricsLog, metrics: Mapping[str, float]) -> NoSpaceError | None:
         """Write the line of the step that was made; return the error of a full disk, which ends all ranks later."""
@@ -153,20 +163,26 @@ class TrainingLoop:
                 )
             self.step = self.saved = state["step"]
             self.totals = Totals(**state["totals"])
-            store.load(newest, self.module, self.optimizer if self.totals.updates else None)
-            self.evaluations = dict(state["evaluations"])
             for name in SAVED:
                 setattr(self, name, state[name])
+        options = choose(self.setup, self.machines, self._say)  # before there is the state of the optimizer
+        stage = self.stage = self.setup.stage = replace(stage, options=options)
+        if newest is not None:
+            store.load(newest, self.module, self.optimizer if self.totals.updates else None)
+            self.evaluations = dict(state["evaluations"])
             if stage.online is not None:
                 stage.online.restore(store.arrays(newest))
-            if self.world.is_main:
-                print(f"{stage.name}: resuming after step {self.step} of {self.total}")
+            self._say(f"resuming after step {self.step} of {self.total}")
         if self.every and self.step < self.total:
             saves = math.ceil((self.total - self.step) / self.every)
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
             if self.best is not None:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
+
+    def _say(self, text: str) -> None:
+        if self.world.is_main:
+            print(f"{self.stage.name}: {text}", flush=True)
 
     def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
         """Agree with all ranks on an end, and save where it is due; raise Stopped if any rank received a signal.

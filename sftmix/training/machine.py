@@ -51,6 +51,14 @@ def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[M
     return [*recorded, {"after": step, **machine}]
 
 
+def chosen_before(recorded: Sequence[Machine], machine: Machine) -> Machine:
+    """Return the options that are auto here as the machine recorded last had them, if it is this one in all else."""
+    last = recorded[-1] if recorded else {}
+    auto = {name: last.get(name) for name in ("activation_checkpointing", "compile") if machine[name] == "auto"}
+    alike = {**last, **machine, **auto, "micro_batch_tokens": last.get("micro_batch_tokens")}
+    return auto if alike == last else {}
+
+
 def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
     """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
     ends = [*(one["after"] for one in recorded[1:]), math.inf]

@@ -193,10 +193,11 @@ class Replay(RunContext):
 
         watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = replace(stage.checkpoint, every=0, keep_best=False, keep=2)  # 2: the linked checkpoint stays
-        self.machine = machine_of(world, stage.options)
-        self.exact = same_bits(self.recorded, self.machine)
         loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved), world)
+        loop.machines = self.recorded  # what was chosen there; a checkpoint has it as well
         result = loop.run()
+        self.machine = machine_of(world, loop.stage.options)
+        self.exact = same_bits(self.recorded, self.machine)
         self.trained = result.figures
         precision = None if self.exact else loop.setup.precision
 
