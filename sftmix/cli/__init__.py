@@ -69,6 +69,9 @@ def print_logs_as_lines() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (`sftmix.common.errors`); unexpected exceptions keep their traceback."""
     end_with_launcher()  # before anything that takes its time
+    if not any(name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in os.environ):
+        # torch reads it when it is imported: lengths differ from step to step, and free memory has fewer gaps so.
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     outputs = outlast_readers() if argv is None else []
     if argv is None:
         print_logs_as_lines()

@@ -128,8 +128,8 @@ class World:
         broken = isinstance(error, dist.DistError) or "gloo" in str(error)  # which has no class for its errors
         if broken and "Timed out waiting" in str(error):
             return HangError(
-                f"another rank did not answer within {self.timeout:g} s (training.timeout): it hangs, or its work takes "
-                "longer; the same command continues from the last checkpoint"
+                f"another rank did not answer within {self.timeout:g} s (training.timeout): it hangs, or its work "
+                "takes longer; the same command continues from the last checkpoint"
             )
         with contextlib.suppress(dist.DistError):  # the store is gone with the rank that had it
             if not (broken or isinstance(error, Stopped)):

@@ -1,6 +1,7 @@
 """Optimizers: the update rule of a step. Learning rate, betas, epsilon and weight decay are options of `training`."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from sftmix.components.base import Optimizer, decay_groups
 from sftmix.components.component import Need
@@ -11,17 +12,20 @@ from sftmix.types import Tensor, TorchOptimizer
 class AdamW(Optimizer):
     """AdamW (arXiv 1711.05101), the paper's, with float32 state: eight bytes per trained parameter."""
 
-    def __init__(self, *, fused: bool = False):
-        """fused: do the whole update in one pass over the memory, if the device can; same rule, other rounding."""
+    def __init__(self, *, fused: bool | Literal["auto"] = "auto"):
+        """fused: do the whole update in one pass over the memory: same rule, other rounding. auto: on CUDA."""
         self.fused = fused
 
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:
         import torch
 
+        from sftmix.functional import AdamWInPlace
+
         groups, (beta1, beta2) = decay_groups(parameters, training.weight_decay), training.betas
-        return torch.optim.AdamW(
-            groups, lr=training.learning_rate, betas=(beta1, beta2), eps=training.eps, fused=self.fused or None
-        )
+        on_cuda = all(parameter.is_cuda for parameter in parameters.values())
+        fused = on_cuda if self.fused == "auto" else self.fused
+        rule = torch.optim.AdamW if fused or on_cuda else AdamWInPlace
+        return rule(groups, lr=training.learning_rate, betas=(beta1, beta2), eps=training.eps, fused=fused or None)
 
 
 class AdamW8bit(Optimizer):

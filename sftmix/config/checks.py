@@ -215,7 +215,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
         component = getattr(config, name)
         if component and (problem := missing_package(component)):
             yield f"{name} {type(component).__name__} {problem}, or choose another"
-    available = {Need.BATCH_NLL, *([] if training.activation_checkpointing else [Need.STATES])}
+    available = {Need.BATCH_NLL, *([] if training.activation_checkpointing is True else [Need.STATES])}
     available |= {*([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
     yield from _missing("objective", config.objective, available, by_reference if online else "this run")
     # Sharded ranks do not give whole weights, which is another message.

@@ -64,9 +64,9 @@ class ReferenceTraining(PlainFields):
     """fsdp and hsdp: free the weights of a decoder layer after its forward."""
     reduce_each_micro_batch: bool | None = None
     """fsdp and hsdp: reduce gradients to shards after each micro-batch."""
-    activation_checkpointing: bool | None = None
+    activation_checkpointing: bool | Literal["auto"] | None = None
     """Recompute each decoder layer in the backward."""
-    compile: bool | None = None
+    compile: bool | Literal["auto"] | None = None
     """Compile each decoder layer."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded. Replaces an inherited training.padding_free true."""

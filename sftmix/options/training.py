@@ -84,11 +84,13 @@ class TrainingOptions(PlainFields):
     reduce_each_micro_batch: bool = False
     """fsdp and hsdp: reduce gradients to shards after each micro-batch, not once a step. More traffic, but no rank
     holds the whole gradient in float32 between micro-batches: 4 bytes for each trained number."""
-    activation_checkpointing: bool = False
-    """Recompute each decoder layer in the backward: less memory, about a third more compute."""
-    compile: bool = False
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute each decoder layer in the backward: less memory, about a third more compute. auto: on a GPU if the
+    micro-batch that is asked for, or a pair of the longest rows, does not fit without that."""
+    compile: bool | Literal["auto"] = "auto"
     """Compile each decoder layer (torch.compile): minutes at the start, fewer kernels after that; results differ in
-    rounding. Needs a C++ compiler on a CPU, Triton on a GPU."""
+    rounding. Needs a C++ compiler on a CPU, Triton on a GPU. auto: on CUDA for more than two minutes of training, if a
+    layer becomes one graph."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples,
     at most 16, on CPU, one on a GPU. Excludes padding_free true."""

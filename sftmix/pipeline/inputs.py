@@ -154,6 +154,13 @@ def _training(known: Known, options: TrainingOptions) -> Inputs:
     return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}
 
 
+def optimizer_inputs(config: RunConfig) -> Inputs:
+    """Return the optimizer; fused auto, which is but for rounding what false is, is false, as runs before it had it."""
+    spec = config.optimizer.spec()
+    fused = spec["init_args"].get("fused")
+    return spec | {"init_args": spec["init_args"] | ({"fused": False} if fused == "auto" else {})}
+
+
 def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
     """Return those that may change the course of a training, with those whose evaluations they may see."""
     stops = any(Need.STOP in callback.gives for callback in callbacks)
@@ -181,7 +188,7 @@ def reference_inputs(known: Known) -> Inputs:
     }
     if trains:
         inputs |= {
-            "optimizer": config.optimizer.spec(),
+            "optimizer": optimizer_inputs(config),
             "lora": plain(lora) if lora.r else None,
             "training": _training(known, own.training),
             "callbacks": plain(deciding),
@@ -214,7 +221,7 @@ def arm_inputs(known: Known, name: str) -> Inputs:
         "confidence": _made(known, "confidence/confidence.parquet", scored),
         "pairing": plain(pairing),
         "objective": config.objective.spec(),
-        "optimizer": config.optimizer.spec(),
+        "optimizer": optimizer_inputs(config),
         "perturbation": plain(config.perturbation),
         "seed": config.seed,
         "files": _files(known, pairing, config.objective, config.optimizer, config.perturbation, *deciding),

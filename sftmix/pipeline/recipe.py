@@ -70,7 +70,7 @@ def run(
     ):
         ranks.on_main(lambda: refuse_links(directory.path))
         check_same_directory(directory.path, ranks)
-        if config.training.compile or config_of_reference(config).training.compile:
+        if True in (config.training.compile, config_of_reference(config).training.compile):
             check_compiler(ranks.device)
         directory.tell(stage="data")
         config, rows = read_rows(config, ranks, run=directory.path, progress=ranks.is_main)

@@ -7,7 +7,7 @@ a run that is resumed in its layout is the uninterrupted run, bit for bit.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
+from sftmix.training.choices import choose, compiled
 from sftmix.training.machine import adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory, limit_tokens
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
@@ -129,6 +130,7 @@ class TrainingLoop:
             "total_steps": self.total,
             "stopped_by": self.stopped_by if self.step < self.total else None,
             "machines": self.machines,
+            **compiled(stage.options, self._say),
             **last,
         }
         return StageResult(self.module, figures)
@@ -162,15 +164,16 @@ class TrainingLoop:
             self.totals = Totals(**state["totals"])
             for name in SAVED:
                 setattr(self, name, state[name])
-        limit_tokens(self.setup, self.machines)  # before the state of the optimizer is there, which it counts
-        self.stage = self.setup.stage
+        options = choose(self.setup, self.machines, self._say)
+        self.setup.stage = replace(stage, options=options)
+        limit_tokens(self.setup, self.machines)  # before there is the state of the optimizer, which it counts
+        stage = self.stage = self.setup.stage
         if newest is not None:
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)
             self.evaluations = dict(state["evaluations"])
             if stage.online is not None:
                 stage.online.restore(store.arrays(newest))
-            if self.world.is_main:
-                print(f"{stage.name}: resuming after step {self.step} of {self.total}")
+            self._say(f"resuming after step {self.step} of {self.total}")
         if saves := self.spacing.most(self.step):
             needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
             if self.best is not None:  # the old ones go when the new ones are there
@@ -179,6 +182,10 @@ class TrainingLoop:
         if self.best is not None:
             self.best.go_on(self.evaluations)
         self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
+
+    def _say(self, text: str) -> None:
+        if self.world.is_main:
+            print(f"{self.stage.name}: {text}", flush=True)
 
     def _save_or_stop(self, signal: StopSignal, full_disk: NoSpaceError | None = None) -> None:
         """Agree with all ranks on an end, and save where it is due; raise Stopped if any rank received a signal.

@@ -60,6 +60,14 @@ def tokens_before(recorded: Sequence[Machine], machine: Machine) -> int | None:
     return tokens if going_on(recorded, 0, {**machine, "micro_batch_tokens": tokens}) == [*recorded] else None
 
 
+def chosen_before(recorded: Sequence[Machine], machine: Machine) -> Machine:
+    """Return the options that are auto here as the machine recorded last had them, if it is this one in all else."""
+    last = recorded[-1] if recorded else {}
+    auto = {name: last.get(name) for name in ("activation_checkpointing", "compile") if machine[name] == "auto"}
+    alike = {**last, **machine, **auto, "micro_batch_tokens": last.get("micro_batch_tokens")}
+    return auto if alike == last else {}
+
+
 def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
     """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
     ends = [*(one["after"] for one in recorded[1:]), math.inf]

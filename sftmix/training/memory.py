@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from sftmix.batches.deal import deal
 from sftmix.common.errors import ConfigError
+from sftmix.components.component import Need
 from sftmix.options import TrainingOptions
 from sftmix.options.training import DEFAULT_MICRO_BATCH
 from sftmix.training.footprint import Count, Footprint, memory_of, unit_of
@@ -30,13 +31,14 @@ CGROUP = Path("/sys/fs/cgroup")
 def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions:
     """Return the options of the stage with what `free` bytes decide on a GPU in the place of auto.
 
-    Activations are recomputed if the micro-batch that is asked for, or a pair, does not fit without that.
+    Activations are recomputed if the micro-batch that is asked for, or a pair, does not fit without that; not if the
+    objective changes states of layers.
     """
     options, changed = setup.stage.options, dict[str, Any]()
     if options.activation_checkpointing == "auto":
         asked = _asked(setup, options.micro_batch_size or 1)
         without = memory.slots(USABLE * free, most=asked, several=True, recompute=False)
-        changed["activation_checkpointing"] = without < asked
+        changed["activation_checkpointing"] = without < asked and Need.STATES not in setup.stage.objective.needs
     if options.limits(setup.world.device.type)[1] == "auto":
         changed["micro_batch_tokens"] = _fitting(setup, memory, free, **changed)
     return replace(options, **changed)

@@ -96,8 +96,6 @@ def training_module(
     Raises ConfigError if the attention cannot do this on the device.
     """
     check_attention(model, world.device, trains=trains)
-    if trains and options.activation_checkpointing:
-        recompute_activations(model)
     parallel = resolve_parallel(options.parallel, world)
     if not trains:  # no buckets for gradients, and no copies of weights that autocast keeps for a backward
         model.requires_grad_(False)
@@ -113,13 +111,20 @@ def training_module(
     unwrap(module).padding_free = _shares_rows(
         module, options, precision=precision, world=world, attention=attention, packed=packed
     )
-    if trains and options.compile:  # last, so that no shapes of probes are compiled
-        _compile_layers(model)
+    if trains:  # last, so that no shapes of probes are compiled
+        prepare_layers(model, options)
     return module
 
 
-def _compile_layers(model: PreTrainedModel) -> None:
-    """Compile the layers by themselves: they share the code, and names stay; lengths differ from batch to batch."""
+def prepare_layers(model: PreTrainedModel, options: TrainingOptions) -> None:
+    """Let layers be recomputed and compiled as the options say, if they say so already: auto is decided later.
+
+    Layers are compiled by themselves: they share the code, and names stay; lengths differ from batch to batch.
+    """
+    if options.activation_checkpointing is True:
+        recompute_activations(model)
+    if options.compile is not True:
+        return
     from torch._dynamo import config  # takes a second to import
 
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)

@@ -9,13 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import AdamW, AdamW8bit, Optimizer, TrainedReference
+from sftmix.components.base import decay_groups
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
+from sftmix.pipeline.inputs import optimizer_inputs
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.step import build_optimizer
 from tests.forked import on_ranks
@@ -71,6 +76,62 @@ def test_adamw_is_the_rule_by_hand():
             optimizer.step()
         for p, value in expected.items():
             torch.testing.assert_close(p.detach().double(), value, rtol=0, atol=1e-6)
+
+
+class Made(TorchDispatchMode):
+    """The largest tensor that an operation has made, apart from what it wrote to."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {x.data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.data_ptr() not in given:
+            self.numbers = max(self.numbers, out.numel())
+        return out
+
+
+def test_on_a_cpu_an_update_has_torch_s_bits_and_no_temporaries():
+    """Sizes of every alignment, several threads; torch's own makes a temporary of the largest weight."""
+    numbers = torch.Generator().manual_seed(0)
+    shapes = {"w": (257, 129), "v": (33, 1), "b": (1031,), "unused": (2, 2)}
+    parameters = {name: nn.Parameter(torch.randn(shape, generator=numbers)) for name, shape in shapes.items()}
+    copies = {name: nn.Parameter(one.detach().clone()) for name, one in parameters.items()}
+    own = AdamW().build(parameters, training=TRAINING)
+    torchs = torch.optim.AdamW(decay_groups(copies, 0.2), lr=0.01, betas=(0.8, 0.95), eps=TRAINING.eps)
+    made = []
+    for step in range(4):
+        for name in ("w", "v", "b"):
+            gradient = torch.randn(shapes[name], generator=numbers) * 10.0 ** (step - 2)
+            parameters[name].grad, copies[name].grad = gradient.clone(), gradient.clone()
+        for optimizer in (own, torchs):
+            with Made() as mode:
+                optimizer.step()
+            made.append(mode.numbers)
+        for name, one in parameters.items():
+            assert torch.equal(one, copies[name])
+            assert own.state[one].keys() == torchs.state[copies[name]].keys()
+            for key, value in own.state[one].items():
+                assert torch.equal(value, torchs.state[copies[name]][key]), (name, key)
+    assert made[2::2] == [0] * 3  # after the first step, which makes the moments
+    assert min(made[1::2]) == 257 * 129
+
+
+def test_auto_is_fused_on_cuda_alone():
+    with FakeTensorMode():
+        for device, fused in (("cpu", None), ("cuda", True)):
+            weight = nn.Parameter(torch.empty(3, 3, device=device))
+            assert AdamW().build({"w": weight}, training=TRAINING).defaults["fused"] is fused
+
+
+def test_a_run_from_before_auto_goes_on():
+    """fused false was written then; auto changes rounding alone, and true is another optimizer."""
+    before = AdamW(fused=False).spec()
+    assert [optimizer_inputs(config(optimizer=AdamW(fused=way))) == before for way in ("auto", False, True)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def sharded(world, path):

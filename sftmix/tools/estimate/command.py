@@ -11,15 +11,14 @@ ABOUT = """Say what `run` with these options will need: memory of each device, h
 Rows are read and tokenised; of the models only the config is read, so it takes seconds and no GPU.
 
   sftmix estimate --config recipe:alpaca-llama3.1-8b --gpu H100 --gpus 8
-  sftmix estimate --model.path NAME --data.train rows.json            on this machine
-  sftmix estimate --model.path NAME --data.train rows.json --gpu cpu --tflops 0.2
+  sftmix estimate --model.path NAME --data.train rows.json --tflops 0.2
 
 Hours are FLOPs / (peak x MFU), or bytes / bandwidth where the GPUs send each other so much that it takes longer.
 --mfu is a guess until a run of yours on such a machine has been measured, and --bandwidth is a data sheet's: what
 nccl-tests says of your machine (busbw) is the figure to give."""
 
 _OPTIONS = (
-    OwnOption("gpu", str | None, None, "NAME", f"The device: {', '.join(GPUS)} or cpu; null: of this machine."),
+    OwnOption("gpu", str | None, None, "NAME", f"{', '.join(GPUS)} or cpu; null: this machine."),
     OwnOption("gpus", int | None, None, "N", "How many; null: as many as this machine or a node has, 1 of cpu."),
     OwnOption("gpus_per_node", int, 8, "N", "GPUs of a node, which share the weights under training.parallel hsdp."),
     OwnOption("mfu", float, MFU, "X", "Share of the peak that token slots reach, padding included, in (0, 1]."),
@@ -29,8 +28,8 @@ _OPTIONS = (
         float | None,
         None,
         "X",
-        "GB/s of one GPU in one direction, between nodes if there are several; null: the data sheet's within a node "
-        f"({', '.join(f'{name} {link}' for name, (*_, link) in GPUS.items())}), else communication is not counted.",
+        "GB/s of one GPU in one direction, between nodes if there are several; null: the data sheet's within a node, "
+        "else communication is not counted.",
     ),
     OwnOption("json", bool, False, "", "Print JSON instead of a table."),
 )

@@ -80,8 +80,8 @@ class FakeModel:
     def _quantize(self) -> None:
         """Count frozen linear layers, but not the head, as bitsandbytes stores them in 4 bits."""
         for layer in self.model.modules():
-            linear = isinstance(layer, nn.Linear) and layer.weight is not self.numbers.head
-            if linear and not layer.weight.requires_grad:
+            frozen = isinstance(layer, nn.Linear) and not layer.weight.requires_grad
+            if isinstance(layer, nn.Linear) and frozen and layer.weight is not self.numbers.head:
                 self.in_4_bits.append(layer)
                 self.stored_bytes += QUANTIZED_BYTES * layer.weight.numel() - layer.weight.nbytes
                 layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))

@@ -70,12 +70,12 @@ class Machine:
         bandwidth  GB/s in one direction, between nodes if there are several; None: the table's, which holds within a
                    node
         """
-        name, number, free = _here() if gpu is None else (gpu, 1 if gpu == "cpu" else gpus_per_node, None)
+        name, own, free = _here() if gpu is None else (gpu, 1 if gpu == "cpu" else gpus_per_node, None)
         known: tuple[float | None, ...] = GPUS.get(name, (None, None, None))
         peak, gigabytes, link = known
         if peak is None and gpu not in (None, "cpu"):
             raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
-        gpus = number if gpus is None else gpus
+        gpus = own if gpus is None else gpus
         numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
         for option, value in numbers.items():
             if value is not None and not 0 < value <= (1 if option == "mfu" else math.inf):

@@ -60,14 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write the model with its card, upload it if this is asked for, and print the place."""
-    if not (args.to or args.push_to_hub):
-        raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
-    check_upload(args, "private")
-    if args.push_to_hub and not args.license:
-        raise ConfigError(
-            f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
-            "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
-        )
+    _check(args)
     from sftmix.common.files import BEST, CHECKPOINTS, read_steps, steps_in
     from sftmix.pipeline.export import export_run
     from sftmix.pipeline.stages import check_finished, is_finished, origin
@@ -99,6 +92,18 @@ def main(args: argparse.Namespace) -> None:
         write_card(to / CARD, card, args.license)
         to.rename(final)  # with its card
         print(push(final, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else final)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError for options that miss one another."""
+    if not (args.to or args.push_to_hub):
+        raise ConfigError("--to is missing; name the directory to write, or a repository with --push_to_hub NAME")
+    check_upload(args, "private")
+    if args.push_to_hub and not args.license:
+        raise ConfigError(
+            f"--push_to_hub {args.push_to_hub} needs --license NAME: the licence of the model follows from that of "
+            "its base model and of the data, which the program cannot know; as --license apache-2.0, or other"
+        )
 
 
 def _copy_model(run: Path, to: Path) -> None:

@@ -197,7 +197,7 @@ class Replay(RunContext):
         watching = [one for one in stage.callbacks if isinstance(one, OBSERVED) or Need.STOP in one.gives]
         unsaved = CheckpointOptions(every=0, keep=2)  # 2: the linked checkpoint stays
         loop = TrainingLoop(replace(stage, callbacks=[*watching, StopAfter()], checkpoint=unsaved), world)
-        loop.machines = self.recorded  # whose micro_batch_tokens stands for auto; a checkpoint has them as well
+        loop.machines = self.recorded  # what was chosen there; a checkpoint has it as well
         result = loop.run()
         self.machine = machine_of(world, loop.stage.options)
         self.exact = same_bits(self.recorded, self.machine)

@@ -1,0 +1,165 @@
+"""What auto means: recomputed and compiled layers, decided once, alike on all ranks, and kept when a stage goes on."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from sftmix.batches.order import Slot
+from sftmix.common.world import World
+from sftmix.components import NTP
+from sftmix.components.places import ManifoldMixup
+from sftmix.options import TrainingOptions
+from sftmix.training import choices
+from sftmix.training.choices import choose, compile_problem, seconds_of
+from sftmix.training.footprint import memory_of
+from sftmix.training.gpus import GPUS, MFU
+from sftmix.training.loop import train
+from sftmix.training.machine import chosen_before, machine_of
+from sftmix.training.memory import USABLE
+from sftmix.training.module import TrainingModule
+from sftmix.training.parallel import training_module
+from sftmix.training.step import StepSetup
+from tests.forked import on_ranks
+from tests.toy import FixedOrder, toy_model, toy_rows, toy_stage
+
+DATA = toy_rows([(3, 5), (7, 2), (20, 12), (4, 4)])
+PAIRS = [(Slot(0), Slot(1)), (Slot(2), Slot(3))]
+GPU = World(device=torch.device("cuda", 0))
+AUTO = {"activation_checkpointing": "auto", "compile": "auto"}
+OFF = {"activation_checkpointing": False, "compile": False}
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
+
+
+def silent(text: str) -> None: ...
+
+
+@pytest.fixture
+def stage(tmp_path):
+    options = {"micro_batch_size": None}
+    return toy_stage(tmp_path, [PAIRS] * 3, model=toy_model(dtype=torch.float32), data=DATA, options=options)
+
+
+def setup_of(stage, world: World | None = None) -> StepSetup:
+    return StepSetup(stage, TrainingModule(stage.model), None, "fp32", world or World())  # type: ignore[arg-type]
+
+
+def test_on_a_cpu_both_are_off_and_recorded(stage, capsys):
+    """Also where the micro-batch does not fit; and a record from before there was auto is the same."""
+    assert (stage.options.activation_checkpointing, stage.options.compile) == ("auto", "auto")
+    result = train(stage, World())
+    (machine,) = result.figures["machines"]
+    assert machine == {"after": 0, **machine_of(World(), replace(stage.options, **OFF))}
+    assert "layers" not in capsys.readouterr().out
+
+
+def on_a_gpu(monkeypatch, room: float, seconds: float = 0.0) -> None:
+    """A GPU in name, with so much room: the module is on the CPU."""
+    monkeypatch.setattr(choices, "machine_of", lambda world, options: {"gpu": "one", **vars(options)})
+    monkeypatch.setattr(choices, "room", lambda setup: room)
+    monkeypatch.setattr(choices, "seconds_of", lambda setup: seconds)
+
+
+@pytest.mark.parametrize(("asked", "rows"), [(None, 2), (4, 4)])
+def test_activations_are_recomputed_if_what_is_asked_for_does_not_fit_without(stage, monkeypatch, asked, rows):
+    """A pair of the longest rows, or the micro-batch that has a size."""
+    stage = replace(stage, options=replace(stage.options, micro_batch_size=asked))
+    setup, slots = setup_of(stage, GPU), rows * int(DATA.lengths.max())
+    memory = memory_of(setup)
+    needed = memory.optimizer + sum(memory.peak(slots, several=True, recompute=False))
+    said: list[str] = []
+    for more, recomputed in ((1, False), (-1, True)):
+        on_a_gpu(monkeypatch, needed / USABLE + more)
+        assert choose(setup, [], said.append).activation_checkpointing is recomputed
+        blocks = [part for part in stage.model.modules() if hasattr(part, "gradient_checkpointing")]
+        assert any(part.gradient_checkpointing for part in blocks) is recomputed
+    assert len(said) == 1
+    kept = replace(stage, options=replace(stage.options, activation_checkpointing=False))
+    assert choose(setup_of(kept, GPU), [], silent).activation_checkpointing is False
+
+
+def test_an_objective_that_changes_states_is_not_recomputed(stage, monkeypatch):
+    on_a_gpu(monkeypatch, 1.0)
+    setup = setup_of(replace(stage, objective=ManifoldMixup(layers=[1])), GPU)
+    assert choose(setup, [], silent).activation_checkpointing is False
+
+
+def test_what_the_machine_recorded_last_had_is_kept_on_it_alone():
+    machine: dict[str, Any] = machine_of(World(), TrainingOptions())
+    assert {name: machine[name] for name in AUTO} == AUTO
+    had = {"activation_checkpointing": True, "compile": False}
+    then = {"after": 0, **machine, **had, "micro_batch_tokens": 4096}
+    assert chosen_before([then], machine) == had
+    assert chosen_before([then, {**then, **OFF, "after": 7}], machine) == OFF
+    assert chosen_before([then], {**machine, "compile": True}) == {}
+    assert chosen_before([then], {**machine, "device": "another"}) == {}
+    assert chosen_before([], machine) == {}
+
+
+def test_a_stage_goes_on_with_what_was_chosen(stage, monkeypatch):
+    on_a_gpu(monkeypatch, 1.0)
+    recorded = [{"after": 0, **choices.machine_of(GPU, stage.options), **OFF}]
+    assert choose(setup_of(stage, GPU), recorded, silent).activation_checkpointing is False
+    assert choose(setup_of(stage, GPU), [], silent).activation_checkpointing is True
+
+
+def test_seconds_are_flops_of_all_ranks_at_a_share_of_the_peak(stage, monkeypatch):
+    model = stage.model
+    layers, head = sum(p.numel() for p in model.transformer.h.parameters()), model.lm_head.weight.numel()
+    tokens = DATA.lengths.mean() * stage.options.global_batch_size * 3
+    for name, peak in (("NVIDIA H100 80GB HBM3", GPUS["H100"][0]), ("NVIDIA T4", 165)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        found = seconds_of(setup_of(stage, World(size=4, device=GPU.device)))
+        assert found == pytest.approx(6 * (layers + head) * tokens / (peak * 1e12 * MFU * 4))
+
+
+def test_a_graph_break_is_named_and_short_stages_are_not_compiled(stage, monkeypatch):
+    """Layers are traced alone: no code is made, and nothing but the model's own layers decides."""
+    said: list[str] = []
+    setup, last = setup_of(stage, GPU), stage.model.transformer.h[-1]
+    forward = last.forward
+
+    def broken(*args, **kwargs):
+        torch._dynamo.graph_break()
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(choices, "check_compiler", lambda device: None)
+    monkeypatch.setattr(choices, "prepare_layers", lambda model, options: None)
+    for seconds, layer, compiled in ((119, forward, False), (121, forward, True), (121, broken, False)):
+        on_a_gpu(monkeypatch, float("inf"), seconds)
+        monkeypatch.setattr(last, "forward", layer)
+        assert choose(setup, [], said.append).compile is compiled
+    assert len(said) == 2
+    assert "compiled, for 2 minutes" in said[0]
+    assert "not compiled: GPT2Block does not become one graph" in said[1]
+    assert all(parameter.grad is None for parameter in stage.model.parameters())
+
+
+def raise_here(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("the compiler fails on this rank alone")
+
+
+def raise_on_the_second_rank(world: World) -> None:
+    """All ranks have its message, and step on together, for which FSDP's weights must be sharded again."""
+    for parallel in ("ddp", "fsdp"):
+        model = toy_model(dtype=torch.float32)
+        options = TrainingOptions(parallel=parallel, padding_free=False)
+        module = training_module(model, options, precision="fp32", world=world, trains=True)
+        stage = SimpleNamespace(data=DATA, order=FixedOrder([PAIRS]), objective=NTP(), options=options)
+        setup = StepSetup(stage, module, None, "fp32", world)  # type: ignore[arg-type]
+        with patch("torch.compile", raise_here) if world.rank else nullcontext():
+            problem = compile_problem(setup)
+        assert problem is not None
+        assert "fails on this rank alone" in problem
+        assert world.gather(problem) == [problem] * 2
+        assert compile_problem(setup) is None
+
+
+@pytest.mark.slow
+def test_a_rank_that_raises_in_the_probe_leaves_no_other_behind():
+    on_ranks(raise_on_the_second_rank)
