@@ -218,6 +218,17 @@ def test_inputs_that_do_not_fit(change, error, message):
         sft_loss(**arguments | change)
 
 
+class Reached(Exception):
+    """The kernels were called."""
+
+
+class Kernels:
+    scale = torch.Tensor.mul_
+
+    def differentiate(*given):
+        raise Reached
+
+
 @pytest.mark.parametrize(
     ("options", "asked"),
     [
@@ -230,19 +241,20 @@ def test_inputs_that_do_not_fit(change, error, message):
 )
 def test_the_kernels_run_where_they_know_all_options(options, asked, monkeypatch):
     """They would leave the others out without a word."""
-
-    class Reached(Exception):
-        pass
-
-    class Kernels:
-        scale = torch.Tensor.mul_
-
-        def differentiate(*given):
-            raise Reached
-
     monkeypatch.setattr(fused.Pass, "kernels", Kernels)
     with pytest.raises(Reached) if asked else contextlib.nullcontext():
         make_case(0).run(sft_loss, **{"stats": False} | options)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "options", "asked"),
+    [(0, {"stats": True}, True), (0, {}, True), (0, {"rule": dft}, False), (3, {"stats": True}, False)],
+)
+def test_the_kernels_score_where_nothing_is_mixed(pairs, options, asked, monkeypatch):
+    monkeypatch.setattr(fused.Pass, "kernels", Kernels)
+    case = make_case(0, pairs=pairs)
+    with torch.no_grad(), pytest.raises(Reached) if asked else contextlib.nullcontext():
+        call(case, case.hidden, case.weight, **options)
 
 
 def test_the_kernels_are_asked_for_on_a_gpu_and_not_in_float64(monkeypatch):
