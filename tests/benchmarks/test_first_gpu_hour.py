@@ -23,6 +23,7 @@ def hour(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_without_a_gpu_it_says_what_to_do(tmp_path):
     done = hour(tmp_path)
@@ -36,6 +37,7 @@ def test_the_results_of_another_machine_are_not_taken_for_ones_own():
     assert not (RESULTS / "first-gpu-hour").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_rehearsal_on_a_cpu_runs_to_its_end_and_is_not_made_twice(tmp_path):
     words = ("--tiny", "--parts", "loss-4096x151936", "run", "step-small")
@@ -69,6 +71,7 @@ def test_the_options_of_all_parts_are_those_of_the_scripts(tmp_path):
     assert TINY.keys() <= {words.split()[0] for words in PARTS.values()}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sharded_on_one_rank_killed_and_continued_verified_and_exported(tmp_path):
     """What a GPU is asked to show, on a CPU: the same bits."""

@@ -13,6 +13,7 @@ from tests.tiny import groups, metrics, weights
 FEW = ("--training.max_steps", "4", "--checkpoint.every", "2", "--training.length_groups", "1")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_and_its_answers(plain, tmp_path):
     """Reference, scores, split, training with noise, checkpoints, export; then drawn answers of one exported model."""

@@ -143,6 +143,7 @@ def test_a_step_of_each_objective_on_a_gpu(name, device, padding_free):
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [{"perturbation": NEFTune()}, {"attention": "eager"}, {"recompute": True}])
 def test_a_step_with_noise_or_eager_attention_or_recomputed_layers(way):

@@ -9,7 +9,7 @@ from tests.forked import ended
 from tests.tiny import sftmix as command
 from tests.tiny import status
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 BREAKS = '''
 import time

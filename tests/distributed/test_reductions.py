@@ -24,7 +24,7 @@ from tests.distributed.test_sharding import Collectives
 from tests.forked import on_ranks
 from tests.toy import toy_model, toy_rows, toy_stage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3)])
 PAIRS: list[Unit] = [(Slot(0), Slot(1)), (Slot(2), Slot(3)), (Slot(4), Slot(5)), (Slot(6), Slot(1))]

@@ -216,6 +216,7 @@ def groups_across_hosts(world: World) -> None:
     socket.gethostname = name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_group_of_hsdp_is_on_no_more_hosts_than_it_needs():
     on_ranks(groups_across_hosts, ranks=4)
@@ -233,6 +234,7 @@ for start in range(3):
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("late", ["0", "2"])
 @pytest.mark.parametrize("by_torchrun", [True, False])

@@ -128,6 +128,7 @@ def test_a_damaged_result_is_not_opened(finished, tmp_path, name, words):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_damaged_suspects_are_not_shown(finished, tmp_path):
     shutil.copytree(finished.path, tmp_path / "run")

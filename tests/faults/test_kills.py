@@ -295,6 +295,7 @@ class KilledBehind:
         checkpoint.save_file = writes
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "after"),

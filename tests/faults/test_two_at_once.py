@@ -89,6 +89,7 @@ def itself_alone() -> list[int]:
     return itself()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_workers_that_outlive_a_killed_run_keep_no_lock(small, tmp_path):
     """Workers of a pool wait for ever for a process that was killed: neither its directory nor its cache is theirs."""

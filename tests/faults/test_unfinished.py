@@ -36,6 +36,7 @@ def words(small: Tiny, *more: str) -> list[str]:
     return given
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "name", "step"),

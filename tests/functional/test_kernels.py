@@ -167,6 +167,7 @@ def test_kernels_that_give_other_numbers_are_left_out_with_one_line(monkeypatch)
     assert "\n" not in str(seen[0].message)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64"])
 def test_they_compile_for_gpus_and_touch_a_logit_three_times(target):

@@ -74,7 +74,10 @@ def in_half(module: Any) -> dict[str, int]:
 
 FAMILIES = [
     "llama",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama tied", "qwen2", "gemma3", "phi (head bias)")),
+    *(
+        pytest.param(name, marks=(pytest.mark.slow, pytest.mark.long))
+        for name in ("llama tied", "qwen2", "gemma3", "phi (head bias)")
+    ),
 ]
 
 
@@ -112,6 +115,7 @@ def of_ranks(world: World, paths: list[str], parallel: str) -> None:
         assert_same_bits(ours, theirs, least=3 if adapters == "none" else 17)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["fsdp", "ddp"])
 def test_on_two_ranks(parallel, tmp_path):

@@ -80,6 +80,7 @@ def test_without_checkpoints_the_exported_adapters_are_merged(run, made, sftmix,
     assert f"has no checkpoint; {none / 'train' / 'model'} holds the model after the last step" in refused.err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_base_kept_in_bfloat16_makes_the_adapters_and_the_merged_model_of_one_in_float32(
     tiny, made, sftmix, tmp_path

@@ -160,6 +160,7 @@ def raise_on_the_second_rank(world: World) -> None:
         assert compile_problem(setup) is None
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_rank_that_raises_in_the_probe_leaves_no_other_behind():
     on_ranks(raise_on_the_second_rank)

@@ -76,6 +76,7 @@ def test_cublas_is_given_memory_before_it_starts(monkeypatch):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_whole_run_is_deterministic_and_so_is_its_verification(plain, tmp_path, monkeypatch):
     """Scoring as well; on a CPU it is the run without the option."""

@@ -78,6 +78,7 @@ STEPS: list[list[Unit]] = [
 """A first batch of a single row, the longest, two others, and a last short one."""
 
 
+@pytest.mark.long
 @TRACED_ONLY
 @pytest.mark.slow
 @pytest.mark.parametrize("recomputed", [False, True])

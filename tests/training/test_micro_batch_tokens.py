@@ -89,6 +89,7 @@ def check_ranks(world: World, directory: str) -> None:
     assert done.stage.options.micro_batch_tokens == done.setup.stage.options.micro_batch_tokens == 33
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_all_ranks_take_the_least_of_theirs(tmp_path):
     on_ranks(check_ranks, str(tmp_path))
@@ -103,6 +104,7 @@ def fail_on_one(world: World, directory: str) -> None:
     train(toy_stage(Path(directory), BATCHES, data=DATA, options=AUTO), world)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_rank_that_fails_to_measure_ends_all(tmp_path):
     """The others do not wait for its number."""
@@ -170,6 +172,7 @@ def test_no_size_changes_ids_lambdas_losses_norm_or_weights():
     check_ways(World())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_nor_does_it_on_two_ranks():
     on_ranks(check_ways)

@@ -157,6 +157,7 @@ def varlen_on_ranks(world: World) -> None:
         assert (unwrap(module).padding_free, attention_of(model)) == (False, "sdpa")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ranks_have_the_gradients_of_padded_examples_and_pad_together():
     on_ranks(varlen_on_ranks)

@@ -179,11 +179,13 @@ def a_signal_to_one_rank(world: World, path: str) -> None:
     assert steps_in(Path(path) / "checkpoints") == [2]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_signal_to_one_rank_waits_for_the_threads_of_all(tmp_path):
     on_ranks(a_signal_to_one_rank, str(tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_the_thread_of_one_rank_cannot_write_ends_every_rank(tmp_path):
     on_ranks(one_rank_cannot_write, str(tmp_path))

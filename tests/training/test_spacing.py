@@ -117,6 +117,7 @@ def clocks_that_differ(world: World, place: str) -> None:
     assert saved == list(range(1, 7))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_clock_of_the_first_rank_decides(tmp_path):
     on_ranks(clocks_that_differ, str(tmp_path))

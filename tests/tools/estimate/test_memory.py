@@ -121,7 +121,8 @@ def two_steps(module: Any, options: TrainingOptions, given: Batch, *modes: Any, 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
 @pytest.mark.parametrize(
-    "recompute", [pytest.param(False, id="kept"), pytest.param(True, id="recomputed", marks=pytest.mark.slow)]
+    "recompute",
+    [pytest.param(False, id="kept"), pytest.param(True, id="recomputed", marks=(pytest.mark.slow, pytest.mark.long))],
 )
 def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(wide, objective, precision, lora, recompute):
     about = {"activation_checkpointing": recompute, "precision": precision}
@@ -137,9 +138,11 @@ def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(wide, objective, precisio
     assert expected == pytest.approx(counter.peak, rel=LEFT_OUT)
 
 
-@pytest.mark.parametrize("objective", [NTP(), pytest.param(SFTMix(), marks=pytest.mark.slow)], ids=["NTP", "SFTMix"])
+@pytest.mark.parametrize(
+    "objective", [NTP(), pytest.param(SFTMix(), marks=(pytest.mark.slow, pytest.mark.long))], ids=["NTP", "SFTMix"]
+)
 @pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=(pytest.mark.slow, pytest.mark.long))])
 def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(wide, objective, lora, ranks):
     options = TrainingOptions(precision="bf16", parallel="fsdp", padding_free=False)
     world, given, model = FakeRank(size=ranks), micro_batch(8, WIDEST), FakeModel(wide, None, lora).model
@@ -156,6 +159,7 @@ def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(wide, 
     assert expected == pytest.approx(found, rel=0.06)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_step_on_a_gpu_took_what_is_estimated(tmp_path):
     """38.3 GiB on an H200 (torch 2.11): 1.2B, bf16 autocast, several micro-batches of 4 rows of 2,048 tokens a step."""

@@ -110,6 +110,7 @@ def test_steps_of_another_layout_are_certified_but_for_rounding(copy_of_ntp, sft
     assert losses["exact"] is False
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["0", "4"])
 def test_micro_batches_by_memory_are_those_of_the_run(tmp_path, sftmix, monkeypatch, start):

@@ -102,6 +102,7 @@ class Reader(Callback):
         return CallbackResult(metrics={"steps_before": float(len(read_steps(state.directory)))})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_observers_hear_of_no_step_twice_and_others_find_the_steps_before_the_window(tmp_path, sftmix):
     """The figures of observers are not claimed; those of the others are compared."""
