@@ -19,13 +19,12 @@ class AdamW(Optimizer):
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:
         import torch
 
-        from sftmix.functional import AdamWInPlace
-
         groups, (beta1, beta2) = decay_groups(parameters, training.weight_decay), training.betas
         on_cuda = all(parameter.is_cuda for parameter in parameters.values())
         fused = on_cuda if self.fused == "auto" else self.fused
-        rule = torch.optim.AdamW if fused or on_cuda else AdamWInPlace
-        return rule(groups, lr=training.learning_rate, betas=(beta1, beta2), eps=training.eps, fused=fused or None)
+        return torch.optim.AdamW(
+            groups, lr=training.learning_rate, betas=(beta1, beta2), eps=training.eps, fused=fused or None
+        )
 
 
 class AdamW8bit(Optimizer):

@@ -19,12 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sftmix.functional.adamw import AdamWInPlace
 from sftmix.functional.chunked import ChunkedLoss, chunked_loss
 from sftmix.functional.fused import Pass, default_chunk_size, rows_alone, statistics_dtype
 
 __all__ = [
-    "AdamWInPlace",
     "ChunkedLoss",
     "SFTLoss",
     "SFTMixLoss",

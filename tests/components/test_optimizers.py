@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import AdamW, AdamW8bit, Optimizer, TrainedReference
-from sftmix.components.base import decay_groups
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
@@ -89,32 +88,6 @@ class Made(TorchDispatchMode):
         if isinstance(out, torch.Tensor) and out.data_ptr() not in given:
             self.numbers = max(self.numbers, out.numel())
         return out
-
-
-def test_on_a_cpu_an_update_has_torch_s_bits_and_no_temporaries():
-    """Sizes of every alignment, several threads; torch's own makes a temporary of the largest weight."""
-    numbers = torch.Generator().manual_seed(0)
-    shapes = {"w": (257, 129), "v": (33, 1), "b": (1031,), "unused": (2, 2)}
-    parameters = {name: nn.Parameter(torch.randn(shape, generator=numbers)) for name, shape in shapes.items()}
-    copies = {name: nn.Parameter(one.detach().clone()) for name, one in parameters.items()}
-    own = AdamW().build(parameters, training=TRAINING)
-    torchs = torch.optim.AdamW(decay_groups(copies, 0.2), lr=0.01, betas=(0.8, 0.95), eps=TRAINING.eps)
-    made = []
-    for step in range(4):
-        for name in ("w", "v", "b"):
-            gradient = torch.randn(shapes[name], generator=numbers) * 10.0 ** (step - 2)
-            parameters[name].grad, copies[name].grad = gradient.clone(), gradient.clone()
-        for optimizer in (own, torchs):
-            with Made() as mode:
-                optimizer.step()
-            made.append(mode.numbers)
-        for name, one in parameters.items():
-            assert torch.equal(one, copies[name])
-            assert own.state[one].keys() == torchs.state[copies[name]].keys()
-            for key, value in own.state[one].items():
-                assert torch.equal(value, torchs.state[copies[name]][key]), (name, key)
-    assert made[2::2] == [0] * 3  # after the first step, which makes the moments
-    assert min(made[1::2]) == 257 * 129
 
 
 def test_auto_is_fused_on_cuda_alone():
