@@ -248,7 +248,7 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
 
     A file of tensors that the manifest does not list is also a problem, hidden or not: torch's reader takes every
     *.safetensors in the directory. Other files, as editors and file systems leave them, do no harm. A log elsewhere
-    may have grown since.
+    may have grown since, or grow now.
 
     hashes  False: look at the sizes alone, which reads no file
     """
@@ -263,9 +263,9 @@ def verify_directory(path: Path, *, hashes: bool = True) -> str | None:
         file, entry = path / name, manifest["files"][name]
         if not file.is_file():
             return f"{name} is missing"
-        grown = file.stat().st_size - entry["bytes"]
-        size = entry["bytes"] if grown > 0 and name.startswith("../") and name.endswith(".jsonl") else None
-        if (grown and size is None) or (hashes and sha256_file(file, size) != entry["sha256"]):
+        log, size = name.startswith("../") and name.endswith(".jsonl"), file.stat().st_size
+        whole = size >= entry["bytes"] if log else size == entry["bytes"]
+        if not whole or (hashes and sha256_file(file, entry["bytes"] if log else None) != entry["sha256"]):
             return f"{name} does not have the hash it was written with"
         return None
 

@@ -123,7 +123,7 @@ class World:
         If another rank has noted one before, this rank's broken connection, or the signal by which torchrun ends it,
         says nothing of the cause: that is a RankError. A rank that waited in vain gets a HangError.
         """
-        if self.store is None or isinstance(error, (RankError, KeyboardInterrupt)):
+        if self.store is None or isinstance(error, (RankError, HangError, KeyboardInterrupt)):
             return error
         broken = isinstance(error, dist.DistError) or "gloo" in str(error)  # which has no class for its errors
         if broken and "Timed out waiting" in str(error):

@@ -26,7 +26,7 @@ from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
 from sftmix.functional.fused import default_chunk_size, rows_alone
 from sftmix.model.layers import decoder_layers
-from sftmix.training.parallel import autocast, shards_of, unwrap
+from sftmix.training.parallel import autocast, reshard, shards_of, unwrap
 from sftmix.training.step import StepSetup
 
 MEASURED = 128
@@ -70,8 +70,7 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
         saved_tensors_hooks(note, lambda saved: saved),
     ):
         out = target(batch, plan, loss=objective.loss)
-    if sharded:
-        module.reshard()  # type: ignore[operator]  # weights that were gathered then have no storage
+    reshard(module)  # weights that were gathered have no storage then
     kept = sum(storage.nbytes() for key, storage in found.items() if key not in weights)
     del out
     target.train(was_training)

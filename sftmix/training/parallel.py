@@ -55,6 +55,13 @@ def gradient_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractConte
     return contextlib.nullcontext()
 
 
+def reshard(wrapped: nn.Module) -> None:
+    """Free what a forward without a backward has left gathered under FSDP: the optimizer is made of the shards."""
+    for part in wrapped.modules():
+        if isinstance(part, FSDPModule):  # whose own method leaves the groups within it as they are
+            part.reshard()
+
+
 def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> torch.autocast:
     """Return bf16 autocast; it is off under FSDP, whose policy already computes in bf16."""
     enabled = precision == "bf16" and not isinstance(wrapped, FSDPModule)
@@ -182,8 +189,7 @@ def _row_problem(module: nn.Module, *, precision: str, world: World, one_row: bo
         if isinstance(module, FSDPModule):
             raise
         problem = str(error)
-    if isinstance(module, FSDPModule):
-        module.reshard()  # undo the gathering of the probe: the optimizer is made of shards
+    reshard(module)
     return next(filter(None, world.gather(problem)), None)
 
 
@@ -253,7 +259,7 @@ def wrap(
     if checks := fill(module.model):
         for head in module.read(lambda it: [check(it.model) for check in checks]):
             module.head = head
-        sharded.reshard()  # the optimizer is made of the shards
+        reshard(sharded)
     return module
 
 

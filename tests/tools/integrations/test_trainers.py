@@ -153,7 +153,7 @@ def test_20_steps_are_those_of_our_own_loop(tiny, tmp_path, monkeypatch, mean):
     train(stage, World())
     lines = logged(tmp_path / "ours")
     same(found, lines, "loss", "ntp", "mixup", "mu_effective")
-    same(found, lines, "grad_norm", rel=3e-5)  # whose squares a Trainer sums in float32
+    same(found, lines, "grad_norm", rel=2e-4)  # of float32 weights that 20 steps of AdamW drive apart
 
 
 def one_rank(world, model, rows, directory, right):
