@@ -176,7 +176,7 @@ def test_they_compile_for_gpus_and_touch_a_logit_three_times(target):
     On NVIDIA's, threads meet outside the loops alone, and three programs of 512 threads with pairs fit a processor.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    words = [sys.executable, str(ROOT / "benchmarks" / "kernels.py"), "--target", target]
+    words = [sys.executable, str(ROOT / "benchmarks" / "compiled_kernels.py"), "--target", target]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
