@@ -12,8 +12,8 @@ MOST = 8
 """Most differences that one comparison names."""
 RELATIVE = {None: 0.0, "fp32": 1e-5, "bf16": 1e-2}
 """Precision -> largest allowed relative difference of a loss on another machine; None: on the machine of the run."""
-OF_CONFIDENCE = dict.fromkeys(("confidence", "variability"), 1e-9)
-"""Column -> the same, for any precision: another processor may round an exponential differently."""
+ROUNDING = 1e-9
+"""The same of what is computed in float64 from the losses: another processor may round an exponential differently."""
 CLOCKS = [*OF_CLOCKS, "mixing_seconds"]
 """Metrics of a step that measure time, and are not compared."""
 
@@ -68,7 +68,7 @@ def findings_of(
 def _series(values: Any) -> pd.Series:
     if isinstance(values, torch.Tensor):
         return pd.Series(values.detach().double().flatten().numpy())
-    return values if isinstance(values, pd.Series) else pd.Series([values])
+    return values if isinstance(values, pd.Series) else pd.Series(values if isinstance(values, list) else [values])
 
 
 def compare_logs(

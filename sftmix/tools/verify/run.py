@@ -28,11 +28,11 @@ from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known
 from sftmix.pipeline.nodes import check_same_directory
-from sftmix.pipeline.recipe import make_stages
+from sftmix.pipeline.recipe import enter_base, make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.stages import differences, is_finished
 from sftmix.pipeline.start import stages_entered
-from sftmix.tools.verify.findings import OF_CONFIDENCE, Finding, compare_logs, findings_of
+from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
 from sftmix.tools.verify.window import TRAINED, Window
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
@@ -44,8 +44,9 @@ HEAVY = (CHECKPOINTS, BEST, "model")
 OBSERVED = (Evaluate, MeasureMixing)
 """Callbacks that only watch, but have figures to compare. Others that only watch, such as trackers, are left out: they
 would report the steps a second time."""
-NOT_MEASURED = {"made_by", "calibration_seconds", "scoring_seconds"}
-"""Figures of a stage that do not follow from its weights."""
+OF_PROCESS = {"wall_seconds", "elapsed", "calibration_seconds", "scoring_seconds", "mixing_seconds", "compile_seconds"}
+OF_PROCESS |= {"peak_memory_bytes", "machines", "made_by", "stopped_by"}
+"""Figures of a stage that do not follow from its weights and rows."""
 
 
 def verify(window: Window, *, trust: Collection[str] | None = ()) -> dict[str, Any]:
@@ -80,6 +81,13 @@ def verify(window: Window, *, trust: Collection[str] | None = ()) -> dict[str, A
                 replay = Replay(config, world, directory, stop, rows, window, findings, [], {})
                 if all(finding.same for finding in findings):
                     make_stages(replay, stages)
+                    if (
+                        replay.exact
+                        and window.stage == "train"
+                        and not window.start
+                        and (window.run / "base" / "figures.json").exists()
+                    ):
+                        enter_base(replay)
                 return world.share(replay.certificate())
 
 
@@ -155,19 +163,11 @@ class Replay(RunContext):
         Later stages read the files of the run, so that no difference is carried on. Stages with steps are only read
         back, except the window's, which is the last.
         """
-        window, world, here = self.window, self.world, self.directory.path
+        window, world = self.window, self.world
         if stage != window.stage:
             if stage not in TRAINED:
-                name = f"{stage}/{make().files[0]}"
-
-                def compare_table() -> None:
-                    expected, replayed = _content(window.run / name), _content(here / name)
-                    if stage == "selection":  # the rows here are those that the run selected: select from all rows
-                        replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
-                    self.findings += findings_of("split", name, expected, replayed, OF_CONFIDENCE)
-                    _link(window.run / name, here / name)
-
-                world.on_main(compare_table)
+                made = make()
+                world.on_main(lambda: self._compare_stage(stage, made))
             return read()
         newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
         file = window.run / stage / "figures.json" if window.finished else newest
@@ -180,7 +180,7 @@ class Replay(RunContext):
         files = [f"{stage}/{name}" for name in made.files if name.endswith((".parquet", ".json"))]
         if window.finished and (window.run / "base" / "figures.json").exists():  # the last stage: all have figures
             report, path = self.rows.data.report, self.config.model.path
-            summarise(window.run, world, report, model=path, seed=self.config.seed, to=here)
+            summarise(window.run, world, report, model=path, seed=self.config.seed, to=self.directory.path)
             files.append("summary.json")
         world.on_main(lambda: self._compare_outputs(made.figures, files))
 
@@ -220,6 +220,22 @@ class Replay(RunContext):
                 self.findings += findings_of("weights", name, full_weights(loop.module), replayed)
         return replace(result, figures={**result.figures, "steps": window.last})
 
+    def _compare_stage(self, stage: str, made: Made) -> None:
+        """Compare files and figures of a stage that trains nothing; later stages read the run's files."""
+        run, here = self.window.run, self.directory.path
+        for file in made.files:
+            name = f"{stage}/{file}"
+            expected, replayed = _content(run / name), _content(here / name)
+            if stage == "selection":  # the rows here are those that the run selected: select from all rows
+                replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
+            kind = "split" if name.endswith(".parquet") and stage != "base" else "figures"
+            self.findings += findings_of(kind, name, expected, replayed, dict.fromkeys(replayed, ROUNDING))
+            _link(run / name, here / name)
+        recorded = _content(run / stage / "figures.json")
+        replayed = _by_name(made.figures)
+        expected = {name: value for name, value in recorded.items() if name not in OF_PROCESS}
+        self.findings += findings_of("figures", stage, expected, replayed, dict.fromkeys(replayed, ROUNDING))
+
     def _compare_outputs(self, measured: Mapping[str, Any], files: Sequence[str]) -> None:
         """Compare the exported model, what the stage measured of the last weights, and the summary, gathered again."""
         window = self.window
@@ -237,12 +253,14 @@ class Replay(RunContext):
             what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
             findings.append(Finding("model", None, what))
         if self.exact and window.finished and (window.stage == "reference" or held or at_end):
-            names = sorted(measured.keys() - self.trained.keys() - NOT_MEASURED)
+            in_part = window.start > 0 or not at_end  # the replay has counted its own steps alone
+            names = sorted(measured.keys() - OF_PROCESS - (self.trained.keys() if in_part else set()))
             recorded = read_json(window.run / window.stage / "figures.json")
             expected, replayed = ({name: figures.get(name) for name in names} for figures in (recorded, measured))
             findings += findings_of("figures", "measured again", expected, replayed)
             for file in files:
-                findings += findings_of("figures", file, _content(window.run / file), _content(here / file))
+                gathered = ", gathered again from the figures of the run's stages" * (file == "summary.json")
+                findings += findings_of("figures", file + gathered, _content(window.run / file), _content(here / file))
 
     def certificate(self) -> dict[str, Any]:
         """Return all findings about the steps of the window, as `--json` prints them.
@@ -285,7 +303,12 @@ def _kinds(findings: Sequence[Finding]) -> str:
 def _content(place: Path) -> Any:
     """Return the values of a JSON file, a table or a directory of weights, by name."""
     if place.suffix == ".json":
-        return read_json(place)
+        return _by_name(read_json(place))
     if place.suffix == ".parquet":
         return pd.DataFrame(read_table(place, ["id"]).to_pydict())
     return ChainMap(*map(load_file, place.glob("*.safetensors")))
+
+
+def _by_name(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures within figures by one name each, such as confounds.auc_length_confident."""
+    return pd.json_normalize(dict(figures)).iloc[0].to_dict() if figures else {}

@@ -1,8 +1,10 @@
 """`sftmix verify`: an honest run is certified; a changed row, seed, weight or loss is found, whatever was mended."""
 
+import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +115,64 @@ def test_a_change_is_found_though_its_hash_was_mended(ntp, copy_of_ntp, sftmix, 
         entry = told.split(", ")[1]
         expected, now = (metrics(run)[4][entry] for run in (copy_of_ntp.run, ntp.run))
         assert finding["note"].endswith(f"differ: expected {expected}, found {now}")
+
+
+def with_figure(*keys: str) -> Callable[[Path], None]:
+    """Change a number of a JSON file in its last digits."""
+
+    def change(file: Path) -> None:
+        figures = inner = json.loads(file.read_text())
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] *= 1 + 1e-8
+        file.write_text(json.dumps(figures))
+
+    return change
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "keys", "of_summary", "told"),
+    [
+        (
+            "split/figures.json",
+            ["confidence", "confident", "confidence_mean"],
+            ["confidence", "confident", "confidence_mean"],
+            "split, confidence.confident.c",
+        ),
+        ("split/figures.json", ["confounds", "auc_length_confident"], ["confounds", "auc_length_confident"], "split, "),
+        ("split/confounds.json", ["spearman_confidence_length"], None, "split/confounds.json, spearman_"),
+        ("train/figures.json", ["mu_effective"], ["mu_effective"], "measured again, mu_effective; "),
+        ("base/figures.json", ["eval_nll"], ["eval_nll_before"], "base, eval_nll; "),
+    ],
+)
+def test_a_falsified_figure_is_found_with_a_summary_to_match(copy, sftmix, name, keys, of_summary, told):
+    """Every finished stage is made again from the base model to its end."""
+    copy.edit(name, with_figure(*keys))
+    if of_summary:
+        with_figure(*of_summary)(copy.run / "summary.json")
+    found = certified(sftmix, str(copy.run), "--from", "0", "--steps", "6")
+    differ = [finding["note"] for finding in found.findings if finding["same"] is False]
+    assert (found.code, found.exact, len(differ), told in differ[0]) == (4, False, 1, True), differ
+
+
+@pytest.mark.slow
+def test_a_falsified_histogram_is_found(copy, sftmix):
+    def change(file: Path) -> None:
+        histogram = json.loads(file.read_text())
+        histogram["panels"]["groups"]["confident"][0] += 1
+        file.write_text(json.dumps(histogram))
+
+    change(copy.run / "confidence" / "histogram.json")
+    mended = copy.run / "split" / "MANIFEST.json"
+    manifest = json.loads(mended.read_text())
+    content = (copy.run / "confidence" / "histogram.json").read_bytes()
+    (name,) = (name for name in manifest["files"] if name.endswith("histogram.json"))
+    manifest["files"][name] = hashlib.sha256(content).hexdigest()
+    mended.write_text(json.dumps(manifest))
+    found = certified(sftmix, str(copy.run), "--from", "4")
+    (differ,) = (finding["note"] for finding in found.findings if finding["same"] is False)
+    assert (found.code, "panels.groups.confident" in differ) == (4, True), differ
 
 
 @pytest.mark.slow
