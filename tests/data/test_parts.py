@@ -10,6 +10,7 @@ from sftmix.data.formats import convert
 from sftmix.data.tokenise import encode_examples
 from sftmix.data.values import BadRow
 from tests.data.small_tokenizers import QWEN3, QWEN3_THINKING, bos_tokenizer, chatml_tokenizer, metaspace_tokenizer
+from tests.fast import some_fast
 
 OFF = {"train": False}
 EMPTY = "<think>\n\n</think>\n\n"
@@ -66,7 +67,7 @@ WORDS = st.sampled_from(["Blue", "s", " lead", "trail ", "end", "a.b", "é", "1"
 PARTS = st.lists(st.tuples(st.lists(WORDS, min_size=1, max_size=3).map("".join), st.sampled_from([0.25, 0.5, 2.0])))
 
 
-@pytest.mark.parametrize("tokenizer", [chatml_tokenizer, bos_tokenizer, metaspace_tokenizer])
+@pytest.mark.parametrize("tokenizer", some_fast([chatml_tokenizer, bos_tokenizer, metaspace_tokenizer], every=3))
 @settings(deadline=None)
 @given(parts=PARTS.filter(lambda parts: len({weight for _, weight in parts}) > 1))
 def test_each_token_has_the_weight_of_the_last_part_that_it_says(tokenizer, parts):

@@ -18,6 +18,7 @@ from sftmix.data.encoders import make_encoder
 from sftmix.data.tokenise import encode_examples
 from sftmix.types import Example, Message
 from tests.data.small_tokenizers import chatml_tokenizer, metaspace_tokenizer
+from tests.fast import some_fast
 
 TURNS = """{% for m in messages %}<|im_start|>{{ m.role }}
 SAID<|im_end|>
@@ -103,7 +104,7 @@ def encoder_of(kind: str, structure: str, thinks: bool):
     return make_encoder(tokenizer_of(kind, STRUCTURES[structure].template), thinks=thinks)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", some_fast(STRUCTURES, every=2))
 @settings(max_examples=40, deadline=None)
 @given(
     kind=st.sampled_from(["chatml", "metaspace"]), exchanges=st.lists(EXCHANGE, min_size=1, max_size=3), system=WORDS

@@ -35,6 +35,7 @@ def tokenised(rows, encoder, place, processes):
     return data, stored
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_file_and_report(rows, encoder, tmp_path, monkeypatch):
     one, alone = tokenised(rows, encoder, tmp_path / "one", 1)
     seen = set()

@@ -36,6 +36,7 @@ TORCHS = {"filelock", "jinja2"}
 """Requirements of torch, too."""
 
 
+@pytest.mark.slow
 def test_the_page_runs_with_torch_alone():
     """Nothing else that the project requires can be imported: as after `pip install --no-deps`."""
     more = {Requirement(one).name for one in requires("sftmix") or ()} - {"torch", "sftmix", *TORCHS}

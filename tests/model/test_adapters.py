@@ -15,6 +15,7 @@ from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.step import build_optimizer
+from tests.fast import some_fast
 from tests.model.test_models import TINY, batch, build, compare_with_transformers, random_model, tokenizer
 
 __all__ = ["tokenizer"]  # the fixture
@@ -221,7 +222,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_fast(KINDS, every=3))
 def test_adapters_and_merged_model_are_the_trained_model(kind, tokenizer, tmp_path):
     """T15, T16: read back by PEFT, by transformers alone, and merged, the logits are those of the trained model."""
     import peft

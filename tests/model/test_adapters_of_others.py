@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from sftmix.common.errors import ConfigError
 from sftmix.model.adapters import FILE, WEIGHTS, load_adapters
 from sftmix.model.load import load_model
+from tests.fast import some_fast
 from tests.model.test_adapters import change, experts, logits
 from tests.model.test_models import build
 
@@ -59,7 +60,7 @@ def loaded(directory):
 
 
 @pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.slow), "llama tied"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_fast(KINDS, every=2))
 def test_adapters_of_peft_load_as_peft_loads_them(family, kind, tmp_path):
     expected = written(tmp_path, build(family), **KINDS[kind])
     assert float((loaded(tmp_path) - expected).abs().max()) <= 1e-6 * float(expected.abs().max())

@@ -17,6 +17,7 @@ from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
 from sftmix.types import Encoded
+from tests.fast import some_fast
 from tests.model.test_models import TINY
 from tests.model.test_models import random_model as build
 from tests.toy import ToyRows
@@ -87,7 +88,7 @@ def packed(model):
 
 
 @pytest.mark.parametrize("layout", [{}, {"n_segments": 3}, {"padding_free": True}], ids=str)
-@pytest.mark.parametrize(("family", "attention"), CASES)
+@pytest.mark.parametrize(("family", "attention"), some_fast(CASES, every=2))
 def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, attention, layout):
     """In lines of one window each, and with all windows in one row."""
     model, data = model_of(family, attention), rows()

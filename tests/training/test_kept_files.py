@@ -19,6 +19,7 @@ from sftmix.options import CheckpointOptions
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.dynamics import ScoreAtCheckpoints
 from sftmix.training.loop import train
+from tests.fast import some_fast
 from tests.faults.runs import one_bit
 from tests.toy import Interrupt, logged, toy_model, toy_stage
 from tests.trained import DATA, assert_exact
@@ -88,7 +89,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], int | None]] = {
 
 
 @pytest.mark.filterwarnings("ignore:skipping checkpoint")
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("name", some_fast(DAMAGES, every=3))
 def test_what_was_damaged_after_a_stop_is_made_again(tmp_path, whole, capsys, name):
     damage, expected = DAMAGES[name]
     with pytest.raises(Stopped):

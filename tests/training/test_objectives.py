@@ -30,6 +30,7 @@ from sftmix.components import (
 )
 from sftmix.testing import check_objective, rows_in_memory
 from sftmix.types import BatchNLL, TrainingDynamics
+from tests.fast import some_fast
 from tests.toy import VOCABULARY, toy_model
 from tests.training.test_step import (
     DATA,
@@ -110,7 +111,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.75])
-@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("cut", some_fast(CUTS, every=3), ids=str)
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_global_batch_cut_up_is_the_formula(model, path, name, cut, mu):
     make, factor = FORMULAS[name]
@@ -173,7 +174,7 @@ def test_before_the_first_step_the_rounding_of_a_forward_chooses_no_examples(pat
     assert trained(noise) == trained(-noise) == set(sorted(ids)[round(0.5 * len(ids)) :])
 
 
-@pytest.mark.parametrize("cls", [PriFT, ASFT, Rho1, TailSFT])
+@pytest.mark.parametrize("cls", some_fast([PriFT, ASFT, Rho1, TailSFT], every=4))
 def test_they_keep_the_contract_of_an_objective(cls, tmp_path):
     from sftmix.testing import _DATA
 
@@ -294,7 +295,7 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize(("world", "micro"), WORLDS)
+@pytest.mark.parametrize(("world", "micro"), some_fast(WORLDS, every=3))
 @pytest.mark.parametrize(("objective", "formula"), LOSSES, ids=lambda x: x.__class__.__name__)
 def test_another_loss_of_a_global_batch_cut_up_is_the_formula(objective, formula, world, micro):
     model, lambdas = toy_model(), {}

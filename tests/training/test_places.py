@@ -23,6 +23,7 @@ from sftmix.components.view import LossView
 from sftmix.model.layers import recompute_activations
 from sftmix.testing.strategies import RowsInMemory
 from sftmix.training.module import ModelView, TrainingModule
+from tests.fast import some_fast
 from tests.toy import rounding, toy_model
 from tests.training.test_step import DATA, STEP, UNITS, Exact, assert_same, naive, nll, ours, response
 
@@ -102,7 +103,7 @@ def mixture_of(model, case: Case, layer: int) -> Callable[[int, int, torch.Tenso
     return mix
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("cut", some_fast(CUTS, every=3))
 @pytest.mark.parametrize(
     ("objective", "layer"), [(EmbeddingMixup(mu=MU), 0), (ManifoldMixup(mu=MU, layers=1), 1), (CutMix(mu=MU), 0)]
 )
@@ -113,7 +114,7 @@ def test_a_global_batch_cut_up_is_the_formula(model, objective, layer, cut):
 
 
 @pytest.mark.parametrize("divergence", ["js", "kl"])
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("cut", some_fast(CUTS, every=3))
 def test_the_divergence_of_mixtures(model, divergence, cut):
     def mix(c: int, u: int, lam: torch.Tensor) -> torch.Tensor:
         z_c, z_u = (

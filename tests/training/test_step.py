@@ -33,6 +33,7 @@ from sftmix.training.scoring import with_batch_nll
 from sftmix.training.step import StepResult, clip_gradients, normalise, prepare_step, train_step
 from sftmix.types import Encoded, Plan
 from tests.batches.test_deal import dealt
+from tests.fast import some_fast
 from tests.toy import ToyRows, toy_rows, toy_setup
 
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8), (2, 2), (3, 17)])
@@ -181,7 +182,7 @@ CUTS = [
 """Among them token budgets, and rows without padding, whose positions start again."""
 
 
-@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("cut", some_fast(CUTS, every=2), ids=str)
 @pytest.mark.parametrize(
     ("data", "mixup_mean", "lambda_per"),
     [(DATA, "own", "pair"), (WEIGHTED, "ntp", "token"), (WEIGHTED, "own", "pair")],
