@@ -13,8 +13,6 @@ from tests.fast import some_fast
 from tests.tiny import SHORT, in_this_process, metrics, table
 from tests.tiny import sftmix as in_a_process
 
-pytestmark = pytest.mark.long
-
 BROKEN_MODULE = "tests.components.broken_components"
 NUMPY_MODULE = "tests.components.numpy_components"
 
@@ -183,6 +181,7 @@ def test_examples_that_were_never_learned_rank_last_and_are_in_no_mean(tiny, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_what_one_rank_returned_ends_all_ranks_alike(tiny, tmp_path):
     """The module is in the working directory, as a user may have it."""
     shutil.copy(Path(__file__).with_name("broken_components.py"), tmp_path / "broken_parts.py")
