@@ -23,18 +23,19 @@ from sftmix.common.rng import generator, stable_hash
 from sftmix.common.tables import PathLike, read_dynamics, read_split, read_table, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.component import require
-from sftmix.components.confidence import Perplexity
+from sftmix.components.confidence import Perplexity, variability
 from sftmix.components.reference import SCORINGS, are_scorings, numbered
+from sftmix.components.splitters import Median
 from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
 from sftmix.model.head import check_head
 from sftmix.model.load import check_ids
 from sftmix.training.dynamics import checkpoint_steps, merge_dynamics, one_checkpoint
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer
-from sftmix.types import UNPAIRED, Encoded, Int64, TrainingDynamics
+from sftmix.types import UNPAIRED, Encoded, Int64, Scores, TrainingDynamics
 
-GROUP = "sftmix_group"
-"""Column of the training set, and key of a batch: the group of each row."""
+ROW = "sftmix_row"
+"""Column of the training set, and key of a batch: the number of each row."""
 
 UNFIT = (
     "packing",
@@ -74,8 +75,8 @@ class SFTMixArguments:
 def groups_of(path: PathLike, ids: list[str]) -> Int64:
     """Return i64[N]: 0 for confident rows, 1 for unconfident ones, UNPAIRED for others.
 
-    With dynamics, rows are confident or unconfident above or below the median of these rows; equal to it, unpaired. The
-    file may hold other rows as well; ValueError if it lacks one of these.
+    With dynamics, these rows are split as a run of sftmix splits them (`Median`). The file may hold other rows as well;
+    ValueError if it lacks one of these.
     """
     table = read_table(path, ["id"])
     if missing := sorted({*ids}.difference(map(str, table["id"].to_pylist()))):
@@ -88,16 +89,20 @@ def groups_of(path: PathLike, ids: list[str]) -> Int64:
         names, split = read_split(path)
         group = dict(zip(names, split.group, strict=True))
         code = np.array([group[name] for name in ids])
-        confident, unconfident = code == 0, code == len(split.names) - 1
     else:
-        confidence = Perplexity().estimate(read_dynamics(path).of(ids))
-        middle = np.nanmedian(confidence)
-        confident, unconfident = confidence > middle, confidence < middle
-    return np.select([confident, unconfident], [0, 1], UNPAIRED)
+        dynamics, rows = read_dynamics(path).of(ids), np.arange(len(ids))
+        confidence = Perplexity().estimate(dynamics)
+        scores = Scores(ids, rows, confidence, variability(dynamics), dynamics.n_tokens)
+        split = Median().split(scores, seed=0)
+        code = split.group
+    return np.select([code == 0, code == len(split.names) - 1], [0, 1], UNPAIRED)
 
 
 class PairSampler(list[int]):
-    """Row numbers of an epoch: pairs of a confident and an unconfident row, and rows without a partner between them."""
+    """Row numbers of an epoch, two by two: a confident and an unconfident row, or two of those without a partner.
+
+    No micro-batch of an even size cuts a pair, so pairs do not depend on its size.
+    """
 
     def __init__(self, groups: Int64, seed: int) -> None:
         self._groups, self._seed = groups, seed
@@ -107,8 +112,10 @@ class PairSampler(list[int]):
         rng = generator(self._seed, "pairs", epoch)
         one, other, rest = (rng.permutation(np.flatnonzero(self._groups == group)) for group in (0, 1, UNPAIRED))
         n = min(len(one), len(other))
-        units = [*zip(one, other, strict=False), *np.concatenate([one[n:], other[n:], rest])[:, None]]
-        self[:] = [int(row) for place in rng.permutation(len(units)) for row in units[place]]
+        alone = rng.permutation(np.concatenate([one[n:], other[n:], rest]))
+        last = alone[len(alone) // 2 * 2 :]
+        units = np.concatenate([np.stack([one[:n], other[:n]], axis=1), alone[: len(alone) - len(last)].reshape(-1, 2)])
+        self[:] = [*rng.permutation(units).ravel().tolist(), *last.tolist()]
 
 
 class _PairsOfEpoch(TrainerCallback):
@@ -145,15 +152,17 @@ class SFTMixTrainer(Trainer):
                 f"SFTMix takes one GPU a process, and this one sees {args.n_gpu}: accelerate launch, or "
                 "CUDA_VISIBLE_DEVICES=0"
             )
+        require(args.sftmix_alpha > 0, "sftmix_alpha", args.sftmix_alpha, "above 0")
         if not os.path.isfile(split := args.sftmix_split):
             raise ValueError(f"sftmix_split is {split!r}, which is no file; name a split.parquet or dynamics.parquet")
         super().__init__(model, args, *more, **kwargs)
         self.add_callback(_PairsOfEpoch)
-        self._groups = groups_of(split, row_ids(self.train_dataset))
-        self.train_dataset = self.train_dataset.add_column(GROUP, self._groups.tolist())
+        self._ids = row_ids(self.train_dataset)
+        self._groups = groups_of(split, self._ids)
+        self.train_dataset = self.train_dataset.add_column(ROW, [*range(len(self._ids))])
         self.data_collator = functools.partial(_collate, self.data_collator)
         self._set_signature_columns_if_needed()
-        self._signature_columns = [*self._signature_columns, GROUP]
+        self._signature_columns = [*self._signature_columns, ROW]
         base: Any = getattr(self.model, "get_base_model", lambda: self.model)()
         tokenizer: Any = self.processing_class
         check_ids(base.config, tokenizer, map(max, self.train_dataset["input_ids"]))
@@ -183,21 +192,26 @@ class SFTMixTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Give each micro-batch pairs and lambdas; return [2], NTP tokens and token pairs of the global batch."""
-        if None in batch_samples[0][GROUP]:  # held-out rows
+        if None in batch_samples[0][ROW]:  # held-out rows
             return super()._get_num_items_in_batch(batch_samples, device)
-        counts, args, alpha = torch.zeros(2, device=device), self.args, self.args.sftmix_alpha
-        for place, batch in enumerate(batch_samples):
-            one, other = ([slot for slot, of in enumerate(batch[GROUP]) if of == group] for group in (0, 1))
-            pairs = torch.tensor([*zip(one, other, strict=False)], dtype=torch.int64, device=device).reshape(-1, 2)
-            key = self.state.global_step, place * args.world_size + args.process_index
-            lam = generator(args.seed, "lambda", *key).beta(alpha, alpha, len(pairs))
-            batch["sftmix"] = pairs, torch.tensor(lam, device=device)
+        counts, args, step = torch.zeros(2, device=device), self.args, self.state.global_step
+
+        def draw(one: int, other: int) -> float:  # as SFTMix.plan does
+            rng = generator(args.seed, "lambda", step, self._ids[one], self._ids[other])
+            return rng.beta(args.sftmix_alpha, args.sftmix_alpha)
+
+        for batch in batch_samples:
+            units = np.array(batch[ROW][: len(batch[ROW]) // 2 * 2], dtype=np.int64).reshape(-1, 2)
+            mixed = np.flatnonzero((self._groups[units] == (0, 1)).all(axis=1))
+            lam = [draw(one, other) for one, other in units[mixed]]
+            pairs = torch.tensor(2 * mixed[:, None] + [0, 1], device=device)
+            batch["sftmix"] = pairs, torch.tensor(lam, dtype=torch.float64, device=device)
             counts[0] += (batch["labels"][:, 1:] != IGNORED).sum()
             counts[1] += len(aligned_pairs(batch["labels"], pairs)[0])
         return self.accelerator.reduce(counts, "sum")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs.pop(GROUP, None)
+        inputs.pop(ROW, None)
         if "sftmix" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs["sftmix"] += tuple(num_items_in_batch)
@@ -208,9 +222,9 @@ class SFTMixTrainer(Trainer):
 
 
 def _collate(collator: Callable[[list[Any]], dict[str, Any]], features: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the collator's batch with the group of each row; held-out rows have None."""
-    groups = [feature.pop(GROUP, None) for feature in features]
-    return {**collator(features), GROUP: groups}
+    """Return the collator's batch with the number of each row; held-out rows have None."""
+    rows = [feature.pop(ROW, None) for feature in features]
+    return {**collator(features), ROW: rows}
 
 
 def row_ids(dataset: Dataset) -> list[str]:

@@ -24,10 +24,18 @@ def dynamics(path, ids, nll):
     return path
 
 
-def test_the_median_is_that_of_the_training_rows(tiny, tmp_path, sftmix):
+@pytest.mark.parametrize(
+    ("nll", "expected"),
+    [
+        (range(29), [0] * 6 + [-1] + [1] * 6),
+        ([8.0] * 29, None),  # equal scores are ordered by id
+        ([1.0] * 3 + [2.0] * 7 + [3.0] * 19, None),  # as are those at the median
+    ],
+)
+def test_the_median_is_that_of_the_training_rows(tiny, tmp_path, sftmix, nll, expected):
     """As `sftmix split` has it for these rows, with the same file of more rows."""
     ids = rows_of(tiny).ids
-    path = dynamics(tmp_path / "dynamics.parquet", ids, range(29))
+    path = dynamics(tmp_path / "dynamics.parquet", ids, nll)
     train = tmp_path / "train.jsonl"
     train.write_text("".join(tiny.train.read_text(encoding="utf-8").splitlines(True)[:13]), encoding="utf-8")
     few = Tiny(tiny.model, train, tiny.eval)
@@ -36,7 +44,8 @@ def test_the_median_is_that_of_the_training_rows(tiny, tmp_path, sftmix):
     assert done.code == 0, done.err
     found = groups_of(path, ids[:13]).tolist()
     assert found == groups_of(tmp_path / "run" / "split" / "split.parquet", ids[:13]).tolist()
-    assert found == [0] * 6 + [-1] + [1] * 6
+    assert sorted(found) == [-1] + [0] * 6 + [1] * 6
+    assert found == (expected or found)
 
 
 def split(path, ids, group, *names):
@@ -44,7 +53,6 @@ def split(path, ids, group, *names):
 
 
 FILES = {
-    "equal scores": (0, 0, lambda path, ids: dynamics(path, ids, [8.0] * 29)),
     "unpaired": (0, 0, lambda path, ids: split(path, ids, -1, "one", "other")),
     "confident": (29, 0, lambda path, ids: split(path, ids, 0, "one", "other")),
     "unconfident": (0, 29, lambda path, ids: split(path, ids, 1, "one", "other")),
@@ -58,7 +66,7 @@ def refused(tiny, directory, kind):
     one, other, write = FILES[kind]
     write(path := directory / "file.parquet", rows_of(tiny).ids)
     trainer = trainer_of(Mixed, tiny, directory, sftmix_split=str(path))
-    held_out = trainer.train_dataset.remove_columns("sftmix_group")
+    held_out = trainer.train_dataset.remove_columns("sftmix_row")
     assert trainer.evaluate(held_out)["eval_loss"] > 1
     message = rf"sftmix_split: .*file\.parquet makes {one} training rows confident and {other} unconfident, .* name a"
     with pytest.raises(ValueError, match=message):
@@ -72,7 +80,7 @@ def test_a_file_without_a_pair_is_no_plain_training(tiny, tmp_path, kind):
 
 
 def one_rank(world, model, rows, directory):
-    refused(Tiny(model, rows, rows), directory / str(world.rank), "equal scores")
+    refused(Tiny(model, rows, rows), directory / str(world.rank), "unpaired")
 
 
 def test_no_rank_waits_for_another(tiny, tmp_path):

@@ -4,7 +4,6 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.tables import read_dynamics, write_split
 from sftmix.common.world import World
-from sftmix.components import SFTMix, objectives
+from sftmix.components import SFTMix
 from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions
 from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixTrainer, TrainerRows, row_ids
@@ -46,15 +45,7 @@ ADAMW = {"learning_rate": 0.01, "weight_decay": 0.0, "max_grad_norm": 0.5}
 EPS = 1e-4
 
 
-class Mixed(example.SFTMixSFTTrainer):
-    """It keeps what it draws."""
-
-    drawn = ()
-
-    def _get_num_items_in_batch(self, batches, device):
-        counts = super()._get_num_items_in_batch(batches, device)
-        self.drawn = [*self.drawn, [[x.tolist() for x in batch["sftmix"]] for batch in batches]]
-        return counts
+Mixed = example.SFTMixSFTTrainer
 
 
 class Plain(SFTTrainer):
@@ -117,43 +108,44 @@ def test_at_mu_0_it_is_sft_trainer(tiny, tmp_path, peft):
 
 
 @pytest.mark.parametrize("mean", ["own", "ntp"])
-def test_20_steps_are_those_of_our_own_loop(tiny, tmp_path, monkeypatch, mean):
-    """Five epochs: on the same pairs and lambdas two independent loops agree."""
+def test_20_steps_are_those_of_our_own_loop(tiny, tmp_path, mean):
+    """Five epochs: on the same pairs two independent loops draw the same lambdas, and agree."""
     options = {"sftmix_mu": 0.5, "sftmix_mixup_mean": mean}
     trainer, found = trained(Mixed, tiny, tmp_path / "trl", max_steps=20, **options)
-    data, batches, lambdas = rows_of(tiny), [], {}
+    data, batches = rows_of(tiny), []
     for epoch in range(5):
         sampler = trainer._get_train_sampler()
         sampler.set_epoch(epoch)
         order = list(sampler)
         assert sorted(order) == list(range(29))
         for at in range(0, 29, 8):
-            units, alone = [], set(order[at : at + 8])
-            for micro, (slots, lam) in enumerate(trainer.drawn[len(batches)]):
-                for pair, share in zip(slots, lam, strict=True):
-                    c, u = (order[at + 4 * micro + slot] for slot in pair)
-                    assert (c % 2, u % 2) == (0, 1)
-                    lambdas[len(batches), data.ids[c], data.ids[u]] = share
-                    units.append((Slot(c), Slot(u)))
-                    alone -= {c, u}
-            batches.append([*units, *((Slot(row),) for row in alone)])
-
-    def given(seed, purpose, *key):
-        return SimpleNamespace(beta=lambda a, b, size: np.full(size, lambdas[key]))
-
-    monkeypatch.setattr(objectives, "generator", given)
+            units = [order[here : here + 2] for here in range(at, min(at + 8, 29), 2)]
+            assert all(one % 2 == 0 and other % 2 == 1 for one, other in units[: 4 if at < 24 else 2])
+            batches.append([tuple(map(Slot, unit)) for unit in units])
     stage = toy_stage(
         tmp_path / "ours",
         batches,
         model=AutoModelForCausalLM.from_pretrained(tiny.model),
         data=data,
         objective=SFTMix(mu=0.5, mixup_mean=mean),
+        seed=0,
         options={"micro_batch_size": 4, "eps": EPS, **ADAMW},
     )
     train(stage, World())
     lines = logged(tmp_path / "ours")
     same(found, lines, "loss", "ntp", "mixup", "mu_effective")
     same(found, lines, "grad_norm", rel=2e-4)  # of float32 weights that 20 steps of AdamW drive apart
+
+
+def test_pairs_and_lambdas_do_not_depend_on_the_size_of_a_micro_batch(tiny, tmp_path, monkeypatch):
+    """Rows without a partner are between the pairs: seven of the confident ones, and five of neither kind."""
+    monkeypatch.setattr(Plain, "_groups", np.array([0, 1] * 8 + [0] * 8 + [-1] * 5))
+    _, right = trained(Mixed, tiny, tmp_path / "4", max_steps=8)
+    for size, steps in ((2, 4), (8, 1)):
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        _, found = trained(Mixed, tiny, tmp_path / str(size), max_steps=8, **sizes)
+        same(found, right, "loss", "ntp", "mixup")
+    assert min(line["mixup"] for line in right) >= 0 < max(line["mixup"] for line in right)
 
 
 def one_rank(world, model, rows, directory, right):
