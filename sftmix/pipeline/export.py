@@ -49,4 +49,4 @@ def export_run(
 
     with as_started(run):
         check_base(run, config.model.path)
-        return export_stored(config, stored, to, step=checkpoint, dtype=dtype, merge=merge)
+        return export_stored(config, stored.absolute(), to, step=checkpoint, dtype=dtype, merge=merge)

@@ -15,9 +15,9 @@ from sftmix.data.encoders import encoder_for
 from sftmix.data.tokenise import encode_examples
 from sftmix.model.load import load_tokenizer
 from sftmix.pipeline.finished import FinishedModel, finished_models
-from sftmix.pipeline.loaded import load_finished, weights_of
+from sftmix.pipeline.loaded import encoder_of, load_finished, weights_of
 from sftmix.types import Example, Message
-from tests.tiny import SHORT
+from tests.tiny import SHORT, in_this_process
 
 
 def test_names_of_a_run(finished):
@@ -43,6 +43,21 @@ def test_what_is_not_there_is_named_with_the_remedy(finished, tmp_path):
     ):
         with pytest.raises(ConfigError, match=words):
             finished_models(place, [name])
+
+
+def test_a_relative_run_is_looked_up_here_and_not_where_it_was_started(tiny, tmp_path, monkeypatch):
+    """Where it was started another run has that name, and another chat template."""
+    template, here = tmp_path / "other.jinja", tmp_path / "here"
+    template.write_text("{% for turn in messages %}@{{ turn.content }}{{ eos_token if loop.index0 % 2 }}{% endfor %}")
+    words = ("run", *tiny.bare, "--splitter", "RandomSplit", "--training.max_steps", "1")
+    for more in (("--out", "here/run"), ("--out", "run", "--data.template", str(template))):
+        done = in_this_process(*words, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(here)
+    relative, absolute, other = (
+        encoder_of(*finished_models(place)).chat_template for place in ("run", here / "run", tmp_path / "run")
+    )
+    assert relative == absolute != other
 
 
 def test_an_adopted_stage_has_its_model(finished, tmp_path):
