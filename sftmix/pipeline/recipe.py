@@ -34,7 +34,7 @@ from sftmix.pipeline.nodes import check_same_directory, check_same_model
 from sftmix.pipeline.order import dynamics_before, epochs_begun, order_of_arm
 from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import RunRows, read_rows
-from sftmix.pipeline.start import StageName, refuse_other_inputs, stages_entered
+from sftmix.pipeline.start import StageName, check_directory, refuse_other_inputs, stages_entered
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.parallel import check_compiler, resolve_precision
@@ -62,6 +62,7 @@ def run(
     """
     if not validated:
         validate(config)
+    check_directory(config)
     with (
         adding_in_order(config.training.deterministic),
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
