@@ -47,7 +47,7 @@ PROGRAMS = {
     ".ci/versions",
     ".ci/dist",
 }
-PROGRAMS |= {".ci/dist", "git", "cd", "hf", "transformers", "vllm", "llama-server"}
+PROGRAMS |= {".ci/dist", "git", "cd", "hf", "accelerate", "transformers", "vllm", "llama-server"}
 
 
 def name_of(path: Path) -> str:

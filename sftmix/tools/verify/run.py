@@ -41,6 +41,7 @@ from sftmix.training.signals import StopAtOnce
 
 HEAVY = (CHECKPOINTS, BEST, "model")
 """Folders of a finished stage that no later stage reads."""
+SUMMARY = "summary.json"
 OBSERVED = (Evaluate, MeasureMixing)
 """Callbacks that only watch, but have figures to compare. Others that only watch, such as trackers, are left out: they
 would report the steps a second time."""
@@ -181,7 +182,7 @@ class Replay(RunContext):
         if window.finished and (window.run / "base" / "figures.json").exists():  # the last stage: all have figures
             report, path = self.rows.data.report, self.config.model.path
             summarise(window.run, world, report, model=path, seed=self.config.seed, to=self.directory.path)
-            files.append("summary.json")
+            files.append(SUMMARY)
         world.on_main(lambda: self._compare_outputs(made.figures, files))
 
     def train(self, stage: Stage) -> StageResult:
@@ -253,14 +254,19 @@ class Replay(RunContext):
             what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
             findings.append(Finding("model", None, what))
         if self.exact and window.finished and (window.stage == "reference" or held or at_end):
-            in_part = window.start > 0 or not at_end  # the replay has counted its own steps alone
-            names = sorted(measured.keys() - OF_PROCESS - (self.trained.keys() if in_part else set()))
-            recorded = read_json(window.run / window.stage / "figures.json")
-            expected, replayed = ({name: figures.get(name) for name in names} for figures in (recorded, measured))
-            findings += findings_of("figures", "measured again", expected, replayed)
-            for file in files:
-                gathered = ", gathered again from the figures of the run's stages" * (file == "summary.json")
-                findings += findings_of("figures", file + gathered, _content(window.run / file), _content(here / file))
+            self._compare_figures(measured, files)
+
+    def _compare_figures(self, measured: Mapping[str, Any], files: Sequence[str]) -> None:
+        """Compare what was measured of the last weights; a replay in part has counted its own steps alone."""
+        window, here = self.window, self.directory.path
+        in_part = window.start > 0 or window.end < window.last
+        names = sorted(measured.keys() - OF_PROCESS - (self.trained.keys() if in_part else set()))
+        recorded = read_json(window.run / window.stage / "figures.json")
+        expected, replayed = ({name: figures.get(name) for name in names} for figures in (recorded, measured))
+        self.findings += findings_of("figures", "measured again", expected, replayed)
+        for file in files:
+            where = "summary.json, gathered again from the figures of the run's stages" if file == SUMMARY else file
+            self.findings += findings_of("figures", where, _content(window.run / file), _content(here / file))
 
     def certificate(self) -> dict[str, Any]:
         """Return all findings about the steps of the window, as `--json` prints them.
