@@ -9,12 +9,14 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -26,6 +28,8 @@ from sftmix.model.load import untie
 from sftmix.model.paths import model_place
 from sftmix.options import LoraOptions
 
+UNTIES = Version("5.18")
+"""The first transformers that reads adapters beside one of two tied weights that was trained in full."""
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 TAKEN = """auto_mapping base_model_name_or_path inference_mode peft_type peft_version task_type
@@ -60,13 +64,15 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     # PEFT says nothing of a name that fits no module, if another one fits.
     outside = tuple(f"{name}." for name in unused)
     modules = {name: part for name, part in model.named_modules() if not f"{name}.".startswith(outside)}
-    for option, names in (("target_modules", target_names), ("modules_to_save", lora.modules_to_save or [])):
+    saved = tuple(lora.modules_to_save or ())
+    for option, names in (("target_modules", target_names), ("modules_to_save", saved)):
         if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
             choices = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
             raise ConfigError(
                 f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
                 f"there are {', '.join(choices)}"
             )
+    _refuse_reading_as_tied(model, [part for name, part in modules.items() if name.endswith(saved)])
     if ALL_LINEAR in targets:
         options["target_modules"] = ALL_LINEAR
     if unused:
@@ -84,6 +90,18 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         refused = f"model.lora: PEFT refuses these options for {type(model).__name__}: {str(error).removesuffix('.')}"
         raise ConfigError(f"{refused}. {FEWER}" if ALL_LINEAR in targets else refused) from error
     freeze_unused(model)  # with `bias: all` PEFT trains every bias of the model
+
+
+def _refuse_reading_as_tied(model: PreTrainedModel, saved: Sequence[nn.Module]) -> None:
+    """Raise ConfigError if one of two tied weights is trained in full, which this transformers would read as tied."""
+    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
+    tied = model.config.get_text_config().tie_word_embeddings and not ends.isdisjoint(saved)
+    if tied and Version(transformers.__version__) < UNTIES:
+        raise ConfigError(
+            "model.lora.modules_to_save names one of two tied weights, and transformers "
+            f"{transformers.__version__} reads such adapters as other weights; leave it out, or install transformers "
+            f"{UNTIES} or newer"
+        )
 
 
 def load_adapters(model: PreTrainedModel, directory: Path) -> None:

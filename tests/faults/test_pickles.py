@@ -203,7 +203,7 @@ HOSTILE = {
     "a base that is no name": ({"base_model_name_or_path": {"a": 1}}, "names no base model"),
     "a URL as base": ({"base_model_name_or_path": "https://example.com/x"}, "is not a directory"),
     "a rank of text": ({"r": "a"}, "PEFT "),
-    "no such module": ({"target_modules": ["nothing"]}, "ModuleError: Target modules {'nothing'} not found"),
+    "no such module": ({"target_modules": ["nothing"]}, "Error: Target modules {'nothing'} not found"),
     "another rank": ({"r": 3}, "PEFT cannot load it: RuntimeError: Error(s) in loading"),
     "another revision of the base": ({"revision": "v1"}, "revision is 'v1', and such adapters are not loaded"),
 }

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, MambaConfig
@@ -240,13 +242,15 @@ def test_flops_are_those_that_torch_counts(path):
     with FlopCounterMode(display=False) as forward:
         loss = real(input_ids=torch.ones(1, 24, dtype=torch.int64)).logits.sum()
     amount = np.array([24, 24, 2 * 24**2])
-    assert sum(forward_flops(fake, amount)) == forward.get_total_flops()
+    of_rope = 24 * real.config.head_dim if Version(transformers.__version__) < Version("5.18") else 0  # a matmul there
+    ours = forward.get_total_flops() - of_rope
+    assert sum(forward_flops(fake, amount)) == ours
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    both = forward.get_total_flops() + backward.get_total_flops()
+    both = ours + backward.get_total_flops()
     assert training_flops(fake, amount, recompute=False) == both
     head = forward_flops(fake, amount)[2]
-    assert training_flops(fake, amount, recompute=True) == both + forward.get_total_flops() - head
+    assert training_flops(fake, amount, recompute=True) == both + ours - head
 
 
 def test_hsdp_shares_within_a_node():
