@@ -6,6 +6,7 @@ choice is drawn from `sftmix.common.rng.generator(seed, purpose, ...)`. The comm
 must start fast: they import torch inside methods.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -228,11 +229,16 @@ class Optimizer(Component, ABC):
         """
 
 
+NOT_DECAYED = re.compile(r"bias|(^|[._])(layer|rms|q_|k_)?norm\d*([._]|$)|(^|\.)(A_log|D|dt_bias)$", re.IGNORECASE)
+"""Names of biases and norms, which some models have as matrices (of experts, of heads), and of a state-space model's."""
+
+
 def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
-    """Return parameter groups: matrices decay, and vectors (biases, norms) do not."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0})
+    """Return parameter groups: matrices decay; vectors, and what is a bias or a norm by its name, do not."""
+    decay = {name: p.ndim >= 2 and not NOT_DECAYED.search(name) for name, p in parameters.items()}
+    matrices = [p for name, p in parameters.items() if decay[name]]
+    others = [p for name, p in parameters.items() if not decay[name]]
+    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
 
 
