@@ -230,7 +230,7 @@ class Optimizer(Component, ABC):
 
 
 NOT_DECAYED = re.compile(r"bias|(^|[._])(layer|rms|q_|k_)?norm\d*([._]|$)|(^|\.)(A_log|D|dt_bias)$", re.IGNORECASE)
-"""Names of biases and norms, which some models have as matrices (of experts, of heads), and of a state-space model's."""
+"""Names of biases and norms, which some models have as matrices (of experts, of heads), and of state-space models."""
 
 
 def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
