@@ -48,17 +48,19 @@ _NAMES = {
         "SameGroupPairs",
     ),
     "objectives": ("NTP", "DecomposedMixup", "MixupOnly", "SFTMix"),
-    "optimizers": ("AdamW", "AdamW8bit"),
+    "optimizers": ("AdamW",),
     "callbacks": ("EarlyStopping", "Evaluate", "LossSpikeGuard"),
-    # What comes from elsewhere: other methods and places of mixing, weights of tokens, selection, servers.
-    "places": ("CutMix", "EmbeddingMixup", "ManifoldMixup", "MixtureDivergence"),
-    "reweighting": ("DFT", "IRDRO", "LabelSmoothing"),
-    "tokens": ("ASFT", "EAFT", "PriFT", "ProFit", "Rho1", "TailSFT"),
-    "perturbations": ("NEFTune",),
+    "selection": ("All", "Longest", "Random", "ScoreAtLeast", "Shares", "WithLabel"),
     "schedules": ("AfterFraction", "Constant", "Cosine", "Linear"),
-    "selection": ("All", "Longest", "Random", "S2L", "ScoreAtLeast", "Shares", "WithLabel"),
-    "endpoint": ("FromEndpoint", "FromSGLang"),
-    "mixing": ("MeasureMixing",),
+    # What comes from elsewhere: other methods and places of mixing, weights of tokens, servers, 8-bit state.
+    "others.endpoint": ("FromEndpoint", "FromSGLang"),
+    "others.mixing": ("MeasureMixing",),
+    "others.optimizers8bit": ("AdamW8bit",),
+    "others.perturbations": ("NEFTune",),
+    "others.places": ("CutMix", "EmbeddingMixup", "ManifoldMixup", "MixtureDivergence"),
+    "others.reweighting": ("DFT", "IRDRO", "LabelSmoothing"),
+    "others.s2l": ("S2L",),
+    "others.tokens": ("ASFT", "EAFT", "PriFT", "ProFit", "Rho1", "TailSFT"),
     "listing": ("Shipped", "catalogue"),
 }
 __all__ = [name for names in _NAMES.values() for name in names]

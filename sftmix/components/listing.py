@@ -21,7 +21,9 @@ class Shipped(NamedTuple):
 def catalogue() -> list[tuple[str, list[Shipped]]]:
     """Return (base class name, its shipped components) in the order of `sftmix.components.base`."""
     package = importlib.import_module("sftmix.components")
-    modules = [importlib.import_module(f"sftmix.components.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    names = sorted((module.name for module in found), key=lambda name: (".others" in name, name))
+    modules = [importlib.import_module(name) for name in names]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
     bases = [c for c in classes if c.__module__ == base.__name__ and base.Component in c.__bases__]
     whole = [c for c in classes if c not in bases and not inspect.isabstract(c)]

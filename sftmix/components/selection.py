@@ -1,7 +1,6 @@
 """Selectors: the choice of the examples to train on (arXiv 2410.05248, section 5.5)."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +8,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.fields import listed
-from sftmix.common.places import place_of
 from sftmix.common.plain import as_list, spelling
-from sftmix.common.rng import generator, stable_hash
-from sftmix.common.tables import existing_file, read_dynamics
+from sftmix.common.rng import stable_hash
 from sftmix.components.base import Selector
 from sftmix.components.component import check_labels, require
 from sftmix.types import Rows, Scores
@@ -114,46 +111,6 @@ class Shares(Selector):
             allowed += f"; the values there are {listed(sorted(set(values)))}"
             require(0 <= wanted <= len(rows), "selector.shares", self.shares, allowed)
             chosen += sorted(rows, key=lambda row: stable_hash(seed, "shares", scores.id[row]))[:wanted]
-        return np.sort(chosen)
-
-
-class S2L(Selector):
-    """S2L (arXiv 2403.07384): examples spread evenly over clusters of loss trajectories of a small reference.
-
-    The trajectory of an example is its mean NLL at each checkpoint of an earlier run. From the smallest cluster on,
-    each gives an equal part of what is still to be chosen, or all that it has. Examples without a trajectory are not
-    selected.
-    """
-
-    def __init__(self, *, k: int, dynamics: str, clusters: int = 100):
-        """
-        k: number of examples to keep.
-        dynamics: a dynamics.parquet of the same rows, for instance of `sftmix confidence` with a small model.
-        clusters: number of clusters of k-means, at least 1.
-        """
-        require(clusters >= 1, "selector.clusters", clusters, "1 and above")
-        self.k, self.dynamics, self.clusters = k, dynamics, clusters
-
-    def files(self) -> list[str]:
-        return [existing_file("selector.dynamics", self.dynamics)]
-
-    def select(self, scores: Scores, *, seed: int) -> Rows:
-        from scipy.cluster.vq import kmeans2
-
-        dynamics = read_dynamics(place_of(self.dynamics)).of(scores.id)
-        # By id, so that the choice does not depend on the order of the file.
-        rows = np.array(
-            sorted(np.flatnonzero(dynamics.scored).tolist(), key=lambda row: scores.id[row]), dtype=np.int64
-        )
-        allowed = f"from 1 to {len(rows)}, the examples with a trajectory in selector.dynamics {self.dynamics}"
-        require(1 <= self.k <= len(rows), "selector.k", self.k, allowed)
-        rng = generator(seed, "s2l")
-        with warnings.catch_warnings(action="ignore"):  # an empty cluster gives nothing
-            _, cluster = kmeans2(dynamics.mean_nll[rows], min(self.clusters, len(rows)), minit="++", seed=rng)
-        members = sorted((rng.permutation(rows[cluster == number]) for number in np.unique(cluster)), key=len)
-        chosen: list[int] = []
-        for place, of_cluster in enumerate(members):
-            chosen.extend(of_cluster[: (self.k - len(chosen)) // (len(members) - place)])
         return np.sort(chosen)
 
 

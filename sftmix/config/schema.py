@@ -8,6 +8,7 @@ directory were always searched.
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 import types
 import typing
@@ -111,13 +112,19 @@ def trusting(paths: Collection[str] = ()) -> Iterator[None]:
         _trusted.pop()
 
 
+_MOVED = re.compile(r"^sftmix\.components\.(?=(?:endpoint|mixing|perturbations|places|reweighting|tokens)\.)")
+"""Where configurations of before have what is in `others` now."""
+
+
 def import_class(path: str) -> type:
     """Import the class at an import path; in `trusting`, ForeignClassError for one that is not trusted.
 
     If Python does not find its module, the working directory is searched as well, and stays at the end of sys.path: a
     module may import others beside it when it runs.
     """
-    if _trusted and path not in _trusted[-1] and path not in {one.path for _, kind in catalogue() for one in kind}:
+    shipped = {one.path for _, kind in catalogue() for one in kind}
+    path = _MOVED.sub("sftmix.components.others.", path)
+    if _trusted and path not in _trusted[-1] and path not in shipped:
         raise ForeignClassError(
             f"{path} is no component of this package: its module would be imported, and its code would run. If you "
             "know it, name the class on the command line, or add --trust"

@@ -11,11 +11,11 @@ from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
-from sftmix.components.mixing import MeasureMixing
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
+from sftmix.components.others.mixing import MeasureMixing
+from sftmix.components.others.perturbations import NEFTune
+from sftmix.components.others.places import CutMix, ManifoldMixup
 from sftmix.components.pairing import ByConfidence, ConfidenceGapPairs, LengthMatchedPairs, RandomPairs
-from sftmix.components.perturbations import NEFTune
-from sftmix.components.places import CutMix, ManifoldMixup
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
 from sftmix.components.schedules import AfterFraction, Linear
 from sftmix.components.selection import ScoreAtLeast

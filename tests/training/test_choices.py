@@ -12,7 +12,7 @@ import torch
 from sftmix.batches.order import Slot
 from sftmix.common.world import World
 from sftmix.components import NTP
-from sftmix.components.places import ManifoldMixup
+from sftmix.components.others.places import ManifoldMixup
 from sftmix.options import TrainingOptions
 from sftmix.training import choices
 from sftmix.training.choices import choose, compile_problem, seconds_of

@@ -11,7 +11,7 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import AdamW
-from sftmix.components.places import EmbeddingMixup
+from sftmix.components.others.places import EmbeddingMixup
 from sftmix.training import memory
 from sftmix.training.footprint import memory_of
 from sftmix.training.loop import train

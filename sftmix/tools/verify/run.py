@@ -20,7 +20,7 @@ from sftmix.common.world import start_world
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
-from sftmix.components.mixing import MeasureMixing
+from sftmix.components.others.mixing import MeasureMixing
 from sftmix.config.read import as_started, read_config
 from sftmix.measure.summary import summarise
 from sftmix.options import CheckpointOptions

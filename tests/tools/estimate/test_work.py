@@ -12,8 +12,8 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.world import World
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
+from sftmix.components.others.reweighting import IRDRO
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
-from sftmix.components.reweighting import IRDRO
 from sftmix.components.splitters import RandomSplit
 from sftmix.config import RunConfig
 from sftmix.options import LoraOptions, ModelOptions, ReferenceModel
