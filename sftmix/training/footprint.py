@@ -6,6 +6,7 @@ and no storage.
 """
 
 import bisect
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -80,6 +81,13 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
 def unit_of(setup: StepSetup) -> int:
     """Return the rows of a unit: 2 for pairs, which are never cut apart."""
     return max(map(len, setup.stage.order.batch(0)))
+
+
+def slots_of(setup: StepSetup, rows: int) -> int:
+    """Return the token slots of so many of the longest rows: at least of a unit, at most of a rank's part of a step."""
+    units, unit = setup.stage.order.batch(0), unit_of(setup)
+    of_rank = unit * math.ceil(len(units) / setup.world.size)
+    return min(max(rows, unit), of_rank) * int(setup.stage.data.lengths.max())
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:

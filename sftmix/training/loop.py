@@ -7,7 +7,7 @@ a run that is resumed in its layout is the uninterrupted run, bit for bit.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.choices import choose, compiled
+from sftmix.training.choices import compiled, decide
 from sftmix.training.machine import adding_in_order, going_on, machine_of
-from sftmix.training.memory import check_memory, limit_tokens
+from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.parallel import few_plans, resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
@@ -98,7 +98,7 @@ class TrainingLoop:
         self._resume()
         stage, world = self.stage, self.world
         if self.step == 0:
-            check_memory(self.setup, say=print if world.is_main else lambda said: None)
+            check_memory(self.setup, self._say)
         with (
             closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=world)) as log,
             progress_bar(
@@ -164,9 +164,7 @@ class TrainingLoop:
             self.totals = Totals(**state["totals"])
             for name in SAVED:
                 setattr(self, name, state[name])
-        options = choose(self.setup, self.machines, self._say)
-        self.setup.stage = replace(stage, options=options)
-        limit_tokens(self.setup, self.machines)  # before there is the state of the optimizer, which it counts
+        decide(self.setup, self.machines, self._say)  # before there is the state of the optimizer, which it counts
         stage = self.stage = self.setup.stage
         if newest is not None:
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)

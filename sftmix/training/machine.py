@@ -25,6 +25,10 @@ entry has `after`, the step after which that machine went on.
 """
 
 
+DECIDED = ("activation_checkpointing", "compile", "micro_batch_tokens")
+"""Options of LAYOUT that may be auto until `choices.decide`; a record has what was decided."""
+
+
 def machine_of(world: World, options: TrainingOptions) -> Machine:
     """Return versions, the device of rank 0, threads and ranks, and the options of LAYOUT.
 
@@ -54,18 +58,11 @@ def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[M
     return [*recorded, {"after": step, **machine}]
 
 
-def tokens_before(recorded: Sequence[Machine], machine: Machine) -> int | None:
-    """Return micro_batch_tokens of the machine recorded last, if this one is equal in all else; else None."""
-    tokens = recorded[-1]["micro_batch_tokens"] if recorded else None
-    return tokens if going_on(recorded, 0, {**machine, "micro_batch_tokens": tokens}) == [*recorded] else None
-
-
-def chosen_before(recorded: Sequence[Machine], machine: Machine) -> Machine:
+def decided_before(recorded: Sequence[Machine], machine: Machine) -> Machine:
     """Return the options that are auto here as the machine recorded last had them, if it is this one in all else."""
     last = recorded[-1] if recorded else {}
-    auto = {name: last.get(name) for name in ("activation_checkpointing", "compile") if machine[name] == "auto"}
-    alike = {**last, **machine, **auto, "micro_batch_tokens": last.get("micro_batch_tokens")}
-    return auto if alike == last else {}
+    had = {name: last.get(name) for name in DECIDED if machine[name] == "auto"}
+    return had if {**last, **machine, **had} == last else {}
 
 
 def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:

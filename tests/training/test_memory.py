@@ -13,6 +13,7 @@ from sftmix.common.world import World
 from sftmix.components import AdamW
 from sftmix.components.places import EmbeddingMixup
 from sftmix.training import memory
+from sftmix.training.choices import USABLE, settled
 from sftmix.training.footprint import memory_of
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
@@ -157,16 +158,16 @@ def test_a_rank_has_its_part_of_a_step(tmp_path, monkeypatch, units, rows):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_the_token_slots_that_fit(stage, monkeypatch, recompute):
+def test_the_token_slots_that_fit(stage, recompute):
     """At least a pair of the longest rows, at most a rank's part of a step."""
     units, long = [(Slot(row), Slot(row)) for row in range(4)] * 2, int(DATA.lengths.max())
-    options = replace(stage.options, activation_checkpointing=recompute)
+    auto = {"micro_batch_size": None, "micro_batch_tokens": "auto"}
+    options = replace(stage.options, activation_checkpointing=recompute, **auto)
     setup = setup_of(replace(stage, order=FixedOrder([units]), options=options))
     for slots, expected in ((5 * long, 5 * long), (long, 2 * long), (99 * long, 16 * long)):
-        free(monkeypatch, room_for(setup, slots, several=True, recompute=recompute) / memory.USABLE + 1)
-        assert memory.tokens_that_fit(setup) == expected
-    free(monkeypatch, math.inf)
-    assert memory.tokens_that_fit(setup) == 8 * long
+        found = room_for(setup, slots, several=True, recompute=recompute) / USABLE + 1
+        assert settled(setup, memory_of(setup), found).micro_batch_tokens == expected
+    assert settled(setup, memory_of(setup), math.inf).micro_batch_tokens == 8 * long
 
 
 def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatch):

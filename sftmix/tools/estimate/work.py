@@ -1,7 +1,6 @@
 """The devices of a run, and its stages with the rows that each reads and trains on, by the run's own order."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,11 +26,12 @@ from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.tools.estimate.model import MEASURE, FakeModel
+from sftmix.training.choices import settled
 from sftmix.training.dynamics import checkpoint_steps
 from sftmix.training.footprint import Footprint, memory_of
 from sftmix.training.gpus import GPUS, gpu_named
-from sftmix.training.memory import free_memory, settled
-from sftmix.training.parallel import PADDED_TOKENS, shards_of
+from sftmix.training.memory import free_memory
+from sftmix.training.parallel import shards_of, unwrap
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import Stage, StepSetup
 from sftmix.types import Float64, Rows
@@ -282,22 +282,6 @@ def _setup(
         ) from error
 
 
-def _settled(
-    setup: StepSetup, memory: Footprint, attention: str | None, machine: Machine, weights: float
-) -> tuple[TrainingOptions, bool]:
-    """Return the options with what is auto decided, and whether examples share a row; `weights` are those of a rank."""
-    options: Any = setup.stage.options
-    one_row = options.padding_free is True
-    if options.padding_free == "auto":  # unless the model turns out to mix the examples of a row
-        one_row = options.length_groups is None and is_skipping(attention, machine.device)
-    undecided = options.limits(machine.device.type)[1] == "auto"
-    if machine.device.type != "cpu":
-        options = settled(setup, memory, (machine.memory or math.inf) - weights)
-    if undecided and not one_row:
-        options = replace(options, micro_batch_tokens=min(PADDED_TOKENS, options.micro_batch_tokens))
-    return options, one_row
-
-
 def _trained(
     work: Work,
     config: RunConfig,
@@ -309,7 +293,12 @@ def _trained(
 ) -> Work:
     """The work with a training that stops after so many steps of the order; some of them are dealt as in a run."""
     setup, memory = _setup(work, config, objective, data, order, machine)
-    options, one_row = _settled(setup, memory, config.model.attention, machine, work.weights(machine))
+    options: Any = work.options
+    one_row = options.padding_free is True
+    if options.padding_free == "auto":  # unless the model turns out to mix the examples of a row
+        one_row = options.length_groups is None and is_skipping(config.model.attention, machine.device)
+    unwrap(setup.module).padding_free = one_row
+    options = settled(setup, memory, (machine.memory or math.inf) - work.weights(machine))
 
     def longest(step: int) -> int:
         return max(data.lengths[slot.row] for unit in order.batch(step) for slot in unit)
