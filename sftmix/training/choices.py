@@ -14,7 +14,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.components.component import Need
 from sftmix.options import TrainingOptions
 from sftmix.options.training import DEFAULT_MICRO_BATCH
-from sftmix.training.footprint import Footprint, Numbers, kept_by_forward, layers_of, memory_of, slots_of
+from sftmix.training.footprint import Footprint, Numbers, kept_by_forward, layers_of, slots_of
 from sftmix.training.gpus import GPUS, MFU, gpu_named
 from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
 from sftmix.training.memory import room
@@ -43,7 +43,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     options = replace(options, **world.share(decided_before(recorded, machine_of(world, options))))
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
     if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
-        options = world.share(settled(setup, memory_of(setup), room(setup)))
+        options = world.share(settled(setup, Footprint(setup), room(setup)))
         if "micro_batch_tokens" in auto:
             say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
         if "activation_checkpointing" in auto and options.activation_checkpointing:

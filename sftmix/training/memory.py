@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from sftmix.batches.deal import deal
 from sftmix.common.errors import ConfigError
-from sftmix.training.footprint import Count, memory_of, slots_of, unit_of
+from sftmix.training.footprint import Count, Footprint, slots_of, unit_of
 from sftmix.training.parallel import unwrap
 from sftmix.training.step import StepSetup
 
@@ -30,7 +30,7 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     free = room(setup)
     if math.isinf(free):
         return
-    memory, recompute = memory_of(setup), options.activation_checkpointing is True
+    memory, recompute = Footprint(setup), options.activation_checkpointing is True
     batch, lengths, one_row = stage.order.batch(0), stage.data.lengths, unwrap(setup.module).padding_free
     dealt = deal(batch, lengths, options, ranks=world.size, device=world.device, padding_free=one_row)
     how = {"several": len(dealt) > 1 or isinstance(setup.module, DDP), "recompute": recompute}

@@ -17,7 +17,7 @@ from sftmix.components.places import ManifoldMixup
 from sftmix.options import TrainingOptions
 from sftmix.training import choices
 from sftmix.training.choices import USABLE, compile_problem, decide, seconds_of
-from sftmix.training.footprint import memory_of
+from sftmix.training.footprint import Footprint
 from sftmix.training.gpus import GPUS, MFU
 from sftmix.training.loop import train
 from sftmix.training.machine import decided_before, machine_of
@@ -77,7 +77,7 @@ def test_activations_are_recomputed_if_what_is_asked_for_does_not_fit_without(st
     """A pair of the longest rows, or the micro-batch that has a size."""
     stage = replace(stage, options=replace(stage.options, micro_batch_size=asked))
     setup, slots = setup_of(stage, GPU), rows * int(DATA.lengths.max())
-    memory = memory_of(setup)
+    memory = Footprint(setup)
     needed = memory.optimizer + sum(memory.peak(slots, several=True, recompute=False))
     said: list[str] = []
     for more, recomputed in ((1, False), (-1, True)):

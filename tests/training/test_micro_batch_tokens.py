@@ -16,7 +16,7 @@ from sftmix.components import SFTMix
 from sftmix.components.base import Callback
 from sftmix.options import TrainingOptions
 from sftmix.training import choices, memory
-from sftmix.training.footprint import memory_of
+from sftmix.training.footprint import Footprint
 from sftmix.training.loop import TrainingLoop, train
 from sftmix.training.machine import decided_before
 from sftmix.training.module import TrainingModule
@@ -88,7 +88,7 @@ def check_ranks(world: World, directory: str) -> None:
     """The last rank has least memory; the first one could have all of its part of a step in a micro-batch."""
     options = AUTO | {"parallel": "fsdp"}  # no buckets of DDP hold gradients
     done = TrainingLoop(toy_stage(Path(directory), BATCHES, data=DATA, options=options), world)
-    found, about = memory_of(done.setup), {"several": True, "recompute": False}
+    found, about = Footprint(done.setup), {"several": True, "recompute": False}
     taken = [found.optimizer + sum(found.peak(slots, **about)) for slots in (99, 33)]
     memory.free_memory = lambda device: world.size * (taken[world.rank] / choices.USABLE + 1)  # type: ignore[assignment]
     done.run()
@@ -106,7 +106,7 @@ def fail_on_one(world: World, directory: str) -> None:
         raise torch.OutOfMemoryError("of this rank")
 
     if world.rank:
-        choices.memory_of = out_of_memory
+        choices.Footprint = out_of_memory
     train(toy_stage(Path(directory), BATCHES, data=DATA, options=AUTO), world)
 
 

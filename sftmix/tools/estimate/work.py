@@ -28,7 +28,7 @@ from sftmix.pipeline.rows import RunRows
 from sftmix.tools.estimate.model import MEASURE, FakeModel
 from sftmix.training.choices import settled
 from sftmix.training.dynamics import checkpoint_steps
-from sftmix.training.footprint import Footprint, memory_of
+from sftmix.training.footprint import Footprint
 from sftmix.training.gpus import GPUS, gpu_named
 from sftmix.training.memory import free_memory
 from sftmix.training.parallel import shards_of, unwrap
@@ -274,7 +274,7 @@ def _setup(
     precision, nothing = "bf16" if layout.size == HALF else "fp32", cast(torch.optim.Optimizer, None)
     setup = StepSetup(stage, module, nothing, precision, machine.world)
     try:
-        return setup, memory_of(setup, fake)
+        return setup, Footprint(setup, fake)
     except RuntimeError as error:
         raise ConfigError(
             f"model.path: estimate cannot follow {model.path}, whose computation may depend on values: {error}. "
