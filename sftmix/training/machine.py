@@ -1,6 +1,5 @@
 """The machines that make a stage, which decide how its sums are rounded."""
 
-import math
 import os
 import platform
 import re
@@ -63,23 +62,6 @@ def decided_before(recorded: Sequence[Machine], machine: Machine) -> Machine:
     last = recorded[-1] if recorded else {}
     had = {name: last.get(name) for name in DECIDED if machine[name] == "auto"}
     return had if {**last, **machine, **had} == last else {}
-
-
-def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
-    """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
-    ends = [*(one["after"] for one in recorded[1:]), math.inf]
-    inside = [one for one, upto in zip(recorded, ends, strict=False) if one["after"] < end and upto > start]
-    if not inside or inside[0]["after"] > start:
-        return []
-    return [{name: one[name] for name in one if name != "after"} for one in inside]
-
-
-def same_bits(recorded: Sequence[Machine], machine: Machine) -> bool:
-    """Return True if steps of the recorded machines give the same bits on this one.
-
-    On a GPU they may not even on the same machine: some of its kernels add in another order each time.
-    """
-    return bool(recorded) and all(one == machine for one in recorded) and machine["cuda"] is None
 
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"

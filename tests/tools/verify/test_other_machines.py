@@ -14,7 +14,8 @@ import sftmix
 from sftmix.common.files import commit_directory
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
-from sftmix.training.machine import going_on, machine_of, machines_between, same_bits
+from sftmix.tools.verify.window import machines_between, same_bits
+from sftmix.training.machine import going_on, machine_of
 from tests.tiny import sftmix as process
 from tests.tools.verify.runs import WORDS, certified, differing, made, one_bit_of_a_weight, replaced, unfinished
 
