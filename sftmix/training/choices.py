@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -99,11 +100,11 @@ def seconds_of(setup: StepSetup) -> float:
     A GPU that is not known counts as the slowest that is.
     """
     stage, world, numbers = setup.stage, setup.world, Numbers(unwrap(setup.module).model)
-    head = numbers.head.numel()
     tokens = float(stage.data.lengths.mean()) * stage.options.global_batch_size * stage.order.total_steps
-    flops = 4 * (numbers.layers.all + head) + 2 * (numbers.layers.trained + head * numbers.head_trains)
+    head = numbers.head.numel() * (4 + 2 * numbers.head_trains)
+    flops = 4 * numbers.layers.all + 2 * numbers.layers.trained + head
     name = gpu_named(torch.cuda.get_device_name(world.device))
-    peak = GPUS[name][0] if name else min(peak for peak, *_ in GPUS.values())
+    peak, *_ = GPUS[name] if name else min(GPUS.values())
     return flops * tokens / (peak * 1e12 * MFU * world.size)
 
 
@@ -112,7 +113,9 @@ def compile_problem(setup: StepSetup) -> str | None:
 
     The first and the last layer are traced, without code being made, with what a forward of the longest row gives them.
     """
-    layers, problems = layers_of(unwrap(setup.module).model), list[str]()
+    model = unwrap(setup.module).model
+    layers = layers_of(model)
+    problems = [] if layers else [f"{type(model).__name__} names no decoder layers"]
 
     def trace(layer: nn.Module, args: Any, kwargs: Any) -> None:
         # No error leaves the forward: FSDP does not survive that, and other ranks would wait in a collective.
@@ -127,12 +130,10 @@ def compile_problem(setup: StepSetup) -> str | None:
             problems.append(f"{type(layer).__name__} does not become one graph ({reason})")
 
     hooks = [layer.register_forward_pre_hook(trace, with_kwargs=True) for layer in {*layers[:1], *layers[-1:]}]
-    if not hooks:
-        problems.append(f"{type(unwrap(setup.module).model).__name__} names no decoder layers")
     kept_by_forward(setup, int(setup.stage.data.lengths.max()), nullcontext())
     for hook in hooks:
         hook.remove()
-    return next((problem for of_rank in setup.world.gather(problems) for problem in of_rank), None)
+    return next(chain.from_iterable(setup.world.gather(problems)), None)
 
 
 def compiled(options: TrainingOptions, say: Callable[[str], object]) -> dict[str, float]:

@@ -6,13 +6,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from sftmix.batches.deal import deal
 from sftmix.common.errors import ConfigError
-from sftmix.training.footprint import Count, Footprint, slots_of, unit_of
+from sftmix.training.footprint import Count, Footprint, slots_of
 from sftmix.training.parallel import unwrap
 from sftmix.training.step import StepSetup
 
@@ -31,8 +32,8 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     if math.isinf(free):
         return
     memory, recompute = Footprint(setup), options.activation_checkpointing is True
-    batch, lengths, one_row = stage.order.batch(0), stage.data.lengths, unwrap(setup.module).padding_free
-    dealt = deal(batch, lengths, options, ranks=world.size, device=world.device, padding_free=one_row)
+    layout: Any = {"ranks": world.size, "device": world.device, "padding_free": unwrap(setup.module).padding_free}
+    dealt = deal(stage.order.batch(0), stage.data.lengths, options, **layout)
     how = {"several": len(dealt) > 1 or isinstance(setup.module, DDP), "recompute": recompute}
     gradients, _, working = memory.peak(0, **how)
     state = memory.optimizer + gradients + working
@@ -47,10 +48,10 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     fitting = memory.slots(free, most=slots, **how)
     if fitting == slots:
         return
-    unit, longest = unit_of(setup), int(lengths.max())
-    rows = fitting // longest // unit * unit
-    remedy = f"--training.micro_batch_size {rows}"
-    if not rows:
+    longest, of_unit = int(stage.data.lengths.max()), slots_of(setup, 1)
+    if fitting >= of_unit:
+        remedy = f"--training.micro_batch_size {fitting // of_unit * of_unit // longest}"
+    else:
         remedy = "--model.lora.r 16" if recompute else "--training.activation_checkpointing true"
     taken = memory.optimizer + sum(memory.peak(slots, **how))
     say(
