@@ -126,7 +126,7 @@ def compile_problem(setup: StepSetup) -> str | None:
         except ConfigError as error:
             problems.append(str(error))
         except Exception as error:  # torch's compiler raises anything
-            reason, *_ = str(error).strip().splitlines()
+            reason = str(error).strip().partition("\n")[0]
             problems.append(f"{type(layer).__name__} does not become one graph ({reason})")
 
     hooks = [layer.register_forward_pre_hook(trace, with_kwargs=True) for layer in {*layers[:1], *layers[-1:]}]

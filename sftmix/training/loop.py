@@ -244,13 +244,11 @@ class TrainingLoop:
         # A skipped step has changed nothing; too many of them, in a row or in all, end the run.
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if done.skipped else 0
         if done.skipped:
-            name, skipped = stage.name, int(self.totals.skipped)
-            if self.world.is_main:
-                ids = [i for batch in done.batches for i in batch.ids]
-                print(f"{name}: step {self.step} skipped, gradient norm {done.grad_norm}; examples {ids[:8]} ...")
+            skipped, ids = int(self.totals.skipped), [i for batch in done.batches for i in batch.ids]
+            self._say(f"step {self.step} skipped, gradient norm {done.grad_norm}; examples {ids[:8]} ...")
             if self.skipped_in_a_row > MAX_IN_A_ROW or skipped > max(MAX_SKIPPED, MAX_SHARE * self.step):
                 raise NonFiniteError(
-                    f"{name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
+                    f"{stage.name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
                     "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
                 )
         if stage.online is not None:
