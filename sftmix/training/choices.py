@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -75,23 +76,18 @@ def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions
     ones.
     """
     stage, kind, options = setup.stage, setup.world.device.type, setup.stage.options
-
-    def fitting(most: int, *, recompute: bool) -> int:
-        return memory.slots(USABLE * free, most=most, several=True, recompute=recompute)
-
-    if options.activation_checkpointing == "auto":
+    recompute, tokens = options.activation_checkpointing, options.micro_batch_tokens
+    fitting = partial(memory.slots, USABLE * free, several=True)
+    if recompute == "auto":
         asked = slots_of(setup, options.micro_batch_size or 1)
         recompute = kind != "cpu" and Need.STATES not in stage.objective.needs
-        recompute = recompute and fitting(asked, recompute=False) < asked
-        options = replace(options, activation_checkpointing=recompute)
+        recompute = recompute and fitting(most=asked, recompute=False) < asked
     if options.limits(kind)[1] == "auto":
         most = slots_of(setup, DEFAULT_MICRO_BATCH if math.isinf(free) else sys.maxsize)
-        tokens = fitting(most, recompute=options.activation_checkpointing is True)
-        tokens = max(tokens, slots_of(setup, 1))
+        tokens = max(fitting(most=most, recompute=recompute), slots_of(setup, 1))
         if pads(setup.module, stage.data.lengths):
             tokens = min(tokens, PADDED_TOKENS)
-        options = replace(options, micro_batch_tokens=tokens)
-    return options
+    return replace(options, activation_checkpointing=recompute, micro_batch_tokens=tokens)
 
 
 def seconds_of(setup: StepSetup) -> float:
