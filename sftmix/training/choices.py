@@ -117,7 +117,7 @@ def compile_problem(setup: StepSetup) -> str | None:
         # No error leaves the forward: FSDP does not survive that, and other ranks would wait in a collective.
         try:
             check_compiler(setup.world.device)
-            with torch.no_grad(), torch.compiler.set_stance("default"):
+            with torch.compiler.set_stance("default"):
                 torch.compile(layer.forward, backend="eager", fullgraph=True, dynamic=True)(*args, **kwargs)
         except ConfigError as error:
             problems.append(str(error))
