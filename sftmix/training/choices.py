@@ -51,12 +51,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
         if "activation_checkpointing" in auto and options.activation_checkpointing:
             say("layers are computed again in the backward: the micro-batch does not fit without that")
     if options.compile == "auto":
-        seconds = seconds_of(setup) if kind == "cuda" else 0.0
-        problem = compile_problem(setup) if seconds > WORTH_COMPILING else ""
-        options = replace(options, compile=problem is None)
-        if problem != "":
-            how = f"not compiled: {problem}" if problem else f"compiled, for {seconds / 60:.0f} minutes of training"
-            say(f"layers are {how} (training.compile auto)")
+        options = replace(options, compile=kind == "cuda" and _compiles(setup, say))
     if kind != "cpu" and (options.length_groups or 1) > 1:
         say(
             f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost a "
@@ -88,6 +83,17 @@ def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions
         if pads(setup.module, stage.data.lengths):
             tokens = min(tokens, PADDED_TOKENS)
     return replace(options, activation_checkpointing=recompute, micro_batch_tokens=tokens)
+
+
+def _compiles(setup: StepSetup, say: Callable[[str], object]) -> bool:
+    """Return True if layers are to be compiled on CUDA: for enough work, and if nothing speaks against it."""
+    seconds = seconds_of(setup)
+    if seconds <= WORTH_COMPILING:
+        return False
+    problem = compile_problem(setup)
+    how = f"not compiled: {problem}" if problem else f"compiled, for {seconds / 60:.0f} minutes of training"
+    say(f"layers are {how} (training.compile auto)")
+    return problem is None
 
 
 def seconds_of(setup: StepSetup) -> float:
