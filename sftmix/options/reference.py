@@ -79,6 +79,10 @@ class ReferenceTraining(PlainFields):
     """Seed of the reference's order; null: the run's seed (with random streams of its own)."""
 
 
+INSTEAD_OF = {"epochs": "max_steps", "micro_batch_size": "micro_batch_tokens", "micro_batch_tokens": "micro_batch_size"}
+"""Options of the reference, each with the one that it then does not inherit."""
+
+
 def reference_lora(target: ModelOptions, reference: object) -> LoraOptions:
     """Return the adapters of a reference model: its own, or the target's if both have the same base model, or none."""
     if not isinstance(reference, ReferenceModel):  # null: the target's base model
@@ -96,13 +100,7 @@ def inherit(training: TrainingOptions, reference: ReferenceTraining | None) -> T
     """
     own = asdict(reference or ReferenceTraining())
     chosen = {name: value for name, value in own.items() if value is not None and name != "seed"}
-    aside: dict[str, Any] = {}
-    if "epochs" in chosen:
-        aside["max_steps"] = None  # of both, max_steps decides
-    if "micro_batch_size" in chosen:
-        aside["micro_batch_tokens"] = None
-    if "micro_batch_tokens" in chosen:
-        aside["micro_batch_size"] = None
+    aside: dict[str, Any] = {other: None for name, other in INSTEAD_OF.items() if name in chosen}
     if "length_groups" in chosen and training.padding_free is True:
         aside["padding_free"] = "auto"
     if chosen.get("padding_free") is True:

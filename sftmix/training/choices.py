@@ -1,51 +1,99 @@
-"""What auto means for the layers of a stage: recomputed, compiled. Decided once, alike on all ranks, and recorded."""
+"""What auto means for a stage: micro-batches, recomputed and compiled layers. Decided once, alike on all ranks."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from sftmix.common.errors import ConfigError
+from sftmix.components.component import Need
 from sftmix.options import TrainingOptions
-from sftmix.training.footprint import Numbers, kept_by_forward, layers_of, memory_of
+from sftmix.options.training import DEFAULT_MICRO_BATCH
+from sftmix.training.footprint import Footprint, Numbers, kept_by_forward, layers_of, slots_of
 from sftmix.training.gpus import GPUS, MFU, gpu_named
-from sftmix.training.machine import Machine, chosen_before, machine_of
-from sftmix.training.memory import room, settled
-from sftmix.training.parallel import autocast, check_compiler, prepare_layers, unwrap
+from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
+from sftmix.training.memory import room
+from sftmix.training.parallel import PADDED_TOKENS, check_compiler, pads, prepare_layers, unwrap
 from sftmix.training.step import StepSetup
+
+USABLE = 0.9
+"""Share of the free memory for which micro-batches are made: kernels have workspaces, and free memory has gaps."""
 
 WORTH_COMPILING = 120
 """Seconds of training, as `estimate` counts them, from which layers are compiled: that takes 13 s for 16 layers."""
 
 
-def choose(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], object]) -> TrainingOptions:
-    """Return the options of a stage with a choice in the place of auto, and prepare its layers so. All ranks call it.
+def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], object]) -> None:
+    """Put a decision in the place of each auto of the stage, and prepare its layers so. All ranks call it.
 
-    A stage that goes on, on the machine that was recorded last, has what was chosen there. On a CPU both are off.
+    A stage that goes on, on the machine that was recorded last, has what was decided there. On a CPU layers are neither
+    recomputed nor compiled. Says what was decided, and what length groups cost a GPU.
+
+    recorded  the machines that made the steps so far
     """
-    world, on_gpu = setup.world, setup.world.device.type != "cpu"
-    before = world.share(chosen_before(recorded, machine_of(world, setup.stage.options)))
-    options = replace(setup.stage.options, **before)
-    if options.activation_checkpointing == "auto":
-        free = room(setup) if on_gpu else math.inf
-        recompute = free < math.inf and settled(setup, memory_of(setup), free).activation_checkpointing is True
-        options = replace(options, activation_checkpointing=world.max(recompute) > 0)
-        if options.activation_checkpointing:
+    stage, world, options = setup.stage, setup.world, setup.stage.options
+    kind = world.device.type
+    if options.limits(kind)[1] == "auto":
+        options = replace(options, micro_batch_tokens="auto")
+    options = replace(options, **world.share(decided_before(recorded, machine_of(world, options))))
+    auto = [name for name in DECIDED if getattr(options, name) == "auto"]
+    if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
+        options = world.share(settled(setup, Footprint(setup), room(setup)))
+        if "micro_batch_tokens" in auto:
+            say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
+        if "activation_checkpointing" in auto and options.activation_checkpointing:
             say("layers are computed again in the backward: the micro-batch does not fit without that")
     if options.compile == "auto":
-        seconds = seconds_of(setup) if world.device.type == "cuda" else 0.0
-        problem = compile_problem(setup) if seconds > WORTH_COMPILING else ""
-        options = replace(options, compile=problem is None)
-        if problem != "":
-            how = f"not compiled: {problem}" if problem else f"compiled, for {seconds / 60:.0f} minutes of training"
-            say(f"layers are {how} (training.compile auto)")
+        options = replace(options, compile=kind == "cuda" and _compiles(setup, say))
+    if kind != "cpu" and (options.length_groups or 1) > 1:
+        say(
+            f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost a "
+            "GPU more than the padding of short rows; leave it out, or set training.padding_free true"
+        )
+    options = replace(options, activation_checkpointing=options.activation_checkpointing is True)
+    setup.stage = replace(stage, options=options)
     prepare_layers(unwrap(setup.module).model, options)
-    return options
+
+
+def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions:
+    """Return the options of the stage with what `free` bytes decide in the place of auto.
+
+    On a GPU activations are recomputed if the micro-batch that is asked for, or a pair, does not fit without that; not
+    if the objective changes states of layers. A micro-batch has as many token slots as fit: at least those of a pair of
+    the longest rows, at most those of a rank's part of a global batch of such rows, and at most PADDED_TOKENS of padded
+    ones.
+    """
+    stage, kind, options = setup.stage, setup.world.device.type, setup.stage.options
+    recompute, tokens = options.activation_checkpointing, options.micro_batch_tokens
+    fitting = partial(memory.slots, USABLE * free, several=True)
+    if recompute == "auto":
+        asked = slots_of(setup, options.micro_batch_size or 1)
+        recompute = kind != "cpu" and Need.STATES not in stage.objective.needs
+        recompute = recompute and fitting(most=asked, recompute=False) < asked
+    if options.limits(kind)[1] == "auto":
+        most = slots_of(setup, DEFAULT_MICRO_BATCH if math.isinf(free) else sys.maxsize)
+        tokens = max(fitting(most=most, recompute=recompute), slots_of(setup, 1))
+        if pads(setup.module, stage.data.lengths):
+            tokens = min(tokens, PADDED_TOKENS)
+    return replace(options, activation_checkpointing=recompute, micro_batch_tokens=tokens)
+
+
+def _compiles(setup: StepSetup, say: Callable[[str], object]) -> bool:
+    """Return True if layers are to be compiled on CUDA: for enough work, and if nothing speaks against it."""
+    seconds = seconds_of(setup)
+    if seconds <= WORTH_COMPILING:
+        return False
+    problem = compile_problem(setup)
+    how = f"not compiled: {problem}" if problem else f"compiled, for {seconds / 60:.0f} minutes of training"
+    say(f"layers are {how} (training.compile auto)")
+    return problem is None
 
 
 def seconds_of(setup: StepSetup) -> float:
@@ -54,11 +102,11 @@ def seconds_of(setup: StepSetup) -> float:
     A GPU that is not known counts as the slowest that is.
     """
     stage, world, numbers = setup.stage, setup.world, Numbers(unwrap(setup.module).model)
-    head = numbers.head.numel()
     tokens = float(stage.data.lengths.mean()) * stage.options.global_batch_size * stage.order.total_steps
-    flops = 4 * (numbers.layers.all + head) + 2 * (numbers.layers.trained + head * numbers.head_trains)
+    head = numbers.head.numel() * (4 + 2 * numbers.head_trains)
+    flops = 4 * numbers.layers.all + 2 * numbers.layers.trained + head
     name = gpu_named(torch.cuda.get_device_name(world.device))
-    peak = GPUS[name][0] if name else min(peak for peak, *_ in GPUS.values())
+    peak, *_ = GPUS[name] if name else min(GPUS.values())
     return flops * tokens / (peak * 1e12 * MFU * world.size)
 
 
@@ -67,34 +115,27 @@ def compile_problem(setup: StepSetup) -> str | None:
 
     The first and the last layer are traced, without code being made, with what a forward of the longest row gives them.
     """
-    module, taken = setup.module, dict[nn.Module, Any]()
-    model, longest = unwrap(module).model, int(setup.stage.data.lengths.max())
+    model = unwrap(setup.module).model
     layers = layers_of(model)
-    device = next(model.parameters()).device
+    problems = [] if layers else [f"{type(model).__name__} names no decoder layers"]
 
-    def take(layer: nn.Module, args: Any, kwargs: Any) -> None:
-        taken[layer] = args, kwargs
-
-    hooks = [layer.register_forward_pre_hook(take, with_kwargs=True) for layer in [*layers[:1], *layers[1:][-1:]]]
-    kept_by_forward(setup, longest, nullcontext())
-    for hook in hooks:
-        hook.remove()
-    problem = None if taken else f"{type(model).__name__} names no decoder layers"
-    for layer, (args, kwargs) in taken.items():
-        if isinstance(layer, FSDPModule):
-            layer.unshard()
-        # No rank leaves the others in a collective: what fails here is a message.
+    def trace(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        # No error leaves the forward: FSDP does not survive that, and other ranks would wait in a collective.
         try:
-            check_compiler(device)
-            with autocast(module, setup.precision, device):
+            check_compiler(setup.world.device)
+            with torch.compiler.set_stance("default"):
                 torch.compile(layer.forward, backend="eager", fullgraph=True, dynamic=True)(*args, **kwargs)
         except ConfigError as error:
-            problem = str(error)
+            problems.append(str(error))
         except Exception as error:  # torch's compiler raises anything
-            problem = f"{type(layer).__name__} does not become one graph ({str(error).strip().partition(chr(10))[0]})"
-        if isinstance(layer, FSDPModule):
-            layer.reshard()
-    return next(filter(None, setup.world.gather(problem)), None)
+            reason = str(error).strip().partition("\n")[0]
+            problems.append(f"{type(layer).__name__} does not become one graph ({reason})")
+
+    hooks = [layer.register_forward_pre_hook(trace, with_kwargs=True) for layer in {*layers[:1], *layers[-1:]}]
+    kept_by_forward(setup, int(setup.stage.data.lengths.max()), nullcontext())
+    for hook in hooks:
+        hook.remove()
+    return next(chain.from_iterable(setup.world.gather(problems)), None)
 
 
 def compiled(options: TrainingOptions, say: Callable[[str], object]) -> dict[str, float]:

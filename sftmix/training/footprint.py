@@ -6,9 +6,10 @@ and no storage.
 """
 
 import bisect
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,8 @@ from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
 from sftmix.functional.fused import default_chunk_size, rows_alone
 from sftmix.model.layers import decoder_layers
-from sftmix.training.parallel import autocast, reshard, shards_of, unwrap
+from sftmix.training.parallel import reshard, shards_of, unwrap
+from sftmix.training.scoring import eval_mode
 from sftmix.training.step import StepSetup
 
 MEASURED = 128
@@ -61,11 +63,10 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
         found[storage._cdata] = storage
         return saved.detach()  # an output would hold the graph that holds it, and so the weights, for ever
 
-    was_training = target.training
-    target.eval()
     with (
         within,
-        autocast(module, setup.precision, device),
+        eval_mode(module, replace(setup.world, device=device), setup.precision),
+        torch.enable_grad(),
         torch.compiler.set_stance("force_eager"),
         saved_tensors_hooks(note, lambda saved: saved),
     ):
@@ -73,13 +74,19 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
     reshard(module)  # weights that were gathered have no storage then
     kept = sum(storage.nbytes() for key, storage in found.items() if key not in weights)
     del out
-    target.train(was_training)
     return kept
 
 
 def unit_of(setup: StepSetup) -> int:
     """Return the rows of a unit: 2 for pairs, which are never cut apart."""
     return max(map(len, setup.stage.order.batch(0)))
+
+
+def slots_of(setup: StepSetup, rows: int) -> int:
+    """Return the token slots of so many of the longest rows: at least of a unit, at most of a rank's part of a step."""
+    units, unit = setup.stage.order.batch(0), unit_of(setup)
+    of_rank = unit * math.ceil(len(units) / setup.world.size)
+    return min(max(rows, unit), of_rank) * int(setup.stage.data.lengths.max())
 
 
 def layers_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -132,50 +139,60 @@ BACKWARD = 0.4
 """What the backward of a layer has at its peak beside what the layer keeps, as a share of that."""
 
 
-@dataclass
 class Footprint:
     """What a step takes of one rank's memory beside the weights, bytes.
 
-    kept       by a forward for its backward: whatever the tokens are (weights in another dtype), and of each slot; the
-               same if layers are computed again, one at a time; and of each slot by one layer
+    kept       by a forward for its backward: whatever the tokens are (weights in another dtype), and of each slot
     optimizer  its state
-    whole      all gradients: of micro-batches before the last one, which FSDP keeps whole, or in DDP's buckets
-    gradients  those that the update finds on this rank
-    after      beside these, temporaries of the update, or the last part of a backward
-    head       the gradient of the head's weight; 0: frozen
-    tied       True if it is the embedding's, too, whose gradient is made apart and then added
-    at_head    at the loss beside that: copies of the weight in the dtype of the product
-    in_layer   in the backward of a layer: under FSDP, weights and gradients of layers
-    row        each response token: its hidden state, and the gradient of that
-    logits     a row of logits, of which `chunk` are there at once
     """
 
-    kept: tuple[float, float]
-    recomputed: tuple[float, float]
-    layer: float
-    optimizer: float
-    whole: float
-    gradients: float
-    after: float
-    head: float
-    tied: bool
-    at_head: float
-    in_layer: float
-    row: float
-    logits: float
-    chunk: int
+    def __init__(self, setup: StepSetup, within: AbstractContextManager[Any] | None = None) -> None:
+        """Measure what a forward keeps; all ranks call it together.
+
+        within  the mode of fake tensors, if the module's are fake: its other ranks are not there
+        """
+        stage, world = setup.stage, setup.world
+        self.kept = _kept(setup, within)
+        self.options, self.numbers = stage.options, Numbers(unwrap(setup.module).model)
+        self.shards, self.size = shards_of(stage.options, world), 2 if setup.precision == "bf16" else 4
+        self.on_cpu = world.device.type == "cpu"
+        # torch's AdamW copies its second moments on a GPU, unless it is fused.
+        self.copies = getattr(stage.optimizer, "fused", None) is False and not self.on_cpu
+        self.optimizer = stage.optimizer.state_bytes * self.numbers.whole.trained / self.shards
+        self.chunk = self.options.chunk_size or default_chunk_size(self.numbers.head.shape[0], world.device)
 
     def peak(self, slots: int, *, several: bool, recompute: bool) -> Parts:
         """Return the parts at the peak of micro-batches of so many token slots, any of which may be a response token.
 
-        several  True: gradients are there before the last micro-batch
+        several  True: gradients are there before the last micro-batch, which FSDP keeps whole, or DDP has in buckets
         """
-        constant, each = self.recomputed if recompute else self.kept
-        at_head = self.at_head + slots * self.row + min(slots, self.chunk) * self.logits
-        in_layer = self.in_layer + slots * self.layer * (BACKWARD + recompute)
-        in_backward = Parts(self.whole * several, constant + slots * each, self.head + max(at_head, in_layer))
-        after = max(self.after, self.head * (self.tied or several))
-        return max(in_backward, Parts(self.gradients, 0.0, after), key=sum)
+        numbers, shards, size = self.numbers, self.shards, self.size
+        layers, n_layers, trained = numbers.layers, numbers.n_layers, numbers.whole.trained
+        (vocabulary, width), (constant, each) = numbers.head.shape, self.kept
+        # At the loss: states of response tokens with their gradients, logits of a chunk, copies of the head's weight;
+        # on a CPU the product that is added to the sum is a copy, too.
+        at_head = slots * width * (size + 8) + min(slots, self.chunk) * size * vocabulary
+        if size < 4:
+            at_head += size * vocabulary * width * ((shards == 1) + (self.on_cpu and numbers.head_trains))
+        in_layer = slots * each / n_layers * (BACKWARD + recompute)
+        of_shards, of_head = 4 * trained / shards, 4 * vocabulary * width * numbers.head_trains
+        after = of_shards * self.copies
+        if shards > 1:
+            # The next layer is gathered meanwhile; gradients have the dtype of the product, and are reduced in float32.
+            gathered = size * (numbers.outside.all + layers.all * (not self.options.reshard_after_forward))
+            at_head += gathered
+            in_layer += gathered + (2 * size * layers.all + (size + 4) * layers.trained) / n_layers
+            after = max(after, (size + 4) * numbers.outside.trained)
+        if several or (numbers.tied and shards == 1):  # a tied head's gradient is made apart, and then added
+            after = max(after, of_head)
+        if (
+            recompute
+        ):  # what goes into the layers is kept, and one layer; autocast's copies of trained weights, to the end
+            cached = constant * layers.trained / max(layers.all, 1) * (shards == 1)
+            constant, each = max(cached, constant / n_layers), n_layers * width * (4 if shards == 1 else size)
+        before = (of_shards if self.options.reduce_each_micro_batch else 4 * trained) * several
+        in_backward = Parts(before, constant + slots * each, of_head + max(at_head, in_layer))
+        return max(in_backward, Parts(of_shards, 0.0, after), key=sum)
 
     def slots(self, free: float, *, most: int, several: bool, recompute: bool) -> int:
         """Return the most token slots, at most `most`, that take no more than `free` bytes."""
@@ -193,47 +210,3 @@ def _kept(setup: StepSetup, within: AbstractContextManager[Any] | None) -> tuple
     length = min(longest, MEASURED) if setup.world.device.type == "cpu" and within is None else longest
     constant, most = (kept_by_forward(setup, tokens, within or nullcontext()) for tokens in (2, length))
     return constant, (most - constant) / (unit_of(setup) * max(length - 2, 1))
-
-
-def memory_of(setup: StepSetup, within: AbstractContextManager[Any] | None = None) -> Footprint:
-    """Reckon what the steps of a stage take; all ranks call it together.
-
-    within  the mode of fake tensors, if the module's are fake: its other ranks are not there
-    """
-    stage, world, model = setup.stage, setup.world, unwrap(setup.module).model
-    shards, numbers, size = shards_of(stage.options, world), Numbers(model), 2 if setup.precision == "bf16" else 4
-    trained, (vocabulary, width) = numbers.whole.trained, numbers.head.shape
-    head, on_cpu = vocabulary * width, world.device.type == "cpu"
-    constant, each = _kept(setup, within)
-    layer, n_layers = each / numbers.n_layers, numbers.n_layers
-    at_head = in_layer = cached = 0.0
-    # torch's AdamW copies its second moments on a GPU, unless it is fused.
-    after = 4 * trained / shards * (getattr(stage.optimizer, "fused", None) is False and not on_cpu)
-    if size < 4:  # on a CPU the product that is added to the sum is a copy, too
-        at_head += size * head * ((shards == 1) + (on_cpu and numbers.head_trains))
-    if shards > 1:
-        # The next layer is gathered meanwhile; gradients have the dtype of the product, and are reduced in float32.
-        kept_whole = 0 if stage.options.reshard_after_forward else numbers.layers.all
-        gathered, reduced = size * (numbers.outside.all + kept_whole), (size + 4) * numbers.layers.trained
-        at_head += gathered
-        in_layer += gathered + (2 * size * numbers.layers.all + reduced) / n_layers
-        after = max(after, (size + 4) * numbers.outside.trained)
-    else:  # autocast keeps its copies of trained weights until the forward ends
-        cached = constant * numbers.layers.trained / max(numbers.layers.all, 1)
-    states = n_layers * width * (4 if shards == 1 else size)  # what goes into the layers
-    return Footprint(
-        kept=(constant, each),
-        recomputed=(max(cached, constant / n_layers), states),
-        layer=layer,
-        optimizer=stage.optimizer.state_bytes * trained / shards,
-        whole=4.0 * trained / (shards if stage.options.reduce_each_micro_batch else 1),
-        gradients=4 * trained / shards,
-        after=after,
-        head=4.0 * head * numbers.head_trains,
-        tied=numbers.tied and shards == 1,
-        at_head=at_head,
-        in_layer=in_layer,
-        row=width * (size + 8),
-        logits=size * vocabulary,
-        chunk=stage.options.chunk_size or default_chunk_size(vocabulary, world.device),
-    )

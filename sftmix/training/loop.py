@@ -7,7 +7,7 @@ a run that is resumed in its layout is the uninterrupted run, bit for bit.
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,9 @@ from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.choices import choose, compiled
+from sftmix.training.choices import compiled, decide
 from sftmix.training.machine import adding_in_order, going_on, machine_of
-from sftmix.training.memory import check_memory, limit_tokens
+from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.parallel import few_plans, resolve_precision, training_module
 from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
@@ -98,7 +98,7 @@ class TrainingLoop:
         self._resume()
         stage, world = self.stage, self.world
         if self.step == 0:
-            check_memory(self.setup, say=print if world.is_main else lambda said: None)
+            check_memory(self.setup, self._say)
         with (
             closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=world)) as log,
             progress_bar(
@@ -164,9 +164,7 @@ class TrainingLoop:
             self.totals = Totals(**state["totals"])
             for name in SAVED:
                 setattr(self, name, state[name])
-        options = choose(self.setup, self.machines, self._say)
-        self.setup.stage = replace(stage, options=options)
-        limit_tokens(self.setup, self.machines)  # before there is the state of the optimizer, which it counts
+        decide(self.setup, self.machines, self._say)  # before there is the state of the optimizer, which it counts
         stage = self.stage = self.setup.stage
         if newest is not None:
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)
@@ -246,13 +244,11 @@ class TrainingLoop:
         # A skipped step has changed nothing; too many of them, in a row or in all, end the run.
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if done.skipped else 0
         if done.skipped:
-            name, skipped = stage.name, int(self.totals.skipped)
-            if self.world.is_main:
-                ids = [i for batch in done.batches for i in batch.ids]
-                print(f"{name}: step {self.step} skipped, gradient norm {done.grad_norm}; examples {ids[:8]} ...")
+            skipped, ids = int(self.totals.skipped), [i for batch in done.batches for i in batch.ids]
+            self._say(f"step {self.step} skipped, gradient norm {done.grad_norm}; examples {ids[:8]} ...")
             if self.skipped_in_a_row > MAX_IN_A_ROW or skipped > max(MAX_SKIPPED, MAX_SHARE * self.step):
                 raise NonFiniteError(
-                    f"{name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
+                    f"{stage.name}: {skipped} of the first {self.step} steps, {self.skipped_in_a_row} in a row, have a "
                     "non-finite gradient; lower training.learning_rate (the last checkpoint is untouched)"
                 )
         if stage.online is not None:

@@ -1,6 +1,5 @@
 """The machines that make a stage, which decide how its sums are rounded."""
 
-import math
 import os
 import platform
 import re
@@ -23,6 +22,10 @@ Machine = dict[str, Any]
 A stage may be made on several machines, one after the other. Its record is a list in the order of the steps, and each
 entry has `after`, the step after which that machine went on.
 """
+
+
+DECIDED = ("activation_checkpointing", "compile", "micro_batch_tokens")
+"""Options of LAYOUT that may be auto until `choices.decide`; a record has what was decided."""
 
 
 def machine_of(world: World, options: TrainingOptions) -> Machine:
@@ -54,35 +57,11 @@ def going_on(recorded: Sequence[Machine], step: int, machine: Machine) -> list[M
     return [*recorded, {"after": step, **machine}]
 
 
-def tokens_before(recorded: Sequence[Machine], machine: Machine) -> int | None:
-    """Return micro_batch_tokens of the machine recorded last, if this one is equal in all else; else None."""
-    tokens = recorded[-1]["micro_batch_tokens"] if recorded else None
-    return tokens if going_on(recorded, 0, {**machine, "micro_batch_tokens": tokens}) == [*recorded] else None
-
-
-def chosen_before(recorded: Sequence[Machine], machine: Machine) -> Machine:
+def decided_before(recorded: Sequence[Machine], machine: Machine) -> Machine:
     """Return the options that are auto here as the machine recorded last had them, if it is this one in all else."""
     last = recorded[-1] if recorded else {}
-    auto = {name: last.get(name) for name in ("activation_checkpointing", "compile") if machine[name] == "auto"}
-    alike = {**last, **machine, **auto, "micro_batch_tokens": last.get("micro_batch_tokens")}
-    return auto if alike == last else {}
-
-
-def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
-    """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
-    ends = [*(one["after"] for one in recorded[1:]), math.inf]
-    inside = [one for one, upto in zip(recorded, ends, strict=False) if one["after"] < end and upto > start]
-    if not inside or inside[0]["after"] > start:
-        return []
-    return [{name: one[name] for name in one if name != "after"} for one in inside]
-
-
-def same_bits(recorded: Sequence[Machine], machine: Machine) -> bool:
-    """Return True if steps of the recorded machines give the same bits on this one.
-
-    On a GPU they may not even on the same machine: some of its kernels add in another order each time.
-    """
-    return bool(recorded) and all(one == machine for one in recorded) and machine["cuda"] is None
+    had = {name: last.get(name) for name in DECIDED if machine[name] == "auto"}
+    return had if {**last, **machine, **had} == last else {}
 
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"

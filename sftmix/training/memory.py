@@ -4,8 +4,7 @@ import contextlib
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,86 +13,12 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from sftmix.batches.deal import deal
 from sftmix.common.errors import ConfigError
-from sftmix.components.component import Need
-from sftmix.options import TrainingOptions
-from sftmix.options.training import DEFAULT_MICRO_BATCH
-from sftmix.training.footprint import Count, Footprint, memory_of, unit_of
-from sftmix.training.machine import Machine, machine_of, tokens_before
-from sftmix.training.parallel import PADDED_TOKENS, pads, unwrap
+from sftmix.training.footprint import Count, Footprint, slots_of
+from sftmix.training.parallel import unwrap
 from sftmix.training.step import StepSetup
 
 GIB = 2**30
-USABLE = 0.9
-"""Share of the free memory for which micro-batches are made: kernels have workspaces, and free memory has gaps."""
 CGROUP = Path("/sys/fs/cgroup")
-
-
-def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions:
-    """Return the options of the stage with what `free` bytes decide on a GPU in the place of auto.
-
-    Activations are recomputed if the micro-batch that is asked for, or a pair, does not fit without that; not if the
-    objective changes states of layers.
-    """
-    options, changed = setup.stage.options, dict[str, Any]()
-    if options.activation_checkpointing == "auto":
-        asked = _asked(setup, options.micro_batch_size or 1)
-        without = memory.slots(USABLE * free, most=asked, several=True, recompute=False)
-        changed["activation_checkpointing"] = without < asked and Need.STATES not in setup.stage.objective.needs
-    if options.limits(setup.world.device.type)[1] == "auto":
-        changed["micro_batch_tokens"] = _fitting(setup, memory, free, **changed)
-    return replace(options, **changed)
-
-
-def _fitting(setup: StepSetup, memory: Footprint, free: float, activation_checkpointing: bool | None = None) -> int:
-    """Return the most token slots of a micro-batch, at least of a pair of the longest rows, at most of a rank's part.
-
-    activation_checkpointing  None: as the stage has it
-    """
-    recompute = activation_checkpointing or setup.stage.options.activation_checkpointing is True
-    most = _asked(setup, sys.maxsize)
-    return max(_asked(setup, 1), memory.slots(USABLE * free, most=most, several=True, recompute=recompute))
-
-
-def _asked(setup: StepSetup, rows: int) -> int:
-    """Return the token slots of so many of the longest rows: at least of a unit, at most of a rank's part of a step."""
-    units, unit = setup.stage.order.batch(0), unit_of(setup)
-    of_rank = unit * math.ceil(len(units) / setup.world.size)
-    return min(max(rows, unit), of_rank) * int(setup.stage.data.lengths.max())
-
-
-def tokens_that_fit(setup: StepSetup) -> int:
-    """Return the most token slots of a micro-batch that fits beside weights, gradients and optimizer on every rank.
-
-    At least those of a pair of the longest rows, at most those of a rank's part of a global batch of such rows.
-    """
-    free = room(setup)
-    if math.isinf(free):
-        return _asked(setup, DEFAULT_MICRO_BATCH)
-    return int(-setup.world.max(-_fitting(setup, memory_of(setup), free)))
-
-
-def limit_tokens(setup: StepSetup, recorded: Sequence[Machine]) -> None:
-    """Put a number in the place of micro_batch_tokens auto: the recorded one, or the largest that fits every rank.
-
-    No larger one than a global batch needs, so that it is the same again if the memory is more than enough. Says what
-    length groups cost a GPU.
-
-    recorded  the machines that made the steps so far
-    """
-    stage, world, options = setup.stage, setup.world, setup.stage.options
-    say = print if world.is_main else lambda said: None
-    if world.device.type != "cpu" and (options.length_groups or 1) > 1:
-        say(
-            f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost a "
-            "GPU more than the padding of short rows; leave it out, or set training.padding_free true"
-        )
-    if options.limits(world.device.type)[1] != "auto":
-        return
-    tokens = world.share(tokens_before(recorded, machine_of(world, options)))
-    if tokens is None:
-        tokens = min(tokens_that_fit(setup), PADDED_TOKENS if pads(setup.module, stage.data.lengths) else sys.maxsize)
-        say(f"{stage.name}: training.micro_batch_tokens auto is {tokens}")
-    setup.stage = replace(stage, options=replace(options, micro_batch_tokens=tokens))
 
 
 def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None:
@@ -106,9 +31,9 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
     free = room(setup)
     if math.isinf(free):
         return
-    memory, recompute = memory_of(setup), options.activation_checkpointing is True
-    batch, lengths, one_row = stage.order.batch(0), stage.data.lengths, unwrap(setup.module).padding_free
-    dealt = deal(batch, lengths, options, ranks=world.size, device=world.device, padding_free=one_row)
+    memory, recompute = Footprint(setup), options.activation_checkpointing is True
+    layout: Any = {"ranks": world.size, "device": world.device, "padding_free": unwrap(setup.module).padding_free}
+    dealt = deal(stage.order.batch(0), stage.data.lengths, options, **layout)
     how = {"several": len(dealt) > 1 or isinstance(setup.module, DDP), "recompute": recompute}
     gradients, _, working = memory.peak(0, **how)
     state = memory.optimizer + gradients + working
@@ -119,20 +44,19 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
             "a GPU update without a copy (--optimizer AdamW --optimizer.fused true)"
         )
     examples, tokens = options.limits(world.device.type)
-    slots = min(_asked(setup, examples or sys.maxsize), tokens if isinstance(tokens, int) else sys.maxsize)
+    slots = min(slots_of(setup, examples or sys.maxsize), tokens if isinstance(tokens, int) else sys.maxsize)
     fitting = memory.slots(free, most=slots, **how)
     if fitting == slots:
         return
-    unit, longest = unit_of(setup), int(lengths.max())
-    rows = fitting // longest // unit * unit
-    remedy = f"--training.micro_batch_size {rows}"
-    if not rows:
+    longest, of_unit = int(stage.data.lengths.max()), slots_of(setup, 1)
+    if fitting >= of_unit:
+        remedy = f"--training.micro_batch_size {fitting // of_unit * of_unit // longest}"
+    else:
         remedy = "--model.lora.r 16" if recompute else "--training.activation_checkpointing true"
-    gradients, activations, working = memory.peak(slots, **how)
+    taken = memory.optimizer + sum(memory.peak(slots, **how))
     say(
-        f"{stage.name}: micro-batches of {slots:,} token slots, {slots // longest} rows as long as the longest one, "
-        f"take {(activations + working) / GIB:.1f} GiB beside {(memory.optimizer + gradients) / GIB:.1f} GiB of "
-        f"gradients and optimizer, and {free / GIB:.1f} GiB are free; use {remedy}"
+        f"micro-batches of {slots:,} token slots, {slots // longest} rows as long as the longest one, "
+        f"take {taken / GIB:.1f} GiB with gradients and optimizer, and {free / GIB:.1f} GiB are free; use {remedy}"
     )
 
 

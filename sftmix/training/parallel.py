@@ -254,12 +254,12 @@ def wrap(
     # The root's inputs are no activations: FSDP would find the floats in Batch and Plan and round lambdas, weights
     # and scales of the loss to bf16 (a lambda above 1 - 2^-9 to 1). The activations are bf16, as the parameters are.
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
-    sharded = fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(module, "read")
     if checks := fill(module.model):
         for head in module.read(lambda it: [check(it.model) for check in checks]):
             module.head = head
-        reshard(sharded)
+        reshard(module)
     return module
 
 

@@ -18,8 +18,9 @@ from sftmix.common.errors import ConfigError, HangError
 from sftmix.common.launcher import launch_problem
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
+from sftmix.tools.verify.window import same_bits
 from sftmix.training import parallel
-from sftmix.training.machine import machine_of, same_bits
+from sftmix.training.machine import machine_of
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, wrap
 from tests.forked import _forked, free_port, on_ranks

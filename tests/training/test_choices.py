@@ -1,5 +1,6 @@
 """What auto means: recomputed and compiled layers, decided once, alike on all ranks, and kept when a stage goes on."""
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,12 +16,11 @@ from sftmix.components import NTP
 from sftmix.components.others.places import ManifoldMixup
 from sftmix.options import TrainingOptions
 from sftmix.training import choices
-from sftmix.training.choices import choose, compile_problem, seconds_of
-from sftmix.training.footprint import memory_of
+from sftmix.training.choices import USABLE, compile_problem, decide, seconds_of
+from sftmix.training.footprint import Footprint
 from sftmix.training.gpus import GPUS, MFU
 from sftmix.training.loop import train
-from sftmix.training.machine import chosen_before, machine_of
-from sftmix.training.memory import USABLE
+from sftmix.training.machine import decided_before, machine_of
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
 from sftmix.training.step import StepSetup
@@ -37,6 +37,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
 
 
 def silent(text: str) -> None: ...
+
+
+def chosen(setup: StepSetup, recorded: Sequence[Any] = (), say: Callable[[str], object] = silent) -> TrainingOptions:
+    """The options after `decide`, on a copy of the setup."""
+    setup = replace(setup)
+    decide(setup, recorded, say)
+    return setup.stage.options
 
 
 @pytest.fixture
@@ -70,42 +77,42 @@ def test_activations_are_recomputed_if_what_is_asked_for_does_not_fit_without(st
     """A pair of the longest rows, or the micro-batch that has a size."""
     stage = replace(stage, options=replace(stage.options, micro_batch_size=asked))
     setup, slots = setup_of(stage, GPU), rows * int(DATA.lengths.max())
-    memory = memory_of(setup)
+    memory = Footprint(setup)
     needed = memory.optimizer + sum(memory.peak(slots, several=True, recompute=False))
     said: list[str] = []
     for more, recomputed in ((1, False), (-1, True)):
         on_a_gpu(monkeypatch, needed / USABLE + more)
-        assert choose(setup, [], said.append).activation_checkpointing is recomputed
+        assert chosen(setup, say=said.append).activation_checkpointing is recomputed
         blocks = [part for part in stage.model.modules() if hasattr(part, "gradient_checkpointing")]
         assert any(part.gradient_checkpointing for part in blocks) is recomputed
-    assert len(said) == 1
+    assert len([line for line in said if "computed again" in line]) == 1
     kept = replace(stage, options=replace(stage.options, activation_checkpointing=False))
-    assert choose(setup_of(kept, GPU), [], silent).activation_checkpointing is False
+    assert chosen(setup_of(kept, GPU)).activation_checkpointing is False
 
 
 def test_an_objective_that_changes_states_is_not_recomputed(stage, monkeypatch):
     on_a_gpu(monkeypatch, 1.0)
     setup = setup_of(replace(stage, objective=ManifoldMixup(layers=[1])), GPU)
-    assert choose(setup, [], silent).activation_checkpointing is False
+    assert chosen(setup).activation_checkpointing is False
 
 
 def test_what_the_machine_recorded_last_had_is_kept_on_it_alone():
-    machine: dict[str, Any] = machine_of(World(), TrainingOptions())
+    machine: dict[str, Any] = machine_of(World(), TrainingOptions(micro_batch_tokens="auto"))
     assert {name: machine[name] for name in AUTO} == AUTO
-    had = {"activation_checkpointing": True, "compile": False}
-    then = {"after": 0, **machine, **had, "micro_batch_tokens": 4096}
-    assert chosen_before([then], machine) == had
-    assert chosen_before([then, {**then, **OFF, "after": 7}], machine) == OFF
-    assert chosen_before([then], {**machine, "compile": True}) == {}
-    assert chosen_before([then], {**machine, "device": "another"}) == {}
-    assert chosen_before([], machine) == {}
+    had = {"activation_checkpointing": True, "compile": False, "micro_batch_tokens": 4096}
+    then = {"after": 0, **machine, **had}
+    assert decided_before([then], machine) == had
+    assert decided_before([then, {**then, **OFF, "after": 7}], machine) == {**had, **OFF}
+    assert decided_before([then], {**machine, "compile": True}) == {}
+    assert decided_before([then], {**machine, "device": "another"}) == {}
+    assert decided_before([], machine) == {}
 
 
 def test_a_stage_goes_on_with_what_was_chosen(stage, monkeypatch):
     on_a_gpu(monkeypatch, 1.0)
-    recorded = [{"after": 0, **choices.machine_of(GPU, stage.options), **OFF}]
-    assert choose(setup_of(stage, GPU), recorded, silent).activation_checkpointing is False
-    assert choose(setup_of(stage, GPU), [], silent).activation_checkpointing is True
+    recorded = [{"after": 0, **choices.machine_of(GPU, stage.options), **OFF, "micro_batch_tokens": 64}]
+    assert chosen(setup_of(stage, GPU), recorded).activation_checkpointing is False
+    assert chosen(setup_of(stage, GPU)).activation_checkpointing is True
 
 
 def test_seconds_are_flops_of_all_ranks_at_a_share_of_the_peak(stage, monkeypatch):
@@ -133,7 +140,8 @@ def test_a_graph_break_is_named_and_short_stages_are_not_compiled(stage, monkeyp
     for seconds, layer, compiled in ((119, forward, False), (121, forward, True), (121, broken, False)):
         on_a_gpu(monkeypatch, float("inf"), seconds)
         monkeypatch.setattr(last, "forward", layer)
-        assert choose(setup, [], said.append).compile is compiled
+        assert chosen(setup, say=said.append).compile is compiled
+    said = [line for line in said if "compile" in line]
     assert len(said) == 2
     assert "compiled, for 2 minutes" in said[0]
     assert "not compiled: GPT2Block does not become one graph" in said[1]

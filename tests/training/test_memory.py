@@ -13,7 +13,8 @@ from sftmix.common.world import World
 from sftmix.components import AdamW
 from sftmix.components.others.places import EmbeddingMixup
 from sftmix.training import memory
-from sftmix.training.footprint import memory_of
+from sftmix.training.choices import USABLE, settled
+from sftmix.training.footprint import Footprint
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import StepSetup
@@ -32,7 +33,7 @@ def test_what_a_slot_keeps_is_measured(stage, precision):
     """A batch of k of the longest rows keeps k times as much, beside what does not depend on the rows."""
     setup = setup_of(stage, precision=precision)
     setup.module.train()
-    constant, each = memory_of(setup).kept
+    constant, each = Footprint(setup).kept
     assert setup.module.training
     for rows in (2, 5):
         sizes = {}
@@ -53,8 +54,8 @@ def test_what_a_slot_keeps_is_measured(stage, precision):
 def test_all_passes_of_an_objective_count(stage):
     """EmbeddingMixup sends both rows of each pair through the model a second time."""
     pairs = replace(stage, order=FixedOrder([PAIRS]))
-    _, once = memory_of(setup_of(pairs)).kept
-    _, twice = memory_of(setup_of(replace(pairs, objective=EmbeddingMixup()))).kept
+    _, once = Footprint(setup_of(pairs)).kept
+    _, twice = Footprint(setup_of(replace(pairs, objective=EmbeddingMixup()))).kept
     assert twice == pytest.approx(2 * once, rel=0.15)
 
 
@@ -100,7 +101,7 @@ def test_the_gradients_of_ddp_are_there_before_the_first_step(stage, monkeypatch
 
 def room_for(setup: StepSetup, slots: int, *, several: bool, recompute: bool = False) -> float:
     """The bytes that so many token slots take."""
-    found = memory_of(setup)
+    found = Footprint(setup)
     return found.optimizer + sum(found.peak(slots, several=several, recompute=recompute))
 
 
@@ -157,16 +158,16 @@ def test_a_rank_has_its_part_of_a_step(tmp_path, monkeypatch, units, rows):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_the_token_slots_that_fit(stage, monkeypatch, recompute):
+def test_the_token_slots_that_fit(stage, recompute):
     """At least a pair of the longest rows, at most a rank's part of a step."""
     units, long = [(Slot(row), Slot(row)) for row in range(4)] * 2, int(DATA.lengths.max())
-    options = replace(stage.options, activation_checkpointing=recompute)
+    auto = {"micro_batch_size": None, "micro_batch_tokens": "auto"}
+    options = replace(stage.options, activation_checkpointing=recompute, **auto)
     setup = setup_of(replace(stage, order=FixedOrder([units]), options=options))
     for slots, expected in ((5 * long, 5 * long), (long, 2 * long), (99 * long, 16 * long)):
-        free(monkeypatch, room_for(setup, slots, several=True, recompute=recompute) / memory.USABLE + 1)
-        assert memory.tokens_that_fit(setup) == expected
-    free(monkeypatch, math.inf)
-    assert memory.tokens_that_fit(setup) == 8 * long
+        found = room_for(setup, slots, several=True, recompute=recompute) / USABLE + 1
+        assert settled(setup, Footprint(setup), found).micro_batch_tokens == expected
+    assert settled(setup, Footprint(setup), math.inf).micro_batch_tokens == 8 * long
 
 
 def test_free_memory_is_that_of_the_system_and_of_the_group(tmp_path, monkeypatch):

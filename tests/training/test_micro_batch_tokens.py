@@ -1,6 +1,7 @@
 """training.micro_batch_tokens auto is one number for all ranks and attempts, on which results do not depend."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from sftmix.common.world import World
 from sftmix.components import SFTMix
 from sftmix.components.base import Callback
 from sftmix.options import TrainingOptions
-from sftmix.training import memory
+from sftmix.training import choices, memory
+from sftmix.training.footprint import Footprint
 from sftmix.training.loop import TrainingLoop, train
-from sftmix.training.machine import tokens_before
+from sftmix.training.machine import decided_before
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import few_plans, wrap
 from sftmix.training.scoring import Scorer
@@ -33,7 +35,7 @@ AUTO: dict[str, Any] = {"micro_batch_size": None, "micro_batch_tokens": "auto"}
 
 
 def fits(monkeypatch, tokens: Callable[[], int]) -> None:
-    monkeypatch.setattr(memory, "tokens_that_fit", lambda setup: tokens())
+    monkeypatch.setattr(choices, "settled", lambda setup, *_: replace(setup.stage.options, micro_batch_tokens=tokens()))
 
 
 # ------------------------------------------------------------------------------------------- the number
@@ -55,7 +57,7 @@ def test_it_is_decided_once_and_the_same_when_the_run_goes_on(tmp_path, monkeypa
     assert [one["loss"] for one in logged(stage.directory)] == [one["loss"] for one in logged(by_hand.directory)]
 
 
-MACHINE = {"torch": "2", "device": "a", "ranks": 2, "micro_batch_size": None, "micro_batch_tokens": None}
+MACHINE = {"torch": "2", "device": "a", "ranks": 2, "compile": False, "activation_checkpointing": False}
 RECORDED = [{**MACHINE, "after": 0, "micro_batch_tokens": 7}, {**MACHINE, "after": 4, "micro_batch_tokens": 9}]
 
 
@@ -64,7 +66,8 @@ RECORDED = [{**MACHINE, "after": 0, "micro_batch_tokens": 7}, {**MACHINE, "after
     [(RECORDED, {}, 9), ([], {}, None), (RECORDED, {"device": "b"}, None), (RECORDED, {"ranks": 4}, None)],
 )
 def test_another_machine_decides_anew(recorded, here, tokens):
-    assert tokens_before(recorded, {**MACHINE, **here}) == tokens
+    machine = {**MACHINE, "micro_batch_tokens": "auto", **here}
+    assert decided_before(recorded, machine).get("micro_batch_tokens") == tokens
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_another_machine_decides_anew(recorded, here, tokens):
 )
 def test_it_is_no_larger_than_a_global_batch_needs(tmp_path, monkeypatch, lengths, options, most):
     monkeypatch.setattr(memory, "free_memory", lambda device: 1e15)
-    monkeypatch.setattr(memory, "PADDED_TOKENS", 12)
+    monkeypatch.setattr(choices, "PADDED_TOKENS", 12)
     data = toy_rows(lengths)
     stage = toy_stage(tmp_path, [[(Slot(0),), (Slot(1),)]], data=data, options=AUTO | options)
     (machine,) = train(stage, World()).figures["machines"]
@@ -82,9 +85,12 @@ def test_it_is_no_larger_than_a_global_batch_needs(tmp_path, monkeypatch, length
 
 
 def check_ranks(world: World, directory: str) -> None:
-    """The last rank has least memory."""
-    memory._fitting = lambda *_: 40 - 7 * world.rank  # type: ignore[assignment]
-    done = TrainingLoop(toy_stage(Path(directory), BATCHES, data=DATA, options=AUTO), world)
+    """The last rank has least memory; the first one could have all of its part of a step in a micro-batch."""
+    options = AUTO | {"parallel": "fsdp"}  # no buckets of DDP hold gradients
+    done = TrainingLoop(toy_stage(Path(directory), BATCHES, data=DATA, options=options), world)
+    found, about = Footprint(done.setup), {"several": True, "recompute": False}
+    taken = [found.optimizer + sum(found.peak(slots, **about)) for slots in (99, 33)]
+    memory.free_memory = lambda device: world.size * (taken[world.rank] / choices.USABLE + 1)  # type: ignore[assignment]
     done.run()
     assert done.stage.options.micro_batch_tokens == done.setup.stage.options.micro_batch_tokens == 33
 
@@ -100,7 +106,7 @@ def fail_on_one(world: World, directory: str) -> None:
         raise torch.OutOfMemoryError("of this rank")
 
     if world.rank:
-        memory.memory_of = out_of_memory
+        choices.Footprint = out_of_memory
     train(toy_stage(Path(directory), BATCHES, data=DATA, options=AUTO), world)
 
 

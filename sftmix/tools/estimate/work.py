@@ -1,7 +1,6 @@
 """The devices of a run, and its stages with the rows that each reads and trains on, by the run's own order."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,14 +26,15 @@ from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
 from sftmix.tools.estimate.model import MEASURE, FakeModel
+from sftmix.training.choices import settled
 from sftmix.training.dynamics import checkpoint_steps
-from sftmix.training.footprint import Footprint, memory_of
+from sftmix.training.footprint import Footprint
 from sftmix.training.gpus import GPUS, gpu_named
-from sftmix.training.memory import free_memory, settled
-from sftmix.training.parallel import PADDED_TOKENS, shards_of
+from sftmix.training.memory import free_memory
+from sftmix.training.parallel import shards_of
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import Stage, StepSetup
-from sftmix.types import Float64, Rows
+from sftmix.types import Float64, Int64, Rows
 
 FLOAT, HALF = 4, 2
 """Bytes of a float32 and of a bf16 number."""
@@ -80,13 +80,16 @@ class Machine:
         for option, value in numbers.items():
             if value is not None and not 0 < value <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {value}; allowed: above 0, and mfu at most 1")
-        self.fp32_flops = tflops and tflops * 1e12
+        self.fp32_flops = _times(tflops, 1e12)
         tflops = tflops or peak
         self.name, self.count = name, gpus
-        self.flops = tflops and tflops * 1e12
-        self.memory = free or (gigabytes and gigabytes * 1e9)
+        self.flops = _times(tflops, 1e12)
+        self.memory = free or _times(gigabytes, 1e9)
         self.mfu, self.per_node = mfu, gpus_per_node
-        self.bandwidth, self.node_bandwidth = _bandwidths(bandwidth, link, several=gpus > gpus_per_node)
+        # On one node the option replaces the table's; on several it is that between them.
+        among = bandwidth or (link if gpus <= gpus_per_node else None)
+        within = link if link and gpus > gpus_per_node else among
+        self.bandwidth, self.node_bandwidth = _times(among, 1e9), _times(within, 1e9)
 
     @property
     def device(self) -> torch.device:
@@ -109,14 +112,8 @@ def _here() -> tuple[str, int, float | None]:
     return name, number, free if free < math.inf else None
 
 
-def _bandwidths(given: float | None, link: float | None, *, several: bool) -> tuple[float | None, float | None]:
-    """Return `bandwidth` and `node_bandwidth` of a Machine; given are GB/s of the option and of the table.
-
-    On one node the option replaces the table's; on several it is that between them.
-    """
-    among = given or (None if several else link)
-    within = link if several and link else among
-    return among and among * 1e9, within and within * 1e9
+def _times(number: float | None, unit: float) -> float | None:
+    return None if number is None else number * unit
 
 
 class Layout:
@@ -142,14 +139,11 @@ have, and which decides the memory."""
 
 def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64:
     """f64[3]: all tokens, response tokens among them, and the sum of the squared lengths."""
-    lengths = data.lengths[rows]
-    return np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()], float)
+    return _amount(data.lengths[rows], data.n_targets[rows])
 
 
-def _alone(data: EncodedDataset) -> Float64:
-    """Return the amount of the responses without their prompts, each behind one token."""
-    sizes = data.n_targets + 1
-    return np.array([sizes.sum(), data.n_targets.sum(), (sizes**2).sum()], float)
+def _amount(lengths: Int64, targets: Int64) -> Float64:
+    return np.array([lengths.sum(), targets.sum(), (lengths**2).sum()], float)
 
 
 class Work(NamedTuple):
@@ -176,10 +170,6 @@ class Work(NamedTuple):
     micro_batches: float = 0.0
     passes: float = 0.0
 
-    def weights(self, machine: Machine) -> float:
-        """Return the bytes of one rank's weights."""
-        return self.model.stored_bytes / Layout(self.options, machine).shards
-
 
 def _evaluations(config: RunConfig, order: TrainingOrder) -> int:
     """Return how often the held-out rows are scored: by each Evaluate, and once after the training."""
@@ -202,7 +192,9 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
     trains = Need.TRAINING in reference.needs
     times = len(steps) if trains else reference.most_checkpoints(None) or 1
-    passes = amount_of(own) + (_alone(own) if getattr(reference, "response_alone", False) else 0)
+    passes = amount_of(own)
+    if getattr(reference, "response_alone", False):  # without its prompt, behind one token
+        passes = passes + _amount(own.n_targets + 1, own.n_targets)
     fake = _fake(path, config, reference_lora(config.model, model), Layout(training, machine), trains=trains)
     work = Work("reference", fake, training, times * passes)
     last = max(steps, default=order.total_steps)  # where the training of the reference stops
@@ -250,10 +242,13 @@ def _fake(path: str, config: RunConfig, lora: LoraOptions, layout: Layout, *, tr
     return FakeModel(path, config.model.attention, lora, in_bf16=layout.size == HALF and bool(lora.r or not trains))
 
 
-def _setup(
+def _decided(
     work: Work, config: RunConfig, objective: Objective, data: EncodedDataset, order: TrainingOrder, machine: Machine
-) -> tuple[StepSetup, Footprint]:
-    """Return the steps of the work on fake tensors, and what one takes; ConfigError if it cannot be followed."""
+) -> tuple[TrainingOptions, bool, Footprint]:
+    """Return the options with what is auto decided, whether examples share a row, and what a step takes.
+
+    The steps are followed on fake tensors; ConfigError if they cannot be.
+    """
     layout, model, options = Layout(work.options, machine), work.model, work.options
     if layout.shards > 1:
         refuse_sharded(config.optimizer, model.lora, f"training.parallel {options.parallel} (here sharded)")
@@ -271,31 +266,20 @@ def _setup(
         scorer=Scorer(world=machine.world),
         optimizer=config.optimizer,
     )
-    precision, nothing = "bf16" if layout.size == HALF else "fp32", cast(torch.optim.Optimizer, None)
-    setup = StepSetup(stage, module, nothing, precision, machine.world)
+    setup = StepSetup(stage, module, cast(Any, None), "bf16" if layout.size == HALF else "fp32", machine.world)
     try:
-        return setup, memory_of(setup, fake)
+        memory = Footprint(setup, fake)
     except RuntimeError as error:
         raise ConfigError(
             f"model.path: estimate cannot follow {model.path}, whose computation may depend on values: {error}. "
             f"{MEASURE}"
         ) from error
-
-
-def _settled(
-    setup: StepSetup, memory: Footprint, attention: str | None, machine: Machine, weights: float
-) -> tuple[TrainingOptions, bool]:
-    """Return the options with what is auto decided, and whether examples share a row; `weights` are those of a rank."""
-    options: Any = setup.stage.options
     one_row = options.padding_free is True
     if options.padding_free == "auto":  # unless the model turns out to mix the examples of a row
-        one_row = options.length_groups is None and is_skipping(attention, machine.device)
-    undecided = options.limits(machine.device.type)[1] == "auto"
-    if machine.device.type != "cpu":
-        options = settled(setup, memory, (machine.memory or math.inf) - weights)
-    if undecided and not one_row:
-        options = replace(options, micro_batch_tokens=min(PADDED_TOKENS, options.micro_batch_tokens))
-    return options, one_row
+        one_row = options.length_groups is None and is_skipping(config.model.attention, machine.device)
+    module.padding_free = one_row
+    free = (machine.memory or math.inf) - model.stored_bytes / layout.shards
+    return settled(setup, memory, free), one_row, memory
 
 
 def _trained(
@@ -308,8 +292,7 @@ def _trained(
     steps: int,
 ) -> Work:
     """The work with a training that stops after so many steps of the order; some of them are dealt as in a run."""
-    setup, memory = _setup(work, config, objective, data, order, machine)
-    options, one_row = _settled(setup, memory, config.model.attention, machine, work.weights(machine))
+    options, one_row, memory = _decided(work, config, objective, data, order, machine)
 
     def longest(step: int) -> int:
         return max(data.lengths[slot.row] for unit in order.batch(step) for slot in unit)

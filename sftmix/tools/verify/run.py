@@ -33,10 +33,10 @@ from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.stages import differences, is_finished
 from sftmix.pipeline.start import stages_entered
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
-from sftmix.tools.verify.window import TRAINED, Window
+from sftmix.tools.verify.window import TRAINED, Window, machines_between, same_bits
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import Stage, StageResult, TrainingLoop
-from sftmix.training.machine import adding_in_order, machine_of, machines_between, same_bits
+from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.signals import StopAtOnce
 
 HEAVY = (CHECKPOINTS, BEST, "model")

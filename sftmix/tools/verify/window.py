@@ -1,7 +1,8 @@
 """The steps of a run that are made again: which ones, from which checkpoint, and to which one."""
 
+import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sftmix.options import SHARDED
 from sftmix.pipeline.finished import refuse_no_run
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import origin
+from sftmix.training.machine import Machine
 
 TRAINED = ("train", "reference", "baseline")
 """Stages that have steps."""
@@ -89,3 +91,20 @@ def refuse_one_rank(window: Window, trust: Collection[str] | None = ()) -> None:
     parallel = (config_of_reference(config) if window.stage == "reference" else config).training.parallel
     if parallel in SHARDED and "RANK" not in os.environ:
         raise ConfigError(needs_torchrun(parallel))
+
+
+def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:
+    """Return the machines, without `after`, of the steps after `start` up to `end`; none if one is unknown."""
+    ends = [*(one["after"] for one in recorded[1:]), math.inf]
+    inside = [one for one, upto in zip(recorded, ends, strict=False) if one["after"] < end and upto > start]
+    if not inside or inside[0]["after"] > start:
+        return []
+    return [{name: one[name] for name in one if name != "after"} for one in inside]
+
+
+def same_bits(recorded: Sequence[Machine], machine: Machine) -> bool:
+    """Return True if steps of the recorded machines give the same bits on this one.
+
+    On a GPU they may not even on the same machine: some of its kernels add in another order each time.
+    """
+    return bool(recorded) and all(one == machine for one in recorded) and machine["cuda"] is None

@@ -24,7 +24,7 @@ from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.run import parts_of
 from sftmix.tools.estimate.work import Layout, Work
-from sftmix.training.footprint import memory_of
+from sftmix.training.footprint import Footprint
 from sftmix.training.parallel import training_module
 from sftmix.training.step import PreparedStep, StepSetup, build_optimizer, plans_of, train_step
 from sftmix.types import Batch
@@ -68,7 +68,7 @@ def estimated(path: str, slots: int | None, *, gpu: str = "H100", count: int = 4
         module, fake = model.module(half=half, sharded=layout.shards > 1)
         data, order = toy_rows([(1, widest - 1)]), FixedOrder([[(Slot(0), Slot(0))]])
         stage: Any = SimpleNamespace(data=data, order=order, objective=objective, options=options, optimizer=optimizer)
-        memory = memory_of(StepSetup(stage, module, None, "bf16" if half else "fp32", gpus.world), fake)  # type: ignore[arg-type]
+        memory = Footprint(StepSetup(stage, module, None, "bf16" if half else "fp32", gpus.world), fake)  # type: ignore[arg-type]
     work = Work("train", model, options, np.zeros(3), memory=memory, slots=slots or 0, micro_batches=several)
     return parts_of(work, layout)
 

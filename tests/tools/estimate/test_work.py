@@ -17,6 +17,7 @@ from sftmix.components.reference import FromCheckpoints, FromFile, Online, Train
 from sftmix.components.splitters import RandomSplit
 from sftmix.config import RunConfig
 from sftmix.options import LoraOptions, ModelOptions, ReferenceModel
+from sftmix.options.training import DEFAULT_MICRO_BATCH
 from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.tools.estimate.work import Machine, Work, plan
 from sftmix.tools.quickstart import write_jsonl
@@ -135,6 +136,13 @@ def test_micro_batches_are_without_padding_where_a_run_s_are(tiny):
     assert is_one_row(padding_free=True)
     assert not is_one_row(CPU, "flex_attention")
     assert not is_one_row(gpu, "flash_attention_2", length_groups=2)
+
+
+def test_on_a_cpu_auto_is_the_number_of_tokens_that_fits(tiny):
+    """Of a CPU in name, of which no memory is known, that of so many rows as are the default."""
+    options = replace(TRAINING, micro_batch_size=None, micro_batch_tokens="auto")
+    work, lengths = planned(tiny, **ALONE, training=options)["train"], rows_of(tiny, **ALONE)[1].data.train.lengths
+    assert work.options.micro_batch_tokens == DEFAULT_MICRO_BATCH * lengths.max()
 
 
 def test_each_rank_waits_for_the_slowest(tiny):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ import sftmix
 from sftmix.common.files import commit_directory
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
-from sftmix.training import memory
-from sftmix.training.machine import going_on, machine_of, machines_between, same_bits
+from sftmix.tools.verify.window import machines_between, same_bits
+from sftmix.training.machine import going_on, machine_of
 from tests.tiny import sftmix as process
 from tests.tools.verify.runs import WORDS, certified, differing, made, one_bit_of_a_weight, replaced, unfinished
 
@@ -115,10 +116,11 @@ def test_steps_of_another_layout_are_certified_but_for_rounding(copy_of_ntp, sft
 @pytest.mark.parametrize("start", ["0", "4"])
 def test_micro_batches_by_memory_are_those_of_the_run(tmp_path, sftmix, monkeypatch, start):
     """With more memory than the run had, steps from the base model and from a checkpoint are made in its layout."""
-    monkeypatch.setattr(memory, "tokens_that_fit", lambda setup: 150)
+    settled = "sftmix.training.choices.settled"
+    monkeypatch.setattr(settled, lambda setup, *_: replace(setup.stage.options, micro_batch_tokens=150))
     auto = ("--training.micro_batch_size", "null", "--training.micro_batch_tokens", "auto")
     run = made(tmp_path, "--objective", "NTP", *auto, dropout=0.0).run
-    monkeypatch.setattr(memory, "tokens_that_fit", lambda setup: 999)
+    monkeypatch.setattr(settled, lambda setup, *_: replace(setup.stage.options, micro_batch_tokens=999))
     found = certified(sftmix, str(run), "--from", start, "--steps", "2")
     assert (found.code, found.exact, found.machine["different"]) == (0, True, [])
     assert [one["micro_batch_tokens"] for one in found.machine["run"]] == [150]
