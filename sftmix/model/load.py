@@ -90,7 +90,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if file is None or _is_that_of(tokenizer, file):
         return tokenizer
     own = type(tokenizer).__name__
-    _say_once(f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed")
+    say_once(f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed")
     return _from_pretrained(TokenizersBackend, path)
 
 
@@ -209,11 +209,11 @@ def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], ot
             "adapters into their base model with PEFT (merge_and_unload), or take the weights out of the files"
         )
     if left := others | _passed_over(model, path):
-        _say_once(f"model.path: {path}: left out {some(left)}, no part of {type(model).__name__}")
+        say_once(f"model.path: {path}: left out {some(left)}, no part of {type(model).__name__}")
 
 
 @cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
     if not (dist.is_initialized() and dist.get_rank()):
         print(line, file=sys.stderr, flush=True)
 
@@ -300,9 +300,14 @@ MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 """Suffixes of the files that decide weights, tokenizer and chat template of a model directory."""
 
 
-def context_length(path: str) -> int | None:
-    """Return the number of positions the model was made for; None if its config does not say."""
-    return getattr(model_config(path).get_text_config(), "max_position_embeddings", None)
+def context_length(config: PretrainedConfig) -> int | None:
+    """Return the number of positions that a model was made for, with YaRN's; None if its config does not say."""
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    length = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # the latter is MPT's
+    if rope.get("rope_type") == "yarn":
+        length = max(length, round(rope["factor"] * rope["original_max_position_embeddings"]))
+    return length
 
 
 def fingerprint(path: str) -> str:

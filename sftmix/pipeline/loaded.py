@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,9 +36,19 @@ from sftmix.model.adapters import (
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.layers import keep_in_bfloat16
-from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, probe_ids, stored_dtype
+from sftmix.model.load import (
+    check_ids,
+    context_length,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    probe_ids,
+    say_once,
+    stored_dtype,
+)
 from sftmix.model.meta import carry, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
+from sftmix.model.probes import longest_together
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.finished import FinishedModel
@@ -225,6 +236,7 @@ class LoadedModel(NamedTuple):
     encoder   tokenizer and chat template; of a run those of its training, for all models of the run
     stop_ids  ids at which an answer ends: the end of a turn, eos, and those of the model's generation_config
     context   positions that the model was made for; None if its config does not say
+    together  the length of rows up to which a batch changes none of their answers; 0: answer each alone
     """
 
     name: str
@@ -232,6 +244,7 @@ class LoadedModel(NamedTuple):
     encoder: Encoder
     stop_ids: tuple[int, ...]
     context: int | None
+    together: int = sys.maxsize
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **variables: Any
@@ -297,7 +310,7 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(accelerator())  # type: ignore[arg-type]
     ends = {*encoder.stop_ids, *as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model.config)
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
     model.config.get_text_config().output_router_logits = False  # of a batch with padding their balance has no value
     with torch.no_grad():  # a model without a greatest logit would still answer, with token 0 for ever
@@ -307,7 +320,10 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
             f"{finished.path}: its logits are not finite in {model.dtype}, so its answers "
             "would mean nothing. Its weights are broken, or they are too large for this dtype: try --dtype float32"
         )
-    return LoadedModel(finished.name, model, encoder, tuple(ends), context)
+    if (together := longest_together(model)) < (context or sys.maxsize):
+        which = f"of more than {together} tokens with their answers " if together else ""
+        say_once(f"model {finished.name}: prompts {which}are answered one by one: a batch would change their logits")
+    return LoadedModel(finished.name, model, encoder, tuple(ends), context, together)
 
 
 def encoder_of(finished: FinishedModel) -> Encoder:
