@@ -24,6 +24,7 @@ from sftmix.model.head import ADAPTER, FEWER, active
 from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.model.load import untie
 from sftmix.model.paths import model_place
+from sftmix.model.probes import apart, probe_logits
 from sftmix.options import LoraOptions
 
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -254,8 +255,10 @@ def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> di
 def merge_adapters(model: PreTrainedModel) -> None:
     """Turn an adapted model into a plain one with the same function, in place.
 
-    A tied model is untied if its input embeddings or its LM head were adapted, since they may now differ.
+    A tied model is untied if its input embeddings or its LM head were adapted, since they may now differ. Raises
+    ConfigError if a probe has other logits afterwards, as where layers share the weights into which each is merged.
     """
+    adapted_logits = probe_logits(model)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     adapted = any(hasattr(end, "base_layer") or hasattr(end, "modules_to_save") for end in ends)
     if adapted and model.config.get_text_config().tie_word_embeddings:
@@ -273,3 +276,8 @@ def merge_adapters(model: PreTrainedModel) -> None:
             model.set_submodule(name, module.base_layer)
     del model.peft_config
     model._hf_peft_config_loaded = False
+    if difference := apart(probe_logits(model), adapted_logits):
+        raise ConfigError(
+            f"model.lora: merged into the weights of {type(model).__name__} these adapters give other logits, "
+            f"{difference}, as where layers share weights. Keep them as adapters: export without --merge"
+        )

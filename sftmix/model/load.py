@@ -214,6 +214,7 @@ def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], ot
 
 @cache
 def say_once(line: str) -> None:
+    """Print a line to stderr, on rank 0 and once in a process."""
     if not (dist.is_initialized() and dist.get_rank()):
         print(line, file=sys.stderr, flush=True)
 

@@ -17,6 +17,12 @@ def apart(ours: Tensor, theirs: Tensor) -> str:
     return "" if difference <= limit else f"by up to {difference:.3g} (allowed: {limit:.3g})"
 
 
+def probe_logits(model: Any) -> Tensor:
+    """Return the logits [2, 16, V] of a probe, in eval mode and without gradients; ConfigError if the model fails."""
+    with probing(model, f"{type(model).__name__} does not run"):
+        return model(input_ids=probe_ids(model, 2, 16), use_cache=False).logits
+
+
 def position_border(config: PretrainedConfig) -> int:
     """Return the length beyond which a row changes the positions of all rows in its batch: LongRoPE, dynamic RoPE."""
     config = config.get_text_config()

@@ -204,6 +204,28 @@ def test_adapters_of_experts_are_merged(family, tokenizer, tmp_path):
     assert not any("lora" in name or "base_layer" in name for name, _ in model.named_modules())
 
 
+MAMBA = {"num_hidden_layers": 4, "mamba_d_state": 4, "mamba_headdim": 8, "n_mamba_heads": 8, "mamba_ngroups": 1}
+MAMBA |= {"attention_hidden_size": 64, "attention_head_dim": 16, "adapter_rank": 4, "chunk_size": 16}
+MAMBA |= {"layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1, "use_mem_rope": True}
+
+
+@pytest.mark.parametrize(("targets", "merged"), [("all-linear", False), (["q_proj"], False), (["in_proj"], True)])
+def test_adapters_of_layers_that_share_weights_are_not_merged(targets, merged):
+    """Zamba2's attention is one block of weights that several layers use, each with adapters of its own."""
+    model = random_model(transformers.Zamba2Config(**TINY | MAMBA))
+    add_adapters(model, LoraOptions(r=4, target_modules=targets), seed=0)
+    change(model)
+    expected = logits(model)
+    if merged:
+        merge_adapters(model)
+        assert float((logits(model) - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    else:
+        with pytest.raises(
+            ConfigError, match=r"weights of Zamba2ForCausalLM .* other logits, by up to .* without --mer"
+        ):
+            merge_adapters(model)
+
+
 # ---------------------------------------------------------------------------------------- export and merging
 
 EVERYWHERE = {"where": "body head embeddings"}
