@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.common.files import fresh_directory, naming_full_disk, sync_path
+from sftmix.common.files import fresh_directory, naming_full_disk, read_text, sync_path, write_text
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
-from sftmix.model.load import processor_files
+from sftmix.model.load import model_config, processor_files, say_once
+from sftmix.model.probes import export_problem
 from sftmix.model.rounding import kept_in_float32
+
+FOR_TRANSFORMERS_4 = {
+    "TokenizersBackend": "PreTrainedTokenizerFast",
+    'extra_special_tokens": [': 'additional_special_tokens": [',
+}
+"""What transformers 5 writes into tokenizer_config.json -> names of the same in version 4, which both read."""
 
 
 def export_model(
@@ -45,8 +52,9 @@ def export_model(
             weights = state_dict or model.state_dict()
             if adapter_config(model) is None:
                 _write_model(model, temporary, weights, dtype, generation)
-                for file in processor_files(base) if base else ():
-                    shutil.copy(file, temporary)
+                if base and model_config(base).model_type == model.config.model_type:  # else a model of text alone
+                    for file in processor_files(base):
+                        shutil.copy(file, temporary)
             else:
                 write_adapters(model, weights, temporary, base=base, dtype=dtype)
                 generation.save_pretrained(temporary)
@@ -54,6 +62,13 @@ def export_model(
             if not (isinstance(named, dict) and named.get("default") == chat_template):  # others belong to the default
                 exported.chat_template = chat_template or named
             exported.save_pretrained(temporary)
+            named = temporary / "tokenizer_config.json"
+            text = read_text(named)
+            for new, old in FOR_TRANSFORMERS_4.items():
+                text = text.replace(f'"{new}', f'"{old}')
+            write_text(named, text)
+            if problem := export_problem(model, tokenizer, temporary, base if adapter_config(model) else ""):
+                say_once(f"{path}: {problem}")
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
                 sync_path(file)
             old = path.with_name(f"{temporary.name}.old")
@@ -88,6 +103,13 @@ def _write_model(
     parts = (getattr(saved.config, name, None) for name in saved.config.sub_configs)
     for config in (saved.config, *filter(None, parts)):
         config.dtype = dtype
+        rope = getattr(config, "rope_parameters", None) or {}
+        if "rope_theta" in rope:  # of all layers: transformers 4 would take it for 10,000
+            vars(config).update(
+                rope_theta=rope["rope_theta"],
+                partial_rotary_factor=rope.get("partial_rotary_factor", 1.0),
+                rope_scaling=None if rope["rope_type"] == "default" else rope | {"type": rope["rope_type"]},
+            )
     saved.config.save_pretrained(path)
 
 

@@ -1,13 +1,28 @@
 """Probes of what is done with a model beside its training: answers in batches, merged adapters, and exports."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+import transformers
 from torch import Tensor
-from transformers import GenerationConfig, PretrainedConfig
+from torch.distributed.tensor import DTensor
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.model.load import ROUNDING, probe_ids, probing
+from sftmix.common.progress import without_bars_of_transformers
+from sftmix.model.load import ROUNDING, model_config, probe_ids, probing
+from sftmix.model.packing import attending
+
+TEXTS = (
+    "cafe\u0301 \u00c5ngstro\u0308m",
+    "1234567 1,000.50",
+    "  two\n\n\tblanks ",
+    "\u4e2d\u6587 \u65e5\u672c",
+    "\U0001f44d\U0001f3fd",
+)
+"""What tokenizers treat in unlike ways: accents that combine, digits, blanks, ideographs, emoji."""
 
 
 def apart(ours: Tensor, theirs: Tensor) -> str:
@@ -19,7 +34,8 @@ def apart(ours: Tensor, theirs: Tensor) -> str:
 
 def probe_logits(model: Any) -> Tensor:
     """Return the logits [2, 16, V] of a probe, in eval mode and without gradients; ConfigError if the model fails."""
-    with probing(model, f"{type(model).__name__} does not run"):
+    eager = torch.compiler.set_stance("force_eager")  # and the attention that every model has
+    with probing(model, f"{type(model).__name__} does not run"), attending(model, "eager"), eager:
         return model(input_ids=probe_ids(model, 2, 16), use_cache=False).logits
 
 
@@ -46,3 +62,44 @@ def longest_together(model: Any) -> int:
         beside = model.generate(ids, attention_mask=mask, generation_config=options)
         alone = model.generate(ids[1:, pad:], attention_mask=mask[1:, pad:], generation_config=options)
     return 0 if apart(beside.logits[-1][-1], alone.logits[-1][-1]) else position_border(model.config)
+
+
+# ------------------------------------------------------------------------------------------------- exports
+
+
+def export_problem(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> str:
+    """Return how others would read another tokenizer or model from an exported directory; nothing if they would not.
+
+    base  the model onto which adapters are loaded; empty for a whole model, which is read by the class that its
+          config.json names, with its values if memory has room for them and no rank has shards alone
+    """
+    with without_bars_of_transformers():
+        try:
+            return _problem(model, tokenizer, path, base)
+        except Exception as error:  # no training ends for the sake of what others do
+            return f"it cannot be read as its files say: {error}"
+
+
+def _problem(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> str:
+    read = AutoTokenizer.from_pretrained(path)
+    if any(read(text)["input_ids"] != tokenizer(text)["input_ids"] for text in TEXTS):
+        return (
+            f"AutoTokenizer takes {type(read).__name__} for this type of model, which makes other tokens than "
+            "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
+        )
+    kind = getattr(transformers, (model_config(base or path).architectures or [""])[0], type(model))
+    if base and not isinstance(model, kind):
+        return (
+            f"these are adapters of {type(model).__name__}, which AutoModelForCausalLM loads; config.json of the base "
+            f"model names {kind.__name__}, whose modules may have other names. A server that loads it would leave them "
+            "out without a word: export with --merge for it"
+        )
+    if base:
+        return ""
+    sharded = isinstance(next(model.parameters()), DTensor)
+    whole = not sharded and psutil.virtual_memory().available > 8 * model.num_parameters()
+    place = None if whole else "meta"
+    again, info = kind.from_pretrained(path, dtype=torch.float32, device_map=place, output_loading_info=True)
+    unlike = str(info["missing_keys"] or info["unexpected_keys"] or "")
+    unlike = unlike or (whole and apart(probe_logits(again), probe_logits(model).cpu()))
+    return unlike and f"{kind.__name__}, which config.json names, reads another model from it: {unlike:.200}"

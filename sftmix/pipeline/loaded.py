@@ -42,13 +42,12 @@ from sftmix.model.load import (
     fingerprint,
     load_model,
     load_tokenizer,
-    probe_ids,
     say_once,
     stored_dtype,
 )
 from sftmix.model.meta import carry, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
-from sftmix.model.probes import longest_together
+from sftmix.model.probes import longest_together, probe_logits
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.finished import FinishedModel
@@ -313,9 +312,8 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     context = context_length(model.config)
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
     model.config.get_text_config().output_router_logits = False  # of a batch with padding their balance has no value
-    with torch.no_grad():  # a model without a greatest logit would still answer, with token 0 for ever
-        logits = model.eval()(input_ids=probe_ids(model, 1, 8)).logits
-    if not (logits < torch.inf).all():  # NaN is not, and some models have -inf
+    # A model without a greatest logit would still answer, with token 0 for ever. NaN is not, and some models have -inf.
+    if not (probe_logits(model.eval()) < torch.inf).all():
         raise NonFiniteError(
             f"{finished.path}: its logits are not finite in {model.dtype}, so its answers "
             "would mean nothing. Its weights are broken, or they are too large for this dtype: try --dtype float32"
