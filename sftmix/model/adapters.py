@@ -9,6 +9,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, FEWER, active
 from sftmix.model.layers import freeze_unused, unused_modules
-from sftmix.model.load import untie
+from sftmix.model.load import say_once, untie
 from sftmix.model.paths import model_place
 from sftmix.model.probes import apart, probe_logits
 from sftmix.options import LoraOptions
@@ -85,6 +86,23 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         refused = f"model.lora: PEFT refuses these options for {type(model).__name__}: {str(error).removesuffix('.')}"
         raise ConfigError(f"{refused}. {FEWER}" if ALL_LINEAR in targets else refused) from error
     freeze_unused(model)  # with `bias: all` PEFT trains every bias of the model
+    if ALL_LINEAR in targets:
+        _say_share(model)
+
+
+def _say_share(model: PreTrainedModel) -> None:
+    """Say which modules have no adapter, if they hold more than a twentieth of the decoder's matrices.
+
+    PEFT takes the experts of some families; those of others are no linear layers.
+    """
+    sizes, left = Counter[str](), Counter[str]()
+    for name, x in model.get_decoder().named_parameters():
+        if x.dim() > 1 and not x.requires_grad and x is not model.get_input_embeddings().weight:
+            (sizes if ".base_layer." in name else left)[name.split(".")[-2]] += x.numel()
+    whole = sizes.total() + left.total()
+    if left.total() > 0.05 * whole:
+        kinds = ", ".join(f"{kind} {size / whole:.1%}" for kind, size in left.most_common())
+        say_once(f"model.lora.target_modules {ALL_LINEAR} leaves without adapters, of the decoder's weights: {kinds}")
 
 
 def load_adapters(model: PreTrainedModel, directory: Path) -> None:

@@ -62,7 +62,9 @@ def test_a_text_part_is_exported_as_a_model_of_text(composite, tokenizer, tmp_pa
 
 @pytest.mark.parametrize("adapters", [False, True])
 def test_a_plain_model_gets_no_line(tokenizer, tmp_path, capsys, adapters):
-    model = random_model(transformers.Qwen3MoeConfig(**TINY, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16))
+    model = random_model(
+        transformers.Qwen3MoeConfig(**TINY, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    )
     model.save_pretrained(tmp_path / "base")
     if adapters:
         add_adapters(model, LoraOptions(r=2), seed=0)
