@@ -151,6 +151,8 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     module = model.get_output_embeddings()
     if module is None or model.config.is_encoder_decoder:
         raise ConfigError(f"model.path: {type(model).__name__} is not a decoder with an LM head.")
+    if model.get_decoder() is model:
+        raise ConfigError(f"model.path: {type(model).__name__} gives no states before its LM head (get_decoder).")
     layer = active(module)
     if hasattr(layer, "base_layer"):
         dora = layer.use_dora[ADAPTER]

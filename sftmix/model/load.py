@@ -96,8 +96,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def _is_that_of(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
     """Return True if a tokenizer normalises, splits and merges text as its file says."""
-    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
-        return True
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:  # as of mistral-common, which reads another
+        return False
     stored = json.loads(file.read_text())
     if any((getattr(backend.model, name, value) or None) != (value or None) for name, value in stored["model"].items()):
         return False
@@ -182,7 +182,10 @@ def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
 
     Buffers that older versions wrote are no weights.
     """
-    rules = "|".join(model._keys_to_ignore_on_load_unexpected or ())
+    own, all_rules = "\n".join(dict(model.named_parameters())), model._keys_to_ignore_on_load_unexpected or ()
+    rules = "|".join(
+        rule for rule in all_rules if not re.search(rule, own, re.MULTILINE)
+    )  # GLM's name layers by number
     if not rules:
         return set()
     files = [safe_open(file, "pt") for file in weight_files_of(path)]
