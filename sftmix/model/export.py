@@ -14,14 +14,8 @@ from sftmix.common.files import fresh_directory, naming_full_disk, read_text, sy
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
 from sftmix.model.load import model_config, processor_files, say_once
-from sftmix.model.probes import export_problem
+from sftmix.model.probes import export_problems
 from sftmix.model.rounding import kept_in_float32
-
-FOR_TRANSFORMERS_4 = {
-    "TokenizersBackend": "PreTrainedTokenizerFast",
-    'extra_special_tokens": [': 'additional_special_tokens": [',
-}
-"""What transformers 5 writes into tokenizer_config.json -> names of the same in version 4, which both read."""
 
 
 def export_model(
@@ -58,16 +52,8 @@ def export_model(
             else:
                 write_adapters(model, weights, temporary, base=base, dtype=dtype)
                 generation.save_pretrained(temporary)
-            exported, named = copy.deepcopy(tokenizer), tokenizer.chat_template
-            if not (isinstance(named, dict) and named.get("default") == chat_template):  # others belong to the default
-                exported.chat_template = chat_template or named
-            exported.save_pretrained(temporary)
-            named = temporary / "tokenizer_config.json"
-            text = read_text(named)
-            for new, old in FOR_TRANSFORMERS_4.items():
-                text = text.replace(f'"{new}', f'"{old}')
-            write_text(named, text)
-            if problem := export_problem(model, tokenizer, temporary, base if adapter_config(model) else ""):
+            _write_tokenizer(tokenizer, temporary, chat_template)
+            for problem in export_problems(model, tokenizer, temporary, base if adapter_config(model) else ""):
                 say_once(f"{path}: {problem}")
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
                 sync_path(file)
@@ -111,6 +97,17 @@ def _write_model(
                 rope_scaling=None if rope["rope_type"] == "default" else rope | {"type": rope["rope_type"]},
             )
     saved.config.save_pretrained(path)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path, chat_template: str | None) -> None:
+    """Write the tokenizer with this template, under names that transformers 4 knows as well."""
+    exported, named = copy.deepcopy(tokenizer), tokenizer.chat_template
+    if not (isinstance(named, dict) and named.get("default") == chat_template):  # others belong to the default
+        exported.chat_template = chat_template or named
+    exported.save_pretrained(path)
+    config = path / "tokenizer_config.json"
+    text = read_text(config).replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
+    write_text(config, text.replace('"extra_special_tokens": [', '"additional_special_tokens": ['))
 
 
 def _generation_config(

@@ -1,18 +1,19 @@
 """Probes of what is done with a model beside its training: answers in batches, merged adapters, and exports."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
+from accelerate.utils import get_max_memory
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sftmix.common.progress import without_bars_of_transformers
-from sftmix.model.load import ROUNDING, model_config, probe_ids, probing
+from sftmix.model.load import ROUNDING, model_config, probe_ids, probing, say_once
 from sftmix.model.packing import attending
 
 TEXTS = (
@@ -48,58 +49,59 @@ def position_border(config: PretrainedConfig) -> int:
     return rope.get("original_max_position_embeddings") or config.max_position_embeddings
 
 
-def longest_together(model: Any) -> int:
-    """Return the length of rows up to which a batch changes no answer; 0 if shorter prompts must not be padded.
+def longest_together(model: Any, name: str) -> int:
+    """Return the length of rows up to which a batch changes no answer, and say it; 0 if padding on the left does.
 
-    A recurrent state, a convolution or a window of compressed tokens may see padding on the left: a prompt is continued
-    beside a longer one, and alone.
+    A recurrent state, a convolution or a window of compressed tokens may see padding: a prompt is continued beside a
+    longer one, and alone.
     """
-    ids, pad = probe_ids(model, 2, 12), 7
-    mask = torch.ones_like(ids)
-    mask[1, :pad] = 0
+    ids, mask = probe_ids(model, 2, 12), torch.ones(2, 12, dtype=torch.int64, device=model.device)
+    mask[1, :7] = 0
     options = GenerationConfig(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
-    with probing(model, f"{type(model).__name__} does not generate"):
+    with probing(model, f"{name} does not generate"):
         beside = model.generate(ids, attention_mask=mask, generation_config=options)
-        alone = model.generate(ids[1:, pad:], attention_mask=mask[1:, pad:], generation_config=options)
-    return 0 if apart(beside.logits[-1][-1], alone.logits[-1][-1]) else position_border(model.config)
+        alone = model.generate(ids[1:, 7:], attention_mask=mask[1:, 7:], generation_config=options)
+    longest = 0 if apart(beside.logits[-1][-1], alone.logits[-1][-1]) else position_border(model.config)
+    if longest < sys.maxsize:
+        say_once(f"model {name}: a batch changes answers, so prompts of more than {longest} tokens are answered alone")
+    return longest
 
 
 # ------------------------------------------------------------------------------------------------- exports
 
 
-def export_problem(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> str:
-    """Return how others would read another tokenizer or model from an exported directory; nothing if they would not.
+def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> Iterator[str]:
+    """Yield how others would read another tokenizer or model from an exported directory than the run has.
 
     base  the model onto which adapters are loaded; empty for a whole model, which is read by the class that its
           config.json names, with its values if memory has room for them and no rank has shards alone
     """
-    with without_bars_of_transformers():
-        try:
-            return _problem(model, tokenizer, path, base)
-        except Exception as error:  # no training ends for the sake of what others do
-            return f"it cannot be read as its files say: {error}"
+    try:
+        read = AutoTokenizer.from_pretrained(path)
+        if any(read(text)["input_ids"] != tokenizer(text)["input_ids"] for text in TEXTS):
+            yield (
+                f"AutoTokenizer takes {type(read).__name__} for this type of model, which makes other tokens than "
+                "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
+            )
+        kind = getattr(transformers, (model_config(base or path).architectures or [""])[0], type(model))
+        if not base and (problem := _unlike(model, kind, path)):
+            yield f"{kind.__name__}, which config.json names, reads another model from it: {problem:.200}"
+        elif not isinstance(model, kind):
+            yield (
+                f"these are adapters of {type(model).__name__}, which AutoModelForCausalLM loads; config.json of the "
+                f"base model names {kind.__name__}, whose modules may have other names. A server that loads it would "
+                "leave them out without a word: export with --merge for it"
+            )
+    except Exception as error:  # no training ends for the sake of what others do
+        yield f"it cannot be read as its files say: {error}"
 
 
-def _problem(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> str:
-    read = AutoTokenizer.from_pretrained(path)
-    if any(read(text)["input_ids"] != tokenizer(text)["input_ids"] for text in TEXTS):
-        return (
-            f"AutoTokenizer takes {type(read).__name__} for this type of model, which makes other tokens than "
-            "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
-        )
-    kind = getattr(transformers, (model_config(base or path).architectures or [""])[0], type(model))
-    if base and not isinstance(model, kind):
-        return (
-            f"these are adapters of {type(model).__name__}, which AutoModelForCausalLM loads; config.json of the base "
-            f"model names {kind.__name__}, whose modules may have other names. A server that loads it would leave them "
-            "out without a word: export with --merge for it"
-        )
-    if base:
-        return ""
+def _unlike(model: PreTrainedModel, kind: Any, path: Path) -> str:
+    """Return what differs in the model that a class reads from a directory; nothing if nothing does."""
     sharded = isinstance(next(model.parameters()), DTensor)
-    whole = not sharded and psutil.virtual_memory().available > 8 * model.num_parameters()
-    place = None if whole else "meta"
-    again, info = kind.from_pretrained(path, dtype=torch.float32, device_map=place, output_loading_info=True)
-    unlike = str(info["missing_keys"] or info["unexpected_keys"] or "")
-    unlike = unlike or (whole and apart(probe_logits(again), probe_logits(model).cpu()))
-    return unlike and f"{kind.__name__}, which config.json names, reads another model from it: {unlike:.200}"
+    place = "meta" if sharded or get_max_memory()["cpu"] < 8 * model.num_parameters() else None
+    with without_bars_of_transformers():
+        read, info = kind.from_pretrained(path, dtype=torch.float32, device_map=place, output_loading_info=True)
+    if names := info["missing_keys"] or info["unexpected_keys"]:
+        return str(names)
+    return "" if place else apart(probe_logits(read), probe_logits(model).cpu())

@@ -36,15 +36,7 @@ from sftmix.model.adapters import (
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.layers import keep_in_bfloat16
-from sftmix.model.load import (
-    check_ids,
-    context_length,
-    fingerprint,
-    load_model,
-    load_tokenizer,
-    say_once,
-    stored_dtype,
-)
+from sftmix.model.load import check_ids, context_length, fingerprint, load_model, load_tokenizer, stored_dtype
 from sftmix.model.meta import carry, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
 from sftmix.model.probes import longest_together, probe_logits
@@ -318,9 +310,7 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
             f"{finished.path}: its logits are not finite in {model.dtype}, so its answers "
             "would mean nothing. Its weights are broken, or they are too large for this dtype: try --dtype float32"
         )
-    if (together := longest_together(model)) < (context or sys.maxsize):
-        which = f"of more than {together} tokens with their answers " if together else ""
-        say_once(f"model {finished.name}: prompts {which}are answered one by one: a batch would change their logits")
+    together = longest_together(model, finished.name)
     return LoadedModel(finished.name, model, encoder, tuple(ends), context, together)
 
 

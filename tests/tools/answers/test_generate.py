@@ -72,7 +72,10 @@ def test_the_batch_changes_no_token_of_models_that_see_padding_or_longer_rows(ta
         for weight in model.parameters():
             weight.mul_(1.0 if weight.dim() < 2 else 3.0)
     longest = {"FalconH1": sys.maxsize, "Phi3": 32, "Llama": 32}.get(family, 0)
-    loaded, questions = target._replace(model=model, context=256, together=longest_together(model)), questions_of(9)
+    loaded, questions = (
+        target._replace(model=model, context=256, together=longest_together(model, family)),
+        questions_of(9),
+    )
     alone = all_answers(loaded, questions, batch_size=1)
     assert all_answers(loaded, questions, batch_size=8) == alone
     assert loaded.together == longest
@@ -86,7 +89,10 @@ def test_a_model_that_sees_padding_is_loaded_to_answer_one_by_one(target, tmp_pa
     loaded = load_finished(FinishedModel("rwkv", str(tmp_path), None))
     assert harness_of(loaded, 4).batch_size == 1
     assert harness_of(target, 4).batch_size == 4
-    assert "model rwkv: prompts are answered one by one: a batch would change" in capsys.readouterr().err
+    assert (
+        "model rwkv: a batch changes answers, so prompts of more than 0 tokens are answered alone"
+        in capsys.readouterr().err
+    )
 
 
 def test_greedy_tokens_are_the_argmax_of_the_model_alone(lively):
