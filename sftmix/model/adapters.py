@@ -23,9 +23,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, FEWER, active
 from sftmix.model.layers import freeze_unused, unused_modules
-from sftmix.model.load import say_once, untie
+from sftmix.model.load import apart, say_once, untie
 from sftmix.model.paths import model_place
-from sftmix.model.probes import apart, probe_logits
+from sftmix.model.probes import probe_logits
 from sftmix.options import LoraOptions
 
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

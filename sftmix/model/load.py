@@ -255,6 +255,16 @@ ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far rounding may move probes, relative to the greatest number; each probe sets its own for half precision."""
 
 
+def apart(ours: Tensor, theirs: Tensor, precision: torch.dtype | None = None) -> str:
+    """Return by how much two computations of the same numbers differ, if rounding does not explain it; else nothing.
+
+    precision  of the computations, if it is not the dtype of the numbers
+    """
+    difference = float((ours - theirs).abs().max())
+    limit = ROUNDING.get(precision or theirs.dtype, 3e-2) * float(theirs.abs().max())
+    return "" if difference <= limit else f"by up to {difference:.3g} (allowed: {limit:.3g})"
+
+
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
     """Return ids of this shape, spread over the vocabulary, on the device of the model."""
     return (torch.arange(math.prod(shape), device=model.device) * 7919 % n_embeddings(model)).view(shape)
@@ -302,16 +312,6 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 """Suffixes of the files that decide weights, tokenizer and chat template of a model directory."""
-
-
-def context_length(config: PretrainedConfig) -> int | None:
-    """Return the number of positions that a model was made for, with YaRN's; None if its config does not say."""
-    config = config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    length = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # the latter is MPT's
-    if rope.get("rope_type") == "yarn":
-        length = max(length, round(rope["factor"] * rope["original_max_position_embeddings"]))
-    return length
 
 
 def fingerprint(path: str) -> str:

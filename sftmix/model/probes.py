@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sftmix.common.progress import without_bars_of_transformers
-from sftmix.model.load import ROUNDING, model_config, probe_ids, probing, say_once
+from sftmix.model.load import apart, model_config, probe_ids, probing, say_once
 from sftmix.model.packing import attending
 
 TEXTS = (
@@ -26,18 +26,21 @@ TEXTS = (
 """What tokenizers treat in unlike ways: accents that combine, digits, blanks, ideographs, emoji."""
 
 
-def apart(ours: Tensor, theirs: Tensor) -> str:
-    """Return by how much two computations of the same numbers differ, if rounding does not explain it; else nothing."""
-    difference = float((ours - theirs).abs().max())
-    limit = ROUNDING.get(theirs.dtype, 3e-2) * float(theirs.abs().max())
-    return "" if difference <= limit else f"by up to {difference:.3g} (allowed: {limit:.3g})"
-
-
 def probe_logits(model: Any) -> Tensor:
     """Return the logits [2, 16, V] of a probe, in eval mode and without gradients; ConfigError if the model fails."""
     eager = torch.compiler.set_stance("force_eager")  # and the attention that every model has
     with probing(model, f"{type(model).__name__} does not run"), attending(model, "eager"), eager:
         return model(input_ids=probe_ids(model, 2, 16), use_cache=False).logits
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Return the number of positions that a model was made for, with YaRN's; None if its config does not say."""
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    length = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # the latter is MPT's
+    if rope.get("rope_type") == "yarn":
+        length = max(length, round(rope["factor"] * rope["original_max_position_embeddings"]))
+    return length
 
 
 def position_border(config: PretrainedConfig) -> int:

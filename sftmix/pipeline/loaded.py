@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,10 +35,10 @@ from sftmix.model.adapters import (
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.layers import keep_in_bfloat16
-from sftmix.model.load import check_ids, context_length, fingerprint, load_model, load_tokenizer, stored_dtype
+from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, stored_dtype
 from sftmix.model.meta import carry, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
-from sftmix.model.probes import longest_together, probe_logits
+from sftmix.model.probes import context_length, longest_together, probe_logits
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.finished import FinishedModel
@@ -227,7 +226,6 @@ class LoadedModel(NamedTuple):
     encoder   tokenizer and chat template; of a run those of its training, for all models of the run
     stop_ids  ids at which an answer ends: the end of a turn, eos, and those of the model's generation_config
     context   positions that the model was made for; None if its config does not say
-    together  the length of rows up to which a batch changes none of their answers; 0: answer each alone
     """
 
     name: str
@@ -235,7 +233,7 @@ class LoadedModel(NamedTuple):
     encoder: Encoder
     stop_ids: tuple[int, ...]
     context: int | None
-    together: int = sys.maxsize
+    together: int  # the length of rows up to which a batch changes no answer
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **variables: Any
@@ -301,17 +299,15 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(accelerator())  # type: ignore[arg-type]
     ends = {*encoder.stop_ids, *as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
-    context = context_length(model.config)
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
     model.config.get_text_config().output_router_logits = False  # of a batch with padding their balance has no value
-    # A model without a greatest logit would still answer, with token 0 for ever. NaN is not, and some models have -inf.
-    if not (probe_logits(model.eval()) < torch.inf).all():
+    if not (probe_logits(model.eval()) < torch.inf).all():  # NaN: it would answer with token 0 for ever; -inf is usual
         raise NonFiniteError(
-            f"{finished.path}: its logits are not finite in {model.dtype}, so its answers "
-            "would mean nothing. Its weights are broken, or they are too large for this dtype: try --dtype float32"
+            f"{finished.path}: its logits are not finite in {model.dtype}, so its answers would mean nothing. Its "
+            "weights are broken, or they are too large for this dtype: try --dtype float32"
         )
-    together = longest_together(model, finished.name)
-    return LoadedModel(finished.name, model, encoder, tuple(ends), context, together)
+    context = context_length(model.config)
+    return LoadedModel(finished.name, model, encoder, tuple(ends), context, longest_together(model, finished.name))
 
 
 def encoder_of(finished: FinishedModel) -> Encoder:

@@ -22,8 +22,9 @@ from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, encode, encoder_for
 from sftmix.data.templates import same_tokenizer
 from sftmix.measure.remarks import ends_of_loss
-from sftmix.model.load import context_length, load_tokenizer, model_config
+from sftmix.model.load import load_tokenizer, model_config
 from sftmix.model.paths import named
+from sftmix.model.probes import context_length
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_reference

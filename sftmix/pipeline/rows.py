@@ -20,7 +20,6 @@ from sftmix.config.read import as_started, made_from, read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
 from sftmix.model.load import (
     check_ids,
-    context_length,
     load_tokenizer,
     model_config,
     refuse_quantized,
@@ -28,7 +27,7 @@ from sftmix.model.load import (
     some,
     spare_tokens,
 )
-from sftmix.model.probes import position_border
+from sftmix.model.probes import context_length, position_border
 from sftmix.options import LENGTHS
 from sftmix.pipeline.nodes import check_same_rows
 from sftmix.types import Scores
