@@ -53,7 +53,18 @@ SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "ma
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 40.0}
+WINDOWS = {"num_key_value_heads": 1, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+WINDOWS |= {
+    "q_lora_rank": 16,
+    "o_lora_rank": 8,
+    "o_groups": 2,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_topk": 4,
+}
+WINDOWS |= {"layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"], "hc_mult": 3}
 OTHERS = {
+    "DeepseekV4": SMALL | HEADS | WINDOWS | {"mlp_layer_types": ["moe"] * 2},
     "MiniMax": SMALL | HEADS | {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2},
     "Rwkv": SMALL | {"attention_hidden_size": 32, "context_length": 256},
     "RecurrentGemma": SMALL | HEADS | {"lru_width": 32, "block_types": ["recurrent", "attention"]},
