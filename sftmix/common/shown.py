@@ -11,8 +11,8 @@ from typing import Any
 QUOTED_CHARACTERS = 80
 """Most characters of a value that a message quotes."""
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-"""A control character."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""A control character, or one that changes the direction of the text behind it."""
 
 
 def quoted(value: object) -> str:

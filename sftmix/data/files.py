@@ -25,6 +25,10 @@ MAX_TEXT_BYTES = 64 << 20
 """Size of the largest text file: it is one document, which is tokenised in one call, in some 150 times its size."""
 
 
+ABSENT = ("NaN", "nan", "NULL", "null")
+"""Cells of CSV that are empty, in any column: what pandas and databases write for a field that a row lacks."""
+
+
 Row = tuple[str, Any]
 """The place of a row in its source (`:line`, `:line[index]` or `[index]`, the index from 0), and its value or the
 BadRow that says why it has none. A reader raises BadRow, with the place, if nothing more can be read."""
@@ -137,7 +141,7 @@ def _csv(path: Path) -> Iterator[Row]:
                 header = cells
                 _check_names(header, ":1")
             elif len(cells) == len(header):
-                yield place, dict(zip(header, cells, strict=True))
+                yield place, {name: "" if cell in ABSENT else cell for name, cell in zip(header, cells, strict=True)}
             elif cells:
                 yield place, BadRow(f"{len(cells)} fields, but the header has {len(header)}")
 

@@ -12,7 +12,7 @@ from sftmix.common.plain import spelling
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.data.calls import OPTIONS, TOOLS, tools_of, variables_of
 from sftmix.data.turns import INSIDE, checked, is_parts, last_alone, turns_of, weight_of
-from sftmix.data.values import BadRow, Fields, checked_text, field_text, filled, parsed, without_null
+from sftmix.data.values import BadRow, Fields, checked_text, field_text, filled, parsed, visible, without_null
 from sftmix.types import Example, Message
 
 RESERVED_ID = re.compile(r"@turn\d+$")
@@ -211,9 +211,9 @@ def _name(value: Any, what: str) -> str:
 def _alpaca(row: Fields, _: Mapping[str, str] | None = None) -> list[Message]:
     instruction = field_text(row, "instruction")
     extra = checked_text(row.get("input", ""), "input")
-    if not instruction.strip():
+    if not visible(instruction):
         raise BadRow("instruction is empty")
-    prompt = f"{instruction}\n{extra}" if extra.strip() else instruction
+    prompt = f"{instruction}\n{extra}" if visible(extra) else instruction
     return [Message("user", prompt), Message("assistant", field_text(row, "output"), True)]
 
 

@@ -30,7 +30,7 @@ from sftmix.data.store import (
     write_rows,
 )
 from sftmix.data.thoughts import answers, thinks
-from sftmix.data.values import BadRow
+from sftmix.data.values import BadRow, visible
 from sftmix.options import DataOptions
 from sftmix.types import Example
 
@@ -189,7 +189,7 @@ def stored_once(example: Example, report: DataReport, times: Counter[str]) -> Re
     """
     trained = [turn for turn in example.messages if turn.trained]
     is_text = example.messages[0].role == TEXT
-    empty = [turn for turn in trained if not (turn.content.strip() if is_text else answers(turn))]
+    empty = [turn for turn in trained if not (visible(turn.content) if is_text else answers(turn))]
     for _ in empty:
         report.add("empty_document" if is_text else "empty_response", example.source)
     if example.messages[-1].role in ("user", "tool"):

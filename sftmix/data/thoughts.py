@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sftmix.data.values import visible
 from sftmix.types import Example, Message
 
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -28,10 +29,14 @@ _CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
 _OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
 _CLOSED_AT_END = re.compile(rf"({_CLOSING})\s*$")
 _ALONE = {
-    opening: re.compile(rf"(?<![\"'`(\[]){re.escape(closing)}(?=[ \t]*(?:\n|$)|[^\s\"'`)\],.;:])")
+    opening: re.compile(
+        rf"(?<![\"'`(\[]){re.escape(closing)}(?=\s*$|[^\S\n]*\n[^\S\n]*\n|[^\s\"'`)\],.;:]"
+        rf"|(?<!\n{re.escape(closing)})[^\S\n]*\n)"
+    )
     for opening, closing in TAGS.items()
 }
-"""A closing tag that ends a line, or that the answer follows at once: quoted or in a sentence, it is spoken of."""
+"""A closing tag that ends a line, or that the answer follows at once: quoted or in a sentence, it is spoken of, and so
+it is alone on a line without a blank one behind it."""
 _EMPTY = re.compile(rf"({_OPENING})(\s*)(\S+)")
 
 
@@ -54,7 +59,7 @@ def divided(content: str) -> tuple[str, str]:
 
 def answers(turn: Message) -> bool:
     """Return True if a turn says more than a thought: an answer, or a call."""
-    return bool(divided(turn.content)[1].strip() or turn.more.get("tool_calls"))
+    return bool(visible(divided(turn.content)[1]) or turn.more.get("tool_calls"))
 
 
 def opened_by(text: str) -> str:

@@ -11,7 +11,7 @@ from sftmix.common.plain import spelling
 from sftmix.common.shown import quoted
 from sftmix.data.calls import CALL_FIELDS, TOOLS, call_answered, calls_of
 from sftmix.data.thoughts import THOUGHT_FIELDS, divided
-from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed, without_null
+from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed, visible, without_null
 from sftmix.types import Message
 
 _ON = {"true": True, "1": True, "false": False, "0": False}
@@ -41,14 +41,14 @@ INSIDE = ((*_TURN, *THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS), (*_PART, *FLAGS))
 
 def checked(messages: list[Message]) -> list[Message]:
     """Refuse turns in an order that no chat template is made for; drop a system message without text."""
-    if messages[0].role == "system" and not messages[0].content.strip():
+    if messages[0].role == "system" and not visible(messages[0].content):
         messages = messages[1:]
     before = ""
     for number, message in enumerate(messages, start=1):
         if message.role not in FOLLOWS[before]:
             expected = " or ".join(f"{role}'s" for role in FOLLOWS[before])
             raise BadRow(f"turn {number} is {message.role}'s, expected {expected}: turns must alternate from user")
-        if message.role == "user" and not message.content.strip():
+        if message.role == "user" and not visible(message.content):
             raise BadRow(f"turn {number} (user) is empty")
         before = message.role
     if not any(message.trained and message.weight for message in messages):

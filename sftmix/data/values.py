@@ -1,6 +1,7 @@
 """Values of rows: what is absent, what is text, and what is JSON in a text."""
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,13 +30,18 @@ def without_null(fields: Fields) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None and value == value}
 
 
+def visible(text: str) -> bool:
+    """Return True if a text has more than white space and characters without width."""
+    return any(not character.isspace() and unicodedata.category(character) != "Cf" for character in text)
+
+
 def filled(value: Any) -> bool:
     """False for null and empty text, also as tables of text spell them, and for lists and objects of nothing else."""
     rest = [value]
     for item in rest:  # which grows: a row may be nested too deeply for recursion
         if isinstance(item, (list, Mapping)):
             rest += item.values() if isinstance(item, Mapping) else item
-        elif str(item).strip() not in ("", "null", "None", "nan", "[]", "{}"):
+        elif visible(text := str(item)) and text.strip() not in ("null", "None", "nan", "[]", "{}"):
             return True
     return False
 

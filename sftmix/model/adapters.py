@@ -9,6 +9,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,8 +25,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, FEWER, active
 from sftmix.model.layers import freeze_unused, unused_modules
-from sftmix.model.load import untie
+from sftmix.model.load import apart, say_once, untie
 from sftmix.model.paths import model_place
+from sftmix.model.probes import probe_logits
 from sftmix.options import LoraOptions
 
 UNTIES = Version("5.18")
@@ -90,6 +92,23 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         refused = f"model.lora: PEFT refuses these options for {type(model).__name__}: {str(error).removesuffix('.')}"
         raise ConfigError(f"{refused}. {FEWER}" if ALL_LINEAR in targets else refused) from error
     freeze_unused(model)  # with `bias: all` PEFT trains every bias of the model
+    if ALL_LINEAR in targets:
+        _say_share(model)
+
+
+def _say_share(model: PreTrainedModel) -> None:
+    """Say which modules have no adapter, if they hold more than a twentieth of the decoder's matrices.
+
+    PEFT takes the experts of some families; those of others are no linear layers.
+    """
+    sizes, left = Counter[str](), Counter[str]()
+    for name, x in model.get_decoder().named_parameters():
+        if x.dim() > 1 and not x.requires_grad and x is not model.get_input_embeddings().weight:
+            (sizes if ".base_layer." in name else left)[name.split(".")[-2]] += x.numel()
+    whole = sizes.total() + left.total()
+    if left.total() > 0.05 * whole:
+        kinds = ", ".join(f"{kind} {size / whole:.1%}" for kind, size in left.most_common())
+        say_once(f"model.lora.target_modules {ALL_LINEAR} leaves without adapters, of the decoder's weights: {kinds}")
 
 
 def _refuse_reading_as_tied(model: PreTrainedModel, saved: Sequence[nn.Module]) -> None:
@@ -272,8 +291,10 @@ def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> di
 def merge_adapters(model: PreTrainedModel) -> None:
     """Turn an adapted model into a plain one with the same function, in place.
 
-    A tied model is untied if its input embeddings or its LM head were adapted, since they may now differ.
+    A tied model is untied if its input embeddings or its LM head were adapted, since they may now differ. Raises
+    ConfigError if a probe has other logits afterwards, as where layers share the weights into which each is merged.
     """
+    adapted_logits = probe_logits(model)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     adapted = any(hasattr(end, "base_layer") or hasattr(end, "modules_to_save") for end in ends)
     if adapted and model.config.get_text_config().tie_word_embeddings:
@@ -291,3 +312,8 @@ def merge_adapters(model: PreTrainedModel) -> None:
             model.set_submodule(name, module.base_layer)
     del model.peft_config
     model._hf_peft_config_loaded = False
+    if difference := apart(probe_logits(model), adapted_logits):
+        raise ConfigError(
+            f"model.lora: merged into the weights of {type(model).__name__} these adapters give other logits, "
+            f"{difference}, as where layers share weights. Keep them as adapters: export without --merge"
+        )

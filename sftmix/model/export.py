@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftmix.common.files import fresh_directory, naming_full_disk, sync_path
+from sftmix.common.files import fresh_directory, naming_full_disk, read_text, sync_path, write_text
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
-from sftmix.model.load import processor_files
+from sftmix.model.load import model_config, processor_files, say_once
+from sftmix.model.probes import export_problems
 from sftmix.model.rounding import kept_in_float32
 
 
@@ -45,15 +46,15 @@ def export_model(
             weights = state_dict or model.state_dict()
             if adapter_config(model) is None:
                 _write_model(model, temporary, weights, dtype, generation)
-                for file in processor_files(base) if base else ():
-                    shutil.copy(file, temporary)
+                if base and model_config(base).model_type == model.config.model_type:  # else a model of text alone
+                    for file in processor_files(base):
+                        shutil.copy(file, temporary)
             else:
                 write_adapters(model, weights, temporary, base=base, dtype=dtype)
                 generation.save_pretrained(temporary)
-            exported, named = copy.deepcopy(tokenizer), tokenizer.chat_template
-            if not (isinstance(named, dict) and named.get("default") == chat_template):  # others belong to the default
-                exported.chat_template = chat_template or named
-            exported.save_pretrained(temporary)
+            _write_tokenizer(tokenizer, temporary, chat_template)
+            for problem in export_problems(model, tokenizer, temporary, base if adapter_config(model) else ""):
+                say_once(f"{path}: {problem}")
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
                 sync_path(file)
             old = path.with_name(f"{temporary.name}.old")
@@ -88,7 +89,25 @@ def _write_model(
     parts = (getattr(saved.config, name, None) for name in saved.config.sub_configs)
     for config in (saved.config, *filter(None, parts)):
         config.dtype = dtype
+        rope = getattr(config, "rope_parameters", None) or {}
+        if "rope_theta" in rope:  # of all layers: transformers 4 would take it for 10,000
+            vars(config).update(
+                rope_theta=rope["rope_theta"],
+                partial_rotary_factor=rope.get("partial_rotary_factor", 1.0),
+                rope_scaling=None if rope["rope_type"] == "default" else rope | {"type": rope["rope_type"]},
+            )
     saved.config.save_pretrained(path)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path, chat_template: str | None) -> None:
+    """Write the tokenizer with this template, under names that transformers 4 knows as well."""
+    exported, named = copy.deepcopy(tokenizer), tokenizer.chat_template
+    if not (isinstance(named, dict) and named.get("default") == chat_template):  # others belong to the default
+        exported.chat_template = chat_template or named
+    exported.save_pretrained(path)
+    config = path / "tokenizer_config.json"
+    text = read_text(config).replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
+    write_text(config, text.replace('"extra_special_tokens": [', '"additional_special_tokens": ['))
 
 
 def _generation_config(

@@ -149,8 +149,11 @@ def _candidates(model: PreTrainedModel) -> list[Head]:
     Raises ConfigError for a model without a head, or with an adapter on it that is not a constant sum of matrices.
     """
     module = model.get_output_embeddings()
-    if module is None or model.config.is_encoder_decoder:
-        raise ConfigError(f"model.path: {type(model).__name__} is not a decoder with an LM head.")
+    if module is None or model.config.is_encoder_decoder or model.get_decoder() is model:
+        raise ConfigError(
+            f"model.path: {type(model).__name__} is not a decoder with an LM head, or gives no states before it "
+            "(get_decoder)."
+        )
     layer = active(module)
     if hasattr(layer, "base_layer"):
         dora = layer.use_dora[ADAPTER]

@@ -90,14 +90,14 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if file is None or _is_that_of(tokenizer, file):
         return tokenizer
     own = type(tokenizer).__name__
-    _say_once(f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed")
+    say_once(f"model.path: {path}: {own} of transformers splits text otherwise than tokenizer.json, which is followed")
     return _from_pretrained(TokenizersBackend, path)
 
 
 def _is_that_of(tokenizer: PreTrainedTokenizerBase, file: Path) -> bool:
     """Return True if a tokenizer normalises, splits and merges text as its file says."""
-    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
-        return True
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:  # as of mistral-common, which reads another
+        return False
     stored = json.loads(file.read_text())
     if any((getattr(backend.model, name, value) or None) != (value or None) for name, value in stored["model"].items()):
         return False
@@ -182,7 +182,10 @@ def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
 
     Buffers that older versions wrote are no weights.
     """
-    rules = "|".join(model._keys_to_ignore_on_load_unexpected or ())
+    own, all_rules = "\n".join(dict(model.named_parameters())), model._keys_to_ignore_on_load_unexpected or ()
+    rules = "|".join(
+        rule for rule in all_rules if not re.search(rule, own, re.MULTILINE)
+    )  # GLM's name layers by number
     if not rules:
         return set()
     files = [safe_open(file, "pt") for file in weight_files_of(path)]
@@ -209,11 +212,12 @@ def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], ot
             "adapters into their base model with PEFT (merge_and_unload), or take the weights out of the files"
         )
     if left := others | _passed_over(model, path):
-        _say_once(f"model.path: {path}: left out {some(left)}, no part of {type(model).__name__}")
+        say_once(f"model.path: {path}: left out {some(left)}, no part of {type(model).__name__}")
 
 
 @cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
+    """Print a line to stderr, on rank 0 and once in a process."""
     if not (dist.is_initialized() and dist.get_rank()):
         print(line, file=sys.stderr, flush=True)
 
@@ -249,6 +253,16 @@ def spare_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far rounding may move probes, relative to the greatest number; each probe sets its own for half precision."""
+
+
+def apart(ours: Tensor, theirs: Tensor, precision: torch.dtype | None = None) -> str:
+    """Return by how much two computations of the same numbers differ, if rounding does not explain it; else nothing.
+
+    precision  of the computations, if it is not the dtype of the numbers
+    """
+    difference = float((ours - theirs).abs().max())
+    limit = ROUNDING.get(precision or theirs.dtype, 3e-2) * float(theirs.abs().max())
+    return "" if difference <= limit else f"by up to {difference:.3g} (allowed: {limit:.3g})"
 
 
 def probe_ids(model: PreTrainedModel, *shape: int) -> Tensor:
@@ -298,11 +312,6 @@ def _from_pretrained(auto: Any, path: str | Path, **options: Any) -> Any:
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
 """Suffixes of the files that decide weights, tokenizer and chat template of a model directory."""
-
-
-def context_length(path: str) -> int | None:
-    """Return the number of positions the model was made for; None if its config does not say."""
-    return getattr(model_config(path).get_text_config(), "max_position_embeddings", None)
 
 
 def fingerprint(path: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, masking_utils
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.load import ROUNDING, probe_ids, probing
+from sftmix.model.load import apart, probe_ids, probing
 from sftmix.model.varlen import DEVICES, VARLEN, noting
 
 _DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)
@@ -117,13 +117,12 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
             alone = [decoder(input_ids=one, use_cache=False).last_hidden_state[0] for one in singles]
     if notes:
         return f"model.path: {name} has {next(iter(notes.values()))}, which attention {VARLEN} cannot compute. {remedy}"
-    expected = torch.cat(alone)
-    difference, size = float((packed.flatten(0, 1) - expected).abs().max()), float(expected.abs().max())
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype
-    limit = max(ROUNDING.get(precision, 3e-2), ROUNDING[torch.float32] * varlen) * size  # eager attention has float32
-    if difference <= limit:
-        return None
-    return (
-        f"model.path: {name} does not keep packed documents apart: their hidden states differ by up to "
-        f"{difference:.3g} from those of each document alone (allowed: {limit:.3g}). {remedy}"
-    )
+    if varlen and precision == torch.float64:
+        precision = torch.float32  # as eager attention has
+    if difference := apart(packed.flatten(0, 1), torch.cat(alone), precision):
+        return (
+            f"model.path: {name} does not keep packed documents apart: their hidden states differ {difference} from "
+            f"those of each document alone. {remedy}"
+        )
+    return None

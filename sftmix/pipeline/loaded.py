@@ -35,9 +35,10 @@ from sftmix.model.adapters import (
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.layers import keep_in_bfloat16
-from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, probe_ids, stored_dtype
+from sftmix.model.load import check_ids, fingerprint, load_model, load_tokenizer, stored_dtype
 from sftmix.model.meta import carry, empty_model, mapped_model, take_values
 from sftmix.model.paths import named
+from sftmix.model.probes import context_length, longest_together, probe_logits
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options import SHARDED, DataOptions, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.finished import FinishedModel
@@ -232,6 +233,7 @@ class LoadedModel(NamedTuple):
     encoder: Encoder
     stop_ids: tuple[int, ...]
     context: int | None
+    together: int  # the length of rows up to which a batch changes no answer
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **variables: Any
@@ -297,17 +299,15 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
     if getattr(model, "hf_device_map", None) is None:  # 4-bit weights lie where they were loaded
         model.to(accelerator())  # type: ignore[arg-type]
     ends = {*encoder.stop_ids, *as_list(getattr(model.generation_config, "eos_token_id", None))} - {None}
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     model.generation_config = GenerationConfig()  # the base model's own sampling options would enter every answer
     model.config.get_text_config().output_router_logits = False  # of a batch with padding their balance has no value
-    with torch.no_grad():  # a model without a greatest logit would still answer, with token 0 for ever
-        logits = model.eval()(input_ids=probe_ids(model, 1, 8)).logits
-    if not (logits < torch.inf).all():  # NaN is not, and some models have -inf
+    if not (probe_logits(model.eval()) < torch.inf).all():  # NaN: it would answer with token 0 for ever; -inf is usual
         raise NonFiniteError(
-            f"{finished.path}: its logits are not finite in {model.dtype}, so its answers "
-            "would mean nothing. Its weights are broken, or they are too large for this dtype: try --dtype float32"
+            f"{finished.path}: its logits are not finite in {model.dtype}, so its answers would mean nothing. Its "
+            "weights are broken, or they are too large for this dtype: try --dtype float32"
         )
-    return LoadedModel(finished.name, model, encoder, tuple(ends), context)
+    context = context_length(model.config)
+    return LoadedModel(finished.name, model, encoder, tuple(ends), context, longest_together(model, finished.name))
 
 
 def encoder_of(finished: FinishedModel) -> Encoder:

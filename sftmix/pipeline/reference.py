@@ -22,8 +22,9 @@ from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, encode, encoder_for
 from sftmix.data.templates import same_tokenizer
 from sftmix.measure.remarks import ends_of_loss
-from sftmix.model.load import context_length, load_tokenizer
+from sftmix.model.load import load_tokenizer, model_config
 from sftmix.model.paths import named
+from sftmix.model.probes import context_length
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_reference
@@ -103,7 +104,7 @@ def rows_of_reference(
             with named(f"{option}.template", "data.template"):
                 encoder = world.node_first(lambda: encoder_for(tokenizer, data, thinks=rows.prepared.thinks))
         if model.max_length is None and same:
-            length = min(length, context_length(path) or length)
+            length = min(length, context_length(model_config(path)) or length)
         else:
             length = resolve_max_length(model.max_length, path, key=f"{option}.max_length")
     say(f"reference ({path}): template {encoder.name}, max_length {length}")

@@ -20,13 +20,14 @@ from sftmix.config.read import as_started, made_from, read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
 from sftmix.model.load import (
     check_ids,
-    context_length,
     load_tokenizer,
     model_config,
     refuse_quantized,
+    say_once,
     some,
     spare_tokens,
 )
+from sftmix.model.probes import context_length, position_border
 from sftmix.options import LENGTHS
 from sftmix.pipeline.nodes import check_same_rows
 from sftmix.types import Scores
@@ -194,10 +195,15 @@ def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
 
 def resolve_max_length(requested: int | None, model_path: str, *, key: str) -> int:
     """Return the most tokens of an example: as requested, or the smaller of 2,048 and the model's context."""
-    context = context_length(model_path)
-    if requested is None:
-        return min(2048, context or 2048)
-    require(requested >= 2, key, requested, LENGTHS)
-    if context is not None and requested > context:
-        raise ConfigError(f"{key} is {requested}, but {model_path} has a context of {context} tokens")
-    return requested
+    config = model_config(model_path)
+    context, border = context_length(config), position_border(config)
+    length = min(2048, context or 2048) if requested is None else requested
+    require(length >= 2, key, length, LENGTHS)
+    if context is not None and length > context:
+        raise ConfigError(f"{key} is {length}, but {model_path} has a context of {context} tokens")
+    if length > border:
+        say_once(
+            f"{key} is {length}: a row of more than {border} tokens changes the positions of all rows in its batch, as "
+            f"RoPE of this model goes by the longest, so losses depend on the batches; with {key} {border} they do not"
+        )
+    return length

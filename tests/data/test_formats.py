@@ -48,7 +48,7 @@ def test_recognised_and_converted(name):
     assert convert(row, name).messages == tuple(expected)
 
 
-@pytest.mark.parametrize("extra", [{}, {"input": ""}, {"input": "  "}])
+@pytest.mark.parametrize("extra", [{}, {"input": ""}, {"input": "  "}, {"input": "\u200b\ufeff \u2060"}])
 def test_alpaca_without_input_is_the_instruction(extra):
     assert convert({"instruction": "Hi.", "output": "Yo", **extra}, "alpaca").messages[0] == U("Hi.")
 

@@ -177,6 +177,26 @@ def test_csv_rows(write, refused):
     assert lines[3].startswith(f"{path}:7: not valid CSV")
 
 
+def test_empty_cells_of_csv_are_spelt_alike_in_all_columns(write, read):
+    rows = "".join(
+        f"I{place},{cell},O{place},{cell}\n" for place, cell in enumerate(["", "NaN", "nan", "NULL", "null"])
+    )
+    prepared = read(write("rows.csv", f"instruction,input,output,id\n{rows}I5,1,NULL,a\nI6,None,O6,NaN\n"))
+    told = [[turn.content for turn in example.messages] for example in prepared.train.examples(whole=True)]
+    assert told == [[f"I{place}", f"O{place}"] for place in range(5)] + [["I6\nNone", "O6"]]
+    assert prepared.report.counts == {"empty_response": 1}
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff \u2060\n", "\u200e\u00ad"])
+def test_characters_without_width_alone_are_an_empty_text(write, read, refused, blank):
+    rows = [{"instruction": "a", "output": blank}, {"instruction": "a", "input": blank, "output": "b\u200b"}]
+    prepared = read(write("rows.jsonl", rows))
+    assert prepared.report.counts == {"empty_response": 1}
+    (example,) = prepared.train.examples(whole=True)
+    assert [turn.content for turn in example.messages] == ["a", "b\u200b"]
+    assert "instruction is empty" in refused(write("bad.jsonl", [{"instruction": blank, "output": "b"}]))[1]
+
+
 # ------------------------------------------------------------------------------------------------- hub ids
 
 

@@ -12,6 +12,8 @@ SPOKEN = [
     "Write </think> and go on.",
     "It ends with </think>.",
     "An <think> opens, and\n</think>\ncloses.",
+    "Reasoning ends with the line\n</think>\nand the answer comes next.",
+    "For instance:\r\n</think>\r\nThat is all.",
 ]
 
 
@@ -23,6 +25,8 @@ def test_a_thought_is_between_its_tags_or_before_the_closing_one(opening, closin
     assert divided(f" {opening}\n\n{closing}\n\na") == ("", "a")
     assert divided(f"r\n{closing} \n\na") == ("r", "a")
     assert divided(f"r\n{closing}") == ("r", "")
+    assert divided(f"r {closing}\na") == ("r", "a")
+    assert divided(f"r\r\n{closing}\r\n\r\na") == ("r", "a")
     assert divided(f"{opening}\nWhat is {opening}?\n{closing}\n\nA tag.") == (f"What is {opening}?", "A tag.")
 
 

@@ -30,6 +30,22 @@ def test_weights_that_transformers_passes_over_are_named(tmp_path, capsys):
     assert "left out 1 weights (model.layers.61.eh_proj.weight, ...)" in capsys.readouterr().err
 
 
+def test_a_models_own_layers_are_not_named_as_left_out(tmp_path, capsys):
+    """Rules of this family name the layer of multi-token prediction of two models by its number."""
+    sizes = {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    for layers, left in ((48, False), (2, True)):
+        config = transformers.Glm4MoeConfig(**TINY | {"num_hidden_layers": layers}, **sizes, n_group=1, topk_group=1)
+        model = random_model(config)
+        assert any("46" in rule for rule in model._keys_to_ignore_on_load_unexpected)
+        model.save_pretrained(tmp_path / str(layers))
+        file = tmp_path / str(layers) / "model.safetensors"
+        more = {"model.layers.92.eh_proj.weight": torch.ones(2)} if left else {}
+        save_file(load_file(file) | more, file, metadata={"format": "pt"})
+        load_model(tmp_path / str(layers))
+        told = capsys.readouterr().err
+        assert ("left out 1 weights (model.layers.92.eh_proj.weight" in told) is ("left out" in told) is left
+
+
 def test_a_config_names_no_code_that_is_not_there(small, tmp_path):
     random_model(transformers.LlamaConfig(**TINY)).save_pretrained(tmp_path / "base")
     file = tmp_path / "base" / "config.json"

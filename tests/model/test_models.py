@@ -177,6 +177,14 @@ def test_models_without_a_decoder_head_are_refused(models):
         head_of(backbone)
 
 
+def test_a_model_that_is_its_own_decoder_is_refused_by_name():
+    sizes = {"intermediate_size_mlp": 48, "num_local_experts": 2}
+    with pytest.raises(
+        ConfigError, match=r"Llama4ForCausalLM is not a decoder .* or gives no states before it \(get_decoder\)"
+    ):
+        check_head(random_model(transformers.Llama4TextConfig(**TINY, **sizes)))
+
+
 # -------------------------------------------------------------------------------------------------- loading
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoConfig
+from transformers import AutoConfig, CanineTokenizer
 
 from sftmix.model.load import load_tokenizer
 
@@ -41,6 +41,13 @@ def test_ids_are_those_of_the_file(directory, tmp_path, family, split):
     assert tokenizer(TEXT, add_special_tokens=False)["input_ids"] == expected
     tokenizer.save_pretrained(tmp_path / "again")
     assert Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json")).encode(TEXT).ids == expected
+
+
+def test_the_file_counts_where_a_class_reads_another(directory, tmp_path, monkeypatch):
+    """As mistral-common's, which reads tekken.json if it is installed."""
+    expected = directory("mistral", DIGITS).encode(TEXT).ids
+    monkeypatch.setattr("sftmix.model.load.AutoTokenizer.from_pretrained", lambda *_, **__: CanineTokenizer())
+    assert load_tokenizer(tmp_path)(TEXT, add_special_tokens=False)["input_ids"] == expected
 
 
 def test_merges_are_those_of_the_file(directory, tmp_path, capsys):

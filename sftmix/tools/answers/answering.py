@@ -30,7 +30,8 @@ def answered(
     """Answer what is not among `answers`, add it there, and yield a batch at a time: first turns, then follow-ups.
 
     The batches are made of all questions, so that those that remain are answered in the batches that they had before.
-    Prompts with equal room go through the model together: none sees how long others may be.
+    Prompts with equal room go through the model together: none sees how long others may be. If a batch would change
+    their answers, they go through it one by one.
     """
     for turn in range(1 + max(len(question.follow_ups) for question in questions)):
         groups = defaultdict(list)  # temperature and room -> keys with prompts
@@ -44,10 +45,9 @@ def answered(
                 groups[question.temperature, room].append(((loaded.name, question.id, turn), prompt))
         for (temperature, room), waiting in groups.items():
             waiting.sort(key=lambda one: -len(one[1]))
-            for start in range(0, len(waiting), options.batch_size):
-                batch = {
-                    key: prompt for key, prompt in waiting[start : start + options.batch_size] if key not in answers
-                }
+            size = options.batch_size if len(waiting[0][1]) + room <= loaded.together else 1
+            for start in range(0, len(waiting), size):
+                batch = {key: prompt for key, prompt in waiting[start : start + size] if key not in answers}
                 if not batch:
                     continue
                 rows = generated(loaded, batch, room, temperature, options)

@@ -183,7 +183,7 @@ def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
     harness = HFLM(
         pretrained=loaded.model,
         tokenizer=tokenizer,
-        batch_size=batch_size,
+        batch_size=batch_size if loaded.together else 1,
         max_length=loaded.context,
         add_bos_token=False if chat else None,
     )

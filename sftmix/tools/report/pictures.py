@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from sftmix.common.files import read_json
-from sftmix.common.shown import short
+from sftmix.common.shown import as_lines, short
 from sftmix.tools.report.run import RunView, text_of
 from sftmix.types import Float64, Rows
 
@@ -87,7 +87,7 @@ def add_dots(chart: go.Figure, view: RunView, rows: Rows, **trace: Any) -> None:
         parts = example.id, instruction, f"answer: {response}"
         lines = [textwrap.fill(textwrap.shorten(part, 240, placeholder=" ..."), 70) for part in parts]
         scores = f"confidence {short(view.scores.confidence[row])}, variability {view.scores.variability[row]:,.3g}"
-        texts.append(escape("\n".join([scores, *lines])).replace("\n", "<br>"))
+        texts.append(escape(as_lines("\n".join([scores, *lines]))).replace("\n", "<br>"))
     chart.add_scatter(mode="markers", text=texts, hovertemplate="%{text}<extra></extra>", **trace)
 
 

@@ -16,7 +16,7 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing, read_steps, write_text
-from sftmix.common.shown import short
+from sftmix.common.shown import as_lines, short
 from sftmix.components.component import Need
 from sftmix.pipeline.order import pairs_by
 from sftmix.tools.evaluate.table import results_of
@@ -71,6 +71,7 @@ def write_report(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
+        finalize=lambda value: as_lines(value) if type(value) is str else value,  # and not what is markup
         undefined=jinja2.ChainableUndefined,
     )
     environment.filters["figure"] = short

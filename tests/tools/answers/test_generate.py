@@ -2,16 +2,23 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from sftmix.common.appended import append_batch
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
+from sftmix.model.probes import longest_together
+from sftmix.pipeline.finished import FinishedModel
+from sftmix.pipeline.loaded import load_finished
 from sftmix.tools.answers.answering import COLUMNS, answered, generated
 from sftmix.tools.answers.options import AnswerOptions, Question
+from sftmix.tools.evaluate.harness import harness_of
+from tests.model.test_models import random_model
 
 WORDS = ("--models", "target,base", "--max_new_tokens", "12")
 
@@ -40,6 +47,63 @@ def test_the_batch_changes_no_token(lively, options):
     assert len({turns[0]["answers"] for turns in alone.values()}) > 6  # else any batch would give the same
     assert all_answers(lively, questions, batch_size=8, **options) == alone
     assert all_answers(lively, questions[::-1], batch_size=4, **options) == alone
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 256}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [9.0] * 4}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 40.0}
+WINDOWS = {"num_key_value_heads": 1, "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}
+WINDOWS |= {
+    "q_lora_rank": 16,
+    "o_lora_rank": 8,
+    "o_groups": 2,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+    "index_topk": 4,
+}
+WINDOWS |= {"layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"], "hc_mult": 3}
+OTHERS = {
+    "DeepseekV4": SMALL | HEADS | WINDOWS | {"mlp_layer_types": ["moe"] * 2},
+    "MiniMax": SMALL | HEADS | {"layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2},
+    "Rwkv": SMALL | {"attention_hidden_size": 32, "context_length": 256},
+    "RecurrentGemma": SMALL | HEADS | {"lru_width": 32, "block_types": ["recurrent", "attention"]},
+    "Phi3": SMALL | HEADS | {"rope_parameters": LONG, "original_max_position_embeddings": 32},
+    "Llama": SMALL | HEADS | {"rope_parameters": DYNAMIC, "max_position_embeddings": 32},
+    "FalconH1": SMALL | HEADS | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+}
+"""What padding or a longer neighbour changes in transformers 5.23, and last one that has states and is not changed."""
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_the_batch_changes_no_token_of_models_that_see_padding_or_longer_rows(target, family):
+    options = {"vocab_size": len(target.encoder.tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    model = random_model(getattr(transformers, f"{family}Config")(**OTHERS[family] | options))
+    with torch.no_grad():  # whose greedy answers hang on all of the prompt
+        for weight in model.parameters():
+            weight.mul_(1.0 if weight.dim() < 2 else 3.0)
+    longest = {"FalconH1": sys.maxsize, "Phi3": 32, "Llama": 32}.get(family, 0)
+    loaded, questions = (
+        target._replace(model=model, context=256, together=longest_together(model, family)),
+        questions_of(9),
+    )
+    alone = all_answers(loaded, questions, batch_size=1)
+    assert all_answers(loaded, questions, batch_size=8) == alone
+    assert loaded.together == longest
+
+
+def test_a_model_that_sees_padding_is_loaded_to_answer_one_by_one(target, tmp_path, capsys):
+    shape = {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "context_length": 128}
+    config = transformers.RwkvConfig(vocab_size=len(target.encoder.tokenizer), **shape)
+    random_model(config).save_pretrained(tmp_path)
+    target.encoder.tokenizer.save_pretrained(tmp_path)
+    loaded = load_finished(FinishedModel("rwkv", str(tmp_path), None))
+    assert harness_of(loaded, 4).batch_size == 1
+    assert harness_of(target, 4).batch_size == 4
+    assert (
+        "model rwkv: a batch changes answers, so prompts of more than 0 tokens are answered alone"
+        in capsys.readouterr().err
+    )
 
 
 def test_greedy_tokens_are_the_argmax_of_the_model_alone(lively):

@@ -11,6 +11,8 @@ from tests.tools.evaluate.bench import write_result
 
 NASTY = "</script><script>window.broken=1</script><img src=x onerror=window.broken=2> <b>bold</b> &amp;"
 """A response that would run, if it were not escaped."""
+TURNED = "to Eve \u202e001 eroY\u202c and \u2066more\u2069"
+"""A response that would be read in another direction than it is written in."""
 
 
 class Text(HTMLParser):
@@ -47,6 +49,7 @@ def run(tmp_path_factory) -> Path:
     held_out = [json.loads(line) for line in tiny.eval.read_text().splitlines()]
     tiny.eval.write_text("".join(json.dumps({**row, "group": "own", "confidence": "high"}) + "\n" for row in held_out))
     rows[3]["output"] = NASTY
+    rows[4]["output"] = TURNED
     tiny.train.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["run", *tiny.options, "--data.label_field", "quality", "--with_baseline", "--out", "run"]
     done = in_this_process(*words, cwd=place)

@@ -4,11 +4,12 @@ import json
 import re
 import shutil
 
+import plotly.offline
 import pytest
 
 from sftmix.common.errors import ConfigError
 from tests.tiny import groups, in_this_process, metrics, table
-from tests.tools.report.conftest import NASTY, Text
+from tests.tools.report.conftest import NASTY, TURNED, Text
 
 pytestmark = pytest.mark.long
 
@@ -44,6 +45,15 @@ def test_a_hostile_response_is_shown_and_not_part_of_the_page_which_needs_no_net
     for tag, attributes in page.tags:
         assert tag != "img"
         assert not {"src", "href"} & set(attributes) or attributes.get("href", "").startswith("#"), (tag, attributes)
+
+
+def test_controls_of_direction_are_shown_as_such(run, page, examples):
+    assert r"to Eve \u202e001 eroY\u202c and \u2066more\u2069" in page.text
+    dots = [text for trace in page.plots["data-map"]["data"] for text in trace.get("text", ())]
+    assert any(r"to Eve \u202e001" in text for text in dots)
+    written = (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert not {"\u202e", "\u202c", "\u2066", "\u2069"} & set(written.replace(plotly.offline.get_plotlyjs(), ""))
+    assert TURNED in set(examples.response)  # the table has the rows as they are
 
 
 def test_the_page_has_the_figures_of_the_summary(run, page):

@@ -1,0 +1,110 @@
+"""Probes of what is done with a model beside its training: answers in batches, merged adapters, and exports."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.utils import get_max_memory
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from sftmix.common.progress import without_bars_of_transformers
+from sftmix.model.load import apart, model_config, probe_ids, probing, say_once
+from sftmix.model.packing import attending
+
+TEXTS = (
+    "cafe\u0301 \u00c5ngstro\u0308m",
+    "1234567 1,000.50",
+    "  two\n\n\tblanks ",
+    "\u4e2d\u6587 \u65e5\u672c",
+    "\U0001f44d\U0001f3fd",
+)
+"""What tokenizers treat in unlike ways: accents that combine, digits, blanks, ideographs, emoji."""
+
+
+def probe_logits(model: Any) -> Tensor:
+    """Return the logits [2, 16, V] of a probe, in eval mode and without gradients; ConfigError if the model fails."""
+    eager = torch.compiler.set_stance("force_eager")  # and the attention that every model has
+    with probing(model, f"{type(model).__name__} does not run"), attending(model, "eager"), eager:
+        return model(input_ids=probe_ids(model, 2, 16), use_cache=False).logits
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Return the number of positions that a model was made for, with YaRN's; None if its config does not say."""
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    length = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))  # the latter is MPT's
+    if rope.get("rope_type") == "yarn":
+        length = max(length, round(rope["factor"] * rope["original_max_position_embeddings"]))
+    return length
+
+
+def position_border(config: PretrainedConfig) -> int:
+    """Return the length beyond which a row changes the positions of all rows in its batch: LongRoPE, dynamic RoPE."""
+    config = config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
+        return sys.maxsize
+    return rope.get("original_max_position_embeddings") or config.max_position_embeddings
+
+
+def longest_together(model: Any, name: str) -> int:
+    """Return the length of rows up to which a batch changes no answer, and say it; 0 if padding on the left does.
+
+    A recurrent state, a convolution or a window of compressed tokens may see padding: a prompt is continued beside a
+    longer one, and alone.
+    """
+    ids, mask = probe_ids(model, 2, 12), torch.ones(2, 12, dtype=torch.int64, device=model.device)
+    mask[1, :7] = 0
+    options = GenerationConfig(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    with probing(model, f"{name} does not generate"):
+        beside = model.generate(ids, attention_mask=mask, generation_config=options)
+        alone = model.generate(ids[1:, 7:], attention_mask=mask[1:, 7:], generation_config=options)
+    longest = 0 if apart(beside.logits[-1][-1], alone.logits[-1][-1]) else position_border(model.config)
+    if longest < sys.maxsize:
+        say_once(f"model {name}: a batch changes answers, so prompts of more than {longest} tokens are answered alone")
+    return longest
+
+
+# ------------------------------------------------------------------------------------------------- exports
+
+
+def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> Iterator[str]:
+    """Yield how others would read another tokenizer or model from an exported directory than the run has.
+
+    base  the model onto which adapters are loaded; empty for a whole model, which is read by the class that its
+          config.json names, with its values if memory has room for them and no rank has shards alone
+    """
+    try:
+        read = AutoTokenizer.from_pretrained(path)
+        if any(read(text)["input_ids"] != tokenizer(text)["input_ids"] for text in TEXTS):
+            yield (
+                f"AutoTokenizer takes {type(read).__name__} for this type of model, which makes other tokens than "
+                "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
+            )
+        kind = getattr(transformers, (model_config(base or path).architectures or [""])[0], type(model))
+        if not base and (problem := _unlike(model, kind, path)):
+            yield f"{kind.__name__}, which config.json names, reads another model from it: {problem:.200}"
+        elif not isinstance(model, kind):
+            yield (
+                f"these are adapters of {type(model).__name__}, which AutoModelForCausalLM loads; config.json of the "
+                f"base model names {kind.__name__}, whose modules may have other names. A server that loads it would "
+                "leave them out without a word: export with --merge for it"
+            )
+    except Exception as error:  # no training ends for the sake of what others do
+        yield f"it cannot be read as its files say: {error}"
+
+
+def _unlike(model: PreTrainedModel, kind: Any, path: Path) -> str:
+    """Return what differs in the model that a class reads from a directory; nothing if nothing does."""
+    sharded = isinstance(next(model.parameters()), DTensor)
+    place = "meta" if sharded or get_max_memory()["cpu"] < 8 * model.num_parameters() else None
+    with without_bars_of_transformers():
+        read, info = kind.from_pretrained(path, dtype=torch.float32, device_map=place, output_loading_info=True)
+    if names := info["missing_keys"] or info["unexpected_keys"]:
+        return str(names)
+    return "" if place else apart(probe_logits(read), probe_logits(model).cpu())

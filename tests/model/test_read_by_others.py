@@ -1,0 +1,149 @@
+"""What others read from an export: by the class that its config.json names, by AutoTokenizer, by transformers 4."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+
+from sftmix.model import export
+from sftmix.model.adapters import add_adapters
+from sftmix.model.export import export_model
+from sftmix.model.load import load_model, load_tokenizer, say_once
+from sftmix.model.probes import TEXTS
+from sftmix.options import LoraOptions
+from tests.model.test_models import TINY, random_model, tokenizer
+
+__all__ = ["tokenizer"]  # the fixture
+
+GATED = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+GATED |= {"layer_types": ["linear_attention", "full_attention"]}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 2, "out_hidden_size": 32}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 16}
+
+
+@pytest.fixture(autouse=True)
+def said_anew():
+    say_once.cache_clear()
+
+
+@pytest.fixture
+def composite(tmp_path, tokenizer):
+    """A Qwen 3.5 with a vision tower, whose text part is a model of another class with other names."""
+    torch.manual_seed(0)
+    config = transformers.Qwen3_5Config(text_config=TINY | GATED, vision_config=VISION | {"patch_size": 4})
+    transformers.Qwen3_5ForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").write_text("{}")
+    return tmp_path / "base"
+
+
+def test_adapters_of_a_text_part_with_other_names_get_a_line(composite, tokenizer, tmp_path, capsys):
+    model = load_model(composite)
+    add_adapters(model, LoraOptions(r=2), seed=0)
+    export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32, base=str(composite))
+    told = capsys.readouterr().err
+    assert "adapters of Qwen3_5ForCausalLM" in told
+    assert "base model names Qwen3_5ForConditionalGeneration" in told
+
+
+def test_a_text_part_is_exported_as_a_model_of_text(composite, tokenizer, tmp_path, capsys):
+    model = load_model(composite)
+    assert "left out" in capsys.readouterr().err
+    out = export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32, base=str(composite))
+    assert not (out / "preprocessor_config.json").exists()
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["Qwen3_5ForCausalLM"]
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_plain_model_gets_no_line(tokenizer, tmp_path, capsys, adapters):
+    model = random_model(
+        transformers.Qwen3MoeConfig(**TINY, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    )
+    model.save_pretrained(tmp_path / "base")
+    if adapters:
+        add_adapters(model, LoraOptions(r=2), seed=0)
+    capsys.readouterr()
+    export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32, base=str(tmp_path / "base"))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda state: state | {"model.norm.weight": state["model.norm.weight"] + 0.1}, "by up to "),
+        (lambda state: {name: x for name, x in state.items() if "up_proj" not in name}, "mlp.up_proj.weight"),
+    ],
+    ids=["another value", "a weight less"],
+)
+@pytest.mark.parametrize("fits", [True, False])
+def test_an_export_that_is_another_model_gets_a_line(tokenizer, tmp_path, capsys, monkeypatch, damage, told, fits):
+    """As a conversion of names and tensors that is no inverse would make it; without room, names alone are seen."""
+    write = export._write_model
+
+    def damaged(model, path, *rest):
+        write(model, path, *rest)
+        file = path / "model.safetensors"
+        save_file(damage(load_file(file)), file, metadata={"format": "pt"})
+
+    monkeypatch.setattr(export, "_write_model", damaged)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 10**9 * fits}))
+    model = random_model(transformers.LlamaConfig(**TINY))
+    out = export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32)
+    line = f"{out}: LlamaForCausalLM, which config.json names, reads another model from it: "
+    found = capsys.readouterr().err
+    assert (line in found and told in found) is (fits or "proj" in told)
+
+
+@pytest.fixture
+def by_file(tmp_path):
+    """Function: a tokenizer of bytes, read from a file without Qwen's rules, for a model of some type."""
+
+    def read(family):
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        backend = Tokenizer(BPE({word: place for place, word in enumerate([*letters, "12", "<end>"])}, [("1", "2")]))
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        place = tmp_path / family
+        AutoConfig.for_model(family).save_pretrained(place)
+        backend.save(str(place / "tokenizer.json"))
+        (place / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<end>"}')
+        return load_tokenizer(place)
+
+    return read
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_autotokenizer_makes_the_tokens_of_the_run_or_a_line_says_so(by_file, tmp_path, capsys, family):
+    tokenizer = by_file(family)
+    model = random_model(
+        getattr(transformers, {"qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}.get(family, "LlamaConfig"))(**TINY)
+    )
+    capsys.readouterr()
+    out = export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32)
+    named, plain = AutoTokenizer.from_pretrained(out), PreTrainedTokenizerFast.from_pretrained(out)
+    assert json.loads((out / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert all(plain(text)["input_ids"] == tokenizer(text)["input_ids"] for text in TEXTS)
+    same = all(named(text)["input_ids"] == tokenizer(text)["input_ids"] for text in TEXTS)
+    assert same is (family != "qwen2")  # a type for which transformers 5.23 takes its own class, whatever the file says
+    assert ("AutoTokenizer takes Qwen2Tokenizer for this type" in capsys.readouterr().err) is not same
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 1e6}, LLAMA3], ids=["default", "llama3"])
+def test_transformers_4_finds_the_base_of_rope(tokenizer, tmp_path, capsys, rope):
+    """Its names are those of the published files of that time."""
+    model = random_model(transformers.LlamaConfig(**TINY, rope_parameters=rope))
+    out = export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32)
+    written = json.loads((out / "config.json").read_text())
+    assert written["rope_theta"] == rope["rope_theta"]
+    assert written["partial_rotary_factor"] == 1.0
+    scaling = written["rope_scaling"] or {"rope_type": "default", "rope_theta": 1e6}
+    assert {name: scaling[name] for name in rope} == rope
+    ids = torch.arange(48).view(1, -1)
+    with torch.no_grad():
+        assert torch.equal(load_model(out)(ids).logits, model(ids).logits)
+    assert not capsys.readouterr().err
