@@ -160,11 +160,12 @@ def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
     """Return the rows as a table, the most suspicious first."""
     import pandas as pd
 
-    prompts = ["\n".join(turn.content for turn in one.messages if not turn.trained) for one in rows.examples]
+    questions = [next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in rows.examples]
     responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in rows.examples]
-    texts = signals.SuspectRows(prompts, responses, rows.dynamics, args.embedding)
+    texts = signals.SuspectRows(questions, responses, rows.dynamics, args.embedding)
     ids, labels = [one.id for one in rows.examples], [one.label for one in rows.examples]
-    groups = labels if args.by else [None] * len(labels)
+    later = [sum(turn.role == "assistant" for turn in one.messages) > 1 for one in rows.examples]
+    groups = [f"{turn} {label if args.by else None}" for turn, label in zip(later, labels, strict=True)]
     kinds = _kinds(args.signals or default_signals(texts))
     ranks = pd.DataFrame({kind.__name__: signals.percentiles(kind().score(texts), groups) for kind in kinds})
     weighted = signals.weighted(ranks, [kind.weight for kind in kinds])
@@ -180,7 +181,7 @@ def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
         "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
         "compared_with": [ids[other] for other in nearest],
         "hard_tokens": rows.hard or "",
-        "prompt": prompts,
+        "prompt": questions,
         "response": responses,
     }
     table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -score))]

@@ -1,7 +1,7 @@
 """Instructions and registers of the loss's Triton kernels, compiled for GPUs that need not be there.
 
-    python benchmarks/kernels.py
-    python benchmarks/kernels.py --target "hip gfx942 64"          backend, architecture, threads of a warp
+    python benchmarks/compiled_kernels.py
+    python benchmarks/compiled_kernels.py --target "hip gfx942 64"          backend, architecture, threads of a warp
 
 Logits are bf16, pointers and the vocabulary divisible by 16. Prints one JSON object a kernel:
 
