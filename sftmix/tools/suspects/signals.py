@@ -143,7 +143,7 @@ class Echo(Signal):
     corrected comes back without its instruction.
     """
 
-    limit = 0.15
+    limit = 0.0
 
     def score(self, rows: SuspectRows) -> Float64:
         shares = []
@@ -168,7 +168,7 @@ class Ending(Signal):
 class EndOfTurn(Signal):
     """NLL of the last response token, the mean over the checkpoints in training: high if a response was cut off."""
 
-    limit = 10.0
+    limit = 12.0
 
     def score(self, rows: SuspectRows) -> Float64:
         steps, losses = rows.losses
