@@ -81,6 +81,7 @@ def signals_of(rows: list[dict], dynamics: TrainingDynamics, vectors: dict[str, 
 
     return {
         "**default**": order(default_signals(sentences), sentences),
+        "**default, without the sentence embedding**": order(default_signals(words), words),
         "**without a model**": order(WITHOUT_MODEL, sentences),
         "**without a model or the embedding**": order(WITHOUT_MODEL, words),
         **own,

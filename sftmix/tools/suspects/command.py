@@ -193,9 +193,9 @@ def default_signals(rows: signals.SuspectRows) -> Sequence[str]:
     dynamics = rows.dynamics
     if dynamics is None or dynamics.token_nll is None:
         return WITHOUT_MODEL
-    if dynamics.alone_nll_sum is None:
+    if rows.sentence_model or dynamics.alone_nll_sum is None:
         return WITH_TOKENS
-    return WITH_BOTH
+    return WITH_BOTH  # words find less of another row's response than Information does
 
 
 def _kinds(names: Sequence[str]) -> list[Any]:
