@@ -48,7 +48,9 @@ KINDS = ("swapped", "cut", "words", "form", "wrong")
 TOP = (1, 5, 10)
 """Percent of the rows, the first ones, whose share of wrong rows is reported."""
 REFUSAL = re.compile(r"\b(sorry|cannot|can't|unable to|as an ai|language model)\b", re.IGNORECASE)
-COMMON = frozenset("the of and to a in is that it for as was with be by on are this i you an or at from not".split())
+COMMON = frozenset(
+    re.findall(r"\w+", "the of and to a in is that it for as was with be by on are this i you an or at from not")
+)
 """Common English words; a text without them is in another language, or a list."""
 SIGNALS = (Mismatch, Information, IFD, Echo, EndOfTurn, HardTokens, Ending, Perplexity)
 

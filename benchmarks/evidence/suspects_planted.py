@@ -34,7 +34,9 @@ FIELDS = ("instruction", "input", "output")
 
 def pools() -> dict[str, list[Row]]:
     """Return the real rows of each set, of at most 700 characters."""
-    known = {row["instruction"] + "|" + row["input"] for row in json.loads((SHARED / "alpaca/alpaca_8k.json").read_text())}
+    known = {
+        row["instruction"] + "|" + row["input"] for row in json.loads((SHARED / "alpaca/alpaca_8k.json").read_text())
+    }
     files = {"alpaca": SHARED / "alpaca/alpaca_17k.jsonl", "medquad": SHARED / "medical/medquad_4k.jsonl"}
     every = {name: [{f: row.get(f, "") for f in FIELDS} for row in suspects.read_lines(files[name])] for name in files}
     every["alpaca"] = [row for row in every["alpaca"] if row["instruction"] + "|" + row["input"] not in known]

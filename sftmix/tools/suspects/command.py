@@ -54,7 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=50, metavar="N", help="rows to print [50]; the files hold all")
     parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")
     parser.add_argument("--label_field", metavar="NAME", help="of files of rows: the field that is the label")
-    parser.add_argument("--signals", nargs="+", metavar="NAME", help="signals, of which the first orders [by what is known]")
+    parser.add_argument(
+        "--signals", nargs="+", metavar="NAME", help="signals, of which the first orders [by what is known]"
+    )
     parser.add_argument("--embedding", choices=("auto", "tfidf", "minilm"), default="auto", help="of texts [auto]")
     parser.add_argument("--out", metavar="DIR", help="folder of suspects.csv and suspects.parquet [RUN/suspects]")
 
@@ -160,7 +162,9 @@ def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
     """Return the rows as a table, the most suspicious first."""
     import pandas as pd
 
-    questions = [next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in rows.examples]
+    questions = [
+        next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in rows.examples
+    ]
     responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in rows.examples]
     texts = signals.SuspectRows(questions, responses, rows.dynamics, args.embedding)
     ids, labels = [one.id for one in rows.examples], [one.label for one in rows.examples]

@@ -154,4 +154,4 @@ def test_the_first_signal_orders_and_rows_that_stand_out_by_another_come_before(
     np.testing.assert_allclose(counted["Length"], of_length, rtol=1e-12)
     np.testing.assert_allclose(counted["Far"], [0, 0, 1 + 3.5 / 4, 0, 0, 0, 1 + 3.5 / 4, 0], rtol=1e-12)
     alone = signals.ranked(rows, [Far], groups)[1]["Far"]
-    np.testing.assert_allclose(alone, far + [0, 0, 1, 0, 0, 0, 1, 0], rtol=1e-12)
+    np.testing.assert_allclose(alone, far + np.array([0, 0, 1, 0, 0, 0, 1, 0]), rtol=1e-12)
