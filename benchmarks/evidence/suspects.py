@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES, key_of  # noqa: E402
 from sftmix.common.tables import read_dynamics  # noqa: E402
-from sftmix.tools.suspects.command import WITHOUT_MODEL, default_signals  # noqa: E402
+from sftmix.tools.suspects.command import OF_TEXTS, default_signals  # noqa: E402
 from sftmix.tools.suspects.signals import (  # noqa: E402
     IFD,
     Echo,
@@ -84,8 +84,8 @@ def signals_of(rows: list[dict], dynamics: TrainingDynamics, vectors: dict[str, 
     return {
         "**default**": order(default_signals(sentences), sentences),
         "**default, without the sentence embedding**": order(default_signals(words), words),
-        "**without a model**": order(WITHOUT_MODEL, sentences),
-        "**without a model or the embedding**": order(WITHOUT_MODEL, words),
+        "**without a model**": order(OF_TEXTS, sentences),
+        "**without a model or the embedding**": order(OF_TEXTS, words),
         **own,
         **_parts_of(dynamics),
         "baseline: sentence cosine": paired_cosine_distances(*sentences.vectors),

@@ -30,9 +30,8 @@ run counts with what its reference kept (--reference.token_nll true --reference.
   sftmix suspects rows.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out suspects
   sftmix suspects runs/first"""
 
-WITHOUT_MODEL = ("Mismatch", "Echo")
-WITH_TOKENS = ("Mismatch", "Echo", "EndOfTurn", "HardTokens")
-WITH_BOTH = ("Information", "Echo", "EndOfTurn", "HardTokens")
+OF_TEXTS = ("Mismatch", "Echo")
+OF_TOKENS = ("Echo", "EndOfTurn", "HardTokens")
 SHOWN = """\
 {rank:>4}  {source}  {id}  {signal} {score:.4f} {why}
       {prompt:.70}
@@ -172,13 +171,12 @@ def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
     groups = [f"{turn} {label if args.by else None}" for turn, label in zip(later, labels, strict=True)]
     kinds = _kinds(args.signals or default_signals(texts))
     ranks, counted = signals.ranked(texts, kinds, groups)
-    score = counted.max(axis=1)
     nearest = signals.best_fits(texts)
     columns = {
         "id": ids,
         "source": [one.source for one in rows.examples],
         "label": labels,
-        "score": score,
+        "score": counted.max(axis=1),
         "signal": counted.idxmax(axis=1),
         **ranks,
         "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
@@ -187,7 +185,7 @@ def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
         "prompt": questions,
         "response": responses,
     }
-    table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -score))]
+    table = pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
     return table
 
@@ -196,10 +194,9 @@ def default_signals(rows: signals.SuspectRows) -> Sequence[str]:
     """Return the names of the signals that are best for what is known of the rows."""
     dynamics = rows.dynamics
     if dynamics is None or dynamics.token_nll is None:
-        return WITHOUT_MODEL
-    if rows.sentence_model or dynamics.alone_nll_sum is None:
-        return WITH_TOKENS
-    return WITH_BOTH  # words find less of another row's response than Information does
+        return OF_TEXTS
+    by_texts = rows.sentence_model or dynamics.alone_nll_sum is None  # words find less than Information does
+    return "Mismatch" if by_texts else "Information", *OF_TOKENS
 
 
 def _kinds(names: Sequence[str]) -> list[Any]:
