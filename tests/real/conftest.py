@@ -41,6 +41,11 @@ def gemma3() -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen() -> Path:
+    return built("qwen2.5-coder-0.5b")
+
+
+@pytest.fixture(scope="session")
 def questions(tmp_path_factory) -> Path:
     """A file of the questions and their answers."""
     file = tmp_path_factory.mktemp("questions") / "questions.jsonl"

@@ -19,9 +19,9 @@ MU = 0.2
 Figures = dict[str, torch.Tensor]
 
 
-def rows_of(model: Path, rows: Path, template: str | None = None) -> TokenisedRows:
+def rows_of(model: Path, rows: Path, template: str | None = None, max_length: int = 96) -> TokenisedRows:
     options = DataOptions(train=[str(rows)], template=template)
-    return encode(prepare(options, 0), encoder_for(load_tokenizer(str(model)), options), max_length=96).train
+    return encode(prepare(options, 0), encoder_for(load_tokenizer(str(model)), options), max_length=max_length).train
 
 
 def ours(path: Path, data: TokenisedRows, **layout: object) -> tuple[Figures, torch.Tensor]:
@@ -35,9 +35,12 @@ def ours(path: Path, data: TokenisedRows, **layout: object) -> tuple[Figures, to
     return {"loss": out.loss.detach(), "nll": out.nll, **gradients(model)}, plan.lam
 
 
-def theirs(path: Path, data: TokenisedRows, lam: float) -> Figures:
-    """The same in float64 of the model by itself, each row on its own: the n-th response tokens of both are mixed."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
+def theirs(path: Path, data: TokenisedRows, lam: float, *, backward: bool = True) -> Figures:
+    """The same in float64 of the model by itself, each row on its own: the n-th response tokens of both are mixed.
+
+    backward  with gradients, which take twice the memory of the weights
+    """
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval().requires_grad_(backward)
     states, labels = [], []
     for row in (data[0], data[1]):
         out = model(input_ids=torch.from_numpy(row.input_ids).long()[None], output_hidden_states=True, use_cache=False)
@@ -51,7 +54,8 @@ def theirs(path: Path, data: TokenisedRows, lam: float) -> Figures:
     mixed = model.lm_head(lam * states[0][:n] + (1 - lam) * states[1][:n])
     mixup = lam * cross_entropy(mixed, labels[0][:n]) + (1 - lam) * cross_entropy(mixed, labels[1][:n])
     loss = nll.mean() + MU * mixup
-    loss.backward()
+    if backward:
+        loss.backward()
     return {"loss": loss.detach(), "nll": nll.detach(), **gradients(model)}
 
 

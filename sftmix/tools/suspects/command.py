@@ -22,17 +22,16 @@ from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
 
 ABOUT = """List the rows to read first: those whose texts, or whose losses under a model, are least usual.
-A row's score is the largest of its percentiles by the signals, most of them weighted. Files of rows need no model; one
-that is named scores each response with its prompt and without, and is not trained. A run counts with what its
-reference kept (--reference.token_nll true --reference.response_alone true).
+The first signal orders the rows, first turns and later ones apart; before them come those that stand out by any signal.
+Files of rows need no model; one that is named scores each response with its prompt and without, and is not trained. A
+run counts with what its reference kept (--reference.token_nll true --reference.response_alone true).
 
   sftmix suspects rows.jsonl --out suspects --top 20
   sftmix suspects rows.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct --out suspects
   sftmix suspects runs/first"""
 
-WITHOUT_MODEL = ("Mismatch", "Echo", "Ending")
-WITH_TOKENS = ("Mismatch", "Echo", "EndOfTurn", "HardTokens")
-WITH_BOTH = ("Mismatch", "Information", "Echo", "EndOfTurn", "HardTokens")
+OF_TEXTS = ("Mismatch", "Echo")
+OF_TOKENS = ("Echo", "EndOfTurn", "HardTokens")
 SHOWN = """\
 {rank:>4}  {source}  {id}  {signal} {score:.4f} {why}
       {prompt:.70}
@@ -54,13 +53,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=50, metavar="N", help="rows to print [50]; the files hold all")
     parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")
     parser.add_argument("--label_field", metavar="NAME", help="of files of rows: the field that is the label")
-    parser.add_argument("--signals", nargs="+", metavar="NAME", help="signals [by what is known of the rows]")
+    parser.add_argument(
+        "--signals", nargs="+", metavar="NAME", help="signals, of which the first orders [by what is known]"
+    )
     parser.add_argument("--embedding", choices=("auto", "tfidf", "minilm"), default="auto", help="of texts [auto]")
     parser.add_argument("--out", metavar="DIR", help="folder of suspects.csv and suspects.parquet [RUN/suspects]")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the first rows, and write all of them as CSV and Parquet: a score is the largest weighted percentile."""
+    """Print the first rows, and write all of them as CSV and Parquet: those that stand out come first."""
     run = Path(args.rows[0]) if is_run(args.rows[0]) else None
     _check(args, run)
     with ExitStack() as stack:
@@ -160,30 +161,31 @@ def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
     """Return the rows as a table, the most suspicious first."""
     import pandas as pd
 
-    prompts = ["\n".join(turn.content for turn in one.messages if not turn.trained) for one in rows.examples]
+    questions = [
+        next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in rows.examples
+    ]
     responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in rows.examples]
-    texts = signals.SuspectRows(prompts, responses, rows.dynamics, args.embedding)
+    texts = signals.SuspectRows(questions, responses, rows.dynamics, args.embedding)
     ids, labels = [one.id for one in rows.examples], [one.label for one in rows.examples]
-    groups = labels if args.by else [None] * len(labels)
+    later = [sum(turn.role == "assistant" for turn in one.messages) > 1 for one in rows.examples]
+    groups = [f"{turn} {label if args.by else None}" for turn, label in zip(later, labels, strict=True)]
     kinds = _kinds(args.signals or default_signals(texts))
-    ranks = pd.DataFrame({kind.__name__: signals.percentiles(kind().score(texts), groups) for kind in kinds})
-    weighted = signals.weighted(ranks, [kind.weight for kind in kinds])
-    score = weighted.max(axis=1)
+    ranks, counted = signals.ranked(texts, kinds, groups)
     nearest = signals.best_fits(texts)
     columns = {
         "id": ids,
         "source": [one.source for one in rows.examples],
         "label": labels,
-        "score": score,
-        "signal": ranks.columns[weighted.argmax(axis=1)],
+        "score": counted.max(axis=1),
+        "signal": counted.idxmax(axis=1),
         **ranks,
         "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
         "compared_with": [ids[other] for other in nearest],
         "hard_tokens": rows.hard or "",
-        "prompt": prompts,
+        "prompt": questions,
         "response": responses,
     }
-    table = pd.DataFrame(columns).iloc[np.lexsort((-ranks.mean(axis=1), -score))]
+    table = pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
     return table
 
@@ -192,10 +194,9 @@ def default_signals(rows: signals.SuspectRows) -> Sequence[str]:
     """Return the names of the signals that are best for what is known of the rows."""
     dynamics = rows.dynamics
     if dynamics is None or dynamics.token_nll is None:
-        return WITHOUT_MODEL
-    if dynamics.alone_nll_sum is None:
-        return WITH_TOKENS
-    return WITH_BOTH if rows.sentence_model else WITH_BOTH[1:]  # words find less than Information does, and hide it
+        return OF_TEXTS
+    by_texts = rows.sentence_model or dynamics.alone_nll_sum is None  # words find less than Information does
+    return "Mismatch" if by_texts else "Information", *OF_TOKENS
 
 
 def _kinds(names: Sequence[str]) -> list[Any]:

@@ -1,6 +1,7 @@
 """Signals of wrong rows: each gives every row a number, larger if the row is more suspicious (`sftmix suspects`)."""
 
 import importlib.util
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Set
@@ -23,8 +24,6 @@ PRIOR = 4
 NEAREST = 5
 """Other rows with which the own one is compared."""
 FROM_MODEL = "use --model, or a run with --reference.{} true"
-FULL = 0.98
-"""Percentile above which every signal counts in full, so that the first rows are of all kinds."""
 
 
 def sentence_model(embedding: str) -> Path | None:
@@ -101,11 +100,10 @@ class SuspectRows:
 class Signal(Component, ABC):
     """A measure of how likely each row is wrong.
 
-    weight  below 1 if many right rows are also high: of a percentile p up to FULL, a row's score takes
-            1 - (1 - p) ** weight
+    limit  a row so far above the median of its group stands out, and comes before all that do not; inf: none does
     """
 
-    weight: ClassVar[float] = 0.5
+    limit: ClassVar[float] = math.inf
 
     @abstractmethod
     def score(self, rows: SuspectRows) -> Float64:
@@ -129,8 +127,6 @@ class Mismatch(Signal):
     The mean cosine with the five nearest of the other rows, both ways, minus twice the cosine of the row's own two.
     """
 
-    weight = 1.0
-
     def score(self, rows: SuspectRows) -> Float64:
         k, total = min(NEAREST, len(rows.prompts) - 1), np.zeros(len(rows.prompts))
         for one, other in (rows.vectors, rows.vectors[::-1]):
@@ -146,6 +142,8 @@ class Echo(Signal):
     The smaller of the two shares, the response's and the prompt's, counts if it is above 0.8: a text that was to be
     corrected comes back without its instruction.
     """
+
+    limit = 0.0
 
     def score(self, rows: SuspectRows) -> Float64:
         shares = []
@@ -163,14 +161,14 @@ def _share(runs: Sequence[tuple[str, ...]], known: Set[tuple[str, ...]]) -> floa
 class Ending(Signal):
     """1 for a response that ends without a mark, as one that was cut off does; for rows without a reference."""
 
-    weight = 1.0
-
     def score(self, rows: SuspectRows) -> Float64:
         return np.array([bool(re.search(r"[\w,-]$", response.rstrip())) for response in rows.responses], np.float64)
 
 
 class EndOfTurn(Signal):
     """NLL of the last response token, the mean over the checkpoints in training: high if a response was cut off."""
+
+    limit = 12.0
 
     def score(self, rows: SuspectRows) -> Float64:
         steps, losses = rows.losses
@@ -184,6 +182,8 @@ class HardTokens(Signal):
     The last token ends the turn, and is left to EndOfTurn. Each mean also counts PRIOR tokens with the median of all
     rows, so that a few tokens do not decide.
     """
+
+    limit = 3.0
 
     def score(self, rows: SuspectRows) -> Float64:
         words = [nll[-1, :-1].astype(np.float64) for nll in rows.losses[1]]
@@ -229,20 +229,26 @@ def best_fits(rows: SuspectRows) -> Rows:
     return np.concatenate([block.argmax(1) for _, block, _ in cosines(*rows.vectors)])
 
 
-def percentiles(scores: Float64, groups: Sequence[str | None]) -> Float64:
+def percentiles(scores: Float64, groups: Sequence[str]) -> Float64:
     """Return the share of the rows of its own group that each row is above, equal ones half; NaN stays lowest."""
     import pandas as pd
 
-    grouped = pd.Series(scores).groupby(np.array(groups, dtype=object), dropna=False)
+    grouped = pd.Series(scores).groupby(np.array(groups))
     return ((grouped.rank(na_option="top") - 0.5) / grouped.transform("size")).to_numpy()
 
 
-def weighted(percentile: Any, weight: Any) -> Float64:
-    """Return percentiles as they count in a row's score: below FULL, a signal of a low weight counts less.
+def ranked(rows: SuspectRows, kinds: Sequence[type[Signal]], groups: Sequence[str]) -> tuple[Any, Any]:
+    """Return two tables with a column for each signal: the rows' percentiles, and what of them counts.
 
-    weight  of the signal, or an array with one for each percentile
+    The percentile by the first signal counts, and by any signal that of a row that stands out by it, with 1 more.
     """
-    return np.where(percentile > FULL, percentile, 1 - (1 - percentile) ** weight)
+    import pandas as pd
+
+    scores = pd.DataFrame({kind.__name__: kind().score(rows) for kind in kinds})
+    percentile = scores.apply(percentiles, groups=groups)
+    stands_out = scores - scores.groupby(np.array(groups)).transform("median") > [kind.limit for kind in kinds]
+    first = scores.columns == scores.columns[0]
+    return percentile, (percentile + stands_out).where(stands_out | first, 0.0)
 
 
 def duplicates(rows: SuspectRows) -> Rows:

@@ -48,9 +48,7 @@ def test_a_file_without_any_model(sftmix, rows, tmp_path):
     assert [line["rank"] for line in table] == list(range(1, 14))
     assert pd.read_parquet(tmp_path / "out" / "suspects.parquet")["id"].tolist() == [line["id"] for line in table]
     for line in table:
-        weighted = {"Mismatch": line["Mismatch"], "Echo": 1 - (1 - line["Echo"]) ** 0.5, "Ending": line["Ending"]}
-        assert line["score"] == pytest.approx(max(weighted.values()), rel=1e-12)
-        assert weighted[line["signal"]] == max(weighted.values())
+        assert (line["signal"], line["score"]) == ("Mismatch", line["Mismatch"]), "no row repeats its prompt"
     assert {line["id"]: line["duplicate_of"] for line in table if line["duplicate_of"]} == {"row-12": "row-4"}
     nearest = {line["id"]: line["compared_with"] for line in table}
     assert (nearest["row-2"], nearest["row-9"], nearest["row-4"]) == ("row-9", "row-2", "row-12")
@@ -90,6 +88,35 @@ def test_ranks_among_rows_of_one_label(sftmix, rows, tmp_path):
     assert best == pytest.approx({"a": 5.5 / 6, "b": 6.5 / 7})
 
 
+def test_later_turns_are_ranked_among_themselves_and_shown_with_the_question_they_answer(sftmix, tmp_path):
+    """Under a system prompt that all share; two later answers are exchanged."""
+    said = [f"Sailors need {topic}." for topic in TOPICS]
+    said[2], said[9] = said[9], said[2]
+    turns = [
+        [f"Tell me about {topic}.", f"People know {topic} well.", f"And who needs {topic}?", later]
+        for topic, later in zip(TOPICS, said, strict=True)
+    ]
+    roles = ["system", *["user", "assistant"] * 2]
+    chats = [
+        [{"role": role, "content": text} for role, text in zip(roles, ["You know all things.", *texts], strict=True)]
+        for texts in turns
+    ]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps({"id": f"c{k}", "messages": chat}) + "\n" for k, chat in enumerate(chats)))
+    words = ("--signals", "Mismatch", "--embedding", "tfidf", "--top", "2", "--out", str(tmp_path / "out"))
+    done = sftmix("suspects", str(file), *words)
+    assert done.code == 0, done.err
+    table = lines_of(tmp_path / "out")
+    assert {line["id"] for line in table[:2]} == {"c2@turn1", "c9@turn1"}
+    for line in table:
+        k, turn = re.fullmatch(r"c(\d+)@turn([01])", line["id"]).groups()
+        assert line["prompt"] == turns[int(k)][2 * int(turn)]
+    assert f"      {turns[2][2]}" in done.out.splitlines()
+    for turn in ("@turn0", "@turn1"):
+        ranks = [line["Mismatch"] for line in table if line["id"].endswith(turn)]
+        assert np.mean(ranks) == pytest.approx(0.5), "the mean of all ranks of a kind"
+
+
 def test_a_run_with_the_losses_of_tokens(sftmix, tiny, tmp_path):
     run = tmp_path / "run"
     assert sftmix("confidence", *tiny.options, "--out", str(run), "--reference.token_nll", "true").code == 0
@@ -98,7 +125,7 @@ def test_a_run_with_the_losses_of_tokens(sftmix, tiny, tmp_path):
     table = {line["id"]: line for line in lines_of(run / "suspects")}
     dynamics = read_dynamics(run / "confidence" / "dynamics.parquet")
     last = np.array([nll[dynamics.steps > 0, -1].mean() for nll in dynamics.token_nll])
-    expected = percentiles(last.astype(np.float64), [None] * len(last))
+    expected = percentiles(last.astype(np.float64), [""] * len(last))
     for name, value in zip(dynamics.ids, expected, strict=True):
         assert table[name]["EndOfTurn"] == pytest.approx(value)
         assert table[name]["hard_tokens"]
@@ -129,8 +156,8 @@ def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_wit
     for row in rows_of_run(out / "scores")[1].data.train:
         ids, first = row.input_ids.tolist(), int(row.target.argmax())
         sums[row.id] = nll_of(model, ids, first), nll_of(model, [ids[0], *ids[first:]], 1)
-    information = percentiles(np.array([a - b for a, b in sums.values()]), [None] * len(sums))
-    ifd = percentiles(np.array([a / b for a, b in sums.values()]), [None] * len(sums))
+    information = percentiles(np.array([a - b for a, b in sums.values()]), [""] * len(sums))
+    ifd = percentiles(np.array([a / b for a, b in sums.values()]), [""] * len(sums))
     table = {line["id"]: line for line in lines_of(out)}
     for name, of_sums, of_ratios in zip(sums, information, ifd, strict=True):
         assert (table[name]["Information"], table[name]["IFD"]) == pytest.approx((of_sums, of_ratios))

@@ -108,7 +108,7 @@ def test_hard_tokens_are_the_hardest_fifth_of_the_last_checkpoint_but_the_end_of
 
 def test_percentiles_are_of_the_own_group_and_nan_is_lowest():
     scores = np.array([1.0, 5.0, np.nan, 2.0, 5.0, 9.0])
-    assert signals.percentiles(scores, [None] * 6).tolist() == pytest.approx(
+    assert signals.percentiles(scores, [""] * 6).tolist() == pytest.approx(
         [1.5 / 6, 4 / 6, 0.5 / 6, 2.5 / 6, 4 / 6, 5.5 / 6]
     )
     assert signals.percentiles(scores, list("aaabbb")).tolist() == pytest.approx([0.5, 5 / 6, 1 / 6, 1 / 6, 0.5, 5 / 6])
@@ -125,7 +125,33 @@ def test_a_near_duplicate_is_near_in_prompt_and_response(at_once, monkeypatch):
     assert signals.duplicates(texts).tolist() == [-1] * 7 + [1, -1, -1]
 
 
-def test_a_percentile_counts_in_full_at_the_top_and_else_by_its_weight():
-    percentile = np.array([0.0, 0.75, 0.96, 0.9801, 1.0])
-    np.testing.assert_allclose(signals.weighted(percentile, 0.5), [0, 0.5, 0.8, 0.9801, 1.0], rtol=1e-12)
-    np.testing.assert_allclose(signals.weighted(percentile, 1.0), percentile, rtol=1e-12)
+class Far(signals.Signal):
+    """The number that a response is; one that is 5 above the median stands out."""
+
+    limit = 5.0
+
+    def score(self, rows: SuspectRows) -> signals.Float64:
+        return np.array([float(text) for text in rows.responses])
+
+
+class Length(signals.Signal):
+    """The number of characters of a prompt; no row stands out."""
+
+    def score(self, rows: SuspectRows) -> signals.Float64:
+        return np.array([float(len(text)) for text in rows.prompts])
+
+
+def test_the_first_signal_orders_and_rows_that_stand_out_by_another_come_before():
+    """Two groups with medians of 2 and 9.75, whose rows stand out above 7 and 14.75."""
+    numbers = ["1", "2", "7.5", "nan", "0", "12", "26", "7.5"]
+    lengths = [4, 2, 1, 3, 3, 3, 1, 2]
+    groups = ["a"] * 4 + ["b"] * 4
+    rows = SuspectRows(["x" * n for n in lengths], numbers)
+    percentile, counted = signals.ranked(rows, [Length, Far], groups)
+    of_length = np.array([3.5, 1.5, 0.5, 2.5, 3, 3, 0.5, 1.5]) / 4
+    far = np.array([1.5, 2.5, 3.5, 0.5, 0.5, 2.5, 3.5, 1.5]) / 4
+    np.testing.assert_allclose(percentile, np.stack([of_length, far], 1), rtol=1e-12)
+    np.testing.assert_allclose(counted["Length"], of_length, rtol=1e-12)
+    np.testing.assert_allclose(counted["Far"], [0, 0, 1 + 3.5 / 4, 0, 0, 0, 1 + 3.5 / 4, 0], rtol=1e-12)
+    alone = signals.ranked(rows, [Far], groups)[1]["Far"]
+    np.testing.assert_allclose(alone, far + np.array([0, 0, 1, 0, 0, 0, 1, 0]), rtol=1e-12)
