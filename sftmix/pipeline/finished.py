@@ -53,7 +53,7 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
     models = []
     for name in map(str.strip, names):
         of, wanted = (str(place), name) if name in OF_A_RUN else (name, "target")
-        run = Path(of).expanduser().absolute()  # `as_started` moves relative names
+        run = Path(of).expanduser()
         if not is_run(run):
             if wanted != "target":
                 raise ConfigError(f"{of} is a model and not a run directory, so it has no {wanted}; name a run")
@@ -68,7 +68,7 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
             continue
         refuse_links(run)
         stage = run / ("train" if wanted == "target" else wanted)
-        path = str(stage / "model")
+        path = str(stage.absolute() / "model")  # `as_started` moves relative names
         if wanted == "base":
             with as_started(run):
                 path = model_place(read_finished(run).model.path)[0]
@@ -77,5 +77,5 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
                 f"{run}: {stage.name} is not trained yet; the baseline needs --with_baseline true "
                 f"(sftmix run --config {run}/config.yaml --out {run})"
             )
-        models.append(FinishedModel(name, path, run))
+        models.append(FinishedModel(name, path, run.absolute()))
     return models

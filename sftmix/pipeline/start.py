@@ -13,7 +13,7 @@ from typing import Literal
 from sftmix.common.errors import ConfigError, SFTMixError, refuse
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
-from sftmix.common.places import place_of
+from sftmix.common.places import is_there, place_of
 from sftmix.common.plain import as_list
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
@@ -121,12 +121,11 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
 def check_directory(config: RunConfig) -> None:
     """Raise ConfigError for a directory with files that a run would replace, or that the run reads its inputs from."""
     directory = Path(config.out or "")
-    written = any(directory.glob("*/inputs.json"))  # before any other file
     for file in (directory / name for name in ("config.yaml", "summary.json")):
-        if file.exists() and not written:
+        if is_there(file) and not any(directory.glob("*/inputs.json")):  # which a run writes before any other
             raise ConfigError(f"out: no run wrote {file}, and this one would replace it; name another directory")
     read = {"model.path": config.model.path, "reference.model.path": config_of_reference(config).model.path}
     read |= {f"data.{key}": name for key in ("train", "eval") for name in as_list(getattr(config.data, key) or [])}
     for key, name in read.items():
-        if directory.exists() and place_of(name).resolve() == directory.resolve():
+        if is_there(directory) and is_there(place := place_of(name)) and os.path.samefile(place, directory):
             raise ConfigError(f"out: {directory} is {key} as well, whose files a run would add to; name another one")

@@ -23,7 +23,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.errors import ConfigError
-from sftmix.components import FromEndpoint, endpoint
+from sftmix.components import FromEndpoint
+from sftmix.components.others import endpoint
 from sftmix.tools.quickstart import write_jsonl
 from tests.fast import some_fast
 from tests.forked import SIGKILLED, start

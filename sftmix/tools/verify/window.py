@@ -1,10 +1,13 @@
 """The steps of a run that are made again: which ones, from which checkpoint, and to which one."""
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
@@ -14,7 +17,9 @@ from sftmix.options import SHARDED
 from sftmix.pipeline.finished import refuse_no_run
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import origin
-from sftmix.training.machine import Machine
+
+if TYPE_CHECKING:
+    from sftmix.training.machine import Machine  # which imports torch
 
 TRAINED = ("train", "reference", "baseline")
 """Stages that have steps."""

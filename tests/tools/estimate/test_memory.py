@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from sftmix.batches.order import Slot
 from sftmix.common.world import World
+from sftmix.components import AdamW, AdamW8bit
 from sftmix.components.objectives import NTP, SFTMix
-from sftmix.components.optimizers import AdamW, AdamW8bit
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
