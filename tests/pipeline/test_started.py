@@ -140,7 +140,8 @@ def test_nobody_talks_to_another_base(beside, moved, monkeypatch):
     other_weights(moved / "my" / "model")
     done = in_this_process("chat", "runs/lora", *beside, cwd=moved)
     assert done.returncode == 2
-    assert f"my/model ({moved / 'my' / 'model'}) is not the model that {moved / 'runs' / 'lora'} was made from" in done.stderr
+    run, model = moved / "runs" / "lora", moved / "my" / "model"
+    assert f"my/model ({model}) is not the model that {run} was made from" in done.stderr
 
 
 def test_a_base_that_lies_elsewhere_now_is_named_in_the_configuration(moved, decoy, tmp_path, monkeypatch):
