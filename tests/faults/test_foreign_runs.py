@@ -1,5 +1,6 @@
 """Run directories that are damaged, or from anyone: one line of error, no hang, no code, nothing for the terminal."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -8,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sftmix.common.errors import ConfigError
@@ -78,6 +81,26 @@ def test_one_line_of_error(name, content, code, words, commands, run, sftmix, tm
         assert words in ended.err + ended.out
         assert len([line for line in ended.err.splitlines() if line.startswith("error: ")]) == (code != 0)
         assert not {"\x1b", "\x07"} & {*ended.out, *ended.err}
+
+
+def strange(table: pa.Table, name: str, values: object) -> pa.Table:
+    others = table.drop_columns([name])
+    return others if values is None else others.append_column(name, pa.array([values] * len(table)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("values", [None, "x", {"a": 1}, [1]], ids=["gone", "text", "struct", "list"])
+@pytest.mark.parametrize("name", ["id", "nll_sum", "n_tokens"])
+def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, run, sftmix):
+    """Its hash in the manifest is that of the file as it is, as anyone may write it."""
+    file, manifest = run / "base" / "eval.parquet", run / "base" / "MANIFEST.json"
+    pq.write_table(strange(pq.read_table(file), name, values), file)
+    files = json.loads(manifest.read_text())
+    files["files"]["eval.parquet"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(files))
+    ended = sftmix("report", str(run), "--map", "0")
+    assert ended.code == 3, ended.err
+    assert str(file) in ended.err.splitlines()[-1]
 
 
 FOREIGN = ["of_someone.Mine", "this.Zen", "sftmix.pipeline.order.Order", "sftmix.components.base.Splitter"]
@@ -156,7 +179,7 @@ READ = {
     "status": ["RUN"],
     "verify": ["RUN", "--from", "0", "--steps", "1"],
     "report": ["RUN", "--map", "0"],
-    "suspects": ["RUN", "--top", "0"],
+    "suspects": ["RUN", "--top", "1"],
     "export": ["RUN", "--to", "TO"],
     "generate": ["RUN", "--models", "target,baseline,base", "--max_new_tokens", "1", "--to", "TO"],
 }

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from sftmix.common.tables import read_columns
 from sftmix.components.confidence import perplexity
 from sftmix.measure.model import SAMPLE
 from sftmix.tools.report.run import RunView, text_of
@@ -45,8 +46,9 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], place
             if side is train and scored.get(name) is not None:
                 block[name] = scored[name]
             elif file.exists():
-                measured = pd.read_parquet(file).set_index("id").reindex(side.ids)
-                block[name] = (measured.nll_sum / measured.n_tokens).tolist()
+                measured = read_columns(file, "id", "nll_sum", "n_tokens")
+                mean_nll = pd.Series(measured["nll_sum"] / measured["n_tokens"], measured["id"])
+                block[name] = mean_nll.reindex(side.ids).tolist()
         if side is train:
             block["x"], block["y"] = places.T
             taken = {*block, "label"}
