@@ -229,15 +229,16 @@ class Optimizer(Component, ABC):
         """
 
 
-NOT_DECAYED = re.compile(r"bias|(^|[._])(layer|rms|q_|k_)?norm\d*([._]|$)|(^|\.)(A_log|D|dt_bias)$", re.IGNORECASE)
+NOT_DECAYED = re.compile(r"bias|(^|[._])(layer|rms)?norm\d*([._]|$)|(^|\.)(A_log|D)$", re.IGNORECASE)
 """Names of biases and norms, which some models have as matrices (of experts, of heads), and of state-space models."""
 
 
 def decay_groups(parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
     """Return parameter groups: matrices decay; vectors, and what is a bias or a norm by its name, do not."""
-    decay = {name: p.ndim >= 2 and not NOT_DECAYED.search(name) for name, p in parameters.items()}
-    matrices = [p for name, p in parameters.items() if decay[name]]
-    others = [p for name, p in parameters.items() if not decay[name]]
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, p in parameters.items():
+        (matrices if p.ndim >= 2 and not NOT_DECAYED.search(name) else others).append(p)
     groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
 

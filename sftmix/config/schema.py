@@ -8,7 +8,6 @@ directory were always searched.
 import dataclasses
 import importlib
 import inspect
-import re
 import sys
 import types
 import typing
@@ -112,8 +111,14 @@ def trusting(paths: Collection[str] = ()) -> Iterator[None]:
         _trusted.pop()
 
 
-_MOVED = re.compile(r"^sftmix\.components\.(?=(?:endpoint|mixing|perturbations|places|reweighting|tokens)\.)")
-"""Where configurations of before have what is in `others` now."""
+MOVED = {
+    f"sftmix.components.{name}.": f"sftmix.components.others.{name}."
+    for name in ("endpoint", "mixing", "perturbations", "places", "reweighting", "tokens")
+} | {
+    "sftmix.components.optimizers.AdamW8bit": "sftmix.components.others.optimizers8bit.AdamW8bit",
+    "sftmix.components.selection.S2L": "sftmix.components.others.s2l.S2L",
+}
+"""Import paths, or beginnings of such, in configurations of before -> where the class is now."""
 
 
 def import_class(path: str) -> type:
@@ -122,9 +127,8 @@ def import_class(path: str) -> type:
     If Python does not find its module, the working directory is searched as well, and stays at the end of sys.path: a
     module may import others beside it when it runs.
     """
-    shipped = {one.path for _, kind in catalogue() for one in kind}
-    path = _MOVED.sub("sftmix.components.others.", path)
-    if _trusted and path not in _trusted[-1] and path not in shipped:
+    path = next((now + path.removeprefix(was) for was, now in MOVED.items() if path.startswith(was)), path)
+    if _trusted and path not in _trusted[-1] and path not in {one.path for _, kind in catalogue() for one in kind}:
         raise ForeignClassError(
             f"{path} is no component of this package: its module would be imported, and its code would run. If you "
             "know it, name the class on the command line, or add --trust"

@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,13 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     # PEFT says nothing of a name that fits no module, if another one fits.
     outside = tuple(f"{name}." for name in unused)
     modules = {name: part for name, part in model.named_modules() if not f"{name}.".startswith(outside)}
-    saved = tuple(lora.modules_to_save or ())
-    for option, names in (("target_modules", target_names), ("modules_to_save", saved)):
+    for option, names in (("target_modules", target_names), ("modules_to_save", lora.modules_to_save or [])):
         if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
             choices = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
             raise ConfigError(
                 f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
                 f"there are {', '.join(choices)}"
             )
-    _refuse_reading_as_tied(model, [part for name, part in modules.items() if name.endswith(saved)])
     if ALL_LINEAR in targets:
         options["target_modules"] = ALL_LINEAR
     if unused:
@@ -91,6 +89,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     except (ValueError, TypeError, NotImplementedError) as error:
         refused = f"model.lora: PEFT refuses these options for {type(model).__name__}: {str(error).removesuffix('.')}"
         raise ConfigError(f"{refused}. {FEWER}" if ALL_LINEAR in targets else refused) from error
+    _refuse_reading_as_tied(model)
     freeze_unused(model)  # with `bias: all` PEFT trains every bias of the model
     if ALL_LINEAR in targets:
         _say_share(model)
@@ -111,11 +110,11 @@ def _say_share(model: PreTrainedModel) -> None:
         say_once(f"model.lora.target_modules {ALL_LINEAR} leaves without adapters, of the decoder's weights: {kinds}")
 
 
-def _refuse_reading_as_tied(model: PreTrainedModel, saved: Sequence[nn.Module]) -> None:
+def _refuse_reading_as_tied(model: PreTrainedModel) -> None:
     """Raise ConfigError if one of two tied weights is trained in full, which this transformers would read as tied."""
-    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
-    tied = model.config.get_text_config().tie_word_embeddings and not ends.isdisjoint(saved)
-    if tied and Version(transformers.__version__) < UNTIES:
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    in_full = any(hasattr(end, "modules_to_save") for end in ends)
+    if in_full and model.config.get_text_config().tie_word_embeddings and Version(transformers.__version__) < UNTIES:
         raise ConfigError(
             "model.lora.modules_to_save names one of two tied weights, and transformers "
             f"{transformers.__version__} reads such adapters as other weights; leave it out, or install transformers "

@@ -182,10 +182,9 @@ def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
 
     Buffers that older versions wrote are no weights.
     """
-    own, all_rules = "\n".join(dict(model.named_parameters())), model._keys_to_ignore_on_load_unexpected or ()
-    rules = "|".join(
-        rule for rule in all_rules if not re.search(rule, own, re.MULTILINE)
-    )  # GLM's name layers by number
+    own, ignored = "\n".join(dict(model.named_parameters())), model._keys_to_ignore_on_load_unexpected or ()
+    # GLM's rules name layers by number: in a model with more layers they are its own.
+    rules = "|".join(rule for rule in ignored if not re.search(rule, own, re.MULTILINE))
     if not rules:
         return set()
     files = [safe_open(file, "pt") for file in weight_files_of(path)]

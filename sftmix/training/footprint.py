@@ -185,9 +185,8 @@ class Footprint:
             after = max(after, (size + 4) * numbers.outside.trained)
         if several or (numbers.tied and shards == 1):  # a tied head's gradient is made apart, and then added
             after = max(after, of_head)
-        if (
-            recompute
-        ):  # what goes into the layers is kept, and one layer; autocast's copies of trained weights, to the end
+        if recompute:
+            # What goes into the layers is kept, and one layer; autocast's copies of trained weights, to the end.
             cached = constant * layers.trained / max(layers.all, 1) * (shards == 1)
             constant, each = max(cached, constant / n_layers), n_layers * width * (4 if shards == 1 else size)
         before = (of_shards if self.options.reduce_each_micro_batch else 4 * trained) * several

@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import pytest
 
+import sftmix.components
 from sftmix.common.errors import ConfigError
 from sftmix.components import Evaluate, Linear, SFTMix, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
+from sftmix.config.schema import ForeignClassError, import_class, trusting
 from sftmix.config.values import ELSEWHERE, NoValueError, Word, converted, unknown_option
 from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
 
@@ -199,3 +201,16 @@ def test_a_component_names_each_of_its_options(cls, taken):
     for checked in (lambda: validate(config), lambda: from_plain({"objective": f"{__name__}.{cls.__name__}"})):
         with pytest.raises(ConfigError, match=rf"{cls.__name__}.__init__ takes {taken}, and its .*: name each option"):
             checked()
+
+
+MOVED = ["endpoint.FromSGLang", "mixing.MeasureMixing", "optimizers.AdamW8bit", "perturbations.NEFTune"]
+MOVED += ["places.CutMix", "reweighting.IRDRO", "selection.S2L", "tokens.TailSFT"]
+
+
+@pytest.mark.parametrize("path", MOVED)
+def test_a_component_that_moved_is_found_where_older_configurations_have_it(path):
+    name = path.rpartition(".")[2]
+    with trusting():
+        assert import_class(f"sftmix.components.{path}") is getattr(sftmix.components, name)
+        with pytest.raises(ForeignClassError):
+            import_class(f"of_someone.sftmix.components.{path}")

@@ -113,9 +113,9 @@ class PairSampler(list[int]):
         one, other, rest = (rng.permutation(np.flatnonzero(self._groups == group)) for group in (0, 1, UNPAIRED))
         n = min(len(one), len(other))
         alone = rng.permutation(np.concatenate([one[n:], other[n:], rest]))
-        last = alone[len(alone) // 2 * 2 :]
-        units = np.concatenate([np.stack([one[:n], other[:n]], axis=1), alone[: len(alone) - len(last)].reshape(-1, 2)])
-        self[:] = [*rng.permutation(units).ravel().tolist(), *last.tolist()]
+        even = len(alone) // 2 * 2
+        units = np.concatenate([np.stack([one[:n], other[:n]], axis=1), alone[:even].reshape(-1, 2)])
+        self[:] = [*rng.permutation(units).ravel().tolist(), *alone[even:].tolist()]
 
 
 class _PairsOfEpoch(TrainerCallback):
