@@ -26,7 +26,8 @@ def contrast_of(comparison: Comparison, variants: Mapping[str, Any], arms: Seque
     """
     metric, signs = comparison.options.metric, SIGNS[: len(arms)]
     by_seed = {}
-    changed = set()
+    # Options that decide no training may decide a figure: the best of twice as many evaluations is lower.
+    changed = {name for pair in zip(arms[::2], arms[1::2], strict=True) for name in comparison.changed(*pair)}
     files = []
     for runs in zip(*(variants[name]["runs"] for name in arms), strict=True):
         trained = [Path(comparison.out) / run["run"] / "train" for run in runs]

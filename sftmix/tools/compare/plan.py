@@ -98,10 +98,15 @@ class Comparison:
 
     def options_of(self, variant: str) -> dict[str, object]:
         """Return a variant's options that are not the same in all, as plain values; a new component as a whole."""
-        values, options = self.variants[variant].plain(), dict[str, object]()
-        for other in self.variants.values():
-            options |= differing(other.plain(), values)
-        return {k: v for k, v in options.items() if k not in OF_THE_TABLE and k.rpartition(".")[0] not in options}
+        options = dict[str, object]()
+        for other in self.variants:
+            options |= self.changed(other, variant)
+        return {k: v for k, v in options.items() if k.rpartition(".")[0] not in options}
+
+    def changed(self, base: str, variant: str) -> dict[str, object]:
+        """Return the options of a variant that are not those of another, as plain values."""
+        one, other = (self.variants[name].plain() for name in (base, variant))
+        return {option: value for option, value in differing(one, other) if option not in OF_THE_TABLE}
 
     def plain(self) -> dict[str, object]:
         """Return the table in the form that `compare --config` reads: each variant with all its options."""

@@ -4,6 +4,7 @@ The cells go through the pipeline one after the other, in directories that share
 """
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from sftmix.common.files import read_json, write_json, write_text
 from sftmix.common.shown import flatten, markdown_table, short
 from sftmix.config.read import TABLE, from_plain
 from sftmix.pipeline.directory import RunDirectory
+from sftmix.pipeline.stages import origin
 from sftmix.tools.compare.contrasts import contrast_of
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
 from sftmix.tools.compare.statistics import (
@@ -50,9 +52,9 @@ CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p 
 NOTES = """\
 - p: two-sided sign-flip test over the seeds; Holm over all contrasts; the result is by p after Holm alone.
 - 95% interval: Student's t, not corrected for several contrasts.
-- Inputs that differ are those of the training, of a difference of differences within each of the two. The order of the
-  examples follows from data, split, confidence, pairing, seed, epochs and batch size: where one of them differs, it is
-  part of the difference. Where none differs, both are the same training."""
+- Inputs that differ are options, and what the training was made from; of a difference of differences, within each of
+  the two. The order of the examples follows from data, split, confidence, pairing, online, seed, epochs and batch size:
+  where one of them differs, it is part of the difference, and so is how often a run was evaluated for its best one."""
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
@@ -145,13 +147,15 @@ def _named(cell: Cell) -> Iterator[None]:
 
 
 def _runs_of(comparison: Comparison, variant: str, summaries: Mapping[str, Any]) -> list[Any]:
-    """Return seed, cell and metrics of the finished runs of a variant."""
+    """Return seed, cell, the cell that was trained for it and metrics of the finished runs of a variant."""
     runs = []
     for cell in comparison.cells:
         if cell.variant == variant and cell.name in summaries:
             numbers = flatten(summaries[cell.name])
             metrics = {name: x for name, x in numbers if name not in SETTINGS and math.isfinite(x)}
-            runs.append({"seed": cell.seed, "run": cell.name, "metrics": metrics})
+            made_in = origin(cell.path / "train").parent
+            trained = os.path.relpath(made_in, comparison.out)
+            runs.append({"seed": cell.seed, "run": cell.name, "trained_in": trained, "metrics": metrics})
     return runs
 
 
@@ -252,6 +256,11 @@ def markdown(table: Mapping[str, Any]) -> str:
             parts.append(
                 f"**{name}: no finite {metric} at seeds {seeds_without}. Such runs (diverged, or not measured) are in "
                 "no mean and no contrast, which flatters a variant that diverges.**"
+            )
+        if others := ", ".join(run["trained_in"] for run in variant["runs"] if run["trained_in"] != run["run"]):
+            parts.append(
+                f"**{name}: nothing that decides its weights differs from {others}, so that was not trained again: "
+                "evaluations, seconds and memory are of that run.**"
             )
     parts += [*_figures(table), "## Variants"]
     options = [[name, shown_options(variant["options"])] for name, variant in variants.items()]

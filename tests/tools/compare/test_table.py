@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +117,18 @@ def test_the_inputs_in_which_trainings_differ_are_named(tmp_path, changed, named
     table = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})
     assert [c["inputs_that_differ"] for c in table["contrasts"]] == [named, []]
     assert re.search(rf"^\| B − A .* \| {', '.join(named) or 'none'} *\|$", markdown(table), re.M)
+
+
+def test_options_that_decide_no_weights_are_named(tmp_path):
+    """The best of more evaluations is lower; and a run that is read back says nothing of its own layout's speed."""
+    comparison = table_of(tmp_path, "AB", 2)
+    often = replace(comparison.variants["B"].training, micro_batch_size=2)
+    comparison.variants = {**comparison.variants, "B": replace(comparison.variants["B"], training=often)}
+    write_json(tmp_path / "B" / "seed-2" / "train" / "adopted.json", {"from": "../../../A/seed-2/train"})
+    table = build_table(comparison, {cell.name: {"x": 1.0} for cell in comparison.cells})
+    assert table["contrasts"][0]["inputs_that_differ"] == ["training.micro_batch_size"]
+    assert [run["trained_in"] for run in table["variants"]["B"]["runs"]] == ["B/seed-1", "A/seed-2"]
+    assert re.search(r"^\*\*B: .* A/seed-2, .* seconds and memory", markdown(table), re.M)
 
 
 @pytest.mark.parametrize("value", [None, float("inf")])
