@@ -280,6 +280,9 @@ def sync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a file system that syncs no directory (some of networks, FUSE)
+            raise
     finally:
         os.close(descriptor)
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sftmix.common.errors import ConfigError, NoSpaceError
 from sftmix.common.files import (
@@ -39,6 +39,8 @@ CODE_VERSION = 9
 Record = dict[str, Any]
 """A stored row, column -> value; or the summary of a directory."""
 
+PATIENCE = 10.0
+"""Seconds of waiting for another process before a line says for what."""
 AT_ONCE = 256
 """Rows that are read, tokenised and written together: enough for the tokenizer's threads, little memory."""
 
@@ -83,7 +85,14 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
     try:
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # a file system without locks
-            lock.acquire()
+            try:
+                lock.acquire(timeout=PATIENCE)
+            except Timeout:
+                print(
+                    f"waiting for a process that makes {target}; if there is none, delete {lock.lock_file}",
+                    file=sys.stderr,
+                )
+                lock.acquire()
         try:
             if lock.is_locked:  # then nobody else builds it
                 remove_leftovers(root, name)

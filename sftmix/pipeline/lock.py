@@ -52,7 +52,10 @@ class Hold:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
         except Timeout:
-            raise InUseError(f"another process is using {self.path}; wait for it, or choose another --out") from None
+            raise InUseError(
+                f"another process is using {self.path}; wait for it, or choose another --out (where a file system has "
+                f"no locks, the file {self._lock.lock_file} of a killed one stays: delete it if there is none)"
+            ) from None
         except OSError as error:
             raise ConfigError(f"out: {self.path} cannot be a run directory: {error.strerror or error}") from error
         for name in ("STATUS.json", "config.yaml", STARTED, "summary.json", "nonce"):

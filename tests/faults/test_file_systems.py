@@ -1,0 +1,53 @@
+"""File systems that lack something: no locks (flock answers ENOSYS), no fsync of directories (EINVAL)."""
+
+import errno
+import fcntl
+import os
+import stat
+from threading import Timer
+
+import pytest
+
+from sftmix.cli import main
+from sftmix.data import store
+from tests.tiny import weights
+
+
+def fails(code: int):
+    def call(*_):
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_lock_that_a_killed_process_left_is_named(monkeypatch, tiny, tmp_path, capsys):
+    """Where there are no locks, a file stands for one, and stays behind: who waits for it is told which it is."""
+    monkeypatch.setattr(fcntl, "flock", fails(errno.ENOSYS))
+    words = ["run", *tiny.options, "--out", str(tmp_path / "run"), "--training.max_steps", "2"]
+    assert main([*words, "--data.cache_dir", str(tmp_path / "cache")]) == 0
+    (tmp_path / "run" / ".lock").touch()
+    capsys.readouterr()
+    assert main(words) != 0
+    assert f"{tmp_path / 'run' / '.lock'} of a killed one stays" in capsys.readouterr().err
+
+
+def test_who_waits_for_rows_says_for_what(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(store, "PATIENCE", 0.1)
+    with (tmp_path / ".rows.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as another process does
+        Timer(0.5, held.close).start()
+        store.get_or_build(str(tmp_path), "rows", lambda _: {})
+    assert f"waiting for a process that makes {tmp_path / 'rows'}" in capsys.readouterr().err
+
+
+def test_checkpoints_are_kept_where_no_directory_can_be_synced(monkeypatch, tiny, tmp_path):
+    def fsync(descriptor, real=os.fsync):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            fails(errno.EINVAL)()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert main(["run", *tiny.options, "--out", str(tmp_path / "run"), "--checkpoint.every", "2"]) == 0
+    assert weights(tmp_path / "run")
+    assert list((tmp_path / "run" / "train" / "checkpoints").glob("step-*"))
