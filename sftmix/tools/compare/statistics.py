@@ -79,9 +79,10 @@ def interval(differences: Sequence[float] | Float64) -> tuple[float, float] | No
                  or f64[S, N], of each example as well: over other seeds and other examples
 
     Seeds and examples are crossed: an example is the same at all seeds. The squared half-widths of Student's intervals
-    over seeds and over examples are added (Banerjee: this covers at least 95% if both means are normal). The spread of
-    the examples' means also holds the spread of single cells; the seeds' spread holds it already, so it is subtracted.
-    With one seed only the examples vary, and with one example only the seeds.
+    over seeds and over examples are added (Banerjee: this covers at least 95% if both means are normal; of a ratio of
+    sums over rows of Alpaca's lengths that is so from 100 rows on: with 50 it was 0.94 to 0.96, with 10 0.90 to 0.95).
+    The spread of the examples' means also holds the spread of single cells; the seeds' holds it already, so it is
+    subtracted. With one seed only the examples vary, and with one example only the seeds.
     """
     d = np.asarray(differences).reshape(len(differences), -1)
     n_seeds, n_examples = d.shape
