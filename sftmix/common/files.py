@@ -8,6 +8,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -16,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from sftmix.common.errors import ConfigError, DifferenceError, NoSpaceError
 from sftmix.common.places import is_there
@@ -105,9 +108,9 @@ def no_space(path: Path, needed: int | None = None, problem: str = "no space lef
 
 
 def check_room(path: Path, needed: int) -> None:
-    """Raise NoSpaceError if fewer than `needed` bytes are free for the checkpoints that are to be written in `path`."""
+    """Raise NoSpaceError if fewer than `needed` bytes are free for what is to be saved in `path`."""
     if shutil.disk_usage(_folder(path)).free < needed:
-        raise no_space(path, needed, "too little room for the checkpoints to come in")
+        raise no_space(path, needed, "too little room for what is to be saved in")
 
 
 def refuse_links(directory: Path) -> None:
@@ -134,14 +137,14 @@ def _leftovers(directory: Path, name: str) -> list[Path]:
     return list(directory.glob(f".tmp-{glob.escape(name)}.*"))
 
 
-def is_alive(pid: int) -> bool:
-    """Return False if no process of this machine has this number."""
+def is_alive(pid: int, at: float = math.inf) -> bool:
+    """Return False if no process of this machine has this number, or had it at a time (time.time())."""
     try:
-        if sys.platform != "win32":  # there it would get a Ctrl-C
-            os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # a process of somebody else
-    return True
+        return psutil.Process(pid).create_time() <= at
+    except psutil.AccessDenied:  # a process of somebody else
+        return True
+    except (psutil.NoSuchProcess, ValueError):
+        return False
 
 
 def read_text(path: Path) -> str:
@@ -196,6 +199,15 @@ def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str,
     except (ValueError, RecursionError) as error:  # json.loads raises the latter for lists in lists
         raise not_as_written(place, error) from error
     return value
+
+
+@contextmanager
+def as_written(place: object) -> Iterator[None]:
+    """Name a run, or a file of it, where what it holds has another form than a run writes."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise not_as_written(place, error) from error
 
 
 def not_as_written(place: object, error: Exception) -> DifferenceError:

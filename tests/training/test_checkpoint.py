@@ -276,7 +276,7 @@ def test_the_checkpoints_to_come_are_estimated(tmp_path, steps, saves, count):
 
 
 def test_too_little_room_is_refused_with_the_bytes_before_the_first_step(tmp_path):
-    with pytest.raises(NoSpaceError, match=r"too little room for the checkpoints to come in .*: [\d,]+ bytes are"):
+    with pytest.raises(NoSpaceError, match=r"too little room for what is to be saved in .*: [\d,]+ bytes are"):
         train(stage(tmp_path, identity="x", optimizer=Huge()), World())
     assert not (tmp_path / "metrics.jsonl").exists()
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import as_written
 from sftmix.common.places import unwritable
 from sftmix.pipeline.finished import refuse_no_run
 
@@ -52,5 +53,6 @@ def main(args: argparse.Namespace) -> None:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
-    for path in write_report(args.runs, args.to, map_size=args.map, score_all=args.score):
-        print(path)
+    with as_written(f"a file of {' or '.join(map(str, args.runs))}"):
+        for path in write_report(args.runs, args.to, map_size=args.map, score_all=args.score):
+            print(path)

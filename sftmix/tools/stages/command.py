@@ -7,6 +7,7 @@ from typing import Any
 from sftmix.cli.parsing import configuration
 from sftmix.cli.results import results, say
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import as_written
 from sftmix.tools.sharing.command import SCORES, after_stage, check_upload
 
 _EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"
@@ -72,5 +73,6 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     from sftmix.pipeline import recipe
 
     summary = recipe.run(config, until=until, validated=True)
-    say("\n".join(results(str(config.out), summary, until)), sys.stdout)
+    with as_written(f"a figures.json of {config.out}"):
+        say("\n".join(results(str(config.out), summary, until)), sys.stdout)
     after_stage(config, until, values)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sftmix.cli.results import STAGES, at, held_out, say
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
-from sftmix.common.files import MANIFEST, is_alive, not_as_written, read_json_if_there, read_steps
+from sftmix.common.files import MANIFEST, as_written, is_alive, read_json_if_there, read_steps
 from sftmix.common.places import is_there
 from sftmix.common.shown import markdown_table
 from sftmix.config.read import TABLE, read_yaml
@@ -47,7 +47,7 @@ def report(run: Path) -> str:
 
     Raises ConfigError if it is neither, DifferenceError if its files are not as a run writes them.
     """
-    try:
+    with as_written(f"a file of {run}"):
         status = read_json_if_there(run / "STATUS.json")
         if is_there(run / TABLE):
             plan = read_yaml(run / TABLE)
@@ -69,8 +69,6 @@ def report(run: Path) -> str:
             raise ConfigError(f"{run} is not a run directory: it has neither STATUS.json nor config.yaml")
         why = f": {status['message']}" if status.get("message") else ""
         return "\n".join([f"{run}: {_state(status)}{why}", markdown_table(rows), *notes])
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-        raise not_as_written(f"a file of {run}", error) from error
 
 
 def _state(status: Mapping[str, Any]) -> str:
@@ -89,7 +87,9 @@ def _state(status: Mapping[str, Any]) -> str:
 
 def _may_run(status: Mapping[str, Any]) -> bool:
     """Return False if the run has ended, or its process is gone; one of another machine cannot be looked up."""
-    return status["exit_code"] is None and (status["host"] != socket.gethostname() or is_alive(status["pid"]))
+    return status["exit_code"] is None and (
+        status["host"] != socket.gethostname() or is_alive(status["pid"], status["updated"])
+    )
 
 
 def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from sftmix.common.errors import ConfigError
 from sftmix.tools.status.command import report
 
-HERE = {"pid": os.getpid(), "host": socket.gethostname(), "exit_code": None, "stage": "train"}
+HERE = {"pid": os.getpid(), "host": socket.gethostname(), "exit_code": None, "stage": "train", "updated": time.time()}
 
 
 def lay(run: Path, *, done: tuple[str, ...] = (), steps: dict[str, int] | None = None, **status: Any) -> Path:
@@ -79,6 +80,7 @@ def test_mixup_is_shown_where_pairs_were_mixed(tmp_path):
     [
         ({"doing": "writing the model"}, "running train (writing the model), pid "),
         ({"pid": dead_pid(), "host": "elsewhere"}, "running train, pid "),
+        ({"updated": time.time() - 1e6}, "died in train"),  # the process of this number is another one
         ({"exit_code": 3, "message": "rows.json:4: no response"}, "exit code 3 in train: rows.json:4: no response"),
         ({"exit_code": 130, "message": "Stop"}, "exit code 130 in train; the same command continues it: Stop"),
     ],
