@@ -112,6 +112,10 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         guess, listed = nearest(argv[0], COMMANDS), f"there are {', '.join(COMMANDS)}"
         raise ConfigError(told(f"no command {argv[0]!r}", guess, listed))
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the working directory was removed; change to one that is there") from None
     call(argv[0], argv[1:])
     return 0
 

@@ -178,8 +178,8 @@ def start_world(timeout: float = 1800.0) -> Iterator[World]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     except dist.DistError as error:
         raise HangError(
-            f"rank {rank} of {size} (RANK, WORLD_SIZE) did not meet the others at MASTER_ADDR:MASTER_PORT within "
-            f"{timeout:g} s (training.timeout): each is a process of its own, which torchrun starts. {error}"
+            f"rank {rank} of {size} (RANK, WORLD_SIZE) did not meet the others at MASTER_ADDR:MASTER_PORT; each is a "
+            f"process of its own, which torchrun starts, and training.timeout is {timeout:g} s. {error}"
         ) from error
     _process_group[:] = [dist.group.WORLD]
     finished = False

@@ -41,6 +41,15 @@ def test_python_m_sftmix_is_the_command_from_any_directory(tmp_path, monkeypatch
     assert done.stderr.startswith("error: ")
 
 
+def test_a_working_directory_that_was_removed_is_said(tmp_path):
+    program = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    for number, words in enumerate((["-m", "sftmix"], [str(ROOT / "cli.py")])):
+        (here := tmp_path / str(number)).mkdir()
+        done = process("-c", program, *words, "status", "run", cwd=here)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "error: the working directory was removed; change to one that is there\n"
+
+
 def test_no_log_line_of_a_library_controls_the_terminal(monkeypatch, caplog):
     """Escape codes of seven and of eight bits, in the message and in what it quotes."""
     monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())

@@ -171,7 +171,7 @@ def test_a_command_in_such_an_environment_tells_it_once(given, environment, tiny
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_rank_that_stays_alone_says_for_whom_it_waited(rank, environment):
     environment(WHOLE | {"MASTER_PORT": str(free_port()), "RANK": rank})
-    said = rf"rank {rank} of 2 .* did not meet the others .* within 1 s"
+    said = rf"rank {rank} of 2 .* did not meet the others .* training.timeout is 1 s"
     with pytest.raises(HangError, match=said), worlds.start_world(timeout=1.0):
         pass
 
