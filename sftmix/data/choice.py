@@ -1,6 +1,7 @@
-"""Which rows: some of each source (data.take), none of a list (data.exclude), and those that are held out."""
+"""Which rows: some of each source (data.take), none of a list (data.exclude), repeated ones, and the held-out ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,19 @@ def exclude(rows: Conversations, path: str, whole: Conversations, report: DataRe
     if not len(left.records):
         raise DataError(f"data.exclude: {path} names every row that is left of data.train")
     return left
+
+
+def repeated(rows: Conversations, report: DataReport, *, drop: bool = False) -> Conversations:
+    """Count the rows with the turns, functions and template's variables of an earlier row; `drop` leaves them out."""
+    seen = set[tuple[Any, ...]]()
+    again = np.zeros(len(rows.records), dtype=np.bool_)
+    columns = [rows.values(column) for column in ("content", "prompting", "id", "source")]
+    for k, (*content, name, source) in enumerate(zip(*columns, strict=True)):
+        again[k] = tuple(content) in seen
+        seen.add(tuple(content))
+        if again[k]:
+            report.add("dropped_duplicate" if drop else "duplicate", f"{name} ({source})")
+    return rows.some(rows.records[~again]) if drop else rows
 
 
 def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:

@@ -182,7 +182,7 @@ def _check_present(columns: Columns, label_field: str | None) -> None:
 
 
 def stored_once(example: Example, report: DataReport, times: Counter[str]) -> Record | None:
-    """Return the record of a row, None for one without any response; count empty responses and repeated rows.
+    """Return the record of a row, None for one without any response; count empty responses.
 
     Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that an
     earlier row has.
@@ -204,5 +204,4 @@ def stored_once(example: Example, report: DataReport, times: Counter[str]) -> Re
         if example.id:
             raise BadRow(f"the id {quoted(name)} is taken by an earlier row; data.columns '{{id: null}}' reads no ids")
         name += f"#{repeats}"
-        report.add("duplicate", f"{name} ({example.source})")
     return stored(replace(example, id=name)) | {"content": int(content, 16)}

@@ -11,7 +11,8 @@ NAMED = 5
 REASONS = {
     "bad_row": "bad row{s} skipped (data.skip_bad)",
     "excluded": "row{s} left out (data.exclude)",
-    "duplicate": "row{s} with the same content as an earlier row (kept, with #k at the end of the id)",
+    "duplicate": "row{s} with the same content as an earlier row (kept; data.duplicates drop leaves them out)",
+    "dropped_duplicate": "row{s} with the same content as an earlier row left out (data.duplicates)",
     "thought": "row{s} with a thought before the answer (data.thoughts)",
     "empty_response": "empty response{s} dropped",
     "unanswered": "last turn{s} without an answer, dropped",

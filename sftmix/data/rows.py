@@ -6,7 +6,7 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.fields import listed
-from sftmix.data.choice import divide, exclude, take
+from sftmix.data.choice import divide, exclude, repeated, take
 from sftmix.data.reading import read_side
 from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations
@@ -73,9 +73,11 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         train = take(train, options, written, seed, report)
     if options.exclude is not None:
         train = exclude(train, options.exclude, whole, report)
+    train = repeated(train, report, drop=options.duplicates == "drop")
     held_out = None
     if options.eval is not None:
         held_out, more, _ = read_side("data.eval", options, progress)
+        repeated(held_out, more)
         report.take(more)
         if train.is_text != held_out.is_text:
             raise DataError("data.train or data.eval holds plain text, the other conversations: a run takes one kind")

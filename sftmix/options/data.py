@@ -79,6 +79,9 @@ class DataOptions(PlainFields):
     second and all of the third. They are chosen by id and seed, before any are held out."""
     exclude: str | None = None
     """File of training rows to leave out, one in each line: an id or file:line, as `sftmix suspects` shows them."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """drop: leave out training rows whose turns, functions and template's variables an earlier row has, before any are
+    held out."""
     limit: int | None = None
     """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
     num_proc: int | None = None

@@ -125,6 +125,25 @@ def test_explicit_id_twice_is_an_error_and_content_ids_count(write, read, refuse
     assert prepared.report.counts == {"bad_row": 1, "duplicate": 2}
 
 
+def test_duplicates_are_counted_behind_what_is_left_out_and_dropped_before_rows_are_held_out(write, read, tmp_path):
+    """By their turns, functions and template's variables, with ids of their own or without."""
+    rows = [{"id": f"r{k}", "instruction": f"a{k % 4}", "output": "b"} for k in range(9)]
+    rows.append({"id": "t", "messages": [*said("a0", "b")], "tools": [{"name": "f", "parameters": {}}]})
+    rows.append({"id": "v", "messages": [*said("a0", "b")], "chat_template_kwargs": {"x": 1}})
+    path = write("rows.jsonl", rows)
+    (tmp_path / "out.txt").write_text("r8\n")
+    kept, excluded = read(path), read(path, exclude=str(tmp_path / "out.txt"))
+    assert (len(kept.train.records), kept.report.counts) == (11, {"duplicate": 5})
+    assert excluded.report.counts == {"excluded": 1, "duplicate": 4}
+    left = read(path, duplicates="drop", eval_fraction=0.5)
+    assert left.report.counts["dropped_duplicate"] == 5
+    assert {*left.train.values("id"), *left.eval.values("id")} == {"r0", "r1", "r2", "r3", "t", "v"}
+
+
+def said(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 def test_rows_that_are_trained_otherwise_have_other_ids(write, read):
     """In any order; what rows without such fields have is the hash of their turns alone."""
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
 from sftmix.common.places import unwritable
 from sftmix.config.schema import find_component
+from sftmix.options import DataOptions
 from sftmix.pipeline.finished import is_run
 from sftmix.pipeline.stages import check_finished, write_manifest
 from sftmix.tools.suspects import signals
@@ -53,6 +55,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=50, metavar="N", help="rows to print [50]; the files hold all")
     parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")
     parser.add_argument("--label_field", metavar="NAME", help="of files of rows: the field that is the label")
+    parser.add_argument("--data.roles", dest="roles", type=yaml.safe_load, metavar="MAP", help="of files: as of `run`")
+    parser.add_argument(
+        "--data.skip_bad", dest="skip_bad", type=yaml.safe_load, choices=(True, False), help="of files: as of `run`"
+    )
     parser.add_argument(
         "--signals", nargs="+", metavar="NAME", help="signals, of which the first orders [by what is known]"
     )
@@ -93,10 +99,9 @@ def _check(args: argparse.Namespace, run: Path | None) -> None:
     if run and (len(args.rows) > 1 or args.model):
         more = f"--model {args.model}" if args.model else " ".join(args.rows)
         raise ConfigError(f"suspects takes one run, or files of rows with or without --model, and not {run} and {more}")
-    if run and args.label_field:
-        raise ConfigError(
-            f"--label_field {args.label_field} is for files of rows; {run} has the labels of its own rows"
-        )
+    of_files = {"label_field": args.label_field, "data.roles": args.roles, "data.skip_bad": args.skip_bad}
+    if run and (given := [f"--{name} {value}" for name, value in of_files.items() if value is not None]):
+        raise ConfigError(f"{' and '.join(given)} is for files of rows; {run} has its own rows as it read them")
     if args.top < 1:
         raise ConfigError(f"--top is {args.top}; allowed: 1 and above")
     _kinds(args.signals or ())
@@ -113,13 +118,13 @@ def _scored(args: argparse.Namespace, run: Path) -> Path:
     """Let the model score the rows with their prompts and without, in a run directory; one that has them is kept."""
     from sftmix.components.reference import FromCheckpoints
     from sftmix.config import RunConfig
-    from sftmix.options import DataOptions, ModelOptions
+    from sftmix.options import ModelOptions
     from sftmix.pipeline import recipe
 
     config = RunConfig(
         out=str(run),
         model=ModelOptions(path=args.model),
-        data=DataOptions(train=args.rows, label_field=args.label_field),
+        data=_options(args),
         reference=FromCheckpoints(paths=[args.model], token_nll=True, response_alone=True),
     )
     recipe.run(config, until="confidence")
@@ -128,10 +133,13 @@ def _scored(args: argparse.Namespace, run: Path) -> Path:
 
 def _of_files(args: argparse.Namespace) -> Rows:
     from sftmix.data import prepare
-    from sftmix.options import DataOptions
 
-    train = prepare(DataOptions(train=args.rows, label_field=args.label_field), 0).train
-    return Rows(list(train.examples(whole=False)))
+    return Rows(list(prepare(_options(args), 0).train.examples(whole=False)))
+
+
+def _options(args: argparse.Namespace) -> DataOptions:
+    """Return the options under which files of rows are read."""
+    return DataOptions(train=args.rows, label_field=args.label_field, roles=args.roles, skip_bad=bool(args.skip_bad))
 
 
 def _of_run(run: Path) -> Rows:
