@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import refuse_links
 from sftmix.common.places import is_there
-from sftmix.config.read import as_started, read_finished
+from sftmix.config.read import TABLE, as_started, read_finished
 from sftmix.model.paths import model_at_hand, model_place, named
 from sftmix.pipeline.stages import is_finished
 
@@ -37,9 +37,11 @@ def is_run(place: str | Path) -> bool:
 
 
 def refuse_no_run(place: Path) -> None:
-    """Raise ConfigError for what is no run directory."""
+    """Raise ConfigError for what is no run directory, such as that of a table."""
     if not is_run(place):
-        raise ConfigError(f"{place} is not a run directory (it has no config.yaml)")
+        table = is_there(place / TABLE)
+        what = f"is a table: name a run of it, {place}/VARIANT/seed-N" if table else "has no config.yaml"
+        raise ConfigError(f"{place} is not a run directory (it {what})")
 
 
 def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> list[FinishedModel]:

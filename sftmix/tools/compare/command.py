@@ -13,7 +13,7 @@ from sftmix.config.merge import build, merge
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
-from sftmix.tools.compare.table import markdown
+from sftmix.tools.compare.written import markdown
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.

@@ -16,45 +16,24 @@ from typing import Any
 import yaml
 
 from sftmix.cli.results import say
-from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped, nearest, told
+from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.files import read_json, write_json, write_text
-from sftmix.common.shown import flatten, markdown_table, short
+from sftmix.common.shown import flatten
 from sftmix.config.read import TABLE, from_plain
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.stages import origin
 from sftmix.tools.compare.contrasts import contrast_of
-from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over, shown_options
+from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over
 from sftmix.tools.compare.statistics import (
     ALPHA,
-    MIN_SEEDS,
     holm,
     mean_sd,
+    seeds_needed,
 )
+from sftmix.tools.compare.written import write_result
 
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
-SHOWN = (
-    "eval_nll_after",
-    "eval_nll_best",
-    "eval_nll_before",
-    "eval_accuracy",
-    "eval_exact_match",
-    "calibration",
-    "mu_effective",
-    "ntp_tokens",
-    "mixup_tokens",
-    "confidence_std",
-    "confounds",
-    "stages.train.wall_seconds",
-)
-"""Figures and groups of figures that are shown unless `metrics` names others; missing ones are left out."""
-CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p (Holm)", "result", "inputs that differ"]
-NOTES = """\
-- p: two-sided sign-flip test over the seeds; Holm over all contrasts; the result is by p after Holm alone.
-- 95% interval: Student's t, not corrected for several contrasts.
-- Inputs that differ are options, and what the training was made from; of a difference of differences, within each of
-  the two. The order of the examples follows from data, split, confidence, pairing, online, seed, epochs and batch size:
-  where one of them differs, it is part of the difference, and so is how often a run was evaluated for its best one."""
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
@@ -74,9 +53,19 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     if foreign and not (out / TABLE).exists():
         raise ConfigError(f"{out} holds {min(foreign)}, which no table wrote; choose another --out")
     with holding(out):  # what is certain of any run without a model is refused before torch is imported
+        refused: dict[str, str] = {}
         for cell in cells:
             with _named(cell):
-                check_run(from_plain(cell.plain), "train")
+                try:
+                    check_run(from_plain(cell.plain), "train")
+                except ConfigError as error:
+                    refused.setdefault(cell.variant, f"variant {cell.variant}, seed {cell.seed}: {error}")
+        if made := [str(out / variant) for variant in refused if (out / variant).exists()]:
+            refused["remedy"] = (
+                f"To make the runs of these variants anew, move {', '.join(made)} away: the others stay."
+            )
+        if refused:
+            raise ConfigError("\n".join(refused.values()))
     from sftmix.common.world import start_world
 
     summaries = {}
@@ -195,8 +184,8 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[st
     for contrast, p_holm in zip(contrasts, holm([each["p"] for each in contrasts]), strict=True):
         contrast["p_holm"] = None if contrast["p"] is None else p_holm
         contrast["verdict"] = "different" if p_holm <= ALPHA else "no difference shown"
-        if (seeds := len(contrast["seeds"])) < MIN_SEEDS:
-            contrast["verdict"] = f"not tested: {seeds} of at least {MIN_SEEDS} seeds"
+        if (seeds := len(contrast["seeds"])) < (needed := seeds_needed(len(contrasts))):
+            contrast["verdict"] = f"not tested: {seeds} of at least {needed} seeds"
     makers = {f"{one.get('version', '')} {one.get('git_revision') or ''}".strip() for one in summaries.values()}
     return {
         "complete": complete,
@@ -210,88 +199,3 @@ def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[st
         "seed": comparison.variants[comparison.baseline].seed,
         "trained_by": sorted(makers - {""}),
     }
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-
-def write_result(directory: Path, table: dict[str, Any]) -> dict[str, Any]:
-    """Write table.json, table.md, and cells.csv with a row for each run; return the table."""
-    import pandas as pd
-
-    write_json(directory / "table.json", table)
-    write_text(directory / "table.md", markdown(table))
-    rows = []
-    for name, variant in table["variants"].items():
-        rows += [{"variant": name, "seed": r["seed"], "run": r["run"], **r["metrics"]} for r in variant["runs"]]
-    write_text(directory / "cells.csv", pd.DataFrame(rows).to_csv(index=False))
-    return table
-
-
-def markdown(table: Mapping[str, Any]) -> str:
-    """Return table.md: the metric and further figures of each variant, the contrasts, and what they can carry."""
-    variants, seeds, metric = table["variants"], len(table["options"]["seeds"]), table["metric"]
-    parts = [f"# {metric}: {len(variants)} variants x {seeds} seeds"]
-    if not table["complete"]:
-        parts.append(f"**INCOMPLETE: {table['runs_done']} of {table['runs']} runs are done.**")
-    if table["contrasts"]:
-        rows = [CONTRASTS]
-        for contrast in table["contrasts"]:
-            interval, numbers = contrast["interval"], [contrast["p"], contrast["p_holm"]]
-            rows.append(
-                [
-                    f"{contrast['ours']} − {contrast['theirs']}",
-                    f"{len(contrast['seeds'])} of {seeds}",
-                    "-" if contrast["mean"] is None else f"{contrast['mean']:+.4f}",
-                    "-" if interval is None else "[{:+.4f}, {:+.4f}]".format(*interval),
-                    contrast["interval_over"] or "-",
-                    *("-" if number is None else short(number) for number in numbers),
-                    contrast["verdict"],
-                    ", ".join(contrast["inputs_that_differ"]) or "none",
-                ]
-            )
-        parts += [markdown_table(rows), NOTES]
-    for name, variant in variants.items():
-        if seeds_without := ", ".join(map(str, variant["no_value"])):
-            parts.append(
-                f"**{name}: no finite {metric} at seeds {seeds_without}. Such runs (diverged, or not measured) are in "
-                "no mean and no contrast, which flatters a variant that diverges.**"
-            )
-        if others := ", ".join(run["trained_in"] for run in variant["runs"] if run["trained_in"] != run["run"]):
-            parts.append(
-                f"**{name}: nothing that decides its weights differs from {others}, so that was not trained again: "
-                "evaluations, seconds and memory are of that run.**"
-            )
-    parts += [*_figures(table), "## Variants"]
-    options = [[name, shown_options(variant["options"])] for name, variant in variants.items()]
-    parts.append(markdown_table([["variant", "options that are not the same in all"], *options]))
-    parts.append(f"Trained by sftmix {', '.join(table['trained_by'])}.")
-    return "\n\n".join(parts) + "\n"
-
-
-def _figures(table: Mapping[str, Any]) -> list[str]:
-    """Return the metric and further figures of each variant, with a note for each name of `metrics` that is of none."""
-    variants, metric, named = table["variants"], table["metric"], table["options"]["metrics"]
-    of_held_out = metric in ("eval_nll_after", "eval_nll_best", "eval_nll_before")
-    unit = "nats per response token of the held-out rows; lower is better" if of_held_out else "no unit"
-    parts = [f"## Figures\n\nMean ± standard deviation over seeds. {metric}: {unit}."]
-    known = dict.fromkeys(name for variant in variants.values() for name in variant["metrics"])
-    names = [metric]
-    for group in SHOWN if named is None else named:
-        found = [name for name in known if f"{name}.".startswith(f"{group}.")]
-        names += found
-        if named and not found:
-            note = told(f"metrics: no run has {group!r}", nearest(group, known), "the names are those of summary.json")
-            parts.append(f"**{note}**")
-    rows = [[name, *(_figure(variant, name) for variant in variants.values())] for name in dict.fromkeys(names)]
-    return [*parts, markdown_table([["figure", *variants], *rows])]
-
-
-def _figure(variant: Mapping[str, Any], name: str) -> str:
-    """Return mean ± sd, and the number of seeds if some lack the figure."""
-    figures, runs = variant["metrics"].get(name), len(variant["runs"])
-    if figures is None:
-        return "-"
-    spread = "" if figures["sd"] is None else f" ± {short(figures['sd'], digits=2)}"
-    some = f" ({figures['seeds']} of {runs} seeds)" if figures["seeds"] < runs else ""
-    return f"{short(figures['mean'], digits=5)}{spread}{some}"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import as_written
-from sftmix.common.places import unwritable
+from sftmix.common.places import is_there, unwritable
+from sftmix.config.read import TABLE
 from sftmix.pipeline.finished import refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
@@ -14,6 +15,7 @@ For one run it also writes report/examples.parquet: every example with its text,
   sftmix report runs/first
   sftmix report runs/first --score          the loss of every training example before and after, in the table
   sftmix report runs/first runs/second --to both.html
+  sftmix report runs/table5 --margin 0.01   the differences of a table, seed by seed
 
 It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
 
@@ -23,7 +25,7 @@ ON_MAP = 400
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run directories")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run directories, or one table's")
     parser.add_argument("--to", metavar="FILE", help="the page [RUN/report/report.html; of several runs report.html]")
     parser.add_argument(
         "--map",
@@ -37,6 +39,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="pass all training examples through the base model and the trained ones, for the table",
     )
+    parser.add_argument(
+        "--margin", type=float, metavar="X", help="of a table: shade the differences from -X to X, which do not matter"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -45,7 +50,10 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
     if len(args.runs) > 1 and (args.score or args.map not in (0, ON_MAP)):
         raise ConfigError("--map and --score are for the report of one run; leave them out, or name one run")
-    for run in args.runs:
+    table = len(args.runs) == 1 and is_there(args.runs[0] / TABLE)
+    if args.margin is not None and not (table and args.margin > 0):
+        raise ConfigError(f"--margin is {args.margin:g}; it is above 0, and for the report of one table")
+    for run in [] if table else args.runs:
         refuse_no_run(run)  # before plotly is imported, and torch
     if len(args.runs) == 1 and (problem := unwritable(args.runs[0] / "report", folder=True)):
         raise ConfigError(f"{args.runs[0]} {problem}: of one run the table of examples is written there")
@@ -54,5 +62,5 @@ def main(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
     with as_written(f"a file of {' or '.join(map(str, args.runs))}"):
-        for path in write_report(args.runs, args.to, map_size=args.map, score_all=args.score):
+        for path in write_report(args.runs, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
             print(path)

@@ -1,7 +1,7 @@
 """Figures of a run, each a plotly figure; None if the run has nothing to show there. The page sets the colours."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -22,6 +22,8 @@ CORRECT = ["#d6503c", "#d9a63a", GROUPS[0]]
 
 POINTS = 4000
 """Most points of the data map."""
+LOG = {"type": "log", "tickformat": "~g"}
+"""A logarithmic axis whose ticks between the powers of ten have their whole numbers, and not one digit."""
 ENDS = 400
 """Points of each end of the confidence that thinning keeps."""
 
@@ -57,6 +59,21 @@ def losses(curves: Iterable[tuple[str, str, Any]], *keys: str) -> go.Figure | No
                     line={"color": colour, "width": 2 if held_out else 1, "dash": "dot" if held_out else "solid"},
                 )
     return chart if chart.data else None
+
+
+def difference(ours: Sequence[Any], theirs: Sequence[Any]) -> go.Figure | None:
+    """Held-out NLL of one training minus another's, at the steps where both were measured; None without any."""
+    first, second = (
+        {line["step"]: line["eval_nll"] for line in lines if line.get("eval_nll") is not None}
+        for lines in (ours, theirs)
+    )
+    steps = sorted(first.keys() & second.keys())
+    if not steps:
+        return None
+    chart = figure("optimizer step", "nats per token")
+    chart.add_scatter(x=steps, y=[first[step] - second[step] for step in steps], mode="lines+markers")
+    chart.add_hline(0, line={"dash": "dash", "width": 1})
+    return chart
 
 
 # ------------------------------------------------------------------------------------------- confidence
@@ -99,8 +116,19 @@ def confidence_axis(values: Float64) -> tuple[Float64, dict[str, Any]]:
     """
     if values.max() >= 0 or values.min() >= 10 * values.max():
         return values, {}
-    axis = {"type": "log", "autorange": "reversed", "tickprefix": "−", "exponentformat": "power"}
+    axis = {**LOG, "autorange": "reversed", "tickprefix": "−"}
     return np.minimum(-values, 1e300), axis
+
+
+def without_outliers(values: Float64, log: bool) -> Float64:
+    """Return values with the few that would empty a picture moved to its edge.
+
+    The edges are as far from the first and the last of a hundred as these are from each other.
+    """
+    seen = np.log(values) if log else values
+    low, high = np.nanpercentile(seen, (1, 99), method="nearest")
+    inside = np.clip(seen, low - (high - low), high + (high - low)) if high > low else seen
+    return np.exp(inside) if log else inside
 
 
 def data_map(view: RunView, rows: Rows) -> go.Figure | None:
@@ -111,12 +139,11 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     spread = view.scores.variability[rows]
     positive = spread[np.isfinite(spread) & (spread > 0)]
     log = len(positive) > 0  # with one checkpoint nothing varies
-    scale = ", log" if log else ""
     correct = view.correctness
     chart = figure(
-        f"variability (standard deviation of the perplexity over the checkpoints{scale})",
+        "variability (log)" if log else "variability",
         "confidence" + (" (log)" if axis else ""),
-        xaxis={"type": "log", "exponentformat": "power"} if log else {},
+        xaxis=LOG if log else {},
         yaxis=axis,
         height=520,
     )
@@ -124,8 +151,8 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
         chart,
         view,
         rows,
-        x=np.clip(spread, positive.min() / 2, 1e300) if log else spread,
-        y=heights,
+        x=without_outliers(np.clip(spread, positive.min() / 2, 1e300) if log else spread, log),
+        y=without_outliers(heights, bool(axis)),
         marker={
             "color": None if correct is None or np.isnan(correct[rows]).all() else correct[rows],
             "colorscale": CORRECT,

@@ -16,13 +16,16 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing, read_steps, write_text
+from sftmix.common.places import is_there
 from sftmix.common.shown import as_lines, short
 from sftmix.components.component import Need
+from sftmix.config.read import TABLE
 from sftmix.pipeline.order import pairs_by
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run, read_summary, text_of
+from sftmix.tools.report.table import table_page
 from sftmix.tools.report.topics import topics
 
 TABLE_ROWS = 150
@@ -34,23 +37,29 @@ PAIRS, TOKENS = 3, 24
 
 CURVES = {
     "reference": ("reference", "#8a8f98"),
-    "train": ("target", "#1b9e77"),
     "baseline": ("NTP baseline", "#e6930f"),
+    "train": ("target", "#1b9e77"),
 }
-"""Stage with a training -> its name on the page, and its colour."""
+"""Stage with a training -> its name on the page, and its colour; the last one is drawn above the others."""
 
 
 def write_report(
-    runs: Sequence[Path], to: str | Path | None = None, *, map_size: int, score_all: bool = False
+    runs: Sequence[Path],
+    to: str | Path | None = None,
+    *,
+    map_size: int,
+    score_all: bool = False,
+    margin: float | None = None,
 ) -> list[Path]:
     """Write the page, and of one run report/examples.parquet; return the files that were written.
 
     The page is one HTML file that needs no network; all text in it is escaped.
 
-    runs       finished runs
+    runs       finished runs, or the directory of one table
     to         the page; None: report/report.html in the only directory, or report.html
     map_size   examples on the map of hidden states of a single run, half from each end; 0: no model is loaded
     score_all  pass all training examples of a single run through its models, for the table
+    margin     of a table: see `table.contrasts`
     Raises ConfigError if a directory is not a finished run, or if `to` is a file that is not a report.
     """
     to = Path(to or (runs[0] / "report" / "report.html" if len(runs) == 1 else "report.html"))
@@ -58,7 +67,9 @@ def write_report(
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     if score_all and len(runs) > 1:
         raise ConfigError("--score fills the table of one run, and a page of several has none; leave it out")
-    if len(runs) == 1:
+    if len(runs) == 1 and is_there(runs[0] / TABLE):
+        parts, files = table_page(runs[0], margin), [to]
+    elif len(runs) == 1:
         parts = _report_run(read_run(runs[0]), map_size, score_all=score_all)
         files = [to, runs[0] / FILE]
     else:
@@ -124,6 +135,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         "about": _about(view),
         "plots": {
             "losses": pictures.losses(curves, "ntp", "eval_nll"),
+            "difference": pictures.difference(curves[2][2], curves[1][2]),
             "mixup": pictures.losses(curves, "mixup"),
             "data-map": pictures.data_map(view, points),
             "histogram-groups": pictures.histogram_of(view, "groups"),

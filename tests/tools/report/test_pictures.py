@@ -53,6 +53,16 @@ def test_confidences_with_a_long_tail_are_drawn_on_a_logarithm():
     assert (same.tolist(), none) == ([-3.0, -2.0], {})
 
 
+def test_one_outlier_does_not_empty_a_map():
+    values = np.append(np.linspace(1.0, 2.0, 400), [1e9, np.nan])
+    seen = pictures.without_outliers(values, False)
+    assert np.array_equal(seen[:400], values[:400])
+    assert 2.5 < seen[400] < 3.5
+    assert np.isnan(seen[401])
+    assert pictures.without_outliers(values, True)[400] < 10
+    assert pictures.without_outliers(np.ones(3), True).tolist() == [1, 1, 1]
+
+
 def test_hovers_are_escaped_and_short():
     text = "<b>bold</b> & </script><script>x</script> " * 40
     scores = SimpleNamespace(confidence=np.array([-1.0]), variability=np.array([0.5]))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 pytest.importorskip("sklearn")
 write_report = pytest.importorskip("sftmix.tools.report.write").write_report
 
-PLOTS = {"losses", "mixup", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
+PLOTS = {"losses", "difference", "mixup", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,13 @@ def test_plots_and_rows_are_those_of_the_run(run, page, examples):
     assert curves["target, ntp"] == [line["ntp"] for line in lines]
     assert curves["NTP baseline, ntp"] == [line["ntp"] for line in metrics(run, "baseline")]
     assert curves["target, held out"] == [line["eval_nll"] for line in lines if "eval_nll" in line]
+    (gap,) = page.plots["difference"]["data"]
+    ours, theirs = (
+        {line["step"]: line["eval_nll"] for line in metrics(run, stage) if "eval_nll" in line}
+        for stage in ("train", "baseline")
+    )
+    assert dict(zip(gap["x"], gap["y"], strict=True)) == {step: ours[step] - theirs[step] for step in ours}
+    assert page.plots["losses"]["data"][-1]["name"].startswith("target"), "drawn above the baseline"
     counts = page.plots["histogram-labels"]["data"]
     assert {trace["name"]: sum(trace["y"]) for trace in counts} == {"low": 15, "high": 14}
     html = (run / "report" / "report.html").read_text(encoding="utf-8")
@@ -140,6 +147,30 @@ def test_a_split_without_confidence_can_be_looked_at_before_a_training(small, tm
     examples = table(tmp_path / "run" / "report" / "examples.parquet")
     shown = zip(examples["id"], examples["group"], examples["held_out"], strict=True)
     assert {name: group for name, group, held_out in shown if not held_out} == groups(tmp_path / "run")
+
+
+def test_a_table_has_a_page_of_its_own(tmp_path, sftmix):
+    """Each seed a dot, the interval and what does not matter; the tables of table.md below."""
+    run = {"seed": 1, "run": "A/seed-1", "trained_in": "A/seed-1", "metrics": {"x": 1.0}}
+    variants = {
+        name: {"runs": [run], "metrics": {"x": {"seeds": 1, "mean": 1.0, "sd": None}}, "no_value": [], "options": {}}
+        for name in ("A", "<b>")
+    }
+    contrast = {"ours": "<b>", "theirs": "A", "seeds": [1, 2], "differences": [0.25, 0.75], "mean": 0.5}
+    contrast |= {"interval": [-1.5, 2.5], "interval_over": "seeds", "p": 0.5, "p_holm": 0.5, "verdict": "not tested"}
+    made = {"metric": "x", "complete": True, "variants": variants, "options": {"seeds": [1, 2], "metrics": None}}
+    (tmp_path / "table.json").write_text(json.dumps({**made, "contrasts": [contrast | {"inputs_that_differ": []}]}))
+    (tmp_path / "compare.yaml").write_text("metric: x\n")
+    assert sftmix("report", str(tmp_path), "--margin", "0.1").code == 0
+    page = Text(tmp_path / "report" / "report.html")
+    dots, mean = page.plots["contrasts"]["data"]
+    assert (dots["x"], mean["x"]) == ([0.25, 0.75], [0.5])
+    assert (mean["error_x"]["array"], mean["error_x"]["arrayminus"]) == ([2.0], [2.0])
+    assert [shape["x0"] for shape in page.plots["contrasts"]["layout"]["shapes"]] == [0, -0.1]
+    assert "<b> − A2 of 2+0.5000" in page.text
+    for words, said in (("--margin", "0"), "above 0"), (("--map", "3"), "--map is 3"):
+        assert said in sftmix("report", str(tmp_path), *words).err
+    assert "is a table: name a run of it" in sftmix("track", str(tmp_path), "--to", "tensorboard").err
 
 
 def test_several_runs_stand_side_by_side(run, tmp_path):

@@ -1,0 +1,64 @@
+"""What the page of a table shows: each contrast with its seeds, and the figures of table.md."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from sftmix.common.files import read_json
+from sftmix.tools.compare.written import contrast_rows, figure_rows, rows_by_seed
+from sftmix.tools.report.pictures import GROUPS, figure
+
+
+def table_page(directory: Path, margin: float | None) -> dict[str, Any]:
+    """Return what page.html shows of the table of a directory; margin: as in `contrasts`."""
+    table = read_json(directory / "table.json", variants=dict, contrasts=list, options=dict, metric=str)
+    size = f"{len(table['variants'])} variants x {len(table['options']['seeds'])} seeds"
+    made = "" if table["complete"] else f"; INCOMPLETE: {table['runs_done']} of {table['runs']} runs are done"
+    return {
+        "about": f"{table['metric']}: {size}{made}",
+        "plots": {"contrasts": contrasts(table, margin)},
+        "tables": {
+            "Contrasts": contrast_rows(table) if table["contrasts"] else [],
+            "Figures": figure_rows(table),
+            "By seed": rows_by_seed(table),
+        },
+    }
+
+
+def contrasts(table: dict[str, Any], margin: float | None) -> go.Figure | None:
+    """Draw a dot for the difference at each seed, and the mean with its 95% interval; None without any.
+
+    margin  differences of at most this size are shaded: those that would not matter
+    """
+    drawn = [contrast for contrast in table["contrasts"] if contrast["differences"]]
+    names = [escape(f"{contrast['ours']} − {contrast['theirs']}") for contrast in drawn]
+    if not drawn:
+        return None
+    chart = figure(f"difference in {table['metric']}", "", height=140 + 70 * len(drawn))
+    for name, contrast in zip(names, drawn, strict=True):
+        dots = contrast["differences"]
+        chart.add_scatter(
+            x=dots,
+            y=[name] * len(dots),
+            mode="markers",
+            marker={"color": GROUPS[0], "size": 7, "opacity": 0.6},
+            text=[f"seed {seed}" for seed in contrast["seeds"]],
+            showlegend=False,
+        )
+        low, high = contrast["interval"] or (contrast["mean"],) * 2
+        reach = {"array": [high - contrast["mean"]], "arrayminus": [contrast["mean"] - low], "thickness": 2}
+        chart.add_scatter(
+            x=[contrast["mean"]],
+            y=[name],
+            mode="markers",
+            marker={"color": GROUPS[1], "size": 11, "symbol": "diamond"},
+            error_x={"type": "data", "symmetric": False, **reach},
+            showlegend=False,
+        )
+    chart.update_yaxes(automargin=True, autorange="reversed")
+    chart.add_vline(0, line={"dash": "dash", "width": 1})
+    if margin is not None:
+        chart.add_vrect(-margin, margin, fillcolor=GROUPS[2], opacity=0.15, line_width=0)
+    return chart
