@@ -53,6 +53,8 @@ SCHEMA = pa.schema(
 """Windows of plain text have the source, label and columns of their first document; `offset` is the window's place
 among its tokens, and `starts` are the places where the documents begin. In other rows both are null."""
 
+MAX_CUT = 0.05
+"""Largest share of the training examples that may be cut without a warning."""
 MAX_OTHER_PROMPTS = 0.05
 """Largest share of the training examples that may be trained behind another prompt than the exported template's."""
 
@@ -171,6 +173,11 @@ def encode(
     report.take(prepared.report)
     train, found = job.side(prepared.train, limit=prepared.options.limit, keep=keep)
     report.take(found)
+    if (cut := found.counts.get("truncated", 0)) > MAX_CUT * len(train):
+        report.notes.append(
+            f"warning: {cut / len(train):.0%} of the training examples are cut at data.max_length = {max_length}, and "
+            "trained without their end: raise data.max_length, or leave such rows out"
+        )
     job.refuse_losses(found)
     held_out = None
     if prepared.eval is not None:

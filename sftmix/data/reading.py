@@ -166,6 +166,8 @@ class RowReader:
             options.trained_turns == "last",
         )
         record = stored_once(example, self.report, self.times)
+        if record is not None and example.messages[0].role == "system":
+            self.report.add("system", place)
         if record is not None and thinks(example):
             self.report.add("thought", place)
         return record

@@ -13,6 +13,7 @@ REASONS = {
     "excluded": "row{s} left out (data.exclude)",
     "duplicate": "row{s} with the same content as an earlier row (kept; data.duplicates drop leaves them out)",
     "dropped_duplicate": "row{s} with the same content as an earlier row left out (data.duplicates)",
+    "system": "row{s} with a system turn",
     "thought": "row{s} with a thought before the answer (data.thoughts)",
     "empty_response": "empty response{s} dropped",
     "unanswered": "last turn{s} without an answer, dropped",

@@ -237,7 +237,7 @@ def test_each_turn_is_an_example_with_its_history(write, read):
     turns = ["system", "user", "assistant", "user", "assistant", "user", "assistant", "user"]
     row = {"messages": [{"role": r, "content": "" if i == 4 else f"t{i}"} for i, r in enumerate(turns)], "id": "c"}
     prepared = read(write("rows.jsonl", [row, *dialogues(1)]))
-    assert prepared.report.counts == {"empty_response": 1, "unanswered": 1}
+    assert prepared.report.counts == {"empty_response": 1, "unanswered": 1, "system": 1}
 
     def found(whole: bool) -> list:
         chats = prepared.train.examples(whole=whole)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.cli.results import say
+from sftmix.cli.results import at, say
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import decoded
+from sftmix.common.files import decoded, read_json_if_there
 from sftmix.common.shown import as_lines
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
 
@@ -45,6 +45,12 @@ def main(args: argparse.Namespace) -> None:
     tools = read_tools(args.tools) if args.tools else ()
     models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
+    if (
+        models[0].run
+        and not options.system
+        and (rows := at(read_json_if_there(models[0].run / "summary.json"), "data.counts.system"))
+    ):
+        say(f"{rows:,} of its rows had a system turn, and this conversation has none: --system TEXT or FILE gives one")
     from sftmix.pipeline.loaded import load_finished
 
     chat([load_finished(model, options.dtype) for model in models], options, tools)

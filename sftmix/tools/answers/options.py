@@ -1,11 +1,14 @@
 """Questions, and the options of an answer, for the commands that make some; their help needs no library."""
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import decoded
 from sftmix.pipeline.finished import DTYPES
 
 
@@ -80,10 +83,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         ("temperature", float, "X", "0 takes the likeliest token [0; mt_bench: as FastChat, by the category]"),
         ("top_p", float, "X", "draw from the likeliest tokens with this share of the probability [%(default)s]"),
         ("seed", int, "N", "seed of the draws [%(default)s]"),
-        ("system", str, "TEXT", "system turn before conversations that have none"),
+        ("system", _text, "TEXT|FILE", "system turn before conversations that have none, or the file that holds it"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=getattr(AnswerOptions, name), metavar=metavar, help=about)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as stored [%(default)s]")
+
+
+def _text(value: str) -> str:
+    """Return the text of a file, or the value itself if it names none."""
+    return decoded(Path(value).read_bytes()).strip() if os.path.isfile(value) else value
 
 
 def sampling(args: argparse.Namespace) -> AnswerOptions:

@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import io
+import json
 import re
+import shutil
 
 import pytest
 
@@ -133,6 +135,22 @@ def test_if_one_model_has_no_room_both_forget_the_turn(lively, spied):
 
 def spied_prompt(loaded, text: str) -> list[int]:
     return loaded.render([{"role": "user", "content": text}])
+
+
+def test_a_system_turn_may_be_a_file_and_rows_that_had_one_are_told(finished, sftmix, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished.path, run)
+    summary = json.loads((run / "summary.json").read_text())
+    summary["data"]["counts"]["system"] = 7
+    (run / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "system.txt").write_text("Be brief.\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "7 of its rows had a system turn" in sftmix("chat", str(run)).err
+    seen = []
+    monkeypatch.setattr("sftmix.tools.answers.chat.chat", lambda models, options, tools: seen.append(options.system))
+    for given in (str(tmp_path / "system.txt"), "Be brief.", "x" * 5000):
+        assert "system turn" not in sftmix("chat", str(run), "--system", given).err
+    assert seen == ["Be brief.", "Be brief.", "x" * 5000]
 
 
 def test_two_models_answer_side_by_side_from_a_pipe(finished, sftmix, monkeypatch):
