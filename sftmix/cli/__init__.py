@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         code = INTERRUPTED
     except Exception as error:
+        name_component(error)
         record_error(f"{type(error).__name__}: {error}")
         raise
     sys.stdout.flush()
@@ -97,6 +99,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if NoSpaceError.exit_code in lost:
         print("error: no space left for what this command prints", file=sys.stderr)
     return code or max(lost, default=0)
+
+
+def name_component(error: Exception) -> None:
+    """Add a note to an error of a user's own component: which one it is, and what is kept."""
+    from sftmix.components.component import Component
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        own = type(frame.f_locals.get("self"))
+        if issubclass(own, Component) and not own.__module__.startswith("sftmix."):
+            kept = "what is done before it is kept: mend it, and the same command goes on from there"
+            error.add_note(f"{own.option} {own.__name__} raised this; {kept}")
+            return
 
 
 def _dispatch(argv: list[str]) -> int:
