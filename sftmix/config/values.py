@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.component import Component, plain
+from sftmix.config.load import load, misread
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
     alternatives,
@@ -81,6 +82,8 @@ def converted(value: Any, hint: Any) -> Any:
     if hint in (Any, inspect.Parameter.empty):
         if isinstance(value, dict):
             return {name: converted(inner, Any) for name, inner in value.items()}
+        if isinstance(value, Word) and misread(value):
+            raise NoValueError(value)
         return from_yaml(value) if isinstance(value, Word) else value
     kinds = [kind for kind in alternatives(hint) if _type_of(kind) in _WORDS]
     for kind in sorted(kinds, key=lambda kind: list(_WORDS).index(_type_of(kind))):
@@ -116,13 +119,11 @@ def misfits(value: Any, hint: Any, key: str = "") -> Iterator[str]:
 def from_yaml(value: Any, *, texts: bool = False) -> Any:
     """Return what a text is to YAML, or the text itself if it is nothing else; any other value as it is.
 
-    texts  scalars stay as they are written, also those that YAML would take for numbers, dates, true or false, as `no`
+    texts  as in `load`
     """
-    import yaml
-
     try:
-        return yaml.load(value, yaml.BaseLoader if texts else yaml.SafeLoader) if isinstance(value, str) else value
-    except yaml.YAMLError:
+        return load(value, texts=texts) if isinstance(value, str) else value
+    except ValueError:
         return str(value)
 
 
@@ -143,7 +144,8 @@ def _as(kind: Any, value: Any) -> Any:
     parsed = from_yaml(value, texts=str in inside and Any not in inside)
     if kind is bool and isinstance(parsed, bool):
         return parsed
-    if kind in (int, float) and type(parsed) in (str, int, kind):  # 1e-4 is a text to YAML, since it has no point
+    if kind in (int, float) and type(parsed) in (str, int, kind) and not misread(str(value)):
+        # 1e-4 is a text to YAML, since it has no point
         return kind(parsed)
     if origin is dict and isinstance(parsed, dict):
         of_keys, of_values = inside or (Any, Any)
@@ -188,16 +190,14 @@ def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
 
 def _fault(value: Any, hint: Any) -> str:
     """Say why a value is not allowed: above all why YAML makes no collection of a text that was to be one."""
-    import yaml
-
     if value is None or value is True:
         return f" is {'true' if value else 'null'}, or has no value"
     if str in alternatives(hint) and not isinstance(value, (str, list, dict)):
         return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     try:
-        yaml.safe_load(str(value))
-    except yaml.YAMLError as error:
-        return f": {value!r} is no YAML: {getattr(error, 'problem', error)}".replace("'<stream end>'", "its end")
+        load(str(value))
+    except ValueError as error:
+        return f": {value!r} is refused, {error}"
     return f": {value!r} is not allowed"
 
 

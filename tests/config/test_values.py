@@ -41,12 +41,12 @@ from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOp
         ),
         (
             ["preview", "--data.columns", "{response: a"],
-            ["is no YAML: expected ',' or '}', but got its end; allowed: a map"],
+            ["is refused, line 1: expected ',' or '}', but got"],
         ),
         (["preview", "--data.columns", "{response: [a]}"], ["is not allowed; allowed: a mapping"]),
         (
             ["compare", "--variants", "{NTP: {objective: NTP}, SFTMix: {}"],
-            ["is no YAML: expected ',' or '}'", "for example --variants '{NTP: {objective: NTP, "],
+            ["is refused, line 1: expected ',' or '}'", "for example --variants '{NTP: {objective: NTP, "],
         ),
         (["compare", "--contrasts", "[A, B]"], ["contrasts: ", "for example --contrasts '[[SFTMix, NTP]]'"]),
         (["run", "--training.schedule", "COSINE"], ["Did you mean cosine?"]),
