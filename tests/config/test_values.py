@@ -13,7 +13,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
 from sftmix.config.schema import ForeignClassError, import_class, trusting
-from sftmix.config.values import ELSEWHERE, NoValueError, Word, converted, unknown_option
+from sftmix.config.values import NoValueError, Word, converted
 from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
 
 
@@ -59,12 +59,6 @@ def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, wor
         assert word in done.err
 
 
-def test_names_of_other_frameworks_lead_to_ours():
-    for option, names in ELSEWHERE.items():
-        for name in names:
-            assert f"unknown option {name}. Did you mean {option}? " in str(unknown_option(name))
-
-
 @pytest.mark.parametrize(
     ("hint", "value", "expected"),
     [
@@ -102,7 +96,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"trainning": {"epochs": 1}}, ["trainning.epochs. Did you mean training.epochs?"]),
+        ({"trainning": {"epochs": 1}}, ["trainning. Did you mean training?"]),
         ({"training": {"epoch": 1}}, ["training.epoch. Did you mean training.epochs?"]),
         ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
         ({"data": {"format": "alpacca"}}, ["data.format: 'alpacca'", "mean alpaca? Allowed: auto, alpaca, "]),
