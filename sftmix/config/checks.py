@@ -5,15 +5,16 @@ import math
 import re
 from collections.abc import Container, Iterator
 from dataclasses import fields
+from typing import Any
 
 from sftmix.common.errors import refuse
 from sftmix.common.plain import as_list, not_plain, spelling
 from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.component import Component, Need, missing_package
+from sftmix.components.component import Component, Need, missing_package, plain
+from sftmix.config.merge import ARGS, merge
 from sftmix.config.run_config import RunConfig
-from sftmix.config.values import misfits
 from sftmix.options import (
     OF_SHARDS,
     SHARDED,
@@ -32,8 +33,19 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
     `needs_out=False` is for commands that write no run directory.
     """
-    problems = list(not_plain(config.plain())) or list(misfits(config, RunConfig))
+    stored = config.plain()
+    problems = list(not_plain(stored)) or list(_misfits(stored, plain(merge({}, stored)), ""))
     refuse(problems or list(_problems(config, needs_out)), "the configuration")  # which compares values of their types
+
+
+def _misfits(given: Any, read: Any, key: str) -> Iterator[str]:
+    """Yield a sentence for each plain value of an object made in Python that is another one when a file is read."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        for name, value in given.items():
+            inner = key if name == ARGS else f"{key}.{name}" if key else name
+            yield from _misfits(value, read.get(name), inner)
+    elif [given] != [read]:  # in lists, since nan is itself there
+        yield f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
