@@ -167,7 +167,8 @@ def option_docs(owner: Any) -> dict[str, str]:
     Such a line is `name: text`.
     """
     if dataclasses.is_dataclass(owner):
-        source = inspect.getsource(owner)  # type: ignore[arg-type]
+        groups = [cls for cls in inspect.getmro(owner)[::-1] if dataclasses.is_dataclass(cls)]  # type: ignore[arg-type]
+        source = "".join(map(inspect.getsource, groups))
         documented = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, flags=re.M | re.S)
         return {name: " ".join(text.split()) for name, text in documented}
     names = "|".join(map(re.escape, options_of(owner)))
