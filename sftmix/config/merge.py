@@ -92,8 +92,9 @@ def _merge_options(
         elif rest and isinstance(before, dict):  # one entry of a mapping
             tree[name] = _convert(before | value, hint, full)
         else:
-            values = _convert(value, hint, full)
-            tree[name] = values if name == first else [*as_list([] if before is None else before), *as_list(values)]
+            tree[name] = _convert(value, hint, full)
+            if name != first:
+                tree[name] = [*as_list([] if before is None else before), *as_list(tree[name])]
     return tree
 
 
@@ -134,16 +135,10 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
         options |= options.pop(ARGS)
     cls = import_class(old[CLASS]) if isinstance(old, Mapping) else None
     if CLASS in options:
-        name = options.pop(CLASS)
-        try:
-            value, cls = converted(name, hint), None
-        except NoValueError as error:
-            if not isinstance(name, str):
-                raise not_allowed(key, hint, name) from error
-            cls = find_component(base, name, key, words_of(hint))
-        else:
-            if not options:
-                return value  # such as null
+        chosen = _chosen(options.pop(CLASS), hint, base, key)
+        if not (isinstance(chosen, type) or options):
+            return chosen  # such as null
+        cls = chosen if isinstance(chosen, type) else None
     if cls is None:
         raise ConfigError(
             f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed_components(base)}"
@@ -152,6 +147,16 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
     args = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
     given = {str(name).removeprefix(f"{ARGS}."): value for name, value in options.items()}
     return {CLASS: f"{cls.__module__}.{cls.__qualname__}", ARGS: _merge_options(args, given, known, f"{key}.", cls)}
+
+
+def _chosen(name: Any, hint: Any, base: type[Component], key: str) -> Any:
+    """Return the class of a name, or the plain value that the option takes instead."""
+    try:
+        return converted(name, hint)
+    except NoValueError as error:
+        if not isinstance(name, str):
+            raise not_allowed(key, hint, name) from error
+    return find_component(base, name, key, words_of(hint))
 
 
 # ------------------------------------------------------------------------------------------------ building
