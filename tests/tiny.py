@@ -35,7 +35,7 @@ class Tiny:
     def options(self) -> list[str]:
         return [
             *("--model.path", str(self.model), "--data.train", str(self.train), "--data.eval", str(self.eval)),
-            *("--training.learning_rate", "0.01", "--training.epochs", "3", "--reference.checkpoints", "2"),
+            *("--training.learning_rate", "0.01", "--reference.checkpoints", "2"),
             *("--training.global_batch_size", "8", "--training.micro_batch_size", "4"),
         ]
 

@@ -11,7 +11,7 @@ from sftmix.common.places import unwritable
 
 
 class Command(NamedTuple):
-    """A command: its line in the overview, its module in `sftmix.tools`, and the function there."""
+    """A command: its line in the overview, its module, and the function there."""
 
     summary: str
     module: str
@@ -19,26 +19,41 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "quickstart": Command("see the whole recipe in under three minutes, without any download", "quickstart.command"),
-    "run": Command("do all of it: reference, confidence, split, training, export", "stages.command", "main_run"),
-    "reference": Command("only up to the training dynamics of the reference", "stages.command", "main_reference"),
-    "confidence": Command("only up to the confidence of every example", "stages.command", "main_confidence"),
-    "split": Command("only up to the split", "stages.command", "main_split"),
-    "train": Command("the same as run, by the name of its last stage", "stages.command", "main_train"),
-    "compare": Command("run a table: variants x seeds, with the statistics of their differences", "compare.command"),
-    "estimate": Command("say what a run will need: memory and hours, before it is started", "estimate.command"),
-    "preview": Command("show rows as the model will see them", "preview.command"),
-    "export": Command("write a checkpoint as a Hugging Face model", "sharing.command"),
-    "chat": Command("talk to a finished model, or to two side by side", "answers.chat"),
-    "generate": Command("let finished models answer a file of prompts", "answers.generate"),
-    "report": Command("write a page that shows what a run saw in the data, and what came out", "report.command"),
-    "suspects": Command("list the rows that are most likely wrong, to be read first", "suspects.command"),
-    "evaluate": Command("measure the models of a run on benchmarks, in one table", "evaluate.command"),
-    "verify": Command("check a result: make some steps of a run again and compare them", "verify.command"),
-    "status": Command("show how far runs are", "status.command"),
-    "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", "trackers"),
-    "components": Command("list what can be swapped", "listing.command"),
+    "quickstart": Command(
+        "see the whole recipe in under three minutes, without any download", "sftmix.tools.quickstart.command"
+    ),
+    "run": Command(
+        "do all of it: reference, confidence, split, training, export", "sftmix.tools.stages.command", "main_run"
+    ),
+    "reference": Command(
+        "only up to the training dynamics of the reference", "sftmix.tools.stages.command", "main_reference"
+    ),
+    "confidence": Command(
+        "only up to the confidence of every example", "sftmix.tools.stages.command", "main_confidence"
+    ),
+    "split": Command("only up to the split", "sftmix.tools.stages.command", "main_split"),
+    "train": Command("the same as run, by the name of its last stage", "sftmix.tools.stages.command", "main_train"),
+    "compare": Command(
+        "run a table: variants x seeds, with the statistics of their differences", "sftmix.tools.compare.command"
+    ),
+    "estimate": Command(
+        "say what a run will need: memory and hours, before it is started", "sftmix.tools.estimate.command"
+    ),
+    "preview": Command("show rows as the model will see them", "sftmix.tools.preview.command"),
+    "export": Command("write a checkpoint as a Hugging Face model", "sftmix.tools.sharing.command"),
+    "chat": Command("talk to a finished model, or to two side by side", "sftmix.tools.answers.chat"),
+    "generate": Command("let finished models answer a file of prompts", "sftmix.tools.answers.generate"),
+    "report": Command(
+        "write a page that shows what a run saw in the data, and what came out", "sftmix.tools.report.command"
+    ),
+    "suspects": Command("list the rows that are most likely wrong, to be read first", "sftmix.tools.suspects.command"),
+    "evaluate": Command("measure the models of a run on benchmarks, in one table", "sftmix.tools.evaluate.command"),
+    "verify": Command("check a result: make some steps of a run again and compare them", "sftmix.tools.verify.command"),
+    "status": Command("show how far runs are", "sftmix.tools.status.command"),
+    "track": Command("send the metrics of a run to TensorBoard, W&B, trackio or SwanLab", "sftmix.tools.trackers"),
+    "components": Command("list what can be swapped", "sftmix.tools.listing.command"),
 }
+"""The import paths are whole, so that tests/test_architecture.py reads what the command line imports."""
 
 
 def call(name: str, argv: Sequence[str]) -> None:
@@ -47,7 +62,7 @@ def call(name: str, argv: Sequence[str]) -> None:
     Raises ConfigError for places that cannot be written.
     """
     _, module, function = COMMANDS[name]
-    command = import_module(f"sftmix.tools.{module}")
+    command = import_module(module)
     if not hasattr(command, "add_options"):  # it reads options of a run
         return getattr(command, function)(argv)
     form = argparse.RawDescriptionHelpFormatter

@@ -15,43 +15,37 @@ from sftmix.config import RunConfig
 from sftmix.config.schema import alternatives, component_in, group_in, is_list, listed_components, options_of
 from sftmix.config.values import choices, unknown_option
 
-SHORT = {
-    "out": "run directory; the same command continues it",
-    "config": "options from a YAML file, or recipe:NAME",
-    "seed": "of order, pairs, lambdas, held-out rows",
-    "print_config": "print all options as YAML, and exit",
-    "model.path": "base model: hub id or directory",
-    "data.train": "rows: files, directories or hub ids",
-    "data.eval_fraction": "share of these rows to hold out, as 0.05",
-    "data.eval": "or held-out rows from a file of their own",
-    "data.take": "so many rows of each source: for a trial",
-    "data.max_length": "tokens per example; longer ones are cut",
-    "data.template": "the model's own, or alpaca, chatml, a file",
-    "training.learning_rate": "peak, after a warm-up",
-    "training.epochs": "passes over the rows",
-    "training.max_steps": "or so many optimizer steps",
-    "training.global_batch_size": "examples per step, on all GPUs",
-    "training.micro_batch_size": "examples at a time on a GPU, at most",
-    "model.lora.r": "train LoRA adapters of this rank",
-    "checkpoint.keep_best": "keep the best evaluation's model, too",
-    "reference": "source of the scores",
-    "reference.checkpoints": "how often each row is scored",
-    "splitter": "the groups: Median, Quantile ...",
-    "objective": "the loss: SFTMix, NTP ...",
-    "objective.mu": "weight of the Mixup term",
-    "with_baseline": "also train plain NTP, to compare with",
-}
-"""The options that matter most, with a few words that leave each on one line."""
-
-_NOT_READ = {
-    "reference": "objective with_baseline splitter",
-    "confidence": "objective with_baseline splitter",
-    "split": "objective with_baseline",
-    "preview": "objective with_baseline splitter reference training checkpoint out model.lora",
-    "compare": "objective with_baseline splitter reference checkpoint",
-    "estimate": "objective splitter checkpoint out",
-}
-"""Options and groups of SHORT that a command has no use for, or has in its variants."""
+OF_ROWS = """\
+  --config FILE                   options from a YAML file, or recipe:NAME
+  --seed N                        of order, pairs, lambdas, held-out rows [42]
+  --print_config                  print all options as YAML, and exit
+  --model.path PATH               base model: hub id or directory
+  --data.train FILE               rows: files, directories or hub ids
+  --data.eval_fraction X          share of these rows to hold out, as 0.05
+  --data.eval FILE                or held-out rows from a file of their own
+  --data.take [A, ...]            so many rows of each source: for a trial
+  --data.max_length N             tokens per example; longer ones are cut
+  --data.template TEXT            the model's own, or alpaca, chatml, a file
+"""
+OF_REFERENCE = """\
+  --out DIR                       run directory; the same command continues it
+  --training.learning_rate X      peak, after a warm-up [2e-06]
+  --training.epochs X             passes over the rows [3.0]
+  --training.max_steps N          or so many optimizer steps
+  --training.global_batch_size N  examples per step, on all GPUs [32]
+  --training.micro_batch_size N   examples at a time on a GPU, at most
+  --model.lora.r N                train LoRA adapters of this rank
+  --reference CLASS               source of the scores [TrainedReference]
+  --reference.checkpoints N       how often each row is scored [5]
+"""
+OF_TARGET = """\
+  --splitter CLASS                the groups: Median, Quantile ... [Median]
+  --objective CLASS               the loss: SFTMix, NTP ... [SFTMix]
+  --objective.mu X                weight of the Mixup term [0.2]
+  --with_baseline                 also train plain NTP, to compare with
+  --checkpoint.keep_best          keep the best evaluation's model, too
+"""
+"""The options that matter most, a line each: of the model and the rows, of all training, and of the target's alone."""
 
 _NAMES = {"path": "PATH", "train": "FILE", "eval": "FILE", "out": "DIR", "cache_dir": "DIR", "window": "N"}
 _FORMS = {
@@ -84,10 +78,6 @@ class HelpRow(NamedTuple):
     form: str
     doc: str
 
-    def within(self, keys: Iterable[str]) -> bool:
-        """Return True if this is one of these options, or an option inside one."""
-        return any(f"{self.key}.".startswith(f"{key}.") for key in keys)
-
 
 def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = ()) -> str:
     """Return the help of a command; raise ConfigError for an unknown topic.
@@ -112,19 +102,16 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
     if topic == "all":
         return formatted(groups, usage=usage, description=about, epilog=_COMPONENTS)
     if topic:
-        chosen = groups.get(topic) or [row for row in rows if row.within([topic])]
+        chosen = groups.get(topic) or [row for row in rows if f"{row.key}.".startswith(f"{topic}.")]
         if not chosen:
             raise unknown_option(topic)
         return formatted({topic: chosen}, usage=argparse.SUPPRESS, epilog="All options: --help all.")
-    unread = _NOT_READ.get(name, "").split()
-    by_key = {row.key: row for row in rows if not row.within(unread)}
-    short = []
-    for key in filter(by_key.get, SHORT):  # a few words, the default, and one form of the value
-        default = re.search(r" \[(?!null|auto)[^[]*]$", by_key[key].doc)
-        form = by_key[key].form.partition("|")[0]
-        short.append(HelpRow(key, form, SHORT[key] + (default[0] if default else "")))
+    used = [OF_ROWS] if name == "preview" else [OF_ROWS, OF_REFERENCE]
+    if name in ("run", "train"):
+        used.append(OF_TARGET)
     rest = f"All options: --help all. One group in full: --help GROUP, of {', '.join(groups)}."
-    return formatted({name: own, "options": short}, usage=usage, description=about, epilog=textwrap.fill(rest, 78))
+    short = "\n".join(["options:", "".join(used), textwrap.fill(rest, 78)])
+    return formatted({name: own}, usage=usage, description=about, epilog=short)
 
 
 def option_rows(owner: type, prefix: str) -> Iterator[HelpRow]:
@@ -180,7 +167,8 @@ def option_docs(owner: Any) -> dict[str, str]:
     Such a line is `name: text`.
     """
     if dataclasses.is_dataclass(owner):
-        source = inspect.getsource(owner)  # type: ignore[arg-type]
+        groups = [cls for cls in inspect.getmro(owner)[::-1] if dataclasses.is_dataclass(cls)]  # type: ignore[arg-type]
+        source = "".join(map(inspect.getsource, groups))
         documented = re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, flags=re.M | re.S)
         return {name: " ".join(text.split()) for name, text in documented}
     names = "|".join(map(re.escape, options_of(owner)))

@@ -14,7 +14,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.read import OF_COMPARE, config_file, merge_file
-from sftmix.config.schema import component_bases, is_list, option_hints
+from sftmix.config.schema import is_list, option_hints
 from sftmix.config.values import Word
 
 
@@ -62,6 +62,12 @@ def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> tuple[RunC
 
     Returns the configuration, the tree that it was made from, and the values of the command's own options.
     """
+    epochs, steps = (arguments.options.get(f"training.{name}", "null") for name in ("epochs", "max_steps"))
+    if "null" not in (epochs, steps):
+        raise ConfigError(
+            f"--training.epochs {epochs} and --training.max_steps {steps} exclude each other: a run ends after its "
+            "epochs or after its steps; leave one out"
+        )
     known = {option.name: option for option in options}
     tree: Tree = {}
     applied = set[Path]()
@@ -87,40 +93,33 @@ def print_config(plain: Mapping[str, Any]) -> None:
 
 # ------------------------------------------------------------------------------------------------ words
 
+_FLAGS = ("print_config", "trust")
+"""Options that no value follows."""
+
 
 def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Arguments:
     """Read the words of a command line; an option without a value has the value true. ConfigError for stray words.
 
     options  the command's own options, besides RunConfig's
     """
-    arguments = Arguments()
-    words = deque(argv)
-    seen = [""]
+    arguments, words, seen = Arguments(), deque(argv), [""]
     hints = {**option_hints(), **{option.name: option.annotation for option in options}}
     while words:
         word = words.popleft()
         name, equals, value = ("--help" if word == "-h" else word).partition("=")
         key = name.removeprefix("--")
         if key in ("", name):
-            last = seen[-1].rstrip("+")
-            place = f" after --{last}" if last else ""
-            more = f"add it with --{last}+ {word}" if is_list(hints.get(last)) else "options start with --"
-            raise ConfigError(f"unexpected argument {word!r}{place}; {more}")
+            raise _unexpected(word, seen[-1].rstrip("+"), hints)
         argument: Any = Word(value) if equals else True
-        if not equals and key not in ("print_config", "trust") and words and not words[0].startswith("--"):
+        if not equals and key not in _FLAGS and words and not words[0].startswith("--"):
             argument = Word(words.popleft())
-        field = key.partition(".")[0].rstrip("+")
-        if key == "help":
-            arguments.help = "" if argument is True else argument
-        elif key == "print_config":
-            arguments.print_config = True
-        elif key == "trust":
-            arguments.trust = True
+        if key in ("help", *_FLAGS):
+            setattr(arguments, key, "" if key == "help" and argument is True else argument)
         elif key == "config":
             arguments.configs.append(config_file(str(argument)))
         elif key in seen and is_list(hints.get(key)):
             raise ConfigError(f"--{key} was given more than once; add values with --{key}+ VALUE")
-        elif field in component_bases() and is_list(hints[field]):
+        elif key.partition(".")[0].rstrip("+") == "callbacks":  # the one list of components
             arguments.callbacks.append({key: argument})
         elif key.endswith("+"):
             arguments.options.setdefault(key, []).append(argument)
@@ -128,3 +127,10 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
             arguments.options[key] = argument
         seen.append(key)
     return arguments
+
+
+def _unexpected(word: str, last: str, hints: Mapping[str, Any]) -> ConfigError:
+    """Return the error for a word that is no option and no value of the last one."""
+    place = f" after --{last}" if last else ""
+    more = f"add it with --{last}+ {word}" if is_list(hints.get(last)) else "options start with --"
+    return ConfigError(f"unexpected argument {word!r}{place}; {more}")

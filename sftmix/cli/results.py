@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,11 +29,7 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str
         lines.append(f"Mixup: {share:.0%} of the response tokens were mixed with a token of the other of their pair")
     if effective := summary.get("mu_effective"):
         lines.append(f"mu_effective {effective:.2f}: the weight of Mixup per token, with NTP's as 1")
-    for name, group in (summary.get("confidence") or {}).items():
-        if group["examples"]:
-            median = group.get("confidence_median")
-            what = "" if median is None else f", median confidence {short(median, digits=3)}"
-            lines.append(f"{name}: {group['examples']:,} examples{what}")
+    lines += _groups(summary)
     seconds = {name: at(summary, f"stages.{name}.wall_seconds") for name in STAGES}
     if timed := [f"{name} {timedelta(seconds=round(taken))}" for name, taken in seconds.items() if taken]:
         lines.append(f"time: {', '.join(timed)}")
@@ -41,17 +37,28 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str
     stage = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
     if files := [str(out / name) for name in (stage, "summary.json") if (out / name).exists()]:
         lines.append(f"see {', '.join(files)}")
-    config, place = shlex.quote(str(out / "config.yaml")), shlex.quote(str(out))
-    lines.append("Next:")
-    if trained:
-        lines += [
-            f"  sftmix chat {place}  # talk to the model",
-            f"  sftmix report {place}  # what it saw, and what came out",
-        ]
-    else:
-        suspects = [f"  sftmix suspects {place}  # rows to read first"] if until == "confidence" else []
-        lines += [*suspects, f"  sftmix run --config {config} --out {place}  # goes on from here"]
-    return lines
+    return [*lines, "Next:", *_commands(out, until)]
+
+
+def _groups(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for each group of the split that has examples."""
+    for name, group in (summary.get("confidence") or {}).items():
+        if group["examples"]:
+            median = group.get("confidence_median")
+            what = "" if median is None else f", median confidence {short(median, digits=3)}"
+            yield f"{name}: {group['examples']:,} examples{what}"
+
+
+def _commands(out: Path, until: str) -> Iterator[str]:
+    """Yield the commands that go on from a stage."""
+    place = shlex.quote(str(out))
+    if until == "train":
+        yield f"  sftmix chat {place}  # talk to the model"
+        yield f"  sftmix report {place}  # what it saw, and what came out"
+        return
+    if until == "confidence":
+        yield f"  sftmix suspects {place}  # rows to read first"
+    yield f"  sftmix run --config {shlex.quote(str(out / 'config.yaml'))} --out {place}  # goes on from here"
 
 
 def held_out(summary: Mapping[str, Any]) -> list[str]:

@@ -2,17 +2,19 @@
 
 import importlib.util
 import math
+import re
 from collections.abc import Container, Iterator
 from dataclasses import fields
+from typing import Any
 
 from sftmix.common.errors import refuse
-from sftmix.common.plain import not_plain, spelling
+from sftmix.common.plain import as_list, not_plain, spelling
 from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.component import Component, Need, missing_package
+from sftmix.components.component import Component, Need, missing_package, plain
+from sftmix.config.merge import ARGS, merge
 from sftmix.config.run_config import RunConfig
-from sftmix.config.values import misfits
 from sftmix.options import (
     OF_SHARDS,
     SHARDED,
@@ -31,8 +33,19 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
 
     `needs_out=False` is for commands that write no run directory.
     """
-    problems = list(not_plain(config.plain())) or list(misfits(config, RunConfig))
+    stored = config.plain()
+    problems = list(not_plain(stored)) or list(_misfits(stored, plain(merge({}, stored)), ""))
     refuse(problems or list(_problems(config, needs_out)), "the configuration")  # which compares values of their types
+
+
+def _misfits(given: Any, read: Any, key: str) -> Iterator[str]:
+    """Yield a sentence for each plain value of an object made in Python that is another one when a file is read."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        for name, value in given.items():
+            inner = key if name == ARGS else f"{key}.{name}" if key else name
+            yield from _misfits(value, read.get(name), inner)
+    elif [given] != [read]:  # in lists, since nan is itself there
+        yield f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
@@ -42,6 +55,7 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     if not config.model.path:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
     yield from config.data.problems()
+    yield from _variables(config)
     reference, inherited = config.reference, set[str]()
     adapters = reference_lora(config.model, reference.model)
     for of, training, lora in (
@@ -60,6 +74,19 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
             f"checkpoint.every ({every}) and checkpoint.every_seconds ({seconds:g}) exclude each other: their "
             "distance is one of steps or one of time; set --checkpoint.every null, or leave every_seconds out"
         )
+
+
+def _variables(config: RunConfig) -> Iterator[str]:
+    """Yield a problem for each place that names an environment variable, which a shell replaces and a file does not."""
+    data = config.data
+    places = {"out": config.out, "model.path": config.model.path, "data.cache_dir": data.cache_dir}
+    for key, names in {**places, "data.train": data.train, "data.eval": data.eval}.items():
+        for name in as_list(names):
+            if re.search(r"\$[\w{]", name or ""):
+                yield (
+                    f"{key} is {name!r}, but variables are not replaced here; write the place itself, or let the shell "
+                    f"do it: --{key} {name}"
+                )
 
 
 # ------------------------------------------------------------------------------------------------ options
@@ -189,37 +216,25 @@ _REMEDIES = {
 
 def _needs(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that a component needs, and nothing in this configuration gives."""
-    reference, training = config.reference, config.training
-    by_reference = f"reference {type(reference).__name__}"
-    pairing = config.resolved_pairing()
-    pairs = pairing is not None
-    online = pairs and config.uses_dynamics() and Need.TARGET_LOSSES in reference.needs
-    if pairing is not None:
-        yield from _of_pairing(config, pairing)
-    if pairs and config.uses_dynamics():
-        yield from confidence_problems(config)
-        least, options = config.confidence.least_checkpoints, inherit(training, reference.training)
-        most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
-        if most is not None and most < least:
-            yield (
-                f"confidence {type(config.confidence).__name__} needs {counted(least, 'checkpoint')}, but "
-                f"{by_reference} has {most}; use --reference TrainedReference with more reference.checkpoints (online: "
-                f"more epochs), {_OTHER}"
-            )
-    if online and training.max_steps is None and training.epochs <= 1:
-        yield (
-            f"{by_reference} splits each epoch by the losses of the one before, but training.epochs is "
-            f"{training.epochs:g}; allowed: above 1"
-        )
+    pairs = config.resolved_pairing()
+    online = pairs is not None and config.uses_dynamics() and Need.TARGET_LOSSES in config.reference.needs
+    if pairs is not None:
+        yield from _of_pairing(config, pairs, online)
     for name in ("reference", "selector", "splitter", "perturbation"):
         component = getattr(config, name)
         if component and (problem := missing_package(component)):
             yield f"{name} {type(component).__name__} {problem}, or choose another"
-    available = {Need.BATCH_NLL, *([] if training.activation_checkpointing is True else [Need.STATES])}
-    available |= {*([Need.PAIRS] if pairs else []), *([] if online else [Need.FIRST_SPLIT])}
-    yield from _missing("objective", config.objective, available, by_reference if online else "this run")
+    available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
+    available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
+    by = f"reference {type(config.reference).__name__}" if online else "this run"
+    yield from _missing("objective", config.objective, available, by)
     # Sharded ranks do not give whole weights, which is another message.
     yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "this run")
+    yield from _of_held_out_rows(config)
+
+
+def _of_held_out_rows(config: RunConfig) -> Iterator[str]:
+    """Yield a problem for each evaluation without rows, and for each thing that a callback lacks."""
     held_out = config.data.eval is not None or config.data.eval_fraction is not None
     if config.checkpoint.keep_best and not held_out:
         yield f"checkpoint.keep_best is true, but there are no held-out rows to evaluate; {_ROWS}, or leave it out"
@@ -231,17 +246,33 @@ def _needs(config: RunConfig) -> Iterator[str]:
         available |= callback.gives
 
 
-def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
-    """Yield a problem for each thing that the pairing lacks, and for each batch size that pairs do not fill."""
+def _of_pairing(config: RunConfig, pairing: PairSampler, online: bool) -> Iterator[str]:
+    """Yield a problem for each thing that pairs lack: a confidence, its dynamics, and an even number of examples."""
+    reference, training = config.reference, config.training
     available = {Need.CONFIDENCE} if config.split_needs_confidence() else ()
     yield from _missing("pairing", pairing, available, f"splitter {type(config.splitter).__name__}")
     for name in ("global_batch_size", "micro_batch_size"):
-        size = getattr(config.training, name)
+        size = getattr(training, name)
         if size is not None and size >= 1 and size % 2:
             yield (
                 f"training.{name} is {size}, and pairing needs an even number (pairs are never cut apart); "
                 f"use {size + 1}, or --pairing null with an objective that does not mix"
             )
+    if config.uses_dynamics():
+        yield from confidence_problems(config)
+        least, options = config.confidence.least_checkpoints, inherit(training, reference.training)
+        most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
+        if most is not None and most < least:
+            yield (
+                f"confidence {type(config.confidence).__name__} needs {counted(least, 'checkpoint')}, but reference "
+                f"{type(reference).__name__} has {most}; use --reference TrainedReference with more "
+                f"reference.checkpoints (online: more epochs), {_OTHER}"
+            )
+    if online and training.max_steps is None and training.epochs <= 1:
+        yield (
+            f"reference {type(reference).__name__} splits each epoch by the losses of the one before, but "
+            f"training.epochs is {training.epochs:g}; allowed: above 1"
+        )
 
 
 def confidence_problems(config: RunConfig) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """How options and components are chosen: layers of plain values -> one plain tree -> RunConfig.
 
 A file, a recipe, a command line and a variant of a table are layers: mappings from the full key of an option
-(`objective.mu: 0.4`) or in braces (`objective: {mu: 0.4}`), in any order. `merge` lays them over each other, and checks
-each value against the type of its option. `build` makes the RunConfig of the result.
+(`objective.mu: 0.4`) or in braces (`objective: {mu: 0.4}`). Their order says nothing: keys with fewer dots apply first.
+`merge` lays layers over each other, and checks each value against the type of its option. `build` makes the RunConfig
+of the result.
 
 In the plain tree a component is {"class_path": import path, "init_args": the options that were given}.
 """
@@ -53,38 +54,16 @@ def build(tree: Tree) -> RunConfig:
 # ------------------------------------------------------------------------------------------------ merging
 
 
-class _Parts(dict[str, Any]):
-    """Values that keys with dots gave, and nothing else: of a mapping they change these entries, and no others."""
-
-
-def _by_name(*mappings: Mapping[str, Any]) -> Tree:
-    """Group values by the first part of their keys.
-
-    If a key has options and a value, the value is the name of a component, and so its class_path: {"mu.start": 0, "mu":
-    "Linear"} -> {"mu": {"start": 0, "class_path": "Linear"}}.
-    """
-    options: Tree = {}
-    for key, value in (item for mapping in mappings for item in mapping.items()):
-        name, _, rest = str(key).partition(".")
-        old, new = options.get(name), _Parts({rest: value}) if rest else value
-        if name in options and (isinstance(old, Mapping) or isinstance(new, Mapping)):
-            kind = _Parts if isinstance(old, _Parts) and isinstance(new, _Parts) else dict
-            new = kind(_by_name(_with_class(old), _with_class(new)))
-        elif name in options and old != new:
-            raise ConfigError(f"{name} has two values, {old!r} and {new!r}; write it once")
-        options[name] = new
-    return options
-
-
-def _with_class(value: Any) -> Mapping[str, Any]:
-    """Return the options of a component; a name alone becomes its class_path."""
-    return value if isinstance(value, Mapping) else {CLASS: value}
+def _order(item: tuple[str, Any]) -> tuple[int, bool]:
+    """Sort the keys of a layer: an option before those inside it, a list before what is added to it."""
+    key = item[0].removesuffix(f".{CLASS}")
+    return key.count("."), key.endswith("+")
 
 
 def _merge_options(
     old: Tree,
     new: Mapping[str, Any],
-    known: Mapping[str, Any],
+    known: Mapping[str, Parameter],
     prefix: str,
     cls: type[Component] | None = None,
 ) -> Tree:
@@ -92,31 +71,30 @@ def _merge_options(
 
     new  values by the names of options, or by `name+` for what is added to a list
     """
-    tree, layer = dict(old), _by_name(new)
-    for name in dict.fromkeys(name.removesuffix("+") for name in layer):
-        key = f"{prefix}{name}"
+    tree = dict(old)
+    for key, given in sorted(new.items(), key=_order):
+        first, _, rest = key.partition(".")
+        name, full = first.removesuffix("+"), f"{prefix}{first.removesuffix('+')}"
         if name not in known:
-            inner = [f".{first}" for first in layer[name]] if isinstance(layer.get(name), Mapping) else []
-            raise unknown_option("".join([key, *inner[:1]])) if cls is None else no_option_of(cls, key)
-        hint, added = known[name].annotation, layer.get(f"{name}+", [])
-        if f"{name}+" in layer and not is_list(hint):
-            raise ConfigError(f"{key}+: {key} takes one value, and only lists, such as data.train, can be added to")
-        value = tree[name] if name in tree else _plain_default(known[name].default)
+            raise no_option_of(cls, full) if cls else unknown_option(f"{prefix}{key}")
+        hint = known[name].annotation
+        if name != first and not is_list(hint):
+            raise ConfigError(f"{full}+: {full} takes one value, and only lists, such as data.train, can be added to")
+        before = tree[name] if name in tree else _plain_default(known[name].default)
+        value = {rest: given} if rest else given
         if (base := component_in(hint)) and is_list(hint):
-            tree[name] = _merge_components(value, layer.get(name, {}), as_list(from_yaml(added)), base, key)
+            tree[name] = _merge_components(before, value, base, full, added=name != first)
         elif base:
-            tree[name] = _merge_component(value, layer[name], hint, base, key)
-        elif (group := group_in(hint)) and isinstance(layer[name], Mapping):
-            if CLASS in layer[name]:  # --model NAME beside --model.path NAME
-                raise not_allowed(key, hint, layer[name][CLASS])
-            options = value if isinstance(value, dict) else {}
-            tree[name] = _merge_options(options, layer[name], options_of(group), f"{key}.")
+            tree[name] = _merge_component(before, value, hint, base, full)
+        elif (group := group_in(hint)) and isinstance(value, Mapping):
+            options = before if isinstance(before, dict) else {}
+            tree[name] = _merge_options(options, value, options_of(group), f"{full}.")
+        elif rest and isinstance(before, dict):  # one entry of a mapping
+            tree[name] = _convert(before | value, hint, full)
         else:
-            if isinstance(parts := layer.get(name), _Parts) and isinstance(value, dict):
-                layer[name] = {**value, **parts}
-            value = _convert(layer[name], hint, key) if name in layer else value
-            items = as_list(_convert(added, hint, key)) if added else []
-            tree[name] = [*as_list([] if value in (None, Parameter.empty) else value), *items] if items else value
+            tree[name] = _convert(value, hint, full)
+            if name != first:
+                tree[name] = [*as_list([] if before is None else before), *as_list(tree[name])]
     return tree
 
 
@@ -124,6 +102,8 @@ def _plain_default(value: Any) -> Any:
     """Return a default as the tree holds it: for a component only the class, as its options also have defaults."""
     if isinstance(value, Component):
         return {**value.spec(), ARGS: {}}
+    if value is Parameter.empty:
+        return None
     return [_plain_default(item) for item in value] if isinstance(value, list) else value
 
 
@@ -134,20 +114,14 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         raise not_allowed(key, hint, error.args[0]) from error
 
 
-def _merge_components(old: list[Any], new: Any, added: list[Any], base: type[Component], key: str) -> list[Any]:
-    """Lay new components over those of a list. Options without a class (`callbacks.every`) are for the last one.
-
-    added  components that follow those
-    """
-    options = dict(_with_class(new))
-    if CLASS in options:
-        old = []
-        added = [*as_list(from_yaml(options.pop(CLASS))), *added]
-    components = [*old, *(_merge_component(None, item, base, base, key) for item in added)]
-    if options:
-        last = components.pop() if components else None
-        components.append(_merge_component(last, options, base, base, key))
-    return components
+def _merge_components(old: list[Any], new: Any, base: type[Component], key: str, *, added: bool) -> list[Any]:
+    """Lay new components over those of a list. Options without a class (`callbacks.every`) are for the last one."""
+    spelled = from_yaml(new)
+    if isinstance(spelled, Mapping) and CLASS not in spelled:
+        last = old[-1] if old else None
+        return [*old[:-1], _merge_component(last, spelled, base, base, key)]
+    components = [_merge_component(None, item, base, base, key) for item in as_list(spelled)]
+    return [*old, *components] if added else components
 
 
 def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: str) -> Any:
@@ -155,37 +129,34 @@ def _merge_component(old: Any, new: Any, hint: Any, base: type[Component], key: 
 
     Options without a class are for the class chosen so far. If the class changes, old options stay if it also has them.
     """
-    # the new options, in whichever way they are spelled
-    options = _by_name(_with_class(new))
-    spelled = from_yaml(options.get(CLASS))
-    if isinstance(spelled, Mapping):  # --objective '{class_path: SFTMix, mu: 0.1}'
-        del options[CLASS]
-        options |= _by_name(spelled)
-    if isinstance(arguments := options.get(ARGS), Mapping):
-        del options[ARGS]
-        options = _by_name(options, arguments)
-    # the class: the new one, or else the old one
+    spelled = from_yaml(new)  # --objective '{class_path: SFTMix, mu: 0.1}'
+    options = dict(spelled) if isinstance(spelled, Mapping) else {CLASS: new}
+    if isinstance(options.get(ARGS), Mapping):
+        options |= options.pop(ARGS)
     cls = import_class(old[CLASS]) if isinstance(old, Mapping) else None
     if CLASS in options:
-        name = options.pop(CLASS)
-        cls = None
-        try:
-            value = converted(name, hint)
-        except NoValueError as error:
-            if not isinstance(name, str):
-                raise not_allowed(key, hint, name) from error
-            cls = find_component(base, name, key, words_of(hint))
-        else:
-            if not options:
-                return value  # such as null
+        chosen = _chosen(options.pop(CLASS), hint, base, key)
+        if not (isinstance(chosen, type) or options):
+            return chosen  # such as null
+        cls = chosen if isinstance(chosen, type) else None
     if cls is None:
         raise ConfigError(
             f"{key} is no {base.__name__} that has options; choose one first, --{key} CLASS: {listed_components(base)}"
         )
-    # its options: the old ones that it has, and the new ones over them
     known = options_of(cls)
     args = {name: value for name, value in old[ARGS].items() if name in known} if isinstance(old, Mapping) else {}
-    return {CLASS: f"{cls.__module__}.{cls.__qualname__}", ARGS: _merge_options(args, options, known, f"{key}.", cls)}
+    given = {str(name).removeprefix(f"{ARGS}."): value for name, value in options.items()}
+    return {CLASS: f"{cls.__module__}.{cls.__qualname__}", ARGS: _merge_options(args, given, known, f"{key}.", cls)}
+
+
+def _chosen(name: Any, hint: Any, base: type[Component], key: str) -> Any:
+    """Return the class of a name, or the plain value that the option takes instead."""
+    try:
+        return converted(name, hint)
+    except NoValueError as error:
+        if not isinstance(name, str):
+            raise not_allowed(key, hint, name) from error
+    return find_component(base, name, key, words_of(hint))
 
 
 # ------------------------------------------------------------------------------------------------ building

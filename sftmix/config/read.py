@@ -15,6 +15,7 @@ from sftmix.common.files import read_json, read_text
 from sftmix.common.places import is_there, names_from
 from sftmix.common.plain import as_list
 from sftmix.components.component import Component
+from sftmix.config.load import load
 from sftmix.config.merge import ARGS, CLASS, Tree, build, merge
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import ForeignClassError, component_bases, trusting
@@ -28,8 +29,6 @@ TABLE = "compare.yaml"
 STARTED = "started.json"
 """The file of a run directory that says from where the run was started."""
 _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-_MOST = 100_000
-"""Most values of a file; an alias counts as what it names."""
 
 
 def recipes() -> list[str]:
@@ -83,32 +82,16 @@ def read_layers(
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return what a YAML file of a user or of a run directory holds, which may be from anyone.
 
-    Raises ConfigError for a file that cannot be read, repeats a key, is too deep, or unfolds to too many values.
+    Keys that begin with `x-` are left out: they hold what anchors of the file name. Raises ConfigError for a file that
+    cannot be read, or as `load` says.
     """
-    import yaml
-
     try:
-        loader = yaml.SafeLoader(read_text(path))  # in Python, as the one in C crashes if lists are too deep
-        document = loader.get_single_node()
-        nodes, seen = [document], 0
-        while nodes:  # YAML would take the last value of a key that is there twice, and unfold aliases without end
-            node, seen = nodes.pop(), seen + 1
-            if seen + len(nodes) > _MOST:
-                raise ValueError(f"with its aliases it has over {_MOST:,} values")
-            pairs = node.value if isinstance(node, yaml.MappingNode) else []
-            nodes += node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in pairs]
-            lines: dict[str, int] = {}
-            for key, _ in pairs:
-                name, line = str(key.value), key.start_mark.line + 1
-                if name in lines and key.tag != "tag:yaml.org,2002:merge":  # all that are merged count
-                    raise ValueError(f"{name} is in lines {lines[name]} and {line}; write it once")
-                lines[name] = line
-        values = None if document is None else loader.construct_document(document)
-    except (OSError, ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {' '.join(str(error).split())}") from error
+        values = load(read_text(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a configuration: expected `option: value` lines")
-    return values
+    return {name: value for name, value in values.items() if not name.startswith("x-")}
 
 
 # --------------------------------------------------------------------------------------------- RunConfig

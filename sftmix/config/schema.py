@@ -170,7 +170,7 @@ def known_components(base: type[Component]) -> dict[str, type[Component]]:
         classes += cls.__subclasses__()  # and theirs
         internal = cls.__module__.startswith("sftmix.") and chosen_by(cls) != cls.__name__
         if not (internal or inspect.isabstract(cls) or cls.__name__.startswith("_")):
-            known.setdefault(chosen_by(cls), cls)
+            known[chosen_by(cls)] = cls  # the last one of a notebook that has made a class again
     return known
 
 

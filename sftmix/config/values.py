@@ -6,19 +6,18 @@ A message has the key, the value, what is allowed, and the nearest name.
 import collections.abc
 import inspect
 import types
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.components.component import Component, plain
+from sftmix.components.component import Component
+from sftmix.config.load import load, misread
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
     alternatives,
     component_in,
     group_in,
-    is_list,
     listed_components,
     option_hints,
     options_of,
@@ -43,25 +42,6 @@ EXAMPLES = {
     "variants": "{NTP: {objective: NTP, pairing: RandomPairs}, SFTMix: {}}",  # NTP in the order of SFTMix
 }
 """A value of each option whose form is easily mistaken."""
-ELSEWHERE = {
-    "model.path": ("model_name_or_path", "base_model"),
-    "model.lora.r": ("rank", "lora_rank", "adapter", "finetuning_type"),
-    "model.lora.quantize": ("load_in_4bit",),
-    "data.train": ("dataset",),
-    "data.eval_fraction": ("val_size",),
-    "data.max_length": ("sequence_len", "cutoff_len"),
-    "data.limit": ("max_samples",),
-    "training.epochs": ("num_epochs", "num_train_epochs"),
-    "training.global_batch_size": ("gradient_accumulation_steps",),
-    "training.learning_rate": ("lr",),
-    "training.warmup_ratio": ("warmup_steps",),
-    "training.parallel": ("deepspeed", "fsdp"),
-    "training.precision": ("bf16", "fp16"),
-    "checkpoint.every": ("save_steps",),
-    "out": ("output_dir",),
-    "callbacks": ("eval_steps", "report_to"),
-}
-"""Options -> what TRL, axolotl and LLaMA-Factory call them, if the names are not alike; one of those that are."""
 
 
 class Word(str):
@@ -81,48 +61,26 @@ def converted(value: Any, hint: Any) -> Any:
     if hint in (Any, inspect.Parameter.empty):
         if isinstance(value, dict):
             return {name: converted(inner, Any) for name, inner in value.items()}
+        if isinstance(value, Word) and misread(value):
+            raise NoValueError(value)
         return from_yaml(value) if isinstance(value, Word) else value
     kinds = [kind for kind in alternatives(hint) if _type_of(kind) in _WORDS]
+    if not (kinds or component_in(hint) or group_in(hint) or isinstance(value, Word)):
+        return value  # for a type that the command line cannot spell
     for kind in sorted(kinds, key=lambda kind: list(_WORDS).index(_type_of(kind))):
         with suppress(ValueError):
             return _as(kind, value)
     raise NoValueError(value)
 
 
-def misfits(value: Any, hint: Any, key: str = "") -> Iterator[str]:
-    """Yield a sentence for each value of an object made in Python that a file of the run would not give back as it is.
-
-    value  a configuration, a group, a component, or a value of theirs; what types no option can have is not looked at
-    """
-    base: type | None = component_in(hint) or group_in(hint)
-    if base and isinstance(value, base) and not is_list(hint):
-        given = value._init_args if isinstance(value, Component) else vars(value)
-        for name, option in options_of(type(value)).items():
-            yield from misfits(given[name], option.annotation, f"{key}.{name}" if key else name)
-    elif base and is_list(hint) and isinstance(value, list):
-        for item in value:
-            yield from misfits(item, base, key)
-    elif base or not _WORDS.keys().isdisjoint(map(_type_of, alternatives(hint))):
-        stored = [plain(value)]  # in a list, since nan is itself there
-        with suppress(NoValueError):
-            if [plain(converted(stored[0], hint))] == stored:
-                return
-        words = [] if group_in(hint) else words_of(hint)
-        if base:
-            words.insert(0, f"{'a list of objects' if is_list(hint) else 'an object'} of {base.__name__}")
-        yield told(f"{key} is {value!r}", nearest(str(value), choices(hint)), f"allowed: {', '.join(words)}")
-
-
 def from_yaml(value: Any, *, texts: bool = False) -> Any:
     """Return what a text is to YAML, or the text itself if it is nothing else; any other value as it is.
 
-    texts  scalars stay as they are written, also those that YAML would take for numbers, dates, true or false, as `no`
+    texts  as in `load`
     """
-    import yaml
-
     try:
-        return yaml.load(value, yaml.BaseLoader if texts else yaml.SafeLoader) if isinstance(value, str) else value
-    except yaml.YAMLError:
+        return load(value, texts=texts) if isinstance(value, str) else value
+    except ValueError:
         return str(value)
 
 
@@ -132,28 +90,36 @@ def _type_of(hint: Any) -> Any:
 
 def _as(kind: Any, value: Any) -> Any:
     """Return the value as one type without alternatives; raise ValueError, or NoValueError of an item of a list."""
-    origin, inside = _type_of(kind), get_args(kind)
-    written = repr(value), repr(from_yaml(value))  # by which 1 is neither true nor 1.0
-    if origin is Literal and (words := [word for word in inside if repr(word) in written]):
-        return words[0]
-    if kind is str and isinstance(value, str):
+    origin, parsed = _type_of(kind), from_yaml(value)
+    if origin in (dict, list, tuple, collections.abc.Sequence):
+        return _collection(origin, get_args(kind), value)
+    if origin is Literal:
+        for word in get_args(kind):
+            if repr(word) in (repr(value), repr(parsed)):  # by which 1 is neither true nor 1.0
+                return word
+    elif kind is str and isinstance(value, str):
         return str(value)
-    if kind is types.NoneType and value in (None, "null", "~"):
+    elif kind is types.NoneType and value in (None, "null", "~"):
         return None
-    parsed = from_yaml(value, texts=str in inside and Any not in inside)
-    if kind is bool and isinstance(parsed, bool):
+    elif kind is bool and isinstance(parsed, bool):
         return parsed
-    if kind in (int, float) and type(parsed) in (str, int, kind):  # 1e-4 is a text to YAML, since it has no point
-        return kind(parsed)
-    if origin is dict and isinstance(parsed, dict):
-        of_keys, of_values = inside or (Any, Any)
-        return {_inside(name, of_keys): _inside(item, of_values) for name, item in parsed.items()}
-    if origin in (list, tuple, collections.abc.Sequence) and isinstance(parsed, (list, tuple)):
-        of_any_length = origin is not tuple or inside[1:] == (...,)
-        kinds = (inside or (Any,))[:1] * len(parsed) if of_any_length else inside
-        items = [_inside(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
-        return tuple(items) if origin is tuple else items
+    elif kind in (int, float) and type(parsed) in (str, int, kind) and not misread(str(value)):
+        return kind(parsed)  # 1e-4 is a text to YAML, since it has no point
     raise ValueError
+
+
+def _collection(origin: Any, inside: tuple[Any, ...], value: Any) -> Any:
+    """Return the value as a mapping, a list or a tuple of these types; raise as `_as` does."""
+    parsed = from_yaml(value, texts=str in inside and Any not in inside)
+    if origin is dict and isinstance(parsed, dict):
+        of_values = inside[1] if inside else Any
+        return {str(name): _inside(item, of_values) for name, item in parsed.items()}
+    if origin is dict or not isinstance(parsed, (list, tuple)):
+        raise ValueError
+    of_any_length = origin is not tuple or inside[1:] == (...,)
+    kinds = (inside or (Any,))[:1] * len(parsed) if of_any_length else inside
+    items = [_inside(item, inner) for item, inner in zip(parsed, kinds, strict=True)]
+    return tuple(items) if origin is tuple else items
 
 
 def _inside(value: Any, hint: Any) -> Any:
@@ -188,16 +154,14 @@ def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
 
 def _fault(value: Any, hint: Any) -> str:
     """Say why a value is not allowed: above all why YAML makes no collection of a text that was to be one."""
-    import yaml
-
     if value is None or value is True:
         return f" is {'true' if value else 'null'}, or has no value"
     if str in alternatives(hint) and not isinstance(value, (str, list, dict)):
         return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     try:
-        yaml.safe_load(str(value))
-    except yaml.YAMLError as error:
-        return f": {value!r} is no YAML: {getattr(error, 'problem', error)}".replace("'<stream end>'", "its end")
+        load(str(value))
+    except ValueError as error:
+        return f": {value!r} is refused, {error}"
     return f": {value!r} is not allowed"
 
 
@@ -214,11 +178,8 @@ def unknown_option(key: str) -> ConfigError:
     allowed = [*option_hints(), *options_of(RunConfig), "config", "print_config", "trust"]
     group = key.partition(".")[0]
     siblings = [option for option in allowed if option.startswith(f"{group}.")]
-    by_name: dict[str, str] = {}
-    for option in [*siblings, *allowed]:
-        for name in (option.rpartition(".")[2], *ELSEWHERE.get(option, ()), *choices(option_hints().get(option))):
-            by_name.setdefault(name, option)
-    near = by_name.get(nearest(key.rpartition(".")[2], by_name, cutoff=0.6), "")
+    by_name = {option.rpartition(".")[2]: option for option in reversed([*siblings, *allowed])}
+    near = by_name.get(nearest(key.rpartition(".")[2], by_name, cutoff=0.7), "")
     return ConfigError(told(f"unknown option {key}", near, f"--help {group if siblings else 'all'} lists them"))
 
 

@@ -1,5 +1,6 @@
 """The rows."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -101,7 +102,17 @@ class DataOptions(PlainFields):
 
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
-        train, held_out, labels, sizes = (getattr(self, name) for name in _LISTS)
+        yield from self._problems_of_files()
+        yield from self._problems_of_each_file()
+        for name, role in (self.roles or {}).items():
+            if role not in ROLES.values():
+                yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
+        yield from column_problems(self.format, self.columns or {})
+        yield from out_of_range("data", self, _DATA)
+
+    def _problems_of_files(self) -> Iterator[str]:
+        """Yield a sentence if a file of rows is missing, has no name, or is both trained on and held out."""
+        train, held_out, *_ = (getattr(self, name) for name in _LISTS)
         if not train:
             yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
         for key, names in (("train", train), ("eval", held_out or [])):
@@ -116,6 +127,10 @@ class DataOptions(PlainFields):
             yield "data.eval is an empty list: name files of held-out rows, or null for none"
         if shared := sorted(set(train) & set(held_out or ())):
             yield f"data.train and data.eval both name {', '.join(shared)}: held-out rows must not be trained on"
+
+    def _problems_of_each_file(self) -> Iterator[str]:
+        """Yield a sentence if labels or sizes are not one for each file, or a size is none."""
+        train, _, labels, sizes = (getattr(self, name) for name in _LISTS)
         if labels is not None and self.label_field is not None:
             yield (
                 f"data.labels ({', '.join(labels)}) and data.label_field ({self.label_field}) exclude each other: "
@@ -128,14 +143,8 @@ class DataOptions(PlainFields):
                     "give one for each, in their order"
                 )
         for size in sizes or ():
-            share, number = isinstance(size, float), isinstance(size, int)
-            if not (size is None or (share and 0 < size < 1) or (number and size >= 1)):
+            if size is not None and not 0 < size < (1 if isinstance(size, float) else math.inf):
                 yield (
                     f"data.take has {size}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or null. "
                     "No row is used twice, since ids are unique: for more weight, take fewer rows of the others"
                 )
-        for name, role in (self.roles or {}).items():
-            if role not in ROLES.values():
-                yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
-        yield from column_problems(self.format, self.columns or {})
-        yield from out_of_range("data", self, _DATA)

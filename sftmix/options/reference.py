@@ -1,11 +1,11 @@
 """The reference model: its training inherits the target's options."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
 
 from sftmix.common.plain import PlainFields
 from sftmix.options.model import LoraOptions, ModelOptions
-from sftmix.options.training import OF_SHARDS, Parallel, Precision, ScheduleName, TrainingOptions
+from sftmix.options.training import OF_SHARDS, StageTraining, TrainingOptions
 
 
 @dataclass(kw_only=True)
@@ -25,54 +25,27 @@ class ReferenceModel(PlainFields):
     trains all weights."""
 
 
-@dataclass(kw_only=True)
-class ReferenceTraining(PlainFields):
-    """Training options of the reference; null inherits the same option of `training`."""
+_Class = TypeVar("_Class", bound=type)
 
-    global_batch_size: int | None = None
-    """Examples per optimizer step."""
-    micro_batch_size: int | None = None
-    """Examples per forward and backward on one rank. Replaces an inherited training.micro_batch_tokens."""
-    micro_batch_tokens: int | Literal["auto"] | None = None
-    """Token slots per forward and backward on one rank. Replaces an inherited training.micro_batch_size."""
-    learning_rate: float | None = None
-    """Peak learning rate."""
-    weight_decay: float | None = None
-    """AdamW weight decay on matrices."""
-    betas: tuple[float, float] | None = None
-    """AdamW betas."""
-    eps: float | None = None
-    """AdamW epsilon."""
-    schedule: ScheduleName | None = None
-    """Learning rate after the warm-up."""
-    warmup_ratio: float | None = None
-    """Share of the steps with a linearly rising learning rate."""
-    max_grad_norm: float | None = None
-    """Gradients are clipped to this global norm."""
-    epochs: float | None = None
-    """Passes over the training rows. Replaces an inherited training.max_steps."""
-    max_steps: int | None = None
-    """Stop after this many optimizer steps; decides if epochs are also set."""
-    precision: Precision | None = None
-    """Precision of the computation."""
-    parallel: Parallel | None = None
-    """Division of work between ranks. Replaces inherited options that it does not have: training.shard_group_size
-    (hsdp), training.reshard_after_forward and training.reduce_each_micro_batch (fsdp and hsdp)."""
-    shard_group_size: int | None = None
-    """hsdp only: ranks that share one copy of the weights."""
-    reshard_after_forward: bool | None = None
-    """fsdp and hsdp: free the weights of a decoder layer after its forward."""
-    reduce_each_micro_batch: bool | None = None
-    """fsdp and hsdp: reduce gradients to shards after each micro-batch."""
-    activation_checkpointing: bool | Literal["auto"] | None = None
-    """Recompute each decoder layer in the backward."""
-    compile: bool | Literal["auto"] | None = None
-    """Compile each decoder layer."""
-    length_groups: int | None = None
-    """Groups of similar length into which a micro-batch is padded. Replaces an inherited training.padding_free true."""
-    padding_free: bool | Literal["auto"] | None = None
-    """true: the examples of a micro-batch share one row without padding. Replaces an inherited
-    training.length_groups."""
+
+def _null_inherits(cls: _Class) -> _Class:
+    """Give a class the options of StageTraining, each of which may be null, and is by default."""
+    options = fields(StageTraining)
+    hints = {option.name: option.type | None for option in options}  # type: ignore[operator]
+    cls.__annotations__ = hints | cls.__annotations__
+    for option in options:
+        setattr(cls, option.name, None)
+    return cls
+
+
+@dataclass(kw_only=True)
+@_null_inherits
+class ReferenceTraining(StageTraining):
+    """Training options of the reference; null inherits the same option of `training`.
+
+    An option that excludes an inherited one, or with which that says nothing, replaces it: see `inherit`.
+    """
+
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss."""
     seed: int | None = None

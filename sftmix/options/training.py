@@ -41,7 +41,9 @@ LAYOUT = (
 
 
 @dataclass(kw_only=True)
-class TrainingOptions(PlainFields):
+class StageTraining(PlainFields):
+    """Training options that a reference may have of its own."""
+
     global_batch_size: int = 32
     """Examples per optimizer step, over all ranks and accumulation steps; an even number when examples are paired."""
     micro_batch_size: int | None = None
@@ -98,6 +100,12 @@ class TrainingOptions(PlainFields):
     """true: the examples of a micro-batch share one row without padding, kept apart by their positions; a model that
     mixes them is refused. auto: true on a GPU with model.attention flash_attention_2 or flash_attention_3, and on CUDA
     with varlen, which a model that it fits gets there if model.attention is null; they do no work between examples."""
+
+
+@dataclass(kw_only=True)
+class TrainingOptions(StageTraining):
+    """Training options of every stage, and those that all stages share."""
+
     deterministic: bool | Literal["auto"] = "auto"
     """true: torch adds in the same order each time (its deterministic algorithms), so that on a GPU, too, a continued
     run is the uninterrupted one bit for bit; slower. false: in any order. auto: as torch is set, which is off."""

@@ -186,7 +186,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0, "end": 1}}
         ({"splitter": "Quantile", "splitter.levels": 6}, QUANTILE),
         ({"splitter.init_args.levels": 6, "splitter.class_path": "Quantile"}, QUANTILE),
         (
-            {"objective.mu.start": 0, "objective.mu": "Linear", "objective": {"mu": {"init_args": {"end": 1}}}},
+            {"objective.mu.start": 0, "objective.mu": "Linear", "objective.mu.init_args.end": 1},
             {"objective": {"init_args": {"mu": RAMP}}},
         ),
         ({"model": {"lora.r": 4}, "model.lora": {"bias": "all"}}, {"model": {"lora": {"r": 4, "bias": "all"}}}),

@@ -13,7 +13,7 @@ from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.read import from_plain
 from sftmix.config.schema import ForeignClassError, import_class, trusting
-from sftmix.config.values import ELSEWHERE, NoValueError, Word, converted, unknown_option
+from sftmix.config.values import NoValueError, Word, converted
 from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
 
 
@@ -41,12 +41,12 @@ from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOp
         ),
         (
             ["preview", "--data.columns", "{response: a"],
-            ["is no YAML: expected ',' or '}', but got its end; allowed: a map"],
+            ["is refused, line 1: expected ',' or '}', but got"],
         ),
         (["preview", "--data.columns", "{response: [a]}"], ["is not allowed; allowed: a mapping"]),
         (
             ["compare", "--variants", "{NTP: {objective: NTP}, SFTMix: {}"],
-            ["is no YAML: expected ',' or '}'", "for example --variants '{NTP: {objective: NTP, "],
+            ["is refused, line 1: expected ',' or '}'", "for example --variants '{NTP: {objective: NTP, "],
         ),
         (["compare", "--contrasts", "[A, B]"], ["contrasts: ", "for example --contrasts '[[SFTMix, NTP]]'"]),
         (["run", "--training.schedule", "COSINE"], ["Did you mean cosine?"]),
@@ -57,12 +57,6 @@ def test_an_option_says_what_it_takes_and_not_what_others_take(sftmix, argv, wor
     assert done.code == 2
     for word in words:
         assert word in done.err
-
-
-def test_names_of_other_frameworks_lead_to_ours():
-    for option, names in ELSEWHERE.items():
-        for name in names:
-            assert f"unknown option {name}. Did you mean {option}? " in str(unknown_option(name))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +96,7 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"trainning": {"epochs": 1}}, ["trainning.epochs. Did you mean training.epochs?"]),
+        ({"trainning": {"epochs": 1}}, ["trainning. Did you mean training?"]),
         ({"training": {"epoch": 1}}, ["training.epoch. Did you mean training.epochs?"]),
         ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
         ({"data": {"format": "alpacca"}}, ["data.format: 'alpacca'", "mean alpaca? Allowed: auto, alpaca, "]),
@@ -159,19 +153,40 @@ def test_plain_values_are_left_as_they_were():
 
 
 OF_PYTHON = [
-    ({"seed": "3"}, "seed is '3'; allowed: a whole number."),
-    ({"with_baseline": "no"}, "with_baseline is 'no'; allowed: true or false."),
-    ({"training": TrainingOptions(precision="bfloat16")}, "training.precision is 'bfloat16'. Did you mean bf16? Allo"),
-    ({"training": TrainingOptions(max_steps=10.0)}, "training.max_steps is 10.0; allowed: a whole number, null."),
-    ({"data": DataOptions(train="a", multi_turn="Whole")}, "data.multi_turn is 'Whole'. Did you mean whole? Allowed"),
-    ({"data": DataOptions(train="a", special_tokens="txt")}, "data.special_tokens is 'txt'. Did you mean text? Allo"),
-    ({"model": "m"}, "model is 'm'; allowed: an object of ModelOptions."),
-    ({"objective": "NTP"}, "objective is 'NTP'; allowed: an object of Objective."),
-    ({"pairing": "RandomPairs"}, "pairing is 'RandomPairs'; allowed: an object of PairSampler, auto, null."),
-    ({"callbacks": Evaluate()}, "allowed: a list of objects of Callback."),
-    ({"callbacks": ["Evaluate"]}, "callbacks is 'Evaluate'; allowed: an object of Callback."),
-    ({"objective": SFTMix(mu=Linear(start=0, end="1"))}, "objective.mu.end is '1'; allowed: a number."),
-    ({"reference": TrainedReference(model=ReferenceModel(max_length="9"))}, "reference.model.max_length is '9'; all"),
+    ({"seed": "3"}, "seed is '3', which a file of the run gives back as 3; give a value of the option's type"),
+    ({"with_baseline": "no"}, "with_baseline is 'no', which a file of the run gives back as False;"),
+    (
+        {"training": TrainingOptions(precision="bfloat16")},
+        "training.precision: 'bfloat16' is not allowed. Did you mean bf",
+    ),
+    (
+        {"training": TrainingOptions(max_steps=10.0)},
+        "training.max_steps: 10.0 is not allowed; allowed: a whole number, n",
+    ),
+    (
+        {"data": DataOptions(train="a", multi_turn="Whole")},
+        "data.multi_turn: 'Whole' is not allowed. Did you mean whole?",
+    ),
+    (
+        {"data": DataOptions(train="a", special_tokens="txt")},
+        "data.special_tokens: 'txt' is not allowed. Did you mean t",
+    ),
+    ({"model": "m"}, "model: 'm' is not allowed; allowed: a group of options {path, "),
+    (
+        {"objective": "NTP"},
+        "objective is 'NTP', which a file of the run gives back as {'class_path': 'sftmix.components.",
+    ),
+    ({"pairing": "RandomPairs"}, "pairing is 'RandomPairs', which a file of the run gives back as {"),
+    ({"callbacks": Evaluate()}, ", which a file of the run gives back as [{"),
+    ({"callbacks": ["Evaluate"]}, "callbacks is ['Evaluate'], which a file of the run gives back as [{"),
+    (
+        {"objective": SFTMix(mu=Linear(start=0, end="1"))},
+        "objective.mu.end is '1', which a file of the run gives back a",
+    ),
+    (
+        {"reference": TrainedReference(model=ReferenceModel(max_length="9"))},
+        "reference.model.max_length is '9', which a ",
+    ),
 ]
 
 

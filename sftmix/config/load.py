@@ -1,0 +1,77 @@
+"""YAML text -> plain values, with every key as text, and without the numbers that YAML 1.1 reads as nobody means them.
+
+A file may be from anyone: it repeats no key, and has no more values than a configuration needs.
+"""
+
+import re
+from typing import Any
+
+import yaml
+
+_MOST = 100_000
+"""Most values of a text; an alias counts as what it names."""
+_NO_DECIMALS = {
+    "octal": re.compile(r"[-+]?0[0-9_]+"),
+    "base 60": re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"),
+}
+"""Numbers of YAML 1.1: 010 is 8, and 1:30 is 90."""
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+
+def load(text: str, *, texts: bool = False) -> Any:
+    """Return what a text is to YAML.
+
+    Raises ValueError, with a message of one line, for what is no YAML, is too deep or too large, repeats a key, or has
+    a number that is not written as a decimal one.
+
+    texts  scalars stay as they are written, also those that YAML would take for numbers, dates, true or false, as `no`
+    """
+    loader = yaml.BaseLoader if texts else yaml.SafeLoader  # in Python, as the one in C crashes if lists are too deep
+    try:
+        reader = loader(text)
+        document = reader.get_single_node()
+        _check(document, texts)
+        return None if document is None else reader.construct_document(document)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ValueError(f"line {line}: {error.problem}") from error
+    except (ValueError, ArithmeticError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def misread(number: str) -> str:
+    """Return why YAML does not read this number as a decimal one, with the remedy; "" if it does, or for other text."""
+    for kind, form in _NO_DECIMALS.items():
+        if form.fullmatch(number):
+            return f"{number} is {kind} in YAML 1.1; write a decimal number, or put it in quotes if it is text"
+    return ""
+
+
+def _check(document: yaml.Node | None, texts: bool) -> None:
+    """Raise ValueError for a document that repeats a key, unfolds to too many values, or has a number misread."""
+    nodes, seen = [document], 0
+    while nodes:
+        node, seen = nodes.pop(), seen + 1
+        if seen + len(nodes) > _MOST:
+            raise ValueError(f"with its aliases it has over {_MOST:,} values")
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(node)
+            nodes += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.ScalarNode) and not node.style and not texts and (problem := misread(node.value)):
+            raise ValueError(f"line {node.start_mark.line + 1}: {problem}")
+
+
+def _check_keys(mapping: yaml.MappingNode) -> None:
+    """Make each key text, as `on` would be true; YAML would take the last value of a key that is there twice."""
+    lines: dict[str, int] = {}
+    for key, _ in mapping.value:
+        if key.tag == _MERGE:  # all that are merged count
+            continue
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            raise ValueError(f"{name} is in lines {lines[name]} and {line}; write it once")
+        lines[name] = line
+        if isinstance(key, yaml.ScalarNode):
+            key.tag = _TEXT

@@ -1,0 +1,90 @@
+"""What YAML 1.1 would read as nobody means it: numbers that are not decimal, keys, places, anchors."""
+
+import pytest
+
+from sftmix.cli.parsing import parse, read_arguments
+from sftmix.common.errors import ConfigError
+from sftmix.config.checks import validate
+from sftmix.config.load import load
+from sftmix.config.read import from_plain, read_config, read_yaml
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "kind"),
+    [
+        ("seed", "010", "octal"),
+        ("seed", "018", "octal"),
+        ("seed", "-07", "octal"),
+        ("data.limit", "0100", "octal"),
+        ("data.limit", "1:30", "base 60"),
+        ("checkpoint.every_seconds", "1:30.5", "base 60"),
+        ("data.take", "[010, 5]", "octal"),
+        ("data.template_options.code", "007", "octal"),
+    ],
+)
+def test_a_number_that_is_not_decimal_is_refused_by_name(option, text, kind, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{option}: {text}\n")
+    for read in (lambda: read_config(path), lambda: parse(read_arguments([f"--{option}", text]))):
+        with pytest.raises(ConfigError, match=rf"is {kind} in YAML 1.1; write a decimal number, or put it in quotes"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("10", 10), ("1e3", 1000), ("-3", -3), ("0.5", 0.5), (".5", 0.5)]
+)
+def test_other_numbers_are_what_they_were(text, value):
+    config = parse(read_arguments(["--training.max_grad_norm", text]))[0]
+    assert config.training.max_grad_norm == value
+
+
+def test_text_of_digits_stays_text(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {train: '010', labels: [\"018\"], template_options: {code: '1:30'}}\n")
+    read, words = (
+        read_config(path).data,
+        parse(read_arguments(["--data.train", "010", "--data.labels", "[018]"]))[0].data,
+    )
+    assert (words.train, words.labels) == (read.train, read.labels) == (["010"], ["018"])
+    assert read.template_options == {"code": "1:30"}
+
+
+def test_keys_are_text():
+    """The names of variants, above all, of which YAML makes true, false or a number."""
+    text = "variants:\n  on: {seed: 1}\n  off: {seed: 2}\n  yes: {}\n  010: {}\n  2024-01-01: {}\n  null: {}\n"
+    assert [*load(text)["variants"]] == ["on", "off", "yes", "010", "2024-01-01", "null"]
+    assert load("{a: yes, b: off}") == {"a": True, "b": False}
+
+
+def test_keys_that_begin_with_x_hold_anchors(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("x-rates: &rates {learning_rate: 1.0e-3, epochs: 2}\ntraining: *rates\nx-of_mine: 3\n")
+    assert [*read_yaml(path)] == ["training"]
+    training = read_config(path).training
+    assert (training.learning_rate, training.epochs) == (1e-3, 2.0)
+    path.write_text("training: {x-of_mine: 3}\n")
+    with pytest.raises(ConfigError, match=r"unknown option training\.x-of_mine"):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("out", "$SCRATCH/run"), ("model.path", "${MODELS}/a"), ("data.train", ["a", "$ROWS"]), ("data.eval", "r/$x")],
+)
+def test_a_variable_in_a_place_is_refused_by_name(key, value, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "scratch")
+    least = {"out": "o", "model.path": "m", "data.train": "a.json"}
+    with pytest.raises(ConfigError, match=rf"{key} is '.*\$.*', but variables are not replaced.* --{key} ") as caught:
+        validate(from_plain({**least, key: value}))
+    assert "problems" not in str(caught.value)
+    validate(from_plain({**least, key: "cost-5$.json"}))
+
+
+def test_epochs_and_steps_of_one_command_line_exclude_each_other(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("training: {epochs: 2, max_steps: 5}\n")  # as config.yaml of a run has both
+    epochs, steps = ["--training.epochs", "1"], ["--training.max_steps", "9"]
+    with pytest.raises(ConfigError, match=r"--training\.epochs 1 and --training\.max_steps 9 exclude each other"):
+        parse(read_arguments([*epochs, *steps]))
+    for words in (epochs, steps, [*epochs, "--training.max_steps", "null"]):
+        parse(read_arguments(["--config", str(path), *words]))
