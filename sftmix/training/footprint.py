@@ -162,7 +162,7 @@ class Footprint:
         self.optimizer = stage.optimizer.state_bytes * self.numbers.whole.trained / self.shards
         vocabulary = self.numbers.head.shape[0]
         self.chunk = self.options.chunk_size or default_chunk_size(vocabulary, world.device)
-        # On a CPU the loss keeps float32 copies of a block of half-precision logits, two of a pair's, and their mixture.
+        # On a CPU the loss has float32 copies of a block of half-precision logits: one, or a pair's and their mixture.
         half, mixes = self.size < 4, Need.PAIRS in stage.objective.needs
         self.block, self.blocks = block_rows(vocabulary, world.device), self.on_cpu * (half + mixes * (1 + half))
 
