@@ -4,7 +4,6 @@ transformers knows it as model.attention varlen. On CUDA it is flash attention i
 mask stands in for the kernel, so that all else is the same on a CPU. For torch.compile neither breaks a graph.
 """
 
-from inspect import signature
 from typing import Any
 
 import torch
@@ -93,11 +92,9 @@ def _kernel(
 ) -> Any:
     from torch.nn.attention.varlen import varlen_attn
 
-    more: Any = (
-        {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    )  # torch 2.11 needs no word
     sides = (-1 if window is None else window - 1, 0)  # how far a token sees before and after itself
-    return varlen_attn(q, k, v, starts, starts, longest, longest, scale=scale, window_size=sides, **more)
+    about: Any = {"scale": scale, "window_size": sides, "enable_gqa": True}
+    return varlen_attn(q, k, v, starts, starts, longest, longest, **about)
 
 
 def _stand_in(

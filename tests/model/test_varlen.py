@@ -1,5 +1,6 @@
 """Attention varlen: each document by itself, its gradients, and what it refuses by name."""
 
+import inspect
 from unittest.mock import patch
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import transformers
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 from transformers import LlamaConfig
 
 from sftmix.common.errors import ConfigError
@@ -72,23 +74,18 @@ def test_queries_in_float32_under_autocast_are_computed_in_half_precision(values
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("gqa", [True, False])
 @pytest.mark.parametrize(("window", "sides"), [(None, (-1, 0)), (4, (3, 0))])
-def test_the_kernel_gets_causal_windows_and_the_words_of_its_version(gqa, window, sides, monkeypatch):
-    """torch 2.11 has no enable_gqa; a window counts the token itself, and the kernel those before it."""
+def test_the_kernel_gets_causal_windows(window, sides, monkeypatch):
+    """A window counts the token itself, and the kernel those before it."""
     seen = {}
 
-    def of_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
-        seen.update(scale=scale, window_size=window_size, longest=(max_q, max_k), ends=cu_seq_q is cu_seq_k)
+    def kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **given):
+        seen.update(given, longest=(max_q, max_k), ends=cu_seq_q is cu_seq_k)
 
-    def of_2_13(*args, enable_gqa=False, **given):
-        seen["gqa"] = enable_gqa
-        of_2_11(*args, **given)
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", of_2_13 if gqa else of_2_11)
+    assert "enable_gqa" in inspect.signature(varlen_attn).parameters
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     _kernel(tokens(4, 0), tokens(2, 1), tokens(2, 2), starts(), 9, 0.5, window)
-    expected = {"scale": 0.5, "window_size": sides, "longest": (9, 9), "ends": True}
-    assert seen == expected | ({"gqa": True} if gqa else {})
+    assert seen == {"scale": 0.5, "window_size": sides, "longest": (9, 9), "ends": True, "enable_gqa": True}
 
 
 # ------------------------------------------------------------------------------------------------- refusals
