@@ -25,7 +25,6 @@ from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.split import describe_split
 from sftmix.measure.summary import made_by, summarise
 from sftmix.model.load import model_config
-from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference, is_single_run
@@ -203,7 +202,6 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
         packed=rows.packed,
     )
     dtype = export_dtype(config.model)
-    refuse_overflow(stage.model, dtype)
     result = run.train(stage)
     run.directory.tell(doing="measuring the trained model")
     began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module
