@@ -156,6 +156,7 @@ class Footprint:
         self.kept = _kept(setup, within)
         self.options, self.numbers = stage.options, Numbers(unwrap(setup.module).model)
         self.shards, self.size = shards_of(stage.options, world), 2 if setup.precision == "bf16" else 4
+        self.in_buckets = self.shards == 1 and world.size > 1
         self.on_cpu = world.device.type == "cpu"
         # torch's AdamW copies its second moments on a GPU, unless it is fused.
         self.copies = getattr(stage.optimizer, "fused", None) is False and not self.on_cpu
@@ -169,8 +170,9 @@ class Footprint:
     def peak(self, slots: int, *, several: bool, recompute: bool) -> Parts:
         """Return the parts at the peak of micro-batches of so many token slots, any of which may be a response token.
 
-        several  True: gradients are there before the last micro-batch, which FSDP keeps whole, or DDP has in buckets
+        several  True: gradients are there before the last micro-batch, which FSDP keeps whole; DDP's buckets always are
         """
+        several = several or self.in_buckets
         numbers, shards, size = self.numbers, self.shards, self.size
         layers, n_layers, trained = numbers.layers, numbers.n_layers, numbers.whole.trained
         (vocabulary, width), (constant, each) = numbers.head.shape, self.kept

@@ -36,7 +36,7 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print, memory:
     memory, recompute = memory or Footprint(setup), options.activation_checkpointing is True
     layout: Any = {"ranks": world.size, "device": world.device, "padding_free": unwrap(setup.module).padding_free}
     dealt = deal(stage.order.batch(0), stage.data.lengths, options, **layout)
-    how = {"several": len(dealt) > 1 or isinstance(setup.module, DDP), "recompute": recompute}
+    how = {"several": len(dealt) > 1, "recompute": recompute}
     gradients, _, working = memory.peak(0, **how)
     state = memory.optimizer + gradients + working
     if state > free:
