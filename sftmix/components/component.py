@@ -12,6 +12,7 @@ from dataclasses import asdict, is_dataclass
 from enum import StrEnum
 from functools import cache
 from hashlib import sha256
+from types import MethodType
 from typing import Any, TypeVar, get_args
 
 from sftmix.common.errors import ConfigError
@@ -56,7 +57,7 @@ class _Kept(ABCMeta):
         """The constructor's, where inspect would find the one of __call__."""
         if cls.__init__ is object.__init__:
             return inspect.Signature()
-        return inspect.Signature([*inspect.signature(cls.__init__).parameters.values()][1:])
+        return inspect.signature(MethodType(cls.__init__, cls))
 
     def __call__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
         self = super().__call__(*args, **kwargs)  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """Objectives of the paper: the weights and lambdas of one optimizer step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from sftmix.common.rng import generator
 from sftmix.components.base import Objective, Schedule
 from sftmix.components.component import Need, require, require_one_of
 from sftmix.components.view import LossView, SFTLoss
-from sftmix.types import Batch, Plan, Tensor
+from sftmix.types import Batch, Float64, Plan, Tensor
 
 NtpOn = Literal["all", "confident", "unconfident"]
 MixupMean = Literal["own", "ntp"]
@@ -59,6 +59,11 @@ class NTP(Objective):
 
     def plan(self, batch: Batch, **at: Any) -> Plan:
         return ntp_plan(batch, batch.ntp_weight)
+
+
+def drawn(alpha: float, number: int, pair: Sequence[str], *, step: int, seed: int) -> Float64:
+    """Return lambdas f64[number] ~ Beta(alpha, alpha) of a pair of ids in a step; without ids, of all its pairs."""
+    return generator(seed, "lambda", step, *pair).beta(alpha, alpha, number)
 
 
 class SFTMix(Objective):
@@ -122,8 +127,8 @@ class SFTMix(Objective):
         draws = [np.empty(0)]
         for (first, second), size in zip(batch.slot_pairs.tolist(), size_P.tolist(), strict=True):
             pair = () if self.lambda_per == "batch" else (batch.ids[first], batch.ids[second])
-            rng, n_draws = generator(seed, "lambda", step, *pair), size if self.lambda_per == "token" else 1
-            draws.append(np.broadcast_to(rng.beta(alpha, alpha, n_draws), (size,)))
+            lambdas = drawn(alpha, size if self.lambda_per == "token" else 1, pair, step=step, seed=seed)
+            draws.append(np.broadcast_to(lambdas, (size,)))
         lam = torch.as_tensor(np.concatenate(draws), dtype=torch.float32)
 
         # The weight of each token pair before mu, and their part of the Mixup denominator.

@@ -166,9 +166,8 @@ def fitted_temperature(sums: Float64) -> tuple[Any, float]:
     curve = BPoly.from_derivatives(
         np.log(beta), np.stack([value, beta * first, beta**2 * second + beta * first], axis=1)
     )
-    slope, low, high = curve.derivative(), curve.x[0], curve.x[-1]
-    if slope(low) >= 0:
+    if first[0] >= 0:
         return curve, TAUS[0]
-    if slope(high) <= 0:
+    if first[-1] <= 0:
         return curve, TAUS[-1]
-    return curve, float(np.exp(-brentq(slope, low, high)))
+    return curve, float(np.exp(-brentq(curve.derivative(), *curve.x[[0, -1]])))

@@ -100,13 +100,13 @@ def _say_share(model: PreTrainedModel) -> None:
 
     PEFT takes the experts of some families; those of others are no linear layers.
     """
-    sizes, left = Counter[str](), Counter[str]()
+    whole, left = 0, Counter[str]()
     for name, x in model.get_decoder().named_parameters():
         if x.dim() > 1 and not x.requires_grad and x is not model.get_input_embeddings().weight:
-            (sizes if ".base_layer." in name else left)[name.split(".")[-2]] += x.numel()
-    whole = sizes.total() + left.total()
+            whole += x.numel()
+            left[name.split(".")[-2]] += x.numel() * (".base_layer." not in name)
     if left.total() > 0.05 * whole:
-        kinds = ", ".join(f"{kind} {size / whole:.1%}" for kind, size in left.most_common())
+        kinds = ", ".join(f"{kind} {size / whole:.1%}" for kind, size in left.most_common() if size)
         say_once(f"model.lora.target_modules {ALL_LINEAR} leaves without adapters, of the decoder's weights: {kinds}")
 
 

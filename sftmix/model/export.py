@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -126,19 +127,11 @@ def _generation_config(
         "pad_token_id": tokenizer.pad_token_id if config.pad_token_id in (None, -1) else config.pad_token_id,
     }
     config.update(**tokens)
-    if _accepted(config):
-        return config
-    kept, others = GenerationConfig(**tokens), config.to_diff_dict()
-    for name in sorted(others, key=lambda name: name not in ("do_sample", "num_beams")):  # others depend on these
-        tried = copy.deepcopy(kept)
-        setattr(tried, name, others[name])
-        kept = tried if _accepted(tried) else kept
-    return kept
-
-
-def _accepted(config: GenerationConfig) -> bool:
     try:
         config.validate(strict=True)
-    except Exception:  # values of strangers make transformers raise anything
-        return False
-    return True
+    except Exception as error:  # values of strangers make transformers raise anything
+        refused = re.findall(r"^- `(\w+)`: ", str(error), re.MULTILINE)
+        if not refused:  # a single value that is never allowed, which hides the others
+            return GenerationConfig(**tokens)
+        config.update(**dict.fromkeys(refused))
+    return config

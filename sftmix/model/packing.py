@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, masking_utils
 
 from sftmix.common.errors import ConfigError
 from sftmix.model.load import apart, probe_ids, probing
-from sftmix.model.varlen import DEVICES, VARLEN, noting
+from sftmix.model.varlen import DEVICES, VARLEN, unfit
 
 _DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)
 """Lengths of the documents in the probe: three lines of 16 tokens, as padding is also one; padding-free, one of 48."""
@@ -103,21 +103,19 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     places: dict[str, Any] = {}
     if varlen:
         remedy = "Set another model.attention (sdpa, eager), or none."
+        if problem := unfit(decoder.config):
+            return f"model.path: {name} has {problem}, which attention {VARLEN} cannot compute. {remedy}"
         starts = torch.tensor([0, *_DOCUMENTS], device=device).cumsum(0, dtype=torch.int32)
         places = {"cu_seq_lens_q": starts, "max_length_q": max(_DOCUMENTS)}
-    with probing(model, f"{name} does not take packed documents", remedy), noting() as notes:
+    with probing(model, f"{name} does not take packed documents", remedy):
         inputs = {"input_ids": ids, "attention_mask": None, "position_ids": positions, **places}
         packed = decoder(**inputs, use_cache=False).last_hidden_state
-        if varlen:  # which has no dropout
-            model.train()
-            decoder(**inputs, use_cache=False)
-            model.eval()
         with attending(model, "eager" if varlen else attention):
             singles = ids.view(1, -1).split(_DOCUMENTS, dim=1)
             alone = [decoder(input_ids=one, use_cache=False).last_hidden_state[0] for one in singles]
-    if notes:
-        return f"model.path: {name} has {next(iter(notes.values()))}, which attention {VARLEN} cannot compute. {remedy}"
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype
+    if varlen and device.type == "cuda" and precision.itemsize > 2:
+        return f"model.path: attention {VARLEN} computes in half precision, and {name} in {precision}. {remedy}"
     if varlen and precision == torch.float64:
         precision = torch.float32  # as eager attention has
     if difference := apart(packed.flatten(0, 1), torch.cat(alone), precision):

@@ -2,13 +2,11 @@
 
 import math
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
-from sftmix.common.errors import CheckpointError
 from sftmix.common.files import BEST
 from sftmix.common.world import World
 from sftmix.training.checkpoint import CheckpointStore
@@ -26,23 +24,18 @@ class BestWeights:
         self.store = CheckpointStore(stage / BEST, keep=1, world=world)
         self.evaluated, self._nll = -1, math.inf
         self.store.clean()
-        try:
-            if (step := self.store.newest_valid()) is not None:
-                self._nll = self.store.state(step)["eval_nll"]
-        except CheckpointError as error:  # the stage itself is not harmed
-            warnings.warn(f"{error}; the best weights are looked for anew", stacklevel=2)
 
     def go_on(self, evaluations: Mapping[int, float]) -> None:
         """Take the evaluations so far of a resumed stage as beaten only by better ones, also without their weights.
 
         Weights of a worse one, kept before a part of the stage that kept none, are removed.
         """
-        best = min(evaluations.values(), default=math.inf)
-        if best < self._nll:
-            self._nll = best
-            if self.store.world.is_main:
-                shutil.rmtree(self.store.directory, ignore_errors=True)
-                print(f"checkpoint.keep_best: the best evaluation so far, {best:.4f}, has no weights kept")
+        self._nll = best = min(evaluations.values(), default=math.inf)
+        # A step that has no evaluation yet is after the checkpoint, and will be made again.
+        kept = any(evaluations.get(step, best) <= best for step in self.store.steps())
+        if evaluations and not kept and self.store.world.is_main:
+            shutil.rmtree(self.store.directory, ignore_errors=True)
+            print(f"checkpoint.keep_best: the best evaluation so far, {best:.4f}, has no weights kept")
 
     def offer(self, step: int, module: nn.Module, metrics: Mapping[str, float]) -> None:
         """Keep the weights after `step` if `metrics` has an evaluation of theirs, better than all before.

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sftmix.common.errors import ConfigError
 from sftmix.components.component import Need
 from sftmix.options import TrainingOptions
 from sftmix.options.training import DEFAULT_MICRO_BATCH
@@ -30,11 +29,12 @@ WORTH_COMPILING = 120
 """Seconds of training, as `estimate` counts them, from which layers are compiled: that takes 13 s for 16 layers."""
 
 
-def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], object]) -> None:
+def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], object]) -> Footprint | None:
     """Put a decision in the place of each auto of the stage, and prepare its layers so. All ranks call it.
 
     A stage that goes on, on the machine that was recorded last, has what was decided there. On a CPU layers are neither
-    recomputed nor compiled. Says what was decided, and what length groups cost a GPU.
+    recomputed nor compiled. Says what was decided, and what length groups cost a GPU. Returns what a step takes of
+    memory, if that was measured.
 
     recorded  the machines that made the steps so far
     """
@@ -44,8 +44,10 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
         options = replace(options, micro_batch_tokens="auto")
     options = replace(options, **world.share(decided_before(recorded, machine_of(world, options))))
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
+    memory = None
     if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
-        options = world.share(settled(setup, Footprint(setup), room(setup)))
+        memory = Footprint(setup)
+        options = world.share(settled(setup, memory, room(setup)))
         if "micro_batch_tokens" in auto:
             say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
         if "activation_checkpointing" in auto and options.activation_checkpointing:
@@ -60,6 +62,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     options = replace(options, activation_checkpointing=options.activation_checkpointing is True)
     setup.stage = replace(stage, options=options)
     prepare_layers(unwrap(setup.module).model, options)
+    return memory
 
 
 def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions:
@@ -125,9 +128,7 @@ def compile_problem(setup: StepSetup) -> str | None:
             check_compiler(setup.world.device)
             with torch.compiler.set_stance("default"):
                 torch.compile(layer.forward, backend="eager", fullgraph=True, dynamic=True)(*args, **kwargs)
-        except ConfigError as error:
-            problems.append(str(error))
-        except Exception as error:  # torch's compiler raises anything
+        except Exception as error:  # torch's compiler raises anything; ours, if there is none
             reason = str(error).strip().partition("\n")[0]
             problems.append(f"{type(layer).__name__} does not become one graph ({reason})")
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.components.base import Objective
 from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
-from sftmix.functional.fused import default_chunk_size, rows_alone
+from sftmix.functional.fused import block_rows, default_chunk_size, rows_alone
 from sftmix.model.layers import decoder_layers
 from sftmix.training.parallel import reshard, shards_of, unwrap
 from sftmix.training.scoring import eval_mode
@@ -155,23 +156,30 @@ class Footprint:
         self.kept = _kept(setup, within)
         self.options, self.numbers = stage.options, Numbers(unwrap(setup.module).model)
         self.shards, self.size = shards_of(stage.options, world), 2 if setup.precision == "bf16" else 4
+        self.in_buckets = self.shards == 1 and world.size > 1
         self.on_cpu = world.device.type == "cpu"
         # torch's AdamW copies its second moments on a GPU, unless it is fused.
         self.copies = getattr(stage.optimizer, "fused", None) is False and not self.on_cpu
         self.optimizer = stage.optimizer.state_bytes * self.numbers.whole.trained / self.shards
-        self.chunk = self.options.chunk_size or default_chunk_size(self.numbers.head.shape[0], world.device)
+        vocabulary = self.numbers.head.shape[0]
+        self.chunk = self.options.chunk_size or default_chunk_size(vocabulary, world.device)
+        # On a CPU the loss has float32 copies of a block of half-precision logits: one, or a pair's and their mixture.
+        half, mixes = self.size < 4, Need.PAIRS in stage.objective.needs
+        self.block, self.blocks = block_rows(vocabulary, world.device), self.on_cpu * (half + mixes * (1 + half))
 
     def peak(self, slots: int, *, several: bool, recompute: bool) -> Parts:
         """Return the parts at the peak of micro-batches of so many token slots, any of which may be a response token.
 
-        several  True: gradients are there before the last micro-batch, which FSDP keeps whole, or DDP has in buckets
+        several  True: gradients are there before the last micro-batch, which FSDP keeps whole; DDP's buckets always are
         """
+        several = several or self.in_buckets
         numbers, shards, size = self.numbers, self.shards, self.size
         layers, n_layers, trained = numbers.layers, numbers.n_layers, numbers.whole.trained
         (vocabulary, width), (constant, each) = numbers.head.shape, self.kept
         # At the loss: states of response tokens with their gradients, logits of a chunk, copies of the head's weight;
         # on a CPU the product that is added to the sum is a copy, too.
         at_head = slots * width * (size + 8) + min(slots, self.chunk) * size * vocabulary
+        at_head += self.blocks * min(slots, self.chunk, self.block) * 4 * vocabulary
         if size < 4:
             at_head += size * vocabulary * width * ((shards == 1) + (self.on_cpu and numbers.head_trains))
         in_layer = slots * each / n_layers * (BACKWARD + recompute)
@@ -195,11 +203,12 @@ class Footprint:
 
     def slots(self, free: float, *, most: int, several: bool, recompute: bool) -> int:
         """Return the most token slots, at most `most`, that take no more than `free` bytes."""
-
-        def taken(slots: int) -> float:
-            return self.optimizer + sum(self.peak(slots, several=several, recompute=recompute))
-
+        taken = partial(self.taken, several=several, recompute=recompute)
         return bisect.bisect_right(range(1, most + 1), free, key=taken)
+
+    def taken(self, slots: int, *, several: bool, recompute: bool) -> float:
+        """Return the bytes of the optimizer and at the peak of micro-batches of so many token slots."""
+        return self.optimizer + sum(self.peak(slots, several=several, recompute=recompute))
 
 
 def _kept(setup: StepSetup, within: AbstractContextManager[Any] | None) -> tuple[float, float]:

@@ -97,8 +97,6 @@ class TrainingLoop:
     def run(self) -> StageResult:
         self._resume()
         stage, world = self.stage, self.world
-        if self.step == 0:
-            check_memory(self.setup, self._say)
         with (
             closing(MetricsLog(stage.directory / "metrics.jsonl", resume_step=self.step, world=world)) as log,
             progress_bar(
@@ -164,7 +162,10 @@ class TrainingLoop:
             self.totals = Totals(**state["totals"])
             for name in SAVED:
                 setattr(self, name, state[name])
-        decide(self.setup, self.machines, self._say)  # before there is the state of the optimizer, which it counts
+        # Before there is the state of the optimizer, which both count.
+        memory = decide(self.setup, self.machines, self._say)
+        if self.step == 0:
+            check_memory(self.setup, self._say, memory)
         stage = self.stage = self.setup.stage
         if newest is not None:
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)

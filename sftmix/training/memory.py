@@ -21,20 +21,22 @@ GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None:
+def check_memory(setup: StepSetup, say: Callable[[str], object] = print, memory: Footprint | None = None) -> None:
     """Compare what the steps will take on this rank with what is free; weights, which are loaded, count in neither.
 
     Raises ConfigError if the gradients and the optimizer alone do not fit. Says which micro-batch fits if the
     activations of the largest one do not.
+
+    memory  what a step takes; None: it is measured
     """
     stage, world, options = setup.stage, setup.world, setup.stage.options
     free = room(setup)
     if math.isinf(free):
         return
-    memory, recompute = Footprint(setup), options.activation_checkpointing is True
+    memory, recompute = memory or Footprint(setup), options.activation_checkpointing is True
     layout: Any = {"ranks": world.size, "device": world.device, "padding_free": unwrap(setup.module).padding_free}
     dealt = deal(stage.order.batch(0), stage.data.lengths, options, **layout)
-    how = {"several": len(dealt) > 1 or isinstance(setup.module, DDP), "recompute": recompute}
+    how = {"several": len(dealt) > 1, "recompute": recompute}
     gradients, _, working = memory.peak(0, **how)
     state = memory.optimizer + gradients + working
     if state > free:
@@ -53,10 +55,10 @@ def check_memory(setup: StepSetup, say: Callable[[str], object] = print) -> None
         remedy = f"--training.micro_batch_size {fitting // of_unit * of_unit // longest}"
     else:
         remedy = "--model.lora.r 16" if recompute else "--training.activation_checkpointing true"
-    taken = memory.optimizer + sum(memory.peak(slots, **how))
     say(
         f"micro-batches of {slots:,} token slots, {slots // longest} rows as long as the longest one, "
-        f"take {taken / GIB:.1f} GiB with gradients and optimizer, and {free / GIB:.1f} GiB are free; use {remedy}"
+        f"take {memory.taken(slots, **how) / GIB:.1f} GiB with gradients and optimizer, and {free / GIB:.1f} GiB are "
+        f"free; use {remedy}"
     )
 
 

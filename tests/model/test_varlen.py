@@ -1,5 +1,6 @@
 """Attention varlen: each document by itself, its gradients, and what it refuses by name."""
 
+import inspect
 from unittest.mock import patch
 
 import pytest
@@ -7,13 +8,14 @@ import torch
 import transformers
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
-from transformers import AttentionInterface, LlamaConfig
+from torch.nn.attention.varlen import varlen_attn
+from transformers import LlamaConfig
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.model.load import load_model
 from sftmix.model.packing import attention_of
-from sftmix.model.varlen import _kernel, _stand_in, attend
+from sftmix.model.varlen import FAMILIES, _kernel, _stand_in, attend
 from sftmix.options import TrainingOptions
 from sftmix.training.parallel import training_module
 from tests.model.test_models import TINY
@@ -72,46 +74,28 @@ def test_queries_in_float32_under_autocast_are_computed_in_half_precision(values
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("gqa", [True, False])
 @pytest.mark.parametrize(("window", "sides"), [(None, (-1, 0)), (4, (3, 0))])
-def test_the_kernel_gets_causal_windows_and_the_words_of_its_version(gqa, window, sides, monkeypatch):
-    """torch 2.11 has no enable_gqa; a window counts the token itself, and the kernel those before it."""
+def test_the_kernel_gets_causal_windows(window, sides, monkeypatch):
+    """A window counts the token itself, and the kernel those before it."""
     seen = {}
 
-    def of_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
-        seen.update(scale=scale, window_size=window_size, longest=(max_q, max_k), ends=cu_seq_q is cu_seq_k)
+    def kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, **given):
+        seen.update(given, longest=(max_q, max_k), ends=cu_seq_q is cu_seq_k)
 
-    def of_2_13(*args, enable_gqa=False, **given):
-        seen["gqa"] = enable_gqa
-        of_2_11(*args, **given)
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", of_2_13 if gqa else of_2_11)
+    assert "enable_gqa" in inspect.signature(varlen_attn).parameters
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     _kernel(tokens(4, 0), tokens(2, 1), tokens(2, 2), starts(), 9, 0.5, window)
-    expected = {"scale": 0.5, "window_size": sides, "longest": (9, 9), "ends": True}
-    assert seen == expected | ({"gqa": True} if gqa else {})
+    assert seen == {"scale": 0.5, "window_size": sides, "longest": (9, 9), "ends": True, "enable_gqa": True}
 
 
 # ------------------------------------------------------------------------------------------------- refusals
 
 
-def windows_in_the_mask(module, *args, sliding_window=None, **given):
-    """The attention of a model that hands its window to the mask alone."""
-    return attend(module, *args, **given)
-
-
-AttentionInterface.register("windows_in_the_mask", windows_in_the_mask)
-
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
-LATENT |= {"num_key_value_heads": 4, "first_k_dense_replace": 2}
 UNFIT = {
-    "soft cap": ("Gemma2", {}, "softcap"),
-    "sinks": ("GptOss", EXPERTS, "s_aux"),
+    "another family": ("Gemma2", {}, "the type gemma2"),
     "dropout": ("Llama", {"attention_dropout": 0.1}, "an attention dropout of 0.1"),
-    "wide": ("Llama", {"head_dim": 264}, r"heads of width \[264\]"),
-    "odd": ("Llama", {"head_dim": 12}, r"heads of width \[12\] \(allowed: a single multiple of 8, at most 256\)"),
-    "unequal": ("DeepseekV3", LATENT, r"heads of width \[16, 24\]"),
-    "positions that the attention does not get": ("StableLm", {}, "does not keep packed documents apart"),
+    "wide": ("Llama", {"head_dim": 264}, r"heads of width 264"),
+    "odd": ("Llama", {"head_dim": 12}, r"heads of width 12 \(allowed: a multiple of 8, at most 256\)"),
 }
 
 
@@ -140,28 +124,30 @@ def test_what_it_cannot_compute_is_refused_by_name_and_padded_under_auto(kind, c
         assert (attention_of(model), model.training) == ("varlen", False)
 
 
-def test_a_window_that_the_attention_does_not_get_is_found_though_the_probe_is_shorter():
-    """Documents of the probe have 10 tokens at most."""
-    config = transformers.MistralConfig(**TINY | {"sliding_window": 40})
-    model = build(config, "varlen")
-    assert fed(model, "varlen", padding_free=True).padding_free
-    with (
-        patch.dict(AttentionInterface._global_mapping, {"varlen": windows_in_the_mask}),
-        pytest.raises(ConfigError, match="masks with a window of 40 that the attention does not get"),
-    ):
-        fed(model, "varlen", padding_free=True)
+CONFIGS = {
+    getattr(found, "model_type", ""): found
+    for name in dir(transformers)
+    if name.endswith("Config") and (found := getattr(transformers, name))
+}
 
 
-def test_float32_on_cuda_and_an_attention_that_sees_later_tokens_are_refused_by_name():
+@pytest.mark.parametrize("family", FAMILIES.split())
+def test_each_family_has_the_states_of_its_own_attention_within_its_window(family):
+    """Documents of the probe have up to 10 tokens, the windows 4; without a window each attention is whole."""
+    config = CONFIGS[family](**TINY)
+    if hasattr(config, "sliding_window"):
+        kinds = {"layer_types": ["sliding_attention"] * 2} if hasattr(config, "layer_types") else {}
+        config = CONFIGS[family](**TINY | kinds | {"sliding_window": 4, "use_sliding_window": True})
+    assert fed(build(config, "varlen"), "varlen", padding_free=True).padding_free
+
+
+def test_numbers_that_the_kernel_does_not_have_are_not_given_to_it():
     """The tensors are on a GPU that is not there."""
     with FakeTensorMode(), torch.device("cuda"):
-        q, k, v = torch.empty(3, 1, 4, 9, 8)
-        with pytest.raises(
-            ValueError, match=r"varlen cannot compute numbers in torch.float32 \(allowed: half precision"
-        ):
-            attend(torch.nn.Module(), q, k, v, None)
-    with pytest.raises(ValueError, match=r"cannot compute an attention that sees later tokens; use sdpa or eager"):
-        attend(torch.nn.Module(), *torch.empty(3, 1, 4, 9, 8), None, is_causal=False)
+        for dtype, body in ((torch.float32, "_stand_in"), (torch.bfloat16, "_kernel")):
+            q, k, v = torch.empty(3, 1, 4, 9, 8, dtype=dtype)
+            with patch(f"sftmix.model.varlen.{body}", lambda q, *more: q):
+                assert attend(torch.nn.Module(), q, k, v, None)[0].shape == (1, 9, 4, 8)
 
 
 def test_a_model_that_fails_with_it_means_padding_under_auto(capsys):

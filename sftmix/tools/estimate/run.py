@@ -113,9 +113,8 @@ def parts_of(work: Work, layout: Layout) -> dict[str, int]:
         held = 0.0, 0.0, layout.size * gathered * (layout.shards > 1)
     else:
         optimizer = work.memory.optimizer
-        several = work.micro_batches > 1 or (layout.shards == 1 and layout.copies > 1)  # DDP has them from the start
         recompute = work.options.activation_checkpointing is True
-        held = work.memory.peak(work.slots, several=several, recompute=recompute)
+        held = work.memory.peak(work.slots, several=work.micro_batches > 1, recompute=recompute)
     parts = ("weights", "optimizer", "gradients", "activations", "working")
     sizes = (work.model.stored_bytes / layout.shards, optimizer, *held)
     return dict(zip(parts, map(round, sizes), strict=True))

@@ -24,6 +24,7 @@ from sftmix.common.tables import PathLike, read_dynamics, read_split, read_table
 from sftmix.common.world import World
 from sftmix.components.component import require
 from sftmix.components.confidence import Perplexity, variability
+from sftmix.components.objectives import drawn
 from sftmix.components.reference import SCORINGS, are_scorings, numbered
 from sftmix.components.splitters import Median
 from sftmix.functional import IGNORED, SFTMixLoss, aligned_pairs
@@ -196,14 +197,11 @@ class SFTMixTrainer(Trainer):
             return super()._get_num_items_in_batch(batch_samples, device)
         counts, args, step = torch.zeros(2, device=device), self.args, self.state.global_step
 
-        def draw(one: int, other: int) -> float:  # as SFTMix.plan does
-            rng = generator(args.seed, "lambda", step, self._ids[one], self._ids[other])
-            return rng.beta(args.sftmix_alpha, args.sftmix_alpha)
-
         for batch in batch_samples:
             units = np.array(batch[ROW][: len(batch[ROW]) // 2 * 2], dtype=np.int64).reshape(-1, 2)
             mixed = np.flatnonzero((self._groups[units] == (0, 1)).all(axis=1))
-            lam = [draw(one, other) for one, other in units[mixed]]
+            ids = [[self._ids[row] for row in pair] for pair in units[mixed]]
+            lam = [drawn(args.sftmix_alpha, 1, pair, step=step, seed=args.seed).item() for pair in ids]
             pairs = torch.tensor(2 * mixed[:, None] + [0, 1], device=device)
             batch["sftmix"] = pairs, torch.tensor(lam, dtype=torch.float64, device=device)
             counts[0] += (batch["labels"][:, 1:] != IGNORED).sum()

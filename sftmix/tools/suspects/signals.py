@@ -14,8 +14,8 @@ import numpy as np
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.progress import progress_bar, without_bars_of_transformers
+from sftmix.components import confidence
 from sftmix.components.component import Component
-from sftmix.components.confidence import perplexity
 from sftmix.types import Float64, Rows, TrainingDynamics
 
 AT_ONCE = 1000
@@ -89,12 +89,12 @@ class SuspectRows:
         return self.dynamics.steps, self.dynamics.token_nll
 
     @property
-    def sums(self) -> tuple[Float64, Float64]:
-        """NLL f64[N] of the responses with their prompts and without, at the last checkpoint; or ConfigError."""
+    def with_responses_alone(self) -> TrainingDynamics:
+        """The dynamics, which also have the NLL of the responses without their prompts; or ConfigError."""
         if self.dynamics is None or self.dynamics.alone_nll_sum is None:
             needs = FROM_MODEL.format("response_alone")
             raise ConfigError(f"--signals: some need the NLL of responses without their prompts: {needs}")
-        return self.dynamics.nll_sum[:, -1], self.dynamics.alone_nll_sum[:, -1]
+        return self.dynamics
 
 
 class Signal(Component, ABC):
@@ -200,16 +200,16 @@ class Information(Signal):
     """
 
     def score(self, rows: SuspectRows) -> Float64:
-        with_prompt, alone = rows.sums
-        return np.where(alone > 0, with_prompt - alone, np.nan)  # a row that was not scored has sums of 0
+        dynamics: Any = rows.with_responses_alone
+        alone = dynamics.alone_nll_sum[:, -1]
+        return np.where(alone > 0, dynamics.nll_sum[:, -1] - alone, np.nan)  # a row that was not scored has sums of 0
 
 
 class IFD(Signal):
     """The same as a ratio, NLL with the prompt / NLL without (arXiv 2308.12032): short responses count as long ones."""
 
     def score(self, rows: SuspectRows) -> Float64:
-        with_prompt, alone = rows.sums
-        return with_prompt / np.where(alone > 0, alone, np.nan)
+        return -confidence.IFD(checkpoint="last").estimate(rows.with_responses_alone)
 
 
 class Perplexity(Signal):
@@ -221,7 +221,7 @@ class Perplexity(Signal):
     def score(self, rows: SuspectRows) -> Float64:
         if rows.dynamics is None:
             raise ConfigError("--signals Perplexity needs the losses of a model: a run with a reference, or --model")
-        return perplexity(rows.dynamics).mean(axis=1)
+        return -confidence.Perplexity().estimate(rows.dynamics)
 
 
 def best_fits(rows: SuspectRows) -> Rows:

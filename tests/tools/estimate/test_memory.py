@@ -35,8 +35,8 @@ WIDEST = 60
 SLOTS = 8 * WIDEST
 ENDS = 2 * VOCABULARY * WIDTH + WIDTH
 NUMBERS = LAYERS * LAYER + ENDS
-LEFT_OUT = 0.15
-"""Labels, pairs and the blocks of the loss, of which there are 1 MiB each, are so much of a model this small."""
+LEFT_OUT = 0.07
+"""Labels, pairs and, recomputed, the order in which layers are freed are so much of a model this small."""
 NO_LORA, LORA = LoraOptions(), LoraOptions(r=4)
 
 
@@ -156,7 +156,7 @@ def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(wide, 
         two_steps(module, options, given, *modes, world=world, optimizer=optimizer, objective=objective)
     found = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     expected = peak(wide, SLOTS, gpu="cpu", count=ranks, lora=lora, objective=objective, parallel="fsdp")
-    assert expected == pytest.approx(found, rel=0.06)
+    assert expected == pytest.approx(found, rel=0.03)
 
 
 @pytest.mark.long
