@@ -1,4 +1,4 @@
-"""Values of options, plain as JSON and YAML have them: what notebooks hand over becomes plain once, when it is set."""
+"""Values of options, plain as JSON and YAML have them; a path becomes text when it is set."""
 
 import os
 import re
@@ -13,29 +13,20 @@ from sftmix.common.shown import quoted
 
 @dataclass
 class PlainFields:
-    """A group of options: whenever one is set, a number of numpy becomes Python's own, and a path text."""
+    """A group of options: whenever one is set, a path becomes text."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in (known := self.__dataclass_fields__):
             problem = f"{type(self).__name__} has no option {name!r}, which was set to {value!r}"
             raise ConfigError(told(problem, nearest(name, known), f"it has {', '.join(known)}"))
-        super().__setattr__(name, plain_value(value, paths=True))
+        super().__setattr__(name, path_text(value))
 
 
-def plain_value(value: Any, *, paths: bool = False) -> Any:
-    """Return numbers and text of numpy as Python's own, also in lists, tuples and dictionaries; all else as it is.
-
-    A container that holds nothing else is returned itself: who made it may still add to it.
-    paths  paths become text, relative as they are given
-    """
-    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:  # without an import of numpy
-        return value.item()
-    if type(value) in (dict, list, tuple):
-        inside = [*value.items()] if type(value) is dict else value
-        plain = [plain_value(inner, paths=paths) for inner in inside]
-        changed = any(new is not old for new, old in zip(plain, inside, strict=True))
-        return type(value)(plain) if changed else value
-    return os.fspath(value) if paths and isinstance(value, os.PathLike) else value
+def path_text(value: Any) -> Any:
+    """Return a path as text, also in a list, relative as it is given; all else as it is."""
+    if isinstance(value, list) and any(isinstance(item, os.PathLike) for item in value):
+        return [path_text(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def not_plain(value: object, key: str = "") -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args
 from sftmix.common.errors import ConfigError
 from sftmix.common.fields import listed
 from sftmix.common.places import place_of
-from sftmix.common.plain import plain_value
+from sftmix.common.plain import path_text
 from sftmix.options import ReferenceModel
 from sftmix.types import Scores
 
@@ -83,14 +83,11 @@ class Component(metaclass=_Kept):
     _init_args: Mapping[str, Any] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keep numbers of numpy as Python's own, as options do; paths stay as they are given.
-
-        An option is refused once the constructor is done: its arguments are what a run records.
-        """
+        """Refuse an option once the constructor is done: its arguments are what a run records."""
         if name in self._init_args:
             option = f"{self.option}.{name}".removeprefix(".")
             raise ConfigError(f"{option} is set by the constructor: make a new {type(self).__name__}({name}=...)")
-        super().__setattr__(name, plain_value(value))
+        super().__setattr__(name, value)
 
     def files(self) -> Sequence[str]:
         """Return the files and model directories that this component reads; a run refuses a change of their content."""
@@ -164,7 +161,7 @@ def plain(value: Any) -> Any:
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    return plain_value(value, paths=True)
+    return path_text(value)
 
 
 def require(holds: bool, key: str, value: object, allowed: str) -> None:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sftmix.common.errors import ConfigError, ContractError
-from sftmix.common.plain import plain_value
 from sftmix.common.tables import impossible_numbers
 from sftmix.components.base import CallbackResult
 from sftmix.components.component import Component, Need
@@ -225,7 +224,8 @@ def check_callback_result(callback: Component, hook: str, result: Any) -> Callba
     for need, given in ((Need.STOP, result.stop), (Need.EVALUATIONS, "eval_nll" in result.metrics)):
         if given and need not in callback.gives:
             raise broken(callback, f"{need} from {hook}()", f"none, as {need.name} is not in its `gives`")
-    return replace(result, metrics=plain_value(dict(result.metrics)))
+    metrics = {name: value.item() if hasattr(value, "item") else value for name, value in result.metrics.items()}
+    return replace(result, metrics=metrics)
 
 
 def _check_type(component: Component, answer: object, kind: type, name: str = "") -> None:
