@@ -162,10 +162,7 @@ class TrainingLoop:
             self.totals = Totals(**state["totals"])
             for name in SAVED:
                 setattr(self, name, state[name])
-        # Before there is the state of the optimizer, which both count.
-        memory = decide(self.setup, self.machines, self._say)
-        if self.step == 0:
-            check_memory(self.setup, self._say, memory)
+        memory = decide(self.setup, self.machines, self._say)  # before the optimizer has its state, which it counts
         stage = self.stage = self.setup.stage
         if newest is not None:
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)
@@ -178,6 +175,8 @@ class TrainingLoop:
             if self.best is not None:  # the old ones go when the new ones are there
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
+        if self.step == 0:
+            check_memory(self.setup, self._say, memory)
         if self.best is not None:
             self.best.go_on(self.evaluations)
         self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
