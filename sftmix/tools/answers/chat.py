@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Load the models and talk until the user ends it."""
-    from sftmix.pipeline.finished import finished_models
+    from sftmix.tools.runs.models import finished_models
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     tools = read_tools(args.tools) if args.tools else ()
     models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
-    from sftmix.pipeline.loaded import load_finished
+    from sftmix.tools.runs.loaded import load_finished
 
     chat([load_finished(model, options.dtype) for model in models], options, tools)
 

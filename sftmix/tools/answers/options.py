@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.pipeline.finished import DTYPES
+from sftmix.tools.runs.models import DTYPES
 
 
 @dataclass

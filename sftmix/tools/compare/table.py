@@ -17,7 +17,7 @@ import yaml
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped, nearest, told
 from sftmix.common.files import read_json, write_json, write_text
-from sftmix.common.shown import flatten, markdown_table, short
+from sftmix.common.shown import short
 from sftmix.config.read import TABLE, from_plain
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.tools.compare.contrasts import contrast_of
@@ -28,6 +28,7 @@ from sftmix.tools.compare.statistics import (
     holm,
     mean_sd,
 )
+from sftmix.tools.runs.shown import flatten, markdown_table
 
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
@@ -62,7 +63,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
     goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
     """
-    from sftmix.pipeline.start import check_run, holding
+    from sftmix.tools.runs.start import check_run, holding
 
     comparison.validate()
     if not comparison.out:
