@@ -18,14 +18,7 @@ from sftmix.common.errors import (
     nearest,
     told,
 )
-from sftmix.common.launcher import (
-    BY_TORCHRUN,
-    end_with_launcher,
-    first_rank_tells,
-    launch_problem,
-    record_error,
-    wait_for_hearers,
-)
+from sftmix.common.launcher import BY_TORCHRUN, end_with_launcher, first_rank_tells, launch_problem, record_error
 from sftmix.common.shown import as_lines
 
 
@@ -119,19 +112,16 @@ def _dispatch(argv: list[str]) -> int:
 def _report(error: SFTMixError | Stopped) -> int:
     """Print one message per run and return the exit code: rank 0 prints what all ranks share, any rank its own error.
 
-    Under torchrun a rank whose error the first rank of its node reports succeeds: its failure would say nothing more.
+    Under torchrun a rank whose error the first rank of its node reports says nothing more.
     """
     rank = 0 if launch_problem() else int(os.environ.get("RANK", "0"))
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = as_lines(f"{kind}: {error}")
     shared = error.everywhere or isinstance(error, ConfigError)
-    if shared and first_rank_tells(message):
-        return 0
-    if not (shared and rank) or BY_TORCHRUN in os.environ:
-        print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
-    record_error(message)
-    if shared and not isinstance(error, Stopped):  # a signal leaves little time, and may have reached one rank alone
-        wait_for_hearers()
+    if not (shared and first_rank_tells(message)):
+        if not (shared and rank) or BY_TORCHRUN in os.environ:
+            print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
+        record_error(message)
     return error.exit_code
 
 
