@@ -22,9 +22,9 @@ from sftmix.common.world import World  # noqa: E402
 from sftmix.config.read import from_plain  # noqa: E402
 from sftmix.model.load import load_model  # noqa: E402
 from sftmix.model.rounding import round_in_place  # noqa: E402
-from sftmix.pipeline.export import export_run  # noqa: E402
 from sftmix.pipeline.loaded import scoring_model  # noqa: E402
-from sftmix.pipeline.rows import rows_of_run  # noqa: E402
+from sftmix.tools.runs.export import export_run  # noqa: E402
+from sftmix.tools.runs.rows import rows_of_run  # noqa: E402
 from sftmix.training.checkpoint import full_weights  # noqa: E402
 from sftmix.training.scoring import held_out_metrics  # noqa: E402
 

@@ -108,7 +108,7 @@ def _files(out: Path) -> Iterator[tuple[str, Any]]:
             for line in path.read_text(encoding="utf-8").splitlines():
                 values = json.loads(line)
                 yield from _leaves(values, f"{name} step {values['step']}")
-        elif path.name in ("summary.json", "table.json", "calibration.json", "histogram.json", "confounds.json"):
+        elif path.name in ("summary.json", "table.json", "calibration.json", "confounds.json"):
             yield from _leaves(json.loads(path.read_text(encoding="utf-8")), name)
         elif path.suffix == ".parquet":
             yield from _columns(path, name)

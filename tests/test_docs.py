@@ -161,7 +161,7 @@ def known_options() -> set[str]:
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
     for module in {command.module for command in COMMANDS.values()}:
-        getattr(importlib.import_module(f"sftmix.tools.{module}"), "add_options", lambda _: None)(parser)
+        getattr(importlib.import_module(module), "add_options", lambda _: None)(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
     of_launchers |= {"signal", "signals"}
@@ -222,8 +222,8 @@ def test_commands_are_of_known_programs(page):
 DRIVER = """
 import json, sys
 from sftmix import pipeline, tools
-import sftmix.pipeline.export, sftmix.pipeline.finished, sftmix.pipeline.recipe
-import sftmix.pipeline.start, sftmix.tools.answers.chat, sftmix.tools.answers.generate
+import sftmix.tools.runs.export, sftmix.tools.runs.models, sftmix.pipeline.recipe
+import sftmix.tools.runs.read, sftmix.tools.runs.start, sftmix.tools.answers.chat, sftmix.tools.answers.generate
 import sftmix.tools.compare.command, sftmix.tools.estimate.command, sftmix.tools.estimate.run
 import sftmix.tools.evaluate.command, sftmix.tools.preview.command
 import sftmix.tools.quickstart.command, sftmix.tools.report.write
@@ -233,11 +233,11 @@ import sftmix.tools.verify.command
 from sftmix.cli import main
 
 # What the commands call once their words are understood; everything before it is the real thing.
-pipeline.start.check_start = pipeline.start.check_names_given = lambda *args, **more: None
+tools.runs.start.check_start = tools.runs.start.check_names_given = lambda *args, **more: None
 pipeline.recipe.run = lambda config, until, validated: {}
 tools.preview.command.preview = tools.status.command.report = lambda *args, **options: ""
-pipeline.export.export_run = lambda *args, **options: None
-pipeline.finished.finished_models = pipeline.finished.refuse_no_run = lambda *args, **more: []
+tools.runs.export.export_run = lambda *args, **options: None
+tools.runs.models.finished_models = tools.runs.read.refuse_no_run = lambda *args, **more: []
 tools.estimate.run.estimate = tools.estimate.command.described = lambda *args, **options: ""
 tools.compare.command.run_table = lambda comparison: None
 tools.trackers.main = tools.quickstart.command.main = lambda args: None

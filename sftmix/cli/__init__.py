@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,14 +18,7 @@ from sftmix.common.errors import (
     nearest,
     told,
 )
-from sftmix.common.launcher import (
-    BY_TORCHRUN,
-    end_with_launcher,
-    first_rank_tells,
-    launch_problem,
-    record_error,
-    wait_for_hearers,
-)
+from sftmix.common.launcher import BY_TORCHRUN, end_with_launcher, first_rank_tells, launch_problem, record_error
 from sftmix.common.shown import as_lines
 
 
@@ -91,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         code = INTERRUPTED
     except Exception as error:
+        from sftmix.config.schema import name_component  # after the command: it imports more
+
         name_component(error)
         record_error(f"{type(error).__name__}: {error}")
         raise
@@ -99,18 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if NoSpaceError.exit_code in lost:
         print("error: no space left for what this command prints", file=sys.stderr)
     return code or max(lost, default=0)
-
-
-def name_component(error: Exception) -> None:
-    """Add a note to an error of a user's own component: which one it is, and what is kept."""
-    from sftmix.components.component import Component
-
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        own = type(frame.f_locals.get("self"))
-        if issubclass(own, Component) and not own.__module__.startswith("sftmix."):
-            kept = "what is done before it is kept: mend it, and the same command goes on from there"
-            error.add_note(f"{own.option} {own.__name__} raised this; {kept}")
-            return
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -137,19 +119,16 @@ def _dispatch(argv: list[str]) -> int:
 def _report(error: SFTMixError | Stopped) -> int:
     """Print one message per run and return the exit code: rank 0 prints what all ranks share, any rank its own error.
 
-    Under torchrun a rank whose error the first rank of its node reports succeeds: its failure would say nothing more.
+    Under torchrun a rank whose error the first rank of its node reports says nothing more.
     """
     rank = 0 if launch_problem() else int(os.environ.get("RANK", "0"))
     kind = "stopped" if isinstance(error, Stopped) else "error"
     message = as_lines(f"{kind}: {error}")
     shared = error.everywhere or isinstance(error, ConfigError)
-    if shared and first_rank_tells(message):
-        return 0
-    if not (shared and rank) or BY_TORCHRUN in os.environ:
-        print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
-    record_error(message)
-    if shared and not isinstance(error, Stopped):  # a signal leaves little time, and may have reached one rank alone
-        wait_for_hearers()
+    if not (shared and first_rank_tells(message)):
+        if not (shared and rank) or BY_TORCHRUN in os.environ:
+            print(f"[rank {rank}] {message}" if rank else message, file=sys.stderr, flush=True)
+        record_error(message)
     return error.exit_code
 
 

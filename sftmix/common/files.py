@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 
 from sftmix.common.errors import ConfigError, DifferenceError, NoSpaceError
-from sftmix.common.places import is_there
 
 MANIFEST = "MANIFEST.json"
 
@@ -176,11 +175,6 @@ def read_json(path: Path, **needs: type) -> dict[str, Any]:
         return read_object(read_text(path), path, **needs)
     except (OSError, ValueError) as error:
         raise not_as_written(path, error) from error
-
-
-def read_json_if_there(path: Path) -> dict[str, Any]:
-    """Return what `read_json` does; {} without the file."""
-    return read_json(path) if is_there(path) else {}
 
 
 def read_object(text: str | bytes, place: object, /, **needs: type) -> dict[str, Any]:

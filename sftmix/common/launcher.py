@@ -29,8 +29,8 @@ _TOGETHER = (
     "MASTER_ADDR and MASTER_PORT go together. Start with torchrun, or unset RANK, LOCAL_RANK and WORLD_SIZE for a "
     "single process"
 )
-_HEARS = "hears"
-"""The name of a file beside a rank's error file: it waits for the first one's."""
+_PATIENCE = 30.0
+"""Seconds that a rank waits for the error of the first one: as long as torchrun waits before it kills."""
 
 _watched: list[int] = []
 """The process id of the torchrun whose end is watched for."""
@@ -108,39 +108,18 @@ def first_rank_tells(message: str) -> bool:
     """Wait until the first rank of this node has recorded the same message; False if it does not, or is this rank.
 
     torchrun ends all ranks as soon as one fails. A rank that fails faster than the first one would have it killed
-    before it says what is wrong and writes STATUS.json. One that succeeds does not.
+    before it says what is wrong and writes STATUS.json. From now on SIGTERM, by which torchrun does so, is ignored.
     """
-    error_file = _error_file()
-    if error_file is None or os.environ.get("LOCAL_RANK", "0") == "0":
+    if (error_file := _error_file()) is None:
         return False
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends once another rank has failed
-    with contextlib.suppress(OSError):
-        (error_file.parent / _HEARS).touch()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     first = error_file.parents[1] / "0" / error_file.name
-    return _wait_for([first], seconds=30) and read_json(first)["message"]["message"] == message
-
-
-def wait_for_hearers() -> None:
-    """Wait, on the first rank of a node, until each of the others waits for its error in `first_rank_tells`.
-
-    torchrun ends all ranks once one has failed, and lists those that this killed beside it. A rank that is slow to get
-    to the same error would be among them.
-    """
-    error_file = _error_file()
-    if error_file is not None and os.environ.get("LOCAL_RANK", "0") == "0":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        others = range(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        _wait_for([error_file.parents[1] / str(rank) / _HEARS for rank in others], seconds=10)
-
-
-def _wait_for(files: list[Path], seconds: float) -> bool:
-    """Wait until all these files exist; False if they do not in time, or if torchrun is gone, whose report this is."""
-    deadline = time.monotonic() + seconds
-    while not all(file.exists() for file in files):
-        if time.monotonic() > deadline or _launcher_is_gone():
-            return False
+    deadline = time.monotonic() + _PATIENCE
+    while first != error_file and time.monotonic() < deadline and not _launcher_is_gone():
+        if first.exists():
+            return read_json(first)["message"]["message"] == message
         time.sleep(0.02)
-    return True
+    return False
 
 
 def another_rank_failed() -> bool:

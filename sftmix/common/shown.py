@@ -5,8 +5,6 @@ mappings by dotted names, with counts in words, and Markdown tables.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 QUOTED_CHARACTERS = 80
 """Most characters of a value that a message quotes."""
@@ -31,17 +29,6 @@ def as_lines(text: str, but: str = "\n\t") -> str:
     return CONTROL.sub(lambda match: match[0] if match[0] in but else repr(match[0])[1:-1], text)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield (dotted name, number) for every number in nested mappings; NaN for null."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        elif value is None:
-            yield f"{prefix}{key}", float("nan")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)
-
-
 def short(value: float, *, digits: int = 4) -> str:
     """Return a number with so many digits, with all of the whole ones below ten million: -0.312, -40.2, -167,800."""
     return f"{value:,.0f}" if 10 ** (digits - 1) <= abs(value) < 1e7 else f"{value:,.{digits}g}"
@@ -50,11 +37,3 @@ def short(value: float, *, digits: int = 4) -> str:
 def counted(n: int, noun: str) -> str:
     """Return `1 step`, `2 steps` or `1,000 steps`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table of rows, the head first, its columns aligned for people who read the text."""
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)

@@ -5,20 +5,18 @@ So a recipe holds only its differences from another.
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
-from sftmix.common.files import read_json, read_text
-from sftmix.common.places import is_there, names_from
+from sftmix.common.files import read_text
 from sftmix.common.plain import as_list
-from sftmix.components.component import Component
 from sftmix.config.load import load
-from sftmix.config.merge import ARGS, CLASS, Tree, build, merge
+from sftmix.config.merge import Tree, build, merge
 from sftmix.config.run_config import RunConfig
-from sftmix.config.schema import ForeignClassError, component_bases, trusting
+from sftmix.config.schema import trusting
 
 RECIPE = "recipe:"
 BASE = "base"
@@ -123,70 +121,6 @@ def read_config(path: str | os.PathLike[str], *, trust: Collection[str] | None =
     trust  as in `merge_file`
     """
     return build(merge_file({}, path, trust=trust))
-
-
-def read_finished(run: Path) -> RunConfig:
-    """Read the config.yaml of a run for what only reads the run; raise ConfigError as above.
-
-    Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their names
-    and plain forms, which do nothing, take their places. The names of files and models in it hold in `as_started`.
-    """
-    file = run / "config.yaml"
-    values, stand_ins = read_yaml(file), dict[str, Any]()
-    with trusting():
-        for name in component_bases().keys() & values.keys():
-            try:
-                merge({}, {name: values[name]})
-            except ForeignClassError:
-                forms = values.pop(name)
-                others = [_stand_in(component_bases()[name], form) for form in as_list(forms)]
-                stand_ins[name] = others if isinstance(forms, list) else others[0]
-        config = build(merge({}, values, of=str(file)))
-    for name, one in stand_ins.items():
-        setattr(config, name, one)
-    return config
-
-
-@contextmanager
-def as_started(run: Path | None) -> Iterator[None]:
-    """Let the names in a run's configuration mean what they meant when it was started, wherever this process is.
-
-    A relative path begins in the directory of then: where it is now as seen from the run, which may have been moved
-    with its data, or else where it was. The id of the model on the hub means the commit that was recorded.
-
-    run  None, or a run of an earlier version: names mean what they mean here
-    """
-    starts = list[Path]()
-    if run is not None and is_there(run / STARTED):
-        then = read_json(run / STARTED, directory=str, relative=str)
-        starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]
-    with names_from(starts, str(made_from(run)["model"]) if run else ""):
-        yield
-
-
-def made_from(run: Path) -> dict[str, Any]:
-    """Return what a run recorded of its rows and its model, whose hashes are None before it came so far."""
-    files = [run / stage / "inputs.json" for stage in ("train", "reference")]  # a reference may be of an earlier try
-    file = next(filter(is_there, files), None)
-    return read_json(file, data=dict, model=str) if file else {"data": {}, "model": ""}
-
-
-def _stand_in(base: type[Component], form: Any) -> Component:
-    """Return a component of this plain form, or name, whose methods raise ConfigError; its needs are the base class's.
-
-    It is no subclass of `base`, which would be found by its name.
-    """
-    plain_form = form if isinstance(form, Mapping) else {CLASS: form, ARGS: {}}
-    path = str(plain_form.get(CLASS))
-
-    def of_base(_: Component, key: str) -> Any:
-        if callable(value := getattr(base, key)):
-            raise ConfigError(f"{path} is no component of this package, and what only reads a run does not import it")
-        return value
-
-    module, _, name = path.rpartition(".")
-    methods = {"spec": lambda _: dict(plain_form), "__getattr__": of_base}
-    return object.__new__(type(name, (Component,), {"__module__": module, **methods}))
 
 
 def from_plain(values: Mapping[str, Any]) -> RunConfig:

@@ -1,11 +1,10 @@
-"""Low-rank adapters by PEFT inside a transformers model: adding, saving, merging.
+"""Low-rank adapters by PEFT inside a transformers model: adding and saving.
 
 The model stays the transformers model it was (`get_decoder()`, `get_output_embeddings()` and `model(...)` work): PEFT
 puts its layers in the place of the targeted ones, and everything else is frozen.
 """
 
 import copy
-import json
 import os
 import re
 import warnings
@@ -18,30 +17,20 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.head import ADAPTER, FEWER, active
+from sftmix.model.head import ADAPTER, FEWER
 from sftmix.model.layers import freeze_unused, unused_modules
-from sftmix.model.load import apart, say_once, untie
+from sftmix.model.load import say_once
 from sftmix.model.paths import model_place
-from sftmix.model.probes import probe_logits
 from sftmix.options import LoraOptions
 
 UNTIES = Version("5.18")
 """The first transformers that reads adapters beside one of two tied weights that was trained in full."""
 FILE, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-TAKEN = """auto_mapping base_model_name_or_path inference_mode peft_type peft_version task_type
-exclude_modules layer_replication layers_pattern layers_to_transform modules_to_save target_modules
-target_parameters trainable_token_indices
-alpha_pattern bias ensure_weight_tying eva_config fan_in_fan_out init_lora_weights loftq_config lora_alpha
-lora_bias lora_dropout r rank_pattern use_dora use_rslora"""
-"""The keys of adapter_config.json that may have any value. Every other one must have PEFT's default: `megatron_config`
-imports a module that the file names, `revision` is of the base model, which is loaded by its name alone, and others
-change what the adapters compute."""
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for experts, routers and every linear layer but the LM head; here a list may hold it as well."""
@@ -85,7 +74,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
             convert_peft_config_for_transformers(config, model=model, conversions=None)
             _maybe_include_all_linear_layers(config, model)
             config.target_modules = sorted({*(config.target_modules or ()), *target_names})
-        _add(model, config, seed=seed)
+        add_layers(model, config, seed=seed)
     except (ValueError, TypeError, NotImplementedError) as error:
         refused = f"model.lora: PEFT refuses these options for {type(model).__name__}: {str(error).removesuffix('.')}"
         raise ConfigError(f"{refused}. {FEWER}" if ALL_LINEAR in targets else refused) from error
@@ -122,39 +111,12 @@ def _refuse_reading_as_tied(model: PreTrainedModel) -> None:
         )
 
 
-def load_adapters(model: PreTrainedModel, directory: Path) -> None:
-    """Put the adapters that `write_adapters` or PEFT itself wrote into a directory onto their base model, in place.
-
-    Raises ConfigError if adapter_config.json is refused, or if the weights are not those that it describes.
-    """
-    from peft import set_peft_model_state_dict
-
-    config = stored_config(directory)
-    config.inference_mode = False  # else PEFT freezes them, and what is missing is looked for among trained weights
-    try:
-        _add(model, config, seed=0)
-        if config.bias == "all" and config.exclude_modules:  # `add_adapters` trained biases of the text model alone
-            freeze_unused(model)
-        missing, unexpected = set_peft_model_state_dict(  # type: ignore[attr-defined]
-            model,
-            {name.removeprefix("base_model.model."): x for name, x in load_file(directory / WEIGHTS).items()},
-            ADAPTER,
-        )
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        if wrong := trained.intersection(missing).union(unexpected):
-            raise ValueError(f"its configuration and its weights differ in {min(wrong)}")
-    except Exception as error:  # for values in a stranger's file PEFT may raise anything
-        raise ConfigError(
-            f"{directory}: PEFT cannot load it: {type(error).__name__}: {' '.join(str(error).split())}"
-        ) from error
-
-
 def adapter_config(model: nn.Module) -> Any:
     """Return the PEFT config of the model's adapters; None for a model without adapters."""
     return getattr(model, "peft_config", {}).get(ADAPTER)
 
 
-def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
+def add_layers(model: PreTrainedModel, config: Any, seed: int) -> None:
     """Have PEFT add its layers, without three of its warnings.
 
     Two warn of intended effects: Conv1D is transposed, and adapters untie a tied head (docs/lora.md). The third one is
@@ -169,40 +131,6 @@ def _add(model: PreTrainedModel, config: Any, seed: int) -> None:
             warnings.filterwarnings("ignore", message=message)
         torch.manual_seed(seed)
         model.add_adapter(config, ADAPTER)
-
-
-# ---------------------------------------------------------------------------------------- adapters of others
-
-
-def stored_config(directory: Path) -> Any:
-    """Return the configuration of the LoRA adapters in a directory, which names their base model.
-
-    Raises ConfigError if the file cannot be read, is of adapters other than LoRA, sets a key outside TAKEN, or names no
-    base model.
-    """
-    from peft import LoraConfig
-
-    file, default = directory / FILE, LoraConfig().to_dict()
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["peft_type"] != "LORA":
-            raise ConfigError(f"{file}: peft_type is {stored['peft_type']!r:.80}; only LORA is loaded")
-        for key in sorted(stored.keys() - TAKEN.split()):
-            if stored[key] and stored[key] != default.get(key):
-                raise ConfigError(
-                    f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "
-                    "import, another base, or a computation. Take it out of the file if they work without it, else "
-                    "merge them into their base model with PEFT (merge_and_unload), and name the merged model"
-                )
-        config = LoraConfig(**{key: value for key, value in stored.items() if key in default})
-    except ConfigError:
-        raise
-    except Exception as error:  # a stranger's file may make json, the look-ups and PEFT raise anything
-        raise ConfigError(f"{file} cannot be read as PEFT writes it: {type(error).__name__}: {error}") from error
-    base = config.base_model_name_or_path
-    if not isinstance(base, str):
-        raise ConfigError(f"{file} names no base model (base_model_name_or_path is {base!r:.80})")
-    return config
 
 
 # -------------------------------------------------------------------------------------------- quantised base
@@ -235,7 +163,7 @@ def write_adapters(
     base     hub id or directory of the base model; a directory is written as its absolute path
     Raises ConfigError if the file would lack a trained weight.
     """
-    state = {name: x.detach().to(dtype).contiguous() for name, x in _in_peft_format(model, weights).items()}
+    state = {name: x.detach().to(dtype).contiguous() for name, x in in_peft_format(model, weights).items()}
     expected, written = model.num_parameters(only_trainable=True), sum(x.numel() for x in state.values())
     if written != expected:
         raise ConfigError(
@@ -251,25 +179,7 @@ def write_adapters(
     config.save_pretrained(str(directory))
 
 
-@torch.no_grad()
-def read_adapters(model: PreTrainedModel, directory: Path) -> None:
-    """Put the values that `write_adapters` wrote into the adapters of `model`, in place.
-
-    Raises ConfigError if the file cannot be read or holds other adapters.
-    """
-    file = directory / WEIGHTS
-    try:
-        stored = load_file(file)
-    except Exception as error:  # safetensors has errors of its own
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-    adapters = _in_peft_format(model, dict(model.named_parameters()))
-    if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in adapters.items()}:
-        raise ConfigError(f"{file} does not hold the adapters of this run; was it changed?")
-    for name, x in adapters.items():
-        x.copy_(stored[name])
-
-
-def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the trained weights, by their names in PEFT's format."""
     from peft import get_peft_model_state_dict
 
@@ -281,38 +191,3 @@ def _in_peft_format(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> di
         end = ".weight" if name.endswith("lora_magnitude_vector") else ""
         renamed[f"base_model.model.{name}{end}"] = x
     return renamed
-
-
-# ----------------------------------------------------------------------------------------------------- merging
-
-
-@torch.no_grad()
-def merge_adapters(model: PreTrainedModel) -> None:
-    """Turn an adapted model into a plain one with the same function, in place.
-
-    A tied model is untied if its input embeddings or its LM head were adapted, since they may now differ. Raises
-    ConfigError if a probe has other logits afterwards, as where layers share the weights into which each is merged.
-    """
-    adapted_logits = probe_logits(model)
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    adapted = any(hasattr(end, "base_layer") or hasattr(end, "modules_to_save") for end in ends)
-    if adapted and model.config.get_text_config().tie_word_embeddings:
-        # a weight of its own, so that merging into one end leaves the other as it is
-        head = active(ends[1])
-        layer = getattr(head, "base_layer", head)
-        layer.weight = nn.Parameter(layer.weight.detach().clone())
-        untie(model)
-    # The innermost first: if two tensors of experts are adapted, one's PEFT layer is inside the other's.
-    for name, module in reversed(list(model.named_modules())):
-        if hasattr(module, "modules_to_save"):
-            model.set_submodule(name, module.modules_to_save[ADAPTER])
-        elif hasattr(module, "base_layer"):
-            module.merge(safe_merge=True)
-            model.set_submodule(name, module.base_layer)
-    del model.peft_config
-    model._hf_peft_config_loaded = False
-    if difference := apart(probe_logits(model), adapted_logits):
-        raise ConfigError(
-            f"model.lora: merged into the weights of {type(model).__name__} these adapters give other logits, "
-            f"{difference}, as where layers share weights. Keep them as adapters: export without --merge"
-        )

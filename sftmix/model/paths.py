@@ -36,26 +36,6 @@ def model_place(path: str | Path) -> tuple[str, bool]:
     return name, False
 
 
-def model_at_hand(path: str | Path) -> tuple[str, bool]:
-    """Return `model_place` of a model that can be read now.
-
-    Raises ConfigError if a hub id is neither in the cache nor on a hub that answers.
-    """
-    name, local = model_place(path)
-    if not local:
-        from huggingface_hub import HfApi, try_to_load_from_cache
-
-        try:
-            if not any(try_to_load_from_cache(name, file) for file in ("config.json", "adapter_config.json")):
-                HfApi().model_info(name, timeout=10)
-        except Exception as error:  # the hub's client also raises errors of other libraries
-            raise ConfigError(
-                f"model.path: cannot load {path} (no directory here; as a hub id: is it spelt right, is there a "
-                f"network?): {str(error).partition(chr(10))[0]}"
-            ) from error
-    return name, local
-
-
 def holds_adapters(path: str | Path) -> ConfigError:
     """Return the error for a directory, or a repository of the hub, that holds adapters in the place of a model."""
     return ConfigError(f"model.path: {path} holds adapters, not a model: sftmix export RUN --to DIR --merge makes one.")

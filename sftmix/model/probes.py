@@ -1,4 +1,4 @@
-"""Probes of what is done with a model beside its training: answers in batches, merged adapters, and exports."""
+"""Probes of a model beside its training: its logits, its positions, and how others read its export."""
 
 import sys
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ import transformers
 from accelerate.utils import get_max_memory
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sftmix.common.progress import without_bars_of_transformers
-from sftmix.model.load import apart, model_config, probe_ids, probing, say_once
+from sftmix.model.load import apart, model_config, probe_ids, probing
 from sftmix.model.packing import attending
 
 TEXTS = (
@@ -50,24 +50,6 @@ def position_border(config: PretrainedConfig) -> int:
     if rope.get("rope_type") not in ("longrope", "dynamic"):
         return sys.maxsize
     return rope.get("original_max_position_embeddings") or config.max_position_embeddings
-
-
-def longest_together(model: Any, name: str) -> int:
-    """Return the length of rows up to which a batch changes no answer, and say it; 0 if padding on the left does.
-
-    A recurrent state, a convolution or a window of compressed tokens may see padding: a prompt is continued beside a
-    longer one, and alone.
-    """
-    ids, mask = probe_ids(model, 2, 12), torch.ones(2, 12, dtype=torch.int64, device=model.device)
-    mask[1, :7] = 0
-    options = GenerationConfig(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
-    with probing(model, f"{name} does not generate"):
-        beside = model.generate(ids, attention_mask=mask, generation_config=options)
-        alone = model.generate(ids[1:, 7:], attention_mask=mask[1:, 7:], generation_config=options)
-    longest = 0 if apart(beside.logits[-1][-1], alone.logits[-1][-1]) else position_border(model.config)
-    if longest < sys.maxsize:
-        say_once(f"model {name}: a batch changes answers, so prompts of more than {longest} tokens are answered alone")
-    return longest
 
 
 # ------------------------------------------------------------------------------------------------- exports

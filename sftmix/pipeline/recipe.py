@@ -167,8 +167,7 @@ def enter_split(run: RunContext, scores: Scores) -> Split:
     def make() -> Made:
         split = check_split(splitter, splitter.split(read_only(scores), seed=run.config.seed), scores)
         write_split(path, scores.id, split)
-        files, figures = describe_split(run.path, scores, split)
-        return Made([path.name, *files], figures)
+        return Made([path.name, "confounds.json"], describe_split(run.path, scores, split))
 
     return run.enter("split", lambda: run.world.from_main(make), lambda: read_split(path)[1])
 

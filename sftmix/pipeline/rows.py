@@ -16,7 +16,6 @@ from sftmix.components.component import Need, require
 from sftmix.components.contracts import check_selection, read_only
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.read import as_started, made_from, read_finished
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
 from sftmix.model.load import (
     check_ids,
@@ -157,23 +156,6 @@ def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[s
         begins = {name: (name, str(PurePath(name)) if PurePath(name).parts else "") for name in names}
         groups = [max((n for n in names if source.startswith(begins[n])), key=len) for source in rows.sources]
     return groups if 1 < len(set(groups)) <= MOST_HELD_OUT_GROUPS else None
-
-
-def rows_of_run(path: Path, *, progress: bool = False) -> tuple[RunConfig, RunRows]:
-    """Return the configuration of a run that has selected its rows, and these, read from their files or the cache.
-
-    Raises ConfigError if the rows are no longer those that a stage of the run was made from.
-    """
-    with as_started(path):
-        config, rows = read_rows(read_finished(path), World(), run=path, progress=progress)
-    if (inputs := made_from(path))["model"]:
-        then = inputs["data"].get("fingerprint"), inputs.get("eval", rows.eval_fingerprint)
-        if then != (rows.data.train.fingerprint, rows.eval_fingerprint):
-            raise ConfigError(
-                f"{path} was made from other rows (data.train, data.eval): the files, the tokenizer, the template, or "
-                "the version of sftmix has changed; bring it back to what it was"
-            )
-    return config, rows
 
 
 def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError, DifferenceError
-from sftmix.common.files import MANIFEST, read_json, refuse_links, sha256_file, sync_path, write_json
+from sftmix.common.files import MANIFEST, read_json, sha256_file, sync_path, write_json
 
 Inputs = Mapping[str, Any]
 """What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
@@ -43,16 +43,6 @@ def is_finished(stage: Path, *, weights: bool = True) -> bool:
         if counts and not (file.is_file() and sha256_file(file) == expected):
             raise DifferenceError(f"{stage}: {name} is not the file this stage wrote; restore it, or move {stage} away")
     return True
-
-
-def check_finished(run: Path) -> None:
-    """Raise DifferenceError if an output of any finished stage was changed, the exported models left out.
-
-    Raises ConfigError for a link in the run.
-    """
-    refuse_links(run)
-    for stage in run.iterdir():
-        is_finished(stage, weights=False)
 
 
 def refuse_others(directory: Path, inputs: Inputs) -> None:

@@ -1,29 +1,17 @@
-"""Start of a command: the stages that it enters, and what is refused before any of them is made.
+"""Start of a run: the stages that it enters, and what is refused before any of them is made. It needs no torch."""
 
-Importing this module imports no torch, so that a command can be refused before it is loaded.
-"""
-
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sftmix.common.errors import ConfigError, SFTMixError, refuse
-from sftmix.common.files import MANIFEST
-from sftmix.common.launcher import needs_torchrun
+from sftmix.common.errors import ConfigError
 from sftmix.common.places import is_there, place_of
 from sftmix.common.plain import as_list
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.config.checks import confidence_problems
-from sftmix.data.encoders import template_source
-from sftmix.data.sources import check_names
-from sftmix.model.paths import model_at_hand, named, refuse_files
-from sftmix.options import SHARDED
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference, is_single_run
-from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.stages import refuse_others
 
 StageName = Literal["reference", "confidence", "split", "train"]
@@ -53,56 +41,6 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
         "base": train,
     }
     return [stage for stage, entered in stages.items() if entered]
-
-
-def check_start(config: RunConfig, until: StageName) -> None:
-    """Raise what `run` would raise anyway, as far as it is certain without torch: what `check_run` and `Hold` raise."""
-    check_directory(config)
-    with holding(config.out or ""):
-        check_run(config, until)
-
-
-@contextlib.contextmanager
-def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a directory on the first rank while every rank makes the same checks; one of them reports an error."""
-    with Hold(directory):
-        try:
-            yield
-        except SFTMixError as error:
-            error.everywhere = True
-            raise
-
-
-def check_run(config: RunConfig, until: StageName) -> None:
-    """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun.
-
-    Raise ConfigError, too, for a confidence that its reference cannot serve, also where nothing is mixed.
-    """
-    directory, stages, own = Path(config.out or ""), stages_entered(config, until), config_of_reference(config)
-    check_names_given(config)
-    if "reference" in stages and own.model.path != config.model.path:  # a look at the hub for each
-        with named("reference.model.path"):
-            model_at_hand(own.model.path)
-    refuse_other_inputs(Known(config), stages, directory)
-    if "confidence" in stages and config.confidence_needs_dynamics():
-        refuse(list(confidence_problems(config)), "the configuration")
-    by_ranks = {"train", "baseline", "base", *(["reference"] if config.reference.needs else [])}
-    missing = [stage for stage in stages if stage in by_ranks and not (directory / stage / MANIFEST).exists()]
-    if missing and "RANK" not in os.environ:
-        for options in (config.training, own.training):
-            if options.parallel in SHARDED:
-                raise ConfigError(needs_torchrun(options.parallel))
-
-
-def check_names_given(config: RunConfig) -> None:
-    """Raise DataError or ConfigError if files of rows, the template, or the model are not there."""
-    data, path = config.data, config.model.path
-    check_names(as_list(data.train), "data.train", data.format)
-    check_names(as_list(data.eval or []), "data.eval", data.format)
-    if data.template is not None:
-        template_source(data.template)
-    model_at_hand(path)
-    refuse_files(path)
 
 
 def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) -> None:

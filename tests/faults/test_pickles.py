@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, write_json
-from sftmix.model.adapters import add_adapters, read_adapters, write_adapters
+from sftmix.model.adapters import add_adapters, write_adapters
 from sftmix.model.load import fingerprint, load_model, load_tokenizer
 from sftmix.options import LoraOptions
+from sftmix.tools.runs.adapters import read_adapters
 from tests.faults.runs import long
 from tests.tiny import ROOT, contents
 from tests.tools.sharing.hub import Hub

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from sftmix.common.files import step_path, steps_in, verify_directory
-from sftmix.pipeline.export import export_run
 from sftmix.tools.quickstart import make_rows, write_jsonl
+from sftmix.tools.runs.export import export_run
 from tests.faults.mines import KillIn, children, itself
 from tests.faults.runs import assert_same, words_of
 from tests.forked import SIGKILLED, done, ended, start

@@ -6,7 +6,7 @@ import pytest
 from sftmix.common.files import read_json
 from sftmix.components import ConfidenceEstimator, Median, Quantile
 from sftmix.components.confidence import LEAST
-from sftmix.measure.split import BINS, confounds, describe_split, histogram, labelled, tied_at_the_cut
+from sftmix.measure.split import confounds, describe_split, labelled, tied_at_the_cut
 from sftmix.types import Scores, Split
 from tests.tiny import SHORT
 
@@ -56,46 +56,17 @@ def test_auc_counts_pairs():
     ]
 
 
-# ----------------------------------------------------------------------------------------- histogram
-
-
-def test_the_histogram_counts_every_finite_value_once():
-    rng = np.random.default_rng(0)
-    a, b = -np.exp(rng.normal(3, 1, 500)), -np.exp(rng.normal(4, 1, 300))
-    found = histogram({"groups": {"x": a, "y": b}})
-    assert found["scale"] == "log"
-    edges, counts = np.array(found["edges"]), found["panels"]["groups"]
-    np.testing.assert_allclose(np.diff(np.log(-edges)), np.log(edges[-1] / edges[0]) / BINS, rtol=1e-9)
-    assert [sum(counts[s]) for s in "xy"] == [500, 300]
-    assert counts["x"][3] == ((a >= edges[3]) & (a < edges[4])).sum() > 0
-
-
-ONE_FAR = np.array([-50.0] + [-3.7] * 999)
-NEARLY_EQUAL = [np.array([0.6, 0.6000000000000001]), np.full(9, 1e17), np.array([-1e17, -1e17 - 32])]
-
-
-@pytest.mark.parametrize("values", [np.linspace(0, 1, 50), np.full(9, -2.0), np.array([5.0]), ONE_FAR, *NEARLY_EQUAL])
-def test_other_confidences_have_a_linear_axis(values):
-    found = histogram({"groups": {"x": values}})
-    assert found["scale"] == "linear"
-    assert np.all(np.diff(found["edges"]) > 0)
-    assert sum(found["panels"]["groups"]["x"]) == len(values)
-
-
 # ------------------------------------------------------------------------------------------- a run
 
 
 def test_labels_stand_beside_the_split(tmp_path):
     scores = scores_of([*-np.arange(1.0, 9), LEAST, np.nan], [*["High", "Low"] * 4, None, None])
-    files, told = describe_split(tmp_path, scores, Median().split(scores, seed=0))
-    assert files == ["confounds.json", "../confidence/histogram.json"]
+    told = describe_split(tmp_path, scores, Median().split(scores, seed=0))
     assert read_json(tmp_path / "split" / "confounds.json") == told["confounds"]
     assert told["confidence"]["confident"]["labels"] == {"High": 0.5, "Low": 0.5}
     assert told["confidence"]["unconfident"]["confidence_mean"] == -7  # without LEAST, which is no confidence
     found = told["confounds"]["labels"]
     assert found["High"] == {"examples": 4, "confidence_mean": -4, "confidence_std": pytest.approx(5**0.5)}
-    counted = read_json(tmp_path / "confidence" / "histogram.json")["panels"]["labels"]
-    assert {name: sum(c) for name, c in counted.items()} == {"High": 4, "Low": 4}
 
 
 @pytest.mark.parametrize(

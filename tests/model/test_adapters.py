@@ -9,12 +9,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.errors import ConfigError
 from sftmix.components import AdamW
-from sftmix.model.adapters import UNTIES, add_adapters, merge_adapters, read_adapters
+from sftmix.model.adapters import UNTIES, add_adapters
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, head_of
 from sftmix.model.layers import recompute_activations
 from sftmix.model.load import load_model, say_once
 from sftmix.options import LoraOptions, TrainingOptions
+from sftmix.tools.runs.adapters import merge_adapters, read_adapters
 from sftmix.training.step import build_optimizer
 from tests.fast import some_fast
 from tests.model.test_models import TINY, batch, build, compare_with_transformers, random_model, tokenizer

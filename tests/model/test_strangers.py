@@ -16,10 +16,10 @@ from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.load import load_model
 from sftmix.model.meta import mapped_model
-from sftmix.pipeline.finished import finished_models
-from sftmix.pipeline.loaded import load_finished
 from sftmix.tools.answers.answering import generated
 from sftmix.tools.answers.options import AnswerOptions
+from sftmix.tools.runs.loaded import load_finished
+from sftmix.tools.runs.models import finished_models
 from tests.data.small_tokenizers import SMALL
 from tests.model.test_models import GPT2, TINY, random_model
 from tests.tiny import SHORT, in_this_process

@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config
 
-from sftmix.model.adapters import add_adapters, load_adapters
+from sftmix.model.adapters import add_adapters
 from sftmix.model.export import export_model
 from sftmix.model.layers import freeze_unused, unused_modules
 from sftmix.model.load import load_model, stored_dtype
 from sftmix.model.meta import mapped_model
 from sftmix.options import LoraOptions
+from sftmix.tools.runs.adapters import load_adapters
 from sftmix.training.checkpoint import full_weights
 from tests.distributed.test_loading import sharded
 from tests.forked import on_ranks

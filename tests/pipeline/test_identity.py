@@ -31,12 +31,12 @@ from sftmix.components import (
 )
 from sftmix.config.read import read_config
 from sftmix.options import CheckpointOptions, DataOptions, LoraOptions, ModelOptions, ReferenceTraining, TrainingOptions
-from sftmix.pipeline.export import export_run
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known, arm_inputs
 from sftmix.pipeline.recipe import run
 from sftmix.pipeline.rows import read_rows
 from sftmix.pipeline.stages import differences
 from sftmix.tools.quickstart import write_jsonl
+from sftmix.tools.runs.export import export_run
 from tests.components.test_code import WithFile
 from tests.pipeline.test_pairs import StopAt
 from tests.tiny import SHORT, Tiny, contents, metrics, sftmix, status

@@ -15,8 +15,8 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import read_json, write_json
 from sftmix.common.rng import stable_hash
 from sftmix.options import TrainingOptions
-from sftmix.pipeline.rows import rows_of_run
 from sftmix.tools.quickstart import make_tokenizer, write_jsonl
+from sftmix.tools.runs.rows import rows_of_run
 from tests.data.small_tokenizers import THINKING
 from tests.tiny import SHORT, Tiny, groups, metrics, table, weights
 

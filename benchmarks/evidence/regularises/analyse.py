@@ -26,8 +26,8 @@ from benchmarks.evidence.regularises.rows import SEEDS  # noqa: E402
 from benchmarks.evidence.regularises.run import ARMS, LATER  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.common.files import read_json  # noqa: E402
-from sftmix.common.shown import markdown_table  # noqa: E402
 from sftmix.tools.compare.statistics import holm, interval, per_example  # noqa: E402
+from sftmix.tools.runs.shown import markdown_table  # noqa: E402
 from sftmix.types import Float64  # noqa: E402
 
 BLOCK, LEAST = 4, 8

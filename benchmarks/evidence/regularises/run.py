@@ -145,9 +145,9 @@ class Study:
     def measured(self, place: Path, name: str, seed: int, held_out: str) -> Plain:
         """Measure the last and the best model of a run in float32, and write the losses by row."""
         from sftmix.common.world import World, accelerator
-        from sftmix.pipeline.export import export_run
         from sftmix.pipeline.loaded import scoring_model
         from sftmix.pipeline.rows import read_rows
+        from sftmix.tools.runs.export import export_run
 
         plain = self.config("NTP", seed, held_out=held_out)
         plain["training"]["precision"] = "fp32"
@@ -205,9 +205,9 @@ def interpolated(found: Mapping[float, float], wanted: float) -> float:
 
 def answers(run: Path, prompts: Path) -> Plain:
     """Return the form of the greedy answers of a run's last model, in bfloat16."""
-    from sftmix.pipeline.finished import finished_models
     from sftmix.tools.answers.generate import answer_file, read_questions
     from sftmix.tools.answers.options import AnswerOptions
+    from sftmix.tools.runs.models import finished_models
 
     options = AnswerOptions(max_new_tokens=LONGEST, batch_size=32, dtype="bfloat16")
     questions = read_questions([str(prompts)])

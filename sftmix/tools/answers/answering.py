@@ -13,8 +13,8 @@ from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogit
 from sftmix.common.errors import DataError
 from sftmix.common.rng import generator
 from sftmix.data.templates import TemplateRefusal
-from sftmix.pipeline.loaded import LoadedModel
 from sftmix.tools.answers.options import AnswerOptions, Question
+from sftmix.tools.runs.loaded import LoadedModel
 
 Key = tuple[str, str, int]
 """The name of a model, the id of a question, and the turn from 0."""

@@ -10,9 +10,10 @@ from typing import Any
 
 from sftmix.cli.results import at, say
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import decoded, read_json_if_there
+from sftmix.common.files import decoded
 from sftmix.common.shown import as_lines
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
+from sftmix.tools.runs.read import read_json_if_there
 
 ABOUT = """Talk to a finished model in the terminal, by the chat template and the stop ids of its training.
 
@@ -36,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Load the models and talk until the user ends it."""
-    from sftmix.pipeline.finished import finished_models
+    from sftmix.tools.runs.models import finished_models
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding
@@ -51,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
         and (rows := at(read_json_if_there(models[0].run / "summary.json"), "data.counts.system"))
     ):
         say(f"{rows:,} of its rows had a system turn, and this conversation has none: --system TEXT or FILE gives one")
-    from sftmix.pipeline.loaded import load_finished
+    from sftmix.tools.runs.loaded import load_finished
 
     chat([load_finished(model, options.dtype) for model in models], options, tools)
 

@@ -12,14 +12,14 @@ from sftmix.cli.results import say
 from sftmix.common.appended import append_batch, read_batches
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.fields import ROLES
-from sftmix.common.files import read_json_if_there, sha256_json, write_json, write_text
+from sftmix.common.files import sha256_json, write_json, write_text
 from sftmix.common.places import unwritable
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
-from sftmix.config.read import read_finished
-from sftmix.pipeline.finished import FinishedModel, finished_models
 from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.options import AnswerOptions, Question, add_sampling, sampling
+from sftmix.tools.runs.models import FinishedModel, finished_models
+from sftmix.tools.runs.read import read_finished, read_json_if_there
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
 """FastChat's temperatures by category (llm_judge/common.py); writing, roleplay and other categories get 0.7 there."""
@@ -133,7 +133,7 @@ def _asked(args: argparse.Namespace, run: Path | None) -> list[Question]:
 
 def _held_out(name: str, run: Path | None) -> list[Question]:
     """Return the held-out conversations of a run; ConfigError if it has none."""
-    from sftmix.pipeline.rows import rows_of_run
+    from sftmix.tools.runs.rows import rows_of_run
 
     prepared = rows_of_run(run, progress=True)[1].prepared if run else None
     if prepared is None or prepared.text or prepared.eval is None:  # plain text asks nothing
@@ -243,7 +243,7 @@ def inputs_of(
     form: str, questions: Sequence[Any], models: Sequence[FinishedModel], options: AnswerOptions
 ) -> dict[str, Any]:
     """Return all that decides the answers, in types that JSON can write; ConfigError for a model that is not there."""
-    from sftmix.pipeline.loaded import encoder_of, weights_of
+    from sftmix.tools.runs.loaded import encoder_of, weights_of
 
     inputs = {
         "format": form,
@@ -266,8 +266,8 @@ def answer_file(
     Beside it is `FILE.inputs.json`, what it is made from, and while it is made `FILE.parts`: the answers in the order
     in which they came.
     """
-    from sftmix.pipeline.loaded import load_finished
     from sftmix.tools.answers.answering import COLUMNS, answered
+    from sftmix.tools.runs.loaded import load_finished
 
     file, parts = Path(f"{path}.inputs.json"), Path(f"{path}.parts")
     inputs = inputs_of(form, questions, models, options)

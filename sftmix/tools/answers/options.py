@@ -9,7 +9,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import decoded
-from sftmix.pipeline.finished import DTYPES
+from sftmix.tools.runs.models import DTYPES
 
 
 @dataclass

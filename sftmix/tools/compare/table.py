@@ -18,7 +18,6 @@ import yaml
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.files import read_json, write_json, write_text
-from sftmix.common.shown import flatten
 from sftmix.config.read import TABLE, from_plain
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.stages import origin
@@ -31,6 +30,7 @@ from sftmix.tools.compare.statistics import (
     seeds_needed,
 )
 from sftmix.tools.compare.written import write_result
+from sftmix.tools.runs.shown import flatten
 
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
@@ -43,7 +43,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
     goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
     """
-    from sftmix.pipeline.start import check_run, holding
+    from sftmix.tools.runs.start import check_run, holding
 
     comparison.validate()
     if not comparison.out:

@@ -7,8 +7,9 @@ from typing import Any
 
 from sftmix.common.errors import nearest, told
 from sftmix.common.files import write_json, write_text
-from sftmix.common.shown import markdown_table, short
+from sftmix.common.shown import short
 from sftmix.tools.compare.plan import shown_options
+from sftmix.tools.runs.shown import markdown_table
 
 SHOWN = (
     "eval_nll_after",

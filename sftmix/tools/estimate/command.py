@@ -38,7 +38,7 @@ _OPTIONS = (
 def main(argv: Sequence[str]) -> None:
     """Parse, estimate, print."""
     config, values = configuration("estimate", ABOUT, argv, _OPTIONS, needs_out=False)
-    from sftmix.pipeline.start import check_names_given
+    from sftmix.tools.runs.start import check_names_given
 
     check_names_given(config)
     from sftmix.tools.estimate.run import Machine, estimate

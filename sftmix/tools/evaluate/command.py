@@ -7,10 +7,11 @@ from pathlib import Path
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.places import unwritable
-from sftmix.pipeline.finished import DTYPES, finished_models, is_run
 from sftmix.tools.evaluate.convert import BENCHMARKS, convert_benchmark
 from sftmix.tools.evaluate.harness import find_tasks, measure_tasks
 from sftmix.tools.evaluate.table import MODELS, write_tables
+from sftmix.tools.runs.models import DTYPES, finished_models
+from sftmix.tools.runs.read import is_run
 
 ABOUT = """Measure the models of a run on benchmarks, by lm-eval: one table of tasks x models with standard errors.
 Results go to RUN/evaluation; what is there with the same settings is not measured again.

@@ -13,9 +13,10 @@ import yaml
 
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError, DifferenceError
-from sftmix.common.files import hashed, read_json_if_there, sha256_file, sha256_json, write_json
-from sftmix.pipeline.finished import FinishedModel
+from sftmix.common.files import hashed, sha256_file, sha256_json, write_json
 from sftmix.tools.evaluate.convert import BENCHMARKS, rows_and_shots
+from sftmix.tools.runs.models import FinishedModel
+from sftmix.tools.runs.read import read_json_if_there
 
 MEDICAL = Path(__file__).parent / "tasks" / "medical.yaml"
 
@@ -73,7 +74,7 @@ def measure_tasks(
     tasks, manager  as `find_tasks` gives them
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
-    from sftmix.pipeline.loaded import encoder_of, load_finished, weights_of
+    from sftmix.tools.runs.loaded import encoder_of, load_finished, weights_of
 
     weights = weights_of(model)
     identity = sha256_json([weights, encoder_of(model).fingerprint])

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sftmix.common.files import hashed, read_json, read_json_if_there, sha256_json, write_json, write_text
-from sftmix.common.shown import markdown_table
+from sftmix.common.files import hashed, read_json, sha256_json, write_json, write_text
+from sftmix.tools.runs.read import read_json_if_there
+from sftmix.tools.runs.shown import markdown_table
 
 MODELS = ["base", "baseline", "target"]
 
@@ -32,8 +33,8 @@ def write_tables(place: Path, measured: dict[str, str]) -> str:
 
 def results_of(run: Path) -> dict[str, Any] | None:
     """Return what table.json of a run is without the models that were trained again since; None if that is nothing."""
-    from sftmix.pipeline.finished import FinishedModel
-    from sftmix.pipeline.loaded import weights_of
+    from sftmix.tools.runs.loaded import weights_of
+    from sftmix.tools.runs.models import FinishedModel
 
     results = _results(run / "evaluation")
     for name, stage in (("target", "train"), ("baseline", "baseline")):

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     config, values = configuration("preview", _ABOUT, argv, options, needs_out=False)
     if values.rows < 1:
         raise ConfigError(f"rows is {values.rows}; allowed: at least 1")
-    from sftmix.pipeline.start import check_names_given
+    from sftmix.tools.runs.start import check_names_given
 
     check_names_given(config)
     color = sys.stdout.isatty() and not values.no_color and not os.environ.get("NO_COLOR")

@@ -7,7 +7,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import as_written
 from sftmix.common.places import is_there, unwritable
 from sftmix.config.read import TABLE
-from sftmix.pipeline.finished import refuse_no_run
+from sftmix.tools.runs.read import refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
 For one run it also writes report/examples.parquet: every example with its text, confidence, group and losses.

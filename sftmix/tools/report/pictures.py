@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from sftmix.common.files import read_json
 from sftmix.common.shown import as_lines, short
+from sftmix.components.confidence import is_measured
+from sftmix.measure.split import labelled
 from sftmix.tools.report.run import RunView, text_of
 from sftmix.types import Float64, Rows
 
@@ -20,6 +21,8 @@ GROUPS = ("#3f8fd2", "#e0603a", "#4fa64f", "#9a6fd0", "#b8860b", "#2a9d8f")
 CORRECT = ["#d6503c", "#d9a63a", GROUPS[0]]
 """Colours of correctness from the least to the most, seen on light and dark paper alike."""
 
+BINS = 40
+"""Bins of the histogram of confidence."""
 POINTS = 4000
 """Most points of the data map."""
 LOG = {"type": "log", "tickformat": "~g"}
@@ -167,24 +170,50 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     return chart
 
 
+def confidences_of(view: RunView, panel: str) -> dict[str, Float64]:
+    """Return the finite confidences of each group (`groups`) or of each frequent label (`labels`)."""
+    if panel == "labels":
+        return labelled(view.scores)
+    if view.split is None:
+        return {}
+    groups = {name: view.scores.confidence[view.split.rows(group)] for group, name in enumerate(view.split.names)}
+    return {name: values[is_measured(values)] for name, values in groups.items()}
+
+
 def histogram_of(view: RunView, panel: str) -> go.Figure | None:
-    """Confidence by group (`groups`) or by label (`labels`, Figure 3), from confidence/histogram.json."""
-    file = view.path / "confidence" / "histogram.json"
-    counted = read_json(file) if file.exists() else {"panels": {}}
-    if panel not in counted["panels"]:
+    """Confidence by group (`groups`) or by label (`labels`, Figure 3), in bins that both have in common."""
+    shown = {name: confidences_of(view, name) for name in ("groups", "labels")}
+    pooled = np.concatenate([values for series in shown.values() for values in series.values()] or [np.empty(0)])
+    if not (shown[panel] and len(pooled)):
         return None
-    edges, axis = confidence_axis(np.asarray(counted["edges"]))
+    bins = bins_of(pooled)
+    edges, axis = confidence_axis(bins)
     chart = figure("confidence (log)" if axis else "confidence", "examples", xaxis=axis, barmode="overlay")
-    for number, (name, counts) in enumerate(counted["panels"][panel].items()):
+    for number, (name, values) in enumerate(shown[panel].items()):
         chart.add_bar(
             x=(edges[1:] + edges[:-1]) / 2,
             width=np.abs(np.diff(edges)),
-            y=counts,
+            y=np.histogram(values.clip(bins[0], bins[-1]), bins)[0].tolist(),
             name=escape(name) or "(empty)",
             marker={"color": GROUPS[number % len(GROUPS)]},
             opacity=0.65,
         )
     return chart
+
+
+def bins_of(values: Float64) -> Float64:
+    """Return the BINS + 1 ascending edges of a histogram whose first and last bins also hold all values beyond.
+
+    The bins are equally wide between the 0.5% and the 99.5% quantile; in log(-confidence) if all confidences are
+    negative and the largest is ten times the smallest in size, as with perplexities.
+    """
+    low, high = np.quantile(values, [0.005, 0.995])
+    width = BINS * np.spacing(max(abs(low), abs(high)))  # in less, some bins would have none
+    if high - low <= width:
+        low, high = low - max(width, 0.5), high + max(width, 0.5)
+    elif values.max() < 0 and values.min() < 10 * values.max():
+        return -np.geomspace(-low, -high, BINS + 1)
+    return np.histogram_bin_edges([low, high], BINS)
 
 
 def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:

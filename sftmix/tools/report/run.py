@@ -14,10 +14,12 @@ from sftmix.common.tables import read_dynamics, read_split
 from sftmix.common.world import start_world
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
-from sftmix.pipeline.finished import finished_models
-from sftmix.pipeline.loaded import load_finished, scorer
-from sftmix.pipeline.rows import RunRows, rows_of_run
-from sftmix.pipeline.stages import check_finished
+from sftmix.pipeline.loaded import scorer
+from sftmix.pipeline.rows import RunRows
+from sftmix.tools.runs.loaded import load_finished
+from sftmix.tools.runs.models import finished_models
+from sftmix.tools.runs.read import check_finished
+from sftmix.tools.runs.rows import rows_of_run
 from sftmix.training.parallel import training_module
 from sftmix.types import NOT_COUNTED, Batch, Example, Float64, Rows, Scores, Split, TrainingDynamics
 

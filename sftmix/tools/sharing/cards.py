@@ -21,13 +21,13 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 import sftmix
-from sftmix.common.files import read_json_if_there, write_text
+from sftmix.common.files import write_text
 from sftmix.common.places import HUB_ID, is_there, place_of
 from sftmix.common.plain import as_list
 from sftmix.common.tables import read_dynamics, write_dynamics, write_table
-from sftmix.config.read import as_started, made_from, read_finished
-from sftmix.pipeline.rows import rows_of_run
 from sftmix.tools.evaluate.table import results_of
+from sftmix.tools.runs.read import as_started, made_from, read_finished, read_json_if_there
+from sftmix.tools.runs.rows import rows_of_run
 
 CARD = "README.md"
 METRICS = {

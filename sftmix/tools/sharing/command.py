@@ -13,7 +13,8 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST, naming_full_disk, read_json, remove_leftovers
 from sftmix.common.places import is_there
 from sftmix.config import RunConfig
-from sftmix.pipeline.finished import DTYPES, finished_models, refuse_no_run
+from sftmix.tools.runs.models import DTYPES, finished_models
+from sftmix.tools.runs.read import refuse_no_run
 
 SCORES = (
     OwnOption("push_to_hub", str | None, None, "NAME", "Upload the scores, without the rows, as a data set."),
@@ -62,8 +63,9 @@ def main(args: argparse.Namespace) -> None:
     """Write the model with its card, upload it if this is asked for, and print the place."""
     _check(args)
     from sftmix.common.files import BEST, CHECKPOINTS, read_steps, steps_in
-    from sftmix.pipeline.export import export_run
-    from sftmix.pipeline.stages import check_finished, is_finished, origin
+    from sftmix.pipeline.stages import is_finished, origin
+    from sftmix.tools.runs.export import export_run
+    from sftmix.tools.runs.read import check_finished
 
     run, step = Path(args.run), args.step
     refuse_no_run(run)

@@ -67,7 +67,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
             )
     until: Any = "train" if name == "run" else name
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
-    from sftmix.pipeline.start import check_start
+    from sftmix.tools.runs.start import check_start
 
     check_start(config, until)
     from sftmix.pipeline import recipe

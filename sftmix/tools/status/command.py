@@ -10,10 +10,11 @@ from typing import Any
 
 from sftmix.cli.results import STAGES, at, held_out, say
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
-from sftmix.common.files import MANIFEST, as_written, is_alive, read_json_if_there, read_steps
+from sftmix.common.files import MANIFEST, as_written, is_alive, read_steps
 from sftmix.common.places import is_there
-from sftmix.common.shown import markdown_table
 from sftmix.config.read import TABLE, read_yaml
+from sftmix.tools.runs.read import read_json_if_there
+from sftmix.tools.runs.shown import markdown_table
 
 ABOUT = """Show how far runs are: stages, steps, last loss, time left, and whether the process is alive.
 It reads files only, so it works while a run goes on and after it has ended.

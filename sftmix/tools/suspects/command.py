@@ -18,8 +18,8 @@ from sftmix.common.files import placing
 from sftmix.common.places import unwritable
 from sftmix.config.schema import find_component
 from sftmix.options import DataOptions
-from sftmix.pipeline.finished import is_run
-from sftmix.pipeline.stages import check_finished, write_manifest
+from sftmix.pipeline.stages import write_manifest
+from sftmix.tools.runs.read import check_finished, is_run
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
 
@@ -145,7 +145,7 @@ def _options(args: argparse.Namespace) -> DataOptions:
 def _of_run(run: Path) -> Rows:
     """Return the training rows of a run, and what its reference said of them, if it has got that far."""
     from sftmix.common.tables import read_dynamics
-    from sftmix.pipeline.rows import rows_of_run
+    from sftmix.tools.runs.rows import rows_of_run
 
     check_finished(run)
     _, rows = rows_of_run(run, progress=True)

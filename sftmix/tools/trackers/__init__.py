@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, read_object, write_text
-from sftmix.common.shown import flatten
 from sftmix.components.base import Callback, StageState
 from sftmix.components.component import missing_package
 from sftmix.config.read import read_yaml
-from sftmix.pipeline.finished import refuse_no_run
 from sftmix.pipeline.lock import Hold
+from sftmix.tools.runs.read import refuse_no_run
+from sftmix.tools.runs.shown import flatten
 
 _NOT_PLOTTED = ("step", "time", "rows")
 """Keys of metrics.jsonl: rows is a hash."""

@@ -21,7 +21,7 @@ from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.others.mixing import MeasureMixing
-from sftmix.config.read import as_started, read_config
+from sftmix.config.read import read_config
 from sftmix.measure.summary import summarise
 from sftmix.options import CheckpointOptions
 from sftmix.pipeline.context import Made, RunContext
@@ -32,6 +32,7 @@ from sftmix.pipeline.recipe import enter_base, make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.stages import differences, is_finished
 from sftmix.pipeline.start import stages_entered
+from sftmix.tools.runs.read import as_started
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
 from sftmix.tools.verify.window import TRAINED, Window, machines_between, same_bits
 from sftmix.training.checkpoint import full_weights

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
 from sftmix.common.launcher import needs_torchrun
-from sftmix.config.read import as_started, read_config
+from sftmix.config.read import read_config
 from sftmix.options import SHARDED
-from sftmix.pipeline.finished import refuse_no_run
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import origin
+from sftmix.tools.runs.read import as_started, refuse_no_run
 
 if TYPE_CHECKING:
     from sftmix.training.machine import Machine  # which imports torch

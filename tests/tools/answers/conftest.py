@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sftmix.pipeline.finished import finished_models
-from sftmix.pipeline.loaded import LoadedModel, load_finished
 from sftmix.tools.answers.generate import add_options, main
+from sftmix.tools.runs.loaded import LoadedModel, load_finished
+from sftmix.tools.runs.models import finished_models
 
 
 @pytest.fixture(scope="session")

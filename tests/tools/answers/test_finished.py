@@ -14,8 +14,8 @@ from sftmix.config.read import read_config
 from sftmix.data.encoders import encoder_for
 from sftmix.data.tokenise import encode_examples
 from sftmix.model.load import load_tokenizer
-from sftmix.pipeline.finished import FinishedModel, finished_models
-from sftmix.pipeline.loaded import encoder_of, load_finished, weights_of
+from sftmix.tools.runs.loaded import encoder_of, load_finished, weights_of
+from sftmix.tools.runs.models import FinishedModel, finished_models
 from sftmix.types import Example, Message
 from tests.tiny import SHORT, in_this_process
 

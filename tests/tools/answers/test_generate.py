@@ -12,12 +12,11 @@ import transformers
 from sftmix.common.appended import append_batch
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
-from sftmix.model.probes import longest_together
-from sftmix.pipeline.finished import FinishedModel
-from sftmix.pipeline.loaded import load_finished
 from sftmix.tools.answers.answering import COLUMNS, answered, generated
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.evaluate.harness import harness_of
+from sftmix.tools.runs.loaded import load_finished, longest_together
+from sftmix.tools.runs.models import FinishedModel
 from tests.model.test_models import random_model
 
 WORDS = ("--models", "target,base", "--max_new_tokens", "12")

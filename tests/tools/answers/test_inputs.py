@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from sftmix.common.errors import ConfigError, DataError
-from sftmix.pipeline.finished import finished_models
 from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.generate import inputs_of, read_questions
 from sftmix.tools.answers.options import AnswerOptions, Question
+from sftmix.tools.runs.models import finished_models
 
 ALPACA_EVAL = {"instruction": "Q?", "output": "A", "generator": "g", "dataset": "d"}
 MT_BENCH = {"question_id": 81, "turns": ["Q?", "More?"], "category": "writing"}

@@ -6,10 +6,10 @@ import yaml
 
 from sftmix.common.files import hashed, write_json
 from sftmix.data.templates import ALPACA
-from sftmix.pipeline.finished import FinishedModel
-from sftmix.pipeline.loaded import load_finished
 from sftmix.tools.evaluate.convert import BENCHMARKS
 from sftmix.tools.evaluate.harness import find_tasks, harness_of, is_whole, scores_of
+from sftmix.tools.runs.loaded import load_finished
+from sftmix.tools.runs.models import FinishedModel
 from tests.tools.evaluate.bench import HEAD, asked, question, write_rows
 
 WRITTEN = "Text 1. \n **Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n **Answer:**("

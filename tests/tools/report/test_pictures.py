@@ -15,7 +15,7 @@ from sftmix.tools.report import pictures
 from sftmix.tools.report.pictures import both_ends, confidence_axis, losses, tsne
 from sftmix.tools.report.run import read_run
 from sftmix.tools.report.write import PAIRS, mixed_pairs
-from sftmix.types import Example, Message
+from sftmix.types import Example, Message, Split
 
 
 def test_the_map_keeps_clusters_apart_and_repeats():
@@ -61,6 +61,40 @@ def test_one_outlier_does_not_empty_a_map():
     assert np.isnan(seen[401])
     assert pictures.without_outliers(values, True)[400] < 10
     assert pictures.without_outliers(np.ones(3), True).tolist() == [1, 1, 1]
+
+
+def counted(*series, labels=None):
+    """Edges and counts of the bars that are drawn for groups with these confidences."""
+    values = np.concatenate(series)
+    split = Split(np.repeat(np.arange(len(series)), [len(one) for one in series]), "xy"[: len(series)])
+    view = SimpleNamespace(split=split, scores=SimpleNamespace(confidence=values, label=labels))
+    return pictures.bins_of(values[np.isfinite(values)]), [bar.y for bar in pictures.histogram_of(view, "groups").data]
+
+
+def test_a_histogram_counts_every_finite_value_once():
+    rng = np.random.default_rng(0)
+    a, b = -np.exp(rng.normal(3, 1, 500)), -np.exp(rng.normal(4, 1, 300))
+    edges, counts = counted(np.append(a, np.nan), b)
+    np.testing.assert_allclose(np.diff(np.log(-edges)), np.log(edges[-1] / edges[0]) / pictures.BINS, rtol=1e-9)
+    assert [sum(bars) for bars in counts] == [500, 300]
+    assert counts[0][3] == ((a >= edges[3]) & (a < edges[4])).sum() > 0
+
+
+ONE_FAR = np.array([-50.0] + [-3.7] * 999)
+NEARLY_EQUAL = [np.array([0.6, 0.6000000000000001]), np.full(9, 1e17), np.array([-1e17, -1e17 - 32])]
+
+
+@pytest.mark.parametrize("values", [np.linspace(0, 1, 50), np.full(9, -2.0), np.array([5.0]), ONE_FAR, *NEARLY_EQUAL])
+def test_other_confidences_have_a_linear_axis(values):
+    edges, (bars,) = counted(values)
+    assert np.all(np.diff(edges) > 0)
+    np.testing.assert_allclose(np.diff(edges), (edges[-1] - edges[0]) / pictures.BINS, rtol=0.6)
+    assert sum(bars) == len(values)
+
+
+def test_a_run_without_confidence_or_without_labels_has_no_histogram():
+    nothing = SimpleNamespace(split=None, scores=SimpleNamespace(confidence=np.full(3, np.nan), label=None))
+    assert [pictures.histogram_of(nothing, panel) for panel in ("groups", "labels")] == [None, None]
 
 
 def test_hovers_are_escaped_and_short():

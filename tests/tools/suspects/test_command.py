@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sftmix.common.tables import read_dynamics
-from sftmix.pipeline.rows import rows_of_run
 from sftmix.tools.quickstart import make_tokenizer
+from sftmix.tools.runs.rows import rows_of_run
 from sftmix.tools.suspects.signals import percentiles
 
 TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread", "clouds", "ships", "maps", "bees", "ink"]

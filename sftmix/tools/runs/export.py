@@ -5,8 +5,8 @@ from pathlib import Path
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import BEST, CHECKPOINTS, steps_in
 from sftmix.common.places import is_there
-from sftmix.config.read import as_started, read_finished
 from sftmix.pipeline.stages import is_finished, origin
+from sftmix.tools.runs.read import as_started, read_finished
 
 
 def export_run(
@@ -45,7 +45,8 @@ def export_run(
         raise ConfigError(f"{stored} has no checkpoint; {remedy}")
     elif checkpoint not in (None, *steps):
         raise ConfigError(f"{stored} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
-    from sftmix.pipeline.loaded import check_base, export_stored
+    from sftmix.tools.runs.loaded import check_base
+    from sftmix.tools.runs.stored import export_stored
 
     with as_started(run):
         check_base(run, config.model.path)

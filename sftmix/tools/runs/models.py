@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import refuse_links
-from sftmix.common.places import is_there
-from sftmix.config.read import TABLE, as_started, read_finished
-from sftmix.model.paths import model_at_hand, model_place, named
+from sftmix.model.paths import model_place, named
 from sftmix.pipeline.stages import is_finished
+from sftmix.tools.runs.read import as_started, is_run, read_finished
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Dtypes in which the weights of a finished model are loaded or exported; auto: as they are stored."""
@@ -29,19 +28,6 @@ class FinishedModel(NamedTuple):
     name: str
     path: str
     run: Path | None
-
-
-def is_run(place: str | Path) -> bool:
-    """Return True for a run directory, finished or not."""
-    return is_there(Path(place).expanduser() / "config.yaml")
-
-
-def refuse_no_run(place: Path) -> None:
-    """Raise ConfigError for what is no run directory, such as that of a table."""
-    if not is_run(place):
-        table = is_there(place / TABLE)
-        what = f"is a table: name a run of it, {place}/VARIANT/seed-N" if table else "has no config.yaml"
-        raise ConfigError(f"{place} is not a run directory (it {what})")
 
 
 def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> list[FinishedModel]:
@@ -81,3 +67,23 @@ def finished_models(place: str | Path, names: Sequence[str] = ("target",)) -> li
             )
         models.append(FinishedModel(name, path, run.absolute()))
     return models
+
+
+def model_at_hand(path: str | Path) -> tuple[str, bool]:
+    """Return `model_place` of a model that can be read now.
+
+    Raises ConfigError if a hub id is neither in the cache nor on a hub that answers.
+    """
+    name, local = model_place(path)
+    if not local:
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        try:
+            if not any(try_to_load_from_cache(name, file) for file in ("config.json", "adapter_config.json")):
+                HfApi().model_info(name, timeout=10)
+        except Exception as error:  # the hub's client also raises errors of other libraries
+            raise ConfigError(
+                f"model.path: cannot load {path} (no directory here; as a hub id: is it spelt right, is there a "
+                f"network?): {str(error).partition(chr(10))[0]}"
+            ) from error
+    return name, local

@@ -1,0 +1,134 @@
+"""Adapters that are stored, of a run or of others: read, put onto their base model, and merged into its weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from sftmix.common.errors import ConfigError
+from sftmix.model.adapters import FILE, WEIGHTS, add_layers, in_peft_format
+from sftmix.model.head import ADAPTER, active
+from sftmix.model.layers import freeze_unused
+from sftmix.model.load import apart, untie
+from sftmix.model.probes import probe_logits
+
+TAKEN = """auto_mapping base_model_name_or_path inference_mode peft_type peft_version task_type
+exclude_modules layer_replication layers_pattern layers_to_transform modules_to_save target_modules
+target_parameters trainable_token_indices
+alpha_pattern bias ensure_weight_tying eva_config fan_in_fan_out init_lora_weights loftq_config lora_alpha
+lora_bias lora_dropout r rank_pattern use_dora use_rslora"""
+"""The keys of adapter_config.json that may have any value. Every other one must have PEFT's default: `megatron_config`
+imports a module that the file names, `revision` is of the base model, which is loaded by its name alone, and others
+change what the adapters compute."""
+
+
+def stored_config(directory: Path) -> Any:
+    """Return the configuration of the LoRA adapters in a directory, which names their base model.
+
+    Raises ConfigError if the file cannot be read, is of adapters other than LoRA, sets a key outside TAKEN, or names no
+    base model.
+    """
+    from peft import LoraConfig
+
+    file, default = directory / FILE, LoraConfig().to_dict()
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["peft_type"] != "LORA":
+            raise ConfigError(f"{file}: peft_type is {stored['peft_type']!r:.80}; only LORA is loaded")
+        for key in sorted(stored.keys() - TAKEN.split()):
+            if stored[key] and stored[key] != default.get(key):
+                raise ConfigError(
+                    f"{file}: {key} is {stored[key]!r:.80}, and such adapters are not loaded: it may name a module to "
+                    "import, another base, or a computation. Take it out of the file if they work without it, else "
+                    "merge them into their base model with PEFT (merge_and_unload), and name the merged model"
+                )
+        config = LoraConfig(**{key: value for key, value in stored.items() if key in default})
+    except ConfigError:
+        raise
+    except Exception as error:  # a stranger's file may make json, the look-ups and PEFT raise anything
+        raise ConfigError(f"{file} cannot be read as PEFT writes it: {type(error).__name__}: {error}") from error
+    base = config.base_model_name_or_path
+    if not isinstance(base, str):
+        raise ConfigError(f"{file} names no base model (base_model_name_or_path is {base!r:.80})")
+    return config
+
+
+def load_adapters(model: PreTrainedModel, directory: Path) -> None:
+    """Put the adapters that `write_adapters` or PEFT itself wrote into a directory onto their base model, in place.
+
+    Raises ConfigError if adapter_config.json is refused, or if the weights are not those that it describes.
+    """
+    from peft import set_peft_model_state_dict
+
+    config = stored_config(directory)
+    config.inference_mode = False  # else PEFT freezes them, and what is missing is looked for among trained weights
+    try:
+        add_layers(model, config, seed=0)
+        if config.bias == "all" and config.exclude_modules:  # `add_adapters` trained biases of the text model alone
+            freeze_unused(model)
+        missing, unexpected = set_peft_model_state_dict(  # type: ignore[attr-defined]
+            model,
+            {name.removeprefix("base_model.model."): x for name, x in load_file(directory / WEIGHTS).items()},
+            ADAPTER,
+        )
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        if wrong := trained.intersection(missing).union(unexpected):
+            raise ValueError(f"its configuration and its weights differ in {min(wrong)}")
+    except Exception as error:  # for values in a stranger's file PEFT may raise anything
+        raise ConfigError(
+            f"{directory}: PEFT cannot load it: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
+@torch.no_grad()
+def read_adapters(model: PreTrainedModel, directory: Path) -> None:
+    """Put the values that `write_adapters` wrote into the adapters of `model`, in place.
+
+    Raises ConfigError if the file cannot be read or holds other adapters.
+    """
+    file = directory / WEIGHTS
+    try:
+        stored = load_file(file)
+    except Exception as error:  # safetensors has errors of its own
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    adapters = in_peft_format(model, dict(model.named_parameters()))
+    if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in adapters.items()}:
+        raise ConfigError(f"{file} does not hold the adapters of this run; was it changed?")
+    for name, x in adapters.items():
+        x.copy_(stored[name])
+
+
+@torch.no_grad()
+def merge_adapters(model: PreTrainedModel) -> None:
+    """Turn an adapted model into a plain one with the same function, in place.
+
+    A tied model is untied if its input embeddings or its LM head were adapted, since they may now differ. Raises
+    ConfigError if a probe has other logits afterwards, as where layers share the weights into which each is merged.
+    """
+    adapted_logits = probe_logits(model)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    adapted = any(hasattr(end, "base_layer") or hasattr(end, "modules_to_save") for end in ends)
+    if adapted and model.config.get_text_config().tie_word_embeddings:
+        # a weight of its own, so that merging into one end leaves the other as it is
+        head = active(ends[1])
+        layer = getattr(head, "base_layer", head)
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+        untie(model)
+    # The innermost first: if two tensors of experts are adapted, one's PEFT layer is inside the other's.
+    for name, module in reversed(list(model.named_modules())):
+        if hasattr(module, "modules_to_save"):
+            model.set_submodule(name, module.modules_to_save[ADAPTER])
+        elif hasattr(module, "base_layer"):
+            module.merge(safe_merge=True)
+            model.set_submodule(name, module.base_layer)
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    if difference := apart(probe_logits(model), adapted_logits):
+        raise ConfigError(
+            f"model.lora: merged into the weights of {type(model).__name__} these adapters give other logits, "
+            f"{difference}, as where layers share weights. Keep them as adapters: export without --merge"
+        )

@@ -1,0 +1,110 @@
+"""Files of runs as tools read them: configurations, from anyone and anywhere, and whether a run is what it wrote."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.files import read_json, refuse_links
+from sftmix.common.places import is_there, names_from
+from sftmix.common.plain import as_list
+from sftmix.components.component import Component
+from sftmix.config import RunConfig
+from sftmix.config.merge import ARGS, CLASS, build, merge
+from sftmix.config.read import STARTED, TABLE, read_yaml
+from sftmix.config.schema import ForeignClassError, component_bases, trusting
+from sftmix.pipeline.stages import is_finished
+
+
+def is_run(place: str | Path) -> bool:
+    """Return True for a run directory, finished or not."""
+    return is_there(Path(place).expanduser() / "config.yaml")
+
+
+def refuse_no_run(place: Path) -> None:
+    """Raise ConfigError for what is no run directory, such as that of a table."""
+    if not is_run(place):
+        table = is_there(place / TABLE)
+        what = f"is a table: name a run of it, {place}/VARIANT/seed-N" if table else "has no config.yaml"
+        raise ConfigError(f"{place} is not a run directory (it {what})")
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """Return what `read_json` does; {} without the file."""
+    return read_json(path) if is_there(path) else {}
+
+
+def check_finished(run: Path) -> None:
+    """Raise DifferenceError if an output of any finished stage was changed, the exported models left out.
+
+    Raises ConfigError for a link in the run.
+    """
+    refuse_links(run)
+    for stage in run.iterdir():
+        is_finished(stage, weights=False)
+
+
+def read_finished(run: Path) -> RunConfig:
+    """Read the config.yaml of a run for what only reads the run; raise ConfigError as above.
+
+    Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their names
+    and plain forms, which do nothing, take their places. The names of files and models in it hold in `as_started`.
+    """
+    file = run / "config.yaml"
+    values, stand_ins = read_yaml(file), dict[str, Any]()
+    with trusting():
+        for name in component_bases().keys() & values.keys():
+            try:
+                merge({}, {name: values[name]})
+            except ForeignClassError:
+                forms = values.pop(name)
+                others = [_stand_in(component_bases()[name], form) for form in as_list(forms)]
+                stand_ins[name] = others if isinstance(forms, list) else others[0]
+        config = build(merge({}, values, of=str(file)))
+    for name, one in stand_ins.items():
+        setattr(config, name, one)
+    return config
+
+
+@contextmanager
+def as_started(run: Path | None) -> Iterator[None]:
+    """Let the names in a run's configuration mean what they meant when it was started, wherever this process is.
+
+    A relative path begins in the directory of then: where it is now as seen from the run, which may have been moved
+    with its data, or else where it was. The id of the model on the hub means the commit that was recorded.
+
+    run  None, or a run of an earlier version: names mean what they mean here
+    """
+    starts = list[Path]()
+    if run is not None and is_there(run / STARTED):
+        then = read_json(run / STARTED, directory=str, relative=str)
+        starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]
+    with names_from(starts, str(made_from(run)["model"]) if run else ""):
+        yield
+
+
+def made_from(run: Path) -> dict[str, Any]:
+    """Return what a run recorded of its rows and its model, whose hashes are None before it came so far."""
+    files = [run / stage / "inputs.json" for stage in ("train", "reference")]  # a reference may be of an earlier try
+    file = next(filter(is_there, files), None)
+    return read_json(file, data=dict, model=str) if file else {"data": {}, "model": ""}
+
+
+def _stand_in(base: type[Component], form: Any) -> Component:
+    """Return a component of this plain form, or name, whose methods raise ConfigError; its needs are the base class's.
+
+    It is no subclass of `base`, which would be found by its name.
+    """
+    plain_form = form if isinstance(form, Mapping) else {CLASS: form, ARGS: {}}
+    path = str(plain_form.get(CLASS))
+
+    def of_base(_: Component, key: str) -> Any:
+        if callable(value := getattr(base, key)):
+            raise ConfigError(f"{path} is no component of this package, and what only reads a run does not import it")
+        return value
+
+    module, _, name = path.rpartition(".")
+    methods = {"spec": lambda _: dict(plain_form), "__getattr__": of_base}
+    return object.__new__(type(name, (Component,), {"__module__": module, **methods}))

@@ -1,0 +1,23 @@
+"""Figures for people: numbers in nested mappings by dotted names, and Markdown tables."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield (dotted name, number) for every number in nested mappings; NaN for null."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        elif value is None:
+            yield f"{prefix}{key}", float("nan")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of rows, the head first, its columns aligned for people who read the text."""
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)

@@ -1,0 +1,42 @@
+"""What a run has stored of a training, as a Hugging Face directory."""
+
+from pathlib import Path
+
+from sftmix.common.world import World
+from sftmix.config import RunConfig
+from sftmix.data import encoder_for
+from sftmix.model.adapters import add_adapters
+from sftmix.model.load import load_model, load_tokenizer
+from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
+from sftmix.tools.runs.adapters import merge_adapters, read_adapters
+from sftmix.training.checkpoint import CheckpointStore, full_weights
+from sftmix.training.module import TrainingModule
+
+
+def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None, dtype: str, merge: bool) -> Path:
+    """Write what a run has stored as a Hugging Face directory.
+
+    source  a folder of checkpoints, of which `step` counts, or the newest one; or a directory of adapters
+    merge   write the whole model with the adapters in its weights
+    """
+    model, encoder = load_model(config.model.path), encoder_for(load_tokenizer(config.model.path), config.data)
+    if config.model.lora.r:
+        add_adapters(model, config.model.lora, seed=0)  # whose values are in `source`
+    module = TrainingModule(model)
+    if (source / "adapter_config.json").exists():
+        read_adapters(model, source)
+    else:
+        store = CheckpointStore(source, keep=1, world=World())
+        while True:
+            steps = store.steps()
+            try:
+                store.load(steps[0] if step is None else step, module, None)
+                break
+            except Exception:  # a run beside this may have removed it, whichever file was missed first
+                if step is not None or store.steps() == steps:
+                    raise
+    if merge:
+        merge_adapters(model)
+    exported = export_dtype(config.model, dtype, merged=merge)
+    round_weights(config, module, exported)
+    return export_weights(config, encoder, model, full_weights(module), to, exported)
