@@ -203,6 +203,7 @@ class Scores:
     n_tokens     i64[N], response tokens under the target's tokenizer
     label        None, or N labels
     columns      any user column by name
+    texts        None, or what is asked and what is answered in each row, read from the disk when it is asked for
     """
 
     id: Sequence[str]
@@ -212,6 +213,7 @@ class Scores:
     n_tokens: Int64
     label: Sequence[str | None] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    texts: Sequence[tuple[str, str]] | None = None
 
     def __len__(self) -> int:
         return len(self.row)

@@ -265,6 +265,27 @@ def _refuse_nothing(option: str, found: DataReport) -> None:
         raise DataError(f"{option}: no example is left:\n{lines}")
 
 
+class Texts(Sequence[tuple[str, str]]):
+    """What is asked and what is answered in each example of a data set (`text_of`), read when it is asked for."""
+
+    def __init__(self, data: EncodedDataset) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, row: Any) -> Any:
+        return text_of(self._data.example(range(len(self))[row]))
+
+
+def text_of(example: Example) -> tuple[str, str]:
+    """Return instruction and response: all turns before the last (with their roles if there are several), the last."""
+    *before, last = example.messages
+    if len(before) == 1 and before[0].role == "user":
+        return before[0].content, last.content
+    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in before), last.content
+
+
 # ---------------------------------------------------------------------------------------------- the preview
 
 

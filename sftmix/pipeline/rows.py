@@ -17,6 +17,7 @@ from sftmix.components.contracts import check_selection, read_only
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, encoder_for, prepare
+from sftmix.data.dataset import Texts
 from sftmix.model.load import (
     check_ids,
     load_tokenizer,
@@ -172,6 +173,7 @@ def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
         n_tokens=rows.n_targets,
         label=rows.labels,
         columns=rows.columns,
+        texts=Texts(rows),
     )
 
 

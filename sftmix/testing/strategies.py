@@ -68,4 +68,5 @@ def score_tables(
         n_tokens=rng.integers(1, 41, size),
         label=None if labels is None else rng.choice(labels, size).tolist(),
         columns={"score": np.round(rng.random(size) * 5, 1).tolist()},
+        texts=[(f"Question {number % 7}.", f"Answer {number}.") for number in rng.permutation(size)],
     )

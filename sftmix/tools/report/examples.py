@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from sftmix.common.tables import read_columns
 from sftmix.components.confidence import perplexity
+from sftmix.data.dataset import text_of
 from sftmix.measure.model import SAMPLE
-from sftmix.tools.report.run import RunView, text_of
+from sftmix.tools.report.run import RunView
 from sftmix.types import Float64
 
 FILE = Path("report") / "examples.parquet"

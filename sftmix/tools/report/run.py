@@ -21,7 +21,7 @@ from sftmix.tools.runs.models import finished_models
 from sftmix.tools.runs.read import check_finished
 from sftmix.tools.runs.rows import rows_of_run
 from sftmix.training.parallel import training_module
-from sftmix.types import NOT_COUNTED, Batch, Example, Float64, Rows, Scores, Split, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Batch, Float64, Rows, Scores, Split, TrainingDynamics
 
 
 @dataclass
@@ -125,11 +125,3 @@ def read_run(path: Path) -> RunView:
         read_split(split)[1] if split.exists() else None,
         read_dynamics(dynamics).of(rows.data.train.ids) if dynamics.exists() else None,
     )
-
-
-def text_of(example: Example) -> tuple[str, str]:
-    """Return instruction and response: all turns before the last (with their roles if there are several), the last."""
-    *before, last = example.messages
-    if len(before) == 1 and before[0].role == "user":
-        return before[0].content, last.content
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in before), last.content

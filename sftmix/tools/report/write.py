@@ -20,11 +20,12 @@ from sftmix.common.places import is_there
 from sftmix.common.shown import as_lines, short
 from sftmix.components.component import Need
 from sftmix.config.read import TABLE
+from sftmix.data.dataset import text_of
 from sftmix.pipeline.order import pairs_by
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
-from sftmix.tools.report.run import RunView, look, read_run, read_summary, text_of
+from sftmix.tools.report.run import RunView, look, read_run, read_summary
 from sftmix.tools.report.table import table_page
 from sftmix.tools.report.topics import topics
 

@@ -10,7 +10,8 @@ import torch
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.tables import read_dynamics
-from sftmix.tools.report.run import RunView, text_of
+from sftmix.data.dataset import text_of
+from sftmix.tools.report.run import RunView
 from sftmix.types import NOT_COUNTED, Example, Message, TrainingDynamics
 from tests.tiny import groups, sftmix, table
 from tests.tools.report.conftest import Text
