@@ -160,9 +160,10 @@ def _fault(value: Any, hint: Any) -> str:
         return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     try:
         load(str(value))
+        reason = misread(str(value))
     except ValueError as error:
-        return f": {value!r} is refused, {error}"
-    return f": {value!r} is not allowed"
+        reason = str(error)
+    return f": {value!r} is refused, {reason}" if reason else f": {value!r} is not allowed"
 
 
 def choices(hint: Any) -> list[str]:
@@ -174,7 +175,7 @@ def unknown_option(key: str) -> ConfigError:
     """Return the error for an unknown option of a run, with the one of such a key, or such a last part of it."""
     allowed = ["config", "print_config", "trust", *options_of(RunConfig), *option_hints()]
     by_name = {option.rpartition(".")[2]: option for option in allowed}
-    near = nearest(key, option_hints(), cutoff=0.8) or by_name.get(
+    near = nearest(key, option_hints(), cutoff=0.85) or by_name.get(
         nearest(key.rpartition(".")[2], by_name, cutoff=0.7), ""
     )
     return ConfigError(told(f"unknown option {key}", near, "--help all lists them"))
