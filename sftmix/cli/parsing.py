@@ -102,7 +102,8 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
 
     options  the command's own options, besides RunConfig's
     """
-    arguments, words, seen = Arguments(), deque(argv), [""]
+    arguments, seen = Arguments(), [""]
+    words = deque(argv)
     hints = {**option_hints(), **{option.name: option.annotation for option in options}}
     while words:
         word = words.popleft()

@@ -15,6 +15,7 @@ _NO_DECIMALS = {
     "base 60": re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"),
 }
 """Numbers of YAML 1.1: 010 is 8, and 1:30 is 90."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
@@ -30,7 +31,7 @@ def load(text: str, *, texts: bool = False) -> Any:
     try:
         reader = loader(text)
         document = reader.get_single_node()
-        _check(document, texts)
+        _check(document)
         return None if document is None else reader.construct_document(document)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
@@ -47,7 +48,7 @@ def misread(number: str) -> str:
     return ""
 
 
-def _check(document: yaml.Node | None, texts: bool) -> None:
+def _check(document: yaml.Node | None) -> None:
     """Raise ValueError for a document that repeats a key, unfolds to too many values, or has a number misread."""
     nodes, seen = [document], 0
     while nodes:
@@ -59,7 +60,7 @@ def _check(document: yaml.Node | None, texts: bool) -> None:
             nodes += [value for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value
-        elif isinstance(node, yaml.ScalarNode) and not node.style and not texts and (problem := misread(node.value)):
+        elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and (problem := misread(node.value)):
             raise ValueError(f"line {node.start_mark.line + 1}: {problem}")
 
 

@@ -80,7 +80,7 @@ def _merge_options(
         hint = known[name].annotation
         if name != first and not is_list(hint):
             raise ConfigError(f"{full}+: {full} takes one value, and only lists, such as data.train, can be added to")
-        before = tree[name] if name in tree else _plain_default(known[name].default)
+        before = tree.get(name, _plain_default(known[name].default))
         value = {rest: given} if rest else given
         if (base := component_in(hint)) and is_list(hint):
             tree[name] = _merge_components(before, value, base, full, added=name != first)

@@ -160,9 +160,10 @@ def _fault(value: Any, hint: Any) -> str:
         return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     try:
         load(str(value))
+        reason = misread(str(value))
     except ValueError as error:
-        return f": {value!r} is refused, {error}"
-    return f": {value!r} is not allowed"
+        reason = str(error)
+    return f": {value!r} is refused, {reason}" if reason else f": {value!r} is not allowed"
 
 
 def choices(hint: Any) -> list[str]:
@@ -171,24 +172,17 @@ def choices(hint: Any) -> list[str]:
 
 
 def unknown_option(key: str) -> ConfigError:
-    """Return the error for an unknown option of a run, with the one that was probably meant.
-
-    The last parts are compared alone, since those before them are alike in all options of a group.
-    """
-    allowed = [*option_hints(), *options_of(RunConfig), "config", "print_config", "trust"]
-    group = key.partition(".")[0]
-    siblings = [option for option in allowed if option.startswith(f"{group}.")]
-    by_name = {option.rpartition(".")[2]: option for option in reversed([*siblings, *allowed])}
-    near = by_name.get(nearest(key.rpartition(".")[2], by_name, cutoff=0.7), "")
-    return ConfigError(told(f"unknown option {key}", near, f"--help {group if siblings else 'all'} lists them"))
+    """Return the error for an unknown option of a run, with the one of such a key, or such a last part of it."""
+    allowed = ["config", "print_config", "trust", *options_of(RunConfig), *option_hints()]
+    by_name = {option.rpartition(".")[2]: option for option in allowed}
+    near = nearest(key, option_hints(), cutoff=0.85) or by_name.get(
+        nearest(key.rpartition(".")[2], by_name, cutoff=0.7), ""
+    )
+    return ConfigError(told(f"unknown option {key}", near, "--help all lists them"))
 
 
 def no_option_of(cls: type[Component], key: str) -> ConfigError:
     """Return the error for an option that a component does not have."""
-    owner, _, name = key.rpartition(".")
-    if name[:1].isupper():
-        form = f"{{class_path: {name}, init_args: {{option: value}}}}"
-        return ConfigError(f"{owner}: {name} is no option; if it is the class, write {form}")
-    options = list(options_of(cls))
+    name, options = key.rpartition(".")[2], list(options_of(cls))
     problem = f"{key}: {cls.__name__} has no option {name!r}"
     return ConfigError(told(problem, nearest(name, options), f"it takes {', '.join(options) or 'none'}"))

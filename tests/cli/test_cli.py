@@ -150,7 +150,7 @@ def test_what_print_config_prints_is_that_configuration(run, configured, tmp_pat
         (["runn"], ["no command 'runn'", "quickstart", "Did you mean run?"]),
         (["run"], ["3 problems", "out is missing", "model.path is missing", "data.train is missing"]),
         (["run", "--model.template", "alpaca"], ["Did you mean data.template?"]),
-        (["run", "--checkpoint.xyz", "1"], ["unknown option checkpoint.xyz; --help checkpoint lists them."]),
+        (["run", "--checkpoint.xyz", "1"], ["unknown option checkpoint.xyz; --help all lists them."]),
         (["run", "--data.train", "a", "b"], ["'b'", "--data.train+ b"]),
         (["run", "--data.train", "a", "--data.train", "b"], ["--data.train+"]),
         (["run", "stray"], ["unexpected argument 'stray'"]),

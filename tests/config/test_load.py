@@ -4,9 +4,11 @@ import pytest
 
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common.errors import ConfigError
+from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.load import load
 from sftmix.config.read import from_plain, read_config, read_yaml
+from sftmix.options import DataOptions
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,9 @@ def test_text_of_digits_stays_text(tmp_path):
     )
     assert (words.train, words.labels) == (read.train, read.labels) == (["010"], ["018"])
     assert read.template_options == {"code": "1:30"}
+    again = RunConfig(data=DataOptions(train=["018", "010", "1:30", "0:30"], template_options={"code": "018"}))
+    path.write_text(again.yaml())
+    assert read_config(path) == again
 
 
 def test_keys_are_text():

@@ -121,7 +121,10 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
         ),
         ({"data.labels": [None, "a"]}, ["data.labels is null, or has no value; allowed: "]),
         ({"reference": {"class_path": "FromFile"}}, ["FromFile needs reference.path"]),
-        ({"callbacks": {"Evaluate": {"every": 3}}}, ["write {class_path: Evaluate, init_args: {option: value}}"]),
+        (
+            {"callbacks": {"Evaluate": {"every": 3}}},
+            ["callbacks.Evaluate: Evaluate has no option 'Evaluate'"],
+        ),
         ({"callbacks": [{"every": 3}]}, ["callbacks is no Callback that has options; choose one first, --callbacks"]),
         ({"callbacks": [], "callbacks.every": 3}, ["callbacks is no Callback that has options; choose one first, --c"]),
         ({"pairing": None, "pairing.window": 3}, ["pairing is no PairSampler that has options", "CLASS: RandomPairs,"]),

@@ -9,7 +9,6 @@ from typing import Any
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, refuse_links
 from sftmix.common.places import is_there, names_from
-from sftmix.common.plain import as_list
 from sftmix.components.component import Component
 from sftmix.config import RunConfig
 from sftmix.config.merge import ARGS, CLASS, build, merge
@@ -49,22 +48,20 @@ def check_finished(run: Path) -> None:
 def read_finished(run: Path) -> RunConfig:
     """Read the config.yaml of a run for what only reads the run; raise ConfigError as above.
 
-    Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their names
-    and plain forms, which do nothing, take their places. The names of files and models in it hold in `as_started`.
+    Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their plain
+    forms, which do nothing, take their places. The names of files and models in it hold in `as_started`.
     """
     file = run / "config.yaml"
-    values, stand_ins = read_yaml(file), dict[str, Any]()
+    values, unread = read_yaml(file), dict[str, Any]()
     with trusting():
         for name in component_bases().keys() & values.keys():
             try:
                 merge({}, {name: values[name]})
             except ForeignClassError:
-                forms = values.pop(name)
-                others = [_stand_in(component_bases()[name], form) for form in as_list(forms)]
-                stand_ins[name] = others if isinstance(forms, list) else others[0]
+                unread[name] = values.pop(name)
         config = build(merge({}, values, of=str(file)))
-    for name, one in stand_ins.items():
-        setattr(config, name, one)
+    for name, form in unread.items():
+        setattr(config, name, _unread(component_bases()[name], form))
     return config
 
 
@@ -92,12 +89,14 @@ def made_from(run: Path) -> dict[str, Any]:
     return read_json(file, data=dict, model=str) if file else {"data": {}, "model": ""}
 
 
-def _stand_in(base: type[Component], form: Any) -> Component:
+def _unread(base: type[Component], form: Any) -> Any:
     """Return a component of this plain form, or name, whose methods raise ConfigError; its needs are the base class's.
 
-    It is no subclass of `base`, which would be found by its name.
+    Of a list, a list. It is no subclass of `base`, which would be found by its name.
     """
-    plain_form = form if isinstance(form, Mapping) else {CLASS: form, ARGS: {}}
+    if isinstance(form, list):
+        return [_unread(base, one) for one in form]
+    plain_form = dict(form) if isinstance(form, Mapping) else {CLASS: form, ARGS: {}}
     path = str(plain_form.get(CLASS))
 
     def of_base(_: Component, key: str) -> Any:
@@ -105,6 +104,4 @@ def _stand_in(base: type[Component], form: Any) -> Component:
             raise ConfigError(f"{path} is no component of this package, and what only reads a run does not import it")
         return value
 
-    module, _, name = path.rpartition(".")
-    methods = {"spec": lambda _: dict(plain_form), "__getattr__": of_base}
-    return object.__new__(type(name, (Component,), {"__module__": module, **methods}))
+    return type(path.rpartition(".")[2], (Component,), {"spec": lambda _: plain_form, "__getattr__": of_base})()
