@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import sha256_file
 from sftmix.common.world import World
 from sftmix.config import RunConfig
@@ -85,13 +86,15 @@ class RunContext:
         encoder: Encoder,
         *,
         data: EncodedDataset,
+        order: TrainingOrder,
+        packed: bool,
         token_nll: bool = False,
-        **more: Any,
     ) -> Stage:
         """Return a training stage of this run, with its model loaded and checked.
 
         config  that of the stage: its model, training options, objective, callbacks and seed
-        more    other fields of `sftmix.training.step.Stage`
+        packed  True if some rows, also held-out ones, hold several documents
+        The other fields of the stage are at their defaults: set them.
         """
         refuse_quantized(config.model.path)
         check_rows_fit(config.model.path, encoder, data)
@@ -104,12 +107,14 @@ class RunContext:
             name=name,
             model=model,
             data=data,
+            order=order,
             objective=config.objective,
             optimizer=config.optimizer,
             perturbation=config.perturbation,
             callbacks=config.callbacks,
             options=config.training,
             attention=config.model.attention,
+            packed=packed,
             checkpoint=config.checkpoint,
             directory=self.path / name,
             identity=self.world.from_main(lambda: sha256_file(self.path / name / "inputs.json")),
@@ -117,7 +122,6 @@ class RunContext:
             pad_id=encoder.pad_id,
             scorer=scorer(config.training, self.world, encoder, name=name, token_nll=token_nll),
             on_progress=lambda step, total: self.directory.status(step=step, total_steps=total, throttle=1.0),
-            **more,
         )
 
     def train(self, stage: Stage) -> StageResult:

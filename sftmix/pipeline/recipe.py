@@ -190,17 +190,10 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     directory = run.path / name
     batches = order_of_arm(run, name, scores, split)
     stage = run.training_stage(
-        name,
-        config,
-        rows.encoder,
-        data=rows.data.train,
-        order=batches.order,
-        split_of=batches.split_of,
-        online=batches.online,
-        eval_data=rows.data.eval,
-        eval_groups=rows.eval_groups,
-        packed=rows.packed,
+        name, config, rows.encoder, data=rows.data.train, order=batches.order, packed=rows.packed
     )
+    stage.split_of, stage.online = batches.split_of, batches.online
+    stage.eval_data, stage.eval_groups = rows.data.eval, rows.eval_groups
     dtype = export_dtype(config.model)
     if not config.checkpoint.every:  # an export that finds no room would leave nothing of the training
         size = dtype.itemsize * sum(p.numel() for p in stage.model.parameters() if p.requires_grad)

@@ -192,8 +192,6 @@ class TrainingLoop:
 
         full_disk  the error of rank 0, which could not write its report; it is raised on all
         """
-        if signal.interrupted:
-            raise KeyboardInterrupt
         by_clock, by_callback, by_signal, by_full_disk = range(1, 5)
         late = self.world.is_main and self.spacing.late(self.store.seconds)
         told = by_callback if self.stopped_by else by_clock if late else 0  # by the clock of rank 0

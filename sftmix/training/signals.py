@@ -1,4 +1,4 @@
-"""Signals that stop a run: SIGTERM, SIGUSR1 and Ctrl-C."""
+"""Signals that stop a run: SIGTERM and SIGUSR1."""
 
 import signal
 import threading
@@ -15,21 +15,18 @@ class StopSignal:
 
     If another rank has failed before, no step boundary will come that all ranks reach: it raises Stopped at once.
 
-    received     True once one has arrived, also if another handler received it and nothing came of it: one around this
-                 one, or one within, after its last look
-    interrupted  True once Ctrl-C was pressed: a destructor or a callback of C code may swallow the KeyboardInterrupt
+    received  True once one has arrived, also if another handler received it and nothing came of it: one around this
+              one, or one within, after its last look
     """
 
     def __init__(self) -> None:
-        self.received = self.interrupted = False
+        self.received = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # in other threads the caller handles signals
             for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # Windows has one of them
                 self._previous[number] = signal.signal(number, self._arrived)
-            if callable(signal.getsignal(signal.SIGINT)):  # neither ignored nor at the system's default
-                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupted)
         around = (getattr(handler, "__self__", None) for handler in self._previous.values())
         self._around = [one for one in around if isinstance(one, StopSignal)]
         self.received |= any(one.received for one in self._around)
@@ -40,15 +37,6 @@ class StopSignal:
             signal.signal(number, handler)
         for one in self._around:  # an error within is what came of it
             one.received |= self.received and not any(error)
-
-    def _interrupted(self, number: int, frame: Any) -> None:
-        self.interrupted = True
-        running = frame
-        while running is not None:
-            if running.f_code.co_name == "__del__":  # Python would print what it raises, and go on
-                return
-            running = running.f_back
-        self._previous[number](number, frame)
 
     def _arrived(self, *_: object) -> None:
         self.received = True
