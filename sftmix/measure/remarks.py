@@ -90,23 +90,27 @@ def _on_steps(train: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _on_held_out_loss(train: Mapping[str, Any], before: float | None) -> Iterator[str]:
-    """Yield what the held-out NLL says of the training, of the rounding of its weights, and of its best step."""
-    steps, after, best = train["steps"], train.get("eval_nll"), train.get("eval_nll_best")
-    if after is None or best is None or int(train["skipped"]) == steps:
+    """Yield what the held-out NLL says of the training, of the rounding of its weights, and of its best step.
+
+    before  of the base model; None: it is not measured yet, or there are no held-out rows
+    """
+    steps, after = train["steps"], train.get("eval_nll")
+    if before is None or after is None or int(train["skipped"]) == steps:
         return
-    if before is not None and max(abs(after / before - 1), abs(best / before - 1)) < UNMOVED:
+    best = train["eval_nll_best"]
+    if max(abs(after / before - 1), abs(best / before - 1)) < UNMOVED:
         yield (
             f"The training hardly changed the model: NLL per token {before:.4f} before, {after:.4f} after {steps} "
             "steps. Try a larger --training.learning_rate (models below 100M parameters often need 1e-4 to 1e-3) or "
             "more --training.epochs."
         )
-    elif before is not None and after > before * (1 + WORSE):
+    elif after > before * (1 + WORSE):
         yield (
             f"The trained model is worse than the base model on the held-out rows: NLL per token {before:.4f} before, "
             f"{after:.4f} after. Try a smaller --training.learning_rate or fewer --training.epochs."
         )
     end = train.get("eval_nll_as_trained") or after
-    if before is not None and abs(after - end) > max(ROUNDED * abs(before - after), SHOWN):
+    if abs(after - end) > max(ROUNDED * abs(before - after), SHOWN):
         yield (
             f"Rounding the weights for train/model moved the held-out NLL per token from {end:.4f} to {after:.4f} "
             f"({before:.4f} before training). A training in bf16 saw weights rounded to nearest: "
