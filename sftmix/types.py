@@ -30,8 +30,7 @@ Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 Tensor: TypeAlias = "torch.Tensor"
-"""A torch tensor, for component modules: the command line executes their `if TYPE_CHECKING:` blocks, so they cannot
-import torch there."""
+"""A torch tensor, for component modules, whose `if TYPE_CHECKING:` blocks the command line executes, without torch."""
 TorchOptimizer: TypeAlias = "torch.optim.Optimizer"
 
 
@@ -203,7 +202,7 @@ class Scores:
     n_tokens     i64[N], response tokens under the target's tokenizer
     label        None, or N labels
     columns      any user column by name
-    texts        None, or what is asked and what is answered in each row, read from the disk when it is asked for
+    texts        None, or what is asked and answered in each row, read when it is asked for
     """
 
     id: Sequence[str]

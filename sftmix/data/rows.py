@@ -56,17 +56,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     refuse(list(options.problems()), "the options of the rows")
     train, report, written = read_side("data.train", options, progress)
     thinking = _thinks(train, report, options)
-    if options.packing and not train.is_text:
-        raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
-    of_conversations = [*OF_CONVERSATIONS]
-    if options.packing is not False:  # a window holds several documents
-        of_conversations.append("label_field")
-    for name in of_conversations if train.is_text else ():
-        if (value := getattr(options, name)) != getattr(DataOptions, name):
-            raise ConfigError(
-                f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
-                "data.packing false"
-            )
+    _refuse_for_kind(options, train.is_text)
     seed = seed if options.seed is None else options.seed
     whole = train
     if options.take is not None:
@@ -94,6 +84,21 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         for example in held_out.read(held_out.records[np.isin(hashes, trained)]):
             report.add("eval_in_train", f"{example.id} ({example.source})")
     return Prepared(train, held_out, report, options, thinking)
+
+
+def _refuse_for_kind(options: DataOptions, is_text: bool) -> None:
+    """Raise ConfigError for options that say nothing of rows of this kind."""
+    if options.packing and not is_text:
+        raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
+    of_conversations = [*OF_CONVERSATIONS]
+    if options.packing is not False:  # a window holds several documents
+        of_conversations.append("label_field")
+    for name in of_conversations if is_text else ():
+        if (value := getattr(options, name)) != getattr(DataOptions, name):
+            raise ConfigError(
+                f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
+                "data.packing false"
+            )
 
 
 def _thinks(rows: Conversations, report: DataReport, options: DataOptions) -> bool:

@@ -85,14 +85,7 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
     try:
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                lock.acquire(timeout=PATIENCE)
-            except Timeout:
-                print(
-                    f"waiting for a process that makes {target}; if there is none, delete {lock.lock_file}",
-                    file=sys.stderr,
-                )
-                lock.acquire()
+            _take(lock, target)
         try:
             if lock.is_locked:  # then nobody else builds it
                 remove_leftovers(root, name)
@@ -120,6 +113,15 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
             f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
             "Free some space there, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
         ) from error
+
+
+def _take(lock: FileLock, target: Path) -> None:
+    """Take a lock; a line says for what, if that lasts."""
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        print(f"waiting for a process that makes {target}; if there is none, delete {lock.lock_file}", file=sys.stderr)
+        lock.acquire()
 
 
 def _read(target: Path) -> Record | None:

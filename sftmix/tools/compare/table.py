@@ -43,7 +43,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     interrupted table, or one with more variants or seeds than before. A run that diverges has no figures, and the table
     goes on; it is not tried again. Raises the errors of `sftmix.common.errors`; an error of a run names its cell.
     """
-    from sftmix.tools.runs.start import check_run, holding
+    from sftmix.tools.runs.start import holding
 
     comparison.validate()
     if not comparison.out:
@@ -53,19 +53,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     if foreign and not (out / TABLE).exists():
         raise ConfigError(f"{out} holds {min(foreign)}, which no table wrote; choose another --out")
     with holding(out):  # what is certain of any run without a model is refused before torch is imported
-        refused: dict[str, str] = {}
-        for cell in cells:
-            with _named(cell):
-                try:
-                    check_run(from_plain(cell.plain), "train")
-                except ConfigError as error:
-                    refused.setdefault(cell.variant, f"variant {cell.variant}, seed {cell.seed}: {error}")
-        if made := [str(out / variant) for variant in refused if (out / variant).exists()]:
-            refused["remedy"] = (
-                f"To make the runs of these variants anew, move {', '.join(made)} away: the others stay."
-            )
-        if refused:
-            raise ConfigError("\n".join(refused.values()))
+        _refuse_changed(cells, out)
     from sftmix.common.world import start_world
 
     summaries = {}
@@ -86,6 +74,23 @@ def compare(comparison: Comparison) -> dict[str, Any]:
                 table = world.from_main(lambda: write_result(out, build_table(comparison, summaries)))
         directory.tell(stage="table", step=len(cells))
         return table
+
+
+def _refuse_changed(cells: Sequence[Cell], out: Path) -> None:
+    """Raise the errors that are certain of the cells; of runs made with other inputs, one for each variant."""
+    from sftmix.tools.runs.start import check_run
+
+    refused: dict[str, str] = {}
+    for cell in cells:
+        with _named(cell):
+            try:
+                check_run(from_plain(cell.plain), "train")
+            except ConfigError as error:
+                refused.setdefault(cell.variant, f"variant {cell.variant}, seed {cell.seed}: {error}")
+    if made := [str(out / variant) for variant in refused if (out / variant).exists()]:
+        refused["remedy"] = f"To make the runs of these variants anew, move {', '.join(made)} away: the others stay."
+    if refused:
+        raise ConfigError("\n".join(refused.values()))
 
 
 def _summary_of(cell: Cell, cells: list[Cell], world: Any, say_rows: Any) -> dict[str, Any]:

@@ -52,10 +52,10 @@ def main(args: argparse.Namespace) -> None:
                 rows = {"options": option_rows(cls, f"{option}.")}
                 print(formatted(rows, usage=argparse.SUPPRESS, description=about))
                 if args.check:
-                    print(checked(cls, base))
+                    print(check_component(cls, base))
 
 
-def checked(cls: type[Component], base: type[Component]) -> str:
+def check_component(cls: type[Component], base: type[Component]) -> str:
     """Run the check of a base class on a component with its defaults; raise ContractError for what it does not keep."""
     from sftmix import testing
 

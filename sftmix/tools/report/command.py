@@ -46,6 +46,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write the page and say where it is."""
+    _check(args)
+    try:
+        from sftmix.tools.report.write import write_report
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
+    with as_written(f"a file of {' or '.join(map(str, args.runs))}"):
+        for path in write_report(args.runs, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
+            print(path)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ConfigError for what is certain of options and directories, before plotly and torch are imported."""
     if args.map and args.map < 10:
         raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
     if len(args.runs) > 1 and (args.score or args.map not in (0, ON_MAP)):
@@ -54,13 +66,6 @@ def main(args: argparse.Namespace) -> None:
     if args.margin is not None and not (table and args.margin > 0):
         raise ConfigError(f"--margin is {args.margin:g}; it is above 0, and for the report of one table")
     for run in [] if table else args.runs:
-        refuse_no_run(run)  # before plotly is imported, and torch
+        refuse_no_run(run)
     if len(args.runs) == 1 and (problem := unwritable(args.runs[0] / "report", folder=True)):
         raise ConfigError(f"{args.runs[0]} {problem}: of one run the table of examples is written there")
-    try:
-        from sftmix.tools.report.write import write_report
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
-    with as_written(f"a file of {' or '.join(map(str, args.runs))}"):
-        for path in write_report(args.runs, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
-            print(path)

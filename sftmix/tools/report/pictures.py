@@ -65,7 +65,7 @@ def losses(curves: Iterable[tuple[str, str, Any]], *keys: str) -> go.Figure | No
     return chart if chart.data else None
 
 
-def difference(ours: Sequence[Any], theirs: Sequence[Any]) -> go.Figure | None:
+def held_out_gap(ours: Sequence[Any], theirs: Sequence[Any]) -> go.Figure | None:
     """Held-out NLL of one training minus another's, at the steps where both were measured; None without any."""
     first, second = (
         {line["step"]: line["eval_nll"] for line in lines if line.get("eval_nll") is not None}

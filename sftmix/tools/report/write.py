@@ -68,17 +68,17 @@ def write_report(
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     if score_all and len(runs) > 1:
         raise ConfigError("--score fills the table of one run, and a page of several has none; leave it out")
+    files = [to]
     if len(runs) == 1 and is_there(runs[0] / TABLE):
-        parts, files = table_page(runs[0], margin), [to]
+        parts = table_page(runs[0], margin)
     elif len(runs) == 1:
         parts = _report_run(read_run(runs[0]), map_size, score_all=score_all)
-        files = [to, runs[0] / FILE]
+        files.append(runs[0] / FILE)
     else:
         summaries = {str(run): read_summary(run, "train") for run in runs}
         curves = zip(summaries, cycle(pictures.GROUPS), [read_steps(run / "train") for run in runs], strict=False)
         about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
         parts = {"about": about, "plots": {"losses": pictures.losses(curves, "ntp", "eval_nll")}, "runs": summaries}
-        files = [to]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -136,7 +136,7 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         "about": _about(view),
         "plots": {
             "losses": pictures.losses(curves, "ntp", "eval_nll"),
-            "difference": pictures.difference(curves[2][2], curves[1][2]),
+            "difference": pictures.held_out_gap(curves[2][2], curves[1][2]),
             "mixup": pictures.losses(curves, "mixup"),
             "data-map": pictures.data_map(view, points),
             "histogram-groups": pictures.histogram_of(view, "groups"),
