@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import sftmix
-from sftmix.common.files import read_json, write_json
+from sftmix.common.files import as_written, read_json, write_json
 from sftmix.common.world import World
 from sftmix.data import DataReport
 from sftmix.measure.model import confidence_std
@@ -39,7 +39,17 @@ _OF_ARM = [
 
 
 def summarise(root: Path, world: World, report: DataReport, *, model: str, seed: int, to: Path) -> dict[str, Any]:
-    """Write summary.json of the run directory `root` into the directory `to` (rank 0), and return it."""
+    """Write summary.json of the run directory `root` into the directory `to` (rank 0), and return it.
+
+    Raises DifferenceError for figures of stages that are not as a run writes them.
+    """
+    with as_written(f"a figures.json of {root}"):
+        summary = _gathered(root, world, report, model=model, seed=seed)
+    world.on_main(lambda: write_json(to / "summary.json", summary))
+    return summary
+
+
+def _gathered(root: Path, world: World, report: DataReport, *, model: str, seed: int) -> dict[str, Any]:
     stages = {p.parent.name: read_json(p) for p in sorted(root.glob("*/figures.json"))}
     train, split = stages.get("train", {}), stages.get("split", {})
     summary = {
@@ -70,7 +80,6 @@ def summarise(root: Path, world: World, report: DataReport, *, model: str, seed:
             # Without any NTP, Mixup has no other term to be weighed against.
             "mu_effective": train["mu_effective"] if ntp or not mixup else None,
         }
-    world.on_main(lambda: write_json(to / "summary.json", summary))
     return summary
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.files import as_written, check_room, read_steps, refuse_links
+from sftmix.common.files import check_room, read_steps, refuse_links
 from sftmix.common.tables import read_split, write_dynamics, write_split, write_table
 from sftmix.common.world import World, start_world
 from sftmix.components.confidence import variability
@@ -87,8 +87,7 @@ def run(
         context = RunContext(config, ranks, directory, stop, rows)
         make_stages(context, stages)
         report, path = rows.data.report, config.model.path
-        with as_written(f"a figures.json of {directory.path}"):
-            summary = summarise(directory.path, ranks, report, model=path, seed=config.seed, to=directory.path)
+        summary = summarise(directory.path, ranks, report, model=path, seed=config.seed, to=directory.path)
         last = summary["stages"].get(until, {})  # what was asked for, whatever came last
         directory.tell(stage=until, step=last.get("steps", 0), total_steps=last.get("total_steps", 0), doing="")
         return summary

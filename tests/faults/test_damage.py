@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from sftmix.common.files import verify_directory
+from sftmix.common.files import read_json, sha256_file, verify_directory, write_json
 from sftmix.common.world import World
 from sftmix.training.checkpoint import CheckpointStore
 from tests.faults.runs import one_bit
@@ -126,6 +126,39 @@ def test_a_damaged_result_is_not_opened(finished, tmp_path, name, words):
         f"{stage}: {file} is not the file this stage wrote; restore it, or move run/{stage} away\n"
     )
     assert contents(tmp_path) == before
+
+
+OTHER_KINDS = [
+    ("split", "confounds", None),
+    ("split", "confidence.unconfident.confidence_median", "x"),
+    ("split", "confidence", [[1, 2]]),
+    ("split", "tied", "x"),
+    ("train", "wall_seconds", []),
+    ("train", "mu_effective", "x"),
+    ("base", "eval_nll", {"a": 1}),
+]
+"""Figures in a form that no run writes, under a manifest with the hash of them."""
+
+
+@pytest.mark.parametrize("command", ["run", "report"])
+@pytest.mark.parametrize(("stage", "key", "value"), OTHER_KINDS, ids=[f"{s}.{key}" for s, key, _ in OTHER_KINDS])
+def test_figures_of_another_kind_are_no_traceback(finished, tmp_path, command, stage, key, value):
+    run = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    file, manifest = run / stage / "figures.json", run / stage / "MANIFEST.json"
+    figures = read_json(file)
+    *path, last = key.split(".")
+    place = figures
+    for name in path:
+        place = place[name]
+    place[last] = value
+    write_json(file, figures)
+    files = read_json(manifest)["files"]
+    if "figures.json" in files:
+        write_json(manifest, {"files": files | {"figures.json": sha256_file(file)}})
+    words = [*finished.words, "--out", str(run)] if command == "run" else ["report", str(run), "--map", "0"]
+    done = in_this_process(*words, cwd=tmp_path)
+    assert done.returncode in (0, 4), done.stderr
+    assert done.returncode == 0 or "is not as a run writes it" in done.stderr
 
 
 @pytest.mark.long
