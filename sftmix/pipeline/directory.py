@@ -80,10 +80,10 @@ class RunDirectory(Hold):
             written = directory / "inputs.json"
             if not written.exists() or differences(read_json(written), inputs):  # the checkpoints know its hash
                 write_json(written, inputs)
-            write_text(self.path / "config.yaml", configuration)
             here = os.getcwd()
             relative = os.path.relpath(here, self.path.resolve())
             write_json(self.path / STARTED, {"directory": here, "relative": relative})
+            write_text(self.path / "config.yaml", configuration)
             self.status(stage=stage, step=0, total_steps=0, doing="")
             for source in (sibling / stage for sibling in self.pool):
                 equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)

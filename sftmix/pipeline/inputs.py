@@ -154,13 +154,6 @@ def _training(known: Known, options: TrainingOptions) -> Inputs:
     return {k: v for k, v in values.items() if k not in (*LAYOUT, "timeout")}
 
 
-def optimizer_inputs(config: RunConfig) -> Inputs:
-    """Return the optimizer; fused auto, which is but for rounding what false is, is false, as runs before it had it."""
-    spec = config.optimizer.spec()
-    fused = spec["init_args"].get("fused")
-    return spec | {"init_args": spec["init_args"] | ({"fused": False} if fused == "auto" else {})}
-
-
 def _deciding(callbacks: Sequence[Callback]) -> Sequence[Callback]:
     """Return those that may change the course of a training, with those whose evaluations they may see."""
     stops = any(Need.STOP in callback.gives for callback in callbacks)
@@ -188,7 +181,7 @@ def reference_inputs(known: Known) -> Inputs:
     }
     if trains:
         inputs |= {
-            "optimizer": optimizer_inputs(config),
+            "optimizer": config.optimizer.spec(),
             "lora": plain(lora) if lora.r else None,
             "training": _training(known, own.training),
             "callbacks": plain(deciding),
@@ -209,19 +202,18 @@ def arm_inputs(known: Known, name: str) -> Inputs:
     config, lora = config_of_arm(known.config, name), known.config.model.lora
     pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
     deciding, paired = _deciding(config.callbacks), pairing is not None and not single
-    rounding = known.ask(lambda: _rounding(config))
     scored = paired and config.split_needs_confidence()  # pair samplers see the confidence as well
     inputs = {
         **_rows_and_model(known),
         "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
         "dtype": config.model.dtype,
-        **({} if rounding == "nearest" else {"rounding": rounding}),  # as runs were before there was a choice
+        "rounding": known.ask(lambda: _rounding(config)),
         "lora": plain(lora) if lora.r else None,
         "split": _made(known, "split/split.parquet", paired),
         "confidence": _made(known, "confidence/confidence.parquet", scored),
         "pairing": plain(pairing),
         "objective": config.objective.spec(),
-        "optimizer": optimizer_inputs(config),
+        "optimizer": config.optimizer.spec(),
         "perturbation": plain(config.perturbation),
         "seed": config.seed,
         "files": _files(known, pairing, config.objective, config.optimizer, config.perturbation, *deciding),

@@ -72,10 +72,10 @@ def as_started(run: Path | None) -> Iterator[None]:
     A relative path begins in the directory of then: where it is now as seen from the run, which may have been moved
     with its data, or else where it was. The id of the model on the hub means the commit that was recorded.
 
-    run  None, or a run of an earlier version: names mean what they mean here
+    run  None: names mean what they mean here
     """
     starts = list[Path]()
-    if run is not None and is_there(run / STARTED):
+    if run is not None:
         then = read_json(run / STARTED, directory=str, relative=str)
         starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]
     with names_from(starts, str(made_from(run)["model"]) if run else ""):
