@@ -161,7 +161,7 @@ def known_options() -> set[str]:
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
     for module in {command.module for command in COMMANDS.values()}:
-        getattr(importlib.import_module(f"sftmix.tools.{module}"), "add_options", lambda _: None)(parser)
+        getattr(importlib.import_module(module), "add_options", lambda _: None)(parser)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
     of_launchers |= {"signal", "signals"}
