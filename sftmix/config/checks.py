@@ -56,16 +56,13 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
     yield from config.data.problems()
     yield from _variables(config)
-    reference, inherited = config.reference, set[str]()
-    adapters = reference_lora(config.model, reference.model)
-    for of, training, lora in (
-        ("", config.training, config.model.lora),
-        ("reference.", inherit(config.training, reference.training), adapters),
-    ):
-        for problem in (*_training(of, training, config.optimizer, lora), *_lora(f"{of}model.lora", lora)):
-            if problem.replace("reference.", "") not in inherited:
-                yield problem
-            inherited.add(problem)
+    reference, optimizer = config.reference, config.optimizer
+    own = [*_training("", config.training, optimizer, config.model.lora), *_lora("model.lora", config.model.lora)]
+    yield from own
+    training, lora = inherit(config.training, reference.training), reference_lora(config.model, reference.model)
+    for problem in (*_training("reference.", training, optimizer, lora), *_lora("reference.model.lora", lora)):
+        if problem.replace("reference.", "") not in own:  # of an inherited option
+            yield problem
     yield from _needs(config)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
     every, seconds = config.checkpoint.every, config.checkpoint.every_seconds
