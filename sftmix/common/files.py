@@ -1,6 +1,6 @@
 """Files and directories that appear whole or not at all, with a manifest of hashes.
 
-Beside them, names of places, and the files of a stage that several rooms read.
+Beside them, the files of a stage that several rooms read.
 """
 
 import errno

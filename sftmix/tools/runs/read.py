@@ -46,7 +46,7 @@ def check_finished(run: Path) -> None:
 
 
 def read_finished(run: Path) -> RunConfig:
-    """Read the config.yaml of a run for what only reads the run; raise ConfigError as above.
+    """Read the config.yaml of a run for what only reads the run; ConfigError for unknown keys and shipped classes.
 
     Components that are not of sftmix are not imported, as the author of the run may be anyone: others of their plain
     forms, which do nothing, take their places. The names of files and models in it hold in `as_started`.
