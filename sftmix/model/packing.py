@@ -63,8 +63,8 @@ def known_rows(*, packed: bool) -> Iterator[None]:
         "fast_all": lambda mask: False,
     }
     functions = vars(masking_utils)
-    own = {name: functions.get(name) for name in answers}  # None in a version that asks otherwise
-    functions.update(answers)
+    own = {name: functions[name] for name in answers.keys() & functions.keys()}
+    functions.update({name: answers[name] for name in own})
     try:
         yield
     finally:

@@ -25,7 +25,7 @@ from sftmix.model.load import load_model, stored_dtype
 from sftmix.model.meta import carry, empty_model, mapped_model, take_values
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options import SHARDED, LoraOptions, ModelOptions, TrainingOptions
-from sftmix.pipeline.nodes import check_same_model
+from sftmix.pipeline.machines import check_same_model
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module, unwrap
 from sftmix.training.scoring import Scorer

@@ -29,7 +29,7 @@ from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference, is_single_run
 from sftmix.pipeline.loaded import check_sharing, export_dtype, export_weights, round_weights, scoring_model
-from sftmix.pipeline.nodes import check_same_directory, check_same_model
+from sftmix.pipeline.machines import check_same_directory, check_same_model
 from sftmix.pipeline.order import dynamics_before, epochs_begun, order_of_arm
 from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import RunRows, read_rows

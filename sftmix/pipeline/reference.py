@@ -29,7 +29,7 @@ from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
-from sftmix.pipeline.nodes import check_same_rows
+from sftmix.pipeline.machines import check_same_rows
 from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_ids, resolve_max_length
 from sftmix.training.dynamics import (
     OnlineLosses,

@@ -29,7 +29,7 @@ from sftmix.model.load import (
 )
 from sftmix.model.probes import context_length, position_border
 from sftmix.options import LENGTHS
-from sftmix.pipeline.nodes import check_same_rows
+from sftmix.pipeline.machines import check_same_rows
 from sftmix.types import Scores
 
 MOST_HELD_OUT_GROUPS = 20

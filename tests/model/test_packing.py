@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM, masking_utils
 from transformers.models.llama.modeling_llama import eager_attention_forward as eager
 
 from sftmix.batches.collate import collate
@@ -12,7 +12,7 @@ from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.model.head import check_head
-from sftmix.model.packing import is_skipping, packing_problem
+from sftmix.model.packing import is_skipping, known_rows, packing_problem
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import training_module
@@ -167,3 +167,10 @@ def test_attention_that_skips_work_between_documents(skips):
 @pytest.mark.parametrize("name", ["flex_attention", "sdpa", "eager"])
 def test_attention_that_does_not(name):
     assert not is_skipping(name, torch.device("cuda"))
+
+
+def test_a_version_of_transformers_that_asks_otherwise_gets_no_new_names(monkeypatch):
+    monkeypatch.delattr(masking_utils, "fast_all", raising=False)
+    with known_rows(packed=True):
+        assert not hasattr(masking_utils, "fast_all")
+    assert not hasattr(masking_utils, "fast_all")

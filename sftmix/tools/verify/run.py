@@ -27,7 +27,7 @@ from sftmix.options import CheckpointOptions
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known
-from sftmix.pipeline.nodes import check_same_directory
+from sftmix.pipeline.machines import check_same_directory
 from sftmix.pipeline.recipe import enter_base, make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.stages import differences, is_finished

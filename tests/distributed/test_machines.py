@@ -17,7 +17,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.world import World
-from sftmix.pipeline.nodes import check_same_directory, check_same_model, check_same_rows
+from sftmix.pipeline.machines import check_same_directory, check_same_model, check_same_rows
 from tests.distributed.agents import Agent, start_agent, wait_until
 from tests.faults.runs import from_split, words_of
 from tests.forked import done, free_port, on_ranks
