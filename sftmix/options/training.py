@@ -48,7 +48,7 @@ class StageTraining(PlainFields):
     """Examples per optimizer step, over all ranks and accumulation steps; an even number when examples are paired."""
     micro_batch_size: int | None = None
     """Examples per forward and backward on one rank, at most; an even number when examples are paired. null: as many as
-    training.micro_batch_tokens allows, and 8 on a CPU if that is null, too. Excludes it."""
+    training.micro_batch_tokens allows, and 8 on a CPU if that is null as well. Excludes it."""
     micro_batch_tokens: int | Literal["auto"] | None = None
     """Token slots per forward and backward on one rank, at most, padding included: as many examples as fit. A pair, or
     an example, that needs more gets a micro-batch of its own. auto: what the memory of every rank allows, decided
@@ -107,8 +107,8 @@ class TrainingOptions(StageTraining):
     """Training options of every stage, and those that all stages share."""
 
     deterministic: bool | Literal["auto"] = "auto"
-    """true: torch adds in the same order each time (its deterministic algorithms), so that on a GPU, too, a continued
-    run is the uninterrupted one bit for bit; slower. false: in any order. auto: as torch is set, which is off."""
+    """true: torch adds in the same order each time (its deterministic algorithms), so that a continued run is the
+    uninterrupted one bit for bit on a GPU as well; slower. false: in any order. auto: as torch is set, which is off."""
     chunk_size: int | None = None
     """Token rows of logits alive at once in the loss; null: chosen from the vocabulary."""
     timeout: float = 1800.0
@@ -126,7 +126,7 @@ class TrainingOptions(StageTraining):
 class CheckpointOptions(PlainFields):
     every: int | None = None
     """Optimizer steps between checkpoints; 0: none. null: by the clock, so that they take 2% of the time, but at least
-    two minutes apart; also one a quarter of the stage, at least 20 steps apart. A signal and the end save one, too."""
+    two minutes apart; also one a quarter of the stage, at least 20 steps apart. A signal and the end also save one."""
     every_seconds: float | None = None
     """Seconds between checkpoints. Excludes checkpoint.every."""
     keep: int = 2

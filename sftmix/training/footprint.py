@@ -177,7 +177,7 @@ class Footprint:
         layers, n_layers, trained = numbers.layers, numbers.n_layers, numbers.whole.trained
         (vocabulary, width), (constant, each) = numbers.head.shape, self.kept
         # At the loss: states of response tokens with their gradients, logits of a chunk, copies of the head's weight;
-        # on a CPU the product that is added to the sum is a copy, too.
+        # on a CPU the product that is added to the sum is also a copy.
         at_head = slots * width * (size + 8) + min(slots, self.chunk) * size * vocabulary
         at_head += self.blocks * min(slots, self.chunk, self.block) * 4 * vocabulary
         if size < 4:

@@ -110,7 +110,7 @@ class TrainingLoop:
             before = self._call("on_stage_start", metrics)
             # They go into the line of step 1, which may be evaluated as well.
             self.pending = {f"start_{k}" if k.startswith("eval_") else k: value for k, value in before.items()}
-            self._save_or_stop(signal)  # before the first step, too, ranks agree on an end
+            self._save_or_stop(signal)  # ranks also agree on an end before the first step
             while self.step < self.total and not self.stopped_by:
                 metrics = self.advance()
                 bar.set_postfix_str(figures_shown(metrics), refresh=False)

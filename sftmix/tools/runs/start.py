@@ -42,7 +42,7 @@ def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
 def check_run(config: RunConfig, until: StageName) -> None:
     """Raise an error if rows or models are not there, the directory holds other work, or fsdp lacks torchrun.
 
-    Raise ConfigError, too, for a confidence that its reference cannot serve, also where nothing is mixed.
+    Also raise ConfigError for a confidence that its reference cannot serve, also where nothing is mixed.
     """
     directory, stages, own = Path(config.out or ""), stages_entered(config, until), config_of_reference(config)
     check_names_given(config)
