@@ -102,8 +102,9 @@ def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Ar
 
     options  the command's own options, besides RunConfig's
     """
-    arguments, seen = Arguments(), [""]
+    arguments = Arguments()
     words = deque(argv)
+    seen = [""]
     hints = {**option_hints(), **{option.name: option.annotation for option in options}}
     while words:
         word = words.popleft()
