@@ -57,7 +57,7 @@ def contrasts(table: dict[str, Any], margin: float | None) -> go.Figure | None:
             error_x={"type": "data", "symmetric": False, **reach},
             showlegend=False,
         )
-    chart.update_yaxes(automargin=True, autorange="reversed")
+    chart.update_yaxes(automargin=True, range=[len(drawn) - 0.5, -0.5])  # the first at the top
     chart.add_vline(0, line={"dash": "dash", "width": 1})
     if margin is not None:
         chart.add_vrect(-margin, margin, fillcolor=GROUPS[2], opacity=0.15, line_width=0)
