@@ -17,24 +17,17 @@ BRANCHES = (ast.If, ast.IfExp, ast.For, ast.While, ast.Try, ast.ExceptHandler)
 BRANCHES += (ast.comprehension, ast.BoolOp, ast.With, ast.match_case)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
-LONG = {"pipeline/recipe.py:_make_arm", "training/step.py:train_step", "functional/kernels.py:_pairs"}
-"""A stage, a step, and a kernel from top to bottom."""
+LONG = {"training/step.py:train_step", "functional/kernels.py:_pairs"}
+"""A step, and a kernel from top to bottom."""
 BRANCHED = {
-    "cli/parsing.py:read_arguments",
-    "cli/results.py:results",
-    "config/checks.py:_needs",
-    "config/merge.py:_merge_options",
-    "config/values.py:_as",
     "data/formats.py:convert",
     "data/responses.py:_response",
-    "data/rows.py:prepare",
     "data/tokenise.py:_masked",
     "model/adapters.py:add_adapters",
-    "options/data.py:problems",
     "tools/answers/generate.py:answer_file",
     "training/step.py:train_step",
 }
-LARGE_FILES = {"functional/fused.py", "training/step.py", "types.py"}
+LARGE_FILES = {"functional/fused.py", "training/step.py"}
 KERNELS = "functional/kernels.py"
 """Triton's functions: a type in their signatures is an instruction to the compiler, and variables come in pairs."""
 TWICE = {

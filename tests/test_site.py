@@ -102,11 +102,9 @@ def test_sources_are_linked_where_the_repository_has_an_address():
     files = config.plugins.on_files(get_files(config), config=config)
     file = files.get_file_from_path("decisions/0001-mixup-mean.md")
     assert file is not None
-    text = (
-        "[a [b]](../../sftmix/types.py#L3), [c](../../README.md#use), [d](https://example.org/e), ![e](../images/x.svg)"
-    )
+    text = "[a [b]](../../cli.py#L3), [c](../../README.md#use), [d](https://example.org/e), ![e](../images/x.svg)"
     assert config.plugins.on_page_markdown(text, page=Page(None, file, config), config=config, files=files) == (
-        "[a [b]](https://example.org/sftmix/blob/HEAD/sftmix/types.py#L3), [c](../overview.md#use), "
+        "[a [b]](https://example.org/sftmix/blob/HEAD/cli.py#L3), [c](../overview.md#use), "
         "[d](https://example.org/e), ![e](../images/x.svg)"
     )
 

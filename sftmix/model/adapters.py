@@ -89,7 +89,8 @@ def _say_share(model: PreTrainedModel) -> None:
 
     PEFT takes the experts of some families; those of others are no linear layers.
     """
-    whole, left = 0, Counter[str]()
+    whole = 0
+    left = Counter[str]()
     for name, x in model.get_decoder().named_parameters():
         if x.dim() > 1 and not x.requires_grad and x is not model.get_input_embeddings().weight:
             whole += x.numel()

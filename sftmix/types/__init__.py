@@ -1,0 +1,53 @@
+"""Records that travel between the stages, and the shape legend used everywhere.
+
+Legend
+
+    N  examples of the training set        P  pairs of examples (one epoch, or one batch)
+    B  slots of a micro-batch (examples)   L  padded length in tokens
+    T  token rows of one loss call: the positions that predict a response token
+    M  aligned pairs of token rows         D  hidden size
+    V  vocabulary size                     C  checkpoints of the reference
+
+A suffix names the shape: `hidden_TD` is [T, D], `lam_M` is [M].
+"""
+
+from sftmix.types.arrays import Bool, Float32, Float64, Int64, Rows, Tensor, TorchOptimizer
+from sftmix.types.batch import Batch, BatchNLL, Plan, Segment
+from sftmix.types.rows import Encoded, Example, Message
+from sftmix.types.scores import (
+    MOST_GROUPS,
+    NOT_COUNTED,
+    UNPAIRED,
+    UNPAIRED_NAME,
+    RowScorer,
+    RowScores,
+    Scores,
+    Split,
+    TrainingDynamics,
+)
+
+__all__ = [
+    "MOST_GROUPS",
+    "NOT_COUNTED",
+    "UNPAIRED",
+    "UNPAIRED_NAME",
+    "Batch",
+    "BatchNLL",
+    "Bool",
+    "Encoded",
+    "Example",
+    "Float32",
+    "Float64",
+    "Int64",
+    "Message",
+    "Plan",
+    "RowScorer",
+    "RowScores",
+    "Rows",
+    "Scores",
+    "Segment",
+    "Split",
+    "Tensor",
+    "TorchOptimizer",
+    "TrainingDynamics",
+]
