@@ -1,5 +1,7 @@
 """Tasks, models and scores as lm-eval has them: what is asked, in which prompts, where answers end, what came out."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -58,6 +60,7 @@ def alpaca(finished, tmp_path_factory):
     config = yaml.safe_load((finished.path / "config.yaml").read_text())
     config["data"]["template"] = "alpaca"
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(finished.path / "started.json", run)
     return load_finished(FinishedModel("target", str(finished.path / "train" / "model"), run))
 
 
