@@ -18,6 +18,7 @@ from sftmix.components.base import CallbackResult
 from sftmix.components.component import Component, Need
 from sftmix.types import (
     MOST_GROUPS,
+    OF_TOKENS,
     UNPAIRED,
     UNPAIRED_NAME,
     Batch,
@@ -82,7 +83,9 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
             dynamics = replace(dynamics, **{name: _array(reference, name, column, shape, kinds)})
     if len(set(dynamics.ids)) < len(dynamics.ids):
         raise broken(reference, "ids of which some are equal", "each example once")
-    for name in ("token_nll", "alone_token_nll"):
+    if (states := dynamics.states) is not None:
+        _array(reference, "states", states, (len(dynamics.ids), np.shape(states)[-1]), "f")
+    for name in OF_TOKENS:
         if (column := getattr(dynamics, name)) is not None:
             _check_tokens(reference, name, column, dynamics)
     for name, wrong, allowed in impossible_numbers(dynamics):

@@ -158,6 +158,7 @@ class ReferenceRun:
         checkpoints: int | Sequence[float] | Literal["online"],
         token_nll: bool = False,
         response_alone: bool = False,
+        keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Train by NTP, in an order of its own, and score every example at the checkpoints.
 
@@ -175,6 +176,7 @@ class ReferenceRun:
                 data=data,
                 order=TrainingOrder(len(data), options=config.training, seed=config.seed),
                 token_nll=token_nll,
+                keep=keep,
                 packed=data.packed,
             )
         if checkpoints == "online":
@@ -211,13 +213,21 @@ class ReferenceRun:
         max_length: int | None,
         token_nll: bool = False,
         response_alone: bool = False,
+        keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
         run = self._run
 
         def scores_of(number: int, path: str) -> Scored:
             score, module = scoring_model(
-                run.config, run.world, path, encoder, name="reference", packed=data.packed, token_nll=token_nll
+                run.config,
+                run.world,
+                path,
+                encoder,
+                name="reference",
+                packed=data.packed,
+                token_nll=token_nll,
+                keep=keep,
             )
             alone = ResponsesAlone(data, np.arange(len(data))) if response_alone else None
             return score(module, data), score(module, alone) if alone else None

@@ -18,7 +18,7 @@ from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
 from sftmix.components.base import Callback, CallbackResult, StageState
 from sftmix.training.scoring import example_nll, gather_nll
-from sftmix.types import NOT_COUNTED, Batch, RowScores, TrainingDynamics
+from sftmix.types import NOT_COUNTED, OF_TOKENS, Batch, RowScores, TrainingDynamics
 
 
 def checkpoint_steps(checkpoints: int | Sequence[float], total_steps: int) -> list[int]:
@@ -162,9 +162,12 @@ def one_checkpoint(
         nll_sum=scores.nll_sum[:, None],
         n_tokens=scores.n_tokens,
         n_correct=scores.n_correct[:, None],
-        token_nll=_first_checkpoint(scores),
+        token_nll=_first_checkpoint(scores.token_nll),
         alone_nll_sum=None if alone is None else alone.nll_sum[:, None],
-        alone_token_nll=None if alone is None else _first_checkpoint(alone),
+        alone_token_nll=None if alone is None else _first_checkpoint(alone.token_nll),
+        token_entropy=_first_checkpoint(scores.kept.get("entropy")),
+        token_margin=_first_checkpoint(scores.kept.get("margin")),
+        states=np.stack(scores.kept["states"]) if "states" in scores.kept else None,
     )
     sums = [s.nll_sum for s in (scores, alone) if s is not None]
     with np.errstate(over="ignore"):
@@ -179,8 +182,8 @@ def one_checkpoint(
     return dynamics.scoring_only(finite)
 
 
-def _first_checkpoint(scores: RowScores) -> list[np.ndarray] | None:
-    return None if scores.token_nll is None else [nll[None, :] for nll in scores.token_nll]
+def _first_checkpoint(of_tokens: Sequence[np.ndarray] | None) -> list[np.ndarray] | None:
+    return None if of_tokens is None else [values[None, :] for values in of_tokens]
 
 
 def merge_dynamics(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
@@ -192,11 +195,11 @@ def merge_dynamics(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
     for name in ("steps", "nll_sum", "n_correct", "alone_nll_sum"):
         if getattr(first, name) is not None:
             joined[name] = np.concatenate([getattr(part, name) for part in parts], axis=-1)
-    for name in ("token_nll", "alone_token_nll"):
+    for name in OF_TOKENS:
         if getattr(first, name) is not None:
             by_example = zip(*(getattr(part, name) for part in parts), strict=True)
             joined[name] = [np.concatenate(each) for each in by_example]
-    return replace(first, **joined)
+    return replace(first, states=parts[-1].states, **joined)
 
 
 def describe_dynamics(dynamics: TrainingDynamics) -> str:

@@ -18,7 +18,7 @@ from sftmix.batches.order import Slot, TokenisedRows
 from sftmix.common.errors import BROKEN, NonFiniteError
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
-from sftmix.training.module import TrainingModule
+from sftmix.training.module import ModelView, TrainingModule
 from sftmix.training.parallel import autocast, few_plans, unwrap
 from sftmix.training.signals import say_how_long
 from sftmix.types import Batch, BatchNLL, Plan, RowScores
@@ -38,6 +38,7 @@ class Scorer:
 
     precision  fp32 or bf16
     token_nll  also keep the NLL of every response token
+    keep       what else is kept, of KEPT: one more pass
     progress   the name of the bar; None: no bar
     """
 
@@ -45,14 +46,19 @@ class Scorer:
     precision: str = "fp32"
     pad_id: int = 0
     token_nll: bool = False
+    keep: Sequence[str] = ()
     progress: str | None = None
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
-        nll_sum, *counts, token_nll = self.columns(module, data, self._scores) if len(data) else [[], [], [], []]
-        n_tokens, n_correct = (np.array(column, dtype=np.int64) for column in counts)
+        columns = self.columns(module, data, self._scores) if len(data) else [[] for _ in range(4 + len(self.keep))]
+        nll_sum, n_tokens, n_correct, token_nll, *kept = columns
         return RowScores(
-            np.array(nll_sum, dtype=np.float64), n_tokens, n_correct, token_nll if self.token_nll else None
+            np.array(nll_sum, dtype=np.float64),
+            np.array(n_tokens, dtype=np.int64),
+            np.array(n_correct, dtype=np.int64),
+            token_nll if self.token_nll else None,
+            dict(zip(self.keep, kept, strict=True)),
         )
 
     def columns(
@@ -97,7 +103,36 @@ class Scorer:
         out = module(batch, scoring_plan(batch), stats=True)
         assert out.correct is not None
         token_nll = split_by_slot(out.nll.float(), batch) if self.token_nll else [None] * len(batch.rows)
-        return [sum_by_slot(out.nll, batch), batch.n_tokens, sum_by_slot(out.correct, batch), token_nll]
+        kept = module.read(lambda it: _kept(it, batch, self.keep)) if self.keep else []
+        return [sum_by_slot(out.nll, batch), batch.n_tokens, sum_by_slot(out.correct, batch), token_nll, *kept]
+
+
+KEPT = ("entropy", "margin", "states")
+"""What may be kept of each response beside its losses: see TrainingDynamics."""
+
+
+def _kept(module: TrainingModule, batch: Batch, keep: Sequence[str]) -> list[Column]:
+    """Return for the B examples of a batch what is kept of them, in the order of `keep`."""
+    hidden = module.hidden_states(batch)
+    view = ModelView(module, lambda: hidden)
+    columns: list[Column] = []
+    for name in keep:
+        if name == "states":
+            mean = sum_by_slot(hidden, batch) / batch.n_tokens.clamp(min=1)[:, None]
+            columns.append(mean.to(torch.float16))
+        else:
+            figures = view.figures(_entropy if name == "entropy" else _margin)
+            columns.append(split_by_slot(figures.float(), batch))
+    return columns
+
+
+def _entropy(logits: torch.Tensor) -> torch.Tensor:
+    return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
+
+
+def _margin(logits: torch.Tensor) -> torch.Tensor:
+    first, second = logits.topk(2, dim=-1).values.unbind(-1)
+    return first - second
 
 
 @contextmanager

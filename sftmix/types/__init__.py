@@ -17,6 +17,7 @@ from sftmix.types.rows import Encoded, Example, Message
 from sftmix.types.scores import (
     MOST_GROUPS,
     NOT_COUNTED,
+    OF_TOKENS,
     UNPAIRED,
     UNPAIRED_NAME,
     RowScorer,
@@ -29,6 +30,7 @@ from sftmix.types.scores import (
 __all__ = [
     "MOST_GROUPS",
     "NOT_COUNTED",
+    "OF_TOKENS",
     "UNPAIRED",
     "UNPAIRED_NAME",
     "Batch",

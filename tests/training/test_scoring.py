@@ -65,6 +65,26 @@ def test_the_sums_are_those_of_the_models_own_logits(tied):
     assert scores.n_correct.sum() > 0
 
 
+def test_entropy_margin_and_mean_state_are_those_of_the_models_own_logits():
+    """Of the last checkpoint the states, of each the entropies; in the order of the rows and of `keep`."""
+    model = toy_model()
+    module = TrainingModule(model)
+    scores = Scorer(world=World(), keep=["states", "margin", "entropy"])(module, DATA)
+    for row, (logits, _) in enumerate(own_logits(model.eval(), DATA)):
+        log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        np.testing.assert_allclose(scores.kept["entropy"][row], -(np.exp(log_p) * log_p).sum(1), rtol=1e-6)
+        ordered = np.sort(logits, axis=1)
+        np.testing.assert_allclose(scores.kept["margin"][row], ordered[:, -1] - ordered[:, -2], rtol=1e-6, atol=1e-7)
+        batch = collate([(Slot(row),)], DATA)
+        mean = module.hidden_states(batch).mean(0).detach().numpy()
+        np.testing.assert_allclose(scores.kept["states"][row], mean, rtol=2**-10, atol=2**-14)
+    ids = [str(row) for row in range(len(DATA))]
+    first, last = (one_checkpoint(ids, step, scores) for step in (1, 2))
+    merged = merge_dynamics([first, last]).of(ids[::-1])
+    assert merged.token_entropy[0].shape == (2, int(scores.n_tokens[-1]))
+    np.testing.assert_array_equal(merged.states, np.stack(scores.kept["states"])[::-1])
+
+
 @pytest.mark.parametrize("family", ["gemma2", "granite", "hyperclovax", "cohere", "phi (head bias)"])
 def test_bias_soft_cap_and_scale_of_a_head_are_scored_and_trained(family):
     model = build(family)

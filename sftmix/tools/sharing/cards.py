@@ -28,6 +28,7 @@ from sftmix.common.tables import read_dynamics, write_dynamics, write_table
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.runs.read import as_started, made_from, read_finished, read_json_if_there
 from sftmix.tools.runs.rows import rows_of_run
+from sftmix.types import OF_TOKENS
 
 CARD = "README.md"
 METRICS = {
@@ -87,10 +88,12 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     """Write the scores of a data set without its text into `to`: dynamics, confidence, hashes of rows, and the card.
 
     name  of the repository on the hub, for the card
-    The NLL of single tokens is left out: it gives away too much of a text. Raises DataError for a run without dynamics.
+    What was kept of single tokens, and states, are left out: they give away too much of a text. Raises DataError for a
+    run without dynamics.
     """
     folder, rows = run / "confidence", rows_of_run(run)[1].data.train
-    dynamics = replace(read_dynamics(folder / "dynamics.parquet"), token_nll=None, alone_token_nll=None)
+    private: dict[str, Any] = dict.fromkeys((*OF_TOKENS, "states"))
+    dynamics = replace(read_dynamics(folder / "dynamics.parquet"), **private)
     write_dynamics(to / "dynamics.parquet", dynamics)
     shutil.copy(folder / "confidence.parquet", to)
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
