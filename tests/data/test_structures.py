@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
 
+from sftmix.common.errors import ConfigError
 from sftmix.data.encoders import make_encoder
 from sftmix.data.tokenise import encode_examples
 from sftmix.types import Example, Message
@@ -38,6 +39,7 @@ class Structure(NamedTuple):
     template: str
     trained: Callable[[str, str], str]
     system: bool = True
+    thinks: bool = True
 
 
 def in_front(thought: str, answer: str) -> str:
@@ -55,7 +57,7 @@ STRUCTURES = {
         chatml("<think>\n{{ m.reasoning_content }}\n</think>\n{{ m.content }}", "<think>\n"),
         lambda thought, answer: f"{thought}\n</think>\n{answer}<|im_end|>",
     ),
-    "closes": Structure(chatml("{{ m.content }}", "<think></think>"), in_front),
+    "closes": Structure(chatml("{{ m.content }}", "<think></think>"), in_front, thinks=False),
     "strips": Structure(chatml(LAST_HALF), in_front),
     "field": Structure(chatml(FIELD), in_front),
     "content": Structure(chatml(), in_front),
@@ -111,6 +113,7 @@ def encoder_of(kind: str, structure: str, thinks: bool):
 )
 def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, system):
     known = STRUCTURES[structure]
+    exchanges = [(asked, thought * known.thinks, *rest) for asked, thought, *rest in exchanges]
     thinks = any(thought for _, thought, *_ in exchanges)
     encoder = encoder_of(kind, structure, thinks)
     tokenizer = encoder.tokenizer
@@ -138,6 +141,14 @@ def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, s
         text = encoder.decode(found.ids)
         for tag in ("<think>", "</think>", "<|im_start|>", "<|im_end|>"):
             assert found.ids.count(tokenizer.convert_tokens_to_ids(tag)) == text.count(tag)
+
+
+def test_a_prompt_that_closes_the_thought_of_the_rows_is_refused():
+    """A thought behind it would be trained where no model is asked for one."""
+    tokenizer = tokenizer_of("chatml", STRUCTURES["closes"].template)
+    with pytest.raises(ConfigError, match=r"closes the thought .* \(data\.thoughts drop\), or choose a template"):
+        make_encoder(tokenizer, thinks=True)
+    assert make_encoder(tokenizer, thinks=True, thoughts="drop").chat_template == tokenizer.chat_template
 
 
 def test_generation_tags_mark_the_same_tokens():

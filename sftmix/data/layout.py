@@ -1,0 +1,372 @@
+"""What a chat template writes around a response, found by rendering small conversations, without generation tags.
+
+One rule is behind all of it: what the template writes behind its own generation prompt is the response, and what it does
+not write there is put together (`sftmix.data.responses`). Found here is what that takes: a variable that brings the
+prompt in line with the responses, the prompt of a template that has none, the key of a thought, and the end of a turn.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any
+
+from sftmix.common.errors import ConfigError
+from sftmix.data.templates import TemplateRefusal, appended, defaults, render
+from sftmix.data.thoughts import (
+    INLINE,
+    OPENING,
+    THOUGHT_FIELDS,
+    around_empty,
+    closed_by,
+    closing_at_head,
+    closing_of,
+    opened_by,
+    without_thought_tags,
+)
+from sftmix.data.trial import AND_NOW, CALL, PROBE, SYSTEM, TOOLS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+QUESTION, ANSWER = (turn["content"] for turn in PROBE)
+THOUGHT = "Sky"
+FUNCTION, ARGUMENT = "find_colour", "noon"
+
+GENERATION = re.compile(r"{%-?\s*generation\b")
+_SWITCHES = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"(])")
+_COMPARED = r"\b{name} +(?:==|!=|in|not in) +([^%}}]+)"
+_WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")
+"""Text between white space; a tag begins one."""
+
+
+@dataclass(frozen=True)
+class TemplateLayout:
+    """What a template writes around a response.
+
+    source          the template, with the defaults and the generation prompt that the exported one has
+    listed          it takes contents as lists of parts
+    key             the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
+    call_key        the same for a turn with calls
+    opens           its generation prompt opens a thought
+    thought_tag     opens a thought that we write, with the white space behind it
+    closing         closes it, with the white space around
+    answer_lead     what is between the prompt and an answer without a thought
+    ending          from the answer through the token that ends the turn
+    end             that token
+    call_end        the token behind a call, or else `end`
+    text_arguments  the arguments of a call are given as JSON text
+    around          the added tokens that it writes around turns
+    notices         sentences that the user should read
+    """
+
+    source: str
+    listed: bool
+    key: str | None
+    call_key: str | None
+    opens: bool
+    thought_tag: str
+    closing: str
+    answer_lead: str
+    ending: str
+    end: str
+    call_end: str
+    text_arguments: bool
+    around: frozenset[str]
+    notices: tuple[str, ...]
+
+
+# ---------------------------------------------------------------------------------------- behind the prompt
+
+
+def written_behind(prompt: str, rendered: str, question: str, closing: str, *, thinks: bool) -> str | None:
+    """Return what a rendered conversation has behind its prompt; None if it does not go on from there.
+
+    A prompt that ends with the tags of a thought may stand for what the rendering lacks, or has in another form.
+
+    question  the content of the last turn in the prompt
+    closing   what closes a thought that the prompt opens and the response lacks
+    thinks    the response has a thought
+    """
+    opened = opened_by(prompt).strip()
+    rest = None if opened and not rendered.startswith(prompt) else _after(prompt, rendered, question)
+    if rest is None:
+        rest = _after(without_thought_tags(prompt), rendered, question)
+        if rest is None:
+            return None
+        rest = rest.removeprefix(opened)
+        # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n'
+        rest = rest if thinks else rest.removeprefix(closing_at_head(rest).rstrip())
+        rest = rest.lstrip() if thinks and opened else rest
+    if opened and thinks and rest.lstrip().startswith(opened):
+        rest = rest.lstrip().removeprefix(opened).lstrip()  # Nemotron Nano v2: '<think>\n' is in both
+    if opened and not thinks and not closing_at_head(rest):
+        return closing + rest  # DeepSeek-R1: the prompt ends with '<think>\n', the rendering has 'Blue' there
+    # Kimi-K2-Thinking writes an empty thought in front of one in the content: '<think></think><think>\nSky'
+    return None if thinks and closing_at_head(rest) else rest
+
+
+def _after(prompt: str, rendered: str, question: str) -> str | None:
+    """Return a rendering behind a prompt, which may have another head and other white space around its header."""
+    if rendered.startswith(prompt):
+        return rendered[len(prompt) :]
+    question = question.strip()
+    if not question:
+        return None
+    # Mistral v0.3: the system turn is written with the last turn of a user, and only if no answer follows it.
+    header = prompt.rpartition(question)[2]
+    turns = question.join(rendered.split(question)[prompt.count(question) :])
+    # Llama 4 with tools as JSON: the prompt has '<|eot|><|header_start|>', the rendering '<|eot|>    <|header_start|>'.
+    spaced = r"\s*".join(map(re.escape, ["", *_WORD.findall(header), ""]))
+    found = re.match(f"{re.escape(header)}|{spaced}", turns) if turns else None
+    return turns[found.end() :] if found else None
+
+
+# ------------------------------------------------------------------------------------------------ probes
+
+
+class TemplateProbe:
+    """Small conversations as a template renders them: a question, with its prompt, with an answer, with a thought.
+
+    listed    contents are given as lists of parts
+    key       how the thought was given; None: the template leaves it out
+    thinking  the conversation with it, or ""
+    Raises TemplateRefusal for a template that cannot render a question and an answer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+        self.tokenizer = tokenizer
+        self.source = source
+        # Some templates need parts, or functions: Llama 3.2 Vision, functionary.
+        for self.listed, self.tools in ((False, []), (True, []), (False, TOOLS), (False, [])):
+            if ANSWER in self.tried(*PROBE):
+                break
+        self.asked = self.rendered(*PROBE[:1])
+        self.prompt = self.rendered(*PROBE[:1], prompt=True)
+        self.plain = self.rendered(*PROBE)
+        self.key: str | None
+        self.key, self.thinking = next(self._thinking(), (None, ""))
+
+    def rendered(self, *turns: Mapping[str, Any], **more: Any) -> str:
+        """Render turns; prompt and tools may be given. Raises TemplateRefusal."""
+        options = {"tools": self.tools, **more}
+        return render(self.tokenizer, self.source, [turns], listed=self.listed, **options)[0]
+
+    def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
+        """Render turns; "" if the template refuses them."""
+        with suppress(TemplateRefusal):
+            return self.rendered(*turns, **more)
+        return ""
+
+    def _thinking(self) -> Iterator[tuple[str, str]]:
+        """Yield the ways in which the template takes a thought, and what it writes then."""
+        for key in (*THOUGHT_FIELDS, ""):
+            given = {key: THOUGHT} if key else {"content": INLINE.format(thought=THOUGHT) + ANSWER}
+            text = self.tried(PROBE[0], {**PROBE[1], **given})
+            if text.count(THOUGHT) == 1 and ANSWER in text.partition(THOUGHT)[2]:
+                yield key, text
+
+    def fits(self, thinks: bool) -> bool:
+        """True if responses are rendered behind the prompt, with no more than white space between, or thinking."""
+        behind = _after(self.prompt, self.thinking if thinks else self.plain, QUESTION)
+        opened = opened_by(self.prompt)
+        if self.prompt == self.asked or (behind is None and not opened):
+            return False
+        if thinks:
+            return bool(opened) or not closed_by(self.prompt)
+        return not opened and not _before(behind or "", ANSWER).strip()
+
+    def call(self, as_text: bool, **thought: str) -> str:
+        """Return what is written from a call on; "" if the template does not write it, or not as JSON.
+
+        as_text  its arguments are given as JSON text
+        thought  the key and the text of a thought beside it
+        """
+        asked = self.tried(*PROBE[:1], tools=TOOLS, prompt=True)
+        rendered = self.tried(*PROBE[:1], {**with_arguments(CALL, as_text), **thought}, tools=TOOLS)
+        written = rendered[len(commonprefix([asked, rendered])) :]
+        return written if FUNCTION in written and ARGUMENT in written and "{'" not in written else ""
+
+    def marks(self, text: str) -> list[str]:
+        """Return the added tokens of a text, but for white space, which some tokenizers add for any text."""
+        added = self.tokenizer.added_tokens_decoder
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [added[number].content for number in ids if number in added and added[number].content.strip()]
+
+
+# ------------------------------------------------------------------------------------------------ layout
+
+
+def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool | None) -> TemplateLayout:
+    """Find what a template writes around a response.
+
+    The exported template has the generation prompt of the rows, which think or do not. It is the first of these that
+    renders such responses behind its prompt: the template itself, or the template with one of its own variables set
+    (enable_thinking). A template without any generation prompt gets what it writes before a response.
+
+    thinks  some response of the rows has a thought; None: the template is taken as it is
+    Raises TemplateRefusal for a template that cannot be rendered, ConfigError for one that has no end of a turn, or
+    whose prompt closes the thought that rows have.
+    """
+    notices = list[str]()
+    probe = TemplateProbe(tokenizer, source)
+    if ANSWER not in probe.plain:
+        raise ConfigError("data.template: the template does not write the content of an assistant turn")
+    if (bos := tokenizer.bos_token) and probe.plain.startswith(2 * bos):
+        raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
+    if thinks is not None:
+        probe = _switched(probe, thinks, notices)
+    call = probe.call(as_text=False) or probe.call(as_text=True)
+    text_arguments = bool(call) and not probe.call(as_text=False)
+    if FUNCTION not in probe.tried(*PROBE[:1], tools=TOOLS):  # Command A for RAG: then no row has calls
+        call = ""
+    if thinks is not None and (header := _header(probe, thinks, call)):
+        unless = " and enable_thinking is not true" if probe.prompt != probe.asked else ""
+        probe = TemplateProbe(tokenizer, appended(probe.source, header, unless))
+        notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
+    if thinks and closed_by(probe.prompt):
+        raise ConfigError(
+            "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
+            "out (data.thoughts drop), or choose a template whose prompt does not end so"
+        )
+    beside = {key: probe.call(text_arguments, **{key: THOUGHT}) for key in THOUGHT_FIELDS}
+    call_key = next((key for key, written in beside.items() if THOUGHT in written), probe.key)
+    opened = opened_by(probe.prompt)
+    # Gemma 4 writes a thought beside a call alone: '<|channel>thought\nSky\n<channel|><|tool_call>'
+    tag = opened or opened_by(beside.get(call_key or "", "").partition(THOUGHT)[0]) or OPENING
+    if not probe.key and tag.strip() not in probe.thinking:  # which deletes thoughts in its tags from contents
+        probe.key, probe.thinking = None, ""
+    closing = closing_at_head(probe.thinking.partition(THOUGHT)[2] if probe.key else "") or closing_of(tag)
+    thought = written_behind(probe.prompt, probe.thinking, QUESTION, closing, thinks=True) or ""
+    lead = _before(written_behind(probe.prompt, probe.plain, QUESTION, closing, thinks=False) or "", ANSWER)
+    ending, end, call_end = _ending(probe, lead + _before(thought, ANSWER), call, notices)
+    return TemplateLayout(
+        source=probe.source,
+        listed=probe.listed,
+        key=probe.key
+        or ("" if probe.key == "" and tag == OPENING else None),  # Gemma 4 deletes thoughts in its own tags
+        call_key=call_key,
+        opens=bool(opened),
+        thought_tag=tag,
+        closing=closing,
+        answer_lead=lead,
+        ending=ending,
+        end=end,
+        call_end=call_end,
+        text_arguments=text_arguments,
+        around=_around_turns(probe, lead) | {end},
+        notices=tuple(notices),
+    )
+
+
+def _switched(probe: TemplateProbe, thinks: bool, notices: list[str]) -> TemplateProbe:
+    """Return the template with a variable that may switch thinking, if its own prompt does not fit the rows.
+
+    Tried are true or false, and the words that the template compares the variable with.
+    """
+    source = probe.source
+    tagged = not thinks and GENERATION.search(source)
+    for name in () if tagged or probe.fits(thinks) else dict.fromkeys(_SWITCHES.findall(source)):
+        compared = " ".join(re.findall(_COMPARED.format(name=re.escape(name)), source))
+        for value in dict.fromkeys([thinks, *re.findall(r"['\"](\w+)['\"]", compared)]):
+            with suppress(TemplateRefusal):
+                changed = TemplateProbe(probe.tokenizer, defaults({name: value}) + source)
+                if changed.fits(thinks):
+                    notices.append(f"The template is used and exported with {name} {json.dumps(value)}.")
+                    return changed
+    return probe
+
+
+def _header(probe: TemplateProbe, thinks: bool, call: str) -> str:
+    """Return what is written before every response and belongs to the prompt; a space belongs to the response.
+
+    For a template without a generation prompt, that is all it writes there; for others, an empty thought, if the rows
+    have none, unless generation tags say that it is the response's.
+
+    call  what the template writes for a call, or ""
+    """
+    header = _before(_after(probe.prompt, probe.plain, QUESTION) or "", ANSWER)
+    if probe.fits(thinks):
+        return ""
+    if probe.prompt != probe.asked:  # Qwen3-Instruct of xinference: '<think>\n\n</think>\n\n'
+        return header.rstrip(" ") if not thinks and not GENERATION.search(probe.source) and around_empty(header) else ""
+    # Alpaca: '### Response:\n'; Command A: '<|CHATBOT_TOKEN|>', then '<|START_RESPONSE|>' or '<|START_ACTION|>'
+    for other in (_after(probe.prompt, probe.thinking, QUESTION) if thinks else "", call):
+        if other and not other.startswith(header):  # a tag that is begun only is not common
+            header = re.sub(r"[<\[][^<>\[\]]*$", "", commonprefix([header, other]))
+    return header.rstrip(" ") if header.strip() else ""
+
+
+def _ending(probe: TemplateProbe, within: str, call: str, notices: list[str]) -> tuple[str, str, str]:
+    """Return the text from an answer through the end of its turn, the token there, and the token behind a call.
+
+    What ends a turn does not occur inside one: not between the prompt and the answer, nor in a call. eos is taken
+    before any other token, if the template writes it behind every answer, and put there if it writes none.
+
+    within  what is in front of an answer
+    call    what the template writes from a call on
+    """
+    eos = probe.tokenizer.eos_token
+    begun, _, ended = call.rpartition(ARGUMENT)
+    inside = probe.marks(within + begun)
+    after = probe.plain.rpartition(ANSWER)[2]
+    ends = [mark for mark in probe.marks(after) if mark not in inside]
+    between = _before(probe.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2], AND_NOW["content"]) or after
+    if eos in ends and eos in probe.marks(commonprefix([after, between])):
+        ends = [eos]
+    elif (
+        not ends
+    ):  # ChatML of vLLM: '<|im_end|>\n' is written before a next turn only, whose header is '<|im_start|>user\n'
+        header = commonprefix([between[::-1], _before(probe.asked, QUESTION)[::-1]])[::-1]
+        after = between.removesuffix(header)
+        ends = [mark for mark in probe.marks(after) if mark not in inside]
+        if ends:
+            notices.append(f"The template writes {ends[0]!r} only before a next turn: it is put after every response.")
+    if not ends:
+        if eos is None:
+            raise ConfigError(
+                "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
+                "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
+            )
+        notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
+        ends, after = [eos], eos
+    # gpt-oss ends an answer with '<|end|>', and a call with '<|call|>'.
+    special = [token.content for token in probe.tokenizer.added_tokens_decoder.values() if token.special]
+    ends_call = [mark for mark in probe.marks(ended) if mark == ends[0] or (mark in special and mark not in inside)]
+    call_end = ends[0] if ends[0] in ends_call else [*ends[:1], *ends_call][-1]
+    return _through(after, ends[0]), ends[0], call_end
+
+
+def _around_turns(probe: TemplateProbe, lead: str) -> frozenset[str]:
+    """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
+
+    Left out are those behind the first before a response that have a partner, as `<tool_call>` has `</tool_call>`:
+    responses also write them.
+
+    lead  what is between the prompt and an answer
+    """
+    tags = [token.content.replace("/", "", 1) for token in probe.tokenizer.added_tokens_decoder.values()]
+    header = probe.prompt.removeprefix(probe.asked) + lead if probe.prompt.startswith(probe.asked) else ""
+    alone = [mark for n, mark in enumerate(probe.marks(header)) if not n or tags.count(mark.replace("/", "", 1)) == 1]
+    elsewhere = probe.asked + probe.tried(*SYSTEM, *PROBE[:1]) + probe.plain.rpartition(ANSWER)[2]
+    return frozenset(alone + probe.marks(elsewhere))
+
+
+def _through(text: str, mark: str) -> str:
+    return text[: text.index(mark) + len(mark)]
+
+
+def _before(text: str, marker: str) -> str:
+    return text.rpartition(marker)[0]
+
+
+def with_arguments(turn: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
+    """Return a turn whose calls have their arguments as JSON text, or as objects."""
+    calls = [{**call, "function": dict(call["function"])} for call in turn["tool_calls"]]
+    for call in calls if as_text else ():
+        call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return {**turn, "tool_calls": calls}
