@@ -92,22 +92,23 @@ def written_behind(prompt: str, rendered: str, question: str, closing: str, *, t
     closing   what closes a thought that the prompt opens and the response lacks
     thinks    the response has a thought
     """
-    opened = opened_by(prompt).strip()
-    rest = None if opened and not rendered.startswith(prompt) else _after(prompt, rendered, question)
+    before = without_thought_tags(prompt)
+    tags, opened = prompt[len(before) :], opened_by(prompt)
+    rest = _after(before, rendered, question)
     if rest is None:
-        rest = _after(without_thought_tags(prompt), rendered, question)
-        if rest is None:
-            return None
-        rest = rest.removeprefix(opened)
-        # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n'
-        rest = rest if thinks else rest.removeprefix(closing_at_head(rest).rstrip())
-        rest = rest.lstrip() if thinks and opened else rest
-    if opened and thinks and rest.lstrip().startswith(opened):
-        rest = rest.lstrip().removeprefix(opened).lstrip()  # Nemotron Nano v2: '<think>\n' is in both
-    if opened and not thinks and not closing_at_head(rest):
-        return closing + rest  # DeepSeek-R1: the prompt ends with '<think>\n', the rendering has 'Blue' there
-    # Kimi-K2-Thinking writes an empty thought in front of one in the content: '<think></think><think>\nSky'
-    return None if thinks and closing_at_head(rest) else rest
+        return None
+    if rest.startswith(tags):
+        rest = rest.removeprefix(tags)
+    elif thinks:
+        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest
+    else:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
+        rest = rest.removeprefix(closing_at_head(rest).rstrip())
+    if thinks:
+        rest = rest.removeprefix(opened)  # Nemotron Nano v2 writes the tag of its prompt, '<think>\n', once more
+        # Kimi-K2-Thinking writes an empty thought in front of one in the content: '<think></think><think>\nSky'
+        return None if closing_at_head(rest) else rest
+    # DeepSeek-R1: the prompt ends with '<think>\n', the rendering has 'Blue' there
+    return closing + rest if opened and not closing_at_head(rest) else rest
 
 
 def _after(prompt: str, rendered: str, question: str) -> str | None:
@@ -233,24 +234,16 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
             "out (data.thoughts drop), or choose a template whose prompt does not end so"
         )
-    beside = {key: probe.call(text_arguments, **{key: THOUGHT}) for key in THOUGHT_FIELDS}
-    call_key = next((key for key, written in beside.items() if THOUGHT in written), probe.key)
-    opened = opened_by(probe.prompt)
-    # Gemma 4 writes a thought beside a call alone: '<|channel>thought\nSky\n<channel|><|tool_call>'
-    tag = opened or opened_by(beside.get(call_key or "", "").partition(THOUGHT)[0]) or OPENING
-    if not probe.key and tag.strip() not in probe.thinking:  # which deletes thoughts in its tags from contents
-        probe.key, probe.thinking = None, ""
-    closing = closing_at_head(probe.thinking.partition(THOUGHT)[2] if probe.key else "") or closing_of(tag)
+    call_key, tag, closing = _thought_tags(probe, text_arguments)
     thought = written_behind(probe.prompt, probe.thinking, QUESTION, closing, thinks=True) or ""
     lead = _before(written_behind(probe.prompt, probe.plain, QUESTION, closing, thinks=False) or "", ANSWER)
     ending, end, call_end = _ending(probe, lead + _before(thought, ANSWER), call, notices)
     return TemplateLayout(
         source=probe.source,
         listed=probe.listed,
-        key=probe.key
-        or ("" if probe.key == "" and tag == OPENING else None),  # Gemma 4 deletes thoughts in its own tags
+        key=probe.key,
         call_key=call_key,
-        opens=bool(opened),
+        opens=bool(opened_by(probe.prompt)),
         thought_tag=tag,
         closing=closing,
         answer_lead=lead,
@@ -258,9 +251,24 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
         end=end,
         call_end=call_end,
         text_arguments=text_arguments,
-        around=_around_turns(probe, lead) | {end},
+        around=_around_turns(probe, lead),
         notices=tuple(notices),
     )
+
+
+def _thought_tags(probe: TemplateProbe, text_arguments: bool) -> tuple[str | None, str, str]:
+    """Return the key of a thought beside a call, and what opens and what closes a thought that we write.
+
+    A template that writes thoughts beside calls alone, in tags of its own, has no key for others.
+    """
+    beside = {key: probe.call(text_arguments, **{key: THOUGHT}).partition(THOUGHT) for key in THOUGHT_FIELDS}
+    call_key, begun = next(((key, text[0]) for key, text in beside.items() if text[1]), (probe.key, ""))
+    # Gemma 4 beside a call: '<|channel>thought\nSky\n<channel|><|tool_call>'
+    tag = opened_by(probe.prompt) or opened_by(begun) or OPENING
+    if not probe.key and tag.strip() not in probe.thinking:
+        probe.key, probe.thinking = None, ""
+    written = probe.thinking.partition(THOUGHT)[2] if probe.key else ""  # Qwen3: '\n</think>\n\nBlue'
+    return call_key, tag, closing_at_head(written) or closing_of(tag)
 
 
 def _switched(probe: TemplateProbe, thinks: bool, notices: list[str]) -> TemplateProbe:

@@ -1,5 +1,6 @@
 """A trained turn as text: the prompt that the model is served with, and the response that it is to write behind it."""
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -49,22 +50,19 @@ class Turn(NamedTuple):
 def responses_of(encoder: Encoder, examples: Sequence[Example]) -> list[list[Response]]:
     """Return the trained turns of each example, in order. Raises TemplateRefusal if the template refuses one."""
     turns = [_trained(encoder, example) for example in examples]
-    flat = [turn for of_example in turns for turn in of_example]
-    groups = defaultdict[str, list[int]](list)
-    for number, turn in enumerate(flat):
-        groups[json.dumps([turn.tools, turn.options]) if turn.tools or turn.options else ""].append(number)
+    groups = defaultdict[str, list[Turn]](list)
+    for turn in itertools.chain(*turns):
+        groups[json.dumps([turn.tools, turn.options])].append(turn)
     found = dict[int, Response]()
-    for numbers in groups.values():
-        group = [flat[number] for number in numbers]
+    for group in groups.values():
         tools, options = group[0].tools, group[0].options
         before = [turn.chat[:-1] for turn in group]
         prompts = encoder.render(before, prompt=True, tools=tools, **options)
         served = encoder.render(before, prompt=True, tools=tools) if options else prompts
         rendered = encoder.render([turn.chat for turn in group], prompt=False, tools=tools, **options)
-        for number, *texts in zip(numbers, prompts, served, rendered, strict=True):
-            found[number] = _response(encoder, flat[number], *texts)
-    every = iter(range(len(flat)))
-    return [[found[next(every)] for _ in of_example] for of_example in turns]
+        for turn, *texts in zip(group, prompts, served, rendered, strict=True):
+            found[id(turn)] = _response(encoder, turn, *texts)
+    return [[found[id(turn)] for turn in of_example] for of_example in turns]
 
 
 def _trained(encoder: Encoder, example: Example) -> list[Turn]:

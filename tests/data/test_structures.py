@@ -297,3 +297,54 @@ def test_what_a_template_cannot_write_is_named(template, messages, tools, reason
     encoder = make_encoder(tokenizer_of("chatml", template))
     turns = [Message(role, text, role == "assistant", more=more) for role, text, more in messages]
     assert encoded(encoder, Message("user", "Hi"), *turns, tools=tools)[2] == [reason]
+
+
+BESIDE_CALLS = """{% if m.reasoning_content and m.tool_calls %}<|channel>thought
+{{ m.reasoning_content }}
+<channel|>{% endif %}{{ m.content.split('<channel|>')[-1] }}"""
+"""As Gemma 4, which also deletes thoughts from contents."""
+
+
+@pytest.mark.parametrize("in_call", [False, True])
+def test_a_thought_is_in_the_tags_that_the_template_writes_beside_a_call(in_call):
+    encoder = make_encoder(tokenizer_of("chatml", CALLS.replace(FIELD, BESIDE_CALLS)), thinks=True)
+    more = {"tool_calls": [CALL]} if in_call else {}
+    said = "" if in_call else "Four."
+    for answer in (
+        Message("assistant", said, True, thought="2 + 2", more=more),
+        Message("assistant", f"<|channel>thought\n2 + 2\n<channel|>{said}", True, more=more),
+    ):
+        _, ((text, _),), _ = encoded(encoder, Message("user", "Hi"), answer, tools=(TOOL,))
+        rest = '<tool_call>weather {"city": "Oslo"}</tool_call>' if in_call else "Four."
+        assert text == f"<|channel>thought\n2 + 2\n<channel|>{rest}<|im_end|>"
+
+
+ASKED = Message("user", "Is it warm?")
+CALLED = Message("assistant", "", True, more={"tool_calls": [CALL]})
+ANSWERED_BY = (Message("tool", "21 degrees", more={"tool_call_id": "call00000"}), Message("assistant", "Yes.", True))
+
+
+def test_a_call_behind_a_token_that_ends_a_turn_is_lost():
+    """A model would stop there. As GigaChat 3, where it is eos."""
+    template = CALLS.replace("<|im_end|>", "<|end|>").replace("{{- '<tool_call>'", "{{- '<|end|>\n<tool_call>'")
+    encoder = make_encoder(tokenizer_of("chatml", template))
+    assert encoded(encoder, ASKED, CALLED, tools=(TOOL,))[1:] == ([], ["calls_lost"])
+
+
+def test_an_earlier_call_that_the_template_leaves_out_is_lost():
+    """Its result would be answered out of nothing."""
+    template = CALLS.replace(EACH_CALL, "{% if loop.last %}" + EACH_CALL + "{% endif %}")
+    encoder = make_encoder(tokenizer_of("chatml", template))
+    earlier = replace(CALLED, trained=False)
+    assert encoded(encoder, ASKED, earlier, *ANSWERED_BY, tools=(TOOL,))[1:] == ([], ["calls_lost"])
+    assert encoded(encoder, ASKED, CALLED, tools=(TOOL,))[2] == []
+
+
+def test_arguments_as_text_without_a_list_of_functions():
+    """As DeepSeek-R1, which adds them to a text and lists no functions."""
+    as_text = EACH_CALL.replace("(c.arguments | tojson)", "c.arguments")
+    encoder = make_encoder(tokenizer_of("chatml", chatml(FIELD + as_text)))
+    assert encoded(encoder, ASKED, CALLED)[1:] == (
+        [('<tool_call>weather {"city": "Oslo"}</tool_call><|im_end|>', 1.0)],
+        [],
+    )
