@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.files import sha256_json
-from sftmix.data.layout import TemplateLayout, with_arguments
+from sftmix.data.layout import TemplateLayout
+from sftmix.data.probe import with_arguments
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
 from sftmix.data.thoughts import INLINE, divided

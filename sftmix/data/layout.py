@@ -1,24 +1,33 @@
 """What a chat template writes around a response, found by rendering small conversations, without generation tags.
 
-One rule is behind all of it: what the template writes behind its own generation prompt is the response, and what it does
-not write there is put together (`sftmix.data.responses`). Found here is what that takes: a variable that brings the
-prompt in line with the responses, the prompt of a template that has none, the key of a thought, and the end of a turn.
+What the template writes behind its own generation prompt is the response, and what it does not write there is put
+together (`sftmix.data.responses`). Found here is what that takes: a variable that brings the prompt in line with the
+responses, the prompt of a template that has none, the key of a thought, and the end of a turn.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from os.path import commonprefix
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.templates import TemplateRefusal, appended, defaults, render
+from sftmix.data.probe import (
+    ANSWER,
+    ARGUMENT,
+    FUNCTION,
+    QUESTION,
+    THOUGHT,
+    TemplateProbe,
+    common_start,
+    text_after,
+    text_before,
+    written_behind,
+)
+from sftmix.data.templates import TemplateRefusal, appended, defaults
 from sftmix.data.thoughts import (
-    INLINE,
     OPENING,
     THOUGHT_FIELDS,
     around_empty,
@@ -26,22 +35,15 @@ from sftmix.data.thoughts import (
     closing_at_head,
     closing_of,
     opened_by,
-    without_thought_tags,
 )
-from sftmix.data.trial import AND_NOW, CALL, PROBE, SYSTEM, TOOLS
+from sftmix.data.trial import AND_NOW, PROBE, SYSTEM, TOOLS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-QUESTION, ANSWER = (turn["content"] for turn in PROBE)
-THOUGHT = "Sky"
-FUNCTION, ARGUMENT = "find_colour", "noon"
-
 GENERATION = re.compile(r"{%-?\s*generation\b")
 _SWITCHES = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"(])")
 _COMPARED = r"\b{name} +(?:==|!=|in|not in) +([^%}}]+)"
-_WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")
-"""Text between white space; a tag begins one."""
 
 
 @dataclass(frozen=True)
@@ -80,128 +82,6 @@ class TemplateLayout:
     notices: tuple[str, ...]
 
 
-# ---------------------------------------------------------------------------------------- behind the prompt
-
-
-def written_behind(prompt: str, rendered: str, question: str, closing: str, *, thinks: bool) -> str | None:
-    """Return what a rendered conversation has behind its prompt; None if it does not go on from there.
-
-    A prompt that ends with the tags of a thought may stand for what the rendering lacks, or has in another form.
-
-    question  the content of the last turn in the prompt
-    closing   what closes a thought that the prompt opens and the response lacks
-    thinks    the response has a thought
-    """
-    before = without_thought_tags(prompt)
-    tags, opened = prompt[len(before) :], opened_by(prompt)
-    rest = _after(before, rendered, question)
-    if rest is None:
-        return None
-    if rest.startswith(tags):
-        rest = rest.removeprefix(tags)
-    elif thinks:
-        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest
-    else:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
-        rest = rest.removeprefix(closing_at_head(rest).rstrip())
-    if thinks:
-        rest = rest.removeprefix(opened)  # Nemotron Nano v2 writes the tag of its prompt, '<think>\n', once more
-        # Kimi-K2-Thinking writes an empty thought in front of one in the content: '<think></think><think>\nSky'
-        return None if closing_at_head(rest) else rest
-    # DeepSeek-R1: the prompt ends with '<think>\n', the rendering has 'Blue' there
-    return closing + rest if opened and not closing_at_head(rest) else rest
-
-
-def _after(prompt: str, rendered: str, question: str) -> str | None:
-    """Return a rendering behind a prompt, which may have another head and other white space around its header."""
-    if rendered.startswith(prompt):
-        return rendered[len(prompt) :]
-    question = question.strip()
-    if not question:
-        return None
-    # Mistral v0.3: the system turn is written with the last turn of a user, and only if no answer follows it.
-    header = prompt.rpartition(question)[2]
-    turns = question.join(rendered.split(question)[prompt.count(question) :])
-    # Llama 4 with tools as JSON: the prompt has '<|eot|><|header_start|>', the rendering '<|eot|>    <|header_start|>'.
-    spaced = r"\s*".join(map(re.escape, ["", *_WORD.findall(header), ""]))
-    found = re.match(f"{re.escape(header)}|{spaced}", turns) if turns else None
-    return turns[found.end() :] if found else None
-
-
-# ------------------------------------------------------------------------------------------------ probes
-
-
-class TemplateProbe:
-    """Small conversations as a template renders them: a question, with its prompt, with an answer, with a thought.
-
-    listed    contents are given as lists of parts
-    key       how the thought was given; None: the template leaves it out
-    thinking  the conversation with it, or ""
-    Raises TemplateRefusal for a template that cannot render a question and an answer.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-        self.tokenizer = tokenizer
-        self.source = source
-        # Some templates need parts, or functions: Llama 3.2 Vision, functionary.
-        for self.listed, self.tools in ((False, []), (True, []), (False, TOOLS), (False, [])):
-            if ANSWER in self.tried(*PROBE):
-                break
-        self.asked = self.rendered(*PROBE[:1])
-        self.prompt = self.rendered(*PROBE[:1], prompt=True)
-        self.plain = self.rendered(*PROBE)
-        self.key: str | None
-        self.key, self.thinking = next(self._thinking(), (None, ""))
-
-    def rendered(self, *turns: Mapping[str, Any], **more: Any) -> str:
-        """Render turns; prompt and tools may be given. Raises TemplateRefusal."""
-        options = {"tools": self.tools, **more}
-        return render(self.tokenizer, self.source, [turns], listed=self.listed, **options)[0]
-
-    def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
-        """Render turns; "" if the template refuses them."""
-        with suppress(TemplateRefusal):
-            return self.rendered(*turns, **more)
-        return ""
-
-    def _thinking(self) -> Iterator[tuple[str, str]]:
-        """Yield the ways in which the template takes a thought, and what it writes then."""
-        for key in (*THOUGHT_FIELDS, ""):
-            given = {key: THOUGHT} if key else {"content": INLINE.format(thought=THOUGHT) + ANSWER}
-            text = self.tried(PROBE[0], {**PROBE[1], **given})
-            if text.count(THOUGHT) == 1 and ANSWER in text.partition(THOUGHT)[2]:
-                yield key, text
-
-    def fits(self, thinks: bool) -> bool:
-        """True if responses are rendered behind the prompt, with no more than white space between, or thinking."""
-        behind = _after(self.prompt, self.thinking if thinks else self.plain, QUESTION)
-        opened = opened_by(self.prompt)
-        if self.prompt == self.asked or (behind is None and not opened):
-            return False
-        if thinks:
-            return bool(opened) or not closed_by(self.prompt)
-        return not opened and not _before(behind or "", ANSWER).strip()
-
-    def call(self, as_text: bool, **thought: str) -> str:
-        """Return what is written from a call on; "" if the template does not write it, or not as JSON.
-
-        as_text  its arguments are given as JSON text
-        thought  the key and the text of a thought beside it
-        """
-        asked = self.tried(*PROBE[:1], tools=TOOLS, prompt=True)
-        rendered = self.tried(*PROBE[:1], {**with_arguments(CALL, as_text), **thought}, tools=TOOLS)
-        written = rendered[len(commonprefix([asked, rendered])) :]
-        return written if FUNCTION in written and ARGUMENT in written and "{'" not in written else ""
-
-    def marks(self, text: str) -> list[str]:
-        """Return the added tokens of a text, but for white space, which some tokenizers add for any text."""
-        added = self.tokenizer.added_tokens_decoder
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [added[number].content for number in ids if number in added and added[number].content.strip()]
-
-
-# ------------------------------------------------------------------------------------------------ layout
-
-
 def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool | None) -> TemplateLayout:
     """Find what a template writes around a response.
 
@@ -236,8 +116,8 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
         )
     call_key, tag, closing = _thought_tags(probe, text_arguments)
     thought = written_behind(probe.prompt, probe.thinking, QUESTION, closing, thinks=True) or ""
-    lead = _before(written_behind(probe.prompt, probe.plain, QUESTION, closing, thinks=False) or "", ANSWER)
-    ending, end, call_end = _ending(probe, lead + _before(thought, ANSWER), call, notices)
+    lead = text_before(written_behind(probe.prompt, probe.plain, QUESTION, closing, thinks=False) or "", ANSWER)
+    ending, end, call_end = _ending(probe, lead + text_before(thought, ANSWER), call, notices)
     return TemplateLayout(
         source=probe.source,
         listed=probe.listed,
@@ -297,15 +177,15 @@ def _header(probe: TemplateProbe, thinks: bool, call: str) -> str:
 
     call  what the template writes for a call, or ""
     """
-    header = _before(_after(probe.prompt, probe.plain, QUESTION) or "", ANSWER)
+    header = text_before(text_after(probe.prompt, probe.plain, QUESTION) or "", ANSWER)
     if probe.fits(thinks):
         return ""
     if probe.prompt != probe.asked:  # Qwen3-Instruct of xinference: '<think>\n\n</think>\n\n'
         return header.rstrip(" ") if not thinks and not GENERATION.search(probe.source) and around_empty(header) else ""
     # Alpaca: '### Response:\n'; Command A: '<|CHATBOT_TOKEN|>', then '<|START_RESPONSE|>' or '<|START_ACTION|>'
-    for other in (_after(probe.prompt, probe.thinking, QUESTION) if thinks else "", call):
+    for other in (text_after(probe.prompt, probe.thinking, QUESTION) if thinks else "", call):
         if other and not other.startswith(header):  # a tag that is begun only is not common
-            header = re.sub(r"[<\[][^<>\[\]]*$", "", commonprefix([header, other]))
+            header = re.sub(r"[<\[][^<>\[\]]*$", "", common_start(header, other))
     return header.rstrip(" ") if header.strip() else ""
 
 
@@ -323,13 +203,13 @@ def _ending(probe: TemplateProbe, within: str, call: str, notices: list[str]) ->
     inside = probe.marks(within + begun)
     after = probe.plain.rpartition(ANSWER)[2]
     ends = [mark for mark in probe.marks(after) if mark not in inside]
-    between = _before(probe.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2], AND_NOW["content"]) or after
-    if eos in ends and eos in probe.marks(commonprefix([after, between])):
+    between = text_before(probe.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2], AND_NOW["content"]) or after
+    if eos in ends and eos in probe.marks(common_start(after, between)):
         ends = [eos]
     elif (
         not ends
     ):  # ChatML of vLLM: '<|im_end|>\n' is written before a next turn only, whose header is '<|im_start|>user\n'
-        header = commonprefix([between[::-1], _before(probe.asked, QUESTION)[::-1]])[::-1]
+        header = common_start(between[::-1], text_before(probe.asked, QUESTION)[::-1])[::-1]
         after = between.removesuffix(header)
         ends = [mark for mark in probe.marks(after) if mark not in inside]
         if ends:
@@ -366,15 +246,3 @@ def _around_turns(probe: TemplateProbe, lead: str) -> frozenset[str]:
 
 def _through(text: str, mark: str) -> str:
     return text[: text.index(mark) + len(mark)]
-
-
-def _before(text: str, marker: str) -> str:
-    return text.rpartition(marker)[0]
-
-
-def with_arguments(turn: Mapping[str, Any], as_text: bool) -> dict[str, Any]:
-    """Return a turn whose calls have their arguments as JSON text, or as objects."""
-    calls = [{**call, "function": dict(call["function"])} for call in turn["tool_calls"]]
-    for call in calls if as_text else ():
-        call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-    return {**turn, "tool_calls": calls}

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sftmix.data.encoder import Encoder
-from sftmix.data.layout import TemplateLayout, written_behind
+from sftmix.data.layout import TemplateLayout
+from sftmix.data.probe import written_behind
 from sftmix.data.templates import TemplateRefusal, reads
 from sftmix.data.thoughts import around_empty, closing_at_head, opened_by, without_thought_tags
 from sftmix.types import Example, Message
@@ -92,12 +93,11 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, served: str, rendered: 
         text = _with_calls(layout, written or "", prompt, thought)
         if not (_holds(text, answer) and _holds_calls(text, turn.chat[-1])):
             reasons.append("calls_lost")
-    elif written is None or (thought and layout.key is None) or not _holds(written, thought, answer):
+    elif written is None or (thought and _leaves_out(layout, written)) or not _holds(written, thought, answer):
         text = _begun(layout, prompt, thought) + answer + layout.ending
         reasons.append("composed")
     else:
-        text = written[: written.rindex(layout.ending)] if layout.ending in written else written.rstrip()
-        text += layout.ending
+        text = _ended(layout, written)
     start = _answer_in(layout, turn, text, thought.strip(), answer.strip())
     masks = bool(thought) and encoder.thoughts == "mask"
     if start < 0 and (masks or turn.message.parts):
@@ -107,6 +107,12 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, served: str, rendered: 
     masked = text[:start] if masks else ""
     parts = [(prompt + text[:end], weight) for end, weight in _parts(encoder, turn.message, text, answer, start)]
     return Response(served, prompt + masked, parts, reasons)
+
+
+def _leaves_out(layout: TemplateLayout, written: str) -> bool:
+    """True if the template writes no thought, even if the response has it: a short one by chance, or in the answer."""
+    # Kimi-K2-Thinking writes an empty thought in front of one in the content: '<think></think><think>\nSky'
+    return layout.key is None or bool(closing_at_head(written))
 
 
 def _begun(layout: TemplateLayout, prompt: str, thought: str) -> str:
@@ -121,6 +127,14 @@ def _begun(layout: TemplateLayout, prompt: str, thought: str) -> str:
     # Kimi-K2-Thinking: '<think></think>' is in front of each answer
     before, behind = around_empty(lead) or (lead + layout.thought_tag, layout.closing)
     return before + thought + behind if thought else lead
+
+
+def _ended(layout: TemplateLayout, written: str) -> str:
+    """Return a response through the end of its turn, which is put there if there is none."""
+    text = written[: written.rindex(layout.ending)] if layout.ending in written else written.rstrip()
+    if text.rstrip().endswith(layout.ending):  # Apriel 1.5 ends a turn twice: 'Blue\n<|end|>\n<|end|>\n'
+        text = text.rstrip().removesuffix(layout.ending)
+    return text + layout.ending
 
 
 def _with_calls(layout: TemplateLayout, written: str, prompt: str, thought: str) -> str:

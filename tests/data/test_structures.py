@@ -348,3 +348,11 @@ def test_arguments_as_text_without_a_list_of_functions():
         [('<tool_call>weather {"city": "Oslo"}</tool_call><|im_end|>', 1.0)],
         [],
     )
+
+
+def test_a_turn_that_a_template_ends_twice_is_ended_once():
+    """As Apriel 1.5 behind the last turn."""
+    encoder = make_encoder(
+        tokenizer_of("chatml", chatml() + "{% if messages[-1].role != 'user' %}<|im_end|>\n{% endif %}")
+    )
+    assert encoded(encoder, ASKED, Message("assistant", "Yes.", True))[1:] == ([("Yes.<|im_end|>", 1.0)], [])
