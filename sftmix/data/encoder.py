@@ -98,7 +98,7 @@ class Encoder:
             turn = with_arguments(turn, self.layout.text_arguments)
         if message.role == "assistant":
             thought, answer = self.divided(message)
-            key = self.layout.call_key if turn.get("tool_calls") else self.layout.key
+            key = self.layout.key
             if thought and key:
                 turn["content"] = answer
                 turn[key] = thought

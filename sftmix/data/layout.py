@@ -29,8 +29,6 @@ from sftmix.data.probe import (
 from sftmix.data.templates import TemplateRefusal, appended, defaults
 from sftmix.data.thoughts import (
     OPENING,
-    THOUGHT_FIELDS,
-    around_empty,
     closed_by,
     closing_at_head,
     closing_of,
@@ -53,7 +51,6 @@ class TemplateLayout:
     source          the template, with the defaults and the generation prompt that the exported one has
     listed          it takes contents as lists of parts
     key             the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
-    call_key        the same for a turn with calls
     opens           its generation prompt opens a thought
     thought_tag     opens a thought that we write, with the white space behind it
     closing         closes it, with the white space around
@@ -69,7 +66,6 @@ class TemplateLayout:
     source: str
     listed: bool
     key: str | None
-    call_key: str | None
     opens: bool
     thought_tag: str
     closing: str
@@ -114,7 +110,7 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
             "out (data.thoughts drop), or choose a template whose prompt does not end so"
         )
-    call_key, tag, closing = _thought_tags(probe, text_arguments)
+    tag, closing = _thought_tags(probe)
     thought = written_behind(probe.prompt, probe.thinking, QUESTION, closing, thinks=True) or ""
     lead = text_before(written_behind(probe.prompt, probe.plain, QUESTION, closing, thinks=False) or "", ANSWER)
     ending, end, call_end = _ending(probe, lead + text_before(thought, ANSWER), call, notices)
@@ -122,7 +118,6 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
         source=probe.source,
         listed=probe.listed,
         key=probe.key,
-        call_key=call_key,
         opens=bool(opened_by(probe.prompt)),
         thought_tag=tag,
         closing=closing,
@@ -136,19 +131,14 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     )
 
 
-def _thought_tags(probe: TemplateProbe, text_arguments: bool) -> tuple[str | None, str, str]:
-    """Return the key of a thought beside a call, and what opens and what closes a thought that we write.
-
-    A template that writes thoughts beside calls alone, in tags of its own, has no key for others.
-    """
-    beside = {key: probe.call(text_arguments, **{key: THOUGHT}).partition(THOUGHT) for key in THOUGHT_FIELDS}
-    call_key, begun = next(((key, text[0]) for key, text in beside.items() if text[1]), (probe.key, ""))
-    # Gemma 4 beside a call: '<|channel>thought\nSky\n<channel|><|tool_call>'
-    tag = opened_by(probe.prompt) or opened_by(begun) or OPENING
-    if not probe.key and tag.strip() not in probe.thinking:
-        probe.key, probe.thinking = None, ""
-    written = probe.thinking.partition(THOUGHT)[2] if probe.key else ""  # Qwen3: '\n</think>\n\nBlue'
-    return call_key, tag, closing_at_head(written) or closing_of(tag)
+def _thought_tags(probe: TemplateProbe) -> tuple[str, str]:
+    """Return what opens and what closes a thought that we write, with the white space around."""
+    written = written_behind(probe.prompt, probe.thinking, QUESTION, "", thinks=True) or ""
+    plain = written_behind(probe.prompt, probe.plain, QUESTION, "", thinks=False) or ""
+    begun, _, rest = written.partition(THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
+    empty = closing_at_head(plain).partition("</")[0].replace("\n\n", "\n")  # Kimi-K2-Thinking: '<think></think>'
+    tag = opened_by(probe.prompt) or opened_by(begun) or opened_by(empty) or OPENING
+    return tag, (closing_at_head(rest) if probe.key else "") or closing_of(tag)
 
 
 def _switched(probe: TemplateProbe, thinks: bool, notices: list[str]) -> TemplateProbe:
@@ -181,7 +171,8 @@ def _header(probe: TemplateProbe, thinks: bool, call: str) -> str:
     if probe.fits(thinks):
         return ""
     if probe.prompt != probe.asked:  # Qwen3-Instruct of xinference: '<think>\n\n</think>\n\n'
-        return header.rstrip(" ") if not thinks and not GENERATION.search(probe.source) and around_empty(header) else ""
+        kept = thinks or opened_by(probe.prompt) or GENERATION.search(probe.source)
+        return header.rstrip(" ") if closing_at_head(header) and not kept else ""
     # Alpaca: '### Response:\n'; Command A: '<|CHATBOT_TOKEN|>', then '<|START_RESPONSE|>' or '<|START_ACTION|>'
     for other in (text_after(probe.prompt, probe.thinking, QUESTION) if thinks else "", call):
         if other and not other.startswith(header):  # a tag that is begun only is not common

@@ -61,8 +61,11 @@ def written_behind(prompt: str, rendered: str, question: str, closing: str, *, t
     closing   what closes a thought that the prompt opens and the response lacks
     thinks    the response has a thought
     """
+    opened = opened_by(prompt)
+    if not opened and (rest := text_after(prompt, rendered, question)) is not None:
+        return rest
     before = without_thought_tags(prompt)
-    tags, opened = prompt[len(before) :], opened_by(prompt)
+    tags = prompt.removeprefix(before)
     rest = text_after(before, rendered, question)
     if rest is None:
         return None
@@ -116,8 +119,12 @@ class TemplateProbe:
         self.asked = self.rendered(*PROBE[:1])
         self.prompt = self.rendered(*PROBE[:1], prompt=True)
         self.plain = self.rendered(*PROBE)
-        self.key: str | None
-        self.key, self.thinking = next(self._thinking(), (None, ""))
+        self.key: str | None = None
+        self.thinking = ""
+        for key, text in self._thinking():
+            if text.count(THOUGHT) == 1 and ANSWER in text.partition(THOUGHT)[2]:
+                self.key, self.thinking = key, text
+                break
 
     def rendered(self, *turns: Mapping[str, Any], **more: Any) -> str:
         """Render turns; prompt and tools may be given. Raises TemplateRefusal."""
@@ -132,11 +139,11 @@ class TemplateProbe:
 
     def _thinking(self) -> Iterator[tuple[str, str]]:
         """Yield the ways in which the template takes a thought, and what it writes then."""
-        for key in (*THOUGHT_FIELDS, ""):
-            given = {key: THOUGHT} if key else {"content": INLINE.format(thought=THOUGHT) + ANSWER}
-            text = self.tried(PROBE[0], {**PROBE[1], **given})
-            if text.count(THOUGHT) == 1 and ANSWER in text.partition(THOUGHT)[2]:
-                yield key, text
+        for key in THOUGHT_FIELDS:
+            yield key, self.tried(PROBE[0], {**PROBE[1], key: THOUGHT})
+        for key in THOUGHT_FIELDS:  # Gemma 4 writes thoughts beside calls alone
+            yield key, self.tried(PROBE[0], {**CALL, "content": ANSWER, key: THOUGHT}, tools=TOOLS)
+        yield "", self.tried(PROBE[0], {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})
 
     def fits(self, thinks: bool) -> bool:
         """True if responses are rendered behind the prompt, with no more than white space between, or thinking."""
@@ -148,14 +155,13 @@ class TemplateProbe:
             return bool(opened) or not closed_by(self.prompt)
         return not opened and not text_before(behind or "", ANSWER).strip()
 
-    def call(self, as_text: bool, **thought: str) -> str:
+    def call(self, as_text: bool) -> str:
         """Return what is written from a call on; "" if the template does not write it, or not as JSON.
 
         as_text  its arguments are given as JSON text
-        thought  the key and the text of a thought beside it
         """
         asked = self.tried(*PROBE[:1], tools=TOOLS, prompt=True)
-        rendered = self.tried(*PROBE[:1], {**with_arguments(CALL, as_text), **thought}, tools=TOOLS)
+        rendered = self.tried(*PROBE[:1], with_arguments(CALL, as_text), tools=TOOLS)
         written = rendered[len(common_start(asked, rendered)) :]
         return written if FUNCTION in written and ARGUMENT in written and "{'" not in written else ""
 

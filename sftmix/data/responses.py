@@ -10,7 +10,7 @@ from sftmix.data.encoder import Encoder
 from sftmix.data.layout import TemplateLayout
 from sftmix.data.probe import written_behind
 from sftmix.data.templates import TemplateRefusal, reads
-from sftmix.data.thoughts import around_empty, closing_at_head, opened_by, without_thought_tags
+from sftmix.data.thoughts import closing_at_head, opened_by, without_thought_tags
 from sftmix.types import Example, Message
 
 
@@ -90,14 +90,16 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, served: str, rendered: 
     question = turn.chat[-2]["content"] if len(turn.chat) > 1 else ""
     written = written_behind(prompt, rendered, question, layout.closing, thinks=bool(thought))
     if turn.chat[-1].get("tool_calls"):
-        text = _with_calls(layout, written or "", prompt, thought)
+        text = _with_calls(layout, prompt, written or "", thought)
         if not (_holds(text, answer) and _holds_calls(text, turn.chat[-1])):
             reasons.append("calls_lost")
-    elif written is None or (thought and _leaves_out(layout, written)) or not _holds(written, thought, answer):
-        text = _begun(layout, prompt, thought) + answer + layout.ending
-        reasons.append("composed")
     else:
-        text = _ended(layout, written)
+        place = -1 if written is None else _place_behind(written, thought, answer)
+        if place < 0 or (thought and _leaves_out(layout, written or "")):
+            text = _begun(layout, prompt, thought) + answer + layout.ending
+            reasons.append("composed")
+        else:
+            text = _ended(written or "", place, {layout.end}, layout.ending)
     start = _answer_in(layout, turn, text, thought.strip(), answer.strip())
     masks = bool(thought) and encoder.thoughts == "mask"
     if start < 0 and (masks or turn.message.parts):
@@ -124,28 +126,22 @@ def _begun(layout: TemplateLayout, prompt: str, thought: str) -> str:
     lead = layout.answer_lead if bool(opened) == layout.opens else layout.closing if opened else ""
     if opened and thought:
         return thought + layout.closing
-    # Kimi-K2-Thinking: '<think></think>' is in front of each answer
-    before, behind = around_empty(lead) or (lead + layout.thought_tag, layout.closing)
-    return before + thought + behind if thought else lead
+    if thought:  # Kimi-K2-Thinking: '<think></think>' is in front of an answer without one
+        return lead.removeprefix(closing_at_head(lead)) + layout.thought_tag + thought + layout.closing
+    return lead
 
 
-def _ended(layout: TemplateLayout, written: str) -> str:
-    """Return a response through the end of its turn, which is put there if there is none."""
-    text = written[: written.rindex(layout.ending)] if layout.ending in written else written.rstrip()
-    if text.rstrip().endswith(layout.ending):  # Apriel 1.5 ends a turn twice: 'Blue\n<|end|>\n<|end|>\n'
-        text = text.rstrip().removesuffix(layout.ending)
-    return text + layout.ending
+def _with_calls(layout: TemplateLayout, prompt: str, written: str, thought: str) -> str:
+    """Return a response with calls, behind the thought, which EXAONE 4 leaves out there."""
+    if not _holds(written, thought):
+        written = _begun(layout, prompt, thought) + written.removeprefix(closing_at_head(written))
+    return _ended(written, 0, {layout.call_end, layout.end}, layout.call_end)
 
 
-def _with_calls(layout: TemplateLayout, written: str, prompt: str, thought: str) -> str:
-    """Return a response with calls through the first token that ends a turn, which is put there if there is none."""
-    text = (
-        written
-        if _holds(written, thought)
-        else _begun(layout, prompt, thought) + written.removeprefix(closing_at_head(written))
-    )
-    ends = [text.index(end) + len(end) for end in {layout.call_end, layout.end} if end in text]
-    return text[: min(ends)] if ends else text.rstrip() + layout.call_end
+def _ended(text: str, place: int, ends: set[str], ending: str) -> str:
+    """Return a response through the first token that ends a turn from a place on; with `ending`, if there is none."""
+    found = [text.index(end, place) + len(end) for end in ends if end in text[place:]]
+    return text[: min(found)] if found else text.rstrip() + ending
 
 
 def _answer_in(layout: TemplateLayout, turn: Turn, text: str, thought: str, answer: str) -> int:
@@ -166,17 +162,24 @@ def _answer_in(layout: TemplateLayout, turn: Turn, text: str, thought: str, answ
     return start if start >= behind else -1
 
 
-def _holds(text: str, *parts: Any) -> bool:
-    """True if a text has all parts, each behind the one before it: texts, and values as JSON or Python spells them."""
+def _place_behind(text: str, *parts: Any) -> int:
+    """Return where parts that a text has, each behind the one before it, end; -1 if it has not all of them.
+
+    parts  texts, and values as JSON or Python spells them
+    """
     place = 0
     for part in parts:
         said = str(part).strip()
         spelt = json.dumps(said if isinstance(part, str) else [part], ensure_ascii=False)[1:-1]
         found = max(text.find(form, place) for form in (said, spelt))
         if found < 0:
-            return False
+            return -1
         place = found + len(said)
-    return True
+    return place
+
+
+def _holds(text: str, part: Any) -> bool:
+    return _place_behind(text, part) >= 0
 
 
 def _holds_calls(text: str, turn: Mapping[str, Any]) -> bool:

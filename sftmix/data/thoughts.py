@@ -42,7 +42,6 @@ _ALONE = {
 }
 """A closing tag that ends a line, or that the answer follows at once: quoted or in a sentence, it is spoken of, and so
 it is alone on a line without a blank one behind it."""
-_EMPTY = re.compile(rf"({_OPENING})(\s*)(\S+)")
 
 
 def divided(content: str) -> tuple[str, str]:
@@ -93,22 +92,7 @@ def closing_of(opening: str) -> str:
     """Return what closes a thought that `opening` began, with the white space that its tag has."""
     tag = opening.rstrip()
     space = opening.removeprefix(tag)
-    behind = "" if tag == "<|channel>thought" else 2 * space  # Gemma 4: the answer follows '<channel|>' at once
-    return space + closing_tag(tag) + behind
-
-
-def closing_tag(tag: str) -> str:
-    """Return the tag that closes what `tag` opens."""
-    return TAGS.get(tag, f"</{tag[1:]}")
-
-
-def around_empty(text: str) -> tuple[str, str] | None:
-    """Return the two halves of a text that has an empty thought, before and behind it; None if it has none."""
-    found = _EMPTY.search(text)
-    if found is None or not found[3].startswith(closing_tag(found[1])):
-        return None
-    place = found.start(2) + len(found[2]) // 2
-    return text[:place], text[place:]
+    return space + TAGS.get(tag, f"</{tag[1:]}") + 2 * space
 
 
 def thinks(example: Example) -> bool:
