@@ -108,12 +108,12 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     if thinks and closed_by(probe.prompt):
         raise ConfigError(
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
-            "out (data.thoughts drop), or choose a template whose prompt does not end so"
+            "out (data.thoughts drop), or choose a template (or data.template_options) whose prompt does not end so"
         )
-    tag, closing = _thought_tags(probe)
-    thought = written_behind(probe.prompt, probe.thinking, QUESTION, closing, thinks=True) or ""
+    thinking = written_behind(probe.prompt, probe.thinking, QUESTION, "", thinks=True) or ""
+    tag, closing = _thought_tags(probe, thinking)
     lead = text_before(written_behind(probe.prompt, probe.plain, QUESTION, closing, thinks=False) or "", ANSWER)
-    ending, end, call_end = _ending(probe, lead + text_before(thought, ANSWER), call, notices)
+    ending, end, call_end = _ending(probe, lead + text_before(thinking, ANSWER), call, notices)
     return TemplateLayout(
         source=probe.source,
         listed=probe.listed,
@@ -131,13 +131,15 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     )
 
 
-def _thought_tags(probe: TemplateProbe) -> tuple[str, str]:
-    """Return what opens and what closes a thought that we write, with the white space around."""
-    written = written_behind(probe.prompt, probe.thinking, QUESTION, "", thinks=True) or ""
+def _thought_tags(probe: TemplateProbe, thinking: str) -> tuple[str, str]:
+    """Return what opens and what closes a thought that we write, with the white space around.
+
+    thinking  what the template writes behind the prompt for a thought and an answer
+    """
     plain = written_behind(probe.prompt, probe.plain, QUESTION, "", thinks=False) or ""
-    begun, _, rest = written.partition(THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
+    begun, _, rest = thinking.partition(THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
     empty = closing_at_head(plain).partition("</")[0].replace("\n\n", "\n")  # Kimi-K2-Thinking: '<think></think>'
-    tag = opened_by(probe.prompt) or opened_by(begun) or opened_by(empty) or OPENING
+    tag = opened_by(probe.prompt) or opened_by(empty) or opened_by(begun) or OPENING
     return tag, (closing_at_head(rest) if probe.key else "") or closing_of(tag)
 
 
@@ -197,9 +199,7 @@ def _ending(probe: TemplateProbe, within: str, call: str, notices: list[str]) ->
     between = text_before(probe.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2], AND_NOW["content"]) or after
     if eos in ends and eos in probe.marks(common_start(after, between)):
         ends = [eos]
-    elif (
-        not ends
-    ):  # ChatML of vLLM: '<|im_end|>\n' is written before a next turn only, whose header is '<|im_start|>user\n'
+    elif not ends:  # ChatML of vLLM: '<|im_end|>\n' is written only before a next turn, '<|im_start|>user\n'
         header = common_start(between[::-1], text_before(probe.asked, QUESTION)[::-1])[::-1]
         after = between.removesuffix(header)
         ends = [mark for mark in probe.marks(after) if mark not in inside]
@@ -213,7 +213,7 @@ def _ending(probe: TemplateProbe, within: str, call: str, notices: list[str]) ->
             )
         notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
         ends, after = [eos], eos
-    # gpt-oss ends an answer with '<|end|>', and a call with '<|call|>'.
+    # Gemma 4 ends an answer with '<turn|>', and a call with '<|tool_response>'.
     special = [token.content for token in probe.tokenizer.added_tokens_decoder.values() if token.special]
     ends_call = [mark for mark in probe.marks(ended) if mark == ends[0] or (mark in special and mark not in inside)]
     call_end = ends[0] if ends[0] in ends_call else [*ends[:1], *ends_call][-1]

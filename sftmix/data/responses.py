@@ -82,9 +82,7 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, served: str, rendered: 
     layout = encoder.layout
     assert layout is not None
     thought, answer = map(encoder.as_text, encoder.divided(turn.message))
-    reasons = _left_out(turn, prompt)
-    if not all(reads(layout.source, option) for option in turn.options):
-        reasons.append("option_unread")
+    reasons = _left_out(layout, turn, prompt)
     if not rendered.startswith(without_thought_tags(prompt)):
         reasons.append("composed")
     question = turn.chat[-2]["content"] if len(turn.chat) > 1 else ""
@@ -94,12 +92,8 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, served: str, rendered: 
         if not (_holds(text, answer) and _holds_calls(text, turn.chat[-1])):
             reasons.append("calls_lost")
     else:
-        place = -1 if written is None else _place_behind(written, thought, answer)
-        if place < 0 or (thought and _leaves_out(layout, written or "")):
-            text = _begun(layout, prompt, thought) + answer + layout.ending
-            reasons.append("composed")
-        else:
-            text = _ended(written or "", place, {layout.end}, layout.ending)
+        text, composed = _answered(layout, prompt, written, thought, answer)
+        reasons += composed
     start = _answer_in(layout, turn, text, thought.strip(), answer.strip())
     masks = bool(thought) and encoder.thoughts == "mask"
     if start < 0 and (masks or turn.message.parts):
@@ -111,10 +105,18 @@ def _response(encoder: Encoder, turn: Turn, prompt: str, served: str, rendered: 
     return Response(served, prompt + masked, parts, reasons)
 
 
-def _leaves_out(layout: TemplateLayout, written: str) -> bool:
-    """True if the template writes no thought, even if the response has it: a short one by chance, or in the answer."""
-    # Kimi-K2-Thinking writes an empty thought in front of one in the content: '<think></think><think>\nSky'
-    return layout.key is None or bool(closing_at_head(written))
+def _answered(
+    layout: TemplateLayout, prompt: str, written: str | None, thought: str, answer: str
+) -> tuple[str, list[str]]:
+    """Return a response without calls, and the reason `composed` if the template does not write it behind the prompt.
+
+    A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes an
+    empty thought in front of one in the content: '<think></think><think>\nSky'.
+    """
+    place = -1 if written is None else _place_behind(written, thought, answer)
+    if written is None or place < 0 or (thought and (layout.key is None or closing_at_head(written))):
+        return _begun(layout, prompt, thought) + answer + layout.ending, ["composed"]
+    return _ended(written, place, {layout.end}, layout.ending), []
 
 
 def _begun(layout: TemplateLayout, prompt: str, thought: str) -> str:
@@ -195,10 +197,12 @@ def _values(given: Any) -> list[Any]:
     return [given]
 
 
-def _left_out(turn: Turn, prompt: str) -> list[str]:
-    """Return what the template leaves out of the prompt: functions, calls of them, their results, other turns."""
+def _left_out(layout: TemplateLayout, turn: Turn, prompt: str) -> list[str]:
+    """Return what the template leaves out of the prompt: functions, calls, their results, other turns, options."""
     names = [str(tool.get("function", tool).get("name")) for tool in turn.tools]
     lost = set() if all(name in prompt for name in names) else {"tools_lost"}
+    if not all(reads(layout.source, option) for option in turn.options):
+        lost.add("option_unread")
     for other in turn.chat[:-1]:
         if not _holds_calls(prompt, other):
             lost.add("calls_lost")

@@ -146,7 +146,7 @@ def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, s
 def test_a_prompt_that_closes_the_thought_of_the_rows_is_refused():
     """A thought behind it would be trained where no model is asked for one."""
     tokenizer = tokenizer_of("chatml", STRUCTURES["closes"].template)
-    with pytest.raises(ConfigError, match=r"closes the thought .* \(data\.thoughts drop\), or choose a template"):
+    with pytest.raises(ConfigError, match=r"closes the thought .*\(data\.thoughts drop\), or choose a template"):
         make_encoder(tokenizer, thinks=True)
     assert make_encoder(tokenizer, thinks=True, thoughts="drop").chat_template == tokenizer.chat_template
 
