@@ -21,7 +21,6 @@ LONG = {"training/step.py:train_step", "functional/kernels.py:_pairs"}
 """A step, and a kernel from top to bottom."""
 BRANCHED = {
     "data/formats.py:convert",
-    "data/responses.py:_response",
     "data/tokenise.py:_masked",
     "model/adapters.py:add_adapters",
     "tools/answers/generate.py:answer_file",

@@ -14,11 +14,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.files import sha256_json
-from sftmix.data.fitting import Shape, called
-from sftmix.data.rendering import INLINE
+from sftmix.data.layout import TemplateLayout
+from sftmix.data.probe import with_arguments
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
-from sftmix.data.thoughts import divided
+from sftmix.data.thoughts import INLINE, divided
 from sftmix.data.values import MARK
 from sftmix.options import Thoughts
 from sftmix.types import Int64, Message
@@ -37,7 +37,7 @@ class Encoder:
     name            alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, or "text" for none
     end_of_turn_id  the token that ends a response, trained
     spellings       the special tokens' spellings, which rows may hold as text; None: there they are tokens as well
-    shape           what the template writes around a response; None for plain text
+    layout          what the template writes around a response; None for plain text
     thoughts        what becomes of thoughts, see `DataOptions`
     notices         sentences that the user should read
     """
@@ -46,14 +46,14 @@ class Encoder:
     name: str
     end_of_turn_id: int
     spellings: SpecialSpellings | None
-    shape: Shape | None = None
+    layout: TemplateLayout | None = None
     thoughts: Thoughts = "train"
     notices: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja source in use: export it with the model; None for plain text, the tokenizer keeps its own."""
-        return None if self.shape is None else self.shape.source
+        return None if self.layout is None else self.layout.source
 
     @property
     def pad_id(self) -> int:
@@ -64,7 +64,7 @@ class Encoder:
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end a turn: the id that ends a response, and the one that ends a call, if it is another."""
-        ends = () if self.shape is None else (self.tokenizer.convert_tokens_to_ids(self.shape.call_end),)
+        ends = () if self.layout is None else (self.tokenizer.convert_tokens_to_ids(self.layout.call_end),)
         return tuple(dict.fromkeys((self.end_of_turn_id, *ends)))
 
     @property
@@ -92,18 +92,19 @@ class Encoder:
 
         inline  for a template that knows no thoughts: a thought from a field is put into the content
         """
-        assert self.shape is not None
+        assert self.layout is not None
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
         if turn.get("tool_calls"):
-            turn = called(turn, bool(self.shape.text_arguments))
+            turn = with_arguments(turn, self.layout.text_arguments)
         if message.role == "assistant":
             thought, answer = self.divided(message)
-            if thought and self.shape.key:
+            key = self.layout.key
+            if thought and key:
                 turn["content"] = answer
-                turn[self.shape.key] = thought
-            elif self.thoughts == "drop" or (not thought and self.shape.key != ""):
+                turn[key] = thought
+            elif self.thoughts == "drop" or (not thought and key != ""):
                 turn["content"] = answer  # an empty thought before it is the template's business
-            elif inline and message.thought and self.shape.key == "":
+            elif inline and message.thought and key == "":
                 turn["content"] = INLINE.format(thought=thought) + answer
         return {key: value if key == "role" else self.as_text(value) for key, value in turn.items()}
 
@@ -133,10 +134,10 @@ class Encoder:
         variables      values of the template's variables, in which special tokens are text as well
         Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
-        assert self.shape is not None, "plain text has no turns to render"
+        assert self.layout is not None, "plain text has no turns to render"
         variables = {name: self.as_text(value) for name, value in variables.items()}
-        more = {"listed": self.shape.listed, "tools": tools, "prompt": prompt, **variables}
-        texts = render(self.tokenizer, self.shape.source, conversations, **more)
+        more = {"listed": self.layout.listed, "tools": tools, "prompt": prompt, **variables}
+        texts = render(self.tokenizer, self.layout.source, conversations, **more)
         for chat, text in zip(conversations, texts, strict=True):
             given = json.dumps([chat, tools, variables], ensure_ascii=False) if MARK_IN_ESCAPES in text else ""
             if text.count(MARK_IN_ESCAPES) > given.count(MARK_IN_ESCAPES):

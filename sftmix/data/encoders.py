@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -14,13 +13,12 @@ from sftmix.common.files import read_text
 from sftmix.common.places import place_of
 from sftmix.data.calls import NOT_OPTIONS
 from sftmix.data.encoder import Encoder
-from sftmix.data.fitting import fitted
 from sftmix.data.formats import TEXT
-from sftmix.data.rendering import Renderer
+from sftmix.data.layout import layout_of
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.store import get_or_build, key_of
-from sftmix.data.templates import NAMED, defaults, on_the_same_day, reads, token_roles, written_bos
-from sftmix.data.trial import LETTERS, PROBE, SYSTEM, trouble_with
+from sftmix.data.templates import NAMED, TemplateRefusal, defaults, on_the_same_day, reads, token_roles, written_bos
+from sftmix.data.trial import LETTERS, trouble_with
 from sftmix.options import DataOptions, SpecialTokens, Thoughts
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ def make_encoder(
     thinks: bool | None = False,
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> Encoder:
-    """Choose the template, find what it writes around a response (`sftmix.data.fitting`), and return the encoder.
+    """Choose the template, find what it writes around a response (`sftmix.data.layout`), and return the encoder.
 
     template        None (the tokenizer's own, or alpaca if it has none), "alpaca", "chatml", or the path of a Jinja
                     file
@@ -102,43 +100,15 @@ def make_encoder(
             f"data.template_options names {', '.join(unread)}, which the template ({name}) does not read as a variable "
             "of its own; correct the name, or leave it out"
         )
-    shape = fitted(tokenizer, name, defaults(variables) + source, thinks=thinks and thoughts != "drop")
-    renderer = Renderer(tokenizer, name, shape.source)
-    whole = renderer(PROBE)
-    if _ids(tokenizer, whole)[:2] == [tokenizer.bos_token_id] * 2:
-        raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
-    end: Any = tokenizer.convert_tokens_to_ids(shape.end)
+    try:
+        layout = layout_of(tokenizer, defaults(variables) + source, thinks=thinks and thoughts != "drop")
+    except TemplateRefusal as error:
+        raise ConfigError(f"data.template: {name}: cannot render a user and an assistant turn: {error}") from error
+    ids: Any = tokenizer.convert_tokens_to_ids([layout.end, *layout.around])
     spellings = None
     if special_tokens == "text":
-        asked = renderer(PROBE[:1])
-        prompt = renderer(PROBE[:1], prompt=True)
-        texts = [asked, whole.rpartition(PROBE[-1]["content"])[2]]
-        with suppress(ConfigError):  # many templates take no system turn
-            texts.append(renderer([*SYSTEM, *PROBE[:1]]))
-        header = prompt[len(asked) :] + shape.plain.served if prompt.startswith(asked) else ""
-        spellings = SpecialSpellings(tokenizer, [end, *_around_turns(tokenizer, header, texts)])
-    return Encoder(tokenizer, name, end, spellings, shape, thoughts, (*notices, *shape.notices))
-
-
-def _around_turns(tokenizer: PreTrainedTokenizerBase, header: str, texts: list[str]) -> set[int]:
-    """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
-
-    Left out are those behind the first before a response that have a partner, as `<tool_call>` has `</tool_call>`:
-    responses also write them.
-
-    header  what the template writes before a response
-    texts   what it writes elsewhere
-    """
-    tokens = tokenizer.added_tokens_decoder.items()
-    added = {number: token.content for number, token in tokens if token.content.strip()}
-    unclosed = [tag.replace("/", "", 1) for tag in added.values()]
-    before = [number for number in _ids(tokenizer, header) if number in added]
-    around = before[:1] + [n for n in before[1:] if unclosed.count(added[n].replace("/", "", 1)) == 1]
-    return {*around, *(number for text in texts for number in _ids(tokenizer, text) if number in added)}
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+        spellings = SpecialSpellings(tokenizer, ids)
+    return Encoder(tokenizer, name, ids[0], spellings, layout, thoughts, (*notices, *layout.notices))
 
 
 def _choose(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str]:

@@ -33,7 +33,7 @@ from sftmix.common.files import (
 from sftmix.data.thoughts import answers
 from sftmix.types import Example, Int64, Message
 
-CODE_VERSION = 9
+CODE_VERSION = 10
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 Record = dict[str, Any]

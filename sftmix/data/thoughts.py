@@ -21,13 +21,18 @@ TAGS = {
 }
 """Tags that open a thought, as models and rows write them, and those that close it."""
 
+OPENING = "<think>\n"
+INLINE = OPENING + "{thought}\n</think>\n\n"
+"""A thought in front of the answer, for templates that know no thoughts and write the content as it is."""
+
 _NAMED = r"<{}[\w:]*think[\w:]*>"
 """Tags of that kind are closed with a slash, whatever else is in their names."""
 
 _OPENING = "|".join([_NAMED.format(""), *map(re.escape, TAGS)])
 _CLOSING = "|".join([_NAMED.format("/"), *map(re.escape, TAGS.values())])
 _OPEN_AT_END = re.compile(rf"({_OPENING})(\s*)$")
-_CLOSED_AT_END = re.compile(rf"({_CLOSING})\s*$")
+_CLOSED_AT_END = re.compile(rf"(?:(?:{_OPENING})\s*)?(?:{_CLOSING})\s*$")
+_CLOSED_AT_HEAD = re.compile(rf"\s*(?:{_OPENING})?\s*(?:{_CLOSING})\s*")
 _ALONE = {
     opening: re.compile(
         rf"(?<![\"'`(\[]){re.escape(closing)}(?=\s*$|[^\S\n]*\n[^\S\n]*\n|[^\s\"'`)\],.;:]"
@@ -37,7 +42,6 @@ _ALONE = {
 }
 """A closing tag that ends a line, or that the answer follows at once: quoted or in a sentence, it is spoken of, and so
 it is alone on a line without a blank one behind it."""
-_EMPTY = re.compile(rf"({_OPENING})(\s*)(\S+)")
 
 
 def divided(content: str) -> tuple[str, str]:
@@ -73,29 +77,22 @@ def closed_by(text: str) -> bool:
     return _CLOSED_AT_END.search(text) is not None
 
 
-def without_closing(text: str) -> str:
-    """Return a text without a tag that closes a thought at its head."""
-    return re.sub(rf"^\s*({_CLOSING})", "", text)
+def without_thought_tags(text: str) -> str:
+    """Return a text without the tags at its end that open, or close, a thought."""
+    return _CLOSED_AT_END.sub("", text) if closed_by(text) else text.removesuffix(opened_by(text))
+
+
+def closing_at_head(text: str) -> str:
+    """Return the tag at the head of a text that closes a thought, which may be empty, with the white space around."""
+    found = _CLOSED_AT_HEAD.match(text)
+    return found[0] if found else ""
 
 
 def closing_of(opening: str) -> str:
     """Return what closes a thought that `opening` began, with the white space that its tag has."""
-    space = opening[len(opening.rstrip()) :]
-    return f"{space}{closing_tag(opening.strip())}{2 * space}"
-
-
-def closing_tag(tag: str) -> str:
-    """Return the tag that closes what `tag` opens."""
-    return TAGS.get(tag, f"</{tag[1:]}")
-
-
-def around_empty(text: str) -> tuple[str, str] | None:
-    """Return the two halves of a text that has an empty thought, before and behind it; None if it has none."""
-    found = _EMPTY.search(text)
-    if found is None or not found[3].startswith(closing_tag(found[1])):
-        return None
-    place = found.start(2) + len(found[2]) // 2
-    return text[:place], text[place:]
+    tag = opening.rstrip()
+    space = opening.removeprefix(tag)
+    return space + TAGS.get(tag, f"</{tag[1:]}") + 2 * space
 
 
 def thinks(example: Example) -> bool:

@@ -135,7 +135,7 @@ def test_a_space_after_the_header_stays_with_the_response():
     )
     encoder = make_encoder(chatml_tokenizer(source))
     assert encoder.render([CHAT[1:2]], prompt=True) == ["Q: Hi\nA:"]
-    assert (encoder.shape.plain.served, encoder.shape.ending) == (" ", "<|end|>")
+    assert (encoder.layout.answer_lead, encoder.layout.ending) == (" ", "<|end|>")
 
 
 def test_a_template_without_end_of_turn_gets_eos():

@@ -92,8 +92,8 @@ def test_any_text(small, question, answer, name):
     assert found.ids[:start] == prompt_ids(encoder, chat[:1])
     assert found.ids[-1] == encoder.end_of_turn_id
     turns = [{"role": message.role, "content": message.content} for message in chat]
-    text, _, _ = encoder.render([turns], prompt=False)[0].rpartition(encoder.shape.ending)
-    text += encoder.shape.ending
+    text, _, _ = encoder.render([turns], prompt=False)[0].rpartition(encoder.layout.ending)
+    text += encoder.layout.ending
     whole = encoder.tokenize([text])[0]
     assert encoder.tokenizer.decode(found.ids) == encoder.tokenizer.decode(whole)
     if "boundary" not in found.reasons:
@@ -226,7 +226,7 @@ def test_a_template_that_drops_the_system_turn_is_composed():
         "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
     )
     encoder = make_encoder(chatml_tokenizer(template))
-    assert encoder.shape.plain.served == " "
+    assert encoder.layout.answer_lead == " "
     (found,) = encode(encoder, example("Hi", "Yo", system="Be brief."))
     assert found.reasons == ["composed"]
     assert encoder.tokenizer.decode(found.ids) == "<|im_start|>Be brief./Hi<|im_end|> Yo<|end|>"

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
 
+from sftmix.common.errors import ConfigError
 from sftmix.data.encoders import make_encoder
 from sftmix.data.tokenise import encode_examples
 from sftmix.types import Example, Message
@@ -38,6 +39,7 @@ class Structure(NamedTuple):
     template: str
     trained: Callable[[str, str], str]
     system: bool = True
+    thinks: bool = True
 
 
 def in_front(thought: str, answer: str) -> str:
@@ -55,7 +57,7 @@ STRUCTURES = {
         chatml("<think>\n{{ m.reasoning_content }}\n</think>\n{{ m.content }}", "<think>\n"),
         lambda thought, answer: f"{thought}\n</think>\n{answer}<|im_end|>",
     ),
-    "closes": Structure(chatml("{{ m.content }}", "<think></think>"), in_front),
+    "closes": Structure(chatml("{{ m.content }}", "<think></think>"), in_front, thinks=False),
     "strips": Structure(chatml(LAST_HALF), in_front),
     "field": Structure(chatml(FIELD), in_front),
     "content": Structure(chatml(), in_front),
@@ -111,6 +113,7 @@ def encoder_of(kind: str, structure: str, thinks: bool):
 )
 def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, system):
     known = STRUCTURES[structure]
+    exchanges = [(asked, thought * known.thinks, *rest) for asked, thought, *rest in exchanges]
     thinks = any(thought for _, thought, *_ in exchanges)
     encoder = encoder_of(kind, structure, thinks)
     tokenizer = encoder.tokenizer
@@ -138,6 +141,14 @@ def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, s
         text = encoder.decode(found.ids)
         for tag in ("<think>", "</think>", "<|im_start|>", "<|im_end|>"):
             assert found.ids.count(tokenizer.convert_tokens_to_ids(tag)) == text.count(tag)
+
+
+def test_a_prompt_that_closes_the_thought_of_the_rows_is_refused():
+    """A thought behind it would be trained where no model is asked for one."""
+    tokenizer = tokenizer_of("chatml", STRUCTURES["closes"].template)
+    with pytest.raises(ConfigError, match=r"closes the thought .*\(data\.thoughts drop\), or choose a template"):
+        make_encoder(tokenizer, thinks=True)
+    assert make_encoder(tokenizer, thinks=True, thoughts="drop").chat_template == tokenizer.chat_template
 
 
 def test_generation_tags_mark_the_same_tokens():
@@ -286,3 +297,62 @@ def test_what_a_template_cannot_write_is_named(template, messages, tools, reason
     encoder = make_encoder(tokenizer_of("chatml", template))
     turns = [Message(role, text, role == "assistant", more=more) for role, text, more in messages]
     assert encoded(encoder, Message("user", "Hi"), *turns, tools=tools)[2] == [reason]
+
+
+BESIDE_CALLS = """{% if m.reasoning_content and m.tool_calls %}<|channel>thought
+{{ m.reasoning_content }}
+<channel|>{% endif %}{{ m.content.split('<channel|>')[-1] }}"""
+"""As Gemma 4, which also deletes thoughts from contents."""
+
+
+@pytest.mark.parametrize("in_call", [False, True])
+def test_a_thought_is_in_the_tags_that_the_template_writes_beside_a_call(in_call):
+    encoder = make_encoder(tokenizer_of("chatml", CALLS.replace(FIELD, BESIDE_CALLS)), thinks=True)
+    more = {"tool_calls": [CALL]} if in_call else {}
+    said = "" if in_call else "Four."
+    for answer in (
+        Message("assistant", said, True, thought="2 + 2", more=more),
+        Message("assistant", f"<|channel>thought\n2 + 2\n<channel|>{said}", True, more=more),
+    ):
+        _, ((text, _),), _ = encoded(encoder, Message("user", "Hi"), answer, tools=(TOOL,))
+        rest = '<tool_call>weather {"city": "Oslo"}</tool_call>' if in_call else "Four."
+        assert text == f"<|channel>thought\n2 + 2\n<channel|>{rest}<|im_end|>"
+
+
+ASKED = Message("user", "Is it warm?")
+CALLED = Message("assistant", "", True, more={"tool_calls": [CALL]})
+ANSWERED_BY = (Message("tool", "21 degrees", more={"tool_call_id": "call00000"}), Message("assistant", "Yes.", True))
+
+
+def test_a_call_behind_a_token_that_ends_a_turn_is_lost():
+    """A model would stop there. As GigaChat 3, where it is eos."""
+    template = CALLS.replace("<|im_end|>", "<|end|>").replace("{{- '<tool_call>'", "{{- '<|end|>\n<tool_call>'")
+    encoder = make_encoder(tokenizer_of("chatml", template))
+    assert encoded(encoder, ASKED, CALLED, tools=(TOOL,))[1:] == ([], ["calls_lost"])
+
+
+def test_an_earlier_call_that_the_template_leaves_out_is_lost():
+    """Its result would be answered out of nothing."""
+    template = CALLS.replace(EACH_CALL, "{% if loop.last %}" + EACH_CALL + "{% endif %}")
+    encoder = make_encoder(tokenizer_of("chatml", template))
+    earlier = replace(CALLED, trained=False)
+    assert encoded(encoder, ASKED, earlier, *ANSWERED_BY, tools=(TOOL,))[1:] == ([], ["calls_lost"])
+    assert encoded(encoder, ASKED, CALLED, tools=(TOOL,))[2] == []
+
+
+def test_arguments_as_text_without_a_list_of_functions():
+    """As DeepSeek-R1, which adds them to a text and lists no functions."""
+    as_text = EACH_CALL.replace("(c.arguments | tojson)", "c.arguments")
+    encoder = make_encoder(tokenizer_of("chatml", chatml(FIELD + as_text)))
+    assert encoded(encoder, ASKED, CALLED)[1:] == (
+        [('<tool_call>weather {"city": "Oslo"}</tool_call><|im_end|>', 1.0)],
+        [],
+    )
+
+
+def test_a_turn_that_a_template_ends_twice_is_ended_once():
+    """As Apriel 1.5 behind the last turn."""
+    encoder = make_encoder(
+        tokenizer_of("chatml", chatml() + "{% if messages[-1].role != 'user' %}<|im_end|>\n{% endif %}")
+    )
+    assert encoded(encoder, ASKED, Message("assistant", "Yes.", True))[1:] == ([("Yes.<|im_end|>", 1.0)], [])

@@ -72,14 +72,14 @@ class LoadedModel(NamedTuple):
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without the end of its turn and what the template writes around it."""
-        shape = self.encoder.shape
-        assert shape is not None
+        layout = self.encoder.layout
+        assert layout is not None
         tokenizer: Any = self.encoder.tokenizer
         answer = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
-        lead = self.encoder.tokenize([shape.plain.served])[0] if shape.plain.served else []
+        lead = self.encoder.tokenize([layout.answer_lead])[0] if layout.answer_lead else []
         answer = answer[len(lead) :] if answer[: len(lead)] == lead else answer
         text = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.removeprefix(shape.plain.served).removesuffix(shape.ending.removesuffix(shape.end))
+        return text.removeprefix(layout.answer_lead).removesuffix(layout.ending.removesuffix(layout.end))
 
 
 def weights_of(finished: FinishedModel) -> str:

@@ -87,8 +87,8 @@ def test_prompts_are_those_of_training(finished, name):
     chat = [{"role": m.role, "content": m.content} for m in turns]
     assert loaded.render(chat[:1]) == outcome.ids[:first]
     assert loaded.render(chat) == outcome.ids[:second]
-    template = encoder.shape.source + "{% if brief %}{{ brief }}{% endif %}"
-    brief = loaded._replace(encoder=replace(encoder, shape=replace(encoder.shape, source=template)))
+    template = encoder.layout.source + "{% if brief %}{{ brief }}{% endif %}"
+    brief = loaded._replace(encoder=replace(encoder, layout=replace(encoder.layout, source=template)))
     assert brief.encoder.decode(brief.render(chat, brief="Be brief.")).endswith("Be brief.")
     assert set(encoder.stop_ids) <= set(loaded.stop_ids)
     assert loaded.text_of(outcome.ids[slice(*outcome.spans[0])]) == "5"
