@@ -1,6 +1,7 @@
-"""Figures for people: numbers in nested mappings by dotted names, and Markdown tables."""
+"""Figures for people: numbers in nested mappings by dotted names, Markdown tables, and texts of templates."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -21,3 +22,14 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def filled(template: Path, **values: Any) -> str:
+    """Return the text of a jinja2 template with these values; tags that have a line for themselves leave none."""
+    import jinja2
+
+    text = template.read_text(encoding="utf-8")
+    strict = jinja2.StrictUndefined
+    return jinja2.Template(
+        text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=strict
+    ).render(values)
