@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sftmix.cli.results import say
 from sftmix.common.errors import DifferenceError
-from sftmix.tools.verify.window import NEAR, STEPS, TRAINED, refuse_one_rank, window_of
+from sftmix.tools.verify.window import NEAR, STEPS, TRAINED, refuse_too_few_ranks, window_of
 
 ABOUT = """Check that a result is what its configuration says: make some steps of a run again, from one of its
 checkpoints, and compare files, rows, model, examples, losses and weights with what the run wrote. Nothing is written
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     """Make the steps again and print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(args.run).expanduser(), args.stage, args.start, args.steps)
     trust = None if args.trust else ()
-    refuse_one_rank(window, trust)
+    refuse_too_few_ranks(window, trust)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
     from sftmix.tools.verify.run import verify
 
