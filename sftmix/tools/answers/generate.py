@@ -103,9 +103,12 @@ def _answer_for_judge(
     for model, label in zip(models, labels, strict=True):
         file = to / f"answers-{label}.jsonl"
         lines = answer_file(file, [model], questions, form, options)
-        answers = [[text or "" for text in as_list(line["answers"][model.name])] for line in lines]
-        asked = list(zip([question.row for question in questions], answers, strict=True))
-        judged = _alpaca_eval(to, label, asked) if form == "alpaca_eval" else _mt_bench(to, label, asked)
+        rows = []
+        for question, line in zip(questions, lines, strict=True):
+            texts = [text or "" for text in as_list(line["answers"][model.name])]
+            rows.append(_judged(form, label, question.row, texts))
+        judged = to / (f"{label}.json" if form == "alpaca_eval" else f"model_answer/{label}.jsonl")
+        (write_json if form == "alpaca_eval" else write_jsonl)(judged, rows)
         print(file, judged, sep="\n")
 
 
@@ -142,27 +145,11 @@ def _held_out(name: str, run: Path | None) -> list[Question]:
     return [question_of(example) for example in prepared.eval.examples(whole=True)]
 
 
-Asked = Sequence[tuple[Any, list[str]]]
-"""Rows of a tool's own file of prompts, each with the answers to it."""
-
-
-def _alpaca_eval(to: Path, label: str, asked: Asked) -> Path:
-    judged = to / f"{label}.json"
-    write_json(judged, [{**row, "output": texts[0], "generator": label} for row, texts in asked])
-    return judged
-
-
-def _mt_bench(to: Path, label: str, asked: Asked) -> Path:
-    judged = to / "model_answer" / f"{label}.jsonl"
-    about = {"model_id": label}
-    write_jsonl(
-        judged,
-        [
-            {"question_id": row["question_id"], **about, "choices": [{"index": 0, "turns": texts}]}
-            for row, texts in asked
-        ],
-    )
-    return judged
+def _judged(form: str, label: str, row: Any, texts: list[str]) -> dict[str, Any]:
+    """Return the line of a judge's file for a row of its own file of prompts, and a model's answers to it."""
+    if form == "alpaca_eval":
+        return {**row, "output": texts[0], "generator": label}
+    return {"question_id": row["question_id"], "model_id": label, "choices": [{"index": 0, "turns": texts}]}
 
 
 def read_questions(

@@ -1,6 +1,5 @@
 """The files of a table: table.json, table.md and table.tex for people, cells.csv with a row for each run."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from sftmix.common.shown import short
 from sftmix.tools.compare.plan import shown_options
 from sftmix.tools.runs.shown import filled, markdown_table
 
+Table = Mapping[str, Any]
+"""What table.json holds: see `build_table`."""
 SHOWN = (
     "eval_nll_after",
     "eval_nll_best",
@@ -25,7 +26,7 @@ SHOWN = (
 CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p (Holm)", "result", "inputs that differ"]
 
 
-def write_result(directory: Path, table: dict[str, Any]) -> dict[str, Any]:
+def write_result(directory: Path, table: Table) -> Table:
     """Write table.json, table.md, table.tex, and cells.csv with a row for each run; return the table."""
     import pandas as pd
 
@@ -39,7 +40,7 @@ def write_result(directory: Path, table: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def contrast_rows(table: Mapping[str, Any]) -> list[list[str]]:
+def contrast_rows(table: Table) -> list[list[str]]:
     """Return the contrasts as a table of text, its heading first."""
     seeds = len(table["options"]["seeds"])
     rows = [
@@ -58,7 +59,7 @@ def contrast_rows(table: Mapping[str, Any]) -> list[list[str]]:
     return [CONTRASTS, *rows]
 
 
-def markdown(table: Mapping[str, Any]) -> str:
+def markdown(table: Table) -> str:
     """Return table.md, as the file of this room says: the contrasts, figures, variants, and what they can carry."""
     known, names = _known(table), table["options"]["metrics"] or ()
     options = [[name, shown_options(variant["options"])] for name, variant in table["variants"].items()]
@@ -77,7 +78,7 @@ def markdown(table: Mapping[str, Any]) -> str:
     )
 
 
-def figure_rows(table: Mapping[str, Any]) -> list[list[str]]:
+def figure_rows(table: Table) -> list[list[str]]:
     """Return the metric and further figures of each variant as a table of text, its heading first."""
     named, known = table["options"]["metrics"], _known(table)
     names = [table["metric"]]
@@ -88,7 +89,7 @@ def figure_rows(table: Mapping[str, Any]) -> list[list[str]]:
     return [["figure", *variants], *rows]
 
 
-def _known(table: Mapping[str, Any]) -> list[str]:
+def _known(table: Table) -> list[str]:
     """Return the names of all figures that some run has."""
     return list(dict.fromkeys(name for variant in table["variants"].values() for name in variant["metrics"]))
 
@@ -98,7 +99,7 @@ def _of_group(group: str, known: Sequence[str]) -> list[str]:
     return [name for name in known if f"{name}.".startswith(f"{group}.")]
 
 
-def rows_by_seed(table: Mapping[str, Any]) -> list[list[str]]:
+def rows_by_seed(table: Table) -> list[list[str]]:
     """Return the metric of each run as a table of text: a row for each seed, a column for each variant."""
     variants, metric = table["variants"], table["metric"]
     found = [{run["seed"]: run["metrics"].get(metric) for run in variant["runs"]} for variant in variants.values()]
@@ -106,23 +107,19 @@ def rows_by_seed(table: Mapping[str, Any]) -> list[list[str]]:
     return [["seed", *variants], *rows]
 
 
-def latex(table: Mapping[str, Any]) -> str:
+def latex(table: Table) -> str:
     """Return the figures of each variant as a LaTeX table of booktabs, a row for each variant."""
     import pandas as pd
 
     variants = table["variants"]
     names = [name for name in dict.fromkeys([table["metric"], *SHOWN]) if name in _known(table)]
-    cells = [[_figure(variant, name).replace("±", r"$\pm$") for name in names] for variant in variants.values()]
-    rows = pd.DataFrame(cells, index=[_escaped(name) for name in variants], columns=[_escaped(name) for name in names])
-    return str(rows.to_latex(column_format="l" + "r" * len(names)))
+    cells = [[_figure(variant, name) for name in names] for variant in variants.values()]
+    text = pd.DataFrame(cells, list(variants), names).to_latex(escape=True, column_format="l" + "r" * len(names))
+    return str(text).replace("±", r"$\pm$")
 
 
 def _or_dash(value: Any, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
 
 
 def _figure(variant: Mapping[str, Any], name: str) -> str:

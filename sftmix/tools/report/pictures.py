@@ -173,10 +173,11 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
 
 def histograms(view: RunView) -> Iterator[go.Figure | None]:
     """Yield confidence by group and by frequent label (Figure 3), in bins that both have in common."""
-    groups, confidence = {}, view.scores.confidence
-    for group, name in enumerate(view.split.names if view.split else ()):
-        values = confidence[view.split.rows(group)]
-        groups[name] = values[is_measured(values)]
+    groups, split = {}, view.split
+    if split is not None:
+        for group, name in enumerate(split.names):
+            values = view.scores.confidence[split.rows(group)]
+            groups[name] = values[is_measured(values)]
     labels = labelled(view.scores)
     pooled = np.concatenate([*groups.values(), *labels.values(), np.empty(0)])
     for shown in (groups, labels):
