@@ -10,7 +10,7 @@ from sftmix.common.shown import short
 from sftmix.tools.compare.plan import shown_options
 from sftmix.tools.runs.shown import filled, markdown_table
 
-Table = Mapping[str, Any]
+Table = dict[str, Any]
 """What table.json holds: see `build_table`."""
 SHOWN = (
     "eval_nll_after",
