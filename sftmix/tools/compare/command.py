@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import get_type_hints
 
 from sftmix.cli.help import help_text, option_docs
@@ -55,7 +54,7 @@ def listing(comparison: Comparison) -> str:
     """List the variants with their options, and the runs; nothing is loaded."""
     contrasts = len(comparison.contrasts)
     return filled(
-        Path(__file__).with_name("listing.txt"),
+        "compare/listing.txt",
         table=comparison,
         done=sum(is_over(cell.path) for cell in comparison.cells),
         seeds=len(comparison.options.seeds),
@@ -63,7 +62,7 @@ def listing(comparison: Comparison) -> str:
         needed=seeds_needed(max(contrasts, 1)),
         counted=counted,
         shown_options=shown_options,
-    ).removesuffix("\n")
+    )
 
 
 def table_options() -> list[OwnOption]:

@@ -64,7 +64,7 @@ def markdown(table: Table) -> str:
     known, names = _known(table), table["options"]["metrics"] or ()
     options = [[name, shown_options(variant["options"])] for name, variant in table["variants"].items()]
     return filled(
-        Path(__file__).with_name("table.md"),
+        "compare/table.md",
         table=table,
         contrasts=markdown_table(contrast_rows(table)),
         figures=markdown_table(figure_rows(table)),

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sftmix.cli.parsing import OwnOption, configuration
@@ -53,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 def described(estimate: Mapping[str, Any]) -> str:
     """A table of the stages, the parts of their memory, and the whole, as the template of this room says it."""
-    return filled(Path(__file__).with_name("needs.md"), lasting=lasting, **estimate)
+    return filled("estimate/needs.md", lasting=lasting, **estimate)
 
 
 def lasting(hours: float) -> str:

@@ -32,4 +32,4 @@ def main(args: argparse.Namespace) -> None:
     words = ["--config", "recipe:quickstart", "--out", str(out), "--seed", str(seed), "--with_baseline", "true"]
     words += ["--model.path", str(inputs.model), "--data.train", str(inputs.train), "--data.eval", str(inputs.eval)]
     summary = run(configuration("run", "", words)[0], validated=True)
-    print(filled(Path(__file__).with_name("outcome.txt"), out=out, summary=summary), end="")
+    print(filled("quickstart/outcome.txt", out=out, summary=summary))

@@ -32,12 +32,10 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def filled(template: Path, **values: Any) -> str:
-    """Return the text of a jinja2 template with these values; tags that have a line for themselves leave none."""
+def filled(template: str, **values: Any) -> str:
+    """Return the text of a template, ROOM/FILE, with these values; tags that have a line for themselves leave none."""
     import jinja2
 
-    text = template.read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / template).read_text(encoding="utf-8")
     strict = jinja2.StrictUndefined
-    return jinja2.Template(
-        text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=strict
-    ).render(values)
+    return jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, undefined=strict).render(values)

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     from sftmix.tools.verify.run import verify
 
     certificate = verify(window, trust=trust)
-    lines = filled(Path(__file__).with_name("certificate.txt"), **certificate).rstrip()
+    lines = filled("verify/certificate.txt", **certificate)
     say(json.dumps(certificate, indent=1) if args.json else lines, sys.stdout)
     if not certificate["same"]:
         raise DifferenceError(f"{window.run} is not what it recorded; see what differs above")

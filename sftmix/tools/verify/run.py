@@ -289,7 +289,7 @@ class Replay(RunContext):
             "exact": all(finding.same and finding.exact for finding in findings),
             "machine": {"run": self.recorded, "replay": self.machine, "different": different},
             "findings": [finding._asdict() for finding in findings],
-            "sentence": filled(Path(__file__).with_name("sentence.txt"), **told).rstrip(),
+            "sentence": filled("verify/sentence.txt", **told),
         }
 
 
