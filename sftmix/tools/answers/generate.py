@@ -12,7 +12,7 @@ from sftmix.cli.results import say
 from sftmix.common.appended import append_batch, read_batches
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.fields import ROLES
-from sftmix.common.files import sha256_json, write_json, write_text
+from sftmix.common.files import sha256_json, write_json
 from sftmix.common.places import unwritable
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
@@ -20,6 +20,7 @@ from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.options import AnswerOptions, Question, add_sampling, sampling
 from sftmix.tools.runs.models import FinishedModel, finished_models
 from sftmix.tools.runs.read import read_finished, read_json_if_there
+from sftmix.tools.runs.shown import write_jsonl
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
 """FastChat's temperatures by category (llm_judge/common.py); writing, roleplay and other categories get 0.7 there."""
@@ -102,9 +103,12 @@ def _answer_for_judge(
     for model, label in zip(models, labels, strict=True):
         file = to / f"answers-{label}.jsonl"
         lines = answer_file(file, [model], questions, form, options)
-        answers = [[text or "" for text in as_list(line["answers"][model.name])] for line in lines]
-        asked = list(zip([question.row for question in questions], answers, strict=True))
-        judged = _alpaca_eval(to, label, asked) if form == "alpaca_eval" else _mt_bench(to, label, asked)
+        rows = []
+        for question, line in zip(questions, lines, strict=True):
+            texts = [text or "" for text in as_list(line["answers"][model.name])]
+            rows.append(_judged(form, label, question.row, texts))
+        judged = to / (f"{label}.json" if form == "alpaca_eval" else f"model_answer/{label}.jsonl")
+        (write_json if form == "alpaca_eval" else write_jsonl)(judged, rows)
         print(file, judged, sep="\n")
 
 
@@ -141,25 +145,11 @@ def _held_out(name: str, run: Path | None) -> list[Question]:
     return [question_of(example) for example in prepared.eval.examples(whole=True)]
 
 
-Asked = Sequence[tuple[Any, list[str]]]
-"""Rows of a tool's own file of prompts, each with the answers to it."""
-
-
-def _alpaca_eval(to: Path, label: str, asked: Asked) -> Path:
-    judged = to / f"{label}.json"
-    write_json(judged, [{**row, "output": texts[0], "generator": label} for row, texts in asked])
-    return judged
-
-
-def _mt_bench(to: Path, label: str, asked: Asked) -> Path:
-    judged = to / "model_answer" / f"{label}.jsonl"
-    lines = []
-    for row, texts in asked:
-        turns = [{"index": 0, "turns": texts}]
-        output = {"question_id": row["question_id"], "model_id": label, "choices": turns}
-        lines.append(f"{json.dumps(output, ensure_ascii=False)}\n")
-    write_text(judged, "".join(lines))
-    return judged
+def _judged(form: str, label: str, row: Any, texts: list[str]) -> dict[str, Any]:
+    """Return the line of a judge's file for a row of its own file of prompts, and a model's answers to it."""
+    if form == "alpaca_eval":
+        return {**row, "output": texts[0], "generator": label}
+    return {"question_id": row["question_id"], "model_id": label, "choices": [{"index": 0, "turns": texts}]}
 
 
 def read_questions(
@@ -290,14 +280,14 @@ def answer_file(
                         append_batch(parts, batch)
                         bar.update(len(batch))
                 del loaded  # before the next one
-        text = ""
+        rows = []
         for question in questions:
             line, turns = question.plain(), range(1 + len(question.follow_ups))
             for column in COLUMNS:
                 values = {m.name: [answers[m.name, question.id, turn][column] for turn in turns] for m in models}
                 line[column] = values if question.follow_ups else {name: value for name, (value,) in values.items()}
-            text += f"{json.dumps(line, ensure_ascii=False)}\n"
-        write_text(path, text)
+            rows.append(line)
+        write_jsonl(path, rows)
         parts.unlink(missing_ok=True)
     lines = list(map(json.loads, path.read_bytes().splitlines()))  # in a text U+2028 would also end a line
     for model in models:

@@ -14,6 +14,7 @@ from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
+from sftmix.tools.runs.shown import filled
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
@@ -51,17 +52,17 @@ def run_table(comparison: Comparison) -> None:
 
 def listing(comparison: Comparison) -> str:
     """List the variants with their options, and the runs; nothing is loaded."""
-    done, seeds = sum(is_over(cell.path) for cell in comparison.cells), len(comparison.options.seeds)
-    size = f"{counted(len(comparison.variants), 'variant')} x {counted(seeds, 'seed')}"
-    lines = [f"compare: {size}, {done} of them done, in {comparison.out}"]
-    lines += [f"  {name}: {shown_options(comparison.options_of(name))}" for name in comparison.variants]
     contrasts = len(comparison.contrasts)
-    if contrasts and seeds < (needed := seeds_needed(contrasts)):
-        lines.append(
-            f"note: {needed} seeds are needed before one of {counted(contrasts, 'contrast')} can be called significant "
-            f"(sign-flip test, Holm), and there are {seeds}: give more seeds, or plan fewer contrasts"
-        )
-    return "\n".join(lines)
+    return filled(
+        "compare/listing.txt",
+        table=comparison,
+        done=sum(is_over(cell.path) for cell in comparison.cells),
+        seeds=len(comparison.options.seeds),
+        contrasts=contrasts,
+        needed=seeds_needed(max(contrasts, 1)),
+        counted=counted,
+        shown_options=shown_options,
+    )
 
 
 def table_options() -> list[OwnOption]:

@@ -82,11 +82,11 @@ def _refuse_changed(cells: Sequence[Cell], out: Path) -> None:
 
     refused: dict[str, str] = {}
     for cell in cells:
-        with _named(cell):
-            try:
+        try:
+            with _named(cell):
                 check_run(from_plain(cell.plain), "train")
-            except ConfigError as error:
-                refused.setdefault(cell.variant, f"variant {cell.variant}, seed {cell.seed}: {error}")
+        except ConfigError as error:
+            refused.setdefault(cell.variant, str(error))
     if made := [str(out / variant) for variant in refused if (out / variant).exists()]:
         refused["remedy"] = f"To make the runs of these variants anew, move {', '.join(made)} away: the others stay."
     if refused:

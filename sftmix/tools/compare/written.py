@@ -1,6 +1,5 @@
 """The files of a table: table.json, table.md and table.tex for people, cells.csv with a row for each run."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,10 @@ from sftmix.common.errors import nearest, told
 from sftmix.common.files import write_json, write_text
 from sftmix.common.shown import short
 from sftmix.tools.compare.plan import shown_options
-from sftmix.tools.runs.shown import markdown_table
+from sftmix.tools.runs.shown import filled, markdown_table
 
+Table = dict[str, Any]
+"""What table.json holds: see `build_table`."""
 SHOWN = (
     "eval_nll_after",
     "eval_nll_best",
@@ -23,15 +24,9 @@ SHOWN = (
 )
 """Figures that are shown unless `metrics` names others; missing ones are left out, and cells.csv has all."""
 CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p (Holm)", "result", "inputs that differ"]
-NOTES = """\
-- p: two-sided sign-flip test over the seeds; Holm over all contrasts; the result is by p after Holm alone.
-- 95% interval: Student's t, not corrected for several contrasts.
-- Inputs that differ are options, and what the training was made from; of a difference of differences, within each of
-  the two. The order of the examples follows from data, split, confidence, pairing, online, seed, epochs and batch size:
-  where one of them differs, it is part of the difference, and so is how often a run was evaluated for its best one."""
 
 
-def write_result(directory: Path, table: dict[str, Any]) -> dict[str, Any]:
+def write_result(directory: Path, table: Table) -> Table:
     """Write table.json, table.md, table.tex, and cells.csv with a row for each run; return the table."""
     import pandas as pd
 
@@ -45,68 +40,45 @@ def write_result(directory: Path, table: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def contrast_rows(table: Mapping[str, Any]) -> list[list[str]]:
+def contrast_rows(table: Table) -> list[list[str]]:
     """Return the contrasts as a table of text, its heading first."""
     seeds = len(table["options"]["seeds"])
-    rows = [CONTRASTS]
-    for contrast in table["contrasts"]:
-        interval, numbers = contrast["interval"], [contrast["p"], contrast["p_holm"]]
-        rows.append(
-            [
-                f"{contrast['ours']} − {contrast['theirs']}",
-                f"{len(contrast['seeds'])} of {seeds}",
-                "-" if contrast["mean"] is None else f"{contrast['mean']:+.4f}",
-                "-" if interval is None else "[{:+.4f}, {:+.4f}]".format(*interval),
-                contrast["interval_over"] or "-",
-                *("-" if number is None else short(number) for number in numbers),
-                contrast["verdict"],
-                ", ".join(contrast["inputs_that_differ"]) or "none",
-            ]
-        )
-    return rows
+    rows = [
+        [
+            f"{contrast['ours']} − {contrast['theirs']}",
+            f"{len(contrast['seeds'])} of {seeds}",
+            _or_dash(contrast["mean"], "{:+.4f}"),
+            _or_dash(contrast["interval"], "[{0[0]:+.4f}, {0[1]:+.4f}]"),
+            contrast["interval_over"] or "-",
+            *(_or_dash(contrast[name], "{:.4g}") for name in ("p", "p_holm")),
+            contrast["verdict"],
+            ", ".join(contrast["inputs_that_differ"]) or "none",
+        ]
+        for contrast in table["contrasts"]
+    ]
+    return [CONTRASTS, *rows]
 
 
-def markdown(table: Mapping[str, Any]) -> str:
-    """Return table.md: the metric and further figures of each variant, the contrasts, and what they can carry."""
-    variants, seeds, metric = table["variants"], len(table["options"]["seeds"]), table["metric"]
-    parts = [f"# {metric}: {len(variants)} variants x {seeds} seeds"]
-    if not table["complete"]:
-        parts.append(f"**INCOMPLETE: {table['runs_done']} of {table['runs']} runs are done.**")
-    if table["contrasts"]:
-        parts += [markdown_table(contrast_rows(table)), NOTES]
-    for name, variant in variants.items():
-        if seeds_without := ", ".join(map(str, variant["no_value"])):
-            parts.append(
-                f"**{name}: no finite {metric} at seeds {seeds_without}. Such runs (diverged, or not measured) are in "
-                "no mean and no contrast, which flatters a variant that diverges.**"
-            )
-        if others := ", ".join(run["trained_in"] for run in variant["runs"] if run["trained_in"] != run["run"]):
-            parts.append(
-                f"**{name}: nothing that decides its weights differs from {others}, so that was not trained again: "
-                "evaluations, seconds and memory are of that run.**"
-            )
-    parts += [*_figures(table), f"## {metric} by seed", markdown_table(rows_by_seed(table)), "## Variants"]
-    options = [[name, shown_options(variant["options"])] for name, variant in variants.items()]
-    parts.append(markdown_table([["variant", "options that are not the same in all"], *options]))
-    parts.append(f"Trained by sftmix {', '.join(table['trained_by'])}.")
-    return "\n\n".join(parts) + "\n"
+def markdown(table: Table) -> str:
+    """Return table.md, as the file of this room says: the contrasts, figures, variants, and what they can carry."""
+    known, names = _known(table), table["options"]["metrics"] or ()
+    options = [[name, shown_options(variant["options"])] for name, variant in table["variants"].items()]
+    return filled(
+        "compare/table.md",
+        table=table,
+        contrasts=markdown_table(contrast_rows(table)),
+        figures=markdown_table(figure_rows(table)),
+        by_seed=markdown_table(rows_by_seed(table)),
+        options=markdown_table([["variant", "options that are not the same in all"], *options]),
+        unknown=[
+            told(f"metrics: no run has {group!r}", nearest(group, known), "the names are those of summary.json")
+            for group in names
+            if not _of_group(group, known)
+        ],
+    )
 
 
-def _figures(table: Mapping[str, Any]) -> list[str]:
-    """Return the metric and further figures of each variant, with a note for each name of `metrics` that is of none."""
-    metric, named = table["metric"], table["options"]["metrics"]
-    of_held_out = metric in ("eval_nll_after", "eval_nll_best", "eval_nll_before")
-    unit = "nats per response token of the held-out rows; lower is better" if of_held_out else "no unit"
-    parts = [f"## Figures\n\nMean ± standard deviation over seeds. {metric}: {unit}."]
-    known = _known(table)
-    for group in named or ():
-        if not _of_group(group, known):
-            note = told(f"metrics: no run has {group!r}", nearest(group, known), "the names are those of summary.json")
-            parts.append(f"**{note}**")
-    return [*parts, markdown_table(figure_rows(table))]
-
-
-def figure_rows(table: Mapping[str, Any]) -> list[list[str]]:
+def figure_rows(table: Table) -> list[list[str]]:
     """Return the metric and further figures of each variant as a table of text, its heading first."""
     named, known = table["options"]["metrics"], _known(table)
     names = [table["metric"]]
@@ -117,7 +89,7 @@ def figure_rows(table: Mapping[str, Any]) -> list[list[str]]:
     return [["figure", *variants], *rows]
 
 
-def _known(table: Mapping[str, Any]) -> list[str]:
+def _known(table: Table) -> list[str]:
     """Return the names of all figures that some run has."""
     return list(dict.fromkeys(name for variant in table["variants"].values() for name in variant["metrics"]))
 
@@ -127,32 +99,27 @@ def _of_group(group: str, known: Sequence[str]) -> list[str]:
     return [name for name in known if f"{name}.".startswith(f"{group}.")]
 
 
-def rows_by_seed(table: Mapping[str, Any]) -> list[list[str]]:
+def rows_by_seed(table: Table) -> list[list[str]]:
     """Return the metric of each run as a table of text: a row for each seed, a column for each variant."""
     variants, metric = table["variants"], table["metric"]
-    rows = [["seed", *variants]]
-    for seed in table["options"]["seeds"]:
-        cells = []
-        for variant in variants.values():
-            found = [run["metrics"].get(metric) for run in variant["runs"] if run["seed"] == seed]
-            cells.append("-" if found in ([], [None]) else f"{found[0]:.4f}")
-        rows.append([str(seed), *cells])
-    return rows
+    found = [{run["seed"]: run["metrics"].get(metric) for run in variant["runs"]} for variant in variants.values()]
+    rows = [[str(seed), *(_or_dash(one.get(seed), "{:.4f}") for one in found)] for seed in table["options"]["seeds"]]
+    return [["seed", *variants], *rows]
 
 
-def latex(table: Mapping[str, Any]) -> str:
+def latex(table: Table) -> str:
     """Return the figures of each variant as a LaTeX table of booktabs, a row for each variant."""
     import pandas as pd
 
     variants = table["variants"]
     names = [name for name in dict.fromkeys([table["metric"], *SHOWN]) if name in _known(table)]
-    cells = [[_figure(variant, name).replace("±", r"$\pm$") for name in names] for variant in variants.values()]
-    rows = pd.DataFrame(cells, index=[_escaped(name) for name in variants], columns=[_escaped(name) for name in names])
-    return str(rows.to_latex(column_format="l" + "r" * len(names)))
+    cells = [[_figure(variant, name) for name in names] for variant in variants.values()]
+    text = pd.DataFrame(cells, list(variants), names).to_latex(escape=True, column_format="l" + "r" * len(names))
+    return str(text).replace("±", r"$\pm$")
 
 
-def _escaped(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+def _or_dash(value: Any, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def _figure(variant: Mapping[str, Any], name: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import DataError
-from sftmix.common.files import decoded, write_text
+from sftmix.common.files import decoded
+from sftmix.tools.runs.shown import write_jsonl
 
 BENCHMARKS = {"medqa_4options": 4, "medqa_5options": 5, "pubmedqa": 3, "medmcqa": 4}
 """The benchmarks of Table 2 of the paper, by the names of their task files -> options of each question."""
@@ -53,7 +54,7 @@ def convert_benchmark(name: str, raw: Path, to: Path, *, shots: Path | None = No
     if not measured or not examples:
         raise DataError(f"{raw}: {len(measured)} questions are left to measure and {len(examples)} for the shots")
     for path, part in zip(rows_and_shots(name, to), (measured.values(), examples), strict=True):
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
+        write_jsonl(path, part)
     return f"{len(measured):,} questions and {len(examples):,} solved examples of {name} in {to}"
 
 

@@ -57,21 +57,21 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for entry in results:
         name, settings = entry["model"], entry["settings"]
         names.add(name)
-        limit = settings["limit"]
-        words = f", seed {settings['seed']}" if limit is None else f", first {limit}, seed {settings['seed']}"
-        words += ", chat template" if settings["chat_template"] else ""
-        words += "" if settings["dtype"] == "auto" else f", {settings['dtype']}"
+        first = "" if settings["limit"] is None else f"first {settings['limit']}"
+        chat = "chat template" * settings["chat_template"]
+        dtype = settings["dtype"].removeprefix("auto")
         for task, score in entry["scores"].items():
-            line = task, _shots(score, settings["num_fewshot"]) + words, sha256_json(settings)
+            words = _shots(score, settings["num_fewshot"]), first, f"seed {settings['seed']}", chat, dtype
+            line = task, ", ".join(filter(None, words)), sha256_json(settings)
             lines.setdefault(line, {})[name] = score
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
     table = [["task", "settings", "metric", "questions", *models]]
     differences = []
     sentences = []
     for (task, settings, _), scores in sorted(lines.items()):
-        first = next(iter(scores.values()))
+        any_score = next(iter(scores.values()))
         cells = [_figure(scores[model], ".4f") if model in scores else "" for model in models]
-        table.append([task, settings, first["metric"], f"{first['n']:,}", *cells])
+        table.append([task, settings, any_score["metric"], f"{any_score['n']:,}", *cells])
         for other in ("base", "baseline"):
             if "target" in scores and other in scores and (figures := difference(scores["target"], scores[other])):
                 differences.append({"task": task, "left": "target", "right": other, **figures})

@@ -1,6 +1,5 @@
 """The embedded example: rows, tokenizer and model made on the spot, so that the recipe runs without a download."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftmix.common.files import write_text
 from sftmix.common.rng import generator
+from sftmix.tools.runs.shown import write_jsonl as write_jsonl
 
 Row = dict[str, str]
 
@@ -68,11 +67,6 @@ def materialise(out_dir: str | Path, *, seed: int) -> Materials:
     return paths
 
 
-def write_jsonl(path: str | Path, rows: list[Row]) -> None:
-    """Write rows as JSON lines."""
-    write_text(Path(path), "".join(json.dumps(row) + "\n" for row in rows))
-
-
 def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> Any:
     """Train a byte-level BPE on `texts`, with a chat template; the end of a turn is also the end of the text.
 
@@ -92,16 +86,15 @@ def make_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=END,
         pad_token=PAD,
         additional_special_tokens=roles,
         clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
     )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 # ------------------------------------------------------------------------------------------------ rows

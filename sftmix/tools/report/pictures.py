@@ -1,7 +1,7 @@
 """Figures of a run, each a plotly figure; None if the run has nothing to show there. The page sets the colours."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -171,26 +171,23 @@ def data_map(view: RunView, rows: Rows) -> go.Figure | None:
     return chart
 
 
-def confidences_of(view: RunView, panel: str) -> dict[str, Float64]:
-    """Return the finite confidences of each group (`groups`) or of each frequent label (`labels`)."""
-    if panel == "labels":
-        return labelled(view.scores)
-    if view.split is None:
-        return {}
-    groups = {name: view.scores.confidence[view.split.rows(group)] for group, name in enumerate(view.split.names)}
-    return {name: values[is_measured(values)] for name, values in groups.items()}
+def histograms(view: RunView) -> Iterator[go.Figure | None]:
+    """Yield confidence by group and by frequent label (Figure 3), in bins that both have in common."""
+    groups, split = {}, view.split
+    if split is not None:
+        for group, name in enumerate(split.names):
+            values = view.scores.confidence[split.rows(group)]
+            groups[name] = values[is_measured(values)]
+    labels = labelled(view.scores)
+    pooled = np.concatenate([*groups.values(), *labels.values(), np.empty(0)])
+    for shown in (groups, labels):
+        yield _histogram(shown, bins_of(pooled)) if shown and len(pooled) else None
 
 
-def histogram_of(view: RunView, panel: str) -> go.Figure | None:
-    """Confidence by group (`groups`) or by label (`labels`, Figure 3), in bins that both have in common."""
-    shown = {name: confidences_of(view, name) for name in ("groups", "labels")}
-    pooled = np.concatenate([values for series in shown.values() for values in series.values()] or [np.empty(0)])
-    if not (shown[panel] and len(pooled)):
-        return None
-    bins = bins_of(pooled)
+def _histogram(shown: dict[str, Float64], bins: Float64) -> go.Figure:
     edges, axis = confidence_axis(bins)
     chart = figure("confidence (log)" if axis else "confidence", "examples", xaxis=axis, barmode="overlay")
-    for number, (name, values) in enumerate(shown[panel].items()):
+    for number, (name, values) in enumerate(shown.items()):
         chart.add_bar(
             x=(edges[1:] + edges[:-1]) / 2,
             width=np.abs(np.diff(edges)),

@@ -14,10 +14,8 @@ from sftmix.tools.report.pictures import GROUPS, figure
 def table_page(directory: Path, margin: float | None) -> dict[str, Any]:
     """Return what page.html shows of the table of a directory; margin: as in `contrasts`."""
     table = read_json(directory / "table.json", variants=dict, contrasts=list, options=dict, metric=str)
-    size = f"{len(table['variants'])} variants x {len(table['options']['seeds'])} seeds"
-    made = "" if table["complete"] else f"; INCOMPLETE: {table['runs_done']} of {table['runs']} runs are done"
     return {
-        "about": f"{table['metric']}: {size}{made}",
+        "outcome": table,
         "plots": {"contrasts": contrasts(table, margin)},
         "tables": {
             "Contrasts": contrast_rows(table) if table["contrasts"] else [],

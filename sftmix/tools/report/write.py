@@ -66,8 +66,6 @@ def write_report(
     to = Path(to or (runs[0] / "report" / "report.html" if len(runs) == 1 else "report.html"))
     if to.exists() and (to.is_dir() or b'name="generator" content="sftmix' not in to.read_bytes()[:1000]):
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
-    if score_all and len(runs) > 1:
-        raise ConfigError("--score fills the table of one run, and a page of several has none; leave it out")
     files = [to]
     if len(runs) == 1 and is_there(runs[0] / TABLE):
         parts = table_page(runs[0], margin)
@@ -77,8 +75,7 @@ def write_report(
     else:
         summaries = {str(run): read_summary(run, "train") for run in runs}
         curves = zip(summaries, cycle(pictures.GROUPS), [read_steps(run / "train") for run in runs], strict=False)
-        about = "Runs side by side. What is due to their seeds cannot be told from single runs; sftmix compare can."
-        parts = {"about": about, "plots": {"losses": pictures.losses(curves, "ntp", "eval_nll")}, "runs": summaries}
+        parts = {"plots": {"losses": pictures.losses(curves, "ntp", "eval_nll")}, "runs": summaries}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -95,16 +92,6 @@ def write_report(
     )
     write_text(to, html)
     return files
-
-
-def _about(view: RunView) -> str:
-    """Return the first line of the page: what was trained, on how many rows."""
-    summary, data = view.summary, view.rows.data
-    return (
-        f"{type(view.config.objective).__name__} on {summary['model']}, seed {summary['seed']}, learning rate "
-        f"{view.config.training.learning_rate:g}; {len(data.train):,} training examples, {len(data.eval or ()):,} held "
-        f"out; sftmix {summary['version']}"
-    )
 
 
 def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, Any]:
@@ -133,14 +120,12 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     points = pictures.thinned(view.by_confidence)
     outer = data.train.examples(pictures.both_ends(view.by_confidence, pictures.ENDS))
     return {
-        "about": _about(view),
         "plots": {
             "losses": pictures.losses(curves, "ntp", "eval_nll"),
             "difference": pictures.held_out_gap(curves[2][2], curves[1][2]),
             "mixup": pictures.losses(curves, "mixup"),
             "data-map": pictures.data_map(view, points),
-            "histogram-groups": pictures.histogram_of(view, "groups"),
-            "histogram-labels": pictures.histogram_of(view, "labels"),
+            **dict(zip(("histogram-groups", "histogram-labels"), pictures.histograms(view), strict=True)),
             "hidden-map": hidden_map,
         },
         "suspects": pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.adapters import FILE, WEIGHTS, add_layers, in_peft_format
+from sftmix.model.adapters import FILE, WEIGHTS, add_layers
 from sftmix.model.head import ADAPTER, active
 from sftmix.model.layers import freeze_unused
 from sftmix.model.load import apart, untie
@@ -82,24 +82,6 @@ def load_adapters(model: PreTrainedModel, directory: Path) -> None:
         raise ConfigError(
             f"{directory}: PEFT cannot load it: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
-
-
-@torch.no_grad()
-def read_adapters(model: PreTrainedModel, directory: Path) -> None:
-    """Put the values that `write_adapters` wrote into the adapters of `model`, in place.
-
-    Raises ConfigError if the file cannot be read or holds other adapters.
-    """
-    file = directory / WEIGHTS
-    try:
-        stored = load_file(file)
-    except Exception as error:  # safetensors has errors of its own
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-    adapters = in_peft_format(model, dict(model.named_parameters()))
-    if {name: x.shape for name, x in stored.items()} != {name: x.shape for name, x in adapters.items()}:
-        raise ConfigError(f"{file} does not hold the adapters of this run; was it changed?")
-    for name, x in adapters.items():
-        x.copy_(stored[name])
 
 
 @torch.no_grad()

@@ -1,7 +1,11 @@
-"""Figures for people: numbers in nested mappings by dotted names, and Markdown tables."""
+"""What tools write: numbers of nested mappings by dotted names, Markdown tables, JSON lines, texts of templates."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from sftmix.common.files import write_text
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -21,3 +25,17 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def filled(template: str, **values: Any) -> str:
+    """Return the text of a template, ROOM/FILE, with these values; tags that have a line for themselves leave none."""
+    import jinja2
+
+    text = (Path(__file__).parents[1] / template).read_text(encoding="utf-8")
+    strict = jinja2.StrictUndefined
+    return jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, undefined=strict).render(values)

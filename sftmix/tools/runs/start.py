@@ -54,10 +54,14 @@ def check_run(config: RunConfig, until: StageName) -> None:
         refuse(list(confidence_problems(config)), "the configuration")
     by_ranks = {"train", "baseline", "base", *(["reference"] if config.reference.needs else [])}
     missing = [stage for stage in stages if stage in by_ranks and not (directory / stage / MANIFEST).exists()]
-    if missing and "RANK" not in os.environ:
-        for options in (config.training, own.training):
-            if options.parallel in SHARDED:
-                raise ConfigError(needs_torchrun(options.parallel))
+    for options in (config.training, own.training) if missing else ():
+        refuse_one_rank(options.parallel)
+
+
+def refuse_one_rank(parallel: str) -> None:
+    """Raise ConfigError if ranks share the weights, and torchrun did not start this process."""
+    if parallel in SHARDED and "RANK" not in os.environ:
+        raise ConfigError(needs_torchrun(parallel))
 
 
 def check_names_given(config: RunConfig) -> None:

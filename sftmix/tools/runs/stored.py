@@ -8,7 +8,7 @@ from sftmix.data import encoder_for
 from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model, load_tokenizer
 from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
-from sftmix.tools.runs.adapters import merge_adapters, read_adapters
+from sftmix.tools.runs.adapters import load_adapters, merge_adapters
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.module import TrainingModule
 
@@ -20,12 +20,13 @@ def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None
     merge   write the whole model with the adapters in its weights
     """
     model, encoder = load_model(config.model.path), encoder_for(load_tokenizer(config.model.path), config.data)
-    if config.model.lora.r:
+    stored_adapters = (source / "adapter_config.json").exists()
+    if stored_adapters:
+        load_adapters(model, source)
+    elif config.model.lora.r:
         add_adapters(model, config.model.lora, seed=0)  # whose values are in `source`
     module = TrainingModule(model)
-    if (source / "adapter_config.json").exists():
-        read_adapters(model, source)
-    else:
+    if not stored_adapters:
         store = CheckpointStore(source, keep=1, world=World())
         while True:
             steps = store.steps()

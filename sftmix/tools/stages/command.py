@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sftmix.cli.parsing import configuration
@@ -34,26 +35,6 @@ Stages that are done are read back, so the same command continues an interrupted
 }
 
 
-def main_run(argv: Sequence[str]) -> None:
-    _stage("run", argv)
-
-
-def main_reference(argv: Sequence[str]) -> None:
-    _stage("reference", argv)
-
-
-def main_confidence(argv: Sequence[str]) -> None:
-    _stage("confidence", argv)
-
-
-def main_split(argv: Sequence[str]) -> None:
-    _stage("split", argv)
-
-
-def main_train(argv: Sequence[str]) -> None:
-    _stage("train", argv)
-
-
 def _stage(name: str, argv: Sequence[str]) -> None:
     """Make the stages of a command; `argv` are the words after its name."""
     options = SCORES if name == "confidence" else ()
@@ -76,3 +57,7 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     with as_written(f"a figures.json of {config.out}"):
         say("\n".join(results(str(config.out), summary, until)), sys.stdout)
     after_stage(config, until, values)
+
+
+main_run, main_reference, main_confidence = (partial(_stage, name) for name in ("run", "reference", "confidence"))
+main_split, main_train = (partial(_stage, name) for name in ("split", "train"))

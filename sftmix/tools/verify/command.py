@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sftmix.cli.results import say
 from sftmix.common.errors import DifferenceError
-from sftmix.tools.verify.window import NEAR, STEPS, TRAINED, refuse_one_rank, window_of
+from sftmix.tools.runs.shown import filled
+from sftmix.tools.verify.window import NEAR, STEPS, TRAINED, refuse_too_few_ranks, window_of
 
 ABOUT = """Check that a result is what its configuration says: make some steps of a run again, from one of its
 checkpoints, and compare files, rows, model, examples, losses and weights with what the run wrote. Nothing is written
@@ -35,16 +36,12 @@ def main(args: argparse.Namespace) -> None:
     """Make the steps again and print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(args.run).expanduser(), args.stage, args.start, args.steps)
     trust = None if args.trust else ()
-    refuse_one_rank(window, trust)
+    refuse_too_few_ranks(window, trust)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
     from sftmix.tools.verify.run import verify
 
     certificate = verify(window, trust=trust)
-    text = json.dumps(certificate, indent=1)
-    if not args.json:
-        verdicts = {None: "not compared", True: "same", False: "differs"}
-        lines = [f"{one['kind']:<9} {verdicts[one['same']]}: {one['note']}" for one in certificate["findings"]]
-        text = "\n".join([*lines, certificate["sentence"]])
-    say(text, sys.stdout)
+    lines = filled("verify/certificate.txt", **certificate)
+    say(json.dumps(certificate, indent=1) if args.json else lines, sys.stdout)
     if not certificate["same"]:
         raise DifferenceError(f"{window.run} is not what it recorded; see what differs above")

@@ -33,6 +33,7 @@ from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.stages import differences, is_finished
 from sftmix.pipeline.start import stages_entered
 from sftmix.tools.runs.read import as_started
+from sftmix.tools.runs.shown import filled
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
 from sftmix.tools.verify.window import TRAINED, Window, machines_between, same_bits
 from sftmix.training.checkpoint import full_weights
@@ -278,33 +279,18 @@ class Replay(RunContext):
         for name, value in self.machine.items():
             others = dict.fromkeys(machine.get(name) for machine in self.recorded)
             different += [f"{name} is {other} in the run and {value} here" for other in others if other != value]
-        replayed = [
-            finding for finding in findings if finding.same and finding.kind in ("examples", "losses", "weights")
-        ]
-        differing, omitted = ([finding for finding in findings if finding.same is verdict] for verdict in (False, None))
-        if differing:
-            sentence = f"{window.run} is not what its configuration says: differences in {_kinds(differing)}"
-        else:
-            why = ", ".join(different) or "by an unknown machine, or by a GPU, which adds in any order"
-            how = "bit for bit" if all(finding.exact for finding in replayed) else f"but for rounding ({why})"
-            but = f"; not compared, at least in part: {_kinds(omitted)}" if omitted else ""
-            steps = f"steps {window.start + 1} to {window.end} of {window.stage}"
-            sentence = f"{steps} replayed: {_kinds(replayed)} are the same, {how}{but}"
+        told = {"window": window, "findings": findings, "different": different}
         return {
             "run": str(window.run),
             "stage": window.stage,
             "from": window.start,
             "to": window.end,
-            "same": not differing,
+            "same": all(finding.same is not False for finding in findings),
             "exact": all(finding.same and finding.exact for finding in findings),
             "machine": {"run": self.recorded, "replay": self.machine, "different": different},
             "findings": [finding._asdict() for finding in findings],
-            "sentence": sentence,
+            "sentence": filled("verify/sentence.txt", **told),
         }
-
-
-def _kinds(findings: Sequence[Finding]) -> str:
-    return ", ".join(dict.fromkeys(finding.kind for finding in findings))
 
 
 def _content(place: Path) -> Any:

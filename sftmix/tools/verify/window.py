@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
-from sftmix.common.launcher import needs_torchrun
 from sftmix.config.read import read_config
-from sftmix.options import SHARDED
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import origin
 from sftmix.tools.runs.read import as_started, refuse_no_run
+from sftmix.tools.runs.start import refuse_one_rank
 
 if TYPE_CHECKING:
     from sftmix.training.machine import Machine  # which imports torch
@@ -89,13 +87,11 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     return Window(run, stage, start, start + steps, last, finished, tuple(checkpoints))
 
 
-def refuse_one_rank(window: Window, trust: Collection[str] | None = ()) -> None:
+def refuse_too_few_ranks(window: Window, trust: Collection[str] | None = ()) -> None:
     """Raise ConfigError if ranks shared the weights in this stage, and torchrun did not start this process."""
     with as_started(window.run):
         config = read_config(window.run / "config.yaml", trust=trust)
-    parallel = (config_of_reference(config) if window.stage == "reference" else config).training.parallel
-    if parallel in SHARDED and "RANK" not in os.environ:
-        raise ConfigError(needs_torchrun(parallel))
+    refuse_one_rank((config_of_reference(config) if window.stage == "reference" else config).training.parallel)
 
 
 def machines_between(recorded: Sequence[Machine], start: int, end: int) -> list[Machine]:

@@ -68,7 +68,7 @@ def counted(*series, labels=None):
     values = np.concatenate(series)
     split = Split(np.repeat(np.arange(len(series)), [len(one) for one in series]), "xy"[: len(series)])
     view = SimpleNamespace(split=split, scores=SimpleNamespace(confidence=values, label=labels))
-    return pictures.bins_of(values[np.isfinite(values)]), [bar.y for bar in pictures.histogram_of(view, "groups").data]
+    return pictures.bins_of(values[np.isfinite(values)]), [bar.y for bar in next(pictures.histograms(view)).data]
 
 
 def test_a_histogram_counts_every_finite_value_once():
@@ -94,7 +94,7 @@ def test_other_confidences_have_a_linear_axis(values):
 
 def test_a_run_without_confidence_or_without_labels_has_no_histogram():
     nothing = SimpleNamespace(split=None, scores=SimpleNamespace(confidence=np.full(3, np.nan), label=None))
-    assert [pictures.histogram_of(nothing, panel) for panel in ("groups", "labels")] == [None, None]
+    assert [*pictures.histograms(nothing)] == [None, None]
 
 
 def test_hovers_are_escaped_and_short():
