@@ -14,7 +14,7 @@ from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
-from sftmix.tools.runs.shown import filled
+from sftmix.tools.runs.shown import rendered
 
 ABOUT = """Run a table: named variants of one configuration x seeds, then the differences and what they can carry.
 The configuration is that of `run`, the base of every variant, with `variants: {NAME: {option: value}}` beside it.
@@ -53,7 +53,7 @@ def run_table(comparison: Comparison) -> None:
 def listing(comparison: Comparison) -> str:
     """List the variants with their options, and the runs; nothing is loaded."""
     contrasts = len(comparison.contrasts)
-    return filled(
+    return rendered(
         "compare/listing.txt",
         table=comparison,
         done=sum(is_over(cell.path) for cell in comparison.cells),

@@ -8,7 +8,7 @@ from sftmix.common.errors import nearest, told
 from sftmix.common.files import write_json, write_text
 from sftmix.common.shown import short
 from sftmix.tools.compare.plan import shown_options
-from sftmix.tools.runs.shown import filled, markdown_table
+from sftmix.tools.runs.shown import rendered, markdown_table
 
 Table = dict[str, Any]
 """What table.json holds: see `build_table`."""
@@ -63,7 +63,7 @@ def markdown(table: Table) -> str:
     """Return table.md, as the file of this room says: the contrasts, figures, variants, and what they can carry."""
     known, names = _known(table), table["options"]["metrics"] or ()
     options = [[name, shown_options(variant["options"])] for name, variant in table["variants"].items()]
-    return filled(
+    return rendered(
         "compare/table.md",
         table=table,
         contrasts=markdown_table(contrast_rows(table)),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sftmix.cli.parsing import OwnOption, configuration
-from sftmix.tools.runs.shown import filled
+from sftmix.tools.runs.shown import rendered
 from sftmix.training.gpus import GPUS, MFU
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 def described(estimate: Mapping[str, Any]) -> str:
     """A table of the stages, the parts of their memory, and the whole, as the template of this room says it."""
-    return filled("estimate/needs.md", lasting=lasting, **estimate)
+    return rendered("estimate/needs.md", lasting=lasting, **estimate)
 
 
 def lasting(hours: float) -> str:

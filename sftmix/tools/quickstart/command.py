@@ -25,11 +25,11 @@ def main(args: argparse.Namespace) -> None:
     from sftmix.cli.parsing import configuration
     from sftmix.pipeline.recipe import run
     from sftmix.tools.quickstart import materialise
-    from sftmix.tools.runs.shown import filled
+    from sftmix.tools.runs.shown import rendered
 
     out, seed = Path(args.out), args.seed
     inputs = materialise(out / f"materials-{seed}", seed=seed)
     words = ["--config", "recipe:quickstart", "--out", str(out), "--seed", str(seed), "--with_baseline", "true"]
     words += ["--model.path", str(inputs.model), "--data.train", str(inputs.train), "--data.eval", str(inputs.eval)]
     summary = run(configuration("run", "", words)[0], validated=True)
-    print(filled("quickstart/outcome.txt", out=out, summary=summary))
+    print(rendered("quickstart/outcome.txt", out=out, summary=summary))

@@ -32,7 +32,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def filled(template: str, **values: Any) -> str:
+def rendered(template: str, **values: Any) -> str:
     """Return the text of a template, ROOM/FILE, with these values; tags that have a line for themselves leave none."""
     import jinja2
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sftmix.cli.results import say
 from sftmix.common.errors import DifferenceError
-from sftmix.tools.runs.shown import filled
+from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.window import NEAR, STEPS, TRAINED, refuse_too_few_ranks, window_of
 
 ABOUT = """Check that a result is what its configuration says: make some steps of a run again, from one of its
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     from sftmix.tools.verify.run import verify
 
     certificate = verify(window, trust=trust)
-    lines = filled("verify/certificate.txt", **certificate)
+    lines = rendered("verify/certificate.txt", **certificate)
     say(json.dumps(certificate, indent=1) if args.json else lines, sys.stdout)
     if not certificate["same"]:
         raise DifferenceError(f"{window.run} is not what it recorded; see what differs above")

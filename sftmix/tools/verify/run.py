@@ -33,7 +33,7 @@ from sftmix.pipeline.rows import read_rows, selected_ids
 from sftmix.pipeline.stages import differences, is_finished
 from sftmix.pipeline.start import stages_entered
 from sftmix.tools.runs.read import as_started
-from sftmix.tools.runs.shown import filled
+from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.findings import ROUNDING, Finding, compare_logs, findings_of
 from sftmix.tools.verify.window import TRAINED, Window, machines_between, same_bits
 from sftmix.training.checkpoint import full_weights
@@ -289,7 +289,7 @@ class Replay(RunContext):
             "exact": all(finding.same and finding.exact for finding in findings),
             "machine": {"run": self.recorded, "replay": self.machine, "different": different},
             "findings": [finding._asdict() for finding in findings],
-            "sentence": filled("verify/sentence.txt", **told),
+            "sentence": rendered("verify/sentence.txt", **told),
         }
 
 
