@@ -33,13 +33,19 @@ SHOWN_FIELDS = 30
 """Most fields that a message lists."""
 
 
-def column_problems(form: str, columns: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
+def column_problems(
+    form: object, columns: Mapping[str, str | None], formats: Mapping[str, Iterable[str]]
+) -> Iterator[str]:
+    """Yield a sentence if no format that data.format allows has all the fields of data.columns.
+
+    form     data.format
+    formats  the names of those formats -> the fields that each reads, besides ANY_FORMAT
+    """
     fields = field_columns(columns)
     if len(fields) < len(columns):
         yield "data.columns names completion and response, which are the same field; leave one out"
-    if not formats_with(fields, form):
-        reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in FORMAT_FIELDS.items())
+    if not formats_with(fields, formats):
+        reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in {**FORMAT_FIELDS, **formats}.items())
         yield (
             f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
             f"({reads}; each: {', '.join(ANY_FORMAT)}), on the right those of the rows"
@@ -51,10 +57,10 @@ def field_columns(columns: Mapping[str, str | None] | None) -> dict[str, str | N
     return {"completion" if name == "response" else name: column for name, column in (columns or {}).items()}
 
 
-def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
-    """List the formats that read all these fields; of the one named `form`, or of all for auto."""
+def formats_with(fields: Iterable[str], formats: Mapping[str, Iterable[str]] = FORMAT_FIELDS) -> list[str]:
+    """List those of the formats that read all these fields."""
     wanted = set(fields) - set(ANY_FORMAT)
-    return [name for name, reads in FORMAT_FIELDS.items() if form in ("auto", name) and wanted <= set(reads)]
+    return [name for name, reads in formats.items() if wanted <= set(reads)]
 
 
 def listed(fields: Iterable[str]) -> str:

@@ -1,12 +1,13 @@
 """The rows."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sftmix.common.fields import ROLES, column_problems
+from sftmix.common.fields import FORMAT_FIELDS, ROLES, column_problems
 from sftmix.common.plain import PlainFields, as_list
+from sftmix.common.row_format import RowFormat
 from sftmix.options.ranges import at_least_1, out_of_range
 
 SpecialTokens = Literal["text", "tokens"]
@@ -39,9 +40,12 @@ class DataOptions(PlainFields):
     fewer than 2 / eval_fraction documents: the last part of each document."""
     seed: int | None = None
     """Seed by which data.take and data.eval_fraction choose rows; null: the run's seed."""
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
+    format: RowFormat | Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = (
+        "auto"
+    )
     """Format of the rows; auto recognises it from the fields of each row, plain text from each file's first usable one.
-    text: documents without turns (.txt files, or rows with a field `text`), every token trained."""
+    text: documents without turns (.txt files, or rows with a field `text`), every token trained. Or the import path of
+    your own class."""
     columns: dict[str, str | None] | None = None
     """Names of the fields in the rows, if they are not ours: {prompt: question, response: answer}. Ours are the
     fields of one format (response stands for completion), system, id, weight, tools and chat_template_kwargs. null:
@@ -107,8 +111,14 @@ class DataOptions(PlainFields):
         for name, role in (self.roles or {}).items():
             if role not in ROLES.values():
                 yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
-        yield from column_problems(self.format, self.columns or {})
+        yield from column_problems(self.format, self.columns or {}, self._formats())
         yield from out_of_range("data", self, _DATA)
+
+    def _formats(self) -> Mapping[str, Collection[str]]:
+        """Return the formats that the rows may have, with the fields that each reads."""
+        if isinstance(self.format, RowFormat):
+            return {str(self.format): self.format.fields}
+        return FORMAT_FIELDS if self.format == "auto" else {self.format: FORMAT_FIELDS[self.format]}
 
     def _problems_of_files(self) -> Iterator[str]:
         """Yield a sentence if a file of rows is missing, has no name, or is both trained on and held out."""
