@@ -146,7 +146,7 @@ class Converter:
 
     def _form_of(self, row: Fields) -> RowFormat:
         """Return the format of a row. Raises BadRow for a document where conversations are read."""
-        if isinstance(self.form, RowFormat):
+        if not isinstance(self.form, str):
             return self.form
         name = recognise(row, self.columns.formats) if self.form == "auto" else self.form
         if name == TEXT != self.form:

@@ -166,7 +166,7 @@ class RowReader:
 
 def identity(form: RowFormat | str) -> Any:
     """Return what a format is known by: its word, or its class with its options, its source and its files' hashes."""
-    if not isinstance(form, RowFormat):
+    if isinstance(form, str):
         return form
     return [form.spec(), code_of(form), {name: sha256_file(place_of(name)) for name in files_of(form)}]
 
