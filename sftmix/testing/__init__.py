@@ -15,10 +15,11 @@ import copy
 import math
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from torch.overrides import TorchFunctionMode
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
+from sftmix.common.errors import BadRow
+from sftmix.common.fields import ROLES
+from sftmix.common.row_format import RowFormat
 from sftmix.components import base, contracts
 from sftmix.components.base import StageState
 from sftmix.components.component import Need
@@ -38,7 +42,7 @@ from sftmix.testing.shared import answer_of, check_rows, no_global_draws, on_exa
 from sftmix.testing.strategies import rows_in_memory, score_tables, training_dynamics
 from sftmix.training.module import TrainingModule
 from sftmix.training.step import build_optimizer, normalise
-from sftmix.types import Batch, BatchNLL, RowScores, Scores, Split, TrainingDynamics
+from sftmix.types import Batch, BatchNLL, Message, RowScores, Scores, Split, TrainingDynamics
 
 SEED, STEPS = 7, 3
 Tables = st.SearchStrategy[Scores]
@@ -125,6 +129,52 @@ def check_reference(reference: base.Reference) -> None:
         assert list(ids) == stored.ids, "it must return exactly context.ids, in that order"
 
     on_examples(_DYNAMICS, holds)
+
+
+def check_row_format(format: RowFormat, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check that rows give turns of known roles, one of the assistant's trained, and strange rows BadRow alone.
+
+    Whatever was read before a row, its turns are the same, and the row stays as it is. A format of documents has no
+    turns, and breaks this contract.
+
+    rows  of the format, under our names (data.columns)
+    """
+    assert rows, "a row format is checked on rows of yours: check_row_format(format, rows)"
+    given, fresh = copy.deepcopy(list(rows)), copy.deepcopy(format)
+    with no_global_draws():
+        read = [fresh.read(row, roles={}) for row in given]
+    assert given == list(rows), "a row was changed in place"
+    for row, turns in zip(rows, read, strict=True):
+        _check_turns(row, turns)
+    backwards = [fresh.read(row, roles={}) for row in given[::-1]]
+    assert backwards[::-1] == read, "the turns of a row depend on the rows before it: keep no state"
+    for row in _other_rows(given[0]):
+        try:
+            fresh.read(row, roles={})
+        except BadRow:
+            continue
+        except Exception as error:
+            raise AssertionError(f"{row!r}, a row of another kind, raises {error!r}; allowed: BadRow") from error
+        assert row.keys() & given[0].keys(), f"{row!r}, a row without any of its fields, is read; allowed: BadRow"
+
+
+def _check_turns(row: Mapping[str, Any], turns: Any) -> None:
+    """Raise AssertionError unless these are turns of known roles, of which some of the assistant's are trained."""
+    is_list = isinstance(turns, list) and all(isinstance(turn, Message) for turn in turns)
+    assert is_list, f"{row!r} gives {turns!r}; allowed: a list of sftmix.types.Message"
+    roles, trained = {turn.role for turn in turns}, {turn.role for turn in turns if turn.trained}
+    assert roles <= set(ROLES.values()), f"{row!r} gives roles {sorted(roles)}; allowed: system, user, assistant, tool"
+    assert trained == {"assistant"}, f"{row!r} trains {sorted(trained)}; allowed: the assistant's turns, at least one"
+
+
+def _other_rows(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield rows without any of the fields, without one of them, and with other values in one of them."""
+    yield from ({}, {"another": "text"})
+    for name in row:
+        yield {key: value for key, value in row.items() if key != name}
+        values: list[Any] = [3, "", "{", [], {}, [[]], [{}], {"a": [None]}, "\0"]
+        for value in values:
+            yield {**row, name: value}
 
 
 # --------------------------------------------------------------------------------------------- training
