@@ -25,7 +25,6 @@ BRANCHED = {
     "config/checks.py:_needs",
     "config/merge.py:_merge_options",
     "config/values.py:_as",
-    "data/formats.py:convert",
     "data/responses.py:_response",
     "data/rows.py:prepare",
     "data/tokenise.py:_masked",

@@ -119,8 +119,8 @@ class Converter:
         """
         form = self._form_of(row)
         is_text = isinstance(form, PlainText)
-        texts = {key: row[key] for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)}
-        row = {**row, **{key: parsed(text, key) for key, text in texts.items()}}
+        lists = [key for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)]
+        row = {**row, **{key: parsed(row[key], key) for key in lists}}
         used = {*form.fields, "id", self.label_field}
         if is_text:
             unread = _unread(row, MEDIA, used, *INSIDE)
@@ -173,7 +173,7 @@ class Converter:
 
         Raises BadRow if they are none, ContractError for an answer that no format may give.
         """
-        if not (isinstance(messages, list) and messages and all(isinstance(turn, Message) for turn in messages)):
+        if not messages or any(not isinstance(turn, Message) for turn in messages):
             raise ContractError(
                 f"data.format {form} returned {quoted(messages)}; allowed: a list of Message, not empty"
             )

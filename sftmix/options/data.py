@@ -1,11 +1,11 @@
 """The rows."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sftmix.common.fields import FORMAT_FIELDS, ROLES, column_problems
+from sftmix.common.fields import ROLES, column_problems
 from sftmix.common.plain import PlainFields, as_list
 from sftmix.common.row_format import RowFormat
 from sftmix.options.ranges import at_least_1, out_of_range
@@ -110,14 +110,8 @@ class DataOptions(PlainFields):
         for name, role in (self.roles or {}).items():
             if role not in ROLES.values():
                 yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
-        yield from column_problems(self.format, self.columns or {}, self._formats())
+        yield from column_problems(self.format, self.columns or {})
         yield from out_of_range("data", self, _DATA)
-
-    def _formats(self) -> Mapping[str, Collection[str]]:
-        """Return the formats that the rows may have, with the fields that each reads."""
-        if not isinstance(self.format, str):
-            return {str(self.format): self.format.fields}
-        return FORMAT_FIELDS if self.format == "auto" else {self.format: FORMAT_FIELDS[self.format]}
 
     def _problems_of_files(self) -> Iterator[str]:
         """Yield a sentence if a file of rows is missing, has no name, or is both trained on and held out."""

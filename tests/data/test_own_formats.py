@@ -172,11 +172,10 @@ class Eager(Quiz):
     ("form", "words"),
     [
         (Changing(), "changed in place"),
-        (Raising(), "raises KeyError"),
-        (Untrained(), "the assistant's turns, at least one"),
-        (Eager(), "without any of its fields, is read"),
-        (Fixed(turns=[Message("bot", "a", True)]), "gives roles"),
-        (Fixed(turns=[{"role": "user"}]), "allowed: a list of"),
+        (Untrained(), "at least one of the assistant's trained"),
+        (Eager(), "a row without any field is read"),
+        (Fixed(turns=[Message("bot", "a", True)]), "allowed: turns of system, user, assistant and tool, "),
+        (Fixed(turns=()), "allowed: turns of"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, RowFormat) else "",
 )
@@ -190,3 +189,5 @@ def test_a_state_between_rows_is_caught():
         check_row_format(Counting(), [ROW, {**ROW, "question": "3 + 3?"}])
     with pytest.raises(BadRow, match="is missing"):
         check_row_format(Quiz(), [{"question": "u"}])
+    with pytest.raises(KeyError, match="question"):
+        check_row_format(Raising(), [ROW])
