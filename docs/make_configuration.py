@@ -71,6 +71,8 @@ def configuration() -> str:
         parts.append(_table(f"`{group}`", docs[group], _fields(f"{group}.", cls, _names(cls))))
     shipped = dict(catalogue())
     for option, base in component_bases().items():
+        if option not in docs:  # of a group, whose table has it
+            continue
         parts.append(f"## `{option}`: {base.__name__}\n\n{docs[option]} Default: {_default_class(option)}.\n")
         parts += [_component(option, import_class(component.path), classes) for component in shipped[base.__name__]]
     for option, base in nested_bases().items():

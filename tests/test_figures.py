@@ -20,7 +20,6 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LONG = {"training/step.py:train_step", "functional/kernels.py:_pairs"}
 """A step, and a kernel from top to bottom."""
 BRANCHED = {
-    "data/formats.py:convert",
     "data/tokenise.py:_masked",
     "model/adapters.py:add_adapters",
     "tools/answers/generate.py:answer_file",

@@ -35,6 +35,10 @@ class DataError(SFTMixError):
     exit_code = 3
 
 
+class BadRow(ValueError):
+    """Reason why a row cannot be used, for a message `file:line: reason`."""
+
+
 class CheckpointError(SFTMixError):
     """A checkpoint cannot be written or read, or none of those that exist is valid."""
 

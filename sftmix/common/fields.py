@@ -1,6 +1,7 @@
 """Names of the fields and of the roles of rows, which `data.columns` and `data.roles` may change."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from sftmix.common.shown import quoted
 
@@ -33,13 +34,14 @@ SHOWN_FIELDS = 30
 """Most fields that a message lists."""
 
 
-def column_problems(form: str, columns: Mapping[str, str | None]) -> Iterator[str]:
-    """Yield a sentence if no format, or not the one that is named, has all the fields of data.columns."""
+def column_problems(form: Any, columns: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield a sentence if no format, or not the one that data.format chooses, has all the fields of data.columns."""
     fields = field_columns(columns)
+    formats = FORMAT_FIELDS if isinstance(form, str) else {str(form): form.fields}
     if len(fields) < len(columns):
         yield "data.columns names completion and response, which are the same field; leave one out"
-    if not formats_with(fields, form):
-        reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in FORMAT_FIELDS.items())
+    if not formats_with(fields, str(form), formats):
+        reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in formats.items())
         yield (
             f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
             f"({reads}; each: {', '.join(ANY_FORMAT)}), on the right those of the rows"
@@ -51,10 +53,10 @@ def field_columns(columns: Mapping[str, str | None] | None) -> dict[str, str | N
     return {"completion" if name == "response" else name: column for name, column in (columns or {}).items()}
 
 
-def formats_with(fields: Iterable[str], form: str = "auto") -> list[str]:
+def formats_with(fields: Iterable[str], form: str = "auto", formats: Mapping[str, Any] = FORMAT_FIELDS) -> list[str]:
     """List the formats that read all these fields; of the one named `form`, or of all for auto."""
     wanted = set(fields) - set(ANY_FORMAT)
-    return [name for name, reads in FORMAT_FIELDS.items() if form in ("auto", name) and wanted <= set(reads)]
+    return [name for name, reads in formats.items() if form in ("auto", name) and wanted <= set(reads)]
 
 
 def listed(fields: Iterable[str]) -> str:

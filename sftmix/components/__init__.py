@@ -20,6 +20,7 @@ _NAMES = {
         "Perturbation",
         "Reference",
         "ReferenceContext",
+        "RowFormat",
         "Schedule",
         "Selector",
         "Splitter",

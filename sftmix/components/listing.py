@@ -25,7 +25,7 @@ def catalogue() -> list[tuple[str, list[Shipped]]]:
     names = sorted((module.name for module in found), key=lambda name: (".others" in name, name))
     modules = [importlib.import_module(name) for name in names]
     classes = [c for m in modules for c in vars(m).values() if inspect.isclass(c) and c.__module__ == m.__name__]
-    bases = [c for c in classes if c.__module__ == base.__name__ and base.Component in c.__bases__]
+    bases = [c for c in vars(base).values() if inspect.isclass(c) and base.Component in c.__bases__]
     whole = [c for c in classes if c not in bases and not inspect.isabstract(c)]
     return [(b.__name__, [as_shipped(c) for c in whole if issubclass(c, b)]) for b in bases]
 

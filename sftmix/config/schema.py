@@ -87,8 +87,8 @@ def option_hints(group: type = RunConfig, prefix: str = "") -> dict[str, Any]:
 
 @cache
 def component_bases() -> dict[str, type[Component]]:
-    """Return field -> base class for the fields of RunConfig that hold components."""
-    return {name: base for name, o in options_of(RunConfig).items() if (base := component_in(o.annotation))}
+    """Return the full key of each option that holds components -> their base class."""
+    return {key: base for key, hint in option_hints().items() if (base := component_in(hint))}
 
 
 # ------------------------------------------------------------------------------------- component classes

@@ -4,15 +4,17 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sftmix.common.errors import BadRow, ContractError
 from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
 from sftmix.common.plain import spelling
+from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.data.calls import OPTIONS, TOOLS, tools_of, variables_of
 from sftmix.data.turns import INSIDE, checked, is_parts, last_alone, turns_of, weight_of
-from sftmix.data.values import BadRow, Fields, checked_text, field_text, filled, parsed, visible, without_null
+from sftmix.data.values import Fields, checked_text, field_of, field_text, filled, parsed, visible, without_null
 from sftmix.types import Example, Message
 
 RESERVED_ID = re.compile(r"@turn\d+$")
@@ -88,83 +90,97 @@ def recognise(row: Fields, first: Sequence[str] = ()) -> str:
     )
 
 
-def convert(
-    row: Fields,
-    form: str,
-    first: Sequence[str] = (),
-    source: str = "",
-    label: str | None = None,
-    label_field: str | None = None,
-    unread: Counter[str] | None = None,
-    roles: Mapping[str, str] | None = None,
-    last: bool = False,
-) -> Example:
-    """Read one row, as `Columns.renamed` returns it; the id of a row without a field `id` is "". Raises BadRow.
+@dataclass(frozen=True, kw_only=True)
+class Converter:
+    """Rows -> examples, in one format or each in the one that its fields name.
 
-    A document of plain text is one trained message of the role text.
-
-    form         data.format; under auto, the row is a conversation in the format that its fields name
-    first        formats that auto tries before the others
-    source       the row's place, `file:line`
-    label        the label of the example; None or empty: it has none
-    label_field  None, or the field that the label is from
-    unread       counts this row under the name of each of its fields that is not read
-    roles        names of roles -> ours (data.roles)
+    columns      names of fields
+    form         data.format; under auto, rows are conversations
+    roles        data.roles
+    label_field  None, or the field that labels are from
     last         only the last of the assistant's turns is trained (data.trained_turns)
+    unread       fields that are not read, and in how many rows they are
     """
-    name = recognise(row, first) if form == "auto" else form
-    if name == TEXT != form:
-        raise BadRow("a text, where conversations are read; a run takes one kind")
-    used = {*FORMAT_FIELDS[name], "id", label_field}
-    row = {**row, **{key: parsed(row[key], key) for key in LISTS & row.keys() & used if isinstance(row[key], str)}}
-    if name == TEXT:
-        others = _unread(row, MEDIA, used, *INSIDE)
-    else:
-        _refuse_preferences(row, named=bool(first), label_field=label_field)
-        used |= {"system", *TOOLS, OPTIONS}
-        turns = {key: value for key, value in row.items() if key not in {*TOOLS, OPTIONS}}
-        others = _unread(turns, MEDIA, {*used, "weight", "loss_weight"}, *INSIDE)
-    try:
-        messages = FORMATS[name](row, roles)
-    except KeyError as field:
-        problem = f"field {field} is missing or null; there are {listed(row)} (data.columns gives them other names)"
-        raise BadRow(problem) from None
-    label = None if label in (None, "") else _name(label, label_field or "data.labels")
-    if name != TEXT:
-        if row.get("system", "") != "":
-            messages.insert(0, Message("system", field_text(row, "system")))
+
+    columns: Columns
+    form: RowFormat | str = "auto"
+    roles: Mapping[str, str] | None = None
+    label_field: str | None = None
+    last: bool = False
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def example(self, row: Fields, source: str = "", label: str | None = None) -> Example:
+        """Read one row, as `Columns.renamed` returns it; the id of a row without a field `id` is "". Raises BadRow.
+
+        A document of plain text is one trained message of the role text.
+
+        source  the row's place, `file:line`
+        label   the label of the example; None or empty: it has none
+        """
+        form = self._form_of(row)
+        is_text = isinstance(form, PlainText)
+        lists = [key for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)]
+        row = {**row, **{key: parsed(row[key], key) for key in lists}}
+        used = {*form.fields, "id", self.label_field}
+        if is_text:
+            unread = _unread(row, MEDIA, used, *INSIDE)
+        else:
+            self._refuse_preferences(row)
+            used |= {"system", *TOOLS, OPTIONS}
+            whole = {*TOOLS, OPTIONS, *form.fields}.difference(form.turns)
+            looked_at = {key: value for key, value in row.items() if key not in whole}
+            unread = _unread(looked_at, MEDIA, {*used, "weight", "loss_weight"}, *INSIDE)
+        messages = form.read(row, roles=self.roles or {})
+        label = None if label in (None, "") else _name(label, self.label_field or "data.labels")
+        if not is_text:
+            messages = self._with_row(messages, form, row)
+        columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
+        for key, value in columns.items():
+            checked_text(f"{key}{value}", f"field {quoted(key)}")
+        own_id = _name(row.get("id", ""), "id")
+        if RESERVED_ID.search(own_id):
+            raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
+        self.unread.update(sorted(unread))
+        prompting = () if is_text else (tools_of(row), variables_of(row))
+        return Example(own_id, tuple(messages), source, label, columns, *prompting)
+
+    def _form_of(self, row: Fields) -> RowFormat:
+        """Return the format of a row. Raises BadRow for a document where conversations are read."""
+        if not isinstance(self.form, str):
+            return self.form
+        name = recognise(row, self.columns.formats) if self.form == "auto" else self.form
+        if name == TEXT != self.form:
+            raise BadRow("a text, where conversations are read; a run takes one kind")
+        return FORMATS[name]
+
+    def _refuse_preferences(self, row: Fields) -> None:
+        """Raise BadRow for a row whose answer is one of two, or is called a bad one."""
+        named = bool(self.columns.formats)  # data.columns says which fields are read
+        fields = [name for name in (*PREFERRED, *(() if named else REJECTED)) if filled(row.get(name))]
+        if fields:
+            raise BadRow(
+                f"a row of preferences ({', '.join(fields)}), where one answer is trained: data.columns names it, as "
+                "'{prompt: prompt, completion: chosen}', and leaves the other unread"
+            )
+        if self.label_field != "label" and spelling(row.get("label")) == "false":
+            raise BadRow(
+                "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
+                "keeps those of data.train"
+            )
+
+    def _with_row(self, messages: Any, form: RowFormat, row: Fields) -> list[Message]:
+        """Return the turns that a format has read, with the row's system turn and weight, if they are a conversation.
+
+        Raises BadRow if they are none, ContractError for an answer that no format may give.
+        """
+        if not messages or any(not isinstance(turn, Message) for turn in messages):
+            raise ContractError(
+                f"data.format {form} returned {quoted(messages)}; allowed: a list of Message, not empty"
+            )
         weight = weight_of(row)
-        messages = [replace(turn, weight=weight * turn.weight) for turn in messages]
-        messages = checked(last_alone(messages) if last else messages)
-    columns = {key: value for key, value in row.items() if key not in used and _is_scalar(value)}
-    for key, value in columns.items():
-        checked_text(f"{key}{value}", f"field {quoted(key)}")
-    own_id = _name(row.get("id", ""), "id")
-    if RESERVED_ID.search(own_id):
-        raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
-    if unread is not None:
-        unread.update(sorted(others))
-    if name == TEXT:
-        return Example(own_id, tuple(messages), source, label, columns)
-    return Example(own_id, tuple(messages), source, label, columns, tools_of(row), variables_of(row))
-
-
-def _refuse_preferences(row: Fields, *, named: bool, label_field: str | None) -> None:
-    """Raise BadRow for a row whose answer is one of two, or is called a bad one.
-
-    named  data.columns says which fields are read
-    """
-    fields = [field for field in (*PREFERRED, *(() if named else REJECTED)) if filled(row.get(field))]
-    if fields:
-        raise BadRow(
-            f"a row of preferences ({', '.join(fields)}), where one answer is trained: data.columns names it, as "
-            "'{prompt: prompt, completion: chosen}', and leaves the other unread"
-        )
-    if label_field != "label" and spelling(row.get("label")) == "false":
-        raise BadRow(
-            "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label keeps "
-            "those of data.train"
-        )
+        system = [Message("system", field_text(row, "system"))] if row.get("system", "") != "" else []
+        messages = [replace(turn, weight=weight * turn.weight) for turn in [*system, *messages]]
+        return checked(last_alone(messages) if self.last else messages)
 
 
 def _unread(
@@ -208,45 +224,85 @@ def _name(value: Any, what: str) -> str:
 # ------------------------------------------------------------------------------------------- the formats
 
 
-def _alpaca(row: Fields, _: Mapping[str, str] | None = None) -> list[Message]:
-    instruction = field_text(row, "instruction")
-    extra = checked_text(row.get("input", ""), "input")
-    if not visible(instruction):
-        raise BadRow("instruction is empty")
-    prompt = f"{instruction}\n{extra}" if visible(extra) else instruction
-    return [Message("user", prompt), Message("assistant", field_text(row, "output"), True)]
+class Messages(RowFormat):
+    """A list of turns, {role: ..., content: ...} or {from: ..., value: ...}, in the field `messages`."""
+
+    def __init__(self, *, field: str = "messages"):
+        """field: its name; ShareGPT's is `conversations`."""
+        self.field = field
+        self.fields = self.turns = (field,)
+
+    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
+        """Return the turns of the list; see `turns_of`."""
+        return turns_of(field_of(row, self.field), self.field, roles)
 
 
-def _history(row: Fields, _: Mapping[str, str] | None = None) -> list[Message]:
-    history = row["history"] if filled(row.get("history")) else []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise BadRow("history must be a list of [user, assistant] pairs")
-    messages = []
-    for place, pair in enumerate(history):
-        user, assistant = (checked_text(text, f"history[{place}]") for text in pair)
-        messages += [Message("user", user), Message("assistant", assistant, True)]
-    return messages + _alpaca(row)
+class Alpaca(RowFormat):
+    """An instruction, an input for it or none, and an output."""
+
+    fields = turns = FORMAT_FIELDS["alpaca"]
+
+    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
+        """Return the user's turn, with the input in its last line, and the assistant's."""
+        instruction = field_text(row, "instruction")
+        extra = checked_text(row.get("input", ""), "input")
+        if not visible(instruction):
+            raise BadRow("instruction is empty")
+        prompt = f"{instruction}\n{extra}" if visible(extra) else instruction
+        return [Message("user", prompt), Message("assistant", field_text(row, "output"), True)]
 
 
-def _prompt_completion(row: Fields, roles: Mapping[str, str] | None) -> list[Message]:
-    """The prompt's turns, and the completion's behind them; the completion may repeat the prompt."""
-    prompt, completion = (
-        [Message(role, field_text(row, field), role == "assistant")]
-        if isinstance(row[field], str)
-        else turns_of(row[field], field, roles)
-        for field, role in (("prompt", "user"), ("completion", "assistant"))
-    )
-    asked, said = ([(turn.role, turn.content) for turn in turns] for turns in (prompt, completion[: len(prompt)]))
-    behind = completion[len(prompt) :] if said == asked else completion
-    return [replace(turn, trained=False) for turn in prompt] + behind
+class History(Alpaca):
+    """Alpaca's fields, and the earlier turns in pairs of texts, [user, assistant]."""
+
+    fields = turns = FORMAT_FIELDS["history"]
+
+    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
+        """Return the earlier turns, whose answers are trained as well, and Alpaca's two."""
+        history = row["history"] if filled(row.get("history")) else []
+        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+            raise BadRow("history must be a list of [user, assistant] pairs")
+        messages = []
+        for place, pair in enumerate(history):
+            user, assistant = (checked_text(text, f"history[{place}]") for text in pair)
+            messages += [Message("user", user), Message("assistant", assistant, True)]
+        return messages + super().read(row, roles=roles)
 
 
-FORMATS = {
-    "messages": lambda row, roles: turns_of(row["messages"], "messages", roles),
-    "sharegpt": lambda row, roles: turns_of(row["conversations"], "conversations", roles),
-    "history": _history,
-    "alpaca": _alpaca,
-    "prompt_completion": _prompt_completion,
-    TEXT: lambda row, _: [Message(TEXT, field_text(row, TEXT), True)],
+class PromptCompletion(RowFormat):
+    """A prompt and a completion, each a text, a turn or a list of turns; the completion may repeat the prompt."""
+
+    fields = turns = FORMAT_FIELDS["prompt_completion"]
+
+    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
+        """Return the prompt's turns, none of them trained, and the completion's behind them."""
+        prompt, completion = (
+            [Message(role, field_text(row, name), role == "assistant")]
+            if isinstance(field_of(row, name), str)
+            else turns_of(row[name], name, roles)
+            for name, role in (("prompt", "user"), ("completion", "assistant"))
+        )
+        asked, said = ([(turn.role, turn.content) for turn in turns] for turns in (prompt, completion[: len(prompt)]))
+        behind = completion[len(prompt) :] if said == asked else completion
+        return [replace(turn, trained=False) for turn in prompt] + behind
+
+
+class PlainText(RowFormat):
+    """A document without turns: one message of the role text, which data.format text alone chooses."""
+
+    fields = turns = FORMAT_FIELDS[TEXT]
+
+    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
+        """Return the document."""
+        return [Message(TEXT, field_text(row, TEXT), True)]
+
+
+FORMATS: dict[str, RowFormat] = {
+    "messages": Messages(),
+    "sharegpt": Messages(field="conversations"),
+    "history": History(),
+    "alpaca": Alpaca(),
+    "prompt_completion": PromptCompletion(),
+    TEXT: PlainText(),
 }
-"""Name of each format -> (row, data.roles) -> messages."""
+"""Our formats by the words of data.format."""

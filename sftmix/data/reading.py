@@ -8,12 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from sftmix.common.errors import DataError
+from sftmix.common.component import code_of, files_of
+from sftmix.common.errors import BadRow, DataError
 from sftmix.common.fields import SHOWN_FIELDS, listed
+from sftmix.common.files import sha256_file
+from sftmix.common.places import place_of
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
+from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import counted, quoted
-from sftmix.data.formats import TEXT, Columns, convert
+from sftmix.data.formats import TEXT, Columns, Converter
 from sftmix.data.report import DataReport
 from sftmix.data.sources import Source, expand, holds_text
 from sftmix.data.store import (
@@ -30,7 +34,7 @@ from sftmix.data.store import (
     write_rows,
 )
 from sftmix.data.thoughts import answers, thinks
-from sftmix.data.values import BadRow, visible
+from sftmix.data.values import visible
 from sftmix.options import DataOptions
 from sftmix.types import Example
 
@@ -66,10 +70,8 @@ class RowReader:
     names        its entries
     sources      the files and data sets that they name
     lines        what is to be said of them
-    columns      names of fields, which it learns to know while it reads
-    form         the format of the rows; auto recognises it
+    converter    of its rows, whose fields it learns to know while it reads
     labels       one for each entry, or None
-    label_field  the field that is the label, or None
     key, content_key  of the cache, and of what the rows hold wherever their files are
     """
 
@@ -77,18 +79,14 @@ class RowReader:
     names: list[str]
     sources: list[Source]
     lines: list[str]
-    columns: Columns
-    form: str
+    converter: Converter
     labels: list[str] | None
-    label_field: str | None
     key: str
     content_key: str
     report: DataReport = field(default_factory=DataReport)
     bad: list[str] = field(default_factory=list)
     times: Counter[str] = field(default_factory=Counter)
     """How often each id came before."""
-    unread: Counter[str] = field(default_factory=Counter)
-    """Fields that nobody reads, and in how many rows they are."""
 
     @classmethod
     def of(cls, option: str, options: DataOptions) -> "RowReader":
@@ -103,15 +101,16 @@ class RowReader:
         form = TEXT if holds_text(sources, options.format, option, columns) else options.format
         marks = [labels[source.entry] for source in sources] if labels else label_field
         last = options.trained_turns == "last"
-        content = [[source.digest for source in sources], form, marks, options.columns, options.roles, last]
+        content = [[source.digest for source in sources], identity(form), marks, options.columns, options.roles, last]
         places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
         key = key_of("rows", content, places, options.skip_bad, option)
         labels = as_list(labels) if labels else None
-        return cls(option, names, sources, lines, columns, form, labels, label_field, key, key_of("rows", content))
+        converter = Converter(columns=columns, form=form, roles=options.roles, label_field=label_field, last=last)
+        return cls(option, names, sources, lines, converter, labels, key, key_of("rows", content))
 
     @property
     def is_text(self) -> bool:
-        return self.form == TEXT
+        return self.converter.form == TEXT
 
     def build(self, directory: Path, options: DataOptions, *, progress: bool) -> Record:
         """Write the records, and return the report and the number of records of each entry, for the cache."""
@@ -119,16 +118,17 @@ class RowReader:
         at_once = DOCUMENTS_AT_ONCE if self.is_text else AT_ONCE
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
             count = write_rows(directory / "rows.arrow", SCHEMA, self._records(options, written, bar), at_once)
-        if self.option == "data.train" and self.columns.present:
-            _check_present(self.columns, options.label_field)
+        columns, unread = self.converter.columns, self.converter.unread
+        if self.option == "data.train" and columns.present:
+            _check_present(columns, options.label_field)
         if self.bad and not options.skip_bad:
             problem = f"{counted(self.report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
             raise DataError("\n".join([problem, *self.bad]))
         if not count:
             raise DataError("\n".join([f"{self.option}: no usable row is left", *self.report.lines()]))
-        if self.unread:
-            most = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in self.unread.most_common(SHOWN_FIELDS))
-            self.report.notes.append(f"{self.option}: {counted(len(self.unread), 'field')} not read: {most}")
+        if unread:
+            most = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in unread.most_common(SHOWN_FIELDS))
+            self.report.notes.append(f"{self.option}: {counted(len(unread), 'field')} not read: {most}")
         return {"report": self.report.to_dict(), "written": written}
 
     def _records(self, options: DataOptions, written: list[int], bar: Any) -> Iterator[Record]:
@@ -150,27 +150,25 @@ class RowReader:
 
     def _record(self, source: Source, place: str, value: Any, options: DataOptions) -> Record | None:
         """Return the record of a row, or None; raise BadRow for what is none."""
-        row, label = self.columns.renamed(value), self.labels[source.entry] if self.labels else None
-        if self.label_field and options.label_field:  # data.columns may leave the field unread otherwise
+        row = self.converter.columns.renamed(value)
+        label = self.labels[source.entry] if self.labels else None
+        if self.converter.label_field and options.label_field:  # data.columns may leave the field unread otherwise
             given = value.get(options.label_field)
             label = given if given == given else None  # NaN, as tables have it for a missing one
-        example = convert(
-            row,
-            self.form,
-            self.columns.formats,
-            place,
-            label,
-            self.label_field,
-            self.unread,
-            options.roles,
-            options.trained_turns == "last",
-        )
+        example = self.converter.example(row, place, label)
         record = stored_once(example, self.report, self.times)
         if record is not None and example.messages[0].role == "system":
             self.report.add("system", place)
         if record is not None and thinks(example):
             self.report.add("thought", place)
         return record
+
+
+def identity(form: RowFormat | str) -> Any:
+    """Return what a format is known by: its word, or its class with its options, its source and its files' hashes."""
+    if isinstance(form, str):
+        return form
+    return [form.spec(), code_of(form), {name: sha256_file(place_of(name)) for name in files_of(form)}]
 
 
 def _check_present(columns: Columns, label_field: str | None) -> None:

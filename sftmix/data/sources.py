@@ -13,6 +13,7 @@ from sftmix.common.fields import listed
 from sftmix.common.files import sha256_file
 from sftmix.common.places import HUB_ID, place_of
 from sftmix.common.plain import not_plain
+from sftmix.common.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 from sftmix.data.formats import TEXT, Columns, recognise
 from sftmix.data.values import BadRow
@@ -71,7 +72,7 @@ def _reading(name: str, problem: str = ": cannot be read") -> Iterator[None]:
         raise DataError(f"{name}{problem}: {reason}") from error
 
 
-def expand(names: Sequence[str], option: str, form: str = "auto") -> tuple[list[Source], list[str]]:
+def expand(names: Sequence[str], option: str, form: RowFormat | str = "auto") -> tuple[list[Source], list[str]]:
     """Turn file names, directories and hub ids into sources, in the order given, and a line about each directory.
 
     A hub id may name a subset, a split or both, `openai/gsm8k:main`, `tatsu-lab/alpaca@train[:50%]`; so may a directory
@@ -97,14 +98,14 @@ def expand(names: Sequence[str], option: str, form: str = "auto") -> tuple[list[
     return sources, lines
 
 
-def check_names(names: Sequence[str], option: str, form: str) -> None:
+def check_names(names: Sequence[str], option: str, form: RowFormat | str) -> None:
     """Raise the errors of `expand` that need no look at rows or at the hub; its arguments are the same."""
     for name in names:
         with _reading(f"{option}: {name}"):
             _files(name, option, form, [])
 
 
-def _files(name: str, option: str, form: str, lines: list[str]) -> dict[str, Path]:
+def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> dict[str, Path]:
     """Return the files behind a name, by their names in messages; none for a hub id. Add a line about a directory."""
     place, subset, split = name_parts(name)
     path = place_of(name)
@@ -135,7 +136,7 @@ def _files(name: str, option: str, form: str, lines: list[str]) -> dict[str, Pat
 
 
 def _in_directory(
-    directory: Path, subset: str | None, split: str | None, option: str, form: str
+    directory: Path, subset: str | None, split: str | None, option: str, form: RowFormat | str
 ) -> tuple[list[Path], list[Path]]:
     """Return the files in a directory that are read, and those below it that could be and are left out."""
     below = {
@@ -203,7 +204,7 @@ def name_parts(name: str) -> tuple[str, str | None, str | None]:
     return (match[1], match[2], match[3]) if match else (name, None, None)
 
 
-def holds_text(sources: Sequence[Source], form: str, option: str, columns: Columns) -> bool:
+def holds_text(sources: Sequence[Source], form: RowFormat | str, option: str, columns: Columns) -> bool:
     """True if the sources hold documents (by data.format, or by their first rows); False if conversations.
 
     form     data.format

@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from sftmix.common.errors import BadRow as BadRow
+from sftmix.common.fields import listed
 from sftmix.common.shown import quoted
 
 Fields = Mapping[str, Any]
@@ -19,10 +21,6 @@ MARK = "\ufdd0"
 Unicode keeps it for such uses inside a program. It survives a template that writes JSON, as a control character does
 not.
 """
-
-
-class BadRow(ValueError):
-    """Reason why a row cannot be used, for a message `file:line: reason`."""
 
 
 def without_null(fields: Fields) -> dict[str, Any]:
@@ -46,8 +44,18 @@ def filled(value: Any) -> bool:
     return False
 
 
+def field_of(row: Fields, name: str) -> Any:
+    """Return the value of a field that a row must have; raise BadRow that names the field, and those that it has."""
+    if name not in row:
+        raise BadRow(
+            f"field {name!r} is missing or null; there are {listed(row)} (data.columns gives them other names)"
+        )
+    return row[name]
+
+
 def field_text(row: Fields, name: str) -> str:
-    return checked_text(row[name], name)
+    """Return the text of a field that a row must have; raise BadRow if it is missing, or no text."""
+    return checked_text(field_of(row, name), name)
 
 
 def checked_text(value: Any, what: str) -> str:

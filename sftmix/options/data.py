@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from sftmix.common.fields import ROLES, column_problems
 from sftmix.common.plain import PlainFields, as_list
+from sftmix.common.row_format import RowFormat
 from sftmix.options.ranges import at_least_1, out_of_range
 
+FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"]
 SpecialTokens = Literal["text", "tokens"]
 Thoughts = Literal["train", "mask", "drop"]
 
@@ -39,9 +41,10 @@ class DataOptions(PlainFields):
     fewer than 2 / eval_fraction documents: the last part of each document."""
     seed: int | None = None
     """Seed by which data.take and data.eval_fraction choose rows; null: the run's seed."""
-    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"] = "auto"
+    format: RowFormat | FormatName = "auto"
     """Format of the rows; auto recognises it from the fields of each row, plain text from each file's first usable one.
-    text: documents without turns (.txt files, or rows with a field `text`), every token trained."""
+    text: documents without turns (.txt files, or rows with a field `text`), every token trained. Or your own
+    class (my_rows.MyFormat)."""
     columns: dict[str, str | None] | None = None
     """Names of the fields in the rows, if they are not ours: {prompt: question, response: answer}. Ours are the
     fields of one format (response stands for completion), system, id, weight, tools and chat_template_kwargs. null:

@@ -127,7 +127,9 @@ def _data(known: Known) -> Inputs:
     data, rows = known.config.data, known.rows
     names = ["limit", "take", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
     names += ["thoughts", "template_options", "trained_turns", "roles"]
-    inputs = {name: getattr(data, name) for name in names}
+    inputs = {name: plain(getattr(data, name)) for name in names}
+    if isinstance(data.format, Component):
+        inputs["format_files"] = _files(known, data.format)
     if rows is None and data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
     return {

@@ -15,10 +15,12 @@ import copy
 import math
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from torch.overrides import TorchFunctionMode
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot
+from sftmix.common.errors import BadRow
+from sftmix.common.row_format import RowFormat
 from sftmix.components import base, contracts
 from sftmix.components.base import StageState
 from sftmix.components.component import Need
@@ -41,6 +45,8 @@ from sftmix.training.step import build_optimizer, normalise
 from sftmix.types import Batch, BatchNLL, RowScores, Scores, Split, TrainingDynamics
 
 SEED, STEPS = 7, 3
+_ROLES = {"system", "user", "assistant", "tool"}
+_OTHER_VALUES: list[Any] = [3, "", "{", [], {}, [[]], [{}], {"a": [None]}]
 Tables = st.SearchStrategy[Scores]
 _DYNAMICS, _SCORED, _UNSCORED = training_dynamics(), score_tables(max_size=40), score_tables(confidence=False)
 _DATA = rows_in_memory([(3, 5), (7, 2), (1, 11), (4, 4), (9, 1), (2, 6), (5, 3), (1, 1), (6, 8)])
@@ -125,6 +131,29 @@ def check_reference(reference: base.Reference) -> None:
         assert list(ids) == stored.ids, "it must return exactly context.ids, in that order"
 
     on_examples(_DYNAMICS, holds)
+
+
+def check_row_format(format: RowFormat, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check that rows give turns of known roles, one of the assistant's trained, whatever was read before them.
+
+    A row stays as it is. Rows without the fields, or with other values in them, raise BadRow; another error of theirs
+    is raised as it is. Documents have no turns.
+
+    rows  of the format, under our names (data.columns)
+    """
+    given, used = copy.deepcopy([*rows]), copy.deepcopy(format)
+    read = [used.read(row, roles={}) for row in given]
+    assert given == [*rows], "a row was changed in place"
+    backwards = [used.read(row, roles={}) for row in given[::-1]]
+    assert backwards[::-1] == read, "the turns of a row depend on the rows before it: keep no state"
+    for turns in read:
+        allowed = "turns of system, user, assistant and tool, at least one of the assistant's trained, no other"
+        assert {turn.role for turn in turns} <= _ROLES, f"{turns!r}; allowed: {allowed}"
+        assert {turn.role for turn in turns if turn.trained} == {"assistant"}, f"{turns!r}; allowed: {allowed}"
+    for row in ({}, *({**given[0], name: value} for name in given[0] for value in _OTHER_VALUES)):
+        with suppress(BadRow):
+            used.read(row, roles={})
+            assert row, "a row without any field is read; allowed: BadRow"
 
 
 # --------------------------------------------------------------------------------------------- training

@@ -99,7 +99,10 @@ RAMP = {"class_path": "Linear", "init_args": {"start": 0}}
         ({"trainning": {"epochs": 1}}, ["trainning. Did you mean training?"]),
         ({"training": {"epoch": 1}}, ["training.epoch. Did you mean training.epochs?"]),
         ({"training": {"epochs": None}}, ["training.epochs is null, or has no value; allowed: a number."]),
-        ({"data": {"format": "alpacca"}}, ["data.format: 'alpacca'", "mean alpaca? Allowed: auto, alpaca, "]),
+        (
+            {"data": {"format": "alpacca"}},
+            ["data.format: no RowFormat 'alpacca'", "mean alpaca? There are", "auto, alpaca, "],
+        ),
         ({"data": 3}, ["data: 3", "a group of options {train, "]),
         ({"model": "m", "model.path": "p"}, ["model: 'm' is not allowed; allowed: a group of options {path, "]),
         ({"objective": None}, ["objective is null, or has no value; allowed: NTP, SFTMix, "]),

@@ -71,7 +71,7 @@ def test_the_second_load_reads_the_cache(write, load, encoder, monkeypatch):
     path = write("rows.jsonl", ROWS)
     first = load(encoder, path, eval_fraction=0.2)
     monkeypatch.setattr("sftmix.data.tokenise.encode_examples", None)  # would fail if anything were tokenised again
-    monkeypatch.setattr("sftmix.data.reading.convert", None)
+    monkeypatch.setattr("sftmix.data.reading.Converter.example", None)
     second = load(encoder, path, eval_fraction=0.2)
     assert second.report == first.report
     assert second.train.fingerprint == first.train.fingerprint

@@ -10,8 +10,9 @@ import pytest
 from pyarrow import csv
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.formats import FORMATS, BadRow, Columns, convert, recognise
+from sftmix.data.formats import FORMATS, BadRow, Columns, recognise
 from sftmix.types import Message
+from tests.data.converted import convert
 from tests.data.test_rows import dialogues
 
 U, A = (lambda text: Message("user", text)), (lambda text: Message("assistant", text, True))

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftmix.data import make_encoder
-from sftmix.data.formats import convert
 from sftmix.data.tokenise import encode_examples
 from sftmix.data.values import BadRow
+from tests.data.converted import convert
 from tests.data.small_tokenizers import QWEN3, QWEN3_THINKING, bos_tokenizer, chatml_tokenizer, metaspace_tokenizer
 from tests.fast import some_fast
 

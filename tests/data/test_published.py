@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from sftmix.data.formats import convert
 from sftmix.data.values import BadRow
 from sftmix.types import Message
+from tests.data.converted import convert
 
 CHAT = [{"role": "user", "content": "u", "time": None}, {"role": "assistant", "content": "a", "source": "s"}]
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}

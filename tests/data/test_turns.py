@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from sftmix.data.formats import convert
 from sftmix.data.values import BadRow
 from sftmix.types import Message
+from tests.data.converted import convert
 from tests.data.test_formats import A, U
 
 USER = {"role": "user", "content": "u"}

@@ -28,6 +28,7 @@ CHECKS = {
     "Perturbation": testing.check_perturbation,
     "Callback": testing.check_callback,
     "Reference": testing.check_reference,
+    "RowFormat": testing.check_row_format,
 }
 OPTIONS = {
     "FromCheckpoints": {"paths": ["somewhere"]},

@@ -166,10 +166,11 @@ def read_questions(
     mt_bench  the rows are from FastChat's question.jsonl, and of no format of training data
     Raises DataError that names the first bad row as `file:line: reason`.
     """
-    from sftmix.data.formats import Columns, convert
+    from sftmix.data.formats import Columns, Converter
     from sftmix.data.sources import expand
 
     reader, questions = Columns(columns), list[Question]()
+    converter = Converter(columns=reader, roles=roles)
     times, taken = Counter[str](), set[str]()
     sources, lines = expand(names, "--prompts")
     for line in lines:
@@ -185,7 +186,7 @@ def read_questions(
                     first, *later = plain["turns"]
                     more |= {"follow_ups": tuple(later), "temperature": FASTCHAT.get(plain["category"], 0.7)}
                     plain = {"id": plain["question_id"], "prompt": first}
-                example = convert(_with_answer(plain, roles), "auto", reader.formats, roles=roles)
+                example = converter.example(_with_answer(plain, roles))
                 question = question_of(example, **more)
             except (KeyError, ValueError) as problem:  # BadRow, or a question without turns
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem

@@ -8,7 +8,7 @@ from sftmix.common.errors import nearest, told
 from sftmix.common.files import write_json, write_text
 from sftmix.common.shown import short
 from sftmix.tools.compare.plan import shown_options
-from sftmix.tools.runs.shown import rendered, markdown_table
+from sftmix.tools.runs.shown import markdown_table, rendered
 
 Table = dict[str, Any]
 """What table.json holds: see `build_table`."""

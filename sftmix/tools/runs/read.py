@@ -54,14 +54,17 @@ def read_finished(run: Path) -> RunConfig:
     file = run / "config.yaml"
     values, unread = read_yaml(file), dict[str, Any]()
     with trusting():
-        for name in component_bases().keys() & values.keys():
+        for key, base in component_bases().items():
+            group, _, name = key.rpartition(".")
+            options: Any = values.get(group) if group else values
             try:
-                merge({}, {name: values[name]})
+                merge({}, {key: options[name]} if isinstance(options, dict) and name in options else {})
             except ForeignClassError:
-                unread[name] = values.pop(name)
+                unread[key] = _unread(base, options.pop(name))
         config = build(merge({}, values, of=str(file)))
-    for name, form in unread.items():
-        setattr(config, name, _unread(component_bases()[name], form))
+    for key, component in unread.items():
+        group, _, name = key.rpartition(".")
+        setattr(getattr(config, group) if group else config, name, component)
     return config
 
 

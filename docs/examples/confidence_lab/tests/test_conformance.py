@@ -8,6 +8,7 @@ from confidence_lab.optimizer import Lion
 from confidence_lab.pairing import NearestInLength
 from confidence_lab.perturbation import TokenDropout
 from confidence_lab.reference import LateReference
+from confidence_lab.row_format import Interview
 from confidence_lab.schedule import Pulse
 from confidence_lab.selector import AtLeastTokens
 from confidence_lab.splitter import Thirds
@@ -20,6 +21,11 @@ def with_tokens(dynamics):
     rng = np.random.default_rng(len(dynamics.ids))
     sizes = [(len(dynamics.steps), n) for n in dynamics.n_tokens.tolist()]
     return replace(dynamics, token_nll=[rng.gamma(2.0, 1.0, size).astype(np.float32) for size in sizes])
+
+
+def test_row_format():
+    rows = [{"interview": "Q: What is 2 + 2?\nA: 4\nQ: And 3 + 3?\nA: 6"}, {"interview": "Q: Who?\nA: Me", "id": "b"}]
+    testing.check_row_format(Interview(), rows)
 
 
 def test_reference():

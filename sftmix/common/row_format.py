@@ -1,0 +1,32 @@
+"""The base class of row formats: the one kind of component that the options of the rows hold."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sftmix.common.component import Component
+from sftmix.types import Message
+
+
+class RowFormat(Component, ABC):
+    """A row -> its conversation. Ours are chosen by their words (auto, alpaca, ...), yours by its import path."""
+
+    option = "data.format"
+    fields: Collection[str] = ()
+    """The fields that it reads. Of the others the report counts those that say something; scalars become columns."""
+    turns: Collection[str] = ()
+    """Those of `fields` with turns as our own formats have them, whose own fields are looked at as well."""
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+    @abstractmethod
+    def read(self, row: Mapping[str, Any], *, roles: Mapping[str, str]) -> list[Message]:
+        """Return the turns; those of the assistant that are to be learnt are `trained`.
+
+        What every format has is done behind it: id, label, weight, `system`, tools, and the check that turns alternate.
+        Raises BadRow, which says why, for a row that is not of this format.
+
+        row    name -> value, under our names (data.columns), without null
+        roles  data.roles, for `sftmix.data.turns.turns_of`
+        """
