@@ -90,7 +90,7 @@ def recognise(row: Fields, first: Sequence[str] = ()) -> str:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Converter:
     """Rows -> examples, in one format or each in the one that its fields name.
 
@@ -177,8 +177,8 @@ class Converter:
             raise ContractError(
                 f"data.format {form} returned {quoted(messages)}; allowed: a list of Message, not empty"
             )
-        weight = weight_of(row)
         system = [Message("system", field_text(row, "system"))] if row.get("system", "") != "" else []
+        weight = weight_of(row)
         messages = [replace(turn, weight=weight * turn.weight) for turn in [*system, *messages]]
         return checked(last_alone(messages) if self.last else messages)
 

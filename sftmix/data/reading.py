@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,75 +53,62 @@ def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conver
 
     Return them with the report and the number of records of each name.
     """
-    reader = RowReader.of(option, options)
+    reader = RowReader(option, options)
     directory, summary = get_or_build(
-        options.cache_dir, f"rows-{reader.key}", lambda place: reader.build(place, options, progress=progress)
+        options.cache_dir, f"rows-{reader.key}", lambda place: reader.build(place, progress=progress)
     )
     report = DataReport(**summary["report"])
     report.notes[:0] = reader.lines
     return Conversations(directory, reader.content_key, reader.key, reader.is_text), report, summary["written"]
 
 
-@dataclass
 class RowReader:
     """The reading of one side.
 
     option       data.train or data.eval
-    names        its entries
-    sources      the files and data sets that they name
+    options      of the rows
+    sources      the files and data sets that the option names
     lines        what is to be said of them
+    labels       one for each entry of data.train, or None; held-out rows need none
     converter    of its rows, whose fields it learns to know while it reads
-    labels       one for each entry, or None
     key, content_key  of the cache, and of what the rows hold wherever their files are
     """
 
-    option: str
-    names: list[str]
-    sources: list[Source]
-    lines: list[str]
-    converter: Converter
-    labels: list[str] | None
-    key: str
-    content_key: str
-    report: DataReport = field(default_factory=DataReport)
-    bad: list[str] = field(default_factory=list)
-    times: Counter[str] = field(default_factory=Counter)
-    """How often each id came before."""
-
-    @classmethod
-    def of(cls, option: str, options: DataOptions) -> "RowReader":
-        """Make the reader of a side; held-out rows need no labels."""
+    def __init__(self, option: str, options: DataOptions) -> None:
+        self.option, self.options = option, options
         train = option == "data.train"
-        names = as_list(options.train if train else options.eval)
-        labels = options.labels if train else None
+        self.labels = as_list(options.labels) if train and options.labels else None
         label_field = options.label_field if train else None
-        sources, lines = expand(names, option, options.format)
+        self.sources, self.lines = expand(as_list(options.train if train else options.eval), option, options.format)
         columns = Columns(options.columns)
         label_field = next((ours for ours, column in columns.names.items() if column == label_field), label_field)
-        form = TEXT if holds_text(sources, options.format, option, columns) else options.format
-        marks = [labels[source.entry] for source in sources] if labels else label_field
+        form = TEXT if holds_text(self.sources, options.format, option, columns) else options.format
         last = options.trained_turns == "last"
-        content = [[source.digest for source in sources], identity(form), marks, options.columns, options.roles, last]
-        places = [(source.name, source.entry) for source in sources]  # a directory's files have the names of files
-        key = key_of("rows", content, places, options.skip_bad, option)
-        labels = as_list(labels) if labels else None
-        converter = Converter(columns=columns, form=form, roles=options.roles, label_field=label_field, last=last)
-        return cls(option, names, sources, lines, converter, labels, key, key_of("rows", content))
+        self.converter = Converter(columns=columns, form=form, roles=options.roles, label_field=label_field, last=last)
+        marks = [self.labels[source.entry] for source in self.sources] if self.labels else label_field
+        digests = [source.digest for source in self.sources]
+        content = [digests, identity(form), marks, options.columns, options.roles, last]
+        places = [(source.name, source.entry) for source in self.sources]  # a directory's files have their names
+        self.key = key_of("rows", content, places, options.skip_bad, option)
+        self.content_key = key_of("rows", content)
+        self.report = DataReport()
+        self.bad: list[str] = []
+        self.times = Counter[str]()  # how often each id came before
 
     @property
     def is_text(self) -> bool:
         return self.converter.form == TEXT
 
-    def build(self, directory: Path, options: DataOptions, *, progress: bool) -> Record:
+    def build(self, directory: Path, *, progress: bool) -> Record:
         """Write the records, and return the report and the number of records of each entry, for the cache."""
-        written = [0] * len(self.names)
+        written = [0] * (self.sources[-1].entry + 1)
         at_once = DOCUMENTS_AT_ONCE if self.is_text else AT_ONCE
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
-            count = write_rows(directory / "rows.arrow", SCHEMA, self._records(options, written, bar), at_once)
+            count = write_rows(directory / "rows.arrow", SCHEMA, self._records(written, bar), at_once)
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:
-            _check_present(columns, options.label_field)
-        if self.bad and not options.skip_bad:
+            _check_present(columns, self.options.label_field)
+        if self.bad and not self.options.skip_bad:
             problem = f"{counted(self.report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
             raise DataError("\n".join([problem, *self.bad]))
         if not count:
@@ -131,14 +118,14 @@ class RowReader:
             self.report.notes.append(f"{self.option}: {counted(len(unread), 'field')} not read: {most}")
         return {"report": self.report.to_dict(), "written": written}
 
-    def _records(self, options: DataOptions, written: list[int], bar: Any) -> Iterator[Record]:
+    def _records(self, written: list[int], bar: Any) -> Iterator[Record]:
         """Yield the records of all sources; count the rows, and name those that are none."""
         for source in self.sources:
             for place, value in source.rows():
                 self.report.rows += 1
                 bar.update()
                 try:
-                    record = self._record(source, place, value, options)
+                    record = self._record(source, place, value)
                 except BadRow as problem:
                     self.report.add("bad_row", f"{place}: {problem}")
                     self.bad.append(f"{place}: {problem}")
@@ -148,12 +135,12 @@ class RowReader:
                     written[source.entry] += 1
                     yield record
 
-    def _record(self, source: Source, place: str, value: Any, options: DataOptions) -> Record | None:
+    def _record(self, source: Source, place: str, value: Any) -> Record | None:
         """Return the record of a row, or None; raise BadRow for what is none."""
         row = self.converter.columns.renamed(value)
         label = self.labels[source.entry] if self.labels else None
-        if self.converter.label_field and options.label_field:  # data.columns may leave the field unread otherwise
-            given = value.get(options.label_field)
+        if self.converter.label_field and self.options.label_field:  # data.columns may leave the field unread otherwise
+            given = value.get(self.options.label_field)
             label = given if given == given else None  # NaN, as tables have it for a missing one
         example = self.converter.example(row, place, label)
         record = stored_once(example, self.report, self.times)
