@@ -16,6 +16,7 @@ from sftmix.common.files import sha256_json, write_json
 from sftmix.common.places import unwritable
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
+from sftmix.options import DataOptions
 from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.options import AnswerOptions, Question, add_sampling, sampling
 from sftmix.tools.runs.models import FinishedModel, finished_models
@@ -80,7 +81,11 @@ def main(args: argparse.Namespace) -> None:
     run = runs[0] if runs and form == "rows" else None
     if form != "rows" and not args.prompts:
         raise ConfigError(f"--format {form} needs --prompts, a file of its judge's questions")
-    questions = _asked(args, run) if args.prompts else _held_out(finished[0].name, run)
+    if args.prompts:  # whose fields and roles may have the names that the run's rows have
+        data = read_finished(run).data if run else DataOptions()
+        questions = read_questions(args.prompts, data.columns, data.roles, mt_bench=form == "mt_bench")
+    else:
+        questions = _held_out(finished[0].name, run)
     _apply(options, questions)
     if form != "rows":
         _answer_for_judge(form, to, finished, questions, options)
@@ -126,13 +131,6 @@ def _apply(options: AnswerOptions, questions: Sequence[Question]) -> None:
             question.temperature = options.temperature
         if options.system is not None and question.messages[0]["role"] != "system":
             question.messages = ({"role": "system", "content": options.system}, *question.messages)
-
-
-def _asked(args: argparse.Namespace, run: Path | None) -> list[Question]:
-    """Return the questions of --prompts, whose fields and roles may have the names that the run's rows have."""
-    data = read_finished(run).data if run else None
-    names = (data.columns, data.roles) if data else ()
-    return read_questions(args.prompts, *names, mt_bench=args.format == "mt_bench")
 
 
 def _held_out(name: str, run: Path | None) -> list[Question]:

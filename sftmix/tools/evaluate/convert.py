@@ -29,7 +29,10 @@ def convert_benchmark(name: str, raw: Path, to: Path, *, shots: Path | None = No
     Without both the shots are the SHOTS questions whose text has the smallest hash. Questions that the file has twice
     are measured once. Raises DataError for files that cannot be read, and rows that are not of this format.
     """
-    files = {path: _by_id(_json_of(path)) for path in (raw, shots) if path}
+    files = {}
+    for path in filter(None, (raw, shots)):
+        value = _json_of(path)
+        files[path] = value if isinstance(value, dict) else dict(enumerate(value))
     # MedMCQA's `cop` begins at 1 in the authors' files, at 0 on the hub; -1 is a question without an answer.
     cops = [row["cop"] for rows in files.values() for row in rows.values() if isinstance(row, dict) and "cop" in row]
     first = int(0 not in cops)
@@ -92,10 +95,6 @@ def _rows(name: str, path: Path, raw: dict[Any, Any], first: int) -> dict[str, d
         what = f"each row needs a question and {BENCHMARKS[name]} options, one of them as the answer"
         raise DataError(f"{path}: a row is not one of {name} ({error}): {what}") from error
     return rows
-
-
-def _by_id(raw: Any) -> dict[Any, Any]:
-    return raw if isinstance(raw, dict) else dict(enumerate(raw))
 
 
 def _json_of(path: Path) -> Any:

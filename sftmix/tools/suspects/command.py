@@ -70,12 +70,14 @@ def main(args: argparse.Namespace) -> None:
     """Print the first rows, and write all of them as CSV and Parquet: those that stand out come first."""
     run = Path(args.rows[0]) if is_run(args.rows[0]) else None
     _check(args, run)
+    from sftmix.data import prepare
+
     with ExitStack() as stack:
         if args.model:
             place = args.out or stack.enter_context(tempfile.TemporaryDirectory())
             rows = _of_run(_scored(args, Path(place) / "scores"))
         else:
-            rows = _of_run(run) if run else _of_files(args)
+            rows = _of_run(run) if run else Rows(list(prepare(_options(args), 0).train.examples(whole=False)))
     if args.by and not any(example.label for example in rows.examples):
         raise ConfigError(
             "--by label: the rows have no label; name its field: --data.label_field of a run, --label_field for files"
@@ -129,12 +131,6 @@ def _scored(args: argparse.Namespace, run: Path) -> Path:
     )
     recipe.run(config, until="confidence")
     return run
-
-
-def _of_files(args: argparse.Namespace) -> Rows:
-    from sftmix.data import prepare
-
-    return Rows(list(prepare(_options(args), 0).train.examples(whole=False)))
 
 
 def _options(args: argparse.Namespace) -> DataOptions:
@@ -203,7 +199,9 @@ def default_signals(rows: signals.SuspectRows) -> Sequence[str]:
     dynamics = rows.dynamics
     if dynamics is None or dynamics.token_nll is None:
         return OF_TEXTS
-    by_texts = rows.sentence_model or dynamics.alone_nll_sum is None  # words find less than Information does
+    by_texts = (
+        signals.sentence_model(rows.embedding) or dynamics.alone_nll_sum is None
+    )  # words find less than Information does
     return "Mismatch" if by_texts else "Information", *OF_TOKENS
 
 

@@ -23,7 +23,11 @@ AT_ONCE = 1000
 PRIOR = 4
 NEAREST = 5
 """Other rows with which the own one is compared."""
-FROM_MODEL = "use --model, or a run with --reference.{} true"
+FROM_MODEL = {
+    "token_nll": "each token: use --model, or a run with --reference.token_nll",
+    "alone_nll_sum": "responses without their prompts: use --model, or a run with --reference.response_alone",
+}
+"""What signals need of dynamics, and where it comes from."""
 
 
 def sentence_model(embedding: str) -> Path | None:
@@ -49,15 +53,10 @@ class SuspectRows:
     dynamics: TrainingDynamics | None = None
     embedding: str = "auto"
 
-    @property
-    def sentence_model(self) -> Path | None:
-        """The directory of the sentence embedding; None: TF-IDF is used."""
-        return sentence_model(self.embedding)
-
     @cached_property
     def vectors(self) -> Any:
         """Unit vectors of prompts and of responses, [N, D] each, dense or sparse."""
-        if model := self.sentence_model:
+        if model := sentence_model(self.embedding):
             import torch
             from transformers import pipeline
 
@@ -81,19 +80,10 @@ class SuspectRows:
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit(texts)
         return [words.transform(texts) for texts in (self.prompts, self.responses)]
 
-    @property
-    def losses(self) -> tuple[np.ndarray, Any]:
-        """Steps of the checkpoints i64[C], and of each row the NLL of its tokens f32[C, n_tokens]; or ConfigError."""
-        if self.dynamics is None or self.dynamics.token_nll is None:
-            raise ConfigError(f"--signals: some need the NLL of each token: {FROM_MODEL.format('token_nll')}")
-        return self.dynamics.steps, self.dynamics.token_nll
-
-    @property
-    def with_responses_alone(self) -> TrainingDynamics:
-        """The dynamics, which also have the NLL of the responses without their prompts; or ConfigError."""
-        if self.dynamics is None or self.dynamics.alone_nll_sum is None:
-            needs = FROM_MODEL.format("response_alone")
-            raise ConfigError(f"--signals: some need the NLL of responses without their prompts: {needs}")
+    def dynamics_with(self, name: str) -> Any:
+        """Return the dynamics if they have token_nll, or alone_nll_sum; else raise ConfigError."""
+        if self.dynamics is None or getattr(self.dynamics, name) is None:
+            raise ConfigError(f"--signals: some need the NLL of {FROM_MODEL[name]} true")
         return self.dynamics
 
 
@@ -171,7 +161,8 @@ class EndOfTurn(Signal):
     limit = 12.0
 
     def score(self, rows: SuspectRows) -> Float64:
-        steps, losses = rows.losses
+        dynamics = rows.dynamics_with("token_nll")
+        steps, losses = dynamics.steps, dynamics.token_nll
         at = steps > 0 if steps.any() else steps == 0
         return np.array([nll[at, -1].mean() if nll.shape[1] else np.nan for nll in losses], np.float64)
 
@@ -186,7 +177,7 @@ class HardTokens(Signal):
     limit = 3.0
 
     def score(self, rows: SuspectRows) -> Float64:
-        words = [nll[-1, :-1].astype(np.float64) for nll in rows.losses[1]]
+        words = [nll[-1, :-1].astype(np.float64) for nll in rows.dynamics_with("token_nll").token_nll]
         hard = [np.sort(nll)[-max(1, len(nll) // 5) :] for nll in words]
         total, size = np.array([(part.sum(), len(part)) for part in hard]).T
         usual = np.median(total[size > 0] / size[size > 0])
@@ -200,7 +191,7 @@ class Information(Signal):
     """
 
     def score(self, rows: SuspectRows) -> Float64:
-        dynamics: Any = rows.with_responses_alone
+        dynamics = rows.dynamics_with("alone_nll_sum")
         alone = dynamics.alone_nll_sum[:, -1]
         return np.where(alone > 0, dynamics.nll_sum[:, -1] - alone, np.nan)  # a row that was not scored has sums of 0
 
@@ -209,7 +200,7 @@ class IFD(Signal):
     """The same as a ratio, NLL with the prompt / NLL without (arXiv 2308.12032): short responses count as long ones."""
 
     def score(self, rows: SuspectRows) -> Float64:
-        return -confidence.IFD(checkpoint="last").estimate(rows.with_responses_alone)
+        return -confidence.IFD(checkpoint="last").estimate(rows.dynamics_with("alone_nll_sum"))
 
 
 class Perplexity(Signal):
