@@ -15,6 +15,7 @@ from sftmix.common.rng import generator
 from sftmix.data.templates import TemplateRefusal
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.loaded import LoadedModel
+from sftmix.tools.runs.models import Functions, Turns
 
 Key = tuple[str, str, int]
 """The name of a model, the id of a question, and the turn from 0."""
@@ -65,10 +66,10 @@ def answered(
 
 def asked(
     loaded: LoadedModel,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Turns,
     options: AnswerOptions,
     name: str,
-    tools: Sequence[Mapping[str, Any]] = (),
+    tools: Functions = (),
     variables: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], int]:
     """Return the ids of a conversation that waits for an answer, and how many tokens this may have within the context.

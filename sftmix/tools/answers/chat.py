@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import decoded
 from sftmix.common.shown import as_lines
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
+from sftmix.tools.runs.models import Functions
 from sftmix.tools.runs.read import read_json_if_there
 
 ABOUT = """Talk to a finished model in the terminal, by the chat template and the stop ids of its training.
@@ -57,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     chat([load_finished(model, options.dtype) for model in models], options, tools)
 
 
-def read_tools(name: str) -> Sequence[Mapping[str, Any]]:
+def read_tools(name: str) -> Functions:
     """Read the functions of a file, in OpenAI's form. Raises ConfigError."""
     from sftmix.data.calls import tools_of
 
@@ -67,7 +68,7 @@ def read_tools(name: str) -> Sequence[Mapping[str, Any]]:
         raise ConfigError(f"--tools: {name} cannot be read as a JSON list of functions: {error}") from error
 
 
-def chat(models: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[str, Any]] = ()) -> None:
+def chat(models: Sequence[Any], options: AnswerOptions, tools: Functions = ()) -> None:
     """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before.
 
     A turn for whose answer the context of one of them has no room is answered by none, and forgotten. Raises DataError
@@ -93,7 +94,7 @@ def chat(models: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[
 
 
 def _answered(
-    models: Sequence[Any], conversations: Sequence[Any], options: AnswerOptions, tools: Sequence[Mapping[str, Any]]
+    models: Sequence[Any], conversations: Sequence[Any], options: AnswerOptions, tools: Functions
 ) -> list[Any]:
     """Show what each model answers, and return the conversations with it; none if one of the models has no room.
 

@@ -2,14 +2,14 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import decoded
-from sftmix.tools.runs.models import DTYPES
+from sftmix.tools.runs.models import DTYPES, Functions
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Question:
     follow_ups: tuple[str, ...] = ()
     temperature: float = 0.0
     row: Any = None
-    tools: Sequence[Mapping[str, Any]] = ()
+    tools: Functions = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:

@@ -80,16 +80,16 @@ class Machine:
         for option, value in numbers.items():
             if value is not None and not 0 < value <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {value}; allowed: above 0, and mfu at most 1")
-        self.fp32_flops = _times(tflops, 1e12)
+        self.fp32_flops = tflops and tflops * 1e12
         tflops = tflops or peak
         self.name, self.count = name, gpus
-        self.flops = _times(tflops, 1e12)
-        self.memory = free or _times(gigabytes, 1e9)
+        self.flops = tflops and tflops * 1e12
+        self.memory = free or (gigabytes and gigabytes * 1e9)
         self.mfu, self.per_node = mfu, gpus_per_node
         # On one node the option replaces the table's; on several it is that between them.
         among = bandwidth or (link if gpus <= gpus_per_node else None)
         within = link if link and gpus > gpus_per_node else among
-        self.bandwidth, self.node_bandwidth = _times(among, 1e9), _times(within, 1e9)
+        self.bandwidth, self.node_bandwidth = among and among * 1e9, within and within * 1e9
 
     @property
     def device(self) -> torch.device:
@@ -110,10 +110,6 @@ def _here() -> tuple[str, int, float | None]:
         name, number = gpu_named(own) or own, torch.accelerator.device_count()
     free = free_memory(device)
     return name, number, free if free < math.inf else None
-
-
-def _times(number: float | None, unit: float) -> float | None:
-    return None if number is None else number * unit
 
 
 class Layout:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from sftmix.model.paths import named
 from sftmix.model.probes import context_length, position_border, probe_logits
 from sftmix.options import DataOptions, ModelOptions
 from sftmix.tools.runs.adapters import load_adapters, stored_config
-from sftmix.tools.runs.models import FinishedModel
+from sftmix.tools.runs.models import FinishedModel, Functions, Turns
 from sftmix.tools.runs.read import as_started, made_from, read_finished
 
 
@@ -51,9 +51,7 @@ class LoadedModel(NamedTuple):
     context: int | None
     together: int  # the length of rows up to which a batch changes no answer
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **variables: Any
-    ) -> list[int]:
+    def render(self, messages: Turns, tools: Functions = (), **variables: Any) -> list[int]:
         """Return the ids of the prompt: the conversation so far and the generation prompt, as in training.
 
         Special tokens that a turn spells are text, unless the run was trained on them as tokens.

@@ -1,9 +1,9 @@
 """Models of finished runs, and models from elsewhere, found or refused before torch is imported."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import refuse_links
@@ -13,6 +13,10 @@ from sftmix.tools.runs.read import as_started, is_run, read_finished
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """Dtypes in which the weights of a finished model are loaded or exported; auto: as they are stored."""
+Turns = Sequence[Mapping[str, Any]]
+"""Turns of a conversation, {role: ..., content: ..., ...}."""
+Functions = Sequence[Mapping[str, Any]]
+"""Functions that an assistant may call, in OpenAI's form."""
 OF_A_RUN = ("target", "baseline", "base")
 """The models that a run can have."""
 

@@ -11,12 +11,11 @@ from sftmix.common.files import write_text
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Yield (dotted name, number) for every number in nested mappings; NaN for null."""
     for key, value in values.items():
+        name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        elif value is None:
-            yield f"{prefix}{key}", float("nan")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)
+            yield from flatten(value, f"{name}.")
+        elif isinstance(value, int | float | None) and not isinstance(value, bool):
+            yield name, float("nan" if value is None else value)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

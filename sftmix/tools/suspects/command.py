@@ -199,9 +199,8 @@ def default_signals(rows: signals.SuspectRows) -> Sequence[str]:
     dynamics = rows.dynamics
     if dynamics is None or dynamics.token_nll is None:
         return OF_TEXTS
-    by_texts = (
-        signals.sentence_model(rows.embedding) or dynamics.alone_nll_sum is None
-    )  # words find less than Information does
+    # Words find less than Information does.
+    by_texts = signals.sentence_model(rows.embedding) or dynamics.alone_nll_sum is None
     return "Mismatch" if by_texts else "Information", *OF_TOKENS
 
 
