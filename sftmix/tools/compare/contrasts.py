@@ -31,9 +31,7 @@ def contrast_of(comparison: Comparison, variants: Mapping[str, Any], arms: Seque
     files = []
     for runs in zip(*(variants[name]["runs"] for name in arms), strict=True):
         trained = [Path(comparison.out) / run["run"] / "train" for run in runs]
-        inputs = [read_json(stage / "inputs.json") for stage in trained]
-        for pair in zip(inputs[::2], inputs[1::2], strict=True):
-            changed |= {line.partition(": ")[0] for line in differences(*pair)}
+        changed |= _differing(trained)
         figures = [run["metrics"].get(metric) for run in runs]
         if None not in figures:
             by_seed[runs[0]["seed"]] = float(np.dot(signs, figures))
@@ -55,6 +53,13 @@ def contrast_of(comparison: Comparison, variants: Mapping[str, Any], arms: Seque
         "interval": interval(values if by_example is None else by_example) if values else None,
         "interval_over": " and ".join(over) or None,
     }
+
+
+def _differing(stages: Sequence[Path]) -> set[str]:
+    """Return the names of the inputs in which two trainings differ, or each of two pairs of them."""
+    inputs = [read_json(stage / "inputs.json") for stage in stages]
+    lines = [differences(*pair) for pair in zip(inputs[::2], inputs[1::2], strict=True)]
+    return {line.partition(": ")[0] for of_pair in lines for line in of_pair}
 
 
 def _by_example(metric: str, files: Sequence[Path], signs: Sequence[int]) -> Float64 | None:

@@ -80,16 +80,15 @@ class Machine:
         for option, value in numbers.items():
             if value is not None and not 0 < value <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {value}; allowed: above 0, and mfu at most 1")
-        self.fp32_flops = tflops and tflops * 1e12
-        tflops = tflops or peak
+        self.fp32_flops = _times(tflops, 1e12)
         self.name, self.count = name, gpus
-        self.flops = tflops and tflops * 1e12
-        self.memory = free or (gigabytes and gigabytes * 1e9)
+        self.flops = _times(tflops or peak, 1e12)
+        self.memory = free or _times(gigabytes, 1e9)
         self.mfu, self.per_node = mfu, gpus_per_node
         # On one node the option replaces the table's; on several it is that between them.
         among = bandwidth or (link if gpus <= gpus_per_node else None)
         within = link if link and gpus > gpus_per_node else among
-        self.bandwidth, self.node_bandwidth = among and among * 1e9, within and within * 1e9
+        self.bandwidth, self.node_bandwidth = _times(among, 1e9), _times(within, 1e9)
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +98,10 @@ class Machine:
     def world(self) -> World:
         """One of its ranks; the others are not there."""
         return World(size=self.count, device=self.device, local_size=min(self.count, self.per_node))
+
+
+def _times(number: float | None, unit: float) -> float | None:
+    return None if number is None else number * unit
 
 
 def _here() -> tuple[str, int, float | None]:

@@ -74,8 +74,6 @@ def measure_tasks(
     tasks, manager  as `find_tasks` gives them
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
-    from lm_eval import simple_evaluate
-
     from sftmix.tools.runs.loaded import encoder_of, load_finished, weights_of
 
     weights = weights_of(model)
@@ -94,18 +92,7 @@ def measure_tasks(
     _load(manager, [(task, spec) for task, spec, *_ in missing])  # before a model is loaded
     harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
     for task, spec, settings, file in missing:
-        results = simple_evaluate(
-            model=harness,
-            tasks=[spec],
-            task_manager=manager,
-            num_fewshot=args.num_fewshot,
-            limit=args.limit,
-            apply_chat_template=args.apply_chat_template,
-            random_seed=args.seed,
-            numpy_random_seed=args.seed,
-            torch_random_seed=args.seed,
-            fewshot_random_seed=args.seed,
-        )
+        results = _asked(harness, spec, manager, args)
         entry = {
             "task": task,
             "model": model.name,
@@ -163,6 +150,23 @@ def _settings(spec: Any, files: Sequence[Path], args: argparse.Namespace) -> dic
         "files": [sha256_file(file) for file in files],
         "lm_eval": __version__,
     }
+
+
+def _asked(harness: Any, spec: Any, manager: Any, args: argparse.Namespace) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    return simple_evaluate(
+        model=harness,
+        tasks=[spec],
+        task_manager=manager,
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        apply_chat_template=args.apply_chat_template,
+        random_seed=args.seed,
+        numpy_random_seed=args.seed,
+        torch_random_seed=args.seed,
+        fewshot_random_seed=args.seed,
+    )
 
 
 def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:

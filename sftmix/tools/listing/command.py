@@ -10,7 +10,7 @@ from sftmix.components.base import RowFormat
 from sftmix.components.component import Component
 from sftmix.components.listing import as_shipped, catalogue
 from sftmix.config.schema import chosen_by, component_bases, component_in, find_component, import_class, options_of
-from sftmix.tools.runs.shown import filled
+from sftmix.tools.runs.shown import rendered
 
 ABOUT = """List the components that can be swapped, one line each by the option that chooses them.
 With a name, show one with its options.
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     if args.check and not args.name:
         raise ConfigError("--check is for one component: name it, as in `sftmix components my.Pairs --check`")
     if not args.name:
-        print(filled("listing/catalogue.txt", places=places, shipped=shipped, as_shipped=as_shipped))
+        print(rendered("listing/catalogue.txt", places=places, shipped=shipped, as_shipped=as_shipped))
         return
     named = [import_class(one.path) for every in shipped.values() for one in every if one.name == args.name]
     for cls in named or [find_component(Component, args.name)]:

@@ -14,7 +14,6 @@ from sftmix.config.read import read_config
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import origin
 from sftmix.tools.runs.read import as_started, refuse_no_run
-from sftmix.tools.runs.start import refuse_one_rank
 
 if TYPE_CHECKING:
     from sftmix.training.machine import Machine  # which imports torch
@@ -91,6 +90,8 @@ def refuse_too_few_ranks(window: Window, trust: Collection[str] | None = ()) -> 
     """Raise ConfigError if ranks shared the weights in this stage, and torchrun did not start this process."""
     with as_started(window.run):
         config = read_config(window.run / "config.yaml", trust=trust)
+    from sftmix.tools.runs.start import refuse_one_rank  # with what reads rows, which no help waits for
+
     refuse_one_rank((config_of_reference(config) if window.stage == "reference" else config).training.parallel)
 
 
