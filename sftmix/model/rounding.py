@@ -70,6 +70,14 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> re.Pattern[st
     return re.compile("|".join(model._get_dtype_plan(dtype)).replace("*", ".*") or "(?!)")
 
 
+def refuse_overflow(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Raise ConfigError as `to_nearest` does for a weight to be trained; on the meta device none has a value yet."""
+    kept = kept_in_float32(model, dtype)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not weight.is_meta and not kept.search(name):
+            to_nearest(name, weight.detach(), dtype)
+
+
 @torch.no_grad()
 def round_in_place(weights: Mapping[str, Tensor], dtype: torch.dtype, *, rounding: str, seed: int) -> None:
     """Round floats to the values of `dtype` in the dtype that they have; with FSDP each rank rounds its shards.

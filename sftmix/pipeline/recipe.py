@@ -26,6 +26,7 @@ from sftmix.measure.model import best_evaluation, measure, mixed_share
 from sftmix.measure.split import describe_split
 from sftmix.measure.summary import made_by, summarise
 from sftmix.model.load import model_config
+from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference, is_single_run
@@ -198,6 +199,7 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     stage.split_of, stage.online = batches.split_of, batches.online
     stage.eval_data, stage.eval_groups = rows.data.eval, rows.eval_groups
     dtype = export_dtype(config.model)
+    refuse_overflow(stage.model, dtype)
     if not config.checkpoint.every:  # an export that finds no room would leave nothing of the training
         size = dtype.itemsize * sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
         run.world.on_main(lambda: check_room(directory, size))

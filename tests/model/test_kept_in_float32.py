@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCa
 from sftmix import RunConfig
 from sftmix.model.export import export_model
 from sftmix.model.load import load_model, load_tokenizer
+from sftmix.model.rounding import refuse_overflow
 from sftmix.options import CheckpointOptions
 from sftmix.pipeline.loaded import round_weights
 from sftmix.training.module import TrainingModule
@@ -42,6 +43,7 @@ def test_biases_that_choose_experts_stay(path, tokenizer, tmp_path, rounding):
     model = load_model(path)
     with torch.no_grad():
         model.lm_head.weight += 1e-4
+    refuse_overflow(model, torch.bfloat16)
     round_weights(RunConfig(checkpoint=CheckpointOptions(rounding=rounding)), TrainingModule(model), torch.bfloat16)
     export_model(model, tokenizer, tmp_path / "out", dtype=torch.bfloat16)
     before, after = (load_file(one / "model.safetensors") for one in (path, tmp_path / "out"))
