@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from sftmix.common.errors import ConfigError, DifferenceError, NoSpaceError
 
 MANIFEST = "MANIFEST.json"
@@ -138,6 +136,8 @@ def _leftovers(directory: Path, name: str) -> list[Path]:
 
 def is_alive(pid: int, at: float = math.inf) -> bool:
     """Return False if no process of this machine has this number, or had it at a time (time.time())."""
+    import psutil  # which --version does without
+
     try:
         return psutil.Process(pid).create_time() <= at
     except psutil.AccessDenied:  # a process of somebody else
