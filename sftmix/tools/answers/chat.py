@@ -106,10 +106,13 @@ def _answered(
 
     names = [f"{model.name}: " if len(models) > 1 else "" for model in models]
     prompts = [asked(*one, options, "chat", tools) for one in zip(models, conversations, strict=True)]
-    for model, name, (prompt, room) in zip(models, names, prompts, strict=True):
-        if not room:
-            print(f"{name}the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew")
-    if not all(room for _, room in prompts):
+    full = [
+        f"{name}the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew"
+        for model, name, (prompt, room) in zip(models, names, prompts, strict=True)
+        if not room
+    ]
+    if full:
+        print(*full, sep="\n")
         return []
     answered = []
     for model, name, messages, (prompt, room) in zip(models, names, conversations, prompts, strict=True):

@@ -77,8 +77,7 @@ def main(args: argparse.Namespace) -> None:
     form = args.format
     to = Path(args.to)
     finished = finished_models(args.place, args.models.split(","))
-    runs = [model.run for model in finished if model.run]
-    run = runs[0] if runs and form == "rows" else None
+    run = next((model.run for model in finished if model.run), None) if form == "rows" else None
     if form != "rows" and not args.prompts:
         raise ConfigError(f"--format {form} needs --prompts, a file of its judge's questions")
     if args.prompts:  # whose fields and roles may have the names that the run's rows have

@@ -29,14 +29,14 @@ from sftmix.tools.compare.statistics import (
     mean_sd,
     seeds_needed,
 )
-from sftmix.tools.compare.written import write_result
+from sftmix.tools.compare.written import Table, write_result
 from sftmix.tools.runs.shown import flatten
 
 SETTINGS = ("seed", "world_size", "data.max_length")
 """Numbers of a summary.json that are chosen, not measured: their means over seeds say nothing."""
 
 
-def compare(comparison: Comparison) -> dict[str, Any]:
+def compare(comparison: Comparison) -> Table:
     """Run the missing cells of a table and return it in the form of table.json.
 
     Call it in every process of a torchrun. Every run is checked before the first starts. The same call continues an
@@ -165,7 +165,7 @@ def _spread(runs: Sequence[Any]) -> dict[str, Any]:
     return figures
 
 
-def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> dict[str, Any]:
+def build_table(comparison: Comparison, summaries: Mapping[str, Any]) -> Table:
     """Return the table of the finished cells; `complete` is True if these are all.
 
     summaries  name of a cell -> what its run returned; empty if its target diverged

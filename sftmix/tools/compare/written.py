@@ -61,7 +61,7 @@ def contrast_rows(table: Table) -> list[list[str]]:
 
 def markdown(table: Table) -> str:
     """Return table.md, as the file of this room says: the contrasts, figures, variants, and what they can carry."""
-    known, names = _known(table), table["options"]["metrics"] or ()
+    known = _known(table)
     options = [[name, shown_options(variant["options"])] for name, variant in table["variants"].items()]
     return rendered(
         "compare/table.md",
@@ -72,7 +72,7 @@ def markdown(table: Table) -> str:
         options=markdown_table([["variant", "options that are not the same in all"], *options]),
         unknown=[
             told(f"metrics: no run has {group!r}", nearest(group, known), "the names are those of summary.json")
-            for group in names
+            for group in table["options"]["metrics"] or ()
             if not _of_group(group, known)
         ],
     )

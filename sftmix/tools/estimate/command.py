@@ -59,7 +59,7 @@ def lasting(hours: float) -> str:
     """Return a time in its two largest units: 3 days 4 h, 2 h 5 min, 14 min 3 s."""
     seconds, words = round(3600 * hours), list[str]()
     for size, unit in ((86400, " days"), (3600, " h"), (60, " min"), (1, " s")):
-        if seconds >= size or words:
-            words.append(f"{seconds // size}{unit}")
-        seconds %= size
+        count, seconds = divmod(seconds, size)
+        if count or words:
+            words.append(f"{count}{unit}")
     return " ".join(words[:2]) or "under 1 s"

@@ -209,13 +209,12 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
     data = rows.data.train
     held_out = rows.data.eval
     options = config.training
-    reference = config.reference
     path = config.model.path
     lora = config.model.lora
     n = len(data)
     pairing = config.resolved_pairing()
     stages = []
-    if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & reference.needs:
+    if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & config.reference.needs:
         stages.append(_reference(config, rows, machine))
 
     def pairs(epoch: int) -> Rows | None:

@@ -15,6 +15,7 @@ from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError, DifferenceError
 from sftmix.common.files import hashed, sha256_file, sha256_json, write_json
 from sftmix.tools.evaluate.convert import BENCHMARKS, rows_and_shots
+from sftmix.tools.evaluate.table import Score
 from sftmix.tools.runs.models import FinishedModel
 from sftmix.tools.runs.read import read_json_if_there
 
@@ -195,7 +196,7 @@ def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
     return harness
 
 
-def scores_of(name: str, evaluated: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def scores_of(name: str, evaluated: dict[str, Any]) -> dict[str, Score]:
     """Return the scores of what was asked for: of a group if it has a metric of its own, else of each of its tasks.
 
     evaluated  the results of lm-eval's simple_evaluate

@@ -10,6 +10,8 @@ from sftmix.common.files import hashed, read_json, sha256_json, write_json, writ
 from sftmix.tools.runs.read import read_json_if_there
 from sftmix.tools.runs.shown import markdown_table
 
+Score = dict[str, Any]
+"""A figure of a task with its standard error: see `scores_of`, and `difference`."""
 MODELS = ["base", "baseline", "target"]
 
 
@@ -53,10 +55,8 @@ def _results(place: Path) -> list[dict[str, Any]]:
 def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the table of results, its sentences, and the differences of the target to the base and the baseline."""
     lines: dict[Any, dict[str, Any]] = {}
-    names = set()
     for entry in results:
         name, settings = entry["model"], entry["settings"]
-        names.add(name)
         first = "" if settings["limit"] is None else f"first {settings['limit']}"
         chat = "chat template" * settings["chat_template"]
         dtype = settings["dtype"].removeprefix("auto")
@@ -64,6 +64,7 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             words = _shots(score, settings["num_fewshot"]), first, f"seed {settings['seed']}", chat, dtype
             line = task, ", ".join(filter(None, words)), sha256_json(settings)
             lines.setdefault(line, {})[name] = score
+    names = {entry["model"] for entry in results}
     models = [*(name for name in MODELS if name in names), *sorted(names.difference(MODELS))]
     table = [["task", "settings", "metric", "questions", *models]]
     differences = []
@@ -83,14 +84,14 @@ def _tables(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"table": table, "sentences": sentences, "differences": differences}
 
 
-def _shots(score: dict[str, Any], asked: int | None) -> str:
+def _shots(score: Score, asked: int | None) -> str:
     """Say how many shots a score had: a task whose file says 0 has none, whatever is asked for."""
     if (had := score.get("shots", asked)) is not None:
         return f"{had}-shot"
     return "its own shots" if asked is None else f"up to {asked}-shot"  # a group of tasks with unlike shots
 
 
-def difference(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any] | None:
+def difference(left: Score, right: Score) -> Score | None:
     """Return left - right of two scores: value, its stderr, and n.
 
     The error is paired: sd of the differences of single questions / sqrt(n); None for one question. There is no
@@ -106,5 +107,5 @@ def difference(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any] | 
     return {"value": float(each.mean()), "stderr": float(sem(each)) if len(each) > 1 else None, "n": len(each)}
 
 
-def _figure(figure: dict[str, Any], form: str) -> str:
+def _figure(figure: Score, form: str) -> str:
     return f"{figure['value']:{form}}" + ("" if figure["stderr"] is None else f" ± {figure['stderr']:.4f}")

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from sftmix.common.files import read_json
-from sftmix.tools.compare.written import contrast_rows, figure_rows, rows_by_seed
+from sftmix.tools.compare.written import Table, contrast_rows, figure_rows, rows_by_seed
 from sftmix.tools.report.pictures import GROUPS, figure
 
 
@@ -25,7 +25,7 @@ def table_page(directory: Path, margin: float | None) -> dict[str, Any]:
     }
 
 
-def contrasts(table: dict[str, Any], margin: float | None) -> go.Figure | None:
+def contrasts(table: Table, margin: float | None) -> go.Figure | None:
     """Draw a dot for the difference at each seed, and the mean with its 95% interval; None without any.
 
     margin  differences of at most this size are shaded: those that would not matter

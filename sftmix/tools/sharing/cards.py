@@ -141,10 +141,9 @@ def _card(template: str, run: Path, data: Any, **values: Any) -> str:
     data  the metadata, of a model or of a data set
     """
     config = read_finished(run)
-    recipe = config.plain()
-    recipe.pop("out", None)
     with as_started(run):
-        shown = without_directories(recipe)
+        shown = without_directories(config.plain())
+    shown.pop("out", None)
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, finalize=_escaped, trim_blocks=True)
     return environment.get_template(template).render(

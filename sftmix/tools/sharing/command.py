@@ -89,8 +89,7 @@ def main(args: argparse.Namespace) -> None:
             say("these are not the weights of train/model, as the run measured them: it has no figures of these")
         from sftmix.tools.sharing.cards import CARD, model_card, write_card  # import torch, which no refusal waits for
 
-        about = {"license": args.license, "step": step, "merged": args.merge, "measured": measured}
-        card = model_card(run, "train", **about)
+        card = model_card(run, "train", license=args.license, step=step, merged=args.merge, measured=measured)
         write_card(to / CARD, card, args.license)
         to.rename(final)  # with its card
         print(push(final, args.push_to_hub, kind="model", private=args.private) if args.push_to_hub else final)

@@ -52,7 +52,6 @@ def report(run: Path) -> str:
         status = read_json_if_there(run / "STATUS.json")
         if is_there(run / TABLE):
             plan = read_yaml(run / TABLE)
-            finished = 0
             rows = [["variant", "seed", "state", "steps", plan["metric"]]]
             for seed in plan["seeds"]:
                 for variant in map(str, plan["variants"]):
@@ -61,8 +60,7 @@ def report(run: Path) -> str:
                     summary = read_json_if_there(cell / "summary.json")
                     steps = _stage(cell, of_cell["stage"], of_cell)[2] if of_cell else ""
                     rows.append([variant, str(seed), _state(of_cell), steps, _number(at(summary, plan["metric"]))])
-                    finished += rows[-1][2] == "finished"
-            notes = [f"{finished} of {len(rows) - 1} runs finished"]
+            notes = [f"{sum(row[2] == 'finished' for row in rows)} of {len(rows) - 1} runs finished"]
         elif status or is_there(run / "config.yaml"):
             rows = [_COLUMNS, *(row for stage in STAGES if (row := _stage(run, stage, status)))]
             notes = held_out(read_json_if_there(run / "summary.json"))

@@ -4,7 +4,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,10 +71,9 @@ def main(args: argparse.Namespace) -> None:
     _check(args, run)
     from sftmix.data import prepare
 
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as scratch:
         if args.model:
-            place = args.out or stack.enter_context(tempfile.TemporaryDirectory())
-            rows = _of_run(_scored(args, Path(place) / "scores"))
+            rows = _of_run(_scored(args, Path(args.out or scratch) / "scores"))
         else:
             rows = _of_run(run) if run else Rows(list(prepare(_options(args), 0).train.examples(whole=False)))
     if args.by and not any(example.label for example in rows.examples):

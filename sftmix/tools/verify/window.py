@@ -86,7 +86,7 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     return Window(run, stage, start, start + steps, last, finished, tuple(checkpoints))
 
 
-def refuse_too_few_ranks(window: Window, trust: Collection[str] | None = ()) -> None:
+def refuse_too_few_ranks(window: Window, trust: Collection[str] | None) -> None:
     """Raise ConfigError if ranks shared the weights in this stage, and torchrun did not start this process."""
     with as_started(window.run):
         config = read_config(window.run / "config.yaml", trust=trust)
