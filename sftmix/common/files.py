@@ -323,8 +323,11 @@ def read_steps(stage: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        return [
+        lines = [
             read_object(line, f"{path}, line {number}", step=int)
             for number, line in enumerate(file, 1)
             if line.endswith((b"}", b"\n"))
         ]
+    if len({line["step"] for line in lines}) < len(lines):
+        raise not_as_written(path, ValueError("a step is there twice"))
+    return lines

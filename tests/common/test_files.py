@@ -7,11 +7,13 @@ import sys
 
 import pytest
 
+from sftmix.common.errors import DifferenceError
 from sftmix.common.files import (
     MANIFEST,
     commit_directory,
     fresh_directory,
     read_json,
+    read_steps,
     sha256_file,
     sha256_json,
     verify_directory,
@@ -131,3 +133,12 @@ def test_leftovers_of_this_directory_only_are_removed(tmp_path):
     assert not mine.exists()
     assert other.exists()
     assert list(staging.iterdir()) == []
+
+
+def test_a_step_that_is_there_twice_is_refused(tmp_path):
+    lines = '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"step": 3, "lo')
+    assert [line["step"] for line in read_steps(tmp_path)] == [1, 2]
+    (tmp_path / "metrics.jsonl").write_text(2 * lines)
+    with pytest.raises(DifferenceError, match=r"metrics.jsonl is not as a run writes it .*a step is there twice"):
+        read_steps(tmp_path)
