@@ -20,7 +20,7 @@ import sftmix
 from tests.tiny import ROOT
 
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, f'build_{sys.argv[1]}')(sys.argv[2])"
-NO_MODULES = {".yaml", ".html", ".css", ".js", ".md", ".typed", ".pyi"}
+NO_MODULES = {".yaml", ".html", ".css", ".js", ".md", ".txt", ".typed", ".pyi"}
 """Endings of the files of the package that are no modules."""
 
 

@@ -83,10 +83,10 @@ def write_report(
         finalize=lambda value: as_lines(value) if type(value) is str else value,  # and not what is markup
         undefined=jinja2.ChainableUndefined,
     )
+    environment.filters["figure"] = short
     html = environment.get_template("page.html").render(
         title=", ".join(run.resolve().name for run in runs),
         version=sftmix.__version__,
-        short=short,
         plotly=plotly.offline.get_plotlyjs(),
         **parts,
     )

@@ -36,5 +36,4 @@ def rendered(template: str, **values: Any) -> str:
     import jinja2
 
     text = (Path(__file__).parents[1] / template).read_text(encoding="utf-8")
-    strict = jinja2.StrictUndefined
-    return jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, undefined=strict).render(values)
+    return jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined).render(values)
