@@ -39,8 +39,8 @@ class Question:
     def plain(self) -> dict[str, Any]:
         """Return what makes the question this one, in types that JSON can write."""
         rest = {"follow_ups": self.follow_ups, "tools": self.tools, "chat_template_kwargs": self.variables}
-        more = {name: value for name, value in rest.items() if value}
-        return {"id": self.id, "messages": self.messages, "reference": self.reference, **more}
+        more = {name: list(value) if isinstance(value, tuple) else value for name, value in rest.items() if value}
+        return {"id": self.id, "messages": list(self.messages), "reference": self.reference, **more}
 
 
 @dataclass
