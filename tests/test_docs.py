@@ -285,6 +285,8 @@ def workspace(tmp_path_factory) -> Workspace:
     for run in ("first", "quickstart"):
         (path / "runs" / run).mkdir(parents=True)
         (path / "runs" / run / "config.yaml").write_text("model: {path: tiny/model}\ndata: {train: rows.json}\n")
+    (path / "runs" / "table5").mkdir()
+    (path / "runs" / "table5" / "compare.yaml").write_text("metric: eval_nll_after\n")
     return found
 
 

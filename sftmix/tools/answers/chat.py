@@ -47,11 +47,9 @@ def main(args: argparse.Namespace) -> None:
     tools = read_tools(args.tools) if args.tools else ()
     models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
-    if (
-        models[0].run
-        and not options.system
-        and (rows := at(read_json_if_there(models[0].run / "summary.json"), "data.counts.system"))
-    ):
+    summaries = [read_json_if_there(model.run / "summary.json") for model in models if model.run]
+    rows = max((at(summary, "data.counts.system") or 0 for summary in summaries), default=0)
+    if rows and not options.system:
         say(f"{rows:,} of its rows had a system turn, and this conversation has none: --system TEXT or FILE gives one")
     from sftmix.tools.runs.loaded import load_finished
 
