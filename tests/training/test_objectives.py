@@ -187,9 +187,9 @@ def test_they_keep_the_contract_of_an_objective(cls, tmp_path):
 def test_a_file_that_does_not_fit_is_named(path, tmp_path):
     with pytest.raises(DataError, match=r"objective\.dynamics: .*nothing\.parquet: there is no such file"):
         PriFT(dynamics=str(tmp_path / "nothing.parquet")).files()
-    other = rows_in_memory([(3, 4), *[(7, 2)] * 10])
+    other = rows_in_memory([(3, 6), *[(7, 2)] * 10])
     batch = collate(UNITS, other)
-    with pytest.raises(ConfigError, match=r"has 5 tokens of example .*, which has 4 here; make it of the same rows"):
+    with pytest.raises(ConfigError, match=r"has 5 tokens of example .*, which has 6 here; make it of the same rows"):
         PriFT(dynamics=path).reference_nll(batch)
     write_dynamics(tmp_path / "plain.parquet", replace(REFERENCE, token_nll=None))
     with pytest.raises(DataError, match=r"has no NLL of tokens; write it with --reference\.token_nll true"):
@@ -301,3 +301,16 @@ def test_another_loss_of_a_global_batch_cut_up_is_the_formula(objective, formula
     model, lambdas = toy_model(), {}
     found = ours(model, Exact(objective=objective, seen=lambdas), UNITS, world=world, micro=micro, segments=1)
     assert_same(found, value_and_gradients(model, formula(objective, Rows(model, lambdas))))
+
+
+@pytest.mark.parametrize("name", some_fast(["PriFT", "ASFT", "Rho1", "TailSFT"], every=4))
+def test_a_run_trains_by_a_stored_reference(name, finished, sftmix, tmp_path):
+    """Its start measures the memory of a step on a row that is cut short, which has the last of the stored tokens."""
+    shown = ["--model.path", str(finished.tiny.model), "--data.train", str(finished.tiny.train)]
+    small = ["--training.max_steps", "2", "--checkpoint.every", "0"]
+    reference = tmp_path / "reference"
+    keeps = ["--reference.token_nll", "true", "--reference.checkpoints", "[0, 1]"]
+    assert sftmix("confidence", *shown, *small, *keeps, "--out", str(reference)).code == 0
+    stored = ["--objective", name, "--objective.dynamics", str(reference / "confidence" / "dynamics.parquet")]
+    done = sftmix("run", *shown, *small, *stored, "--out", str(tmp_path / "run"))
+    assert done.code == 0, done.err

@@ -138,11 +138,15 @@ class StoredReference(TokenWeights):
         sizes = [len(part) for part in nll]
         if sum(sizes) != len(batch.labels):  # no look at the device before something is wrong
             here = batch.n_tokens.tolist()
-            wrong = next(place for place, size in enumerate(sizes) if size != here[place])
-            raise ConfigError(
-                f"objective.dynamics: {self.dynamics} has {sizes[wrong]} tokens of example {batch.ids[wrong]}, which "
-                f"has {here[wrong]} here; make it of the same rows, with the same tokenizer, template and length"
-            )
+            wrong = [place for place, size in enumerate(sizes) if size < here[place]]
+            if wrong:
+                raise ConfigError(
+                    f"objective.dynamics: {self.dynamics} has {sizes[wrong[0]]} tokens of example "
+                    f"{batch.ids[wrong[0]]}, which has {here[wrong[0]]} here; make it of the same rows, with the same "
+                    "tokenizer, template and length"
+                )
+            # `check` has seen that all rows have as many: this one was cut to measure memory, and has its last tokens.
+            nll = [part[len(part) - count :] for part, count in zip(nll, here, strict=True)]
         return send(torch.from_numpy(np.concatenate(nll).astype(np.float64)), batch.labels.device)
 
 
