@@ -1,7 +1,7 @@
 """Text and figures as messages, terminals and pages show them.
 
-Text that others wrote is shown so that no row and no model can control the terminal. Figures are numbers in nested
-mappings by dotted names, with counts in words, and Markdown tables.
+Text that others wrote is shown so that no row and no model can control the terminal. Figures are short, and
+counts are in words.
 """
 
 import re

@@ -38,7 +38,7 @@ class Scorer:
 
     precision  fp32 or bf16
     token_nll  also keep the NLL of every response token
-    keep       what else is kept, of KEPT: one more pass
+    keep       what else is kept, of entropy, margin and states: one more pass
     progress   the name of the bar; None: no bar
     """
 
@@ -105,10 +105,6 @@ class Scorer:
         token_nll = split_by_slot(out.nll.float(), batch) if self.token_nll else [None] * len(batch.rows)
         kept = module.read(lambda it: _kept(it, batch, self.keep)) if self.keep else []
         return [sum_by_slot(out.nll, batch), batch.n_tokens, sum_by_slot(out.correct, batch), token_nll, *kept]
-
-
-KEPT = ("entropy", "margin", "states")
-"""What may be kept of each response beside its losses: see TrainingDynamics."""
 
 
 def _kept(module: TrainingModule, batch: Batch, keep: Sequence[str]) -> list[Column]:

@@ -21,7 +21,7 @@ class RowScores:
     n_tokens   i64[N]
     n_correct  i64[N]
     token_nll  None, or N arrays f32[n_tokens]
-    kept       what else of KEPT was asked for: `entropy` and `margin` N arrays f32[n_tokens], `states` N arrays f16[D]
+    kept       what else was asked for: `entropy` and `margin` N arrays f32[n_tokens], `states` N arrays f16[D]
     """
 
     nll_sum: Float64
