@@ -53,8 +53,7 @@ _NAMES = {
     "callbacks": ("EarlyStopping", "Evaluate", "LossSpikeGuard"),
     "selection": ("All", "Longest", "Random", "ScoreAtLeast", "Shares", "WithLabel"),
     "schedules": ("AfterFraction", "Constant", "Cosine", "Linear"),
-    # What comes from elsewhere: other methods and places of mixing, weights of tokens, servers, 8-bit state.
-    "others.endpoint": ("FromEndpoint", "FromSGLang"),
+    # What comes from elsewhere: other methods and places of mixing, weights of tokens, 8-bit state.
     "others.mixing": ("MeasureMixing",),
     "others.optimizers8bit": ("AdamW8bit",),
     "others.perturbations": ("NEFTune",),

@@ -33,8 +33,6 @@ from sftmix.components.objectives import DecomposedMixup as DecomposedMixup
 from sftmix.components.objectives import MixupOnly as MixupOnly
 from sftmix.components.objectives import SFTMix as SFTMix
 from sftmix.components.optimizers import AdamW as AdamW
-from sftmix.components.others.endpoint import FromEndpoint as FromEndpoint
-from sftmix.components.others.endpoint import FromSGLang as FromSGLang
 from sftmix.components.others.mixing import MeasureMixing as MeasureMixing
 from sftmix.components.others.optimizers8bit import AdamW8bit as AdamW8bit
 from sftmix.components.others.perturbations import NEFTune as NEFTune

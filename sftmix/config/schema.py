@@ -114,7 +114,7 @@ def trusting(paths: Collection[str] = ()) -> Iterator[None]:
 
 MOVED = {
     f"sftmix.components.{name}.": f"sftmix.components.others.{name}."
-    for name in ("endpoint", "mixing", "perturbations", "places", "reweighting", "tokens")
+    for name in ("mixing", "perturbations", "places", "reweighting", "tokens")
 } | {
     "sftmix.components.optimizers.AdamW8bit": "sftmix.components.others.optimizers8bit.AdamW8bit",
     "sftmix.components.selection.S2L": "sftmix.components.others.s2l.S2L",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sftmix.types.arrays import Bool, Float32, Float64, Int64, Rows
-from sftmix.types.rows import Encoded
 
 
 @dataclass(frozen=True)
@@ -20,19 +19,15 @@ class RowScores:
     nll_sum    f64[N], nats
     n_tokens   i64[N]
     n_correct  i64[N]
-    token_nll  None, or N arrays f32[n_tokens]
-    kept       what else was asked for: `entropy` and `margin` N arrays f32[n_tokens], `states` N arrays f16[D]
+    kept       what else was asked for: `token_nll`, `entropy` and `margin`, N arrays f32[n_tokens] each, and `states`, N
+               arrays f16[D]
     """
 
     nll_sum: Float64
     n_tokens: Int64
     n_correct: Int64
-    token_nll: Sequence[Float32] | None = None
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
-
-RowScorer = Callable[[Encoded], tuple[Float64, Bool]]
-"""A row -> the NLL (nats) of each of its response tokens, f64[n], and whether it is the argmax, bool[n]."""
 
 OF_TOKENS = ("token_nll", "alone_token_nll", "token_entropy", "token_margin")
 """Fields of TrainingDynamics with a number for each token of a response."""
