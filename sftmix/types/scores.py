@@ -19,8 +19,8 @@ class RowScores:
     nll_sum    f64[N], nats
     n_tokens   i64[N]
     n_correct  i64[N]
-    kept       what else was asked for: `token_nll`, `entropy` and `margin`, N arrays f32[n_tokens] each, and `states`, N
-               arrays f16[D]
+    kept       what else was asked for: `token_nll`, `entropy` and `margin`, N arrays f32[n_tokens] each, and `states`,
+               N arrays f16[D]
     """
 
     nll_sum: Float64
