@@ -43,7 +43,7 @@ tree: of sftmix/tools, of sftmix/components/others, and of all else. Lines and n
 Whoever raises a number says in the commit what was taken away for it, or why it is worth more."""
 
 _OF_COMMON = ("component", "errors", "fields", "files", "places", "plain", "rng", "row_format", "tables", "transfer")
-_OF_COMPONENTS = ("base", "component", "view", "objectives", "shared_scores")
+_OF_COMPONENTS = ("base", "component", "confidence", "objectives", "pairing", "shared_scores", "view")
 COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "functional", "components")} | {"numpy"}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in _OF_COMMON}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.components.{name}" for name in _OF_COMPONENTS}

@@ -16,6 +16,7 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.progress import progress_bar, without_bars_of_transformers
 from sftmix.components import confidence
 from sftmix.components.component import Component
+from sftmix.components.others import confidences
 from sftmix.types import Float64, Rows, TrainingDynamics
 
 AT_ONCE = 1000
@@ -200,7 +201,7 @@ class IFD(Signal):
     """The same as a ratio, NLL with the prompt / NLL without (arXiv 2308.12032): short responses count as long ones."""
 
     def score(self, rows: SuspectRows) -> Float64:
-        return -confidence.IFD(checkpoint="last").estimate(rows.dynamics_with("alone_nll_sum"))
+        return -confidences.IFD(checkpoint="last").estimate(rows.dynamics_with("alone_nll_sum"))
 
 
 class Perplexity(Signal):
