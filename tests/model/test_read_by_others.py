@@ -76,14 +76,13 @@ def test_a_plain_model_gets_no_line(tokenizer, tmp_path, capsys, adapters):
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda state: state | {"model.norm.weight": state["model.norm.weight"] + 0.1}, "by up to "),
+        (lambda state: state | {"model.more": state["model.norm.weight"] + 0.1}, "model.more"),
         (lambda state: {name: x for name, x in state.items() if "up_proj" not in name}, "mlp.up_proj.weight"),
     ],
-    ids=["another value", "a weight less"],
+    ids=["a weight more", "a weight less"],
 )
-@pytest.mark.parametrize("fits", [True, False])
-def test_an_export_that_is_another_model_gets_a_line(tokenizer, tmp_path, capsys, monkeypatch, damage, told, fits):
-    """As a conversion of names and tensors that is no inverse would make it; without room, names alone are seen."""
+def test_an_export_that_is_another_model_gets_a_line(tokenizer, tmp_path, capsys, monkeypatch, damage, told):
+    """As a conversion of names that is no inverse would make it."""
     write = export._write_model
 
     def damaged(model, path, *rest):
@@ -92,12 +91,12 @@ def test_an_export_that_is_another_model_gets_a_line(tokenizer, tmp_path, capsys
         save_file(damage(load_file(file)), file, metadata={"format": "pt"})
 
     monkeypatch.setattr(export, "_write_model", damaged)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 10**9 * fits}))
     model = random_model(transformers.LlamaConfig(**TINY))
     out = export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32)
     line = f"{out}: LlamaForCausalLM, which config.json names, reads another model from it: "
     found = capsys.readouterr().err
-    assert (line in found and told in found) is (fits or "proj" in told)
+    assert line in found
+    assert told in found
 
 
 @pytest.fixture
