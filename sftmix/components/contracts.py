@@ -5,7 +5,6 @@ allowed. All of it is checked where the answer arrives. What a component is give
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from numbers import Real
@@ -234,8 +233,7 @@ def check_callback_result(callback: Component, hook: str, result: Any) -> Callba
 
 def _check_type(component: Component, answer: object, kind: type, name: str = "") -> None:
     if not isinstance(answer, kind):
-        module = re.sub(r"^sftmix\.types\..*", "sftmix.types", kind.__module__)  # from where they are imported
-        raise broken(component, f"{name}{_described(answer)}", f"{module}.{kind.__name__}")
+        raise broken(component, f"{name}{_described(answer)}", f"{kind.__module__}.{kind.__name__}")
 
 
 def _array(

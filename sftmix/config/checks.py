@@ -2,13 +2,12 @@
 
 import importlib.util
 import math
-import re
 from collections.abc import Container, Iterator
 from dataclasses import fields
 from typing import Any
 
 from sftmix.common.errors import refuse
-from sftmix.common.plain import as_list, not_plain, spelling
+from sftmix.common.plain import not_plain, spelling
 from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
@@ -55,7 +54,6 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     if not config.model.path:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
     yield from config.data.problems()
-    yield from _variables(config)
     reference, optimizer = config.reference, config.optimizer
     own = [*_training("", config.training, optimizer, config.model.lora), *_lora("model.lora", config.model.lora)]
     yield from own
@@ -71,19 +69,6 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
             f"checkpoint.every ({every}) and checkpoint.every_seconds ({seconds:g}) exclude each other: their "
             "distance is one of steps or one of time; set --checkpoint.every null, or leave every_seconds out"
         )
-
-
-def _variables(config: RunConfig) -> Iterator[str]:
-    """Yield a problem for each place that names an environment variable, which a shell replaces and a file does not."""
-    data = config.data
-    places = {"out": config.out, "model.path": config.model.path, "data.cache_dir": data.cache_dir}
-    for key, names in {**places, "data.train": data.train, "data.eval": data.eval}.items():
-        for name in as_list(names):
-            if re.search(r"\$[\w{]", name or ""):
-                yield (
-                    f"{key} is {name!r}, but variables are not replaced here; write the place itself, or let the shell "
-                    f"do it: --{key} {name}"
-                )
 
 
 # ------------------------------------------------------------------------------------------------ options
