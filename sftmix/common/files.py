@@ -49,10 +49,6 @@ def placing(path: Path) -> Iterator[Path]:
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
-        for leftover in _leftovers(path.parent, path.name):
-            pid = leftover.suffix[1:]
-            if leftover == staging or (pid.isdecimal() and not is_alive(int(pid))):  # others of this machine may write
-                leftover.unlink(missing_ok=True)
         try:
             yield staging
             sync_path(staging)
@@ -99,8 +95,6 @@ def no_space(path: Path, needed: int | None = None, problem: str = "no space lef
     """Return the error of a full disk, with the free bytes and those needed, if they are known."""
     need = "" if needed is None else f"{needed:,} bytes are needed, "
     free = f"{need}{shutil.disk_usage(_folder(path)).free:,} are free"
-    if sys.platform != "win32" and (system := os.statvfs(_folder(path))).f_files and not system.f_favail:
-        free = "the file system holds as many files as it can (inodes), whatever its free bytes"
     return NoSpaceError(f"{problem} {path}: {free}; free some and run again")
 
 

@@ -193,6 +193,8 @@ def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], ot
             "another model would be trained. Mend config.json (num_hidden_layers, attention_bias, ...), or merge "
             "adapters into their base model with PEFT (merge_and_unload), or take the weights out of the files"
         )
+    if model.config.model_type != model_config(path).model_type:
+        say_once(f"model.path: {path}: its text part alone is trained and exported, as {type(model).__name__}")
     if others:
         say_once(f"model.path: {path}: left out {some(others)}, no part of {type(model).__name__}")
 
@@ -225,12 +227,6 @@ def check_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ids:
             f"model.path: the token {tokenizer.convert_ids_to_tokens(highest)!r} has id {highest}, the model embeddings"
             f" for {size} ids: its tokenizer is that of another model, or tokens were added without resizing the model"
         )
-
-
-def spare_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the tokens without an embedding, by their ids."""
-    size = config.get_text_config().vocab_size
-    return [f"{token} {number}" for token, number in tokenizer.get_vocab().items() if number >= size]
 
 
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}

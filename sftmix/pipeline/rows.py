@@ -24,8 +24,6 @@ from sftmix.model.load import (
     model_config,
     refuse_quantized,
     say_once,
-    some,
-    spare_tokens,
 )
 from sftmix.model.probes import context_length, position_border
 from sftmix.options import LENGTHS
@@ -103,8 +101,6 @@ def read_rows(
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
         data.report.notes.append(chosen)
     check_rows_fit(path, encoder, whole, data.eval)
-    if spare := spare_tokens(model_config(path), encoder.tokenizer):
-        data.report.notes.append(f"The model has no embedding for {some(spare, 'tokens')}, which no row has")
     groups = held_out_groups(data.eval, as_list(config.data.eval or []))
     rows = RunRows(prepared, encoder, data, whole, groups)
     check_same_rows({"data.train": data.train.fingerprint, "data.eval": rows.eval_fingerprint}, world)
