@@ -152,7 +152,6 @@ class ReferenceRun:
         checkpoints: int | Sequence[float] | Literal["online"],
         token_nll: bool = False,
         response_alone: bool = False,
-        keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Train by NTP, in an order of its own, and score every example at the checkpoints.
 
@@ -169,7 +168,7 @@ class ReferenceRun:
                 encoder,
                 data=data,
                 order=TrainingOrder(len(data), options=config.training, seed=config.seed),
-                keep=_kept(token_nll, keep),
+                token_nll=token_nll,
                 packed=data.packed,
             )
         if checkpoints == "online":
@@ -206,10 +205,9 @@ class ReferenceRun:
         max_length: int | None,
         token_nll: bool = False,
         response_alone: bool = False,
-        keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
-        run, kept, parts = self._run, _kept(token_nll, keep), list[TrainingDynamics]()
+        run, parts = self._run, list[TrainingDynamics]()
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
             _, encoder, data = self._rows(model, key="reference.paths")
@@ -221,7 +219,7 @@ class ReferenceRun:
             for number, path in enumerate(paths, start=1):  # each a checkpoint
                 run.say(f"reference: {path} scores {len(data):,} examples")
                 score, module = scoring_model(
-                    run.config, run.world, path, encoder, name="reference", packed=data.packed, keep=kept
+                    run.config, run.world, path, encoder, name="reference", packed=data.packed, token_nll=token_nll
                 )
                 scores = score(module, data)
                 alone = score(module, ResponsesAlone(data, np.arange(len(data)))) if response_alone else None
@@ -230,8 +228,3 @@ class ReferenceRun:
                 del module  # before the next one is loaded
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge_dynamics(parts)
-
-
-def _kept(token_nll: bool, keep: Sequence[str]) -> list[str]:
-    """Return what a scorer keeps of each row beside its sums."""
-    return [*(["token_nll"] if token_nll else []), *keep]

@@ -88,11 +88,11 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     """Write the scores of a data set without its text into `to`: dynamics, confidence, hashes of rows, and the card.
 
     name  of the repository on the hub, for the card
-    What was kept of single tokens, and states, are left out: they give away too much of a text. Raises DataError for a
+    What was kept of single tokens is left out: it gives away too much of a text. Raises DataError for a
     run without dynamics.
     """
     folder, rows = run / "confidence", rows_of_run(run)[1].data.train
-    private: dict[str, Any] = dict.fromkeys((*OF_TOKENS, "states"))
+    private: dict[str, Any] = dict.fromkeys(OF_TOKENS)
     dynamics = replace(read_dynamics(folder / "dynamics.parquet"), **private)
     write_dynamics(to / "dynamics.parquet", dynamics)
     shutil.copy(folder / "confidence.parquet", to)
