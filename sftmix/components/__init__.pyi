@@ -18,9 +18,7 @@ from sftmix.components.callbacks import EarlyStopping as EarlyStopping
 from sftmix.components.callbacks import Evaluate as Evaluate
 from sftmix.components.component import Component as Component
 from sftmix.components.component import Need as Need
-from sftmix.components.confidence import Correctness as Correctness
 from sftmix.components.confidence import LogPerplexity as LogPerplexity
-from sftmix.components.confidence import LowVariability as LowVariability
 from sftmix.components.confidence import Perplexity as Perplexity
 from sftmix.components.confidence import variability as variability
 from sftmix.components.listing import Shipped as Shipped
@@ -31,12 +29,15 @@ from sftmix.components.objectives import MixupOnly as MixupOnly
 from sftmix.components.objectives import SFTMix as SFTMix
 from sftmix.components.optimizers import AdamW as AdamW
 from sftmix.components.others.confidences import IFD as IFD
+from sftmix.components.others.confidences import Correctness as Correctness
 from sftmix.components.others.confidences import LearningPercentage as LearningPercentage
+from sftmix.components.others.confidences import LowVariability as LowVariability
 from sftmix.components.others.loss_spikes import LossSpikeGuard as LossSpikeGuard
 from sftmix.components.others.mixing import MeasureMixing as MeasureMixing
 from sftmix.components.others.optimizers8bit import AdamW8bit as AdamW8bit
 from sftmix.components.others.pairings import ByConfidence as ByConfidence
 from sftmix.components.others.pairings import ConfidenceGapPairs as ConfidenceGapPairs
+from sftmix.components.others.pairings import LengthMatchedPairs as LengthMatchedPairs
 from sftmix.components.others.pairings import LevelPairs as LevelPairs
 from sftmix.components.others.perturbations import NEFTune as NEFTune
 from sftmix.components.others.places import CutMix as CutMix
@@ -63,7 +64,6 @@ from sftmix.components.others.tokens import ProFit as ProFit
 from sftmix.components.others.tokens import Rho1 as Rho1
 from sftmix.components.others.tokens import TailSFT as TailSFT
 from sftmix.components.pairing import AnyPairs as AnyPairs
-from sftmix.components.pairing import LengthMatchedPairs as LengthMatchedPairs
 from sftmix.components.pairing import RandomPairs as RandomPairs
 from sftmix.components.pairing import SameGroupPairs as SameGroupPairs
 from sftmix.components.reference import FromCheckpoints as FromCheckpoints

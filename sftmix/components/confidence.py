@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.common.errors import DataError
 from sftmix.common.places import place_of
 from sftmix.common.tables import existing_file, read_columns
 from sftmix.components.base import ConfidenceEstimator
 from sftmix.components.component import Need
-from sftmix.types import NOT_COUNTED, Bool, Float64, TrainingDynamics
+from sftmix.types import Bool, Float64, TrainingDynamics
 
 LEAST = float(np.finfo(np.float64).min)
 """In place of -inf, which is no confidence: it ranks below every other. See `is_measured`."""
@@ -30,40 +30,6 @@ class LogPerplexity(ConfidenceEstimator):
 
     def estimate(self, dynamics: TrainingDynamics) -> Float64:
         return -dynamics.mean_nll.mean(axis=1)
-
-
-class Correctness(ConfidenceEstimator):
-    """Share of response tokens that are the argmax, averaged over the checkpoints.
-
-    Dataset Cartography's correctness (arXiv 2009.10795), as a share of tokens.
-    """
-
-    needs = frozenset({Need.CORRECT})
-
-    def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        if (dynamics.n_correct == NOT_COUNTED).any():
-            raise ConfigError(
-                "confidence Correctness needs the number of correct tokens, which these dynamics do not hold; use a "
-                "number of --reference.checkpoints (online losses have none)"
-            )
-        return (dynamics.n_correct / np.where(dynamics.scored, dynamics.n_tokens, np.nan)[:, None]).mean(axis=1)
-
-
-class LowVariability(ConfidenceEstimator):
-    """Minus the standard deviation of the perplexity over the checkpoints: the smallest change ranks first.
-
-    Dataset Cartography's variability (arXiv 2009.10795) instead of its confidence. It needs 2 checkpoints.
-    """
-
-    least_checkpoints = 2
-
-    def estimate(self, dynamics: TrainingDynamics) -> Float64:
-        if len(dynamics.steps) < 2:
-            raise ConfigError(
-                "confidence LowVariability needs at least 2 checkpoints, which these dynamics do not hold; use more "
-                "--reference.checkpoints"
-            )
-        return np.maximum(-variability(dynamics), LEAST)
 
 
 class FromFile(ConfidenceEstimator):

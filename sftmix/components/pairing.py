@@ -7,7 +7,6 @@ import numpy as np
 from sftmix.common.errors import DataError
 from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler
-from sftmix.components.component import require
 from sftmix.types import UNPAIRED, Rows, Scores, Split
 
 
@@ -20,28 +19,6 @@ class RandomPairs(PairSampler):
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         return between(split.confident, split.unconfident, generator(seed, "pairs", epoch))
-
-
-class LengthMatchedPairs(PairSampler):
-    """Random matching of responses of similar length, in random order: more response tokens are mixed.
-
-    Each group is ranked by response length, the ranks are shuffled within windows of `window` examples, and equal
-    ranks are matched.
-    """
-
-    def __init__(self, *, window: int = 16):
-        """window: number of neighbours in length from which a partner is drawn, at least 1 (1: strictly by length)."""
-        require(window >= 1, "pairing.window", window, "1 and above")
-        self.window = window
-
-    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        rng = generator(seed, "pairs", epoch)
-        pairs = between(split.confident, split.unconfident, rng)
-        ranks = np.argsort(scores.n_tokens[pairs], axis=0, kind="stable")
-        by_length = np.take_along_axis(pairs, ranks, axis=0)
-        for start in range(0, len(by_length), self.window):
-            rng.shuffle(by_length[start : start + self.window, 1])
-        return rng.permutation(by_length)
 
 
 class SameGroupPairs(PairSampler):

@@ -118,9 +118,9 @@ MOVED = {
     f"sftmix.components.{module}.{name}": f"sftmix.components.others.{now}.{name}"
     for module, now, names in (
         ("callbacks", "loss_spikes", "LossSpikeGuard"),
-        ("confidence", "confidences", "IFD LearningPercentage"),
+        ("confidence", "confidences", "Correctness IFD LearningPercentage LowVariability"),
         ("optimizers", "optimizers8bit", "AdamW8bit"),
-        ("pairing", "pairings", "ByConfidence ConfidenceGapPairs LevelPairs"),
+        ("pairing", "pairings", "ByConfidence ConfidenceGapPairs LengthMatchedPairs LevelPairs"),
         ("selection", "s2l", "S2L"),
         ("selection", "selectors", "Longest Random ScoreAtLeast Shares WithLabel"),
     )

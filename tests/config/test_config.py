@@ -10,16 +10,16 @@ from sftmix.common.errors import ConfigError
 from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
-from sftmix.components.confidence import Correctness, LogPerplexity, LowVariability, Perplexity
+from sftmix.components.confidence import LogPerplexity, Perplexity
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
-from sftmix.components.others.confidences import IFD, LearningPercentage
+from sftmix.components.others.confidences import IFD, Correctness, LearningPercentage, LowVariability
 from sftmix.components.others.mixing import MeasureMixing
-from sftmix.components.others.pairings import ByConfidence, ConfidenceGapPairs
+from sftmix.components.others.pairings import ByConfidence, ConfidenceGapPairs, LengthMatchedPairs
 from sftmix.components.others.perturbations import NEFTune
 from sftmix.components.others.places import CutMix, ManifoldMixup
 from sftmix.components.others.schedules import AfterFraction, Linear
 from sftmix.components.others.selectors import ScoreAtLeast
-from sftmix.components.pairing import LengthMatchedPairs, RandomPairs
+from sftmix.components.pairing import RandomPairs
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
 from sftmix.components.splitters import Median, QualityLabel, RandomSplit
 from sftmix.config import RunConfig

@@ -1,4 +1,4 @@
-"""Confidence by measures of other papers: the help of an instruction, and how early an example is learned."""
+"""Confidence by measures of other papers: right tokens, change, the help of an instruction, how early one learns."""
 
 from typing import Literal
 
@@ -7,10 +7,44 @@ import numpy as np
 from sftmix.common.errors import ConfigError
 from sftmix.components.base import ConfidenceEstimator
 from sftmix.components.component import Need, require_one_of
-from sftmix.components.confidence import LEAST
-from sftmix.types import Float64, TrainingDynamics
+from sftmix.components.confidence import LEAST, variability
+from sftmix.types import NOT_COUNTED, Float64, TrainingDynamics
 
 Checkpoint = Literal["first", "last", "mean"]
+
+
+class Correctness(ConfidenceEstimator):
+    """Share of response tokens that are the argmax, averaged over the checkpoints.
+
+    Dataset Cartography's correctness (arXiv 2009.10795), as a share of tokens.
+    """
+
+    needs = frozenset({Need.CORRECT})
+
+    def estimate(self, dynamics: TrainingDynamics) -> Float64:
+        if (dynamics.n_correct == NOT_COUNTED).any():
+            raise ConfigError(
+                "confidence Correctness needs the number of correct tokens, which these dynamics do not hold; use a "
+                "number of --reference.checkpoints (online losses have none)"
+            )
+        return (dynamics.n_correct / np.where(dynamics.scored, dynamics.n_tokens, np.nan)[:, None]).mean(axis=1)
+
+
+class LowVariability(ConfidenceEstimator):
+    """Minus the standard deviation of the perplexity over the checkpoints: the smallest change ranks first.
+
+    Dataset Cartography's variability (arXiv 2009.10795) instead of its confidence. It needs 2 checkpoints.
+    """
+
+    least_checkpoints = 2
+
+    def estimate(self, dynamics: TrainingDynamics) -> Float64:
+        if len(dynamics.steps) < 2:
+            raise ConfigError(
+                "confidence LowVariability needs at least 2 checkpoints, which these dynamics do not hold; use more "
+                "--reference.checkpoints"
+            )
+        return np.maximum(-variability(dynamics), LEAST)
 
 
 class IFD(ConfidenceEstimator):

@@ -1,4 +1,4 @@
-"""Pair samplers that no experiment of the paper has: levels, an order, and distances of confidence."""
+"""Pair samplers that no experiment of the paper has: by length, levels, an order, and distances of confidence."""
 
 import math
 from typing import Literal
@@ -17,6 +17,28 @@ First = Literal["confident", "unconfident"]
 SWAP_ROUNDS = 32
 """Rounds in which ConfidenceGapPairs exchanges partners. For gaps up to 0.4, more rounds no longer change the spread of
 the distances; closer to 0.5, some pairs stay as they started, half the ranks apart."""
+
+
+class LengthMatchedPairs(PairSampler):
+    """Random matching of responses of similar length, in random order: more response tokens are mixed.
+
+    Each group is ranked by response length, the ranks are shuffled within windows of `window` examples, and equal
+    ranks are matched.
+    """
+
+    def __init__(self, *, window: int = 16):
+        """window: number of neighbours in length from which a partner is drawn, at least 1 (1: strictly by length)."""
+        require(window >= 1, "pairing.window", window, "1 and above")
+        self.window = window
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        rng = generator(seed, "pairs", epoch)
+        pairs = between(split.confident, split.unconfident, rng)
+        ranks = np.argsort(scores.n_tokens[pairs], axis=0, kind="stable")
+        by_length = np.take_along_axis(pairs, ranks, axis=0)
+        for start in range(0, len(by_length), self.window):
+            rng.shuffle(by_length[start : start + self.window, 1])
+        return rng.permutation(by_length)
 
 
 class LevelPairs(PairSampler):
