@@ -76,13 +76,3 @@ def test_keys_that_begin_with_x_hold_anchors(tmp_path):
 def test_a_variable_in_the_name_of_a_run_directory_is_refused(place):
     assert "the shell replaces" in (path_problem(place) or "")
     assert path_problem("cost-5$/run") is None
-
-
-def test_epochs_and_steps_of_one_command_line_exclude_each_other(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text("training: {epochs: 2, max_steps: 5}\n")  # as config.yaml of a run has both
-    epochs, steps = ["--training.epochs", "1"], ["--training.max_steps", "9"]
-    with pytest.raises(ConfigError, match=r"--training\.epochs 1 and --training\.max_steps 9 exclude each other"):
-        parse(read_arguments([*epochs, *steps]))
-    for words in (epochs, steps, [*epochs, "--training.max_steps", "null"]):
-        parse(read_arguments(["--config", str(path), *words]))
