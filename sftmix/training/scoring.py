@@ -134,16 +134,6 @@ def held_out_metrics(scores: RowScores) -> dict[str, float]:
     }
 
 
-def nll_by(scores: RowScores, groups: Sequence[str]) -> dict[str, float]:
-    """Return the NLL per response token (nats) of each group of rows.
-
-    groups  the name of each row's group; those without a response token are left out
-    """
-    names, place = np.unique(np.asarray(groups), return_inverse=True)
-    nll, tokens = (np.bincount(place, weights=column) for column in (scores.nll_sum, scores.n_tokens))
-    return {str(name): float(nll[k] / tokens[k]) for k, name in enumerate(names) if tokens[k]}
-
-
 # ------------------------------------------------------------------------------------- of one micro-batch
 
 

@@ -13,7 +13,7 @@ from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError, NonFiniteError
 from sftmix.common.world import World
-from sftmix.components import Evaluate, Perplexity, SFTMix
+from sftmix.components import Perplexity, SFTMix
 from sftmix.functional import reference_sft_loss
 from sftmix.model.head import head_of
 from sftmix.training import scoring
@@ -25,7 +25,7 @@ from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.types import RowScores, TrainingDynamics
 from tests.forked import on_ranks
 from tests.model.test_models import build
-from tests.toy import ToyRows, logged, own_logits, own_nll, toy_model, toy_rows, toy_stage
+from tests.toy import ToyRows, own_logits, own_nll, toy_model, toy_rows, toy_stage
 
 # Neither sorted by length nor by its reverse; of very different lengths, and one response of a single token.
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
@@ -136,18 +136,6 @@ def test_exact_match_is_the_share_of_rows_whose_every_token_is_the_argmax():
     tokens, correct = np.array([2, 4, 1, 3]), np.array([2, 3, 0, 3])
     found = held_out_metrics(RowScores(np.array([1.0, 5.0, 7.0, 2.0]), tokens, correct))
     assert found == {"eval_nll": 15 / 10, "eval_accuracy": 8 / 10, "eval_exact_match": 2 / 4}
-
-
-def test_an_evaluation_tells_the_nll_of_each_group_of_held_out_rows(tmp_path):
-    groups = ["first"] * 4 + ["last"] * (len(DATA) - 4)
-    given = {"eval_data": DATA, "eval_groups": groups, "callbacks": [Evaluate(every=1)]}
-    train(toy_stage(tmp_path, [[(Slot(0),)]], data=DATA, **given), World())
-    nll, (line,) = own_nll(toy_model(), DATA), logged(tmp_path)
-    parts = {"eval_nll": nll, "eval_nll/first": nll[:4], "eval_nll/last": nll[4:]}
-    expected = {name: np.concatenate(part).mean() for name, part in parts.items()}
-    assert {name: value for name, value in line.items() if name.startswith("eval_nll")} == pytest.approx(
-        expected, rel=1e-9
-    )
 
 
 def score_all_ways(world: World) -> None:
