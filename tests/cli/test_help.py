@@ -104,6 +104,6 @@ def test_components_lists_all_and_shows_one(sftmix):
         assert name in out
     shown = sftmix("components", "SFTMix").out
     assert "chosen by --objective SFTMix\n" in shown
-    assert re.search(r"--objective\.mu X\|CLASS .*\n.*\[0\.2\]", shown)
+    assert re.search(r"--objective\.mu VALUE .*\n.*\[0\.2\]", shown)
     assert sftmix("components", "sftmix.components.objectives.SFTMix").out == shown
     assert sftmix("components", "FromFile").out.count("chosen by --") == 3
