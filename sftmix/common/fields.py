@@ -8,7 +8,6 @@ from sftmix.common.shown import quoted
 FORMAT_FIELDS = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
-    "history": ("instruction", "input", "output", "history"),
     "alpaca": ("instruction", "input", "output"),
     "prompt_completion": ("prompt", "completion"),
     "text": ("text",),

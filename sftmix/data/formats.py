@@ -21,12 +21,12 @@ RESERVED_ID = re.compile(r"@turn\d+$")
 """`<id>@turn<k>` names the example of the k-th assistant turn of a conversation with several."""
 
 TEXT = "text"
-"""The format of documents: text files, and rows with a field `text` and no field that another format reads."""
+"""The format of documents: text files, and rows with a field `text` where data.format says so."""
 
 LISTS = {"messages", "conversations"}
 """Fields that are lists, which tables of text have as JSON."""
 
-MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+REFUSED = ("images", "image", "videos", "video", "audios", "audio", "history")
 """Fields of rows and turns that make a bad row if they say anything."""
 
 PREFERRED = ("chosen", "chosen_messages")
@@ -70,23 +70,18 @@ class Columns:
 
 
 def recognise(row: Fields, first: Sequence[str] = ()) -> str:
-    """Name the first format whose fields the row has, or else the one of which it lacks fewest.
-
-    History is before alpaca, whose fields it has. A row is text if it has no field that another format reads.
+    """Name the first format of conversations whose fields the row has, or else the one of which it lacks fewest.
 
     first  formats that are tried before the others
     Raises BadRow for a row without any of the fields.
     """
-    near = [name for name in (*first, *FORMAT_FIELDS) if row.keys() & FORMAT_FIELDS[name]]
+    near = [name for name in (*first, *FORMAT_FIELDS) if name != TEXT and row.keys() & FORMAT_FIELDS[name]]
     if near:
-        # A row with a text beside the fields of another format is of that one.
-        return min(
-            near,
-            key=lambda name: (name == TEXT and TEXT not in first, len({*FORMAT_FIELDS[name]} - row.keys() - {"input"})),
-        )
+        return min(near, key=lambda name: len({*FORMAT_FIELDS[name]} - row.keys() - {"input"}))
     known = "; ".join(", ".join(fields) for fields in FORMAT_FIELDS.values())
     raise BadRow(
-        f"format not recognised from the fields {listed(row)} (known: {known}; data.columns gives them other names)"
+        f"format not recognised from the fields {listed(row)} (known: {known}, which data.format text reads; "
+        "data.columns gives them other names)"
     )
 
 
@@ -123,13 +118,13 @@ class Converter:
         row = {**row, **{key: parsed(row[key], key) for key in lists}}
         used = {*form.fields, "id", self.label_field}
         if is_text:
-            unread = _unread(row, MEDIA, used, *INSIDE)
+            unread = _unread(row, REFUSED, used, *INSIDE)
         else:
             self._refuse_preferences(row)
             used |= {"system", *TOOLS, OPTIONS}
             whole = {*TOOLS, OPTIONS, *form.fields}.difference(form.turns)
             looked_at = {key: value for key, value in row.items() if key not in whole}
-            unread = _unread(looked_at, MEDIA, {*used, "weight", "loss_weight"}, *INSIDE)
+            unread = _unread(looked_at, REFUSED, {*used, "weight", "loss_weight"}, *INSIDE)
         messages = form.read(row, roles=self.roles or {})
         label = None if label in (None, "") else _name(label, self.label_field or "data.labels")
         if not is_text:
@@ -145,13 +140,10 @@ class Converter:
         return Example(own_id, tuple(messages), source, label, columns, *prompting)
 
     def _form_of(self, row: Fields) -> RowFormat:
-        """Return the format of a row. Raises BadRow for a document where conversations are read."""
+        """Return the format of a row."""
         if not isinstance(self.form, str):
             return self.form
-        name = recognise(row, self.columns.formats) if self.form == "auto" else self.form
-        if name == TEXT != self.form:
-            raise BadRow("a text, where conversations are read; a run takes one kind")
-        return FORMATS[name]
+        return FORMATS[recognise(row, self.columns.formats) if self.form == "auto" else self.form]
 
     def _refuse_preferences(self, row: Fields) -> None:
         """Raise BadRow for a row whose answer is one of two, or is called a bad one."""
@@ -202,8 +194,8 @@ def _unread(
         elif filled(value):
             if value and key in refused:
                 raise BadRow(
-                    f"{place}{key} is {quoted(value)}: images, videos and sound are not supported; remove the field "
-                    "from rows that are complete without it"
+                    f"{place}{key} is {quoted(value)}: images, videos, sound and a history are not supported (write "
+                    "earlier turns in `messages`); remove the field from rows that are complete without it"
                 )
             names.add(quoted(place + key))
     return names
@@ -252,23 +244,6 @@ class Alpaca(RowFormat):
         return [Message("user", prompt), Message("assistant", field_text(row, "output"), True)]
 
 
-class History(Alpaca):
-    """Alpaca's fields, and the earlier turns in pairs of texts, [user, assistant]."""
-
-    fields = turns = FORMAT_FIELDS["history"]
-
-    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
-        """Return the earlier turns, whose answers are trained as well, and Alpaca's two."""
-        history = row["history"] if filled(row.get("history")) else []
-        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-            raise BadRow("history must be a list of [user, assistant] pairs")
-        messages = []
-        for place, pair in enumerate(history):
-            user, assistant = (checked_text(text, f"history[{place}]") for text in pair)
-            messages += [Message("user", user), Message("assistant", assistant, True)]
-        return messages + super().read(row, roles=roles)
-
-
 class PromptCompletion(RowFormat):
     """A prompt and a completion, each a text, a turn or a list of turns; the completion may repeat the prompt."""
 
@@ -300,7 +275,6 @@ class PlainText(RowFormat):
 FORMATS: dict[str, RowFormat] = {
     "messages": Messages(),
     "sharegpt": Messages(field="conversations"),
-    "history": History(),
     "alpaca": Alpaca(),
     "prompt_completion": PromptCompletion(),
     TEXT: PlainText(),

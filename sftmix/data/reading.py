@@ -48,18 +48,15 @@ SHOWN = 20
 """Bad rows that an error message lists."""
 
 
-def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport, list[int]]:
-    """Return the checked rows of data.train or data.eval; from the cache if files and options are the same as before.
-
-    Return them with the report and the number of records of each name.
-    """
+def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport]:
+    """Return the checked rows of data.train or data.eval, and the report; from the cache if all is as it was."""
     reader = RowReader(option, options)
     directory, summary = get_or_build(
         options.cache_dir, f"rows-{reader.key}", lambda place: reader.build(place, progress=progress)
     )
-    report = DataReport(**summary["report"])
+    report = DataReport(**summary)
     report.notes[:0] = reader.lines
-    return Conversations(directory, reader.content_key, reader.key, reader.is_text), report, summary["written"]
+    return Conversations(directory, reader.content_key, reader.key, reader.is_text), report
 
 
 class RowReader:
@@ -82,13 +79,13 @@ class RowReader:
         self.sources, self.lines = expand(as_list(options.train if train else options.eval), option, options.format)
         columns = Columns(options.columns)
         label_field = next((ours for ours, column in columns.names.items() if column == label_field), label_field)
-        form = TEXT if holds_text(self.sources, options.format, option, columns) else options.format
+        form = TEXT if holds_text(self.sources, options.format, option) else options.format
         last = options.trained_turns == "last"
         self.converter = Converter(columns=columns, form=form, roles=options.roles, label_field=label_field, last=last)
         marks = [self.labels[source.entry] for source in self.sources] if self.labels else label_field
         digests = [source.digest for source in self.sources]
         content = [digests, identity(form), marks, options.columns, options.roles, last]
-        places = [(source.name, source.entry) for source in self.sources]  # a directory's files have their names
+        places = [source.name for source in self.sources]
         self.key = key_of("rows", content, places, options.skip_bad, option)
         self.content_key = key_of("rows", content)
         self.report = DataReport()
@@ -100,11 +97,10 @@ class RowReader:
         return self.converter.form == TEXT
 
     def build(self, directory: Path, *, progress: bool) -> Record:
-        """Write the records, and return the report and the number of records of each entry, for the cache."""
-        written = [0] * (self.sources[-1].entry + 1)
+        """Write the records, and return the report for the cache."""
         at_once = DOCUMENTS_AT_ONCE if self.is_text else AT_ONCE
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
-            count = write_rows(directory / "rows.arrow", SCHEMA, self._records(written, bar), at_once)
+            count = write_rows(directory / "rows.arrow", SCHEMA, self._records(bar), at_once)
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:
             _check_present(columns, self.options.label_field)
@@ -116,9 +112,9 @@ class RowReader:
         if unread:
             most = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in unread.most_common(SHOWN_FIELDS))
             self.report.notes.append(f"{self.option}: {counted(len(unread), 'field')} not read: {most}")
-        return {"report": self.report.to_dict(), "written": written}
+        return self.report.to_dict()
 
-    def _records(self, written: list[int], bar: Any) -> Iterator[Record]:
+    def _records(self, bar: Any) -> Iterator[Record]:
         """Yield the records of all sources; count the rows, and name those that are none."""
         for source in self.sources:
             for place, value in source.rows():
@@ -132,7 +128,6 @@ class RowReader:
                     del self.bad[SHOWN:]
                     continue
                 if record is not None:
-                    written[source.entry] += 1
                     yield record
 
     def _record(self, source: Source, place: str, value: Any) -> Record | None:

@@ -2,11 +2,9 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.fields import listed
-from sftmix.data.choice import divide, exclude, repeated, take
+from sftmix.data.choice import divide, exclude, in_both, repeated
 from sftmix.data.reading import read_side
 from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations
@@ -21,7 +19,6 @@ OF_CONVERSATIONS = (
     "trained_turns",
     "roles",
     "labels",
-    "num_proc",
 )
 """Options that say nothing of plain text."""
 
@@ -54,19 +51,16 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     rows unless data.skip_bad is set: the message counts them and lists `file:line: reason` of the first.
     """
     refuse(list(options.problems()), "the options of the rows")
-    train, report, written = read_side("data.train", options, progress)
+    train, report = read_side("data.train", options, progress)
     thinking = _thinks(train, report, options)
     _refuse_for_kind(options, train.is_text)
     seed = seed if options.seed is None else options.seed
-    whole = train
-    if options.take is not None:
-        train = take(train, options, written, seed, report)
     if options.exclude is not None:
-        train = exclude(train, options.exclude, whole, report)
+        train = exclude(train, options.exclude, report)
     train = repeated(train, report, drop=options.duplicates == "drop")
     held_out = None
     if options.eval is not None:
-        held_out, more, _ = read_side("data.eval", options, progress)
+        held_out, more = read_side("data.eval", options, progress)
         repeated(held_out, more)
         report.take(more)
         if train.is_text != held_out.is_text:
@@ -80,9 +74,7 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
         train = train.some(train.records[:limit])
     # Parts of the same documents are on both sides on purpose.
     if held_out is not None and train.parts is None:
-        hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
-        for example in held_out.read(held_out.records[np.isin(hashes, trained)]):
-            report.add("eval_in_train", f"{example.id} ({example.source})")
+        in_both(held_out, train, report)
     return Prepared(train, held_out, report, options, thinking)
 
 
