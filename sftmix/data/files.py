@@ -53,8 +53,6 @@ def _lines(path: Path) -> Iterator[Row]:
                     line = file.readline(MAX_ROW)
             elif not line.strip():
                 continue
-            elif line.strip() == b"{":
-                raise BadRow(f":{number}: an object over several lines; write rows as the file's list, or one a line")
             else:
                 try:
                     row = _JSON.decode(decoded(line).rstrip())

@@ -66,7 +66,7 @@ class RowReader:
     options      of the rows
     sources      the files and data sets that the option names
     lines        what is to be said of them
-    labels       one for each entry of data.train, or None; held-out rows need none
+    labels, label_field  one for each entry of data.train, or the field with them, or None; held-out rows need none
     converter    of its rows, whose fields it learns to know while it reads
     key, content_key  of the cache, and of what the rows hold wherever their files are
     """
@@ -75,14 +75,13 @@ class RowReader:
         self.option, self.options = option, options
         train = option == "data.train"
         self.labels = as_list(options.labels) if train and options.labels else None
-        label_field = options.label_field if train else None
+        self.label_field = options.label_field if train else None
         self.sources, self.lines = expand(as_list(options.train if train else options.eval), option, options.format)
         columns = Columns(options.columns)
-        label_field = next((ours for ours, column in columns.names.items() if column == label_field), label_field)
         form = TEXT if holds_text(self.sources, options.format, option) else options.format
         last = options.trained_turns == "last"
-        self.converter = Converter(columns=columns, form=form, roles=options.roles, label_field=label_field, last=last)
-        marks = [self.labels[source.entry] for source in self.sources] if self.labels else label_field
+        self.converter = Converter(columns, form, options.roles, self.label_field, last)
+        marks = [self.labels[source.entry] for source in self.sources] if self.labels else self.label_field
         digests = [source.digest for source in self.sources]
         content = [digests, identity(form), marks, options.columns, options.roles, last]
         places = [source.name for source in self.sources]
@@ -103,7 +102,7 @@ class RowReader:
             count = write_rows(directory / "rows.arrow", SCHEMA, self._records(bar), at_once)
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:
-            _check_present(columns, self.options.label_field)
+            _check_present(columns, self.label_field)
         if self.bad and not self.options.skip_bad:
             problem = f"{counted(self.report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
             raise DataError("\n".join([problem, *self.bad]))
@@ -134,8 +133,8 @@ class RowReader:
         """Return the record of a row, or None; raise BadRow for what is none."""
         row = self.converter.columns.renamed(value)
         label = self.labels[source.entry] if self.labels else None
-        if self.converter.label_field and self.options.label_field:  # data.columns may leave the field unread otherwise
-            given = value.get(self.options.label_field)
+        if self.label_field is not None:
+            given = value.get(self.label_field)
             label = given if given == given else None  # NaN, as tables have it for a missing one
         example = self.converter.example(row, place, label)
         record = stored_once(example, self.report, self.times)

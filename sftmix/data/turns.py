@@ -30,13 +30,14 @@ FOLLOWS = {
 }
 """A role, "" for none -> the roles of the turn behind it."""
 
-_TURN = ("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id")
-_PART = ("type", "text", "content", "value", "weight", "loss_weight", "function", "arguments", "name", "id")
 PART_TYPES = ("text", "image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
 """Types of the parts of a content. Only text is read."""
 REMEDY = "write turns as {role: ..., content: ...}; data.columns names the fields of rows alone"
-INSIDE = ((*_TURN, *THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS), (*_PART, *FLAGS))
-"""The fields that are read of a turn, and of a part of its content or a call."""
+TURN_FIELDS = (
+    *("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id"),
+    *(*THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS),
+)
+"""The fields that are read of a turn."""
 
 
 def checked(messages: list[Message]) -> list[Message]:
@@ -157,14 +158,14 @@ def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
 
 def _thought(turn: Fields, where: str) -> str:
     """Return the thought of a turn, which several fields may hold; "" if it has none."""
-    parts = {name: _parts(turn.get(name), f"{where}.{name}", "") for name in THOUGHT_FIELDS}
-    if any(weight != 1 for of_field in parts.values() for _, weight in of_field):
-        raise BadRow(f"{where} has a weight or a flag inside its thought; data.thoughts says whether it is trained")
-    thoughts = {"".join(text for text, _ in of_field): name for name, of_field in parts.items()}
-    said = [text for text in thoughts if text.strip()]
+    said = dict[str, str]()
+    for name in THOUGHT_FIELDS:
+        text = checked_text(turn.get(name) or "", f"{where}.{name}")
+        if text.strip():
+            said[text] = name
     if len(said) > 1:
-        raise BadRow(f"{where} has different thoughts in {' and '.join(thoughts[t] for t in said)}; leave one out")
-    return said[0] if said else ""
+        raise BadRow(f"{where} has different thoughts in {' and '.join(said.values())}; leave one out")
+    return next(iter(said), "")
 
 
 # ------------------------------------------------------------------------------------------- flags

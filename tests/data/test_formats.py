@@ -142,8 +142,8 @@ def test_fields_that_are_not_read_are_counted_by_name(write, read):
     path = write("rows.jsonl", rows)
     (note,) = read(path, skip_bad=True).report.notes
     assert note == (
-        "data.train: 7 fields not read: 'source' (2 rows), 'messages[].date' (1 row), 'messages[].rank' (1 row), "
-        "'tags' (1 row), 'text' (1 row), 'messages[].content[].cache_control' (1 row), 'none' (1 row)"
+        "data.train: 6 fields not read: 'source' (2 rows), 'messages[].date' (1 row), 'messages[].rank' (1 row), "
+        "'tags' (1 row), 'text' (1 row), 'none' (1 row)"
     )
     own = write("own.jsonl", [{"prompt": "p", "completion": "c", "k\x1b": 1}])
     lines = read(path, eval=[own], skip_bad=True).report.lines()
