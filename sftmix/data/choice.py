@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.fields import RESERVED_ID
 from sftmix.common.files import decoded
 from sftmix.common.places import place_of
 from sftmix.common.rng import stable_hash
 from sftmix.common.shown import quoted
-from sftmix.data.formats import RESERVED_ID
 from sftmix.data.report import DataReport
 from sftmix.data.store import Conversations
 from sftmix.types import Bool
@@ -60,33 +60,19 @@ def report_rows(rows: Conversations, marked: Bool, reason: str, report: DataRepo
         report.add(reason, f"{name} ({source})")
 
 
-def divide(rows: Conversations, fraction: float, seed: int, report: DataReport) -> tuple[Conversations, Conversations]:
-    """Divide rows into (training side, held-out side): whole rows by their hash, or the last part of each document.
+def divide(rows: Conversations, fraction: float, seed: int) -> tuple[Conversations, Conversations]:
+    """Divide rows into (training side, held-out side), by the smallest hashes of (seed, id).
 
-    With fewer than 2 / fraction documents, about the last part of each is held out, behind the next newline, if there
-    is one. Windows from inside a document are not: the model would be tested on text between trained text.
+    Raises ConfigError if there are too few: of text, the share must be two documents, as they are few and long.
     """
     total = len(rows.records)
-    if not rows.is_text or total * fraction >= 2:
-        count = max(1, round(fraction * total))
-        if count >= total:
-            raise ConfigError(f"data.eval_fraction = {fraction} of {total} rows leaves no training row")
-        names = rows.values("id")
-        hashes = np.fromiter((stable_hash(seed, "held out", name) & (2**64 - 1) for name in names), np.uint64)
-        chosen = np.sort(rows.records[np.argsort(hashes, kind="stable")[:count]])
-        return rows.some(np.setdiff1d(rows.records, chosen, assume_unique=True)), rows.some(chosen)
-    report.notes.append(
-        f"{total:,} documents are too few to hold out whole ones: the last {fraction:.2%} of each is held "
-        "out (it goes on where training stops, so its loss says little about other texts)"
-    )
-    bounds = []
-    for _, text, *_ in rows.documents():
-        place = round((1 - fraction) * len(text))
-        after = text.find("\n", place) + 1
-        bounds.append((0, after if 0 < after < len(text) else place, len(text)))
-    cuts = np.array(bounds, dtype=np.int64).reshape(-1, 3)
-    sides: list[Conversations] = []
-    for parts in (cuts[:, :2], cuts[:, 1:]):
-        some = parts[:, 0] < parts[:, 1]  # of a document of a few characters one part is empty
-        sides.append(rows.some(rows.records[some], parts[some]))
-    return sides[0], sides[1]
+    count = max(1, round(fraction * total))
+    if count >= total or (rows.is_text and total * fraction < 2):
+        raise ConfigError(
+            f"data.eval_fraction = {fraction} of {total} rows leaves no training row, or holds out less than two "
+            "documents of text: name held-out rows, data.eval"
+        )
+    names = rows.values("id")
+    hashes = np.fromiter((stable_hash(seed, "held out", name) & (2**64 - 1) for name in names), np.uint64)
+    chosen = np.sort(rows.records[np.argsort(hashes, kind="stable")[:count]])
+    return rows.some(np.setdiff1d(rows.records, chosen, assume_unique=True)), rows.some(chosen)

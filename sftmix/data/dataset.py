@@ -18,11 +18,11 @@ from sftmix.common.shown import as_lines, printable
 from sftmix.data.encoder import Encoder
 from sftmix.data.report import DataReport
 from sftmix.data.responses import LOST
-from sftmix.data.rows import Prepared
 from sftmix.data.store import (
     AT_ONCE,
     EXAMPLE,
     Conversations,
+    Prepared,
     Record,
     content_hash,
     example_of,

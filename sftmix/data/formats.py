@@ -1,14 +1,14 @@
 """Row formats: each turns one row into one example, or says what is wrong with the row."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sftmix.common.errors import BadRow, ContractError
-from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
+from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, RESERVED_ID, field_columns, formats_with, listed
+from sftmix.common.fields import TEXT as TEXT
 from sftmix.common.plain import spelling
 from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import CONTROL, quoted
@@ -17,17 +17,12 @@ from sftmix.data.turns import TURN_FIELDS, checked, last_alone, turns_of, weight
 from sftmix.data.values import Fields, checked_text, field_of, field_text, filled, parsed, visible, without_null
 from sftmix.types import Example, Message
 
-RESERVED_ID = re.compile(r"@turn\d+$")
-"""`<id>@turn<k>` names the example of the k-th assistant turn of a conversation with several."""
-
-TEXT = "text"
-"""The format of documents: text files, and rows with a field `text` where data.format says so."""
-
 LISTS = {"messages", "conversations"}
 """Fields that are lists, which tables of text have as JSON."""
 
 REFUSED = ("images", "image", "videos", "video", "audios", "audio", "history")
 """Fields of rows and turns that make a bad row if they say anything."""
+
 
 _TWINS = dict([("weight", "loss_weight"), TOOLS])
 """Our fields and their other names in rows."""

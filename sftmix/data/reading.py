@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from sftmix.common.component import code_of, files_of
 from sftmix.common.errors import BadRow, DataError
-from sftmix.common.fields import SHOWN_FIELDS, listed
+from sftmix.common.fields import SHOWN_FIELDS, TEXT, listed
 from sftmix.common.files import sha256_file
 from sftmix.common.places import place_of
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import counted, quoted
-from sftmix.data.formats import TEXT, Columns, Converter
+from sftmix.data.formats import Columns, Converter
 from sftmix.data.report import DataReport
 from sftmix.data.sources import Source, expand, holds_text
 from sftmix.data.store import (

@@ -6,15 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.common.errors import DataError
-from sftmix.common.fields import listed
+from sftmix.common.errors import BadRow, DataError
+from sftmix.common.fields import TEXT, listed
 from sftmix.common.files import read_json, sha256_file
 from sftmix.common.places import HUB_ID, place_of
 from sftmix.common.plain import not_plain
 from sftmix.common.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
-from sftmix.data.formats import TEXT
-from sftmix.data.values import BadRow
 
 _PARTS = re.compile(r"(.+?)(?::(?!\.+(?:@|\Z))([^@:/\\\x00-\x1f]+))?(?:@(?!\.)([\w.%:+()\[\] -]+))?\Z")
 """NAME:SUBSET@SPLIT, of which subset and split may be left out."""

@@ -263,12 +263,13 @@ def encode_windows(
 
     def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
-        for document, text, begins, ends in side.documents():
+        for document in side.documents():
+            text = document.messages[0].content
             content = encoder.as_text(text)
             if content != text:
                 report.add("spelt_in_document", document.source)
             (ids,) = encoder.tokenize([content])
-            yield document, [*(bos if begins else []), *ids, *(eos if ends else [])]
+            yield document, [*bos, *ids, *eos]
             bar.update()
 
     counts = Counter[str]()

@@ -35,8 +35,8 @@ class DataOptions(PlainFields):
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
-    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
-    fewer than 2 / eval_fraction documents: the last part of each document."""
+    """Share of the training rows to hold out, chosen by id and seed, in (0, 1); of text, at least two documents.
+    Excludes data.eval."""
     seed: int | None = None
     """Seed by which data.eval_fraction chooses rows; null: the run's seed."""
     format: RowFormat | FormatName = "auto"

@@ -114,19 +114,10 @@ def test_documents_are_held_out_whole_where_there_are_enough(write, load, encode
     assert sorted(sides[0] + sides[1]) == sorted(tokens_of(encoders["bos"], tale) for tale in TALES)
 
 
-def test_of_few_documents_the_last_part_of_each_is_held_out(write, load, encoders):
-    encoder, tales = encoders["bos"], ["\n".join(TALES), "\n".join(TALES[::-1]), "."]
-    path = write("tales.jsonl", [{"text": tale} for tale in tales])
-    data = load(encoder, path, format="text", eval_fraction=0.25, max_length=4000)
-    first, last = [], []
-    for tale in tales[:2]:
-        cut = tale.index("\n", round(0.75 * len(tale))) + 1
-        first += tokens_of(encoder, tale[:cut], ends=False)
-        last += tokens_of(encoder, tale[cut:], begins=False)
-    assert [e.input_ids.tolist() for e in data.train] == [first + tokens_of(encoder, ".")]
-    assert [e.input_ids.tolist() for e in data.eval] == [last]
-    assert any("too few to hold out whole ones" in line for line in data.report.lines())
-    assert data.report.counts == {}
+def test_a_share_of_less_than_two_documents_is_refused(write, read):
+    path = write("tales.jsonl", [{"text": tale} for tale in TALES[:7]])
+    with pytest.raises(ConfigError, match=r"data\.eval_fraction = 0\.25 of 7 rows .* two documents of text: name"):
+        read(path, format="text", eval_fraction=0.25)
 
 
 def test_held_out_files_and_limit(write, load, encoders):

@@ -278,11 +278,6 @@ BAD = {
         {"messages": [{**USER, "content": [{"type": "text", "text": "u", "train": 1}]}, ANSWER]},
         "messages[0].content[0] (user) has",
     ),
-    "two weights": (
-        turns(answer(weight=1, loss_weight=0)),
-        "messages[1].weight is 1, and loss_weight 0; leave one out",
-    ),
-    "two weights of a row": (turns(ANSWER, weight=1, loss_weight=2), "weight is 1, and loss_weight 2"),
     "a thought in parts": (
         turns(answer(thinking=[{"type": "text", "text": "r", "train": False}])),
         "messages[1].thinking must be a string, found [{",
