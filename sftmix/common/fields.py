@@ -1,4 +1,4 @@
-"""Names of the fields, which `data.columns` may change, and of the roles of rows."""
+"""Names of the fields and of the roles of rows, which `data.columns` and `data.roles` may change."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +34,7 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython"), "tool"),
     **dict.fromkeys((CALL_ROLE, "tool_call"), CALL_ROLE),
 }
-"""Roles in rows -> ours."""
+"""Roles in rows -> ours; data.roles adds others."""
 
 SHOWN_FIELDS = 30
 """Most fields that a message lists."""

@@ -21,11 +21,12 @@ class RowFormat(Component, ABC):
         return type(self).__name__
 
     @abstractmethod
-    def read(self, row: Mapping[str, Any]) -> list[Message]:
+    def read(self, row: Mapping[str, Any], *, roles: Mapping[str, str]) -> list[Message]:
         """Return the turns; those of the assistant that are to be learnt are `trained`.
 
         What every format has is done behind it: id, label, weight, `system`, tools, and the check that turns alternate.
         Raises BadRow, which says why, for a row that is not of this format.
 
-        row  name -> value, under our names (data.columns), without null
+        row    name -> value, under our names (data.columns), without null
+        roles  data.roles, for `sftmix.data.turns.turns_of`
         """

@@ -81,6 +81,7 @@ class Converter:
 
     columns      names of fields
     form         data.format; under auto, rows are conversations
+    roles        data.roles
     label_field  None, or the field that labels are from
     last         only the last of the assistant's turns is trained (data.trained_turns)
     unread       fields that are not read, and in how many rows they are
@@ -88,6 +89,7 @@ class Converter:
 
     columns: Columns
     form: RowFormat | str = "auto"
+    roles: Mapping[str, str] | None = None
     label_field: str | None = None
     last: bool = False
     unread: Counter[str] = field(default_factory=Counter)
@@ -113,7 +115,7 @@ class Converter:
                     "keeps those of data.train"
                 )
         unread = _unread(row, used if is_text else {*used, "weight", "loss_weight"}, form.turns)
-        messages = form.read(row)
+        messages = form.read(row, roles=self.roles or {})
         label = None if label in (None, "") else _name(label, self.label_field or "data.labels")
         if not is_text:
             messages = self._with_row(messages, form, row)
@@ -196,9 +198,9 @@ class Messages(RowFormat):
         self.field = field
         self.fields = self.turns = (field,)
 
-    def read(self, row: Fields) -> list[Message]:
+    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
         """Return the turns of the list; see `turns_of`."""
-        return turns_of(field_of(row, self.field), self.field)
+        return turns_of(field_of(row, self.field), self.field, roles)
 
 
 class Alpaca(RowFormat):
@@ -206,7 +208,7 @@ class Alpaca(RowFormat):
 
     fields = turns = FORMAT_FIELDS["alpaca"]
 
-    def read(self, row: Fields) -> list[Message]:
+    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
         """Return the user's turn, with the input in its last line, and the assistant's."""
         instruction = field_text(row, "instruction")
         extra = checked_text(row.get("input", ""), "input")
@@ -221,12 +223,12 @@ class PromptCompletion(RowFormat):
 
     fields = turns = FORMAT_FIELDS["prompt_completion"]
 
-    def read(self, row: Fields) -> list[Message]:
+    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
         """Return the prompt's turns, none of them trained, and the completion's behind them."""
         prompt, completion = (
             [Message(role, field_text(row, name), role == "assistant")]
             if isinstance(field_of(row, name), str)
-            else turns_of(row[name], name)
+            else turns_of(row[name], name, roles)
             for name, role in (("prompt", "user"), ("completion", "assistant"))
         )
         return [replace(turn, trained=False) for turn in prompt] + completion
@@ -237,7 +239,7 @@ class PlainText(RowFormat):
 
     fields = turns = FORMAT_FIELDS[TEXT]
 
-    def read(self, row: Fields) -> list[Message]:
+    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
         """Return the document."""
         return [Message(TEXT, field_text(row, TEXT), True)]
 

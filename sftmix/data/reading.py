@@ -80,17 +80,10 @@ class RowReader:
         columns = Columns(options.columns)
         form = TEXT if holds_text(self.sources, options.format, option) else options.format
         last = options.trained_turns == "last"
-        self.converter = Converter(columns, form, self.label_field, last)
+        self.converter = Converter(columns, form, options.roles, self.label_field, last)
         marks = [self.labels[source.entry] for source in self.sources] if self.labels else self.label_field
         digests = [source.digest for source in self.sources]
-        content = [
-            digests,
-            identity(form),
-            marks,
-            options.columns,
-            None,
-            last,
-        ]  # None, as ever without roles of one's own
+        content = [digests, identity(form), marks, options.columns, options.roles, last]
         places = [source.name for source in self.sources]
         self.key = key_of("rows", content, places, options.skip_bad, option)
         self.content_key = key_of("rows", content)

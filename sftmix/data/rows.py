@@ -15,6 +15,7 @@ OF_CONVERSATIONS = (
     "thoughts",
     "multi_turn",
     "trained_turns",
+    "roles",
     "labels",
 )
 """Options that say nothing of plain text."""

@@ -63,11 +63,15 @@ def last_alone(messages: list[Message]) -> list[Message]:
     return [replace(turn, trained=turn.trained and place == final) for place, turn in enumerate(messages)]
 
 
-def turns_of(value: Any, field: str) -> list[Message]:
-    """Read a list of {role: ..., content: ...} or {from: ..., value: ...}, or a single one."""
+def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> list[Message]:
+    """Read a list of {role: ..., content: ...} or {from: ..., value: ...}, or a single one.
+
+    roles  names of roles -> ours (data.roles), beside ROLES
+    """
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"{field} must be a list of turns, found {quoted(turns)}")
+    known = {**ROLES, **(roles or {})}
     messages = []
     waiting: list[dict[str, Any]] | None = None
     for place, turn in enumerate(turns):
@@ -78,10 +82,10 @@ def turns_of(value: Any, field: str) -> list[Message]:
         if not turn.keys() & {"role", "from"}:
             raise BadRow(f"{where} has no role, but {listed(turn)}: {REMEDY}")
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
-        role = ROLES.get(str(turn.get(role_key)))
+        role = known.get(str(turn.get(role_key)))
         if role is None:
             named = quoted(turn.get(role_key))
-            raise BadRow(f"{where}.{role_key} is {named}; known: {', '.join(ROLES)}")
+            raise BadRow(f"{where}.{role_key} is {named}; known: {', '.join(known)}; data.roles adds some")
         message = _message(turn, role, turn.get(content_key), where, place)
         if content_key not in turn and not message.more:
             raise BadRow(f"{where} has no {content_key!r}, or null")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sftmix.common.fields import column_problems
+from sftmix.common.fields import ROLES, column_problems
 from sftmix.common.plain import PlainFields, as_list
 from sftmix.common.row_format import RowFormat
 from sftmix.options.ranges import at_least_1, out_of_range
@@ -66,6 +66,9 @@ class DataOptions(PlainFields):
     """per_turn: each assistant turn is an example with its history; whole: one example, all turns trained."""
     trained_turns: Literal["all", "last"] = "all"
     """Turns of the assistant that are trained, if their flags allow it; last: only the last one of a row."""
+    roles: dict[str, str] | None = None
+    """Names of roles in the rows, beside those that are known: {narrator: system, agent: assistant}. Ours are system,
+    user, assistant, tool (a function's result) and function_call (a call in the content)."""
     label_field: str | None = None
     """Row field kept as the example's label (quality labels). Excludes data.labels."""
     labels: list[str] | str | None = None
@@ -90,6 +93,9 @@ class DataOptions(PlainFields):
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
         yield from self._problems_of_files()
+        for name, role in (self.roles or {}).items():
+            if role not in ROLES.values():
+                yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
         yield from column_problems(self.format, self.columns or {})
         yield from out_of_range("data", self, _DATA)
 

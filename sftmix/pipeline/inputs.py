@@ -126,7 +126,7 @@ def _data(known: Known) -> Inputs:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data, rows = known.config.data, known.rows
     names = ["limit", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
-    names += ["thoughts", "template_options", "trained_turns"]
+    names += ["thoughts", "template_options", "trained_turns", "roles"]
     inputs = {name: plain(getattr(data, name)) for name in names}
     if isinstance(data.format, Component):
         inputs["format_files"] = _files(known, data.format)

@@ -142,9 +142,9 @@ def check_row_format(format: RowFormat, rows: Sequence[Mapping[str, Any]]) -> No
     rows  of the format, under our names (data.columns)
     """
     given, used = copy.deepcopy([*rows]), copy.deepcopy(format)
-    read = [used.read(row) for row in given]
+    read = [used.read(row, roles={}) for row in given]
     assert given == [*rows], "a row was changed in place"
-    backwards = [used.read(row) for row in given[::-1]]
+    backwards = [used.read(row, roles={}) for row in given[::-1]]
     assert backwards[::-1] == read, "the turns of a row depend on the rows before it: keep no state"
     for turns in read:
         allowed = "turns of system, user, assistant and tool, at least one of the assistant's trained, no other"
@@ -152,7 +152,7 @@ def check_row_format(format: RowFormat, rows: Sequence[Mapping[str, Any]]) -> No
         assert {turn.role for turn in turns if turn.trained} == {"assistant"}, f"{turns!r}; allowed: {allowed}"
     for row in ({}, *({**given[0], name: value} for name in given[0] for value in _OTHER_VALUES)):
         with suppress(BadRow):
-            used.read(row)
+            used.read(row, roles={})
             assert row, "a row without any field is read; allowed: BadRow"
 
 

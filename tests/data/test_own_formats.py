@@ -34,7 +34,7 @@ class Quiz(RowFormat):
     def __init__(self, *, mark: str = ""):
         self.mark = mark
 
-    def read(self, row):
+    def read(self, row, *, roles):
         return [U(field_text(row, "question")), A(field_text(row, "answer") + self.mark)]
 
 
@@ -46,7 +46,7 @@ class Fixed(RowFormat):
     def __init__(self, *, turns=()):
         self.turns_read = turns
 
-    def read(self, row):
+    def read(self, row, *, roles):
         return self.turns_read
 
 
@@ -68,8 +68,8 @@ def test_its_identity_is_in_the_key_of_the_rows(write, read):
         return read(path, format=form).train.fingerprint
 
     class Edited(Quiz):
-        def read(self, row):
-            return super().read(row)
+        def read(self, row, *, roles):
+            return super().read(row, roles=roles)
 
     assert fingerprint(Quiz()) == fingerprint(Quiz())
     assert len({fingerprint(form) for form in (Quiz(), Quiz(mark="!"), Edited())}) == 3
@@ -84,7 +84,7 @@ def test_a_missing_field_is_named_and_a_mistake_in_its_code_is_not_a_bad_row(wri
     )
 
     class Careless(Quiz):
-        def read(self, row):
+        def read(self, row, *, roles):
             return [U(row["question"]), A(row["answer"])]
 
     with pytest.raises(KeyError, match="answer"):
@@ -134,7 +134,7 @@ def test_a_list_of_turns_in_a_field_of_another_name():
 class Counting(Quiz):
     """A format with a state."""
 
-    def read(self, row):
+    def read(self, row, *, roles):
         self.before = [*getattr(self, "before", []), "!"]
         return [U("u"), A("a" + "".join(self.before))]
 
@@ -142,29 +142,29 @@ class Counting(Quiz):
 class Changing(Quiz):
     """It writes into its rows."""
 
-    def read(self, row):
+    def read(self, row, *, roles):
         row["dialogue"].append("more")
-        return super().read(row)
+        return super().read(row, roles=roles)
 
 
 class Raising(Quiz):
     """Its errors are of any kind."""
 
-    def read(self, row):
+    def read(self, row, *, roles):
         return [U(row["question"]), A(row["answer"])]
 
 
 class Untrained(Quiz):
     """Nothing is learnt from it."""
 
-    def read(self, row):
+    def read(self, row, *, roles):
         return [U("u"), Message("assistant", "a")]
 
 
 class Eager(Quiz):
     """It reads anything."""
 
-    def read(self, row):
+    def read(self, row, *, roles):
         return [U("u"), A("a")]
 
 

@@ -256,10 +256,11 @@ def test_values_of_the_templates_variables(given):
     assert convert(turns(ANSWER, chat_template_kwargs=given), "auto").options == {"enable_thinking": False, "n": 2}
 
 
-def test_the_last_turn_alone():
-    row = said(("human", "u"), ("gpt", "a"), ("human", "v"), ("gpt", "b"))
-    assert convert(row, "auto").messages == (U("u"), A("a"), U("v"), A("b"))
-    assert convert(row, "auto", last=True).messages == (U("u"), Message("assistant", "a"), U("v"), A("b"))
+def test_roles_of_ones_own_and_the_last_turn_alone():
+    row = said(("ask", "u"), ("reply", "a"), ("ask", "v"), ("reply", "b"))
+    roles = {"ask": "user", "reply": "assistant"}
+    assert convert(row, "auto", roles=roles).messages == (U("u"), A("a"), U("v"), A("b"))
+    assert convert(row, "auto", roles=roles, last=True).messages == (U("u"), Message("assistant", "a"), U("v"), A("b"))
 
 
 BAD = {
@@ -287,7 +288,7 @@ BAD = {
     ),
     "a flag of many": (turns(answer(loss_mask=[0, 1])), "messages[1].loss_mask is [0, 1]; allowed: true"),
     "nothing trained": (turns(answer(train=False)), "no assistant turn to train on"),
-    "an unknown role": (said(("human", "u"), ("critic", "a")), "is 'critic'; known: system, developer, user"),
+    "an unknown role": (said(("human", "u"), ("critic", "a")), "data.roles"),
     "arguments that are no JSON": (
         turns(answer(tool_calls=[{"function": {"name": "add", "arguments": "x=1"}}])),
         "messages[1].tool_calls: arguments is 'x=1', which is not JSON",
@@ -381,6 +382,6 @@ def test_what_is_left_out_is_counted(write, read):
 
 def test_the_options_belong_to_the_rows(write, read):
     path = write("rows.jsonl", [turns(answer(content="b"), USER, ANSWER)])
-    sides = [read(path, **more).train for more in ({}, {"trained_turns": "last"})]
-    assert len({side.cache_key for side in sides}) == len({side.fingerprint for side in sides}) == 2
-    assert [len(list(side.examples(whole=False))) for side in sides] == [2, 1]
+    sides = [read(path, **more).train for more in ({}, {"trained_turns": "last"}, {"roles": {"x": "user"}})]
+    assert len({side.cache_key for side in sides}) == len({side.fingerprint for side in sides}) == 3
+    assert [len(list(side.examples(whole=False))) for side in sides] == [2, 1, 2]

@@ -80,9 +80,9 @@ def main(args: argparse.Namespace) -> None:
     run = next((model.run for model in finished if model.run), None) if form == "rows" else None
     if form != "rows" and not args.prompts:
         raise ConfigError(f"--format {form} needs --prompts, a file of its judge's questions")
-    if args.prompts:  # whose fields may have the names that the run's rows have
+    if args.prompts:  # whose fields and roles may have the names that the run's rows have
         data = read_finished(run).data if run else DataOptions()
-        questions = read_questions(args.prompts, data.columns, mt_bench=form == "mt_bench")
+        questions = read_questions(args.prompts, data.columns, data.roles, mt_bench=form == "mt_bench")
     else:
         questions = _held_out(finished[0].name, run)
     _apply(options, questions)
@@ -152,12 +152,14 @@ def _judged(form: str, label: str, row: Any, texts: list[str]) -> dict[str, Any]
 def read_questions(
     names: Sequence[str],
     columns: dict[str, str | None] | None = None,
+    roles: dict[str, str] | None = None,
     *,
     mt_bench: bool = False,
 ) -> list[Question]:
     """Read the questions of files, directories and hub ids, in file order; answers may be missing.
 
     columns   data.columns of a run; a row without these fields keeps its own
+    roles     its data.roles
     mt_bench  the rows are from FastChat's question.jsonl, and of no format of training data
     Raises DataError that names the first bad row as `file:line: reason`.
     """
@@ -165,7 +167,7 @@ def read_questions(
     from sftmix.data.sources import expand
 
     reader, questions = Columns(columns), list[Question]()
-    converter = Converter(columns=reader)
+    converter = Converter(columns=reader, roles=roles)
     times, taken = Counter[str](), set[str]()
     sources, lines = expand(names, "--prompts")
     for line in lines:
@@ -181,7 +183,7 @@ def read_questions(
                     first, *later = plain["turns"]
                     more |= {"follow_ups": tuple(later), "temperature": FASTCHAT.get(plain["category"], 0.7)}
                     plain = {"id": plain["question_id"], "prompt": first}
-                example = converter.example(_with_answer(plain))
+                example = converter.example(_with_answer(plain, roles))
                 question = question_of(example, **more)
             except (KeyError, ValueError) as problem:  # BadRow, or a question without turns
                 reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
@@ -211,7 +213,7 @@ def question_of(example: Any, **more: Any) -> Question:
     return Question(name, messages, last.content or None, tools=tools, variables=variables, **more)
 
 
-def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
+def _with_answer(row: dict[str, Any], roles: dict[str, str] | None) -> dict[str, Any]:
     """Give a row that only asks an empty answer, so that the formats of training rows read it."""
     empty = {"role": "assistant", "content": ""}
     if "instruction" in row:
@@ -220,7 +222,7 @@ def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
         return {"completion": [empty] if isinstance(row["prompt"], list) else "", **row}
     for key in ("messages", "conversations"):
         match row.get(key):
-            case [*_, {"role": role} | {"from": role}] if ROLES.get(str(role)) in ("user", "tool"):
+            case [*_, {"role": role} | {"from": role}] if (ROLES | (roles or {})).get(str(role)) in ("user", "tool"):
                 return {**row, key: [*row[key], empty]}
     return row
 

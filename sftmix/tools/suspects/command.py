@@ -54,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=50, metavar="N", help="rows to print [50]; the files hold all")
     parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")
     parser.add_argument("--label_field", metavar="NAME", help="of files of rows: the field that is the label")
+    parser.add_argument("--data.roles", dest="roles", type=yaml.safe_load, metavar="MAP", help="of files: as of `run`")
     parser.add_argument(
         "--data.skip_bad", dest="skip_bad", type=yaml.safe_load, choices=(True, False), help="of files: as of `run`"
     )
@@ -98,7 +99,7 @@ def _check(args: argparse.Namespace, run: Path | None) -> None:
     if run and (len(args.rows) > 1 or args.model):
         more = f"--model {args.model}" if args.model else " ".join(args.rows)
         raise ConfigError(f"suspects takes one run, or files of rows with or without --model, and not {run} and {more}")
-    of_files = {"label_field": args.label_field, "data.skip_bad": args.skip_bad}
+    of_files = {"label_field": args.label_field, "data.roles": args.roles, "data.skip_bad": args.skip_bad}
     if run and (given := [f"--{name} {value}" for name, value in of_files.items() if value is not None]):
         raise ConfigError(f"{' and '.join(given)} is for files of rows; {run} has its own rows as it read them")
     if args.top < 1:
@@ -132,7 +133,7 @@ def _scored(args: argparse.Namespace, run: Path) -> Path:
 
 def _options(args: argparse.Namespace) -> DataOptions:
     """Return the options under which files of rows are read."""
-    return DataOptions(train=args.rows, label_field=args.label_field, skip_bad=bool(args.skip_bad))
+    return DataOptions(train=args.rows, label_field=args.label_field, roles=args.roles, skip_bad=bool(args.skip_bad))
 
 
 def _of_run(run: Path) -> Rows:

@@ -56,15 +56,15 @@ def test_a_file_without_any_model(sftmix, rows, tmp_path):
     assert f"nearer: People know {topic} well." in first
 
 
-def test_bad_rows_are_as_in_a_run(sftmix, rows, tmp_path):
+def test_bad_rows_and_other_roles_are_as_in_a_run(sftmix, rows, tmp_path):
     """The option that the error names is one of this command."""
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What are owls?"}]
+    turns = [{"role": "narrator", "content": "Be brief."}, {"role": "user", "content": "What are owls?"}]
     owls = {"messages": [*turns, {"role": "assistant", "content": "Birds."}], "id": "owls"}
     rows.write_text(rows.read_text() + json.dumps(owls) + '\n{"instruction": "x"}\n')
     words = ("suspects", str(rows), "--embedding", "tfidf", "--out", str(tmp_path / "out"))
-    done = sftmix(*words)
+    done = sftmix(*words, "--data.roles", "{narrator: system}")
     assert (done.code, "1 bad row (data.skip_bad drops" in done.err) == (3, True), done.err
-    done = sftmix(*words, "--data.skip_bad", "true")
+    done = sftmix(*words, "--data.skip_bad", "true", "--data.roles", "{narrator: system}")
     assert done.code == 0, done.err
     assert len(lines_of(tmp_path / "out")) == 14
 

@@ -18,7 +18,7 @@ class Interview(RowFormat):
         answer: before each answer."""
         self.roles = {question: "user", answer: "assistant"}
 
-    def read(self, row: Mapping[str, Any]) -> list[Message]:
+    def read(self, row: Mapping[str, Any], *, roles: Mapping[str, str]) -> list[Message]:
         turns = []
         for line in str(row.get("interview", "")).splitlines():
             mark = next((mark for mark in self.roles if line.startswith(mark)), None)
