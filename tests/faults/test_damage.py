@@ -107,7 +107,6 @@ OPENED = [
     *((f"{name}.parquet", REPORT) for name in ("split/split", "confidence/confidence", "train/eval", "base/sample")),
     *((f"{stage}/metrics.jsonl", REPORT) for stage in ("reference", "train")),
     ("reference/scores/step-00000006.parquet", REPORT),
-    ("train/metrics.jsonl", ["report", "run", "run", "--to", "both.html"]),
     ("train/metrics.jsonl", ["export", "run", "--to", "model"]),
 ]
 

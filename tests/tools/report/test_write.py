@@ -1,4 +1,4 @@
-"""The pages of `sftmix report`: of one run, in a browser, and of several."""
+"""The pages of `sftmix report`: of a run, in a browser, and of a table."""
 
 import json
 import re
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 pytest.importorskip("sklearn")
 write_report = pytest.importorskip("sftmix.tools.report.write").write_report
 
-PLOTS = {"losses", "difference", "mixup", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
+PLOTS = {"losses", "mixup", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,6 @@ def test_plots_and_rows_are_those_of_the_run(run, page, examples):
     assert curves["target, ntp"] == [line["ntp"] for line in lines]
     assert curves["NTP baseline, ntp"] == [line["ntp"] for line in metrics(run, "baseline")]
     assert curves["target, held out"] == [line["eval_nll"] for line in lines if "eval_nll" in line]
-    (gap,) = page.plots["difference"]["data"]
-    ours, theirs = (
-        {line["step"]: line["eval_nll"] for line in metrics(run, stage) if "eval_nll" in line}
-        for stage in ("train", "baseline")
-    )
-    assert dict(zip(gap["x"], gap["y"], strict=True)) == {step: ours[step] - theirs[step] for step in ours}
     assert page.plots["losses"]["data"][-1]["name"].startswith("target"), "drawn above the baseline"
     counts = page.plots["histogram-labels"]["data"]
     assert {trace["name"]: sum(trace["y"]) for trace in counts} == {"low": 15, "high": 14}
@@ -132,10 +126,10 @@ def test_what_cannot_be_reported_is_refused(run, tmp_path):
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "config.yaml", tmp_path / "begun")
     with pytest.raises(ConfigError, match="is not finished"):
-        write_report([tmp_path / "begun"], map_size=0)
+        write_report(tmp_path / "begun", map_size=0)
     (tmp_path / "mine.html").write_text("mine")
     with pytest.raises(ConfigError, match="is no report of sftmix"):
-        write_report([run], tmp_path / "mine.html", map_size=0)
+        write_report(run, tmp_path / "mine.html", map_size=0)
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 
@@ -171,9 +165,3 @@ def test_a_table_has_a_page_of_its_own(tmp_path, sftmix):
     for words, said in (("--margin", "0"), "above 0"), (("--map", "3"), "--map is 3"):
         assert said in sftmix("report", str(tmp_path), *words).err
     assert "is a table: name a run of it" in sftmix("track", str(tmp_path), "--to", "tensorboard").err
-
-
-def test_several_runs_stand_side_by_side(run, tmp_path):
-    assert write_report([run, run], tmp_path / "both.html", map_size=0) == [tmp_path / "both.html"]
-    page = Text(tmp_path / "both.html")
-    assert page.plots["losses"]["data"][0]["y"] == [line["ntp"] for line in metrics(run)]
