@@ -309,7 +309,7 @@ def first(workspace) -> Path:
     words = [*workspace.tiny.options, "--with_baseline", "--reference.token_nll", "--training.epochs", "1"]
     shutil.rmtree(workspace.path / "runs" / "first")
     workspace.sftmix("run", *words, "--out", "runs/first")
-    workspace.sftmix("report", "runs/first")
+    workspace.sftmix("report", "runs/first", "--map", "0")
     return workspace.path / "runs" / "first"
 
 

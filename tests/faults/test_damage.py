@@ -100,10 +100,10 @@ def test_files_that_torch_does_not_read_do_no_harm(kept):
 
 GENERATE = ["generate", "run", "--to", "answers.jsonl"]
 EVALUATE = ["evaluate", "run", "--tasks", "x"]
-REPORT = ["report", "run"]
+REPORT = ["report", "run", "--map", "0"]
 OPENED = [
     *(("train/model/model.safetensors", words) for words in (GENERATE, ["chat", "run"], EVALUATE)),
-    ("train/model/config.json", ["report", "run", "--score"]),
+    ("train/model/config.json", ["report", "run"]),
     *((f"{name}.parquet", REPORT) for name in ("split/split", "confidence/confidence", "train/eval", "base/sample")),
     *((f"{stage}/metrics.jsonl", REPORT) for stage in ("reference", "train")),
     ("reference/scores/step-00000006.parquet", REPORT),
@@ -153,7 +153,7 @@ def test_figures_of_another_kind_are_no_traceback(finished, tmp_path, command, s
     files = read_json(manifest)["files"]
     if "figures.json" in files:
         write_json(manifest, {"files": files | {"figures.json": sha256_file(file)}})
-    words = [*finished.words, "--out", str(run)] if command == "run" else ["report", str(run)]
+    words = [*finished.words, "--out", str(run)] if command == "run" else ["report", str(run), "--map", "0"]
     done = in_this_process(*words, cwd=tmp_path)
     assert done.returncode in (0, 4), done.stderr
     assert done.returncode == 0 or "is not as a run writes it" in done.stderr

@@ -24,7 +24,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 DEEP = "[" * 100_000
 NOT_SO = "is not as a run writes it"
-TRACK, EXPORT, REPORT = ["track", "--to", "tensorboard"], ["export", "--to", "TO"], ["report"]
+TRACK, EXPORT, REPORT = ["track", "--to", "tensorboard"], ["export", "--to", "TO"], ["report", "--map", "0"]
 RUN, STATUS, VERIFY = ["run", "--config", "CONFIG", "--out"], ["status"], ["verify"]
 
 
@@ -99,7 +99,7 @@ def test_a_table_of_losses_with_other_columns_is_refused_by_name(name, values, r
     files = json.loads(manifest.read_text())
     files["files"]["eval.parquet"] = hashlib.sha256(file.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(files))
-    ended = sftmix("report", str(run))
+    ended = sftmix("report", str(run), "--map", "0")
     assert ended.code == 3, ended.err
     assert str(file) in ended.err.splitlines()[-1]
 
@@ -181,7 +181,7 @@ def test_code_of_a_run_is_imported_if_it_is_trusted(run, someone, sftmix):
 READ = {
     "status": ["RUN"],
     "verify": ["RUN", "--from", "0", "--steps", "1"],
-    "report": ["RUN"],
+    "report": ["RUN", "--map", "0"],
     "suspects": ["RUN", "--top", "1"],
     "export": ["RUN", "--to", "TO"],
     "generate": ["RUN", "--models", "target,baseline,base", "--max_new_tokens", "1", "--to", "TO"],

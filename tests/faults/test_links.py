@@ -8,7 +8,7 @@ import pytest
 from tests.tiny import contents
 
 COMMANDS = {
-    "report": ["report", "RUN"],
+    "report": ["report", "RUN", "--map", "0"],
     "suspects": ["suspects", "RUN"],
     "run": ["WORDS", "--out", "RUN"],
     "generate": ["generate", "RUN", "--max_new_tokens", "1", "--to", "TO"],

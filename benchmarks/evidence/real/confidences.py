@@ -14,7 +14,7 @@ A run --before has the model as it comes for a reference, a run --after the trai
 
 RESULTS/real-confidence.csv gets a line for each row: its perplexity under each model before the training ("before"), at
 the last scoring ("after"), and averaged over the scorings ("mean", minus the confidence); how many words its response
-has, and what share of them its prompt has, too: from the run --words, of which `sftmix report RUN` was made.
+has, and what share of them its prompt has, too: from the run --words, of which `sftmix report RUN --map 0` was made.
 What is not named stays as it is in the file, and so do its rows. The command prints how far the models agree, each with
 itself before its training, and what these words say about the confidence.
 """

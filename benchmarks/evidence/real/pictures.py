@@ -4,23 +4,19 @@
 
 real-differences.svg   SFTMix minus each other arm, in every table that has runs, at both endpoints
 real-confidence.svg    only with --hidden: perplexities before and after the training; SmolLM2 beside Gemma; and of that
-                       run the paper's Figure 1: t-SNE of the hidden states
+                       run the paper's Figure 1: t-SNE of the hidden states, as `sftmix report` has it
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
@@ -28,14 +24,6 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.evidence.findings import BEST, LAST, MARGIN, Finding, findings  # noqa: E402
 from benchmarks.evidence.real.confidences import FILE, agreement  # noqa: E402
 from benchmarks.evidence.tiers import REAL, Tier, read_tier  # noqa: E402
-from sftmix.batches.order import RowSubset  # noqa: E402
-from sftmix.common.world import start_world  # noqa: E402
-from sftmix.pipeline.loaded import scorer  # noqa: E402
-from sftmix.tools.report.run import RunView, read_run  # noqa: E402
-from sftmix.tools.runs.loaded import load_finished  # noqa: E402
-from sftmix.tools.runs.models import finished_models  # noqa: E402
-from sftmix.training.parallel import training_module  # noqa: E402
-from sftmix.types import Batch, Rows  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images" / "results"
 BLUE, BROWN, GREY = "#1769aa", "#b3541e", "#7a828c"
@@ -128,51 +116,19 @@ def agree(panel: Axes, table: pd.DataFrame, one: str, other: str) -> None:
 
 def hidden_map(panel: Axes, run: Path) -> None:
     """Draw t-SNE of the last hidden states of a run's model for the rows of both ends, a quarter each."""
+    from sftmix.tools.report.pictures import tsne
+    from sftmix.tools.report.run import look, read_run
+
     view = read_run(run)
     end = len(view.by_confidence) // 4
     rows = np.concatenate([view.by_confidence[:end], view.by_confidence[-end:]])
-    states = last_states(view, rows)
+    states = look(view, "train", rows, hidden=True)
+    assert states is not None, f"{run} has no exported model"
     for part, colour, name in zip(np.split(tsne(states), 2), (BROWN, BLUE), ("least", "most"), strict=True):
         panel.plot(*part.T, "o", ms=3.5, alpha=0.7, mew=0, color=colour, label=f"{end} {name} confident")
     panel.set(xticks=[], yticks=[])
     panel.set_title("t-SNE of the last hidden states\n(the paper's Figure 1)", fontsize=9)
     panel.legend(frameon=False, fontsize=8)
-
-
-def last_states(view: RunView, rows: Rows) -> np.ndarray:
-    """Return f32[K, D], the input of the LM head at the last response token of K rows, by a run's exported model."""
-    (finished,) = finished_models(view.path)
-    options = replace(view.config.training, parallel="ddp")  # of one rank: the model as it is
-    with start_world() as world:
-        loaded = load_finished(finished, "float32")
-        score = scorer(options, world, loaded.encoder, name="pictures")
-        module = training_module(
-            loaded.model,
-            options,
-            precision=score.precision,
-            world=world,
-            attention=view.config.model.attention,
-            packed=view.rows.packed,
-        )
-        return np.asarray(score.columns(module, RowSubset(view.rows.data.train, rows), _last)[0])
-
-
-def _last(module: Any, batch: Batch) -> list[Any]:
-    """Return the hidden state at the last response token of each row, which alone leaves the device."""
-    states = module.read(lambda it: it.hidden_states(batch))
-    ends = batch.n_tokens.cumsum(0) - 1
-    return [states[ends].float().cpu().numpy()]
-
-
-def tsne(hidden: np.ndarray) -> np.ndarray:
-    """Return f32[K, 2], t-SNE (van der Maaten and Hinton, 2008) of f32[K, D].
-
-    It starts from the first two principal components and has a fixed seed, so that a picture can be made again.
-    """
-    if min(hidden.shape) > 50:
-        hidden = PCA(50, random_state=0).fit_transform(hidden)
-    model = TSNE(perplexity=min(30.0, (len(hidden) - 1) / 3), init="pca", random_state=0, n_jobs=1)
-    return model.fit_transform(hidden)
 
 
 def save(figure: plt.Figure, path: Path) -> None:

@@ -16,12 +16,23 @@ For a run it also writes report/examples.parquet: every example with its text, c
   sftmix report runs/first --score          the loss of every training example before and after, in the table
   sftmix report runs/table5         the differences of a table, seed by seed
 
-It needs plotly: pip install 'sftmix[report]'."""
+It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
+
+
+ON_MAP = 400
+"""Examples on the map of hidden states."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="finished run directory, or a table's")
     parser.add_argument("--to", metavar="FILE", help="the page [RUN/report/report.html]")
+    parser.add_argument(
+        "--map",
+        type=int,
+        default=ON_MAP,
+        metavar="N",
+        help="examples on the map of hidden states of a run, half from each end; 0 loads no model [%(default)s]",
+    )
     parser.add_argument(
         "--score",
         action="store_true",
@@ -37,12 +48,14 @@ def main(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
     with as_written(f"a file of {args.run}"):
-        for path in write_report(args.run, args.to, score_all=args.score):
+        for path in write_report(args.run, args.to, map_size=args.map, score_all=args.score):
             print(path)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError for what is certain of options and directories, before plotly and torch are imported."""
+    if args.map and args.map < 10:
+        raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
     if not is_there(args.run / TABLE):
         refuse_no_run(args.run)
     if problem := unwritable(args.run / "report", folder=True):

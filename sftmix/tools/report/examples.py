@@ -20,11 +20,12 @@ LOSSES = {"loss_before": "base", "loss_after": "train", "loss_after_baseline": "
 """Columns of the mean NLL per response token (nats), and the stage that measured it."""
 
 
-def examples_table(view: RunView, *, scored: Mapping[str, Float64]) -> pa.Table:
+def examples_table(view: RunView, *, scored: Mapping[str, Float64 | None], places: Float64) -> pa.Table:
     """Return one line per example, training examples first, then the held-out ones.
 
     scored  column of LOSSES -> f64[N] in nats, of all training examples; without it the loss is from the sample that
             every run measures, or null
+    places  f64[N, 2], x and y on the map of hidden states; NaN for examples that are not on it
     """
     train, held_out = view.rows.data.train, view.rows.data.eval
     blocks = []
@@ -43,13 +44,14 @@ def examples_table(view: RunView, *, scored: Mapping[str, Float64]) -> pa.Table:
             block |= _of_training(view)
         for name, stage in LOSSES.items():
             file = view.path / stage / (SAMPLE if side is train else "eval.parquet")
-            if side is train and name in scored:
+            if side is train and scored.get(name) is not None:
                 block[name] = scored[name]
             elif file.exists():
                 measured = read_columns(file, "id", "nll_sum", "n_tokens")
                 mean_nll = pd.Series(measured["nll_sum"] / measured["n_tokens"], measured["id"])
                 block[name] = mean_nll.reindex(side.ids).tolist()
         if side is train:
+            block["x"], block["y"] = places.T
             taken = {*block, "label"}
         if side.labels is not None:
             block["label"] = side.labels

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
 from sftmix.common.shown import as_lines, short
 from sftmix.components.confidence import is_measured
@@ -195,3 +197,29 @@ def bins_of(values: Float64) -> Float64:
     elif values.max() < 0 and values.min() < 10 * values.max():
         return -np.geomspace(-low, -high, BINS + 1)
     return np.histogram_bin_edges([low, high], BINS)
+
+
+def hidden_map(view: RunView, rows: Rows, places: Float64) -> go.Figure:
+    """The map of hidden states, both ends coloured (Figure 1).
+
+    rows    i64[K], the less confident half first
+    places  f64[N, 2], of all rows
+    """
+    bare = {"showticklabels": False, "zeroline": False}
+    chart = figure("t-SNE 1", "t-SNE 2", xaxis=bare, yaxis=bare, height=440)
+    for name, colour, part in zip(("least", "most"), GROUPS[1::-1], np.split(rows, 2), strict=True):
+        x, y = places[part].T
+        marker = {"color": colour, "size": 6, "opacity": 0.75}
+        add_dots(chart, view, part, x=x, y=y, name=f"{len(part)} {name} confident", marker=marker)
+    return chart
+
+
+def tsne(hidden: np.ndarray) -> np.ndarray:
+    """Return f32[K, 2], t-SNE (van der Maaten and Hinton, 2008) of f32[K, D].
+
+    It starts from the first two principal components and has a fixed seed, so that a page can be made again.
+    """
+    if min(hidden.shape) > 50:
+        hidden = PCA(50, random_state=0).fit_transform(hidden)
+    model = TSNE(perplexity=min(30.0, (len(hidden) - 1) / 3), init="pca", random_state=0, n_jobs=1)
+    return model.fit_transform(hidden)

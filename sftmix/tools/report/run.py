@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sftmix.batches.order import RowSubset
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json
 from sftmix.common.tables import read_dynamics, read_split
@@ -16,11 +17,11 @@ from sftmix.config import RunConfig
 from sftmix.pipeline.loaded import scorer
 from sftmix.pipeline.rows import RunRows
 from sftmix.tools.runs.loaded import load_finished
-from sftmix.tools.runs.models import FinishedModel, finished_models
+from sftmix.tools.runs.models import finished_models
 from sftmix.tools.runs.read import check_finished
 from sftmix.tools.runs.rows import rows_of_run
 from sftmix.training.parallel import training_module
-from sftmix.types import NOT_COUNTED, Float64, Rows, Scores, Split, TrainingDynamics
+from sftmix.types import NOT_COUNTED, Batch, Float64, Rows, Scores, Split, TrainingDynamics
 
 
 @dataclass
@@ -56,24 +57,22 @@ class RunView:
         return correct.mean(axis=1) / np.where(self.dynamics.scored, self.dynamics.n_tokens, np.nan)
 
 
-def model_of(view: RunView, stage: str) -> FinishedModel | None:
-    """Return the model of a stage of the run, base, train or baseline; None if it did not export one."""
+def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.ndarray | None:
+    """Pass K training examples through a model of the run, in this process alone; None if it did not export it.
+
+    stage  base, train or baseline
+    Returns f64[K], their mean NLL per response token in nats; with `hidden` f32[K, D], the input of the LM head at
+    the last response token before the end of the turn.
+    """
     try:
         (finished,) = finished_models(view.path, ["target" if stage == "train" else stage])
     except ConfigError:
         return None
-    return finished
-
-
-def losses_under(view: RunView, finished: FinishedModel) -> Float64:
-    """Pass the N training examples through a model of the run, in this process alone.
-
-    Returns f64[N], their mean NLL per response token in nats.
-    """
+    data = RowSubset(view.rows.data.train, rows)
     options = replace(view.config.training, parallel="ddp")  # of one rank: the model as it is
     with start_world() as world:
         loaded = load_finished(finished, "float32")
-        score = scorer(options, world, loaded.encoder, name=f"report: {finished.name}")
+        score = scorer(options, world, loaded.encoder, name=f"report: {stage}")
         module = training_module(
             loaded.model,
             options,
@@ -82,8 +81,17 @@ def losses_under(view: RunView, finished: FinishedModel) -> Float64:
             attention=view.config.model.attention,
             packed=view.rows.packed,
         )
-        scores = score(module, view.rows.data.train)
+        if hidden:
+            return np.asarray(score.columns(module, data, _last)[0])
+        scores = score(module, data)
     return scores.nll_sum / scores.n_tokens
+
+
+def _last(module: Any, batch: Batch) -> list[Any]:
+    """Return the hidden state at the last response token of each row, which alone leaves the device."""
+    states = module.read(lambda it: it.hidden_states(batch))
+    ends = batch.n_tokens.cumsum(0) - 1
+    return [states[ends].float().cpu().numpy()]
 
 
 def read_run(path: Path) -> RunView:

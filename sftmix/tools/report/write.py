@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import plotly.offline
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from sftmix.config.read import TABLE
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
-from sftmix.tools.report.run import RunView, losses_under, model_of, read_run
+from sftmix.tools.report.run import RunView, look, read_run
 from sftmix.tools.report.table import table_page
 
 TABLE_ROWS = 150
@@ -33,13 +34,20 @@ CURVES = {
 """Stage with a training -> its name on the page, and its colour; the last one is drawn above the others."""
 
 
-def write_report(run: Path, to: str | Path | None = None, *, score_all: bool = False) -> list[Path]:
+def write_report(
+    run: Path,
+    to: str | Path | None = None,
+    *,
+    map_size: int,
+    score_all: bool = False,
+) -> list[Path]:
     """Write the page, and of a run report/examples.parquet; return the files that were written.
 
     The page is one HTML file that needs no network; all text in it is escaped.
 
     run        a finished run, or the directory of a table
     to         the page; None: report/report.html in the directory
+    map_size   examples on the map of hidden states of a run, half from each end; 0: no model is loaded
     score_all  pass all training examples of a run through its models, for the table
     Raises ConfigError if the directory is not a finished run, or if `to` is a file that is not a report.
     """
@@ -50,7 +58,7 @@ def write_report(run: Path, to: str | Path | None = None, *, score_all: bool = F
     if is_there(run / TABLE):
         parts = table_page(run)
     else:
-        parts = _report_run(read_run(run), score_all=score_all)
+        parts = _report_run(read_run(run), map_size, score_all=score_all)
         files.append(run / FILE)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -70,14 +78,25 @@ def write_report(run: Path, to: str | Path | None = None, *, score_all: bool = F
     return files
 
 
-def _report_run(view: RunView, *, score_all: bool) -> dict[str, Any]:
+def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, Any]:
     """Write report/examples.parquet of a run, and return what page.html shows of it.
 
     The page leaves out the sections of those that are empty or not given, and plots that are None.
     """
-    models = {column: model_of(view, stage) for column, stage in LOSSES.items()} if score_all else {}
-    scored = {column: losses_under(view, model) for column, model in models.items() if model}  # after all were found
-    table = examples_table(view, scored=scored)
+    summary, data = view.summary, view.rows.data
+    every = np.arange(len(data.train))
+    trained = "train" in summary["stages"]
+    places = np.full((len(every), 2), np.nan)
+    hidden_map = None
+    ends = pictures.both_ends(view.by_confidence, max(map_size, 0) // 2)
+    if trained and len(ends) >= 10:
+        hidden = look(view, "train", ends, hidden=True)
+        if hidden is None:
+            raise ConfigError(f"{view.path} has no train/model to look at; give --map 0 for a report without it")
+        places[ends] = pictures.tsne(hidden)
+        hidden_map = pictures.hidden_map(view, ends, places)
+    scored = {column: look(view, stage, every) for column, stage in LOSSES.items()} if score_all else {}
+    table = examples_table(view, scored=scored, places=places)
     with placing(view.path / FILE) as staging:
         pq.write_table(table, staging)
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
@@ -89,10 +108,11 @@ def _report_run(view: RunView, *, score_all: bool) -> dict[str, Any]:
             "mixup": pictures.losses(curves, "mixup"),
             "data-map": pictures.data_map(view, points),
             **dict(zip(("histogram-groups", "histogram-labels"), pictures.histograms(view), strict=True)),
+            "hidden-map": hidden_map,
         },
         "suspects": pd.read_parquet(listed).head(SUSPECTS).to_dict("records") if listed.exists() else [],
         "view": view,
-        "shown": f"{len(points):,} of {len(view.scores):,}",
+        "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
         "benchmarks": results_of(view.path),
     }

@@ -55,7 +55,7 @@ def run(tmp_path_factory) -> Path:
     done = in_this_process(*words, cwd=place)
     assert done.returncode == 0, done.stderr
     write_result(place / "run", "medqa", [0.0, 1.0])
-    done = in_this_process("report", "run", "--score", cwd=place)
+    done = in_this_process("report", "run", "--score", "--map", "20", cwd=place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["run/report/report.html", "run/report/examples.parquet"]
     return place / "run"

@@ -19,6 +19,7 @@ from tests.tools.report.conftest import Text
 pytestmark = pytest.mark.long
 
 pd = pytest.importorskip("pandas")
+pytest.importorskip("sklearn")
 write_report = pytest.importorskip("sftmix.tools.report.write").write_report
 
 
@@ -27,8 +28,8 @@ def test_the_table_has_every_example_with_its_text_and_columns(run, examples):
     held_out = [json.loads(line) for line in (run.parent / "eval.jsonl").read_text().splitlines()]
     assert examples.held_out.tolist() == [False] * len(rows) + [True] * len(held_out)
     train, held = examples[~examples.held_out], examples[examples.held_out]
-    # The table has a column `group` of its own.
-    names = {"response": "output", "label": "quality", "score": "score", "row_group": "group", "x": "x"}
+    # The table has columns `group` and `x` of its own.
+    names = {"response": "output", "label": "quality", "score": "score", "row_group": "group", "row_x": "x"}
     for column, name in names.items():
         assert train[column].tolist() == [row[name] for row in rows]
     assert train.mixed.tolist() == [str(row["mixed"]) for row in rows]  # values of several types are text
@@ -80,13 +81,21 @@ def test_losses_are_those_of_transformers(run, examples, column, model):
         assert row[column] == pytest.approx(loss_of(loaded, tokenizer, row.instruction, row.response), rel=2e-5)
 
 
+def test_both_ends_have_a_place_on_the_map(examples):
+    placed = examples[examples.x.notna()]
+    ordered = examples[~examples.held_out].confidence.sort_values(kind="stable").index
+    assert set(placed.index) == {*ordered[:10], *ordered[-10:]}
+    assert placed.y.notna().all()
+    assert len(placed[["x", "y"]].drop_duplicates()) == 20
+
+
 def test_a_run_whose_rows_have_changed_is_not_reported(run):
     file = run.parent / "eval.jsonl"
     text = file.read_text()
     file.write_text(text.replace('"output": "', '"output": "more ', 1))
     try:
         with pytest.raises(ConfigError, match="run was made from other rows"):
-            write_report(run, run.parent / "none.html")
+            write_report(run, run.parent / "none.html", map_size=0)
     finally:
         file.write_text(text)
 
@@ -104,7 +113,7 @@ def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
     done = sftmix("export", "lora", "--merge", "--to", "merged", cwd=run.parent)
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(run.parent)
-    write_report(Path("lora"), score_all=True)
+    write_report(Path("lora"), map_size=20, score_all=True)
     examples = pd.read_parquet("lora/report/examples.parquet").set_index("id")
     model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained("merged")
@@ -112,7 +121,7 @@ def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
         expected = loss_of(model, tokenizer, row.instruction, row.response)
         assert row.loss_after == pytest.approx(expected, rel=2e-5)
     sample = read_dynamics(Path("lora/train/sample.parquet"))
-    write_report(Path("lora"))  # without --score: of the sample alone
+    write_report(Path("lora"), map_size=0)  # without --score: of the sample alone
     again = pd.read_parquet("lora/report/examples.parquet").set_index("id").loc[list(sample.ids)]
     assert again.loss_after.tolist() == pytest.approx(sample.nll_sum[:, -1] / sample.n_tokens)
     page = Text(Path("lora/report/report.html"))

@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 
 pytest.importorskip("plotly")
+pytest.importorskip("sklearn")
 
 from sftmix.tools.report import pictures
-from sftmix.tools.report.pictures import both_ends, confidence_axis, losses
+from sftmix.tools.report.pictures import both_ends, confidence_axis, losses, tsne
 from sftmix.types import Example, Message, Split
+
+
+def test_the_map_keeps_clusters_apart_and_repeats():
+    rng = np.random.default_rng(0)
+    hidden = np.concatenate([rng.normal(0, 1, (30, 60)), rng.normal(9, 1, (30, 60))]).astype(np.float32)
+    places = tsne(hidden)
+    within = np.ptp(places.reshape(2, 30, 2), axis=1).max()
+    assert np.linalg.norm(places[:30].mean(0) - places[30:].mean(0)) > within
+    assert np.array_equal(places, tsne(hidden))
 
 
 def test_thinning_keeps_both_ends_and_leaves_no_gap():

@@ -13,9 +13,10 @@ from tests.tools.report.conftest import NASTY, TURNED, Text
 
 pytestmark = pytest.mark.long
 
+pytest.importorskip("sklearn")
 write_report = pytest.importorskip("sftmix.tools.report.write").write_report
 
-PLOTS = {"losses", "mixup", "data-map", "histogram-groups", "histogram-labels"}
+PLOTS = {"losses", "mixup", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_the_page_works_in_a_browser(run, browser):
     browser.get((run / "report" / "report.html").as_uri())
     everywhere = {plot.get_attribute("id"): plot for plot in browser.find_elements(By.CSS_SELECTOR, ".plot")}
     assert set(everywhere) == PLOTS
-    assert browser.find_elements(By.CSS_SELECTOR, "#histogram-labels .main-svg") == []  # far below: not drawn yet
+    assert browser.find_elements(By.CSS_SELECTOR, "#hidden-map .main-svg") == []  # far below: not drawn yet
     for name, plot in everywhere.items():
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
         drawn = (By.CSS_SELECTOR, f"#{name} .main-svg")
@@ -125,10 +126,10 @@ def test_what_cannot_be_reported_is_refused(run, tmp_path):
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "config.yaml", tmp_path / "begun")
     with pytest.raises(ConfigError, match="is not finished"):
-        write_report(tmp_path / "begun")
+        write_report(tmp_path / "begun", map_size=0)
     (tmp_path / "mine.html").write_text("mine")
     with pytest.raises(ConfigError, match="is no report of sftmix"):
-        write_report(run, tmp_path / "mine.html")
+        write_report(run, tmp_path / "mine.html", map_size=0)
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 
@@ -161,4 +162,5 @@ def test_a_table_has_a_page_of_its_own(tmp_path, sftmix):
     assert (mean["error_x"]["array"], mean["error_x"]["arrayminus"]) == ([2.0], [2.0])
     assert [shape["x0"] for shape in page.plots["contrasts"]["layout"]["shapes"]] == [0]
     assert "<b> − A2 of 2+0.5000" in page.text
+    assert "--map is 3" in sftmix("report", str(tmp_path), "--map", "3").err
     assert "is a table: name a run of it" in sftmix("track", str(tmp_path), "--to", "tensorboard").err

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 READERS = {
     "export": ("export", "RUN", "--merge", "--to", "TO"),
     "generate": ("generate", "RUN", "--max_new_tokens", "3", "--models", "target,base", "--to", "TO"),
-    "report": ("report", "RUN", "--score", "--to", "TO"),
+    "report": ("report", "RUN", "--map", "0", "--score", "--to", "TO"),
     "suspects": ("suspects", "RUN", "--out", "TO"),
     "verify": ("verify", "RUN", "--from", "0", "--steps", "1"),
 }
