@@ -61,14 +61,36 @@ class Half(Splitter):
 class NotOne:
     """It is no component."""
 '''
-PAIRS = """
+PAIRS = '''
+import numpy as np
+
 from sftmix.components.pairing import RandomPairs
+
+
+class Lazy(RandomPairs):
+    """Its first call imports a library that draws when it is imported."""
+
+    def pairs(self, split, scores, *, epoch, seed):
+        import sklearn.neighbors
+
+        return super().pairs(split, scores, epoch=epoch, seed=seed)
+
+
+class Drawn(RandomPairs):
+    def pairs(self, split, scores, *, epoch, seed):
+        np.random.rand()
+        return super().pairs(split, scores, epoch=epoch, seed=seed)
+
+
+class Own(RandomPairs):
+    def __init__(self, *, needed: int):
+        self.needed = needed
 
 
 class Broken(RandomPairs):
     def pairs(self, split, scores, *, epoch, seed):
         return 1 / 0
-"""
+'''
 TAIL = "'my_parts.Tail': module 'my_parts' has no attribute 'Tail'. Did you mean my_parts.Tails? There are "
 SUBCLASS = "error: splitter: my_parts.NotOne is no subclass of sftmix.components.Splitter\n"
 
@@ -117,6 +139,17 @@ def test_the_recommended_command_finds_the_users_class(directory):
     assert done.returncode == 0, done.stderr
     assert "class_path: my_parts.Tails" in done.stdout
     assert "untyped: x" in done.stdout
+
+
+def test_checks_are_run_by_the_command(directory):
+    """On classes that keep their contract, which may import a library that draws, and on those that do not."""
+    (directory / "my_pairs.py").write_text(PAIRS)
+    done = process("components", "my_pairs.Lazy", "--check", cwd=directory)
+    assert done.returncode == 0, done.stderr
+    assert "Lazy keeps the contract of PairSampler (sftmix.testing.check_pair_sampler)" in done.stdout
+    for name, said in (("Drawn", "it touched a global random state"), ("Own", "not all options have one")):
+        done = process("components", f"my_pairs.{name}", "--check", cwd=directory)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
 def test_an_error_of_ones_own_class_names_it(finished, directory, sftmix, tmp_path, monkeypatch):

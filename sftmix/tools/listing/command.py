@@ -2,8 +2,11 @@
 
 import argparse
 import inspect
+import re
 
 from sftmix.cli.help import formatted, option_rows
+from sftmix.common.errors import ConfigError, ContractError
+from sftmix.components.base import RowFormat
 from sftmix.components.component import Component
 from sftmix.components.listing import as_shipped, catalogue
 from sftmix.config.schema import chosen_by, component_bases, component_in, find_component, import_class, options_of
@@ -13,11 +16,15 @@ ABOUT = """List the components that can be swapped, one line each by the option 
 With a name, show one with its options.
 
   sftmix components
-  sftmix components SFTMix"""
+  sftmix components SFTMix
+  sftmix components my.Pairs --check      does it keep the contract of its kind?"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
+    parser.add_argument(
+        "--check", action="store_true", help="run the checks of sftmix.testing on it, with its defaults"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -26,6 +33,8 @@ def main(args: argparse.Namespace) -> None:
     A short name that several components have shows all of them.
     """
     places, shipped = component_bases() | nested_bases(), dict(catalogue())
+    if args.check and not args.name:
+        raise ConfigError("--check is for one component: name it, as in `sftmix components my.Pairs --check`")
     if not args.name:
         print(rendered("listing/catalogue.txt", places=places, shipped=shipped, as_shipped=as_shipped))
         return
@@ -37,6 +46,28 @@ def main(args: argparse.Namespace) -> None:
                 about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
                 rows = {"options": option_rows(cls, f"{option}.")}
                 print(formatted(rows, usage=argparse.SUPPRESS, description=about))
+                if args.check:
+                    print(check_component(cls, base))
+
+
+def check_component(cls: type[Component], base: type[Component]) -> str:
+    """Run the check of a base class on a component with its defaults; raise ContractError for what it does not keep."""
+    from sftmix import testing
+
+    kind = re.sub(r"(?<!^)(?=[A-Z])", "_", base.__name__).lower()
+    if base is RowFormat:
+        raise ConfigError("--check has no rows of this format: call sftmix.testing.check_row_format(format, rows)")
+    try:
+        component = cls()
+    except TypeError as error:
+        raise ConfigError(
+            f"--check makes {cls.__name__} with its defaults, and not all options have one: {error}"
+        ) from error
+    try:
+        getattr(testing, f"check_{kind}")(component)
+    except AssertionError as error:
+        raise ContractError(f"{cls.__name__}: {error}") from error
+    return f"{cls.__name__} keeps the contract of {base.__name__} (sftmix.testing.check_{kind})"
 
 
 def nested_bases() -> dict[str, type[Component]]:

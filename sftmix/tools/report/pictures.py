@@ -1,7 +1,7 @@
 """Figures of a run, each a plotly figure; None if the run has nothing to show there. The page sets the colours."""
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -63,6 +63,21 @@ def losses(curves: Iterable[tuple[str, str, Any]], *keys: str) -> go.Figure | No
                     line={"color": colour, "width": 2 if held_out else 1, "dash": "dot" if held_out else "solid"},
                 )
     return chart if chart.data else None
+
+
+def held_out_gap(ours: Sequence[Any], theirs: Sequence[Any]) -> go.Figure | None:
+    """Held-out NLL of one training minus another's, at the steps where both were measured; None without any."""
+    first, second = (
+        {line["step"]: line["eval_nll"] for line in lines if line.get("eval_nll") is not None}
+        for lines in (ours, theirs)
+    )
+    steps = sorted(first.keys() & second.keys())
+    if not steps:
+        return None
+    chart = figure("optimizer step", "nats per token")
+    chart.add_scatter(x=steps, y=[first[step] - second[step] for step in steps], mode="lines+markers")
+    chart.add_hline(0, line={"dash": "dash", "width": 1})
+    return chart
 
 
 # ------------------------------------------------------------------------------------------- confidence

@@ -15,11 +15,13 @@ from sftmix.common.files import placing, read_steps, write_text
 from sftmix.common.places import is_there
 from sftmix.common.shown import as_lines, short
 from sftmix.config.read import TABLE
+from sftmix.data.dataset import text_of
 from sftmix.tools.evaluate.table import results_of
 from sftmix.tools.report import pictures
 from sftmix.tools.report.examples import FILE, LOSSES, examples_table
 from sftmix.tools.report.run import RunView, look, read_run
 from sftmix.tools.report.table import table_page
+from sftmix.tools.report.topics import topics
 
 TABLE_ROWS = 150
 """Examples of each end in the table of the page."""
@@ -102,9 +104,11 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
     curves = [(*curve, read_steps(view.path / stage)) for stage, curve in CURVES.items()]
     listed = view.path / "suspects" / "suspects.parquet"
     points = pictures.thinned(view.by_confidence)
+    outer = data.train.examples(pictures.both_ends(view.by_confidence, pictures.ENDS))
     return {
         "plots": {
             "losses": pictures.losses(curves, "ntp", "eval_nll"),
+            "difference": pictures.held_out_gap(curves[2][2], curves[1][2]),
             "mixup": pictures.losses(curves, "mixup"),
             "data-map": pictures.data_map(view, points),
             **dict(zip(("histogram-groups", "histogram-labels"), pictures.histograms(view), strict=True)),
@@ -114,5 +118,6 @@ def _report_run(view: RunView, map_size: int, *, score_all: bool) -> dict[str, A
         "view": view,
         "shown": f"{len(points):,} of {len(every):,}",
         "examples": table.take(pictures.both_ends(view.by_confidence, TABLE_ROWS)).to_pylist(),
+        "topics": topics([text_of(example)[0] for example in outer]),
         "benchmarks": results_of(view.path),
     }
