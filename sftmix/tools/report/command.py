@@ -14,7 +14,7 @@ For a run it also writes report/examples.parquet: every example with its text, c
 
   sftmix report runs/first
   sftmix report runs/first --score          the loss of every training example before and after, in the table
-  sftmix report runs/table5         the differences of a table, seed by seed
+  sftmix report runs/table5 --margin 0.01   the differences of a table, seed by seed
 
 It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
 
@@ -38,6 +38,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="pass all training examples through the base model and the trained ones, for the table",
     )
+    parser.add_argument(
+        "--margin", type=float, metavar="X", help="of a table: shade the differences from -X to X, which do not matter"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -48,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
     with as_written(f"a file of {args.run}"):
-        for path in write_report(args.run, args.to, map_size=args.map, score_all=args.score):
+        for path in write_report(args.run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
             print(path)
 
 
@@ -56,7 +59,10 @@ def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError for what is certain of options and directories, before plotly and torch are imported."""
     if args.map and args.map < 10:
         raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
-    if not is_there(args.run / TABLE):
+    table = is_there(args.run / TABLE)
+    if args.margin is not None and not (table and args.margin > 0):
+        raise ConfigError(f"--margin is {args.margin:g}; it is above 0, and for the report of a table")
+    if not table:
         refuse_no_run(args.run)
     if problem := unwritable(args.run / "report", folder=True):
         raise ConfigError(f"{args.run} {problem}: of a run the table of examples is written there")

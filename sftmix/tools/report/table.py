@@ -11,12 +11,12 @@ from sftmix.tools.compare.written import Table, contrast_rows, figure_rows, rows
 from sftmix.tools.report.pictures import GROUPS, figure
 
 
-def table_page(directory: Path) -> dict[str, Any]:
-    """Return what page.html shows of the table of a directory."""
+def table_page(directory: Path, margin: float | None) -> dict[str, Any]:
+    """Return what page.html shows of the table of a directory; margin: as in `contrasts`."""
     table = read_json(directory / "table.json", variants=dict, contrasts=list, options=dict, metric=str)
     return {
         "outcome": table,
-        "plots": {"contrasts": contrasts(table)},
+        "plots": {"contrasts": contrasts(table, margin)},
         "tables": {
             "Contrasts": contrast_rows(table) if table["contrasts"] else [],
             "Figures": figure_rows(table),
@@ -25,8 +25,11 @@ def table_page(directory: Path) -> dict[str, Any]:
     }
 
 
-def contrasts(table: Table) -> go.Figure | None:
-    """Draw a dot for the difference at each seed, and the mean with its 95% interval; None without any."""
+def contrasts(table: Table, margin: float | None) -> go.Figure | None:
+    """Draw a dot for the difference at each seed, and the mean with its 95% interval; None without any.
+
+    margin  differences of at most this size are shaded: those that would not matter
+    """
     drawn = [contrast for contrast in table["contrasts"] if contrast["differences"]]
     names = [escape(f"{contrast['ours']} − {contrast['theirs']}") for contrast in drawn]
     if not drawn:
@@ -54,4 +57,6 @@ def contrasts(table: Table) -> go.Figure | None:
         )
     chart.update_yaxes(automargin=True, range=[len(drawn) - 0.5, -0.5])  # the first at the top
     chart.add_vline(0, line={"dash": "dash", "width": 1})
+    if margin is not None:
+        chart.add_vrect(-margin, margin, fillcolor=GROUPS[2], opacity=0.15, line_width=0)
     return chart

@@ -42,6 +42,7 @@ def write_report(
     *,
     map_size: int,
     score_all: bool = False,
+    margin: float | None = None,
 ) -> list[Path]:
     """Write the page, and of a run report/examples.parquet; return the files that were written.
 
@@ -51,6 +52,7 @@ def write_report(
     to         the page; None: report/report.html in the directory
     map_size   examples on the map of hidden states of a run, half from each end; 0: no model is loaded
     score_all  pass all training examples of a run through its models, for the table
+    margin     of a table: see `table.contrasts`
     Raises ConfigError if the directory is not a finished run, or if `to` is a file that is not a report.
     """
     to = Path(to or run / "report" / "report.html")
@@ -58,7 +60,7 @@ def write_report(
         raise ConfigError(f"{to} exists and is no report of sftmix; name another file with --to")
     files = [to]
     if is_there(run / TABLE):
-        parts = table_page(run)
+        parts = table_page(run, margin)
     else:
         parts = _report_run(read_run(run), map_size, score_all=score_all)
         files.append(run / FILE)

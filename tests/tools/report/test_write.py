@@ -144,7 +144,7 @@ def test_a_split_without_confidence_can_be_looked_at_before_a_training(small, tm
 
 
 def test_a_table_has_a_page_of_its_own(tmp_path, sftmix):
-    """Each seed a dot, and the interval; the tables of table.md below."""
+    """Each seed a dot, the interval and what does not matter; the tables of table.md below."""
     run = {"seed": 1, "run": "A/seed-1", "trained_in": "A/seed-1", "metrics": {"x": 1.0}}
     variants = {
         name: {"runs": [run], "metrics": {"x": {"seeds": 1, "mean": 1.0, "sd": None}}, "no_value": [], "options": {}}
@@ -155,12 +155,13 @@ def test_a_table_has_a_page_of_its_own(tmp_path, sftmix):
     made = {"metric": "x", "complete": True, "variants": variants, "options": {"seeds": [1, 2], "metrics": None}}
     (tmp_path / "table.json").write_text(json.dumps({**made, "contrasts": [contrast | {"inputs_that_differ": []}]}))
     (tmp_path / "compare.yaml").write_text("metric: x\n")
-    assert sftmix("report", str(tmp_path)).code == 0
+    assert sftmix("report", str(tmp_path), "--margin", "0.1").code == 0
     page = Text(tmp_path / "report" / "report.html")
     dots, mean = page.plots["contrasts"]["data"]
     assert (dots["x"], mean["x"]) == ([0.25, 0.75], [0.5])
     assert (mean["error_x"]["array"], mean["error_x"]["arrayminus"]) == ([2.0], [2.0])
-    assert [shape["x0"] for shape in page.plots["contrasts"]["layout"]["shapes"]] == [0]
+    assert [shape["x0"] for shape in page.plots["contrasts"]["layout"]["shapes"]] == [0, -0.1]
     assert "<b> − A2 of 2+0.5000" in page.text
-    assert "--map is 3" in sftmix("report", str(tmp_path), "--map", "3").err
+    for words, said in (("--margin", "0"), "above 0"), (("--map", "3"), "--map is 3"):
+        assert said in sftmix("report", str(tmp_path), *words).err
     assert "is a table: name a run of it" in sftmix("track", str(tmp_path), "--to", "tensorboard").err
