@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 pytest.importorskip("sklearn")
 write_report = pytest.importorskip("sftmix.tools.report.write").write_report
 
-PLOTS = {"losses", "mixup", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
+PLOTS = {"losses", "difference", "mixup", "data-map", "histogram-groups", "histogram-labels", "hidden-map"}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,12 @@ def test_plots_and_rows_are_those_of_the_run(run, page, examples):
     assert curves["target, ntp"] == [line["ntp"] for line in lines]
     assert curves["NTP baseline, ntp"] == [line["ntp"] for line in metrics(run, "baseline")]
     assert curves["target, held out"] == [line["eval_nll"] for line in lines if "eval_nll" in line]
+    (gap,) = page.plots["difference"]["data"]
+    ours, theirs = (
+        {line["step"]: line["eval_nll"] for line in metrics(run, stage) if "eval_nll" in line}
+        for stage in ("train", "baseline")
+    )
+    assert dict(zip(gap["x"], gap["y"], strict=True)) == {step: ours[step] - theirs[step] for step in ours}
     assert page.plots["losses"]["data"][-1]["name"].startswith("target"), "drawn above the baseline"
     counts = page.plots["histogram-labels"]["data"]
     assert {trace["name"]: sum(trace["y"]) for trace in counts} == {"low": 15, "high": 14}
