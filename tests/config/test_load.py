@@ -4,10 +4,10 @@ import pytest
 
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common.errors import ConfigError
-from sftmix.common.places import path_problem
 from sftmix.config import RunConfig
+from sftmix.config.checks import validate
 from sftmix.config.load import load
-from sftmix.config.read import read_config, read_yaml
+from sftmix.config.read import from_plain, read_config, read_yaml
 from sftmix.options import DataOptions
 
 
@@ -19,8 +19,8 @@ from sftmix.options import DataOptions
         ("seed", "-07", "octal"),
         ("data.limit", "0100", "octal"),
         ("data.limit", "1:30", "base 60"),
-        ("training.epochs", "1:30.5", "base 60"),
-        ("data.take", "[010, 5]", "octal"),
+        ("checkpoint.every_seconds", "1:30.5", "base 60"),
+        ("training.betas", "[010, 5]", "octal"),
         ("data.template_options.code", "007", "octal"),
     ],
 )
@@ -72,7 +72,24 @@ def test_keys_that_begin_with_x_hold_anchors(tmp_path):
         read_config(path)
 
 
-@pytest.mark.parametrize("place", ["$SCRATCH/run", "runs/${NAME}"])
-def test_a_variable_in_the_name_of_a_run_directory_is_refused(place):
-    assert "the shell replaces" in (path_problem(place) or "")
-    assert path_problem("cost-5$/run") is None
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("out", "$SCRATCH/run"), ("model.path", "${MODELS}/a"), ("data.train", ["a", "$ROWS"]), ("data.eval", "r/$x")],
+)
+def test_a_variable_in_a_place_is_refused_by_name(key, value, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "scratch")
+    least = {"out": "o", "model.path": "m", "data.train": "a.json"}
+    with pytest.raises(ConfigError, match=rf"{key} is '.*\$.*', but variables are not replaced.* --{key} ") as caught:
+        validate(from_plain({**least, key: value}))
+    assert "problems" not in str(caught.value)
+    validate(from_plain({**least, key: "cost-5$.json"}))
+
+
+def test_epochs_and_steps_of_one_command_line_exclude_each_other(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("training: {epochs: 2, max_steps: 5}\n")  # as config.yaml of a run has both
+    epochs, steps = ["--training.epochs", "1"], ["--training.max_steps", "9"]
+    with pytest.raises(ConfigError, match=r"--training\.epochs 1 and --training\.max_steps 9 exclude each other"):
+        parse(read_arguments([*epochs, *steps]))
+    for words in (epochs, steps, [*epochs, "--training.max_steps", "null"]):
+        parse(read_arguments(["--config", str(path), *words]))
