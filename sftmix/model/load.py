@@ -1,6 +1,7 @@
 """Hugging Face causal language models and tokenizers: loading, and the facts known before any weight is read."""
 
 import json
+import logging
 import math
 import re
 import sys
@@ -52,15 +53,20 @@ def load_model(
     Reads safetensors only and runs no code that comes with the model. Raises ConfigError if there is no such model, if
     it needs such code or has no safetensors, or if the files hold another model than config.json describes.
     """
-    model, info = _from_pretrained(
-        AutoModelForCausalLM,
-        path,
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=quantization,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_table)
+    try:
+        model, info = _from_pretrained(
+            AutoModelForCausalLM,
+            path,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=quantization,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    finally:
+        logger.removeFilter(_is_no_table)
     _check_files(model, path, info["missing_keys"], info["unexpected_keys"])
     if getattr(model.get_output_embeddings(), "weight", None) is not model.get_input_embeddings().weight:
         untie(model)  # transformers does not tie what differs in the files, and says so; so the export is not, either
@@ -163,6 +169,11 @@ def untie(model: PreTrainedModel) -> None:
     """Let the configuration say that input embeddings and LM head are not tied."""
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
+
+
+def _is_no_table(record: logging.LogRecord) -> bool:
+    """Return False for transformers' table of weights, which `_check_files` replaces, unless its error refers to it."""
+    return not re.search(r"LOAD REPORT(?!.*(MISMATCH|CONVERSION))", record.getMessage(), re.DOTALL)
 
 
 def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], others: set[str]) -> None:
