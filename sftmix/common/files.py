@@ -91,11 +91,17 @@ def _folder(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.is_dir())
 
 
-def no_space(path: Path, needed: int | None = None) -> NoSpaceError:
+def no_space(path: Path, needed: int | None = None, problem: str = "no space left to write") -> NoSpaceError:
     """Return the error of a full disk, with the free bytes and those needed, if they are known."""
     need = "" if needed is None else f"{needed:,} bytes are needed, "
     free = f"{need}{shutil.disk_usage(_folder(path)).free:,} are free"
-    return NoSpaceError(f"no space left to write {path}: {free}; free some and run again")
+    return NoSpaceError(f"{problem} {path}: {free}; free some and run again")
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Raise NoSpaceError if fewer than `needed` bytes are free for what is to be saved in `path`."""
+    if shutil.disk_usage(_folder(path)).free < needed:
+        raise no_space(path, needed, "too little room for what is to be saved in")
 
 
 def refuse_links(directory: Path) -> None:

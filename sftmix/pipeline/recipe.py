@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.batches.order import TrainingOrder
-from sftmix.common.files import read_steps, refuse_links
+from sftmix.common.files import check_room, read_steps, refuse_links
 from sftmix.common.tables import read_split, write_dynamics, write_split, write_table
 from sftmix.common.world import World, start_world
 from sftmix.components.confidence import variability
@@ -196,6 +196,9 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     stage.eval_data = rows.data.eval
     dtype = export_dtype(config.model)
     refuse_overflow(stage.model, dtype)
+    if config.checkpoint.every == 0:  # an export that finds no room would leave nothing of the training
+        size = dtype.itemsize * sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
+        run.world.on_main(lambda: check_room(directory, size))
     result = run.train(stage)
     run.directory.tell(doing="measuring the trained model")
     began, steps, module = time.perf_counter(), int(result.figures["steps"]), result.module

@@ -3,12 +3,15 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 
 from sftmix.cli import main
+from sftmix.common.errors import NoSpaceError
 from sftmix.data import store
 from tests.tiny import weights
 
@@ -51,3 +54,13 @@ def test_checkpoints_are_kept_where_no_directory_can_be_synced(monkeypatch, tiny
     assert main(["run", *tiny.options, "--out", str(tmp_path / "run"), "--checkpoint.every", "2"]) == 0
     assert weights(tmp_path / "run")
     assert list((tmp_path / "run" / "train" / "checkpoints").glob("step-*"))
+
+
+def test_without_checkpoints_the_model_must_have_room_before_it_is_trained(monkeypatch, tiny, tmp_path, capsys):
+    """With them, the same command goes on when there is room again; without, all would be lost at the end."""
+    usage = SimpleNamespace(total=1 << 40, used=1 << 40, free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    words = ["run", *tiny.options, "--checkpoint.every", "0", "--objective", "NTP", "--out", str(tmp_path / "run")]
+    assert main(words) == NoSpaceError.exit_code
+    assert "too little room for what is to be saved in" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "train" / "metrics.jsonl").exists()
