@@ -41,7 +41,7 @@ _DEFAULT_NAMES = ("confident", "unconfident")
 _NAMES_KEY = b"sftmix.groups"
 _TYPES = dict.fromkeys(("id", "group", "hash"), "string")
 _TYPES |= dict.fromkeys(("checkpoint", "step", "n_tokens", "n_correct"), "int64")
-"""Types of columns by name; others are float64, and numbers of tokens a list of float32."""
+"""Types of columns by name; others are float64, numbers of tokens a list of float32, and a state one of float16."""
 
 
 # ------------------------------------------------------------------------------------------- any table
@@ -89,7 +89,7 @@ def read_table(path: PathLike, columns: Sequence[str]) -> pa.Table:
 def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> dict[str, Any]:
     """Return columns of a Parquet file by their names: text as list[str], integers as i64[N], other numbers as f64[N].
 
-    The fields of OF_TOKENS are arrays of arrays, f32; `metadata` are the file's own texts, as bytes.
+    The fields of OF_TOKENS are arrays of arrays, f32, and the state f16; `metadata` are the file's own texts, as bytes.
 
     optional  columns that are None if the file has none
     Raises DataError as `read_table`, for empty cells or other values in a column, and for an id that is there twice in
@@ -113,6 +113,8 @@ def read_columns(path: PathLike, *names: str, optional: Sequence[str] = ()) -> d
 def _type_of(name: str) -> pa.DataType:
     import pyarrow as pa
 
+    if name == "state":
+        return pa.large_list(pa.float16())
     return pa.large_list(pa.float32()) if name in OF_TOKENS else pa.type_for_alias(_TYPES.get(name, "float64"))
 
 
@@ -164,7 +166,8 @@ def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:
 def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
     """Write one line per example and checkpoint: id, checkpoint, step, nll_sum, n_tokens, n_correct.
 
-    Also write alone_nll_sum and the fields of OF_TOKENS, if the dynamics have them.
+    Also write alone_nll_sum, the fields of OF_TOKENS and, in the line of the last checkpoint, the state, if the
+    dynamics have them.
     """
     n, c = dynamics.nll_sum.shape
     scored, alone = dynamics.scored[:, None], dynamics.alone_nll_sum
@@ -178,8 +181,15 @@ def write_dynamics(path: PathLike, dynamics: TrainingDynamics) -> None:
         n_tokens=np.repeat(dynamics.n_tokens, c),
         n_correct=dynamics.n_correct.reshape(-1),
         alone_nll_sum=None if alone is None else np.where(scored, alone, 0.0).reshape(-1),
+        state=_states(dynamics),
         **of_tokens,
     )
+
+
+def _states(dynamics: TrainingDynamics) -> list[Any] | None:
+    """Return the state of each example in the line of its last checkpoint, and an empty one in the others."""
+    states, others = dynamics.states, len(dynamics.steps) - 1
+    return None if states is None else [line for state in states for line in (*[state[:0]] * others, state)]
 
 
 def _lines(token_nll: Sequence[Float32] | None) -> list[Any] | None:
@@ -194,7 +204,7 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     line for each checkpoint, with finite numbers that agree between the lines.
     """
     names = ("id", "checkpoint", "step", "nll_sum", "n_tokens", "n_correct")
-    optional = ("alone_nll_sum", *OF_TOKENS)
+    optional = ("alone_nll_sum", "state", *OF_TOKENS)
     table = read_columns(path, *names, optional=optional)
     place = {example: index for index, example in enumerate(dict.fromkeys(table["id"]))}
     ids, checkpoint = list(place), table["checkpoint"]
@@ -205,7 +215,7 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     _require(path, whole, "it holds no example, or not one line for each example and checkpoint 0, 1, 2, ...")
     columns = map(table.get, (*names[2:], *optional))
     grids: list[Any] = [None if column is None else column[order].reshape(n, c) for column in columns]
-    step, nll_sum, n_tokens, n_correct, alone, *of_tokens = grids
+    step, nll_sum, n_tokens, n_correct, alone, state, *of_tokens = grids
     nll_sum = np.where(n_tokens > 0, nll_sum, 0.0)
     dynamics = TrainingDynamics(ids, step[0], nll_sum, n_tokens[:, 0], n_correct, None, alone)
     problems = [
@@ -219,10 +229,14 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     for name, wrong, allowed in problems:
         first = ids[int(wrong.any(axis=1).argmax())]
         _require(path, not wrong.any(), f"{name} of example {first!r} is wrong; allowed: {allowed}")
+    if state is not None:
+        sizes = np.vectorize(len, otypes=[int])(state[:, -1])
+        _require(path, len({*sizes.tolist()}) == 1, "the states of its examples have several sizes")
     joined: dict[str, Any] = {}
     for name, lines in zip(OF_TOKENS, of_tokens, strict=True):
         joined[name] = None if lines is None else [np.stack(list(line)) for line in lines]
-    return replace(dynamics, **joined)
+    states = None if state is None else np.stack(list(state[:, -1])).astype(np.float16)
+    return replace(dynamics, states=states, **joined)
 
 
 def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, Bool, str]]:

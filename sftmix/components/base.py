@@ -49,6 +49,7 @@ class ReferenceContext(Protocol):
         checkpoints: int | Sequence[float] | Literal["online"],
         token_nll: bool = False,
         response_alone: bool = False,
+        keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Train by NTP and score every example at the checkpoints; the options are TrainedReference's."""
 
@@ -60,6 +61,7 @@ class ReferenceContext(Protocol):
         max_length: int | None,
         token_nll: bool = False,
         response_alone: bool = False,
+        keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Score every example by each of the models, untrained; see FromCheckpoints."""
 

@@ -83,6 +83,8 @@ def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
             dynamics = replace(dynamics, **{name: _array(reference, name, column, shape, kinds)})
     if len(set(dynamics.ids)) < len(dynamics.ids):
         raise broken(reference, "ids of which some are equal", "each example once")
+    if (states := dynamics.states) is not None:
+        _array(reference, "states", states, (len(dynamics.ids), np.shape(states)[-1]), "f")
     for name in OF_TOKENS:
         if (column := getattr(dynamics, name)) is not None:
             _check_tokens(reference, name, column, dynamics)

@@ -15,6 +15,7 @@ from sftmix.components.shared_scores import fetched_scores, hub_name
 from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.types import TrainingDynamics
 
+Kept = Literal["entropy", "margin", "states"]
 SCORINGS = (
     "a number of scorings from 1, a list of either shares of the run (0 is before training, 1 its end) or, if one is "
     "above 1, whole steps"
@@ -39,6 +40,7 @@ class TrainedReference(Reference):
         checkpoints: int | list[float] | Literal["online"] = 5,
         token_nll: bool = False,
         response_alone: bool = False,
+        keep: list[Kept] | None = None,
         training: ReferenceTraining | None = None,
     ):
         """
@@ -49,13 +51,15 @@ class TrainedReference(Reference):
             one checkpoint per full epoch.
         token_nll: also keep the NLL of every response token.
         response_alone: also score each response without its instruction (IFD needs it); scoring costs twice as much.
+        keep: what else is kept of each response: `entropy` and `margin` of the prediction of each token, and `states`,
+            the mean input of the LM head at the last checkpoint.
         training: differences from the run's `training` options; null inherits them all.
         """
-        holds = not (token_nll or response_alone) if checkpoints == "online" else are_scorings(checkpoints)
-        allowed = f"{SCORINGS}, or, without token_nll and response_alone, online"
+        holds = not (token_nll or response_alone or keep) if checkpoints == "online" else are_scorings(checkpoints)
+        allowed = f"{SCORINGS}, or, without token_nll, response_alone and keep, online"
         require(holds, "reference.checkpoints", checkpoints, allowed)
         self.model, self.checkpoints, self.training = model, checkpoints, training
-        self.token_nll, self.response_alone = token_nll, response_alone
+        self.token_nll, self.response_alone, self.keep = token_nll, response_alone, keep
         held = {
             Need.RESPONSE_ALONE: response_alone,
             Need.CORRECT: checkpoints != "online",
@@ -80,6 +84,7 @@ class TrainedReference(Reference):
             checkpoints=self.checkpoints,
             token_nll=self.token_nll,
             response_alone=self.response_alone,
+            keep=self.keep or (),
         )
 
 
@@ -99,6 +104,7 @@ class FromCheckpoints(Reference):
         max_length: int | None = None,
         token_nll: bool = False,
         response_alone: bool = False,
+        keep: list[Kept] | None = None,
     ):
         """
         paths: directories or hub ids of Hugging Face models in the order of their training, at least one; all have
@@ -109,6 +115,7 @@ class FromCheckpoints(Reference):
             is shorter, if they have the target's tokenizer; else the smaller of 2048 and the context of the first.
         token_nll: also keep the NLL of every response token.
         response_alone: as in TrainedReference: IFD then works for models as they are.
+        keep: as in TrainedReference.
         """
         if not paths:
             raise ConfigError("reference.paths is empty; name the directories of the checkpoints")
@@ -119,6 +126,7 @@ class FromCheckpoints(Reference):
         ]
         self.template = None if template is None else os.fspath(template)
         self.max_length, self.token_nll, self.response_alone = max_length, token_nll, response_alone
+        self.keep = keep
         self.gives = frozenset({Need.CORRECT, *([Need.RESPONSE_ALONE] if response_alone else [])})
 
     def most_checkpoints(self, epochs: float | None) -> int | None:
@@ -134,6 +142,7 @@ class FromCheckpoints(Reference):
             max_length=self.max_length,
             token_nll=self.token_nll,
             response_alone=self.response_alone,
+            keep=self.keep or (),
         )
 
 

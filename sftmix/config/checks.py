@@ -63,6 +63,12 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
             yield problem
     yield from _needs(config)
     yield from out_of_range("checkpoint", config.checkpoint, _CHECKPOINT)
+    every, seconds = config.checkpoint.every, config.checkpoint.every_seconds
+    if every is not None and seconds is not None:
+        yield (
+            f"checkpoint.every ({every}) and checkpoint.every_seconds ({seconds:g}) exclude each other: their "
+            "distance is one of steps or one of time; set --checkpoint.every null, or leave every_seconds out"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ options
@@ -101,6 +107,7 @@ _LORA = (
 )
 _CHECKPOINT = (
     ("every", lambda v: v >= 0, "a number of steps, 0 (none) or null (chosen)"),
+    ("every_seconds", _positive, "above 0, or null"),
     ("keep", at_least_1, "at least 1: a run resumes from it"),
 )
 

@@ -127,6 +127,8 @@ class CheckpointOptions(PlainFields):
     every: int | None = None
     """Optimizer steps between checkpoints; 0: none. null: by the clock, so that they take 2% of the time, but at least
     two minutes apart; also one a quarter of the stage, at least 20 steps apart. A signal and the end also save one."""
+    every_seconds: float | None = None
+    """Seconds between checkpoints. Excludes checkpoint.every."""
     keep: int = 2
     """Number of checkpoints kept for each stage, at least 1."""
     keep_best: bool = False

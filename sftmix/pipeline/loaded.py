@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -81,17 +81,17 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     return model
 
 
-def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, token_nll: bool = False) -> Scorer:
+def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, keep: Sequence[str] = ()) -> Scorer:
     """Make the scorer of rows under a wrapped module, for the stage of that name.
 
-    options    whose precision counts
-    token_nll  as in Scorer
+    options  whose precision counts
+    keep     as in Scorer
     """
     return Scorer(
         world=world,
         precision=resolve_precision(options.precision, world.device),
         pad_id=encoder.pad_id,
-        token_nll=token_nll,
+        keep=keep,
         progress=f"{name}: scoring",
     )
 
@@ -105,7 +105,7 @@ def scoring_model(
     name: str,
     packed: bool,
     lora: LoraOptions | None = None,
-    token_nll: bool = False,
+    keep: Sequence[str] = (),
 ) -> tuple[Scorer, nn.Module]:
     """Return a model that is not trained, wrapped, and the scorer of rows under it, for the stage of that name.
 
@@ -114,7 +114,7 @@ def scoring_model(
     """
     options = config.training
     config = replace(config, model=replace(config.model, path=path, lora=lora or LoraOptions()))
-    score = scorer(options, world, encoder, name=name, token_nll=token_nll)
+    score = scorer(options, world, encoder, name=name, keep=keep)
     model = load_for_run(config, world)
     attention = config.model.attention
     module = training_module(model, options, precision=score.precision, world=world, attention=attention, packed=packed)

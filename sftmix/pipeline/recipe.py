@@ -8,6 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,10 @@ def enter_confidence(run: RunContext, dynamics: TrainingDynamics | None) -> Scor
         write_table(path, given.ids, confidence=confidence, variability=variability(given))
         return Made([path.name])
 
-    return run.enter("confidence", lambda: run.world.from_main(make), lambda: run.rows.table(path))
+    def read() -> Scores:
+        return replace(run.rows.table(path), states=given.states)
+
+    return run.enter("confidence", lambda: run.world.from_main(make), read)
 
 
 def enter_split(run: RunContext, scores: Scores) -> Split:

@@ -152,6 +152,7 @@ class ReferenceRun:
         checkpoints: int | Sequence[float] | Literal["online"],
         token_nll: bool = False,
         response_alone: bool = False,
+        keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Train by NTP, in an order of its own, and score every example at the checkpoints.
 
@@ -168,7 +169,7 @@ class ReferenceRun:
                 encoder,
                 data=data,
                 order=TrainingOrder(len(data), options=config.training, seed=config.seed),
-                token_nll=token_nll,
+                keep=_kept(token_nll, keep),
                 packed=data.packed,
             )
         if checkpoints == "online":
@@ -205,9 +206,10 @@ class ReferenceRun:
         max_length: int | None,
         token_nll: bool = False,
         response_alone: bool = False,
+        keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
-        run, parts = self._run, list[TrainingDynamics]()
+        run, kept, parts = self._run, _kept(token_nll, keep), list[TrainingDynamics]()
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
             _, encoder, data = self._rows(model, key="reference.paths")
@@ -219,7 +221,7 @@ class ReferenceRun:
             for number, path in enumerate(paths, start=1):  # each a checkpoint
                 run.say(f"reference: {path} scores {len(data):,} examples")
                 score, module = scoring_model(
-                    run.config, run.world, path, encoder, name="reference", packed=data.packed, token_nll=token_nll
+                    run.config, run.world, path, encoder, name="reference", packed=data.packed, keep=kept
                 )
                 scores = score(module, data)
                 alone = score(module, ResponsesAlone(data, np.arange(len(data)))) if response_alone else None
@@ -228,3 +230,8 @@ class ReferenceRun:
                 del module  # before the next one is loaded
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge_dynamics(parts)
+
+
+def _kept(token_nll: bool, keep: Sequence[str]) -> list[str]:
+    """Return what a scorer keeps of each row beside its sums."""
+    return [*(["token_nll"] if token_nll else []), *keep]

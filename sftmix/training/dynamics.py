@@ -162,9 +162,12 @@ def one_checkpoint(
         nll_sum=scores.nll_sum[:, None],
         n_tokens=scores.n_tokens,
         n_correct=scores.n_correct[:, None],
-        token_nll=_first_checkpoint(scores.token_nll),
+        token_nll=_first_checkpoint(scores.kept.get("token_nll")),
         alone_nll_sum=None if alone is None else alone.nll_sum[:, None],
-        alone_token_nll=None if alone is None else _first_checkpoint(alone.token_nll),
+        alone_token_nll=None if alone is None else _first_checkpoint(alone.kept.get("token_nll")),
+        token_entropy=_first_checkpoint(scores.kept.get("entropy")),
+        token_margin=_first_checkpoint(scores.kept.get("margin")),
+        states=np.stack(scores.kept["states"]) if "states" in scores.kept else None,
     )
     sums = [s.nll_sum for s in (scores, alone) if s is not None]
     with np.errstate(over="ignore"):
@@ -196,7 +199,7 @@ def merge_dynamics(parts: Sequence[TrainingDynamics]) -> TrainingDynamics:
         if getattr(first, name) is not None:
             by_example = zip(*(getattr(part, name) for part in parts), strict=True)
             joined[name] = [np.concatenate(each) for each in by_example]
-    return replace(first, **joined)
+    return replace(first, states=parts[-1].states, **joined)
 
 
 def describe_dynamics(dynamics: TrainingDynamics) -> str:

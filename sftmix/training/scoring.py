@@ -35,25 +35,25 @@ class Scorer:
     """The scoring of data sets under a (wrapped) module: log-probabilities in float32, sums in float64.
 
     precision  fp32 or bf16
-    token_nll  also keep the NLL of every response token
+    keep       what else is kept, of token_nll, entropy, margin and states
     progress   the name of the bar; None: no bar
     """
 
     world: World
     precision: str = "fp32"
     pad_id: int = 0
-    token_nll: bool = False
+    keep: Sequence[str] = ()
     progress: str | None = None
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
-        columns = self.columns(module, data, self._scores) if len(data) else [[] for _ in range(4)]
-        nll_sum, n_tokens, n_correct, token_nll = columns
+        columns = self.columns(module, data, self._scores) if len(data) else [[] for _ in range(3 + len(self.keep))]
+        nll_sum, n_tokens, n_correct, *kept = columns
         return RowScores(
             np.array(nll_sum, dtype=np.float64),
             np.array(n_tokens, dtype=np.int64),
             np.array(n_correct, dtype=np.int64),
-            token_nll if self.token_nll else None,
+            dict(zip(self.keep, kept, strict=True)),
         )
 
     def columns(
@@ -93,10 +93,34 @@ class Scorer:
         return [list(column) for column in zip(*(by_row[row] for row in range(len(data))), strict=True)]
 
     def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:
-        plan = scoring_plan(batch)
-        out = module.read(lambda it: ModelView(it, lambda: it.hidden_states(batch)).sft_loss(batch, plan, stats=True))
-        token_nll = split_by_slot(out.nll.float(), batch) if self.token_nll else [None] * len(batch.rows)
-        return [sum_by_slot(out.nll, batch), batch.n_tokens, sum_by_slot(out.correct, batch), token_nll]
+        return module.read(lambda it: _scores_of(it, batch, self.keep))
+
+
+def _scores_of(module: TrainingModule, batch: Batch, keep: Sequence[str]) -> list[Column]:
+    """Return sums and numbers of the B examples of a batch, and what is kept of them, in the order of `keep`."""
+    view = ModelView(module, lambda: module.hidden_states(batch))
+    out = view.sft_loss(batch, scoring_plan(batch), stats=True)
+    assert out.correct is not None
+    columns: list[Column] = [sum_by_slot(out.nll, batch), batch.n_tokens, sum_by_slot(out.correct, batch)]
+    for name in keep:
+        if name == "token_nll":
+            columns.append(split_by_slot(out.nll.float(), batch))
+        elif name == "states":
+            mean = sum_by_slot(view.hidden, batch) / batch.n_tokens.clamp(min=1)[:, None]
+            columns.append(mean.to(torch.float16))
+        else:
+            figures = view.figures(_entropy if name == "entropy" else _margin)
+            columns.append(split_by_slot(figures.float(), batch))
+    return columns
+
+
+def _entropy(logits: torch.Tensor) -> torch.Tensor:
+    return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
+
+
+def _margin(logits: torch.Tensor) -> torch.Tensor:
+    first, second = logits.topk(2, dim=-1).values.unbind(-1)
+    return first - second
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""When a stage saves a checkpoint: by its steps, or by the clock and what the last one cost.
+"""When a stage saves a checkpoint: by its steps, by the clock, or by what the last one cost.
 
 By the clock, the steps differ from run to run; that changes no number, because a run goes on alike from any of them.
 """
@@ -23,9 +23,11 @@ class Spacing:
 
     def __init__(self, options: CheckpointOptions, total: int) -> None:
         self.total, self.since = total, time.monotonic()
-        self.every, self._seconds = max(LEAST_STEPS, math.ceil(total / 4)), LEAST_SECONDS
+        self.every, self._seconds, self._share = max(LEAST_STEPS, math.ceil(total / 4)), LEAST_SECONDS, SHARE
         if options.every is not None:
             self.every, self._seconds = options.every, math.inf
+        elif options.every_seconds is not None:
+            self.every, self._seconds, self._share = total, options.every_seconds, math.inf
 
     def due(self, step: int) -> bool:
         """Return True if one is due after `step` steps."""
@@ -36,4 +38,4 @@ class Spacing:
 
         cost  seconds that the last one took; 0 before the first
         """
-        return time.monotonic() - self.since >= max(self._seconds, cost / SHARE)
+        return time.monotonic() - self.since >= max(self._seconds, cost / self._share)

@@ -19,16 +19,17 @@ class RowScores:
     nll_sum    f64[N], nats
     n_tokens   i64[N]
     n_correct  i64[N]
-    token_nll  None, or N arrays f32[n_tokens]
+    kept       what else was asked for: `token_nll`, `entropy` and `margin`, N arrays f32[n_tokens] each, and `states`,
+               N arrays f16[D]
     """
 
     nll_sum: Float64
     n_tokens: Int64
     n_correct: Int64
-    token_nll: Sequence[Float32] | None = None
+    kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
-OF_TOKENS = ("token_nll", "alone_token_nll")
+OF_TOKENS = ("token_nll", "alone_token_nll", "token_entropy", "token_margin")
 """Fields of TrainingDynamics with a number for each token of a response."""
 NOT_COUNTED = -1
 """Marker in place of a number of correct tokens: they were not counted."""
@@ -47,6 +48,9 @@ class TrainingDynamics:
                a file, so its sum may differ from nll_sum
     alone_nll_sum  None, or f64[N, C], the same sum for the response without its instruction (what IFD divides by)
     alone_token_nll  None, or its parts, as token_nll
+    token_entropy  None, or the entropy of the prediction of each token, nats, as token_nll
+    token_margin   None, or by how much the likeliest logit there is above the second, as token_nll
+    states     None, or f16[N, D], the mean input of the LM head over the response tokens, at the last checkpoint
     """
 
     ids: Sequence[str]
@@ -57,6 +61,9 @@ class TrainingDynamics:
     token_nll: Sequence[Float32] | None = None
     alone_nll_sum: Float64 | None = None
     alone_token_nll: Sequence[Float32] | None = None
+    token_entropy: Sequence[Float32] | None = None
+    token_margin: Sequence[Float32] | None = None
+    states: npt.NDArray[np.float16] | None = None
 
     @property
     def scored(self) -> Bool:
@@ -79,7 +86,7 @@ class TrainingDynamics:
 
     def _of_rows(self, ids: Sequence[str], rows: Int64) -> TrainingDynamics:
         """Return the dynamics of these rows, which get these ids; row -1 has n_tokens 0, and no numbers."""
-        alone, known = self.alone_nll_sum, rows >= 0
+        alone, known, states = self.alone_nll_sum, rows >= 0, self.states
         each = known[:, None]
 
         def of_tokens(nll: Sequence[Float32] | None) -> Sequence[Float32] | None:
@@ -93,6 +100,7 @@ class TrainingDynamics:
             n_tokens=np.where(known, self.n_tokens[rows], 0),
             n_correct=np.where(each, self.n_correct[rows], 0),
             alone_nll_sum=None if alone is None else np.where(each, alone[rows], 0.0),
+            states=None if states is None else np.where(each, states[rows], np.float16(0)),
             **tokens,
         )
 
@@ -109,6 +117,7 @@ class Scores:
     label        None, or N labels
     columns      any user column by name
     texts        None, or what is asked and answered in each row, read when it is asked for
+    states       None, or f16[N, D], those of the dynamics (reference.keep states)
     """
 
     id: Sequence[str]
@@ -119,6 +128,7 @@ class Scores:
     label: Sequence[str | None] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     texts: Sequence[tuple[str, str]] | None = None
+    states: npt.NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.row)

@@ -27,7 +27,8 @@ def dynamics(draw):
         n_tokens=n_tokens,
         n_correct=rng.integers(0, n_tokens[:, None] + 1, size=(n, c)),
         token_nll=token_nll if draw(st.booleans()) else None,
-        alone_token_nll=token_nll if draw(st.booleans()) else None,
+        token_margin=token_nll if draw(st.booleans()) else None,
+        states=rng.normal(size=(n, 3)).astype(np.float16) if draw(st.booleans()) else None,
     )
 
 

@@ -36,12 +36,12 @@ class Context:
 def test_trained_reference_hands_its_options_to_the_loop():
     model, training, context = ReferenceModel(path="m"), ReferenceTraining(epochs=1), Context(["a", "b", "c"])
     asked = {"model": model, "checkpoints": [0, 0.5, 1], "token_nll": True, "response_alone": True}
-    asked |= {"training": training}
+    asked |= {"training": training, "keep": ["entropy"]}
     assert TrainedReference(**asked).collect(context) is STORED
     assert context.asked == asked
     TrainedReference().collect(context)
     defaults = {"model": None, "checkpoints": 5, "token_nll": False, "response_alone": False, "training": None}
-    assert context.asked == defaults
+    assert context.asked == {**defaults, "keep": ()}
 
 
 def test_a_pattern_of_checkpoints_is_looked_for_where_the_run_was_started(tmp_path):

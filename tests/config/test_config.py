@@ -161,6 +161,11 @@ PROBLEMS = [
     ({"training.eps": 0.0}, "training.eps is 0.0; allowed: above 0"),
     ({"checkpoint.keep": 0}, "checkpoint.keep is 0; allowed: at least 1"),
     ({"checkpoint.every": -1}, "checkpoint.every is -1; allowed: a number of steps, 0 (none)"),
+    ({"checkpoint.every_seconds": 0.0}, "checkpoint.every_seconds is 0.0; allowed: above 0, or null"),
+    (
+        {"checkpoint.every": 0, "checkpoint.every_seconds": 60.0},
+        "checkpoint.every (0) and checkpoint.every_seconds (60)",
+    ),
     ({"pairing": None}, "objective SFTMix needs pairs of examples"),
     ({"callbacks.every": 5}, "Evaluate(every=5) has nothing to evaluate; set data.eval"),
     ({"reference.training.learning_rate": -1.0}, "reference.training.learning_rate is -1.0; allowed: above 0"),

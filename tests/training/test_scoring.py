@@ -42,8 +42,8 @@ def assert_scores(scores, expected, *, tolerance: float) -> None:
     assert scores.n_correct.tolist() == [c for _, _, c, _ in expected]
     assert scores.nll_sum.dtype == np.float64
     np.testing.assert_allclose(scores.nll_sum, [nll for nll, *_ in expected], rtol=tolerance)
-    if scores.token_nll is not None:
-        for ours, (_, _, _, theirs) in zip(scores.token_nll, expected, strict=True):
+    if "token_nll" in scores.kept:
+        for ours, (_, _, _, theirs) in zip(scores.kept["token_nll"], expected, strict=True):
             assert ours.dtype == np.float32
             np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
@@ -57,9 +57,29 @@ def several_batches(monkeypatch):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_sums_are_those_of_the_models_own_logits(tied):
     model = toy_model(tied=tied)
-    scores = Scorer(world=World(), token_nll=True)(TrainingModule(model), DATA)
+    scores = Scorer(world=World(), keep=["token_nll"])(TrainingModule(model), DATA)
     assert_scores(scores, by_hand(model, DATA), tolerance=1e-12)
     assert scores.n_correct.sum() > 0
+
+
+def test_entropy_margin_and_mean_state_are_those_of_the_models_own_logits():
+    """Of the last checkpoint the states, of each the entropies; in the order of the rows and of `keep`."""
+    model = toy_model()
+    module = TrainingModule(model)
+    scores = Scorer(world=World(), keep=["states", "margin", "entropy"])(module, DATA)
+    for row, (logits, _) in enumerate(own_logits(model.eval(), DATA)):
+        log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        np.testing.assert_allclose(scores.kept["entropy"][row], -(np.exp(log_p) * log_p).sum(1), rtol=1e-6)
+        ordered = np.sort(logits, axis=1)
+        np.testing.assert_allclose(scores.kept["margin"][row], ordered[:, -1] - ordered[:, -2], rtol=1e-6, atol=1e-7)
+        batch = collate([(Slot(row),)], DATA)
+        mean = module.hidden_states(batch).mean(0).detach().numpy()
+        np.testing.assert_allclose(scores.kept["states"][row], mean, rtol=2**-10, atol=2**-14)
+    ids = [str(row) for row in range(len(DATA))]
+    first, last = (one_checkpoint(ids, step, scores) for step in (1, 2))
+    merged = merge_dynamics([first, last]).of(ids[::-1])
+    assert merged.token_entropy[0].shape == (2, int(scores.n_tokens[-1]))
+    np.testing.assert_array_equal(merged.states, np.stack(scores.kept["states"])[::-1])
 
 
 @pytest.mark.parametrize("family", ["gemma2", "granite", "hyperclovax", "cohere", "phi (head bias)"])
@@ -92,7 +112,7 @@ def test_float32_is_float32(several_batches):
     model = toy_model(dtype=torch.float32)
     scores = Scorer(world=World())(TrainingModule(model), DATA)
     assert_scores(scores, by_hand(model, DATA), tolerance=2e-6)
-    assert scores.token_nll is None
+    assert scores.kept == {}
 
 
 def test_dropout_is_off_while_scoring_and_on_again_after():
@@ -140,15 +160,15 @@ def test_exact_match_is_the_share_of_rows_whose_every_token_is_the_argmax():
 
 def score_all_ways(world: World) -> None:
     """Five batches on two ranks, and one: a rank has nothing of its own."""
-    one = Scorer(world=World(), token_nll=True)(TrainingModule(toy_model()), DATA)
+    one = Scorer(world=World(), keep=["token_nll"])(TrainingModule(toy_model()), DATA)
     for parallel in ("ddp", "fsdp"):
         for scoring.CPU_SCORING_TOKENS in (128, 100000):
             module = wrap(TrainingModule(toy_model()), parallel=parallel, precision="fp32", world=world)
-            two = Scorer(world=world, token_nll=True)(module, DATA)
+            two = Scorer(world=world, keep=["token_nll"])(module, DATA)
             np.testing.assert_allclose(two.nll_sum, one.nll_sum, rtol=1e-12)
             assert two.n_tokens.tolist() == one.n_tokens.tolist()
             assert two.n_correct.tolist() == one.n_correct.tolist()
-            np.testing.assert_allclose(*(np.concatenate(scores.token_nll) for scores in (two, one)), rtol=1e-6)
+            np.testing.assert_allclose(*(np.concatenate(scores.kept["token_nll"]) for scores in (two, one)), rtol=1e-6)
 
 
 def test_two_ranks_give_the_table_of_one():
@@ -228,7 +248,7 @@ def test_merge_puts_checkpoints_side_by_side_and_of_joins_by_id():
 def scores_with(worst: float) -> RowScores:
     """The losses of three examples of two tokens, of which the second has this NLL."""
     tokens = [np.full(2, nll / 2, np.float32) for nll in (4.0, worst, 6.0)]
-    return RowScores(np.array([4.0, worst, 6.0]), np.full(3, 2), np.ones(3, np.int64), tokens)
+    return RowScores(np.array([4.0, worst, 6.0]), np.full(3, 2), np.ones(3, np.int64), {"token_nll": tokens})
 
 
 @pytest.mark.parametrize("worst", [np.nan, np.inf, 1420.0])

@@ -19,7 +19,7 @@ from tests.forked import on_ranks
 from tests.toy import toy_model, toy_stage
 from tests.trained import DATA, assert_exact
 
-BY_CLOCK = CheckpointOptions(keep=99)
+BY_CLOCK = CheckpointOptions(every_seconds=1e-9, keep=99)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ BY_CLOCK = CheckpointOptions(keep=99)
         ({}, 3000, [750, 1500, 2250, 3000]),
         ({"every": 7}, 20, [7, 14, 20]),
         ({"every": 0}, 20, []),
+        ({"every_seconds": 60.0}, 20, [20]),
     ],
 )
 def test_the_steps_that_are_saved_whatever_the_clock_says(options, total, steps):
@@ -43,6 +44,7 @@ def test_the_steps_that_are_saved_whatever_the_clock_says(options, total, steps)
         ({}, 0.0, 120.0),  # not known yet
         ({}, 1.0, 120.0),
         ({}, 30.0, 1500.0),  # 30 s are 2% of it
+        ({"every_seconds": 60.0}, 30.0, 60.0),
         ({"every": 7}, 0.0, None),
         ({"every": 0}, 0.0, None),
     ],
@@ -72,21 +74,14 @@ def moving(directory: Path, options: CheckpointOptions, *more: Callback, steps: 
     return full_weights(done.module), sorted(steps_in(directory / "checkpoints"))
 
 
-def always_late(monkeypatch) -> None:
-    """A checkpoint is due after each step."""
-    monkeypatch.setattr(spacing, "LEAST_SECONDS", 1e-9)
-    monkeypatch.setattr(spacing, "SHARE", float("inf"))
-
-
-def test_checkpoints_by_the_clock_change_no_number_and_the_end_has_one(tmp_path, monkeypatch):
+def test_checkpoints_by_the_clock_change_no_number_and_the_end_has_one(tmp_path):
     none, _ = moving(tmp_path / "none", CheckpointOptions(every=0))
-    slow, saved = moving(tmp_path / "slow", CheckpointOptions())
-    assert saved == [10]
-    assert_exact(none, slow)
-    always_late(monkeypatch)
     clocked, saved = moving(tmp_path / "clocked", BY_CLOCK)
     assert saved == list(range(1, 11))
     assert_exact(none, clocked)
+    slow, saved = moving(tmp_path / "slow", CheckpointOptions(every_seconds=1e6))
+    assert saved == [10]
+    assert_exact(none, slow)
 
 
 class Ticks(Callback):
@@ -116,9 +111,7 @@ def clocks_that_differ(world: World, place: str) -> None:
         time.monotonic = lambda: 3600.0 * next(hours)
     _, saved = moving(Path(place) / "auto", CheckpointOptions(), steps=3, world=world)
     assert saved == [6]
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        always_late(monkeypatch)
-        _, saved = moving(Path(place) / "clocked", BY_CLOCK, steps=3, world=world)
+    _, saved = moving(Path(place) / "clocked", BY_CLOCK, steps=3, world=world)
     assert saved == list(range(1, 7))
 
 
