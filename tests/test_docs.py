@@ -328,6 +328,7 @@ def test_the_example_components_run(workspace):
     """The commands of the page as they stand there, on the tiny model instead of gpt2."""
     page = ROOT / "docs" / "components.md"
     shown = [words for words in map(sftmix_words, commands(page)) if words and words[0] in ("run", "confidence")]
+    shown = [words for words in shown if "FromEndpoint" not in words]  # needs a server
     assert len(shown) == 4
     shutil.rmtree(workspace.path / "runs" / "mine", ignore_errors=True)  # of another page's Python
     for words in shown:

@@ -36,8 +36,9 @@ _NAMES = {
     "optimizers": ("AdamW",),
     "callbacks": ("EarlyStopping", "Evaluate"),
     "selection": ("All",),
-    # What comes from elsewhere: other methods, choices and places of mixing, weights of tokens, 8-bit state.
+    # What comes from elsewhere: other methods, choices and places of mixing, weights of tokens, servers, 8-bit state.
     "others.confidences": ("IFD", "Correctness", "LearningPercentage", "LowVariability"),
+    "others.endpoint": ("FromEndpoint", "FromSGLang"),
     "others.loss_spikes": ("LossSpikeGuard",),
     "others.mixing": ("MeasureMixing",),
     "others.optimizers8bit": ("AdamW8bit",),

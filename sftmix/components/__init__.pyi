@@ -32,6 +32,8 @@ from sftmix.components.others.confidences import IFD as IFD
 from sftmix.components.others.confidences import Correctness as Correctness
 from sftmix.components.others.confidences import LearningPercentage as LearningPercentage
 from sftmix.components.others.confidences import LowVariability as LowVariability
+from sftmix.components.others.endpoint import FromEndpoint as FromEndpoint
+from sftmix.components.others.endpoint import FromSGLang as FromSGLang
 from sftmix.components.others.loss_spikes import LossSpikeGuard as LossSpikeGuard
 from sftmix.components.others.mixing import MeasureMixing as MeasureMixing
 from sftmix.components.others.optimizers8bit import AdamW8bit as AdamW8bit

@@ -23,6 +23,7 @@ from sftmix.types import (
     Float64,
     Plan,
     Rows,
+    RowScorer,
     RowScores,
     Scores,
     Split,
@@ -64,6 +65,19 @@ class ReferenceContext(Protocol):
         keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Score every example by each of the models, untrained; see FromCheckpoints."""
+
+    def score_rows(
+        self,
+        scorers: Mapping[str, Callable[[Any], RowScorer]],
+        *,
+        model: ReferenceModel,
+        threads: int = 1,
+        token_nll: bool = False,
+        response_alone: bool = False,
+    ) -> TrainingDynamics:
+        """Score every example by functions of a row, which so many threads of the first rank call. `scorers`: one for
+        each checkpoint, by name; it gets the tokenizer, which it may refuse, and returns the function of a row.
+        `model`: the one whose tokenizer, template and length the rows have, as for FromCheckpoints."""
 
 
 class Reference(Component, ABC):

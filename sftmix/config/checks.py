@@ -182,7 +182,7 @@ _OTHER, _ROWS = "or another --confidence", "set data.eval or data.eval_fraction"
 _REMEDIES = {
     Need.CONFIDENCE: "use --splitter Median or Quantile, or another --pairing",
     Need.RESPONSE_ALONE: "use --reference TrainedReference with reference.response_alone true and a number or list of "
-    f"reference.checkpoints, or FromCheckpoints with reference.response_alone true, {_OTHER}",
+    f"reference.checkpoints, or FromCheckpoints or FromEndpoint with reference.response_alone true, {_OTHER}",
     Need.CORRECT: f"use --reference TrainedReference with a number of reference.checkpoints, {_OTHER}",
     Need.BEFORE_TRAINING: "use --reference TrainedReference and a list of reference.checkpoints with 0 and two later "
     f"places, such as [0, 0.33, 1], {_OTHER}",

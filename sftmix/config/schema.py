@@ -113,7 +113,7 @@ def trusting(paths: Collection[str] = ()) -> Iterator[None]:
 
 MOVED = {
     f"sftmix.components.{name}.": f"sftmix.components.others.{name}."
-    for name in ("mixing", "perturbations", "places", "reweighting", "schedules", "tokens")
+    for name in ("endpoint", "mixing", "perturbations", "places", "reweighting", "schedules", "tokens")
 } | {
     f"sftmix.components.{module}.{name}": f"sftmix.components.others.{now}.{name}"
     for module, now, names in (

@@ -1,15 +1,19 @@
-"""The stage of the reference, and what it lends to a Reference: training, and scoring by models."""
+"""The stage of the reference, and what it lends to a Reference: training, and scoring by models or row by row."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from sftmix.batches.order import ResponsesAlone, TrainingOrder
-from sftmix.common.errors import ConfigError, DataError
+from sftmix.batches.order import ResponsesAlone, TokenisedRows, TrainingOrder
+from sftmix.common.appended import append_batch, read_batches
+from sftmix.common.errors import ConfigError, ContractError, DataError
+from sftmix.common.progress import progress_bar
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_dynamics, write_dynamics
 from sftmix.common.world import World
@@ -35,8 +39,10 @@ from sftmix.training.dynamics import (
     merge_dynamics,
     one_checkpoint,
 )
-from sftmix.types import TrainingDynamics
+from sftmix.types import RowScorer, RowScores, TrainingDynamics
 
+Scored = tuple[RowScores, RowScores | None]
+"""The scores of the rows, and of their responses alone, if these are asked for."""
 KEPT = ("metrics.jsonl", "online", "scores*")
 """Beside the dynamics, what the stage keeps of the way to them, as patterns."""
 MAX_UNSCORED = 0.05
@@ -209,7 +215,15 @@ class ReferenceRun:
         keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
-        run, kept, parts = self._run, _kept(token_nll, keep), list[TrainingDynamics]()
+        run, kept = self._run, _kept(token_nll, keep)
+
+        def scores_of(number: int, path: str) -> Scored:
+            score, module = scoring_model(
+                run.config, run.world, path, encoder, name="reference", packed=data.packed, keep=kept
+            )
+            alone = ResponsesAlone(data, np.arange(len(data))) if response_alone else None
+            return score(module, data), score(module, alone) if alone else None
+
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
             _, encoder, data = self._rows(model, key="reference.paths")
@@ -217,19 +231,93 @@ class ReferenceRun:
                 check_rows_fit(path, encoder, data)
             for path in paths[1:]:
                 run.world.node_first(partial(check_same_ids, path, encoder))
-            started = time.perf_counter()
-            for number, path in enumerate(paths, start=1):  # each a checkpoint
-                run.say(f"reference: {path} scores {len(data):,} examples")
-                score, module = scoring_model(
-                    run.config, run.world, path, encoder, name="reference", packed=data.packed, keep=kept
-                )
-                scores = score(module, data)
-                alone = score(module, ResponsesAlone(data, np.arange(len(data)))) if response_alone else None
-                when = f"reference {path}" if run.world.is_main else ""
-                parts.append(one_checkpoint(data.ids, number, scores, alone, when=when))
-                del module  # before the next one is loaded
+            return self._checkpoints(data, paths, scores_of)
+
+    def score_rows(
+        self,
+        scorers: Mapping[str, Callable[[Any], RowScorer]],
+        *,
+        model: ReferenceModel,
+        threads: int = 1,
+        token_nll: bool = False,
+        response_alone: bool = False,
+    ) -> TrainingDynamics:
+        """Score every example by functions of a row, on rank 0; the file of each holds what was scored so far."""
+        run = self._run
+        _, encoder, data = self._rows(model, key="reference.tokenizer")
+        if data.packed:
+            raise ConfigError(
+                "data.format text packs documents into windows, which a reference that scores single rows cannot keep "
+                "apart: set data.packing false"
+            )
+
+        def collected() -> TrainingDynamics:
+            ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
+
+            def scores_of(number: int, name: str) -> Scored:
+                file = run.path / "reference" / f"scores-{number}.jsonl"
+                each = partial(score_each, ready[name], threads=threads, token_nll=token_nll)
+                alone = ResponsesAlone(data, np.arange(len(data))) if response_alone else None
+                return each(data, file), each(alone, file.with_stem(f"{file.stem}-alone")) if alone else None
+
+            return self._checkpoints(data, list(ready), scores_of)
+
+        return run.world.from_main(collected)
+
+    def _checkpoints(
+        self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], Scored]
+    ) -> TrainingDynamics:
+        """Score the rows by one model after the other, each a checkpoint, whose number counts from 1."""
+        parts = []
+        started = time.perf_counter()
+        for number, name in enumerate(names, start=1):
+            self._run.say(f"reference: {name} scores {len(data):,} examples")
+            scores, alone = scores_of(number, name)
+            when = f"reference {name}" if self._run.world.is_main else ""
+            parts.append(one_checkpoint(data.ids, number, scores, alone, when=when))
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge_dynamics(parts)
+
+
+def score_each(score: RowScorer, data: TokenisedRows, file: Path, *, threads: int, token_nll: bool) -> RowScores:
+    """Return the scores of all rows: those that the file has, and the others, which are added to it as they come.
+
+    Threads call the function of a row. Scores are on disk while they are made: a kill costs those under way. The first
+    error of a row is raised once the scores under way are on disk.
+    """
+    failed = list[Exception]()
+
+    def record(number: int) -> dict[str, Any] | None:
+        try:
+            if not failed:
+                row = data[number]
+                nll, correct = map(np.asarray, score(row))
+                if not nll.shape == correct.shape == (n_tokens := np.count_nonzero(row.target[1:]),):
+                    raise ContractError(
+                        f"a function of score_rows returned NLL {list(nll.shape)} and correct {list(correct.shape)} "
+                        f"for {row.id}; allowed: one for each of its {n_tokens} response tokens"
+                    )
+                scores = {"nll": float(nll.sum()), "tokens": len(nll), "correct": int(correct.sum())}
+                return {"id": row.id, **scores, **({"token_nll": nll.tolist()} if token_nll else {})}
+        except Exception as error:
+            failed.append(error)
+        return None
+
+    scored = {one["id"]: one for one in read_batches(file)}
+    waiting = [number for number, name in enumerate(data.ids) if name not in scored]
+    with (
+        ThreadPool(threads) as pool,  # which waits for no thread when a signal ends this
+        progress_bar("reference: scoring", total=len(data), done=len(scored), unit=" examples") as bar,
+    ):
+        for one in filter(None, pool.imap_unordered(record, waiting)):
+            append_batch(file, [one])
+            scored[one["id"]] = one
+            bar.update()
+    if failed:
+        raise failed[0]
+    nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
+    each = {"token_nll": [np.array(scored[i]["token_nll"], dtype=np.float32) for i in data.ids]} if token_nll else {}
+    return RowScores(nll, tokens, correct, each)
 
 
 def _kept(token_nll: bool, keep: Sequence[str]) -> list[str]:

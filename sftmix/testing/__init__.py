@@ -119,7 +119,7 @@ def check_reference(reference: base.Reference) -> None:
         def give(*_, **__):
             return stored  # nothing is trained: as if a run had made these
 
-        context = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give)
+        context = SimpleNamespace(ids=stored.ids, train_and_score=give, score_models=give, score_rows=give)
         context.content_hashes = lambda: stored.ids  # made-up examples have no text
         return asdict(contracts.check_dynamics(component, component.collect(context)))
 

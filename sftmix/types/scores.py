@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sftmix.types.arrays import Bool, Float32, Float64, Int64, Rows
+from sftmix.types.rows import Encoded
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class RowScores:
     n_correct: Int64
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
+
+RowScorer = Callable[[Encoded], tuple[Float64, Bool]]
+"""A row -> the NLL (nats) of each of its response tokens, f64[n], and whether it is the argmax, bool[n]."""
 
 OF_TOKENS = ("token_nll", "alone_token_nll", "token_entropy", "token_margin")
 """Fields of TrainingDynamics with a number for each token of a response."""

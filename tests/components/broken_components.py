@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from sftmix.components import NTP, Callback, Median, Perplexity, Perturbation, RandomPairs, Selector, SFTMix
-from sftmix.components.base import CallbackResult
+from sftmix.components.base import CallbackResult, Reference
 from sftmix.components.reference import TrainedReference
 from sftmix.functional import SFTLoss
+from sftmix.options import ReferenceModel
 from sftmix.types import Plan, TrainingDynamics
 
 # ------------------------------------------------------------------------------------------ references
@@ -93,6 +94,18 @@ class Fewer(Wordless):
     def collect(self, context):
         found = super().collect(context)
         return dataclasses.replace(found, token_nll=found.token_nll[1:])
+
+
+class WithPrompts(Reference):
+    """Scores the prompt together with the response."""
+
+    needs = frozenset()
+
+    def collect(self, context):
+        def score(row):
+            return [0.5] * len(row.input_ids), [True] * len(row.input_ids)
+
+        return context.score_rows({"server": lambda tokenizer: score}, model=ReferenceModel())
 
 
 # ------------------------------------------------------------------------ confidence, splitters, pairs

@@ -106,6 +106,13 @@ def reference(finished, tmp_path_factory):
     return place / "run"
 
 
+def test_a_scorer_of_rows_gives_the_tokens_of_the_response(finished, tmp_path, sftmix):
+    words = (*finished.tiny.bare, *SHORT, "--reference", f"{BROKEN_MODULE}.WithPrompts")
+    ended = sftmix("reference", *words, "--out", str(tmp_path / "run"))
+    assert ended.code == 2
+    assert re.search(r"returned NLL \[\d+\] and correct \[\d+\] for \w+; allowed: one for each of its \d+", ended.err)
+
+
 @pytest.mark.parametrize("broken", some_fast(BROKEN, every=4), ids=[broken.name for broken in BROKEN])
 def test_a_run_ends_with_one_line(broken, finished, reference, tmp_path, sftmix):
     if broken.kind in AFTER_THE_REFERENCE:  # the reference does not depend on it

@@ -224,7 +224,7 @@ def test_a_component_names_each_of_its_options(cls, taken):
             checked()
 
 
-MOVED = ["mixing.MeasureMixing", "optimizers.AdamW8bit", "perturbations.NEFTune"]
+MOVED = ["endpoint.FromSGLang", "mixing.MeasureMixing", "optimizers.AdamW8bit", "perturbations.NEFTune"]
 MOVED += ["places.CutMix", "reweighting.IRDRO", "selection.S2L", "tokens.TailSFT", "callbacks.LossSpikeGuard"]
 MOVED += ["confidence.IFD", "pairing.LevelPairs", "schedules.Linear", "selection.Random"]
 

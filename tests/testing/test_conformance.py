@@ -32,6 +32,8 @@ CHECKS = {
 }
 OPTIONS = {
     "FromCheckpoints": {"paths": ["somewhere"]},
+    "FromEndpoint": {"url": "http://somewhere"},
+    "FromSGLang": {"url": "http://somewhere"},
     "Longest": {"k": 3},
     "Random": {"k": 3},
     "ScoreAtLeast": {"field": "score", "threshold": 1.0},
