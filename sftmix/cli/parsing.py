@@ -62,6 +62,12 @@ def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> tuple[RunC
 
     Returns the configuration, the tree that it was made from, and the values of the command's own options.
     """
+    epochs, steps = (arguments.options.get(f"training.{name}", "null") for name in ("epochs", "max_steps"))
+    if "null" not in (epochs, steps):
+        raise ConfigError(
+            f"--training.epochs {epochs} and --training.max_steps {steps} exclude each other: a run ends after its "
+            "epochs or after its steps; leave one out"
+        )
     known = {option.name: option for option in options}
     tree: Tree = {}
     applied = set[Path]()

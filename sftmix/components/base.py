@@ -8,7 +8,7 @@ must start fast: they import torch inside methods.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -99,6 +99,8 @@ class Reference(Component, ABC):
     token_nll = False
     """True if the dynamics hold the NLL of every response token, TOKEN_NLL; a reference without this option, in which
     they may be, has TOKEN_NLL in `gives`."""
+    layout: Set[str] = frozenset()
+    """Options that do not decide the dynamics: a stage that has begun may change them."""
     window: int | None = 1
     """Past epochs that count as checkpoints, if the losses are the target's own; None: all."""
 

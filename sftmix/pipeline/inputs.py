@@ -172,8 +172,10 @@ def reference_inputs(known: Known) -> Inputs:
     deciding, lora = _deciding(own.callbacks), own.model.lora
     trains = Need.TRAINING in reference.needs
     spec = reference.spec()
-    # Training options have an entry of their own, below.
-    deciding_options = {name: value for name, value in spec["init_args"].items() if not (trains and name == "training")}
+    elsewhere = set(reference.layout)  # options that change no result
+    if trains:
+        elsewhere.add("training")  # an entry of its own, below
+    deciding_options = {name: value for name, value in spec["init_args"].items() if name not in elsewhere}
     inputs = {
         **_rows_and_model(known),
         "reference": spec | {"init_args": deciding_options},
