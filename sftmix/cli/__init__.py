@@ -83,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         code = INTERRUPTED
     except Exception as error:
+        from sftmix.config.schema import name_component  # after the command: it imports more
+
+        name_component(error)
         record_error(f"{type(error).__name__}: {error}")
         raise
     sys.stdout.flush()

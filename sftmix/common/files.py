@@ -95,6 +95,8 @@ def no_space(path: Path, needed: int | None = None, problem: str = "no space lef
     """Return the error of a full disk, with the free bytes and those needed, if they are known."""
     need = "" if needed is None else f"{needed:,} bytes are needed, "
     free = f"{need}{shutil.disk_usage(_folder(path)).free:,} are free"
+    if sys.platform != "win32" and (system := os.statvfs(_folder(path))).f_files and not system.f_favail:
+        free = "the file system holds as many files as it can (inodes), whatever its free bytes"
     return NoSpaceError(f"{problem} {path}: {free}; free some and run again")
 
 

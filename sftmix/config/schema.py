@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Collection, Iterator, Sequence
@@ -211,3 +212,13 @@ def find_component(base: type[Component], name: str, key: str = "", words: Seque
         methods = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise ConfigError(f"{where}{name} is abstract: it lacks {methods}, which a subclass of its kind defines")
     return cls
+
+
+def name_component(error: Exception) -> None:
+    """Add a note to an error that a user's own component raised: which one, and what is kept."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        own = type(frame.f_locals.get("self"))
+        if issubclass(own, Component) and not own.__module__.startswith("sftmix."):
+            kept = "what is done before it is kept: mend it, and the same command goes on from there"
+            error.add_note(f"{own.option} {own.__name__} raised this; {kept}")
+            return

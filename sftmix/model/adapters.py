@@ -8,7 +8,8 @@ import copy
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from sftmix.common.errors import ConfigError
 from sftmix.model.head import ADAPTER, FEWER
 from sftmix.model.layers import freeze_unused, unused_modules
+from sftmix.model.load import say_once
 from sftmix.model.paths import model_place
 from sftmix.options import LoraOptions
 
@@ -50,8 +52,16 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     options, targets, unused = asdict(lora), lora.target_modules, unused_modules(model)
     del options["quantize"]
     target_names = [] if isinstance(targets, str) else [name for name in targets if name != ALL_LINEAR]
+    # PEFT says nothing of a name that fits no module, if another one fits.
+    outside = tuple(f"{name}." for name in unused)
+    modules = {name: part for name, part in model.named_modules() if not f"{name}.".startswith(outside)}
     for option, names in (("target_modules", target_names), ("modules_to_save", lora.modules_to_save or [])):
-        _refuse_unknown(model, option, names, tuple(f"{name}." for name in unused))
+        if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
+            choices = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
+            raise ConfigError(
+                f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
+                f"there are {', '.join(choices)}"
+            )
     if ALL_LINEAR in targets:
         options["target_modules"] = ALL_LINEAR
     if unused:
@@ -70,20 +80,24 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
         raise ConfigError(f"{refused}. {FEWER}" if ALL_LINEAR in targets else refused) from error
     _refuse_reading_as_tied(model)
     freeze_unused(model)  # with `bias: all` PEFT trains every bias of the model
+    if ALL_LINEAR in targets:
+        _say_share(model)
 
 
-def _refuse_unknown(model: PreTrainedModel, option: str, names: Sequence[str], outside: tuple[str, ...]) -> None:
-    """Raise ConfigError for a name that fits no module; PEFT says nothing of it, if another one fits.
+def _say_share(model: PreTrainedModel) -> None:
+    """Say which modules have no adapter, if they hold more than a twentieth of the decoder's matrices.
 
-    outside  beginnings of the names of modules that do not count
+    PEFT takes the experts of some families; those of others are no linear layers.
     """
-    modules = {name: part for name, part in model.named_modules() if not f"{name}.".startswith(outside)}
-    if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
-        choices = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
-        raise ConfigError(
-            f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
-            f"there are {', '.join(choices)}"
-        )
+    whole = 0
+    left = Counter[str]()
+    for name, x in model.get_decoder().named_parameters():
+        if x.dim() > 1 and not x.requires_grad and x is not model.get_input_embeddings().weight:
+            whole += x.numel()
+            left[name.split(".")[-2]] += x.numel() * (".base_layer." not in name)
+    if left.total() > 0.05 * whole:
+        kinds = ", ".join(f"{kind} {size / whole:.1%}" for kind, size in left.most_common() if size)
+        say_once(f"model.lora.target_modules {ALL_LINEAR} leaves without adapters, of the decoder's weights: {kinds}")
 
 
 def _refuse_reading_as_tied(model: PreTrainedModel) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sftmix.common.errors import ConfigError
-from sftmix.model.load import ROUNDING, n_embeddings, probe_ids, probing
+from sftmix.model.load import ROUNDING, n_embeddings, probe_ids, probing, some
 from sftmix.model.packing import attending, attention_of, is_flash
 from sftmix.model.varlen import VARLEN
 
@@ -94,10 +95,7 @@ def check_head(model: PreTrainedModel, *, trains: bool = False) -> Head:
         theirs = out.logits.double()
         differences = {head: float((head.logits(hidden).double() - theirs).abs().max()) for head in candidates}
     if not theirs.isfinite().all():
-        raise ConfigError(
-            f"model.path: the logits of {name} are not finite numbers: some of its weights are broken; name an "
-            "undamaged copy of it"
-        )
+        raise _not_finite(model, name)
     # Both are the same matmul: only the rounding of a scale or cap may differ.
     limit = ROUNDING.get(hidden.dtype, 1e-2) * float(theirs.abs().max())
     best, difference = min(differences.items(), key=lambda entry: entry[1])
@@ -130,6 +128,19 @@ def _check_loss(name: str, out: Any, ids: Tensor) -> None:
             "not trained here. To train without it, set output_router_logits to false in config.json, or the "
             "coefficient of the term to 0 (for a hub id in a copy: hf download ID --local-dir DIR)"
         )
+
+
+def _not_finite(model: PreTrainedModel, name: str) -> ConfigError:
+    """Return the error of a model whose logits are not finite."""
+    broken = []
+    for key, weight in model.named_parameters():  # of which a rank may hold a sound shard
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if not whole.isfinite().all():
+            broken.append(key)
+    return ConfigError(
+        f"model.path: the logits of {name} are not finite numbers, and neither are {some(broken)}: name an "
+        "undamaged copy of it"
+    )
 
 
 def _candidates(model: PreTrainedModel) -> list[Head]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
@@ -176,6 +177,22 @@ def _is_no_table(record: logging.LogRecord) -> bool:
     return not re.search(r"LOAD REPORT(?!.*(MISMATCH|CONVERSION))", record.getMessage(), re.DOTALL)
 
 
+def _passed_over(model: PreTrainedModel, path: str | Path) -> set[str]:
+    """Return the names of the weights that transformers leaves out by rule, such as those of multi-token prediction.
+
+    Buffers that older versions wrote are no weights.
+    """
+    own, ignored = "\n".join(dict(model.named_parameters())), model._keys_to_ignore_on_load_unexpected or ()
+    # GLM's rules name layers by number: in a model with more layers they are its own.
+    rules = "|".join(rule for rule in ignored if not re.search(rule, own, re.MULTILINE))
+    if not rules:
+        return set()
+    files = [safe_open(file, "pt") for file in weight_files_of(path)]
+    names = {name for file in files for name in file.keys()}  # noqa: SIM118, it is no dictionary
+    buffers = re.compile(r"(inv_freq|position_ids|attn\.(masked_)?bias)$")
+    return {name for name in names if re.search(rules, name) and not buffers.search(name)}
+
+
 def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], others: set[str]) -> None:
     """Raise ConfigError unless the files hold all weights of the model, and no others of its decoder and LM head.
 
@@ -193,10 +210,8 @@ def _check_files(model: PreTrainedModel, path: str | Path, missing: set[str], ot
             "another model would be trained. Mend config.json (num_hidden_layers, attention_bias, ...), or merge "
             "adapters into their base model with PEFT (merge_and_unload), or take the weights out of the files"
         )
-    if model.config.model_type != model_config(path).model_type:
-        say_once(f"model.path: {path}: its text part alone is trained and exported, as {type(model).__name__}")
-    if others:
-        say_once(f"model.path: {path}: left out {some(others)}, no part of {type(model).__name__}")
+    if left := others | _passed_over(model, path):
+        say_once(f"model.path: {path}: left out {some(left)}, no part of {type(model).__name__}")
 
 
 @cache

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import get_max_memory
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sftmix.common.progress import without_bars_of_transformers
-from sftmix.model.load import model_config, probe_ids, probing
+from sftmix.model.load import apart, model_config, probe_ids, probing
 from sftmix.model.packing import attending
 
 TEXTS = (
@@ -56,23 +58,19 @@ def position_border(config: PretrainedConfig) -> int:
 def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, base: str) -> Iterator[str]:
     """Yield how others would read another tokenizer or model from an exported directory than the run has.
 
-    base  the model onto which adapters are loaded; empty for a whole model, of which the class that its config.json
-          names must know all weights by their names
+    base  the model onto which adapters are loaded; empty for a whole model, which is read by the class that its
+          config.json names, with its values if memory has room for them and no rank has shards alone
     """
     try:
-        own = AutoTokenizer.from_pretrained(path)
-        if any(own(text)["input_ids"] != tokenizer(text)["input_ids"] for text in TEXTS):
+        read = AutoTokenizer.from_pretrained(path)
+        if any(read(text)["input_ids"] != tokenizer(text)["input_ids"] for text in TEXTS):
             yield (
-                f"AutoTokenizer takes {type(own).__name__} for this type of model, which makes other tokens than "
+                f"AutoTokenizer takes {type(read).__name__} for this type of model, which makes other tokens than "
                 "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
             )
         kind = getattr(transformers, (model_config(base or path).architectures or [""])[0], type(model))
-        if not base:
-            with without_bars_of_transformers():
-                read: Any = kind.from_pretrained(path, device_map="meta", output_loading_info=True)
-            info = read[1]
-            if names := info["missing_keys"] or info["unexpected_keys"]:
-                yield f"{kind.__name__}, which config.json names, reads another model from it: {names!s:.200}"
+        if not base and (problem := _unlike(model, kind, path)):
+            yield f"{kind.__name__}, which config.json names, reads another model from it: {problem:.200}"
         elif not isinstance(model, kind):
             yield (
                 f"these are adapters of {type(model).__name__}, which AutoModelForCausalLM loads; config.json of the "
@@ -81,3 +79,14 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
             )
     except Exception as error:  # no training ends for the sake of what others do
         yield f"it cannot be read as its files say: {error}"
+
+
+def _unlike(model: PreTrainedModel, kind: Any, path: Path) -> str:
+    """Return what differs in the model that a class reads from a directory; nothing if nothing does."""
+    sharded = isinstance(next(model.parameters()), DTensor)
+    place = "meta" if sharded or get_max_memory()["cpu"] < 8 * model.num_parameters() else None
+    with without_bars_of_transformers():
+        read, info = kind.from_pretrained(path, dtype=torch.float32, device_map=place, output_loading_info=True)
+    if names := info["missing_keys"] or info["unexpected_keys"]:
+        return str(names)
+    return "" if place else apart(probe_logits(read), probe_logits(model).cpu())

@@ -200,7 +200,7 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     stage.eval_data = rows.data.eval
     dtype = export_dtype(config.model)
     refuse_overflow(stage.model, dtype)
-    if config.checkpoint.every == 0:  # an export that finds no room would leave nothing of the training
+    if not config.checkpoint.every:  # an export that finds no room would leave nothing of the training
         size = dtype.itemsize * sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
         run.world.on_main(lambda: check_room(directory, size))
     result = run.train(stage)

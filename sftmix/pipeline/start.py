@@ -1,15 +1,17 @@
 """Start of a run: the stages that it enters, and what is refused before any of them is made. It needs no torch."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.places import is_there
+from sftmix.common.places import is_there, place_of
+from sftmix.common.plain import as_list
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.pipeline.inputs import STAGE_INPUTS, Known, is_single_run
+from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference, is_single_run
 from sftmix.pipeline.stages import refuse_others
 
 StageName = Literal["reference", "confidence", "split", "train"]
@@ -55,8 +57,13 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
 
 
 def check_directory(config: RunConfig) -> None:
-    """Raise ConfigError for a directory with files that a run would replace."""
+    """Raise ConfigError for a directory with files that a run would replace, or that the run reads its inputs from."""
     directory = Path(config.out or "")
     for file in (directory / name for name in ("config.yaml", "summary.json")):
         if is_there(file) and not any(directory.glob("*/inputs.json")):  # which a run writes before any other
             raise ConfigError(f"out: no run wrote {file}, and this one would replace it; name another directory")
+    read = {"model.path": config.model.path, "reference.model.path": config_of_reference(config).model.path}
+    read |= {f"data.{key}": name for key in ("train", "eval") for name in as_list(getattr(config.data, key) or [])}
+    for key, name in read.items():
+        if is_there(directory) and is_there(place := place_of(name)) and os.path.samefile(place, directory):
+            raise ConfigError(f"out: {directory} is {key} as well, whose files a run would add to; name another one")

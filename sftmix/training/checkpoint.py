@@ -55,6 +55,8 @@ _NUMBERS = "optimizer.json"
 _ARRAYS = "arrays.st"
 """Named unlike *.safetensors, because torch's reader takes every such file for a part of the sharded tensors."""
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+_MARGIN = 1.2
+"""Bytes for each byte of an estimate: a checkpoint holds more than weights and the state of the optimizer."""
 
 
 @dataclass
@@ -206,6 +208,17 @@ class CheckpointStore:
                 f"{self.path(step)} cannot be written ({type(error).__name__}: {error}); the checkpoints before are "
                 "untouched. Mend the cause, then the same command continues"
             ) from error
+
+    def bytes_to_come(self, module: nn.Module, *, state_bytes: float, saves: int) -> int:
+        """Return the bytes that the checkpoints to come take beside those that are there, at most at one time.
+
+        The oldest one goes when the new one is there: once there are `keep`, one more must fit.
+
+        state_bytes  bytes of the optimizer's state per trained number
+        saves        number of checkpoints still to be saved, at least 1
+        """
+        each = sum(p.numel() * (p.element_size() + state_bytes) for p in _trained(module).values())
+        return int(_MARGIN * each) * min(saves, max(1, self.keep + 1 - len(self.steps())))
 
     def newest_valid(self) -> int | None:
         """Return the newest step that verifies; None if there are no checkpoints.

@@ -33,7 +33,8 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     """Put a decision in the place of each auto of the stage, and prepare its layers so. All ranks call it.
 
     A stage that goes on, on the machine that was recorded last, has what was decided there. On a CPU layers are neither
-    recomputed nor compiled. Says what was decided. Returns what a step takes of memory, if that was measured.
+    recomputed nor compiled. Says what was decided, and what length groups cost a GPU. Returns what a step takes of
+    memory, if that was measured.
 
     recorded  the machines that made the steps so far
     """
@@ -53,6 +54,11 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
             say("layers are computed again in the backward: the micro-batch does not fit without that")
     if options.compile == "auto":
         options = replace(options, compile=kind == "cuda" and _compiles(setup, say))
+    if kind != "cpu" and (options.length_groups or 1) > 1:
+        say(
+            f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost a "
+            "GPU more than the padding of short rows; leave it out, or set training.padding_free true"
+        )
     options = replace(options, activation_checkpointing=options.activation_checkpointing is True)
     setup.stage = replace(stage, options=options)
     prepare_layers(unwrap(setup.module).model, options)
@@ -131,3 +137,14 @@ def compile_problem(setup: StepSetup) -> str | None:
     for hook in hooks:
         hook.remove()
     return next(chain.from_iterable(setup.world.gather(problems)), None)
+
+
+def compiled(options: TrainingOptions, say: Callable[[str], object]) -> dict[str, float]:
+    """Return, and say, the seconds for which torch has compiled in this process; nothing without compiled layers."""
+    if not options.compile:
+        return {}
+    from torch._dynamo.utils import calculate_time_spent  # takes a second to import
+
+    seconds = calculate_time_spent().get("total_wall_time", 0.0)
+    say(f"torch has compiled for {seconds:.1f} s in this process")
+    return {"compile_seconds": seconds}

@@ -15,14 +15,14 @@ from torch import nn
 
 from sftmix.batches.order import ResponsesAlone, RowSubset, digest
 from sftmix.common.errors import ConfigError, NonFiniteError, NoSpaceError, Stopped
-from sftmix.common.files import CHECKPOINTS
+from sftmix.common.files import CHECKPOINTS, check_room
 from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.components.base import StageState
 from sftmix.components.contracts import check_callback_result
 from sftmix.training.best import BestWeights
 from sftmix.training.checkpoint import CheckpointStore
-from sftmix.training.choices import decide
+from sftmix.training.choices import compiled, decide
 from sftmix.training.machine import adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
@@ -128,6 +128,7 @@ class TrainingLoop:
             "total_steps": self.total,
             "stopped_by": self.stopped_by if self.step < self.total else None,
             "machines": self.machines,
+            **compiled(stage.options, self._say),
             **last,
         }
         return StageResult(self.module, figures)
@@ -143,7 +144,10 @@ class TrainingLoop:
         return None
 
     def _resume(self) -> None:
-        """Go on from the newest valid checkpoint, if there is one."""
+        """Go on from the newest valid checkpoint, if there is one, and see that those to come have room.
+
+        Raises NoSpaceError on every rank, before a step is made, where they do not fit.
+        """
         stage, store = self.stage, self.store
         store.clean()
         newest = store.newest_valid()
@@ -166,6 +170,11 @@ class TrainingLoop:
             if stage.online is not None:
                 stage.online.restore(store.arrays(newest))
             self._say(f"resuming after step {self.step} of {self.total}")
+        if saves := self.spacing.most(self.step):
+            needed = store.bytes_to_come(self.module, state_bytes=stage.optimizer.state_bytes, saves=saves)
+            if self.best is not None:  # the old ones go when the new ones are there
+                needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
+            self.world.on_main(lambda: check_room(store.directory, needed))
         if self.step == 0:
             check_memory(self.setup, memory)
         if self.best is not None:

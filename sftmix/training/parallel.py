@@ -5,6 +5,8 @@ reduced over all ranks.
 """
 
 import contextlib
+import math
+import socket
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -267,7 +269,8 @@ def wrap(
 def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMesh:
     """Return the mesh of hsdp, one for all models of a process: its groups live, with NCCL's buffers, to the end.
 
-    Raises ConfigError if the groups would differ, as they would wait for each other until the timeout.
+    Raises ConfigError if the groups would differ, as they would wait for each other until the timeout, or if one would
+    be spread over more hosts than its ranks need.
     """
     smallest, largest = -world.max(-group), world.max(group)
     if smallest != largest:
@@ -275,6 +278,15 @@ def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMe
             f"training.parallel hsdp: the nodes have {smallest:g} to {largest:g} ranks, and its groups are of one "
             "size; set training.shard_group_size to a divisor of the ranks of each node, or use fsdp"
         )
+    hosts = world.gather(socket.gethostname())
+    for first in range(0, world.size, group):
+        among = dict.fromkeys(hosts[first : first + group])
+        if len(among) > math.ceil(group / world.local_size):
+            raise ConfigError(
+                f"training.parallel hsdp: the {group} ranks from {first} on would share one copy of the weights, but "
+                f"they are on {', '.join(among)}: number the ranks host by host (srun --distribution=block), or set "
+                "training.shard_group_size to a divisor of the ranks of each host"
+            )
     mesh = init_device_mesh(world.device.type, (world.size // group, group), mesh_dim_names=("replicate", "shard"))
     # Its groups would have torch's own timeout, whatever training.timeout says.
     timeout = ranks._get_backend(world.device).options._timeout

@@ -3,6 +3,7 @@
 `Scorer` scores every row of a data set, `with_batch_nll` the global batch of the next training step.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from sftmix.common.progress import progress_bar
 from sftmix.common.world import World
 from sftmix.training.module import ModelView, TrainingModule
 from sftmix.training.parallel import autocast, few_plans, unwrap
+from sftmix.training.signals import say_how_long
 from sftmix.types import Batch, BatchNLL, Plan, RowScores
 
 SCORING_TOKENS = 8192
@@ -78,7 +80,8 @@ class Scorer:
             few_plans(module, lengths),
             progress_bar(self.progress, total=len(rounds), unit=" batches", enabled=world.is_main, leave=False) as bar,
         ):
-            for start in rounds:
+            began, said = time.monotonic(), not world.is_main
+            for number, start in enumerate(rounds, start=1):
                 # A rank with one batch fewer takes the last one as well.
                 rows = batches[min(start + world.rank, len(batches) - 1)]
                 units = [(Slot(row, 0.0),) for row in rows]
@@ -87,6 +90,7 @@ class Scorer:
                 on_host = [x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in measured]
                 mine |= zip(rows, zip(*on_host, strict=True), strict=True)
                 bar.update()
+                said = said or say_how_long(began, number, len(rounds))
         by_row = dict[int, Any]()
         for of_rank in world.gather(mine):
             by_row |= of_rank

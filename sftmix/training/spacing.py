@@ -39,3 +39,8 @@ class Spacing:
         cost  seconds that the last one took; 0 before the first
         """
         return time.monotonic() - self.since >= max(self._seconds, cost / self._share)
+
+    def most(self, step: int) -> int:
+        """Return the largest number of checkpoints after `step` steps; by the clock each step may have one."""
+        by_steps = self._seconds == math.inf
+        return math.ceil((self.total - step) / (self.every if by_steps else 1)) if self.every else 0

@@ -82,7 +82,7 @@ def test_a_topic_shows_its_options_and_no_others(sftmix, topic):
 
 def test_a_single_option_is_explained_in_full(sftmix):
     assert (
-        "  --training.epochs X  Passes over the training rows. [3.0]\n"
+        "  --training.epochs VALUE  Passes over the training rows. [3.0]\n"
         in sftmix("run", "--help", "training.epochs").out
     )
 

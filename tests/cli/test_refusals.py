@@ -112,6 +112,19 @@ def test_a_file_that_no_run_wrote_is_not_replaced(name, tiny, tmp_path, sftmix):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("key", ["model.path", "data.train"])
+def test_a_run_is_not_made_in_the_directory_of_its_inputs(key, tiny, tmp_path, sftmix):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    shutil.copy(tiny.train, rows)
+    place = {"model.path": tiny.model, "data.train": rows}[key]
+    before = contents(place)
+    words = with_rows(list(tiny.bare), "--data.train", str(rows))
+    done = sftmix("run", *words, "--splitter", "RandomSplit", "--out", f"{place}/../{place.name}")
+    assert (done.code, f"is {key} as well" in done.err) == (2, True), done.err
+    assert contents(place) == before
+
+
 def test_rows_that_cannot_be_read_leave_a_finished_run_as_it_was(finished, copied, tiny, sftmix):
     tiny.train.write_text('{"instruction": "no response"}\n' * 9)
     before = contents(copied)

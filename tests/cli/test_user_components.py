@@ -87,6 +87,9 @@ class Own(RandomPairs):
         self.needed = needed
 
 
+class Broken(RandomPairs):
+    def pairs(self, split, scores, *, epoch, seed):
+        return 1 / 0
 '''
 TAIL = "'my_parts.Tail': module 'my_parts' has no attribute 'Tail'. Did you mean my_parts.Tails? There are "
 SUBCLASS = "error: splitter: my_parts.NotOne is no subclass of sftmix.components.Splitter\n"
@@ -147,6 +150,15 @@ def test_checks_are_run_by_the_command(directory):
     for name, said in (("Drawn", "it touched a global random state"), ("Own", "not all options have one")):
         done = process("components", f"my_pairs.{name}", "--check", cwd=directory)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_an_error_of_ones_own_class_names_it(finished, directory, sftmix, tmp_path, monkeypatch):
+    (directory / "my_pairs.py").write_text(PAIRS)
+    monkeypatch.syspath_prepend(directory)
+    with pytest.raises(ZeroDivisionError) as raised:
+        sftmix("run", *finished.tiny.options, "--pairing", "my_pairs.Broken", "--out", str(tmp_path / "run"))
+    (note,) = raised.value.__notes__
+    assert note.startswith("pairing Broken raised this; what is done before it is kept")
 
 
 def test_a_class_is_offered_by_a_name_that_works(directory):

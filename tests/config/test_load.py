@@ -4,10 +4,10 @@ import pytest
 
 from sftmix.cli.parsing import parse, read_arguments
 from sftmix.common.errors import ConfigError
+from sftmix.common.places import path_problem
 from sftmix.config import RunConfig
-from sftmix.config.checks import validate
 from sftmix.config.load import load
-from sftmix.config.read import from_plain, read_config, read_yaml
+from sftmix.config.read import read_config, read_yaml
 from sftmix.options import DataOptions
 
 

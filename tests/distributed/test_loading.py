@@ -34,7 +34,7 @@ LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embe
 LORA = LoraOptions(r=2, target_modules=["q_proj", "lm_head"], modules_to_save=["embed_tokens"], use_dora=False)
 
 
-REFUSED = {"seeing": "sees later tokens", "nan": "not finite numbers: some of its weights are broken"}
+REFUSED = {"seeing": "sees later tokens", "nan": r"not finite numbers, .* 1 weights \(model\.layers\.1\.mlp\.up_proj"}
 """Models that their first pass refuses, once every rank has its part of the values."""
 
 

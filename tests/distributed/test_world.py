@@ -1,6 +1,8 @@
 """Ranks that end with an error end at once; each has a device of its own, and waits as long as it is told."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +19,7 @@ from sftmix.common.launcher import launch_problem
 from sftmix.common.world import World
 from sftmix.options import TrainingOptions
 from sftmix.tools.verify.window import same_bits
+from sftmix.training import parallel
 from sftmix.training.machine import machine_of
 from sftmix.training.module import TrainingModule
 from sftmix.training.parallel import resolve_parallel, resolve_precision, wrap
@@ -198,6 +201,26 @@ def test_a_rank_takes_the_gpu_that_is_its_own(kind, variable, local_rank, there,
     else:
         assert worlds._device(local_rank) == torch.device(kind, index)
         assert taken == [index]
+
+
+def groups_across_hosts(world: World) -> None:
+    """Four ranks of two hosts, numbered in turns, as srun --distribution=cyclic does; then host by host."""
+    name = socket.gethostname
+    sharing = {"parallel": "hsdp", "precision": "fp32"}
+    world = replace(world, local_size=2)
+    for hosts, group, refused in (("abab", None, True), ("aabb", None, False), ("abab", 4, False), ("aabb", 1, False)):
+        socket.gethostname = lambda hosts=hosts: hosts[world.rank]
+        parallel._hybrid_mesh.cache_clear()
+        expected = pytest.raises(ConfigError, match=r"the 2 ranks from 0 on .* they are on a, b: .*distribution=block")
+        with expected if refused else contextlib.nullcontext():
+            wrap(TrainingModule(toy_model()), world=world, shard_group_size=group, **sharing)
+    socket.gethostname = name
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_a_group_of_hsdp_is_on_no_more_hosts_than_it_needs():
+    on_ranks(groups_across_hosts, ranks=4)
 
 
 LATE = """

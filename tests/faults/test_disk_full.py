@@ -94,6 +94,17 @@ def test_without_room_metrics_and_summary_end_every_rank_and_answers_name_their_
         append_batch(place / "answers.jsonl.parts", [{"key": ("m", "a", 0), "answers": "x" * 5000}])
 
 
+def test_a_file_system_without_room_for_one_more_file_says_so(disk):
+    place = disk("1m,nr_inodes=6")
+
+    def many() -> None:
+        for number in range(9):
+            write_text(place / str(number), "x")
+
+    with pytest.raises(NoSpaceError, match=r"disk/\d: the file system holds as many files as it can \(inodes"):
+        many()
+
+
 def test_the_free_bytes_are_those_of_the_directory_that_is_written(disk, tmp_path):
     """A verification writes in a directory of links to a run that is elsewhere."""
     place = disk("64k")

@@ -13,7 +13,7 @@ from sftmix.model.adapters import UNTIES, add_adapters
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, head_of
 from sftmix.model.layers import recompute_activations
-from sftmix.model.load import load_model
+from sftmix.model.load import load_model, say_once
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters
 from sftmix.training.step import build_optimizer
@@ -172,6 +172,86 @@ def experts(family):
 
 
 LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+OF_EXPERTS = {"q_proj", "k_proj", "v_proj", "o_proj", "experts", "gate"}
+
+
+@pytest.mark.parametrize(
+    ("made", "family", "parts"),
+    [
+        (build, "llama", LLAMA),
+        (build, "gpt2", {"c_attn", "c_proj", "c_fc"}),
+        *((experts, family, OF_EXPERTS) for family in ("Mixtral", "Qwen3Moe", "Olmoe")),
+    ],
+)
+def test_all_linear_is_all_but_the_head_which_a_list_adds(made, family, parts):
+    found = []
+    for targets in ("all-linear", ["all-linear"], ["all-linear", "lm_head"]):
+        model = made(family)
+        add_adapters(model, LoraOptions(r=4, target_modules=targets), seed=0)
+        found.append({name: p.shape for name, p in trained(model).items()})
+    assert found[0] == found[1]
+    assert found[2].keys() == found[0].keys() | {f"lm_head.lora_{x}.default.weight" for x in "AB"}
+    assert {name.split(".lora_")[0].removesuffix(".base_layer").split(".")[-1] for name in found[0]} == parts
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe"])
+def test_adapters_of_experts_are_merged(family, tokenizer, tmp_path):
+    model = experts(family)
+    add_adapters(model, LoraOptions(r=4), seed=0)
+    change(model)
+    expected = logits(model)
+    merge_adapters(model)
+    assert float((logits(model) - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    export_model(model, tokenizer, tmp_path / "merged", dtype=torch.float32)
+    plain = load_model(tmp_path / "merged")
+    assert float((logits(plain) - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    assert not any("lora" in name or "base_layer" in name for name, _ in model.named_modules())
+
+
+MAMBA = {"num_hidden_layers": 4, "mamba_d_state": 4, "mamba_headdim": 8, "n_mamba_heads": 8, "mamba_ngroups": 1}
+MAMBA |= {"attention_hidden_size": 64, "attention_head_dim": 16, "adapter_rank": 4, "chunk_size": 16}
+MAMBA |= {"layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1, "use_mem_rope": True}
+
+
+@pytest.mark.parametrize(("targets", "merged"), [("all-linear", False), (["q_proj"], False), (["in_proj"], True)])
+def test_adapters_of_layers_that_share_weights_are_not_merged(targets, merged):
+    """Zamba2's attention is one block of weights that several layers use, each with adapters of its own."""
+    model = random_model(transformers.Zamba2Config(**TINY | MAMBA))
+    add_adapters(model, LoraOptions(r=4, target_modules=targets), seed=0)
+    change(model)
+    expected = logits(model)
+    if merged:
+        merge_adapters(model)
+        assert float((logits(model) - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    else:
+        with pytest.raises(
+            ConfigError, match=r"weights of Zamba2ForCausalLM .* other logits, by up to .* without --mer"
+        ):
+            merge_adapters(model)
+
+
+OF_EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("family", "bare"), [("GptOss", {"experts", "router"}), ("GraniteMoe", {"experts", "router"}), ("Qwen3Moe", set())]
+)
+def test_modules_that_all_linear_leaves_out_are_named_with_their_share(family, bare, capsys):
+    """By numbers: what a plain copy of the model has in matrices between its embeddings and its head."""
+    say_once.cache_clear()
+    model = random_model(getattr(transformers, f"{family}Config")(**TINY | OF_EXPERTS))
+    sizes = {name: x.numel() for name, x in model.model.named_parameters() if x.dim() > 1 and "embed" not in name}
+    add_adapters(model, LoraOptions(r=2), seed=0)
+    told = capsys.readouterr().err
+    assert ("leaves without adapters" in told) is bool(bare)
+    for kind in bare:
+        share = sum(n for name, n in sizes.items() if f".{kind}." in name) / sum(sizes.values())
+        assert f" {kind} {share:.1%}" in told
+    say_once.cache_clear()
+    add_adapters(build("llama"), LoraOptions(r=2, target_modules=["q_proj"]), seed=0)
+    assert not capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------- export and merging
 
 EVERYWHERE = {"where": "body head embeddings"}

@@ -15,7 +15,7 @@ from sftmix.batches.order import Slot
 from sftmix.common.errors import CheckpointError, ConfigError, NoSpaceError, Stopped
 from sftmix.common.files import verify_directory
 from sftmix.common.world import World
-from sftmix.components import Optimizer
+from sftmix.components import AdamW, Optimizer
 from sftmix.model.adapters import add_adapters
 from sftmix.options import CheckpointOptions, LoraOptions
 from sftmix.testing import check_optimizer
@@ -254,6 +254,31 @@ def test_a_checkpoint_that_survives_a_power_cut_has_the_lines_of_its_steps(tmp_p
         elif path.name == "MANIFEST.json":
             assert f"{lines:08d}" in path.parent.name
     assert lines == 2
+
+
+# ------------------------------------------------------------------------------------------ room for them
+
+
+class Huge(AdamW):
+    """Bytes of state per number for which no disk has room."""
+
+    state_bytes = 1e15
+
+
+@pytest.mark.parametrize(("steps", "saves", "count"), [(0, 1, 1), (0, 9, 3), (1, 9, 2), (2, 9, 1)])
+def test_the_checkpoints_to_come_are_estimated(tmp_path, steps, saves, count):
+    it, store = trained("tied", steps=1), CheckpointStore(tmp_path, keep=2, world=World())
+    for step in range(1, steps + 1):
+        store.save(step, it.wrapped, it.optimizer, {})
+    numbers = sum(p.numel() for p in it.wrapped.parameters())  # of 4 bytes each
+    needed = store.bytes_to_come(it.wrapped, state_bytes=16, saves=saves)
+    assert needed == pytest.approx(1.2 * numbers * 20 * count, abs=4)
+
+
+def test_too_little_room_is_refused_with_the_bytes_before_the_first_step(tmp_path):
+    with pytest.raises(NoSpaceError, match=r"too little room for what is to be saved in .*: [\d,]+ bytes are"):
+        train(stage(tmp_path, identity="x", optimizer=Huge()), World())
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 # -------------------------------------------------------------------------------------------- optimizers of one's own

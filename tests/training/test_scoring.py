@@ -1,7 +1,9 @@
 """Scoring against a loop over `model(...).logits`, one example at a time, in float64 (T24, T26, T27, T29); and the
 checkpoints at which a reference is scored, put side by side."""
 
+import contextlib
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ from torch import nn
 
 from sftmix.batches.collate import collate
 from sftmix.batches.order import Slot, Unit
-from sftmix.common.errors import ConfigError, NonFiniteError
+from sftmix.common.errors import ConfigError, NonFiniteError, Stopped
+from sftmix.common.files import steps_in
 from sftmix.common.world import World
-from sftmix.components import Perplexity, SFTMix
+from sftmix.components import Callback, Perplexity, SFTMix
 from sftmix.functional import reference_sft_loss
 from sftmix.model.head import head_of
 from sftmix.training import scoring
@@ -25,7 +28,7 @@ from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.types import RowScores, TrainingDynamics
 from tests.forked import on_ranks
 from tests.model.test_models import build
-from tests.toy import ToyRows, own_logits, own_nll, toy_model, toy_rows, toy_stage
+from tests.toy import Interrupt, ToyRows, own_logits, own_nll, toy_model, toy_rows, toy_stage
 
 # Neither sorted by length nor by its reverse; of very different lengths, and one response of a single token.
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
@@ -270,3 +273,23 @@ def test_a_model_without_any_finite_perplexity_is_broken():
         match="none of 2 examples has a finite perplexity: the model is broken, or its training diverged",
     ):
         one_checkpoint(["a", "b"], 1, RowScores(np.array([np.nan, np.inf]), np.full(2, 2), np.ones(2, np.int64)))
+
+
+class Scores(Callback):
+    """Scores all rows after each step, alone, too."""
+
+    def on_step_end(self, state):
+        state.score()
+        state.score(alone=True)
+
+
+@pytest.mark.parametrize("stop", [2, -1])
+def test_a_signal_during_a_scoring_is_answered_with_the_time_until_the_step_is_saved(tmp_path, capsys, stop):
+    """Each scoring takes several batches, and says it once."""
+    callbacks = [Interrupt(step=stop), Scores()]
+    with pytest.raises(Stopped) if stop > 0 else contextlib.nullcontext():
+        train(toy_stage(tmp_path, [[(Slot(0),)]] * 3, data=DATA, callbacks=callbacks), World())
+    line = r"^a signal arrived: this scoring takes \d+ s more, then the step is saved$"
+    said = re.findall(line, capsys.readouterr().out, re.M)
+    assert len(said) == (2 if stop > 0 else 0)
+    assert steps_in(tmp_path / "checkpoints") == ([2] if stop > 0 else [])

@@ -23,19 +23,21 @@ BY_CLOCK = CheckpointOptions(every_seconds=1e-9, keep=99)
 
 
 @pytest.mark.parametrize(
-    ("options", "total", "steps"),
+    ("options", "total", "steps", "most"),
     [
-        ({}, 12, [12]),
-        ({}, 50, [20, 40, 50]),
-        ({}, 3000, [750, 1500, 2250, 3000]),
-        ({"every": 7}, 20, [7, 14, 20]),
-        ({"every": 0}, 20, []),
-        ({"every_seconds": 60.0}, 20, [20]),
+        ({}, 12, [12], 12),
+        ({}, 50, [20, 40, 50], 50),
+        ({}, 3000, [750, 1500, 2250, 3000], 3000),
+        ({"every": 7}, 20, [7, 14, 20], 3),
+        ({"every": 0}, 20, [], 0),
+        ({"every_seconds": 60.0}, 20, [20], 20),
     ],
 )
-def test_the_steps_that_are_saved_whatever_the_clock_says(options, total, steps):
+def test_the_steps_that_are_saved_whatever_the_clock_says(options, total, steps, most):
+    """And how many there may be, for which there must be room."""
     of_stage = Spacing(CheckpointOptions(**options), total)
     assert [step for step in range(1, total + 1) if of_stage.due(step)] == steps
+    assert of_stage.most(0) == most
 
 
 @pytest.mark.parametrize(
