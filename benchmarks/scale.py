@@ -36,7 +36,8 @@ from sftmix.common.tables import read_dynamics, read_split, write_dynamics, writ
 from sftmix.common.world import World  # noqa: E402
 from sftmix.components.confidence import Perplexity, variability  # noqa: E402
 from sftmix.components.contracts import check_confidence, check_pairs, check_split  # noqa: E402
-from sftmix.components.pairing import ConfidenceGapPairs, LengthMatchedPairs, RandomPairs  # noqa: E402
+from sftmix.components.others.pairings import ConfidenceGapPairs, LengthMatchedPairs  # noqa: E402
+from sftmix.components.pairing import RandomPairs  # noqa: E402
 from sftmix.components.splitters import LengthMatched, Median, Quantile  # noqa: E402
 from sftmix.data import encode, make_encoder, prepare  # noqa: E402
 from sftmix.measure.model import sample_rows  # noqa: E402

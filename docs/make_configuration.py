@@ -47,9 +47,9 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
   takes its place, the options of the old one are dropped, but for those that the new one has.
 - `--callbacks Evaluate` is a list of one, in YAML too (`callbacks: Evaluate`); `--callbacks+ CLASS` adds one.
 - `null` is written as `null`; numbers are decimal (`010` and `1:30` of YAML 1.1 are refused), and keys are always text.
-  Variables as `$SCRATCH` in paths are for the shell: in a file they are refused. Keys `x-...` at the top of a file are
-  ignored: they are places for anchors.
-- `--training.epochs` and `--training.max_steps` on one command line exclude each other; in files the steps decide.
+  Variables as `$SCRATCH` in paths are for the shell: in a file they are not replaced. Keys `x-...` at the top of a file
+  are ignored: they are places for anchors.
+- Of `training.epochs` and `training.max_steps` the steps decide.
 - An unknown option, class or value is exit code 2 and names the nearest one that exists.
 """
 

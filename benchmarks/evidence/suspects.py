@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES, key_of  # noqa: E402
 from sftmix.common.tables import read_dynamics  # noqa: E402
-from sftmix.components import confidence  # noqa: E402
+from sftmix.components.others import confidences  # noqa: E402
 from sftmix.tools.suspects.command import OF_TEXTS, default_signals  # noqa: E402
 from sftmix.tools.suspects.signals import (  # noqa: E402
     Echo,
@@ -65,7 +65,7 @@ class IFD(Signal):
     """The same as a ratio, NLL with the prompt / NLL without (arXiv 2308.12032): short responses count as long ones."""
 
     def score(self, rows: SuspectRows) -> Float64:
-        return -confidence.IFD(checkpoint="last").estimate(rows.dynamics_with("alone_nll_sum"))
+        return -confidences.IFD(checkpoint="last").estimate(rows.dynamics_with("alone_nll_sum"))
 
 
 SIGNALS = (Mismatch, Information, IFD, Echo, EndOfTurn, HardTokens, Ending, Perplexity)

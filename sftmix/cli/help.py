@@ -8,11 +8,10 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from types import NoneType
-from typing import Any, Literal, NamedTuple, get_origin
+from typing import Any, NamedTuple
 
 from sftmix.config import RunConfig
-from sftmix.config.schema import alternatives, component_in, group_in, is_list, listed_components, options_of
+from sftmix.config.schema import component_in, group_in, is_list, listed_components, options_of
 from sftmix.config.values import choices, unknown_option
 
 OF_ROWS = """\
@@ -46,19 +45,6 @@ OF_TARGET = """\
   --checkpoint.keep_best          keep the best evaluation's model, too
 """
 """The options that matter most, a line each: of the model and the rows, of all training, and of the target's alone."""
-
-_NAMES = {"path": "PATH", "train": "FILE", "eval": "FILE", "out": "DIR", "cache_dir": "DIR", "window": "N"}
-_FORMS = {
-    int: "N",
-    float: "X",
-    str: "TEXT",
-    bool: "true|false",
-    Literal: "",
-    NoneType: "",
-    dict: "{NAME: ...}",
-    list: "[A, ...]",
-    tuple: "[A, B]",
-}
 
 
 class OwnOption(NamedTuple):
@@ -130,9 +116,7 @@ def option_rows(owner: type, prefix: str) -> Iterator[HelpRow]:
             yield from option_rows(type(chosen), f"{key}.") if isinstance(chosen, base) else ()
         else:
             more = f" More: --{key}+ VALUE." if is_list(hint) else ""
-            kinds = [] if hint is bool else [get_origin(kind) or kind for kind in alternatives(hint)]  # bool: a flag
-            forms = ["CLASS" if component_in(kind) else _FORMS.get(kind, "VALUE") for kind in kinds]
-            form = _NAMES.get(name) or "|".join(filter(None, [*forms, *choices(hint)]))
+            form = "" if hint is bool else "|".join(choices(hint)) or "VALUE"  # bool: a flag
             yield HelpRow(key, form, f"{doc}{more}{_default(option.default, doc)}".strip())
 
 

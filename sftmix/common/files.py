@@ -49,10 +49,6 @@ def placing(path: Path) -> Iterator[Path]:
     with naming_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f".tmp-{path.name}.{os.getpid()}")
-        for leftover in _leftovers(path.parent, path.name):
-            pid = leftover.suffix[1:]
-            if leftover == staging or (pid.isdecimal() and not is_alive(int(pid))):  # others of this machine may write
-                leftover.unlink(missing_ok=True)
         try:
             yield staging
             sync_path(staging)

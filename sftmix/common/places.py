@@ -12,16 +12,19 @@ HUB_ID = re.compile(r"^(?=.{1,96}\Z)(?!\.+(/|\Z))[\w.-]+(/(?!\.+\Z)[\w.-]+)?\Z")
 """`NAME` or `OWNER/NAME` on the Hugging Face hub."""
 
 _URL = re.compile(r"^[A-Za-z][\w+.-]+:/")
+_VARIABLE = re.compile(r"\$[\w{]")
 
 _LONGEST = 200
 """Bytes of a name in a path: file systems take 255, and unfinished directories have longer names."""
 
 
 def path_problem(path: str | os.PathLike[str]) -> str | None:
-    """Return why nothing is written under this path, or None: a URL, control characters, or a part that is too long."""
+    """Return why nothing is written under this path, or None: a URL, a variable, a control character, a long part."""
     name = os.fspath(path)
     if _URL.match(name):
         return "is a URL; name a place on this machine"
+    if _VARIABLE.search(name):
+        return "holds a variable, which the shell replaces and a file does not; write the place itself"
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         return "holds a control character; name a place without it"
     if any(len(os.fsencode(part)) > _LONGEST for part in Path(name).parts):

@@ -5,7 +5,6 @@ allowed. All of it is checked where the answer arrives. What a component is give
 """
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from numbers import Real
@@ -43,7 +42,7 @@ OWN_OF_STEP = {"step", *OF_EXAMPLES, *OF_LOSSES, *OF_CLOCKS}
 OWN_OF_STAGE = {"steps", "total_steps", "updates", "skipped", "stopped_by", "elapsed", "machines", "examples", "tokens"}
 OWN_OF_STAGE |= {"ntp_tokens", "mixup_tokens", "ntp_count", "mixup_count", "mu_effective", "mu_own", "mu_ntp"}
 """The names of the loop's own figures of a stage, in figures.json."""
-MEASURED = {"eval_nll", "eval_accuracy", "eval_exact_match", "eval_nll_by", "eval_nll_as_trained", "eval_nll_best"}
+MEASURED = {"eval_nll", "eval_accuracy", "eval_exact_match", "eval_nll_as_trained", "eval_nll_best"}
 MEASURED |= {"eval_nll_best_step", "eval_nll_best_epoch", "calibration", "calibration_seconds", "mixed_token_share"}
 MEASURED |= {"scoring_seconds", "wall_seconds", "peak_memory_bytes", "made_by"}
 """The names of the other figures there, which the pipeline gives itself."""
@@ -234,8 +233,7 @@ def check_callback_result(callback: Component, hook: str, result: Any) -> Callba
 
 def _check_type(component: Component, answer: object, kind: type, name: str = "") -> None:
     if not isinstance(answer, kind):
-        module = re.sub(r"^sftmix\.types\..*", "sftmix.types", kind.__module__)  # from where they are imported
-        raise broken(component, f"{name}{_described(answer)}", f"{module}.{kind.__name__}")
+        raise broken(component, f"{name}{_described(answer)}", f"{kind.__module__}.{kind.__name__}")
 
 
 def _array(

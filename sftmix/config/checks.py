@@ -2,13 +2,12 @@
 
 import importlib.util
 import math
-import re
 from collections.abc import Container, Iterator
 from dataclasses import fields
 from typing import Any
 
 from sftmix.common.errors import refuse
-from sftmix.common.plain import as_list, not_plain, spelling
+from sftmix.common.plain import not_plain, spelling
 from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
@@ -55,7 +54,6 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     if not config.model.path:
         yield "model.path is missing: name a Hugging Face hub id or a directory, --model.path NAME"
     yield from config.data.problems()
-    yield from _variables(config)
     reference, optimizer = config.reference, config.optimizer
     own = [*_training("", config.training, optimizer, config.model.lora), *_lora("model.lora", config.model.lora)]
     yield from own
@@ -71,19 +69,6 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
             f"checkpoint.every ({every}) and checkpoint.every_seconds ({seconds:g}) exclude each other: their "
             "distance is one of steps or one of time; set --checkpoint.every null, or leave every_seconds out"
         )
-
-
-def _variables(config: RunConfig) -> Iterator[str]:
-    """Yield a problem for each place that names an environment variable, which a shell replaces and a file does not."""
-    data = config.data
-    places = {"out": config.out, "model.path": config.model.path, "data.cache_dir": data.cache_dir}
-    for key, names in {**places, "data.train": data.train, "data.eval": data.eval}.items():
-        for name in as_list(names):
-            if re.search(r"\$[\w{]", name or ""):
-                yield (
-                    f"{key} is {name!r}, but variables are not replaced here; write the place itself, or let the shell "
-                    f"do it: --{key} {name}"
-                )
 
 
 # ------------------------------------------------------------------------------------------------ options
@@ -216,7 +201,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     pairs = config.resolved_pairing()
     online = pairs is not None and config.uses_dynamics() and Need.TARGET_LOSSES in config.reference.needs
     if pairs is not None:
-        yield from _of_pairing(config, pairs, online)
+        yield from _of_pairing(config, pairs)
     for name in ("reference", "selector", "splitter", "perturbation"):
         component = getattr(config, name)
         if component and (problem := missing_package(component)):
@@ -243,7 +228,7 @@ def _of_held_out_rows(config: RunConfig) -> Iterator[str]:
         available |= callback.gives
 
 
-def _of_pairing(config: RunConfig, pairing: PairSampler, online: bool) -> Iterator[str]:
+def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
     """Yield a problem for each thing that pairs lack: a confidence, its dynamics, and an even number of examples."""
     reference, training = config.reference, config.training
     available = {Need.CONFIDENCE} if config.split_needs_confidence() else ()
@@ -265,11 +250,6 @@ def _of_pairing(config: RunConfig, pairing: PairSampler, online: bool) -> Iterat
                 f"{type(reference).__name__} has {most}; use --reference TrainedReference with more "
                 f"reference.checkpoints (online: more epochs), {_OTHER}"
             )
-    if online and training.max_steps is None and training.epochs <= 1:
-        yield (
-            f"reference {type(reference).__name__} splits each epoch by the losses of the one before, but "
-            f"training.epochs is {training.epochs:g}; allowed: above 1"
-        )
 
 
 def confidence_problems(config: RunConfig) -> Iterator[str]:

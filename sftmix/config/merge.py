@@ -47,8 +47,7 @@ def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None 
 
 def build(tree: Tree) -> RunConfig:
     """Make the configuration that a tree describes; options that it does not name have their defaults."""
-    config = _make(tree, RunConfig, "")
-    return config
+    return _make(tree, RunConfig, "")
 
 
 # ------------------------------------------------------------------------------------------------ merging

@@ -114,10 +114,18 @@ def trusting(paths: Collection[str] = ()) -> Iterator[None]:
 
 MOVED = {
     f"sftmix.components.{name}.": f"sftmix.components.others.{name}."
-    for name in ("endpoint", "mixing", "perturbations", "places", "reweighting", "tokens")
+    for name in ("endpoint", "mixing", "perturbations", "places", "reweighting", "schedules", "tokens")
 } | {
-    "sftmix.components.optimizers.AdamW8bit": "sftmix.components.others.optimizers8bit.AdamW8bit",
-    "sftmix.components.selection.S2L": "sftmix.components.others.s2l.S2L",
+    f"sftmix.components.{module}.{name}": f"sftmix.components.others.{now}.{name}"
+    for module, now, names in (
+        ("callbacks", "loss_spikes", "LossSpikeGuard"),
+        ("confidence", "confidences", "Correctness IFD LearningPercentage LowVariability"),
+        ("optimizers", "optimizers8bit", "AdamW8bit"),
+        ("pairing", "pairings", "ByConfidence ConfidenceGapPairs LengthMatchedPairs LevelPairs"),
+        ("selection", "s2l", "S2L"),
+        ("selection", "selectors", "Longest Random ScoreAtLeast Shares WithLabel"),
+    )
+    for name in names.split()
 }
 """Import paths, or beginnings of such, in configurations of before -> where the class is now."""
 

@@ -9,9 +9,9 @@ from typing import Any
 from sftmix.common.fields import CALL_ROLE, ROLES, listed
 from sftmix.common.plain import spelling
 from sftmix.common.shown import quoted
-from sftmix.data.calls import CALL_FIELDS, call_answered, calls_of
+from sftmix.data.calls import CALL_FIELDS, TOOLS, call_answered, calls_of
 from sftmix.data.thoughts import THOUGHT_FIELDS, divided
-from sftmix.data.values import BadRow, Fields, checked_text, parsed, visible, without_null
+from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed, visible, without_null
 from sftmix.types import Message
 
 _ON = {"true": True, "1": True, "false": False, "0": False}
@@ -81,6 +81,8 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
         turn = without_null(turn)
         if not turn.keys() & {"role", "from"}:
             raise BadRow(f"{where} has no role, but {listed(turn)}: {REMEDY}")
+        if any(filled(turn.get(name)) for name in TOOLS):
+            raise BadRow(f"{where} lists functions; they are the row's, in a field `tools`")
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
         role = known.get(str(turn.get(role_key)))
         if role is None:
@@ -192,6 +194,8 @@ def _weight(fields: Fields, where: str, role: str) -> float:
 def weight_of(row: Fields, where: str = "") -> float:
     """Return the weight of a row, a turn or a part; 1 if it has none."""
     value = row.get("weight", row.get("loss_weight", 1))
+    if value != row.get("loss_weight", value):
+        raise BadRow(f"{where}weight is {quoted(value)}, and loss_weight {quoted(row['loss_weight'])}; leave one out")
     try:
         weight = float(1 if value == "" else value)  # tables of text have "0.5"
     except (TypeError, ValueError, OverflowError):

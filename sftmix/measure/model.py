@@ -20,7 +20,7 @@ from sftmix.common.tables import read_dynamics, write_dynamics, write_eval
 from sftmix.data import LoadedData
 from sftmix.measure.calibration import calibrate
 from sftmix.training.dynamics import one_checkpoint
-from sftmix.training.scoring import Scorer, held_out_metrics, nll_by
+from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.types import Float64, Int64, Rows
 
 SAMPLE = "sample.parquet"
@@ -44,13 +44,11 @@ def measure(
     scorer: Scorer,
     module: nn.Module,
     *,
-    groups: Sequence[str] | None = None,
     step: int | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Measure a model by all ranks together; return the files written into `directory`, and figures for figures.json.
 
-    groups  the group of each held-out row; None: one group
-    step    up to which the model was trained, which is then calibrated as well; None: it is the base model
+    step  up to which the model was trained, which is then calibrated as well; None: it is the base model
     """
     on_main = scorer.world.on_main
     files = [SAMPLE]
@@ -68,8 +66,6 @@ def measure(
         on_main(lambda: write_eval(directory / "eval.parquet", held_out.ids, scores, brier))
         files.append("eval.parquet")
         figures |= held_out_metrics(scores)
-        if groups is not None:
-            figures["eval_nll_by"] = nll_by(scores, groups)
     sample = RowSubset(data.train, sample_rows(data.train.ids))
     dynamics = one_checkpoint(sample.ids, step or 0, scorer(module, sample))
     on_main(lambda: write_dynamics(directory / SAMPLE, dynamics))

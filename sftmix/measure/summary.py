@@ -33,7 +33,6 @@ _OF_ARM = [
     "eval_nll_best_step",
     "eval_nll_best_epoch",
     "calibration",
-    "eval_nll_by",
 ]
 """Figures of stages, and of a trained one, that the summary has."""
 

@@ -244,12 +244,6 @@ def check_ids(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ids:
         )
 
 
-def spare_tokens(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the tokens without an embedding, by their ids."""
-    size = config.get_text_config().vocab_size
-    return [f"{token} {number}" for token, number in tokenizer.get_vocab().items() if number >= size]
-
-
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
 """How far rounding may move probes, relative to the greatest number; each probe sets its own for half precision."""
 

@@ -112,6 +112,8 @@ class DataOptions(PlainFields):
                 f"data.eval ({', '.join(held_out)}) and data.eval_fraction ({self.eval_fraction}) exclude each other: "
                 "held-out rows come from files of their own or from the training rows; set one to null"
             )
+        if held_out == []:
+            yield "data.eval is an empty list: name files of held-out rows, or null for none"
         if shared := sorted(set(train) & set(held_out or ())):
             yield f"data.train and data.eval both name {', '.join(shared)}: held-out rows must not be trained on"
         if labels is not None and self.label_field is not None:

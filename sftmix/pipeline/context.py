@@ -88,7 +88,6 @@ class RunContext:
         data: EncodedDataset,
         order: TrainingOrder,
         packed: bool,
-        token_nll: bool = False,
         keep: Sequence[str] = (),
     ) -> Stage:
         """Return a training stage of this run, with its model loaded and checked.
@@ -121,7 +120,7 @@ class RunContext:
             identity=self.world.from_main(lambda: sha256_file(self.path / name / "inputs.json")),
             seed=config.seed,
             pad_id=encoder.pad_id,
-            scorer=scorer(config.training, self.world, encoder, name=name, token_nll=token_nll, keep=keep),
+            scorer=scorer(config.training, self.world, encoder, name=name, keep=keep),
             on_progress=lambda step, total: self.directory.status(step=step, total_steps=total, throttle=1.0),
         )
 

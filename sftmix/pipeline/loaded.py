@@ -81,25 +81,16 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
     return model
 
 
-def scorer(
-    options: TrainingOptions,
-    world: World,
-    encoder: Encoder,
-    *,
-    name: str,
-    token_nll: bool = False,
-    keep: Sequence[str] = (),
-) -> Scorer:
+def scorer(options: TrainingOptions, world: World, encoder: Encoder, *, name: str, keep: Sequence[str] = ()) -> Scorer:
     """Make the scorer of rows under a wrapped module, for the stage of that name.
 
-    options          whose precision counts
-    token_nll, keep  as in Scorer
+    options  whose precision counts
+    keep     as in Scorer
     """
     return Scorer(
         world=world,
         precision=resolve_precision(options.precision, world.device),
         pad_id=encoder.pad_id,
-        token_nll=token_nll,
         keep=keep,
         progress=f"{name}: scoring",
     )
@@ -114,7 +105,6 @@ def scoring_model(
     name: str,
     packed: bool,
     lora: LoraOptions | None = None,
-    token_nll: bool = False,
     keep: Sequence[str] = (),
 ) -> tuple[Scorer, nn.Module]:
     """Return a model that is not trained, wrapped, and the scorer of rows under it, for the stage of that name.
@@ -124,7 +114,7 @@ def scoring_model(
     """
     options = config.training
     config = replace(config, model=replace(config.model, path=path, lora=lora or LoraOptions()))
-    score = scorer(options, world, encoder, name=name, token_nll=token_nll, keep=keep)
+    score = scorer(options, world, encoder, name=name, keep=keep)
     model = load_for_run(config, world)
     attention = config.model.attention
     module = training_module(model, options, precision=score.precision, world=world, attention=attention, packed=packed)

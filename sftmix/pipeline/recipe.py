@@ -197,7 +197,7 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
         name, config, rows.encoder, data=rows.data.train, order=batches.order, packed=rows.packed
     )
     stage.split_of, stage.online = batches.split_of, batches.online
-    stage.eval_data, stage.eval_groups = rows.data.eval, rows.eval_groups
+    stage.eval_data = rows.data.eval
     dtype = export_dtype(config.model)
     refuse_overflow(stage.model, dtype)
     if not config.checkpoint.every:  # an export that finds no room would leave nothing of the training
@@ -213,7 +213,7 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
         if as_trained is None:
             as_trained = held_out_metrics(stage.scorer(module, rows.data.eval))["eval_nll"]
     round_weights(config, module, dtype)
-    files, measured = measure(directory, rows.data, stage.scorer, module, groups=rows.eval_groups, step=steps)
+    files, measured = measure(directory, rows.data, stage.scorer, module, step=steps)
     figures = {
         **result.figures,
         **measured,
@@ -251,6 +251,6 @@ def enter_base(run: RunContext) -> None:
         config, rows = run.config, run.rows
         lora, path = config.model.lora.without_adapters(), config.model.path
         score, module = scoring_model(config, run.world, path, rows.encoder, name="base", packed=rows.packed, lora=lora)
-        return Made(*measure(run.path / "base", rows.data, score, module, groups=rows.eval_groups))
+        return Made(*measure(run.path / "base", rows.data, score, module))
 
     run.enter("base", make)

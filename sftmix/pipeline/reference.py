@@ -175,8 +175,7 @@ class ReferenceRun:
                 encoder,
                 data=data,
                 order=TrainingOrder(len(data), options=config.training, seed=config.seed),
-                token_nll=token_nll,
-                keep=keep,
+                keep=_kept(token_nll, keep),
                 packed=data.packed,
             )
         if checkpoints == "online":
@@ -216,18 +215,11 @@ class ReferenceRun:
         keep: Sequence[str] = (),
     ) -> TrainingDynamics:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
-        run = self._run
+        run, kept = self._run, _kept(token_nll, keep)
 
         def scores_of(number: int, path: str) -> Scored:
             score, module = scoring_model(
-                run.config,
-                run.world,
-                path,
-                encoder,
-                name="reference",
-                packed=data.packed,
-                token_nll=token_nll,
-                keep=keep,
+                run.config, run.world, path, encoder, name="reference", packed=data.packed, keep=kept
             )
             alone = ResponsesAlone(data, np.arange(len(data))) if response_alone else None
             return score(module, data), score(module, alone) if alone else None
@@ -324,5 +316,10 @@ def score_each(score: RowScorer, data: TokenisedRows, file: Path, *, threads: in
     if failed:
         raise failed[0]
     nll, tokens, correct = (np.array([scored[i][name] for i in data.ids]) for name in ("nll", "tokens", "correct"))
-    each = [np.array(scored[i]["token_nll"], dtype=np.float32) for i in data.ids] if token_nll else None
+    each = {"token_nll": [np.array(scored[i]["token_nll"], dtype=np.float32) for i in data.ids]} if token_nll else {}
     return RowScores(nll, tokens, correct, each)
+
+
+def _kept(token_nll: bool, keep: Sequence[str]) -> list[str]:
+    """Return what a scorer keeps of each row beside its sums."""
+    return [*(["token_nll"] if token_nll else []), *keep]

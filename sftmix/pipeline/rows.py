@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import MANIFEST
-from sftmix.common.plain import as_list
 from sftmix.common.tables import read_columns
 from sftmix.common.world import World
 from sftmix.components.component import Need, require
@@ -24,16 +23,11 @@ from sftmix.model.load import (
     model_config,
     refuse_quantized,
     say_once,
-    some,
-    spare_tokens,
 )
 from sftmix.model.probes import context_length, position_border
 from sftmix.options import LENGTHS
 from sftmix.pipeline.machines import check_same_rows
 from sftmix.types import Scores
-
-MOST_HELD_OUT_GROUPS = 20
-"""Most groups of held-out rows whose NLL is reported: more of them would be scores, not groups, and fill every log."""
 
 
 class RunRows(NamedTuple):
@@ -43,14 +37,12 @@ class RunRows(NamedTuple):
     encoder   the target's tokenizer and chat template
     data      the selected rows, as the target sees them
     whole     all training rows, of which the selector keeps some
-    eval_groups  the group of each held-out row, by which its NLL is reported as well; None: one group
     """
 
     prepared: Prepared
     encoder: Encoder
     data: LoadedData
     whole: EncodedDataset
-    eval_groups: Sequence[str] | None = None
 
     def table(self, confidence: Path | None = None) -> Scores:
         """Return the table that splitters, pair samplers and selectors see.
@@ -103,10 +95,7 @@ def read_rows(
         chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
         data.report.notes.append(chosen)
     check_rows_fit(path, encoder, whole, data.eval)
-    if spare := spare_tokens(model_config(path), encoder.tokenizer):
-        data.report.notes.append(f"The model has no embedding for {some(spare, 'tokens')}, which no row has")
-    groups = held_out_groups(data.eval, as_list(config.data.eval or []))
-    rows = RunRows(prepared, encoder, data, whole, groups)
+    rows = RunRows(prepared, encoder, data, whole)
     check_same_rows({"data.train": data.train.fingerprint, "data.eval": rows.eval_fingerprint}, world)
     return config, rows
 
@@ -139,24 +128,6 @@ def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = Non
             return selected
     chosen = config.selector.select(read_only(table_of(rows)), seed=config.seed)
     return [rows.ids[row] for row in check_selection(config.selector, chosen, len(rows))]
-
-
-def held_out_groups(rows: EncodedDataset | None, names: Sequence[str]) -> list[str] | None:
-    """Return the group of each held-out row: its label, or else the file or data set it is from.
-
-    None if they are one group, too many, or packed windows, which hold documents of several files.
-
-    names  data.eval; each group has one of them
-    """
-    if rows is None or rows.packed or (rows.labels is None and len(names) < 2):
-        return None
-    if rows.labels is not None:
-        groups = [str(label) for label in rows.labels]
-    else:
-        # "./a/" is "a" in the place of a row, and "." is nothing.
-        begins = {name: (name, str(PurePath(name)) if PurePath(name).parts else "") for name in names}
-        groups = [max((n for n in names if source.startswith(begins[n])), key=len) for source in rows.sources]
-    return groups if 1 < len(set(groups)) <= MOST_HELD_OUT_GROUPS else None
 
 
 def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:

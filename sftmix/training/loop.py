@@ -27,7 +27,7 @@ from sftmix.training.machine import adding_in_order, going_on, machine_of
 from sftmix.training.memory import check_memory
 from sftmix.training.metrics import MetricsLog, Totals, figures_shown
 from sftmix.training.parallel import few_plans, resolve_precision, training_module
-from sftmix.training.scoring import eval_mode, held_out_metrics, nll_by
+from sftmix.training.scoring import eval_mode, held_out_metrics
 from sftmix.training.signals import StopSignal
 from sftmix.training.spacing import Spacing
 from sftmix.training.step import PreparedStep, Stage, StepResult, StepSetup, build_optimizer, prepare_step, train_step
@@ -176,7 +176,7 @@ class TrainingLoop:
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
         if self.step == 0:
-            check_memory(self.setup, self._say, memory)
+            check_memory(self.setup, memory)
         if self.best is not None:
             self.best.go_on(self.evaluations)
         self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))
@@ -310,11 +310,8 @@ class TrainingLoop:
         return self.stage.scorer(self.module, kind(data, chosen))
 
     def _evaluate(self) -> Mapping[str, float]:
-        stage = self.stage
-        assert stage.eval_data is not None
-        scores = stage.scorer(self.module, stage.eval_data)
-        by = {} if stage.eval_groups is None else nll_by(scores, stage.eval_groups)
-        return held_out_metrics(scores) | {f"eval_nll/{name}": nll for name, nll in by.items()}
+        assert self.stage.eval_data is not None
+        return held_out_metrics(self.stage.scorer(self.module, self.stage.eval_data))
 
     def _read(self, function: Callable[..., Any]) -> list[Any]:
         """Return function(hidden, head, batch, plan) of the last step's micro-batches, in eval mode, of all ranks."""

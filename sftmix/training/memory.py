@@ -1,65 +1,41 @@
-"""Memory of a stage: what fits into what is free, said before its first step, and the peak that was."""
+"""Memory of a stage: what is free, what must fit into it before its first step, and the peak that was."""
 
 import contextlib
 import math
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from sftmix.batches.deal import deal
 from sftmix.common.errors import ConfigError
-from sftmix.training.footprint import Count, Footprint, slots_of
-from sftmix.training.parallel import unwrap
+from sftmix.training.footprint import Count, Footprint
 from sftmix.training.step import StepSetup
 
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(setup: StepSetup, say: Callable[[str], object] = print, memory: Footprint | None = None) -> None:
-    """Compare what the steps will take on this rank with what is free; weights, which are loaded, count in neither.
+def check_memory(setup: StepSetup, memory: Footprint | None = None) -> None:
+    """Raise ConfigError if gradients and optimizer alone do not fit into what is free on this rank, before any step.
 
-    Raises ConfigError if the gradients and the optimizer alone do not fit. Says which micro-batch fits if the
-    activations of the largest one do not.
+    Weights, which are loaded, count in neither.
 
     memory  what a step takes; None: it is measured
     """
-    stage, world, options = setup.stage, setup.world, setup.stage.options
     free = room(setup)
     if math.isinf(free):
         return
-    memory, recompute = memory or Footprint(setup), options.activation_checkpointing is True
-    layout: Any = {"ranks": world.size, "device": world.device, "padding_free": unwrap(setup.module).padding_free}
-    dealt = deal(stage.order.batch(0), stage.data.lengths, options, **layout)
-    how = {"several": len(dealt) > 1, "recompute": recompute}
-    gradients, _, working = memory.peak(0, **how)
+    memory = memory or Footprint(setup)
+    gradients, _, working = memory.peak(0, several=False, recompute=False)
     state = memory.optimizer + gradients + working
     if state > free:
         raise ConfigError(
-            f"{stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free. "
-            "Train adapters (--model.lora.r 16), a smaller model, shard it over GPUs (--training.parallel fsdp), or on "
-            "a GPU update without a copy (--optimizer AdamW --optimizer.fused true)"
+            f"{setup.stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are "
+            "free. Train adapters (--model.lora.r 16), a smaller model, shard it over GPUs (--training.parallel fsdp), "
+            "or on a GPU update without a copy (--optimizer AdamW --optimizer.fused true)"
         )
-    examples, tokens = options.limits(world.device.type)
-    slots = min(slots_of(setup, examples or sys.maxsize), tokens if isinstance(tokens, int) else sys.maxsize)
-    fitting = memory.slots(free, most=slots, **how)
-    if fitting == slots:
-        return
-    longest, of_unit = int(stage.data.lengths.max()), slots_of(setup, 1)
-    if fitting >= of_unit:
-        remedy = f"--training.micro_batch_size {fitting // of_unit * of_unit // longest}"
-    else:
-        remedy = "--model.lora.r 16" if recompute else "--training.activation_checkpointing true"
-    say(
-        f"micro-batches of {slots:,} token slots, {slots // longest} rows as long as the longest one, "
-        f"take {memory.taken(slots, **how) / GIB:.1f} GiB with gradients and optimizer, and {free / GIB:.1f} GiB are "
-        f"free; use {remedy}"
-    )
 
 
 def room(setup: StepSetup) -> float:

@@ -67,18 +67,16 @@ class TrainingModule(nn.Module):
         batch: Batch,
         plan: Plan,
         *,
-        stats: bool = False,
         perturb: Perturb | None = None,
         loss: Callable[[LossView, Batch, Plan], SFTLoss] | None = None,
     ) -> SFTLoss:
         """Return the loss of `plan`, whose weights are already divided by the global counts.
 
-        stats    also say which labels are the argmax
         perturb  a training step's change of the input embeddings; None in scoring
         loss     `Objective.loss`; None: the fused loss, as in scoring
         """
         view = ModelView(self, lambda: self.hidden_states(batch, perturb))
-        return view.sft_loss(batch, plan, stats=stats) if loss is None else loss(view, batch, plan)
+        return view.sft_loss(batch, plan) if loss is None else loss(view, batch, plan)
 
     def read(self, function: Callable[[TrainingModule], Any]) -> Any:
         """Return `function(module)`; `wrap` makes this call a forward for FSDP as well, so it sees whole weights."""

@@ -37,27 +37,24 @@ class Scorer:
     """The scoring of data sets under a (wrapped) module: log-probabilities in float32, sums in float64.
 
     precision  fp32 or bf16
-    token_nll  also keep the NLL of every response token
-    keep       what else is kept, of entropy, margin and states: one more pass
+    keep       what else is kept, of token_nll, entropy, margin and states
     progress   the name of the bar; None: no bar
     """
 
     world: World
     precision: str = "fp32"
     pad_id: int = 0
-    token_nll: bool = False
     keep: Sequence[str] = ()
     progress: str | None = None
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
-        columns = self.columns(module, data, self._scores) if len(data) else [[] for _ in range(4 + len(self.keep))]
-        nll_sum, n_tokens, n_correct, token_nll, *kept = columns
+        columns = self.columns(module, data, self._scores) if len(data) else [[] for _ in range(3 + len(self.keep))]
+        nll_sum, n_tokens, n_correct, *kept = columns
         return RowScores(
             np.array(nll_sum, dtype=np.float64),
             np.array(n_tokens, dtype=np.int64),
             np.array(n_correct, dtype=np.int64),
-            token_nll if self.token_nll else None,
             dict(zip(self.keep, kept, strict=True)),
         )
 
@@ -100,21 +97,20 @@ class Scorer:
         return [list(column) for column in zip(*(by_row[row] for row in range(len(data))), strict=True)]
 
     def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:
-        out = module(batch, scoring_plan(batch), stats=True)
-        assert out.correct is not None
-        token_nll = split_by_slot(out.nll.float(), batch) if self.token_nll else [None] * len(batch.rows)
-        kept = module.read(lambda it: _kept(it, batch, self.keep)) if self.keep else []
-        return [sum_by_slot(out.nll, batch), batch.n_tokens, sum_by_slot(out.correct, batch), token_nll, *kept]
+        return module.read(lambda it: _scores_of(it, batch, self.keep))
 
 
-def _kept(module: TrainingModule, batch: Batch, keep: Sequence[str]) -> list[Column]:
-    """Return for the B examples of a batch what is kept of them, in the order of `keep`."""
-    hidden = module.hidden_states(batch)
-    view = ModelView(module, lambda: hidden)
-    columns: list[Column] = []
+def _scores_of(module: TrainingModule, batch: Batch, keep: Sequence[str]) -> list[Column]:
+    """Return sums and numbers of the B examples of a batch, and what is kept of them, in the order of `keep`."""
+    view = ModelView(module, lambda: module.hidden_states(batch))
+    out = view.sft_loss(batch, scoring_plan(batch), stats=True)
+    assert out.correct is not None
+    columns: list[Column] = [sum_by_slot(out.nll, batch), batch.n_tokens, sum_by_slot(out.correct, batch)]
     for name in keep:
-        if name == "states":
-            mean = sum_by_slot(hidden, batch) / batch.n_tokens.clamp(min=1)[:, None]
+        if name == "token_nll":
+            columns.append(split_by_slot(out.nll.float(), batch))
+        elif name == "states":
+            mean = sum_by_slot(view.hidden, batch) / batch.n_tokens.clamp(min=1)[:, None]
             columns.append(mean.to(torch.float16))
         else:
             figures = view.figures(_entropy if name == "entropy" else _margin)
@@ -164,16 +160,6 @@ def held_out_metrics(scores: RowScores) -> dict[str, float]:
         "eval_accuracy": float(scores.n_correct.sum()) / tokens,
         "eval_exact_match": float((scores.n_correct == scores.n_tokens).sum()) / rows,
     }
-
-
-def nll_by(scores: RowScores, groups: Sequence[str]) -> dict[str, float]:
-    """Return the NLL per response token (nats) of each group of rows.
-
-    groups  the name of each row's group; those without a response token are left out
-    """
-    names, place = np.unique(np.asarray(groups), return_inverse=True)
-    nll, tokens = (np.bincount(place, weights=column) for column in (scores.nll_sum, scores.n_tokens))
-    return {str(name): float(nll[k] / tokens[k]) for k, name in enumerate(names) if tokens[k]}
 
 
 # ------------------------------------------------------------------------------------- of one micro-batch

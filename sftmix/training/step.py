@@ -80,8 +80,6 @@ class Stage:
     online: OnlineLosses | None = None
     """The store for the losses of the current epoch."""
     eval_data: TokenisedRows | None = None
-    eval_groups: Sequence[str] | None = None
-    """A name for each held-out row, by which its NLL is reported as well (`eval_nll/NAME`)."""
     attention: str | None = None
     """The attention that the user has named (model.attention); None: on CUDA a model with sdpa may get varlen."""
     packed: bool = False

@@ -20,14 +20,13 @@ class RowScores:
     nll_sum    f64[N], nats
     n_tokens   i64[N]
     n_correct  i64[N]
-    token_nll  None, or N arrays f32[n_tokens]
-    kept       what else was asked for: `entropy` and `margin` N arrays f32[n_tokens], `states` N arrays f16[D]
+    kept       what else was asked for: `token_nll`, `entropy` and `margin`, N arrays f32[n_tokens] each, and `states`,
+               N arrays f16[D]
     """
 
     nll_sum: Float64
     n_tokens: Int64
     n_correct: Int64
-    token_nll: Sequence[Float32] | None = None
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 

@@ -82,7 +82,7 @@ def test_a_topic_shows_its_options_and_no_others(sftmix, topic):
 
 def test_a_single_option_is_explained_in_full(sftmix):
     assert (
-        "  --training.epochs X  Passes over the training rows. [3.0]\n"
+        "  --training.epochs VALUE  Passes over the training rows. [3.0]\n"
         in sftmix("run", "--help", "training.epochs").out
     )
 
@@ -104,6 +104,6 @@ def test_components_lists_all_and_shows_one(sftmix):
         assert name in out
     shown = sftmix("components", "SFTMix").out
     assert "chosen by --objective SFTMix\n" in shown
-    assert re.search(r"--objective\.mu X\|CLASS .*\n.*\[0\.2\]", shown)
+    assert re.search(r"--objective\.mu VALUE .*\n.*\[0\.2\]", shown)
     assert sftmix("components", "sftmix.components.objectives.SFTMix").out == shown
     assert sftmix("components", "FromFile").out.count("chosen by --") == 3

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -40,22 +38,6 @@ def test_text_replaces_a_file_and_leaves_nothing_beside_it(tmp_path):
     write_json(path, {"ä": 1.5})
     assert read_json(path) == {"ä": 1.5}
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
-
-
-@pytest.mark.parametrize("name", ["README.md", "a [1].html"])
-def test_a_write_removes_what_killed_ones_left_of_this_file(name, tmp_path):
-    """What processes that are alive are writing stays, and so do other files."""
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = tmp_path / f".tmp-{name}.{dead.stdout.strip()}"
-    kept = [
-        tmp_path / f".tmp-{name}.1",
-        tmp_path / f".tmp-{name}.html",
-        tmp_path / f".tmp-x{name}.{dead.stdout.strip()}",
-    ]
-    for file in (left, *kept):
-        file.touch()
-    write_text(tmp_path / name, "text")
-    assert {*tmp_path.iterdir()} == {tmp_path / name, *kept}
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path):

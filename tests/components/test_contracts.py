@@ -27,7 +27,7 @@ class Broken(NamedTuple):
 
 
 BROKEN = [
-    Broken("splitter", "Listed", r"list", r"sftmix\.types\.Split"),
+    Broken("splitter", "Listed", r"list", r"sftmix\.types\.scores\.Split"),
     Broken("splitter", "Floats", r"group float64\[29\]", r"whole numbers \[29\]"),
     Broken(
         "confidence",
@@ -52,7 +52,7 @@ BROKEN = [
     Broken("objective", "Beyond", r"lam 1\.\d+ to [12]\.\d+", r"0 to 1"),
     Broken("objective", "NoNumber", r"lam nan to nan", r"0 to 1"),
     Broken("objective", "Infinite", r"row_weight inf to inf", r"-3\.4\d+e\+38 to 3\.4\d+e\+38"),
-    Broken("objective", "NoPlan", r"dict", r"sftmix\.types\.Plan"),
+    Broken("objective", "NoPlan", r"dict", r"sftmix\.types\.batch\.Plan"),
     Broken("objective", "FarPairs", r"pairs 1\d+ to \d+", r"0 to \d+"),
     Broken("objective", "Counted", r"ntp_count tensor\(.*\)", r"a finite number \(float or int\), 0 or more"),
     Broken("objective", "Uncounted", r"mixup_count 0 for pairs with a weight", r"above 0, as their number"),

@@ -50,7 +50,7 @@ def test_public_names_resolve():
 
 def test_a_component_within_a_component_goes_along():
     made = components.SFTMix(mu=components.Linear(start=0, end=0.4))
-    spec, path = made.spec(), "sftmix.components.schedules.Linear"
+    spec, path = made.spec(), "sftmix.components.others.schedules.Linear"
     assert spec["init_args"]["mu"] == {"class_path": path, "init_args": {"start": 0, "end": 0.4}}
     again = pickle.loads(pickle.dumps(made))
     assert again.spec() == spec != components.SFTMix(mu=components.Linear(start=0, end=0.5)).spec()

@@ -10,15 +10,17 @@ from sftmix.common.errors import ConfigError
 from sftmix.components.base import Reference
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
-from sftmix.components.confidence import IFD, Correctness, LearningPercentage, LogPerplexity, LowVariability, Perplexity
+from sftmix.components.confidence import LogPerplexity, Perplexity
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
+from sftmix.components.others.confidences import IFD, Correctness, LearningPercentage, LowVariability
 from sftmix.components.others.mixing import MeasureMixing
+from sftmix.components.others.pairings import ByConfidence, ConfidenceGapPairs, LengthMatchedPairs
 from sftmix.components.others.perturbations import NEFTune
 from sftmix.components.others.places import CutMix, ManifoldMixup
-from sftmix.components.pairing import ByConfidence, ConfidenceGapPairs, LengthMatchedPairs, RandomPairs
+from sftmix.components.others.schedules import AfterFraction, Linear
+from sftmix.components.others.selectors import ScoreAtLeast
+from sftmix.components.pairing import RandomPairs
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
-from sftmix.components.schedules import AfterFraction, Linear
-from sftmix.components.selection import ScoreAtLeast
 from sftmix.components.splitters import Median, QualityLabel, RandomSplit
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate

@@ -218,14 +218,13 @@ def options(tiny, model, text=""):
     return replace(tiny, model=model).bare
 
 
-def test_a_spare_token_is_a_note(tiny, tmp_path):
+def test_a_spare_token_is_no_obstacle(tiny, tmp_path):
     """As `<image_soft_token>` of the text-only Gemma 3; a row that spells it has text, as with all special tokens."""
-    model, number = with_token(tiny, tmp_path / "other", special=True)
+    model, _ = with_token(tiny, tmp_path / "other", special=True)
     words = options(tiny, model, "<image_soft_token>")
     for command in (["preview"], ["run", *SHORT, "--objective", "NTP", "--out", "run"]):
         done = in_this_process(*command, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert f"no embedding for 1 tokens (<image_soft_token> {number}, ...), which no row has" in done.stdout
     (found,) = finished_models(tmp_path / "run")
     assert load_finished(found).render([{"role": "user", "content": "Look: <image_soft_token>"}])
 

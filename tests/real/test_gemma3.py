@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sftmix.model.load import model_config, spare_tokens
+from sftmix.model.load import model_config
 from tests.forked import done
 from tests.real.formulas import assert_near, ours, rows_of, theirs
 from tests.real.test_smollm2_runs import words_of
@@ -28,10 +28,9 @@ def test_a_run_with_a_spare_token_in_its_tokenizer(gemma3, questions, held_out, 
     tokenizer.save_pretrained(model)
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (model / name).symlink_to(gemma3 / name)
-    assert len(spare_tokens(model_config(str(model)), tokenizer)) == 1
+    assert len(tokenizer) == model_config(str(model)).get_text_config().vocab_size + 1
     more = ("--data.eval", str(held_out), "--data.template", "alpaca")
-    printed = done(words_of(model, questions, *more), cwd=tmp_path)
-    assert "has no embedding" in printed
+    done(words_of(model, questions, *more), cwd=tmp_path)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["eval_nll_after"] < summary["eval_nll_before"]
     exported = tmp_path / "run" / "train" / "model"

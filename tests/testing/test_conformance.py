@@ -84,14 +84,6 @@ class Halved(NTP):
         return out._replace(loss=0.5 * out.loss + 0.5 * out.loss.detach())
 
 
-class Reads(NTP):
-    """A loss that waits for the device."""
-
-    def loss(self, view, batch, plan):
-        assert len(batch.labels[plan.row_weight > 0]) == plan.row_weight.count_nonzero().item()
-        return super().loss(view, batch, plan)
-
-
 class SkipsItsPass(components.EmbeddingMixup):
     """No second pass where nothing is mixed."""
 
@@ -107,7 +99,6 @@ class SkipsItsPass(components.EmbeddingMixup):
         (SkipsItsPass(), "makes 1 or 2 passes of the decoder"),
         (Mean(), "depends on how the batch is cut"),
         (Halved(), "is not the loss's"),
-        (Reads(), r"reads values on the host.*test_conformance.py:\d+"),
     ],
 )
 def test_a_loss_that_no_run_could_use_is_caught(objective, words):

@@ -16,7 +16,6 @@ from sftmix.batches.order import Slot
 from sftmix.common.world import World
 from sftmix.components import EAFT, IRDRO, NTP, AdamW, CutMix, ManifoldMixup, NEFTune, SFTMix
 from sftmix.options import TrainingOptions
-from sftmix.testing import _READS
 from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule, attention_inputs
@@ -24,6 +23,8 @@ from sftmix.training.step import prepare_step, train_step
 from tests.model.test_packing import CASES, build, model_of
 from tests.toy import FixedOrder, toy_setup, toy_stage
 from tests.training.test_step import DATA, UNITS
+
+READS = {"item", "tolist", "numpy", "cpu", "nonzero", "bincount", "__bool__", "__int__", "__float__", "__index__"}
 
 
 class Reads(TorchFunctionMode):
@@ -34,7 +35,7 @@ class Reads(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         by_mask = func is torch.Tensor.__getitem__ and any(getattr(x, "dtype", None) == torch.bool for x in args[1:])
-        if by_mask or getattr(func, "__name__", "") in _READS:
+        if by_mask or getattr(func, "__name__", "") in READS:
             frame = sys._getframe(1)
             if f"{os.sep}optim{os.sep}" not in frame.f_code.co_filename:
                 while f"{os.sep}torch{os.sep}" in frame.f_code.co_filename:

@@ -55,12 +55,12 @@ def test_one_row_is_one_by_one(family, attention):
 def test_scores_without_padding_are_those_with_it(family, attention):
     module = TrainingModule(model_of(family, attention))
     own = TrainingModule(model_of(family, "eager")) if attention == "varlen" else module
-    padded = Scorer(world=World(), token_nll=True)(own, DATA)
+    padded = Scorer(world=World(), keep=["token_nll"])(own, DATA)
     module.padding_free = True
-    found = Scorer(world=World(), token_nll=True)(module, DATA)
+    found = Scorer(world=World(), keep=["token_nll"])(module, DATA)
     assert found.nll_sum == pytest.approx(padded.nll_sum, rel=1e-6)
     assert (found.n_correct == padded.n_correct).all()
-    for one, other in zip(found.token_nll, padded.token_nll, strict=True):
+    for one, other in zip(found.kept["token_nll"], padded.kept["token_nll"], strict=True):
         assert one == pytest.approx(other, abs=1e-5)
 
 

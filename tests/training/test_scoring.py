@@ -16,7 +16,7 @@ from sftmix.batches.order import Slot, Unit
 from sftmix.common.errors import ConfigError, NonFiniteError, Stopped
 from sftmix.common.files import steps_in
 from sftmix.common.world import World
-from sftmix.components import Callback, Evaluate, Perplexity, SFTMix
+from sftmix.components import Callback, Perplexity, SFTMix
 from sftmix.functional import reference_sft_loss
 from sftmix.model.head import head_of
 from sftmix.training import scoring
@@ -28,7 +28,7 @@ from sftmix.training.scoring import Scorer, held_out_metrics
 from sftmix.types import RowScores, TrainingDynamics
 from tests.forked import on_ranks
 from tests.model.test_models import build
-from tests.toy import Interrupt, ToyRows, logged, own_logits, own_nll, toy_model, toy_rows, toy_stage
+from tests.toy import Interrupt, ToyRows, own_logits, own_nll, toy_model, toy_rows, toy_stage
 
 # Neither sorted by length nor by its reverse; of very different lengths, and one response of a single token.
 DATA = toy_rows([(3, 5), (60, 40), (1, 1), (2, 90), (30, 2), (5, 5), (1, 20), (80, 1), (3, 3), (10, 30), (2, 1)])
@@ -45,8 +45,8 @@ def assert_scores(scores, expected, *, tolerance: float) -> None:
     assert scores.n_correct.tolist() == [c for _, _, c, _ in expected]
     assert scores.nll_sum.dtype == np.float64
     np.testing.assert_allclose(scores.nll_sum, [nll for nll, *_ in expected], rtol=tolerance)
-    if scores.token_nll is not None:
-        for ours, (_, _, _, theirs) in zip(scores.token_nll, expected, strict=True):
+    if "token_nll" in scores.kept:
+        for ours, (_, _, _, theirs) in zip(scores.kept["token_nll"], expected, strict=True):
             assert ours.dtype == np.float32
             np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
@@ -60,7 +60,7 @@ def several_batches(monkeypatch):
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_sums_are_those_of_the_models_own_logits(tied):
     model = toy_model(tied=tied)
-    scores = Scorer(world=World(), token_nll=True)(TrainingModule(model), DATA)
+    scores = Scorer(world=World(), keep=["token_nll"])(TrainingModule(model), DATA)
     assert_scores(scores, by_hand(model, DATA), tolerance=1e-12)
     assert scores.n_correct.sum() > 0
 
@@ -115,7 +115,7 @@ def test_float32_is_float32(several_batches):
     model = toy_model(dtype=torch.float32)
     scores = Scorer(world=World())(TrainingModule(model), DATA)
     assert_scores(scores, by_hand(model, DATA), tolerance=2e-6)
-    assert scores.token_nll is None
+    assert scores.kept == {}
 
 
 def test_dropout_is_off_while_scoring_and_on_again_after():
@@ -161,29 +161,17 @@ def test_exact_match_is_the_share_of_rows_whose_every_token_is_the_argmax():
     assert found == {"eval_nll": 15 / 10, "eval_accuracy": 8 / 10, "eval_exact_match": 2 / 4}
 
 
-def test_an_evaluation_tells_the_nll_of_each_group_of_held_out_rows(tmp_path):
-    groups = ["first"] * 4 + ["last"] * (len(DATA) - 4)
-    given = {"eval_data": DATA, "eval_groups": groups, "callbacks": [Evaluate(every=1)]}
-    train(toy_stage(tmp_path, [[(Slot(0),)]], data=DATA, **given), World())
-    nll, (line,) = own_nll(toy_model(), DATA), logged(tmp_path)
-    parts = {"eval_nll": nll, "eval_nll/first": nll[:4], "eval_nll/last": nll[4:]}
-    expected = {name: np.concatenate(part).mean() for name, part in parts.items()}
-    assert {name: value for name, value in line.items() if name.startswith("eval_nll")} == pytest.approx(
-        expected, rel=1e-9
-    )
-
-
 def score_all_ways(world: World) -> None:
     """Five batches on two ranks, and one: a rank has nothing of its own."""
-    one = Scorer(world=World(), token_nll=True)(TrainingModule(toy_model()), DATA)
+    one = Scorer(world=World(), keep=["token_nll"])(TrainingModule(toy_model()), DATA)
     for parallel in ("ddp", "fsdp"):
         for scoring.CPU_SCORING_TOKENS in (128, 100000):
             module = wrap(TrainingModule(toy_model()), parallel=parallel, precision="fp32", world=world)
-            two = Scorer(world=world, token_nll=True)(module, DATA)
+            two = Scorer(world=world, keep=["token_nll"])(module, DATA)
             np.testing.assert_allclose(two.nll_sum, one.nll_sum, rtol=1e-12)
             assert two.n_tokens.tolist() == one.n_tokens.tolist()
             assert two.n_correct.tolist() == one.n_correct.tolist()
-            np.testing.assert_allclose(np.concatenate(two.token_nll), np.concatenate(one.token_nll), rtol=1e-6)
+            np.testing.assert_allclose(*(np.concatenate(scores.kept["token_nll"]) for scores in (two, one)), rtol=1e-6)
 
 
 def test_two_ranks_give_the_table_of_one():
@@ -263,7 +251,7 @@ def test_merge_puts_checkpoints_side_by_side_and_of_joins_by_id():
 def scores_with(worst: float) -> RowScores:
     """The losses of three examples of two tokens, of which the second has this NLL."""
     tokens = [np.full(2, nll / 2, np.float32) for nll in (4.0, worst, 6.0)]
-    return RowScores(np.array([4.0, worst, 6.0]), np.full(3, 2), np.ones(3, np.int64), tokens)
+    return RowScores(np.array([4.0, worst, 6.0]), np.full(3, 2), np.ones(3, np.int64), {"token_nll": tokens})
 
 
 @pytest.mark.parametrize("worst", [np.nan, np.inf, 1420.0])

@@ -1,0 +1,134 @@
+"""Pair samplers that no experiment of the paper has: by length, levels, an order, and distances of confidence."""
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from sftmix.common.rng import generator
+from sftmix.components.base import PairSampler
+from sftmix.components.component import Need, require, require_one_of
+from sftmix.components.pairing import between, within
+from sftmix.types import UNPAIRED, Rows, Scores, Split
+
+LevelRule = Literal["mirrored", "neighbours", "extremes"]
+First = Literal["confident", "unconfident"]
+
+SWAP_ROUNDS = 32
+"""Rounds in which ConfidenceGapPairs exchanges partners. For gaps up to 0.4, more rounds no longer change the spread of
+the distances; closer to 0.5, some pairs stay as they started, half the ranks apart."""
+
+
+class LengthMatchedPairs(PairSampler):
+    """Random matching of responses of similar length, in random order: more response tokens are mixed.
+
+    Each group is ranked by response length, the ranks are shuffled within windows of `window` examples, and equal
+    ranks are matched.
+    """
+
+    def __init__(self, *, window: int = 16):
+        """window: number of neighbours in length from which a partner is drawn, at least 1 (1: strictly by length)."""
+        require(window >= 1, "pairing.window", window, "1 and above")
+        self.window = window
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        rng = generator(seed, "pairs", epoch)
+        pairs = between(split.confident, split.unconfident, rng)
+        ranks = np.argsort(scores.n_tokens[pairs], axis=0, kind="stable")
+        by_length = np.take_along_axis(pairs, ranks, axis=0)
+        for start in range(0, len(by_length), self.window):
+            rng.shuffle(by_length[start : start + self.window, 1])
+        return rng.permutation(by_length)
+
+
+class LevelPairs(PairSampler):
+    """Pairs between several levels of confidence, as Quantile makes them (finer than two: the paper's future work).
+
+    mirrored    the k-th level with the k-th from the end: first with last, second with last but one, ...
+    neighbours  the first level with the second, the third with the fourth, ...
+    extremes    the first level with the last; the levels between get NTP, no Mixup
+    The first two rules mix every example of a level. With an odd number of levels, the level left over (the middle one,
+    or the last) is paired within itself. If two levels differ in size, the smaller one is repeated.
+    """
+
+    def __init__(self, *, rule: LevelRule = "mirrored"):
+        """rule: the way levels are matched."""
+        require_one_of("pairing.rule", rule, LevelRule)
+        self.rule = rule
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        rng, last = generator(seed, "pairs", epoch), len(split.names) - 1
+        levels = {
+            "mirrored": [(k, last - k) for k in range(last // 2 + 1)],
+            "neighbours": [(k, min(k + 1, last)) for k in range(0, last + 1, 2)],
+            "extremes": [(0, last)],
+        }[self.rule]
+        matched = [
+            between(split.rows(one), split.rows(other), rng) if one != other else within(split.rows(one), scores, rng)
+            for one, other in levels
+        ]
+        return rng.permutation(np.concatenate(matched))
+
+
+class ByConfidence(PairSampler):
+    """Curriculum: the examples in the order of their confidence, two neighbours a pair; the same in every epoch.
+
+    Meant for `--objective NTP`, which takes the order alone. The unpaired are placed between the pairs; if the number
+    of the others is odd, the last is left out and placed with them.
+    """
+
+    needs = frozenset({Need.CONFIDENCE})
+
+    def __init__(self, *, first: First = "confident"):
+        """first: the end at which an epoch begins, confident or unconfident."""
+        require_one_of("pairing.first", first, First)
+        self.first = first
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        ranked = _ranked(split, scores)
+        pairs = ranked[: len(ranked) // 2 * 2].reshape(-1, 2)
+        return pairs if self.first == "confident" else pairs[::-1]
+
+
+class ConfidenceGapPairs(PairSampler):
+    """Continuous confidence instead of halves: random pairs of examples far enough apart in rank.
+
+    The scored examples, except the unpaired, are ranked by confidence (equal ones by id) and matched at random. The
+    ranks of partners differ by at least `min_gap` times the number of examples. If this number is odd, the example in
+    the middle is left out. Groups play no part. (The paper names continuous confidence as future work.)
+
+    A walk starts from the matching of rank r with r + n/2. In each of its rounds, pairs meet two by two and exchange
+    partners, in one of two ways at random, if the gap allows it. The walk is symmetric, so all matchings that it
+    reaches are equally likely in the end.
+    """
+
+    needs = frozenset({Need.CONFIDENCE})
+
+    def __init__(self, *, min_gap: float = 0.25):
+        """min_gap: smallest distance in rank, as a share of the examples, above 0 and at most 0.5. A larger gap leaves
+        fewer matchings, only one at 0.5."""
+        allowed = "above 0 and at most 0.5, because the example in the middle has nobody farther away"
+        require(0 < min_gap <= 0.5, "pairing.min_gap", min_gap, allowed)
+        self.min_gap = min_gap
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        ranked, rng = _ranked(split, scores), generator(seed, "pairs", epoch)
+        if len(ranked) % 2:
+            ranked = np.delete(ranked, len(ranked) // 2)
+        half, quarter = len(ranked) // 2, len(ranked) // 4
+        gap = math.ceil(self.min_gap * len(ranked))
+        matched = np.stack([np.arange(half), np.arange(half, len(ranked))], axis=1)  # ranks
+        for _ in range(SWAP_ROUNDS):
+            met = rng.permutation(half)[: 2 * quarter].reshape(2, quarter)
+            one, other = matched[met]
+            other = np.where(rng.random(quarter)[:, None] < 0.5, other, other[:, ::-1])
+            new = np.sort(np.stack([one, other], axis=2), axis=2)  # [quarter, 2, 2]: for each meeting, two new pairs
+            allowed = (new[:, :, 1] - new[:, :, 0] >= gap).all(axis=1)
+            matched[met[:, allowed]] = new[allowed].swapaxes(0, 1)
+        return ranked[rng.permutation(matched)]
+
+
+def _ranked(split: Split, scores: Scores) -> Rows:
+    """Return the scored rows but the unpaired, most confident first, equal ones by id."""
+    rows = np.array(scores.ranked(), dtype=np.int64)
+    return rows[split.group[rows] != UNPAIRED]
