@@ -4,12 +4,13 @@
 """
 
 from sftmix.data.dataset import EncodedDataset, LoadedData, encode, render_preview
-from sftmix.data.encoder import Encoder
-from sftmix.data.encoders import encoder_for, make_encoder
+from sftmix.data.encoder import Encoder, encoder_for, make_encoder
+from sftmix.data.renderer import ChatTemplate
 from sftmix.data.report import DataReport
 from sftmix.data.rows import Prepared, prepare
 
 __all__ = [
+    "ChatTemplate",
     "DataReport",
     "EncodedDataset",
     "Encoder",

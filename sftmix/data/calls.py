@@ -12,40 +12,6 @@ TOOLS = ("tools", "functions")
 OPTIONS = "chat_template_kwargs"
 """The field with a row's own values of the chat template's variables."""
 
-NOT_OPTIONS = {
-    "self",
-    "turns",
-    "prompt",
-    "listed",
-    "tokenizer",
-    "template",
-    "messages",
-    "conversation",
-    "conversations",
-    "tools",
-    "documents",
-    "chat_template",
-    "add_generation_prompt",
-    "continue_final_message",
-    "tokenize",
-    "sanitize_control_tokens",
-    "padding",
-    "truncation",
-    "max_length",
-    "return_tensors",
-    "return_dict",
-    "return_assistant_tokens_mask",
-    "tokenizer_kwargs",
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-}
-"""Names that are no variables of a template's own: the encoder gives them, or transformers takes or passes them."""
-
 CALL_FIELDS = ("tool_calls", "function_calls", "function_call")
 """Fields of a turn that hold calls: lists, and a single one."""
 
@@ -77,8 +43,6 @@ def variables_of(row: Fields) -> dict[str, Any]:
                 f"{OPTIONS}.{name} is {quoted(value)}, and plain values are read: functions are the row's `tools`; "
                 f"data.columns '{{{OPTIONS}: null}}' leaves the field unread"
             )
-    if own := NOT_OPTIONS & options.keys():
-        raise BadRow(f"{OPTIONS} has {', '.join(sorted(own))}, which is no variable of a template's own")
     return options
 
 

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from sftmix.common.errors import DataError
 from sftmix.common.shown import as_lines, printable
 from sftmix.data.encoder import Encoder
+from sftmix.data.renderer import LOST
 from sftmix.data.report import DataReport
-from sftmix.data.responses import LOST
 from sftmix.data.rows import Prepared
 from sftmix.data.store import (
     EXAMPLE,
@@ -33,7 +33,7 @@ from sftmix.data.store import (
 from sftmix.data.tokenise import encode_windows, tokenise, tokenised
 from sftmix.types import Encoded, Example, Int64
 
-TEMPLATE_REASONS = (*LOST, "prefix_mismatch", "no_end_of_turn", "split_alone")
+TEMPLATE_REASONS = (*LOST, "no_end_of_turn", "split_alone")
 MAX_TEMPLATE_LOSS = 0.05
 """Largest share of the training examples that a template may fail to encode."""
 

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from sftmix.common.fields import ROLES, column_problems
 from sftmix.common.plain import PlainFields, as_list
+from sftmix.common.renderer import Renderer
 from sftmix.common.row_format import RowFormat
 from sftmix.options.ranges import at_least_1, out_of_range
 
 FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"]
 SpecialTokens = Literal["text", "tokens"]
-Thoughts = Literal["train", "mask", "drop"]
+Thoughts = Literal["train", "drop"]
 
 LENGTHS = "at least 2 (a prompt and a response token), or null"
 """What max_length may be, of the target's rows and of a reference's."""
@@ -52,13 +53,15 @@ class DataOptions(PlainFields):
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
+    renderer: Renderer | None = None
+    """Your own class (my_turns.MyRenderer) that makes token ids of conversations; null: the chat template does."""
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
     template_options: dict[str, Any] | None = None
     """Values of the chat template's variables, as {enable_thinking: false}; the exported template has them as well."""
     thoughts: Thoughts = "train"
     """What an assistant thought before its answer (reasoning_content, reasoning or thinking of a turn, or <think> in
-    its content). train: trained with the answer. mask: written, but not trained. drop: left out."""
+    its content). train: trained with the answer. drop: left out."""
     special_tokens: SpecialTokens = "text"
     """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end
     a turn or begin another. tokens: that token, for rows that you trust and that mean it."""

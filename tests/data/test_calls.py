@@ -5,7 +5,7 @@ import json
 from transformers import AutoTokenizer
 
 from sftmix.data.dataset import render_preview
-from sftmix.data.encoders import make_encoder
+from sftmix.data.encoder import make_encoder
 from sftmix.tools.answers.generate import read_questions
 from tests.data.test_turns import CALL, RESULT, TOOL, answer, turns
 

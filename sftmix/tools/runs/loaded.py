@@ -70,14 +70,8 @@ class LoadedModel(NamedTuple):
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without the end of its turn and what the template writes around it."""
-        layout = self.encoder.layout
-        assert layout is not None
-        tokenizer: Any = self.encoder.tokenizer
-        answer = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
-        lead = self.encoder.tokenize([layout.answer_lead])[0] if layout.answer_lead else []
-        answer = answer[len(lead) :] if answer[: len(lead)] == lead else answer
-        text = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.removeprefix(layout.answer_lead).removesuffix(layout.ending.removesuffix(layout.end))
+        assert self.encoder.renderer is not None
+        return self.encoder.renderer.text_of(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
 
 
 def weights_of(finished: FinishedModel) -> str:

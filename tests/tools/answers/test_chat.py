@@ -11,7 +11,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.shown import as_lines
-from sftmix.data.encoders import make_encoder
+from sftmix.data.encoder import make_encoder
 from sftmix.tools.answers.answering import answered
 from sftmix.tools.answers.chat import chat, read_tools
 from sftmix.tools.answers.options import AnswerOptions, Question

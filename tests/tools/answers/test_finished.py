@@ -1,5 +1,6 @@
 """Models of a run by their names, and what they are loaded with."""
 
+import copy
 import shutil
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, write_json
 from sftmix.config.read import read_config
-from sftmix.data.encoders import encoder_for
+from sftmix.data.encoder import encoder_for
 from sftmix.data.tokenise import encode_examples
 from sftmix.model.load import load_tokenizer
 from sftmix.tools.runs.loaded import encoder_of, load_finished, weights_of
@@ -87,8 +88,9 @@ def test_prompts_are_those_of_training(finished, name):
     chat = [{"role": m.role, "content": m.content} for m in turns]
     assert loaded.render(chat[:1]) == outcome.ids[:first]
     assert loaded.render(chat) == outcome.ids[:second]
-    template = encoder.layout.source + "{% if brief %}{{ brief }}{% endif %}"
-    brief = loaded._replace(encoder=replace(encoder, layout=replace(encoder.layout, source=template)))
+    renderer = copy.deepcopy(encoder.renderer)
+    renderer.layout.source += "{% if brief %}{{ brief }}{% endif %}"
+    brief = loaded._replace(encoder=replace(encoder, renderer=renderer))
     assert brief.encoder.decode(brief.render(chat, brief="Be brief.")).endswith("Be brief.")
     assert set(encoder.stop_ids) <= set(loaded.stop_ids)
     assert loaded.text_of(outcome.ids[slice(*outcome.spans[0])]) == "5"
