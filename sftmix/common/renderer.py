@@ -42,13 +42,10 @@ class Renderer(Component, ABC):
         """The ids that end a turn; by default eos alone."""
         return (self.tokenizer.eos_token_id,)
 
-    def prompt(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), variables: Mapping[str, Any] = NONE
-    ) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Return the ids that generation starts from; the last of the messages is a user's, or a function's result.
 
-        tools      the functions that the assistant may call
-        variables  values of the template's variables
+        tools  the functions that the assistant may call
         """
         try:
             return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
@@ -57,7 +54,6 @@ class Renderer(Component, ABC):
                 chat_template=self.template,
                 add_generation_prompt=True,
                 return_dict=False,
-                **variables,
             )
         except Exception as error:  # a template may raise anything
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
@@ -74,7 +70,7 @@ class Renderer(Component, ABC):
         found = []
         for place, message in enumerate(example.messages):
             if message.trained:
-                prompt = self.prompt(example.messages[:place], example.tools, example.options)
+                prompt = self.prompt(example.messages[:place], example.tools)
                 found.append(RenderedTurn(prompt, self.answer(message)))
         return found
 

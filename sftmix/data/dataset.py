@@ -55,8 +55,6 @@ among its tokens, and `starts` are the places where the documents begin. In othe
 
 MAX_CUT = 0.05
 """Largest share of the training examples that may be cut without a warning."""
-MAX_OTHER_PROMPTS = 0.05
-"""Largest share of the training examples that may be trained behind another prompt than the exported template's."""
 
 
 class EncodedDataset(Sequence[Encoded]):
@@ -241,7 +239,7 @@ class _Encoding(NamedTuple):
         return report.to_dict()
 
     def refuse_losses(self, found: DataReport) -> None:
-        """Raise DataError if the template fails, or writes other prompts, for too many training examples."""
+        """Raise DataError if the template fails for too many training examples."""
         lines = "\n".join(found.lines()[1:])
         lost = sum(found.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
         if lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not self.prepared.options.skip_bad:
@@ -250,13 +248,6 @@ class _Encoding(NamedTuple):
                 f"examples; choose another template, or let data.skip_bad drop them:\n{lines}"
             )
         _refuse_nothing("data.train", found)
-        others = found.counts.get("other_prompt", 0)
-        if others > MAX_OTHER_PROMPTS * found.train:
-            raise DataError(
-                f"{others:,} of {found.train:,} training examples stand behind another prompt than the generation "
-                f"prompt of the exported template ({self.encoder.name}): give the template's variables in "
-                f"data.template_options instead of the rows, or drop the thoughts (data.thoughts):\n{lines}"
-            )
 
 
 def _refuse_nothing(option: str, found: DataReport) -> None:

@@ -92,14 +92,11 @@ class Encoder:
             known = [self.renderer.thoughts, self.renderer.special_tokens]
         return sha256_json([content, self.chat_template, self.end_of_turn_id, known])[:32]
 
-    def prompt(
-        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **variables: Any
-    ) -> list[int]:
+    def prompt(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Return the ids that generation starts from.
 
-        turns      [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
-                   or a tool
-        variables  values of the template's variables
+        turns  [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
+               or a tool
         """
         assert self.renderer is not None, "plain text has no turns"
         keys = ("role", "content", "thought")
@@ -107,7 +104,7 @@ class Encoder:
             Message(**{key: turn[key] for key in keys if key in turn}, more={k: turn[k] for k in turn if k not in keys})
             for turn in turns
         ]
-        return self.renderer.prompt(messages, tools, variables)
+        return self.renderer.prompt(messages, tools)
 
     def decode(self, ids: list[int] | Int64) -> str:
         """Decode token ids; special tokens and white space stay as they are."""

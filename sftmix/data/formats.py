@@ -12,7 +12,7 @@ from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, field_columns, forma
 from sftmix.common.plain import spelling
 from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import CONTROL, quoted
-from sftmix.data.calls import OPTIONS, TOOLS, tools_of, variables_of
+from sftmix.data.calls import TOOLS, tools_of
 from sftmix.data.turns import INSIDE, checked, is_parts, last_alone, turns_of, weight_of
 from sftmix.data.values import Fields, checked_text, field_of, field_text, filled, parsed, visible, without_null
 from sftmix.types import Example, Message
@@ -126,8 +126,8 @@ class Converter:
             unread = _unread(row, MEDIA, used, *INSIDE)
         else:
             self._refuse_preferences(row)
-            used |= {"system", *TOOLS, OPTIONS}
-            whole = {*TOOLS, OPTIONS, *form.fields}.difference(form.turns)
+            used |= {"system", *TOOLS}
+            whole = {*TOOLS, *form.fields}.difference(form.turns)
             looked_at = {key: value for key, value in row.items() if key not in whole}
             unread = _unread(looked_at, MEDIA, {*used, "weight", "loss_weight"}, *INSIDE)
         messages = form.read(row, roles=self.roles or {})
@@ -141,8 +141,8 @@ class Converter:
         if RESERVED_ID.search(own_id):
             raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
         self.unread.update(sorted(unread))
-        prompting = () if is_text else (tools_of(row), variables_of(row))
-        return Example(own_id, tuple(messages), source, label, columns, *prompting)
+        tools = () if is_text else tools_of(row)
+        return Example(own_id, tuple(messages), source, label, columns, tools)
 
     def _form_of(self, row: Fields) -> RowFormat:
         """Return the format of a row. Raises BadRow for a document where conversations are read."""

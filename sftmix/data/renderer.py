@@ -122,37 +122,24 @@ class ChatTemplate(Renderer):
         thought, answer = (message.thought, message.content) if message.thought else divided(message.content)
         return ("" if self.thoughts == "drop" else thought), answer
 
-    def render(
-        self,
-        chat: Chat,
-        *,
-        prompt: bool,
-        tools: Sequence[Mapping[str, Any]] = (),
-        variables: Mapping[str, Any] = NONE,
-    ) -> str:
+    def render(self, chat: Chat, *, prompt: bool, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Render a conversation; `prompt` adds the generation prompt.
 
-        chat              turns as `turn` makes them
-        tools, variables  functions that the assistant may call, and values of the template's variables; special tokens
-                          are text in both
+        chat   turns as `turn` makes them
+        tools  functions that the assistant may call, in which special tokens are text
         Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
         layout = self.layout
-        text = render(
-            self.tokenizer, layout.source, chat, prompt=prompt, listed=layout.listed, tools=tools, variables=variables
-        )
-        given = json.dumps([chat, tools, variables], ensure_ascii=False) if MARK_IN_ESCAPES in text else ""
+        text = render(self.tokenizer, layout.source, chat, prompt=prompt, listed=layout.listed, tools=tools)
+        given = json.dumps([chat, tools], ensure_ascii=False) if MARK_IN_ESCAPES in text else ""
         if text.count(MARK_IN_ESCAPES) > given.count(MARK_IN_ESCAPES):
             raise TemplateRefusal("it writes a row in escapes, in which special tokens cannot be told from text")
         return text
 
-    def prompt(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), variables: Mapping[str, Any] = NONE
-    ) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Return the ids that generation starts from."""
-        chat, as_text = [self.turn(message) for message in messages], self.spellings.as_text
-        text = self.render(chat, prompt=True, tools=as_text(tools), variables=as_text(variables))
-        return self.spellings.tokenize([text])[0]
+        chat = [self.turn(message) for message in messages]
+        return self.spellings.tokenize([self.render(chat, prompt=True, tools=self.spellings.as_text(tools))])[0]
 
     def answer(self, message: Message) -> list[tuple[list[int], float]]:
         """Return the parts of a response to a question that says nothing."""
@@ -160,8 +147,7 @@ class ChatTemplate(Renderer):
 
     def turns(self, example: Example) -> list[RenderedTurn]:
         """Return the trained turns of a conversation: as the template writes them behind the prompt, or composed."""
-        as_text = self.spellings.as_text
-        example = replace(example, tools=as_text(example.tools), options=as_text(example.options))
+        example = replace(example, tools=self.spellings.as_text(example.tools))
         chat = [self.turn(message) for message in example.messages]
         places = [place for place, message in enumerate(example.messages) if message.trained]
         return [self._rendered(example, chat[:place], example.messages[place]) for place in places]
@@ -173,10 +159,9 @@ class ChatTemplate(Renderer):
 
         before  the turns in front of it
         """
-        last, tools, variables = self.turn(message, last=True), example.tools, example.options
-        prompt = self.render(before, prompt=True, tools=tools, variables=variables)
-        served = self.render(before, prompt=True, tools=tools) if variables else prompt
-        rendered = self.render([*before, last], prompt=False, tools=tools, variables=variables)
+        last = self.turn(message, last=True)
+        prompt = self.render(before, prompt=True, tools=example.tools)
+        rendered = self.render([*before, last], prompt=False, tools=example.tools)
         thought, answer = map(self.spellings.as_text, self.divided(message))
         reasons = self._left_out(example, before, prompt)
         if not rendered.startswith(without_thought_tags(prompt)):
@@ -194,7 +179,7 @@ class ChatTemplate(Renderer):
             reasons.append("composed")
         if MARK in prompt + text:
             reasons.append("spelt_special")
-        return self._tokens(served, prompt, text, self._weights(message, text, answer), reasons)
+        return self._tokens(prompt, text, self._weights(message, text, answer), reasons)
 
     def _place(self, written: str, thought: str, answer: str) -> int:
         """Return where the answer ends in what the template writes behind a prompt; -1 if the row is not in it.
@@ -226,11 +211,9 @@ class ChatTemplate(Renderer):
         return _ended(written, 0, {self.layout.call_end, self.layout.end}, self.layout.call_end)
 
     def _left_out(self, example: Example, before: Chat, prompt: str) -> list[str]:
-        """Return what the template leaves out of the prompt: functions, calls, their results, other turns, options."""
+        """Return what the template leaves out of the prompt: functions, calls, their results, other turns."""
         names = [str(tool.get("function", tool).get("name")) for tool in example.tools]
         lost = set() if all(name in prompt for name in names) else {"tools_lost"}
-        if not all(reads(self.layout.source, option) for option in example.options):
-            lost.add("option_unread")
         for other in before:
             if not _holds_calls(prompt, other):
                 lost.add("calls_lost")
@@ -259,17 +242,12 @@ class ChatTemplate(Renderer):
 
     # -------------------------------------------------------------------------------------------------- tokens
 
-    def _tokens(
-        self, served: str, prompt: str, text: str, parts: list[tuple[str, float]], reasons: list[str]
-    ) -> RenderedTurn:
+    def _tokens(self, prompt: str, text: str, parts: list[tuple[str, float]], reasons: list[str]) -> RenderedTurn:
         """Return the ids of a prompt, and of the response behind it, which is tokenised apart where a token spans both.
 
-        served  the prompt that the exported template writes
-        parts   of the response, through each
+        parts  of the response, through each
         """
-        once = list(dict.fromkeys([served, prompt, prompt + text]))  # most prompts are the served ones
-        of = dict(zip(once, self.spellings.tokenize(once), strict=True))
-        front, ids = of[prompt], of[prompt + text]
+        front, ids = self.spellings.tokenize([prompt, prompt + text])
         if ids[: len(front)] != front:
             # Behind a special token, so that no tokenizer takes the response for the beginning of a text.
             anchor = self.ends[0]
@@ -279,8 +257,6 @@ class ChatTemplate(Renderer):
                 return RenderedTurn(front, [], ["prefix_mismatch"])
             ids = apart
             reasons.append("boundary")
-        if ids[: len(of[served])] != of[served]:
-            reasons.append("other_prompt")
         place, cut = len(front), []
         for through, weight in parts:
             stop = len(ids) if through == text else max(place, self._within(prompt + through, ids))

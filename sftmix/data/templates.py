@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -90,22 +89,20 @@ def render(
     prompt: bool = False,
     listed: bool = False,
     tools: Sequence[Mapping[str, Any]] = (),
-    variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Render a conversation as transformers does.
 
-    prompt     with the generation prompt
-    listed     contents are handed over as lists of parts
-    tools      the functions that the assistant may call
-    variables  more variables of the template
-    Raises TemplateRefusal if the template or its syntax fails, and for variables that are not its own.
+    prompt  with the generation prompt
+    listed  contents are handed over as lists of parts
+    tools   the functions that the assistant may call
+    Raises TemplateRefusal if the template or its syntax fails.
     """
     if listed:
         chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat]
     renders: Any = render_jinja_template
     given = {"chat_template": on_the_same_day(template), "add_generation_prompt": prompt, "tools": list(tools) or None}
     try:
-        texts = renders([chat], **given, **token_roles(tokenizer), **variables)[0]
+        texts = renders([chat], **given, **token_roles(tokenizer))[0]
     except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
         raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
     return str(texts[0])

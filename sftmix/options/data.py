@@ -48,7 +48,7 @@ class DataOptions(PlainFields):
     class (my_rows.MyFormat)."""
     columns: dict[str, str | None] | None = None
     """Names of the fields in the rows, if they are not ours: {prompt: question, response: answer}. Ours are the
-    fields of one format (response stands for completion), system, id, weight, tools and chat_template_kwargs. null:
+    fields of one format (response stands for completion), system, id, weight and tools. null:
     that field is not read. {id: null} is for ids that begin anew in each file: rows get ids made from their content."""
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
@@ -87,7 +87,7 @@ class DataOptions(PlainFields):
     exclude: str | None = None
     """File of training rows to leave out, one in each line: an id or file:line, as `sftmix suspects` shows them."""
     duplicates: Literal["keep", "drop"] = "keep"
-    """drop: leave out training rows whose turns, functions and template's variables an earlier row has, before any are
+    """drop: leave out training rows whose turns and functions an earlier row has, before any are
     held out."""
     limit: int | None = None
     """Use at most this many training rows, the first ones after the held-out split; for text, windows."""

@@ -39,7 +39,6 @@ class Example:
     label    the quality or group label of the row, if it has one
     columns  the row's other scalar fields, kept for selectors and splitters
     tools    the functions that the assistant may call, in OpenAI's form, for the chat template
-    options  the row's own values of the chat template's variables (chat_template_kwargs)
     """
 
     id: str
@@ -48,7 +47,6 @@ class Example:
     label: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RenderedTurn(NamedTuple):

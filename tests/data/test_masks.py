@@ -173,7 +173,7 @@ def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(t
     ((start, _),) = plain.spans
     assert tokenizer.decode(plain.ids).endswith("assistant\n<think>\n\n</think>\n\nfour<|im_end|>")
     assert pieces(encoder, plain) == [("" if template == QWEN3 else "\n</think>\n\n") + "four<|im_end|>"]
-    assert not {"other_prompt", "composed"} & set(plain.reasons)
+    assert "composed" not in plain.reasons
     for more in ({}, {"enable_thinking": False}):
         assert theirs(chat[:1], **exported, **more) == plain.ids[:start]
 
@@ -205,7 +205,7 @@ def test_a_prompt_that_has_the_empty_block_already_is_cut_before_it(template, re
         assert encoder.chat_template == tokenizer.chat_template
         assert (thought.reasons, pieces(encoder, thought)) == ([], [f"{rest}<|im_end|>"])
         assert tokenizer.decode(thought.ids).count("<think>") == 1
-        assert not {"other_prompt", "composed"} & set(plain.reasons)
+        assert "composed" not in plain.reasons
 
 
 def test_a_whole_conversation_with_thinking_in_its_turns():

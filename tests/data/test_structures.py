@@ -128,9 +128,11 @@ def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, s
         last = Message("assistant", last.content, True, thought=last.thought)
         (found,) = encode_examples(encoder, [Example("x", (*before, last))], 10_000)
         served = tokenizer.apply_chat_template(
-            [encoder.renderer.turn(turn) for turn in before], chat_template=encoder.chat_template, add_generation_prompt=True, tokenize=True,
+            [encoder.renderer.turn(turn) for turn in before],
+            chat_template=encoder.chat_template,
+            add_generation_prompt=True,
             return_dict=False,
-        )  # fmt: skip
+        )
         if structure == "parts":
             served = encoder.renderer.prompt(before)
         ((start, end),) = found.spans

@@ -51,19 +51,18 @@ class LoadedModel(NamedTuple):
     context: int | None
     together: int  # the length of rows up to which a batch changes no answer
 
-    def render(self, messages: Turns, tools: Functions = (), **variables: Any) -> list[int]:
+    def render(self, messages: Turns, tools: Functions = ()) -> list[int]:
         """Return the ids of the prompt: the conversation so far and the generation prompt, as in training.
 
         Special tokens that a turn spells are text, unless the run was trained on them as tokens.
 
-        messages   [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
+        messages  [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
                    or a tool
-        tools      the functions that the assistant may call
-        variables  values of the template's variables
+        tools     the functions that the assistant may call
         Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation, ConfigError where it
         has a token without an embedding.
         """
-        ids = self.encoder.prompt(messages, tools, **variables)
+        ids = self.encoder.prompt(messages, tools)
         with named(f"model {self.name}"):
             check_ids(self.model.config, self.encoder.tokenizer, ids)
         return ids
