@@ -36,7 +36,7 @@ def trained(options: argparse.Namespace) -> tuple[Path, Path, float]:
     run = Path(options.out)
     tree = {
         "model": {"path": options.model, "dtype": "float32", "lora": {"r": options.lora}},
-        "data": {"train": options.rows, "eval_fraction": options.held_out / options.count, "take": options.count},
+        "data": {"train": options.rows, "eval_fraction": options.held_out / options.count},
         "objective": "NTP",
         "pairing": None,
         "training": {"learning_rate": options.rate, "epochs": options.epochs, "global_batch_size": options.batch},
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--rows", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--count", type=int, default=360, help="rows, the held-out ones included")
+    parser.add_argument("--count", type=int, default=360, help="rows of the file, the held-out ones included")
     parser.add_argument("--held_out", type=int, default=120)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--epochs", type=float, default=3)

@@ -44,7 +44,9 @@ Whoever raises a number says in the commit what was taken away for it, or why it
 
 _OF_COMMON = ("component", "errors", "fields", "files", "places", "plain", "rng", "row_format", "tables", "transfer")
 _OF_COMPONENTS = ("base", "component", "view", "objectives", "shared_scores")
-COMPONENTS_MAY_IMPORT = {f"sftmix.{name}" for name in ("types", "options", "functional", "components")} | {"numpy"}
+COMPONENTS_MAY_IMPORT = {
+    f"sftmix.{name}" for name in ("types", "options", "functional", "functional.adamw", "components")
+} | {"numpy"}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.common.{name}" for name in _OF_COMMON}
 COMPONENTS_MAY_IMPORT |= {f"sftmix.components.{name}" for name in _OF_COMPONENTS}
 IN_METHODS = {"torch", "bitsandbytes", "scipy", "huggingface_hub"}

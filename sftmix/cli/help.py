@@ -23,7 +23,7 @@ OF_ROWS = """\
   --data.train FILE               rows: files, directories or hub ids
   --data.eval_fraction X          share of these rows to hold out, as 0.05
   --data.eval FILE                or held-out rows from a file of their own
-  --data.take [A, ...]            so many rows of each source: for a trial
+  --data.limit N                  so many rows, the first ones: for a trial
   --data.max_length N             tokens per example; longer ones are cut
   --data.template TEXT            the model's own, or alpaca, chatml, a file
 """

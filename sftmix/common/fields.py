@@ -1,17 +1,23 @@
 """Names of the fields and of the roles of rows, which `data.columns` and `data.roles` may change."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sftmix.common.shown import quoted
 
+TEXT = "text"
+"""The format of documents: text files, and rows with a field `text` where data.format says so."""
+
+RESERVED_ID = re.compile(r"@turn\d+$")
+"""`<id>@turn<k>` names the example of the k-th assistant turn of a conversation with several."""
+
 FORMAT_FIELDS = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
-    "history": ("instruction", "input", "output", "history"),
     "alpaca": ("instruction", "input", "output"),
     "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
+    TEXT: ("text",),
 }
 """The fields that each format reads, besides ANY_FORMAT."""
 

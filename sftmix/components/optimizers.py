@@ -18,9 +18,11 @@ class AdamW(Optimizer):
     def build(self, parameters: Mapping[str, Tensor], *, training: TrainingOptions) -> TorchOptimizer:
         import torch
 
+        from sftmix.functional.adamw import BlockwiseAdamW
+
         groups, (beta1, beta2) = decay_groups(parameters, training.weight_decay), training.betas
         on_cuda = all(parameter.is_cuda for parameter in parameters.values())
         fused = on_cuda if self.fused == "auto" else self.fused
-        return torch.optim.AdamW(
-            groups, lr=training.learning_rate, betas=(beta1, beta2), eps=training.eps, fused=fused or None
-        )
+        whole_on_cpu = all(type(one.data) is torch.Tensor and one.is_cpu for one in parameters.values())
+        kind = torch.optim.AdamW if fused or not whole_on_cpu else BlockwiseAdamW
+        return kind(groups, lr=training.learning_rate, betas=(beta1, beta2), eps=training.eps, fused=fused or None)

@@ -7,7 +7,8 @@ from sftmix.data.dataset import EncodedDataset, LoadedData, encode, render_previ
 from sftmix.data.encoder import Encoder, encoder_for, make_encoder
 from sftmix.data.renderer import ChatTemplate
 from sftmix.data.report import DataReport
-from sftmix.data.rows import Prepared, prepare
+from sftmix.data.rows import prepare
+from sftmix.data.store import Prepared
 
 __all__ = [
     "ChatTemplate",

@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
+from sftmix.common.progress import progress_bar
 from sftmix.common.shown import as_lines, printable
 from sftmix.data.encoder import Encoder
 from sftmix.data.renderer import LOST
 from sftmix.data.report import DataReport
-from sftmix.data.rows import Prepared
 from sftmix.data.store import (
+    AT_ONCE,
     EXAMPLE,
     Conversations,
+    Prepared,
     Record,
     content_hash,
     example_of,
@@ -30,7 +32,7 @@ from sftmix.data.store import (
     rows_of,
     write_rows,
 )
-from sftmix.data.tokenise import encode_windows, tokenise, tokenised
+from sftmix.data.tokenise import encode_windows, tokenise
 from sftmix.types import Encoded, Example, Int64
 
 TEMPLATE_REASONS = (*LOST, "no_end_of_turn", "split_alone")
@@ -225,9 +227,7 @@ class _Encoding(NamedTuple):
         options, is_text = self.prepared.options, self.prepared.text
         report = DataReport(max_length=self.max_length)
         if not is_text:
-            whole = options.multi_turn == "whole"
-            work = partial(tokenise, rows, whole, self.encoder, self.max_length, selected)
-            stored = tokenised(work, rows.records, report, options.num_proc, self.progress)
+            stored = self._tokenised(rows, selected, report)
         else:
             packed = options.packing is not False
             windows = encode_windows(self.encoder, rows, self.max_length, packed, report, self.progress)
@@ -237,6 +237,15 @@ class _Encoding(NamedTuple):
         if is_text and report.train == limit:
             report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
         return report.to_dict()
+
+    def _tokenised(self, rows: Conversations, selected: frozenset[str] | None, report: DataReport) -> Iterator[Record]:
+        """Yield the tokens of conversations, some of which are in memory together."""
+        whole = self.prepared.options.multi_turn == "whole"
+        with progress_bar("Tokenising", total=len(rows.records), unit=" rows", delay=1, enabled=self.progress) as bar:
+            for at in range(0, len(rows.records), AT_ONCE):
+                records = rows.records[at : at + AT_ONCE]
+                yield from tokenise(rows, whole, self.encoder, self.max_length, selected, records, report)
+                bar.update(len(records))
 
     def refuse_losses(self, found: DataReport) -> None:
         """Raise DataError if the template fails for too many training examples."""

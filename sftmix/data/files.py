@@ -7,16 +7,15 @@ reading.
 import csv
 import itertools
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sftmix.common.errors import BadRow
+from sftmix.common.fields import TEXT
 from sftmix.common.files import decoded
 from sftmix.common.shown import quoted
-from sftmix.data.formats import TEXT
-from sftmix.data.values import BadRow
 
 MAX_ROW = 16 << 20
 """Most characters in a row, and bytes in a line of JSON: a cell of CSV with an open quote would take in all of it."""
@@ -30,8 +29,8 @@ ABSENT = ("NaN", "nan", "NULL", "null")
 
 
 Row = tuple[str, Any]
-"""The place of a row in its source (`:line`, `:line[index]` or `[index]`, the index from 0), and its value or the
-BadRow that says why it has none. A reader raises BadRow, with the place, if nothing more can be read."""
+"""The place of a row in its source (`:line`, or `[index]` from 0), and its value or the BadRow that says why it has
+none. A reader raises BadRow, with the place, if nothing more can be read."""
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -43,7 +42,6 @@ def _json(path: Path) -> Iterator[Row]:
 
 def _lines(path: Path) -> Iterator[Row]:
     """Rows of a JSONL file; blank lines, CRLF and a UTF-8 byte order mark are fine."""
-    decoder, repeated = _decoder()
     with open(path, "rb") as file:
         for number in itertools.count(1):
             if not (line := file.readline(MAX_ROW + 1)):
@@ -55,69 +53,35 @@ def _lines(path: Path) -> Iterator[Row]:
                     line = file.readline(MAX_ROW)
             elif not line.strip():
                 continue
-            elif line.strip() == b"{":
-                raise BadRow(f":{number}: an object over several lines; write rows as the file's list, or one a line")
             else:
                 try:
-                    row = decoder.decode(decoded(line).rstrip())
+                    row = _JSON.decode(decoded(line).rstrip())
                 except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
                     row = BadRow(f"not valid JSON in UTF-8: {error}")
-            yield f":{number}", _once(row, repeated)
-
-
-def _decoder() -> tuple[json.JSONDecoder, list[str]]:
-    """Return a decoder of JSON, and the keys that it has found twice in one object: the last value would count."""
-    repeated = list[str]()
-
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(values := dict(pairs)) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated.append(max(keys, key=keys.count))
-        return values
-
-    return json.JSONDecoder(object_pairs_hook=object_of), repeated
-
-
-def _once(row: Any, repeated: list[str]) -> Any:
-    """Return a row, or a BadRow if it has a key twice, and forget the key."""
-    if repeated:
-        row = BadRow(f"{quoted(repeated[0])} is twice in one object; write it once")
-        repeated.clear()
-    return row
-
-
-_BEGIN = re.compile(r"[ \t\r\n]*\[(?![ \t\r\n]*\])[ \t\r\n]*")
-_NEXT = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
-_END = re.compile(r"[ \t\r\n]*\[?[ \t\r\n]*\][ \t\r\n]*\Z")
-"""What is before the first element of an array, between two, and after the last; an empty array is all end."""
+            yield f":{number}", row
 
 
 def _array(path: Path) -> Iterator[Row]:
-    """Elements of an array, each with the line at which it begins; and its index, if another row ends on that line.
-
-    The text is in memory as a whole. Nothing is read behind the first syntax error, as nothing shows where the next row
-    begins.
-    """
-    # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's line.
+    """Elements of an array under their indices. The text is in memory as a whole, and has no rows if it is broken."""
+    # Bytes that are not UTF-8 become lone surrogates, which the format check refuses with the row's place.
     text = decoded(path.read_bytes(), "surrogateescape")
-    decoder, repeated = _decoder()
-    at = 0
-    index = 0
-    line = 1
-    last_line = 0
     try:
-        while mark := (_NEXT if index else _BEGIN).match(text, at):
-            line += text.count("\n", at, mark.end())
-            row, at = decoder.raw_decode(text, mark.end())
-            yield f":{line}[{index}]" if line == last_line else f":{line}", _once(row, repeated)
-            line += text.count("\n", mark.end(), at)
-            index, last_line = index + 1, line
-        if not _END.match(text, at):
-            at = len(text) - len(text[at:].lstrip(" \t\r\n"))
-            raise json.JSONDecodeError("neither ',' nor the end of the array stands after a row", text, at)
+        rows = _JSON.decode(text)
     except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", line)
-        raise BadRow(f":{line}: not valid JSON: {error}. Nothing after it can be read.") from error
+        raise BadRow(f": not valid JSON: {error}; of JSON lines, bad ones can be skipped") from error
+    for index, row in enumerate(rows):
+        yield f"[{index}]", row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; raise ValueError for a key that it has twice, of which the last value would count."""
+    if len(values := dict(pairs)) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{quoted(max(keys, key=keys.count))} is twice in one object; write it once: {quoted(values)}")
+    return values
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -127,7 +91,8 @@ def _csv(path: Path) -> Iterator[Row]:
         decoded(head.read(4), "ignore")  # raises the error of another encoding
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
-        header = None
+        header = next(reader, [])
+        _check_names(header)
         while True:
             place = f":{reader.line_num + 1}"
             try:
@@ -137,19 +102,16 @@ def _csv(path: Path) -> Iterator[Row]:
             except csv.Error as error:
                 yield place, BadRow(f"not valid CSV: {error}")
                 continue
-            if header is None:
-                header = cells
-                _check_names(header, ":1")
-            elif len(cells) == len(header):
+            if len(cells) == len(header):
                 yield place, {name: "" if cell in ABSENT else cell for name, cell in zip(header, cells, strict=True)}
             elif cells:
                 yield place, BadRow(f"{len(cells)} fields, but the header has {len(header)}")
 
 
-def _check_names(names: list[str], place: str = "") -> None:
+def _check_names(names: list[str]) -> None:
     """Raise BadRow for a column that is there twice: rows would have the last one."""
     if repeated := [name for name in names if name and names.count(name) > 1]:
-        raise BadRow(f"{place}: the column {quoted(repeated[0])} is there twice; give each a name of its own")
+        raise BadRow(f": the column {quoted(repeated[0])} is there twice; give each a name of its own")
 
 
 def characters(value: Any) -> int:

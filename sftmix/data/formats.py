@@ -1,37 +1,27 @@
 """Row formats: each turns one row into one example, or says what is wrong with the row."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sftmix.common.errors import BadRow, ContractError
-from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, field_columns, formats_with, listed
+from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, RESERVED_ID, field_columns, formats_with, listed
+from sftmix.common.fields import TEXT as TEXT
 from sftmix.common.plain import spelling
 from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import CONTROL, quoted
 from sftmix.data.calls import TOOLS, tools_of
-from sftmix.data.turns import INSIDE, checked, is_parts, last_alone, turns_of, weight_of
+from sftmix.data.turns import TURN_FIELDS, checked, last_alone, turns_of, weight_of
 from sftmix.data.values import Fields, checked_text, field_of, field_text, filled, parsed, visible, without_null
 from sftmix.types import Example, Message
-
-RESERVED_ID = re.compile(r"@turn\d+$")
-"""`<id>@turn<k>` names the example of the k-th assistant turn of a conversation with several."""
-
-TEXT = "text"
-"""The format of documents: text files, and rows with a field `text` and no field that another format reads."""
 
 LISTS = {"messages", "conversations"}
 """Fields that are lists, which tables of text have as JSON."""
 
-MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+REFUSED = ("images", "image", "videos", "video", "audios", "audio", "history")
 """Fields of rows and turns that make a bad row if they say anything."""
-
-PREFERRED = ("chosen", "chosen_messages")
-REJECTED = ("rejected", "rejected_messages")
-"""Fields of rows of preferences."""
 
 
 _TWINS = dict([("weight", "loss_weight"), TOOLS])
@@ -70,23 +60,18 @@ class Columns:
 
 
 def recognise(row: Fields, first: Sequence[str] = ()) -> str:
-    """Name the first format whose fields the row has, or else the one of which it lacks fewest.
-
-    History is before alpaca, whose fields it has. A row is text if it has no field that another format reads.
+    """Name the first format of conversations whose fields the row has, or else the one of which it lacks fewest.
 
     first  formats that are tried before the others
     Raises BadRow for a row without any of the fields.
     """
-    near = [name for name in (*first, *FORMAT_FIELDS) if row.keys() & FORMAT_FIELDS[name]]
+    near = [name for name in (*first, *FORMAT_FIELDS) if name != TEXT and row.keys() & FORMAT_FIELDS[name]]
     if near:
-        # A row with a text beside the fields of another format is of that one.
-        return min(
-            near,
-            key=lambda name: (name == TEXT and TEXT not in first, len({*FORMAT_FIELDS[name]} - row.keys() - {"input"})),
-        )
+        return min(near, key=lambda name: len({*FORMAT_FIELDS[name]} - row.keys() - {"input"}))
     known = "; ".join(", ".join(fields) for fields in FORMAT_FIELDS.values())
     raise BadRow(
-        f"format not recognised from the fields {listed(row)} (known: {known}; data.columns gives them other names)"
+        f"format not recognised from the fields {listed(row)} (known: {known}, which data.format text reads; "
+        "data.columns gives them other names)"
     )
 
 
@@ -122,14 +107,14 @@ class Converter:
         lists = [key for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)]
         row = {**row, **{key: parsed(row[key], key) for key in lists}}
         used = {*form.fields, "id", self.label_field}
-        if is_text:
-            unread = _unread(row, MEDIA, used, *INSIDE)
-        else:
-            self._refuse_preferences(row)
+        if not is_text:
             used |= {"system", *TOOLS}
-            whole = {*TOOLS, *form.fields}.difference(form.turns)
-            looked_at = {key: value for key, value in row.items() if key not in whole}
-            unread = _unread(looked_at, MEDIA, {*used, "weight", "loss_weight"}, *INSIDE)
+            if self.label_field != "label" and spelling(row.get("label")) == "false":
+                raise BadRow(
+                    "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
+                    "keeps those of data.train"
+                )
+        unread = _unread(row, used if is_text else {*used, "weight", "loss_weight"}, form.turns)
         messages = form.read(row, roles=self.roles or {})
         label = None if label in (None, "") else _name(label, self.label_field or "data.labels")
         if not is_text:
@@ -145,28 +130,10 @@ class Converter:
         return Example(own_id, tuple(messages), source, label, columns, tools)
 
     def _form_of(self, row: Fields) -> RowFormat:
-        """Return the format of a row. Raises BadRow for a document where conversations are read."""
+        """Return the format of a row."""
         if not isinstance(self.form, str):
             return self.form
-        name = recognise(row, self.columns.formats) if self.form == "auto" else self.form
-        if name == TEXT != self.form:
-            raise BadRow("a text, where conversations are read; a run takes one kind")
-        return FORMATS[name]
-
-    def _refuse_preferences(self, row: Fields) -> None:
-        """Raise BadRow for a row whose answer is one of two, or is called a bad one."""
-        named = bool(self.columns.formats)  # data.columns says which fields are read
-        fields = [name for name in (*PREFERRED, *(() if named else REJECTED)) if filled(row.get(name))]
-        if fields:
-            raise BadRow(
-                f"a row of preferences ({', '.join(fields)}), where one answer is trained: data.columns names it, as "
-                "'{prompt: prompt, completion: chosen}', and leaves the other unread"
-            )
-        if self.label_field != "label" and spelling(row.get("label")) == "false":
-            raise BadRow(
-                "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
-                "keeps those of data.train"
-            )
+        return FORMATS[recognise(row, self.columns.formats) if self.form == "auto" else self.form]
 
     def _with_row(self, messages: Any, form: RowFormat, row: Fields) -> list[Message]:
         """Return the turns that a format has read, with the row's system turn and weight, if they are a conversation.
@@ -183,29 +150,28 @@ class Converter:
         return checked(last_alone(messages) if self.last else messages)
 
 
-def _unread(
-    fields: Fields, refused: Collection[str], read: Collection[object] = (), *inside: Collection[str], place: str = ""
-) -> set[str]:
-    """Name the fields that say something and are not read, of a row and of its turns: `source`, `messages[].name`.
+def _unread(row: Fields, read: Collection[object], turns: Collection[str]) -> set[str]:
+    """Name the fields of a row and of its turns that say something and are not read: `source`, `messages[].date`.
 
-    refused       the names of fields that make a bad row; raises BadRow
-    read, inside  the names that are read: of these fields, of the objects in their lists, of those in theirs
+    read   the fields of the row that are read
+    turns  those that hold turns, a list or a single one
+    Raises BadRow for one of REFUSED.
     """
+    fields = [("", name, value) for name, value in row.items() if name not in read]
+    for key in turns:
+        held = row.get(key)
+        for turn in held if isinstance(held, list) else [held]:
+            if isinstance(turn, Mapping):
+                fields += [(f"{key}[].", name, value) for name, value in turn.items() if name not in TURN_FIELDS]
     names = set()
-    for key, value in fields.items():
-        if key in read:
-            single = [] if place else [value]  # a row's only turn needs no list
-            for item in value if isinstance(value, list) else single:
-                # what a function returned is read as a whole
-                if isinstance(item, Mapping) and (key not in ("content", "value") or is_parts(value)):
-                    names |= _unread(item, refused, *inside, place=f"{place}{key}[].")
-        elif filled(value):
-            if value and key in refused:
+    for place, name, value in fields:
+        if filled(value):
+            if value and name in REFUSED:
                 raise BadRow(
-                    f"{place}{key} is {quoted(value)}: images, videos and sound are not supported; remove the field "
-                    "from rows that are complete without it"
+                    f"{place}{name} is {quoted(value)}: images, videos, sound and a history are not supported (write "
+                    "earlier turns in `messages`); remove the field from rows that are complete without it"
                 )
-            names.add(quoted(place + key))
+            names.add(quoted(place + name))
     return names
 
 
@@ -252,25 +218,8 @@ class Alpaca(RowFormat):
         return [Message("user", prompt), Message("assistant", field_text(row, "output"), True)]
 
 
-class History(Alpaca):
-    """Alpaca's fields, and the earlier turns in pairs of texts, [user, assistant]."""
-
-    fields = turns = FORMAT_FIELDS["history"]
-
-    def read(self, row: Fields, *, roles: Mapping[str, str]) -> list[Message]:
-        """Return the earlier turns, whose answers are trained as well, and Alpaca's two."""
-        history = row["history"] if filled(row.get("history")) else []
-        if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-            raise BadRow("history must be a list of [user, assistant] pairs")
-        messages = []
-        for place, pair in enumerate(history):
-            user, assistant = (checked_text(text, f"history[{place}]") for text in pair)
-            messages += [Message("user", user), Message("assistant", assistant, True)]
-        return messages + super().read(row, roles=roles)
-
-
 class PromptCompletion(RowFormat):
-    """A prompt and a completion, each a text, a turn or a list of turns; the completion may repeat the prompt."""
+    """A prompt and a completion, each a text, a turn or a list of turns."""
 
     fields = turns = FORMAT_FIELDS["prompt_completion"]
 
@@ -282,9 +231,7 @@ class PromptCompletion(RowFormat):
             else turns_of(row[name], name, roles)
             for name, role in (("prompt", "user"), ("completion", "assistant"))
         )
-        asked, said = ([(turn.role, turn.content) for turn in turns] for turns in (prompt, completion[: len(prompt)]))
-        behind = completion[len(prompt) :] if said == asked else completion
-        return [replace(turn, trained=False) for turn in prompt] + behind
+        return [replace(turn, trained=False) for turn in prompt] + completion
 
 
 class PlainText(RowFormat):
@@ -300,7 +247,6 @@ class PlainText(RowFormat):
 FORMATS: dict[str, RowFormat] = {
     "messages": Messages(),
     "sharegpt": Messages(field="conversations"),
-    "history": History(),
     "alpaca": Alpaca(),
     "prompt_completion": PromptCompletion(),
     TEXT: PlainText(),

@@ -1,7 +1,7 @@
 """What a chat template writes around a response, found by rendering small conversations, without generation tags.
 
 What the template writes behind its own generation prompt is the response, and what it does not write there is put
-together (`sftmix.data.responses`). Found here is what that takes: a variable that brings the prompt in line with the
+together (`sftmix.data.renderer`). Found here is what that takes: a variable that brings the prompt in line with the
 responses, the key of a thought, and the end of a turn.
 """
 

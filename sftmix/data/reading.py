@@ -10,13 +10,13 @@ import pyarrow as pa
 
 from sftmix.common.component import Component, code_of, files_of
 from sftmix.common.errors import BadRow, DataError
-from sftmix.common.fields import SHOWN_FIELDS, listed
+from sftmix.common.fields import SHOWN_FIELDS, TEXT, listed
 from sftmix.common.files import sha256_file
 from sftmix.common.places import place_of
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.common.shown import counted, quoted
-from sftmix.data.formats import TEXT, Columns, Converter
+from sftmix.data.formats import Columns, Converter
 from sftmix.data.report import DataReport
 from sftmix.data.sources import Source, expand, holds_text
 from sftmix.data.store import (
@@ -47,18 +47,15 @@ SHOWN = 20
 """Bad rows that an error message lists."""
 
 
-def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport, list[int]]:
-    """Return the checked rows of data.train or data.eval; from the cache if files and options are the same as before.
-
-    Return them with the report and the number of records of each name.
-    """
+def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport]:
+    """Return the checked rows of data.train or data.eval, and the report; from the cache if all is as it was."""
     reader = RowReader(option, options)
     directory, summary = get_or_build(
         options.cache_dir, f"rows-{reader.key}", lambda place: reader.build(place, progress=progress)
     )
-    report = DataReport(**summary["report"])
+    report = DataReport(**summary)
     report.notes[:0] = reader.lines
-    return Conversations(directory, reader.content_key, reader.key, reader.is_text), report, summary["written"]
+    return Conversations(directory, reader.content_key, reader.key, reader.is_text), report
 
 
 class RowReader:
@@ -68,7 +65,7 @@ class RowReader:
     options      of the rows
     sources      the files and data sets that the option names
     lines        what is to be said of them
-    labels       one for each entry of data.train, or None; held-out rows need none
+    labels, label_field  one for each entry of data.train, or the field with them, or None; held-out rows need none
     converter    of its rows, whose fields it learns to know while it reads
     key, content_key  of the cache, and of what the rows hold wherever their files are
     """
@@ -77,17 +74,16 @@ class RowReader:
         self.option, self.options = option, options
         train = option == "data.train"
         self.labels = as_list(options.labels) if train and options.labels else None
-        label_field = options.label_field if train else None
+        self.label_field = options.label_field if train else None
         self.sources, self.lines = expand(as_list(options.train if train else options.eval), option, options.format)
         columns = Columns(options.columns)
-        label_field = next((ours for ours, column in columns.names.items() if column == label_field), label_field)
-        form = TEXT if holds_text(self.sources, options.format, option, columns) else options.format
+        form = TEXT if holds_text(self.sources, options.format, option) else options.format
         last = options.trained_turns == "last"
-        self.converter = Converter(columns=columns, form=form, roles=options.roles, label_field=label_field, last=last)
-        marks = [self.labels[source.entry] for source in self.sources] if self.labels else label_field
+        self.converter = Converter(columns, form, options.roles, self.label_field, last)
+        marks = [self.labels[source.entry] for source in self.sources] if self.labels else self.label_field
         digests = [source.digest for source in self.sources]
         content = [digests, identity(form), marks, options.columns, options.roles, last]
-        places = [(source.name, source.entry) for source in self.sources]  # a directory's files have their names
+        places = [source.name for source in self.sources]
         self.key = key_of("rows", content, places, options.skip_bad, option)
         self.content_key = key_of("rows", content)
         self.report = DataReport()
@@ -99,14 +95,13 @@ class RowReader:
         return self.converter.form == TEXT
 
     def build(self, directory: Path, *, progress: bool) -> Record:
-        """Write the records, and return the report and the number of records of each entry, for the cache."""
-        written = [0] * (self.sources[-1].entry + 1)
+        """Write the records, and return the report for the cache."""
         at_once = DOCUMENTS_AT_ONCE if self.is_text else AT_ONCE
         with progress_bar("Reading rows", unit=" rows", delay=1, enabled=progress) as bar:
-            count = write_rows(directory / "rows.arrow", SCHEMA, self._records(written, bar), at_once)
+            count = write_rows(directory / "rows.arrow", SCHEMA, self._records(bar), at_once)
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:
-            _check_present(columns, self.options.label_field)
+            _check_present(columns, self.label_field)
         if self.bad and not self.options.skip_bad:
             problem = f"{counted(self.report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
             raise DataError("\n".join([problem, *self.bad]))
@@ -115,9 +110,9 @@ class RowReader:
         if unread:
             most = ", ".join(f"{name} ({counted(n, 'row')})" for name, n in unread.most_common(SHOWN_FIELDS))
             self.report.notes.append(f"{self.option}: {counted(len(unread), 'field')} not read: {most}")
-        return {"report": self.report.to_dict(), "written": written}
+        return self.report.to_dict()
 
-    def _records(self, written: list[int], bar: Any) -> Iterator[Record]:
+    def _records(self, bar: Any) -> Iterator[Record]:
         """Yield the records of all sources; count the rows, and name those that are none."""
         for source in self.sources:
             for place, value in source.rows():
@@ -131,15 +126,14 @@ class RowReader:
                     del self.bad[SHOWN:]
                     continue
                 if record is not None:
-                    written[source.entry] += 1
                     yield record
 
     def _record(self, source: Source, place: str, value: Any) -> Record | None:
         """Return the record of a row, or None; raise BadRow for what is none."""
         row = self.converter.columns.renamed(value)
         label = self.labels[source.entry] if self.labels else None
-        if self.converter.label_field and self.options.label_field:  # data.columns may leave the field unread otherwise
-            given = value.get(self.options.label_field)
+        if self.label_field is not None:
+            given = value.get(self.label_field)
             label = given if given == given else None  # NaN, as tables have it for a missing one
         example = self.converter.example(row, place, label)
         record = stored_once(example, self.report, self.times)

@@ -1,15 +1,11 @@
 """Rows -> checked conversations (or documents) with ids, for training and held out. No tokenizer or model is needed."""
 
-from typing import NamedTuple
-
-import numpy as np
-
 from sftmix.common.errors import ConfigError, DataError, refuse
 from sftmix.common.fields import listed
-from sftmix.data.choice import divide, exclude, repeated, take
+from sftmix.data.choice import divide, exclude, in_both, repeated
 from sftmix.data.reading import read_side
 from sftmix.data.report import DataReport
-from sftmix.data.store import Conversations
+from sftmix.data.store import Conversations, Prepared
 from sftmix.data.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.options import DataOptions
 
@@ -21,30 +17,8 @@ OF_CONVERSATIONS = (
     "trained_turns",
     "roles",
     "labels",
-    "num_proc",
 )
 """Options that say nothing of plain text."""
-
-
-class Prepared(NamedTuple):
-    """Checked rows, ready to be tokenised any number of times by `sftmix.data.encode`.
-
-    train, eval  the two sides; eval is None without held-out rows
-    report       rows read, dropped and named so far
-    options      the options under which the rows were read
-    thinks       some training row has a thought
-    """
-
-    train: Conversations
-    eval: Conversations | None
-    report: DataReport
-    options: DataOptions
-    thinks: bool = False
-
-    @property
-    def text(self) -> bool:
-        """The rows are documents of plain text."""
-        return self.train.is_text
 
 
 def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepared:
@@ -54,35 +28,29 @@ def prepare(options: DataOptions, seed: int, *, progress: bool = True) -> Prepar
     rows unless data.skip_bad is set: the message counts them and lists `file:line: reason` of the first.
     """
     refuse(list(options.problems()), "the options of the rows")
-    train, report, written = read_side("data.train", options, progress)
+    train, report = read_side("data.train", options, progress)
     thinking = _thinks(train, report, options)
     _refuse_for_kind(options, train.is_text)
     seed = seed if options.seed is None else options.seed
-    whole = train
-    if options.take is not None:
-        train = take(train, options, written, seed, report)
     if options.exclude is not None:
-        train = exclude(train, options.exclude, whole, report)
+        train = exclude(train, options.exclude, report)
     train = repeated(train, report, drop=options.duplicates == "drop")
     held_out = None
     if options.eval is not None:
-        held_out, more, _ = read_side("data.eval", options, progress)
+        held_out, more = read_side("data.eval", options, progress)
         repeated(held_out, more)
         report.take(more)
         if train.is_text != held_out.is_text:
             raise DataError("data.train or data.eval holds plain text, the other conversations: a run takes one kind")
     elif options.eval_fraction is not None:
-        train, held_out = divide(train, options.eval_fraction, seed, report)
+        train, held_out = divide(train, options.eval_fraction, seed)
     limit = options.limit
     # For text, data.limit counts windows; these are cut later, from the tokens.
     if limit is not None and not train.is_text and len(train.records) > limit:
         report.notes.append(f"{len(train.records) - limit:,} training rows left out (data.limit)")
         train = train.some(train.records[:limit])
-    # Parts of the same documents are on both sides on purpose.
-    if held_out is not None and train.parts is None:
-        hashes, trained = (np.array(side.values("content"), dtype=np.uint64) for side in (held_out, train))
-        for example in held_out.read(held_out.records[np.isin(hashes, trained)]):
-            report.add("eval_in_train", f"{example.id} ({example.source})")
+    if held_out is not None:
+        in_both(held_out, train, report)
     return Prepared(train, held_out, report, options, thinking)
 
 

@@ -1,30 +1,26 @@
 """Sources of rows: files, directories of these, and hub ids."""
 
-import json
-import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePath
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftmix.common.errors import DataError
-from sftmix.common.fields import listed
-from sftmix.common.files import sha256_file
+from sftmix.common.errors import BadRow, DataError
+from sftmix.common.fields import TEXT, listed
+from sftmix.common.files import read_json, sha256_file
 from sftmix.common.places import HUB_ID, place_of
 from sftmix.common.plain import not_plain
 from sftmix.common.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
-from sftmix.data.formats import TEXT, Columns, recognise
-from sftmix.data.values import BadRow
 
 _PARTS = re.compile(r"(.+?)(?::(?!\.+(?:@|\Z))([^@:/\\\x00-\x1f]+))?(?:@(?!\.)([\w.%:+()\[\] -]+))?\Z")
 """NAME:SUBSET@SPLIT, of which subset and split may be left out."""
 
 _NO_ROWS = re.compile(r"\.|cache-.*\.arrow|state\.json|dataset_(infos?|dict)\.json")
-"""Names of files that are never rows: hidden ones, and those that datasets writes beside rows for itself."""
+"""Names of files that are never rows: hidden ones, and those that datasets writes for itself."""
 _HELD_OUT = re.compile(r"(^|[\W_\d])(tests?|testing|evals?|evaluation|valid|validation|val|dev)([\W_\d]|$)", re.I)
-"""Names of files that are not for training if there are others; datasets also knows them by these words."""
+"""Names of files that are not for training if there are others."""
 
 _NO_FILE = (
     ": there is no such file, and as a Hugging Face hub id (NAME:SUBSET@SPLIT; without a network, name the data set's "
@@ -75,8 +71,7 @@ def _reading(name: str, problem: str = ": cannot be read") -> Iterator[None]:
 def expand(names: Sequence[str], option: str, form: RowFormat | str = "auto") -> tuple[list[Source], list[str]]:
     """Turn file names, directories and hub ids into sources, in the order given, and a line about each directory.
 
-    A hub id may name a subset, a split or both, `openai/gsm8k:main`, `tatsu-lab/alpaca@train[:50%]`; so may a directory
-    that datasets has written, or that has been downloaded from the hub.
+    A hub id may name a subset, a split or both, `openai/gsm8k:main`, `tatsu-lab/alpaca@train[:50%]`.
 
     option  name of the option that holds the names, for messages; in data.train alone, files for tests are left out
     form    data.format. Text files of a directory are documents if it is text, or if it is auto and the directory holds
@@ -107,18 +102,24 @@ def check_names(names: Sequence[str], option: str, form: RowFormat | str) -> Non
 
 def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> dict[str, Path]:
     """Return the files behind a name, by their names in messages; none for a hub id. Add a line about a directory."""
-    place, subset, split = name_parts(name)
+    place = name_parts(name)[0]
     path = place_of(name)
-    directory = place_of(place)
     files = {name: path}
-    if directory.is_dir():
-        directory = directory.resolve()
-        with _reading(f"{option}: {name}", ": as a data set (DIRECTORY:SUBSET@SPLIT) it cannot be read"):
-            found, left = _in_directory(directory, subset, split, option, form)
-        files = {str(Path(name) / file.relative_to(directory)): file for file in found}
-        left_out = listed(str(file.relative_to(directory)) for file in left)
+    if path.is_dir():
+        found, left = _in_directory(path, option, form)
+        left_out = listed(str(file.relative_to(path)) for file in left)
+        if not found:
+            raise DataError(
+                f"{option}: {name}: no file in the directory is read (ending in {SUPPORTED}); below it: {left_out}: "
+                "name these, or their folders"
+            )
+        files = {str(Path(name) / file.name): file for file in found}
         lines.append(f"{option}: read: {listed(files)}; left out of {name}: {left_out}")
     elif not path.exists():
+        if place_of(place).exists():  # datasets would read it, and whatever else its README.md names
+            raise DataError(
+                f"{option}: {name}: {place} is here, and hub ids alone have subsets and splits; name its files"
+            )
         if HUB_ID.match(place) and path.suffix.lower() not in READERS:  # `rows.jsonl` could be both
             return {}
         raise DataError(
@@ -135,59 +136,24 @@ def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> d
     return files
 
 
-def _in_directory(
-    directory: Path, subset: str | None, split: str | None, option: str, form: RowFormat | str
-) -> tuple[list[Path], list[Path]]:
-    """Return the files in a directory that are read, and those below it that could be and are left out."""
-    below = {
+def _in_directory(directory: Path, option: str, form: RowFormat | str) -> tuple[list[Path], list[Path]]:
+    """Return the files in a directory that are read, and those in it and below it that could be and are left out."""
+    below = sorted(
         file
         for file in directory.rglob("*")
         if file.suffix.lower() in READERS and file.is_file() and not _NO_ROWS.match(file.name)
-    }
-    found = sorted(file for file in below if file.parent == directory)
-    is_described = (directory / "state.json").exists() or any(  # by save_to_disk, or as the hub does it
-        "\nconfigs:" in card.read_text("utf-8", "replace") for card in directory.glob("README.md")
     )
-    if subset or split or is_described or not found:
-        found = _of_split(directory, subset, split or "train")
-    elif option == "data.train":
+    found = [file for file in below if file.parent == directory]
+    state = directory / "state.json"
+    if state.is_file():  # of save_to_disk, which leaves the files of an earlier save
+        saved = {str(file["filename"]) for file in read_json(state)["_data_files"]}
+        found = [file for file in found if file.name in saved]
+    if option == "data.train":
         found = [file for file in found if not _HELD_OUT.search(file.stem)] or found
     rows = [file for file in found if file.suffix.lower() != ".txt"]
     if form != TEXT and (rows or form != "auto"):
         found = rows
-    if not found:
-        raise ValueError(f"there is no file ending in {SUPPORTED}")
-    return found, sorted(below.difference(found))
-
-
-def _of_split(directory: Path, subset: str | None, split: str) -> list[Path]:
-    """Return the files of a split, as datasets finds them; ValueError if a file is not below the directory."""
-    for name in _named_by_card(directory):  # datasets would ask for it, on the web as well
-        if "://" in name or "::" in name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-            raise ValueError(f"its README.md names {name}, and only files of the directory are read")
-    if subset or not {"state.json", "dataset_dict.json"} & {*os.listdir(directory)}:
-        splits = _datasets().load_dataset_builder(str(directory), subset).config.data_files
-    else:
-        saved = _datasets().load_from_disk(directory, keep_in_memory=False)
-        sides = saved if isinstance(saved, dict) else {"train": saved}
-        splits = {name: [file["filename"] for file in side.cache_files] for name, side in sides.items()}
-    if split not in splits:
-        raise ValueError(f"it has no split {split}; there are {listed(splits)}")
-    files = [Path(file) for file in splits[split]]
-    if outside := [str(file) for file in files if not file.absolute().is_relative_to(directory)]:
-        raise ValueError(f"its files are not below it: {outside[0]}; name them by themselves")
-    return files
-
-
-def _named_by_card(directory: Path) -> Iterator[str]:
-    """Yield the files and folders that a directory's own description gives to its splits, among its other words."""
-    import yaml
-
-    for file in (directory / "README.md", directory / ".huggingface.yaml"):
-        text = file.read_text("utf-8", "replace") if file.is_file() else ""
-        if file.suffix == ".md":
-            text = text.split("---")[1] if text.startswith("---") else ""
-        yield from re.findall(r'"([^"]*)"', json.dumps((yaml.safe_load(text) or {}).get("configs")))
+    return found, [file for file in below if file not in found]
 
 
 def _datasets() -> Any:
@@ -204,32 +170,17 @@ def name_parts(name: str) -> tuple[str, str | None, str | None]:
     return (match[1], match[2], match[3]) if match else (name, None, None)
 
 
-def holds_text(sources: Sequence[Source], form: RowFormat | str, option: str, columns: Columns) -> bool:
-    """True if the sources hold documents (by data.format, or by their first rows); False if conversations.
+def holds_text(sources: Sequence[Source], form: RowFormat | str, option: str) -> bool:
+    """True if the sources hold documents, by data.format or since all are text files; False if conversations.
 
-    form     data.format
-    option   name of the option that holds the sources, for messages
-    columns  data.columns, under which the rows are read
-    Raises DataError if the sources are of both kinds, or if `form` does not fit a text file.
+    Raises DataError for a text file where conversations are read.
     """
     if form == TEXT:
         return True
-    names = dict[bool, str]()
-    for source in sources:
-        is_text = source.name.lower().endswith(".txt")
-        if form == "auto" and not is_text:
-            with suppress(DataError):  # it is raised again when the rows are read
-                for _, value in source.rows():
-                    with suppress(BadRow):  # bad rows before one of a known format say nothing about the others
-                        is_text = recognise(columns.renamed(value), columns.formats) == TEXT
-                        break
-        names[is_text] = source.name
-    if form != "auto" and True in names:
+    names = {source.name.lower().endswith(".txt"): source.name for source in sources}
+    if True in names and (form != "auto" or False in names):
         raise DataError(
-            f"{option}: {names[True]} is a text file, but data.format is {form}; text files need text or auto"
-        )
-    if len(names) > 1:
-        raise DataError(
-            f"{option}: {names[True]} holds plain text and {names[False]} conversations: a run takes one kind"
+            f"{option}: {names[True]} is a text file, and the others are read as conversations (data.format {form}): "
+            "a run takes one kind; data.format text reads all files as text"
         )
     return True in names

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,9 @@ from sftmix.common.files import (
     verify_directory,
     write_json,
 )
+from sftmix.data.report import DataReport
 from sftmix.data.thoughts import answers
+from sftmix.options import DataOptions
 from sftmix.types import Example, Int64, Message
 
 CODE_VERSION = 11
@@ -228,7 +230,6 @@ class Conversations:
     """The conversations or documents of one side: records of a directory, in file order, read when they are asked for.
 
     records      i64[n], the records of this side; at first all of the directory
-    parts        None, or i64[n, 2], the characters [start, end) of each document that belong to this side
     is_text      they are documents
     fingerprint  hash of the rows' content, the same under any file names
     cache_key    hash of the content and of the files' names, which the records give as their source
@@ -237,20 +238,15 @@ class Conversations:
     def __init__(self, directory: Path, fingerprint: str, cache_key: str, is_text: bool) -> None:
         self._table = open_rows(directory / "rows.arrow")
         self.records = np.arange(self._table.num_rows)
-        self.parts: Int64 | None = None
         self.fingerprint, self.cache_key, self.is_text = fingerprint, cache_key, is_text
 
-    def some(self, records: Int64, parts: Int64 | None = None) -> Self:
-        """Return a side with some of the records of this one.
-
-        parts  of documents: i64[n, 2], as in the class
-        """
-        if len(records) == len(self.records) and parts is None:
+    def some(self, records: Int64) -> Self:
+        """Return a side with some of the records of this one."""
+        if len(records) == len(self.records):
             return self
-        numbers = records if parts is None else np.concatenate([records, parts.reshape(-1)])
-        chosen = hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()
+        chosen = hashlib.sha256(records.astype("<i8").tobytes()).hexdigest()
         side = copy.copy(self)
-        side.records, side.parts = records, parts
+        side.records = records
         side.fingerprint, side.cache_key = key_of(self.fingerprint, chosen), key_of(self.cache_key, chosen)
         return side
 
@@ -267,10 +263,28 @@ class Conversations:
         for row in self.read(self.records):
             yield from examples_of(row, whole=whole)
 
-    def documents(self) -> Iterator[tuple[Example, str, bool, bool]]:
-        """Read (document, its text on this side, that begins with the document, it ends with it) of each document."""
+    def documents(self) -> Iterator[Example]:
+        """Read the documents of this side, one at a time."""
         for place in range(len(self.records)):
-            (document,) = self.read(self.records[place : place + 1])
-            text = document.messages[0].content
-            start, end = (0, len(text)) if self.parts is None else self.parts[place].tolist()
-            yield document, text[start:end], start == 0, end == len(text)
+            yield from self.read(self.records[place : place + 1])
+
+
+class Prepared(NamedTuple):
+    """Checked rows, ready to be tokenised any number of times by `sftmix.data.encode`.
+
+    train, eval  the two sides; eval is None without held-out rows
+    report       rows read, dropped and named so far
+    options      the options under which the rows were read
+    thinks       some training row has a thought
+    """
+
+    train: Conversations
+    eval: Conversations | None
+    report: DataReport
+    options: DataOptions
+    thinks: bool = False
+
+    @property
+    def text(self) -> bool:
+        """The rows are documents of plain text."""
+        return self.train.is_text

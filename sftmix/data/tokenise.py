@@ -1,7 +1,7 @@
 """Conversations -> rows of examples to store, and documents -> rows of windows.
 
 Masks come from token ids, as the renderer gives them: the ids in front of a trained turn are those that generation
-starts from, and the ids of the turn are the response. One process and several give the same rows.
+starts from, and the ids of the turn are the response.
 
 In a window of text every token is a target, except the first of each document. A document ends with eos, and begins
 with BOS if the tokenizer writes one before plain text. Packed documents follow one another and are cut into
@@ -10,12 +10,8 @@ may cross them, or the model would learn from an unrelated text.
 """
 
 import itertools
-import multiprocessing
-import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
@@ -29,14 +25,6 @@ from sftmix.data.report import DataReport
 from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
 from sftmix.data.templates import TemplateRefusal, written_bos
 from sftmix.types import Example, Int64, Message, RenderedTurn
-
-WORTH_A_PROCESS = 10_000
-"""Conversations per process, so that it is worth the time to start it; data.num_proc overrules this."""
-_AHEAD = 16
-"""Parts per process that are submitted together: results wait in memory until they are written."""
-
-Part = tuple[list[Record], DataReport]
-Work = Callable[[Int64], Part]
 
 
 def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -> Record:
@@ -138,14 +126,15 @@ def tokenise(
     max_length: int,
     selected: frozenset[str] | None,
     records: Int64,
-) -> Part:
-    """Tokenise some records; return the rows of their examples to store, and the report on them.
+    report: DataReport,
+) -> list[Record]:
+    """Tokenise some records; return the rows of their examples to store, and add what is to be said to the report.
 
     whole     True if conversations are examples, False if each of their trained turns is one
     selected  None, or the ids of the examples to keep; others are neither stored nor counted. They also decide which
               conversations are split, so that a reference has the examples of the target, whatever its own template.
     """
-    rows, report = list[Record](), DataReport()
+    rows = list[Record]()
 
     def add(examples: list[Example]) -> None:
         """Tokenise every example, in file order; the turns of a conversation that must be split take its place."""
@@ -172,45 +161,7 @@ def tokenise(
     for record in conversations.read(records):
         examples += examples_of(record, whole=whole and (selected is None or record.id in selected))
     add(examples if selected is None else [example for example in examples if example.id in selected])
-    return rows, report
-
-
-def tokenised(
-    work: Work, records: Int64, report: DataReport, processes: int | None, progress: bool
-) -> Iterator[Record]:
-    """Tokenise the records; yield the rows to store, in file order, and add the counts to `report`.
-
-    work       does `tokenise` for some records
-    processes  number of processes; None takes as many as there are cores, and fewer if there is little work
-    """
-    parts = np.split(records, range(AT_ONCE, len(records), AT_ONCE))
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1  # elsewhere forking is not safe
-    workers = min(processes or max(1, min(cores, len(records) // WORTH_A_PROCESS)), len(parts))
-    results = map(work, parts) if workers == 1 else _parallel(work, parts, workers)
-    with progress_bar("Tokenising", total=len(records), unit=" rows", delay=1, enabled=progress) as bar:
-        for part, (rows, part_report) in zip(parts, results, strict=True):
-            report.take(part_report)
-            yield from rows
-            bar.update(len(part))
-
-
-_work: Any = None
-"""The function that does a part; forked workers inherit it from this process."""
-
-
-def _parallel(work: Work, parts: list[Int64], processes: int) -> Iterator[Part]:
-    """Run `map(work, parts)` in forked workers, which share the memory map and the tokenizer with this process."""
-    global _work
-    _work = work
-    # Spawned workers would import the user's script again, and need seconds to import transformers.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-        for at in range(0, len(parts), _AHEAD * processes):
-            yield from pool.map(_do, parts[at : at + _AHEAD * processes])
-
-
-def _do(part: Int64) -> Any:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a fork has none of the parent's threads
-    return _work(part)
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------ documents
@@ -252,12 +203,13 @@ def encode_windows(
 
     def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
-        for document, text, begins, ends in side.documents():
+        for document in side.documents():
+            text = document.messages[0].content
             content = encoder.spellings.as_text(text)
             if content != text:
                 report.add("spelt_in_document", document.source)
             (ids,) = encoder.spellings.tokenize([content])
-            yield document, [*(bos if begins else []), *ids, *(eos if ends else [])]
+            yield document, [*bos, *ids, *eos]
             bar.update()
 
     counts = Counter[str]()

@@ -9,9 +9,9 @@ from typing import Any
 from sftmix.common.fields import CALL_ROLE, ROLES, listed
 from sftmix.common.plain import spelling
 from sftmix.common.shown import quoted
-from sftmix.data.calls import CALL_FIELDS, TOOLS, call_answered, calls_of
+from sftmix.data.calls import CALL_FIELDS, call_answered, calls_of
 from sftmix.data.thoughts import THOUGHT_FIELDS, divided
-from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed, visible, without_null
+from sftmix.data.values import BadRow, Fields, checked_text, parsed, visible, without_null
 from sftmix.types import Message
 
 _ON = {"true": True, "1": True, "false": False, "0": False}
@@ -30,13 +30,14 @@ FOLLOWS = {
 }
 """A role, "" for none -> the roles of the turn behind it."""
 
-_TURN = ("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id")
-_PART = ("type", "text", "content", "value", "weight", "loss_weight", "function", "arguments", "name", "id")
 PART_TYPES = ("text", "image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
 """Types of the parts of a content. Only text is read."""
 REMEDY = "write turns as {role: ..., content: ...}; data.columns names the fields of rows alone"
-INSIDE = ((*_TURN, *THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS), (*_PART, *FLAGS))
-"""The fields that are read of a turn, and of a part of its content or a call."""
+TURN_FIELDS = (
+    *("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id"),
+    *(*THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS),
+)
+"""The fields that are read of a turn."""
 
 
 def checked(messages: list[Message]) -> list[Message]:
@@ -80,8 +81,6 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
         turn = without_null(turn)
         if not turn.keys() & {"role", "from"}:
             raise BadRow(f"{where} has no role, but {listed(turn)}: {REMEDY}")
-        if any(filled(turn.get(name)) for name in TOOLS):
-            raise BadRow(f"{where} lists functions; they are the row's, in a field `tools`")
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
         role = known.get(str(turn.get(role_key)))
         if role is None:
@@ -157,14 +156,14 @@ def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
 
 def _thought(turn: Fields, where: str) -> str:
     """Return the thought of a turn, which several fields may hold; "" if it has none."""
-    parts = {name: _parts(turn.get(name), f"{where}.{name}", "") for name in THOUGHT_FIELDS}
-    if any(weight != 1 for of_field in parts.values() for _, weight in of_field):
-        raise BadRow(f"{where} has a weight or a flag inside its thought; data.thoughts says whether it is trained")
-    thoughts = {"".join(text for text, _ in of_field): name for name, of_field in parts.items()}
-    said = [text for text in thoughts if text.strip()]
+    said = dict[str, str]()
+    for name in THOUGHT_FIELDS:
+        text = checked_text(turn.get(name) or "", f"{where}.{name}")
+        if text.strip():
+            said[text] = name
     if len(said) > 1:
-        raise BadRow(f"{where} has different thoughts in {' and '.join(thoughts[t] for t in said)}; leave one out")
-    return said[0] if said else ""
+        raise BadRow(f"{where} has different thoughts in {' and '.join(said.values())}; leave one out")
+    return next(iter(said), "")
 
 
 # ------------------------------------------------------------------------------------------- flags
@@ -193,8 +192,6 @@ def _weight(fields: Fields, where: str, role: str) -> float:
 def weight_of(row: Fields, where: str = "") -> float:
     """Return the weight of a row, a turn or a part; 1 if it has none."""
     value = row.get("weight", row.get("loss_weight", 1))
-    if value != row.get("loss_weight", value):
-        raise BadRow(f"{where}weight is {quoted(value)}, and loss_weight {quoted(row['loss_weight'])}; leave one out")
     try:
         weight = float(1 if value == "" else value)  # tables of text have "0.5"
     except (TypeError, ValueError, OverflowError):

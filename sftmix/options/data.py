@@ -1,6 +1,5 @@
 """The rows."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from sftmix.common.renderer import Renderer
 from sftmix.common.row_format import RowFormat
 from sftmix.options.ranges import at_least_1, out_of_range
 
-FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "history", "text"]
+FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"]
 SpecialTokens = Literal["text", "tokens"]
 Thoughts = Literal["train", "drop"]
 
@@ -22,11 +21,10 @@ _DATA = (
     ("eval_fraction", lambda v: 0 < v < 1, "in (0, 1), or null"),
     ("max_length", lambda v: v >= 2, LENGTHS),
     ("limit", at_least_1, "at least 1, or null"),
-    ("num_proc", at_least_1, "at least 1, or null"),
 )
 
 
-_LISTS = ("train", "eval", "labels", "take")
+_LISTS = ("train", "eval", "labels")
 """Options for which a single value counts as a list of one, in YAML, on the command line and in Python."""
 
 
@@ -38,14 +36,14 @@ class DataOptions(PlainFields):
     eval: list[str] | str | None = None
     """Held-out rows from files of their own. Excludes data.eval_fraction."""
     eval_fraction: float | None = None
-    """Share of the training rows to hold out, chosen by id and seed, in (0, 1). Excludes data.eval. For text with
-    fewer than 2 / eval_fraction documents: the last part of each document."""
+    """Share of the training rows to hold out, chosen by id and seed, in (0, 1); of text, at least two documents.
+    Excludes data.eval."""
     seed: int | None = None
-    """Seed by which data.take and data.eval_fraction choose rows; null: the run's seed."""
+    """Seed by which data.eval_fraction chooses rows; null: the run's seed."""
     format: RowFormat | FormatName = "auto"
-    """Format of the rows; auto recognises it from the fields of each row, plain text from each file's first usable one.
-    text: documents without turns (.txt files, or rows with a field `text`), every token trained. Or your own
-    class (my_rows.MyFormat)."""
+    """Format of the rows; auto recognises it from the fields of each row. text, which auto takes for .txt files alone:
+    documents without turns (.txt files, or rows with a field `text`), every token trained. Or your own class
+    (my_rows.MyFormat)."""
     columns: dict[str, str | None] | None = None
     """Names of the fields in the rows, if they are not ours: {prompt: question, response: answer}. Ours are the
     fields of one format (response stands for completion), system, id, weight and tools. null:
@@ -81,9 +79,6 @@ class DataOptions(PlainFields):
     data.label_field."""
     skip_bad: bool = False
     """Drop and count bad rows instead of stopping with exit code 3."""
-    take: list[int | float | None] | int | float | None = None
-    """Rows used of each entry of data.train, in their order: [1000, 0.5, null] is 1,000 rows of the first, half of the
-    second and all of the third. They are chosen by id and seed, before any are held out."""
     exclude: str | None = None
     """File of training rows to leave out, one in each line: an id or file:line, as `sftmix suspects` shows them."""
     duplicates: Literal["keep", "drop"] = "keep"
@@ -91,9 +86,6 @@ class DataOptions(PlainFields):
     held out."""
     limit: int | None = None
     """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
-    num_proc: int | None = None
-    """Processes that tokenise conversations. null: on Linux one for each 10,000 of them, up to the number of cores;
-    elsewhere 1."""
     cache_dir: str | None = None
     """Directory of the cache of tokenised rows. null: $SFTMIX_CACHE, or ~/.cache/sftmix."""
 
@@ -101,15 +93,9 @@ class DataOptions(PlainFields):
         """Make a list of a single name or number."""
         super().__setattr__(name, as_list(value) if name in _LISTS and value is not None else value)
 
-    @property
-    def drawn(self) -> bool:
-        """True if a seed decides which rows are trained on."""
-        return self.eval_fraction is not None or self.take is not None
-
     def problems(self) -> Iterator[str]:
         """Yield one sentence for each problem of these options, whatever the rest of a configuration."""
         yield from self._problems_of_files()
-        yield from self._problems_of_each_file()
         for name, role in (self.roles or {}).items():
             if role not in ROLES.values():
                 yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
@@ -117,8 +103,8 @@ class DataOptions(PlainFields):
         yield from out_of_range("data", self, _DATA)
 
     def _problems_of_files(self) -> Iterator[str]:
-        """Yield a sentence if a file of rows is missing, has no name, or is both trained on and held out."""
-        train, held_out, *_ = (getattr(self, name) for name in _LISTS)
+        """Yield a sentence if a file of rows is missing, has no name, no label, or is trained on and held out."""
+        train, held_out, labels = (getattr(self, name) for name in _LISTS)
         if not train:
             yield "data.train is missing: name the training rows, --data.train FILE (a file, directory or hub id)"
         for key, names in (("train", train), ("eval", held_out or [])):
@@ -129,28 +115,15 @@ class DataOptions(PlainFields):
                 f"data.eval ({', '.join(held_out)}) and data.eval_fraction ({self.eval_fraction}) exclude each other: "
                 "held-out rows come from files of their own or from the training rows; set one to null"
             )
-        if held_out == []:
-            yield "data.eval is an empty list: name files of held-out rows, or null for none"
         if shared := sorted(set(train) & set(held_out or ())):
             yield f"data.train and data.eval both name {', '.join(shared)}: held-out rows must not be trained on"
-
-    def _problems_of_each_file(self) -> Iterator[str]:
-        """Yield a sentence if labels or sizes are not one for each file, or a size is none."""
-        train, _, labels, sizes = (getattr(self, name) for name in _LISTS)
         if labels is not None and self.label_field is not None:
             yield (
                 f"data.labels ({', '.join(labels)}) and data.label_field ({self.label_field}) exclude each other: "
                 "a label comes from the row's file or from a field of the row; set one to null"
             )
-        for key, values in (("labels", labels), ("take", sizes)):
-            if values is not None and len(values) != len(train):
-                yield (
-                    f"data.{key} has {len(values)} values {values} for {len(train)} entries of data.train {train}; "
-                    "give one for each, in their order"
-                )
-        for size in sizes or ():
-            if size is not None and not 0 < size < (1 if isinstance(size, float) else math.inf):
-                yield (
-                    f"data.take has {size}; allowed: a whole number of rows (1, 2, ...), a share below 1.0, or null. "
-                    "No row is used twice, since ids are unique: for more weight, take fewer rows of the others"
-                )
+        if labels is not None and len(labels) != len(train):
+            yield (
+                f"data.labels has {len(labels)} values {labels} for {len(train)} entries of data.train {train}; give "
+                "one for each, in their order"
+            )

@@ -125,7 +125,7 @@ def _precision(known: Known, options: TrainingOptions) -> str:
 def _data(known: Known) -> Inputs:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data, rows = known.config.data, known.rows
-    names = ["limit", "take", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
+    names = ["limit", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
     names += ["thoughts", "template_options", "trained_turns", "roles"]
     inputs = {name: plain(getattr(data, name)) for name in names}
     if isinstance(data.format, Component):

@@ -133,8 +133,10 @@ def prepare_layers(model: PreTrainedModel, options: TrainingOptions) -> None:
     if options.compile is not True:
         return
     from torch._dynamo import config  # takes a second to import
+    from torch.fx.experimental import _config as shapes
 
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    shapes.use_duck_shape = False  # else a batch as long as the states are wide has a graph of its own
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 

@@ -28,7 +28,7 @@ def test_the_arms_are_those_of_the_plan(study):
     configs = {arm: from_plain(study.config(arm, 3) | {"out": "o"}) for arm in study.variants}
     for config in configs.values():
         assert (config.seed, config.training.epochs, config.training.global_batch_size) == (3, 8, 16)
-        assert (config.training.learning_rate, config.data.max_length, config.training.precision) == (1e-4, 256, "bf16")
+        assert (config.training.learning_rate, config.data.max_length, config.training.precision) == (1e-4, 256, "fp32")
         assert config.data.train == [str(study.work / "data" / "train-3.json")]
         assert config.resolved_pairing() is not None
     splits = {arm: type(config.splitter).__name__ for arm, config in configs.items()}

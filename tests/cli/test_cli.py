@@ -48,7 +48,6 @@ def at(config: RunConfig, key: str) -> Any:
 OPTIONS = [
     ("seed", "7", 7),
     ("data.train", "[a.json, b.json]", ["a.json", "b.json"]),
-    ("data.take", "[1000, 0.5, null]", [1000, 0.5, None]),
     ("data.columns", "{prompt: question}", {"prompt": "question"}),
     ("data.max_length", "null", None),
     ("data.skip_bad", None, True),

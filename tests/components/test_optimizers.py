@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import AdamW, AdamW8bit, Optimizer, TrainedReference
+from sftmix.components.base import decay_groups
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, TrainingOptions
@@ -87,6 +88,32 @@ class Made(TorchDispatchMode):
         if isinstance(out, torch.Tensor) and out.data_ptr() not in given:
             self.numbers = max(self.numbers, out.numel())
         return out
+
+
+def test_on_a_cpu_a_matrix_is_updated_by_blocks_to_the_same_bits(monkeypatch):
+    """Like torch's, with matrices of several blocks, whole or not, and a resumed state; nothing large is made."""
+    monkeypatch.setattr("sftmix.functional.adamw.BLOCK", 5_000)
+    random = torch.Generator().manual_seed(0)
+    shapes = ((1_000, 37), (333,), (1_003, 64), (3, 5, 7), (128, 9_000))
+    ours = {str(shape): nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes}
+    theirs = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in ours.items()}
+    options = {"lr": TRAINING.learning_rate, "betas": TRAINING.betas, "eps": TRAINING.eps}
+    groups = decay_groups(theirs, TRAINING.weight_decay)
+    plain, blockwise = torch.optim.AdamW(groups, **options), AdamW().build(ours, training=TRAINING)
+    for step in range(4):
+        for name, mine in ours.items():
+            mine.grad = theirs[name].grad = torch.randn(mine.shape, generator=random)
+        plain.step()
+        if step == 2:
+            state, blockwise = blockwise.state_dict(), AdamW().build(ours, training=TRAINING)
+            blockwise.load_state_dict(state)
+        blockwise.step()
+    assert_exact(ours, theirs)
+    for number, expected in plain.state_dict()["state"].items():
+        assert_exact(blockwise.state_dict()["state"][number], expected)
+    with Made() as made:
+        blockwise.step()
+    assert 0 < made.numbers <= 64 * 9_000  # 64 rows at least
 
 
 def test_auto_is_fused_on_cuda_alone():

@@ -20,7 +20,7 @@ from sftmix.options import DataOptions
         ("data.limit", "0100", "octal"),
         ("data.limit", "1:30", "base 60"),
         ("checkpoint.every_seconds", "1:30.5", "base 60"),
-        ("data.take", "[010, 5]", "octal"),
+        ("training.betas", "[010, 5]", "octal"),
         ("data.template_options.code", "007", "octal"),
     ],
 )

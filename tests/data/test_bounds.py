@@ -54,16 +54,18 @@ def test_a_document_is_a_row_of_its_own_size(tmp_path, monkeypatch):
     assert read(tmp_path / "a.txt") == [{"text": "b" * 100}]
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".json"])
 @pytest.mark.parametrize(
     "twice", ['{"prompt": "a", "completion": "b", "completion": "c"}', '{"prompt": [{"x": 1, "x": 1}]}']
 )
-def test_a_key_that_is_there_twice_is_a_bad_row(ending, twice, tmp_path):
+def test_a_key_that_is_there_twice_is_refused(twice, tmp_path):
     lines = [json.dumps(GOOD), twice, json.dumps(GOOD)]
-    (tmp_path / f"rows{ending}").write_text("\n".join(lines) if ending == ".jsonl" else f"[{','.join(lines)}]")
-    first, bad, last = read(tmp_path / f"rows{ending}")
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    first, bad, last = read(tmp_path / "rows.jsonl")
     assert (first, last) == (GOOD, GOOD)
     assert "is twice in one object; write it once" in str(bad)
+    (tmp_path / "rows.json").write_text(f"[{','.join(lines)}]")
+    with pytest.raises(DataError, match=r"rows.json: not valid JSON: .* is twice in one object; write it once: {'"):
+        read(tmp_path / "rows.json")
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])

@@ -45,14 +45,12 @@ def test_a_saved_dataset_is_what_it_was_saved_as(said):
     table_of("old", 4).save_to_disk("saved", num_shards=2)
     table_of("new", 3).with_format("numpy", columns=["prompt"]).save_to_disk("saved", num_shards=1)
     Path("saved/cache-0123.arrow").write_bytes(Path("saved/data-00000-of-00002.arrow").read_bytes())
-    assert said("saved") == said("saved@train") == said("saved/data-00000-of-00001.arrow") == ["new0", "new1", "new2"]
+    assert said("saved") == said("saved/data-00000-of-00001.arrow") == ["new0", "new1", "new2"]
     (line,) = expand(["saved"], "data.train")[1]
     assert line == (
         "data.train: read: 'saved/data-00000-of-00001.arrow'; left out of saved: 'data-00000-of-00002.arrow', "
         "'data-00001-of-00002.arrow'"
     )
-    with pytest.raises(DataError, match=r"^data.train: saved@test: .*it has no split test; there are 'train'$"):
-        expand(["saved@test"], "data.train")
 
 
 def test_shards_keep_their_order(said):
@@ -60,81 +58,32 @@ def test_shards_keep_their_order(said):
     assert said("many") == [f"row{i}" for i in range(30)]
 
 
-def test_the_splits_of_a_saved_dictionary_are_named(said):
-    sides = {"train_sft": table_of("train"), "test_sft": table_of("test")}
-    datasets.DatasetDict(sides).save_to_disk("both")
-    assert said("both@train_sft") == said("both/train_sft") == ["train0", "train1"]
-    with pytest.raises(DataError, match=r"both: .*it has no split train; there are 'train_sft', 'test_sft'$"):
-        expand(["both"], "data.train")
-    datasets.DatasetDict(train=table_of("train"), test=table_of("test")).save_to_disk("usual")
-    assert said("usual") == ["train0", "train1"]
-
-
-def test_both_sides_of_a_run_come_from_one_directory(read):
+def test_both_sides_of_a_run_are_the_folders_of_one_directory(read):
     """Held-out rows are grouped by the names of data.eval, with which the names of their files begin."""
     sides = {side: table_of(side) for side in ("train", "validation", "test")}
     datasets.DatasetDict(sides).save_to_disk("all")
-    prepared = read("all", eval=["all@validation", "all@test"], columns={"id": None})
+    prepared = read("all/train", eval=["all/validation", "all/test"], columns={"id": None})
     assert prepared.train.values("source") == [f"all/train/data-00000-of-00001.arrow[{i}]" for i in range(2)]
-    assert [place.partition("/")[0] for place in prepared.eval.values("source")] == [
-        *["all@validation"] * 2,
-        *["all@test"] * 2,
-    ]
+    assert [place.split("/")[1] for place in prepared.eval.values("source")] == ["validation"] * 2 + ["test"] * 2
     assert [line.partition(":")[0] for line in prepared.report.notes] == ["data.train", "data.eval", "data.eval"]
 
 
 # ------------------------------------------------------------------------------------ snapshots of the hub
 
 
-def snapshot(directory: str, card: str = "---\nlicense: mit\n---\nAbout.\n") -> None:
-    """Two shards of training rows and one of test rows, as `push_to_hub` lays them out."""
-    (Path(directory) / "data").mkdir(parents=True)
+def test_the_folder_of_a_snapshot_is_named_and_no_card_is_asked(said, write, tmp_path):
+    """Shards as `push_to_hub` lays them out; a README.md, which may name what it likes, is not read."""
+    Path("snap/data").mkdir(parents=True)
     for tag, name in (("a", "train-00000-of-00002"), ("b", "train-00001-of-00002"), ("t", "test-00000-of-00001")):
-        table_of(tag).to_parquet(f"{directory}/data/{name}.parquet")
-    (Path(directory) / "dataset_infos.json").write_text("{}", encoding="utf-8")
-    (Path(directory) / "README.md").write_text(card, encoding="utf-8")
-
-
-def test_a_snapshot_is_read_by_its_splits(said, tmp_path):
-    snapshot("snap")
+        table_of(tag).to_parquet(f"snap/data/{name}.parquet")
+    write("snap/README.md", "---\nconfigs: [{config_name: x, data_files: https://example.org/x.jsonl}]\n---\n")
     (tmp_path / "link").symlink_to("snap")
-    for name in ("snap", f"{tmp_path}/link", "./snap@train"):
+    for name in ("snap/data", f"{tmp_path}/link/data", "./snap/data"):
         assert said(name) == ["a0", "a1", "b0", "b1"]
-    assert said("snap@test") == ["t0", "t1"]
-    with pytest.raises(DataError, match=r"no split dev; there are 'train', 'test'$"):
-        expand(["snap@dev"], "data.train")
-    (line,) = expand(["snap"], "data.train")[1]
-    assert line.endswith("left out of snap: 'data/test-00000-of-00001.parquet'")
-
-
-def test_a_readme_says_which_files_are_rows(said, write):
-    """Flat files, of which the names say nothing."""
-    configs = "- {config_name: %s, data_files: [{split: train, path: %s}], default: %s}\n"
-    Path("card").mkdir()
-    write(
-        "card/README.md",
-        "---\nconfigs:\n" + configs % ("one", "a.jsonl", "true") + configs % ("two", "b.jsonl", "false") + "---\n",
-    )
-    for tag in "abc":
-        write(f"card/{tag}.jsonl", rows_of(tag))
-    assert said("card") == said("card:one@train") == ["a0", "a1"]
-    assert said("card:two") == ["b0", "b1"]
-    with pytest.raises(DataError, match=r"card:three: .*\(DIRECTORY:SUBSET@SPLIT\).*Available: \['one', 'two'\]$"):
-        expand(["card:three"], "data.train")
-
-
-def test_bad_lines_of_a_snapshot_have_their_place(write, refused):
-    Path("deep/data").mkdir(parents=True)
-    write("deep/data/train.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
-    assert refused("deep")[1].startswith("deep/data/train.jsonl:2: not valid JSON")
-
-
-def test_compressed_files_of_a_snapshot_are_refused_by_name(write):
-    Path("packed/data").mkdir(parents=True)
-    write("packed/data/a.jsonl", rows_of("a"))
-    write("packed/data/b.jsonl.gz", b"\x1f\x8b")
-    with pytest.raises(DataError, match=r"^packed/data/b.jsonl.gz: files ending in '.gz' are not read; use "):
-        expand(["packed"], "data.train")
+    (line,) = expand(["snap/data"], "data.train")[1]
+    assert line.endswith("left out of snap/data: 'test-00000-of-00001.parquet'")
+    with pytest.raises(DataError, match=r"^data.train: snap: no file in the directory is read .*'data/test-00000"):
+        expand(["snap"], "data.train")
 
 
 # ------------------------------------------------------------------------------- training and test files
@@ -176,5 +125,5 @@ def test_what_is_left_out_is_named_and_what_is_hidden_is_none(said, write):
 
 def test_a_split_of_a_file_is_no_file(write):
     path = write("rows.jsonl", rows_of("a"))
-    with pytest.raises(DataError, match=r"rows.jsonl@test: no such file or directory"):
+    with pytest.raises(DataError, match=r"rows.jsonl@test: .*rows.jsonl is here, and hub ids alone have"):
         expand([f"{path}@test"], "data.train")

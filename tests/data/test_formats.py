@@ -34,10 +34,6 @@ CASES = {
         {"prompt": [*TURNS, {"role": "user", "content": "v"}], "completion": [A_TURN]},
         [U("u"), Message("assistant", "a"), U("v"), A("a")],
     ),
-    "history": (
-        {"instruction": "u1", "input": "", "output": "a1", "history": [["u0", "a0"]]},
-        [U("u0"), A("a0"), U("u1"), A("a1")],
-    ),
     "text": ({"text": "a tale", "id": "x"}, [Message("text", "a tale", True)]),
 }
 
@@ -45,7 +41,11 @@ CASES = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_recognised_and_converted(name):
     row, expected = CASES[name]
-    assert recognise(row) == name
+    if name == "text":  # which has no turns, so that data.format names it
+        with pytest.raises(BadRow, match=r"not recognised from the fields 'text', 'id' \(.*data\.format text reads"):
+            recognise(row)
+    else:
+        assert recognise(row) == name
     assert convert(row, name).messages == tuple(expected)
 
 
@@ -98,15 +98,8 @@ def test_null_is_an_absent_field(name, null):
 )
 def test_lists_and_calls_that_say_nothing_are_none(nothing):
     turns = [TURNS[0], {**A_TURN, "tool_calls": nothing, "function_call": nothing}]
-    fields = dict.fromkeys(["tools", "functions", "images", "video"], nothing)
+    fields = dict.fromkeys(["tools", "functions", "images", "video", "history"], nothing)
     assert converted({"messages": turns, **fields}).messages == (U("u"), A("a"))
-
-
-@pytest.mark.parametrize("nothing", ["", "[]", None, []])
-def test_a_conversation_without_earlier_turns(nothing):
-    """In a table with a history the first turns have none, and a named format is kept."""
-    row = {"instruction": "u", "output": "a", "history": nothing}
-    assert converted(row, "history").messages == (U("u"), A("a"))
 
 
 @pytest.mark.parametrize(("given", "expected"), [(5, "5"), (4.0, "4"), ("4.0", "4"), (-3.0, "-3"), (4.5, "4.5")])
@@ -149,8 +142,8 @@ def test_fields_that_are_not_read_are_counted_by_name(write, read):
     path = write("rows.jsonl", rows)
     (note,) = read(path, skip_bad=True).report.notes
     assert note == (
-        "data.train: 7 fields not read: 'source' (2 rows), 'messages[].date' (1 row), 'messages[].rank' (1 row), "
-        "'tags' (1 row), 'text' (1 row), 'messages[].content[].cache_control' (1 row), 'none' (1 row)"
+        "data.train: 6 fields not read: 'source' (2 rows), 'messages[].date' (1 row), 'messages[].rank' (1 row), "
+        "'tags' (1 row), 'text' (1 row), 'none' (1 row)"
     )
     own = write("own.jsonl", [{"prompt": "p", "completion": "c", "k\x1b": 1}])
     lines = read(path, eval=[own], skip_bad=True).report.lines()
@@ -167,16 +160,22 @@ def test_a_single_turn_is_read_as_closely_as_a_list_of_one(write, read, refused)
     (note,) = read(write("rows.jsonl", rows)).report.notes
     assert note == "data.train: 1 field not read: 'prompt[].date' (1 row)"
     path = write("seen.jsonl", [{"prompt": {**turn, "images": ["a.png"]}, "completion": "a"}])
-    assert refused(path)[1].startswith(f"{path}:1: prompt[].images is ['a.png']: images, videos ")
+    assert refused(path)[1].startswith(f"{path}:1: prompt[].images is ['a.png']: images, videos")
 
 
 def test_documents_may_list_tools_and_no_images(write, read, refused):
     """What plain text does not read is named, too: it has no system message and no weight."""
     row = {"text": "def f(): ...", "functions": ["f"], "system": "S", "weight": 2, "images": None}
-    (note,) = read(write("rows.jsonl", [row])).report.notes
+    (note,) = read(write("rows.jsonl", [row]), format="text").report.notes
     assert note == "data.train: 3 fields not read: 'functions' (1 row), 'system' (1 row), 'weight' (1 row)"
     path = write("seen.jsonl", [{"text": "<image> A page.", "image": "a.png"}])
-    assert refused(path)[1].startswith(f"{path}:1: image is 'a.png': images, videos ")
+    assert refused(path, format="text")[1].startswith(f"{path}:1: image is 'a.png': images, videos")
+
+
+def test_earlier_turns_beside_a_row_are_refused(write, refused):
+    """They would be lost, and the answer with them."""
+    path = write("rows.jsonl", [{"instruction": "u", "output": "a", "history": [["q", "r"]]}])
+    assert refused(path)[1].startswith(f"{path}:1: history is [['q', 'r']]: images, videos, sound and a history are ")
 
 
 def test_a_field_by_another_name_is_what_it_is_named(write, read):
@@ -218,16 +217,16 @@ def test_the_same_rows_from_every_kind_of_file(write, read, tmp_path):
 def test_every_row_is_recognised_by_itself_and_a_named_format_is_kept(write, read, refused):
     rows = [
         {"instruction": "u", "output": "a"},
-        {"instruction": "w", "output": "b", "history": [["u", "a"]]},
+        {"messages": [*TURNS, {"role": "user", "content": "w"}, A_TURN]},
         {"prompt": "u", "completion": "a"},
     ]
     path = write("mixed.jsonl", rows)
     train = read(path).train
-    assert contents(train) == [["u", "a"], ["u", "a", "w", "b"], ["u", "a"]]
+    assert contents(train) == [["u", "a"], ["u", "a", "w", "a"], ["u", "a"]]
     ids = train.values("id")
     assert ids[2] == ids[0] + "#1"  # the same content
     assert refused(path, format="alpaca")[1].startswith(
-        f"{path}:3: field 'instruction' is missing or null; there are 'prompt'"
+        f"{path}:2: field 'instruction' is missing or null; there are 'messages'"
     )
     bad = write("bad.jsonl", [rows[0], {"instruction": "w"}])
     assert refused(bad)[1].startswith(f"{bad}:2: field 'output' is missing")
@@ -248,7 +247,7 @@ def test_each_turn_is_an_example_with_its_history(write, read):
     assert found(True) == [("c", 7, [2, 6]), ("c0", 2, [1])]
 
 
-@pytest.mark.parametrize("name", ["alpaca", "prompt_completion", "history"])
+@pytest.mark.parametrize("name", ["alpaca", "prompt_completion"])
 def test_a_system_field_is_the_first_turn(name):
     row, expected = CASES[name]
     found = convert({**row, "system": "S"}, name)
@@ -290,13 +289,12 @@ def test_rows_are_those_that_were_renamed_by_hand(write, read):
 @pytest.mark.parametrize(
     ("columns", "row", "expected"),
     [
-        ({"instruction": "q", "output": "r", "history": "h"}, {"q": "u", "r": "a", "h": [["v", "b"]]}, "v|b|u|a"),
+        ({"instruction": "q", "output": "r"}, {"q": "u", "r": "a"}, "u|a"),
         ({"instruction": "input", "input": "instruction"}, {"input": "u", "instruction": "c", "output": "a"}, "u\nc|a"),
         ({"prompt": "question", "id": "key"}, {"question": "u", "completion": "a", "key": "k"}, "u|a"),
         ({**COLUMNS, "system": "rules"}, {"question": "u", "answer": "a", "rules": "Be short."}, "Be short.|u|a"),
         # The rows also have the fields of another format, which comes first without data.columns.
         ({"prompt": "q", "response": "r"}, {"q": "u", "r": "a", "instruction": "x", "output": "y"}, "u|a"),
-        ({"text": "body"}, {"body": "One.", "text": "no", "prompt": "no"}, "One."),
     ],
 )
 def test_fields_of_each_format(columns, row, expected, write, read):

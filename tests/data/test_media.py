@@ -69,10 +69,11 @@ def test_media_stay_as_they_are_written(name, kind, form, tmp_path):
     ],
 )
 @pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
-def test_a_description_names_files_of_its_directory(named, file, tmp_path):
+def test_what_a_description_names_is_not_read(named, file, tmp_path):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     fence = "---\n" if file == "README.md" else ""
     (tmp_path / "rows" / file).write_text(f"{fence}configs:\n- config_name: default\n  {named}\n{fence}")
-    with pytest.raises(DataError, match=r"rows.*only files of the directory are read"):
+    assert [source.name for source in expand(["rows"], "data.train")[0]] == ["rows/rows.jsonl"]
+    with pytest.raises(DataError, match=r"rows@train: rows is here, and hub ids alone have subsets"):
         expand(["rows@train"], "data.train")

@@ -51,11 +51,3 @@ def test_calls_of_several_functions_in_json():
     turn = {"role": "assistant", "content": None, "function_calls": json.dumps([FUNCTION["function"]])}
     (_, found) = convert({"messages": [CHAT[0], turn]}, "auto").messages
     assert [call["function"]["name"] for call in found.more["tool_calls"]] == ["f"]
-
-
-@pytest.mark.parametrize("ending", ["json", "jsonl"])
-def test_an_object_over_several_lines_is_no_file_of_rows(ending, write, refused):
-    (message,) = refused(write(f"rows.{ending}", json.dumps({"data": [{"instruction": "u"}]}, indent=2)), skip_bad=True)
-    assert message.endswith(
-        f"rows.{ending}:1: an object over several lines; write rows as the file's list, or one a line"
-    )

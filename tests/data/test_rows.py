@@ -251,7 +251,6 @@ OF_TEXT = [
     ("trained_turns", "last"),
     ("label_field", "q"),
     ("labels", ["high"]),
-    ("num_proc", 3),
 ]
 
 
@@ -261,7 +260,11 @@ OF_TEXT = [
         (dialogues(4), {"eval_fraction": 0.99}, r"data\.eval_fraction = 0\.99 of 4 rows leaves no training row"),
         (dialogues(4), {"packing": True}, r"data\.packing"),
         *(
-            ([{"text": "a tale", "q": "high"}], {name: value}, rf"data\.{name} \(.*\) and data\.format text exclude")
+            (
+                [{"text": "a tale", "q": "high"}],
+                {"format": "text", name: value},
+                rf"data\.{name} \(.*\) and data\.format text exclude",
+            )
             for name, value in OF_TEXT
         ),
     ],
@@ -274,13 +277,13 @@ def test_options_that_cannot_be(rows, more, message, write, read):
 def test_text_and_conversations_do_not_mix(write, read):
     text, chat = write("a.txt", "Text.\n"), write("b.jsonl", [{"instruction": "a", "output": "b"}])
     for names, more, message in (
-        ([text, chat], {}, r"a\.txt holds plain text and .*b\.jsonl conversations: a run takes one kind"),
-        ([chat, text], {"skip_bad": True}, r"a\.txt holds plain text and .*b\.jsonl conversations"),
+        ([text, chat], {}, r"a\.txt is a text file, and the others are read as conversations"),
+        ([chat, text], {"skip_bad": True}, r"a\.txt is a text file.*: a run takes one kind"),
         ([text], {"eval": [chat]}, r"data.train or data.eval holds plain text, the other conversations"),
         (
             [text],
             {"format": "alpaca"},
-            r"a\.txt is a text file, but data\.format is alpaca; text files need text or auto",
+            r"a\.txt is a text file, .*\(data\.format alpaca\).*; data\.format text reads all files as text",
         ),
     ):
         with pytest.raises(DataError, match=message):
@@ -291,12 +294,11 @@ def test_text_and_conversations_do_not_mix(write, read):
     ("name", "rows"),
     some_fast(
         [
-            ("multiturn/lima_history_220.json", 220),
             ("alpaca/alpaca_8k.json", 8229),
             ("medical/medquad_4k.jsonl", 4000),
             ("multiturn/sgd_messages_2k.jsonl", 2000),
         ],
-        every=4,
+        every=3,
     ),
 )
 def test_real_files_hold_no_bad_row(name, rows, shared, read):

@@ -1,7 +1,6 @@
 """Sources of rows: the place of each row and of each mistake in files of every kind, hub ids, and text files."""
 
 import decimal
-import json
 from pathlib import Path
 
 import datasets
@@ -28,9 +27,11 @@ def test_files_that_cannot_be_read_are_named(write, refused, tmp_path):
         assert Path(path).name in message or "data.train" in message
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.md").write_text("About rows.")
-    assert "notes.md: files ending in '.md' are not read; use .arrow, .csv" in refused(str(tmp_path / "folder"))[0]
-    (tmp_path / "empty").mkdir()
-    assert "empty doesn't contain any data files" in refused(str(tmp_path / "empty"))[0]
+    (message,) = refused(str(tmp_path / "folder"))
+    assert message.endswith(
+        "folder: no file in the directory is read (ending in .arrow, .csv, .json, .jsonl, .parquet, .txt); below it: "
+        "none: name these, or their folders"
+    )
 
 
 @pytest.mark.parametrize("name", ["gone.json", "gone.jsonl", "gone.parquet", "gone.txt"])
@@ -59,45 +60,46 @@ def test_other_encodings_are_named(encoding, write, refused):
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "reason"),
+    ("text", "reason"),
     [
-        ('[\n{"instruction": "a", "output": "b"},\n{"instruction": "a" "output"}]', 3, "delimiter"),
-        ('[\n{"instruction": "a", "output": "b"}\n', 3, "neither ',' nor"),
-        ('[\n{"instruction": "a", "output": "b"},\n]', 3, "Expecting value"),
-        ('[\n{"instruction": "a", "output": "b"}\n]\n[]', 3, "neither ',' nor"),
-        ('[\n{"instruction": "a", "output": "b"}\n[7]]', 3, "neither ',' nor"),
-        ('[\n{"instruction": "a\n"}]', 2, "Invalid control character"),
-        ('[\n{"instruction": "a", "n": ' + "1" * 5000 + "}]", 2, "Exceeds the limit"),
-        ("[\n" + "[" * 200_000, 2, "recursion"),
+        ('[\n{"instruction": "a", "output": "b"},\n{"instruction": "a" "output"}]', "delimiter: line 3 column 21"),
+        ('[\n{"instruction": "a", "output": "b"}\n', "Expecting ',' delimiter: line 3 column 1"),
+        ('[\n{"instruction": "a", "output": "b"},\n]', "line "),
+        ('[\n{"instruction": "a", "output": "b"}\n]\n[]', "Extra data: line 4 column 1"),
+        ('[\n{"instruction": "a", "output": "b"}\n[7]]', "line 3 column 1"),
+        ('[\n{"instruction": "a\n"}]', "Invalid control character at: line 2"),
+        ('[\n{"instruction": "a", "n": ' + "1" * 5000 + "}]", "Exceeds the limit"),
+        (
+            '[\n{"instruction": "a", "n": 1, "instruction": "b", "output": "c"}]',
+            "'instruction' is twice in one object; write it once: {",
+        ),
+        ("[\n" + "[" * 200_000, "recursion"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
-def test_a_broken_array_is_refused_at_its_line_even_when_skipping(text, line, reason, write, refused):
+def test_a_broken_array_is_refused_even_when_skipping(text, reason, write, refused):
     path = write("rows.json", text)
     (message,) = refused(path, skip_bad=True)
-    assert message.startswith(f"{path}:{line}: not valid JSON: ")
+    assert message.startswith(f"{path}: not valid JSON: ")
     assert reason in message
 
 
-def test_bad_elements_of_an_array_are_named_by_line(write, refused):
+def test_bad_elements_of_an_array_are_named_by_index(write, refused):
     rows = b'[\n{"instruction": "a", "output": "b"},\n{"instruction": "a", "output": null},\n7,{"output": "\xff"}]'
     path = write("rows.json", rows)
     lines = refused(path)[1:]
-    assert lines[0].startswith(f"{path}:3: field 'output' is missing or null; there are 'instruction' (")
-    assert lines[1:2] == [f"{path}:4: expected an object, found 7"]
-    assert lines[2].startswith(f"{path}:4[3]: field 'instruction' is missing")
+    assert lines[0].startswith(f"{path}[1]: field 'output' is missing or null; there are 'instruction' (")
+    assert lines[1:2] == [f"{path}[2]: expected an object, found 7"]
+    assert lines[2].startswith(f"{path}[3]: field 'instruction' is missing")
     path = write("rows.json", b'[\n\n{"instruction": "\xff", "output": "b"}]')
-    assert refused(path)[1].startswith(f"{path}:3: instruction contains a lone surrogate or bytes that are not UTF-8")
+    assert refused(path)[1].startswith(f"{path}[0]: instruction contains a lone surrogate or bytes that are not UTF-8")
 
 
-def test_rows_on_one_line_have_their_index_and_the_ids_do_not(write, read):
-    """The first on a line is `file:line`; an index counts from the beginning of the array."""
+def test_rows_of_an_array_have_their_index_and_the_ids_do_not(write, read):
     good = [{"instruction": f"a{i}", "output": "b"} for i in range(4)]
     one_line, lines = (read(write(name, good)).train for name in ("one.json", "lines.jsonl"))
     assert one_line.values("id") == lines.values("id")
-    row, tall = json.dumps(good[0]), json.dumps(good[0], indent=1)
-    mixed = read(write("several.json", f"[{row},\n{row}, {row},\n\n{tall},\n{row}]")).train
-    assert [place.rpartition(":")[2] for place in mixed.values("source")] == ["1", "2", "2[2]", "4", "8"]
+    assert [place.rpartition("one.json")[2] for place in one_line.values("source")] == ["[0]", "[1]", "[2]", "[3]"]
 
 
 # -------------------------------------------------------------------------------------------------- tables
@@ -220,48 +222,37 @@ def test_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
     assert [source.data for source in expand(["rows@train.jsonl"], "data.train")[0]] == [Path("rows@train.jsonl")]
 
 
-README = """\
----
-configs:
-- config_name: main
-  data_files:
-  - {split: train, path: main.jsonl}
-  - {split: test, path: test.jsonl}
-- config_name: socratic
-  data_files: [{split: train, path: socratic.jsonl}]
----
-"""
+@pytest.mark.parametrize(("name", "asked"), [("a/b", (None, "train")), ("a/b:main@test", ("main", "test"))])
+def test_a_subset_and_a_split_are_what_datasets_is_asked_for(name, asked, monkeypatch):
+    table = datasets.Dataset.from_list([{"prompt": "p", "completion": "c"}])
+    seen = []
+
+    def load(*args, **more):
+        seen.append((*args, more))
+        return table
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    (source,) = expand([name], "data.train")[0]
+    assert seen == [("a/b", asked[0], {"split": asked[1]})]
+    assert list(source.rows()) == [(f"{name}[0]", table[0])]
 
 
-@pytest.fixture
-def subsets(write, tmp_path, monkeypatch) -> None:
-    """A data set with two subsets, a directory here; `datasets` loads it as it loads one of the hub."""
+@pytest.mark.parametrize("name", ["openai/gsm8k:main", "openai/gsm8k@train"])
+def test_a_directory_is_never_given_to_datasets(name, write, tmp_path, monkeypatch):
+    """It would read whatever a README.md there names, on the web as well."""
     (tmp_path / "openai" / "gsm8k").mkdir(parents=True)
-    write("openai/gsm8k/README.md", README)
-    for name in ("main", "test", "socratic"):
-        rows = [{"question": f"Say {name} {i}.", "answer": f"{name} {i}"} for i in range(3)]
-        write(f"openai/gsm8k/{name}.jsonl", rows)
+    write("openai/gsm8k/train.jsonl", [{"prompt": "p", "completion": "c"}])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub-cache")
-
-
-@pytest.mark.parametrize(("name", "said"), [("main", "main"), ("main@test", "test"), ("socratic@train", "socratic")])
-def test_a_subset_is_read(subsets, name, said):
-    (source,) = expand([f"openai/gsm8k:{name}"], "data.train")[0]
-    assert [row["answer"] for _, row in source.rows()] == [f"{said} {i}" for i in range(3)]
-
-
-@pytest.mark.parametrize("name", ["@train", ":man"])
-def test_subsets_are_listed_where_none_or_a_wrong_one_is_named(subsets, name):
-    with pytest.raises(DataError, match=rf"^data.train: openai/gsm8k{name}: .*SUBSET.*: \['main', 'socratic'\][^\n]*$"):
-        expand([f"openai/gsm8k{name}"], "data.train")
+    with pytest.raises(DataError, match=r"gsm8k is here, and hub ids alone have subsets and splits; name its files$"):
+        expand([name], "data.train")
+    assert len(expand(["openai/gsm8k"], "data.train")[0]) == 1
 
 
 # ----------------------------------------------------------------------------------------------- text files
 
 
 def texts_of(prepared) -> list[str]:
-    return [text for _, text, _, _ in prepared.train.documents()]
+    return [document.messages[0].content for document in prepared.train.documents()]
 
 
 def test_text_files_are_documents(write, read):
@@ -274,10 +265,10 @@ def test_text_files_are_documents(write, read):
 @pytest.mark.parametrize("first", ['{"text": "a', "42", '{"body": "b"}'], ids=["broken", "number", "unknown"])
 def test_a_bad_row_does_not_say_what_the_others_are(first, write, read, refused):
     path = write("rows.jsonl", "\n".join([first, '{"text": "One tale."}', '{"text": "Two tales."}']))
-    prepared = read(path, skip_bad=True)
+    prepared = read(path, skip_bad=True, format="text")
     assert texts_of(prepared) == ["One tale.", "Two tales."]
     assert prepared.report.counts == {"bad_row": 1}
-    assert refused(path)[1].startswith(f"{path}:1: ")
+    assert refused(path, format="text")[1].startswith(f"{path}:1: ")
 
 
 @pytest.mark.parametrize(
@@ -285,8 +276,7 @@ def test_a_bad_row_does_not_say_what_the_others_are(first, write, read, refused)
     [
         ("a.txt", b"x" * 70_000 + b"\n\n\xc3", ": text contains a lone surrogate or bytes that are not UTF-8"),
         ("a.txt", b"one\ntwo\0\n", r": text contains a NUL"),
-        ("a.jsonl", [{"text": "a"}, {"body": "b"}], r":2: field 'text' is missing"),
-        ("a.jsonl", [{"instruction": "a", "output": "b"}, {"text": "c"}], r":2: a text, where conversations are read"),
+        ("a.jsonl", [{"instruction": "a", "output": "b"}, {"text": "c"}], r":2: format not recognised from the fields"),
     ],
 )
 def test_bad_documents_are_named(name, content, message, write, refused):
@@ -303,6 +293,6 @@ def test_a_text_file_has_a_limit(monkeypatch, write, refused):
 def test_text_files_beside_rows_are_notes_about_them(write, read, tmp_path):
     write("README.txt", "About these rows.\n")
     assert len(read(str(tmp_path)).train.records) == 1
-    write("rows.jsonl", [{"text": "a tale"}])
-    assert len(read(str(tmp_path)).train.records) == 1
+    write("rows.jsonl", [{"text": "a tale", "prompt": "p", "completion": "c"}])
+    assert not read(str(tmp_path)).train.is_text
     assert len(read(str(tmp_path), format="text").train.records) == 2

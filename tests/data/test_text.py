@@ -63,7 +63,7 @@ def test_the_id_of_a_window_is_what_it_holds(write, load, encoders):
 
     def names(*texts, length=1000, **more) -> list[str]:
         path = write("echo.jsonl", [{"text": text} for text in texts])
-        return load(encoders["chatml"], path, **more, max_length=length).train.ids
+        return load(encoders["chatml"], path, **more, format="text", max_length=length).train.ids
 
     (one, *rest) = names(*[TALES[0]] * 3, packing=False)
     assert rest == [f"{one}#1", f"{one}#2"]
@@ -77,7 +77,7 @@ def test_documents_become_windows(kind, packing, write, load, encoders):
     encoder = encoders[kind]
     path = write("tales.jsonl", [{"text": tale, "score": i} for i, tale in enumerate(TALES)])
     label = None if packing is None else "score"
-    data = load(encoder, path, packing=packing, label_field=label, max_length=30)
+    data = load(encoder, path, format="text", packing=packing, label_field=label, max_length=30)
     expected = expected_windows([tokens_of(encoder, tale) for tale in TALES], 30, packed=packing is None)
     assert [(e.input_ids.tolist(), e.starts.tolist()) for e in data.train] == expected
     assert data.train.example(0).messages[0].content == encoder.decode(expected[0][0])
@@ -108,32 +108,23 @@ def test_a_tokenizer_without_eos_is_refused(small):
 
 def test_documents_are_held_out_whole_where_there_are_enough(write, load, encoders):
     path = write("tales.jsonl", [{"text": tale} for tale in TALES])
-    data = load(encoders["bos"], path, eval_fraction=0.25, packing=False, max_length=1000)
+    data = load(encoders["bos"], path, format="text", eval_fraction=0.25, packing=False, max_length=1000)
     sides = [[example.input_ids.tolist() for example in side] for side in (data.train, data.eval)]
     assert len(sides[1]) == 3
     assert sorted(sides[0] + sides[1]) == sorted(tokens_of(encoders["bos"], tale) for tale in TALES)
 
 
-def test_of_few_documents_the_last_part_of_each_is_held_out(write, load, encoders):
-    encoder, tales = encoders["bos"], ["\n".join(TALES), "\n".join(TALES[::-1]), "."]
-    path = write("tales.jsonl", [{"text": tale} for tale in tales])
-    data = load(encoder, path, eval_fraction=0.25, max_length=4000)
-    first, last = [], []
-    for tale in tales[:2]:
-        cut = tale.index("\n", round(0.75 * len(tale))) + 1
-        first += tokens_of(encoder, tale[:cut], ends=False)
-        last += tokens_of(encoder, tale[cut:], begins=False)
-    assert [e.input_ids.tolist() for e in data.train] == [first + tokens_of(encoder, ".")]
-    assert [e.input_ids.tolist() for e in data.eval] == [last]
-    assert any("too few to hold out whole ones" in line for line in data.report.lines())
-    assert data.report.counts == {}
+def test_a_share_of_less_than_two_documents_is_refused(write, read):
+    path = write("tales.jsonl", [{"text": tale} for tale in TALES[:7]])
+    with pytest.raises(ConfigError, match=r"data\.eval_fraction = 0\.25 of 7 rows .* two documents of text: name"):
+        read(path, format="text", eval_fraction=0.25)
 
 
 def test_held_out_files_and_limit(write, load, encoders):
     train = write("tales.jsonl", [{"text": tale} for tale in TALES])
     held_out = write("held.txt", TALES[3])
-    data = load(encoders["bos"], train, eval=[held_out], limit=2, max_length=16)
-    full = load(encoders["bos"], train, eval=[held_out], max_length=16)
+    data = load(encoders["bos"], train, eval=[held_out], format="text", limit=2, max_length=16)
+    full = load(encoders["bos"], train, eval=[held_out], format="text", max_length=16)
     assert len(data.train) == 2
     assert data.train.ids == full.train.ids[:2]
     assert data.train.fingerprint != full.train.fingerprint

@@ -60,10 +60,6 @@ GOOD = {
     "reasoning_content": (turns(answer(reasoning_content="r")), [U("u"), assistant("a", thought="r")]),
     "reasoning": (turns(answer(reasoning="r", thinking=None)), [U("u"), assistant("a", thought="r")]),
     "thinking": (turns(answer(thinking="r\n", reasoning="")), [U("u"), assistant("a", thought="r\n")]),
-    "a thought in parts": (
-        turns(answer(thinking=[{"type": "text", "text": t} for t in "rs"])),
-        [U("u"), assistant("a", thought="rs")],
-    ),
     "one thought twice": (
         turns(answer(content="<think>\nr\n</think>\n\na", reasoning_content="r", reasoning="r")),
         [U("u"), assistant("a", thought="r")],
@@ -191,16 +187,12 @@ GOOD = {
         [U("u"), A("<tool_call>x</tool_call>"), Message("tool", "2"), A("a")],
     ),
     # Preferences that are read on purpose: `chosen` under the name of the completion.
-    "a completion repeats the prompt": (
-        {"prompt": "u", "completion": [USER, ANSWER], "rejected": [USER, ANSWER]},
-        [U("u"), A("a")],
-    ),
     "a completion is one turn": (
         {"prompt": [{"from": "human", "value": "u"}], "completion": {"from": "gpt", "value": "a"}},
         [U("u"), A("a")],
     ),
     "a completion goes on with a prompt of turns": (
-        {"prompt": [USER, ANSWER, USER], "completion": [USER, ANSWER, USER, ANSWER, USER, ANSWER]},
+        {"prompt": [USER, ANSWER, USER], "completion": [ANSWER, USER, ANSWER]},
         [U("u"), Message("assistant", "a"), U("u"), A("a"), U("u"), A("a")],
     ),
     "a completion of text": ({"prompt": [USER], "completion": "a"}, [U("u"), A("a")]),
@@ -281,14 +273,13 @@ BAD = {
         {"messages": [{**USER, "content": [{"type": "text", "text": "u", "train": 1}]}, ANSWER]},
         "messages[0].content[0] (user) has",
     ),
-    "two weights": (
-        turns(answer(weight=1, loss_weight=0)),
-        "messages[1].weight is 1, and loss_weight 0; leave one out",
-    ),
-    "two weights of a row": (turns(ANSWER, weight=1, loss_weight=2), "weight is 1, and loss_weight 2"),
-    "a flag in a thought": (
+    "a thought in parts": (
         turns(answer(thinking=[{"type": "text", "text": "r", "train": False}])),
-        "messages[1] has a weight or a flag inside its thought; data.thoughts says",
+        "messages[1].thinking must be a string, found [{",
+    ),
+    "a completion repeats the prompt": (
+        {"prompt": "u", "completion": [USER, ANSWER]},
+        "turn 2 is user's, expected assistant's",
     ),
     "a flag of many": (turns(answer(loss_mask=[0, 1])), "messages[1].loss_mask is [0, 1]; allowed: true"),
     "nothing trained": (turns(answer(train=False)), "no assistant turn to train on"),
@@ -322,7 +313,7 @@ BAD = {
             turns(answer(content="", tool_calls=[CALL]), {**RESULT, "content": [part, {"type": "text", "text": "a"}]}),
             reason,
         )
-        for part, reason in (({"type": "audio"}, "only parts of"), ({"type": "image", "image": "x"}, "content[].image"))
+        for part, reason in (({"type": "audio"}, "only parts of"), ({"type": "image", "image": "x"}, "only parts of"))
     },
     "a NUL in arguments": (turns(answer(tool_calls=[call("\0")])), "contains a NUL character"),
     "a surrogate in functions": (
@@ -332,14 +323,10 @@ BAD = {
     "functions in words": (turns(ANSWER, tools="add(x)"), "tools is 'add(x)', which is not JSON"),
     "functions of two fields": (turns(ANSWER, tools=[TOOL], functions=[BARE]), "tools and functions both have values"),
     "a function without a name": (turns(ANSWER, tools=[{"type": "function"}]), "tools has {'type': 'function'}"),
-    "preferences": ({"prompt": "u", "chosen": "a", "rejected": "b"}, "a row of preferences (chosen, rejected)"),
-    "preferences beside turns": (
-        said(
-            ("human", "u"), ("gpt", "a"), chosen={"from": "gpt", "value": "b"}, rejected={"from": "gpt", "value": "c"}
-        ),
-        "a row of preferences (chosen, rejected)",
+    "preferences": (
+        {"prompt": "u", "chosen": "a", "rejected": "b"},
+        "field 'completion' is missing or null; there are 'prompt', 'chosen', 'rejected' (data.columns gives them",
     ),
-    "a rejected answer beside one": ({"prompt": "u", "completion": "a", "rejected": "b"}, "preferences (rejected)"),
     "an answer that is not liked": (turns(ANSWER, label=False), "label is false"),
 }
 
@@ -357,10 +344,10 @@ def test_bad_rows_are_named(name):
 
 def test_preferences_are_read_under_another_name_and_labels_are_kept(write, read, refused):
     rows = [{"prompt": "u", "chosen": [USER, ANSWER], "rejected": [USER, answer(content="b")]}]
-    (row,) = read(write("dpo.jsonl", rows), columns={"prompt": "prompt", "completion": "chosen"}).train.examples(
-        whole=True
-    )
+    prepared = read(write("dpo.jsonl", rows), columns={"messages": "chosen"})
+    (row,) = prepared.train.examples(whole=True)
     assert row.messages == (U("u"), A("a"))
+    assert prepared.report.notes == ["data.train: 2 fields not read: 'prompt' (1 row), 'rejected' (1 row)"]
     liked = write("kto.jsonl", [turns(answer(content=str(i)), label=bool(i % 2)) for i in range(4)])
     assert "2 bad rows" in refused(liked)[0]
     assert read(liked, skip_bad=True).report.counts["bad_row"] == 2

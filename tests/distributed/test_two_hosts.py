@@ -118,6 +118,7 @@ def test_a_short_cut_is_survived_and_a_long_one_ends_both(small, hosts, tmp_path
     assert leftovers(run) == []
 
 
+@pytest.mark.long
 def test_a_host_is_lost_and_comes_back(small, hosts, tmp_path):
     expected, words = whole(small, tmp_path, "ddp")
     job = Job(hosts, tmp_path, words, restarts=1)

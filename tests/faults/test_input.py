@@ -50,7 +50,7 @@ ROWS = [
     {"instruction": "Name a colour", "input": "", "output": "Blue", "system": "Be short", "id": "a"},
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]},
     {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Yo"}]},
-    {"instruction": "u", "output": "a", "history": [["q", "r"], ["s", "t"]], "ok": None},
+    {"instruction": "u", "output": "a", "history": [], "ok": None},
 ]
 VALID = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 BITS = st.sampled_from(

@@ -1,7 +1,5 @@
 """F13: several processes on one run directory: one trains, the others are turned away; readers see whole files."""
 
-import os
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from safetensors.torch import load_file
 from sftmix.common.files import step_path, steps_in, verify_directory
 from sftmix.tools.quickstart import make_rows, write_jsonl
 from sftmix.tools.runs.export import export_run
-from tests.faults.mines import KillIn, children, itself
+from tests.faults.mines import KillIn
 from tests.faults.runs import assert_same, words_of
 from tests.forked import SIGKILLED, done, ended, start
 from tests.tiny import Tiny, contents
@@ -83,30 +81,15 @@ def test_exports_beside_a_run_that_prunes(small, tmp_path, best):
 # ------------------------------------------------------------------------------------------- processes that are left
 
 
-def itself_alone() -> list[int]:
-    """This process; its workers, which stay, are written down."""
-    Path("workers").write_text(" ".join(map(str, children(os.getpid()))))
-    return itself()
-
-
 @pytest.mark.long
 @pytest.mark.slow
-def test_workers_that_outlive_a_killed_run_keep_no_lock(small, tmp_path):
-    """Workers of a pool wait for ever for a process that was killed: neither its directory nor its cache is theirs."""
+def test_a_run_that_was_killed_while_it_tokenised_keeps_no_lock(small, tmp_path):
     many = replace(small, train=tmp_path / "rows.jsonl")
     write_jsonl(many.train, make_rows(n=2000, seed=2))
-    words = ["split", *many.options, "--splitter", "RandomSplit", "--out", "run"]
-    words += ["--data.num_proc", "2", "--data.cache_dir", "cache"]
-    it = ended(words, cwd=tmp_path, faults=[KillIn("data/tokenise.py", "tokenised", call=2, whom=itself_alone)])
+    words = ["split", *many.options, "--splitter", "RandomSplit", "--out", "run", "--data.cache_dir", "cache"]
+    it = ended(words, cwd=tmp_path, faults=[KillIn("data/tokenise.py", "tokenise", call=2)])
     assert it.code == SIGKILLED, it.printed
-    workers = [int(pid) for pid in (tmp_path / "workers").read_text().split()]
-    try:
-        assert list(tmp_path.glob("cache/.*.lock"))
-        assert list(tmp_path.glob("cache/.tmp-*"))  # half a copy of the rows
-        assert all(Path(f"/proc/{pid}").exists() for pid in workers)
-        done(words, cwd=tmp_path)
-        assert not list(tmp_path.glob("cache/.*"))
-    finally:
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL)
-    assert len(workers) == 2
+    assert list(tmp_path.glob("cache/.*.lock"))
+    assert list(tmp_path.glob("cache/.tmp-*"))  # half a copy of the rows
+    done(words, cwd=tmp_path)
+    assert not list(tmp_path.glob("cache/.*"))

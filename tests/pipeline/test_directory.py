@@ -36,7 +36,7 @@ def make(directory: RunDirectory, stage: str, inputs: dict) -> None:
 
 @pytest.mark.parametrize("done", [True, False], ids=["finished", "begun"])
 def test_other_inputs_are_refused_by_name_and_change_nothing(directory, done):
-    inputs = {"model": "1a", "data": {"fingerprint": "2b", "take": [1, 2]}, "gone": 1}
+    inputs = {"model": "1a", "data": {"fingerprint": "2b", "roles": [1, 2]}, "gone": 1}
     inputs["splitter"] = {"class_path": "Median", "init_args": {"of": 1}}
     if done:
         make(directory, "split", inputs)
@@ -44,12 +44,12 @@ def test_other_inputs_are_refused_by_name_and_change_nothing(directory, done):
         directory.begin("split", inputs)
         (directory.path / "split" / "metrics.jsonl").write_text("{}")
     before = contents(directory.path)
-    other = {"model": "1a", "data": {"fingerprint": "4d", "take": (1, 3)}, "new": 2}
+    other = {"model": "1a", "data": {"fingerprint": "4d", "roles": (1, 3)}, "new": 2}
     other["splitter"] = {"class_path": "RandomSplit", "init_args": {}}
     with pytest.raises(ConfigError) as refused:
         directory.begin("split", other)
     assert str(refused.value).partition("other inputs: ")[2] == (
-        "the training rows are others, as the model sees them (data.train, selector, template); data.take: 2 -> 3; "
+        "the training rows are others, as the model sees them (data.train, selector, template); data.roles: 2 -> 3; "
         "gone: 1 -> None; splitter: Median -> RandomSplit; new: None -> 2. Use another --out, or the old settings"
     )
     assert contents(directory.path) == before

@@ -279,7 +279,7 @@ def test_a_key_is_read_from_the_environment(tiny, server, made, refused, monkeyp
 def test_windows_of_several_documents_are_refused_and_pieces_of_one_are_scored(tiny, other, made, refused):
     write_jsonl(tiny.train, [{"text": "sort the words of this list " * 30}, {"text": "add"}])
     write_jsonl(tiny.eval, [{"text": "sort"}])
-    words = [*asked(tiny, other), "--data.max_length", "24"]
+    words = [*asked(tiny, other), "--data.max_length", "24", "--data.format", "text"]
     assert "data.packing false" in refused(*words)
     made(*words, "--data.packing", "false")
     assert len(other.answered) > 4

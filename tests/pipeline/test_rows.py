@@ -186,6 +186,7 @@ def words(tiny, rows, tmp_path) -> list[str]:
     write_jsonl(path, texts)
     return [
         *("--model.path", str(tiny.model), "--data.train", str(path), "--data.max_length", str(LENGTH)),
+        *("--data.format", "text"),
         *("--data.eval_fraction", "0.2", "--training.learning_rate", "0.01", "--training.epochs", "2"),
         *("--training.global_batch_size", "4", "--training.micro_batch_size", "4", "--reference.checkpoints", "2"),
     ]

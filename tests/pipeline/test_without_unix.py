@@ -64,6 +64,7 @@ print("codes", [main(words.split()) for words in sys.argv[1:]])
 """A program that runs several commands, its arguments."""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
     tiny = make_tiny(tmp_path / "tiny")

@@ -84,7 +84,7 @@ def test_adapters_merge_into_the_weights(smollm2, questions, tmp_path):
     assert float((other - before).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.long), "fsdp"])
 def test_two_ranks_train_what_one_process_does(parallel, smollm2, questions, held_out, whole, tmp_path):
     """Given the same split; within float32 rounding of two steps of AdamW at 1e-5."""
     run = from_split(whole, tmp_path)

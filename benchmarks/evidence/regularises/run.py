@@ -204,12 +204,12 @@ def interpolated(found: Mapping[float, float], wanted: float) -> float:
 
 
 def answers(run: Path, prompts: Path) -> Plain:
-    """Return the form of the greedy answers of a run's last model, in bfloat16."""
+    """Return the form of the greedy answers of a run's last model, in float32."""
     from sftmix.tools.answers.generate import answer_file, read_questions
     from sftmix.tools.answers.options import AnswerOptions
     from sftmix.tools.runs.models import finished_models
 
-    options = AnswerOptions(max_new_tokens=LONGEST, batch_size=32, dtype="bfloat16")
+    options = AnswerOptions(max_new_tokens=LONGEST, batch_size=32, dtype="float32")
     questions = read_questions([str(prompts)])
     rows = answer_file(run / "answers.jsonl", finished_models(run), questions, "rows", options)
     words = statistics.mean(len((row["answers"]["target"] or "").split()) for row in rows)

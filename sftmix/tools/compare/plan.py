@@ -80,8 +80,8 @@ class Comparison:
         variants = {name: config.plain() for name, config in self.variants.items()}
         if not self.options.fresh_reference:  # what all seeds share does not depend on a run's seed
             seed = self.variants[self.baseline].seed
-            for name, plain in variants.items():
-                if plain["data"]["seed"] is None and self.variants[name].data.drawn:
+            for plain in variants.values():
+                if plain["data"]["seed"] is None and plain["data"]["eval_fraction"] is not None:
                     plain["data"]["seed"] = seed
                 values = plain["reference"]["init_args"]
                 if "training" in values:

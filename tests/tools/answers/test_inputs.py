@@ -67,7 +67,7 @@ def test_prompts_are_rows_of_any_format_with_or_without_answer(read, row):
     [
         ("{", ""),
         ("5", "expected an object"),
-        ('{"text": "long ago"}', "a text"),
+        ('{"text": "long ago"}', "format not recognised from the fields 'text'"),
         ('{"instruction": "a\\u0000"}', "instruction contains a NUL"),
     ],
 )
