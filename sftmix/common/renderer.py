@@ -74,6 +74,10 @@ class Renderer(Component, ABC):
                 found.append(RenderedTurn(prompt, self.answer(message)))
         return found
 
+    def batch(self, examples: Sequence[Example]) -> list[list[RenderedTurn]]:
+        """Return the trained turns of each conversation; a class that tokenises many texts faster may do so here."""
+        return [self.turns(example) for example in examples]
+
     def text_of(self, ids: Sequence[int]) -> str:
         """Return an answer that the model has written, through the id before the one that ends its turn, as text."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

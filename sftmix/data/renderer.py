@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -29,6 +29,16 @@ LOST = ("template_refused", "tools_lost", "calls_lost", "prefix_mismatch")
 """Reasons why a turn cannot be trained under a template."""
 APART = {"composed", "boundary"}
 """Reasons why a turn cannot be one of several in an example: the next one's prompt has it in other tokens."""
+
+
+class Written(NamedTuple):
+    """A trained turn as text: its prompt, the response behind it, and this through each of its parts with the weight of
+    the part; reasons to count."""
+
+    prompt: str
+    text: str
+    parts: list[tuple[str, float]]
+    reasons: list[str]
 
 
 class ChatTemplate(Renderer):
@@ -147,14 +157,25 @@ class ChatTemplate(Renderer):
 
     def turns(self, example: Example) -> list[RenderedTurn]:
         """Return the trained turns of a conversation: as the template writes them behind the prompt, or composed."""
-        example = replace(example, tools=self.spellings.as_text(example.tools))
-        chat = [self.turn(message) for message in example.messages]
-        places = [place for place, message in enumerate(example.messages) if message.trained]
-        return [self._rendered(example, chat[:place], example.messages[place]) for place in places]
+        return self.batch([example])[0]
+
+    def batch(self, examples: Sequence[Example]) -> list[list[RenderedTurn]]:
+        """Return the trained turns of each conversation, all tokenised together."""
+        written = [self._written(example) for example in examples]
+        texts = [text for of_one in written for turn in of_one for text in (turn.prompt, turn.prompt + turn.text)]
+        ids = dict(zip(texts, self.spellings.tokenize(texts), strict=True))
+        return [[self._tokens(turn, ids) for turn in of_one] for of_one in written]
 
     # ----------------------------------------------------------------------------------------------- responses
 
-    def _rendered(self, example: Example, before: Chat, message: Message) -> RenderedTurn:
+    def _written(self, example: Example) -> list[Written]:
+        """Return the trained turns of a conversation as text."""
+        example = replace(example, tools=self.spellings.as_text(example.tools))
+        chat = [self.turn(message) for message in example.messages]
+        places = [place for place, message in enumerate(example.messages) if message.trained]
+        return [self._response(example, chat[:place], example.messages[place]) for place in places]
+
+    def _response(self, example: Example, before: Chat, message: Message) -> Written:
         """Put a response behind its prompt: as the template writes it there, or else from its parts.
 
         before  the turns in front of it
@@ -179,7 +200,7 @@ class ChatTemplate(Renderer):
             reasons.append("composed")
         if MARK in prompt + text:
             reasons.append("spelt_special")
-        return self._tokens(prompt, text, self._weights(message, text, answer), reasons)
+        return Written(prompt, text, self._weights(message, text, answer), reasons)
 
     def _place(self, written: str, thought: str, answer: str) -> int:
         """Return where the answer ends in what the template writes behind a prompt; -1 if the row is not in it.
@@ -242,12 +263,13 @@ class ChatTemplate(Renderer):
 
     # -------------------------------------------------------------------------------------------------- tokens
 
-    def _tokens(self, prompt: str, text: str, parts: list[tuple[str, float]], reasons: list[str]) -> RenderedTurn:
+    def _tokens(self, turn: Written, ids_of: Mapping[str, list[int]]) -> RenderedTurn:
         """Return the ids of a prompt, and of the response behind it, which is tokenised apart where a token spans both.
 
-        parts  of the response, through each
+        ids_of  text -> ids, of the prompt, and of both
         """
-        front, ids = self.spellings.tokenize([prompt, prompt + text])
+        prompt, text, parts, reasons = turn
+        front, ids = ids_of[prompt], ids_of[prompt + text]
         if ids[: len(front)] != front:
             # Behind a special token, so that no tokenizer takes the response for the beginning of a text.
             anchor = self.ends[0]

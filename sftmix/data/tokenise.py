@@ -70,14 +70,14 @@ class Outcome(NamedTuple):
 def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
     """Tokenise examples, each on its own; one Outcome per example, in order."""
     assert encoder.renderer is not None
-    outcomes = []
-    for example in examples:
-        try:
-            turns = encoder.renderer.turns(example)
-            outcomes.append(_refused(turns, encoder.end_ids) or _masked(turns, max_length))
-        except TemplateRefusal as error:
-            outcomes.append(Outcome.without("template_refused", detail=f": {error}"))
-    return outcomes
+    try:
+        found = encoder.renderer.batch(examples)
+    except TemplateRefusal as error:
+        # The template refuses one of them: alone, each shows whether it is this one.
+        if len(examples) == 1:
+            return [Outcome.without("template_refused", detail=f": {error}")]
+        return [encode_examples(encoder, [example], max_length)[0] for example in examples]
+    return [_refused(turns, encoder.end_ids) or _masked(turns, max_length) for turns in found]
 
 
 def _refused(turns: Sequence[RenderedTurn], ends: Sequence[int]) -> Outcome | None:
