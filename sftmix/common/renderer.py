@@ -28,8 +28,11 @@ class Renderer(Component, ABC):
     option = "data.renderer"
     tokenizer: Any = None
 
-    def begin(self, tokenizer: Any) -> None:
-        """Take the tokenizer, before anything else is asked for."""
+    def begin(self, tokenizer: Any, *, thinks: bool | None = False) -> None:
+        """Take the tokenizer, before anything else is asked for.
+
+        thinks  some response of the rows has a thought; None: it is not known, as after the training
+        """
         self.tokenizer = tokenizer
 
     @property
@@ -64,6 +67,10 @@ class Renderer(Component, ABC):
 
         Parts of weight 0 are not trained. The last id is one of `ends`, and none before it is.
         """
+
+    def ids(self, text: str) -> list[int]:
+        """Tokenise a text; special tokens that it spells are tokens, and none is added."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
 
     def turns(self, example: Example) -> list[RenderedTurn]:
         """Return the trained turns of a conversation, in order. Raises TemplateRefusal for one that it cannot write."""

@@ -112,21 +112,29 @@ class Encoder:
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thinks: bool | None = False) -> Encoder:
-    """Make the encoder of rows under these options: without a chat template if data.format is text, else with one.
+    """Make the encoder of rows under these options: without a renderer if data.format is text, else with one.
 
-    A template that is not ours is first tried out in a process of its own, once for each cache. Raises ConfigError for
-    one that takes too long, or too much memory.
+    A template that is not ours is first tried out in a process of its own. Raises ConfigError for one that takes too
+    long, or too much memory.
 
     thinks  some response of the rows has a thought; None: the template is taken as it is
     """
     if options.format == TEXT:
         return text_encoder(tokenizer, options.special_tokens)
-    if options.renderer is not None:
-        renderer = copy(options.renderer)
-        renderer.begin(tokenizer)
-        return Encoder(tokenizer, renderer)
-    name, source = chosen(tokenizer, options.template)
-    variables = token_roles(tokenizer)
+    renderer = copy(options.renderer) or ChatTemplate(
+        template=options.template,
+        template_options=options.template_options or {},
+        special_tokens=options.special_tokens,
+        thoughts=options.thoughts,
+    )
+    if isinstance(renderer, ChatTemplate):
+        _try_out(*chosen(tokenizer, renderer.chosen), token_roles(tokenizer), options.cache_dir)
+    renderer.begin(tokenizer, thinks=thinks)
+    return Encoder(tokenizer, renderer)
+
+
+def _try_out(name: str, source: str, variables: dict[str, str], cache_dir: str | None) -> None:
+    """Try a template out in a process of its own, once for each cache, unless it is ours; ConfigError for trouble."""
     if len(source) > LETTERS:
         raise ConfigError(
             f"data.template: {name}: it has {len(source):,} characters; at most {LETTERS:,} are tried out"
@@ -139,15 +147,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thi
 
     if name not in NAMED:
         key = key_of(source, variables, version("transformers"), version("jinja2"))
-        get_or_build(options.cache_dir, f"template-{key}", build)
-    return make_encoder(
-        tokenizer,
-        options.template,
-        options.special_tokens,
-        thoughts=options.thoughts,
-        thinks=thinks,
-        variables=options.template_options or {},
-    )
+        get_or_build(cache_dir, f"template-{key}", build)
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
@@ -172,7 +172,7 @@ def make_encoder(
     variables  values of the template's variables, also in the exported template
     """
     renderer = ChatTemplate(
-        template=template, template_options=variables, special_tokens=special_tokens, thoughts=thoughts, thinks=thinks
+        template=template, template_options=variables, special_tokens=special_tokens, thoughts=thoughts
     )
-    renderer.begin(tokenizer)
+    renderer.begin(tokenizer, thinks=thinks)
     return Encoder(tokenizer, renderer)

@@ -51,25 +51,21 @@ class ChatTemplate(Renderer):
         template_options: Mapping[str, Any] = NONE,
         special_tokens: SpecialTokens = "text",
         thoughts: Thoughts = "train",
-        thinks: bool | None = False,
     ) -> None:
-        """template, template_options, special_tokens, thoughts: see `DataOptions`.
-
-        thinks  some response has a thought: the generation prompt is then the one for thinking; None: it stays
-        """
+        """template, template_options, special_tokens, thoughts: see `DataOptions`."""
         self.chosen = template
         self.template_options = template_options
         self.special_tokens = special_tokens
         self.thoughts = thoughts
-        self.thinks = thinks
 
-    def begin(self, tokenizer: Any) -> None:
+    def begin(self, tokenizer: Any, *, thinks: bool | None = False) -> None:
         """Choose the template, and find what it writes around a response (`sftmix.data.layout`).
 
+        thinks  the generation prompt is the one for thinking; None: it stays
         Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a
         response.
         """
-        super().begin(tokenizer)
+        super().begin(tokenizer, thinks=thinks)
         self.name, source = chosen(tokenizer, self.chosen)
         options = self.template_options
         given = {"messages", *inspect.signature(render_jinja_template).parameters, *token_roles(tokenizer)}
@@ -79,7 +75,7 @@ class ChatTemplate(Renderer):
                 "variable of its own; correct the name, or leave it out"
             )
         try:
-            thinks = self.thinks and self.thoughts != "drop"
+            thinks = thinks and self.thoughts != "drop"
             self.layout = layout = layout_of(tokenizer, defaults(options) + source, thinks=thinks)
         except TemplateRefusal as error:
             raise ConfigError(

@@ -100,6 +100,9 @@ class DataOptions(PlainFields):
             if role not in ROLES.values():
                 yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
         yield from column_problems(self.format, self.columns or {})
+        for name in ("template", "template_options", "thoughts", "special_tokens") if self.renderer else ():
+            if getattr(self, name) != getattr(DataOptions, name):
+                yield f"data.renderer and data.{name} exclude each other: leave one out, or give the class an option"
         yield from out_of_range("data", self, _DATA)
 
     def _problems_of_files(self) -> Iterator[str]:
