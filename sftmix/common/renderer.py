@@ -2,14 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from sftmix.common.component import Component
 from sftmix.common.errors import TemplateRefusal
 from sftmix.types import Example, Message, RenderedTurn
-
-NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 def as_turn(message: Message) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_json
-from sftmix.common.renderer import NONE, Renderer
+from sftmix.common.renderer import Renderer
 from sftmix.data.formats import TEXT
 from sftmix.data.reading import identity
 from sftmix.data.renderer import ChatTemplate
@@ -123,7 +123,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thi
         return text_encoder(tokenizer, options.special_tokens)
     renderer = copy(options.renderer) or ChatTemplate(
         template=options.template,
-        template_options=options.template_options or {},
+        template_options=options.template_options,
         special_tokens=options.special_tokens,
         thoughts=options.thoughts,
     )
@@ -164,7 +164,7 @@ def make_encoder(
     *,
     thoughts: Thoughts = "train",
     thinks: bool | None = False,
-    variables: Mapping[str, Any] = NONE,
+    variables: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """Make the encoder of a chat template; see `ChatTemplate` for the options and errors.
 

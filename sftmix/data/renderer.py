@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sftmix.common.errors import ConfigError, TemplateRefusal
-from sftmix.common.renderer import NONE, Renderer
+from sftmix.common.renderer import Renderer
 from sftmix.data.layout import layout_of, with_text_arguments, written_behind
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.templates import Chat, chosen, decode, defaults, reads, render, token_roles
@@ -48,7 +48,7 @@ class ChatTemplate(Renderer):
         self,
         *,
         template: str | None = None,
-        template_options: Mapping[str, Any] = NONE,
+        template_options: Mapping[str, Any] | None = None,
         special_tokens: SpecialTokens = "text",
         thoughts: Thoughts = "train",
     ) -> None:
@@ -67,7 +67,7 @@ class ChatTemplate(Renderer):
         """
         super().begin(tokenizer, thinks=thinks)
         self.name, source = chosen(tokenizer, self.chosen)
-        options = self.template_options
+        options = self.template_options or {}
         given = {"messages", *inspect.signature(render_jinja_template).parameters, *token_roles(tokenizer)}
         if unread := [key for key in options if key in given or not reads(source, key)]:
             raise ConfigError(
