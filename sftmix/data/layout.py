@@ -175,10 +175,8 @@ class TemplateLayout:
     @cached_property
     def thought_tag(self) -> str:
         """What opens a thought that we write, with the white space behind it."""
-        plain = written_behind(self.prompt, self.plain, QUESTION, "", thinks=False) or ""
         begun = text_before(self._thinking_behind, THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
-        empty = closing_at_head(plain).partition("</")[0].replace("\n\n", "\n")  # Kimi-K2-Thinking: '<think></think>'
-        return opened_by(self.prompt) or opened_by(empty) or opened_by(begun) or OPENING
+        return opened_by(self.prompt) or opened_by(begun) or OPENING
 
     @cached_property
     def closing(self) -> str:
