@@ -244,7 +244,7 @@ tools.trackers.main = tools.quickstart.command.main = lambda args: None
 tools.suspects.command.main = lambda given: None
 tools.report.write.write_report = lambda *args, **options: []
 tools.answers.generate.main = tools.evaluate.command.main = tools.verify.command.main = lambda args: None
-tools.sharing.command.main = tools.stages.command.after_stage = lambda *args: None
+tools.sharing.command.main = tools.stages.command.write_run_cards = lambda *args: None
 tools.answers.chat.chat = lambda *args, **more: None
 json.dump([main(words) for words in json.load(sys.stdin)], open("codes.json", "w"))
 """

@@ -84,7 +84,7 @@ def test_the_wheel_holds_what_the_package_needs(checkout, tmp_path):
     shutil.unpack_archive(build("wheel", checkout, tmp_path), packages, "zip")
     there = {file.relative_to(packages).as_posix() for file in packages.rglob("*")}
     wanted = {file.relative_to(ROOT).as_posix() for file in (ROOT / "sftmix").rglob("*") if file.suffix in NO_MODULES}
-    assert {"sftmix/py.typed", "sftmix/recipes/quickstart.yaml", "sftmix/tools/evaluate/tasks/medical.yaml"} <= wanted
+    assert {"sftmix/py.typed", "sftmix/recipes/quickstart.yaml"} <= wanted
     assert wanted - there == set()
     (about,) = packages.glob("sftmix-*.dist-info")
     assert about.name == f"sftmix-{sftmix.__version__}.dist-info"

@@ -54,7 +54,7 @@ def training_losses(run: Path) -> dict[str, tuple[float, int]]:
 
     file, train = run / "report" / "examples.parquet", [("held_out", "==", False)]
     if not file.exists() or pq.read_table(file, columns=["loss_after"], filters=train)["loss_after"].null_count:
-        write_report([run], map_size=0, score_all=True)
+        write_report(run, map_size=0, score_all=True)
     table = pq.read_table(file, columns=["id", "loss_after", "response_tokens"], filters=train)
     columns = (table[name].to_pylist() for name in ("id", "loss_after", "response_tokens"))
     return {i: (loss, tokens) for i, loss, tokens in zip(*columns, strict=True)}

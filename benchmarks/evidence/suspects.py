@@ -29,16 +29,16 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.evidence.suspects_rows import FILES, SEEDS, SHARES, key_of  # noqa: E402
 from sftmix.common.tables import read_dynamics  # noqa: E402
+from sftmix.components import confidence  # noqa: E402
 from sftmix.tools.suspects.command import OF_TEXTS, default_signals  # noqa: E402
 from sftmix.tools.suspects.signals import (  # noqa: E402
-    IFD,
     Echo,
-    Ending,
     EndOfTurn,
     HardTokens,
     Information,
     Mismatch,
     Perplexity,
+    Signal,
     SuspectRows,
     ranked,
 )
@@ -52,6 +52,22 @@ COMMON = frozenset(
     re.findall(r"\w+", "the of and to a in is that it for as was with be by on are this i you an or at from not")
 )
 """Common English words; a text without them is in another language, or a list."""
+
+
+class Ending(Signal):
+    """1 for a response that ends without a mark, as one that was cut off does; for rows without a reference."""
+
+    def score(self, rows: SuspectRows) -> Float64:
+        return np.array([bool(re.search(r"[\w,-]$", response.rstrip())) for response in rows.responses], np.float64)
+
+
+class IFD(Signal):
+    """The same as a ratio, NLL with the prompt / NLL without (arXiv 2308.12032): short responses count as long ones."""
+
+    def score(self, rows: SuspectRows) -> Float64:
+        return -confidence.IFD(checkpoint="last").estimate(rows.dynamics_with("alone_nll_sum"))
+
+
 SIGNALS = (Mismatch, Information, IFD, Echo, EndOfTurn, HardTokens, Ending, Perplexity)
 
 

@@ -180,8 +180,8 @@ class FromFile(Reference):
     def __init__(self, *, path: str):
         """
         path: the dynamics file; examples missing from it count as not scored, other examples in it are ignored. Or
-            `hub:NAME`, scores that `confidence --push_to_hub` has shared: rows are matched by the hash of their text,
-            and each must be there.
+            `hub:NAME`, scores that `write_scores` made (docs/sharing.md): rows are matched by the hash of their
+            text, and each must be there.
         """
         self.path = path
 

@@ -38,6 +38,6 @@ def fetched_scores(name: str) -> Sequence[str]:
     if missing := [file.name for file in files if not file.is_file()]:
         raise DataError(
             f"reference.path: {HUB}{name} has no {', '.join(missing)}; name scores that "
-            "`sftmix confidence --push_to_hub` has written"
+            "`sftmix.tools.sharing.cards.write_scores` has written"
         )
     return [str(file) for file in files]

@@ -104,11 +104,9 @@ REPORT = ["report", "run", "--map", "0"]
 OPENED = [
     *(("train/model/model.safetensors", words) for words in (GENERATE, ["chat", "run"], EVALUATE)),
     ("train/model/config.json", ["report", "run"]),
-    ("train/model/config.json", ["export", "run", "--push_to_hub", "me/model", "--license", "mit"]),
     *((f"{name}.parquet", REPORT) for name in ("split/split", "confidence/confidence", "train/eval", "base/sample")),
     *((f"{stage}/metrics.jsonl", REPORT) for stage in ("reference", "train")),
     ("reference/scores/step-00000006.parquet", REPORT),
-    ("train/metrics.jsonl", ["report", "run", "run", "--to", "both.html"]),
     ("train/metrics.jsonl", ["export", "run", "--to", "model"]),
 ]
 

@@ -114,7 +114,6 @@ def test_what_is_written_has_a_name_that_can_be_seen(kind, finished, around, no_
         ["report", run, "--to", name],
         ["generate", run, "--to", name],
         ["evaluate", run, "--tasks", "arc_easy", "--to", name],
-        ["evaluate", "raw.json", "--convert", "pubmedqa", "--to", name],
     )
     refused(commands, REFUSED[kind], around, sftmix)
 

@@ -2,11 +2,11 @@
 
     python benchmarks/evidence/real/answers.py --table runs/real/main --data runs/real/data --name real-main
 
-Each finished run answers prompts.json greedily, and MedMCQA if DATA/medmcqa.jsonl is there (it is made by
-`sftmix evaluate medmcqa_2000.jsonl --convert medmcqa --to DATA`). Both stay in the run, so the same command goes on
-where it was. RESULTS/NAME/answers.json gets the figures of each run as it ends: the share of answers that end their
-turn, the ratio of their words to the reference's (median), and the accuracy, also that of the base model. Figures that
-are there and are not measured again stay.
+Each finished run answers prompts.json greedily, and MedMCQA if DATA/medmcqa.yaml is there (it is made by
+`python docs/examples/medical_tasks.py medmcqa_2000.jsonl medmcqa --to DATA`). Both stay in the run, so the same
+command goes on where it was. RESULTS/NAME/answers.json gets the figures of each run as it ends: the share of answers
+that end their turn, the ratio of their words to the reference's (median), and the accuracy, also that of the base
+model. Figures that are there and are not measured again stay.
 """
 
 import argparse
@@ -42,10 +42,10 @@ def figures(run: Path, data: Path) -> dict[str, Any]:
 
 def accuracy(run: Path, data: Path, model: str) -> dict[str, float]:
     """Return the accuracy of the target or of the base model of a run; nothing without the questions."""
-    if not (data / "medmcqa.jsonl").exists():
+    if not (data / "medmcqa.yaml").exists():
         return {}
     words = ("--models", model, "--limit", QUESTIONS)
-    sftmix("evaluate", run, "--tasks", "medmcqa", "--data_dir", data, *words)
+    sftmix("evaluate", run, "--tasks", "medmcqa", "--include_path", data, *words)
     (file,) = (run / "evaluation").glob(f"medmcqa.{model}.*.json")
     return {"medmcqa": read_json(file)["scores"]["medmcqa"]["value"]}
 

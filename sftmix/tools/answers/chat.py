@@ -5,15 +5,11 @@ import contextlib
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sftmix.cli.results import at, say
-from sftmix.common.errors import ConfigError
-from sftmix.common.files import decoded
 from sftmix.common.shown import as_lines
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
-from sftmix.tools.runs.models import Functions
 from sftmix.tools.runs.read import read_json_if_there
 
 ABOUT = """Talk to a finished model in the terminal, by the chat template and the stop ids of its training.
@@ -30,9 +26,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--beside", metavar="NAME", help="a second model: baseline or base of the run, another run or a model"
     )
-    parser.add_argument(
-        "--tools", metavar="FILE", help="functions that it may call, a JSON list; calls are shown as it writes them"
-    )
     add_sampling(parser)
 
 
@@ -44,7 +37,6 @@ def main(args: argparse.Namespace) -> None:
         sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding
     options = sampling(args)
     names = ["target", *([args.beside] if args.beside else [])]
-    tools = read_tools(args.tools) if args.tools else ()
     models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     summaries = [read_json_if_there(model.run / "summary.json") for model in models if model.run]
@@ -53,20 +45,10 @@ def main(args: argparse.Namespace) -> None:
         say(f"{rows:,} of its rows had a system turn, and this conversation has none: --system TEXT or FILE gives one")
     from sftmix.tools.runs.loaded import load_finished
 
-    chat([load_finished(model, options.dtype) for model in models], options, tools)
+    chat([load_finished(model, options.dtype) for model in models], options)
 
 
-def read_tools(name: str) -> Functions:
-    """Read the functions of a file, in OpenAI's form. Raises ConfigError."""
-    from sftmix.data.calls import tools_of
-
-    try:
-        return tools_of({"tools": decoded(Path(name).expanduser().read_bytes())})
-    except (OSError, ValueError) as error:  # BadRow is one
-        raise ConfigError(f"--tools: {name} cannot be read as a JSON list of functions: {error}") from error
-
-
-def chat(models: Sequence[Any], options: AnswerOptions, tools: Functions = ()) -> None:
+def chat(models: Sequence[Any], options: AnswerOptions) -> None:
     """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before.
 
     A turn for whose answer the context of one of them has no room is answered by none, and forgotten. Raises DataError
@@ -86,14 +68,12 @@ def chat(models: Sequence[Any], options: AnswerOptions, tools: Functions = ()) -
                 continue
             turns = [[*messages, {"role": "user", "content": line}] for messages in conversations]
             try:
-                conversations = _answered(models, turns, options, tools) or conversations
+                conversations = _answered(models, turns, options) or conversations
             except KeyboardInterrupt:
                 print("\nthe turn is taken back")
 
 
-def _answered(
-    models: Sequence[Any], conversations: Sequence[Any], options: AnswerOptions, tools: Functions
-) -> list[Any]:
+def _answered(models: Sequence[Any], conversations: Sequence[Any], options: AnswerOptions) -> list[Any]:
     """Show what each model answers, and return the conversations with it; none if one of the models has no room.
 
     All models or none: they are compared, so all must have been asked the same.
@@ -103,7 +83,7 @@ def _answered(
     from sftmix.tools.answers.answering import asked, generated
 
     names = [f"{model.name}: " if len(models) > 1 else "" for model in models]
-    prompts = [asked(*one, options, "chat", tools) for one in zip(models, conversations, strict=True)]
+    prompts = [asked(*one, options, "chat") for one in zip(models, conversations, strict=True)]
     full = [
         f"{name}the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew"
         for model, name, (prompt, room) in zip(models, names, prompts, strict=True)
@@ -115,7 +95,7 @@ def _answered(
     answered = []
     for model, name, messages, (prompt, room) in zip(models, names, conversations, prompts, strict=True):
         print(name, end="")
-        streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=not tools)
+        streamer = TextStreamer(model.encoder.tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer.on_finalized_text = _show  # type: ignore[method-assign]
         key = "", "chat", (len(messages) - 1) // 2
         (ids,) = generated(model, {key: prompt}, room, options.temperature or 0.0, options, streamer)

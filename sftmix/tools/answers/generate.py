@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -253,9 +253,6 @@ def answer_file(
     Beside it is `FILE.inputs.json`, what it is made from, and while it is made `FILE.parts`: the answers in the order
     in which they came.
     """
-    from sftmix.tools.answers.answering import COLUMNS, answered
-    from sftmix.tools.runs.loaded import load_finished
-
     file, parts = Path(f"{path}.inputs.json"), Path(f"{path}.parts")
     inputs = inputs_of(form, questions, models, options)
     if not path.exists() and not file.exists():
@@ -266,28 +263,45 @@ def answer_file(
         problem = f"{path} was made with other inputs: {'; '.join(different)}"
         raise ConfigError(f"{problem}. Use another --to, or the old settings")
     if not path.exists():
-        answers = {tuple(answer["key"]): answer for answer in read_batches(parts)}
-        total = sum(1 + len(question.follow_ups) for question in questions)
-        for model in models:
-            done = sum(name == model.name for name, _, _ in answers)
-            if done < total:
-                loaded = load_finished(model, options.dtype)
-                with progress_bar(f"{model.name}: answering", total=total, unit=" answers", done=done) as bar:
-                    for batch in answered(loaded, questions, answers, options):
-                        append_batch(parts, batch)
-                        bar.update(len(batch))
-                del loaded  # before the next one
-        rows = []
-        for question in questions:
-            line, turns = question.plain(), range(1 + len(question.follow_ups))
-            for column in COLUMNS:
-                values = {m.name: [answers[m.name, question.id, turn][column] for turn in turns] for m in models}
-                line[column] = values if question.follow_ups else {name: value for name, (value,) in values.items()}
-            rows.append(line)
-        write_jsonl(path, rows)
+        answers = _answers(models, questions, options, parts)
+        write_jsonl(path, [_line(question, models, answers) for question in questions])
         parts.unlink(missing_ok=True)
     lines = list(map(json.loads, path.read_bytes().splitlines()))  # in a text U+2028 would also end a line
     for model in models:
         ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))
         say(f"answers of {model.name}: {', '.join(f'{n:,} {end}' for end, n in sorted(ends.items()))}")
     return lines
+
+
+def _answers(
+    models: Sequence[FinishedModel], questions: Sequence[Question], options: AnswerOptions, parts: Path
+) -> dict[Any, dict[str, Any]]:
+    """Return the answers of all models by their keys, after appending to `parts` those that it lacks."""
+    from sftmix.tools.answers.answering import answered
+    from sftmix.tools.runs.loaded import load_finished
+
+    answers = {tuple(answer["key"]): answer for answer in read_batches(parts)}
+    total = sum(1 + len(question.follow_ups) for question in questions)
+    for model in models:
+        done = sum(name == model.name for name, _, _ in answers)
+        if done < total:
+            loaded = load_finished(model, options.dtype)
+            with progress_bar(f"{model.name}: answering", total=total, unit=" answers", done=done) as bar:
+                for batch in answered(loaded, questions, answers, options):
+                    append_batch(parts, batch)
+                    bar.update(len(batch))
+            del loaded  # before the next one
+    return answers
+
+
+def _line(
+    question: Question, models: Sequence[FinishedModel], answers: Mapping[Any, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what the file says of a question and of the answers of all models."""
+    from sftmix.tools.answers.answering import COLUMNS
+
+    line, turns = question.plain(), range(1 + len(question.follow_ups))
+    for column in COLUMNS:
+        values = {m.name: [answers[m.name, question.id, turn][column] for turn in turns] for m in models}
+        line[column] = values if question.follow_ups else {name: value for name, (value,) in values.items()}
+    return line

@@ -47,7 +47,7 @@ def run_table(comparison: Comparison) -> None:
 
     say("\n" + markdown(compare(comparison)), sys.stdout)
     write_run_cards(*(cell.path for cell in comparison.cells))
-    say(f"see table.md, cells.csv and table.json in {comparison.out}", sys.stdout)
+    say(f"see table.md and table.json in {comparison.out}", sys.stdout)
 
 
 def listing(comparison: Comparison) -> str:

@@ -22,7 +22,7 @@ OF_THE_TABLE = {"out", "seed", "with_baseline"}
 DIVERGED = "diverged.json"
 """In the directory of a cell whose target diverged: the error. Without it, the same command tries the cell again."""
 
-_NAME = re.compile(r"(?!table\.|cells\.|compare\.|STATUS\.)[A-Za-z0-9][A-Za-z0-9._+=-]*")
+_NAME = re.compile(r"(?!table\.|compare\.|STATUS\.)[A-Za-z0-9][A-Za-z0-9._+=-]*")
 
 
 @dataclass(kw_only=True)

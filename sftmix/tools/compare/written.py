@@ -1,4 +1,4 @@
-"""The files of a table: table.json, table.md and table.tex for people, cells.csv with a row for each run."""
+"""The files of a table: table.json, and table.md and table.tex for people."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,21 +22,15 @@ SHOWN = (
     "mu_effective",
     "stages.train.wall_seconds",
 )
-"""Figures that are shown unless `metrics` names others; missing ones are left out, and cells.csv has all."""
+"""Figures that are shown unless `metrics` names others; missing ones are left out, and table.json has all."""
 CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p (Holm)", "result", "inputs that differ"]
 
 
 def write_result(directory: Path, table: Table) -> Table:
-    """Write table.json, table.md, table.tex, and cells.csv with a row for each run; return the table."""
-    import pandas as pd
-
+    """Write table.json, table.md and table.tex; return the table."""
     write_json(directory / "table.json", table)
     write_text(directory / "table.md", markdown(table))
     write_text(directory / "table.tex", latex(table))
-    rows = []
-    for name, variant in table["variants"].items():
-        rows += [{"variant": name, "seed": r["seed"], "run": r["run"], **r["metrics"]} for r in variant["runs"]]
-    write_text(directory / "cells.csv", pd.DataFrame(rows).to_csv(index=False))
     return table
 
 

@@ -14,9 +14,8 @@ Rows are read and tokenised; of the models only the config is read, so it takes 
   sftmix estimate --config recipe:alpaca-llama3.1-8b --gpu H100 --gpus 8
   sftmix estimate --model.path NAME --data.train rows.json --tflops 0.2
 
-Hours are FLOPs / (peak x MFU), or bytes / bandwidth where the GPUs send each other so much that it takes longer.
---mfu is a guess until a run of yours on such a machine has been measured, and --bandwidth is a data sheet's: what
-nccl-tests says of your machine (busbw) is the figure to give."""
+Hours are FLOPs / (peak x MFU); what GPUs send each other is not counted. --mfu is a guess until a run of yours on such
+a machine has been measured."""
 
 _OPTIONS = (
     OwnOption("gpu", str | None, None, "NAME", f"{', '.join(GPUS)} or cpu; null: this machine."),
@@ -24,14 +23,6 @@ _OPTIONS = (
     OwnOption("gpus_per_node", int, 8, "N", "GPUs of a node, which share the weights under training.parallel hsdp."),
     OwnOption("mfu", float, MFU, "X", "Share of the peak that token slots reach, padding included, in (0, 1]."),
     OwnOption("tflops", float | None, None, "X", "Peak of one device in TFLOP/s, in place of the known one."),
-    OwnOption(
-        "bandwidth",
-        float | None,
-        None,
-        "X",
-        "GB/s of one GPU in one direction, between nodes if there are several; null: the data sheet's within a node, "
-        "else communication is not counted.",
-    ),
     OwnOption("json", bool, False, "", "Print JSON instead of a table."),
 )
 

@@ -13,7 +13,7 @@ from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.pipeline.rows import read_rows
 from sftmix.tools.estimate.model import forward_flops, training_flops
-from sftmix.tools.estimate.work import FLOAT, HALF, Layout, Machine, Work, plan
+from sftmix.tools.estimate.work import HALF, Layout, Machine, Work, plan
 from sftmix.training.memory import PeakMemory
 
 __all__ = ["Machine", "estimate"]
@@ -40,26 +40,17 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
 
 
 def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
-    """FLOPs and hours of all devices together, bytes that each one sends and holds.
-
-    Computation and communication overlap: FSDP gathers a layer while the layer before it computes, DDP sends gradients
-    during the backward. So the longer one counts; if they do not overlap well, the true time is up to twice as long.
-    """
+    """FLOPs and hours of all devices together, bytes that each one holds. What they send each other takes no time."""
     layout, model = Layout(work.options, machine), work.model
     memory = {"process": process, **parts_of(work, layout)}
     memory["peak"] = sum(memory.values())
     training = training_flops(model, work.computed, recompute=work.options.activation_checkpointing is True)
     scoring = sum(forward_flops(model, work.read))
-    weights, gradients, averages = traffic(work, layout)
-    computing = communicating = hours = None
-    if machine.bandwidth and machine.node_bandwidth:
-        in_nodes = machine.per_node % layout.shards == 0
-        of_shards = machine.node_bandwidth if in_nodes else machine.bandwidth
-        communicating = (weights + gradients) / of_shards + averages / machine.bandwidth
+    computing = hours = None
     if peak := machine.flops if layout.size == HALF else machine.fp32_flops:
         speed = peak * machine.mfu * machine.count
         computing = training / max(work.steps, 1) / speed
-        hours = (scoring / speed + work.steps * max(computing, communicating or 0.0)) * machine.count / 3600
+        hours = (scoring + training) / speed * machine.count / 3600
     return {
         "model": model.path,
         "numbers": model.numbers.whole.all,
@@ -75,34 +66,11 @@ def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
             "micro_batches": work.micro_batches,
             "micro_batch_slots": work.slots,
             "activation_checkpointing": work.options.activation_checkpointing is True,
-            "sent_bytes_per_device": {"weights": weights, "gradients": gradients, "averages": averages},
             "computing_seconds": computing,
-            "communicating_seconds": communicating,
         },
         "memory_bytes": memory,
         "fits": None if machine.memory is None else memory["peak"] <= machine.memory,
     }
-
-
-def traffic(work: Work, layout: Layout) -> tuple[float, float, float]:
-    """Bytes that each device sends, and receives, in one optimizer step; 0 without steps.
-
-    Of weights and of gradients to the devices that share a copy of the weights with it, and of gradients to those that
-    hold other copies.
-
-    Ranks form a ring: each passes on (n - 1) / n of a tensor that is gathered or reduced, twice as much of an average.
-    Each pass through the backbone gathers the decoder layers, and again for the backward, unless they are kept; the
-    rest is gathered once per micro-batch. The last micro-batch of a step, or each, reduces gradients to shards, which
-    copies of the weights then average (hsdp; under ddp each rank has a copy). If the last one has several passes, FSDP
-    sends the layers' gradients that earlier micro-batches left with its first pass, and its own with the last.
-    """
-    copies, ring, model = layout.copies, (layout.shards - 1) / layout.shards, work.model.numbers
-    each, again = work.options.reduce_each_micro_batch, work.options.reshard_after_forward
-    weights = (1 + again) * model.layers.all * work.passes + model.outside.all * work.micro_batches
-    twice = layout.shards > 1 and work.passes > work.micro_batches > 1 and not each
-    times = work.micro_batches if each else bool(work.micro_batches)
-    gradients = FLOAT * times * (model.outside.trained + model.layers.trained * (1 + twice))
-    return layout.size * ring * weights, ring * gradients, 2 * (copies - 1) / copies / layout.shards * gradients
 
 
 def parts_of(work: Work, layout: Layout) -> dict[str, int]:

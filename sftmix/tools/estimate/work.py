@@ -48,8 +48,6 @@ class Machine:
     memory     bytes of one device; None: unknown
     mfu        share of the peak that the FLOPs of all token slots reach
     per_node   devices of one node
-    bandwidth  of one device to the others in one direction, bytes/s; None: unknown, communication takes no time
-    node_bandwidth  the same to those of its node
     """
 
     def __init__(
@@ -60,23 +58,19 @@ class Machine:
         mfu: float,
         tflops: float | None,
         gpus_per_node: int,
-        bandwidth: float | None,
     ) -> None:
         """Raise ConfigError if one of the options is not allowed.
 
         gpu        a name of the table, or cpu; None: the GPUs of this machine, or its CPU
         gpus       None: as many as a node has (of this machine: as it has), or one CPU
         tflops     peak of one device, TFLOP/s; None: the table's
-        bandwidth  GB/s in one direction, between nodes if there are several; None: the table's, which holds within a
-                   node
         """
         name, own, free = _here() if gpu is None else (gpu, 1 if gpu == "cpu" else gpus_per_node, None)
-        known: tuple[float | None, ...] = GPUS.get(name, (None, None, None))
-        peak, gigabytes, link = known
+        peak, gigabytes = GPUS.get(name, (None, None))
         if peak is None and gpu not in (None, "cpu"):
             raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
         gpus = own if gpus is None else gpus
-        numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops, "bandwidth": bandwidth}
+        numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops}
         for option, value in numbers.items():
             if value is not None and not 0 < value <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {value}; allowed: above 0, and mfu at most 1")
@@ -85,10 +79,6 @@ class Machine:
         self.flops = _times(tflops or peak, 1e12)
         self.memory = free or _times(gigabytes, 1e9)
         self.mfu, self.per_node = mfu, gpus_per_node
-        # On one node the option replaces the table's; on several it is that between them.
-        among = bandwidth or (link if gpus <= gpus_per_node else None)
-        within = link if link and gpus > gpus_per_node else among
-        self.bandwidth, self.node_bandwidth = _times(among, 1e9), _times(within, 1e9)
 
     @property
     def device(self) -> torch.device:
@@ -119,14 +109,12 @@ class Layout:
     """How the ranks of a stage share its weights, and in which numbers they compute.
 
     shards   number of parts of the weights, each on another rank; 1: each rank holds all
-    copies   number of ranks, or groups of them, that hold the same weights
     size     bytes of a number in a matrix product
     """
 
     def __init__(self, options: TrainingOptions, machine: Machine) -> None:
         """Raise ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
         self.shards = shards_of(options, machine.world)
-        self.copies = machine.count // self.shards
         fp32 = options.precision == "fp32" or (options.precision == "auto" and machine.name == "cpu")
         self.size = FLOAT if fp32 else HALF
 
@@ -154,7 +142,6 @@ class Work(NamedTuple):
     memory         what a step takes; None: nothing is trained
     slots          token slots of the largest micro-batch, which needs the most memory
     micro_batches  micro-batches of each rank in a step, on average
-    passes         passes through the backbone in a step, on average: one for each segment of a micro-batch
     """
 
     name: str
@@ -167,7 +154,6 @@ class Work(NamedTuple):
     memory: Footprint | None = None
     slots: int = 0
     micro_batches: float = 0.0
-    passes: float = 0.0
 
 
 def _evaluations(config: RunConfig, order: TrainingOrder) -> int:
@@ -301,11 +287,10 @@ def _trained(
     for step in sorted({*sampled.tolist(), max(range(order.total_steps), key=longest)}):
         real += sum(int(data.lengths[slot.row]) for unit in order.batch(step) for slot in unit)
         dealt = deal(order.batch(step), data.lengths, options, **dealing)
-        counts.append((len(dealt), sum(one.n_segments for one in dealt)))
+        counts.append(len(dealt))
         for one in dealt:
             lengths = [data.lengths[[slot.row for unit in units for slot in unit]].tolist() for units in one.ranks]
             slots.append([token_slots(each, one.n_segments, padding_free=one_row) for each in lengths])
-    micro_batches, passes = np.mean(counts, axis=0).tolist()
     trained = steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data)
     spent = machine.count * sum(map(max, slots)) / real  # each waits for the slowest
     return work._replace(
@@ -315,6 +300,5 @@ def _trained(
         steps=steps,
         memory=memory,
         slots=max(map(max, slots)),
-        micro_batches=micro_batches,
-        passes=passes,
+        micro_batches=float(np.mean(counts)),
     )

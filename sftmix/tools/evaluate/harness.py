@@ -5,95 +5,74 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from sftmix.cli.results import say
 from sftmix.common.errors import ConfigError, DataError, DifferenceError
 from sftmix.common.files import hashed, sha256_file, sha256_json, write_json
-from sftmix.tools.evaluate.convert import BENCHMARKS, rows_and_shots
 from sftmix.tools.evaluate.table import Score
 from sftmix.tools.runs.models import FinishedModel
 from sftmix.tools.runs.read import read_json_if_there
 
-MEDICAL = Path(__file__).parent / "tasks" / "medical.yaml"
 
+def find_tasks(names: Sequence[str], include: Path | None) -> tuple[Any, list[Path]]:
+    """Return lm-eval's TaskManager that loads the tasks of these names; ConfigError for unknown names.
 
-def find_tasks(names: Sequence[str], data_dir: Path, include: Path | None) -> tuple[list[Any], Any]:
-    """Find tasks by name, and lm-eval's TaskManager that loads them; ConfigError for unknown names and missing rows.
-
-    data_dir  the directory with the converted rows of this room's tasks
     include   directory of a user's task files, and of rows and code that they may read
-    For each task these are its name; what the TaskManager loads, the name or the whole configuration of a task of this
-    room; and the files that its result depends on, task files and rows. lm-eval's own task files, thousands, are read
+    Beside it is the list of the files in it, on which results depend. lm-eval's own task files, thousands, are read
     only if one of the names may be among them.
     """
-    mine = sorted(path for path in include.rglob("*") if path.is_file() and path.suffix != ".pyc") if include else []
-    tasks: list[Any] = []
-    for name in dict.fromkeys(names):
-        if name not in BENCHMARKS:
-            tasks.append((name, name, mine))
-            continue
-        rows, shots = rows_and_shots(name, data_dir)
-        if not (rows.exists() and shots.exists()):
-            raise ConfigError(
-                f"task {name} is measured on local rows, {rows.name} and {shots.name} in --data_dir DIR; "
-                f"`sftmix evaluate RAW --convert {name} --to DIR` makes them"
-            )
-        spec = {
-            **yaml.safe_load(MEDICAL.read_text(encoding="utf-8")),
-            "task": name,
-            "doc_to_choice": list("ABCDE"[: BENCHMARKS[name]]),
-            "dataset_kwargs": {"data_files": {"test": str(rows), "shots": str(shots)}},
-        }
-        tasks.append((name, spec, [MEDICAL, rows, shots]))
+    files = sorted(path for path in include.rglob("*") if path.is_file() and path.suffix != ".pyc") if include else []
     from lm_eval.tasks import TaskManager
 
-    others = set(names).difference(BENCHMARKS)
     manager = TaskManager(include_path=include, include_defaults=False)
-    if not others.issubset(manager.all_tasks):
+    if not {*names}.issubset(manager.all_tasks):
         manager = TaskManager(include_path=include)
-    if unknown := others.difference(manager.all_tasks):
+    if unknown := sorted({*names}.difference(manager.all_tasks)):
         raise ConfigError(
-            f"no task {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)} of this package, those of "
-            "lm-eval (`lm_eval ls tasks` lists them) and the files of --include_path"
+            f"no task {', '.join(unknown)}; there are those of lm-eval (`lm_eval ls tasks` lists them) and the files "
+            "of --include_path"
         )
-    return tasks, manager
+    return manager, files
 
 
 def measure_tasks(
-    model: FinishedModel, tasks: Sequence[Any], manager: Any, place: Path, args: argparse.Namespace
+    model: FinishedModel,
+    names: Sequence[str],
+    manager: Any,
+    files: Sequence[Path],
+    place: Path,
+    args: argparse.Namespace,
 ) -> str:
     """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
 
     A result is a file, whose name has the task, the model, and a hash of all that the numbers depend on. It holds these
     and `scores`, as `scores_of` gives them; `all`, every metric that lm-eval gave; and `finished`, Unix seconds.
 
-    tasks, manager  as `find_tasks` gives them
+    manager, files  as `find_tasks` gives them
     Returns the identity of the model. Raises DataError for rows that cannot be fetched.
     """
     from sftmix.tools.runs.loaded import encoder_of, load_finished, weights_of
 
     weights = weights_of(model)
     identity = sha256_json([weights, encoder_of(model).fingerprint])
-    missing = []
-    for task, spec, files in tasks:
-        settings = _settings(spec, files, args)
+    settings = _settings(files, args)
+    missing = {}
+    for task in dict.fromkeys(names):
         name = ".".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in (task, model.name))
         file = place / f"{name}.{sha256_json([model.name, identity, settings])[:12]}.json"
         if is_whole(file):
             say(f"{task}, {model.name}: there already")
         else:
-            missing.append((task, spec, settings, file))
+            missing[task] = file
     if not missing:
         return identity
-    _load(manager, [(task, spec) for task, spec, *_ in missing])  # before a model is loaded
+    _load(manager, missing)  # before a model is loaded
     harness = harness_of(load_finished(model, args.dtype), args.batch_size, chat=args.apply_chat_template)
-    for task, spec, settings, file in missing:
-        results = _asked(harness, spec, manager, args)
+    for task, file in missing.items():
+        results = _asked(harness, task, manager, args)
         entry = {
             "task": task,
             "model": model.name,
@@ -118,14 +97,14 @@ def is_whole(file: Path) -> bool:
         return False
 
 
-def _load(manager: Any, tasks: Sequence[tuple[str, Any]]) -> None:
+def _load(manager: Any, names: Iterable[str]) -> None:
     """Load tasks and their rows, each alone, as it is measured: a task may be in a group beside it.
 
     Raises DataError for rows that are out of reach, ConfigError for a missing package.
     """
-    for name, spec in tasks:
+    for name in names:
         try:
-            manager.load([spec])
+            manager.load([name])
         except ImportError as error:
             raise ConfigError(
                 f"--tasks {name}: {error}; lm-eval has extras for such packages, as lm-eval[ifeval]"
@@ -133,17 +112,16 @@ def _load(manager: Any, tasks: Sequence[tuple[str, Any]]) -> None:
         except OSError as error:  # the network, the hub, a missing file
             raise DataError(
                 f"--tasks: lm-eval cannot load {name} or its rows ({' '.join(str(error).split())}); without a network "
-                "it finds rows that it fetched before, and those that --include_path or --data_dir names"
+                "it finds rows that it fetched before, and those that files of --include_path name"
             ) from error
 
 
-def _settings(spec: Any, files: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
+def _settings(files: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
     """Return all that the numbers of a task depend on, beside the model."""
     from lm_eval import __version__
 
-    own_shots = args.num_fewshot is None and isinstance(spec, dict)
     return {
-        "num_fewshot": spec["num_fewshot"] if own_shots else args.num_fewshot,
+        "num_fewshot": args.num_fewshot,
         "limit": args.limit,
         "seed": args.seed,
         "chat_template": args.apply_chat_template,
@@ -153,12 +131,12 @@ def _settings(spec: Any, files: Sequence[Path], args: argparse.Namespace) -> dic
     }
 
 
-def _asked(harness: Any, spec: Any, manager: Any, args: argparse.Namespace) -> dict[str, Any]:
+def _asked(harness: Any, task: str, manager: Any, args: argparse.Namespace) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
     return simple_evaluate(
         model=harness,
-        tasks=[spec],
+        tasks=[task],
         task_manager=manager,
         num_fewshot=args.num_fewshot,
         limit=args.limit,

@@ -3,7 +3,7 @@
     run        the files of a run, read back; NLL and hidden states of its examples under its models
     examples   one table of examples: report/examples.parquet
     pictures   plotly figures of runs
-    write      the pages of one run and of several runs
+    write      the page of a run, or of a table
     page.html  their sections, titles, captions and sentences
 
 Nothing else in the package imports this room. It needs the extra `report` (plotly and scikit-learn).

@@ -1,4 +1,4 @@
-"""`report`: the page of a run, or of several."""
+"""`report`: the page of a run, or of a table."""
 
 import argparse
 from pathlib import Path
@@ -10,11 +10,10 @@ from sftmix.config.read import TABLE
 from sftmix.tools.runs.read import refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
-For one run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
+For a run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
 
   sftmix report runs/first
   sftmix report runs/first --score          the loss of every training example before and after, in the table
-  sftmix report runs/first runs/second --to both.html
   sftmix report runs/table5 --margin 0.01   the differences of a table, seed by seed
 
 It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
@@ -25,14 +24,14 @@ ON_MAP = 400
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="finished run directories, or one table's")
-    parser.add_argument("--to", metavar="FILE", help="the page [RUN/report/report.html; of several runs report.html]")
+    parser.add_argument("run", type=Path, metavar="RUN", help="finished run directory, or a table's")
+    parser.add_argument("--to", metavar="FILE", help="the page [RUN/report/report.html]")
     parser.add_argument(
         "--map",
         type=int,
         default=ON_MAP,
         metavar="N",
-        help="examples on the map of hidden states of one run, half from each end; 0 loads no model [%(default)s]",
+        help="examples on the map of hidden states of a run, half from each end; 0 loads no model [%(default)s]",
     )
     parser.add_argument(
         "--score",
@@ -51,8 +50,8 @@ def main(args: argparse.Namespace) -> None:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
-    with as_written(f"a file of {' or '.join(map(str, args.runs))}"):
-        for path in write_report(args.runs, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
+    with as_written(f"a file of {args.run}"):
+        for path in write_report(args.run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
             print(path)
 
 
@@ -60,12 +59,10 @@ def _check(args: argparse.Namespace) -> None:
     """Raise ConfigError for what is certain of options and directories, before plotly and torch are imported."""
     if args.map and args.map < 10:
         raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
-    if len(args.runs) > 1 and (args.score or args.map not in (0, ON_MAP)):
-        raise ConfigError("--map and --score are for the report of one run; leave them out, or name one run")
-    table = len(args.runs) == 1 and is_there(args.runs[0] / TABLE)
+    table = is_there(args.run / TABLE)
     if args.margin is not None and not (table and args.margin > 0):
-        raise ConfigError(f"--margin is {args.margin:g}; it is above 0, and for the report of one table")
-    for run in [] if table else args.runs:
-        refuse_no_run(run)
-    if len(args.runs) == 1 and (problem := unwritable(args.runs[0] / "report", folder=True)):
-        raise ConfigError(f"{args.runs[0]} {problem}: of one run the table of examples is written there")
+        raise ConfigError(f"--margin is {args.margin:g}; it is above 0, and for the report of a table")
+    if not table:
+        refuse_no_run(args.run)
+    if problem := unwritable(args.run / "report", folder=True):
+        raise ConfigError(f"{args.run} {problem}: of a run the table of examples is written there")

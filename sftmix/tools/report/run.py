@@ -94,25 +94,17 @@ def _last(module: Any, batch: Batch) -> list[Any]:
     return [states[ends].float().cpu().numpy()]
 
 
-def read_summary(path: Path, *stages: str) -> dict[str, Any]:
-    """Return summary.json of a run that has one of the stages.
+def read_run(path: Path) -> RunView:
+    """Read a run that has a confidence or a split, with its rows, which are read from their files (or the cache).
 
-    Raises ConfigError if it has none of them, DifferenceError for a changed stage.
+    Raises ConfigError if `path` is no such run, or its rows are no longer the ones that it was made from,
+    DifferenceError for a changed stage.
     """
     check_finished(path)
     file = path / "summary.json"
     summary = read_json(file, stages=dict) if file.exists() else {"stages": {}}
-    if summary["stages"].keys().isdisjoint(stages):
+    if summary["stages"].keys().isdisjoint(("confidence", "split", "train")):
         raise ConfigError(f"{path} is not finished; `sftmix status {path}` says how far it is")
-    return summary
-
-
-def read_run(path: Path) -> RunView:
-    """Read a run that has a confidence or a split, with its rows, which are read from their files (or the cache).
-
-    Raises ConfigError if `path` is no such run, or its rows are no longer the ones that it was made from.
-    """
-    summary = read_summary(path, "confidence", "split", "train")
     config, rows = rows_of_run(path, progress=True)
     split, dynamics = path / "split" / "split.parquet", path / "confidence" / "dynamics.parquet"
     confidence = path / "confidence" / "confidence.parquet"

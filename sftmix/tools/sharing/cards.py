@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
@@ -84,10 +84,9 @@ def model_card(
     return _card("model.md", run, data, stage=stage, **values)
 
 
-def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) -> None:
+def write_scores(run: Path, to: Path, *, license: str | None = None) -> None:
     """Write the scores of a data set without its text into `to`: dynamics, confidence, hashes of rows, and the card.
 
-    name  of the repository on the hub, for the card
     What was kept of single tokens, and states, are left out: they give away too much of a text. Raises DataError for a
     run without dynamics.
     """
@@ -98,19 +97,15 @@ def write_scores(run: Path, to: Path, *, name: str, license: str | None = None) 
     shutil.copy(folder / "confidence.parquet", to)
     write_table(to / "rows.parquet", rows.ids, hash=rows.content_hashes())
     data = DatasetCardData(license=license, tags=["sftmix", "training-dynamics"], pretty_name="SFTMix scores")
-    card = _card("scores.md", run, data, rows=len(rows.ids), alone=dynamics.alone_nll_sum is not None, repository=name)
+    card = _card("scores.md", run, data, rows=len(rows.ids), alone=dynamics.alone_nll_sum is not None)
     write_text(to / CARD, card)
 
 
-def write_card(file: Path, card: str, license: str | None = None) -> None:
-    """Write the card; if there is an edited one, only the licence in its header is set, if one is given."""
+def write_card(file: Path, card: str) -> None:
+    """Write the card, unless there is an edited one."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     if text in ("", _sealed(text.rpartition(_SEAL)[0])):
         write_text(file, _sealed(card))
-    elif license:
-        edited = ModelCard(text, ignore_metadata_errors=True)
-        edited.data["license"] = license
-        write_text(file, str(edited))
 
 
 def _sealed(card: str) -> str:

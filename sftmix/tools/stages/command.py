@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sftmix.cli.parsing import configuration
 from sftmix.cli.results import results, say
-from sftmix.common.errors import ConfigError
 from sftmix.common.files import as_written
-from sftmix.tools.sharing.command import SCORES, after_stage, check_upload
+from sftmix.tools.sharing.command import write_run_cards
 
 _EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"
 _ABOUT = {
@@ -24,8 +24,7 @@ Stages that are done are read back, so the same command continues an interrupted
   sftmix reference {_EXAMPLE} --reference.checkpoints 5""",
     "confidence": f"""Turn the training dynamics into one confidence per example (confidence/confidence.parquet).
 
-  sftmix confidence {_EXAMPLE} --confidence LogPerplexity
-  sftmix confidence {_EXAMPLE} --push_to_hub OWNER/NAME    share the scores, without the rows""",
+  sftmix confidence {_EXAMPLE} --confidence LogPerplexity""",
     "split": f"""Divide the examples into a confident and an unconfident half (split/split.parquet).
 
   sftmix split {_EXAMPLE} --splitter Median""",
@@ -37,15 +36,7 @@ Stages that are done are read back, so the same command continues an interrupted
 
 def _stage(name: str, argv: Sequence[str]) -> None:
     """Make the stages of a command; `argv` are the words after its name."""
-    options = SCORES if name == "confidence" else ()
-    config, values = configuration(name, _ABOUT[name], argv, options)
-    if options:
-        check_upload(values, "private", "license")
-        if values.push_to_hub and not config.confidence_needs_dynamics():
-            raise ConfigError(
-                f"--push_to_hub {values.push_to_hub} shares the dynamics of a reference, and --confidence "
-                f"{type(config.confidence).__name__} does without: choose a confidence that is computed from dynamics"
-            )
+    config, _ = configuration(name, _ABOUT[name], argv)
     until: Any = "train" if name == "run" else name
     say(f"{name}: {config.model.path} on {', '.join(config.data.train)}, in {config.out}")
     from sftmix.tools.runs.start import check_start
@@ -56,7 +47,8 @@ def _stage(name: str, argv: Sequence[str]) -> None:
     summary = recipe.run(config, until=until, validated=True)
     with as_written(f"a figures.json of {config.out}"):
         say("\n".join(results(str(config.out), summary, until)), sys.stdout)
-    after_stage(config, until, values)
+    if until == "train":
+        write_run_cards(Path(config.out or ""))
 
 
 main_run, main_reference, main_confidence = (partial(_stage, name) for name in ("run", "reference", "confidence"))

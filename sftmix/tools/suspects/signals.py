@@ -148,13 +148,6 @@ def _share(runs: Sequence[tuple[str, ...]], known: Set[tuple[str, ...]]) -> floa
     return sum(run in known for run in runs) / max(1, len(runs))
 
 
-class Ending(Signal):
-    """1 for a response that ends without a mark, as one that was cut off does; for rows without a reference."""
-
-    def score(self, rows: SuspectRows) -> Float64:
-        return np.array([bool(re.search(r"[\w,-]$", response.rstrip())) for response in rows.responses], np.float64)
-
-
 class EndOfTurn(Signal):
     """NLL of the last response token, the mean over the checkpoints in training: high if a response was cut off."""
 
@@ -194,13 +187,6 @@ class Information(Signal):
         dynamics = rows.dynamics_with("alone_nll_sum")
         alone = dynamics.alone_nll_sum[:, -1]
         return np.where(alone > 0, dynamics.nll_sum[:, -1] - alone, np.nan)  # a row that was not scored has sums of 0
-
-
-class IFD(Signal):
-    """The same as a ratio, NLL with the prompt / NLL without (arXiv 2308.12032): short responses count as long ones."""
-
-    def score(self, rows: SuspectRows) -> Float64:
-        return -confidence.IFD(checkpoint="last").estimate(rows.dynamics_with("alone_nll_sum"))
 
 
 class Perplexity(Signal):

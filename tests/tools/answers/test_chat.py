@@ -1,7 +1,6 @@
 """`chat`, scripted: commands, several turns by the training template, two models, Ctrl-C."""
 
 import contextlib
-import copy
 import io
 import json
 import re
@@ -9,11 +8,9 @@ import shutil
 
 import pytest
 
-from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.shown import as_lines
-from sftmix.data.encoder import make_encoder
 from sftmix.tools.answers.answering import answered
-from sftmix.tools.answers.chat import chat, read_tools
+from sftmix.tools.answers.chat import chat
 from sftmix.tools.answers.options import AnswerOptions, Question
 
 OPTIONS = AnswerOptions(max_new_tokens=8)
@@ -34,10 +31,10 @@ def spied(lively, monkeypatch):
     return prompts, answers
 
 
-def said(models, *lines: str, options: AnswerOptions = OPTIONS, tools=()) -> str:
+def said(models, *lines: str, options: AnswerOptions = OPTIONS) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-        chat(models, options, tools)
+        chat(models, options)
     return out.getvalue()
 
 
@@ -55,39 +52,6 @@ def test_answers_are_those_of_generate_and_control_no_terminal(lively):
     text = answered_once(lively, "Add 2 and 3.")
     assert re.search("[\x0b-\x1f]", text)  # it would move the cursor
     assert said([lively], "Add 2 and 3.") == as_lines(text) + "\n"
-
-
-TOOL = {"type": "function", "function": {"name": "add", "description": "Adds."}}
-WITH_TOOLS = (
-    "{% for t in tools or [] %}{{ t.function.name }}: {{ t.function.description }}\n{% endfor %}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-
-
-def test_functions_stand_in_the_prompt_and_special_tokens_are_shown(lively, spied):
-    tokenizer = copy.deepcopy(lively.encoder.tokenizer)
-    tokenizer.chat_template = WITH_TOOLS
-    loaded = lively._replace(encoder=make_encoder(tokenizer))
-    out = said([loaded], "Add 2 and 3.", tools=[TOOL])
-    (prompt,), (ids,) = spied
-    asked = [{"role": "user", "content": "Add 2 and 3."}]
-    assert prompt == loaded.render(asked, [TOOL]) != loaded.render(asked)
-    assert out == as_lines(tokenizer.decode(ids, clean_up_tokenization_spaces=False)) + "\n"
-    with pytest.raises(DataError, match="writes no functions"):
-        said([lively], "Add 2 and 3.", tools=[TOOL])
-
-
-@pytest.mark.parametrize(
-    ("content", "words"), [(b"{", "not JSON"), (b'{"a": 1}', "a list"), (b"\xff", "cannot be read")]
-)
-def test_functions_that_cannot_be_read(content, words, tmp_path):
-    file = tmp_path / "tools.json"
-    file.write_bytes(b'[{"name": "add", "description": "Adds."}]')
-    assert read_tools(str(file)) == (TOOL,)
-    file.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"--tools: .*{words}"):
-        read_tools(str(file))
 
 
 def test_reset_begins_anew(lively, spied):
@@ -147,7 +111,7 @@ def test_a_system_turn_may_be_a_file_and_rows_that_had_one_are_told(finished, sf
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert "7 of its rows had a system turn" in sftmix("chat", str(run)).err
     seen = []
-    monkeypatch.setattr("sftmix.tools.answers.chat.chat", lambda models, options, tools: seen.append(options.system))
+    monkeypatch.setattr("sftmix.tools.answers.chat.chat", lambda models, options: seen.append(options.system))
     for given in (str(tmp_path / "system.txt"), "Be brief.", "x" * 5000):
         assert "system turn" not in sftmix("chat", str(run), "--system", given).err
     assert seen == ["Be brief.", "Be brief.", "x" * 5000]

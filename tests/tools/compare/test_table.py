@@ -187,10 +187,8 @@ def test_the_files_say_the_same(tmp_path):
     table = write_result(tmp_path, build_table(comparison, figures))
     assert read_json(tmp_path / "table.json") == json.loads(json.dumps(table))
     assert (tmp_path / "table.md").read_text() == markdown(table)
-    rows = (tmp_path / "cells.csv").read_text().splitlines()
     assert re.search(r"^\| 2 +\| 0\.6667 \| 0\.6667 \|$", (tmp_path / "table.md").read_text(), re.M)
     assert re.search(r"^A & 0\.5\S* \$\\pm\$ 0\.24 ", (tmp_path / "table.tex").read_text(), re.M)
-    assert rows[::2] == ["variant,seed,run,x,only", f"A,2,A/seed-2,{2 / 3},", f"B,2,B/seed-2,{2 / 3},7.0"]
 
 
 # ----------------------------------------------------------------------------------------------- whole tables
@@ -242,7 +240,7 @@ def test_the_table_holds_what_the_runs_say(ran):
     off = [values[f"SFTMix/seed-{seed}"] - values[f"NTP/seed-{seed}"] for seed in (1, 2)]
     assert (contrast["differences"], contrast["p"]) == (pytest.approx(off), 0.5 if off[0] * off[1] > 0 else 1.0)
     assert (contrast["interval_over"], contrast["inputs_that_differ"]) == ("seeds and examples", ["objective"])
-    files = {"table.md", "table.tex", "table.json", "cells.csv", "compare.yaml", "STATUS.json", ".lock"}
+    files = {"table.md", "table.tex", "table.json", "compare.yaml", "STATUS.json", ".lock"}
     assert {p.name for p in ran.out.iterdir()} == {*files, *VARIANTS}
     assert (ran.out / "table.md").read_text() in ran.printed
     once = (" rows read: ", "computing in fp32 on cpu ", "; ranks: 1\n")
@@ -264,7 +262,7 @@ def test_an_unfinished_table_continues_and_a_refused_change_leaves_it(ran, finis
     ours, theirs = (read_json(place / "table.json")["contrasts"][0] for place in (out, ran.out))
     assert ours["differences"] == theirs["differences"]
     files = {file: file.read_bytes() for file in out.glob("*.*") if file.name != "STATUS.json"}
-    assert len(files) == 6
+    assert len(files) == 5
     changed = sftmix(*words(finished, tmp_path, {**VARIANTS, "SFTMix": {"objective.mu": 0.7}}))
     assert (changed.code, "variant SFTMix, seed 1" in changed.err) == (2, True), changed.err
     assert "objective.mu: 0.2 -> 0.7" in changed.err

@@ -1,13 +1,18 @@
 """A small benchmark: its rows, and the prompts of its questions as a person would write them."""
 
 import json
+import runpy
 from pathlib import Path
+
+import yaml
 
 from sftmix.common.files import write_json
 from sftmix.model.load import fingerprint
-from sftmix.tools.evaluate.convert import BENCHMARKS, rows_and_shots
 from sftmix.tools.evaluate.table import write_tables
 
+MEDICAL = runpy.run_path(str(Path(__file__).resolve().parents[3] / "docs" / "examples" / "medical_tasks.py"))
+"""The example that makes tasks."""
+BENCHMARKS = MEDICAL["BENCHMARKS"]
 HEAD = "The following are multiple choice questions (with answers) about medical knowledge. \n "
 WORDS = ("red", "two", "the", "sort", "list")
 
@@ -28,11 +33,13 @@ def asked(row: dict, answer: str = "") -> str:
 
 
 def write_rows(directory: Path, name: str, questions: int, shots: int = 3) -> list[dict]:
-    """Write the rows of a task as --data_dir wants them, and return the measured ones."""
+    """Write a task with its rows as the example does, and return the measured rows."""
     rows = [question(name, number) for number in range(questions + shots)]
     directory.mkdir(parents=True, exist_ok=True)
-    for file, part in zip(rows_and_shots(name, directory), (rows[:questions], rows[questions:]), strict=True):
+    files = {"test": directory / f"{name}.jsonl", "shots": directory / f"{name}.shots.jsonl"}
+    for file, part in zip(files.values(), (rows[:questions], rows[questions:]), strict=True):
         file.write_text("".join(json.dumps(row) + "\n" for row in part))
+    (directory / f"{name}.yaml").write_text(yaml.safe_dump(MEDICAL["task_file"](name, files)))
     return rows[:questions]
 
 

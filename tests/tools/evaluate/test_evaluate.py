@@ -11,9 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.common.files import read_json, write_json
-from sftmix.tools.evaluate.convert import BENCHMARKS
 from sftmix.tools.evaluate.table import difference, write_tables
-from tests.tools.evaluate.bench import HEAD, asked, write_rows
+from tests.tools.evaluate.bench import BENCHMARKS, HEAD, asked, write_rows
 
 QUESTIONS = 12
 ASKED = ("--tasks", "medqa_4options,pubmedqa", "--num_fewshot", "0")
@@ -32,7 +31,7 @@ def place(finished, tmp_path_factory):
 @pytest.fixture
 def evaluate(place, sftmix):
     def call(*words, place=place):
-        return sftmix("evaluate", str(place / "run"), *words, "--data_dir", str(place / "rows"))
+        return sftmix("evaluate", str(place / "run"), *words, "--include_path", str(place / "rows"))
 
     return call
 
@@ -107,7 +106,7 @@ def test_a_directory_that_runs_share_compares_no_models_of_two(place, finished, 
     """The second run has no baseline; a model by itself, later, does not bring that of the first one back."""
     second, to = tmp_path / "second", tmp_path / "results"
     shutil.copytree(finished.path, second, ignore=shutil.ignore_patterns("baseline"))
-    words = ("--tasks", "pubmedqa", "--num_fewshot", "0", "--data_dir", str(place / "rows"), "--to", str(to))
+    words = ("--tasks", "pubmedqa", "--num_fewshot", "0", "--include_path", str(place / "rows"), "--to", str(to))
     heads = []
     for of in ([finished.path], [second], [finished.tiny.model], [finished.path, "--models", "baseline,target"]):
         done = sftmix("evaluate", *map(str, of), *words)
@@ -125,16 +124,9 @@ def test_a_directory_that_runs_share_compares_no_models_of_two(place, finished, 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "--tasks is missing"),
-        (["--tasks", "medqa_4options"], "medqa_4options.jsonl and medqa_4options.shots.jsonl in --data_dir DIR"),
-        (["--tasks", "medqa_4options", "--data_dir", "."], "--convert medqa_4options"),
-        (["--convert", "medqa_4options"], "--to is missing"),
-        (["--tasks", "medqa_4options", "--test", "ids.json"], "--test (ids.json) counts only beside --convert"),
-        (["--convert", "pubmedqa", "--limit", "3", "--to", "rows"], "--limit (3) counts only in the command"),
-        (
-            ["--convert", "pubmedqa", "--apply_chat_template", "--to", "rows"],
-            "--apply_chat_template (True) counts only",
-        ),
+        ([], "required: --tasks"),
+        (["--tasks", "medqa_4options", "--convert", "pubmedqa"], "unrecognized arguments: --convert pubmedqa"),
+        (["--tasks", "medqa_4options", "--data_dir", "rows"], "unrecognized arguments: --data_dir rows"),
         (["--tasks", "medqa_4options", "--limit", "0"], "--limit is 0; allowed: 1 and above"),
         (["--tasks", "medqa_4options", "--to", __file__], "cannot be written"),
     ],

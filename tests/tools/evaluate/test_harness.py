@@ -6,13 +6,13 @@ import pytest
 import torch
 import yaml
 
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import hashed, write_json
 from sftmix.data.templates import ALPACA
-from sftmix.tools.evaluate.convert import BENCHMARKS
 from sftmix.tools.evaluate.harness import find_tasks, harness_of, is_whole, scores_of
 from sftmix.tools.runs.loaded import load_finished
 from sftmix.tools.runs.models import FinishedModel
-from tests.tools.evaluate.bench import HEAD, asked, question, write_rows
+from tests.tools.evaluate.bench import BENCHMARKS, HEAD, asked, question, write_rows
 
 WRITTEN = "Text 1. \n **Question:** Is it 1? \n (A) red 1 \n (B) two 1 \n (C) the 1 \n **Answer:**("
 """The second question of PubMedQA, by hand."""
@@ -23,8 +23,8 @@ def tasks(tmp_path_factory):
     directory = tmp_path_factory.mktemp("rows")
     for name in BENCHMARKS:
         write_rows(directory, name, questions=4, shots=1)
-    found, manager = find_tasks(list(BENCHMARKS), directory, None)
-    return manager.load([spec for _, spec, _ in found])["tasks"]
+    manager, _ = find_tasks(list(BENCHMARKS), directory)
+    return manager.load(list(BENCHMARKS))["tasks"]
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -45,12 +45,14 @@ def test_prompts_and_right_answers_are_those_of_labrak_et_al(tasks, name):
 
 def test_a_result_depends_on_task_files_and_rows(tmp_path):
     write_rows(tmp_path, "medmcqa", questions=2)
-    (tmp_path / "mine.yaml").write_text("task: mine\n")
-    tasks, manager = find_tasks(["medmcqa", "mine"], tmp_path, tmp_path)
-    own, other = ({file.name for file in files} for _, _, files in tasks)
-    assert own == {"medical.yaml", "medmcqa.jsonl", "medmcqa.shots.jsonl"}
-    assert other == {"mine.yaml", "medmcqa.jsonl", "medmcqa.shots.jsonl"}
-    assert manager.all_tasks == ["mine"]
+    manager, files = find_tasks(["medmcqa"], tmp_path)
+    assert {file.name for file in files} == {"medmcqa.yaml", "medmcqa.jsonl", "medmcqa.shots.jsonl"}
+    assert manager.all_tasks == ["medmcqa"]  # lm-eval's own are not read
+
+
+def test_a_task_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no task medqa_7options; there are those of lm-eval"):
+        find_tasks(["medqa_7options"], None)
 
 
 @pytest.fixture(scope="module")

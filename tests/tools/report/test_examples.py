@@ -95,7 +95,7 @@ def test_a_run_whose_rows_have_changed_is_not_reported(run):
     file.write_text(text.replace('"output": "', '"output": "more ', 1))
     try:
         with pytest.raises(ConfigError, match="run was made from other rows"):
-            write_report([run], run.parent / "none.html", map_size=0)
+            write_report(run, run.parent / "none.html", map_size=0)
     finally:
         file.write_text(text)
 
@@ -113,7 +113,7 @@ def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
     done = sftmix("export", "lora", "--merge", "--to", "merged", cwd=run.parent)
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(run.parent)
-    write_report([Path("lora")], map_size=20, score_all=True)
+    write_report(Path("lora"), map_size=20, score_all=True)
     examples = pd.read_parquet("lora/report/examples.parquet").set_index("id")
     model = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained("merged")
@@ -121,7 +121,7 @@ def test_adapters_and_a_single_checkpoint_are_reported(run, monkeypatch):
         expected = loss_of(model, tokenizer, row.instruction, row.response)
         assert row.loss_after == pytest.approx(expected, rel=2e-5)
     sample = read_dynamics(Path("lora/train/sample.parquet"))
-    write_report([Path("lora")], map_size=0)  # without --score: of the sample alone
+    write_report(Path("lora"), map_size=0)  # without --score: of the sample alone
     again = pd.read_parquet("lora/report/examples.parquet").set_index("id").loc[list(sample.ids)]
     assert again.loss_after.tolist() == pytest.approx(sample.nll_sum[:, -1] / sample.n_tokens)
     page = Text(Path("lora/report/report.html"))

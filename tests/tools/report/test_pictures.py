@@ -1,6 +1,5 @@
-"""Pictures, on values made for them; and the pairs on the page, with the lambdas of the training."""
+"""Pictures, on values made for them."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +8,8 @@ import pytest
 pytest.importorskip("plotly")
 pytest.importorskip("sklearn")
 
-from sftmix.common.rng import generator
-from sftmix.common.tables import read_split
 from sftmix.tools.report import pictures
 from sftmix.tools.report.pictures import both_ends, confidence_axis, losses, tsne
-from sftmix.tools.report.run import read_run
-from sftmix.tools.report.write import PAIRS, mixed_pairs
 from sftmix.types import Example, Message, Split
 
 
@@ -109,30 +104,3 @@ def test_hovers_are_escaped_and_short():
     assert "<" not in hover.replace("<br>", "")
     assert "&lt;/script&gt;" in hover
     assert "<" not in pictures.figure("</script>", "y").to_json(engine="json")  # the page takes it as it is
-
-
-def test_the_first_pairs_are_shown_token_by_token(finished):
-    view = read_run(finished.path)
-    tables = mixed_pairs(view)
-    ids, split = read_split(finished.path / "split" / "split.parquet")
-    groups = dict(zip(ids, (split.names[group] for group in split.group), strict=True))
-    tokenizer = view.rows.encoder.tokenizer
-    responses = {example.id: example.input_ids[example.target] for example in view.rows.data.train}
-    assert len(tables) == PAIRS
-    for table in tables:
-        *heads, lambdas = zip(*table, strict=True)
-        names = [head[0].split()[1] for head in heads]
-        assert [head[0] for head in heads] == [f"confident {names[0]}", f"unconfident {names[1]}"]
-        assert [groups[name] for name in names] == ["confident", "unconfident"]
-        for (_, *shown), name in zip(heads, names, strict=True):
-            expected = [tokenizer.decode([token]) for token in responses[name][:24]]
-            assert shown == expected + [""] * (len(table) - 1 - len(expected))
-        lam = generator(view.config.seed, "lambda", 0, *names).beta(0.5, 0.5)
-        n_mixed = min(24, *(len(responses[name]) for name in names))
-        assert lambdas == ("lambda", *[f"{lam:.2f}"] * n_mixed, *[""] * (len(table) - 1 - n_mixed))
-
-
-def test_nothing_is_shown_where_nothing_was_mixed(finished):
-    view = read_run(finished.path)
-    assert not mixed_pairs(replace(view, split=None))
-    assert not mixed_pairs(replace(view, config=replace(view.config, pairing=None)))

@@ -1,4 +1,4 @@
-"""The pages of `sftmix report`: of one run, in a browser, and of several."""
+"""The pages of `sftmix report`: of a run, in a browser, and of a table."""
 
 import json
 import re
@@ -132,10 +132,10 @@ def test_what_cannot_be_reported_is_refused(run, tmp_path):
     (tmp_path / "begun").mkdir()
     shutil.copy(run / "config.yaml", tmp_path / "begun")
     with pytest.raises(ConfigError, match="is not finished"):
-        write_report([tmp_path / "begun"], map_size=0)
+        write_report(tmp_path / "begun", map_size=0)
     (tmp_path / "mine.html").write_text("mine")
     with pytest.raises(ConfigError, match="is no report of sftmix"):
-        write_report([run], tmp_path / "mine.html", map_size=0)
+        write_report(run, tmp_path / "mine.html", map_size=0)
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 
@@ -171,9 +171,3 @@ def test_a_table_has_a_page_of_its_own(tmp_path, sftmix):
     for words, said in (("--margin", "0"), "above 0"), (("--map", "3"), "--map is 3"):
         assert said in sftmix("report", str(tmp_path), *words).err
     assert "is a table: name a run of it" in sftmix("track", str(tmp_path), "--to", "tensorboard").err
-
-
-def test_several_runs_stand_side_by_side(run, tmp_path):
-    assert write_report([run, run], tmp_path / "both.html", map_size=0) == [tmp_path / "both.html"]
-    page = Text(tmp_path / "both.html")
-    assert page.plots["losses"]["data"][0]["y"] == [line["ntp"] for line in metrics(run)]

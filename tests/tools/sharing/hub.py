@@ -1,12 +1,10 @@
-"""A local stand-in of the hub's HTTP API: as much of it as uploads of a folder and downloads of a snapshot ask for.
+"""A local stand-in of the hub's HTTP API: as much of it as downloads of a snapshot ask for.
 
-`with Hub() as hub:` serves on a port of its own; `hub.files(kind, name)` are the files of a repository. It takes every
-file in the commit itself, as the hub takes small ones.
+`with Hub() as hub:` serves on a port of its own; `hub.repositories` has the files of each repository.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import threading
@@ -20,7 +18,6 @@ class Hub:
 
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], dict[str, bytes]] = {}
-        self.private: dict[tuple[str, str], bool] = {}
         self.asked: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -32,9 +29,6 @@ class Hub:
     def __exit__(self, *error: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-    def files(self, kind: str, name: str) -> dict[str, bytes]:
-        return self.repositories[(f"{kind}s", name)]
 
     def sha(self, key: tuple[str, str]) -> str:
         parts = [f"{path} {hashlib.sha1(data).hexdigest()}" for path, data in sorted(self.repositories[key].items())]
@@ -50,26 +44,8 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def do_POST(self) -> None:
-        path, body = self._asked()
-        key = _key(path)
-        if path == "/api/repos/create":
-            self._create(json.loads(body))
-        elif path == "/api/validate-yaml":
-            self._json({"errors": [], "warnings": []})
-        elif "/preupload/" in path:
-            files = [{"path": file["path"], "shouldIgnore": False} for file in json.loads(body)["files"]]
-            self._json({"files": [{**file, "uploadMode": "regular"} for file in files]})
-        else:  # a commit
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    content = base64.b64decode(line["value"]["content"])
-                    self.hub.repositories[key][line["value"]["path"]] = content
-            sha = self.hub.sha(key)
-            self._json({"commitUrl": f"{self.hub.url}/{key[1]}/commit/{sha}", "commitOid": sha, "success": True})
-
     def do_GET(self) -> None:
-        path, _ = self._asked()
+        path = self._asked()
         key = _key(path)
         if "/resolve/" in path:
             self._resolve(path)
@@ -83,16 +59,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def _asked(self) -> tuple[str, bytes]:
+    def _asked(self) -> str:
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append(f"{self.command} {path}")
-        return path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def _create(self, asked: dict[str, Any]) -> None:
-        key = (f"{asked.get('type') or 'model'}s", f"{asked['organization']}/{asked['name']}")
-        self.hub.repositories[key] = {}
-        self.hub.private[key] = asked.get("visibility") == "private" or bool(asked.get("private"))
-        self._json({"url": f"{self.hub.url}/{'' if key[0] == 'models' else key[0] + '/'}{key[1]}", "name": key[1]})
+        return path
 
     def _resolve(self, path: str) -> None:
         before, _, after = path.partition("/resolve/")

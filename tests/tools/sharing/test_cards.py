@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from sftmix import __version__
 from sftmix.common.files import read_json, write_json
-from sftmix.tools.sharing.cards import model_card, without_directories, write_card, write_scores
+from sftmix.tools.sharing.cards import model_card, without_directories, write_scores
 from sftmix.tools.sharing.command import write_run_cards
 from tests.tiny import ROOT, table
 from tests.tools.evaluate.bench import write_result
@@ -52,10 +52,10 @@ def test_the_card_of_a_model(run, finished):
 def test_shared_scores_are_the_runs_without_the_nll_of_single_tokens_and_their_card_says_how_they_are_read(run):
     kept = table(run / "confidence" / "dynamics.parquet")
     assert kept.pop("token_nll")
-    write_scores(run, run / "scores", name="me/my_scores")
+    write_scores(run, run / "scores")
     assert table(run / "scores" / "dynamics.parquet") == kept
     card = (run / "scores" / "README.md").read_text()
-    assert "--reference.path hub:me/my_scores" in card
+    assert "--reference.path hub:OWNER/NAME" in card
     assert "Perplexity: The paper's confidence: minus the perplexity of the response" in card
     assert recipe_of(card)["reference"]["init_args"]["checkpoints"] == 2
 
@@ -129,15 +129,6 @@ def test_names_from_data_are_escaped(run):
 
 def test_the_citation_file_names_this_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__
-
-
-def test_an_edited_card_stays_but_for_its_licence(run, tmp_path):
-    file, card = tmp_path / "README.md", model_card(run, "train", license="mit")
-    text = "---\nlanguage: de\nlicense: other\n---\n\nMine: 20 % fewer errors.\n"
-    file.write_text(text)
-    write_card(file, card, "mit")
-    assert file.read_text().endswith("Mine: 20 % fewer errors.\n")
-    assert ModelCard(file.read_text()).data.license == "mit"
 
 
 def test_cards_that_nobody_edited_follow_the_run(run):

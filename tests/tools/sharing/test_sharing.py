@@ -1,4 +1,4 @@
-"""Models and scores go to a hub and come back, by the real client and a local stand-in of the hub's API."""
+"""Cards of exports; scores come back from a hub, by the real client and a local stand-in of the hub's API."""
 
 import json
 import os
@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.tiny import ROOT, groups, table
+from sftmix.tools.sharing.cards import write_scores
+from tests.tiny import ROOT, groups
 from tests.tools.sharing.hub import Hub
 
 pytestmark = pytest.mark.long
@@ -38,22 +39,23 @@ def commands(*lines, url, home, offline="0"):
 
 @pytest.fixture(scope="module")
 def shared_run(finished, tmp_path_factory):
-    """The tiny run's model and scores uploaded, and a second run that takes the scores from the hub.
+    """The tiny run's scores on a hub, and a second run that takes them from there.
 
     again  the words of the second run; done: what came of each command
     """
     home = tmp_path_factory.mktemp("hub")
     again = ["run", *finished.tiny.bare, "--reference", "FromFile", "--reference.path", "hub:me/scores"]
-    config = ["--config", finished.path / "config.yaml"]
+    write_scores(finished.path, home / "scores")
     swap = {str(finished.tiny.train): finished.tiny.eval, str(finished.tiny.eval): finished.tiny.train}
     with Hub() as hub:
         lines = {
-            "model": ["export", finished.path, "--push_to_hub", "me/model", "--license", "mit", "--private"],
-            "scores": ["confidence", *config, "--push_to_hub", "me/scores"],
             "run": [*again, "--out", home / "again"],
             "mismatch": [*[swap.get(word, word) for word in again], "--out", home / "other"],
             "missing": [*again[:-1], "hub:me/none", "--out", home / "none"],
             "not scores": [*again[:-1], "hub:me/empty@v1", "--out", home / "e"],
+        }
+        hub.repositories[("datasets", "me/scores")] = {
+            file.name: file.read_bytes() for file in (home / "scores").iterdir()
         }
         hub.repositories[("datasets", "me/empty")] = {"README.md": b"nothing"}
         found = commands(*lines.values(), url=hub.url, home=home / "hf")
@@ -62,24 +64,9 @@ def shared_run(finished, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_model_on_the_hub_is_that_of_the_run(shared_run, finished):
-    code, out, err = shared_run.done["model"]
-    assert (code, shared_run.hub.url in out) == (0, True), err
-    model, files = finished.path / "train" / "model", shared_run.hub.files("model", "me/model")
-    assert set(files) == {file.name for file in model.iterdir()}
-    assert [name for name, data in files.items() if name != "README.md" and data != (model / name).read_bytes()] == []
-    assert shared_run.hub.private[("models", "me/model")]
-    card = ModelCard(files["README.md"].decode())
-    assert (card.data.license, card.data.library_name) == ("mit", "transformers")
-
-
-@pytest.mark.slow
 def test_no_text_of_the_rows_is_shared(shared_run, finished):
-    code, _, err = shared_run.done["scores"]
-    assert code == 0, err
-    files = shared_run.hub.files("dataset", "me/scores")
+    files = shared_run.hub.repositories[("datasets", "me/scores")]
     assert set(files) == {"README.md", "confidence.parquet", "dynamics.parquet", "rows.parquet"}
-    assert not shared_run.hub.private[("datasets", "me/scores")]
     texts = [json.loads(line)["output"] for line in finished.tiny.train.read_text().splitlines()]
     long = [text.encode() for text in texts if len(text) > 12]
     assert long
@@ -101,7 +88,7 @@ def test_scores_from_the_hub_make_the_same_split_and_the_same_weights(shared_run
     [
         ("mismatch", 3, ["has scores of 29 rows", "11 of the 11 rows of this run are not among them"]),
         ("missing", 3, ["hub:me/none cannot be fetched"]),
-        ("not scores", 3, ["hub:me/empty@v1 has no dynamics.parquet, rows.parquet", "confidence --push_to_hub"]),
+        ("not scores", 3, ["hub:me/empty@v1 has no dynamics.parquet, rows.parquet", "write_scores"]),
     ],
 )
 def test_wrong_scores_are_refused(shared_run, case, code, words):
@@ -120,43 +107,20 @@ def test_scores_are_read_without_a_network_once_they_were_fetched(shared_run, fi
     assert groups(shared_run.home / "offline") == groups(finished.path)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ([], "--to is missing"),
-        (["--push_to_hub", "me/model"], "needs --license"),
-        (["--to", "there", "--private"], "--private (True) is for an upload"),
-        (["--push_to_hub", "a/b/c", "--license", "mit"], "--push_to_hub a/b/c"),
-    ],
-)
-def test_wrong_uploads_are_refused(finished, sftmix, words, told):
-    done = sftmix("export", str(finished.path), *words)
+@pytest.mark.parametrize(("command", "told"), [("export", "unrecognized arguments"), ("confidence", "push_to_hub")])
+def test_the_options_of_uploads_are_gone(finished, sftmix, command, told):
+    words = [str(finished.path), "--to", "there"] if command == "export" else [*finished.tiny.bare, "--out", "there"]
+    done = sftmix(command, *words, "--push_to_hub", "me/model")
     assert (done.code, told in done.err) == (2, True), done.err
-
-
-def test_scores_of_a_confidence_without_dynamics_are_not_shared(finished, sftmix, tmp_path):
-    file = tmp_path / "scores.csv"
-    ids = table(finished.path / "confidence" / "confidence.parquet")["id"]
-    file.write_text("id,score\n" + "".join(f"{name},{number}\n" for number, name in enumerate(ids)))
-    words = ["confidence", *finished.tiny.bare, "--confidence", "FromFile", "--confidence.path", str(file)]
-    done = sftmix(*words, "--push_to_hub", "me/scores", "--out", str(tmp_path / "run"))
-    assert (done.code, "--confidence FromFile does without" in done.err) == (2, True), done.err
-    assert not (tmp_path / "run").exists()
-
-
-def test_confidence_prints_its_configuration_without_the_options_of_an_upload(finished, sftmix):
-    words = ["confidence", "--config", str(finished.path / "config.yaml"), "--print_config"]
-    done = sftmix(*words)
-    assert done.code == 0, done.err
-    assert sftmix(*words, "--push_to_hub", "me/scores").out == done.out
-    assert "push_to_hub" not in done.out
-    assert "--push_to_hub" in sftmix("confidence", "--help").out
 
 
 def test_an_export_has_a_card_and_leaves_the_run_as_it_was(finished, sftmix, tmp_path):
     shutil.copytree(finished.path, tmp_path / "run")
     before = (tmp_path / "run" / "train" / "MANIFEST.json").read_bytes()
-    assert sftmix("export", str(tmp_path / "run"), "--to", str(tmp_path / "model")).code == 0
+    words = ("export", str(tmp_path / "run"), "--to")
+    assert sftmix(*words, str(tmp_path / "model")).code == 0
+    assert sftmix(*words, str(tmp_path / "mit"), "--license", "mit").code == 0
+    assert ModelCard((tmp_path / "mit" / "README.md").read_text()).data.license == "mit"
     card = ModelCard((tmp_path / "model" / "README.md").read_text())
     assert card.data.license is None
     assert "TO BE FILLED IN" in card.text

@@ -162,7 +162,7 @@ def nll_of(model, ids: list[int], first: int) -> float:
 def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_without(sftmix, rows, tiny, tmp_path):
     out = tmp_path / "out"
     words = ("suspects", str(rows), "--model", str(tiny.model), "--embedding", "tfidf", "--out", str(out))
-    done = sftmix(*words, "--signals", "Information", "IFD")
+    done = sftmix(*words, "--signals", "Information")
     assert done.code == 0, done.err
     model = AutoModelForCausalLM.from_pretrained(tiny.model).eval()
     sums = {}
@@ -170,13 +170,12 @@ def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_wit
         ids, first = row.input_ids.tolist(), int(row.target.argmax())
         sums[row.id] = nll_of(model, ids, first), nll_of(model, [ids[0], *ids[first:]], 1)
     information = percentiles(np.array([a - b for a, b in sums.values()]), [""] * len(sums))
-    ifd = percentiles(np.array([a / b for a, b in sums.values()]), [""] * len(sums))
     table = {line["id"]: line for line in lines_of(out)}
-    for name, of_sums, of_ratios in zip(sums, information, ifd, strict=True):
-        assert (table[name]["Information"], table[name]["IFD"]) == pytest.approx((of_sums, of_ratios))
+    for name, of_sums in zip(sums, information, strict=True):
+        assert table[name]["Information"] == pytest.approx(of_sums)
         assert table[name]["hard_tokens"]
     before = (out / "scores" / "confidence" / "dynamics.parquet").stat()
-    assert sftmix(*words, "--signals", "IFD").code == 0, "the scores are read again, and not made"
+    assert sftmix(*words, "--signals", "Information").code == 0, "the scores are read again, and not made"
     assert (out / "scores" / "confidence" / "dynamics.parquet").stat() == before
     by_default = sftmix("suspects", str(out / "scores"), "--embedding", "tfidf")
     assert by_default.code == 0, by_default.err

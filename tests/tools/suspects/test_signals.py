@@ -8,7 +8,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.tools.suspects import signals
-from sftmix.tools.suspects.signals import Echo, Ending, EndOfTurn, HardTokens, Mismatch, SuspectRows
+from sftmix.tools.suspects.signals import Echo, EndOfTurn, HardTokens, Mismatch, SuspectRows
 from sftmix.types import TrainingDynamics
 
 TOPICS = ["apples", "rivers", "violins", "copper", "chess", "whales", "bread"]
@@ -78,11 +78,6 @@ def test_an_echo_repeats_the_prompt_and_says_little_else():
     words = " ".join(f"w{k}" for k in range(22))
     assert Echo().score(SuspectRows([words], [f"{words} and more"])).tolist() == pytest.approx([20 / 22])
     assert Echo().score(SuspectRows([f"{words} and more"], [words])).tolist() == pytest.approx([20 / 22])
-
-
-def test_an_ending_without_a_mark():
-    responses = ["It is so.", "Is it (so)", "It is", "First, ", "a well-", ""]
-    assert Ending().score(SuspectRows(responses, responses)).tolist() == [0, 0, 1, 1, 1, 0]
 
 
 def test_the_end_of_a_turn_is_that_of_checkpoints_in_training(losses):

@@ -1,11 +1,13 @@
-"""Raw files of the four medical benchmarks become rows; no question that is measured is among the shots."""
+"""The example of medical tasks: raw files become rows; no question that is measured is among the shots."""
 
 import json
 
 import pytest
 
-from sftmix.common.errors import DataError
-from sftmix.tools.evaluate.convert import SHOTS, convert_benchmark, rows_and_shots
+from tests.tools.evaluate.bench import MEDICAL
+
+SHOTS = MEDICAL["SHOTS"]
+convert = MEDICAL["convert"]
 
 FOUR = ["one", "two", "three", "four"]
 LETTERED = {"question": "Which?", "options": {"B": "two", "A": "one", "C": "three", "D": "four"}, "answer_idx": "C"}
@@ -17,10 +19,10 @@ PUBMED = {"QUESTION": "Which?", "CONTEXTS": ["First part.", "Second."], "final_d
 
 def converted(name, raw, to, **files):
     """The measured rows and the shots that come out."""
-    convert_benchmark(name, raw, to, **files)
+    convert(name, raw, to, **files)
     return (
         [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        for file in rows_and_shots(name, to)
+        for file in (to / f"{name}.jsonl", to / f"{name}.shots.jsonl")
     )
 
 
@@ -81,8 +83,8 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
     measured, shots = converted("pubmedqa", raw, tmp_path / "rows", test=ids)
     assert ([row["id"] for row in measured], len(shots)) == (["1", "4"], 4)
     ids.write_text('["1", "99"]')
-    with pytest.raises(DataError, match=r"of its 2 ids, 1 are of questions"):
-        convert_benchmark("pubmedqa", raw, tmp_path / "rows", test=ids)
+    with pytest.raises(SystemExit, match=r"of its 2 ids, 1 are of questions"):
+        convert("pubmedqa", raw, tmp_path / "rows", test=ids)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +100,13 @@ def test_pubmedqa_is_divided_by_its_test_ids(tmp_path):
 )
 def test_wrong_files_are_refused(tmp_path, name, rows, words):
     file = write(tmp_path / "raw.jsonl", rows * 2)
-    with pytest.raises(DataError, match=rf"raw\.jsonl: .*{words}"):
-        convert_benchmark(name, file, tmp_path / "rows")
+    with pytest.raises(SystemExit, match=rf"raw\.jsonl: .*{words}"):
+        convert(name, file, tmp_path / "rows")
     assert not (tmp_path / "rows").exists()
     file.write_bytes("Größe".encode("latin-1"))
     for path in (file, tmp_path / "missing.json"):
-        with pytest.raises(DataError, match=rf"{path.name}.*JSON or JSONL"):
-            convert_benchmark(name, path, tmp_path / "rows")
+        with pytest.raises(SystemExit, match=rf"{path.name}.*JSON or JSONL"):
+            convert(name, path, tmp_path / "rows")
 
 
 @pytest.mark.parametrize("name", ["lines.json", "list.json"])
