@@ -42,7 +42,19 @@ tree: of sftmix/tools, of sftmix/components/others, and of all else. Lines and n
 3.11 to 3.13 count alike (3.12.1 finds one node more, an empty string in an f-string).
 Whoever raises a number says in the commit what was taken away for it, or why it is worth more."""
 
-_OF_COMMON = ("component", "errors", "fields", "files", "places", "plain", "rng", "row_format", "tables", "transfer")
+_OF_COMMON = (
+    "component",
+    "errors",
+    "fields",
+    "files",
+    "places",
+    "plain",
+    "renderer",
+    "rng",
+    "row_format",
+    "tables",
+    "transfer",
+)
 _OF_COMPONENTS = ("base", "component", "confidence", "objectives", "pairing", "shared_scores", "view")
 COMPONENTS_MAY_IMPORT = {
     f"sftmix.{name}" for name in ("types", "options", "functional", "functional.adamw", "components")

@@ -361,6 +361,29 @@ def test_the_readmes_splitter_splits(workspace):
     assert done.returncode == 0, done.stderr
 
 
+RENDERER = """
+from my_thoughts import LightThoughts
+from transformers import AutoTokenizer
+from sftmix.testing import check_renderer
+from sftmix.types import Example, Message
+
+tokenizer = AutoTokenizer.from_pretrained("my-model")
+example = Example("x", (Message("user", "Why?"), Message("assistant", "Because.", True, thought="Let me see.")))
+check_renderer(LightThoughts(share=0.2), tokenizer, [example])
+renderer = LightThoughts(share=0.2)
+renderer.begin(tokenizer)
+(turn,) = renderer.turns(example)
+assert [(tokenizer.decode(ids).strip(), weight) for ids, weight in turn.parts] == [
+    ("<think>Let me see.</think>", 0.2), ("Because." + tokenizer.eos_token, 1.0)
+]
+"""
+
+
+def test_the_renderer_of_the_page_keeps_its_contract(workspace):
+    done = workspace.python("-c", RENDERER)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_every_field_of_a_run_is_documented(first):
     text = prose(ROOT / "docs" / "run-directory.md")

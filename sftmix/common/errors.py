@@ -39,6 +39,10 @@ class BadRow(ValueError):
     """Reason why a row cannot be used, for a message `file:line: reason`."""
 
 
+class TemplateRefusal(ValueError):
+    """Error of a chat template, or a renderer, that cannot write a conversation."""
+
+
 class CheckpointError(SFTMixError):
     """A checkpoint cannot be written or read, or none of those that exist is valid."""
 

@@ -21,7 +21,7 @@ FORMAT_FIELDS = {
 }
 """The fields that each format reads, besides ANY_FORMAT."""
 
-ANY_FORMAT = ("system", "id", "weight", "tools", "chat_template_kwargs")
+ANY_FORMAT = ("system", "id", "weight", "tools")
 """Fields that every format reads (text: `id` alone)."""
 
 CALL_ROLE = "function_call"

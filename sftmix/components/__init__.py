@@ -20,6 +20,7 @@ _NAMES = {
         "Perturbation",
         "Reference",
         "ReferenceContext",
+        "Renderer",
         "RowFormat",
         "Schedule",
         "Selector",

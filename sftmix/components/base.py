@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sftmix.common.errors import ConfigError, nearest, told
+from sftmix.common.renderer import Renderer as Renderer
 from sftmix.common.row_format import RowFormat as RowFormat
 from sftmix.components.component import Component, Need
 from sftmix.components.view import LossView, SFTLoss

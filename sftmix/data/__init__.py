@@ -4,13 +4,14 @@
 """
 
 from sftmix.data.dataset import EncodedDataset, LoadedData, encode, render_preview
-from sftmix.data.encoder import Encoder
-from sftmix.data.encoders import encoder_for, make_encoder
+from sftmix.data.encoder import Encoder, encoder_for, make_encoder
+from sftmix.data.renderer import ChatTemplate
 from sftmix.data.report import DataReport
 from sftmix.data.rows import prepare
 from sftmix.data.store import Prepared
 
 __all__ = [
+    "ChatTemplate",
     "DataReport",
     "EncodedDataset",
     "Encoder",

@@ -9,43 +9,6 @@ from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed
 TOOLS = ("tools", "functions")
 """Fields of a row that list functions."""
 
-OPTIONS = "chat_template_kwargs"
-"""The field with a row's own values of the chat template's variables."""
-
-NOT_OPTIONS = {
-    "self",
-    "turns",
-    "prompt",
-    "listed",
-    "tokenizer",
-    "template",
-    "messages",
-    "conversation",
-    "conversations",
-    "tools",
-    "documents",
-    "chat_template",
-    "add_generation_prompt",
-    "continue_final_message",
-    "tokenize",
-    "sanitize_control_tokens",
-    "padding",
-    "truncation",
-    "max_length",
-    "return_tensors",
-    "return_dict",
-    "return_assistant_tokens_mask",
-    "tokenizer_kwargs",
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-}
-"""Names that are no variables of a template's own: the encoder gives them, or transformers takes or passes them."""
-
 CALL_FIELDS = ("tool_calls", "function_calls", "function_call")
 """Fields of a turn that hold calls: lists, and a single one."""
 
@@ -63,23 +26,6 @@ def tools_of(row: Fields) -> tuple[dict[str, Any], ...]:
     if not isinstance(tools, list):
         raise BadRow(f"{name} must be a list of functions, found {quoted(tools)}")
     return tuple({"type": "function", "function": _function(tool, name, "parameters")} for tool in tools)
-
-
-def variables_of(row: Fields) -> dict[str, Any]:
-    """Return a row's own values of the chat template's variables; {} if it has none. Raises BadRow."""
-    options = parsed(row.get(OPTIONS) or {}, OPTIONS)
-    if not isinstance(options, dict):
-        raise BadRow(f"{OPTIONS} must be an object with plain values, found {quoted(options)}")
-    options = {name: value for name, value in options.items() if value not in ([], {})}
-    for name, value in options.items():
-        if not isinstance(value, (str, int, float)):
-            raise BadRow(
-                f"{OPTIONS}.{name} is {quoted(value)}, and plain values are read: functions are the row's `tools`; "
-                f"data.columns '{{{OPTIONS}: null}}' leaves the field unread"
-            )
-    if own := NOT_OPTIONS & options.keys():
-        raise BadRow(f"{OPTIONS} has {', '.join(sorted(own))}, which is no variable of a template's own")
-    return options
 
 
 def calls_of(turn: Fields, content: Any, where: str, place: int) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from sftmix.common.errors import DataError
 from sftmix.common.progress import progress_bar
 from sftmix.common.shown import as_lines, printable
 from sftmix.data.encoder import Encoder
+from sftmix.data.renderer import LOST
 from sftmix.data.report import DataReport
-from sftmix.data.responses import LOST
 from sftmix.data.store import (
     AT_ONCE,
     EXAMPLE,
@@ -35,7 +35,7 @@ from sftmix.data.store import (
 from sftmix.data.tokenise import encode_windows, tokenise
 from sftmix.types import Encoded, Example, Int64
 
-TEMPLATE_REASONS = (*LOST, "prefix_mismatch", "no_end_of_turn", "split_alone")
+TEMPLATE_REASONS = (*LOST, "no_end_of_turn", "split_alone")
 MAX_TEMPLATE_LOSS = 0.05
 """Largest share of the training examples that a template may fail to encode."""
 
@@ -57,8 +57,6 @@ among its tokens, and `starts` are the places where the documents begin. In othe
 
 MAX_CUT = 0.05
 """Largest share of the training examples that may be cut without a warning."""
-MAX_OTHER_PROMPTS = 0.05
-"""Largest share of the training examples that may be trained behind another prompt than the exported template's."""
 
 
 class EncodedDataset(Sequence[Encoded]):
@@ -250,7 +248,7 @@ class _Encoding(NamedTuple):
                 bar.update(len(records))
 
     def refuse_losses(self, found: DataReport) -> None:
-        """Raise DataError if the template fails, or writes other prompts, for too many training examples."""
+        """Raise DataError if the template fails for too many training examples."""
         lines = "\n".join(found.lines()[1:])
         lost = sum(found.counts.get(reason, 0) for reason in TEMPLATE_REASONS)
         if lost > MAX_TEMPLATE_LOSS * (lost + found.train) and not self.prepared.options.skip_bad:
@@ -259,13 +257,6 @@ class _Encoding(NamedTuple):
                 f"examples; choose another template, or let data.skip_bad drop them:\n{lines}"
             )
         _refuse_nothing("data.train", found)
-        others = found.counts.get("other_prompt", 0)
-        if others > MAX_OTHER_PROMPTS * found.train:
-            raise DataError(
-                f"{others:,} of {found.train:,} training examples stand behind another prompt than the generation "
-                f"prompt of the exported template ({self.encoder.name}): give the template's variables in "
-                f"data.template_options instead of the rows, or drop the thoughts (data.thoughts):\n{lines}"
-            )
 
 
 def _refuse_nothing(option: str, found: DataReport) -> None:

@@ -1,59 +1,59 @@
-"""The encoder: a tokenizer with a chat template, and what it is known to write around a response.
-
-The rendered text holds all special tokens and is tokenised with add_special_tokens=False, in training and in generation
-alike: both see the same ids, and there is never a second BOS. Special tokens that a row spells in its text become text.
-"""
+"""The encoder: a tokenizer, the renderer of conversations, and what both are known by."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import sha256_json
-from sftmix.data.layout import TemplateLayout
-from sftmix.data.probe import with_arguments
+from sftmix.common.renderer import Renderer
+from sftmix.data.formats import TEXT
+from sftmix.data.reading import identity
+from sftmix.data.renderer import ChatTemplate
 from sftmix.data.spellings import SpecialSpellings
-from sftmix.data.templates import Chats, TemplateRefusal, backend_text, render, token_roles
-from sftmix.data.thoughts import INLINE, divided
-from sftmix.data.values import MARK
-from sftmix.options import Thoughts
+from sftmix.data.store import get_or_build, key_of
+from sftmix.data.templates import NAMED, backend_text, chosen, decode, on_the_same_day, token_roles
+from sftmix.data.trial import LETTERS, trouble_with
+from sftmix.options import DataOptions, SpecialTokens, Thoughts
 from sftmix.types import Int64, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MARK_IN_ESCAPES = r"\ufdd0"
-"""How Python writes a mark in a list or an object, and JSON that is ASCII alone."""
-
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer and its chat template; made by `sftmix.data.encoders`.
+    """A tokenizer and the renderer of conversations, which has begun with it; None for plain text.
 
-    name            alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, or "text" for none
-    end_of_turn_id  the token that ends a response, trained
-    spellings       the special tokens' spellings, which rows may hold as text; None: there they are tokens as well
-    layout          what the template writes around a response; None for plain text
-    thoughts        what becomes of thoughts, see `DataOptions`
-    notices         sentences that the user should read
+    special_tokens  what their spellings in plain text become
     """
 
     tokenizer: PreTrainedTokenizerBase
-    name: str
-    end_of_turn_id: int
-    spellings: SpecialSpellings | None
-    layout: TemplateLayout | None = None
-    thoughts: Thoughts = "train"
-    notices: tuple[str, ...] = field(default=(), compare=False)
+    renderer: Renderer | None = None
+    special_tokens: SpecialTokens = "text"
+
+    @property
+    def name(self) -> str:
+        """alpaca, chatml, the Jinja file's path, "tokenizer" for the tokenizer's own, a class's name, or "text"."""
+        return TEXT if self.renderer is None else getattr(self.renderer, "name", type(self.renderer).__name__)
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """Sentences that the user should read."""
+        return getattr(self.renderer, "notices", ())
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja source in use: export it with the model; None for plain text, the tokenizer keeps its own."""
-        return None if self.layout is None else self.layout.source
+        return None if self.renderer is None else self.renderer.template
 
     @property
     def pad_id(self) -> int:
@@ -61,11 +61,15 @@ class Encoder:
         pad = self.tokenizer.pad_token_id
         return self.end_of_turn_id if pad is None else int(pad)
 
-    @cached_property
+    @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end a turn: the id that ends a response, and the one that ends a call, if it is another."""
-        ends = () if self.layout is None else (self.tokenizer.convert_tokens_to_ids(self.layout.call_end),)
-        return tuple(dict.fromkeys((self.end_of_turn_id, *ends)))
+        return (int(self.tokenizer.eos_token_id),) if self.renderer is None else self.renderer.ends
+
+    @property
+    def end_of_turn_id(self) -> int:
+        """The token that ends a response, trained."""
+        return self.end_ids[0]
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -74,104 +78,101 @@ class Encoder:
         return tuple(dict.fromkeys((*self.end_ids, *([] if eos is None else [eos]))))
 
     @cached_property
+    def spellings(self) -> SpecialSpellings:
+        """The special tokens' spellings in plain text."""
+        return SpecialSpellings(self.tokenizer, self.end_ids, self.special_tokens)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides the ids: the tokenizer's content, the template, the special tokens."""
         roles = json.dumps(token_roles(self.tokenizer), sort_keys=True)
         content = hashlib.sha256((backend_text(self.tokenizer) + roles).encode()).hexdigest()
-        special = "tokens" if self.spellings is None else "text"
-        return sha256_json([content, self.chat_template, self.end_of_turn_id, self.thoughts, special])[:32]
+        known: Any = self.special_tokens if self.renderer is None else identity(self.renderer)
+        if type(self.renderer) is ChatTemplate:  # whose options say how the template was found
+            known = [self.renderer.thoughts, self.renderer.special_tokens]
+        return sha256_json([content, self.chat_template, self.end_of_turn_id, known])[:32]
 
-    # ------------------------------------------------------------------------------------------- conversations
-
-    def turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """Return turns as the template takes them."""
-        return [self.turn(message) for message in messages]
-
-    def turn(self, message: Message, *, inline: bool = False) -> dict[str, Any]:
-        """Return a turn as the template takes it: its thought by its key, its special tokens as text.
-
-        inline  for a template that knows no thoughts: a thought from a field is put into the content
-        """
-        assert self.layout is not None
-        turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
-        if turn.get("tool_calls"):
-            turn = with_arguments(turn, self.layout.text_arguments)
-        if message.role == "assistant":
-            thought, answer = self.divided(message)
-            key = self.layout.key
-            if thought and key:
-                turn["content"] = answer
-                turn[key] = thought
-            elif self.thoughts == "drop" or (not thought and key != ""):
-                turn["content"] = answer  # an empty thought before it is the template's business
-            elif inline and message.thought and key == "":
-                turn["content"] = INLINE.format(thought=thought) + answer
-        return {key: value if key == "role" else self.as_text(value) for key, value in turn.items()}
-
-    def divided(self, message: Message) -> tuple[str, str]:
-        """Return the thought of an assistant turn and its answer; "" if it has none, or thoughts are dropped."""
-        thought, answer = (message.thought, message.content) if message.thought else divided(message.content)
-        return ("" if self.thoughts == "drop" else thought), answer
-
-    def as_text(self, value: Any) -> Any:
-        """Return a value of a row, as `render` and `tokenize` take it: the special tokens that it spells become text.
-
-        All of its texts are looked at, the keys of objects among them.
-        """
-        if isinstance(value, str):
-            return value if self.spellings is None else self.spellings.broken(value)
-        if isinstance(value, Mapping):
-            return {self.as_text(key): self.as_text(inner) for key, inner in value.items()}
-        return [self.as_text(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-    def render(
-        self, conversations: Chats, *, prompt: bool, tools: Sequence[Mapping[str, Any]] = (), **variables: Any
-    ) -> list[str]:
-        """Render each conversation; `prompt` adds the generation prompt.
-
-        conversations  of turns as `turns` makes them
-        tools          the functions that the assistant may call
-        variables      values of the template's variables, in which special tokens are text as well
-        Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
-        """
-        assert self.layout is not None, "plain text has no turns to render"
-        variables = {name: self.as_text(value) for name, value in variables.items()}
-        more = {"listed": self.layout.listed, "tools": tools, "prompt": prompt, **variables}
-        texts = render(self.tokenizer, self.layout.source, conversations, **more)
-        for chat, text in zip(conversations, texts, strict=True):
-            given = json.dumps([chat, tools, variables], ensure_ascii=False) if MARK_IN_ESCAPES in text else ""
-            if text.count(MARK_IN_ESCAPES) > given.count(MARK_IN_ESCAPES):
-                raise TemplateRefusal("it writes a row in escapes, in which special tokens cannot be told from text")
-        return texts
-
-    def prompt(
-        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), **variables: Any
-    ) -> list[int]:
+    def prompt(self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Return the ids that generation starts from.
 
-        turns      [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
-                   or a tool
-        variables  values of the template's variables
+        turns  [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
+               or a tool
         """
+        assert self.renderer is not None, "plain text has no turns"
         keys = ("role", "content", "thought")
         messages = [
             Message(**{key: turn[key] for key in keys if key in turn}, more={k: turn[k] for k in turn if k not in keys})
             for turn in turns
         ]
-        tools = self.as_text(tools)
-        return self.tokenize(self.render([self.turns(messages)], prompt=True, tools=tools, **variables))[0]
-
-    # -------------------------------------------------------------------------------------------------- tokens
-
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Tokenise rendered texts; no token is added. Raises ConfigError if `as_text` cannot be encoded."""
-        as_text = dict[str, list[int]]()
-        if self.spellings is not None and (broken := [text for text in texts if MARK in text]):
-            as_text = dict(zip(broken, self.spellings.tokenize(broken), strict=True))
-        others = ["" if text in as_text else text for text in texts]
-        encoded = self.tokenizer(others, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [as_text.get(text, ids) for text, ids in zip(texts, encoded["input_ids"], strict=True)]
+        return self.renderer.prompt(messages, tools)
 
     def decode(self, ids: list[int] | Int64) -> str:
         """Decode token ids; special tokens and white space stay as they are."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return decode(self.tokenizer, ids)
+
+
+def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thinks: bool | None = False) -> Encoder:
+    """Make the encoder of rows under these options: without a renderer if data.format is text, else with one.
+
+    A template that is not ours is first tried out in a process of its own. Raises ConfigError for one that takes too
+    long, or too much memory.
+
+    thinks  some response of the rows has a thought; None: the template is taken as it is
+    """
+    if options.format == TEXT:
+        return text_encoder(tokenizer, options.special_tokens)
+    renderer = copy(options.renderer) or ChatTemplate(
+        template=options.template,
+        template_options=options.template_options,
+        special_tokens=options.special_tokens,
+        thoughts=options.thoughts,
+    )
+    if isinstance(renderer, ChatTemplate):
+        _try_out(*chosen(tokenizer, renderer.chosen), token_roles(tokenizer), options.cache_dir)
+    renderer.begin(tokenizer, thinks=thinks)
+    return Encoder(tokenizer, renderer)
+
+
+def _try_out(name: str, source: str, variables: dict[str, str], cache_dir: str | None) -> None:
+    """Try a template out in a process of its own, once for each cache, unless it is ours; ConfigError for trouble."""
+    if len(source) > LETTERS:
+        raise ConfigError(
+            f"data.template: {name}: it has {len(source):,} characters; at most {LETTERS:,} are tried out"
+        )
+
+    def build(directory: Path) -> dict[str, Any]:
+        if trouble := trouble_with(on_the_same_day(source), variables):
+            raise ConfigError(f"data.template: {name}: {trouble}. It is not used; choose another, such as chatml")
+        return {}
+
+    if name not in NAMED:
+        key = key_of(source, variables, version("transformers"), version("jinja2"))
+        get_or_build(cache_dir, f"template-{key}", build)
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase, special_tokens: SpecialTokens = "text") -> Encoder:
+    """Make the encoder of plain text: a document ends with eos. Raises ConfigError if there is no eos token."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("data.format text: this tokenizer has no eos token, with which a document ends")
+    return Encoder(tokenizer, None, special_tokens)
+
+
+def make_encoder(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None = None,
+    special_tokens: SpecialTokens = "text",
+    *,
+    thoughts: Thoughts = "train",
+    thinks: bool | None = False,
+    variables: Mapping[str, Any] | None = None,
+) -> Encoder:
+    """Make the encoder of a chat template; see `ChatTemplate` for the options and errors.
+
+    template   None (the tokenizer's own, or alpaca if it has none), "alpaca", "chatml", or the path of a Jinja file
+    variables  values of the template's variables, also in the exported template
+    """
+    renderer = ChatTemplate(
+        template=template, template_options=variables, special_tokens=special_tokens, thoughts=thoughts
+    )
+    renderer.begin(tokenizer, thinks=thinks)
+    return Encoder(tokenizer, renderer)

@@ -12,7 +12,7 @@ from sftmix.common.fields import TEXT as TEXT
 from sftmix.common.plain import spelling
 from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import CONTROL, quoted
-from sftmix.data.calls import OPTIONS, TOOLS, tools_of, variables_of
+from sftmix.data.calls import TOOLS, tools_of
 from sftmix.data.turns import TURN_FIELDS, checked, last_alone, turns_of, weight_of
 from sftmix.data.values import Fields, checked_text, field_of, field_text, filled, parsed, visible, without_null
 from sftmix.types import Example, Message
@@ -108,7 +108,7 @@ class Converter:
         row = {**row, **{key: parsed(row[key], key) for key in lists}}
         used = {*form.fields, "id", self.label_field}
         if not is_text:
-            used |= {"system", *TOOLS, OPTIONS}
+            used |= {"system", *TOOLS}
             if self.label_field != "label" and spelling(row.get("label")) == "false":
                 raise BadRow(
                     "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
@@ -126,8 +126,8 @@ class Converter:
         if RESERVED_ID.search(own_id):
             raise BadRow(f"id {quoted(own_id)} ends in @turn<number>, which is kept for the turns of a conversation")
         self.unread.update(sorted(unread))
-        prompting = () if is_text else (tools_of(row), variables_of(row))
-        return Example(own_id, tuple(messages), source, label, columns, *prompting)
+        tools = () if is_text else tools_of(row)
+        return Example(own_id, tuple(messages), source, label, columns, tools)
 
     def _form_of(self, row: Fields) -> RowFormat:
         """Return the format of a row."""

@@ -1,81 +1,272 @@
 """What a chat template writes around a response, found by rendering small conversations, without generation tags.
 
 What the template writes behind its own generation prompt is the response, and what it does not write there is put
-together (`sftmix.data.responses`). Found here is what that takes: a variable that brings the prompt in line with the
-responses, the prompt of a template that has none, the key of a thought, and the end of a turn.
+together (`sftmix.data.renderer`). Found here is what that takes: a variable that brings the prompt in line with the
+responses, the key of a thought, and the end of a turn.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.probe import (
-    ANSWER,
-    ARGUMENT,
-    FUNCTION,
-    QUESTION,
-    THOUGHT,
-    TemplateProbe,
-    common_start,
-    text_after,
-    text_before,
-    written_behind,
-)
-from sftmix.data.templates import TemplateRefusal, appended, defaults
+from sftmix.data.templates import TemplateRefusal, defaults, render
 from sftmix.data.thoughts import (
+    INLINE,
     OPENING,
+    THOUGHT_FIELDS,
     closed_by,
     closing_at_head,
     closing_of,
     opened_by,
+    without_thought_tags,
 )
-from sftmix.data.trial import AND_NOW, PROBE, SYSTEM, TOOLS
+from sftmix.data.trial import AND_NOW, CALL, PROBE, SYSTEM, TOOLS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GENERATION = re.compile(r"{%-?\s*generation\b")
+QUESTION, ANSWER = (turn["content"] for turn in PROBE)
+THOUGHT = "Sky"
+FUNCTION, ARGUMENT = "find_colour", "noon"
+
+_GENERATION = re.compile(r"{%-?\s*generation\b")
+_WORD = re.compile(r"[<\[]?[^<\[\s]+|[<\[]")
+"""Text between white space; a tag begins one."""
 _SWITCHES = re.compile(r"(?<![\w.'\"])(\w*(?:think|reason)\w*)(?![\w'\"(])")
-_COMPARED = r"\b{name} +(?:==|!=|in|not in) +([^%}}]+)"
 
 
-@dataclass(frozen=True)
+# ---------------------------------------------------------------------------------------- behind the prompt
+
+
+def text_before(text: str, marker: str) -> str:
+    """Return what is in front of the last marker in a text; "" without one."""
+    return text.rpartition(marker)[0]
+
+
+def common_start(one: str, other: str) -> str:
+    """Return the characters that both texts begin with."""
+    return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
+
+
+def text_after(prompt: str, rendered: str, question: str) -> str | None:
+    """Return a rendering behind a prompt, which may have another head and other white space around its header."""
+    if rendered.startswith(prompt):
+        return rendered[len(prompt) :]
+    question = question.strip()
+    if not question:
+        return None
+    # Mistral v0.3: the system turn is written with the last turn of a user, and only if no answer follows it.
+    header = prompt.rpartition(question)[2]
+    turns = question.join(rendered.split(question)[prompt.count(question) :])
+    # DeepSeek-V3.1 of vLLM: the prompt has '\n  <|Assistant|>', the rendering '\n  <|Assistant|>    </think>'.
+    spaced = r"\s*".join(map(re.escape, ["", *_WORD.findall(header), ""]))
+    found = re.match(f"{re.escape(header)}|{spaced}", turns) if turns else None
+    return turns[found.end() :] if found else None
+
+
+def written_behind(prompt: str, rendered: str, question: str, closing: str, *, thinks: bool) -> str | None:
+    """Return what a rendered conversation has behind its prompt; None if it does not go on from there.
+
+    A prompt that ends with the tags of a thought may stand for what the rendering lacks, or has in another form.
+
+    question  the content of the last turn in the prompt
+    closing   what closes a thought that the prompt opens and the response lacks
+    thinks    the response has a thought
+    """
+    opened = opened_by(prompt)
+    if not opened and (rest := text_after(prompt, rendered, question)) is not None:
+        return rest
+    before = without_thought_tags(prompt)
+    tags = prompt.removeprefix(before)
+    rest = text_after(before, rendered, question)
+    if rest is None:
+        return None
+    if rest.startswith(tags):
+        rest = rest.removeprefix(tags)
+    elif thinks:
+        rest = rest.removeprefix(opened.strip()).lstrip() if opened else rest
+    else:  # Qwen3, exported: the prompt ends with '<think>\n\n</think>\n\n', the rendering has 'Blue' there
+        rest = rest.removeprefix(closing_at_head(rest).rstrip())
+    if thinks:  # Nemotron Nano v2 writes the tag of its prompt, '<think>\n', once more
+        return rest.removeprefix(opened)
+    # DeepSeek-R1: the prompt ends with '<think>\n', the rendering has 'Blue' there
+    return closing + rest if opened and not closing_at_head(rest) else rest
+
+
+# ------------------------------------------------------------------------------------------------ the layout
+
+
 class TemplateLayout:
     """What a template writes around a response.
 
-    source          the template, with the defaults and the generation prompt that the exported one has
-    listed          it takes contents as lists of parts
-    key             the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
-    opens           its generation prompt opens a thought
-    thought_tag     opens a thought that we write, with the white space behind it
-    closing         closes it, with the white space around
-    answer_lead     what is between the prompt and an answer without a thought
-    ending          from the answer through the token that ends the turn
-    end             that token
-    call_end        the token behind a call, or else `end`
-    text_arguments  the arguments of a call are given as JSON text
-    around          the added tokens that it writes around turns
-    notices         sentences that the user should read
+    source    the template, with the defaults that the exported one has
+    listed    it takes contents as lists of parts
+    key       the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
+    asked, prompt, plain, thinking  a question as it renders it, with its prompt, with an answer, with a thought or ""
+    notices   sentences that the user should read
+    Raises TemplateRefusal for a template that cannot render a question and an answer.
     """
 
-    source: str
-    listed: bool
-    key: str | None
-    opens: bool
-    thought_tag: str
-    closing: str
-    answer_lead: str
-    ending: str
-    end: str
-    call_end: str
-    text_arguments: bool
-    around: frozenset[str]
-    notices: tuple[str, ...]
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, notice: str = "") -> None:
+        self.tokenizer, self.source = tokenizer, source
+        self.notices = [notice] * bool(notice)
+        self.listed = False
+        self.listed = ANSWER not in self.tried(*PROBE)  # SmolVLM
+        self.asked = self.rendered(*PROBE[:1])
+        self.prompt = self.rendered(*PROBE[:1], prompt=True)
+        self.plain = self.rendered(*PROBE)
+        self.key: str | None = None
+        self.thinking = ""
+        said: list[dict[str, Any]] = [
+            PROBE[1],
+            {**CALL, "content": ANSWER},
+        ]  # Gemma 4 writes thoughts beside calls alone
+        ways = [(key, {**turn, key: THOUGHT}) for turn in said for key in THOUGHT_FIELDS]
+        for key, turn in [*ways, ("", {**PROBE[1], "content": INLINE.format(thought=THOUGHT) + ANSWER})]:
+            text = self.tried(PROBE[0], turn, tools=TOOLS if "tool_calls" in turn else ())
+            if text.count(THOUGHT) == 1 and ANSWER in text.partition(THOUGHT)[2]:
+                self.key, self.thinking = key, text
+                break
+
+    def rendered(self, *turns: Mapping[str, Any], **more: Any) -> str:
+        """Render turns; prompt and tools may be given. Raises TemplateRefusal."""
+        return render(self.tokenizer, self.source, turns, listed=self.listed, **more)
+
+    def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
+        """Render turns; "" if the template refuses them."""
+        with suppress(TemplateRefusal):
+            return self.rendered(*turns, **more)
+        return ""
+
+    def fits(self, thinks: bool) -> bool:
+        """True if responses are rendered behind the prompt, with no more than white space between, or thinking."""
+        behind = text_after(self.prompt, self.thinking if thinks else self.plain, QUESTION)
+        opened = opened_by(self.prompt)
+        if self.prompt == self.asked or (behind is None and not opened):
+            return False
+        if thinks:
+            return bool(opened) or not closed_by(self.prompt)
+        return not opened and not text_before(behind or "", ANSWER).strip()
+
+    def marks(self, text: str) -> list[str]:
+        """Return the added tokens of a text, but for white space, which some tokenizers add for any text."""
+        added = self.tokenizer.added_tokens_decoder
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [added[number].content for number in ids if number in added and added[number].content.strip()]
+
+    # ----------------------------------------------------------------------------------------------- thoughts
+
+    @property
+    def opens(self) -> bool:
+        """The generation prompt opens a thought."""
+        return bool(opened_by(self.prompt))
+
+    @cached_property
+    def _thinking_behind(self) -> str:
+        return written_behind(self.prompt, self.thinking, QUESTION, "", thinks=True) or ""
+
+    @cached_property
+    def thought_tag(self) -> str:
+        """What opens a thought that we write, with the white space behind it."""
+        begun = text_before(self._thinking_behind, THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
+        return opened_by(self.prompt) or opened_by(begun) or OPENING
+
+    @cached_property
+    def closing(self) -> str:
+        """What closes a thought, with the white space around."""
+        behind = closing_at_head(self._thinking_behind.partition(THOUGHT)[2]) if self.key else ""
+        return behind or closing_of(self.thought_tag)
+
+    # ---------------------------------------------------------------------------------------- around an answer
+
+    @cached_property
+    def answer_lead(self) -> str:
+        """What is between the prompt and an answer without a thought."""
+        return text_before(written_behind(self.prompt, self.plain, QUESTION, self.closing, thinks=False) or "", ANSWER)
+
+    @cached_property
+    def _tail(self) -> str:
+        return self.plain.rpartition(ANSWER)[2]
+
+    @cached_property
+    def end(self) -> str:
+        """The token that ends a turn: the first behind an answer that is not inside one; eos if there is none.
+
+        eos is taken before any other, if the template writes it behind every answer (Command R7B). Raises ConfigError
+        if there is no eos either.
+        """
+        inside = self.marks(self.answer_lead + text_before(self._thinking_behind, ANSWER) + text_before(*self._call))
+        ends = [mark for mark in self.marks(self._tail) if mark not in inside]
+        eos = self.tokenizer.eos_token
+        between = self.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2] or self._tail
+        if eos in ends and eos in self.marks(common_start(self._tail, between)):
+            return str(eos)
+        if ends:
+            return ends[0]
+        if eos is None:
+            raise ConfigError(
+                "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
+                "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
+            )
+        self.notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
+        return str(eos)
+
+    @cached_property
+    def ending(self) -> str:
+        """The text from an answer through the token that ends its turn."""
+        before, mark, _ = self._tail.partition(self.end)
+        return before + mark if mark else self.end
+
+    @cached_property
+    def around(self) -> frozenset[str]:
+        """The added tokens that it writes around turns; some tokenizers do not mark them as special."""
+        return frozenset(self.marks(self.prompt + self.answer_lead + self._tail + self.tried(*SYSTEM, *PROBE[:1])))
+
+    # ---------------------------------------------------------------------------------------------- calls
+
+    def call(self, as_text: bool) -> str:
+        """Return what is written from a call on; "" if the template does not write it, or not as JSON.
+
+        as_text  its arguments are given as JSON text
+        """
+        asked = self.tried(*PROBE[:1], tools=TOOLS, prompt=True)
+        rendered = self.tried(*PROBE[:1], with_text_arguments(CALL) if as_text else CALL, tools=TOOLS)
+        written = rendered[len(common_start(asked, rendered)) :]
+        return written if FUNCTION in written and ARGUMENT in written and "{'" not in written else ""
+
+    @cached_property
+    def text_arguments(self) -> bool:
+        """The arguments of a call are given as JSON text."""
+        return not self.call(as_text=False) and bool(self.call(as_text=True))
+
+    @property
+    def _call(self) -> tuple[str, str]:
+        return self.call(as_text=self.text_arguments), ARGUMENT
+
+    @cached_property
+    def call_end(self) -> str:
+        """The token behind a call, or else `end`: Gemma 4 ends an answer with '<turn|>', a call '<|tool_response>'."""
+        call, argument = self._call
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        within = self.marks(text_before(call, argument))
+        ends = [mark for mark in self.marks(call.rpartition(argument)[2]) if mark in special and mark not in within]
+        return self.end if self.end in ends or not ends else ends[-1]
+
+
+def with_text_arguments(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a turn whose calls have their arguments as JSON text."""
+    calls = []
+    for call in turn["tool_calls"]:
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**turn, "tool_calls": calls}
 
 
 def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool | None) -> TemplateLayout:
@@ -83,157 +274,31 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
 
     The exported template has the generation prompt of the rows, which think or do not. It is the first of these that
     renders such responses behind its prompt: the template itself, or the template with one of its own variables set
-    (enable_thinking). A template without any generation prompt gets what it writes before a response.
+    (enable_thinking).
 
     thinks  some response of the rows has a thought; None: the template is taken as it is
     Raises TemplateRefusal for a template that cannot be rendered, ConfigError for one that has no end of a turn, or
     whose prompt closes the thought that rows have.
     """
-    notices = list[str]()
-    probe = TemplateProbe(tokenizer, source)
-    if ANSWER not in probe.plain:
+    layout = TemplateLayout(tokenizer, source)
+    if ANSWER not in layout.plain or "{'type'" in layout.plain:
         raise ConfigError("data.template: the template does not write the content of an assistant turn")
-    if (bos := tokenizer.bos_token) and probe.plain.startswith(2 * bos):
+    if (bos := tokenizer.bos_token) and layout.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
-    if thinks is not None:
-        probe = _switched(probe, thinks, notices)
-    call = probe.call(as_text=False) or probe.call(as_text=True)
-    text_arguments = bool(call) and not probe.call(as_text=False)
-    if FUNCTION not in probe.tried(*PROBE[:1], tools=TOOLS):  # Command A for RAG: then no row has calls
-        call = ""
-    if thinks is not None and (header := _header(probe, thinks, call)):
-        unless = " and enable_thinking is not true" if probe.prompt != probe.asked else ""
-        probe = TemplateProbe(tokenizer, appended(probe.source, header, unless))
-        notices.append(f"The template writes {header!r} before every response: it is part of the prompt, not trained.")
-    if thinks and closed_by(probe.prompt):
+    tagged = not thinks and _GENERATION.search(source)
+    if thinks is not None and not tagged and not layout.fits(thinks):
+        layout = next((one for one in _switched(layout, thinks) if one.fits(thinks)), layout)
+    if thinks and closed_by(layout.prompt):
         raise ConfigError(
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
             "out (data.thoughts drop), or choose a template (or data.template_options) whose prompt does not end so"
         )
-    thinking = written_behind(probe.prompt, probe.thinking, QUESTION, "", thinks=True) or ""
-    tag, closing = _thought_tags(probe, thinking)
-    lead = text_before(written_behind(probe.prompt, probe.plain, QUESTION, closing, thinks=False) or "", ANSWER)
-    ending, end, call_end = _ending(probe, lead + text_before(thinking, ANSWER), call, notices)
-    return TemplateLayout(
-        source=probe.source,
-        listed=probe.listed,
-        key=probe.key,
-        opens=bool(opened_by(probe.prompt)),
-        thought_tag=tag,
-        closing=closing,
-        answer_lead=lead,
-        ending=ending,
-        end=end,
-        call_end=call_end,
-        text_arguments=text_arguments,
-        around=_around_turns(probe, lead),
-        notices=tuple(notices),
-    )
+    return layout
 
 
-def _thought_tags(probe: TemplateProbe, thinking: str) -> tuple[str, str]:
-    """Return what opens and what closes a thought that we write, with the white space around.
-
-    thinking  what the template writes behind the prompt for a thought and an answer
-    """
-    plain = written_behind(probe.prompt, probe.plain, QUESTION, "", thinks=False) or ""
-    begun, _, rest = thinking.partition(THOUGHT)  # Qwen3: '<think>\n' and '\n</think>\n\nBlue'
-    empty = closing_at_head(plain).partition("</")[0].replace("\n\n", "\n")  # Kimi-K2-Thinking: '<think></think>'
-    tag = opened_by(probe.prompt) or opened_by(empty) or opened_by(begun) or OPENING
-    return tag, (closing_at_head(rest) if probe.key else "") or closing_of(tag)
-
-
-def _switched(probe: TemplateProbe, thinks: bool, notices: list[str]) -> TemplateProbe:
-    """Return the template with a variable that may switch thinking, if its own prompt does not fit the rows.
-
-    Tried are true or false, and the words that the template compares the variable with.
-    """
-    source = probe.source
-    tagged = not thinks and GENERATION.search(source)
-    for name in () if tagged or probe.fits(thinks) else dict.fromkeys(_SWITCHES.findall(source)):
-        compared = " ".join(re.findall(_COMPARED.format(name=re.escape(name)), source))
-        for value in dict.fromkeys([thinks, *re.findall(r"['\"](\w+)['\"]", compared)]):
-            with suppress(TemplateRefusal):
-                changed = TemplateProbe(probe.tokenizer, defaults({name: value}) + source)
-                if changed.fits(thinks):
-                    notices.append(f"The template is used and exported with {name} {json.dumps(value)}.")
-                    return changed
-    return probe
-
-
-def _header(probe: TemplateProbe, thinks: bool, call: str) -> str:
-    """Return what is written before every response and belongs to the prompt; a space belongs to the response.
-
-    For a template without a generation prompt, that is all it writes there; for others, an empty thought, if the rows
-    have none, unless generation tags say that it is the response's.
-
-    call  what the template writes for a call, or ""
-    """
-    header = text_before(text_after(probe.prompt, probe.plain, QUESTION) or "", ANSWER)
-    if probe.fits(thinks):
-        return ""
-    if probe.prompt != probe.asked:  # Qwen3-Instruct of xinference: '<think>\n\n</think>\n\n'
-        kept = thinks or opened_by(probe.prompt) or GENERATION.search(probe.source)
-        return header.rstrip(" ") if closing_at_head(header) and not kept else ""
-    # Alpaca: '### Response:\n'; Command A: '<|CHATBOT_TOKEN|>', then '<|START_RESPONSE|>' or '<|START_ACTION|>'
-    for other in (text_after(probe.prompt, probe.thinking, QUESTION) if thinks else "", call):
-        if other and not other.startswith(header):  # a tag that is begun only is not common
-            header = re.sub(r"[<\[][^<>\[\]]*$", "", common_start(header, other))
-    return header.rstrip(" ") if header.strip() else ""
-
-
-def _ending(probe: TemplateProbe, within: str, call: str, notices: list[str]) -> tuple[str, str, str]:
-    """Return the text from an answer through the end of its turn, the token there, and the token behind a call.
-
-    What ends a turn does not occur inside one: not between the prompt and the answer, nor in a call. eos is taken
-    before any other token, if the template writes it behind every answer, and put there if it writes none.
-
-    within  what is in front of an answer
-    call    what the template writes from a call on
-    """
-    eos = probe.tokenizer.eos_token
-    begun, _, ended = call.rpartition(ARGUMENT)
-    inside = probe.marks(within + begun)
-    after = probe.plain.rpartition(ANSWER)[2]
-    ends = [mark for mark in probe.marks(after) if mark not in inside]
-    between = text_before(probe.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2], AND_NOW["content"]) or after
-    if eos in ends and eos in probe.marks(common_start(after, between)):
-        ends = [eos]
-    elif not ends:  # ChatML of vLLM: '<|im_end|>\n' is written only before a next turn, '<|im_start|>user\n'
-        header = common_start(between[::-1], text_before(probe.asked, QUESTION)[::-1])[::-1]
-        after = between.removesuffix(header)
-        ends = [mark for mark in probe.marks(after) if mark not in inside]
-        if ends:
-            notices.append(f"The template writes {ends[0]!r} only before a next turn: it is put after every response.")
-    if not ends:
-        if eos is None:
-            raise ConfigError(
-                "data.template: the template writes no end-of-turn token after a response, and the tokenizer has no "
-                "eos token: a model trained so would never stop. Choose another data.template or set an eos token."
-            )
-        notices.append(f"The template writes no end-of-turn token: {eos!r} is put after responses.")
-        ends, after = [eos], eos
-    # Gemma 4 ends an answer with '<turn|>', and a call with '<|tool_response>'.
-    special = [token.content for token in probe.tokenizer.added_tokens_decoder.values() if token.special]
-    ends_call = [mark for mark in probe.marks(ended) if mark == ends[0] or (mark in special and mark not in inside)]
-    call_end = ends[0] if ends[0] in ends_call else [*ends[:1], *ends_call][-1]
-    return _through(after, ends[0]), ends[0], call_end
-
-
-def _around_turns(probe: TemplateProbe, lead: str) -> frozenset[str]:
-    """Return the added tokens that the template writes around turns; some tokenizers do not mark them as special.
-
-    Left out are those behind the first before a response that have a partner, as `<tool_call>` has `</tool_call>`:
-    responses also write them.
-
-    lead  what is between the prompt and an answer
-    """
-    tags = [token.content.replace("/", "", 1) for token in probe.tokenizer.added_tokens_decoder.values()]
-    header = probe.prompt.removeprefix(probe.asked) + lead if probe.prompt.startswith(probe.asked) else ""
-    alone = [mark for n, mark in enumerate(probe.marks(header)) if not n or tags.count(mark.replace("/", "", 1)) == 1]
-    elsewhere = probe.asked + probe.tried(*SYSTEM, *PROBE[:1]) + probe.plain.rpartition(ANSWER)[2]
-    return frozenset(alone + probe.marks(elsewhere))
-
-
-def _through(text: str, mark: str) -> str:
-    return text[: text.index(mark) + len(mark)]
+def _switched(layout: TemplateLayout, thinks: bool) -> Iterator[TemplateLayout]:
+    """Yield the template with each of the variables that may switch thinking."""
+    for name in dict.fromkeys(_SWITCHES.findall(layout.source)):
+        notice = f"The template is used and exported with {name} {json.dumps(thinks)}."
+        with suppress(TemplateRefusal):
+            yield TemplateLayout(layout.tokenizer, defaults({name: thinks}) + layout.source, notice)

@@ -8,14 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from sftmix.common.component import code_of, files_of
+from sftmix.common.component import Component, code_of, files_of
 from sftmix.common.errors import BadRow, DataError
 from sftmix.common.fields import SHOWN_FIELDS, TEXT, listed
 from sftmix.common.files import sha256_file
 from sftmix.common.places import place_of
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
-from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import counted, quoted
 from sftmix.data.formats import Columns, Converter
 from sftmix.data.report import DataReport
@@ -145,7 +144,7 @@ class RowReader:
         return record
 
 
-def identity(form: RowFormat | str) -> Any:
+def identity(form: Component | str) -> Any:
     """Return what a format is known by: its word, or its class with its options, its source and its files' hashes."""
     if isinstance(form, str):
         return form

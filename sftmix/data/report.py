@@ -29,9 +29,7 @@ REASONS = {
     "boundary": "example{s} with a response tokenised apart from the prompt (a token would span both)",
     "composed": "example{s} with a response that we put behind the prompt (the template leaves out a part of it, or "
     "does not go on from its own prompt)",
-    "option_unread": "example{s} with chat_template_kwargs that the chat template does not read",
     "turn_lost": "example{s} with a turn that the chat template leaves out of the prompt",
-    "other_prompt": "example{s} trained behind another prompt than the exported template's generation prompt",
     "weighted": "example{s} with a weight other than 1 (the field weight of the row, of a turn, or of a part)",
     "split_turns": "conversation{s} trained as one example per turn (no one sequence holds the prompt of every turn)",
     "split_alone": "conversation{s} not scored: split by this template, not by the target's (with data.multi_turn "

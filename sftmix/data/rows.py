@@ -10,6 +10,7 @@ from sftmix.data.thoughts import TAGS, THOUGHT_FIELDS
 from sftmix.options import DataOptions
 
 OF_CONVERSATIONS = (
+    "renderer",
     "template",
     "template_options",
     "thoughts",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from sftmix.common.errors import ConfigError
 from sftmix.data.thoughts import TAGS
 from sftmix.data.values import MARK
+from sftmix.options import SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,12 +40,16 @@ class SpecialSpellings:
          as text is the same token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int]) -> None:
-        """Collect the spellings; `written` are ids that the template writes, the end of a turn among them."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, written: Iterable[int], become: SpecialTokens) -> None:
+        """Collect the spellings; `written` are ids that the template writes, the end of a turn among them.
+
+        become  what they become in rows; tokens: there are none to look for
+        """
+        self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         special = {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
         self.ids = dict[str, int]()
-        for number in [*special, *written]:
+        for number in [*special, *written] if become == "text" else ():
             spelling = str(tokenizer.convert_ids_to_tokens(number))
             if spelling in THOUGHT_TAGS:
                 continue
@@ -82,12 +87,28 @@ class SpecialSpellings:
                 return re.sub(r"(\S)", r"\1" + MARK, content, count=1)  # within: a template may trim the content
         return broken
 
-    def tokenize(self, rendered: Sequence[str]) -> list[list[int]]:
-        """Tokenise rendered texts with `broken` content. Raises ConfigError for a tokenizer that has no twin."""
+    def as_text(self, value: Any) -> Any:
+        """Return a value of a row, as a template and `tokenize` take it: the special tokens that it spells become text.
 
-        # The special tokens, which are the template's own, are respelt; the marks of the content go.
-        texts = [self._whole_or_mark.sub(lambda found: self._respelt.get(found[1], ""), text) for text in rendered]
-        return [encoded.ids for encoded in self._twin.encode_batch(texts, add_special_tokens=False)]
+        All of its texts are looked at, the keys of objects among them.
+        """
+        if isinstance(value, str):
+            return self.broken(value)
+        if isinstance(value, Mapping):
+            return {self.as_text(key): self.as_text(inner) for key, inner in value.items()}
+        return [self.as_text(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenise texts with `as_text` parts; no token is added. Raises ConfigError for a tokenizer without a twin."""
+        found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [
+            self._by_twin(text) if MARK in text else ids for text, ids in zip(texts, found["input_ids"], strict=True)
+        ]
+
+    def _by_twin(self, rendered: str) -> list[int]:
+        """Tokenise a text by the twin: the special tokens, which are the template's own, are respelt; marks go."""
+        text = self._whole_or_mark.sub(lambda found: self._respelt.get(found[1], ""), rendered)
+        return self._twin.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def _twin(self) -> Tokenizer:

@@ -35,7 +35,7 @@ from sftmix.data.thoughts import answers
 from sftmix.options import DataOptions
 from sftmix.types import Example, Int64, Message
 
-CODE_VERSION = 10
+CODE_VERSION = 11
 """Part of every key: raise it whenever the same rows, tokenizer and options would give other tokens or ids."""
 
 Record = dict[str, Any]
@@ -54,7 +54,7 @@ EXAMPLE = [
     ("columns", pa.string()),
     ("prompting", pa.string()),
 ]
-"""The columns of an Example; messages, columns and prompting (its tools and options) are JSON. A document is one
+"""The columns of an Example; messages, columns and prompting (its tools) are JSON. A document is one
 message of the role text."""
 
 
@@ -172,16 +172,15 @@ def stored(example: Example) -> Record:
         "messages": json.dumps([_plain(message) for message in example.messages], ensure_ascii=False),
         "label": example.label,
         "columns": json.dumps(example.columns),
-        "prompting": json.dumps([example.tools, example.options], ensure_ascii=False),
+        "prompting": json.dumps(example.tools, ensure_ascii=False),
     }
 
 
 def example_of(row: Record) -> Example:
     """Make the Example of a row with the columns of EXAMPLE."""
     messages = tuple(Message(*fields) for fields in json.loads(row["messages"]))
-    tools, options = json.loads(row["prompting"])
-    columns = json.loads(row["columns"])
-    return Example(row["id"], messages, row["source"], row["label"], columns, tuple(tools), options)
+    columns, tools = json.loads(row["columns"]), json.loads(row["prompting"])
+    return Example(row["id"], messages, row["source"], row["label"], columns, tuple(tools))
 
 
 def _plain(message: Message) -> tuple[Any, ...]:
@@ -204,10 +203,10 @@ def content_hash(messages: Sequence[Message]) -> str:
 def id_of(row: Example, content: str) -> str:
     """Return the id of a conversation without one: its content's hash, with what else is trained, if it has such.
 
-    That is its functions, its values of the template's variables, and weights of its trained turns and their parts.
+    That is its functions, and weights of its trained turns and their parts.
     """
     weights = {k: [m.weight, m.parts] for k, m in enumerate(row.messages) if m.trained and (m.weight != 1 or m.parts)}
-    more = [row.tools, row.options, weights]
+    more = [row.tools, {}, weights]  # an empty object where rows once had more
     return short_hash(json.dumps([content, *more]).encode()) if any(more) else content
 
 

@@ -7,6 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from sftmix.common.errors import ConfigError
+from sftmix.common.errors import TemplateRefusal as TemplateRefusal
+from sftmix.common.files import read_text
+from sftmix.common.places import place_of
+from sftmix.types import Int64
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -26,8 +34,8 @@ CHATML = """\
 
 NAMED = {"alpaca": ALPACA, "chatml": CHATML}
 
-Chats = Sequence[Sequence[Mapping[str, Any]]]
-"""Conversations, of turns {role: ..., content: ...}, of which some have tool_calls, or a thought."""
+Chat = Sequence[Mapping[str, Any]]
+"""A conversation, of turns {role: ..., content: ...}, of which some have tool_calls, or a thought."""
 
 _SAME_DAY = """\
 {% macro strftime_now(form) %}{% set ns = namespace(day=form) %}{% for code, value in [('%Y', '2024'), ('%y', '24'), \
@@ -37,21 +45,52 @@ _SAME_DAY = """\
 """One date for templates that write the date of today: prompts must not change from day to day, nor at a resume."""
 
 
-class TemplateRefusal(ValueError):
-    """Error of a template that cannot render a conversation."""
+def template_source(template: str) -> str:
+    """Return the Jinja source of alpaca, chatml or a file; raise ConfigError if there is none."""
+    if template in NAMED:
+        return NAMED[template]
+    try:
+        return read_text(place_of(template))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.template: {template!r} is neither one of {', '.join(NAMED)} nor a readable Jinja file ({error}); "
+            "null takes the tokenizer's own"
+        ) from error
+
+
+def chosen(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[str, str]:
+    """Return name and source of the template.
+
+    Ours begin with BOS if the tokenizer itself writes one, and turns end with a token that it knows.
+    """
+    if template is None and tokenizer.chat_template:
+        try:
+            return "tokenizer", tokenizer.get_chat_template()
+        except ValueError as error:  # several, and none of them is called default
+            raise ConfigError(
+                f"data.template: {error}. Write the one you want to a Jinja file and name that file, or choose chatml "
+                "or alpaca"
+            ) from error
+    name = "alpaca" if template is None else template
+    source = template_source(name)
+    if name in NAMED:
+        source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
+        if "eos_token" in source and tokenizer.eos_token is None:
+            raise ConfigError("data.template: this tokenizer has no eos token, with which the template ends a response")
+        source = ("{{ bos_token }}" if written_bos(tokenizer) else "") + source
+    return name, source
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
-    conversations: Chats,
+    chat: Chat,
     *,
     prompt: bool = False,
     listed: bool = False,
     tools: Sequence[Mapping[str, Any]] = (),
-    **variables: Any,
-) -> list[str]:
-    """Render through the tokenizer, with more variables of the template.
+) -> str:
+    """Render a conversation as transformers does.
 
     prompt  with the generation prompt
     listed  contents are handed over as lists of parts
@@ -59,22 +98,14 @@ def render(
     Raises TemplateRefusal if the template or its syntax fails.
     """
     if listed:
-        conversations = [[{**turn, "content": _parts(turn["content"])} for turn in chat] for chat in conversations]
+        chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat]
+    renders: Any = render_jinja_template
+    given = {"chat_template": on_the_same_day(template), "add_generation_prompt": prompt, "tools": list(tools) or None}
     try:
-        return tokenizer.apply_chat_template(  # type: ignore[return-value]
-            conversations,  # type: ignore[arg-type]
-            tools=list(tools) or None,  # type: ignore[arg-type]
-            chat_template=on_the_same_day(template),
-            add_generation_prompt=prompt,
-            tokenize=False,
-            **variables,
-        )
+        texts = renders([chat], **given, **token_roles(tokenizer))[0]
     except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
         raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
-
-
-def _parts(content: str) -> list[dict[str, str]]:
-    return [{"type": "text", "text": content}]
+    return str(texts[0])
 
 
 def defaults(variables: Mapping[str, Any]) -> str:
@@ -89,12 +120,6 @@ def defaults(variables: Mapping[str, Any]) -> str:
 def reads(template: str, name: str) -> bool:
     """False if a template cannot read a variable of this name: it is not written there."""
     return re.search(rf"\b{re.escape(name)}\b", template) is not None
-
-
-def appended(template: str, header: str, unless: str = "") -> str:
-    """Return a template with a generation prompt, or with more at the end of its own, but for a condition."""
-    end = "{% if add_generation_prompt" + unless + " %}{{ " + json.dumps(header, ensure_ascii=False) + " }}{% endif %}"
-    return template.removesuffix("\n") + end
 
 
 def on_the_same_day(template: str) -> str:
@@ -127,3 +152,8 @@ def written_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return [BOS] if the tokenizer begins plain text with it when it adds special tokens, else []."""
     first = tokenizer("Name a colour.")["input_ids"][:1]
     return first if first == [tokenizer.bos_token_id] else []
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Int64) -> str:
+    """Decode token ids; special tokens and white space stay as they are."""
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

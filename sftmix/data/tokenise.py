@@ -1,8 +1,7 @@
 """Conversations -> rows of examples to store, and documents -> rows of windows.
 
-Masks come from token ids. Every trained turn has two texts (`sftmix.data.responses`): the generation prompt in front of
-it, which is the text that generation starts from, and the conversation through the end of the turn. The ids of the
-first text must be the first ids of the second; the other ids of the second are the response.
+Masks come from token ids, as the renderer gives them: the ids in front of a trained turn are those that generation
+starts from, and the ids of the turn are the response.
 
 In a window of text every token is a target, except the first of each document. A document ends with eos, and begins
 with BOS if the tokenizer writes one before plain text. Packed documents follow one another and are cut into
@@ -21,12 +20,11 @@ import numpy as np
 from sftmix.common.progress import progress_bar
 from sftmix.data.encoder import Encoder
 from sftmix.data.formats import TEXT
+from sftmix.data.renderer import APART, LOST
 from sftmix.data.report import DataReport
-from sftmix.data.responses import LOST, Response, responses_of
 from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
 from sftmix.data.templates import TemplateRefusal, written_bos
-from sftmix.data.values import MARK
-from sftmix.types import Example, Int64, Message
+from sftmix.types import Example, Int64, Message, RenderedTurn
 
 
 def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -> Record:
@@ -70,110 +68,52 @@ class Outcome(NamedTuple):
 
 
 def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
-    """Tokenise a batch of examples, each on its own; one Outcome per example, in order."""
+    """Tokenise examples, each on its own; one Outcome per example, in order."""
+    assert encoder.renderer is not None
     try:
-        found = responses_of(encoder, examples)
+        found = encoder.renderer.batch(examples)
     except TemplateRefusal as error:
         # The template refuses one of them: alone, each shows whether it is this one.
         if len(examples) == 1:
             return [Outcome.without("template_refused", detail=f": {error}")]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
-    texts = [text for responses in found for response in responses for text in _texts(response)]
-    once = list(dict.fromkeys(texts))  # most prompts are the served ones
-    ids = dict(zip(once, encoder.tokenize(once), strict=True))
-    outcomes = []
-    for responses in found:
-        tokens = [_Tokens(ids[r.served], ids[r.prompt], [ids[text] for text, _ in r.parts]) for r in responses]
-        outcomes.append(_masked(encoder, responses, tokens, max_length))
-    return outcomes
+    return [_refused(turns, encoder.end_ids) or _masked(turns, max_length) for turns in found]
 
 
-class _Tokens(NamedTuple):
-    """The ids of a response's texts.
-
-    served  of the prompt that the model is served with
-    prompt  of the prompt that the response is trained behind
-    parts   of the text through each part of the response; the last, `closed`, is through the end of the turn
-    """
-
-    served: list[int]
-    prompt: list[int]
-    parts: list[list[int]]
-
-    @property
-    def closed(self) -> list[int]:
-        return self.parts[-1]
-
-
-def _texts(response: Response) -> list[str]:
-    """Return the texts of a response whose tokens are needed: served, prompt, and through each part."""
-    return [response.served, response.prompt, *(text for text, _ in response.parts)]
-
-
-def _masked(encoder: Encoder, responses: Sequence[Response], tokens: Sequence[_Tokens], max_length: int) -> Outcome:
-    """Return the first max_length tokens of an example, and the spans of its responses in them.
+def _refused(turns: Sequence[RenderedTurn], ends: Sequence[int]) -> Outcome | None:
+    """Return the outcome of an example that cannot be trained on as it is, or None.
 
     A conversation of several turns is split unless it begins with the tokens of every prompt and of every turn.
-
-    tokens  of each response
     """
-    reasons = sorted({reason for response in responses for reason in response.reasons})
+    reasons = {reason for turn in turns for reason in turn.reasons}
     if lost := [reason for reason in LOST if reason in reasons]:
-        return Outcome.without(*lost[:1])
-    last = tokens[-1]
-    ids = last.closed
-    fits = all(ids[: len(part)] == part for one in tokens for part in (one.prompt, one.closed))
-    if len(tokens) > 1 and ("composed" in reasons or not fits):
+        return Outcome.without(lost[0])
+    whole = turns[-1].ids
+    if len(turns) > 1 and (reasons & APART or any(whole[: len(turn.ids)] != turn.ids for turn in turns)):
         return Outcome.without(SPLIT)
-    if not fits:
-        parts = _apart(encoder, responses[-1], last)
-        if parts is None:
-            return Outcome.without("prefix_mismatch")
-        ids = parts[-1]
-        tokens = [last._replace(parts=parts)]
-        reasons.append("boundary")
-    if any(one.closed[-1] not in encoder.end_ids for one in tokens):
+    if any(turn.ids[-1] not in ends for turn in turns):
         return Outcome.without("no_end_of_turn")
-    if any(ids[: len(one.served)] != one.served for one in tokens):
-        reasons.append("other_prompt")
+    return None
+
+
+def _masked(turns: Sequence[RenderedTurn], max_length: int) -> Outcome:
+    """Return the first max_length tokens of an example, and the spans of its responses in them."""
+    ids, reasons = turns[-1].ids, sorted({reason for turn in turns for reason in turn.reasons})
     spans = list[tuple[int, int]]()
     weights = list[float]()
-    for response, one in zip(responses, tokens, strict=True):
-        start = max(len(one.prompt), 1)  # the first token of a text is predicted by nothing, and never a target
-        for part, (_, weight) in zip(one.parts, response.parts, strict=True):
-            stop = min(len(part) if part is one.closed else _within(encoder, part, ids), max_length)
+    for turn in turns:
+        stop = len(turn.prompt)
+        for part, weight in turn.parts:
+            start = max(stop, 1)  # the first token of a text is predicted by nothing, and never a target
+            stop = min(stop + len(part), max_length)
             if weight and start < stop:
                 spans.append((start, stop))
                 weights.append(weight)
-            start = max(start, stop)
     if not spans:
         return Outcome.without(*reasons, "no_response_token")
     if len(ids) > max_length:
         reasons.append("truncated")
-    if MARK in responses[-1].parts[-1][0]:
-        reasons.append("spelt_special")
     return Outcome(ids[:max_length], spans, weights, reasons)
-
-
-def _apart(encoder: Encoder, response: Response, tokens: _Tokens) -> list[list[int]] | None:
-    """Return the tokens through each part of a response, which is tokenised apart from its prompt.
-
-    The response is tokenised behind a special token, so that no tokenizer takes it for the beginning of a text. None if
-    the two do not say the same as the whole.
-    """
-    end = encoder.end_of_turn_id
-    anchor = str(encoder.tokenizer.convert_ids_to_tokens(end))
-    behind = encoder.tokenize([anchor + text[len(response.prompt) :] for text, _ in response.parts])
-    apart = [tokens.prompt + part[1:] for part in behind]
-    same = behind[-1][:1] == [end] and encoder.decode(apart[-1]) == encoder.decode(tokens.closed)
-    return apart if same else None
-
-
-def _within(encoder: Encoder, part: list[int], ids: list[int]) -> int:
-    """Return how many of the ids say no more than a part does: a token across its end belongs to the next one."""
-    n = next((n for n, pair in enumerate(zip(part, ids, strict=False)) if pair[0] != pair[1]), len(part))
-    text = encoder.decode(part)  # in the whole, the beginning of a word may be another token
-    return next((k for k in range(n, len(ids)) if not text.startswith(encoder.decode(ids[: k + 1]))), len(ids))
 
 
 # -------------------------------------------------------------------------------------------- conversations
@@ -265,10 +205,10 @@ def encode_windows(
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
         for document in side.documents():
             text = document.messages[0].content
-            content = encoder.as_text(text)
+            content = encoder.spellings.as_text(text)
             if content != text:
                 report.add("spelt_in_document", document.source)
-            (ids,) = encoder.tokenize([content])
+            (ids,) = encoder.spellings.tokenize([content])
             yield document, [*bos, *ids, *eos]
             bar.update()
 

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from sftmix.common.fields import ROLES, column_problems
 from sftmix.common.plain import PlainFields, as_list
+from sftmix.common.renderer import Renderer
 from sftmix.common.row_format import RowFormat
 from sftmix.options.ranges import at_least_1, out_of_range
 
 FormatName = Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"]
 SpecialTokens = Literal["text", "tokens"]
-Thoughts = Literal["train", "mask", "drop"]
+Thoughts = Literal["train", "drop"]
 
 LENGTHS = "at least 2 (a prompt and a response token), or null"
 """What max_length may be, of the target's rows and of a reference's."""
@@ -45,18 +46,20 @@ class DataOptions(PlainFields):
     (my_rows.MyFormat)."""
     columns: dict[str, str | None] | None = None
     """Names of the fields in the rows, if they are not ours: {prompt: question, response: answer}. Ours are the
-    fields of one format (response stands for completion), system, id, weight, tools and chat_template_kwargs. null:
+    fields of one format (response stands for completion), system, id, weight and tools. null:
     that field is not read. {id: null} is for ids that begin anew in each file: rows get ids made from their content."""
     packing: bool | None = None
     """Text only. true (what null means): documents one after the other fill windows of exactly max_length tokens.
     false: each example is a piece of one document."""
+    renderer: Renderer | None = None
+    """Your own class (my_turns.MyRenderer) that makes token ids of conversations; null: the chat template does."""
     template: str | None = None
     """null: the tokenizer's own chat template, or alpaca if it has none; alpaca; chatml; or a Jinja file."""
     template_options: dict[str, Any] | None = None
     """Values of the chat template's variables, as {enable_thinking: false}; the exported template has them as well."""
     thoughts: Thoughts = "train"
     """What an assistant thought before its answer (reasoning_content, reasoning or thinking of a turn, or <think> in
-    its content). train: trained with the answer. mask: written, but not trained. drop: left out."""
+    its content). train: trained with the answer. drop: left out."""
     special_tokens: SpecialTokens = "text"
     """What the spelling of a special token in a row becomes (`<|im_end|>`, `</s>`). text: text, so that no row can end
     a turn or begin another. tokens: that token, for rows that you trust and that mean it."""
@@ -79,7 +82,7 @@ class DataOptions(PlainFields):
     exclude: str | None = None
     """File of training rows to leave out, one in each line: an id or file:line, as `sftmix suspects` shows them."""
     duplicates: Literal["keep", "drop"] = "keep"
-    """drop: leave out training rows whose turns, functions and template's variables an earlier row has, before any are
+    """drop: leave out training rows whose turns and functions an earlier row has, before any are
     held out."""
     limit: int | None = None
     """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
@@ -97,6 +100,9 @@ class DataOptions(PlainFields):
             if role not in ROLES.values():
                 yield f"data.roles maps {name} to {role}; allowed: {', '.join(dict.fromkeys(ROLES.values()))}"
         yield from column_problems(self.format, self.columns or {})
+        for name in ("template", "template_options", "thoughts", "special_tokens") if self.renderer else ():
+            if getattr(self, name) != getattr(DataOptions, name):
+                yield f"data.renderer and data.{name} exclude each other: leave one out, or give the class an option"
         yield from out_of_range("data", self, _DATA)
 
     def _problems_of_files(self) -> Iterator[str]:

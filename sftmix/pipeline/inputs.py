@@ -126,10 +126,11 @@ def _data(known: Known) -> Inputs:
     """Return the identity of the training rows, and the options behind it, so that a refusal can name them."""
     data, rows = known.config.data, known.rows
     names = ["limit", "eval_fraction", "columns", "multi_turn", "format", "packing", "labels", "special_tokens"]
-    names += ["thoughts", "template_options", "trained_turns", "roles"]
+    names += ["thoughts", "template_options", "renderer", "trained_turns", "roles"]
     inputs = {name: plain(getattr(data, name)) for name in names}
-    if isinstance(data.format, Component):
-        inputs["format_files"] = _files(known, data.format)
+    for name, part in (("format", data.format), ("renderer", data.renderer)):
+        if isinstance(part, Component):
+            inputs[f"{name}_files"] = _files(known, part)
     if rows is None and data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
     return {

@@ -13,7 +13,7 @@ A suffix names the shape: `hidden_TD` is [T, D], `lam_M` is [M].
 
 from sftmix.types.arrays import Bool, Float32, Float64, Int64, Rows, Tensor, TorchOptimizer
 from sftmix.types.batch import Batch, BatchNLL, Plan, Segment
-from sftmix.types.rows import Encoded, Example, Message
+from sftmix.types.rows import Encoded, Example, Message, RenderedTurn
 from sftmix.types.scores import (
     MOST_GROUPS,
     NOT_COUNTED,
@@ -43,6 +43,7 @@ __all__ = [
     "Int64",
     "Message",
     "Plan",
+    "RenderedTurn",
     "RowScorer",
     "RowScores",
     "Rows",

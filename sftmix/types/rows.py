@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sftmix.types.arrays import Bool, Float32, Int64
 
@@ -39,7 +39,6 @@ class Example:
     label    the quality or group label of the row, if it has one
     columns  the row's other scalar fields, kept for selectors and splitters
     tools    the functions that the assistant may call, in OpenAI's form, for the chat template
-    options  the row's own values of the chat template's variables (chat_template_kwargs)
     """
 
     id: str
@@ -48,7 +47,24 @@ class Example:
     label: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RenderedTurn(NamedTuple):
+    """A trained turn of a conversation as token ids.
+
+    prompt   in front of it: what generation starts from
+    parts    of the turn, end of turn included: the ids of each, and the weight of their loss (0: not trained)
+    reasons  keys of `sftmix.data.report.REASONS` to count
+    """
+
+    prompt: list[int]
+    parts: list[tuple[list[int], float]]
+    reasons: Sequence[str] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        """All of them, from the beginning through the end of the turn."""
+        return [*self.prompt, *(token for ids, _ in self.parts for token in ids)]
 
 
 @dataclass(frozen=True, slots=True)

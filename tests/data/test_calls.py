@@ -5,7 +5,7 @@ import json
 from transformers import AutoTokenizer
 
 from sftmix.data.dataset import render_preview
-from sftmix.data.encoders import make_encoder
+from sftmix.data.encoder import make_encoder
 from sftmix.tools.answers.generate import read_questions
 from tests.data.test_turns import CALL, RESULT, TOOL, answer, turns
 
@@ -35,7 +35,7 @@ def test_calls_are_trained_and_results_are_not(write, load, shared):
     )  # fmt: skip
     encoder = make_encoder(tokenizer, thinks=True)
     data = load(encoder, write("rows.jsonl", [row]), max_length=512)
-    assert not data.report.counts.keys() & {"composed", "calls_lost", "tools_lost", "other_prompt"}
+    assert not data.report.counts.keys() & {"composed", "calls_lost", "tools_lost"}
     plain = [{"role": turn["role"], "content": turn.get("content") or "", **turn} for turn in row["messages"]]
     plain[1]["content"] = ""
     first, second = ([encoder.decode(e.input_ids[e.target]), encoder.decode(e.input_ids)] for e in data.train)
@@ -50,9 +50,7 @@ def test_calls_are_trained_and_results_are_not(write, load, shared):
     assert "[[It is 2.<|im_end|>]]" in shown
     assert '"description": "Adds."' in shown
     asked = {**row, "messages": row["messages"][:-1]}
-    unread = load(encoder, write("unread.jsonl", [{**row, "chat_template_kwargs": {"brief": False}}]), max_length=512)
-    assert unread.report.counts["option_unread"] == 2
     (question,) = read_questions([write("asked.jsonl", [asked])])
-    ids = encoder.prompt(question.messages, question.tools, **question.variables)
+    ids = encoder.prompt(question.messages, question.tools)
     assert ids == data.train[1].input_ids[~data.train[1].target].tolist()
     assert question.plain()["tools"] == [TOOL]

@@ -56,13 +56,12 @@ def test_what_becomes_of_thoughts_is_kept_apart_in_one_cache(write, load):
     turns = [("user", {"content": "Q?"}), ("assistant", {"content": "Four.", "reasoning_content": "2+2"})]
     path = write("rows.jsonl", [{"messages": [{"role": role, **turn} for role, turn in turns]}])
     trained = {}
-    for thoughts in ("train", "mask", "drop"):
+    for thoughts in ("train", "drop"):
         encoder = make_encoder(chatml_tokenizer(QWEN3), thoughts=thoughts, thinks=True)
         (row,) = load(encoder, path, thoughts=thoughts, max_length=200).train
         trained[thoughts] = encoder.decode(row.input_ids[row.target]), "2+2" in encoder.decode(row.input_ids)
     assert trained == {
         "train": ("<think>\n2+2\n</think>\n\nFour.<|im_end|>", True),
-        "mask": ("Four.<|im_end|>", True),
         "drop": ("Four.<|im_end|>", False),
     }
 

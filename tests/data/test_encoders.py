@@ -4,11 +4,12 @@ import copy
 import inspect
 
 import pytest
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.encoders import encoder_for, make_encoder
+from sftmix.data.encoder import encoder_for, make_encoder
+from sftmix.types import Message
 from tests.data.small_tokenizers import NO_END, byte_level, chatml_tokenizer
 
 CHAT = [
@@ -45,11 +46,11 @@ def test_a_base_model_gets_alpaca_and_says_so(small):
     encoder = make_encoder(small["bos"])
     assert encoder.name == "alpaca"
     assert any("no chat template" in notice for notice in encoder.notices)
-    assert encoder.render([CHAT], prompt=True) == [
+    assert encoder.renderer.render(CHAT, prompt=True) == (
         "<s>Be brief.\n\n### Instruction:\nHi\n\n### Response:\nYo</s>\n\n### Instruction:\nBye\n\n### Response:\n"
-    ]
+    )
     own = make_encoder(small["chatml"])
-    assert own.notices == ()
+    assert own.notices == []
     assert own.stop_ids == (own.end_of_turn_id, small["chatml"].eos_token_id) == (2, 0)
 
 
@@ -59,7 +60,7 @@ def test_an_option_that_the_template_does_not_read_is_refused(name, small):
     tokenizer = copy.deepcopy(small["chatml"])
     tokenizer.chat_template = "{% if enable_thinking %}{{ 'Think. ' }}{% endif %}" + tokenizer.chat_template
     encoder = make_encoder(tokenizer, variables={"enable_thinking": True})
-    assert encoder.render([CHAT[1:2]], prompt=True)[0].startswith("Think. ")
+    assert encoder.renderer.render(CHAT[1:2], prompt=True).startswith("Think. ")
     with pytest.raises(ConfigError, match=f"data.template_options names {name}, which the template"):
         make_encoder(tokenizer, variables={"enable_thinking": True, name: True})
 
@@ -67,15 +68,14 @@ def test_an_option_that_the_template_does_not_read_is_refused(name, small):
 def test_the_options_of_templates_and_thoughts_reach_the_encoder(small, options):
     tokenizer = copy.deepcopy(small["chatml"])
     tokenizer.chat_template = "{% if style %}{{ style }}{% endif %}" + tokenizer.chat_template
-    encoder = encoder_for(tokenizer, options("rows.jsonl", template_options={"style": "Short. "}, thoughts="mask"))
-    assert encoder.render([CHAT[1:2]], prompt=True)[0].startswith("Short. ")
-    assert encoder.thoughts == "mask"
+    encoder = encoder_for(tokenizer, options("rows.jsonl", template_options={"style": "Short. "}, thoughts="drop"))
+    assert encoder.renderer.render(CHAT[1:2], prompt=True).startswith("Short. ")
+    assert encoder.renderer.thoughts == "drop"
 
 
 def test_what_transformers_gives_a_template_is_no_option():
-    """Its own parameters, what it passes to every template, and the tokens of the tokenizer's roles."""
-    calls = (PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
-    given = {name for call in calls for name in inspect.signature(call).parameters} - {"kwargs"}
+    """What it passes to every template, and the tokens of the tokenizer's roles."""
+    given = {*inspect.signature(render_jinja_template).parameters} - {"kwargs"}
     given |= {"messages", "bos_token", "eos_token", "image_token"}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_level(["<s>", "<|end|>", "<image>"]),
@@ -93,7 +93,7 @@ def test_one_bos_in_training_and_chat(tokenizer):
     """Exactly one where the tokenizer writes one, and none where it writes none (plain templates)."""
     for template in (None, "alpaca", "chatml"):
         encoder = make_encoder(tokenizer, template)
-        ids = encoder.tokenize(encoder.render([CHAT[1:2]], prompt=True))[0]
+        ids = encoder.renderer.prompt([Message("user", "Hi")])
         writes_bos = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
         if encoder.name != "tokenizer":
             assert (ids[0] == tokenizer.bos_token_id) == writes_bos
@@ -105,9 +105,9 @@ def test_a_jinja_file(small, write):
     path = write("mine.jinja", NO_GENERATION_PROMPT)
     encoder = make_encoder(small["chatml"], path)
     assert encoder.name == path
-    # The header that comes before every response becomes the generation prompt.
-    assert encoder.render([CHAT[:2]], prompt=True)[0].endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
-    assert any("part of the prompt" in notice for notice in encoder.notices)
+    # It has no generation prompt: the header that comes before every response is trained.
+    assert encoder.renderer.render(CHAT[:2], prompt=True).endswith("Hi<|im_end|>\n")
+    assert encoder.renderer.layout.answer_lead == "<|im_start|>assistant\n"
 
 
 def test_a_byte_order_mark_is_no_part_of_a_template(small, write):
@@ -117,7 +117,7 @@ def test_a_byte_order_mark_is_no_part_of_a_template(small, write):
         make_encoder(small["chatml"], windows(write, NO_GENERATION_PROMPT)),
     ]
     assert len({encoder.chat_template for encoder in encoders}) == 1
-    assert len({encoder.render([CHAT[:2]], prompt=True)[0] for encoder in encoders}) == 1
+    assert len({encoder.renderer.render(CHAT[:2], prompt=True) for encoder in encoders}) == 1
     wide = write("wide.jinja", NO_GENERATION_PROMPT.encode("utf-16"))
     with pytest.raises(ConfigError, match=r"it is in UTF-16; save it as UTF-8"):
         make_encoder(small["chatml"], wide)
@@ -128,14 +128,14 @@ def windows(write, text: str) -> str:
     return write("windows.jinja", text.replace("\n", "\r\n").encode("utf-8-sig"))
 
 
-def test_a_space_after_the_header_stays_with_the_response():
+def test_a_header_without_a_generation_prompt_is_the_response_s():
     source = (
         "{% for m in messages %}{{ {'user': 'Q:', 'assistant': 'A:'}[m.role] + ' ' + m.content }}"
         "{{ '<|end|>' if m.role == 'assistant' }}{{ '\\n' }}{% endfor %}"
     )
     encoder = make_encoder(chatml_tokenizer(source))
-    assert encoder.render([CHAT[1:2]], prompt=True) == ["Q: Hi\nA:"]
-    assert (encoder.layout.answer_lead, encoder.layout.ending) == (" ", "<|end|>")
+    assert encoder.renderer.render(CHAT[1:2], prompt=True) == "Q: Hi\n"
+    assert (encoder.renderer.layout.answer_lead, encoder.renderer.layout.ending) == ("A: ", "<|end|>")
 
 
 def test_a_template_without_end_of_turn_gets_eos():
@@ -184,7 +184,7 @@ def test_named_templates_without_a_default_are_refused_until_one_is_chosen():
 
 def test_the_date_does_not_change_prompts():
     encoder = make_encoder(chatml_tokenizer("{{ strftime_now('%d %b %Y') }}" + NO_GENERATION_PROMPT))
-    assert encoder.render([CHAT[:2]], prompt=True)[0].startswith("26 Jul 2024")
+    assert encoder.renderer.render(CHAT[:2], prompt=True).startswith("26 Jul 2024")
     assert any("date" in notice for notice in encoder.notices)
 
 

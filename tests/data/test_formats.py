@@ -156,7 +156,7 @@ def test_fields_that_are_not_read_are_counted_by_name(write, read):
 
 def test_a_single_turn_is_read_as_closely_as_a_list_of_one(write, read, refused):
     turn = {**TURNS[0], "date": "x"}
-    rows = [{"prompt": turn, "completion": "a", "loss_weight": 0.5, "chat_template_kwargs": {"n": 1}}]
+    rows = [{"prompt": turn, "completion": "a", "loss_weight": 0.5}]
     (note,) = read(write("rows.jsonl", rows)).report.notes
     assert note == "data.train: 1 field not read: 'prompt[].date' (1 row)"
     path = write("seen.jsonl", [{"prompt": {**turn, "images": ["a.png"]}, "completion": "a"}])

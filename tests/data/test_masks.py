@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken
 
-from sftmix.data.encoders import make_encoder
+from sftmix.data.encoder import make_encoder
 from sftmix.data.tokenise import SPLIT, encode_examples
 from sftmix.types import Example, Message
 from tests.data.small_tokenizers import QWEN3, QWEN3_THINKING, THINKING, chatml_tokenizer, prompt_ids
@@ -92,9 +92,9 @@ def test_any_text(small, question, answer, name):
     assert found.ids[:start] == prompt_ids(encoder, chat[:1])
     assert found.ids[-1] == encoder.end_of_turn_id
     turns = [{"role": message.role, "content": message.content} for message in chat]
-    text, _, _ = encoder.render([turns], prompt=False)[0].rpartition(encoder.layout.ending)
-    text += encoder.layout.ending
-    whole = encoder.tokenize([text])[0]
+    text, _, _ = encoder.renderer.render(turns, prompt=False).rpartition(encoder.renderer.layout.ending)
+    text += encoder.renderer.layout.ending
+    whole = encoder.renderer.spellings.tokenize([text])[0]
     assert encoder.tokenizer.decode(found.ids) == encoder.tokenizer.decode(whole)
     if "boundary" not in found.reasons:
         assert found.ids == whole
@@ -141,7 +141,7 @@ def test_a_template_that_rewrites_turns_is_split():
     thinking = make_encoder(chatml_tokenizer(THINKING))
     whole, turn = encode(thinking, example("Hi", "Yo", "And?", "More", whole=True), example("Hi", "Yo", "And?", "More"))
     assert whole.reasons == [SPLIT]
-    assert pieces(thinking, turn) == ["More<|im_end|>"]
+    assert pieces(thinking, turn) == ["<think>\n\n</think>\n\nMore<|im_end|>"]
     text = thinking.tokenizer.decode(turn.ids)
     assert text.count("<think>") == 1
 
@@ -173,7 +173,7 @@ def test_a_response_with_its_own_thinking_is_trained_as_the_template_writes_it(t
     ((start, _),) = plain.spans
     assert tokenizer.decode(plain.ids).endswith("assistant\n<think>\n\n</think>\n\nfour<|im_end|>")
     assert pieces(encoder, plain) == [("" if template == QWEN3 else "\n</think>\n\n") + "four<|im_end|>"]
-    assert not {"other_prompt", "composed"} & set(plain.reasons)
+    assert "composed" not in plain.reasons
     for more in ({}, {"enable_thinking": False}):
         assert theirs(chat[:1], **exported, **more) == plain.ids[:start]
 
@@ -205,7 +205,7 @@ def test_a_prompt_that_has_the_empty_block_already_is_cut_before_it(template, re
         assert encoder.chat_template == tokenizer.chat_template
         assert (thought.reasons, pieces(encoder, thought)) == ([], [f"{rest}<|im_end|>"])
         assert tokenizer.decode(thought.ids).count("<think>") == 1
-        assert not {"other_prompt", "composed"} & set(plain.reasons)
+        assert "composed" not in plain.reasons
 
 
 def test_a_whole_conversation_with_thinking_in_its_turns():
@@ -226,7 +226,7 @@ def test_a_template_that_drops_the_system_turn_is_composed():
         "{% else %} {{ m.content }}<|end|>{% endif %}{% endfor %}"
     )
     encoder = make_encoder(chatml_tokenizer(template))
-    assert encoder.layout.answer_lead == " "
+    assert encoder.renderer.layout.answer_lead == " "
     (found,) = encode(encoder, example("Hi", "Yo", system="Be brief."))
     assert found.reasons == ["composed"]
     assert encoder.tokenizer.decode(found.ids) == "<|im_start|>Be brief./Hi<|im_end|> Yo<|end|>"
@@ -235,7 +235,7 @@ def test_a_template_that_drops_the_system_turn_is_composed():
 
 @pytest.mark.parametrize(
     ("after", "trained"),
-    [("\\n", " Yo<|end|>"), ("\\n\\n", " Yo<|end|>"), ("\\n<|im_end|>\\n", " Yo\n<|im_end|>")],
+    [("\\n", "Yo<|end|>"), ("\\n\\n", "Yo<|end|>"), ("\\n<|im_end|>\\n", "Yo\n<|im_end|>")],
 )
 def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, trained):
     """As Gemma's runs of newlines: text is full of them, so an answer would stop at its first line."""
@@ -244,7 +244,7 @@ def test_white_space_that_was_added_to_the_vocabulary_ends_no_turn(after, traine
     tokenizer.add_tokens([AddedToken(run, special=False, normalized=False) for run in ("\n", "\n\n")])
     encoder = make_encoder(tokenizer)
     (found,) = encode(encoder, example("Hi", "Yo"))
-    assert pieces(encoder, found) == [trained]
+    assert pieces(encoder, found) == [f"assistant: {trained}"]
     assert tokenizer.decode(encoder.stop_ids[0]) == trained[trained.index("<") :]
 
 

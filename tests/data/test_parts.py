@@ -108,14 +108,6 @@ def test_a_thought_inside_parts_is_refused(thought):
         convert(row([(f"{thought}Wrong. ", OFF), ("Right.", {})]), "auto")
 
 
-@pytest.mark.parametrize(("thought", "answer"), [("The user greets me.", "hi"), ("k", "k"), ("think", "4"), ("n", "i")])
-@pytest.mark.parametrize("template", [QWEN3, QWEN3_THINKING, OLD_R1, None])
-def test_a_masked_thought_ends_where_the_answer_begins(template, thought, answer):
-    """Whatever letters both share with the tags."""
-    encoder = make_encoder(chatml_tokenizer(*[template] * (template is not None)), thinks=True, thoughts="mask")
-    assert trained(encoder, row(answer, reasoning_content=thought)) == f"{answer}<|im_end|>"
-
-
 # --------------------------------------------------------------------------------------------- empty thoughts
 
 
@@ -134,7 +126,7 @@ def test_an_empty_thought_under_a_template_without_thoughts_is_as_the_row_has_it
     assert trained(make_encoder(chatml_tokenizer(), thoughts=thoughts), row(f"{EMPTY}Four.")) == expected
 
 
-@pytest.mark.parametrize("thoughts", ["train", "mask", "drop"])
+@pytest.mark.parametrize("thoughts", ["train", "drop"])
 def test_a_thought_without_an_answer_is_an_empty_response(thoughts, small, load, write):
     """In a field or in the content alike; the turn of a conversation is left out alone."""
     rows = [row("<think>only</think>"), row("", reasoning_content="only"), row(EMPTY), row("<think>a</think>Four.")]
@@ -164,7 +156,7 @@ def test_a_field_that_is_not_read_is_not_read_under_its_other_name(write, read):
 
 
 def test_characters_beyond_the_basic_plane_in_a_template(small):
-    """As a value of its variables, and as its header, which the exported template gets as a generation prompt."""
+    """As a value of its variables, and in its header."""
     template = "{% for m in messages %}{{ m.role }} {{ face }}🤖 {{ m.content }}<|im_end|>{% endfor %}"
     encoder = make_encoder(chatml_tokenizer(template), variables={"face": "😀 É"})
     assert (

@@ -21,12 +21,6 @@ def test_turns_in_a_text(field):
     assert unread == {f"'{field}[].source'": 1}
 
 
-def test_variables_that_hold_nothing_are_absent():
-    given = {"custom_instructions": "Be brief.", "enable_thinking": False, "python_tools": [], "xml_tools": {}}
-    found = convert({"messages": CHAT, "chat_template_kwargs": given}, "auto")
-    assert found.options == {"custom_instructions": "Be brief.", "enable_thinking": False}
-
-
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -44,10 +38,6 @@ def test_variables_that_hold_nothing_are_absent():
         (
             {"messages": [CHAT[0], {"role": "assistant", "content": "a", "function_calls": "f(city='Paris')"}]},
             """function_calls is "f(city='Paris')", which is not JSON""",
-        ),
-        (
-            {"messages": CHAT, "chat_template_kwargs": {"enable_thinking": True, "xml_tools": ["x"]}},
-            "chat_template_kwargs.xml_tools is ['x'], and plain values are read: functions are the row's `tools`",
         ),
     ],
 )

@@ -126,18 +126,17 @@ def test_explicit_id_twice_is_an_error_and_content_ids_count(write, read, refuse
 
 
 def test_duplicates_are_counted_behind_what_is_left_out_and_dropped_before_rows_are_held_out(write, read, tmp_path):
-    """By their turns, functions and template's variables, with ids of their own or without."""
+    """By their turns and functions, with ids of their own or without."""
     rows = [{"id": f"r{k}", "instruction": f"a{k % 4}", "output": "b"} for k in range(9)]
     rows.append({"id": "t", "messages": [*said("a0", "b")], "tools": [{"name": "f", "parameters": {}}]})
-    rows.append({"id": "v", "messages": [*said("a0", "b")], "chat_template_kwargs": {"x": 1}})
     path = write("rows.jsonl", rows)
     (tmp_path / "out.txt").write_text("r8\n")
     kept, excluded = read(path), read(path, exclude=str(tmp_path / "out.txt"))
-    assert (len(kept.train.records), kept.report.counts) == (11, {"duplicate": 5})
+    assert (len(kept.train.records), kept.report.counts) == (10, {"duplicate": 5})
     assert excluded.report.counts == {"excluded": 1, "duplicate": 4}
     left = read(path, duplicates="drop", eval_fraction=0.5)
     assert left.report.counts["dropped_duplicate"] == 5
-    assert {*left.train.values("id"), *left.eval.values("id")} == {"r0", "r1", "r2", "r3", "t", "v"}
+    assert {*left.train.values("id"), *left.eval.values("id")} == {"r0", "r1", "r2", "r3", "t"}
 
 
 def said(question: str, answer: str) -> list[dict[str, str]]:
@@ -152,7 +151,6 @@ def test_rows_that_are_trained_otherwise_have_other_ids(write, read):
     rows = [
         plain,
         *({**plain, "tools": [{"name": name, "parameters": {}}]} for name in "fg"),
-        *({**plain, "chat_template_kwargs": {"think": value}} for value in (True, False)),
         *({**plain, "weight": weight} for weight in (0.5, 2)),
         *({"messages": [*said[:k], {**said[k], "weight": 2}, *said[k + 1 :]]} for k in (1, 3)),
         {"messages": [*said[:3], {"role": "assistant", "content": "bb"}]},
@@ -162,10 +160,10 @@ def test_rows_that_are_trained_otherwise_have_other_ids(write, read):
     assert len(set(ids)) == len(rows)
     assert not [name for name in ids if "#" in name]
     assert read(write("turned.jsonl", rows[::-1])).train.values("id") == ids[::-1]
-    same = [plain, {**plain, "weight": 1, "tools": [], "chat_template_kwargs": {}, "note": "x"}]
+    same = [plain, {**plain, "weight": 1, "tools": [], "note": "x"}]
     twice = read(write("same.jsonl", same))
     assert twice.train.values("id") == [ids[0], f"{ids[0]}#1"]
-    held_out = read(write("train.jsonl", rows[5:6]), eval=[write("eval.jsonl", rows[:1])])
+    held_out = read(write("train.jsonl", rows[3:4]), eval=[write("eval.jsonl", rows[:1])])
     assert held_out.report.counts == {"eval_in_train": 1}
     assert ids[0] == "980d6e2b0082d77a"  # a file of other runs may name it
 

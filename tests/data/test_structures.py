@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AddedToken
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.encoders import make_encoder
+from sftmix.data.encoder import make_encoder
 from sftmix.data.tokenise import encode_examples
 from sftmix.types import Example, Message
 from tests.data.small_tokenizers import chatml_tokenizer, metaspace_tokenizer
@@ -66,11 +66,11 @@ STRUCTURES = {
         chatml().replace("<|im_end|>", ""),
         lambda thought, answer: in_front(thought, answer)[: -len("<|im_end|>")] + "<|end|>",
     ),
-    "ends_before_the_next": Structure(
+    "ends_before_the_next": Structure(  # as vLLM's ChatML: eos is put behind the last turn
         chatml(FIELD).replace(
             "<|im_end|>\n{% endfor", "{% if not loop.last or m.role != 'assistant' %}<|im_end|>\n{% endif %}{% endfor"
         ),
-        in_front,
+        lambda thought, answer: in_front(thought, answer)[: -len("<|im_end|>")] + "<|end|>",
     ),
     "no_system": Structure(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + chatml(FIELD), in_front, False
@@ -128,11 +128,13 @@ def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, s
         last = Message("assistant", last.content, True, thought=last.thought)
         (found,) = encode_examples(encoder, [Example("x", (*before, last))], 10_000)
         served = tokenizer.apply_chat_template(
-            encoder.turns(before), chat_template=encoder.chat_template, add_generation_prompt=True, tokenize=True,
+            [encoder.renderer.turn(turn) for turn in before],
+            chat_template=encoder.chat_template,
+            add_generation_prompt=True,
             return_dict=False,
-        )  # fmt: skip
+        )
         if structure == "parts":
-            served = encoder.tokenize(encoder.render([encoder.turns(before)], prompt=True))[0]
+            served = encoder.renderer.prompt(before)
         ((start, end),) = found.spans
         assert found.ids[:start] == served
         assert end == len(found.ids)
@@ -188,13 +190,10 @@ def encoded(encoder, *messages: Message, **more):
 
 @pytest.mark.parametrize("structure", ["field", "content", "strips", "opens"])
 @pytest.mark.parametrize("in_content", [False, True])
-def test_thoughts_are_masked_or_left_out(structure, in_content):
+def test_thoughts_are_left_out(structure, in_content):
     tokenizer = tokenizer_of("chatml", STRUCTURES[structure].template)
     content = "<think>\n2 + 2\n</think>\n\nFour." if in_content else "Four."
     chat = Message("user", "Hi"), Message("assistant", content, True, thought="" if in_content else "2 + 2")
-    text, spans, _ = encoded(make_encoder(tokenizer, thoughts="mask", thinks=True), *chat)
-    assert spans == [("Four.<|im_end|>", 1.0)]
-    assert text.endswith("<think>\n2 + 2\n</think>\n\nFour.<|im_end|>")
     text, spans, _ = encoded(make_encoder(tokenizer, thoughts="drop"), *chat)
     assert "2 + 2" not in text
     assert spans[-1][0].endswith("Four.<|im_end|>")
@@ -207,27 +206,15 @@ def test_parts_of_a_turn_have_weights_of_their_own():
     assert spans == [("Blue", 2.0), (" green.<|im_end|>", 1.0)]
 
 
-@pytest.mark.parametrize("in_call", [False, True])
-def test_what_is_not_trained_is_found_in_json_or_the_example_is_lost(in_call):
+def test_parts_are_found_in_json_or_the_example_is_lost():
     """A template that writes the answer as JSON: it is found there if it needs no escapes."""
-    written = FIELD.replace("{{ m.content }}", "{{ m.content | tojson }}")
-    template = CALLS.replace(FIELD, written) if in_call else chatml(written)
-    more = {"tool_calls": [CALL]} if in_call else {}
-    thought = Message("assistant", "Four.", True, thought="2 + 2", more=more)
-    halves = Message("assistant", "Wrong. Four.", True, more=more, parts=(("Wrong. ", 0.0), ("Four.", 1.0)))
-    for thoughts, message, trained in (("mask", thought, 'Four."'), ("train", halves, 'Four."')):
-        encoder = make_encoder(tokenizer_of("chatml", template), thoughts=thoughts, thinks=bool(message.thought))
-
-        def outcome(message, encoder=encoder):
-            return encoded(encoder, Message("user", "Hi"), message, tools=(TOOL,) if in_call else ())
-
-        ((text, _),) = outcome(message)[1]
-        assert text.startswith(trained)
-        escaped = replace(message, content=message.content.replace(".", '."\n'))
-        escaped = replace(escaped, parts=[(part.replace(".", '."\n'), weight) for part, weight in message.parts])
-        assert outcome(escaped)[1:] == ([], ["template_refused"])
-        whole = replace(escaped, thought="", parts=())
-        assert json.loads(outcome(whole)[1][0][0].partition("<")[0]) == whole.content
+    encoder = make_encoder(tokenizer_of("chatml", chatml(FIELD.replace("{{ m.content }}", "{{ m.content | tojson }}"))))
+    halves = Message("assistant", "Wrong. Four.", True, parts=(("Wrong. ", 0.0), ("Four.", 1.0)))
+    assert encoded(encoder, Message("user", "Hi"), halves)[1:] == ([('Four."<|im_end|>', 1.0)], [])
+    escaped = replace(halves, content='Wrong."\n Four."\n', parts=[('Wrong."\n ', 0.0), ('Four."\n', 1.0)])
+    assert encoded(encoder, Message("user", "Hi"), escaped)[1:] == ([], ["template_refused"])
+    ((text, _),) = encoded(encoder, Message("user", "Hi"), replace(escaped, parts=()))[1]
+    assert json.loads(text.partition("<")[0]) == escaped.content
 
 
 EACH_CALL = """{% for call in m.tool_calls %}{% set c = call.function %}
@@ -297,6 +284,15 @@ def test_what_a_template_cannot_write_is_named(template, messages, tools, reason
     encoder = make_encoder(tokenizer_of("chatml", template))
     turns = [Message(role, text, role == "assistant", more=more) for role, text, more in messages]
     assert encoded(encoder, Message("user", "Hi"), *turns, tools=tools)[2] == [reason]
+
+
+def test_parts_beside_calls_are_refused():
+    """Which of the template's words are theirs is not known there."""
+    halves = Message(
+        "assistant", "Wrong. Four.", True, more={"tool_calls": [CALL]}, parts=(("Wrong. ", 0.0), ("Four.", 1.0))
+    )
+    encoder = make_encoder(tokenizer_of("chatml", CALLS))
+    assert encoded(encoder, Message("user", "Hi"), halves, tools=(TOOL,))[1:] == ([], ["template_refused"])
 
 
 BESIDE_CALLS = """{% if m.reasoning_content and m.tool_calls %}<|channel>thought

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftmix.common.errors import ConfigError
-from sftmix.data.encoders import text_encoder
+from sftmix.data.encoder import text_encoder
 from sftmix.data.tokenise import windows
 from tests.data.small_tokenizers import SMALL
 

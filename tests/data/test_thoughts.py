@@ -47,9 +47,8 @@ def test_a_row_whose_thought_was_cut_off_is_an_empty_response(write, read):
     assert read(write("rows.jsonl", rows)).report.counts == {"thought": 1, "empty_response": 1}
 
 
-@pytest.mark.parametrize("thoughts", ["mask", "drop"])
-def test_thoughts_that_no_row_has_cannot_be_masked_or_left_out(thoughts, write, read):
+def test_thoughts_that_no_row_has_cannot_be_left_out(write, read):
     rows = [{"instruction": "a", "output": out} for out in ("<thinking>r</thinking>b", CODE)]
-    with pytest.raises(DataError, match=rf"data\.thoughts is {thoughts}, and no row .*'reasoning_content'.*'<think>'"):
-        read(write("rows.jsonl", rows), thoughts=thoughts)
-    assert read(write("more.jsonl", [*rows, {"instruction": "a", "output": "r</think>b"}]), thoughts=thoughts).thinks
+    with pytest.raises(DataError, match=r"data\.thoughts is drop, and no row .*'reasoning_content'.*'<think>'"):
+        read(write("rows.jsonl", rows), thoughts="drop")
+    assert read(write("more.jsonl", [*rows, {"instruction": "a", "output": "r</think>b"}]), thoughts="drop").thinks

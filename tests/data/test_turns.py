@@ -251,11 +251,6 @@ def test_functions_of_a_row(fields):
         assert (found.tools, found.columns) == ((TOOL,), {})
 
 
-@pytest.mark.parametrize("given", [{"enable_thinking": False, "n": 2}, '{"enable_thinking": false, "n": 2}'])
-def test_values_of_the_templates_variables(given):
-    assert convert(turns(ANSWER, chat_template_kwargs=given), "auto").options == {"enable_thinking": False, "n": 2}
-
-
 def test_roles_of_ones_own_and_the_last_turn_alone():
     row = said(("ask", "u"), ("reply", "a"), ("ask", "v"), ("reply", "b"))
     roles = {"ask": "user", "reply": "assistant"}
@@ -328,18 +323,6 @@ BAD = {
     "functions in words": (turns(ANSWER, tools="add(x)"), "tools is 'add(x)', which is not JSON"),
     "functions of two fields": (turns(ANSWER, tools=[TOOL], functions=[BARE]), "tools and functions both have values"),
     "a function without a name": (turns(ANSWER, tools=[{"type": "function"}]), "tools has {'type': 'function'}"),
-    "variables in a list": (turns(ANSWER, chat_template_kwargs=[1]), "chat_template_kwargs must be an object"),
-    "variables that are nested": (
-        turns(ANSWER, chat_template_kwargs={"a": [1]}),
-        "chat_template_kwargs.a is [1], and plain values are read",
-    ),
-    **{
-        f"a variable that is given, {name}": (
-            turns(ANSWER, chat_template_kwargs={name: "x"}),
-            f"chat_template_kwargs has {name}, which is no variable",
-        )
-        for name in ("prompt", "self", "turns", "tools", "messages", "documents", "tokenize", "max_length", "bos_token")
-    },
     "preferences": (
         {"prompt": "u", "chosen": "a", "rejected": "b"},
         "field 'completion' is missing or null; there are 'prompt', 'chosen', 'rejected' (data.columns gives them",

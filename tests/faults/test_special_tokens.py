@@ -12,7 +12,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from sftmix.common.errors import ConfigError
 from sftmix.data import encode, make_encoder, prepare
-from sftmix.data.encoders import text_encoder
+from sftmix.data.encoder import text_encoder
 from sftmix.data.tokenise import encode_examples
 from sftmix.types import Example, Message
 from tests.data.conftest import options, write  # noqa: F401, fixtures
@@ -160,8 +160,10 @@ def test_other_rows_keep_their_ids(named):
     encoder = make_encoder(tokenizer)
     rows = [chat("Hi", " Yo \n"), chat("1 < 2\n\n", "`a</b>` [x] é😀\n\n1. Plum"), chat("Bonjour", "ＡＢＣ  ﬁ")]
     turns = [[{"role": turn.role, "content": turn.content} for turn in row.messages] for row in rows]
-    rendered = encoder.render(turns, prompt=False)
-    assert encoder.spellings.tokenize(rendered) == encoder.tokenize(rendered)
+    rendered = [encoder.renderer.render(chat, prompt=False) for chat in turns]
+    assert [encoder.renderer.spellings._by_twin(text) for text in rendered] == encoder.renderer.spellings.tokenize(
+        rendered
+    )
 
 
 def test_tokens_are_meant_by_those_who_say_so(named):
@@ -204,7 +206,7 @@ def test_spellings_that_overlap():
     (found,) = encode_examples(encoder, [chat("<|x|>y <|x|>y", "<|x|>y|>y")], 1000)
     assert found.ids == by_hand(tokenizer, "<|x|>y <|x|>y", "<|x|>y|>y")
     long = tokenizer.convert_tokens_to_ids("<|x|>y")
-    assert encoder.spellings.tokenize(["<|x|>y"]) == [[long]]
+    assert encoder.renderer.spellings._by_twin("<|x|>y") == [long]
 
 
 # --------------------------------------------------------------------------------------------- plain text
@@ -308,7 +310,7 @@ def test_tokens_that_a_template_writes_are_special_though_they_are_not_marked_so
     template, names, special = WRITTEN[kind]
     tokens = [AddedToken(name, special=False, normalized=False) for name in names]
     encoder = make_encoder(tokenizer_of(*tokens, template=template))
-    assert set(encoder.spellings.ids) - {"<unused>"} == special
+    assert set(encoder.renderer.spellings.ids) - {"<unused>"} == special
     for token in special:
         spelt, plain = counts(encoder, f"Hi{token}\nObey", f"Yo{token}\nObey", token)
         assert spelt == plain
@@ -322,4 +324,4 @@ def test_special_tokens_of_one_character_and_those_that_begin_with_another():
     assert counts(encoder, "■", "a ■ b■x■", "■") == (2, 2)
     (found,) = encode_examples(encoder, [chat("■", "a ■ b■x■")], 1000)
     assert encoder.decode(found.ids).endswith("assistant\na ■ b■x■■")
-    assert encoder.spellings.tokenize(["■x■"]) == [tokenizer.convert_tokens_to_ids(["■x", "■"])]
+    assert [encoder.renderer.spellings._by_twin("■x■")] == [tokenizer.convert_tokens_to_ids(["■x", "■"])]

@@ -1,4 +1,4 @@
-"""Special tokens that a row spells in its functions, calls and options, and under templates that write JSON."""
+"""Special tokens that a row spells in its functions and calls, and under templates that write JSON."""
 
 import json
 from dataclasses import replace
@@ -44,35 +44,34 @@ def test_a_template_that_writes_json(tmp_path, text):
     assert [i for i in found.ids if i in special] == [i for i in plain.ids if i in special]
 
 
-EVERYTHING = """{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{{ note }}{% for m in messages %}
+EVERYTHING = """{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}
 <|im_start|>{{ m.role }}
 {{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 END = "<|im_end|>"
 PLACES = {
-    "a key of an argument": ({END: 1}, {}, ""),
-    "a key within": ({"a": [{"b": {END: None}}]}, {}, ""),
-    "an argument called role": ({"role": END, "a": {"role": [END]}}, {}, ""),
-    "a property": ({}, {"properties": {END: {"type": "string"}}, "required": [END]}, ""),
-    "a property called role": ({}, {"properties": {"role": {"description": END, "enum": [END], "role": END}}}, ""),
-    "an option": ({}, {}, f"Hi{END}"),
+    "a key of an argument": ({END: 1}, {}),
+    "a key within": ({"a": [{"b": {END: None}}]}, {}),
+    "an argument called role": ({"role": END, "a": {"role": [END]}}, {}),
+    "a property": ({}, {"properties": {END: {"type": "string"}}, "required": [END]}),
+    "a property called role": ({}, {"properties": {"role": {"description": END, "enum": [END], "role": END}}}),
 }
 
 
 @pytest.mark.parametrize("where", PLACES)
-def test_spellings_anywhere_in_calls_functions_and_options(where):
+def test_spellings_anywhere_in_calls_and_functions(where):
     """The tokens are those of the same row with a harmless word there, but for the word."""
     encoder = make_encoder(tokenizer_of(*(AddedToken(n, special=True) for n in TURN), template=EVERYTHING))
-    arguments, parameters, note = PLACES[where]
+    arguments, parameters = PLACES[where]
 
     def encoded(word: str) -> tuple[str, list[int]]:
-        spelt = json.dumps([arguments, parameters, note]).replace(END, word)
+        spelt = json.dumps([arguments, parameters]).replace(END, word)
         row = json.loads(spelt)
         call = {"id": "call00000", "type": "function", "function": {"name": "add", "arguments": row[0]}}
         answer = Message("assistant", "", True, more={"tool_calls": [call]})
         tools = ({"type": "function", "function": {"name": "add", "parameters": row[1]}},)
-        example = Example("x", (Message("user", "Hi"), answer), tools=tools, options={"note": row[2]})
+        example = Example("x", (Message("user", "Hi"), answer), tools=tools)
         (found,) = encode_examples(encoder, [example], 1000)
         assert not {"calls_lost", "tools_lost", "template_refused"} & {*found.reasons}
         return encoder.decode(found.ids), [i for i in found.ids if i in special_ids(encoder.tokenizer)]

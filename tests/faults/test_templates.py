@@ -8,7 +8,7 @@ import pytest
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
-from sftmix.data.encoders import encoder_for
+from sftmix.data.encoder import encoder_for
 from sftmix.data.trial import CONVERSATIONS, PROBE
 from sftmix.options import DataOptions
 from tests.data.small_tokenizers import chatml_tokenizer

@@ -29,6 +29,7 @@ CHECKS = {
     "Callback": testing.check_callback,
     "Reference": testing.check_reference,
     "RowFormat": testing.check_row_format,
+    "Renderer": testing.check_renderer,
 }
 OPTIONS = {
     "FromCheckpoints": {"paths": ["somewhere"]},

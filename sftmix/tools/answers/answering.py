@@ -42,7 +42,7 @@ def answered(
                 for past, follow_up in enumerate(question.follow_ups[:turn]):
                     answer = answers[loaded.name, question.id, past]["answers"] or ""
                     messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": follow_up}]
-                prompt, room = asked(loaded, messages, options, question.id, question.tools, question.variables)
+                prompt, room = asked(loaded, messages, options, question.id, question.tools)
                 groups[question.temperature, room].append(((loaded.name, question.id, turn), prompt))
         for (temperature, room), waiting in groups.items():
             waiting.sort(key=lambda one: -len(one[1]))
@@ -70,14 +70,13 @@ def asked(
     options: AnswerOptions,
     name: str,
     tools: Functions = (),
-    variables: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], int]:
     """Return the ids of a conversation that waits for an answer, and how many tokens this may have within the context.
 
     Raises DataError, with the prompt's name, if the chat template refuses the conversation or writes no functions.
     """
     try:
-        prompt = loaded.render(messages, tools, **(variables or {}))
+        prompt = loaded.render(messages, tools)
     except TemplateRefusal as error:
         raise DataError(f"prompt {name}: the chat template of {loaded.name} refuses it: {error}") from error
     written = loaded.encoder.decode(prompt) if tools else ""

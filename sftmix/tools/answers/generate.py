@@ -209,8 +209,7 @@ def question_of(example: Any, **more: Any) -> Question:
         for turn in before
     )
     name = example.id or content_hash(example.messages)
-    tools, variables = example.tools, example.options
-    return Question(name, messages, last.content or None, tools=tools, variables=variables, **more)
+    return Question(name, messages, last.content or None, tools=example.tools, **more)
 
 
 def _with_answer(row: dict[str, Any], roles: dict[str, str] | None) -> dict[str, Any]:

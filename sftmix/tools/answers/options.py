@@ -2,8 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ class Question:
     temperature  of its answers, if the option does not say; 0 is greedy
     row          the row that it was read from; None: held-out rows of a run
     tools        the functions that the assistant may call, in OpenAI's form
-    variables    the row's own values of the chat template's variables
     """
 
     id: str
@@ -34,11 +32,10 @@ class Question:
     temperature: float = 0.0
     row: Any = None
     tools: Functions = ()
-    variables: Mapping[str, Any] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """Return what makes the question this one, in types that JSON can write."""
-        rest = {"follow_ups": self.follow_ups, "tools": self.tools, "chat_template_kwargs": self.variables}
+        rest = {"follow_ups": self.follow_ups, "tools": self.tools}
         more = {name: list(value) if isinstance(value, tuple) else value for name, value in rest.items() if value}
         return {"id": self.id, "messages": list(self.messages), "reference": self.reference, **more}
 

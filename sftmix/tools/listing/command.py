@@ -6,7 +6,7 @@ import re
 
 from sftmix.cli.help import formatted, option_rows
 from sftmix.common.errors import ConfigError, ContractError
-from sftmix.components.base import RowFormat
+from sftmix.components.base import Renderer, RowFormat
 from sftmix.components.component import Component
 from sftmix.components.listing import as_shipped, catalogue
 from sftmix.config.schema import chosen_by, component_bases, component_in, find_component, import_class, options_of
@@ -55,8 +55,8 @@ def check_component(cls: type[Component], base: type[Component]) -> str:
     from sftmix import testing
 
     kind = re.sub(r"(?<!^)(?=[A-Z])", "_", base.__name__).lower()
-    if base is RowFormat:
-        raise ConfigError("--check has no rows of this format: call sftmix.testing.check_row_format(format, rows)")
+    if base in (RowFormat, Renderer):
+        raise ConfigError(f"--check has no rows for a {base.__name__}: call sftmix.testing.check_{kind} with some")
     try:
         component = cls()
     except TypeError as error:

@@ -51,33 +51,26 @@ class LoadedModel(NamedTuple):
     context: int | None
     together: int  # the length of rows up to which a batch changes no answer
 
-    def render(self, messages: Turns, tools: Functions = (), **variables: Any) -> list[int]:
+    def render(self, messages: Turns, tools: Functions = ()) -> list[int]:
         """Return the ids of the prompt: the conversation so far and the generation prompt, as in training.
 
         Special tokens that a turn spells are text, unless the run was trained on them as tokens.
 
-        messages   [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
+        messages  [{role: ..., content: ..., and thought, tool_calls, tool_call_id, name}, ...], the last one of a user
                    or a tool
-        tools      the functions that the assistant may call
-        variables  values of the template's variables
+        tools     the functions that the assistant may call
         Raises `sftmix.data.templates.TemplateRefusal` where the template refuses the conversation, ConfigError where it
         has a token without an embedding.
         """
-        ids = self.encoder.prompt(messages, tools, **variables)
+        ids = self.encoder.prompt(messages, tools)
         with named(f"model {self.name}"):
             check_ids(self.model.config, self.encoder.tokenizer, ids)
         return ids
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Decode an answer, without the end of its turn and what the template writes around it."""
-        layout = self.encoder.layout
-        assert layout is not None
-        tokenizer: Any = self.encoder.tokenizer
-        answer = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
-        lead = self.encoder.tokenize([layout.answer_lead])[0] if layout.answer_lead else []
-        answer = answer[len(lead) :] if answer[: len(lead)] == lead else answer
-        text = tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.removeprefix(layout.answer_lead).removesuffix(layout.ending.removesuffix(layout.end))
+        assert self.encoder.renderer is not None
+        return self.encoder.renderer.text_of(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
 
 
 def weights_of(finished: FinishedModel) -> str:

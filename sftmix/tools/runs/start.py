@@ -11,8 +11,8 @@ from sftmix.common.launcher import needs_torchrun
 from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
 from sftmix.config.checks import confidence_problems
-from sftmix.data.encoders import template_source
 from sftmix.data.sources import check_names
+from sftmix.data.templates import template_source
 from sftmix.model.paths import named, refuse_files
 from sftmix.options import SHARDED
 from sftmix.pipeline.inputs import Known, config_of_reference

@@ -148,7 +148,7 @@ def test_a_token_is_drawn_for_the_seed_the_id_the_turn_and_the_position(lively, 
 def test_a_prompt_may_fill_the_context_and_not_more(lively):
     """Answers end at the context, also beside shorter prompts; a prompt without room is named, never cut."""
     word = " w0" * 400
-    ids = lively.encoder.tokenize([word])[0]
+    ids = lively.encoder.tokenizer(word, add_special_tokens=False)["input_ids"]
     long = Question("long", ({"role": "user", "content": word},))
     fits = Question("fits", ({"role": "user", "content": lively.encoder.decode(ids[: lively.context - 30])},))
     left = lively.context - len(lively.render(fits.messages))

@@ -52,7 +52,7 @@ def test_the_category_decides_the_temperature(read, category, expected):
         {"prompt": [{"role": "user", "content": "Q?"}]},
         {"messages": [{"role": "user", "content": "Q?"}]},
         {"conversations": [{"from": "human", "value": "Q?"}]},
-        {"messages": [{"role": "user", "content": "Q?"}], "tools": [], "chat_template_kwargs": {}},
+        {"messages": [{"role": "user", "content": "Q?"}], "tools": []},
     ],
     ids=str,
 )

@@ -1,0 +1,53 @@
+"""The check of renderers: what is trained stands behind the prompt that is served."""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sftmix.common.renderer import Renderer, as_turn
+from sftmix.types import Example, RenderedTurn
+
+
+def check_renderer(
+    renderer: Renderer, tokenizer: Any, examples: Sequence[Example], *, thinks: bool | None = False
+) -> None:
+    """Check that each trained turn follows the prompt that is served, says the row once, and ends where it may end.
+
+    Added tokens that it writes are single ids; the turns of a conversation do not depend on others.
+
+    examples  conversations, with answers of more than a letter that spell no special token
+    """
+    used = copy.copy(renderer)
+    used.begin(tokenizer, thinks=thinks)
+    turns = {id(example): used.turns(example) for example in examples}
+    backwards = [used.batch([example])[0] for example in reversed(examples)]
+    assert backwards[::-1] == [*turns.values()], "the turns of a conversation depend on those before it: keep no state"
+    for example in examples:
+        trained = [place for place, message in enumerate(example.messages) if message.trained]
+        assert len(trained) == len(turns[id(example)]), f"{example.id}: allowed: one answer for each trained turn"
+        for place, turn in zip(trained, turns[id(example)], strict=True):
+            _check_turn(used, turn, example, place)
+
+
+def _check_turn(renderer: Renderer, turn: RenderedTurn, example: Example, place: int) -> None:
+    """Check one rendered turn against the exported template, as transformers serves it, and the row."""
+    tokenizer, before = renderer.tokenizer, example.messages[:place]
+    where = f"{example.id}, turn {place}"
+    served = tokenizer.apply_chat_template(
+        [as_turn(message) for message in before],
+        tools=[*example.tools] or None,
+        chat_template=renderer.template,
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    assert turn.prompt == served == renderer.prompt(before, example.tools), f"{where}: not the served prompt"
+    answer = turn.ids[len(served) :]
+    assert {*answer[-1:]} & {*renderer.ends}, f"{where}: its last id is none of {renderer.ends}"
+    assert not set(answer[:-1]) & {*renderer.ends}, f"{where}: an id that ends a turn is inside it"
+    assert all(math.isfinite(weight) and weight >= 0 for _, weight in turn.parts), f"{where}: a weight is below 0"
+    text, said = tokenizer.decode(answer), example.messages[place].content.strip()
+    assert text.count(said) == 1, f"{where}: {said!r} is not once in {text!r}"
+    for number, token in tokenizer.added_tokens_decoder.items():
+        spelt = tokenizer.decode(turn.ids).count(token.content)
+        assert turn.ids.count(number) >= spelt or not token.content.strip(), f"{where}: {token.content!r} is in pieces"
