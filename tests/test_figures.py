@@ -20,17 +20,14 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LONG = {"training/step.py:train_step", "functional/kernels.py:_pairs"}
 """A step, and a kernel from top to bottom."""
 BRANCHED = {
-    "data/tokenise.py:_masked",
     "model/adapters.py:add_adapters",
-    "tools/answers/generate.py:answer_file",
     "training/step.py:train_step",
 }
 LARGE_FILES = {"functional/fused.py", "training/step.py"}
 KERNELS = "functional/kernels.py"
 """Triton's functions: a type in their signatures is an instruction to the compiler, and variables come in pairs."""
 TWICE = {
-    "IFD": "the confidence of a run, and the signal of wrong rows",
-    "Perplexity": "the same",
+    "Perplexity": "the confidence of a run, and the signal of wrong rows",
     "PairSampler": "ours, and torch's kind for other trainers",
     "add_options": "each tool has its own, for the command line",
 }

@@ -275,7 +275,8 @@ class ChatTemplate(Renderer):
                 return RenderedTurn(front, [], ["prefix_mismatch"])
             ids = apart
             reasons.append("boundary")
-        place, cut = len(front), []
+        place = len(front)
+        cut = list[tuple[list[int], float]]()
         for through, weight in parts:
             stop = len(ids) if through == text else max(place, self._within(prompt + through, ids))
             cut.append((ids[place:stop], weight))
