@@ -9,6 +9,7 @@ from sftmix.components.base import PairSampler as PairSampler
 from sftmix.components.base import Perturbation as Perturbation
 from sftmix.components.base import Reference as Reference
 from sftmix.components.base import ReferenceContext as ReferenceContext
+from sftmix.components.base import Renderer as Renderer
 from sftmix.components.base import RowFormat as RowFormat
 from sftmix.components.base import Schedule as Schedule
 from sftmix.components.base import Selector as Selector

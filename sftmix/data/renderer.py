@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from sftmix.common.errors import ConfigError, TemplateRefusal
 from sftmix.common.renderer import Renderer
 from sftmix.data.layout import layout_of, with_text_arguments, written_behind
@@ -65,6 +63,8 @@ class ChatTemplate(Renderer):
         Raises ConfigError for an unknown name, for a template that cannot be rendered, and if no token can end a
         response.
         """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         super().begin(tokenizer, thinks=thinks)
         self.name, source = chosen(tokenizer, self.chosen)
         options = self.template_options or {}

@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from sftmix.common.errors import ConfigError
 from sftmix.common.errors import TemplateRefusal as TemplateRefusal
 from sftmix.common.files import read_text
@@ -97,6 +95,8 @@ def render(
     tools   the functions that the assistant may call
     Raises TemplateRefusal if the template or its syntax fails.
     """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     if listed:
         chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat]
     renders: Any = render_jinja_template

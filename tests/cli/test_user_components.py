@@ -141,6 +141,7 @@ def test_the_recommended_command_finds_the_users_class(directory):
     assert "untyped: x" in done.stdout
 
 
+@pytest.mark.slow
 def test_checks_are_run_by_the_command(directory):
     """On classes that keep their contract, which may import a library that draws, and on those that do not."""
     (directory / "my_pairs.py").write_text(PAIRS)

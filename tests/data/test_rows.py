@@ -49,7 +49,10 @@ BAD_LINES = {
         "tools has {'type': 'function'}; expected an object with a name",
     ),
     "tools as text": (more(rb'"tools": "[{\"type\": 1}]"'), "tools has {'type': 1}"),
-    "images": (more(b'"images": ["a.png"]'), "images is ['a.png']: images, videos and sound are not supported"),
+    "images": (
+        more(b'"images": ["a.png"]'),
+        "images is ['a.png']: images, videos, sound and a history are not supported",
+    ),
     "an image by its address": (
         b'{"instruction": "What is it?", "output": "A cat.", "image": "http://a/b.png"}',
         "image is 'http://a/b.png'",
