@@ -157,5 +157,5 @@ def test_options_of_the_chat_template_beside_it_are_refused(other):
 
 
 def test_plain_text_has_none(write, read):
-    with pytest.raises(ConfigError, match=r"data\.renderer .* and data.format text exclude each other"):
+    with pytest.raises(ConfigError, match=r"data\.renderer \(Light\) and data.format text exclude each other"):
         read(write("rows.jsonl", [{"text": "a"}]), format="text", renderer=Light())
