@@ -91,6 +91,9 @@ class Component(metaclass=_Kept):
         """Return the files and model directories that this component reads; a run refuses a change of their content."""
         return ()
 
+    def __str__(self) -> str:
+        return type(self).__name__
+
     def spec(self) -> dict[str, Any]:
         """Return {"class_path": import path, "init_args": plain values}, the form that config.yaml stores."""
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": plain(self._init_args)}

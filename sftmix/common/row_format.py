@@ -17,9 +17,6 @@ class RowFormat(Component, ABC):
     turns: Collection[str] = ()
     """Those of `fields` with turns as our own formats have them, whose own fields are looked at as well."""
 
-    def __str__(self) -> str:
-        return type(self).__name__
-
     @abstractmethod
     def read(self, row: Mapping[str, Any], *, roles: Mapping[str, str]) -> list[Message]:
         """Return the turns; those of the assistant that are to be learnt are `trained`.

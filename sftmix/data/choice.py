@@ -37,7 +37,7 @@ def exclude(rows: Conversations, path: str, report: DataReport) -> Conversations
 
 
 def repeated(rows: Conversations, report: DataReport, *, drop: bool = False) -> Conversations:
-    """Count the rows with the turns, functions and template's variables of an earlier row; `drop` leaves them out."""
+    """Count the rows with the turns and functions of an earlier row; `drop` leaves them out."""
     seen = set[tuple[Any, ...]]()
     again = np.zeros(len(rows.records), dtype=np.bool_)
     for k, content in enumerate(zip(rows.values("content"), rows.values("prompting"), strict=True)):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from sftmix.common.errors import ContractError
 from sftmix.common.progress import progress_bar
 from sftmix.data.encoder import Encoder
 from sftmix.data.formats import TEXT
@@ -68,7 +69,10 @@ class Outcome(NamedTuple):
 
 
 def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
-    """Tokenise examples, each on its own; one Outcome per example, in order."""
+    """Tokenise examples, each on its own; one Outcome per example, in order.
+
+    Raises ContractError for a negative weight.
+    """
     assert encoder.renderer is not None
     try:
         found = encoder.renderer.batch(examples)
@@ -77,6 +81,9 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
         if len(examples) == 1:
             return [Outcome.without("template_refused", detail=f": {error}")]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
+    wrong = [weight for turns in found for turn in turns for _, weight in turn.parts if not weight >= 0]
+    if wrong:
+        raise ContractError(f"data.renderer {encoder.name} returned the weight {wrong[0]}; allowed: numbers from 0")
     return [_refused(turns, encoder.end_ids) or _masked(turns, max_length) for turns in found]
 
 

@@ -133,6 +133,12 @@ def test_what_its_template_refuses_is_counted(write, options, load, small):
     assert len(data.train) == 21
 
 
+def test_a_weight_below_0_ends_the_run(write, options, load, small):
+    path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
+    with pytest.raises(ConfigError, match=r"data\.renderer Negative returned the weight -1\.0; allowed: numbers"):
+        load(encoder_for(small["bos"], options(path, renderer=Negative())), path, max_length=200)
+
+
 def test_it_is_known_by_its_class_and_options(small, options):
     def known(renderer):
         return encoder_for(small["bos"], options("rows.jsonl", renderer=renderer)).fingerprint
@@ -157,5 +163,5 @@ def test_options_of_the_chat_template_beside_it_are_refused(other):
 
 
 def test_plain_text_has_none(write, read):
-    with pytest.raises(ConfigError, match=r"data\.renderer .* and data.format text exclude each other"):
+    with pytest.raises(ConfigError, match=r"data\.renderer \(Light\) and data.format text exclude each other"):
         read(write("rows.jsonl", [{"text": "a"}]), format="text", renderer=Light())

@@ -1,12 +1,15 @@
 """Export of a checkpoint of a run, refused before torch is imported if there is no such checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.fields import TEXT
 from sftmix.common.files import BEST, CHECKPOINTS, steps_in
 from sftmix.common.places import is_there
 from sftmix.pipeline.stages import is_finished, origin
-from sftmix.tools.runs.read import as_started, read_finished
+from sftmix.tools.runs.models import FinishedModel
+from sftmix.tools.runs.read import as_started, made_from, read_finished
 
 
 def export_run(
@@ -45,9 +48,11 @@ def export_run(
         raise ConfigError(f"{stored} has no checkpoint; {remedy}")
     elif checkpoint not in (None, *steps):
         raise ConfigError(f"{stored} has no checkpoint {checkpoint}; it has {', '.join(map(str, steps))}")
-    from sftmix.tools.runs.loaded import check_base
+    from sftmix.tools.runs.loaded import encoder_of
     from sftmix.tools.runs.stored import export_stored
 
+    encoder = encoder_of(FinishedModel("target", str(model), run))
+    if made_from(run)["data"]["template"] == TEXT:  # then the tokenizer keeps its own, or none
+        encoder = replace(encoder, renderer=None)
     with as_started(run):
-        check_base(run, config.model.path)
-        return export_stored(config, stored.absolute(), to, step=checkpoint, dtype=dtype, merge=merge)
+        return export_stored(config, encoder, stored.absolute(), to, step=checkpoint, dtype=dtype, merge=merge)

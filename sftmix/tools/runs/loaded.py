@@ -15,7 +15,7 @@ from sftmix.common.files import sha256_json
 from sftmix.common.places import place_of
 from sftmix.common.plain import as_list
 from sftmix.common.world import accelerator
-from sftmix.data import Encoder, encoder_for
+from sftmix.data import Encoder, encoder_for, prepare
 from sftmix.model.adapters import quantization_config
 from sftmix.model.load import (
     apart,
@@ -118,32 +118,29 @@ def load_finished(finished: FinishedModel, dtype: str = "auto") -> LoadedModel:
 
 
 def encoder_of(finished: FinishedModel) -> Encoder:
-    """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template."""
-    path, options = finished.path, DataOptions()
-    with named(f"model {finished.name}"), as_started(finished.run):
-        if finished.run is not None:
-            config = read_finished(finished.run)
-            path, options = config.model.path, options if config.data.format == "text" else config.data
-            check_base(finished.run, path)
-            exported = finished.run / "train/model"
-            if exported.is_dir() and options is config.data:  # its template has the generation prompt of the rows
-                path, options = str(exported), replace(options, template=None, template_options=None)
-        return encoder_for(load_tokenizer(path), options, thinks=None)
+    """Return the encoder of the run's training; of other models, and after plain text, the tokenizer's own template.
 
-
-def check_base(run: Path, path: str) -> None:
-    """Raise ConfigError unless the base model of a run is the one that the run was made from; call it in `as_started`.
-
-    path  of the model in the run's configuration
+    Raises ConfigError unless the base model of a run is the one that the run was made from.
     """
-    then, place = made_from(run)["model"], place_of(path)
-    there = os.path.isdir(place) or "@" in then  # else a hub may have something of that name
-    if then and not (there and fingerprint(path) == then):
-        raise ConfigError(
-            f"model.path: {path} ({place.absolute()}) is not the model that {run} was made from: its files are others, "
-            "or gone. Bring them back; or if that model lies elsewhere now, write its place as model.path into "
-            f"{run / 'config.yaml'}"
-        )
+    path, options, thinks, run = finished.path, DataOptions(), None, finished.run
+    with named(f"model {finished.name}"), as_started(run):
+        if run is not None:
+            config, then = read_finished(run), made_from(run)["model"]
+            path = config.model.path
+            place = place_of(path)
+            there = os.path.isdir(place) or "@" in then  # else a hub may have something of that name
+            if then and not (there and fingerprint(path) == then):
+                raise ConfigError(
+                    f"model.path: {path} ({place.absolute()}) is not the model that {run} was made from: its files are "
+                    "others, or gone. Bring them back; or if that model lies elsewhere now, write its place as "
+                    f"model.path into {run / 'config.yaml'}"
+                )
+            options = replace(config.data, format="auto")
+            if (exported := run / "train/model").is_dir():  # its template has the generation prompt of the rows
+                path, options = str(exported), replace(options, template=None, template_options=None, renderer=None)
+            else:
+                thinks = prepare(config.data, config.seed, progress=False).thinks
+        return encoder_for(load_tokenizer(path), options, thinks=thinks)
 
 
 def longest_together(model: Any, name: str) -> int:

@@ -4,22 +4,25 @@ from pathlib import Path
 
 from sftmix.common.world import World
 from sftmix.config import RunConfig
-from sftmix.data import encoder_for
+from sftmix.data import Encoder
 from sftmix.model.adapters import add_adapters
-from sftmix.model.load import load_model, load_tokenizer
+from sftmix.model.load import load_model
 from sftmix.pipeline.loaded import export_dtype, export_weights, round_weights
 from sftmix.tools.runs.adapters import load_adapters, merge_adapters
 from sftmix.training.checkpoint import CheckpointStore, full_weights
 from sftmix.training.module import TrainingModule
 
 
-def export_stored(config: RunConfig, source: Path, to: Path, *, step: int | None, dtype: str, merge: bool) -> Path:
+def export_stored(
+    config: RunConfig, encoder: Encoder, source: Path, to: Path, *, step: int | None, dtype: str, merge: bool
+) -> Path:
     """Write what a run has stored as a Hugging Face directory.
 
-    source  a folder of checkpoints, of which `step` counts, or the newest one; or a directory of adapters
-    merge   write the whole model with the adapters in its weights
+    encoder  of the run's training
+    source   a folder of checkpoints, of which `step` counts, or the newest one; or a directory of adapters
+    merge    write the whole model with the adapters in its weights
     """
-    model, encoder = load_model(config.model.path), encoder_for(load_tokenizer(config.model.path), config.data)
+    model = load_model(config.model.path)
     stored_adapters = (source / "adapter_config.json").exists()
     if stored_adapters:
         load_adapters(model, source)

@@ -1,5 +1,6 @@
 """Models of a run by their names, and what they are loaded with."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -58,6 +59,43 @@ def test_a_relative_run_is_looked_up_here_and_not_where_it_was_started(tiny, tmp
         encoder_of(*finished_models(place)).chat_template for place in ("run", here / "run", tmp_path / "run")
     )
     assert relative == absolute != other
+
+
+OWN = """from sftmix.components import Renderer
+
+class Plain(Renderer):
+    template = "{% for m in messages %}@{{ m.content }}{{ eos_token }}{% endfor %}@"
+
+    def answer(self, message):
+        return [([*self.ids(message.content), self.tokenizer.eos_token_id], message.weight)]
+"""
+THINKING = """{% for m in messages %}@{% if m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>{% endif %}\
+{{ m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}@\
+{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"""
+
+
+def test_an_export_has_the_generation_prompt_of_the_rows(tiny, tmp_path):
+    """While the training goes on as well; a renderer that is not imported is stood for by the template it exported."""
+    answer = {"role": "assistant", "content": "a", "reasoning_content": "b"}
+    rows = [{"messages": [{"role": "user", "content": str(number)}, answer]} for number in range(9)]
+    for name, content in (("t.jinja", THINKING), ("own.py", OWN), ("rows.json", json.dumps(rows))):
+        (tmp_path / name).write_text(content)
+    tiny = replace(tiny, train=tmp_path / "rows.json")
+    words = ("run", *tiny.bare, "--splitter", "RandomSplit", *SHORT[:-1], "1")
+    for name, choice in (("thought", ("template", "t.jinja")), ("own", ("renderer", "own.Plain"))):
+        done = in_this_process(*words, f"--data.{choice[0]}", choice[1], "--out", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    begun = shutil.copytree(tmp_path / "thought", tmp_path / "begun")
+    shutil.rmtree(begun / "train" / "model")
+    (begun / "train" / "MANIFEST.json").unlink()
+    for name, of in (("thought", "thought"), ("begun", "thought"), ("own", "own")):
+        done = in_this_process("export", name, "--to", f"{name}-model", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        trained, exported = (tmp_path / of / "train" / "model", tmp_path / f"{name}-model")
+        assert (exported / "chat_template.jinja").read_text() == (trained / "chat_template.jinja").read_text(), name
+    (model,) = finished_models(tmp_path / "own")
+    encoder = encoder_of(model)
+    assert encoder.prompt([{"role": "user", "content": "Hi"}]) == encoder.tokenizer("@Hi<|im_end|>@")["input_ids"]
 
 
 def test_an_adopted_stage_has_its_model(finished, tmp_path):
