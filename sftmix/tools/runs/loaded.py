@@ -122,7 +122,9 @@ def encoder_of(finished: FinishedModel) -> Encoder:
 
     Raises ConfigError unless the base model of a run is the one that the run was made from.
     """
-    path, options, thinks, run = finished.path, DataOptions(), None, finished.run
+    run, path = finished.run, finished.path
+    options = DataOptions()
+    thinks = None
     with named(f"model {finished.name}"), as_started(run):
         if run is not None:
             config, then = read_finished(run), made_from(run)["model"]
