@@ -119,15 +119,12 @@ def refuse_links(directory: Path) -> None:
 
 def remove_leftovers(directory: Path, name: str = "") -> None:
     """Remove what killed processes left of a file in a directory, or below it of any; only for its holder."""
-    for leftover in _leftovers(directory, name) if name else list(directory.rglob(".tmp-*")):
+    mine = directory.glob(f".tmp-{glob.escape(name)}.*") if name else directory.rglob(".tmp-*")
+    for leftover in list(mine):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-def _leftovers(directory: Path, name: str) -> list[Path]:
-    return list(directory.glob(f".tmp-{glob.escape(name)}.*"))
 
 
 def is_alive(pid: int, at: float = math.inf) -> bool:

@@ -1,4 +1,4 @@
-"""The base class of row formats: the one kind of component that the options of the rows hold."""
+"""The base class of row formats: what makes conversations of rows, beside the renderer of these."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -15,7 +15,7 @@ class RowFormat(Component, ABC):
     fields: Collection[str] = ()
     """The fields that it reads. Of the others the report counts those that say something; scalars become columns."""
     turns: Collection[str] = ()
-    """Those of `fields` with turns as our own formats have them, whose own fields are looked at as well."""
+    """The fields with turns as our own formats have them, whose own fields are looked at as well."""
 
     @abstractmethod
     def read(self, row: Mapping[str, Any], *, roles: Mapping[str, str]) -> list[Message]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError
+from sftmix.common.fields import TEXT
 from sftmix.common.files import sha256_json
 from sftmix.common.renderer import Renderer
-from sftmix.data.formats import TEXT
 from sftmix.data.reading import identity
 from sftmix.data.renderer import ChatTemplate
 from sftmix.data.spellings import SpecialSpellings

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sftmix.common.errors import BadRow, ContractError
-from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, RESERVED_ID, field_columns, formats_with, listed
-from sftmix.common.fields import TEXT as TEXT
+from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, RESERVED_ID, TEXT, field_columns, formats_with, listed
 from sftmix.common.plain import spelling
 from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import CONTROL, quoted

@@ -15,8 +15,8 @@ from functools import cached_property
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError
-from sftmix.data.templates import TemplateRefusal, defaults, render
+from sftmix.common.errors import ConfigError, TemplateRefusal
+from sftmix.data.templates import defaults, render
 from sftmix.data.thoughts import (
     INLINE,
     OPENING,
@@ -246,7 +246,7 @@ class TemplateLayout:
         """The arguments of a call are given as JSON text."""
         return not self.call(as_text=False) and bool(self.call(as_text=True))
 
-    @property
+    @cached_property
     def _call(self) -> tuple[str, str]:
         return self.call(as_text=self.text_arguments), ARGUMENT
 

@@ -7,8 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError
-from sftmix.common.errors import TemplateRefusal as TemplateRefusal
+from sftmix.common.errors import ConfigError, TemplateRefusal
 from sftmix.common.files import read_text
 from sftmix.common.places import place_of
 from sftmix.types import Int64

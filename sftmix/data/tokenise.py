@@ -17,14 +17,14 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from sftmix.common.errors import ContractError
+from sftmix.common.errors import ContractError, TemplateRefusal
+from sftmix.common.fields import TEXT
 from sftmix.common.progress import progress_bar
 from sftmix.data.encoder import Encoder
-from sftmix.data.formats import TEXT
 from sftmix.data.renderer import APART, LOST
 from sftmix.data.report import DataReport
 from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
-from sftmix.data.templates import TemplateRefusal, written_bos
+from sftmix.data.templates import written_bos
 from sftmix.types import Example, Int64, Message, RenderedTurn
 
 
@@ -95,10 +95,10 @@ def _refused(turns: Sequence[RenderedTurn], ends: Sequence[int]) -> Outcome | No
     reasons = {reason for turn in turns for reason in turn.reasons}
     if lost := [reason for reason in LOST if reason in reasons]:
         return Outcome.without(lost[0])
-    whole = turns[-1].ids
-    if len(turns) > 1 and (reasons & APART or any(whole[: len(turn.ids)] != turn.ids for turn in turns)):
+    texts = [turn.ids for turn in turns]
+    if len(turns) > 1 and (reasons & APART or any(texts[-1][: len(ids)] != ids for ids in texts)):
         return Outcome.without(SPLIT)
-    if any(turn.ids[-1] not in ends for turn in turns):
+    if any(ids[-1] not in ends for ids in texts):
         return Outcome.without("no_end_of_turn")
     return None
 

@@ -21,15 +21,14 @@ class BlockwiseAdamW(torch.optim.AdamW):
         """Fill the lists that an update reads: parameters, gradients, their moments and, the last, their steps."""
         has_complex: bool = super()._init_group(group, *lists)
         *tensors, steps = lists
-        counted = [_blocks(parameter) for parameter in tensors[0]]
-        for of_kind in tensors:
-            of_kind[:] = [block for tensor in of_kind for block in _blocks(tensor)]
         # An update adds one to each step: to a parameter's with its first block, to copies with the others.
         steps[:] = [
             step.clone() if at else step
-            for step, blocks in zip(steps, counted, strict=True)
-            for at, _ in enumerate(blocks)
+            for parameter, step in zip(tensors[0], steps, strict=True)
+            for at in range(len(_blocks(parameter)))
         ]
+        for of_kind in tensors:
+            of_kind[:] = [block for tensor in of_kind for block in _blocks(tensor)]
         return has_complex
 
 

@@ -82,8 +82,7 @@ class DataOptions(PlainFields):
     exclude: str | None = None
     """File of training rows to leave out, one in each line: an id or file:line, as `sftmix suspects` shows them."""
     duplicates: Literal["keep", "drop"] = "keep"
-    """drop: leave out training rows whose turns and functions an earlier row has, before any are
-    held out."""
+    """drop: leave out training rows whose turns and functions an earlier row has, before any are held out."""
     limit: int | None = None
     """Use at most this many training rows, the first ones after the held-out split; for text, windows."""
     cache_dir: str | None = None

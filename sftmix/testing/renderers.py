@@ -1,11 +1,11 @@
-"""The check of renderers: what is trained stands behind the prompt that is served."""
+"""The check of renderers: what is trained is behind the prompt that is served."""
 
 import copy
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from sftmix.common.renderer import Renderer, as_turn
+from sftmix.common.renderer import Renderer
 from sftmix.types import Example, RenderedTurn
 
 
@@ -34,13 +34,7 @@ def _check_turn(renderer: Renderer, turn: RenderedTurn, example: Example, place:
     """Check one rendered turn against the exported template, as transformers serves it, and the row."""
     tokenizer, before = renderer.tokenizer, example.messages[:place]
     where = f"{example.id}, turn {place}"
-    served = tokenizer.apply_chat_template(
-        [as_turn(message) for message in before],
-        tools=[*example.tools] or None,
-        chat_template=renderer.template,
-        add_generation_prompt=True,
-        return_dict=False,
-    )
+    served = Renderer.prompt(renderer, before, example.tools)  # of the base class: transformers' own, by `template`
     assert turn.prompt == served == renderer.prompt(before, example.tools), f"{where}: not the served prompt"
     answer = turn.ids[len(served) :]
     assert {*answer[-1:]} & {*renderer.ends}, f"{where}: its last id is none of {renderer.ends}"

@@ -10,9 +10,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from sftmix.common.errors import DataError
+from sftmix.common.errors import DataError, TemplateRefusal
 from sftmix.common.rng import generator
-from sftmix.data.templates import TemplateRefusal
 from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.loaded import LoadedModel
 from sftmix.tools.runs.models import Functions, Turns
