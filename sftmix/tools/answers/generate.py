@@ -12,7 +12,7 @@ from sftmix.cli.results import say
 from sftmix.common.appended import append_batch, read_batches
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.fields import ROLES
-from sftmix.common.files import sha256_json, write_json
+from sftmix.common.files import sha256_file, sha256_json, write_json
 from sftmix.common.places import unwritable
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
@@ -250,8 +250,8 @@ def answer_file(
     """Return the lines of a file, after answering what it lacks; ConfigError if it was begun from other inputs.
 
     A line has the answers of all models; with follow-ups each model has a list of values, one for each turn.
-    Beside it is `FILE.inputs.json`, what it is made from, and while it is made `FILE.parts`: the answers in the order
-    in which they came.
+    Beside it is `FILE.inputs.json`, what it is made from and, once it is whole, its hash; and while it is made
+    `FILE.parts`: the answers in the order in which they came.
     """
     file, parts = Path(f"{path}.inputs.json"), Path(f"{path}.parts")
     inputs = inputs_of(form, questions, models, options)
@@ -259,13 +259,17 @@ def answer_file(
         parts.unlink(missing_ok=True)  # whatever they were made from
         write_json(file, inputs)
     old = read_json_if_there(file)  # {}: not written by this command
+    written = old.pop("answers_sha256", None)
     if different := differences(old, inputs):
         problem = f"{path} was made with other inputs: {'; '.join(different)}"
         raise ConfigError(f"{problem}. Use another --to, or the old settings")
-    if not path.exists():
+    if not written or not path.exists():
         answers = _answers(models, questions, options, parts)
         write_jsonl(path, [_line(question, models, answers) for question in questions])
+        write_json(file, inputs | {"answers_sha256": sha256_file(path)})
         parts.unlink(missing_ok=True)
+    elif sha256_file(path) != written:
+        raise ConfigError(f"{path} is not as it was written. Move it away, and the same command makes it again")
     lines = list(map(json.loads, path.read_bytes().splitlines()))  # in a text U+2028 would also end a line
     for model in models:
         ends = Counter(end for line in lines for end in as_list(line["finish"][model.name]))

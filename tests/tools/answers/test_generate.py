@@ -226,6 +226,20 @@ def test_a_finished_file_is_read_back_and_other_options_are_refused(made, finish
         generate(finished.path, finished.tiny.eval, *WORDS)
 
 
+@pytest.mark.parametrize("damage", [lambda raw: b"", lambda raw: raw[:-9], lambda raw: raw.replace(b"a", b"b", 1)])
+def test_a_damaged_file_is_not_taken_as_done(made, finished, generate, tmp_path, damage):
+    to, inputs = tmp_path / "answers.jsonl", tmp_path / "answers.jsonl.inputs.json"
+    shutil.copy(f"{made}.inputs.json", inputs)
+    to.write_bytes(damage(made.read_bytes()))
+    with pytest.raises(ConfigError, match="is not as it was written"):
+        generate(finished.path, to, *WORDS)
+    written = json.loads(inputs.read_text())
+    inputs.write_text(json.dumps({key: value for key, value in written.items() if key != "answers_sha256"}))
+    write_parts(made, to)
+    generate(finished.path, to, *WORDS)  # killed before its hash was there
+    assert to.read_bytes() == made.read_bytes()
+
+
 def test_texts_with_any_line_separator_are_read_back(finished, generate, tmp_path):
     text, prompts = "one\u2028two\u2029three\x85four\x0bfive\nsix", tmp_path / "rows.jsonl"
     prompts.write_text(json.dumps({"instruction": text}))
