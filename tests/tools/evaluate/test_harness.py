@@ -50,6 +50,7 @@ def test_a_result_depends_on_task_files_and_rows(tmp_path):
     assert manager.all_tasks == ["medmcqa"]  # lm-eval's own are not read
 
 
+@pytest.mark.slow
 def test_a_task_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no task medqa_7options; there are those of lm-eval"):
         find_tasks(["medqa_7options"], None)
