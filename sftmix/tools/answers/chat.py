@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sftmix.cli.results import at, say
+from sftmix.cli.say import say
 from sftmix.common.shown import as_lines
 from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
 from sftmix.tools.runs.read import read_json_if_there
+from sftmix.tools.runs.results import at
 
 ABOUT = """Talk to a finished model in the terminal, by the chat template and the stop ids of its training.
 

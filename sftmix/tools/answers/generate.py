@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sftmix.cli.results import say
+from sftmix.cli.say import say
 from sftmix.common.appended import append_batch, read_batches
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.fields import ROLES

@@ -6,7 +6,7 @@ from typing import get_type_hints
 
 from sftmix.cli.help import help_text, option_docs
 from sftmix.cli.parsing import Arguments, OwnOption, parse, print_config, read_arguments
-from sftmix.cli.results import say
+from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.shown import counted
 from sftmix.config.merge import build, merge

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sftmix.cli.results import say
+from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.files import read_json, write_json, write_text
 from sftmix.config.read import TABLE, from_plain

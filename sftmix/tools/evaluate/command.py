@@ -4,7 +4,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from sftmix.cli.results import say
+from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.places import unwritable
 from sftmix.tools.evaluate.harness import find_tasks, measure_tasks

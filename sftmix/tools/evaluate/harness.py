@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftmix.cli.results import say
+from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError, DataError, DifferenceError
 from sftmix.common.files import hashed, sha256_file, sha256_json, write_json
 from sftmix.tools.evaluate.table import Score

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from sftmix.cli.results import say
+from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.common.places import is_there

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.cli.parsing import configuration
-from sftmix.cli.results import results, say
+from sftmix.cli.say import say
 from sftmix.common.files import as_written
+from sftmix.tools.runs.results import results
 from sftmix.tools.sharing.command import write_run_cards
 
 _EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"

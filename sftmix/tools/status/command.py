@@ -8,12 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from sftmix.cli.results import STAGES, at, held_out, say
+from sftmix.cli.say import say
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
 from sftmix.common.files import MANIFEST, as_written, is_alive, read_steps
 from sftmix.common.places import is_there
 from sftmix.config.read import TABLE, read_yaml
 from sftmix.tools.runs.read import read_json_if_there
+from sftmix.tools.runs.results import STAGES, at, held_out
 from sftmix.tools.runs.shown import markdown_table
 
 ABOUT = """Show how far runs are: stages, steps, last loss, time left, and whether the process is alive.

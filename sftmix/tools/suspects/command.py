@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from sftmix.cli.results import say
+from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import placing
 from sftmix.common.places import unwritable

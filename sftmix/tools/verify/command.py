@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from sftmix.cli.results import say
+from sftmix.cli.say import say
 from sftmix.common.errors import DifferenceError
 from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.window import NEAR, STEPS, TRAINED, refuse_too_few_ranks, window_of

@@ -1,22 +1,14 @@
-"""Output of commands: notes on the way, then the figures of summary.json in words, and where to look next."""
+"""What a run says at its end: the figures of summary.json in words, and where to look next."""
 
-import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from sftmix.common.shown import as_lines, short
+from sftmix.common.shown import short
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
-
-
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print on rank 0 only: notes to stderr, or results to the given file. No text controls the terminal."""
-    if os.environ.get("RANK", "0") == "0":
-        print(as_lines(text), file=file or sys.stderr, flush=True)
 
 
 def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.cli.results import held_out, results
+from sftmix.tools.runs.results import held_out, results
 from sftmix.training.metrics import figures_shown
 
 SUMMARY = {
