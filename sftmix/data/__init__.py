@@ -3,7 +3,7 @@
 `prepare` reads and checks rows (no tokenizer needed), `make_encoder` chooses the chat template, `encode` tokenises.
 """
 
-from sftmix.data.dataset import EncodedDataset, LoadedData, encode, render_preview
+from sftmix.data.dataset import EncodedDataset, LoadedData, encode
 from sftmix.data.encoder import Encoder, encoder_for, make_encoder
 from sftmix.data.renderer import ChatTemplate
 from sftmix.data.report import DataReport
@@ -21,5 +21,4 @@ __all__ = [
     "encoder_for",
     "make_encoder",
     "prepare",
-    "render_preview",
 ]

@@ -1,4 +1,4 @@
-"""Tokenised examples behind a memory map, made by `encode` or read from the cache; and a preview of some of them."""
+"""Tokenised examples behind a memory map, made by `encode` or read from the cache."""
 
 import itertools
 import json
@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from sftmix.common.errors import DataError
 from sftmix.common.progress import progress_bar
-from sftmix.common.shown import as_lines, printable
 from sftmix.data.encoder import Encoder
 from sftmix.data.renderer import LOST
 from sftmix.data.report import DataReport
@@ -284,46 +283,3 @@ def text_of(example: Example) -> tuple[str, str]:
     if len(before) == 1 and before[0].role == "user":
         return before[0].content, last.content
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in before), last.content
-
-
-# ---------------------------------------------------------------------------------------------- the preview
-
-
-EDGE = 8
-"""Tokens shown on both sides of the places where a response, or a prompt, begins or ends."""
-
-
-def render_preview(data: LoadedData, encoder: Encoder, rows: Sequence[int], *, color: bool = True) -> str:
-    """Text of the given training rows, a table of tokens of the first of them, and the report on all rows.
-
-    The response, which is all tokens that carry loss, is green; without colour it is in [[ ]].
-    """
-
-    def spelt(token: int) -> str:
-        return printable(repr(encoder.tokenizer.convert_ids_to_tokens(token)))
-
-    end = encoder.end_of_turn_id
-    parts = [f"Template: {encoder.name}; trained texts end with {spelt(end)} (id {end}); stop ids {encoder.stop_ids}"]
-    begin, close = ("\x1b[0;32m", "\x1b[0m") if color else ("[[", "]]")
-    table = list[str]()
-    for row in rows:
-        encoded, example = data.train[row], data.train.example(row)
-        ids, target = encoded.input_ids, encoded.target
-        edges = [0, *(np.flatnonzero(np.diff(target)) + 1).tolist(), len(ids)]
-        body = decoded = ""
-        for start, stop in itertools.pairwise(edges):  # all of these tokens are trained, or none
-            # Decoded from the start each time: a tokenizer may write a token differently at the beginning of a text.
-            shown, decoded = len(decoded), encoder.decode(ids[:stop])
-            piece = printable(decoded[shown:])
-            body += f"{begin}{piece}{close}" if target[start] else piece
-        facts = f"row {row} | id {encoded.id} | {example.source} | {len(ids)} tokens | {target.sum()} trained"
-        facts += "" if example.label is None else f" | label {example.label}"
-        facts += " | cut at the maximum length: no end of turn" if encoded.truncated else ""
-        parts.append(f"{as_lines(facts, but='')}\n{body}")
-        if not table:
-            table = [f"Tokens of row {row} (label -100: not trained)", f"{'place':>6} {'id':>7} {'label':>7}  token"]
-            near = np.add.outer(edges, np.arange(-EDGE, EDGE)).clip(0, len(ids) - 1)
-            for place in np.unique(near).tolist():
-                token = int(ids[place])
-                table.append(f"{place:>6} {token:>7} {token if target[place] else -100:>7}  {spelt(token)}")
-    return "\n\n".join([*parts, "\n".join(table), "\n".join(["Rows", *data.report.lines()])])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from sftmix.common.errors import ConfigError, DataError, NoSpaceError
-from sftmix.data import make_encoder, prepare, render_preview
+from sftmix.data import make_encoder, prepare
 from sftmix.data.store import get_or_build
+from sftmix.tools.preview.text import render_preview
 from tests.data.small_tokenizers import QWEN3, chatml_tokenizer
 
 ROWS = [{"instruction": f"Say {i}.", "output": f"{i} " * (1 + i % 7), "score": i / 2} for i in range(50)]

@@ -33,8 +33,8 @@ def main(argv: Sequence[str]) -> None:
 def preview(config: RunConfig, rows: int, *, color: bool) -> str:
     """Return a text of the first selected rows as the model sees them, and of dropped rows; nothing is written."""
     from sftmix.common.world import World
-    from sftmix.data import render_preview
     from sftmix.pipeline.rows import read_rows
+    from sftmix.tools.preview.text import render_preview
 
     _, shown = read_rows(config, World())
     return render_preview(shown.data, shown.encoder, range(min(rows, len(shown.data.train))), color=color)
