@@ -7,6 +7,7 @@ reading.
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ ABSENT = ("NaN", "nan", "NULL", "null")
 Row = tuple[str, Any]
 """The place of a row in its source (`:line`, or `[index]` from 0), and its value or the BadRow that says why it has
 none. A reader raises BadRow, with the place, if nothing more can be read."""
+
+_OVER_LINES = "; a value over several lines is no JSON lines: write each row in one line, or an array in a .json file"
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -57,7 +60,8 @@ def _lines(path: Path) -> Iterator[Row]:
                 try:
                     row = _JSON.decode(decoded(line).rstrip())
                 except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
-                    row = BadRow(f"not valid JSON in UTF-8: {error}")
+                    begins = line.strip().removeprefix(b"\xef\xbb\xbf") in (b"{", b"[")
+                    row = BadRow(f"not valid JSON in UTF-8: {error}{_OVER_LINES if begins else ''}")
             yield f":{number}", row
 
 
@@ -93,6 +97,11 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
         _check_names(header)
+        if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
+            raise BadRow(
+                f":1: the only column is {quoted(header[0])}: fields are separated by commas, not by {other[0]!r}; "
+                "save the file anew"
+            )
         while True:
             place = f":{reader.line_num + 1}"
             try:

@@ -59,15 +59,14 @@ def _refuse_for_kind(options: DataOptions, is_text: bool) -> None:
     """Raise ConfigError for options that say nothing of rows of this kind."""
     if options.packing and not is_text:
         raise ConfigError("data.packing true is for plain text: conversations are never packed; set it to null")
-    of_conversations = [*OF_CONVERSATIONS]
-    if options.packing is not False:  # a window holds several documents
-        of_conversations.append("label_field")
-    for name in of_conversations if is_text else ():
+    for name in OF_CONVERSATIONS if is_text else ():
         if (value := getattr(options, name)) != getattr(DataOptions, name):
-            raise ConfigError(
-                f"data.{name} ({value}) and data.format text exclude each other: leave it out; data.label_field needs "
-                "data.packing false"
-            )
+            raise ConfigError(f"data.{name} ({value}) and data.format text exclude each other: leave it out")
+    if is_text and options.label_field is not None and options.packing is not False:
+        raise ConfigError(
+            f"data.label_field ({options.label_field}) and data.format text exclude each other, as a window holds "
+            "several documents: leave it out, or set data.packing to false"
+        )
 
 
 def _thinks(rows: Conversations, report: DataReport, options: DataOptions) -> bool:

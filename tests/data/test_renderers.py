@@ -163,5 +163,14 @@ def test_options_of_the_chat_template_beside_it_are_refused(other):
 
 
 def test_plain_text_has_none(write, read):
-    with pytest.raises(ConfigError, match=r"data\.renderer \(Light\) and data.format text exclude each other"):
+    with pytest.raises(
+        ConfigError, match=r"data\.renderer \(Light\) and data.format text exclude each other: leave it out$"
+    ):
         read(write("rows.jsonl", [{"text": "a"}]), format="text", renderer=Light())
+
+
+def test_plain_text_has_labels_without_packing_alone(write, read):
+    path = write("rows.jsonl", [{"text": "a", "label": "good"}])
+    with pytest.raises(ConfigError, match=r"^data.label_field \(label\) .* set data.packing to false$"):
+        read(path, format="text", label_field="label")
+    assert read(path, format="text", label_field="label", packing=False).train.values("label") == ["good"]

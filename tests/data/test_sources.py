@@ -1,6 +1,7 @@
 """Sources of rows: the place of each row and of each mistake in files of every kind, hub ids, and text files."""
 
 import decimal
+import json
 from pathlib import Path
 
 import datasets
@@ -168,6 +169,25 @@ def test_a_long_cell_of_csv_is_a_bad_row(write, refused):
     path = write("rows.csv", b"instruction,output\na,b\n" + cell + b"\nc,d\n")
     (line,) = [line for line in refused(path) if line.startswith(f"{path}:3: ")]
     assert "field larger than field limit" in line
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_an_object_over_several_lines_is_named_as_such(write, refused, name, mark):
+    path = write(name, mark + json.dumps({"instruction": "a", "output": "b"}, indent=1))
+    line = refused(path)[1]
+    assert line.startswith(f"{path}:1: not valid JSON in UTF-8: ")
+    assert line.endswith(
+        "; a value over several lines is no JSON lines: write each row in one line, or an array in a .json file"
+    )
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_csv_with_another_separator_is_named_as_such(write, refused, mark):
+    path = write("rows.csv", f"instruction{mark}output\na{mark}b\n")
+    (message,) = refused(path)
+    assert message.startswith(f"{path}:1: the only column is {f'instruction{mark}output'!r}: ")
+    assert message.endswith(f": fields are separated by commas, not by {mark!r}; save the file anew")
 
 
 def test_csv_rows(write, refused):
