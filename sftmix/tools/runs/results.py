@@ -1,18 +1,26 @@
 """What a run says at its end: the figures of summary.json in words, and where to look next."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from sftmix.common.component import Component
+from sftmix.common.plain import as_list
 from sftmix.common.shown import short
+from sftmix.config import RunConfig
+from sftmix.config.schema import component_bases
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
 
 
-def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str]:
-    """Return about a dozen lines for people: figures of summary.json, which has all, and commands that go on."""
+def results(out: str | Path, summary: Mapping[str, Any], until: str, own: Collection[str] = ()) -> list[str]:
+    """Return about a dozen lines for people: figures of summary.json, which has all, and commands that go on.
+
+    own  options whose class is not of this package: what only reads the run does not import it
+    """
     out, trained = Path(out), until == "train"
     lines = ["", *held_out(summary)]
     if len(lines) == 1 and trained and summary.get("stages"):
@@ -29,7 +37,7 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str) -> list[str
     stage = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
     if files := [str(out / name) for name in (stage, "summary.json") if (out / name).exists()]:
         lines.append(f"see {', '.join(files)}")
-    return [*lines, "Next:", *_commands(out, until)]
+    return [*lines, "Next:", *_commands(out, until, own)]
 
 
 def _groups(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -41,16 +49,29 @@ def _groups(summary: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {group['examples']:,} examples{what}"
 
 
-def _commands(out: Path, until: str) -> Iterator[str]:
+def own_classes(config: RunConfig) -> list[str]:
+    """Return the options of a configuration whose class, or one of whose classes, is not of this package."""
+    values = {key: as_list(attrgetter(key)(config)) for key in component_bases()}
+    return [
+        key
+        for key, parts in values.items()
+        if any(isinstance(part, Component) and not type(part).__module__.startswith("sftmix.") for part in parts)
+    ]
+
+
+def _commands(out: Path, until: str, own: Collection[str]) -> Iterator[str]:
     """Yield the commands that go on from a stage."""
     place = shlex.quote(str(out))
+    reads_rows = not {"data.format", "data.renderer"}.intersection(own)
     if until == "train":
         yield f"  sftmix chat {place}  # talk to the model"
-        yield f"  sftmix report {place}  # what it saw, and what came out"
+        if reads_rows:
+            yield f"  sftmix report {place}  # what it saw, and what came out"
         return
-    if until == "confidence":
+    if until == "confidence" and reads_rows:
         yield f"  sftmix suspects {place}  # rows to read first"
-    yield f"  sftmix run --config {shlex.quote(str(out / 'config.yaml'))} --out {place}  # goes on from here"
+    trust = " --trust" if own else ""
+    yield f"  sftmix run --config {shlex.quote(str(out / 'config.yaml'))} --out {place}{trust}  # goes on from here"
 
 
 def held_out(summary: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.tools.runs.results import held_out, results
+from sftmix.common.renderer import Renderer
+from sftmix.components.base import Callback
+from sftmix.config import RunConfig
+from sftmix.tools.runs.results import held_out, own_classes, results
 from sftmix.training.metrics import figures_shown
 
 SUMMARY = {
@@ -74,6 +77,34 @@ def test_a_bar_tells_ntp_and_mixup_apart_where_pairs_are_mixed():
     step = {"loss": 4.0, "ntp": 3.0, "mixup": 5.0, "mixup_tokens": 7, "tokens_per_second": 5432.1}
     assert figures_shown(step) == "ntp 3.0000, mixup 5.0000, 5,432 tokens/s"
     assert figures_shown({**step, "mixup_tokens": 0}) == "loss 4.0000, 5,432 tokens/s"
+
+
+class Light(Renderer):
+    """A renderer that is not of the package."""
+
+    template = ""
+
+    def answer(self, message):
+        raise NotImplementedError
+
+
+class Mine(Callback):
+    """A callback that is not of the package."""
+
+
+def test_commands_fit_a_run_with_classes_of_its_own(tmp_path):
+    config = RunConfig()
+    assert own_classes(config) == []
+    config.callbacks = [Mine()]
+    assert own_classes(config) == ["callbacks"]
+    (goes_on,) = results(tmp_path, {}, "split", own_classes(config))[-1:]
+    assert f"--out {tmp_path} --trust " in goes_on
+    assert any("sftmix report" in line for line in results(tmp_path, {}, "train", own_classes(config)))
+    config.data.renderer = Light()
+    assert "data.renderer" in own_classes(config)
+    for until in ("confidence", "train"):  # these read the rows, whose class only a command with --trust imports
+        commands = results(tmp_path, {}, until, own_classes(config))
+        assert not any("sftmix report" in line or "sftmix suspects" in line for line in commands)
 
 
 # -------------------------------------------------------------------------------------- of real runs
