@@ -13,7 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from sftmix.data.templates import written_bos
 from sftmix.types import Example, Int64, Message, RenderedTurn
 
 
-def _tokens_of(example: Example, ids: list[int], spans: list[tuple[int, int]]) -> Record:
+def _tokens_of(example: Example, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> Record:
     """Return the row to store of an example: its values, its token ids, and [start, end) of each response in them."""
     return {
         **stored(example),
@@ -49,23 +49,18 @@ SPLIT = "split_turns"
 class Outcome(NamedTuple):
     """The result of tokenising one example.
 
+    reasons  keys of `report.REASONS` to count
+    detail   words that the report adds to the example's name
     ids      its tokens, at most max_length; empty if it cannot be trained on
     spans    (start, end) of each trained text, end-of-turn token included
     weights  of the tokens of each span
-    reasons  keys of `report.REASONS` to count
-    detail   words that the report adds to the example's name
     """
 
-    ids: list[int]
-    spans: list[tuple[int, int]]
-    weights: list[float]
     reasons: list[str]
     detail: str = ""
-
-    @classmethod
-    def without(cls, *reasons: str, detail: str = "") -> Self:
-        """Return the outcome of an example that cannot be trained on."""
-        return cls([], [], [], list(reasons), detail)
+    ids: Sequence[int] = ()
+    spans: Sequence[tuple[int, int]] = ()
+    weights: Sequence[float] = ()
 
 
 def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
@@ -79,7 +74,7 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     except TemplateRefusal as error:
         # The template refuses one of them: alone, each shows whether it is this one.
         if len(examples) == 1:
-            return [Outcome.without("template_refused", detail=f": {error}")]
+            return [Outcome(["template_refused"], f": {error}")]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
     wrong = [weight for turns in found for turn in turns for _, weight in turn.parts if not weight >= 0]
     if wrong:
@@ -94,12 +89,12 @@ def _refused(turns: Sequence[RenderedTurn], ends: Sequence[int]) -> Outcome | No
     """
     reasons = {reason for turn in turns for reason in turn.reasons}
     if lost := [reason for reason in LOST if reason in reasons]:
-        return Outcome.without(lost[0])
+        return Outcome(lost[:1])
     texts = [turn.ids for turn in turns]
     if len(turns) > 1 and (reasons & APART or any(texts[-1][: len(ids)] != ids for ids in texts)):
-        return Outcome.without(SPLIT)
+        return Outcome([SPLIT])
     if any(ids[-1] not in ends for ids in texts):
-        return Outcome.without("no_end_of_turn")
+        return Outcome(["no_end_of_turn"])
     return None
 
 
@@ -117,10 +112,10 @@ def _masked(turns: Sequence[RenderedTurn], max_length: int) -> Outcome:
                 spans.append((start, stop))
                 weights.append(weight)
     if not spans:
-        return Outcome.without(*reasons, "no_response_token")
+        return Outcome([*reasons, "no_response_token"])
     if len(ids) > max_length:
         reasons.append("truncated")
-    return Outcome(ids[:max_length], spans, weights, reasons)
+    return Outcome(reasons, ids=ids[:max_length], spans=spans, weights=weights)
 
 
 # -------------------------------------------------------------------------------------------- conversations

@@ -260,7 +260,7 @@ def test_truncation_keeps_the_beginning(small):
     for length in range(2, end + 2):
         (found,) = encode(encoder, chat, max_length=length)
         if length <= start:
-            assert (found.ids, found.reasons) == ([], ["no_response_token"])
+            assert (list(found.ids), found.reasons) == ([], ["no_response_token"])
             continue
         assert found.ids == full.ids[:length]
         assert found.spans == [(start, min(length, end))]
