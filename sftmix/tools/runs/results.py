@@ -62,7 +62,7 @@ def own_classes(config: RunConfig) -> list[str]:
 def _commands(out: Path, until: str, own: Collection[str]) -> Iterator[str]:
     """Yield the commands that go on from a stage."""
     place = shlex.quote(str(out))
-    reads_rows = not {"data.format", "data.renderer"}.intersection(own)
+    reads_rows = not {"data.format", "data.renderer", "selector"}.intersection(own)
     if until == "train":
         yield f"  sftmix chat {place}  # talk to the model"
         if reads_rows:

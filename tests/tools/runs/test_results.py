@@ -107,6 +107,14 @@ def test_commands_fit_a_run_with_classes_of_its_own(tmp_path):
         assert not any("sftmix report" in line or "sftmix suspects" in line for line in commands)
 
 
+@pytest.mark.parametrize("option", ["data.format", "data.renderer", "selector"])
+def test_what_reads_the_rows_is_not_recommended_if_a_class_of_its_own_decides_them(option, tmp_path):
+    """With such a selector report and suspects are refused as well, see tests/faults/test_foreign_runs.py."""
+    for until in ("confidence", "train"):
+        commands = results(tmp_path, {}, until, [option])
+        assert not any("sftmix report" in line or "sftmix suspects" in line for line in commands)
+
+
 # -------------------------------------------------------------------------------------- of real runs
 
 
