@@ -262,7 +262,7 @@ class CheckpointStore:
         try:
             with warnings.catch_warnings(action="ignore"):
                 dcp.load(tensors, storage_reader=reader, no_dist=self.world.size == 1)
-        except dcp.CheckpointException as failed:  # no Exception; a tensor is of another model, or a file went meanwhile
+        except dcp.CheckpointException as failed:  # no Exception; a tensor is of another model, or a file is gone
             error = next(iter(failed.failures.values()))[0]
             raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from failed
         # Not strict: a tied weight is there by one of its names, and frozen ones are not.
