@@ -40,16 +40,15 @@ _NAMES = {
     # What comes from elsewhere: other methods, choices and places of mixing, weights of tokens, servers, 8-bit state.
     "others.confidences": ("IFD", "Correctness", "LearningPercentage", "LowVariability"),
     "others.endpoint": ("FromEndpoint", "FromSGLang"),
-    "others.loss_spikes": ("LossSpikeGuard",),
     "others.mixing": ("MeasureMixing",),
     "others.optimizers8bit": ("AdamW8bit",),
-    "others.pairings": ("ByConfidence", "ConfidenceGapPairs", "LengthMatchedPairs", "LevelPairs"),
+    "others.pairings": ("ConfidenceGapPairs", "LengthMatchedPairs", "LevelPairs"),
     "others.perturbations": ("NEFTune",),
     "others.places": ("CutMix", "EmbeddingMixup", "ManifoldMixup", "MixtureDivergence"),
     "others.reweighting": ("DFT", "IRDRO", "LabelSmoothing"),
     "others.s2l": ("S2L",),
     "others.schedules": ("AfterFraction", "Constant", "Cosine", "Linear"),
-    "others.selectors": ("Longest", "Random", "ScoreAtLeast", "Shares", "WithLabel"),
+    "others.selectors": ("Longest", "Random", "ScoreAtLeast", "WithLabel"),
     "others.tokens": ("ASFT", "EAFT", "PriFT", "ProFit", "Rho1", "TailSFT"),
     "listing": ("Shipped", "catalogue"),
 }

@@ -35,10 +35,8 @@ from sftmix.components.others.confidences import LearningPercentage as LearningP
 from sftmix.components.others.confidences import LowVariability as LowVariability
 from sftmix.components.others.endpoint import FromEndpoint as FromEndpoint
 from sftmix.components.others.endpoint import FromSGLang as FromSGLang
-from sftmix.components.others.loss_spikes import LossSpikeGuard as LossSpikeGuard
 from sftmix.components.others.mixing import MeasureMixing as MeasureMixing
 from sftmix.components.others.optimizers8bit import AdamW8bit as AdamW8bit
-from sftmix.components.others.pairings import ByConfidence as ByConfidence
 from sftmix.components.others.pairings import ConfidenceGapPairs as ConfidenceGapPairs
 from sftmix.components.others.pairings import LengthMatchedPairs as LengthMatchedPairs
 from sftmix.components.others.pairings import LevelPairs as LevelPairs
@@ -58,7 +56,6 @@ from sftmix.components.others.schedules import Linear as Linear
 from sftmix.components.others.selectors import Longest as Longest
 from sftmix.components.others.selectors import Random as Random
 from sftmix.components.others.selectors import ScoreAtLeast as ScoreAtLeast
-from sftmix.components.others.selectors import Shares as Shares
 from sftmix.components.others.selectors import WithLabel as WithLabel
 from sftmix.components.others.tokens import ASFT as ASFT
 from sftmix.components.others.tokens import EAFT as EAFT

@@ -118,12 +118,11 @@ MOVED = {
 } | {
     f"sftmix.components.{module}.{name}": f"sftmix.components.others.{now}.{name}"
     for module, now, names in (
-        ("callbacks", "loss_spikes", "LossSpikeGuard"),
         ("confidence", "confidences", "Correctness IFD LearningPercentage LowVariability"),
         ("optimizers", "optimizers8bit", "AdamW8bit"),
-        ("pairing", "pairings", "ByConfidence ConfidenceGapPairs LengthMatchedPairs LevelPairs"),
+        ("pairing", "pairings", "ConfidenceGapPairs LengthMatchedPairs LevelPairs"),
         ("selection", "s2l", "S2L"),
-        ("selection", "selectors", "Longest Random ScoreAtLeast Shares WithLabel"),
+        ("selection", "selectors", "Longest Random ScoreAtLeast WithLabel"),
     )
     for name in names.split()
 }

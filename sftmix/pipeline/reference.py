@@ -61,7 +61,8 @@ def enter_reference(run: RunContext) -> TrainingDynamics:
         if len(missing) > MAX_UNSCORED * len(ids):
             raise DataError(
                 f"the reference could not score {len(missing)} of {len(ids)} examples (first: {missing[:5]}): "
-                "raise reference.model.max_length if no response token is left, or give a file that holds them"
+                "raise reference.model.max_length if no response token is left, lower its learning rate if their "
+                "perplexities are not finite, or give a file that holds them"
             )
         if missing:
             run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
@@ -273,8 +274,7 @@ class ReferenceRun:
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
             scores, alone = scores_of(number, name)
-            when = f"reference {name}" if self._run.world.is_main else ""
-            parts.append(one_checkpoint(data.ids, number, scores, alone, when=when))
+            parts.append(one_checkpoint(data.ids, number, scores, alone))
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge_dynamics(parts)
 

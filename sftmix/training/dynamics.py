@@ -68,8 +68,7 @@ class ScoreAtCheckpoints(Callback):
                 started = time.perf_counter()
                 scores = state.score()
                 alone = state.score(alone=True) if self.alone else None
-                when = f"step {state.step} of the reference" if self.world.is_main else ""
-                dynamics = one_checkpoint(self.ids, state.step, scores, alone, when=when)
+                dynamics = one_checkpoint(self.ids, state.step, scores, alone)
                 self.world.on_main(lambda: write_dynamics(path, dynamics))
                 self.seconds += time.perf_counter() - started
             metrics["train_nll"] = float(dynamics.nll_sum.sum() / max(1, dynamics.n_tokens.sum()))
@@ -132,8 +131,7 @@ class OnlineLosses:
         if len(losses.get("row", ())) == len(self.ids):
             n_tokens = losses["n_tokens"]
             scores = RowScores(losses["nll_sum"], n_tokens, np.full_like(n_tokens, NOT_COUNTED))
-            when = f"epoch {epoch + 1}" if self.world.is_main else ""
-            dynamics = one_checkpoint(self.ids, step, scores, when=when)
+            dynamics = one_checkpoint(self.ids, step, scores)
             self.world.on_main(lambda: write_dynamics(self.path(epoch), dynamics))
 
     def path(self, epoch: int) -> Path:
@@ -149,12 +147,11 @@ class OnlineLosses:
 
 
 def one_checkpoint(
-    ids: Sequence[str], step: int, scores: RowScores, alone: RowScores | None = None, *, when: str = ""
+    ids: Sequence[str], step: int, scores: RowScores, alone: RowScores | None = None
 ) -> TrainingDynamics:
     """Return one model's scores of the examples (and of their responses alone) as dynamics of a single checkpoint.
 
-    An example whose perplexity is not finite counts as not scored, and `when`, if it names the checkpoint, is printed
-    with the number of these. NonFiniteError if none is finite.
+    An example whose perplexity is not finite counts as not scored. NonFiniteError if none is finite.
     """
     dynamics = TrainingDynamics(
         ids=ids,
@@ -174,11 +171,6 @@ def one_checkpoint(
         finite = np.all(np.isfinite(np.exp(sums / np.maximum(scores.n_tokens, 1))), axis=0)
     if len(finite) and not finite.any():
         raise NonFiniteError(f"none of {len(finite)} examples has a finite perplexity: {BROKEN}")
-    lost = np.flatnonzero((scores.n_tokens > 0) & ~finite)
-    if when and len(lost):
-        names = [ids[row] for row in lost[:5]]
-        shown = f"{len(lost)} of {len(ids)} examples have no finite perplexity and count as not scored: {names}"
-        print(f"{when}: {shown}", flush=True)
     return dynamics.scoring_only(finite)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -72,7 +71,7 @@ class PeakMemory:
     """Peak bytes since construction: of the GPU's allocator, or resident memory of this process on CPU.
 
     Memory resident at construction counts, and so do mapped files that were read. Use one at a time: a new one restarts
-    the count. If the system cannot restart it (not Linux), the peak counts from the start of the process.
+    the count. On a CPU only Linux counts it; elsewhere it is 0, not known.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -87,10 +86,4 @@ class PeakMemory:
         if self._device.type != "cpu":
             return torch.accelerator.max_memory_allocated(self._device)
         status = Path("/proc/self/status")
-        if status.exists() and (peak := _sum_in(status, "VmHWM")):
-            return 1024 * peak
-        if sys.platform == "win32":
-            return 0  # not known
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return 1024 * _sum_in(status, "VmHWM") if status.exists() else 0

@@ -138,21 +138,15 @@ def eval_mode(module: nn.Module, world: World, precision: str) -> Iterator[Train
     target.train(was_training)
 
 
-def refuse_nan(scores: RowScores) -> RowScores:
-    """Return the scores if none is NaN; else raise NonFiniteError: a mean with NaN has no meaning."""
-    bad = np.flatnonzero(np.isnan(scores.nll_sum))
-    if len(bad):
-        raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): {BROKEN}")
-    return scores
-
-
 def held_out_metrics(scores: RowScores) -> dict[str, float]:
     """Return the NLL per response token (nats), token accuracy, and the share of rows whose every token is the argmax.
 
     The last figure is exact match under greedy decoding: greedy decoding returns the reference answer if and only if
     each of its tokens is the argmax given the tokens before. Raises NonFiniteError if the NLL of a row is NaN.
     """
-    refuse_nan(scores)
+    bad = np.flatnonzero(np.isnan(scores.nll_sum))
+    if len(bad):
+        raise NonFiniteError(f"{len(bad)} examples have no finite NLL (rows {bad[:5].tolist()}): {BROKEN}")
     tokens = max(int(scores.n_tokens.sum()), 1)
     rows = max(len(scores.n_tokens), 1)
     return {

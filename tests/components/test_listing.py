@@ -12,6 +12,7 @@ import sftmix.components as components
 from sftmix.common.errors import ConfigError
 from sftmix.components.component import Component
 from sftmix.config.schema import options_of
+from tests.components import examples
 
 REQUIRED = {
     "value": 0.5,
@@ -84,7 +85,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_options_are_named_with_what_is_allowed(name):
-    cls = getattr(components, name)
+    cls = getattr(examples if hasattr(examples, name) else components, name)
     required = {k: REQUIRED.get(k, k) for k, p in options_of(cls).items() if p.default is inspect.Parameter.empty}
     for option, values in WRONG[name].items():
         for value in values:

@@ -6,10 +6,11 @@ from sftmix.batches.order import Slot
 from sftmix.common.errors import NonFiniteError
 from sftmix.common.files import steps_in
 from sftmix.common.world import World
-from sftmix.components import LossSpikeGuard, Perturbation, StageState
+from sftmix.components import Perturbation, StageState
 from sftmix.options import CheckpointOptions
 from sftmix.testing import check_callback
 from sftmix.training.loop import train
+from tests.components.examples import LossSpikeGuard
 from tests.toy import logged, toy_rows, toy_stage
 
 DATA = toy_rows([(3, 5), (7, 2)])

@@ -13,7 +13,6 @@ from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.rng import generator
 from sftmix.components import (
     AnyPairs,
-    ByConfidence,
     ConfidenceGapPairs,
     LengthMatchedPairs,
     LevelPairs,
@@ -26,6 +25,7 @@ from sftmix.pipeline.order import pairs_by
 from sftmix.testing import score_tables
 from sftmix.testing.shared import permuted
 from sftmix.types import Split
+from tests.components.examples import ByConfidence
 from tests.components.tables import scores
 
 SAMPLERS = [RandomPairs(), LengthMatchedPairs(), LengthMatchedPairs(window=1)]

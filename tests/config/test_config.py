@@ -14,7 +14,7 @@ from sftmix.components.confidence import LogPerplexity, Perplexity
 from sftmix.components.objectives import NTP, MixupOnly, SFTMix
 from sftmix.components.others.confidences import IFD, Correctness, LearningPercentage, LowVariability
 from sftmix.components.others.mixing import MeasureMixing
-from sftmix.components.others.pairings import ByConfidence, ConfidenceGapPairs, LengthMatchedPairs
+from sftmix.components.others.pairings import ConfidenceGapPairs, LengthMatchedPairs
 from sftmix.components.others.perturbations import NEFTune
 from sftmix.components.others.places import CutMix, ManifoldMixup
 from sftmix.components.others.schedules import AfterFraction, Linear
@@ -220,11 +220,10 @@ def test_a_package_that_is_not_there_is_named_before_anything_is_read():
 
 
 def test_a_pairing_by_confidence_is_refused_where_none_is_estimated():
-    for pairing in (ByConfidence(), ConfidenceGapPairs()):
-        said = refusal(pairing=pairing, splitter=RandomSplit())
-        assert f"pairing {type(pairing).__name__} needs the confidence" in said
-        assert "use --splitter Median or Quantile" in said
-        assert refusal(pairing=pairing) == ""
+    said = refusal(pairing=ConfidenceGapPairs(), splitter=RandomSplit())
+    assert "pairing ConfidenceGapPairs needs the confidence" in said
+    assert "use --splitter Median or Quantile" in said
+    assert refusal(pairing=ConfidenceGapPairs()) == ""
 
 
 class OfTokens(Perplexity):

@@ -12,6 +12,7 @@ from sftmix.config import RunConfig
 from sftmix.config.merge import build, merge
 from sftmix.config.read import config_file, from_plain, read_config, read_layers
 from sftmix.options import DataOptions
+from tests.components.examples import Shares
 
 Write = Callable[[str, str], Path]
 
@@ -106,7 +107,8 @@ def test_a_group_of_a_component_is_changed_over_a_file_that_has_it(write):
 def test_a_key_with_dots_changes_one_entry_of_a_mapping(write):
     """Also among the options of a component; a mapping replaces the whole one."""
     options = "data: {template_options: {version: 1, date: x}, columns: {prompt: q}, limit: 3}"
-    file = write("run.yaml", f"{options}\nselector: {{class_path: Shares, k: 4, field: f, shares: {{a: 0.5, b: 0.5}}}}")
+    selector = {"class_path": f"{Shares.__module__}.Shares", "k": 4, "field": "f", "shares": {"a": 0.5, "b": 0.5}}
+    file = write("run.yaml", f"{options}\nselector: {selector}")
     more = "base: run.yaml\ndata.columns.output: r\ndata.columns.id: null\n"
     argv = "--data.template_options.version", '"3"', "--selector.shares.a", "0.25", "--selector.shares.c", "0.25"
     found = on_the_command_line("--config", str(write("more.yaml", more)), *argv, "--data.limit", "4")

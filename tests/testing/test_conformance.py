@@ -15,6 +15,7 @@ from sftmix.components.listing import catalogue
 from sftmix.components.objectives import NTP, SFTMix
 from sftmix.components.splitters import Median
 from sftmix.types import Split
+from tests.components.examples import Shares
 from tests.fast import some_fast
 
 CHECKS = {
@@ -53,6 +54,7 @@ MORE |= dict.fromkeys(("QualityLabel", "WithLabel", "Shares"), LABELLED)
 OUTSIDE = {"AdamW8bit", "FromFile", "Online", "S2L", "PriFT", "ASFT", "Rho1", "TailSFT"}
 """They need bitsandbytes and a GPU, read a file, or have no dynamics before training; they have tests of their own."""
 SHIPPED = [(name, shipped.path) for name, found in catalogue() for shipped in found if shipped.name not in OUTSIDE]
+SHIPPED.append(("Selector", f"{Shares.__module__}.Shares"))
 
 
 @pytest.mark.parametrize(("kind", "path"), some_fast(SHIPPED, every=3), ids=lambda word: word.rpartition(".")[2])

@@ -119,7 +119,7 @@ def test_a_checkpoint_of_other_adapters_is_refused(tmp_path):
     store = CheckpointStore(tmp_path, keep=1, world=World())
     it, other = trained("dora", steps=1), trained("everywhere", steps=1)
     store.save(1, it.wrapped, it.optimizer, {})
-    with pytest.raises(CheckpointError, match=r"step-00000001 lacks \d+ of \d+ tensors of this run, .*lora_"):
+    with pytest.raises(CheckpointError, match=r"step-00000001 cannot be read .*Missing key.*lora_"):
         store.load(1, other.wrapped, other.optimizer)
 
 

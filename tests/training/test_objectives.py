@@ -28,7 +28,7 @@ from sftmix.components import (
     SFTMix,
     TailSFT,
 )
-from sftmix.testing import check_objective, rows_in_memory
+from sftmix.testing import check_objective
 from sftmix.types import BatchNLL, TrainingDynamics
 from tests.fast import some_fast
 from tests.toy import VOCABULARY, toy_model
@@ -187,10 +187,6 @@ def test_they_keep_the_contract_of_an_objective(cls, tmp_path):
 def test_a_file_that_does_not_fit_is_named(path, tmp_path):
     with pytest.raises(DataError, match=r"objective\.dynamics: .*nothing\.parquet: there is no such file"):
         PriFT(dynamics=str(tmp_path / "nothing.parquet")).files()
-    other = rows_in_memory([(3, 6), *[(7, 2)] * 10])
-    batch = collate(UNITS, other)
-    with pytest.raises(ConfigError, match=r"has 5 tokens of example .*, which has 6 here; make it of the same rows"):
-        PriFT(dynamics=path).reference_nll(batch)
     write_dynamics(tmp_path / "plain.parquet", replace(REFERENCE, token_nll=None))
     with pytest.raises(DataError, match=r"has no NLL of tokens; write it with --reference\.token_nll true"):
         PriFT(dynamics=str(tmp_path / "plain.parquet")).reference_nll(collate(UNITS, DATA))

@@ -1,4 +1,4 @@
-"""Pair samplers that no experiment of the paper has: by length, levels, an order, and distances of confidence."""
+"""Pair samplers that no experiment of the paper has: by length, levels, and distances of confidence."""
 
 import math
 from typing import Literal
@@ -12,7 +12,6 @@ from sftmix.components.pairing import between, within
 from sftmix.types import UNPAIRED, Rows, Scores, Split
 
 LevelRule = Literal["mirrored", "neighbours", "extremes"]
-First = Literal["confident", "unconfident"]
 
 SWAP_ROUNDS = 32
 """Rounds in which ConfidenceGapPairs exchanges partners. For gaps up to 0.4, more rounds no longer change the spread of
@@ -70,26 +69,6 @@ class LevelPairs(PairSampler):
         return rng.permutation(np.concatenate(matched))
 
 
-class ByConfidence(PairSampler):
-    """Curriculum: the examples in the order of their confidence, two neighbours a pair; the same in every epoch.
-
-    Meant for `--objective NTP`, which takes the order alone. The unpaired are placed between the pairs; if the number
-    of the others is odd, the last is left out and placed with them.
-    """
-
-    needs = frozenset({Need.CONFIDENCE})
-
-    def __init__(self, *, first: First = "confident"):
-        """first: the end at which an epoch begins, confident or unconfident."""
-        require_one_of("pairing.first", first, First)
-        self.first = first
-
-    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        ranked = _ranked(split, scores)
-        pairs = ranked[: len(ranked) // 2 * 2].reshape(-1, 2)
-        return pairs if self.first == "confident" else pairs[::-1]
-
-
 class ConfidenceGapPairs(PairSampler):
     """Continuous confidence instead of halves: random pairs of examples far enough apart in rank.
 
@@ -112,7 +91,8 @@ class ConfidenceGapPairs(PairSampler):
         self.min_gap = min_gap
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        ranked, rng = _ranked(split, scores), generator(seed, "pairs", epoch)
+        ranked, rng = np.array(scores.ranked(), dtype=np.int64), generator(seed, "pairs", epoch)
+        ranked = ranked[split.group[ranked] != UNPAIRED]
         if len(ranked) % 2:
             ranked = np.delete(ranked, len(ranked) // 2)
         half, quarter = len(ranked) // 2, len(ranked) // 4
@@ -126,9 +106,3 @@ class ConfidenceGapPairs(PairSampler):
             allowed = (new[:, :, 1] - new[:, :, 0] >= gap).all(axis=1)
             matched[met[:, allowed]] = new[allowed].swapaxes(0, 1)
         return ranked[rng.permutation(matched)]
-
-
-def _ranked(split: Split, scores: Scores) -> Rows:
-    """Return the scored rows but the unpaired, most confident first, equal ones by id."""
-    rows = np.array(scores.ranked(), dtype=np.int64)
-    return rows[split.group[rows] != UNPAIRED]

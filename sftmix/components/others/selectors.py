@@ -1,4 +1,4 @@
-"""Selectors: parts of the examples by length, score, label, source or chance (arXiv 2410.05248, section 5.5)."""
+"""Selectors: parts of the examples by length, score, label or chance (arXiv 2410.05248, section 5.5)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.fields import listed
 from sftmix.common.plain import as_list, spelling
 from sftmix.common.rng import stable_hash
 from sftmix.components.base import Selector
@@ -75,36 +74,6 @@ class WithLabel(Selector):
     def select(self, scores: Scores, *, seed: int) -> Rows:
         values = check_labels("selector.labels", self.labels, scores)
         return np.flatnonzero([label in self.labels for label in values])
-
-
-class Shares(Selector):
-    """A mixture of sources: so many examples with each value of a row field, chosen by id and seed.
-
-    Examples with another value are not selected; one without a value has "".
-    """
-
-    def __init__(self, *, field: str, shares: dict[str, float], k: int):
-        """
-        field: name of the row field that holds the source, or `label` for the label, if the rows have one.
-        shares: value of the field -> share of the k examples; the shares add up to 1, and parts are rounded.
-        k: number of examples to keep.
-        """
-        are_shares = min(shares.values(), default=-1) >= 0 and math.isclose(sum(shares.values()), 1)
-        require(are_shares, "selector.shares", shares, "shares from 0 that add up to 1")
-        self.field, self.shares, self.k = field, shares, k
-
-    def select(self, scores: Scores, *, seed: int) -> Rows:
-        columns = {**scores.columns, "label": scores.label} if scores.label else scores.columns
-        values = ["" if value is None else spelling(value) for value in _column(columns, self.field)]
-        chosen = []
-        for value, share in self.shares.items():
-            rows = [row for row, source in enumerate(values) if source == spelling(value)]
-            wanted = round(share * self.k)
-            allowed = f"from 0 to {len(rows)} of the {self.k} examples with {self.field} {value!r}: there are no more"
-            allowed += f"; the values there are {listed(sorted(set(values)))}"
-            require(0 <= wanted <= len(rows), "selector.shares", self.shares, allowed)
-            chosen += sorted(rows, key=lambda row: stable_hash(seed, "shares", scores.id[row]))[:wanted]
-        return np.sort(chosen)
 
 
 def _column(columns: Mapping[str, Sequence[Any]], field: str) -> Sequence[Any]:

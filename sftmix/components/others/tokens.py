@@ -130,23 +130,15 @@ class StoredReference(TokenWeights):
         return dynamics.token_nll
 
     def reference_nll(self, batch: Batch, checkpoint: int = 0) -> Tensor:
-        """Return f64[T], the NLL of each response token at a checkpoint; ConfigError if the file has other tokens."""
+        """Return f64[T], the NLL of each response token at a checkpoint, of rows that `check` has seen."""
         import torch
 
         (_, places), token_nll = self.stored, self.token_nll
-        nll = [token_nll[places[name]][checkpoint] if name in places else np.zeros(0) for name in batch.ids]
-        sizes = [len(part) for part in nll]
-        if sum(sizes) != len(batch.labels):  # no look at the device before something is wrong
-            here = batch.n_tokens.tolist()
-            wrong = [place for place, size in enumerate(sizes) if size < here[place]]
-            if wrong:
-                raise ConfigError(
-                    f"objective.dynamics: {self.dynamics} has {sizes[wrong[0]]} tokens of example "
-                    f"{batch.ids[wrong[0]]}, which has {here[wrong[0]]} here; make it of the same rows, with the same "
-                    "tokenizer, template and length"
-                )
-            # `check` has seen that all rows have as many: this one was cut to measure memory, and has its last tokens.
-            nll = [part[len(part) - count :] for part, count in zip(nll, here, strict=True)]
+        # `check` has seen that all rows have as many: one that was cut to measure memory has its last tokens.
+        nll = []
+        for name, example in zip(batch.ids, batch.examples, strict=True):
+            of_row = token_nll[places[name]][checkpoint]
+            nll.append(of_row[len(of_row) - int(example.target[1:].sum()) :])
         return send(torch.from_numpy(np.concatenate(nll).astype(np.float64)), batch.labels.device)
 
 
@@ -239,8 +231,6 @@ class TailSFT(StoredReference):
         nll = batch.batch_nll
         assert nll is not None
         dynamics, places = self.stored
-        if missing := [name for name in nll.ids if name not in places or not dynamics.n_tokens[places[name]]]:
-            raise ConfigError(f"objective.dynamics: {self.dynamics} has no NLL of example {missing[0]}")
         rows = [places[name] for name in nll.ids]
         before = torch.as_tensor(dynamics.nll_sum[rows, 0] / dynamics.n_tokens[rows])
         # Rounded, as before the first step all have fallen by nothing but the rounding of a forward.

@@ -29,6 +29,7 @@ from sftmix.tools.compare.statistics import interval, per_example
 from sftmix.tools.compare.table import build_table
 from sftmix.tools.compare.written import markdown, write_result
 from sftmix.types import RowScores
+from tests.components.examples import EXAMPLES
 from tests.conftest import Finished
 from tests.forked import done as on_ranks
 from tests.tiny import metrics, status
@@ -363,13 +364,14 @@ def test_a_table_goes_on_past_a_run_that_diverges(finished, sftmix, tmp_path, ra
 
 
 @pytest.mark.slow
-def test_what_diverges_and_ends_the_table(finished, sftmix, tmp_path):
+def test_what_diverges_and_ends_the_table(finished, sftmix, tmp_path, monkeypatch):
     """A reference, from which nothing can be made; and a leap of the loss, at which a person is to look."""
+    monkeypatch.syspath_prepend(EXAMPLES)
     wild = {"wild": {"reference.training.learning_rate": 1e30}}
     done = sftmix(*words(finished, tmp_path, wild, "--training.max_steps", "6"))
     assert (done.code, "error: variant wild, seed 1: reference" in done.err) == (6, True)
     shutil.rmtree(tmp_path / "table")
-    guard = {"class_path": "LossSpikeGuard", "init_args": {"factor": 1.001, "window": 2}}
+    guard = {"class_path": "loss_spikes.LossSpikeGuard", "init_args": {"factor": 1.001, "window": 2}}
     wild = {"NTP": {"objective": "NTP", "callbacks": [guard], "training.learning_rate": 1.0}}
     done = sftmix(*words(finished, tmp_path, wild, *LONGER))
     assert (done.code, "(LossSpikeGuard)" in done.err) == (6, True)

@@ -1,4 +1,7 @@
-"""A callback that ends a run where its loss leaps."""
+"""A callback that ends a run where its loss leaps.
+
+Copy it to where `sftmix` is started, and add `--callbacks+ loss_spikes.LossSpikeGuard`.
+"""
 
 import math
 from collections import deque
@@ -6,7 +9,7 @@ from statistics import median
 
 from sftmix.common.errors import LossLeapError
 from sftmix.common.files import read_steps
-from sftmix.components.base import Callback, StageState
+from sftmix.components import Callback, StageState
 from sftmix.components.component import require
 
 

@@ -1,0 +1,14 @@
+"""The components of docs/examples, as a user imports them: from a directory of their own."""
+
+import importlib
+import sys
+
+from tests.tiny import ROOT
+
+EXAMPLES = str(ROOT / "docs" / "examples")
+
+sys.path.insert(0, EXAMPLES)
+ByConfidence = importlib.import_module("curriculum").ByConfidence
+LossSpikeGuard = importlib.import_module("loss_spikes").LossSpikeGuard
+Shares = importlib.import_module("shares").Shares
+sys.path.remove(EXAMPLES)
