@@ -13,6 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,9 @@ import numpy as np
 from sftmix.common.errors import ContractError, TemplateRefusal
 from sftmix.common.fields import TEXT
 from sftmix.common.progress import progress_bar
+from sftmix.common.shown import quoted
 from sftmix.data.encoder import Encoder
-from sftmix.data.renderer import APART, LOST
+from sftmix.data.renderer import APART, LOST, ChatTemplate
 from sftmix.data.report import DataReport
 from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
 from sftmix.data.templates import written_bos
@@ -66,7 +68,7 @@ class Outcome(NamedTuple):
 def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: int) -> list[Outcome]:
     """Tokenise examples, each on its own; one Outcome per example, in order.
 
-    Raises ContractError for a negative weight.
+    Raises ContractError for an answer of a renderer that is not ours which its contract does not allow.
     """
     assert encoder.renderer is not None
     try:
@@ -76,10 +78,28 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
         if len(examples) == 1:
             return [Outcome(["template_refused"], f": {error}")]
         return [encode_examples(encoder, [example], max_length)[0] for example in examples]
-    wrong = [weight for turns in found for turn in turns for _, weight in turn.parts if not weight >= 0]
-    if wrong:
-        raise ContractError(f"data.renderer {encoder.name} returned the weight {wrong[0]}; allowed: numbers from 0")
+    if type(encoder.renderer) is not ChatTemplate:
+        for example, turns in zip(examples, found, strict=True):
+            _check_turns(encoder, example, turns)
     return [_refused(turns, encoder.end_ids) or _masked(turns, max_length) for turns in found]
+
+
+def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
+    """Raise ContractError unless a renderer returned a turn for each trained one, of ids with weights."""
+    try:
+        fits = len(turns) == sum(message.trained for message in example.messages)
+        for turn in turns:
+            kinds = {type(token) for token in turn.ids}
+            fits = fits and all(issubclass(kind, Integral) and kind is not bool for kind in kinds)
+            fits = fits and min(turn.ids) >= 0 and min(weight for _, weight in turn.parts) >= 0
+            fits = fits and (len(turn.ids) > len(turn.prompt) or bool(set(turn.reasons) & {*LOST}))
+    except (TypeError, ValueError, AttributeError):  # no turns, or parts that are no pairs of ids and a number
+        fits = False
+    if not fits:
+        raise ContractError(
+            f"data.renderer {encoder.name} returned {quoted(turns)} for {example.id}; allowed: a turn for each trained "
+            "one, with parts [(ids, weight), ...] of which ids are behind the prompt, and weights are from 0"
+        )
 
 
 def _refused(turns: Sequence[RenderedTurn], ends: Sequence[int]) -> Outcome | None:

@@ -1,18 +1,15 @@
 """Renderers: ours and those of others put what is trained behind the prompt that is served."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, ContractError
 from sftmix.components import Renderer
-from sftmix.config.read import from_plain
 from sftmix.data import ChatTemplate
 from sftmix.data.encoder import encoder_for
-from sftmix.options import DataOptions
 from sftmix.testing import check_renderer
-from sftmix.types import Example, Message
+from sftmix.types import Example, Message, RenderedTurn
 from tests.data.small_tokenizers import QWEN3, SMALL, chatml_tokenizer
 
 TURNS = (
@@ -135,42 +132,55 @@ def test_what_its_template_refuses_is_counted(write, options, load, small):
 
 def test_a_weight_below_0_ends_the_run(write, options, load, small):
     path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
-    with pytest.raises(ConfigError, match=r"data\.renderer Negative returned the weight -1\.0; allowed: numbers"):
+    with pytest.raises(ConfigError, match=r"data\.renderer Negative returned .*weights are from 0"):
         load(encoder_for(small["bos"], options(path, renderer=Negative())), path, max_length=200)
 
 
-def test_it_is_known_by_its_class_and_options(small, options):
-    def known(renderer):
-        return encoder_for(small["bos"], options("rows.jsonl", renderer=renderer)).fingerprint
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        None,
+        7,
+        [4, 2],
+        [([], 1.0)],
+        [(None, 1.0)],
+        [([4.5, 2], 1.0)],
+        [([True, 2], 1.0)],
+        [([-4, 2], 1.0)],
+        [([4, 2], None)],
+    ],
+)
+@pytest.mark.parametrize("served", [[], [4]])
+def test_an_answer_that_is_no_ids_of_the_tokenizer_ends_the_run_with_its_class(
+    write, options, load, small, parts, served
+):
+    class Odd(Light):
+        def prompt(self, messages, tools=()):
+            return served
 
-    assert known(Light()) == known(Light(share=0.0)) != known(Light(share=1.0))
-    assert known(Light()) != known(Twice())
-    assert known(ChatTemplate()) == known(None) != known(ChatTemplate(thoughts="drop"))
+        def answer(self, message):
+            return parts
+
+    path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
+    with pytest.raises(ContractError, match=r"data\.renderer Odd returned .*; allowed: "):
+        load(encoder_for(small["bos"], options(path, renderer=Odd())), path, max_length=200)
 
 
-def test_it_is_chosen_with_its_options_and_stored_like_any_component():
-    path = f"{Light.__module__}.Light"
-    config = from_plain({"data.renderer": path, "data.renderer.share": 0.5})
-    assert config.plain()["data"]["renderer"] == {"class_path": path, "init_args": {"share": 0.5}}
-    assert from_plain(json.loads(json.dumps(config.plain()))) == config
-    assert from_plain({"data": config.plain()["data"], "data.renderer": None}).data.renderer is None
+@pytest.mark.parametrize("turns", [None, [], [RenderedTurn([4], [])]])
+def test_turns_that_are_not_those_of_the_row_end_the_run(write, options, load, small, turns):
+    class Odd(Light):
+        def turns(self, example):
+            return turns
+
+    path = write("rows.jsonl", [{"prompt": "Hi", "completion": "Yo"}] * 2)
+    with pytest.raises(ContractError, match=r"data\.renderer Odd returned .* for \w+; allowed: a turn for each"):
+        load(encoder_for(small["bos"], options(path, renderer=Odd())), path, max_length=200)
 
 
-@pytest.mark.parametrize("other", [{"template": "chatml"}, {"thoughts": "drop"}, {"special_tokens": "tokens"}])
-def test_options_of_the_chat_template_beside_it_are_refused(other):
-    problems = [*DataOptions(train="rows.jsonl", renderer=Light(), **other).problems()]
-    assert any(f"data.renderer and data.{next(iter(other))} exclude each other" in problem for problem in problems)
+def test_the_ends_of_a_class_of_its_own_are_those_at_which_the_exported_model_stops(small, options):
+    class Own(ChatTemplate):
+        ends = (5,)
 
-
-def test_plain_text_has_none(write, read):
-    with pytest.raises(
-        ConfigError, match=r"data\.renderer \(Light\) and data.format text exclude each other: leave it out$"
-    ):
-        read(write("rows.jsonl", [{"text": "a"}]), format="text", renderer=Light())
-
-
-def test_plain_text_has_labels_without_packing_alone(write, read):
-    path = write("rows.jsonl", [{"text": "a", "label": "good"}])
-    with pytest.raises(ConfigError, match=r"^data.label_field \(label\) .* set data.packing to false$"):
-        read(path, format="text", label_field="label")
-    assert read(path, format="text", label_field="label", packing=False).train.values("label") == ["good"]
+    encoder = encoder_for(small["chatml"], options("rows.jsonl", renderer=Own()))
+    assert encoder.stop_ids == (5, encoder.tokenizer.eos_token_id)
