@@ -32,7 +32,7 @@ from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference, is_single_run
 from sftmix.pipeline.loaded import check_sharing, export_dtype, export_weights, round_weights, scoring_model
 from sftmix.pipeline.machines import check_same_directory, check_same_model
-from sftmix.pipeline.order import dynamics_before, epochs_begun, order_of_arm
+from sftmix.pipeline.order import dynamics_before, epochs_begun, losses_of, order_of_arm
 from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.pipeline.start import StageName, check_directory, refuse_other_inputs, stages_entered
@@ -192,11 +192,11 @@ def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -
     config = config_of_arm(run.config, name)
     rows = run.rows
     directory = run.path / name
-    batches = order_of_arm(run, name, scores, split)
-    stage = run.training_stage(
-        name, config, rows.encoder, data=rows.data.train, order=batches.order, packed=rows.packed
-    )
-    stage.split_of, stage.online = batches.split_of, batches.online
+    order, split_of = order_of_arm(run, name, scores, split)
+    stage = run.training_stage(name, config, rows.encoder, data=rows.data.train, order=order, packed=rows.packed)
+    stage.split_of = split_of
+    if name == "train" and is_single_run(run.config):
+        stage.online = losses_of(run)
     stage.eval_data = rows.data.eval
     dtype = export_dtype(config.model)
     refuse_overflow(stage.model, dtype)
