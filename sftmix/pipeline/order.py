@@ -13,6 +13,7 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split, read_only
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.inputs import is_single_run
+from sftmix.pipeline.rows import table_of
 from sftmix.training.dynamics import OnlineLosses, merge_dynamics
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
 
@@ -58,7 +59,7 @@ def order_of_arm(
             return None
         dynamics = dynamics_before(run, epoch)
         confidence = check_confidence(config.confidence, config.confidence.estimate(read_only(dynamics)), dynamics)
-        table = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
+        table = replace(table_of(run.rows.data.train), confidence=confidence, variability=variability(dynamics))
         return check_split(config.splitter, config.splitter.split(read_only(table), seed=config.seed), table), table
 
     pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
