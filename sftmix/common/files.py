@@ -8,7 +8,6 @@ import glob
 import hashlib
 import io
 import json
-import math
 import os
 import shutil
 import sys
@@ -125,18 +124,6 @@ def remove_leftovers(directory: Path, name: str = "") -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-
-
-def is_alive(pid: int, at: float = math.inf) -> bool:
-    """Return False if no process of this machine has this number, or had it at a time (time.time())."""
-    import psutil  # which --version does without
-
-    try:
-        return psutil.Process(pid).create_time() <= at
-    except psutil.AccessDenied:  # a process of somebody else
-        return True
-    except (psutil.NoSuchProcess, ValueError):
-        return False
 
 
 def read_text(path: Path) -> str:

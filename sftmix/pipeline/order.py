@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
 
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.errors import ConfigError, DataError
@@ -14,6 +13,7 @@ from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split, read_only
 from sftmix.pipeline.context import RunContext
 from sftmix.pipeline.inputs import is_single_run
+from sftmix.pipeline.rows import table_of
 from sftmix.training.dynamics import OnlineLosses, merge_dynamics
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
 
@@ -39,21 +39,10 @@ def pairs_by(
     return pairs_of
 
 
-class ArmOrder(NamedTuple):
-    """The order of a trained arm, which is the same for `train` and `baseline`.
-
-    order     the global batches
-    split_of  epoch -> its split, or None
-    online    records the losses that split later epochs, in a single run's target; else None
-    """
-
-    order: TrainingOrder
-    split_of: Callable[[int], Split | None]
-    online: OnlineLosses | None
-
-
-def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> ArmOrder:
-    """Return the order of `train` or `baseline`.
+def order_of_arm(
+    run: RunContext, name: str, scores: Scores, split: Split | None
+) -> tuple[TrainingOrder, Callable[[int], Split | None]]:
+    """Return the order of `train` or `baseline`, which is the same for both, and epoch -> its split, or None.
 
     In a single run each epoch is split by the target's losses in earlier epochs; the first epoch has no split.
     """
@@ -70,7 +59,7 @@ def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None
             return None
         dynamics = dynamics_before(run, epoch)
         confidence = check_confidence(config.confidence, config.confidence.estimate(read_only(dynamics)), dynamics)
-        table = replace(run.rows.table(), confidence=confidence, variability=variability(dynamics))
+        table = replace(table_of(run.rows.data.train), confidence=confidence, variability=variability(dynamics))
         return check_split(config.splitter, config.splitter.split(read_only(table), seed=config.seed), table), table
 
     pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
@@ -87,10 +76,10 @@ def order_of_arm(run: RunContext, name: str, scores: Scores, split: Split | None
         groups = divided(epoch)
         return None if groups is None else groups[0]
 
-    return ArmOrder(order, split_of, _losses(run) if single and name == "train" else None)
+    return order, split_of
 
 
-def _losses(run: RunContext) -> OnlineLosses:
+def losses_of(run: RunContext) -> OnlineLosses:
     """Return what records the losses of each epoch while the target trains, and reads them back."""
     return OnlineLosses(run.rows.data.train.ids, run.path / "train" / "online", run.world)
 
@@ -98,7 +87,7 @@ def _losses(run: RunContext) -> OnlineLosses:
 def dynamics_before(run: RunContext, epoch: int) -> TrainingDynamics:
     """Return the training dynamics by which epoch `epoch`, at least 1, is split."""
     window = run.config.reference.window or epoch  # None: all earlier epochs count
-    return merge_dynamics([_losses(run).read(earlier) for earlier in range(max(0, epoch - window), epoch)])
+    return merge_dynamics([losses_of(run).read(earlier) for earlier in range(max(0, epoch - window), epoch)])
 
 
 def epochs_begun(run: RunContext) -> int:

@@ -32,9 +32,9 @@ from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference, is_single_run
 from sftmix.pipeline.loaded import check_sharing, export_dtype, export_weights, round_weights, scoring_model
 from sftmix.pipeline.machines import check_same_directory, check_same_model
-from sftmix.pipeline.order import dynamics_before, epochs_begun, order_of_arm
+from sftmix.pipeline.order import dynamics_before, epochs_begun, losses_of, order_of_arm
 from sftmix.pipeline.reference import enter_reference
-from sftmix.pipeline.rows import RunRows, read_rows
+from sftmix.pipeline.rows import RunRows, read_rows, table_of
 from sftmix.pipeline.start import StageName, check_directory, refuse_other_inputs, stages_entered
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.machine import adding_in_order, machine_of
@@ -113,7 +113,7 @@ def make_stages(run: RunContext, stages: Sequence[str]) -> None:
     The table of scores has NaN for the confidence, and there is no split, if these stages do not need them.
     """
     dynamics = None
-    scores = run.rows.table()
+    scores = table_of(run.rows.data.train)
     split = None
     if "selection" in stages:
         selected = run.path / "selection/selected.parquet"
@@ -130,11 +130,11 @@ def make_stages(run: RunContext, stages: Sequence[str]) -> None:
     if "split" in stages:
         split = enter_split(run, scores)
     if "train" in stages:
-        enter_arm(run, "train", scores, split)
+        run.enter("train", lambda: make_arm(run, "train", scores, split))
     if "base" in stages and is_single_run(run.config):  # `verify` repeats steps, without "base"
         enter_last_split(run)
     if "baseline" in stages:
-        enter_arm(run, "baseline", scores, split)
+        run.enter("baseline", lambda: make_arm(run, "baseline", scores, split))
     if "base" in stages:
         enter_base(run)
 
@@ -159,7 +159,7 @@ def enter_confidence(run: RunContext, dynamics: TrainingDynamics | None) -> Scor
         return Made([path.name])
 
     def read() -> Scores:
-        return replace(run.rows.table(path), states=given.states)
+        return replace(table_of(train, path), states=given.states)
 
     return run.enter("confidence", lambda: run.world.from_main(make), read)
 
@@ -179,24 +179,20 @@ def enter_split(run: RunContext, scores: Scores) -> Split:
 # ------------------------------------------------------------------------- the target, its baseline, the base model
 
 
-def enter_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> None:
+def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> Made:
     """Train the target, or the NTP baseline in the same order, and measure and export it, rounded as it is exported.
 
     name           train or baseline
     scores, split  from the stages before; a single run takes neither, but makes a split for each epoch
     """
-    run.enter(name, lambda: _make_arm(run, name, scores, split))
-
-
-def _make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) -> Made:
     config = config_of_arm(run.config, name)
     rows = run.rows
     directory = run.path / name
-    batches = order_of_arm(run, name, scores, split)
-    stage = run.training_stage(
-        name, config, rows.encoder, data=rows.data.train, order=batches.order, packed=rows.packed
-    )
-    stage.split_of, stage.online = batches.split_of, batches.online
+    order, split_of = order_of_arm(run, name, scores, split)
+    stage = run.training_stage(name, config, rows.encoder, data=rows.data.train, order=order, packed=rows.packed)
+    stage.split_of = split_of
+    if name == "train" and is_single_run(run.config):
+        stage.online = losses_of(run)
     stage.eval_data = rows.data.eval
     dtype = export_dtype(config.model)
     refuse_overflow(stage.model, dtype)

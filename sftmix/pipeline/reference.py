@@ -185,9 +185,6 @@ class ReferenceRun:
             stage.online = OnlineLosses(data.ids, stage.directory / "online", run.world)
         else:
             steps = checkpoint_steps(checkpoints, stage.order.total_steps)
-            wanted = checkpoints if isinstance(checkpoints, int) else len(set(checkpoints))
-            if len(steps) < wanted:
-                run.say(f"reference: {wanted} checkpoints fall on steps {steps}: two on the same step are one")
             scoring = ScoreAtCheckpoints(
                 ids=data.ids,
                 steps=steps,

@@ -44,13 +44,6 @@ class RunRows(NamedTuple):
     data: LoadedData
     whole: EncodedDataset
 
-    def table(self, confidence: Path | None = None) -> Scores:
-        """Return the table that splitters, pair samplers and selectors see.
-
-        confidence  file of the confidence; None: confidence and variability are NaN
-        """
-        return table_of(self.data.train, confidence)
-
     @property
     def eval_fingerprint(self) -> str | None:
         """The identity of the held-out rows; None if there are none."""
@@ -131,7 +124,10 @@ def selected_ids(config: RunConfig, rows: EncodedDataset, run: Path | None = Non
 
 
 def table_of(rows: EncodedDataset, confidence: Path | None = None) -> Scores:
-    """Return the rows as a table of scores; without a file of confidence, that column is NaN."""
+    """Return the table that splitters, pair samplers and selectors see.
+
+    confidence  file of the confidence; None: confidence and variability are NaN
+    """
     values = spread = np.full(len(rows), np.nan)
     if confidence is not None:
         table = read_columns(confidence, "id", "confidence", "variability")

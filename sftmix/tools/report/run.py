@@ -15,7 +15,7 @@ from sftmix.common.world import start_world
 from sftmix.components.confidence import is_measured
 from sftmix.config import RunConfig
 from sftmix.pipeline.loaded import scorer
-from sftmix.pipeline.rows import RunRows
+from sftmix.pipeline.rows import RunRows, table_of
 from sftmix.tools.runs.loaded import load_finished
 from sftmix.tools.runs.models import finished_models
 from sftmix.tools.runs.read import check_finished
@@ -113,7 +113,7 @@ def read_run(path: Path) -> RunView:
         config,
         summary,
         rows,
-        rows.table(confidence if confidence.exists() else None),
+        table_of(rows.data.train, confidence if confidence.exists() else None),
         read_split(split)[1] if split.exists() else None,
         read_dynamics(dynamics).of(rows.data.train.ids) if dynamics.exists() else None,
     )

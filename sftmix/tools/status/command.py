@@ -10,7 +10,7 @@ from typing import Any
 
 from sftmix.cli.say import say
 from sftmix.common.errors import INTERRUPTED, ConfigError, NoSpaceError, SFTMixError, Stopped
-from sftmix.common.files import MANIFEST, as_written, is_alive, read_steps
+from sftmix.common.files import MANIFEST, as_written, read_steps
 from sftmix.common.places import is_there
 from sftmix.config.read import TABLE, read_yaml
 from sftmix.tools.runs.read import read_json_if_there
@@ -88,8 +88,20 @@ def _state(status: Mapping[str, Any]) -> str:
 def _may_run(status: Mapping[str, Any]) -> bool:
     """Return False if the run has ended, or its process is gone; one of another machine cannot be looked up."""
     return status["exit_code"] is None and (
-        status["host"] != socket.gethostname() or is_alive(status["pid"], status["updated"])
+        status["host"] != socket.gethostname() or _is_alive(status["pid"], status["updated"])
     )
+
+
+def _is_alive(pid: int, at: float) -> bool:
+    """Return False if no process of this machine has this number, or had it at a time (time.time())."""
+    import psutil  # which --help does without
+
+    try:
+        return psutil.Process(pid).create_time() <= at
+    except psutil.AccessDenied:  # a process of somebody else
+        return True
+    except (psutil.NoSuchProcess, ValueError):
+        return False
 
 
 def _stage(run: Path, stage: str, status: Mapping[str, Any]) -> list[str]:
