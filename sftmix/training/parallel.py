@@ -269,9 +269,15 @@ def wrap(
 def _hybrid_mesh(ranks: dist.ProcessGroup, world: World, group: int) -> DeviceMesh:
     """Return the mesh of hsdp, one for all models of a process: its groups live, with NCCL's buffers, to the end.
 
-    Raises ConfigError if a group would be spread over more hosts than its ranks need. The ranks of the largest node
-    find that also if nodes have different numbers of ranks, whose groups would wait for each other until the timeout.
+    Raises ConfigError if the groups would differ, as they would wait for each other until the timeout, or if one would
+    be spread over more hosts than its ranks need.
     """
+    smallest, largest = -world.max(-group), world.max(group)
+    if smallest != largest:
+        raise ConfigError(
+            f"training.parallel hsdp: the nodes have {smallest:g} to {largest:g} ranks, and its groups are of one "
+            "size; set training.shard_group_size to a divisor of the ranks of each node, or use fsdp"
+        )
     hosts = world.gather(socket.gethostname())
     for first in range(0, world.size, group):
         among = dict.fromkeys(hosts[first : first + group])
