@@ -5,6 +5,7 @@ counts are in words.
 """
 
 import re
+import unicodedata
 
 QUOTED_CHARACTERS = 80
 """Most characters of a value that a message quotes."""
@@ -17,6 +18,11 @@ def quoted(value: object) -> str:
     """Quote a value for a message: on one line, without control characters, and cut if it is long."""
     text = repr(value)
     return text if len(text) <= QUOTED_CHARACTERS else f"{text[: QUOTED_CHARACTERS - 3]}..."
+
+
+def visible(text: str) -> bool:
+    """Return True if a text has more than white space and characters without width."""
+    return any(not character.isspace() and unicodedata.category(character) != "Cf" for character in text)
 
 
 def printable(text: str) -> str:

@@ -16,10 +16,9 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.fields import TEXT
 from sftmix.common.files import sha256_json
 from sftmix.common.renderer import Renderer
-from sftmix.data.reading import identity
 from sftmix.data.renderer import ChatTemplate
 from sftmix.data.spellings import SpecialSpellings
-from sftmix.data.store import get_or_build, key_of
+from sftmix.data.store import get_or_build, identity, key_of
 from sftmix.data.templates import NAMED, backend_text, chosen, decode, on_the_same_day, token_roles
 from sftmix.data.trial import LETTERS, trouble_with
 from sftmix.options import DataOptions, SpecialTokens, Thoughts

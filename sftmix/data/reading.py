@@ -8,14 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from sftmix.common.component import Component, code_of, files_of
 from sftmix.common.errors import BadRow, DataError
 from sftmix.common.fields import SHOWN_FIELDS, TEXT, listed
-from sftmix.common.files import sha256_file
-from sftmix.common.places import place_of
 from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
-from sftmix.common.shown import counted, quoted
+from sftmix.common.shown import counted, quoted, visible
 from sftmix.data.formats import Columns, Converter
 from sftmix.data.report import DataReport
 from sftmix.data.sources import Source, expand, holds_text
@@ -27,13 +24,13 @@ from sftmix.data.store import (
     content_hash,
     get_or_build,
     id_of,
+    identity,
     key_of,
     short_hash,
     stored,
     write_rows,
 )
 from sftmix.data.thoughts import answers, thinks
-from sftmix.data.values import visible
 from sftmix.options import DataOptions
 from sftmix.types import Example
 
@@ -142,13 +139,6 @@ class RowReader:
         if record is not None and thinks(example):
             self.report.add("thought", place)
         return record
-
-
-def identity(form: Component | str) -> Any:
-    """Return what a format is known by: its word, or its class with its options, its source and its files' hashes."""
-    if isinstance(form, str):
-        return form
-    return [form.spec(), code_of(form), {name: sha256_file(place_of(name)) for name in files_of(form)}]
 
 
 def _check_present(columns: Columns, label_field: str | None) -> None:

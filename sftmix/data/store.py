@@ -20,16 +20,19 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from sftmix.common.component import Component, code_of, files_of
 from sftmix.common.errors import ConfigError, NoSpaceError
 from sftmix.common.files import (
     commit_directory,
     is_full,
     read_json,
     remove_leftovers,
+    sha256_file,
     sha256_json,
     verify_directory,
     write_json,
 )
+from sftmix.common.places import place_of
 from sftmix.data.report import DataReport
 from sftmix.data.thoughts import answers
 from sftmix.options import DataOptions
@@ -64,6 +67,13 @@ message of the role text."""
 def key_of(*parts: Any) -> str:
     """Hash of parts that JSON can write, 32 hex digits."""
     return sha256_json([CODE_VERSION, *parts])[:32]
+
+
+def identity(form: Component | str) -> Any:
+    """Return what a format or renderer is known by: its word, or its class with options, source and hashes of files."""
+    if isinstance(form, str):
+        return form
+    return [form.spec(), code_of(form), {name: sha256_file(place_of(name)) for name in files_of(form)}]
 
 
 def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Record]) -> tuple[Path, Record]:

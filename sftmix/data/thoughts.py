@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sftmix.data.values import visible
+from sftmix.common.shown import visible
 from sftmix.types import Example, Message
 
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")

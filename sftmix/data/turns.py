@@ -8,10 +8,10 @@ from typing import Any
 
 from sftmix.common.fields import CALL_ROLE, ROLES, listed
 from sftmix.common.plain import spelling
-from sftmix.common.shown import quoted
+from sftmix.common.shown import quoted, visible
 from sftmix.data.calls import CALL_FIELDS, TOOLS, call_answered, calls_of
 from sftmix.data.thoughts import THOUGHT_FIELDS, divided
-from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed, visible, without_null
+from sftmix.data.values import BadRow, Fields, checked_text, filled, parsed, without_null
 from sftmix.types import Message
 
 _ON = {"true": True, "1": True, "false": False, "0": False}

@@ -1,13 +1,12 @@
 """Values of rows: what is absent, what is text, and what is JSON in a text."""
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from sftmix.common.errors import BadRow as BadRow
 from sftmix.common.fields import listed
-from sftmix.common.shown import quoted
+from sftmix.common.shown import quoted, visible
 
 Fields = Mapping[str, Any]
 """A row, or one of its turns: the names of its fields -> their values."""
@@ -26,11 +25,6 @@ not.
 def without_null(fields: Fields) -> dict[str, Any]:
     """Return the fields that have a value: tables have null, or NaN, for those that a row or a turn lacks."""
     return {key: value for key, value in fields.items() if value is not None and value == value}
-
-
-def visible(text: str) -> bool:
-    """Return True if a text has more than white space and characters without width."""
-    return any(not character.isspace() and unicodedata.category(character) != "Cf" for character in text)
 
 
 def filled(value: Any) -> bool:
