@@ -75,7 +75,12 @@ def call(name: str, argv: Sequence[str]) -> None:
             setattr(args, option, path)
             if problem := unwritable(path):
                 raise ConfigError(f"--{option}: {place!r} {problem}")
-    command.main(args)
+    if not getattr(args, "trust", False):
+        return command.main(args)
+    from sftmix.config.schema import trusting  # not for a help
+
+    with trusting(None):
+        command.main(args)
 
 
 class WordsParser(argparse.ArgumentParser):

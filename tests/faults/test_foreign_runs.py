@@ -159,7 +159,10 @@ def test_commands_that_read_a_run_import_none_of_its_classes(run, someone, sftmi
         ended = sftmix(*words)
         assert (ended.code, ended.err.count("error: ")) == (2, 1), ended.err
         assert "of_someone.Mine is no component of this package, and what only reads" in ended.err
+        assert "add --trust if you know it" in ended.err
     assert "of_someone" not in sys.modules
+    for words in (["report", str(run)], ["suspects", str(run)]):
+        assert sftmix(*words, "--trust").code == 9
 
 
 def test_code_of_a_run_is_imported_if_it_is_trusted(run, someone, sftmix):

@@ -20,7 +20,7 @@ from sftmix.options import DataOptions
 from sftmix.pipeline.stages import differences
 from sftmix.tools.answers.options import AnswerOptions, Question, add_sampling, sampling
 from sftmix.tools.runs.models import FinishedModel, finished_models
-from sftmix.tools.runs.read import read_finished, read_json_if_there
+from sftmix.tools.runs.read import add_trust, read_finished, read_json_if_there
 from sftmix.tools.runs.shown import write_jsonl
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
@@ -38,6 +38,7 @@ docs/evaluation.md shows how the official judges take these files."""
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
+    add_trust(parser)
     parser.add_argument(
         "--prompts",
         nargs="+",

@@ -7,7 +7,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import as_written
 from sftmix.common.places import is_there, unwritable
 from sftmix.config.read import TABLE
-from sftmix.tools.runs.read import refuse_no_run
+from sftmix.tools.runs.read import add_trust, refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
 For a run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
@@ -25,6 +25,7 @@ ON_MAP = 400
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="finished run directory, or a table's")
+    add_trust(parser)
     parser.add_argument("--to", metavar="FILE", help="the page [RUN/report/report.html]")
     parser.add_argument(
         "--map",

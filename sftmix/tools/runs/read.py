@@ -1,5 +1,6 @@
 """Files of runs as tools read them: configurations, from anyone and anywhere, and whether a run is what it wrote."""
 
+import argparse
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,11 @@ def check_finished(run: Path) -> None:
     refuse_links(run)
     for stage in run.iterdir():
         is_finished(stage, weights=False)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add --trust, which `sftmix.cli.commands` reads."""
+    parser.add_argument("--trust", action="store_true", help="import the classes of its own that its config.yaml names")
 
 
 def read_finished(run: Path) -> RunConfig:
@@ -104,7 +110,10 @@ def _unread(base: type[Component], form: Any) -> Any:
 
     def of_base(_: Component, key: str) -> Any:
         if callable(value := getattr(base, key)):
-            raise ConfigError(f"{path} is no component of this package, and what only reads a run does not import it")
+            raise ConfigError(
+                f"{path} is no component of this package, and what only reads a run does not import it; add "
+                "--trust if you know it"
+            )
         return value
 
     return type(path.rpartition(".")[2], (Component,), {"spec": lambda _: plain_form, "__getattr__": of_base})()

@@ -1,25 +1,21 @@
 """What a run says at its end: the figures of summary.json in words, and where to look next."""
 
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from sftmix.common.component import Component
-from sftmix.common.plain import as_list
 from sftmix.common.shown import short
-from sftmix.config import RunConfig
-from sftmix.config.schema import component_bases
+from sftmix.config.merge import CLASS
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
 
 
-def results(out: str | Path, summary: Mapping[str, Any], until: str, own: Collection[str] = ()) -> list[str]:
+def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: bool = False) -> list[str]:
     """Return about a dozen lines for people: figures of summary.json, which has all, and commands that go on.
 
-    own  options whose class is not of this package: what only reads the run does not import it
+    own  whether the configuration names classes that are not of this package
     """
     out, trained = Path(out), until == "train"
     lines = ["", *held_out(summary)]
@@ -37,7 +33,7 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str, own: Collec
     stage = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
     if files := [str(out / name) for name in (stage, "summary.json") if (out / name).exists()]:
         lines.append(f"see {', '.join(files)}")
-    return [*lines, "Next:", *_commands(out, until, own)]
+    return [*lines, "Next:", *_commands(out, until, " --trust" if own else "")]
 
 
 def _groups(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -49,28 +45,24 @@ def _groups(summary: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {group['examples']:,} examples{what}"
 
 
-def own_classes(config: RunConfig) -> list[str]:
-    """Return the options of a configuration whose class, or one of whose classes, is not of this package."""
-    values = {key: as_list(attrgetter(key)(config)) for key in component_bases()}
-    return [
-        key
-        for key, parts in values.items()
-        if any(isinstance(part, Component) and not type(part).__module__.startswith("sftmix.") for part in parts)
-    ]
+def names_own_classes(plain: Any) -> bool:
+    """Return whether a configuration in plain form names a class that is not of this package."""
+    if isinstance(plain, list):
+        return any(map(names_own_classes, plain))
+    if not isinstance(plain, Mapping):
+        return False
+    return not str(plain.get(CLASS, "sftmix.")).startswith("sftmix.") or any(map(names_own_classes, plain.values()))
 
 
-def _commands(out: Path, until: str, own: Collection[str]) -> Iterator[str]:
+def _commands(out: Path, until: str, trust: str) -> Iterator[str]:
     """Yield the commands that go on from a stage."""
     place = shlex.quote(str(out))
-    reads_rows = not {"data.format", "data.renderer", "selector"}.intersection(own)
     if until == "train":
         yield f"  sftmix chat {place}  # talk to the model"
-        if reads_rows:
-            yield f"  sftmix report {place}  # what it saw, and what came out"
+        yield f"  sftmix report {place}{trust}  # what it saw, and what came out"
         return
-    if until == "confidence" and reads_rows:
-        yield f"  sftmix suspects {place}  # rows to read first"
-    trust = " --trust" if own else ""
+    if until == "confidence":
+        yield f"  sftmix suspects {place}{trust}  # rows to read first"
     yield f"  sftmix run --config {shlex.quote(str(out / 'config.yaml'))} --out {place}{trust}  # goes on from here"
 
 

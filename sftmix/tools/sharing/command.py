@@ -9,7 +9,7 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.common.places import is_there
 from sftmix.tools.runs.models import DTYPES
-from sftmix.tools.runs.read import refuse_no_run
+from sftmix.tools.runs.read import add_trust, refuse_no_run
 
 ABOUT = """Write a checkpoint of a run as a Hugging Face model directory: weights, tokenizer, template, stop ids.
 
@@ -23,6 +23,7 @@ is written beside the weights. `hf upload OWNER/NAME my-model` puts it on the hu
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory")
+    add_trust(parser)
     parser.add_argument("--to", required=True, metavar="DIR", help="directory to write; it must not exist yet")
     parser.add_argument("--step", type=int, metavar="N", help="optimizer step of the checkpoint [the newest]")
     parser.add_argument(

@@ -9,7 +9,7 @@ from typing import Any
 from sftmix.cli.parsing import configuration
 from sftmix.cli.say import say
 from sftmix.common.files import as_written
-from sftmix.tools.runs.results import own_classes, results
+from sftmix.tools.runs.results import names_own_classes, results
 from sftmix.tools.sharing.command import write_run_cards
 
 _EXAMPLE = "--model.path NAME --data.train rows.json --out runs/first"
@@ -47,7 +47,8 @@ def _stage(name: str, argv: Sequence[str]) -> None:
 
     summary = recipe.run(config, until=until, validated=True)
     with as_written(f"a figures.json of {config.out}"):
-        say("\n".join(results(str(config.out), summary, until, own_classes(config))), sys.stdout)
+        lines = results(str(config.out), summary, until, own=names_own_classes(config.plain()))
+        say("\n".join(lines), sys.stdout)
     if until == "train":
         write_run_cards(Path(config.out or ""))
 

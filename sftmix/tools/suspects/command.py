@@ -18,7 +18,7 @@ from sftmix.common.places import unwritable
 from sftmix.config.schema import find_component
 from sftmix.options import DataOptions
 from sftmix.pipeline.stages import write_manifest
-from sftmix.tools.runs.read import check_finished, is_run
+from sftmix.tools.runs.read import add_trust, check_finished, is_run
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
 
@@ -50,6 +50,7 @@ class Rows(NamedTuple):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", nargs="+", metavar="RUN|FILE", help="a run directory, or files of rows")
+    add_trust(parser)
     parser.add_argument("--model", metavar="MODEL", help="directory or hub id of a model that scores files of rows")
     parser.add_argument("--top", type=int, default=50, metavar="N", help="rows to print [50]; the files hold all")
     parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")

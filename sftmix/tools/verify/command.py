@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sftmix.cli.say import say
 from sftmix.common.errors import DifferenceError
+from sftmix.tools.runs.read import add_trust
 from sftmix.tools.runs.shown import rendered
 from sftmix.tools.verify.window import NEAR, STEPS, TRAINED, refuse_too_few_ranks, window_of
 
@@ -28,19 +29,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", type=int, metavar="STEP", dest="start", help=start)
     steps = f"steps to make again [up to the next weights that the run kept; {STEPS} if they are over {NEAR} away]"
     parser.add_argument("--steps", type=int, metavar="N", help=steps)
-    parser.add_argument("--trust", action="store_true", help="import the classes of its own that its config.yaml names")
+    add_trust(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
 
 def main(args: argparse.Namespace) -> None:
     """Make the steps again and print the certificate; raise DifferenceError if something differs."""
     window = window_of(Path(args.run).expanduser(), args.stage, args.start, args.steps)
-    trust = None if args.trust else ()
-    refuse_too_few_ranks(window, trust)
+    refuse_too_few_ranks(window)
     say(f"verify: steps {window.start + 1} to {window.end} of {window.stage} of {window.run}")
     from sftmix.tools.verify.run import verify
 
-    certificate = verify(window, trust=trust)
+    certificate = verify(window)
     lines = rendered("verify/certificate.txt", **certificate)
     say(json.dumps(certificate, indent=1) if args.json else lines, sys.stdout)
     if not certificate["same"]:

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import tempfile
 from collections import ChainMap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,18 +52,17 @@ OF_PROCESS |= {"peak_memory_bytes", "machines", "made_by", "stopped_by"}
 """Figures of a stage that do not follow from its weights and rows."""
 
 
-def verify(window: Window, *, trust: Collection[str] | None = ()) -> dict[str, Any]:
+def verify(window: Window) -> dict[str, Any]:
     """Replay the steps of a window, compare them with what the run wrote, and return the certificate.
 
     If files or inputs differ, nothing is replayed, and the certificate says so. Notes and progress go to stderr. Under
     torchrun every rank calls it and returns the same.
 
-    trust  import paths of classes that the configuration may name beside shipped components; None: any
     Raises ConfigError if this machine cannot compute as the run did,
     and the errors of files and rows that cannot be read.
     """
     with as_started(window.run):
-        config = read_config(window.run / "config.yaml", trust=trust)
+        config = read_config(window.run / "config.yaml")
         with (
             contextlib.redirect_stdout(sys.stderr),
             adding_in_order(config.training.deterministic),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,10 +86,10 @@ def window_of(run: Path, stage: str = "train", start: int | None = None, steps: 
     return Window(run, stage, start, start + steps, last, finished, tuple(checkpoints))
 
 
-def refuse_too_few_ranks(window: Window, trust: Collection[str] | None) -> None:
+def refuse_too_few_ranks(window: Window) -> None:
     """Raise ConfigError if ranks shared the weights in this stage, and torchrun did not start this process."""
     with as_started(window.run):
-        config = read_config(window.run / "config.yaml", trust=trust)
+        config = read_config(window.run / "config.yaml")
     from sftmix.tools.runs.start import refuse_one_rank  # with what reads rows, which no help waits for
 
     refuse_one_rank((config_of_reference(config) if window.stage == "reference" else config).training.parallel)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sftmix.common.renderer import Renderer
-from sftmix.components.base import Callback
+from sftmix.components import SFTMix
+from sftmix.components.base import Callback, Schedule
 from sftmix.config import RunConfig
-from sftmix.tools.runs.results import held_out, own_classes, results
+from sftmix.tools.runs.results import held_out, names_own_classes, results
 from sftmix.training.metrics import figures_shown
 
 SUMMARY = {
@@ -79,40 +79,25 @@ def test_a_bar_tells_ntp_and_mixup_apart_where_pairs_are_mixed():
     assert figures_shown({**step, "mixup_tokens": 0}) == "loss 4.0000, 5,432 tokens/s"
 
 
-class Light(Renderer):
-    """A renderer that is not of the package."""
-
-    template = ""
-
-    def answer(self, message):
-        raise NotImplementedError
-
-
 class Mine(Callback):
     """A callback that is not of the package."""
 
 
-def test_commands_fit_a_run_with_classes_of_its_own(tmp_path):
-    config = RunConfig()
-    assert own_classes(config) == []
-    config.callbacks = [Mine()]
-    assert own_classes(config) == ["callbacks"]
-    (goes_on,) = results(tmp_path, {}, "split", own_classes(config))[-1:]
-    assert f"--out {tmp_path} --trust " in goes_on
-    assert any("sftmix report" in line for line in results(tmp_path, {}, "train", own_classes(config)))
-    config.data.renderer = Light()
-    assert "data.renderer" in own_classes(config)
-    for until in ("confidence", "train"):  # these read the rows, whose class only a command with --trust imports
-        commands = results(tmp_path, {}, until, own_classes(config))
-        assert not any("sftmix report" in line or "sftmix suspects" in line for line in commands)
+class Falling(Schedule):
+    """A schedule that is not of the package, within a component that is."""
+
+    def value(self, step, total_steps):
+        return 0.1
 
 
-@pytest.mark.parametrize("option", ["data.format", "data.renderer", "selector"])
-def test_what_reads_the_rows_is_not_recommended_if_a_class_of_its_own_decides_them(option, tmp_path):
-    """With such a selector report and suspects are refused as well, see tests/faults/test_foreign_runs.py."""
-    for until in ("confidence", "train"):
-        commands = results(tmp_path, {}, until, [option])
-        assert not any("sftmix report" in line or "sftmix suspects" in line for line in commands)
+@pytest.mark.parametrize("options", [{"callbacks": [Mine()]}, {"objective": SFTMix(mu=Falling())}])
+def test_commands_fit_a_run_with_classes_of_its_own(options, tmp_path):
+    assert not names_own_classes(RunConfig().plain())
+    own = names_own_classes(RunConfig(**options).plain())
+    for until, count in (("confidence", 2), ("split", 1), ("train", 1)):
+        commands = results(tmp_path, {}, until, own=own)
+        assert sum("--trust " in line for line in commands) == count
+        assert "--trust" not in "".join(results(tmp_path, {}, until))
 
 
 # -------------------------------------------------------------------------------------- of real runs
