@@ -16,6 +16,7 @@ import pytest
 
 from sftmix.common.world import World
 from sftmix.pipeline.directory import RunDirectory
+from tests.fast import some_fast
 from tests.tiny import ROOT, SHORT, contents, status
 
 Call = Callable[..., SimpleNamespace]
@@ -312,7 +313,9 @@ def test_a_run_says_what_it_does_before_torch_is_there(tiny, tmp_path):
 # --------------------------------------------------------------------------------- closed outputs
 
 
-@pytest.mark.parametrize("words", ["components", "run --help", "--help", "run --print_config", "status RUN"])
+@pytest.mark.parametrize(
+    "words", some_fast(["components", "run --help", "--help", "run --print_config", "status RUN"], every=2)
+)
 @pytest.mark.parametrize("both", [False, True], ids=["stdout", "stderr, too"])
 def test_nobody_reads_the_output(words, both, finished):
     reader, writer = os.pipe()

@@ -18,6 +18,7 @@ from sftmix.common.places import HUB_ID
 from sftmix.common.tables import read_columns, write_table
 from sftmix.config.read import read_config
 from sftmix.data.sources import name_parts
+from tests.fast import some_fast
 from tests.faults.runs import long
 from tests.tiny import ROOT
 
@@ -82,7 +83,7 @@ def around(tmp_path, monkeypatch) -> Around:
     return Around(tmp_path, here)
 
 
-@pytest.mark.parametrize("option", READ)
+@pytest.mark.parametrize("option", some_fast(READ, every=2))
 def test_what_is_read_is_there_or_refused(option, finished, around, no_network, sftmix):
     given = {"--model.path": str(finished.tiny.model), "--data.train": str(finished.tiny.train), "--out": "run"}
     for kind, name in NAMES.items():

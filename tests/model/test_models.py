@@ -16,6 +16,7 @@ from sftmix.functional import SFTMixLoss
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head, head_of
 from sftmix.model.load import check_ids, load_model, load_tokenizer, stored_dtype
+from tests.fast import some_fast
 
 TINY = {
     "vocab_size": 61,
@@ -223,7 +224,7 @@ def reload(path):
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_fast(FAMILIES, every=3))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_export_reloads_bitwise(family, dtype, models, tokenizer, tmp_path):
     model = models(family)

@@ -18,6 +18,7 @@ from sftmix.model.packing import attention_of
 from sftmix.model.varlen import FAMILIES, _kernel, _stand_in, attend
 from sftmix.options import TrainingOptions
 from sftmix.training.parallel import training_module
+from tests.fast import some_fast
 from tests.model.test_models import TINY
 from tests.model.test_models import random_model as build
 
@@ -131,7 +132,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES.split())
+@pytest.mark.parametrize("family", some_fast(FAMILIES.split(), every=3))
 def test_each_family_has_the_states_of_its_own_attention_within_its_window(family):
     """Documents of the probe have up to 10 tokens, the windows 4; without a window each attention is whole."""
     config = CONFIGS[family](**TINY)

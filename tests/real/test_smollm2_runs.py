@@ -96,6 +96,7 @@ def test_two_ranks_train_what_one_process_does(parallel, smollm2, questions, hel
     assert max(float((left[name] - right[name]).abs().max()) for name in left) < 1e-5
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_bit_for_bit(smollm2, questions, held_out, whole, tmp_path):
     """Killed in the second step of the target, behind a checkpoint; the reference is read back."""
     run = from_split(whole, tmp_path)

@@ -17,6 +17,7 @@ from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.evaluate.harness import harness_of
 from sftmix.tools.runs.loaded import load_finished, longest_together
 from sftmix.tools.runs.models import FinishedModel
+from tests.fast import some_fast
 from tests.model.test_models import random_model
 
 WORDS = ("--models", "target,base", "--max_new_tokens", "12")
@@ -74,7 +75,7 @@ OTHERS = {
 """What padding or a longer neighbour changes in transformers 5.23, and last one that has states and is not changed."""
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("family", some_fast(OTHERS, every=3))
 def test_the_batch_changes_no_token_of_models_that_see_padding_or_longer_rows(target, family):
     options = {"vocab_size": len(target.encoder.tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     model = random_model(getattr(transformers, f"{family}Config")(**OTHERS[family] | options))

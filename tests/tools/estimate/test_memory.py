@@ -28,6 +28,7 @@ from sftmix.training.footprint import Footprint
 from sftmix.training.parallel import training_module
 from sftmix.training.step import PreparedStep, StepSetup, build_optimizer, plans_of, train_step
 from sftmix.types import Batch
+from tests.fast import some_fast
 from tests.tools.estimate.configs import LAYER, LAYERS, VOCABULARY, WIDTH, fake_ranks, machine, micro_batch, small_llama
 from tests.toy import Answers, FakeRank, FixedOrder, toy_rows, toy_setup
 
@@ -118,7 +119,7 @@ def two_steps(module: Any, options: TrainingOptions, given: Batch, *modes: Any, 
 
 
 @pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", some_fast(["fp32", "bf16"], every=2))
 @pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
 @pytest.mark.parametrize(
     "recompute",
@@ -141,7 +142,7 @@ def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(wide, objective, precisio
 @pytest.mark.parametrize(
     "objective", [NTP(), pytest.param(SFTMix(), marks=(pytest.mark.slow, pytest.mark.long))], ids=["NTP", "SFTMix"]
 )
-@pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
+@pytest.mark.parametrize("lora", some_fast([NO_LORA, LORA], every=2), ids=["full", "LoRA"])
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=(pytest.mark.slow, pytest.mark.long))])
 def test_a_step_under_fsdp_holds_as_much_as_torch_s_tracker_of_fsdp_finds(wide, objective, lora, ranks):
     options = TrainingOptions(precision="bf16", parallel="fsdp", padding_free=False)

@@ -21,6 +21,7 @@ from sftmix.options.training import DEFAULT_MICRO_BATCH
 from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.tools.estimate.work import Machine, Work, plan
 from sftmix.tools.quickstart import write_jsonl
+from tests.fast import some_fast
 from tests.tools.estimate.configs import CPU, TRAINING, config, machine
 
 ALONE: dict[str, Any] = {"objective": NTP(), "splitter": RandomSplit()}
@@ -41,7 +42,7 @@ def tokens_of(tiny) -> float:
 
 @pytest.mark.parametrize(
     ("checkpoints", "share", "passes"),
-    [([0.5], 0.5, 1), ([0, 0.25], 0.25, 2), (2, 1.0, 2), ("online", 1.0, 0), ([0], 0.0, 1)],
+    some_fast([([0.5], 0.5, 1), ([0, 0.25], 0.25, 2), (2, 1.0, 2), ("online", 1.0, 0), ([0], 0.0, 1)], every=3),
 )
 def test_the_reference_stops_at_its_last_checkpoint(tiny, checkpoints, share, passes):
     """29 rows of 8 a step, three epochs: 12 steps."""
@@ -77,7 +78,7 @@ def test_an_objective_that_reads_each_batch_first_pays_for_it(tiny):
 
 @pytest.mark.parametrize(
     ("callbacks", "evaluations"),
-    [([Evaluate()], 3), ([], 0), ([Evaluate(every=5)], 2), ([Evaluate(), Evaluate(every=1)], 15)],
+    some_fast([([Evaluate()], 3), ([], 0), ([Evaluate(every=5)], 2), ([Evaluate(), Evaluate(every=1)], 15)], every=2),
 )
 def test_evaluations_are_those_of_the_callbacks(tiny, callbacks, evaluations):
     """12 steps in three epochs; one evaluation after them, and one of the base model."""
