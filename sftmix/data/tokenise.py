@@ -89,10 +89,11 @@ def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
     try:
         fits = len(turns) == sum(message.trained for message in example.messages)
         for turn in turns:
-            kinds = {type(token) for token in turn.ids}
+            ids = turn.ids  # which are put together anew each time
+            kinds = {type(token) for token in ids}
             fits = fits and all(issubclass(kind, Integral) and kind is not bool for kind in kinds)
-            fits = fits and min(turn.ids) >= 0 and min(weight for _, weight in turn.parts) >= 0
-            fits = fits and (len(turn.ids) > len(turn.prompt) or bool(set(turn.reasons) & {*LOST}))
+            fits = fits and min(ids) >= 0 and min(weight for _, weight in turn.parts) >= 0
+            fits = fits and (len(ids) > len(turn.prompt) or bool(set(turn.reasons) & {*LOST}))
     except (TypeError, ValueError, AttributeError):  # no turns, or parts that are no pairs of ids and a number
         fits = False
     if not fits:
