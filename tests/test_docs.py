@@ -379,6 +379,7 @@ assert [(tokenizer.decode(ids).strip(), weight) for ids, weight in turn.parts] =
 """
 
 
+@pytest.mark.slow
 def test_the_renderer_of_the_page_keeps_its_contract(workspace):
     done = workspace.python("-c", RENDERER)
     assert done.returncode == 0, done.stderr

@@ -71,6 +71,7 @@ class Tags(HTMLParser):
             self.rows[-1][-1] += data
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 30

@@ -153,6 +153,7 @@ def test_checks_are_run_by_the_command(directory):
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.slow
 def test_an_error_of_ones_own_class_names_it(finished, directory, sftmix, tmp_path, monkeypatch):
     (directory / "my_pairs.py").write_text(PAIRS)
     monkeypatch.syspath_prepend(directory)

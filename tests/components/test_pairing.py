@@ -191,6 +191,7 @@ def test_gap_pairs_are_a_matching_of_distant_ranks(table, gap, epoch):
     assert again.tolist() == pairs.tolist()
 
 
+@pytest.mark.slow
 def test_all_matchings_of_six_ranks_that_keep_the_gap_are_equally_likely():
     """Six ranks at least 2 apart: five perfect matchings. Chi-squared, 4 degrees of freedom, bound at p = 1e-4."""
     table, split = scores([1] * 6, confidence=-np.arange(1.0, 7.0)), levels([0] * 6, 1)

@@ -178,6 +178,7 @@ def test_turns_that_are_not_those_of_the_row_end_the_run(write, options, load, s
         load(encoder_for(small["bos"], options(path, renderer=Odd())), path, max_length=200)
 
 
+@pytest.mark.slow
 def test_the_ends_of_a_class_of_its_own_are_those_at_which_the_exported_model_stops(small, options):
     class Own(ChatTemplate):
         ends = (5,)

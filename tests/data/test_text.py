@@ -91,6 +91,7 @@ def test_documents_become_windows(kind, packing, write, load, encoders):
     assert data.report.tokens == (sum(len(ids) for ids, _ in expected), 0)
 
 
+@pytest.mark.slow
 def test_a_novel_is_what_the_tokenizer_makes_of_it(tokenizer, shared, load):
     path = shared / "data/text/Doyle_Hound_1902.txt"
     data = load(text_encoder(tokenizer), str(path), max_length=5000)

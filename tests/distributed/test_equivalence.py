@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.fast import some_fast
 from tests.faults.mines import KillIn
 from tests.faults.runs import assert_same, from_split, steps
 from tests.forked import SIGKILLED, done, ended
@@ -60,19 +61,19 @@ def base(plain, tmp_path_factory) -> Path:
 
 
 WAYS = [
+    (1, "--training.micro_batch_size 8"),
     (2, "--training.parallel ddp"),
     (2, "--training.parallel fsdp"),
-    (4, "--training.parallel hsdp --training.shard_group_size 2"),
-    (1, "--training.micro_batch_size 8"),
-    (1, "--training.micro_batch_size 2 --training.length_groups 1"),
-    (2, "--training.micro_batch_size null --training.micro_batch_tokens 150"),
     (1, "--training.padding_free true"),
+    (4, "--training.parallel hsdp --training.shard_group_size 2"),
+    (2, "--training.micro_batch_size null --training.micro_batch_tokens 150"),
+    (1, "--training.micro_batch_size 2 --training.length_groups 1"),
     (1, "--training.activation_checkpointing true"),
     (1, "--training.chunk_size 5"),
 ]
 
 
-@pytest.mark.parametrize(("ranks", "words"), [pytest.param(*w, marks=[pytest.mark.slow] * (w[0] > 1)) for w in WAYS])
+@pytest.mark.parametrize(("ranks", "words"), some_fast(WAYS, every=3))
 def test_same_run_computed_in_another_way(plain, base, tmp_path, ranks, words):
     out = from_split(base, tmp_path)
     command("run", *plain.options, *SLOW, "--out", "run", *words.split(), cwd=tmp_path, ranks=ranks)

@@ -23,6 +23,7 @@ def fails(code: int):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_a_lock_that_a_killed_process_left_is_named(monkeypatch, tiny, tmp_path, capsys):
     """Where there are no locks, a file stands for one, and stays behind: who waits for it is told which it is."""
@@ -44,6 +45,7 @@ def test_who_waits_for_rows_says_for_what(monkeypatch, tmp_path, capsys):
     assert f"waiting for a process that makes {tmp_path / 'rows'}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_checkpoints_are_kept_where_no_directory_can_be_synced(monkeypatch, tiny, tmp_path):
     def fsync(descriptor, real=os.fsync):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):

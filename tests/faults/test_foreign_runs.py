@@ -38,7 +38,10 @@ def run(finished, tmp_path) -> Path:
     [
         ("config.yaml", BOMB, 2, "over 100,000 values", [TRACK, EXPORT, REPORT, ["chat"], RUN]),
         ("config.yaml", "&a {b: *a}", 2, "over 100,000 values", [EXPORT]),
-        ("config.yaml", f"a: {DEEP}", 2, "maximum recursion depth exceeded", [TRACK, REPORT, ["chat"], RUN]),
+        pytest.param(
+            *("config.yaml", f"a: {DEEP}", 2, "maximum recursion depth exceeded", [TRACK, REPORT, ["chat"], RUN]),
+            marks=pytest.mark.slow,
+        ),
         ("config.yaml", f"? *a\n: {BOMB}", 2, "cannot read the configuration", [EXPORT]),
         ("config.yaml", "? [a, b]\n: 1\n", 2, "found unhashable key", [EXPORT]),
         ("config.yaml", "seed: 1" + ":59" * 200 + ".5\n", 2, "cannot read the configuration", [EXPORT]),

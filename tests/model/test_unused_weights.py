@@ -65,6 +65,7 @@ def test_nothing_of_a_model_of_text_is_left_out(family):
     assert unused_modules(model) == {}
 
 
+@pytest.mark.slow
 def test_what_text_never_goes_through_is_left_as_it_is_and_the_run_continues(seeing, sftmix, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     words = ["run", *seeing.options, *ONE]

@@ -9,7 +9,7 @@ import transformers
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
-from transformers import LlamaConfig
+from transformers import CONFIG_MAPPING, LlamaConfig
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
@@ -125,20 +125,13 @@ def test_what_it_cannot_compute_is_refused_by_name_and_padded_under_auto(kind, c
         assert (attention_of(model), model.training) == ("varlen", False)
 
 
-CONFIGS = {
-    getattr(found, "model_type", ""): found
-    for name in dir(transformers)
-    if name.endswith("Config") and (found := getattr(transformers, name))
-}
-
-
 @pytest.mark.parametrize("family", some_fast(FAMILIES.split(), every=3))
 def test_each_family_has_the_states_of_its_own_attention_within_its_window(family):
     """Documents of the probe have up to 10 tokens, the windows 4; without a window each attention is whole."""
-    config = CONFIGS[family](**TINY)
+    config = CONFIG_MAPPING[family](**TINY)
     if hasattr(config, "sliding_window"):
         kinds = {"layer_types": ["sliding_attention"] * 2} if hasattr(config, "layer_types") else {}
-        config = CONFIGS[family](**TINY | kinds | {"sliding_window": 4, "use_sliding_window": True})
+        config = CONFIG_MAPPING[family](**TINY | kinds | {"sliding_window": 4, "use_sliding_window": True})
     assert fed(build(config, "varlen"), "varlen", padding_free=True).padding_free
 
 

@@ -90,6 +90,7 @@ class EvaluateAtStart(Callback):
 """
 
 
+@pytest.mark.slow
 def test_an_evaluation_before_the_first_step_is_not_of_the_trained_weights(half, tmp_path, sftmix, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("at_start.py").write_text(AT_THE_START)
@@ -143,6 +144,7 @@ def test_the_run_is_verified(runs, rounding, sftmix):
     assert done.out.splitlines()[-1].endswith("bit for bit")
 
 
+@pytest.mark.slow
 def test_adapters_stay_as_they_are_and_a_merged_model_is_rounded_without_a_figure(half, tmp_path, sftmix):
     words = ("run", *half.bare, *WORDS, "--model.lora.r", "4", "--out", str(tmp_path / "run"))
     assert sftmix(*words).code == 0

@@ -142,6 +142,7 @@ def test_all_ranks_stop_alike(finished, tmp_path):
     stopped(interrupted(tmp_path, finished.tiny, 3, ranks=2))
 
 
+@pytest.mark.slow
 def test_a_reference_is_trained_without_it(tiny, made):
     """It has no held-out rows: one that was made before is read back by a run that stops early."""
     words = [*tiny.options, "--training.max_steps", "2"]

@@ -143,6 +143,7 @@ def test_a_summary_written_again_names_what_trained_the_model(finished, tmp_path
     assert again["git_revision"] == first["git_revision"] != "a later revision"
 
 
+@pytest.mark.slow
 def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_path, capsys):
     """Equal runs side by side: the second makes nothing, says nothing of it, and is a run directory all the same."""
     for name in ("first", "second"):

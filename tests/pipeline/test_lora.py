@@ -68,6 +68,7 @@ def test_both_exports(run, sftmix, tmp_path):
     assert not list(merged.glob("adapter*"))
 
 
+@pytest.mark.slow
 def test_without_checkpoints_the_exported_adapters_are_merged(run, made, sftmix, tmp_path):
     none = made(*run[2], "--checkpoint.every", "0", *LORA)
     assert not (none / "train" / "checkpoints").exists()

@@ -40,6 +40,7 @@ def test_a_run_leaves_no_tensor(made, tiny, name):
         made("run", *tiny.options, *SHORT, *RUNS[name])
 
 
+@pytest.mark.slow
 def test_a_look_at_finished_models_leaves_no_tensor(sftmix, finished, tiny, tmp_path):
     looks = (
         ("generate", str(finished.path), "--prompts", str(tiny.eval), "--to", str(tmp_path / "answers.jsonl")),

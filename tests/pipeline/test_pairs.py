@@ -39,6 +39,7 @@ def mixed(run: Path, epoch: int) -> list[int]:
     return [m["mixup_tokens"] for m in metrics(run) if m["epoch"] == epoch]
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_the_steps_minimised(single):
     """The NLL that the log sums up step by step is that of the examples, each in its turn."""
     for epoch in range(3):
@@ -73,6 +74,7 @@ def test_every_epoch_mixes_pairs_of_the_split_that_the_one_before_made(single):
         assert mixed(single, epoch) == [depth[k : k + 4].sum() for k in range(0, 14, 4)]
 
 
+@pytest.mark.slow
 def test_a_window_of_two_epochs_is_the_last_two(finished, made):
     """Of four, of one step each: the second and the third decide the fourth."""
     words = options(finished.tiny, "--training.epochs", "4", "--training.global_batch_size", "30")
@@ -150,7 +152,8 @@ class StopAt(Callback):
         return CallbackResult(stop=state.step == self.step and state.stage == "train")
 
 
-@pytest.mark.parametrize(("step", "decided_by"), [(4, None), pytest.param(9, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "decided_by"), [(4, None), (9, 1)])
 def test_a_callback_may_stop_a_single_run(finished, single, made, step, decided_by):
     """In an epoch (4 steps each) or at its end: the split that is shown is that of the last epoch begun, if any.
 

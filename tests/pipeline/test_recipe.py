@@ -124,6 +124,7 @@ def test_ntp_needs_no_split_and_a_split_without_confidence_no_reference(words, s
         assert summary["confidence"]["half_a"]["confidence_mean"] is None
 
 
+@pytest.mark.slow
 def test_reference_and_baseline_are_plain_ntp_whatever_the_target_is(tiny, made):
     """Neither perturbed nor weighted; and Mixup alone has no weight beside NTP that could be told."""
     common = ["run", *tiny.options, "--training.max_steps", "3"]

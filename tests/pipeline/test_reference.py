@@ -157,6 +157,7 @@ def two_templates(tiny: Tiny, rows: list[dict], target: str, reference: str) -> 
     return on_disk(tiny, tiny.model, "--data.multi_turn", "whole", *own)
 
 
+@pytest.mark.slow
 def test_a_reference_reads_as_turns_what_the_target_splits(tiny, rows, made):
     """Its own template would keep the conversation whole, whose one score belongs to no turn."""
     run = made(*two_templates(tiny, rows, "thinking", "alpaca"))

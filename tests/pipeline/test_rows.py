@@ -22,6 +22,7 @@ from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import read_rows
 from sftmix.tools.quickstart import write_jsonl
 from tests.data.small_tokenizers import QWEN3
+from tests.fast import some_fast
 from tests.model.test_packing import LEAKY
 from tests.pipeline.test_identity import config
 from tests.tiny import groups, metrics, table
@@ -51,6 +52,7 @@ def test_only_the_selected_are_scored_split_and_trained_on(finished, tiny, tmp_p
     assert "12 of 29 examples selected by LongResponses" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_selection_is_another_run(tiny, tmp_path):
     run(config(tiny, tmp_path / "run", selector=LongResponses()))
     with pytest.raises(ConfigError, match=r"selector\.k: 12 -> 10"):
@@ -90,7 +92,7 @@ def written(path: Path, ids: list[str]) -> dict[str, float]:
     return scores
 
 
-@pytest.mark.parametrize("name", ["scores.csv", "scores.parquet"])
+@pytest.mark.parametrize("name", some_fast(["scores.csv", "scores.parquet"], every=2))
 def test_scores_of_ones_own_divide_the_rows(name, tiny, finished, tmp_path, made):
     ids = list(groups(finished.path))
     scores = written(tmp_path / name, [*ids, "another"])

@@ -84,6 +84,7 @@ def test_a_run_needs_nothing_that_windows_lacks(tmp_path):
         assert weights(tmp_path / "run")[name].equal(weight)
 
 
+@pytest.mark.slow
 def test_a_template_is_tried_without_bounds_where_the_system_has_none(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['resource'] = None")
     given = {"template": "{{ messages[0]['content'] * 99999 }}", "variables": {}}

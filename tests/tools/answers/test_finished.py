@@ -74,6 +74,7 @@ THINKING = """{% for m in messages %}@{% if m.role == 'assistant' %}<think>{{ m.
 {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"""
 
 
+@pytest.mark.slow
 def test_an_export_has_the_generation_prompt_of_the_rows(tiny, tmp_path):
     """While the training goes on as well; a renderer that is not imported is stood for by the template it exported."""
     answer = {"role": "assistant", "content": "a", "reasoning_content": "b"}

@@ -250,6 +250,7 @@ def test_the_table_holds_what_the_runs_say(ran):
     assert status(ran.out)["exit_code"] == 0
 
 
+@pytest.mark.slow
 def test_an_unfinished_table_continues_and_a_refused_change_leaves_it(ran, finished, sftmix, tmp_path):
     """As a kill leaves it, in the third of four runs. A later variant is changed, before which others are read back."""
     out = tmp_path / "table"

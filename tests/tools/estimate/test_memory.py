@@ -139,6 +139,7 @@ def test_a_step_on_a_cpu_holds_as_much_as_its_estimate(wide, objective, precisio
     assert expected == pytest.approx(counter.peak, rel=LEFT_OUT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", [NTP(), pytest.param(SFTMix(), marks=(pytest.mark.slow, pytest.mark.long))], ids=["NTP", "SFTMix"]
 )
@@ -196,6 +197,7 @@ def test_what_ranks_share_is_divided(path):
     assert {name: size for name, size in scores.items() if size} == {"weights": NUMBERS, "working": gathered}
 
 
+@pytest.mark.slow
 def test_the_optimizer_says_what_its_state_needs_and_adapters_have_a_state_alone(path):
     for optimizer, size in ((AdamW(), 8), (AdamW8bit(), 2)):
         assert estimated(path, SLOTS, parallel="ddp", optimizer=optimizer)["optimizer"] == size * NUMBERS

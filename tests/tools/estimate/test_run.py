@@ -41,6 +41,7 @@ NO_LORA, LORA, QLORA = LoraOptions(), LoraOptions(r=4), LoraOptions(r=4, quantiz
 DATA = toy_rows([(3, 5), (7, 2), (1, 11), (4, 4)])
 
 
+@pytest.mark.slow
 def test_stages_steps_and_tokens_are_those_of_the_run(finished):
     given = config(finished.tiny, with_baseline=True, reference=TrainedReference(checkpoints=2))
     whole = estimate(given, CPU)

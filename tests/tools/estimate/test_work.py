@@ -55,6 +55,7 @@ def test_the_reference_stops_at_its_last_checkpoint(tiny, checkpoints, share, pa
     assert (reference.memory is None) == (share == 0)
 
 
+@pytest.mark.slow
 def test_references_that_train_nothing_and_those_of_other_models(finished):
     tiny = finished.tiny
     read = planned(tiny, reference=FromCheckpoints(paths=[str(tiny.model)] * 2))["reference"]
@@ -124,6 +125,7 @@ def test_the_largest_micro_batch_has_the_longest_row_wherever_it_is_drawn(tiny):
         assert train.slots > longest + 2 * other  # beside three others, of which one is in its length group
 
 
+@pytest.mark.slow
 def test_micro_batches_are_without_padding_where_a_run_s_are(tiny):
     gpu = machine(gpus=1)
 

@@ -23,6 +23,7 @@ pytest.importorskip("sklearn")
 write_report = pytest.importorskip("sftmix.tools.report.write").write_report
 
 
+@pytest.mark.slow
 def test_the_table_has_every_example_with_its_text_and_columns(run, examples):
     rows = [json.loads(line) for line in (run.parent / "train.jsonl").read_text().splitlines()]
     held_out = [json.loads(line) for line in (run.parent / "eval.jsonl").read_text().splitlines()]

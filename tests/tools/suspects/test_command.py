@@ -159,6 +159,7 @@ def nll_of(model, ids: list[int], first: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits[first - 1 :], torch.tensor(ids[first:]), reduction="sum"))
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_trained_scores_responses_with_their_prompts_and_without(sftmix, rows, tiny, tmp_path):
     out = tmp_path / "out"
     words = ("suspects", str(rows), "--model", str(tiny.model), "--embedding", "tfidf", "--out", str(out))

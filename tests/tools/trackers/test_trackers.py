@@ -213,6 +213,7 @@ class Noted(TensorBoard):
 """
 
 
+@pytest.mark.slow
 def test_each_run_of_a_table_has_a_client_of_its_own(tiny, tmp_path):
     """A library such as wandb has one run a process, and each cell a tracker, as the callback of its configuration."""
     (tmp_path / "noted.py").write_text(NOTED)

@@ -77,6 +77,7 @@ def test_a_checkpoint_whose_manifest_was_mended_is_found_by_the_steps_before_it_
     assert (found.code, differing(found)) == (4, found_in)
 
 
+@pytest.mark.slow
 def test_an_exported_model_that_nothing_holds_is_not_certified(copy_of_ntp, sftmix):
     """The checkpoint of the last step is gone, and the window ends before it."""
     copy_of_ntp.edit("train/model/model.safetensors", one_bit_of_a_weight)
