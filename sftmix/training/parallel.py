@@ -258,9 +258,8 @@ def wrap(
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(module, "read")
-    if checks := fill(module.model):
-        for head in module.read(lambda it: [check(it.model) for check in checks]):
-            module.head = head
+    if check := fill(module.model):
+        module.head = module.read(lambda it: check(it.model))
         reshard(module)
     return module
 
