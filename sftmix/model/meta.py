@@ -93,7 +93,7 @@ def _replace_parameters(model: nn.Module, new: Callable[[str, Any], Tensor]) -> 
 # ------------------------------------------------------------------------------- 3. the values in the shards
 
 
-def carry(model: nn.Module, world: World, *, from_main: bool, check: Callable[[PreTrainedModel], Any]) -> None:
+def carry(model: PreTrainedModel, world: World, *, from_main: bool, check: Callable[[PreTrainedModel], Any]) -> None:
     """Take the values out of a model, which carries them until `fill`; call it on every rank.
 
     from_main  True: only rank 0 has values; it sends the buffers now, the values tensor by tensor in `fill`.

@@ -28,12 +28,11 @@ WORTH_COMPILING = 5e16
 """FLOPs of each rank, two minutes of an H100, from which layers are compiled: that takes 13 s for 16 layers."""
 
 
-def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], object]) -> Footprint | None:
+def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], object]) -> None:
     """Put a decision in the place of each auto of the stage, and prepare its layers so. All ranks call it.
 
     A stage that goes on, on the machine that was recorded last, has what was decided there. On a CPU layers are neither
-    recomputed nor compiled. Says what was decided, and what length groups cost a GPU. Returns what a step takes of
-    memory, if that was measured.
+    recomputed nor compiled. Says what was decided, and what length groups cost a GPU.
 
     recorded  the machines that made the steps so far
     """
@@ -43,10 +42,8 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
         options = replace(options, micro_batch_tokens="auto")
     options = replace(options, **world.share(decided_before(recorded, machine_of(world, options))))
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
-    memory = None
     if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
-        memory = Footprint(setup)
-        options = world.share(settled(setup, memory, room(setup)))
+        options = world.share(settled(setup, Footprint(setup), room(setup)))
         if "micro_batch_tokens" in auto:
             say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
         if "activation_checkpointing" in auto and options.activation_checkpointing:
@@ -61,7 +58,6 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     options = replace(options, activation_checkpointing=options.activation_checkpointing is True)
     setup.stage = replace(stage, options=options)
     prepare_layers(unwrap(setup.module).model, options)
-    return memory
 
 
 def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions:
@@ -74,7 +70,7 @@ def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions
     """
     stage, kind, options = setup.stage, setup.world.device.type, setup.stage.options
     recompute, tokens = options.activation_checkpointing, options.micro_batch_tokens
-    fitting = partial(memory.slots, USABLE * free, several=True)
+    fitting = partial(memory.slots, USABLE * free)
     if recompute == "auto":
         asked = slots_of(setup, options.micro_batch_size or 1)
         recompute = kind != "cpu" and Need.STATES not in stage.objective.needs
