@@ -45,7 +45,6 @@ class FakeModel:
     numbers        of its parameters
     per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
     stored_bytes   bytes of the weights: float32; of a frozen base bfloat16 or 4 bits
-    in_4_bits      the layers whose weights bitsandbytes stores so
     attention_width  numbers of all heads of a layer; 0 for a model without attention
     """
 
@@ -78,7 +77,6 @@ class FakeModel:
         if precision == "bf16" and (lora.r or not trains) and stored_dtype(path) == torch.bfloat16:
             keep_in_bfloat16(model, trains=bool(lora.r))
         self.numbers = Numbers(model)
-        self.in_4_bits: list[nn.Module] = []
         self.stored_bytes: float = sum(one.nbytes for one in model.parameters())
         if lora.quantize:
             self._quantize()
@@ -89,21 +87,20 @@ class FakeModel:
         self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
     def _quantize(self) -> None:
-        """Count frozen linear layers, but not the head, as bitsandbytes stores them in 4 bits."""
+        """Count frozen linear layers, but not the head, as bitsandbytes stores and computes them."""
         for layer in self.model.modules():
             frozen = isinstance(layer, nn.Linear) and not layer.weight.requires_grad
             if isinstance(layer, nn.Linear) and frozen and layer.weight is not self.numbers.head:
-                self.in_4_bits.append(layer)
                 self.stored_bytes += QUANTIZED_BYTES * layer.weight.numel() - layer.weight.nbytes
                 layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
+                if self.precision == "bf16":
+                    layer.bfloat16()
 
     def module(self) -> tuple[TrainingModule, FakeTensorMode]:
         """Return the module that trains, on fake tensors, and their mode; call it once."""
-        # FSDP computes with bf16 parameters instead of autocast; bitsandbytes makes them at each use.
-        if self.precision == "bf16":
-            for layer in [self.model] if self.shards > 1 else self.in_4_bits:
-                for one in layer.parameters():
-                    one.data = one.data.bfloat16()
+        if self.precision == "bf16" and self.shards > 1:  # FSDP computes with bf16 parameters instead of autocast
+            for one in self.model.parameters():
+                one.data = one.data.bfloat16()
         module, fake = TrainingModule(self.model), FakeTensorMode(allow_non_fake_inputs=True)
         with fake:
             module.to_empty(device="cpu")
