@@ -19,10 +19,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 LONG = {"training/step.py:train_step", "functional/kernels.py:_pairs"}
 """A step, and a kernel from top to bottom."""
-BRANCHED = {
-    "model/adapters.py:add_adapters",
-    "training/step.py:train_step",
-}
+BRANCHED = {"training/step.py:train_step"}
 LARGE_FILES = {"functional/fused.py", "training/step.py"}
 KERNELS = "functional/kernels.py"
 """Triton's functions: a type in their signatures is an instruction to the compiler, and variables come in pairs."""

@@ -50,9 +50,8 @@ def calibrate(module: nn.Module, data: TokenisedRows, scorer: Scorer) -> tuple[R
     """
 
     def statistics(module: Any, batch: Batch) -> list[Any]:
-        confidence, correct, brier, tempered = module.read(
-            lambda it: token_statistics(it.hidden_states(batch), it.head, batch.labels)
-        )
+        hidden = module.hidden_states(batch)
+        confidence, correct, brier, tempered = token_statistics(hidden, module.head, batch.labels)
         of_tokens = [split_by_slot(confidence, batch), split_by_slot(correct, batch)]
         return [*of_tokens, sum_by_slot(brier, batch), sum_by_slot(tempered, batch)]
 

@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,10 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     options, targets, unused = asdict(lora), lora.target_modules, unused_modules(model)
     del options["quantize"]
     target_names = [] if isinstance(targets, str) else [name for name in targets if name != ALL_LINEAR]
-    # PEFT says nothing of a name that fits no module, if another one fits.
     outside = tuple(f"{name}." for name in unused)
     modules = {name: part for name, part in model.named_modules() if not f"{name}.".startswith(outside)}
-    for option, names in (("target_modules", target_names), ("modules_to_save", lora.modules_to_save or [])):
-        if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
-            choices = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
-            raise ConfigError(
-                f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
-                f"there are {', '.join(choices)}"
-            )
+    _refuse_unknown(model, modules, "target_modules", target_names)
+    _refuse_unknown(model, modules, "modules_to_save", lora.modules_to_save or [])
     if ALL_LINEAR in targets:
         options["target_modules"] = ALL_LINEAR
     if unused:
@@ -82,6 +76,16 @@ def add_adapters(model: PreTrainedModel, lora: LoraOptions, *, seed: int) -> Non
     freeze_unused(model)  # with `bias: all` PEFT trains every bias of the model
     if ALL_LINEAR in targets:
         _say_share(model)
+
+
+def _refuse_unknown(model: nn.Module, modules: Mapping[str, nn.Module], option: str, names: Sequence[str]) -> None:
+    """Raise ConfigError for a name that fits no module, of which PEFT says nothing if another one fits."""
+    if unknown := [n for n in names if not any(f".{m}".endswith(f".{n}") for m in modules)]:
+        choices = dict.fromkeys(name.rpartition(".")[2] for name, part in modules.items() if part._parameters)
+        raise ConfigError(
+            f"model.lora.{option}: {type(model).__name__} has no module {', '.join(unknown)}; "
+            f"there are {', '.join(choices)}"
+        )
 
 
 def _say_share(model: PreTrainedModel) -> None:

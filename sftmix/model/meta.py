@@ -3,16 +3,15 @@
     1. a model with its values        `mapped_model`: every rank maps the safetensors files, which copies nothing.
                                       If dtypes or adapters do not allow this, rank 0 loads the whole model, and the
                                       others have an `empty_model`.
-    2. the values without the model   `take_values`: the model keeps float32 parameters on the meta device, which are
+    2. the values without the model   `carry`: the model keeps float32 parameters on the meta device, which are
                                       sharded like any other model's (`sftmix.training.parallel.wrap`). It carries its
-                                      values (`carry`), and whoever gets the model need not know of them.
+                                      values, and whoever gets the model need not know of them.
     3. the values in the shards       `fill`: a rank never holds more than its shards and one tensor
 
 transformers handles names, conversions and missing weights, as in a plain load.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,62 +93,41 @@ def _replace_parameters(model: nn.Module, new: Callable[[str, Any], Tensor]) -> 
 # ------------------------------------------------------------------------------- 3. the values in the shards
 
 
-@dataclass
-class Values:
-    """The values to come of a model on the meta device; `carry` makes them, `fill` uses them up.
+def carry(model: PreTrainedModel, world: World, *, from_main: bool, check: Callable[[PreTrainedModel], Any]) -> None:
+    """Take the values out of a model, which carries them until `fill`; call it on every rank.
 
-    values  those of this rank by the name of the parameter; each is released after its use
-    sent    dtypes of the values that only rank 0 has, and sends; empty if every rank has all values
-    """
-
-    values: dict[str, Tensor]
-    sent: Mapping[str, torch.dtype]
-    device: torch.device
-    checks: Sequence[Callable[[PreTrainedModel], Any]]
-
-    def shard(self, name: str, like: Any) -> Tensor:
-        """Return this rank's part of a value, with memory of its own, cut and in the dtype as `like` is."""
-        value = self.values.pop(name, None)
-        if value is None:
-            value = torch.empty(like.shape, dtype=self.sent[name], device=self.device)
-        value = value.to(self.device).contiguous()
-        if self.sent:
-            dist.broadcast(value, src=0)
-        value = value.to(like.dtype)
-        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
-
-
-def carry(
-    model: nn.Module,
-    values: Mapping[str, Tensor],
-    world: World,
-    *,
-    from_main: bool,
-    checks: Sequence[Callable[[PreTrainedModel], Any]] = (),
-) -> None:
-    """Let a model on the meta device carry its values until `fill`; call it on every rank.
-
-    values     the value of each parameter, in any dtype, by the name that `named_parameters` gives it
-    from_main  True: only rank 0 has `values`; it sends the buffers now, the values tensor by tensor in `fill`.
+    from_main  True: only rank 0 has values; it sends the buffers now, the values tensor by tensor in `fill`.
                False: every rank has all values (mapped from a file: a rank reads what it keeps)
-    checks     give the LM head of the model once it has its values; called on every rank, inside a forward
+    check      gives the LM head of the model once it has its values; called on every rank, inside a forward
     """
-    sent = {}
+    values = take_values(model)
+    sent: dict[str, torch.dtype] = {}
     if from_main:
         sent = world.share({name: value.dtype for name, value in values.items()})
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
+
+    def shard(name: str, like: Any) -> Tensor:
+        """Return this rank's part of a value, with memory of its own, cut and in the dtype as `like` is."""
+        value = values.pop(name)
+        if value.is_meta:
+            value = torch.empty(value.shape, dtype=sent[name], device=world.device)
+        value = value.to(world.device).contiguous()
+        if sent:
+            dist.broadcast(value, src=0)
+        value = value.to(like.dtype)
+        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
+
     carrier: Any = model
-    carrier.values_to_come = Values(dict(values), sent, world.device, checks)
+    carrier.values_to_come = shard, check
 
 
-def fill(model: PreTrainedModel) -> Sequence[Callable[[PreTrainedModel], Any]]:
+def fill(model: PreTrainedModel) -> Callable[[PreTrainedModel], Any] | None:
     """Put the values that a sharded model carries in the place of its parameters on the meta device.
 
-    Returns their checks. A model that carries none stays as it is, without checks.
+    Each is released after its use. Returns the check of them; None for a model that carries none, and stays as it is.
     """
-    values: Values | None = model.__dict__.pop("values_to_come", None)
-    if values is None:
-        return ()
-    _replace_parameters(model, values.shard)
-    return values.checks
+    shard, check = model.__dict__.pop("values_to_come", (None, None))
+    if shard is not None:
+        _replace_parameters(model, shard)
+    return check

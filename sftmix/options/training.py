@@ -91,7 +91,7 @@ class StageTraining(PlainFields):
     micro-batch that is asked for, or a pair of the longest rows, does not fit without that."""
     compile: bool | Literal["auto"] = "auto"
     """Compile each decoder layer (torch.compile): minutes at the start, fewer kernels after that; results differ in
-    rounding. Needs a C++ compiler on a CPU, Triton on a GPU. auto: on CUDA for more than two minutes of training, if a
+    rounding. Needs a C++ compiler on a CPU, Triton on a GPU. auto: on CUDA for more than two minutes of an H100, if a
     layer becomes one graph."""
     length_groups: int | None = None
     """Groups of similar length into which a micro-batch is padded; pairs stay random. null: one per two examples,

@@ -22,7 +22,7 @@ from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.layers import keep_in_bfloat16
 from sftmix.model.load import load_model, stored_dtype
-from sftmix.model.meta import carry, empty_model, mapped_model, take_values
+from sftmix.model.meta import carry, empty_model, mapped_model
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options import SHARDED, LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.machines import check_same_model
@@ -74,8 +74,7 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
         model = loaded or empty_model(path, attention=attention, tied=tied)
         if lora.r and loaded is None:
             add_adapters(model, replace(lora, init_lora_weights=True), seed=0)
-        values = take_values(model)
-        carry(model, values if loaded else {}, world, from_main=mapped is None, checks=[check])
+        carry(model, world, from_main=mapped is None, check=check)
     if stored_dtype(path) == compute == torch.bfloat16 and (lora.r or not trains):  # a trained model is exported whole
         keep_in_bfloat16(model, trains=trains)
     return model

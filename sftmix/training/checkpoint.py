@@ -250,12 +250,9 @@ class CheckpointStore:
 
     def load(self, step: int, wrapped: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Load `step` in place, at any world size; the weights only without an optimizer."""
-        module = unwrap(wrapped)
-        path = self.path(step)
-        problem = None
-        if self.world.is_main:  # files may be gone since they were hashed, if a run saves beside an export
-            problem = verify_directory(path, hashes=step != self._verified)
-        if problem := self.world.share(problem):
+        module, path = unwrap(wrapped), self.path(step)
+        # Files may be gone since they were hashed, if a run saves beside an export.
+        if problem := self.world.from_main(lambda: verify_directory(path, hashes=step != self._verified)):
             raise CheckpointError(f"{path}: {problem}")
         (tensors, fresh), reader = _tensors(module, optimizer), dcp.HuggingFaceStorageReader(str(path))
         stored = reader.read_metadata().state_dict_metadata

@@ -15,26 +15,24 @@ from torch import nn
 from sftmix.components.component import Need
 from sftmix.options import TrainingOptions
 from sftmix.options.training import DEFAULT_MICRO_BATCH
-from sftmix.training.footprint import Footprint, Numbers, kept_by_forward, layers_of, slots_of
-from sftmix.training.gpus import GPUS, MFU, gpu_named
+from sftmix.training.footprint import Count, Footprint, kept_by_forward, layers_of, slots_of
 from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
 from sftmix.training.memory import room
-from sftmix.training.parallel import PADDED_TOKENS, check_compiler, pads, prepare_layers, unwrap
+from sftmix.training.parallel import PADDED_TOKENS, check_compiler, prepare_layers, unwrap
 from sftmix.training.step import StepSetup
 
 USABLE = 0.9
 """Share of the free memory for which micro-batches are made: kernels have workspaces, and free memory has gaps."""
 
-WORTH_COMPILING = 120
-"""Seconds of training, as `estimate` counts them, from which layers are compiled: that takes 13 s for 16 layers."""
+WORTH_COMPILING = 5e16
+"""FLOPs of each rank, two minutes of an H100, from which layers are compiled: that takes 13 s for 16 layers."""
 
 
-def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], object]) -> Footprint | None:
+def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], object]) -> None:
     """Put a decision in the place of each auto of the stage, and prepare its layers so. All ranks call it.
 
     A stage that goes on, on the machine that was recorded last, has what was decided there. On a CPU layers are neither
-    recomputed nor compiled. Says what was decided, and what length groups cost a GPU. Returns what a step takes of
-    memory, if that was measured.
+    recomputed nor compiled. Says what was decided, and what length groups cost a GPU.
 
     recorded  the machines that made the steps so far
     """
@@ -44,10 +42,8 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
         options = replace(options, micro_batch_tokens="auto")
     options = replace(options, **world.share(decided_before(recorded, machine_of(world, options))))
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
-    memory = None
     if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
-        memory = Footprint(setup)
-        options = world.share(settled(setup, memory, room(setup)))
+        options = world.share(settled(setup, Footprint(setup), room(setup)))
         if "micro_batch_tokens" in auto:
             say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
         if "activation_checkpointing" in auto and options.activation_checkpointing:
@@ -62,7 +58,6 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     options = replace(options, activation_checkpointing=options.activation_checkpointing is True)
     setup.stage = replace(stage, options=options)
     prepare_layers(unwrap(setup.module).model, options)
-    return memory
 
 
 def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions:
@@ -75,7 +70,7 @@ def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions
     """
     stage, kind, options = setup.stage, setup.world.device.type, setup.stage.options
     recompute, tokens = options.activation_checkpointing, options.micro_batch_tokens
-    fitting = partial(memory.slots, USABLE * free, several=True)
+    fitting = partial(memory.slots, USABLE * free)
     if recompute == "auto":
         asked = slots_of(setup, options.micro_batch_size or 1)
         recompute = kind != "cpu" and Need.STATES not in stage.objective.needs
@@ -83,34 +78,30 @@ def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions
     if options.limits(kind)[1] == "auto":
         most = slots_of(setup, DEFAULT_MICRO_BATCH if math.isinf(free) else sys.maxsize)
         tokens = max(fitting(most=most, recompute=recompute), slots_of(setup, 1))
-        if pads(setup.module, stage.data.lengths):
+        if not unwrap(setup.module).padding_free:
             tokens = min(tokens, PADDED_TOKENS)
     return replace(options, activation_checkpointing=recompute, micro_batch_tokens=tokens)
 
 
 def _compiles(setup: StepSetup, say: Callable[[str], object]) -> bool:
     """Return True if layers are to be compiled on CUDA: for enough work, and if nothing speaks against it."""
-    seconds = seconds_of(setup)
-    if seconds <= WORTH_COMPILING:
+    flops = flops_of(setup)
+    if flops <= WORTH_COMPILING:
         return False
     problem = compile_problem(setup)
-    how = f"not compiled: {problem}" if problem else f"compiled, for {seconds / 60:.0f} minutes of training"
+    how = f"not compiled: {problem}" if problem else f"compiled, for {flops:.1e} FLOPs of training on each GPU"
     say(f"layers are {how} (training.compile auto)")
     return problem is None
 
 
-def seconds_of(setup: StepSetup) -> float:
-    """Return what the stage takes by FLOPs alone: 4 for each number and token, and 2 if it is trained.
+def flops_of(setup: StepSetup) -> float:
+    """Return the FLOPs of the stage on each rank: 4 for each number of the decoder and token, and 2 if it is trained.
 
-    A GPU that is not known counts as the slowest that is.
+    Embeddings, which are not multiplied with, count for the head, which is as large.
     """
-    stage, world, numbers = setup.stage, setup.world, Numbers(unwrap(setup.module).model)
+    stage, numbers = setup.stage, Count(unwrap(setup.module).model.get_decoder().parameters())
     tokens = float(stage.data.lengths.mean()) * stage.options.global_batch_size * stage.order.total_steps
-    head = numbers.head.numel() * (4 + 2 * numbers.head_trains)
-    flops = 4 * numbers.layers.all + 2 * numbers.layers.trained + head
-    name = gpu_named(torch.cuda.get_device_name(world.device))
-    peak, *_ = GPUS[name] if name else min(GPUS.values())
-    return flops * tokens / (peak * 1e12 * MFU * world.size)
+    return (4 * numbers.all + 2 * numbers.trained) * tokens / setup.world.size
 
 
 def compile_problem(setup: StepSetup) -> str | None:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -201,14 +200,13 @@ class Footprint:
         in_backward = Parts(before, constant + slots * each, of_head + max(at_head, in_layer))
         return max(in_backward, Parts(of_shards, 0.0, after), key=sum)
 
-    def slots(self, free: float, *, most: int, several: bool, recompute: bool) -> int:
-        """Return the most token slots, at most `most`, that take no more than `free` bytes."""
-        taken = partial(self.taken, several=several, recompute=recompute)
-        return bisect.bisect_right(range(1, most + 1), free, key=taken)
+    def slots(self, free: float, *, most: int, recompute: bool) -> int:
+        """Return the most token slots, at most `most`, that take at most `free` bytes: of several micro-batches."""
 
-    def taken(self, slots: int, *, several: bool, recompute: bool) -> float:
-        """Return the bytes of the optimizer and at the peak of micro-batches of so many token slots."""
-        return self.optimizer + sum(self.peak(slots, several=several, recompute=recompute))
+        def taken(slots: int) -> float:
+            return self.optimizer + sum(self.peak(slots, several=True, recompute=recompute))
+
+        return bisect.bisect_right(range(1, most + 1), free, key=taken)
 
 
 def _kept(setup: StepSetup, within: AbstractContextManager[Any] | None) -> tuple[float, float]:

@@ -103,7 +103,7 @@ class TrainingLoop:
                 stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main, rate="{postfix}"
             ) as bar,
             StopSignal() as signal,
-            few_plans(self.module, stage.data.lengths),
+            few_plans(),
             self.store.finishing(),
         ):
             metrics = log.last
@@ -162,7 +162,7 @@ class TrainingLoop:
             self.totals = Totals(**state["totals"])
             for name in SAVED:
                 setattr(self, name, state[name])
-        memory = decide(self.setup, self.machines, self._say)  # before the optimizer has its state, which it counts
+        decide(self.setup, self.machines, self._say)  # before the optimizer has its state, which it counts
         stage = self.stage = self.setup.stage
         if newest is not None:
             store.load(newest, self.module, self.optimizer if self.totals.updates else None)
@@ -176,7 +176,7 @@ class TrainingLoop:
                 needed += self.best.store.bytes_to_come(self.module, state_bytes=0, saves=2)
             self.world.on_main(lambda: check_room(store.directory, needed))
         if self.step == 0:
-            check_memory(self.setup, memory)
+            check_memory(self.setup)
         if self.best is not None:
             self.best.go_on(self.evaluations)
         self.machines = going_on(self.machines, self.step, machine_of(self.world, self.stage.options))

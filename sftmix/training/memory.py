@@ -9,31 +9,26 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from sftmix.common.errors import ConfigError
-from sftmix.training.footprint import Count, Footprint
+from sftmix.training.footprint import Count
+from sftmix.training.parallel import shards_of
 from sftmix.training.step import StepSetup
 
 GIB = 2**30
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(setup: StepSetup, memory: Footprint | None = None) -> None:
+def check_memory(setup: StepSetup) -> None:
     """Raise ConfigError if gradients and optimizer alone do not fit into what is free on this rank, before any step.
 
     Weights, which are loaded, count in neither.
-
-    memory  what a step takes; None: it is measured
     """
-    free = room(setup)
-    if math.isinf(free):
-        return
-    memory = memory or Footprint(setup)
-    gradients, _, working = memory.peak(0, several=False, recompute=False)
-    state = memory.optimizer + gradients + working
+    stage, free = setup.stage, room(setup)
+    trained = Count(setup.module.parameters()).trained
+    state = trained * (4 + stage.optimizer.state_bytes) / shards_of(stage.options, setup.world)
     if state > free:
         raise ConfigError(
-            f"{setup.stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are "
-            "free. Train adapters (--model.lora.r 16), a smaller model, shard it over GPUs (--training.parallel fsdp), "
-            "or on a GPU update without a copy (--optimizer AdamW --optimizer.fused true)"
+            f"{stage.name}: gradients and optimizer take {state / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free. "
+            "Train adapters (--model.lora.r 16), a smaller model, or shard it over GPUs (--training.parallel fsdp)"
         )
 
 

@@ -28,7 +28,6 @@ from sftmix.model.packing import attending, attention_of, check_attention, is_sk
 from sftmix.model.varlen import VARLEN
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
-from sftmix.types import Int64
 
 PADDED_TOKENS = 16_384
 """Most padded token slots of a micro-batch under training.micro_batch_tokens auto. A pass costs a GPU about as much as
@@ -68,17 +67,12 @@ def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> torch.
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-def pads(wrapped: nn.Module, lengths: Int64) -> bool:
-    """Return True if rows of these lengths i64[N] are padded in a micro-batch: they differ, and share no line."""
-    return not unwrap(wrapped).padding_free and len({*lengths.tolist()}) > 1
-
-
 @contextlib.contextmanager
-def few_plans(wrapped: nn.Module, lengths: Int64) -> Iterator[None]:
-    """Leave out cuDNN's attention while rows are padded: it plans anew for each (batch, length), 160 ms on an H200."""
+def few_plans() -> Iterator[None]:
+    """Leave out cuDNN's attention: it plans anew for each (batch, length), 160 ms on an H200, and lengths differ."""
     cuda = torch.backends.cuda
     before = cuda.cudnn_sdp_enabled()
-    cuda.enable_cudnn_sdp(before and not pads(wrapped, lengths))
+    cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
@@ -258,9 +252,8 @@ def wrap(
     policy = MixedPrecisionPolicy(**dtypes, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(module, "read")
-    if checks := fill(module.model):
-        for head in module.read(lambda it: [check(it.model) for check in checks]):
-            module.head = head
+    if check := fill(module.model):
+        module.head = module.read(lambda it: check(it.model))
         reshard(module)
     return module
 

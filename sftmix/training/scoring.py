@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ class Scorer:
 
     def __call__(self, module: nn.Module, data: TokenisedRows) -> RowScores:
         """Return the scores of every row of `data`, in row order."""
-        columns = self.columns(module, data, self._scores) if len(data) else [[] for _ in range(3 + len(self.keep))]
-        nll_sum, n_tokens, n_correct, *kept = columns
+        columns = self.columns(module, data, partial(_scores_of, keep=self.keep)) if len(data) else []
+        nll_sum, n_tokens, n_correct, *kept = columns or [[] for _ in range(3 + len(self.keep))]
         return RowScores(
             np.array(nll_sum, dtype=np.float64),
             np.array(n_tokens, dtype=np.int64),
@@ -59,10 +60,11 @@ class Scorer:
         )
 
     def columns(
-        self, module: nn.Module, data: TokenisedRows, measure: Callable[[TrainingModule, Batch], Sequence[Column]]
+        self, module: nn.Module, data: TokenisedRows, measure: Callable[..., Sequence[Column]]
     ) -> list[list[Any]]:
-        """Return the columns that `measure` gives for batches of B rows, of all rows, in row order, on every rank.
+        """Return the columns of `measure(module, batch=...)` for batches of B rows, of all rows, in row order.
 
+        Every rank has them, and `measure` sees whole weights (`TrainingModule.read`).
         Rows are sorted by length and dealt to the ranks batch by batch. Every rank makes the same number of forward
         passes (a collective under FSDP). The results are joined by row, so that none counts twice.
         """
@@ -77,7 +79,7 @@ class Scorer:
         rounds = range(0, len(batches), world.size)
         with (
             eval_mode(module, world, self.precision) as target,
-            few_plans(module, lengths),
+            few_plans(),
             progress_bar(self.progress, total=len(rounds), unit=" batches", enabled=world.is_main, leave=False) as bar,
         ):
             began, said = time.monotonic(), not world.is_main
@@ -86,7 +88,7 @@ class Scorer:
                 rows = batches[min(start + world.rank, len(batches) - 1)]
                 units = [(Slot(row, 0.0),) for row in rows]
                 batch = collate(units, data, padding_free=target.padding_free, pad_id=self.pad_id)
-                measured = measure(target, to_device(batch, world.device))
+                measured = target.read(partial(measure, batch=to_device(batch, world.device)))
                 on_host = [x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in measured]
                 mine |= zip(rows, zip(*on_host, strict=True), strict=True)
                 bar.update()
@@ -95,9 +97,6 @@ class Scorer:
         for of_rank in world.gather(mine):
             by_row |= of_rank
         return [list(column) for column in zip(*(by_row[row] for row in range(len(data))), strict=True)]
-
-    def _scores(self, module: TrainingModule, batch: Batch) -> list[Column]:
-        return module.read(lambda it: _scores_of(it, batch, self.keep))
 
 
 def _scores_of(module: TrainingModule, batch: Batch, keep: Sequence[str]) -> list[Column]:

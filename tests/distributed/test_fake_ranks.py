@@ -22,7 +22,8 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config
 from sftmix.common.world import World
 from sftmix.components import NTP, AdamW, SFTMix
 from sftmix.model.adapters import add_adapters
-from sftmix.model.meta import carry, empty_model, take_values
+from sftmix.model.head import head_of
+from sftmix.model.meta import carry, empty_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.checkpoint import _tensors
 from sftmix.training.parallel import training_module
@@ -161,9 +162,8 @@ def loaded(given: tuple[int, int, Any, bool]) -> tuple[dict[str, np.ndarray], li
     """Return what a rank has after loading, by name, and the parts of weights that it would save."""
     rank, size, parallel, tied = given
     model, options = toy_model(tied=tied), TrainingOptions(parallel=parallel, padding_free=False)
-    values = take_values(model)
     with ranks(rank, size) as world:
-        carry(model, values, world, from_main=False)
+        carry(model, world, from_main=False, check=head_of)
         module = training_module(model, options, precision="fp32", world=world, trains=True)
         planner = DefaultSavePlanner()
         planner.set_up_planner(_tensors(module, None)[0], is_coordinator=True)

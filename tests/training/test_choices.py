@@ -16,9 +16,8 @@ from sftmix.components import NTP
 from sftmix.components.others.places import ManifoldMixup
 from sftmix.options import TrainingOptions
 from sftmix.training import choices
-from sftmix.training.choices import USABLE, compile_problem, decide, seconds_of
+from sftmix.training.choices import USABLE, compile_problem, decide, flops_of
 from sftmix.training.footprint import Footprint
-from sftmix.training.gpus import GPUS, MFU
 from sftmix.training.loop import train
 from sftmix.training.machine import decided_before, machine_of
 from sftmix.training.module import TrainingModule
@@ -65,11 +64,11 @@ def test_on_a_cpu_both_are_off_and_recorded(stage, capsys):
     assert "layers" not in capsys.readouterr().out
 
 
-def on_a_gpu(monkeypatch, room: float, seconds: float = 0.0) -> None:
+def on_a_gpu(monkeypatch, room: float, flops: float = 0.0) -> None:
     """A GPU in name, with so much room: the module is on the CPU."""
     monkeypatch.setattr(choices, "machine_of", lambda world, options: {"gpu": "one", **vars(options)})
     monkeypatch.setattr(choices, "room", lambda setup: room)
-    monkeypatch.setattr(choices, "seconds_of", lambda setup: seconds)
+    monkeypatch.setattr(choices, "flops_of", lambda setup: flops)
 
 
 @pytest.mark.parametrize(("asked", "rows"), [(None, 2), (4, 4)])
@@ -115,14 +114,14 @@ def test_a_stage_goes_on_with_what_was_chosen(stage, monkeypatch):
     assert chosen(setup_of(stage, GPU)).activation_checkpointing is True
 
 
-def test_seconds_are_flops_of_all_ranks_at_a_share_of_the_peak(stage, monkeypatch):
-    model = stage.model
-    layers, head = sum(p.numel() for p in model.transformer.h.parameters()), model.lm_head.weight.numel()
+def test_flops_are_those_of_each_rank(stage):
+    """Of a tied head, whose numbers are the embeddings'."""
+    numbers = sum(p.numel() for p in stage.model.transformer.parameters())
     tokens = DATA.lengths.mean() * stage.options.global_batch_size * 3
-    for name, peak in (("NVIDIA H100 80GB HBM3", GPUS["H100"][0]), ("NVIDIA T4", 165)):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        found = seconds_of(setup_of(stage, World(size=4, device=GPU.device)))
-        assert found == pytest.approx(6 * (layers + head) * tokens / (peak * 1e12 * MFU * 4))
+    ranks = World(size=4, device=GPU.device)
+    assert flops_of(setup_of(stage, ranks)) == pytest.approx(6 * numbers * tokens / 4)
+    stage.model.requires_grad_(False)
+    assert flops_of(setup_of(stage, ranks)) == pytest.approx(4 * numbers * tokens / 4)
 
 
 def test_a_graph_break_is_named_and_short_stages_are_not_compiled(stage, monkeypatch):
@@ -137,13 +136,13 @@ def test_a_graph_break_is_named_and_short_stages_are_not_compiled(stage, monkeyp
 
     monkeypatch.setattr(choices, "check_compiler", lambda device: None)
     monkeypatch.setattr(choices, "prepare_layers", lambda model, options: None)
-    for seconds, layer, compiled in ((119, forward, False), (121, forward, True), (121, broken, False)):
-        on_a_gpu(monkeypatch, float("inf"), seconds)
+    for flops, layer, compiled in ((4.9e16, forward, False), (5.1e16, forward, True), (5.1e16, broken, False)):
+        on_a_gpu(monkeypatch, float("inf"), flops)
         monkeypatch.setattr(last, "forward", layer)
         assert chosen(setup, say=said.append).compile is compiled
     said = [line for line in said if "compile" in line]
     assert len(said) == 2
-    assert "compiled, for 2 minutes" in said[0]
+    assert "compiled, for 5.1e+16 FLOPs" in said[0]
     assert "not compiled: GPT2Block does not become one graph" in said[1]
     assert all(parameter.grad is None for parameter in stage.model.parameters())
 

@@ -10,7 +10,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
-from sftmix.components import AdamW
 from sftmix.components.others.places import EmbeddingMixup
 from sftmix.training import memory
 from sftmix.training.choices import USABLE, settled
@@ -20,7 +19,6 @@ from sftmix.training.module import TrainingModule
 from sftmix.training.step import StepSetup
 from tests.toy import FixedOrder, toy_model, toy_rows, toy_stage
 
-GPU = World(device=torch.device("cuda", 0))
 DATA = toy_rows([(3, 5), (7, 2), (20, 12), (4, 4)])
 
 
@@ -76,19 +74,6 @@ def test_what_does_not_fit_at_all_is_refused_before_the_first_step(stage, monkey
     with pytest.raises(ConfigError, match="lora"):
         train(stage, World())
     assert not (stage.directory / "metrics.jsonl").exists()
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_on_a_gpu_an_update_that_is_not_fused_has_a_copy_of_the_second_moments(stage, monkeypatch, fused):
-    """The check asks the device, a GPU's in name."""
-    setup = setup_of(replace(stage, optimizer=AdamW(fused=fused)), GPU)
-    whole = sum(one.nbytes for one in stage.model.parameters())
-    needed = 3 * whole + (0 if fused else whole)
-    free(monkeypatch, needed - 1)
-    with pytest.raises(ConfigError, match=r"optimizer\.fused true"):
-        memory.check_memory(setup)
-    free(monkeypatch, needed)
-    memory.check_memory(setup)
 
 
 def test_the_gradients_of_ddp_are_there_before_the_first_step(stage, monkeypatch):

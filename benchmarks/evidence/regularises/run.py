@@ -222,9 +222,7 @@ def held_out_losses(score: Any, module: Any, data: Any) -> tuple[Plain, Plain]:
     from sftmix.training.scoring import sum_by_slot
 
     def statistics_of(target: Any, batch: Any) -> list[Any]:
-        _, correct, _, tempered = target.read(
-            lambda it: token_statistics(it.hidden_states(batch), it.head, batch.labels)
-        )
+        _, correct, _, tempered = token_statistics(target.hidden_states(batch), target.head, batch.labels)
         return [sum_by_slot(correct, batch), sum_by_slot(tempered, batch)]
 
     correct, tempered = map(np.array, score.columns(module, data, statistics_of))

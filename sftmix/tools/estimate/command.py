@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from sftmix.cli.parsing import OwnOption, configuration
+from sftmix.tools.estimate.gpus import GPUS, MFU
 from sftmix.tools.runs.shown import rendered
-from sftmix.training.gpus import GPUS, MFU
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
 Rows are read and tokenised; of the models only the config is read, so it takes seconds and no GPU.
@@ -19,8 +20,13 @@ a machine has been measured."""
 
 _OPTIONS = (
     OwnOption("gpu", str | None, None, "NAME", f"{', '.join(GPUS)} or cpu; null: this machine."),
-    OwnOption("gpus", int | None, None, "N", "How many; null: as many as this machine or a node has, 1 of cpu."),
-    OwnOption("gpus_per_node", int, 8, "N", "GPUs of a node, which share the weights under training.parallel hsdp."),
+    OwnOption(
+        "gpus",
+        int | None,
+        None,
+        "N",
+        "How many; null: as many as this machine has; of a named kind 8, of cpu 1.",
+    ),
     OwnOption("mfu", float, MFU, "X", "Share of the peak that token slots reach, padding included, in (0, 1]."),
     OwnOption("tflops", float | None, None, "X", "Peak of one device in TFLOP/s, in place of the known one."),
     OwnOption("json", bool, False, "", "Print JSON instead of a table."),
@@ -43,14 +49,4 @@ def main(argv: Sequence[str]) -> None:
 
 def described(estimate: Mapping[str, Any]) -> str:
     """A table of the stages, the parts of their memory, and the whole, as the template of this room says it."""
-    return rendered("estimate/needs.md", lasting=lasting, **estimate)
-
-
-def lasting(hours: float) -> str:
-    """Return a time in its two largest units: 3 days 4 h, 2 h 5 min, 14 min 3 s."""
-    seconds, words = round(3600 * hours), list[str]()
-    for size, unit in ((86400, " days"), (3600, " h"), (60, " min"), (1, " s")):
-        count, seconds = divmod(seconds, size)
-        if count or words:
-            words.append(f"{count}{unit}")
-    return " ".join(words[:2]) or "under 1 s"
+    return rendered("estimate/needs.md", lasting=lambda hours: timedelta(seconds=round(3600 * hours)), **estimate)

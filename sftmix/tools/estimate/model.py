@@ -40,21 +40,31 @@ def refuse_experts(path: str, model: nn.Module) -> None:
 class FakeModel:
     """A causal language model without weights, of which only the config is read.
 
+    precision      in which it computes, fp32 or bf16
+    shards         parts of the weights, each on another rank; 1: each rank holds all
     numbers        of its parameters
     per_token      numbers of the backbone's matrices; embeddings are looked up, not multiplied with
     stored_bytes   bytes of the weights: float32; of a frozen base bfloat16 or 4 bits
-    in_4_bits      the layers whose weights bitsandbytes stores so
     attention_width  numbers of all heads of a layer; 0 for a model without attention
     """
 
-    def __init__(self, path: str, attention: str | None, lora: LoraOptions, *, in_bf16: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        attention: str | None,
+        lora: LoraOptions,
+        *,
+        precision: str = "fp32",
+        shards: int = 1,
+        trains: bool = True,
+    ) -> None:
         """Arguments as model.path, model.attention and model.lora.
 
-        in_bf16  it computes in bfloat16, and has adapters or is not trained
         Raises ConfigError for a model that cannot be built, and for one with experts.
         """
         known = attention if attention in (None, "eager") else "sdpa"
         self.path, self.lora = path, lora
+        self.precision, self.shards = precision, shards
         try:
             self.model = model = empty_model(path, attention=known)
         except (ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -64,10 +74,9 @@ class FakeModel:
             add_adapters(model, lora, seed=0)
         elif lora.quantize:  # nothing is trained, and all of it is in 4 bits
             model.requires_grad_(False)
-        if in_bf16 and stored_dtype(path) == torch.bfloat16:
+        if precision == "bf16" and (lora.r or not trains) and stored_dtype(path) == torch.bfloat16:
             keep_in_bfloat16(model, trains=bool(lora.r))
         self.numbers = Numbers(model)
-        self.in_4_bits: list[nn.Module] = []
         self.stored_bytes: float = sum(one.nbytes for one in model.parameters())
         if lora.quantize:
             self._quantize()
@@ -78,22 +87,19 @@ class FakeModel:
         self.attention_width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
     def _quantize(self) -> None:
-        """Count frozen linear layers, but not the head, as bitsandbytes stores them in 4 bits."""
+        """Count frozen linear layers, but not the head, as bitsandbytes stores and computes them."""
         for layer in self.model.modules():
             frozen = isinstance(layer, nn.Linear) and not layer.weight.requires_grad
             if isinstance(layer, nn.Linear) and frozen and layer.weight is not self.numbers.head:
-                self.in_4_bits.append(layer)
                 self.stored_bytes += QUANTIZED_BYTES * layer.weight.numel() - layer.weight.nbytes
                 layer.register_forward_hook(lambda layer, inputs, output: output.to(inputs[0].dtype))
+                if self.precision == "bf16":
+                    layer.bfloat16()
 
-    def module(self, *, half: bool, sharded: bool) -> tuple[TrainingModule, FakeTensorMode]:
-        """Return the module that trains, on fake tensors, and their mode; call it once.
-
-        half     it computes in bf16
-        sharded  under FSDP, which computes with bf16 parameters instead of autocast
-        """
-        for layer in [self.model] * sharded + self.in_4_bits if half else []:  # bitsandbytes makes these at each use
-            for one in layer.parameters():
+    def module(self) -> tuple[TrainingModule, FakeTensorMode]:
+        """Return the module that trains, on fake tensors, and their mode; call it once."""
+        if self.precision == "bf16" and self.shards > 1:  # FSDP computes with bf16 parameters instead of autocast
+            for one in self.model.parameters():
                 one.data = one.data.bfloat16()
         module, fake = TrainingModule(self.model), FakeTensorMode(allow_non_fake_inputs=True)
         with fake:

@@ -13,7 +13,8 @@ from sftmix.common.world import World
 from sftmix.config import RunConfig
 from sftmix.pipeline.rows import read_rows
 from sftmix.tools.estimate.model import forward_flops, training_flops
-from sftmix.tools.estimate.work import HALF, Layout, Machine, Work, plan
+from sftmix.tools.estimate.work import Machine, Work, plan
+from sftmix.training.footprint import Parts
 from sftmix.training.memory import PeakMemory
 
 __all__ = ["Machine", "estimate"]
@@ -41,16 +42,16 @@ def estimate(config: RunConfig, machine: Machine) -> dict[str, Any]:
 
 def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
     """FLOPs and hours of all devices together, bytes that each one holds. What they send each other takes no time."""
-    layout, model = Layout(work.options, machine), work.model
-    memory = {"process": process, **parts_of(work, layout)}
+    model, recompute = work.model, work.options.activation_checkpointing is True
+    memory = {"process": process, **parts_of(work)}
     memory["peak"] = sum(memory.values())
-    training = training_flops(model, work.computed, recompute=work.options.activation_checkpointing is True)
+    training = training_flops(model, work.computed, recompute=recompute)
     scoring = sum(forward_flops(model, work.read))
     computing = hours = None
-    if peak := machine.flops if layout.size == HALF else machine.fp32_flops:
-        speed = peak * machine.mfu * machine.count
-        computing = training / max(work.steps, 1) / speed
-        hours = (scoring + training) / speed * machine.count / 3600
+    if peak := machine.tflops[model.precision]:
+        speed = peak * 1e12 * machine.mfu
+        computing = training / max(work.steps, 1) / speed / machine.count
+        hours = (scoring + training) / speed / 3600
     return {
         "model": model.path,
         "numbers": model.numbers.whole.all,
@@ -65,7 +66,7 @@ def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
         "step": {
             "micro_batches": work.micro_batches,
             "micro_batch_slots": work.slots,
-            "activation_checkpointing": work.options.activation_checkpointing is True,
+            "activation_checkpointing": recompute,
             "computing_seconds": computing,
         },
         "memory_bytes": memory,
@@ -73,16 +74,16 @@ def _stage(work: Work, machine: Machine, process: int) -> dict[str, Any]:
     }
 
 
-def parts_of(work: Work, layout: Layout) -> dict[str, int]:
+def parts_of(work: Work) -> dict[str, int]:
     """Return the bytes of each part on one device, at the peak of a step, or of a scoring without one."""
-    numbers, optimizer = work.model.numbers, 0.0
-    if work.memory is None:  # FSDP has gathered two layers (the next one comes) and what is outside the layers
+    model, memory, optimizer = work.model, work.memory, 0.0
+    if memory is None:  # FSDP has gathered two layers (the next one comes) and what is outside the layers
+        numbers, size = model.numbers, 2 if model.precision == "bf16" else 4
         gathered = 2 * numbers.layers.all / numbers.n_layers + numbers.outside.all
-        held = 0.0, 0.0, layout.size * gathered * (layout.shards > 1)
+        held = Parts(0.0, 0.0, size * gathered * (model.shards > 1))
     else:
-        optimizer = work.memory.optimizer
+        optimizer = memory.optimizer
         recompute = work.options.activation_checkpointing is True
-        held = work.memory.peak(work.slots, several=work.micro_batches > 1, recompute=recompute)
-    parts = ("weights", "optimizer", "gradients", "activations", "working")
-    sizes = (work.model.stored_bytes / layout.shards, optimizer, *held)
-    return dict(zip(parts, map(round, sizes), strict=True))
+        held = memory.peak(work.slots, several=work.micro_batches > 1, recompute=recompute)
+    parts = {"weights": model.stored_bytes / model.shards, "optimizer": optimizer, **held._asdict()}
+    return {part: round(size) for part, size in parts.items()}

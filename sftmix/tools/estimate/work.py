@@ -1,6 +1,7 @@
 """The devices of a run, and its stages with the rows that each reads and trains on, by the run's own order."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -9,7 +10,7 @@ import torch
 
 from sftmix.batches.collate import token_slots
 from sftmix.batches.deal import deal
-from sftmix.batches.order import TrainingOrder
+from sftmix.batches.order import TrainingOrder, Unit
 from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
 from sftmix.common.world import World, accelerator
@@ -25,60 +26,47 @@ from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference import rows_of_reference
 from sftmix.pipeline.rows import RunRows
+from sftmix.tools.estimate.gpus import GPUS, gpu_named
 from sftmix.tools.estimate.model import MEASURE, FakeModel
 from sftmix.training.choices import settled
 from sftmix.training.dynamics import checkpoint_steps
 from sftmix.training.footprint import Footprint
-from sftmix.training.gpus import GPUS, gpu_named
 from sftmix.training.memory import free_memory
 from sftmix.training.parallel import shards_of
 from sftmix.training.scoring import Scorer
 from sftmix.training.step import Stage, StepSetup
 from sftmix.types import Float64, Int64, Rows
 
-FLOAT, HALF = 4, 2
-"""Bytes of a float32 and of a bf16 number."""
+NODE = 8
+"""GPUs of a node, which share the weights under training.parallel hsdp if training.shard_group_size is null."""
 
 
 class Machine:
     """`count` devices of one kind, as the options of the command line describe them.
 
-    flops      peak of one device in bf16, FLOP/s; None: unknown, and so are the hours
-    fp32_flops  its peak in fp32, which the table has not; a given one counts for both
-    memory     bytes of one device; None: unknown
-    mfu        share of the peak that the FLOPs of all token slots reach
-    per_node   devices of one node
+    tflops  peak of one device by precision, TFLOP/s: the table has none for fp32, a given one counts for both; None:
+            unknown, and so are the hours
+    memory  bytes of one device; None: unknown
+    mfu     share of the peak that the FLOPs of all token slots reach
     """
 
-    def __init__(
-        self,
-        gpu: str | None,
-        gpus: int | None,
-        *,
-        mfu: float,
-        tflops: float | None,
-        gpus_per_node: int,
-    ) -> None:
+    def __init__(self, gpu: str | None, gpus: int | None, *, mfu: float, tflops: float | None) -> None:
         """Raise ConfigError if one of the options is not allowed.
 
-        gpu        a name of the table, or cpu; None: the GPUs of this machine, or its CPU
-        gpus       None: as many as a node has (of this machine: as it has), or one CPU
-        tflops     peak of one device, TFLOP/s; None: the table's
+        gpu     a name of the table, or cpu; None: the GPUs of this machine, or its CPU
+        gpus    None: as many as a node has (of this machine: as it has), or one CPU
+        tflops  peak of one device, TFLOP/s; None: the table's
         """
-        name, own, free = _here() if gpu is None else (gpu, 1 if gpu == "cpu" else gpus_per_node, None)
+        name, own, free = _here() if gpu is None else (gpu, 1 if gpu == "cpu" else NODE, None)
         peak, gigabytes = GPUS.get(name, (None, None))
         if peak is None and gpu not in (None, "cpu"):
             raise ConfigError(f"gpu is {gpu!r}; there are {', '.join(GPUS)} and cpu (--tflops gives another peak)")
-        gpus = own if gpus is None else gpus
-        numbers = {"gpus_per_node": gpus_per_node, "gpus": gpus, "mfu": mfu, "tflops": tflops}
-        for option, value in numbers.items():
+        self.name, self.count, self.mfu = name, own if gpus is None else gpus, mfu
+        for option, value in {"gpus": self.count, "mfu": mfu, "tflops": tflops}.items():
             if value is not None and not 0 < value <= (1 if option == "mfu" else math.inf):
                 raise ConfigError(f"{option} is {value}; allowed: above 0, and mfu at most 1")
-        self.fp32_flops = _times(tflops, 1e12)
-        self.name, self.count = name, gpus
-        self.flops = _times(tflops or peak, 1e12)
-        self.memory = free or _times(gigabytes, 1e9)
-        self.mfu, self.per_node = mfu, gpus_per_node
+        self.tflops = {"bf16": tflops or peak, "fp32": tflops}
+        self.memory = free or (1e9 * gigabytes if gigabytes else None)
 
     @property
     def device(self) -> torch.device:
@@ -87,11 +75,7 @@ class Machine:
     @property
     def world(self) -> World:
         """One of its ranks; the others are not there."""
-        return World(size=self.count, device=self.device, local_size=min(self.count, self.per_node))
-
-
-def _times(number: float | None, unit: float) -> float | None:
-    return None if number is None else number * unit
+        return World(size=self.count, device=self.device, local_size=min(self.count, NODE))
 
 
 def _here() -> tuple[str, int, float | None]:
@@ -105,20 +89,6 @@ def _here() -> tuple[str, int, float | None]:
     return name, number, free if free < math.inf else None
 
 
-class Layout:
-    """How the ranks of a stage share its weights, and in which numbers they compute.
-
-    shards   number of parts of the weights, each on another rank; 1: each rank holds all
-    size     bytes of a number in a matrix product
-    """
-
-    def __init__(self, options: TrainingOptions, machine: Machine) -> None:
-        """Raise ConfigError for ranks that cannot be put into groups of training.shard_group_size."""
-        self.shards = shards_of(options, machine.world)
-        fp32 = options.precision == "fp32" or (options.precision == "auto" and machine.name == "cpu")
-        self.size = FLOAT if fp32 else HALF
-
-
 SAMPLED_STEPS = 100
 """Steps of a training, evenly spaced, whose batches are dealt; and one with the longest row, which none of them may
 have, and which decides the memory."""
@@ -126,11 +96,8 @@ have, and which decides the memory."""
 
 def amount_of(data: EncodedDataset, rows: Rows | slice = slice(None)) -> Float64:
     """f64[3]: all tokens, response tokens among them, and the sum of the squared lengths."""
-    return _amount(data.lengths[rows], data.n_targets[rows])
-
-
-def _amount(lengths: Int64, targets: Int64) -> Float64:
-    return np.array([lengths.sum(), targets.sum(), (lengths**2).sum()], float)
+    lengths = data.lengths[rows]
+    return np.array([lengths.sum(), data.n_targets[rows].sum(), (lengths**2).sum()], float)
 
 
 class Work(NamedTuple):
@@ -177,11 +144,8 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
     steps = [] if checkpoints == "online" else checkpoint_steps(checkpoints, order.total_steps)
     trains = Need.TRAINING in reference.needs
     times = len(steps) if trains else reference.most_checkpoints(None) or 1
-    passes = amount_of(own)
-    if getattr(reference, "response_alone", False):  # without its prompt, behind one token
-        passes = passes + _amount(own.n_targets + 1, own.n_targets)
-    fake = _fake(path, config, reference_lora(config.model, model), Layout(training, machine), trains=trains)
-    work = Work("reference", fake, training, times * passes)
+    fake = _fake(path, config, reference_lora(config.model, model), training, machine, trains=trains)
+    work = Work("reference", fake, training, times * amount_of(own))
     last = max(steps, default=order.total_steps)  # where the training of the reference stops
     return _trained(work, config, NTP(), own, order, machine, last) if last and trains else work
 
@@ -214,16 +178,22 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
         read = read + _evaluations(config, order) * amount_of(held_out)
     arms: dict[str, Objective] = {"train": config.objective, **({"baseline": NTP()} if config.with_baseline else {})}
     for name, objective in arms.items():
-        work = Work(name, _fake(path, config, lora, Layout(options, machine), trains=True), options, read)
+        work = Work(name, _fake(path, config, lora, options, machine, trains=True), options, read)
         work = _trained(work, config, objective, data, order, machine, order.total_steps)
         before = work.trained * (Need.BATCH_NLL in objective.needs)  # each batch is read before it is trained on
         stages.append(work._replace(read=read + before))
-    untrained = _fake(path, config, lora.without_adapters(), Layout(options, machine), trains=False)
+    untrained = _fake(path, config, lora.without_adapters(), options, machine, trains=False)
     return [*stages, Work("base", untrained, options, base)]
 
 
-def _fake(path: str, config: RunConfig, lora: LoraOptions, layout: Layout, *, trains: bool) -> FakeModel:
-    return FakeModel(path, config.model.attention, lora, in_bf16=layout.size == HALF and bool(lora.r or not trains))
+def _fake(
+    path: str, config: RunConfig, lora: LoraOptions, options: TrainingOptions, machine: Machine, *, trains: bool
+) -> FakeModel:
+    precision = options.precision
+    if precision == "auto":
+        precision = "fp32" if machine.name == "cpu" else "bf16"
+    shards = shards_of(options, machine.world)
+    return FakeModel(path, config.model.attention, lora, precision=precision, shards=shards, trains=trains)
 
 
 def _decided(
@@ -233,10 +203,10 @@ def _decided(
 
     The steps are followed on fake tensors; ConfigError if they cannot be.
     """
-    layout, model, options = Layout(work.options, machine), work.model, work.options
-    if layout.shards > 1:
+    model, options = work.model, work.options
+    if model.shards > 1:
         refuse_sharded(config.optimizer, model.lora, f"training.parallel {options.parallel} (here sharded)")
-    module, fake = model.module(half=layout.size == HALF, sharded=layout.shards > 1)
+    module, fake = model.module()
     stage = Stage(
         name=work.name,
         model=model.model,
@@ -250,7 +220,7 @@ def _decided(
         scorer=Scorer(world=machine.world),
         optimizer=config.optimizer,
     )
-    setup = StepSetup(stage, module, cast(Any, None), "bf16" if layout.size == HALF else "fp32", machine.world)
+    setup = StepSetup(stage, module, cast(Any, None), model.precision, machine.world)
     try:
         memory = Footprint(setup, fake)
     except RuntimeError as error:
@@ -262,7 +232,7 @@ def _decided(
     if options.padding_free == "auto":  # unless the model turns out to mix the examples of a row
         one_row = options.length_groups is None and is_skipping(config.model.attention, machine.device)
     module.padding_free = one_row
-    free = (machine.memory or math.inf) - model.stored_bytes / layout.shards
+    free = (machine.memory or math.inf) - model.stored_bytes / model.shards
     return settled(setup, memory, free), one_row, memory
 
 
@@ -278,27 +248,27 @@ def _trained(
     """The work with a training that stops after so many steps of the order; some of them are dealt as in a run."""
     options, one_row, memory = _decided(work, config, objective, data, order, machine)
 
-    def longest(step: int) -> int:
-        return max(data.lengths[slot.row] for unit in order.batch(step) for slot in unit)
+    def lengths_of(units: Sequence[Unit]) -> Int64:
+        return data.lengths[[slot.row for unit in units for slot in unit]]
 
-    sampled = np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int)
+    sampled = {*np.linspace(0, order.total_steps - 1, SAMPLED_STEPS).astype(int).tolist()}
+    sampled.add(max(range(order.total_steps), key=lambda step: lengths_of(order.batch(step)).max()))
     dealing: dict[str, Any] = {"ranks": machine.count, "device": machine.device, "padding_free": one_row}
-    counts, slots, real = [], [], 0  # slots of each rank in each micro-step
-    for step in sorted({*sampled.tolist(), max(range(order.total_steps), key=longest)}):
-        real += sum(int(data.lengths[slot.row]) for unit in order.batch(step) for slot in unit)
-        dealt = deal(order.batch(step), data.lengths, options, **dealing)
-        counts.append(len(dealt))
-        for one in dealt:
-            lengths = [data.lengths[[slot.row for unit in units for slot in unit]].tolist() for units in one.ranks]
-            slots.append([token_slots(each, one.n_segments, padding_free=one_row) for each in lengths])
+    slots, real = [], 0  # slots of the rank that has most in each micro-step: the others wait for it
+    for step in sorted(sampled):
+        units = order.batch(step)
+        real += int(lengths_of(units).sum())
+        for one in deal(units, data.lengths, options, **dealing):
+            lengths = [lengths_of(units_of_rank).tolist() for units_of_rank in one.ranks]
+            slots.append(max(token_slots(each, one.n_segments, padding_free=one_row) for each in lengths))
     trained = steps / math.ceil(len(data) / options.global_batch_size) * amount_of(data)
-    spent = machine.count * sum(map(max, slots)) / real  # each waits for the slowest
+    spent = machine.count * sum(slots) / real
     return work._replace(
         options=options,
         trained=trained,
         computed=trained * np.array([spent, 1, spent]),
         steps=steps,
         memory=memory,
-        slots=max(map(max, slots)),
-        micro_batches=float(np.mean(counts)),
+        slots=max(slots),
+        micro_batches=len(slots) / len(sampled),
     )

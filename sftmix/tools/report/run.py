@@ -89,9 +89,8 @@ def look(view: RunView, stage: str, rows: Rows, *, hidden: bool = False) -> np.n
 
 def _last(module: Any, batch: Batch) -> list[Any]:
     """Return the hidden state at the last response token of each row, which alone leaves the device."""
-    states = module.read(lambda it: it.hidden_states(batch))
     ends = batch.n_tokens.cumsum(0) - 1
-    return [states[ends].float().cpu().numpy()]
+    return [module.hidden_states(batch)[ends].float().cpu().numpy()]
 
 
 def read_run(path: Path) -> RunView:

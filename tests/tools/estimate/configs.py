@@ -24,7 +24,7 @@ TRAINING = TrainingOptions(global_batch_size=8, micro_batch_size=4, precision="f
 
 def machine(gpu: str = "H100", gpus: int | None = 4, **options) -> Machine:
     """A machine of the options of the command line, with its defaults."""
-    defaults = {"mfu": 0.4, "tflops": None, "gpus_per_node": 8}
+    defaults = {"mfu": 0.4, "tflops": None}
     return Machine(gpu, gpus, **(defaults | options))
 
 

@@ -23,9 +23,9 @@ from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.tools.estimate.model import FakeModel
 from sftmix.tools.estimate.run import parts_of
-from sftmix.tools.estimate.work import Layout, Work
+from sftmix.tools.estimate.work import Work
 from sftmix.training.footprint import Footprint
-from sftmix.training.parallel import training_module
+from sftmix.training.parallel import shards_of, training_module
 from sftmix.training.step import PreparedStep, StepSetup, build_optimizer, plans_of, train_step
 from sftmix.types import Batch
 from tests.fast import some_fast
@@ -63,15 +63,15 @@ def estimated(path: str, slots: int | None, *, gpu: str = "H100", count: int = 4
     objective, several = changes.pop("objective", NTP()), changes.pop("micro_batches", 1)
     widest = changes.pop("widest", WIDEST)
     options, gpus = TrainingOptions(**{"precision": "bf16"} | changes), machine(gpu, count)
-    layout, model, memory = Layout(options, gpus), FakeModel(path, None, lora), None
+    shards, memory = shards_of(options, gpus.world), None
+    model = FakeModel(path, None, lora, precision=options.precision, shards=shards)
     if slots is not None:
-        half = layout.size == 2
-        module, fake = model.module(half=half, sharded=layout.shards > 1)
+        module, fake = model.module()
         data, order = toy_rows([(1, widest - 1)]), FixedOrder([[(Slot(0), Slot(0))]])
         stage: Any = SimpleNamespace(data=data, order=order, objective=objective, options=options, optimizer=optimizer)
-        memory = Footprint(StepSetup(stage, module, None, "bf16" if half else "fp32", gpus.world), fake)  # type: ignore[arg-type]
+        memory = Footprint(StepSetup(stage, module, None, options.precision, gpus.world), fake)  # type: ignore[arg-type]
     work = Work("train", model, options, np.zeros(3), memory=memory, slots=slots or 0, micro_batches=several)
-    return parts_of(work, layout)
+    return parts_of(work)
 
 
 def peak(*args: Any, **changes: Any) -> int:

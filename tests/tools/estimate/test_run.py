@@ -20,11 +20,11 @@ from sftmix.model.adapters import add_adapters
 from sftmix.model.load import load_model
 from sftmix.options import LoraOptions, ModelOptions, TrainingOptions
 from sftmix.pipeline.loaded import load_for_run
-from sftmix.tools.estimate.command import lasting
+from sftmix.tools.estimate.command import described
+from sftmix.tools.estimate.gpus import GPUS, gpu_named
 from sftmix.tools.estimate.model import QUANTIZED_BYTES, FakeModel, forward_flops, training_flops
 from sftmix.tools.estimate.run import estimate
-from sftmix.tools.estimate.work import Layout
-from sftmix.training.gpus import GPUS, gpu_named
+from sftmix.training.parallel import shards_of
 from tests.tiny import metrics
 from tests.tools.estimate.configs import (
     CPU,
@@ -116,9 +116,12 @@ def test_a_gpu_is_known_as_its_driver_calls_it(name, known):
     assert gpu_named(name) == known
 
 
-def test_times_are_in_words():
-    given = (76.2, 2.09, 14 / 60, 3 / 3600, 0.0)
-    assert [lasting(x) for x in given] == ["3 days 4 h", "2 h 5 min", "14 min 0 s", "3 s", "under 1 s"]
+def test_times_are_in_days_hours_minutes_and_seconds(tiny):
+    needs = estimate(config(tiny, splitter=RandomSplit()), CPU)
+    assert "In all 3 days, 4:12:00 on 1 x cpu: 3 days, 4:12:00 of device time." in described(
+        needs | {"device_hours": 76.2}
+    )
+    assert "In all 0:00:03 on" in described(needs | {"device_hours": 3 / 3600})
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_a_base_in_bfloat16_is_counted_as_a_run_keeps_it(path, tmp_path):
         for precision in ("bf16", "fp32"):
             given = RunConfig(model=options, training=TrainingOptions(precision=precision))
             real = load_for_run(given, World(), trains=bool(lora.r))
-            fake = FakeModel(str(tmp_path), None, lora, in_bf16=precision == "bf16")
+            fake = FakeModel(str(tmp_path), None, lora, precision=precision, trains=bool(lora.r))
             assert fake.stored_bytes == sum(p.nbytes for p in real.parameters())
             assert (fake.stored_bytes < 4 * fake.numbers.whole.all) == (precision == "bf16")
 
@@ -215,10 +218,10 @@ def test_flops_are_those_that_torch_counts(path):
 
 
 def test_hsdp_shares_within_a_node():
-    def shards(count: int, group: int | None = None, per_node: int = 8) -> int:
+    def shards(count: int, group: int | None = None) -> int:
         options = TrainingOptions(parallel="hsdp", shard_group_size=group)
-        return Layout(options, machine(gpus=count, gpus_per_node=per_node)).shards
+        return shards_of(options, machine(gpus=count).world)
 
-    assert (shards(16), shards(4), shards(16, 2), shards(16, per_node=4)) == (8, 4, 2, 4)
+    assert (shards(16), shards(4), shards(16, 2)) == (8, 4, 2)
     with pytest.raises(ConfigError, match="shard_group_size is 8, which does not divide the 12 ranks"):
         shards(12)
