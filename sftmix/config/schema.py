@@ -8,6 +8,7 @@ directory were always searched.
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 import traceback
 import types
@@ -115,21 +116,8 @@ def trusting(paths: Collection[str] | None = ()) -> Iterator[None]:
         _trusted.pop()
 
 
-MOVED = {
-    f"sftmix.components.{name}.": f"sftmix.components.others.{name}."
-    for name in ("endpoint", "mixing", "perturbations", "places", "reweighting", "schedules", "tokens")
-} | {
-    f"sftmix.components.{module}.{name}": f"sftmix.components.others.{now}.{name}"
-    for module, now, names in (
-        ("confidence", "confidences", "Correctness IFD LearningPercentage LowVariability"),
-        ("optimizers", "optimizers8bit", "AdamW8bit"),
-        ("pairing", "pairings", "ConfidenceGapPairs LengthMatchedPairs LevelPairs"),
-        ("selection", "s2l", "S2L"),
-        ("selection", "selectors", "Longest Random ScoreAtLeast WithLabel"),
-    )
-    for name in names.split()
-}
-"""Import paths, or beginnings of such, in configurations of before -> where the class is now."""
+_MOVED = re.compile(r"sftmix\.components\.\w+(\.\w+)")
+"""An import path in a configuration of before, when the methods of others were beside ours."""
 
 
 def import_class(path: str) -> type:
@@ -138,9 +126,11 @@ def import_class(path: str) -> type:
     If Python does not find its module, the working directory is searched as well, and stays at the end of sys.path: a
     module may import others beside it when it runs.
     """
-    path = next((now + path.removeprefix(was) for was, now in MOVED.items() if path.startswith(was)), path)
+    shipped = {one.path for _, kind in catalogue() for one in kind}
+    if path not in shipped and (moved := _MOVED.fullmatch(path)):
+        path = next((now for now in shipped if ".others." in now and now.endswith(moved[1])), path)
     trusted = _trusted[-1] if _trusted and None not in _trusted else None
-    if trusted is not None and path not in {*trusted, *(one.path for _, kind in catalogue() for one in kind)}:
+    if trusted is not None and path not in {*trusted, *shipped}:
         raise ForeignClassError(
             f"{path} is no component of this package: its module would be imported, and its code would run. If you "
             "know it, name the class on the command line, or add --trust"
