@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.components.component import Component
-from sftmix.config.load import load, misread
+from sftmix.config.load import load
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
     alternatives,
@@ -61,8 +61,6 @@ def converted(value: Any, hint: Any) -> Any:
     if hint in (Any, inspect.Parameter.empty):
         if isinstance(value, dict):
             return {name: converted(inner, Any) for name, inner in value.items()}
-        if isinstance(value, Word) and misread(value):
-            raise NoValueError(value)
         return from_yaml(value) if isinstance(value, Word) else value
     kinds = [kind for kind in alternatives(hint) if _type_of(kind) in _WORDS]
     if not (kinds or component_in(hint) or group_in(hint) or isinstance(value, Word)):
@@ -103,8 +101,8 @@ def _as(kind: Any, value: Any) -> Any:
         return None
     elif kind is bool and isinstance(parsed, bool):
         return parsed
-    elif kind in (int, float) and type(parsed) in (str, int, kind) and not misread(str(value)):
-        return kind(parsed)  # 1e-4 is a text to YAML, since it has no point
+    elif kind in (int, float) and type(parsed) in (str, int, kind):
+        return kind(parsed)  # 1e-4 is a text to YAML, since it has no point, and so is 010
     raise ValueError
 
 
@@ -160,10 +158,9 @@ def _fault(value: Any, hint: Any) -> str:
         return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     try:
         load(str(value))
-        reason = misread(str(value))
     except ValueError as error:
-        reason = str(error)
-    return f": {value!r} is refused, {reason}" if reason else f": {value!r} is not allowed"
+        return f": {value!r} is refused, {error}"
+    return f": {value!r} is not allowed"
 
 
 def choices(hint: Any) -> list[str]:
