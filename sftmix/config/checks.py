@@ -7,12 +7,12 @@ from dataclasses import fields
 from typing import Any
 
 from sftmix.common.errors import refuse
-from sftmix.common.plain import not_plain, spelling
+from sftmix.common.plain import differing, spelling
 from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Component, Need, missing_package, plain
-from sftmix.config.merge import ARGS, merge
+from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
 from sftmix.options import (
     OF_SHARDS,
@@ -33,18 +33,11 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
     `needs_out=False` is for commands that write no run directory.
     """
     stored = config.plain()
-    problems = list(not_plain(stored)) or list(_misfits(stored, plain(merge({}, stored)), ""))
+    problems = [
+        f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
+        for key, given, read in differing(stored, plain(merge({}, stored)))
+    ]
     refuse(problems or list(_problems(config, needs_out)), "the configuration")  # which compares values of their types
-
-
-def _misfits(given: Any, read: Any, key: str) -> Iterator[str]:
-    """Yield a sentence for each plain value of an object made in Python that is another one when a file is read."""
-    if isinstance(given, dict) and isinstance(read, dict):
-        for name, value in given.items():
-            inner = key if name == ARGS else f"{key}.{name}" if key else name
-            yield from _misfits(value, read.get(name), inner)
-    elif [given] != [read]:  # in lists, since nan is itself there
-        yield f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:

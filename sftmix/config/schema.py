@@ -57,7 +57,7 @@ _type_hints = cache(typing.get_type_hints)
 def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     """Return the options of a group or of a component class: its constructor's parameters, with their types resolved.
 
-    A parameter without a type keeps `inspect.Parameter.empty`. Raises ConfigError if a type cannot be resolved, or a
+    A parameter without a type has the type Any. Raises ConfigError if a type cannot be resolved, or a
     parameter has no name of its own.
     """
     named, parameters = f"{owner.__module__}.{owner.__qualname__}.__init__", inspect.signature(owner).parameters
@@ -71,7 +71,7 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
     defaults = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
     return {
-        p.name: p.replace(annotation=hints.get(p.name, p.empty), default=defaults.get(p.name, p.default))
+        p.name: p.replace(annotation=hints.get(p.name, typing.Any), default=defaults.get(p.name, p.default))
         for p in parameters.values()
     }
 

@@ -8,10 +8,11 @@ from sftmix.cli.help import help_text, option_docs
 from sftmix.cli.parsing import Arguments, OwnOption, parse, print_config, read_arguments
 from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
+from sftmix.common.plain import differing
 from sftmix.common.shown import counted
 from sftmix.config.merge import build, merge
 from sftmix.tools.compare import Comparison, TableOptions, compare
-from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
+from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
 from sftmix.tools.runs.shown import rendered
@@ -92,7 +93,7 @@ def comparison_of(arguments: Arguments) -> Comparison:
             variants[str(name)] = build(merge(tree, options))
         except ConfigError as error:
             raise ConfigError(f"variant {name}: {error}") from error
-    changed = [dict(differing(base, variant.plain())) for variant in variants.values()]
+    changed = [{key for key, *_ in differing(base, variant.plain())} for variant in variants.values()]
     for option in arguments.options:
         if all(option.rstrip("+") in options for options in changed):
             say(f"note: --{option} changes nothing here: every variant sets it to something else")
