@@ -4,7 +4,6 @@ import importlib.util
 import math
 from collections.abc import Container, Iterator
 from dataclasses import fields
-from typing import Any
 
 from sftmix.common.errors import refuse
 from sftmix.common.plain import differing, spelling
