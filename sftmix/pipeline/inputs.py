@@ -6,7 +6,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,19 +61,15 @@ def config_of_reference(
 class Known(NamedTuple):
     """What is known of a run when the inputs of a stage are named.
 
-    world      the ranks; None: neither files nor devices were looked at
-    rows       the rows; None: they were not read
+    world      the ranks; UNKNOWN: neither files nor devices were looked at
+    rows       the rows; UNKNOWN: they were not read
     directory  the run directory, with the files of the stages before; None: those may still be to be made
     """
 
     config: RunConfig
-    world: World | None = None
-    rows: RunRows | None = None
+    world: World = UNKNOWN
+    rows: RunRows = UNKNOWN
     directory: Path | None = None
-
-    def ask(self, question: Callable[[], Any]) -> Any:
-        """Let rank 0 answer a question about files or devices; return its answer, or raise its error, on every rank."""
-        return UNKNOWN if self.world is None else self.world.from_main(question)
 
 
 def _fingerprint(name: str) -> str | None:
@@ -94,7 +90,7 @@ def _files(known: Known, *components: Component | None) -> Any:
     there = [component for component in components if component is not None]
     names = [name for component in there for name in files_of(component)]
     code = {name: source for component in there for name, source in code_of(component).items()}
-    return known.ask(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
+    return known.world.from_main(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
 
 
 def _from_here(name: str) -> str:
@@ -110,12 +106,12 @@ def _made(known: Known, name: str, needed: bool) -> str | None:
     if known.directory is None:
         return UNKNOWN
     file = known.directory / name
-    return known.ask(lambda: sha256_file(file) if is_there(file) else None)
+    return known.world.from_main(lambda: sha256_file(file) if is_there(file) else None)
 
 
 def _precision(known: Known, options: TrainingOptions) -> str:
     """Return fp32 or bf16; what `auto` means depends on the device, so it is UNKNOWN without ranks."""
-    if known.world is None:
+    if known.world is UNKNOWN:
         return UNKNOWN if options.precision == "auto" else options.precision
     from sftmix.training.parallel import resolve_precision
 
@@ -131,13 +127,13 @@ def _data(known: Known) -> Inputs:
     for name, part in (("format", data.format), ("renderer", data.renderer)):
         if isinstance(part, Component):
             inputs[f"{name}_files"] = _files(known, part)
-    if rows is None and data.format == "auto":  # which may turn out to be plain text
+    if rows is UNKNOWN and data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
     return {
         **inputs,
-        "max_length": rows.data.report.max_length if rows else data.max_length or UNKNOWN,
-        "template": rows.encoder.name if rows else UNKNOWN,
-        "fingerprint": rows.data.train.fingerprint if rows else UNKNOWN,
+        "max_length": data.max_length or rows.data.report.max_length,
+        "template": rows.encoder.name,
+        "fingerprint": rows.data.train.fingerprint,
     }
 
 
@@ -146,7 +142,7 @@ def _rows_and_model(known: Known) -> Inputs:
     config = known.config
     return {
         "data": _data(known),
-        "model": known.ask(lambda: _fingerprint(config.model.path)),
+        "model": known.world.from_main(lambda: _fingerprint(config.model.path)),
         "computed": {"precision": _precision(known, config.training), "attention": config.model.attention},
     }
 
@@ -208,9 +204,9 @@ def arm_inputs(known: Known, name: str) -> Inputs:
     scored = paired and config.split_needs_confidence()  # pair samplers see the confidence as well
     inputs = {
         **_rows_and_model(known),
-        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
+        "eval": known.rows.eval_fingerprint,
         "dtype": config.model.dtype,
-        "rounding": known.ask(lambda: _rounding(config)),
+        "rounding": known.world.from_main(lambda: _rounding(config)),
         "lora": plain(lora) if lora.r else None,
         "split": _made(known, "split/split.parquet", paired),
         "confidence": _made(known, "confidence/confidence.parquet", scored),
@@ -231,7 +227,7 @@ def arm_inputs(known: Known, name: str) -> Inputs:
 
 STAGE_INPUTS = {
     "selection": lambda known: {
-        "data": known.rows.whole.fingerprint if known.rows else UNKNOWN,
+        "data": known.rows.whole.fingerprint,
         "selector": known.config.selector.spec(),
         "seed": known.config.seed,
         "selector_files": _files(known, known.config.selector),
@@ -255,7 +251,7 @@ STAGE_INPUTS = {
     "baseline": lambda known: arm_inputs(known, "baseline"),
     "base": lambda known: {
         **_rows_and_model(known),
-        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
+        "eval": known.rows.eval_fingerprint,
         "quantize": known.config.model.lora.quantize,
     },
 }

@@ -19,12 +19,19 @@ Inputs = Mapping[str, Any]
 
 
 class _Unknown:
+    """What is not known yet: whatever is asked of it is not known either, and it differs from nothing."""
+
+    def __getattr__(self, name: str) -> "_Unknown":
+        return self
+
+    def __call__(self, *asked: Any) -> "_Unknown":
+        return self
+
     def __eq__(self, other: object) -> bool:
         return True
 
 
 UNKNOWN: Any = _Unknown()
-"""An input that is not known yet, and so differs from no other."""
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that run's stage is, relative to the stage directory."""
 

@@ -12,7 +12,7 @@ from sftmix.common.plain import as_list
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference, is_single_run
-from sftmix.pipeline.stages import refuse_others
+from sftmix.pipeline.stages import UNKNOWN, refuse_others
 
 StageName = Literal["reference", "confidence", "split", "train"]
 
@@ -50,7 +50,7 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
     """
     for stage in stages:
         refuse = partial(refuse_others, directory / stage, STAGE_INPUTS[stage](known))
-        if known.world is None:
+        if known.world is UNKNOWN:
             refuse()
         else:
             known.world.on_main(refuse)
