@@ -191,7 +191,7 @@ _REMEDIES = {
 def _needs(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that a component needs, and nothing in this configuration gives."""
     pairs = config.resolved_pairing()
-    online = pairs is not None and config.uses_dynamics() and Need.TARGET_LOSSES in config.reference.needs
+    online = config.is_single_run()
     if pairs is not None:
         yield from _of_pairing(config, pairs, online)
     for name in ("reference", "selector", "splitter", "perturbation"):

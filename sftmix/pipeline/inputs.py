@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from sftmix.pipeline.rows import RunRows
 
 
-def is_single_run(config: RunConfig) -> bool:
-    """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
-    paired = config.resolved_pairing() is not None
-    return paired and config.uses_dynamics() and Need.TARGET_LOSSES in config.reference.needs
-
-
 def config_of_arm(config: RunConfig, name: str) -> RunConfig:
     """Return the configuration of what is trained: train, or plain NTP (baseline, reference), which keeps no best."""
     if name == "train":
@@ -59,17 +53,15 @@ def config_of_reference(
 
 
 class Known(NamedTuple):
-    """What is known of a run when the inputs of a stage are named.
+    """What is known of a run when the inputs of a stage are named: all of it, or the configuration alone.
 
-    world      the ranks; UNKNOWN: neither files nor devices were looked at
-    rows       the rows; UNKNOWN: they were not read
-    directory  the run directory, with the files of the stages before; None: those may still be to be made
+    directory  the run directory, with the files of the stages before
     """
 
     config: RunConfig
     world: World = UNKNOWN
     rows: RunRows = UNKNOWN
-    directory: Path | None = None
+    directory: Path = UNKNOWN
 
 
 def _fingerprint(name: str) -> str | None:
@@ -101,12 +93,12 @@ def _from_here(name: str) -> str:
 
 def _made(known: Known, name: str, needed: bool) -> str | None:
     """Return the hash of a file that an earlier stage of the run made; None if it is not needed, or was removed."""
-    if not needed:
-        return None
-    if known.directory is None:
-        return UNKNOWN
-    file = known.directory / name
-    return known.world.from_main(lambda: sha256_file(file) if is_there(file) else None)
+
+    def look() -> str | None:
+        file = known.directory / name
+        return sha256_file(file) if is_there(file) else None
+
+    return known.world.from_main(look) if needed else None
 
 
 def _precision(known: Known, options: TrainingOptions) -> str:
@@ -199,7 +191,7 @@ def _rounding(config: RunConfig) -> str:
 def arm_inputs(known: Known, name: str) -> Inputs:
     """Return the inputs of a trained arm; their order is part of its checkpoints' identity."""
     config, lora = config_of_arm(known.config, name), known.config.model.lora
-    pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
+    pairing, single = known.config.resolved_pairing(), known.config.is_single_run()  # both arms have one order
     deciding, paired = _deciding(config.callbacks), pairing is not None and not single
     scored = paired and config.split_needs_confidence()  # pair samplers see the confidence as well
     inputs = {

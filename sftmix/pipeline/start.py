@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +10,8 @@ from sftmix.common.places import is_there, place_of
 from sftmix.common.plain import as_list
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference, is_single_run
-from sftmix.pipeline.stages import UNKNOWN, refuse_others
+from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference
+from sftmix.pipeline.stages import refuse_others
 
 StageName = Literal["reference", "confidence", "split", "train"]
 
@@ -23,7 +22,7 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
     NTP without pairs needs no split, and a split by label no reference. Raises ConfigError for a stage that this
     configuration does not have.
     """
-    single, train = is_single_run(config), until == "train"
+    single, train = config.is_single_run(), until == "train"
     if single and not train:
         raise ConfigError(
             f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
@@ -43,17 +42,14 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
     return [stage for stage, entered in stages.items() if entered]
 
 
-def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) -> None:
-    """Raise ConfigError if one of the stages was made, or begun, from other inputs.
+def refuse_other_inputs(config: RunConfig, stages: Sequence[str], directory: Path) -> None:
+    """Raise ConfigError if one of the stages was made, or begun, with another configuration.
 
-    Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
+    Every stage is compared before the first one is made, so that a refusal changes nothing; files, rows and devices are
+    compared when a stage is entered.
     """
     for stage in stages:
-        refuse = partial(refuse_others, directory / stage, STAGE_INPUTS[stage](known))
-        if known.world is UNKNOWN:
-            refuse()
-        else:
-            known.world.on_main(refuse)
+        refuse_others(directory / stage, STAGE_INPUTS[stage](Known(config)))
 
 
 def check_directory(config: RunConfig) -> None:
