@@ -150,16 +150,6 @@ def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum:
     )
 
 
-def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:
-    """Return (ids, scores, brier_sum f64[N]) of the held-out examples; brier_sum is None if it was not measured.
-
-    Raises DataError if `write_eval` did not write the file.
-    """
-    table = read_columns(path, "id", "nll_sum", "n_tokens", "n_correct", optional=["brier_sum"])
-    scores = RowScores(table["nll_sum"], table["n_tokens"], table["n_correct"])
-    return table["id"], scores, table["brier_sum"]
-
-
 # ------------------------------------------------------------------------------------------- training dynamics
 
 

@@ -101,7 +101,7 @@ def _made(known: Known, name: str, needed: bool) -> str | None:
     return known.world.from_main(look) if needed else None
 
 
-def _precision(known: Known, options: TrainingOptions) -> str:
+def _precision(known: Known, options: TrainingOptions) -> Any:
     """Return fp32 or bf16; what `auto` means depends on the device, so it is UNKNOWN without ranks."""
     if known.world is UNKNOWN:
         return UNKNOWN if options.precision == "auto" else options.precision
