@@ -31,7 +31,7 @@ from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.inputs import config_of_arm, config_of_reference
 from sftmix.pipeline.loaded import check_sharing, export_dtype, export_weights, round_weights, scoring_model
-from sftmix.pipeline.machines import check_same_directory, check_same_model
+from sftmix.pipeline.machines import check_same_directory
 from sftmix.pipeline.order import dynamics_before, epochs_begun, losses_of, order_of_arm
 from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import RunRows, read_rows, table_of
@@ -98,7 +98,6 @@ def run(
 def check_target(config: RunConfig, rows: RunRows, world: World) -> None:
     """Raise ConfigError for what would end the target's training at some step, after its reference was trained."""
     check_sharing(config, world)
-    check_same_model(config.model.path, world)
     train = rows.data.train
     sizes = dict(zip(train.ids, train.n_targets.tolist(), strict=True))
     layers = getattr(model_config(config.model.path).get_text_config(), "num_hidden_layers", sys.maxsize)

@@ -29,7 +29,7 @@ from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
-from sftmix.pipeline.machines import check_same_rows
+from sftmix.pipeline.machines import check_same
 from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_ids, resolve_max_length
 from sftmix.training.dynamics import (
     OnlineLosses,
@@ -123,7 +123,7 @@ def rows_of_reference(
             progress=world.is_main,
         )
     )
-    check_same_rows({option: encoded.train.fingerprint}, world)
+    check_same(lambda: {option: encoded.train.fingerprint}, world)
     for line in encoded.report.lines():
         say(f"reference ({path}): {line}")
     return path, encoder, encoded.train
