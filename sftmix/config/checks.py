@@ -193,7 +193,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     pairs = config.resolved_pairing()
     online = config.is_single_run()
     if pairs is not None:
-        yield from _of_pairing(config, pairs, online)
+        yield from _of_pairing(config, pairs)
     for name in ("reference", "selector", "splitter", "perturbation"):
         component = getattr(config, name)
         if component and (problem := missing_package(component)):
@@ -220,7 +220,7 @@ def _of_held_out_rows(config: RunConfig) -> Iterator[str]:
         available |= callback.gives
 
 
-def _of_pairing(config: RunConfig, pairing: PairSampler, online: bool) -> Iterator[str]:
+def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
     """Yield a problem for each thing that pairs lack: a confidence, its dynamics, and an even number of examples."""
     reference, training = config.reference, config.training
     available = {Need.CONFIDENCE} if config.split_needs_confidence() else ()
@@ -242,11 +242,6 @@ def _of_pairing(config: RunConfig, pairing: PairSampler, online: bool) -> Iterat
                 f"{type(reference).__name__} has {most}; use --reference TrainedReference with more "
                 f"reference.checkpoints (online: more epochs), {_OTHER}"
             )
-    if online and training.max_steps is None and training.epochs <= 1:
-        yield (
-            f"reference {type(reference).__name__} splits each epoch by the losses of the one before, but "
-            f"training.epochs is {training.epochs:g}; allowed: above 1"
-        )
 
 
 def confidence_problems(config: RunConfig) -> Iterator[str]:
