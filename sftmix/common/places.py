@@ -11,23 +11,22 @@ from pathlib import Path
 HUB_ID = re.compile(r"^(?=.{1,96}\Z)(?!\.+(/|\Z))[\w.-]+(/(?!\.+\Z)[\w.-]+)?\Z")
 """`NAME` or `OWNER/NAME` on the Hugging Face hub."""
 
-_URL = re.compile(r"^[A-Za-z][\w+.-]+:/")
-_VARIABLE = re.compile(r"\$[\w{]")
-
+_NO_PLACE = {
+    r"^[A-Za-z][\w+.-]+:/": "is a URL; name a place on this machine",
+    r"\$[\w{]": "holds a variable, which the shell replaces and a file does not; write the place itself",
+    r"[\x00-\x1f\x7f]": "holds a control character; name a place without it",
+}
+"""Patterns of names under which nothing is written, and why."""
 _LONGEST = 200
 """Bytes of a name in a path: file systems take 255, and unfinished directories have longer names."""
 
 
 def path_problem(path: str | os.PathLike[str]) -> str | None:
     """Return why nothing is written under this path, or None: a URL, a variable, a control character, a long part."""
-    name = os.fspath(path)
-    if _URL.match(name):
-        return "is a URL; name a place on this machine"
-    if _VARIABLE.search(name):
-        return "holds a variable, which the shell replaces and a file does not; write the place itself"
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "holds a control character; name a place without it"
-    if any(len(os.fsencode(part)) > _LONGEST for part in Path(name).parts):
+    for pattern, problem in _NO_PLACE.items():
+        if re.search(pattern, os.fspath(path)):
+            return problem
+    if any(len(os.fsencode(part)) > _LONGEST for part in Path(path).parts):
         return f"has a part of more than {_LONGEST} bytes; name a shorter one"
     return None
 

@@ -53,8 +53,9 @@ def config_of_reference(
 
 
 class Known(NamedTuple):
-    """What is known of a run when the inputs of a stage are named: all of it, or the configuration alone.
+    """What is known of a run when the inputs of a stage are named: all of it, or not what is UNKNOWN.
 
+    world      the ranks, by whom files and devices are looked at
     directory  the run directory, with the files of the stages before
     """
 

@@ -29,7 +29,7 @@ from sftmix.model.load import model_config
 from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.inputs import config_of_arm, config_of_reference
+from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference
 from sftmix.pipeline.loaded import check_sharing, export_dtype, export_weights, round_weights, scoring_model
 from sftmix.pipeline.machines import check_same_directory
 from sftmix.pipeline.order import dynamics_before, epochs_begun, losses_of, order_of_arm
@@ -77,7 +77,7 @@ def run(
         directory.tell(stage="data")
         config, rows = read_rows(config, ranks, run=directory.path, progress=ranks.is_main)
         stages = stages_entered(config, until)
-        ranks.on_main(lambda: refuse_other_inputs(config, stages, directory.path))
+        ranks.on_main(lambda: refuse_other_inputs(Known(config, rows=rows), stages, directory.path))
         if ranks.is_main:
             precision = resolve_precision(config.training.precision, ranks.device)
             device = machine_of(ranks, config.training)["device"]

@@ -42,14 +42,13 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
     return [stage for stage, entered in stages.items() if entered]
 
 
-def refuse_other_inputs(config: RunConfig, stages: Sequence[str], directory: Path) -> None:
-    """Raise ConfigError if one of the stages was made, or begun, with another configuration.
+def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) -> None:
+    """Raise ConfigError if one of the stages was made, or begun, from other inputs.
 
-    Every stage is compared before the first one is made, so that a refusal changes nothing; files, rows and devices are
-    compared when a stage is entered.
+    Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
     """
     for stage in stages:
-        refuse_others(directory / stage, STAGE_INPUTS[stage](Known(config)))
+        refuse_others(directory / stage, STAGE_INPUTS[stage](known))
 
 
 def check_directory(config: RunConfig) -> None:

@@ -15,7 +15,7 @@ from sftmix.data.sources import check_names
 from sftmix.data.templates import template_source
 from sftmix.model.paths import named, refuse_files
 from sftmix.options import SHARDED
-from sftmix.pipeline.inputs import config_of_reference
+from sftmix.pipeline.inputs import Known, config_of_reference
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.start import StageName, check_directory, refuse_other_inputs, stages_entered
 from sftmix.tools.runs.models import model_at_hand
@@ -49,7 +49,7 @@ def check_run(config: RunConfig, until: StageName) -> None:
     if "reference" in stages and own.model.path != config.model.path:  # a look at the hub for each
         with named("reference.model.path"):
             model_at_hand(own.model.path)
-    refuse_other_inputs(config, stages, directory)
+    refuse_other_inputs(Known(config), stages, directory)
     if "confidence" in stages and config.confidence_needs_dynamics():
         refuse(list(confidence_problems(config)), "the configuration")
     by_ranks = {"train", "baseline", "base", *(["reference"] if config.reference.needs else [])}
