@@ -17,7 +17,7 @@ import numpy as np
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import decoded, placing
-from sftmix.common.places import place_of
+from sftmix.common.places import PathLike, place_of
 from sftmix.types import (
     MOST_GROUPS,
     NOT_COUNTED,
@@ -34,8 +34,6 @@ from sftmix.types import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-PathLike = str | os.PathLike[str]
 
 _DEFAULT_NAMES = ("confident", "unconfident")
 _NAMES_KEY = b"sftmix.groups"
