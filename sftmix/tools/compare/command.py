@@ -26,13 +26,13 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
 
 
-def main(argv: Sequence[str]) -> None:
+def main(name: str, argv: Sequence[str]) -> None:
     """Parse and check every run, then run the table, or only print it (--list, --print_config, --help)."""
     flag = OwnOption("list", bool, False, "", "Show what would be run, and exit.")
     options = [*table_options(), flag]
     arguments = read_arguments(argv, options)
     if arguments.help is not None:
-        print(help_text("compare", ABOUT, arguments.help, options), end="")
+        print(help_text(name, ABOUT, arguments.help, options), end="")
         return
     only_list = merge({}, {"list": arguments.options.pop("list", False)}, {"list": flag})["list"]
     comparison = comparison_of(arguments)
