@@ -158,7 +158,7 @@ def refuse_sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str) -> No
 def _sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str, of: str = "") -> Iterator[str]:
     if Need.WHOLE_WEIGHTS in optimizer.needs:
         yield (
-            f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that "
+            f"optimizer {optimizer} and {parallel} exclude each other: it cannot update weights that "
             "ranks share. Use parallel ddp, or --optimizer AdamW"
         )
     if lora.r and lora.quantize:
@@ -197,10 +197,10 @@ def _needs(config: RunConfig) -> Iterator[str]:
     for name in ("reference", "selector", "splitter", "perturbation"):
         component = getattr(config, name)
         if component and (problem := missing_package(component)):
-            yield f"{name} {type(component).__name__} {problem}, or choose another"
+            yield f"{name} {component} {problem}, or choose another"
     available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
-    by = f"reference {type(config.reference).__name__}" if online else "this run"
+    by = f"reference {config.reference}" if online else "this run"
     yield from _missing("objective", config.objective, available, by)
     # Sharded ranks do not give whole weights, which is another message.
     yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "this run")
@@ -224,7 +224,7 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
     """Yield a problem for each thing that pairs lack: a confidence, its dynamics, and an even number of examples."""
     reference, training = config.reference, config.training
     available = {Need.CONFIDENCE} if config.split_needs_confidence() else ()
-    yield from _missing("pairing", pairing, available, f"splitter {type(config.splitter).__name__}")
+    yield from _missing("pairing", pairing, available, f"splitter {config.splitter}")
     for name in ("global_batch_size", "micro_batch_size"):
         size = getattr(training, name)
         if size is not None and size >= 1 and size % 2:
@@ -238,8 +238,8 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
         most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
         if most is not None and most < least:
             yield (
-                f"confidence {type(config.confidence).__name__} needs {counted(least, 'checkpoint')}, but reference "
-                f"{type(reference).__name__} has {most}; use --reference TrainedReference with more "
+                f"confidence {config.confidence} needs {counted(least, 'checkpoint')}, but reference "
+                f"{reference} has {most}; use --reference TrainedReference with more "
                 f"reference.checkpoints (online: more epochs), {_OTHER}"
             )
 
@@ -247,13 +247,13 @@ def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
 def confidence_problems(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that the confidence needs, and the reference does not give."""
     gives = {*config.reference.gives, *([Need.TOKEN_NLL] if config.reference.token_nll else [])}
-    yield from _missing("confidence", config.confidence, gives, f"reference {type(config.reference).__name__}")
+    yield from _missing("confidence", config.confidence, gives, f"reference {config.reference}")
 
 
 def _missing(name: str, component: Component, available: Container[Need], by: str) -> Iterator[str]:
     for need in sorted(component.needs):
         if need not in available:
             remedy = _REMEDIES.get(need, "nothing can give it, so take it out of `needs`")
-            yield f"{name} {type(component).__name__} needs {need}, which {by} does not give; {remedy}"
+            yield f"{name} {component} needs {need}, which {by} does not give; {remedy}"
     if problem := missing_package(component):
-        yield f"{name} {type(component).__name__} {problem}, or leave it out"
+        yield f"{name} {component} {problem}, or leave it out"

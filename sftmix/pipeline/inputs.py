@@ -80,9 +80,7 @@ def _files(known: Known, *components: Component | None) -> Any:
 
     Raise what `files()` raises on every rank.
     """
-    there = [component for component in components if component is not None]
-    names = [name for component in there for name in files_of(component)]
-    code = {name: source for component in there for name, source in code_of(component).items()}
+    names, code = files_of(components), code_of(components)
     return known.world.from_main(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
 
 
@@ -162,13 +160,11 @@ def reference_inputs(known: Known) -> Inputs:
     deciding, lora = _deciding(own.callbacks), own.model.lora
     trains = Need.TRAINING in reference.needs
     spec = reference.spec()
-    elsewhere = set(reference.layout)  # options that change no result
-    if trains:
-        elsewhere.add("training")  # an entry of its own, below
-    deciding_options = {name: value for name, value in spec["init_args"].items() if name not in elsewhere}
+    for name in (*reference.layout, *(["training"] if trains else [])):  # no result, or an entry of its own, below
+        spec["init_args"].pop(name, None)
     inputs = {
         **_rows_and_model(known),
-        "reference": spec | {"init_args": deciding_options},
+        "reference": spec,
         "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
     }
     if trains:

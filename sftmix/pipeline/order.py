@@ -64,7 +64,7 @@ def order_of_arm(
     )
     if single and len(order.ends) < 2:
         raise ConfigError(
-            f"--reference {type(config.reference).__name__} needs a second epoch, whose pairs are made from the "
+            f"--reference {config.reference} needs a second epoch, whose pairs are made from the "
             "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
         )
     return order, lambda epoch: divided(epoch)[0]

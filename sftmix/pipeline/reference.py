@@ -66,7 +66,7 @@ def enter_reference(run: RunContext) -> TrainingDynamics:
             run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
         run.world.on_main(lambda: write_dynamics(path, dynamics))
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
-        line = f"reference {type(reference).__name__}: {describe_dynamics(dynamics)}"
+        line = f"reference {reference}: {describe_dynamics(dynamics)}"
         kept = [file.name for name in KEPT for file in sorted((run.path / "reference").glob(name))]
         return Made(["../confidence/dynamics.parquet", *kept], figures, line)
 

@@ -86,7 +86,7 @@ def read_rows(
     whole = data.train
     if not isinstance(config.selector, All):
         data = encoded(world.from_main(lambda: selected_ids(config, whole, run)))
-        chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
+        chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {config.selector}"
         data.report.notes.append(chosen)
     check_rows_fit(path, encoder, whole, data.eval)
     rows = RunRows(prepared, encoder, data, whole)

@@ -25,7 +25,7 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
     single, train = config.is_single_run(), until == "train"
     if single and not train:
         raise ConfigError(
-            f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
+            f"--reference {config.reference} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
     split = until == "split" or (train and config.resolved_pairing() is not None and not single)
