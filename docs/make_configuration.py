@@ -46,7 +46,7 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
   `--pairing LengthMatchedPairs --pairing.window 8`. In YAML it is `class_path` and `init_args`. Where another class
   takes its place, the options of the old one are dropped, but for those that the new one has.
 - `--callbacks Evaluate` is a list of one, in YAML too (`callbacks: Evaluate`); `--callbacks+ CLASS` adds one.
-- `null` is written as `null`; numbers are decimal (`010` and `1:30` of YAML 1.1 are refused), and keys are always text.
+- `null` is written as `null`; numbers are decimal (`010` is 10, and `1:30` is no number), and keys are always text.
   Variables as `$SCRATCH` in paths are for the shell: in a file they are not replaced. Keys `x-...` at the top of a file
   are ignored: they are places for anchors.
 - Of `training.epochs` and `training.max_steps` the steps decide.

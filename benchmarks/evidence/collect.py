@@ -26,7 +26,7 @@ from benchmarks.evidence.losses import keep_losses  # noqa: E402
 from benchmarks.evidence.tiers import RESULTS  # noqa: E402
 from sftmix.common.errors import NonFiniteError, SFTMixError  # noqa: E402
 from sftmix.common.files import MANIFEST, read_json, sha256_file, write_json  # noqa: E402
-from sftmix.common.tables import read_dynamics, read_eval, read_split  # noqa: E402
+from sftmix.common.tables import read_columns, read_dynamics, read_split  # noqa: E402
 from sftmix.tools.compare.plan import has_diverged  # noqa: E402
 from sftmix.tools.runs.read import read_json_if_there  # noqa: E402
 
@@ -106,9 +106,10 @@ def by_length(path: Path) -> list[dict[str, float]]:
 
     Equal lengths are ordered by id, so the quartiles hold the same rows in every run.
     """
-    ids, scores, _ = read_eval(path)
-    ranked = sorted(range(len(ids)), key=lambda row: (scores.n_tokens[row], ids[row]))
-    return [_group(scores.nll_sum[rows], scores.n_tokens[rows]) for rows in np.array_split(ranked, 4)]
+    table = read_columns(path, "id", "nll_sum", "n_tokens")
+    ids, nll_sum, n_tokens = table["id"], table["nll_sum"], table["n_tokens"]
+    ranked = sorted(range(len(ids)), key=lambda row: (n_tokens[row], ids[row]))
+    return [_group(nll_sum[rows], n_tokens[rows]) for rows in np.array_split(ranked, 4)]
 
 
 def by_half(path: Path, split: Path) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sftmix.common.files import read_json
-from sftmix.common.tables import read_eval
+from sftmix.common.tables import read_columns
 
 Rows = Mapping[str, Mapping[str, str]]
 """Id -> a row, with its family and its truth: clean, corrupted or open."""
@@ -25,8 +25,8 @@ def figures_of_run(run: Path, train: Rows, held_out: Rows) -> dict[str, Any]:
     gap  how much higher that of the corrupted rows is than that of the clean ones
     """
     summary = read_json(run / "summary.json")
-    ids, scores, _ = read_eval(run / "train" / "eval.parquet")
-    exact = dict(zip(ids, (scores.n_correct == scores.n_tokens).tolist(), strict=True))
+    table = read_columns(run / "train" / "eval.parquet", "id", "n_tokens", "n_correct")
+    exact = dict(zip(table["id"], (table["n_correct"] == table["n_tokens"]).tolist(), strict=True))
     nll = by_truth(training_losses(run), train)
     return {
         "eval_nll_after": summary["eval_nll_after"],

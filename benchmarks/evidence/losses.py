@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from sftmix.common.errors import ConfigError  # noqa: E402
 from sftmix.common.files import MANIFEST, placing  # noqa: E402
-from sftmix.common.tables import read_dynamics, read_eval  # noqa: E402
+from sftmix.common.tables import read_columns, read_dynamics  # noqa: E402
 from sftmix.types import Float64, Int64  # noqa: E402
 
 HELD_OUT, SAMPLE = "held-out", "training sample"
@@ -90,10 +90,10 @@ def keep_losses(runs: Iterable[tuple[Path, str, int]], folder: Path) -> None:
 
 
 def _sides(stage: Path) -> dict[str, Side]:
-    ids, scores, _ = read_eval(stage / "eval.parquet")
+    table = read_columns(stage / "eval.parquet", "id", "nll_sum", "n_tokens")
     sample = read_dynamics(stage / "sample.parquet")
     return {
-        HELD_OUT: _ordered(ids, scores.n_tokens, scores.nll_sum),
+        HELD_OUT: _ordered(table["id"], table["n_tokens"], table["nll_sum"]),
         SAMPLE: _ordered(sample.ids, sample.n_tokens, sample.nll_sum[:, -1]),
     }
 

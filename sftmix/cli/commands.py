@@ -11,28 +11,21 @@ from sftmix.common.places import unwritable
 
 
 class Command(NamedTuple):
-    """A command: its line in the overview, its module, and the function there."""
+    """A command: its line in the overview, and its module, whose function `main` it is."""
 
     summary: str
     module: str
-    function: str = "main"
 
 
 COMMANDS = {
     "quickstart": Command(
         "see the whole recipe in under three minutes, without any download", "sftmix.tools.quickstart.command"
     ),
-    "run": Command(
-        "do all of it: reference, confidence, split, training, export", "sftmix.tools.stages.command", "main_run"
-    ),
-    "reference": Command(
-        "only up to the training dynamics of the reference", "sftmix.tools.stages.command", "main_reference"
-    ),
-    "confidence": Command(
-        "only up to the confidence of every example", "sftmix.tools.stages.command", "main_confidence"
-    ),
-    "split": Command("only up to the split", "sftmix.tools.stages.command", "main_split"),
-    "train": Command("the same as run, by the name of its last stage", "sftmix.tools.stages.command", "main_train"),
+    "run": Command("do all of it: reference, confidence, split, training, export", "sftmix.tools.stages.command"),
+    "reference": Command("only up to the training dynamics of the reference", "sftmix.tools.stages.command"),
+    "confidence": Command("only up to the confidence of every example", "sftmix.tools.stages.command"),
+    "split": Command("only up to the split", "sftmix.tools.stages.command"),
+    "train": Command("the same as run, by the name of its last stage", "sftmix.tools.stages.command"),
     "compare": Command(
         "run a table: variants x seeds, with the statistics of their differences", "sftmix.tools.compare.command"
     ),
@@ -61,10 +54,9 @@ def call(name: str, argv: Sequence[str]) -> None:
 
     Raises ConfigError for places that cannot be written.
     """
-    _, module, function = COMMANDS[name]
-    command = import_module(module)
+    command = import_module(COMMANDS[name].module)
     if not hasattr(command, "add_options"):  # it reads options of a run
-        return getattr(command, function)(argv)
+        return command.main(name, argv)
     form = argparse.RawDescriptionHelpFormatter
     parser = WordsParser(f"sftmix {name}", description=command.ABOUT, formatter_class=form, allow_abbrev=False)
     command.add_options(parser)

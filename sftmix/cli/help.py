@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ class HelpRow(NamedTuple):
 def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = ()) -> str:
     """Return the help of a command; raise ConfigError for an unknown topic.
 
-    topic    "": the options that matter; all: every option; or a group of options, a component field, a single option
+    topic    "": the options that matter; all: every option; or the key of an option, with those inside it
     options  the command's own options, besides RunConfig's
     """
     own = [HelpRow(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in options]
@@ -79,25 +79,19 @@ def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = 
         HelpRow("trust", "", "Import the classes of its own that the config.yaml of a run names, and run their code."),
         *option_rows(RunConfig, ""),
     ]
-    heads = {row.key for row in rows if row.form in ("...", "CLASS")}
-    groups: dict[str, list[HelpRow]] = {}
-    for row in rows:
-        group = row.key.partition(".")[0]
-        groups.setdefault(group if group in heads else "run", []).append(row)
     usage = f"sftmix {name} [--config FILE] [options]"
-    if topic == "all":
-        return formatted(groups, usage=usage, description=about, epilog=_COMPONENTS)
     if topic:
-        chosen = groups.get(topic) or [row for row in rows if f"{row.key}.".startswith(f"{topic}.")]
+        chosen = [row for row in rows if topic == "all" or f"{row.key}.".startswith(f"{topic}.")]
         if not chosen:
             raise unknown_option(topic)
-        return formatted({topic: chosen}, usage=argparse.SUPPRESS, epilog="All options: --help all.")
+        return formatted(topic, chosen, usage=usage, description=about, epilog=_COMPONENTS)
     used = [OF_ROWS] if name == "preview" else [OF_ROWS, OF_REFERENCE]
     if name in ("run", "train"):
         used.append(OF_TARGET)
+    groups = dict.fromkeys(row.key.partition(".")[0] for row in rows if row.form in ("...", "CLASS"))
     rest = f"All options: --help all. One group in full: --help GROUP, of {', '.join(groups)}."
     short = "\n".join(["options:", "".join(used), textwrap.fill(rest, 78)])
-    return formatted({name: own}, usage=usage, description=about, epilog=short)
+    return formatted(name, own, usage=usage, description=about, epilog=short)
 
 
 def option_rows(owner: type, prefix: str) -> Iterator[HelpRow]:
@@ -129,14 +123,14 @@ def _default(value: Any, doc: str) -> str:
     return f" [{value if isinstance(value, str) else json.dumps(value, default=str)}]"
 
 
-def formatted(parts: Mapping[str, Iterable[HelpRow]], **texts: Any) -> str:
+def formatted(title: str, rows: Iterable[HelpRow], **texts: Any) -> str:
+    """Return a help of rows under a title; `texts` are those that argparse.ArgumentParser takes."""
     form = partial(argparse.RawDescriptionHelpFormatter, max_help_position=34)
     parser = argparse.ArgumentParser(formatter_class=form, add_help=False, **texts)
-    for title, rows in parts.items():
-        group = parser.add_argument_group(title)
-        for key, value, doc in rows:
-            action: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
-            group.add_argument(f"--{key}", help=doc.replace("%", "%%"), **action)
+    group = parser.add_argument_group(title)
+    for key, value, doc in rows:
+        action: dict[str, Any] = {"metavar": value} if value else {"action": "store_true"}
+        group.add_argument(f"--{key}", help=doc.replace("%", "%%"), **action)
     return parser.format_help()
 
 

@@ -117,14 +117,14 @@ def _parts(options: Any) -> Iterator[Component]:
         yield from _parts(value)
 
 
-def files_of(component: Component) -> list[str]:
-    """Return the `files()` of a component and of the components among its options."""
-    return [os.fspath(name) for part in _parts(component) for name in part.files()]
+def files_of(options: Any) -> list[str]:
+    """Return the `files()` of all components in an option's value, with those among their own options."""
+    return [os.fspath(name) for part in _parts(options) for name in part.files()]
 
 
-def code_of(component: Component) -> dict[str, str]:
-    """Return import path -> hash of the source, of all classes that are neither the package's nor Python's."""
-    classes = [cls for part in _parts(component) for cls in type(part).__mro__]
+def code_of(options: Any) -> dict[str, str]:
+    """Return import path -> hash of the source, of all their classes that are neither the package's nor Python's."""
+    classes = [cls for part in _parts(options) for cls in type(part).__mro__]
     foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in _NOT_FOREIGN]
     return {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in foreign}
 

@@ -43,10 +43,11 @@ SHOWN_FIELDS = 30
 def column_problems(form: Any, columns: Mapping[str, str | None]) -> Iterator[str]:
     """Yield a sentence if no format, or not the one that data.format chooses, has all the fields of data.columns."""
     fields = field_columns(columns)
-    formats = FORMAT_FIELDS if isinstance(form, str) else {str(form): form.fields}
+    own = FORMAT_FIELDS.get(form, ()) if isinstance(form, str) else form.fields
+    formats = FORMAT_FIELDS if form == "auto" else {str(form): own}
     if len(fields) < len(columns):
         yield "data.columns names completion and response, which are the same field; leave one out"
-    if not formats_with(fields, str(form), formats):
+    if not any(fields.keys() <= {*names, *ANY_FORMAT} for names in formats.values()):
         reads = "; ".join(f"{name}: {', '.join(names)}" for name, names in formats.items())
         yield (
             f"data.columns: no format of data.format {form} has {' and '.join(columns)}; on the left stand our names "
@@ -57,12 +58,6 @@ def column_problems(form: Any, columns: Mapping[str, str | None]) -> Iterator[st
 def field_columns(columns: Mapping[str, str | None] | None) -> dict[str, str | None]:
     """Return data.columns with each field under its own name: `completion` for `response`."""
     return {"completion" if name == "response" else name: column for name, column in (columns or {}).items()}
-
-
-def formats_with(fields: Iterable[str], form: str = "auto", formats: Mapping[str, Any] = FORMAT_FIELDS) -> list[str]:
-    """List the formats that read all these fields; of the one named `form`, or of all for auto."""
-    wanted = set(fields) - set(ANY_FORMAT)
-    return [name for name, reads in formats.items() if form in ("auto", name) and wanted <= set(reads)]
 
 
 def listed(fields: Iterable[str]) -> str:

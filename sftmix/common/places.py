@@ -8,26 +8,27 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+PathLike = str | os.PathLike[str]
+
 HUB_ID = re.compile(r"^(?=.{1,96}\Z)(?!\.+(/|\Z))[\w.-]+(/(?!\.+\Z)[\w.-]+)?\Z")
 """`NAME` or `OWNER/NAME` on the Hugging Face hub."""
 
-_URL = re.compile(r"^[A-Za-z][\w+.-]+:/")
-_VARIABLE = re.compile(r"\$[\w{]")
-
+_NO_PLACE = {
+    r"^[A-Za-z][\w+.-]+:/": "is a URL; name a place on this machine",
+    r"\$[\w{]": "holds a variable, which the shell replaces and a file does not; write the place itself",
+    r"[\x00-\x1f\x7f]": "holds a control character; name a place without it",
+}
+"""Patterns of names under which nothing is written, and why."""
 _LONGEST = 200
 """Bytes of a name in a path: file systems take 255, and unfinished directories have longer names."""
 
 
-def path_problem(path: str | os.PathLike[str]) -> str | None:
+def path_problem(path: PathLike) -> str | None:
     """Return why nothing is written under this path, or None: a URL, a variable, a control character, a long part."""
-    name = os.fspath(path)
-    if _URL.match(name):
-        return "is a URL; name a place on this machine"
-    if _VARIABLE.search(name):
-        return "holds a variable, which the shell replaces and a file does not; write the place itself"
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "holds a control character; name a place without it"
-    if any(len(os.fsencode(part)) > _LONGEST for part in Path(name).parts):
+    for pattern, problem in _NO_PLACE.items():
+        if re.search(pattern, os.fspath(path)):
+            return problem
+    if any(len(os.fsencode(part)) > _LONGEST for part in Path(path).parts):
         return f"has a part of more than {_LONGEST} bytes; name a shorter one"
     return None
 
@@ -35,12 +36,12 @@ def path_problem(path: str | os.PathLike[str]) -> str | None:
 is_there = os.path.exists
 """True if there is such a file or directory; also False for a name that no file can have."""
 
-_started: ContextVar[tuple[Sequence[Path], str]] = ContextVar("started", default=((), ""))
-"""Directories in which relative names of options begin, if not here; and what a hub id means, as NAME@COMMIT."""
+_started: ContextVar[tuple[Sequence[PathLike], str]] = ContextVar("started", default=([""], ""))
+"""Directories in which relative names of options begin ("": here); and what a hub id means, as NAME@COMMIT."""
 
 
 @contextmanager
-def names_from(starts: Sequence[Path], hub: str) -> Iterator[None]:
+def names_from(starts: Sequence[PathLike], hub: str) -> Iterator[None]:
     """Let `place_of` begin in the first of these directories that has the file, and a hub id NAME mean NAME@COMMIT."""
     token = _started.set((starts, hub))
     try:
@@ -49,22 +50,19 @@ def names_from(starts: Sequence[Path], hub: str) -> Iterator[None]:
         _started.reset(token)
 
 
-def place_of(name: str | os.PathLike[str]) -> Path:
+def place_of(name: PathLike) -> Path:
     """Return the place of a file or directory that an option names: whatever opens one asks here; `~` is the home."""
-    path = Path(os.path.expanduser(name))
-    places = [start / path for start in _started.get()[0]] or [path]
+    places = [Path(start, os.path.expanduser(name)) for start in _started.get()[0]]
     return next(filter(is_there, places), places[0])
 
 
 def places_like(pattern: str) -> list[str]:
     """Return the places that a pattern of `glob` matches, looked for where `place_of` looks."""
-    path = os.path.expanduser(pattern)
-    starts: Sequence[Path | str] = _started.get()[0] or [""]
-    found = (glob.glob(os.path.join(start, path)) for start in starts)
+    found = (glob.glob(os.path.join(start, os.path.expanduser(pattern))) for start in _started.get()[0])
     return next(filter(None, found), [])
 
 
-def unwritable(place: str | os.PathLike[str], *, folder: bool = False) -> str | None:
+def unwritable(place: PathLike, *, folder: bool = False) -> str | None:
     """Return why nothing can be written there, or None. `folder`: a directory is made of it, or it is one."""
     if problem := path_problem(place):
         return problem

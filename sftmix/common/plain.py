@@ -29,24 +29,26 @@ def path_text(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def not_plain(value: object, key: str = "") -> Iterator[str]:
-    """Yield a sentence for each part of a configuration in plain form that no file of a run could hold.
+def differing(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (option, old, new) of each value in which two plain forms differ; components of two classes are one value.
 
     key  the option's name, with dots; constructor arguments of a component are below its own
     """
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from not_plain(inner, key if name == "init_args" else f"{key}.{name}" if key else str(name))
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from not_plain(inner, key)
-    elif isinstance(value, str) and value != value.encode(errors="replace").decode():
-        yield f"{key} is {quoted(value)}, which is not UTF-8: give it another name, or set PYTHONUTF8=1 if it is"
-    elif type(value) not in (bool, int, float, str, type(None)):  # YAML writes no class made from one, as np.float64
-        yield (
-            f"{key} is {quoted(value)}, a {type(value).__name__}; a configuration holds numbers, text, true, false, "
-            "None, and lists and dictionaries of these. Give float(), int(), str() or list() of it"
-        )
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("class_path") == new.get("class_path"):
+        for name in dict.fromkeys([*old, *new]):
+            inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
+            yield from differing(old.get(name), new.get(name), inner)
+    elif [old] != [new]:  # in lists, since nan is itself there
+        yield key, old, new
+
+
+def not_utf8(name: str) -> str:
+    """Return why files of a run cannot hold a name, or "" if they can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return f"{quoted(name)}, which is not UTF-8: give it another name, or set PYTHONUTF8=1 if it is"
+    return ""
 
 
 def as_written(number: float) -> Fraction:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sftmix.common.errors import DataError
 from sftmix.common.files import decoded, placing
-from sftmix.common.places import place_of
+from sftmix.common.places import PathLike, place_of
 from sftmix.types import (
     MOST_GROUPS,
     NOT_COUNTED,
@@ -34,8 +34,6 @@ from sftmix.types import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-PathLike = str | os.PathLike[str]
 
 _DEFAULT_NAMES = ("confident", "unconfident")
 _NAMES_KEY = b"sftmix.groups"
@@ -150,16 +148,6 @@ def write_eval(path: PathLike, ids: Sequence[str], scores: RowScores, brier_sum:
     )
 
 
-def read_eval(path: PathLike) -> tuple[list[str], RowScores, Float64 | None]:
-    """Return (ids, scores, brier_sum f64[N]) of the held-out examples; brier_sum is None if it was not measured.
-
-    Raises DataError if `write_eval` did not write the file.
-    """
-    table = read_columns(path, "id", "nll_sum", "n_tokens", "n_correct", optional=["brier_sum"])
-    scores = RowScores(table["nll_sum"], table["n_tokens"], table["n_correct"])
-    return table["id"], scores, table["brier_sum"]
-
-
 # ------------------------------------------------------------------------------------------- training dynamics
 
 
@@ -213,30 +201,35 @@ def read_dynamics(path: PathLike) -> TrainingDynamics:
     order = np.argsort(cell)
     whole = 0 < n * c == len(cell) and checkpoint.min() >= 0 and np.array_equal(cell[order], np.arange(n * c))
     _require(path, whole, "it holds no example, or not one line for each example and checkpoint 0, 1, 2, ...")
-    columns = map(table.get, (*names[2:], *optional))
-    grids: list[Any] = [None if column is None else column[order].reshape(n, c) for column in columns]
-    step, nll_sum, n_tokens, n_correct, alone, state, *of_tokens = grids
-    nll_sum = np.where(n_tokens > 0, nll_sum, 0.0)
-    dynamics = TrainingDynamics(ids, step[0], nll_sum, n_tokens[:, 0], n_correct, None, alone)
+    grid: dict[str, Any] = {
+        name: table[name][order].reshape(n, c) for name in (*names[2:], *optional) if table[name] is not None
+    }
+    n_tokens, step = grid["n_tokens"], grid["step"]
+    dynamics = TrainingDynamics(
+        ids,
+        step[0],
+        np.where(n_tokens > 0, grid["nll_sum"], 0.0),
+        n_tokens[:, 0],
+        grid["n_correct"],
+        alone_nll_sum=grid.get("alone_nll_sum"),
+    )
+    of_tokens = [name for name in OF_TOKENS if name in grid]
+    lengths = np.vectorize(len, otypes=[int])
     problems = [
         ("n_tokens", n_tokens != n_tokens[:, :1], "one number for all checkpoints"),
         ("step", step != step[:1], "one number for each checkpoint"),
         *impossible_numbers(dynamics),
+        *((name, lengths(grid[name]) != n_tokens, "n_tokens numbers") for name in of_tokens),
     ]
-    for name, lines in zip(OF_TOKENS, of_tokens, strict=True):
-        if lines is not None:
-            problems.append((name, np.vectorize(len, otypes=[int])(lines) != n_tokens, "n_tokens numbers"))
     for name, wrong, allowed in problems:
         first = ids[int(wrong.any(axis=1).argmax())]
         _require(path, not wrong.any(), f"{name} of example {first!r} is wrong; allowed: {allowed}")
-    if state is not None:
-        sizes = np.vectorize(len, otypes=[int])(state[:, -1])
-        _require(path, len({*sizes.tolist()}) == 1, "the states of its examples have several sizes")
-    joined: dict[str, Any] = {}
-    for name, lines in zip(OF_TOKENS, of_tokens, strict=True):
-        joined[name] = None if lines is None else [np.stack(list(line)) for line in lines]
-    states = None if state is None else np.stack(list(state[:, -1])).astype(np.float16)
-    return replace(dynamics, states=states, **joined)
+    joined: dict[str, Any] = {name: [np.stack(list(line)) for line in grid[name]] for name in of_tokens}
+    if "state" in grid:
+        states = list(grid["state"][:, -1])
+        _require(path, len({*map(len, states)}) == 1, "the states of its examples have several sizes")
+        joined["states"] = np.stack(states).astype(np.float16)
+    return replace(dynamics, **joined)
 
 
 def impossible_numbers(dynamics: TrainingDynamics) -> Iterator[tuple[str, Bool, str]]:

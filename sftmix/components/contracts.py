@@ -69,7 +69,7 @@ def _fixed(value: Any) -> Any:
 
 def broken(component: Component, answer: str, allowed: str) -> ContractError:
     """Return the error of a component whose answer is not allowed."""
-    return ContractError(f"{type(component).option} {type(component).__name__} returned {answer}; allowed: {allowed}")
+    return ContractError(f"{type(component).option} {component} returned {answer}; allowed: {allowed}")
 
 
 def check_dynamics(reference: Component, dynamics: Any) -> TrainingDynamics:
@@ -141,7 +141,7 @@ def check_pairs(sampler: Component, pairs: Any, split: Split, scores: Scores) ->
 def check_selection(selector: Component, rows: Any, n_rows: int) -> Rows:
     """Return the rows in file order if they are distinct rows of 0..N-1, at least one; else raise ConfigError."""
     if np.size(rows) == 0:
-        raise ConfigError(f"selector {type(selector).__name__}: none of the {n_rows} examples is selected")
+        raise ConfigError(f"selector {selector}: none of the {n_rows} examples is selected")
     selected = _array(selector, "rows", rows, (-1,), least=0, most=n_rows - 1)
     distinct = np.unique(selected)
     if len(distinct) < len(selected):

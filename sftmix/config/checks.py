@@ -4,15 +4,14 @@ import importlib.util
 import math
 from collections.abc import Container, Iterator
 from dataclasses import fields
-from typing import Any
 
 from sftmix.common.errors import refuse
-from sftmix.common.plain import not_plain, spelling
+from sftmix.common.plain import differing, spelling
 from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Component, Need, missing_package, plain
-from sftmix.config.merge import ARGS, merge
+from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
 from sftmix.options import (
     OF_SHARDS,
@@ -33,18 +32,11 @@ def validate(config: RunConfig, *, needs_out: bool = True) -> None:
     `needs_out=False` is for commands that write no run directory.
     """
     stored = config.plain()
-    problems = list(not_plain(stored)) or list(_misfits(stored, plain(merge({}, stored)), ""))
+    problems = [
+        f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
+        for key, given, read in differing(stored, plain(merge({}, stored)))
+    ]
     refuse(problems or list(_problems(config, needs_out)), "the configuration")  # which compares values of their types
-
-
-def _misfits(given: Any, read: Any, key: str) -> Iterator[str]:
-    """Yield a sentence for each plain value of an object made in Python that is another one when a file is read."""
-    if isinstance(given, dict) and isinstance(read, dict):
-        for name, value in given.items():
-            inner = key if name == ARGS else f"{key}.{name}" if key else name
-            yield from _misfits(value, read.get(name), inner)
-    elif [given] != [read]:  # in lists, since nan is itself there
-        yield f"{key} is {given!r}, which a file of the run gives back as {read!r}; give a value of the option's type"
 
 
 def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
@@ -166,7 +158,7 @@ def refuse_sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str) -> No
 def _sharded(optimizer: Optimizer, lora: LoraOptions, parallel: str, of: str = "") -> Iterator[str]:
     if Need.WHOLE_WEIGHTS in optimizer.needs:
         yield (
-            f"optimizer {type(optimizer).__name__} and {parallel} exclude each other: it cannot update weights that "
+            f"optimizer {optimizer} and {parallel} exclude each other: it cannot update weights that "
             "ranks share. Use parallel ddp, or --optimizer AdamW"
         )
     if lora.r and lora.quantize:
@@ -199,16 +191,16 @@ _REMEDIES = {
 def _needs(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that a component needs, and nothing in this configuration gives."""
     pairs = config.resolved_pairing()
-    online = pairs is not None and config.uses_dynamics() and Need.TARGET_LOSSES in config.reference.needs
+    online = config.is_single_run()
     if pairs is not None:
-        yield from _of_pairing(config, pairs, online)
+        yield from _of_pairing(config, pairs)
     for name in ("reference", "selector", "splitter", "perturbation"):
         component = getattr(config, name)
         if component and (problem := missing_package(component)):
-            yield f"{name} {type(component).__name__} {problem}, or choose another"
+            yield f"{name} {component} {problem}, or choose another"
     available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
-    by = f"reference {type(config.reference).__name__}" if online else "this run"
+    by = f"reference {config.reference}" if online else "this run"
     yield from _missing("objective", config.objective, available, by)
     # Sharded ranks do not give whole weights, which is another message.
     yield from _missing("optimizer", config.optimizer, {Need.WHOLE_WEIGHTS}, "this run")
@@ -228,11 +220,11 @@ def _of_held_out_rows(config: RunConfig) -> Iterator[str]:
         available |= callback.gives
 
 
-def _of_pairing(config: RunConfig, pairing: PairSampler, online: bool) -> Iterator[str]:
+def _of_pairing(config: RunConfig, pairing: PairSampler) -> Iterator[str]:
     """Yield a problem for each thing that pairs lack: a confidence, its dynamics, and an even number of examples."""
     reference, training = config.reference, config.training
     available = {Need.CONFIDENCE} if config.split_needs_confidence() else ()
-    yield from _missing("pairing", pairing, available, f"splitter {type(config.splitter).__name__}")
+    yield from _missing("pairing", pairing, available, f"splitter {config.splitter}")
     for name in ("global_batch_size", "micro_batch_size"):
         size = getattr(training, name)
         if size is not None and size >= 1 and size % 2:
@@ -246,27 +238,22 @@ def _of_pairing(config: RunConfig, pairing: PairSampler, online: bool) -> Iterat
         most = reference.most_checkpoints(options.epochs if options.max_steps is None else None)
         if most is not None and most < least:
             yield (
-                f"confidence {type(config.confidence).__name__} needs {counted(least, 'checkpoint')}, but reference "
-                f"{type(reference).__name__} has {most}; use --reference TrainedReference with more "
+                f"confidence {config.confidence} needs {counted(least, 'checkpoint')}, but reference "
+                f"{reference} has {most}; use --reference TrainedReference with more "
                 f"reference.checkpoints (online: more epochs), {_OTHER}"
             )
-    if online and training.max_steps is None and training.epochs <= 1:
-        yield (
-            f"reference {type(reference).__name__} splits each epoch by the losses of the one before, but "
-            f"training.epochs is {training.epochs:g}; allowed: above 1"
-        )
 
 
 def confidence_problems(config: RunConfig) -> Iterator[str]:
     """Yield a problem for each thing that the confidence needs, and the reference does not give."""
     gives = {*config.reference.gives, *([Need.TOKEN_NLL] if config.reference.token_nll else [])}
-    yield from _missing("confidence", config.confidence, gives, f"reference {type(config.reference).__name__}")
+    yield from _missing("confidence", config.confidence, gives, f"reference {config.reference}")
 
 
 def _missing(name: str, component: Component, available: Container[Need], by: str) -> Iterator[str]:
     for need in sorted(component.needs):
         if need not in available:
             remedy = _REMEDIES.get(need, "nothing can give it, so take it out of `needs`")
-            yield f"{name} {type(component).__name__} needs {need}, which {by} does not give; {remedy}"
+            yield f"{name} {component} needs {need}, which {by} does not give; {remedy}"
     if problem := missing_package(component):
-        yield f"{name} {type(component).__name__} {problem}, or leave it out"
+        yield f"{name} {component} {problem}, or leave it out"

@@ -1,4 +1,4 @@
-"""YAML text -> plain values, with every key as text, and without the numbers that YAML 1.1 reads as nobody means them.
+"""YAML text -> plain values, with every key as text, and with numbers that are decimal ones.
 
 A file may be from anyone: it repeats no key, and has no more values than a configuration needs.
 """
@@ -10,11 +10,8 @@ import yaml
 
 _MOST = 100_000
 """Most values of a text; an alias counts as what it names."""
-_NO_DECIMALS = {
-    "octal": re.compile(r"[-+]?0[0-9_]+"),
-    "base 60": re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"),
-}
-"""Numbers of YAML 1.1: 010 is 8, and 1:30 is 90."""
+_NO_DECIMAL = re.compile(r"[-+]?0[0-9_]+|.*:.*")
+"""Numbers that YAML 1.1 reads as nobody means them: 010 is octal, so 8, and 1:30 is of base 60, so 90."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
@@ -22,8 +19,8 @@ _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 def load(text: str, *, texts: bool = False) -> Any:
     """Return what a text is to YAML.
 
-    Raises ValueError, with a message of one line, for what is no YAML, is too deep or too large, repeats a key, or has
-    a number that is not written as a decimal one.
+    A number that is not written as a decimal one is text: an option of numbers takes 010 as 10, and refuses 1:30.
+    Raises ValueError, with a message of one line, for what is no YAML, is too deep or too large, or repeats a key.
 
     texts  scalars stay as they are written, also those that YAML would take for numbers, dates, true or false, as `no`
     """
@@ -40,16 +37,8 @@ def load(text: str, *, texts: bool = False) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def misread(number: str) -> str:
-    """Return why YAML does not read this number as a decimal one, with the remedy; "" if it does, or for other text."""
-    for kind, form in _NO_DECIMALS.items():
-        if form.fullmatch(number):
-            return f"{number} is {kind} in YAML 1.1; write a decimal number, or put it in quotes if it is text"
-    return ""
-
-
 def _check(document: yaml.Node | None) -> None:
-    """Raise ValueError for a document that repeats a key, unfolds to too many values, or has a number misread."""
+    """Raise ValueError for a document that repeats a key or unfolds to too many values; make misread numbers text."""
     nodes, seen = [document], 0
     while nodes:
         node, seen = nodes.pop(), seen + 1
@@ -60,8 +49,8 @@ def _check(document: yaml.Node | None) -> None:
             nodes += [value for _, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             nodes += node.value
-        elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and (problem := misread(node.value)):
-            raise ValueError(f"line {node.start_mark.line + 1}: {problem}")
+        elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _NO_DECIMAL.fullmatch(node.value):
+            node.tag = _TEXT
 
 
 def _check_keys(mapping: yaml.MappingNode) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError, nearest, told
 from sftmix.common.files import read_text
+from sftmix.common.places import PathLike
 from sftmix.common.plain import as_list
 from sftmix.config.load import load
 from sftmix.config.merge import Tree, build, merge
@@ -45,9 +46,7 @@ def config_file(name: str, *, where: str = "--config") -> str:
     raise ConfigError(told(problem, nearest(recipe, shipped), f"shipped recipes ({RECIPE}NAME): {', '.join(shipped)}"))
 
 
-def read_layers(
-    path: str | os.PathLike[str], applied: set[Path] | None = None, *, one_run: bool = False
-) -> list[tuple[str, Tree]]:
+def read_layers(path: PathLike, applied: set[Path] | None = None, *, one_run: bool = False) -> list[tuple[str, Tree]]:
     """Read the layers of a file, (name for messages, options), in the order in which they apply.
 
     A base that several files share is applied once, where the first of them names it: it undoes none of the others.
@@ -97,7 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def merge_file(
     tree: Tree,
-    path: str | os.PathLike[str],
+    path: PathLike,
     applied: set[Path] | None = None,
     more: Mapping[str, Any] | None = None,
     *,
@@ -115,7 +114,7 @@ def merge_file(
     return tree
 
 
-def read_config(path: str | os.PathLike[str], *, trust: Collection[str] | None = ()) -> RunConfig:
+def read_config(path: PathLike, *, trust: Collection[str] | None = ()) -> RunConfig:
     """Read a config.yaml or a recipe with its bases; raise ConfigError for unknown keys and classes.
 
     trust  as in `merge_file`

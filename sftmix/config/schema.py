@@ -8,6 +8,7 @@ directory were always searched.
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 import traceback
 import types
@@ -56,7 +57,7 @@ _type_hints = cache(typing.get_type_hints)
 def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     """Return the options of a group or of a component class: its constructor's parameters, with their types resolved.
 
-    A parameter without a type keeps `inspect.Parameter.empty`. Raises ConfigError if a type cannot be resolved, or a
+    A parameter without a type has the type Any. Raises ConfigError if a type cannot be resolved, or a
     parameter has no name of its own.
     """
     named, parameters = f"{owner.__module__}.{owner.__qualname__}.__init__", inspect.signature(owner).parameters
@@ -70,7 +71,7 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
     defaults = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
     return {
-        p.name: p.replace(annotation=hints.get(p.name, p.empty), default=defaults.get(p.name, p.default))
+        p.name: p.replace(annotation=hints.get(p.name, typing.Any), default=defaults.get(p.name, p.default))
         for p in parameters.values()
     }
 
@@ -115,21 +116,8 @@ def trusting(paths: Collection[str] | None = ()) -> Iterator[None]:
         _trusted.pop()
 
 
-MOVED = {
-    f"sftmix.components.{name}.": f"sftmix.components.others.{name}."
-    for name in ("endpoint", "mixing", "perturbations", "places", "reweighting", "schedules", "tokens")
-} | {
-    f"sftmix.components.{module}.{name}": f"sftmix.components.others.{now}.{name}"
-    for module, now, names in (
-        ("confidence", "confidences", "Correctness IFD LearningPercentage LowVariability"),
-        ("optimizers", "optimizers8bit", "AdamW8bit"),
-        ("pairing", "pairings", "ConfidenceGapPairs LengthMatchedPairs LevelPairs"),
-        ("selection", "s2l", "S2L"),
-        ("selection", "selectors", "Longest Random ScoreAtLeast WithLabel"),
-    )
-    for name in names.split()
-}
-"""Import paths, or beginnings of such, in configurations of before -> where the class is now."""
+_MOVED = re.compile(r"sftmix\.components\.\w+(\.\w+)")
+"""An import path in a configuration of before, when the methods of others were beside ours."""
 
 
 def import_class(path: str) -> type:
@@ -138,9 +126,11 @@ def import_class(path: str) -> type:
     If Python does not find its module, the working directory is searched as well, and stays at the end of sys.path: a
     module may import others beside it when it runs.
     """
-    path = next((now + path.removeprefix(was) for was, now in MOVED.items() if path.startswith(was)), path)
+    shipped = {one.path for _, kind in catalogue() for one in kind}
+    if path not in shipped and (moved := _MOVED.fullmatch(path)):
+        path = next((now for now in shipped if ".others." in now and now.endswith(moved[1])), path)
     trusted = _trusted[-1] if _trusted and None not in _trusted else None
-    if trusted is not None and path not in {*trusted, *(one.path for _, kind in catalogue() for one in kind)}:
+    if trusted is not None and path not in {*trusted, *shipped}:
         raise ForeignClassError(
             f"{path} is no component of this package: its module would be imported, and its code would run. If you "
             "know it, name the class on the command line, or add --trust"

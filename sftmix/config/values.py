@@ -4,15 +4,15 @@ A message has the key, the value, what is allowed, and the nearest name.
 """
 
 import collections.abc
-import inspect
 import types
 from contextlib import suppress
 from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
+from sftmix.common.plain import not_utf8
 from sftmix.components.component import Component
-from sftmix.config.load import load, misread
+from sftmix.config.load import load
 from sftmix.config.run_config import RunConfig
 from sftmix.config.schema import (
     alternatives,
@@ -34,6 +34,7 @@ _WORDS = {
     collections.abc.Sequence: "a list [a, b]",
     dict: "a mapping {name: value}",
     str: "text",
+    Any: "numbers, text, true, false, null, and lists and mappings of these",
 }
 """Types that options have, in words. If several would take a text, the first one here gets it."""
 EXAMPLES = {
@@ -48,6 +49,10 @@ class Word(str):
     """A word of the command line, which may spell any value; a text of a file is what YAML has made of it before."""
 
 
+_PLAIN = (Word, str, bool, int, float, types.NoneType, list, tuple, dict)
+"""Classes of the values that a file of a run can hold: exactly these, as YAML writes no number of NumPy."""
+
+
 class NoValueError(Exception):
     """A value that a type does not allow; in a list, the first item that is not allowed."""
 
@@ -58,15 +63,17 @@ def converted(value: Any, hint: Any) -> Any:
     If several types would take a text, words and numbers are tried before lists, and text last. Without a type only a
     word of the command line spells another value. Raises NoValueError.
     """
-    if hint in (Any, inspect.Parameter.empty):
+    if hint is Any:
         if isinstance(value, dict):
             return {name: converted(inner, Any) for name, inner in value.items()}
-        if isinstance(value, Word) and misread(value):
+        if isinstance(value, (list, tuple)):
+            return [converted(inner, Any) for inner in value]
+        if type(value) not in _PLAIN:
             raise NoValueError(value)
         return from_yaml(value) if isinstance(value, Word) else value
     kinds = [kind for kind in alternatives(hint) if _type_of(kind) in _WORDS]
     if not (kinds or component_in(hint) or group_in(hint) or isinstance(value, Word)):
-        return value  # for a type that the command line cannot spell
+        return converted(value, Any)  # for a type that the command line cannot spell
     for kind in sorted(kinds, key=lambda kind: list(_WORDS).index(_type_of(kind))):
         with suppress(ValueError):
             return _as(kind, value)
@@ -97,14 +104,14 @@ def _as(kind: Any, value: Any) -> Any:
         for word in get_args(kind):
             if repr(word) in (repr(value), repr(parsed)):  # by which 1 is neither true nor 1.0
                 return word
-    elif kind is str and isinstance(value, str):
-        return str(value)
+    elif kind is str and type(value) in (str, Word):
+        return value.encode().decode()  # which raises for what no file of a run can hold
     elif kind is types.NoneType and value in (None, "null", "~"):
         return None
     elif kind is bool and isinstance(parsed, bool):
         return parsed
-    elif kind in (int, float) and type(parsed) in (str, int, kind) and not misread(str(value)):
-        return kind(parsed)  # 1e-4 is a text to YAML, since it has no point
+    elif kind in (int, float) and type(parsed) in (str, int, kind):
+        return kind(parsed)  # 1e-4 is a text to YAML, since it has no point, and so is 010
     raise ValueError
 
 
@@ -156,14 +163,17 @@ def _fault(value: Any, hint: Any) -> str:
     """Say why a value is not allowed: above all why YAML makes no collection of a text that was to be one."""
     if value is None or value is True:
         return f" is {'true' if value else 'null'}, or has no value"
+    if type(value) not in _PLAIN:
+        return f" is {value!r}, a {type(value).__name__}; give float(), int(), str() or list() of it"
+    if problem := not_utf8(str(value)):
+        return f" is {problem}"
     if str in alternatives(hint) and not isinstance(value, (str, list, dict)):
         return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     try:
         load(str(value))
-        reason = misread(str(value))
     except ValueError as error:
-        reason = str(error)
-    return f": {value!r} is refused, {reason}" if reason else f": {value!r} is not allowed"
+        return f": {value!r} is refused, {error}"
+    return f": {value!r} is not allowed"
 
 
 def choices(hint: Any) -> list[str]:

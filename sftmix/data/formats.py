@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sftmix.common.errors import BadRow, ContractError
-from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, RESERVED_ID, TEXT, field_columns, formats_with, listed
+from sftmix.common.fields import ANY_FORMAT, FORMAT_FIELDS, RESERVED_ID, TEXT, field_columns, listed
 from sftmix.common.plain import spelling
 from sftmix.common.row_format import RowFormat
 from sftmix.common.shown import CONTROL, quoted
@@ -41,7 +41,8 @@ class Columns:
         self.names = {field: column for field, column in fields.items() if column is not None}
         self.unread = fields.keys() - self.names.keys()
         self.unread |= {other for ours, other in _TWINS.items() if ours in self.unread}
-        self.formats = formats_with(self.names) if set(self.names) - set(ANY_FORMAT) else []
+        own = self.names.keys() - {*ANY_FORMAT}
+        self.formats = [name for name, reads in FORMAT_FIELDS.items() if own and own <= {*reads}]
         self.present: dict[str, None] = {}
 
     def renamed(self, row: Any) -> Any:

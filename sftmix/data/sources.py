@@ -10,7 +10,7 @@ from sftmix.common.errors import BadRow, DataError
 from sftmix.common.fields import TEXT, listed
 from sftmix.common.files import read_json, sha256_file
 from sftmix.common.places import HUB_ID, place_of
-from sftmix.common.plain import not_plain
+from sftmix.common.plain import not_utf8
 from sftmix.common.row_format import RowFormat
 from sftmix.data.files import MAX_ROW, READERS, SUPPORTED, Row, characters, rows_of_table
 
@@ -129,8 +129,8 @@ def _files(name: str, option: str, form: RowFormat | str, lines: list[str]) -> d
     for file, path in files.items():
         if path.suffix.lower() not in READERS:
             raise DataError(f"{file}: files ending in {path.suffix or 'nothing'!r} are not read; use {SUPPORTED}")
-        for problem in not_plain(file, option):
-            raise DataError(problem)
+        if problem := not_utf8(file):
+            raise DataError(f"{option} is {problem}")
         if path.stat().st_size == 0:
             raise DataError(f"{file}:1: the file is empty")
     return files

@@ -99,10 +99,6 @@ class RunContext:
         refuse_quantized(config.model.path)
         check_rows_fit(config.model.path, encoder, data)
         model = load_for_run(config, self.world, trains=True)
-        if config.model.lora.r:
-            trained = model.num_parameters(only_trainable=True)  # a tied weight counts once
-            frozen = model.num_parameters() - trained
-            self.say(f"{name}: adapters with {trained:,} trained numbers in a model of {frozen:,} frozen ones")
         return Stage(
             name=name,
             model=model,

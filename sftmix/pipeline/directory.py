@@ -20,6 +20,7 @@ from sftmix.common.files import (
     write_json,
     write_text,
 )
+from sftmix.common.places import PathLike
 from sftmix.config.read import STARTED
 from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.stages import ADOPTED, Inputs, differences, is_finished, origin, refuse_others, write_manifest
@@ -37,7 +38,7 @@ class RunDirectory(Hold):
     pool  sibling run directories whose finished stages are adopted if their inputs are the same
     """
 
-    def __init__(self, path: str | os.PathLike[str], world: World, *, pool: Sequence[Path] = ()) -> None:
+    def __init__(self, path: PathLike, world: World, *, pool: Sequence[Path] = ()) -> None:
         super().__init__(path)
         self.world, self.pool, self._main = world, pool, world.is_main
 

@@ -6,7 +6,7 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,12 +24,6 @@ from sftmix.pipeline.stages import UNKNOWN, Inputs
 if TYPE_CHECKING:
     from sftmix.common.world import World
     from sftmix.pipeline.rows import RunRows
-
-
-def is_single_run(config: RunConfig) -> bool:
-    """Return True if the target's own losses give the confidence; confidence and split are then made in training."""
-    paired = config.resolved_pairing() is not None
-    return paired and config.uses_dynamics() and Need.TARGET_LOSSES in config.reference.needs
 
 
 def config_of_arm(config: RunConfig, name: str) -> RunConfig:
@@ -59,21 +53,16 @@ def config_of_reference(
 
 
 class Known(NamedTuple):
-    """What is known of a run when the inputs of a stage are named.
+    """What is known of a run when the inputs of a stage are named: all of it, or not what is UNKNOWN.
 
-    world      the ranks; None: neither files nor devices were looked at
-    rows       the rows; None: they were not read
-    directory  the run directory, with the files of the stages before; None: those may still be to be made
+    world      the ranks, by whom files and devices are looked at
+    directory  the run directory, with the files of the stages before
     """
 
     config: RunConfig
-    world: World | None = None
-    rows: RunRows | None = None
-    directory: Path | None = None
-
-    def ask(self, question: Callable[[], Any]) -> Any:
-        """Let rank 0 answer a question about files or devices; return its answer, or raise its error, on every rank."""
-        return UNKNOWN if self.world is None else self.world.from_main(question)
+    world: World = UNKNOWN
+    rows: RunRows = UNKNOWN
+    directory: Path = UNKNOWN
 
 
 def _fingerprint(name: str) -> str | None:
@@ -91,10 +80,8 @@ def _files(known: Known, *components: Component | None) -> Any:
 
     Raise what `files()` raises on every rank.
     """
-    there = [component for component in components if component is not None]
-    names = [name for component in there for name in files_of(component)]
-    code = {name: source for component in there for name, source in code_of(component).items()}
-    return known.ask(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
+    names, code = files_of(components), code_of(components)
+    return known.world.from_main(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
 
 
 def _from_here(name: str) -> str:
@@ -105,17 +92,17 @@ def _from_here(name: str) -> str:
 
 def _made(known: Known, name: str, needed: bool) -> str | None:
     """Return the hash of a file that an earlier stage of the run made; None if it is not needed, or was removed."""
-    if not needed:
-        return None
-    if known.directory is None:
-        return UNKNOWN
-    file = known.directory / name
-    return known.ask(lambda: sha256_file(file) if is_there(file) else None)
+
+    def look() -> str | None:
+        file = known.directory / name
+        return sha256_file(file) if is_there(file) else None
+
+    return known.world.from_main(look) if needed else None
 
 
-def _precision(known: Known, options: TrainingOptions) -> str:
+def _precision(known: Known, options: TrainingOptions) -> Any:
     """Return fp32 or bf16; what `auto` means depends on the device, so it is UNKNOWN without ranks."""
-    if known.world is None:
+    if known.world is UNKNOWN:
         return UNKNOWN if options.precision == "auto" else options.precision
     from sftmix.training.parallel import resolve_precision
 
@@ -131,13 +118,13 @@ def _data(known: Known) -> Inputs:
     for name, part in (("format", data.format), ("renderer", data.renderer)):
         if isinstance(part, Component):
             inputs[f"{name}_files"] = _files(known, part)
-    if rows is None and data.format == "auto":  # which may turn out to be plain text
+    if rows is UNKNOWN and data.format == "auto":  # which may turn out to be plain text
         inputs["format"] = UNKNOWN
     return {
         **inputs,
-        "max_length": rows.data.report.max_length if rows else data.max_length or UNKNOWN,
-        "template": rows.encoder.name if rows else UNKNOWN,
-        "fingerprint": rows.data.train.fingerprint if rows else UNKNOWN,
+        "max_length": data.max_length or rows.data.report.max_length,
+        "template": rows.encoder.name,
+        "fingerprint": rows.data.train.fingerprint,
     }
 
 
@@ -146,7 +133,7 @@ def _rows_and_model(known: Known) -> Inputs:
     config = known.config
     return {
         "data": _data(known),
-        "model": known.ask(lambda: _fingerprint(config.model.path)),
+        "model": known.world.from_main(lambda: _fingerprint(config.model.path)),
         "computed": {"precision": _precision(known, config.training), "attention": config.model.attention},
     }
 
@@ -173,13 +160,11 @@ def reference_inputs(known: Known) -> Inputs:
     deciding, lora = _deciding(own.callbacks), own.model.lora
     trains = Need.TRAINING in reference.needs
     spec = reference.spec()
-    elsewhere = set(reference.layout)  # options that change no result
-    if trains:
-        elsewhere.add("training")  # an entry of its own, below
-    deciding_options = {name: value for name, value in spec["init_args"].items() if name not in elsewhere}
+    for name in (*reference.layout, *(["training"] if trains else [])):  # no result, or an entry of its own, below
+        spec["init_args"].pop(name, None)
     inputs = {
         **_rows_and_model(known),
-        "reference": spec | {"init_args": deciding_options},
+        "reference": spec,
         "reference_files": _files(known, reference, *([config.optimizer, *deciding] if trains else [])),
     }
     if trains:
@@ -203,14 +188,14 @@ def _rounding(config: RunConfig) -> str:
 def arm_inputs(known: Known, name: str) -> Inputs:
     """Return the inputs of a trained arm; their order is part of its checkpoints' identity."""
     config, lora = config_of_arm(known.config, name), known.config.model.lora
-    pairing, single = known.config.resolved_pairing(), is_single_run(known.config)  # both arms have one order
+    pairing, single = known.config.resolved_pairing(), known.config.is_single_run()  # both arms have one order
     deciding, paired = _deciding(config.callbacks), pairing is not None and not single
     scored = paired and config.split_needs_confidence()  # pair samplers see the confidence as well
     inputs = {
         **_rows_and_model(known),
-        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
+        "eval": known.rows.eval_fingerprint,
         "dtype": config.model.dtype,
-        "rounding": known.ask(lambda: _rounding(config)),
+        "rounding": known.world.from_main(lambda: _rounding(config)),
         "lora": plain(lora) if lora.r else None,
         "split": _made(known, "split/split.parquet", paired),
         "confidence": _made(known, "confidence/confidence.parquet", scored),
@@ -231,7 +216,7 @@ def arm_inputs(known: Known, name: str) -> Inputs:
 
 STAGE_INPUTS = {
     "selection": lambda known: {
-        "data": known.rows.whole.fingerprint if known.rows else UNKNOWN,
+        "data": known.rows.whole.fingerprint,
         "selector": known.config.selector.spec(),
         "seed": known.config.seed,
         "selector_files": _files(known, known.config.selector),
@@ -255,7 +240,7 @@ STAGE_INPUTS = {
     "baseline": lambda known: arm_inputs(known, "baseline"),
     "base": lambda known: {
         **_rows_and_model(known),
-        "eval": known.rows.eval_fingerprint if known.rows else UNKNOWN,
+        "eval": known.rows.eval_fingerprint,
         "quantize": known.config.model.lora.quantize,
     },
 }

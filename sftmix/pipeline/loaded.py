@@ -21,11 +21,11 @@ from sftmix.model.adapters import add_adapters, quantization_config
 from sftmix.model.export import export_model
 from sftmix.model.head import check_head
 from sftmix.model.layers import keep_in_bfloat16
-from sftmix.model.load import load_model, stored_dtype
+from sftmix.model.load import fingerprint, load_model, stored_dtype
 from sftmix.model.meta import carry, empty_model, mapped_model
 from sftmix.model.rounding import kept_in_float32, round_in_place
 from sftmix.options import SHARDED, LoraOptions, ModelOptions, TrainingOptions
-from sftmix.pipeline.machines import check_same_model
+from sftmix.pipeline.machines import check_same
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.parallel import resolve_parallel, resolve_precision, training_module, unwrap
 from sftmix.training.scoring import Scorer
@@ -50,7 +50,7 @@ def load_for_run(config: RunConfig, world: World, *, trains: bool = False) -> Pr
         ctypes.CDLL(None).malloc_trim(0)
     path, attention, lora = config.model.path, config.model.attention, config.model.lora
     sharded = check_sharing(config, world)
-    check_same_model(path, world)
+    check_same(lambda: {"model.path": fingerprint(path)}, world)
     halved = resolve_precision(config.training.precision, world.device) == "bf16"
     compute = torch.bfloat16 if halved else torch.float32
     quantization = quantization_config(lora, compute=compute)

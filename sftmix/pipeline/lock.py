@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from sftmix.common.errors import INTERRUPTED, ConfigError, DifferenceError, InUseError, NoSpaceError
 from sftmix.common.files import read_json, remove_leftovers, write_json
-from sftmix.common.places import path_problem
+from sftmix.common.places import PathLike, path_problem
 from sftmix.config.read import STARTED
 
 
@@ -25,7 +25,7 @@ class Hold:
     Under torchrun, the first process does all this.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: PathLike) -> None:
         self.path, self._main = Path(path), os.environ.get("RANK", "0") == "0"
         self._lock = FileLock(self.path / ".lock")
         self._status: dict[str, Any] = {

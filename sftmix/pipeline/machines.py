@@ -3,13 +3,12 @@
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import write_text
 from sftmix.common.world import World
-from sftmix.model.load import fingerprint
 
 LOOKS = 50
 """How often, five times a second, a node looks for a file that rank 0 has written: it may remember the directory
@@ -47,40 +46,26 @@ def check_same_directory(path: Path, world: World) -> None:
             file.unlink(missing_ok=True)
 
 
-def check_same_rows(fingerprints: Mapping[str, str | None], world: World) -> None:
-    """Raise ConfigError on every rank, which names a node that has read other rows than the first one.
-
-    fingerprints  option -> hash of the rows it gave, and of what made tokens of them
-    """
-    expected = world.share(fingerprints)
-
-    def compare() -> None:
-        if different := [name for name in expected if fingerprints.get(name) != expected[name]]:
-            raise ConfigError(
-                f"the rows or the tokenizer are others than those of the first node: {', '.join(different)}. "
-                "Give every node the same files, or put them on a file system that all nodes share"
-            )
-
-    world.node_first(compare)
-
-
-def check_same_model(path: str, world: World) -> None:
-    """Raise ConfigError on every rank, which names a node whose files of a model are others than the first node's.
+def check_same(read: Callable[[], Mapping[str, str | None]], world: World) -> None:
+    """Raise ConfigError on every rank, which names a node that reads other rows, or another model, than the first one.
 
     Each rank cuts its shards from the files of its node: of two models it would train a blend. Nodes compare what
-    decides whether a stage is read back: the commit of a hub id, the hash of a directory.
+    decides whether a stage is read back: hashes of rows, the commit of a hub id, the hash of a directory.
+
+    read  returns option -> hash of what it gave, on the first rank of each node: hashing takes seconds
     """
     if world.size == world.local_size:  # one node
         return
-    first = world.local_rank == 0  # hashing takes seconds; once for a node is enough
-    own = world.node_first(lambda: fingerprint(path) if first else "")
-    expected = world.share(own)
+    expected = world.from_main(read)
 
     def compare() -> None:
-        if first and own != expected:
-            raise ConfigError(
-                f"model.path: {path} is another model than on the first node ({own}, there {expected}). Name a "
-                "directory that all nodes share; hf download ID --revision COMMIT --local-dir DIR makes one"
-            )
+        own = expected if world.local_rank else read()
+        for name, value in expected.items():
+            if own[name] != value:
+                raise ConfigError(
+                    f"{name}: what this node reads, the tokenizer included, is {own[name]}, and on the first node "
+                    f"{value}. Give every node the same files, or put them on a file system that all nodes share (hf "
+                    "download ID --revision COMMIT --local-dir DIR makes a directory of a model)"
+                )
 
     world.node_first(compare)

@@ -12,25 +12,23 @@ from sftmix.components.base import PairSampler
 from sftmix.components.confidence import variability
 from sftmix.components.contracts import check_confidence, check_pairs, check_split, read_only
 from sftmix.pipeline.context import RunContext
-from sftmix.pipeline.inputs import is_single_run
-from sftmix.pipeline.rows import table_of
 from sftmix.training.dynamics import OnlineLosses, merge_dynamics
 from sftmix.types import Rows, Scores, Split, TrainingDynamics
 
 
 def pairs_by(
-    divided: Callable[[int], tuple[Split, Scores] | None], pairing: PairSampler | None, seed: int
+    divided: Callable[[int], tuple[Split | None, Scores]], pairing: PairSampler | None, seed: int
 ) -> Callable[[int], Rows | None]:
     """Return epoch -> its pairs i64[P, 2], or None for shuffled singles.
 
-    divided  epoch, from 0 -> its split and the scores it was made from; None: the epoch has no pairs
+    divided  epoch, from 0 -> its split, None if it has no pairs, and the scores it was made from
     """
 
     def pairs_of(epoch: int) -> Rows | None:
-        groups = divided(epoch)
+        groups, table = divided(epoch)
         if groups is None or pairing is None:
             return None
-        split, scores = read_only(groups[0]), read_only(groups[1])
+        split, scores = read_only(groups), read_only(table)
         pairs = check_pairs(pairing, pairing.pairs(split, scores, epoch=epoch, seed=seed), split, scores)
         if len(pairs) == 0:
             raise DataError("no pair can be made of the groups of the split; give more rows")
@@ -47,19 +45,17 @@ def order_of_arm(
     In a single run each epoch is split by the target's losses in earlier epochs; the first epoch has no split.
     """
     config = run.config
-    single = is_single_run(config)
+    single = config.is_single_run()
     # After a callback stopped the target, no losses split later epochs: the baseline has shuffled singles there.
     begun = epochs_begun(run) if single and name == "baseline" else math.inf
 
     @lru_cache(maxsize=2)
-    def divided(epoch: int) -> tuple[Split, Scores] | None:
-        if not single:
-            return None if split is None else (split, scores)
-        if not 0 < epoch < begun:
-            return None
+    def divided(epoch: int) -> tuple[Split | None, Scores]:
+        if not (single and 0 < epoch < begun):
+            return split, scores
         dynamics = dynamics_before(run, epoch)
         confidence = check_confidence(config.confidence, config.confidence.estimate(read_only(dynamics)), dynamics)
-        table = replace(table_of(run.rows.data.train), confidence=confidence, variability=variability(dynamics))
+        table = replace(scores, confidence=confidence, variability=variability(dynamics))
         return check_split(config.splitter, config.splitter.split(read_only(table), seed=config.seed), table), table
 
     pairs_of = pairs_by(divided, config.resolved_pairing(), config.seed)
@@ -68,15 +64,10 @@ def order_of_arm(
     )
     if single and len(order.ends) < 2:
         raise ConfigError(
-            f"--reference {type(config.reference).__name__} needs a second epoch, whose pairs are made from the "
+            f"--reference {config.reference} needs a second epoch, whose pairs are made from the "
             "losses of the first, but training ends before it: raise training.epochs (or training.max_steps)"
         )
-
-    def split_of(epoch: int) -> Split | None:
-        groups = divided(epoch)
-        return None if groups is None else groups[0]
-
-    return order, split_of
+    return order, lambda epoch: divided(epoch)[0]
 
 
 def losses_of(run: RunContext) -> OnlineLosses:

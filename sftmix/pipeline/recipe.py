@@ -29,9 +29,9 @@ from sftmix.model.load import model_config
 from sftmix.model.rounding import refuse_overflow
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.directory import RunDirectory
-from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference, is_single_run
+from sftmix.pipeline.inputs import Known, config_of_arm, config_of_reference
 from sftmix.pipeline.loaded import check_sharing, export_dtype, export_weights, round_weights, scoring_model
-from sftmix.pipeline.machines import check_same_directory, check_same_model
+from sftmix.pipeline.machines import check_same_directory
 from sftmix.pipeline.order import dynamics_before, epochs_begun, losses_of, order_of_arm
 from sftmix.pipeline.reference import enter_reference
 from sftmix.pipeline.rows import RunRows, read_rows, table_of
@@ -77,7 +77,7 @@ def run(
         directory.tell(stage="data")
         config, rows = read_rows(config, ranks, run=directory.path, progress=ranks.is_main)
         stages = stages_entered(config, until)
-        refuse_other_inputs(Known(config, ranks, rows), stages, directory.path)  # before anything is made
+        ranks.on_main(lambda: refuse_other_inputs(Known(config, rows=rows), stages, directory.path))
         if ranks.is_main:
             precision = resolve_precision(config.training.precision, ranks.device)
             device = machine_of(ranks, config.training)["device"]
@@ -98,7 +98,6 @@ def run(
 def check_target(config: RunConfig, rows: RunRows, world: World) -> None:
     """Raise ConfigError for what would end the target's training at some step, after its reference was trained."""
     check_sharing(config, world)
-    check_same_model(config.model.path, world)
     train = rows.data.train
     sizes = dict(zip(train.ids, train.n_targets.tolist(), strict=True))
     layers = getattr(model_config(config.model.path).get_text_config(), "num_hidden_layers", sys.maxsize)
@@ -131,7 +130,7 @@ def make_stages(run: RunContext, stages: Sequence[str]) -> None:
         split = enter_split(run, scores)
     if "train" in stages:
         run.enter("train", lambda: make_arm(run, "train", scores, split))
-    if "base" in stages and is_single_run(run.config):  # `verify` repeats steps, without "base"
+    if "base" in stages and run.config.is_single_run():  # `verify` repeats steps, without "base"
         enter_last_split(run)
     if "baseline" in stages:
         run.enter("baseline", lambda: make_arm(run, "baseline", scores, split))
@@ -191,7 +190,7 @@ def make_arm(run: RunContext, name: str, scores: Scores, split: Split | None) ->
     order, split_of = order_of_arm(run, name, scores, split)
     stage = run.training_stage(name, config, rows.encoder, data=rows.data.train, order=order, packed=rows.packed)
     stage.split_of = split_of
-    if name == "train" and is_single_run(run.config):
+    if name == "train" and run.config.is_single_run():
         stage.online = losses_of(run)
     stage.eval_data = rows.data.eval
     dtype = export_dtype(config.model)

@@ -29,7 +29,7 @@ from sftmix.options import ReferenceModel, ReferenceTraining
 from sftmix.pipeline.context import Made, RunContext
 from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.loaded import scoring_model
-from sftmix.pipeline.machines import check_same_rows
+from sftmix.pipeline.machines import check_same
 from sftmix.pipeline.rows import RunRows, check_rows_fit, check_same_ids, resolve_max_length
 from sftmix.training.dynamics import (
     OnlineLosses,
@@ -41,8 +41,6 @@ from sftmix.training.dynamics import (
 )
 from sftmix.types import RowScorer, RowScores, TrainingDynamics
 
-Scored = tuple[RowScores, RowScores | None]
-"""The scores of the rows, and of their responses alone, if these are asked for."""
 KEPT = ("metrics.jsonl", "online", "scores*")
 """Beside the dynamics, what the stage keeps of the way to them, as patterns."""
 MAX_UNSCORED = 0.05
@@ -68,7 +66,7 @@ def enter_reference(run: RunContext) -> TrainingDynamics:
             run.say(f"confidence: {len(missing)} examples the reference could not score stay unpaired: {missing[:5]}")
         run.world.on_main(lambda: write_dynamics(path, dynamics))
         figures = {**context.figures, "checkpoints": dynamics.steps.tolist()}
-        line = f"reference {type(reference).__name__}: {describe_dynamics(dynamics)}"
+        line = f"reference {reference}: {describe_dynamics(dynamics)}"
         kept = [file.name for name in KEPT for file in sorted((run.path / "reference").glob(name))]
         return Made(["../confidence/dynamics.parquet", *kept], figures, line)
 
@@ -125,7 +123,7 @@ def rows_of_reference(
             progress=world.is_main,
         )
     )
-    check_same_rows({option: encoded.train.fingerprint}, world)
+    check_same(lambda: {option: encoded.train.fingerprint}, world)
     for line in encoded.report.lines():
         say(f"reference ({path}): {line}")
     return path, encoder, encoded.train
@@ -215,12 +213,11 @@ class ReferenceRun:
         """Score every example by each of the models in turn, one in memory at a time; all read the first one's rows."""
         run, kept = self._run, _kept(token_nll, keep)
 
-        def scores_of(number: int, path: str) -> Scored:
+        def scorer_of(number: int, path: str) -> Callable[[TokenisedRows], RowScores]:
             score, module = scoring_model(
                 run.config, run.world, path, encoder, name="reference", packed=data.packed, keep=kept
             )
-            alone = ResponsesAlone(data, np.arange(len(data))) if response_alone else None
-            return score(module, data), score(module, alone) if alone else None
+            return partial(score, module)
 
         with named("reference.paths"):
             model = ReferenceModel(path=paths[0], template=template, max_length=max_length)
@@ -229,7 +226,7 @@ class ReferenceRun:
                 check_rows_fit(path, encoder, data)
             for path in paths[1:]:
                 run.world.node_first(partial(check_same_ids, path, encoder))
-            return self._checkpoints(data, paths, scores_of)
+            return self._checkpoints(data, paths, scorer_of, response_alone)
 
     def score_rows(
         self,
@@ -252,37 +249,43 @@ class ReferenceRun:
         def collected() -> TrainingDynamics:
             ready = {name: connect(encoder.tokenizer) for name, connect in scorers.items()}
 
-            def scores_of(number: int, name: str) -> Scored:
-                file = run.path / "reference" / f"scores-{number}.jsonl"
-                each = partial(score_each, ready[name], threads=threads, token_nll=token_nll)
-                alone = ResponsesAlone(data, np.arange(len(data))) if response_alone else None
-                return each(data, file), each(alone, file.with_stem(f"{file.stem}-alone")) if alone else None
+            def scorer_of(number: int, name: str) -> Callable[[TokenisedRows], RowScores]:
+                file = run.path / "reference" / f"scores-{number}"
+                return partial(score_each, ready[name], file, threads=threads, token_nll=token_nll)
 
-            return self._checkpoints(data, list(ready), scores_of)
+            return self._checkpoints(data, list(ready), scorer_of, response_alone)
 
         return run.world.from_main(collected)
 
     def _checkpoints(
-        self, data: EncodedDataset, names: Sequence[str], scores_of: Callable[[int, str], Scored]
+        self,
+        data: EncodedDataset,
+        names: Sequence[str],
+        scorer_of: Callable[[int, str], Callable[[TokenisedRows], RowScores]],
+        response_alone: bool,
     ) -> TrainingDynamics:
         """Score the rows by one model after the other, each a checkpoint, whose number counts from 1."""
+        rows: list[TokenisedRows] = [data]
+        if response_alone:
+            rows.append(ResponsesAlone(data, np.arange(len(data))))
         parts = []
         started = time.perf_counter()
         for number, name in enumerate(names, start=1):
             self._run.say(f"reference: {name} scores {len(data):,} examples")
-            scores, alone = scores_of(number, name)
-            parts.append(one_checkpoint(data.ids, number, scores, alone))
+            parts.append(one_checkpoint(data.ids, number, *map(scorer_of(number, name), rows)))
         self.figures = {"scoring_seconds": time.perf_counter() - started}
         return merge_dynamics(parts)
 
 
-def score_each(score: RowScorer, data: TokenisedRows, file: Path, *, threads: int, token_nll: bool) -> RowScores:
+def score_each(score: RowScorer, place: Path, data: TokenisedRows, *, threads: int, token_nll: bool) -> RowScores:
     """Return the scores of all rows: those that the file has, and the others, which are added to it as they come.
 
+    place  the file without its ending, which for responses without their instructions is another one
     Threads call the function of a row. Scores are on disk while they are made: a kill costs those under way. The first
     error of a row is raised once the scores under way are on disk.
     """
     failed = list[Exception]()
+    file = Path(f"{place}-alone.jsonl" if isinstance(data, ResponsesAlone) else f"{place}.jsonl")
 
     def record(number: int) -> dict[str, Any] | None:
         try:

@@ -19,6 +19,7 @@ from sftmix.data import EncodedDataset, Encoder, LoadedData, Prepared, encode, e
 from sftmix.data.dataset import Texts
 from sftmix.model.load import (
     check_ids,
+    fingerprint,
     load_tokenizer,
     model_config,
     refuse_quantized,
@@ -26,7 +27,7 @@ from sftmix.model.load import (
 )
 from sftmix.model.probes import context_length, position_border
 from sftmix.options import LENGTHS
-from sftmix.pipeline.machines import check_same_rows
+from sftmix.pipeline.machines import check_same
 from sftmix.types import Scores
 
 
@@ -85,11 +86,12 @@ def read_rows(
     whole = data.train
     if not isinstance(config.selector, All):
         data = encoded(world.from_main(lambda: selected_ids(config, whole, run)))
-        chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {type(config.selector).__name__}"
+        chosen = f"{len(data.train):,} of {len(whole):,} examples selected by {config.selector}"
         data.report.notes.append(chosen)
     check_rows_fit(path, encoder, whole, data.eval)
     rows = RunRows(prepared, encoder, data, whole)
-    check_same_rows({"data.train": data.train.fingerprint, "data.eval": rows.eval_fingerprint}, world)
+    of_rows = {"data.train": data.train.fingerprint, "data.eval": rows.eval_fingerprint}
+    check_same(lambda: {**of_rows, "model.path": fingerprint(path)}, world)
     return config, rows
 
 

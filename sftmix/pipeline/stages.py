@@ -12,11 +12,26 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.common.files import MANIFEST, read_json, sha256_file, sync_path, write_json
+from sftmix.common.plain import differing
 
 Inputs = Mapping[str, Any]
 """What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
-UNKNOWN: Any = object()
-"""An input that is not known yet, and so differs from no other."""
+
+
+class _Unknown:
+    """What is not known yet: whatever is asked of it is not known either, and it differs from nothing."""
+
+    def __getattr__(self, name: str) -> "_Unknown":
+        return self
+
+    def __call__(self, *asked: Any) -> "_Unknown":
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+UNKNOWN: Any = _Unknown()
 ADOPTED = "adopted.json"
 """In a stage that was made by another run: where that run's stage is, relative to the stage directory."""
 
@@ -69,21 +84,14 @@ CONTENTS = {
 """Inputs that are hashes, in words that name the options behind them."""
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
+def differences(old: Any, new: Any) -> list[str]:
     """List the differences of two JSON-able values as `key: old -> new`; `new` may hold UNKNOWN."""
-    if new is UNKNOWN:
-        return []
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        if old.get("class_path") != new.get("class_path"):  # another class: its options say nothing about the old one
-            return [f"{key}: {old.get('class_path')} -> {new.get('class_path')}"]
-        changes = []
-        for name in dict.fromkeys([*old, *new]):
-            inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)  # as the command line has it
-            changes += differences(old.get(name), new.get(name), inner)
-        return changes
-    if isinstance(old, list) and isinstance(new, (list, tuple)) and len(old) == len(new):
-        return [change for pair in zip(old, new, strict=True) for change in differences(*pair, key)]
-    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+    return [f"{key}: {_shown(was)} -> {_shown(now)}" for key, was, now in differing(old, new)]
+
+
+def _shown(value: Any) -> str:
+    """Show a value, and of a component its class: of another one the options say nothing about the old one's."""
+    return value["class_path"] if isinstance(value, Mapping) and "class_path" in value else repr(value)
 
 
 def origin(directory: Path) -> Path:

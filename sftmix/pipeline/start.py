@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,7 @@ from sftmix.common.places import is_there, place_of
 from sftmix.common.plain import as_list
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
-from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference, is_single_run
+from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference
 from sftmix.pipeline.stages import refuse_others
 
 StageName = Literal["reference", "confidence", "split", "train"]
@@ -23,10 +22,10 @@ def stages_entered(config: RunConfig, until: StageName) -> list[str]:
     NTP without pairs needs no split, and a split by label no reference. Raises ConfigError for a stage that this
     configuration does not have.
     """
-    single, train = is_single_run(config), until == "train"
+    single, train = config.is_single_run(), until == "train"
     if single and not train:
         raise ConfigError(
-            f"--reference {type(config.reference).__name__} takes the losses of the target's own training, so "
+            f"--reference {config.reference} takes the losses of the target's own training, so "
             f"there is no {until} before it: use `run`, or another --reference"
         )
     split = until == "split" or (train and config.resolved_pairing() is not None and not single)
@@ -49,11 +48,7 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
     Every stage is compared as far as its inputs are known, before the first one is made: a refusal changes nothing.
     """
     for stage in stages:
-        refuse = partial(refuse_others, directory / stage, STAGE_INPUTS[stage](known))
-        if known.world is None:
-            refuse()
-        else:
-            known.world.on_main(refuse)
+        refuse_others(directory / stage, STAGE_INPUTS[stage](known))
 
 
 def check_directory(config: RunConfig) -> None:

@@ -9,9 +9,9 @@ import pytest
 from benchmarks.evidence.prepare import digest, parts_of
 from benchmarks.evidence.real.rows import PROMPTS, SIZES
 from sftmix.cli.parsing import read_arguments
+from sftmix.common.plain import differing
 from sftmix.tools.compare import Comparison
 from sftmix.tools.compare.command import comparison_of, table_options
-from sftmix.tools.compare.plan import differing
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "evidence" / "real"
@@ -71,7 +71,7 @@ def test_the_recipe_for_everybody_is_the_main_table_on_the_hub():
     assert list(ours.variants) == list(theirs.variants)
     assert ours.contrasts == theirs.contrasts
     for arm, config in ours.variants.items():
-        changed = {option for option, _ in differing(config.plain(), theirs.variants[arm].plain())}
+        changed = {option for option, *_ in differing(config.plain(), theirs.variants[arm].plain())}
         assert changed == {"model.path", "data.train", "data.eval", "data.format", "seed"}
 
 

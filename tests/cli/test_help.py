@@ -61,7 +61,7 @@ def test_the_short_help_is_short_and_ends_with_the_way_to_the_rest(sftmix, name)
     short, full = sftmix(name, "--help").out, sftmix(name, "--help", "all").out
     assert len(short.splitlines()) <= 55
     assert {"model.path", "data.train"} <= options(short) <= options(full)
-    assert "All options: --help all. One group in full: --help GROUP, of run," in short
+    assert "All options: --help all. One group in full: --help GROUP, of model," in short
 
 
 def test_the_whole_help_of_run_names_every_option(sftmix):

@@ -169,7 +169,6 @@ PROBLEMS = [
     ({"pairing": None}, "objective SFTMix needs pairs of examples"),
     ({"callbacks.every": 5}, "Evaluate(every=5) has nothing to evaluate; set data.eval"),
     ({"reference.training.learning_rate": -1.0}, "reference.training.learning_rate is -1.0; allowed: above 0"),
-    ({"reference": "Online", "training.epochs": 1}, "training.epochs is 1; allowed: above 1"),
 ]
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.world import World
-from sftmix.pipeline.machines import check_same_directory, check_same_model, check_same_rows
+from sftmix.model.load import fingerprint
+from sftmix.pipeline.machines import check_same, check_same_directory
 from tests.distributed.agents import Agent, start_agent, wait_until
 from tests.faults.runs import from_split, words_of
 from tests.forked import done, free_port, on_ranks
@@ -104,21 +105,19 @@ def _as_nodes(world: World, place: str) -> None:
             world.node_first(partial(fail, on=nodes))
         assert (str(error.value), error.value.everywhere) == (told, True)
 
-    check_same_rows({"data.train": "a", "data.eval": "b"}, world)
-    with pytest.raises(
-        ConfigError,
-        match=re.escape(f"{two}: the rows or the tokenizer are others than those of the first node: data.eval."),
-    ):
-        check_same_rows({"data.train": "a", "data.eval": f"b{node}"}, world)
+    check_same(lambda: {"data.train": "a", "data.eval": "b"}, world)
+    said = "data.eval: what this node reads, the tokenizer included, is b1, and on the first node b0. Give every"
+    with pytest.raises(ConfigError, match=re.escape(f"{two}: {said}")):
+        check_same(lambda: {"data.train": "a", "data.eval": f"b{node}"}, world)
 
     model = Path(place, f"model-{node}")
     for weights in ("equal", f"own-{node}"):  # of one size: their content counts
         model.mkdir(exist_ok=True)
         (model / "model.safetensors").write_text(weights)
         if weights == "equal":
-            check_same_model(str(model), world)
-    with pytest.raises(ConfigError, match=re.escape(f"{two}: model.path: {model.with_name('model-1')} is another")):
-        check_same_model(str(model), world)
+            check_same(lambda: {"model.path": fingerprint(str(model))}, world)
+    with pytest.raises(ConfigError, match=re.escape(f"{two}: model.path: what this node reads")):
+        check_same(lambda: {"model.path": fingerprint(str(model))}, world)
 
     check_same_directory(Path(place), world)
     own = Path(place, f"own-{node}")
@@ -144,7 +143,7 @@ def test_nodes_with_two_commits_of_a_hub_model_train_no_blend(plain, tmp_path, o
         env = {"HF_HUB_CACHE": str(tmp_path / name / "hub"), "HF_HUB_OFFLINE": "1"}
         agents.append(start_agent([*words, "--out", "../run"], cwd=tmp_path / name, port=port, env=env))
     assert [agent.wait() != 0 for agent in agents] == [True, True], agents[0].printed
-    message = f"{option}: some/base is another model than on the first node (some/base@"
+    message = f"{option}: what this node reads, the tokenizer included, is some/base@"
     assert message in agents[0].printed, agents[0].printed
     assert status(tmp_path / "run")["exit_code"] == 2
     assert not (tmp_path / "run" / "reference" / "checkpoints").exists()

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftmix.batches.order import epoch_units
 from sftmix.common.files import read_json
-from sftmix.common.tables import read_dynamics, read_eval
+from sftmix.common.tables import read_columns, read_dynamics
 from sftmix.common.world import World
 from sftmix.data import encode, make_encoder, prepare
 from sftmix.measure.model import best_evaluation, change, finite, measure, mixed_share, sample_rows
@@ -30,8 +30,9 @@ def data(finished):
 def test_the_held_out_table_and_its_figures_are_those_of_the_model(finished, data, stage):
     path = finished.tiny.model if stage == "base" else finished.path / stage / "model"
     model = AutoModelForCausalLM.from_pretrained(path).eval()
-    ids, scores, _ = read_eval(finished.path / stage / "eval.parquet")
-    assert ids == data.eval.ids
+    table = read_columns(finished.path / stage / "eval.parquet", "id", "nll_sum", "n_tokens", "n_correct")
+    assert table["id"] == data.eval.ids
+    scores = RowScores(table["nll_sum"], table["n_tokens"], table["n_correct"])
     logits, nll = own_logits(model, data.eval), own_nll(model, data.eval)
     assert scores.n_tokens.tolist() == [len(y) for _, y in logits]
     assert scores.n_correct.tolist() == [(z.argmax(axis=1) == y).sum() for z, y in logits]

@@ -44,13 +44,14 @@ def test_other_inputs_are_refused_by_name_and_change_nothing(directory, done):
         directory.begin("split", inputs)
         (directory.path / "split" / "metrics.jsonl").write_text("{}")
     before = contents(directory.path)
-    other = {"model": "1a", "data": {"fingerprint": "4d", "roles": (1, 3)}, "new": 2}
+    other = {"model": "1a", "data": {"fingerprint": "4d", "roles": [1, 3]}, "new": 2}
     other["splitter"] = {"class_path": "RandomSplit", "init_args": {}}
     with pytest.raises(ConfigError) as refused:
         directory.begin("split", other)
     assert str(refused.value).partition("other inputs: ")[2] == (
-        "the training rows are others, as the model sees them (data.train, selector, template); data.roles: 2 -> 3; "
-        "gone: 1 -> None; splitter: Median -> RandomSplit; new: None -> 2. Use another --out, or the old settings"
+        "the training rows are others, as the model sees them (data.train, selector, template); data.roles: "
+        "[1, 2] -> [1, 3]; gone: 1 -> None; splitter: Median -> RandomSplit; new: None -> 2. "
+        "Use another --out, or the old settings"
     )
     assert contents(directory.path) == before
 

@@ -220,7 +220,7 @@ def test_a_baseline_is_of_the_order_of_its_target(tiny, tmp_path):
     """Its inputs name the split, or it would be read back, or adopted, beside a target of another one."""
     train, baseline = (arm_inputs(Known(config(tiny, tmp_path)), name) for name in ("train", "baseline"))
     order = ("split", "confidence", "pairing")
-    assert None not in [train[name] for name in order]
+    assert all(train[name] is not None for name in order)
     assert [baseline[name] for name in order] == [train[name] for name in order]
     assert baseline["objective"] != train["objective"]
 

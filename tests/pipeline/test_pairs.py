@@ -108,6 +108,7 @@ def test_a_continued_single_run_is_the_uninterrupted_one(finished, single, tmp_p
     ("command", "words", "named"),
     [
         ("run", ("--training.max_steps", "3"), "needs a second epoch"),
+        ("run", ("--training.epochs", "1"), "needs a second epoch"),
         ("run", ("--objective.ntp_on", "confident"), "objective.ntp_on all"),
         ("split", (), "there is no split before it"),
     ],

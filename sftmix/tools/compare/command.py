@@ -8,10 +8,11 @@ from sftmix.cli.help import help_text, option_docs
 from sftmix.cli.parsing import Arguments, OwnOption, parse, print_config, read_arguments
 from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
+from sftmix.common.plain import differing
 from sftmix.common.shown import counted
 from sftmix.config.merge import build, merge
 from sftmix.tools.compare import Comparison, TableOptions, compare
-from sftmix.tools.compare.plan import OF_THE_TABLE, differing, is_over, shown_options
+from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.tools.compare.written import markdown
 from sftmix.tools.runs.shown import rendered
@@ -25,13 +26,13 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
 
 
-def main(argv: Sequence[str]) -> None:
+def main(name: str, argv: Sequence[str]) -> None:
     """Parse and check every run, then run the table, or only print it (--list, --print_config, --help)."""
     flag = OwnOption("list", bool, False, "", "Show what would be run, and exit.")
     options = [*table_options(), flag]
     arguments = read_arguments(argv, options)
     if arguments.help is not None:
-        print(help_text("compare", ABOUT, arguments.help, options), end="")
+        print(help_text(name, ABOUT, arguments.help, options), end="")
         return
     only_list = merge({}, {"list": arguments.options.pop("list", False)}, {"list": flag})["list"]
     comparison = comparison_of(arguments)
@@ -92,7 +93,7 @@ def comparison_of(arguments: Arguments) -> Comparison:
             variants[str(name)] = build(merge(tree, options))
         except ConfigError as error:
             raise ConfigError(f"variant {name}: {error}") from error
-    changed = [dict(differing(base, variant.plain())) for variant in variants.values()]
+    changed = [{key for key, *_ in differing(base, variant.plain())} for variant in variants.values()]
     for option in arguments.options:
         if all(option.rstrip("+") in options for options in changed):
             say(f"note: --{option} changes nothing here: every variant sets it to something else")

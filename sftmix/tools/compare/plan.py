@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sftmix.common.errors import ConfigError, refuse
 from sftmix.common.files import MANIFEST
-from sftmix.common.plain import PlainFields
+from sftmix.common.plain import PlainFields, differing
 from sftmix.components.component import Need
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
@@ -106,7 +106,7 @@ class Comparison:
     def changed(self, base: str, variant: str) -> dict[str, object]:
         """Return the options of a variant that are not those of another, as plain values."""
         one, other = (self.variants[name].plain() for name in (base, variant))
-        return {option: value for option, value in differing(one, other) if option not in OF_THE_TABLE}
+        return {option: value for option, _, value in differing(one, other) if option not in OF_THE_TABLE}
 
     def plain(self) -> dict[str, object]:
         """Return the table in the form that `compare --config` reads: each variant with all its options."""
@@ -183,16 +183,6 @@ def is_over(run: Path) -> bool:
 def has_diverged(run: Path) -> bool:
     """Return True if a table has noted that the training of a run's target diverged, and no one trained it since."""
     return (run / DIVERGED).exists() and not (run / "train" / MANIFEST).exists()
-
-
-def differing(base: object, values: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Yield (option, value) of the leaves in which `values` differ; a component of another class is one leaf."""
-    if isinstance(base, Mapping) and isinstance(values, Mapping) and base.get("class_path") == values.get("class_path"):
-        for name in values:
-            inner = key if name == "init_args" else f"{key}.{name}" if key else str(name)
-            yield from differing(base.get(name), values[name], inner)
-    elif base != values:
-        yield key, values
 
 
 def shown_options(options: Mapping[str, object]) -> str:

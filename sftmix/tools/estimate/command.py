@@ -33,9 +33,9 @@ _OPTIONS = (
 )
 
 
-def main(argv: Sequence[str]) -> None:
+def main(name: str, argv: Sequence[str]) -> None:
     """Parse, estimate, print."""
-    config, values = configuration("estimate", ABOUT, argv, _OPTIONS, needs_out=False)
+    config, values = configuration(name, ABOUT, argv, _OPTIONS, needs_out=False)
     from sftmix.tools.runs.start import check_names_given
 
     check_names_given(config)

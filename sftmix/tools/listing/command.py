@@ -44,8 +44,8 @@ def main(args: argparse.Namespace) -> None:
             if issubclass(cls, base):
                 title = f"{cls.__name__}  ({as_shipped(cls).path}), chosen by --{option} {chosen_by(cls)}"
                 about = f"{title}\n\n{inspect.getdoc(cls) or ''}"
-                rows = {"options": option_rows(cls, f"{option}.")}
-                print(formatted(rows, usage=argparse.SUPPRESS, description=about))
+                rows = option_rows(cls, f"{option}.")
+                print(formatted("options", rows, usage=argparse.SUPPRESS, description=about))
                 if args.check:
                     print(check_component(cls, base))
 

@@ -14,13 +14,13 @@ Nothing is trained or written; no --out is needed.
   sftmix preview --model.path NAME --data.train rows.json --rows 5"""
 
 
-def main(argv: Sequence[str]) -> None:
-    """Print the rows; `argv` are the words after `preview`."""
+def main(name: str, argv: Sequence[str]) -> None:
+    """Print the rows; `argv` are the words after the command's name."""
     options = (
         OwnOption("rows", int, 3, "N", "How many rows to show."),
         OwnOption("no_color", bool, False, "", "Plain text; also without a terminal, or with NO_COLOR set."),
     )
-    config, values = configuration("preview", _ABOUT, argv, options, needs_out=False)
+    config, values = configuration(name, _ABOUT, argv, options, needs_out=False)
     if values.rows < 1:
         raise ConfigError(f"rows is {values.rows}; allowed: at least 1")
     from sftmix.tools.runs.start import check_names_given

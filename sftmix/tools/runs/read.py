@@ -9,7 +9,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, refuse_links
-from sftmix.common.places import is_there, names_from
+from sftmix.common.places import PathLike, is_there, names_from
 from sftmix.components.component import Component
 from sftmix.config import RunConfig
 from sftmix.config.merge import ARGS, CLASS, build, merge
@@ -83,7 +83,7 @@ def as_started(run: Path | None) -> Iterator[None]:
 
     run  None: names mean what they mean here
     """
-    starts = list[Path]()
+    starts: list[PathLike] = [""]
     if run is not None:
         then = read_json(run / STARTED, directory=str, relative=str)
         starts = [Path(os.path.normpath(run.resolve() / then["relative"])), Path(then["directory"])]

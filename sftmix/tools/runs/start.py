@@ -8,6 +8,7 @@ from pathlib import Path
 from sftmix.common.errors import ConfigError, SFTMixError, refuse
 from sftmix.common.files import MANIFEST
 from sftmix.common.launcher import needs_torchrun
+from sftmix.common.places import PathLike
 from sftmix.common.plain import as_list
 from sftmix.config import RunConfig
 from sftmix.config.checks import confidence_problems
@@ -29,7 +30,7 @@ def check_start(config: RunConfig, until: StageName) -> None:
 
 
 @contextlib.contextmanager
-def holding(directory: str | os.PathLike[str]) -> Iterator[None]:
+def holding(directory: PathLike) -> Iterator[None]:
     """Hold a directory on the first rank while every rank makes the same checks; one of them reports an error."""
     with Hold(directory):
         try:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ Stages that are done are read back, so the same command continues an interrupted
 }
 
 
-def _stage(name: str, argv: Sequence[str]) -> None:
+def main(name: str, argv: Sequence[str]) -> None:
     """Make the stages of a command; `argv` are the words after its name."""
     config, _ = configuration(name, _ABOUT[name], argv)
     until: Any = "train" if name == "run" else name
@@ -51,7 +50,3 @@ def _stage(name: str, argv: Sequence[str]) -> None:
         say("\n".join(lines), sys.stdout)
     if until == "train":
         write_run_cards(Path(config.out or ""))
-
-
-main_run, main_reference, main_confidence = (partial(_stage, name) for name in ("run", "reference", "confidence"))
-main_split, main_train = (partial(_stage, name) for name in ("split", "train"))

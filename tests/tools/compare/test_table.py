@@ -20,7 +20,7 @@ from scipy import stats
 
 from sftmix.cli import main
 from sftmix.common.files import read_json, write_json
-from sftmix.common.tables import read_eval, write_eval
+from sftmix.common.tables import read_columns, write_eval
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.options import ModelOptions
@@ -175,8 +175,9 @@ def test_examples_enter_the_interval_where_the_runs_kept_them(tmp_path):
         assert contrast["interval"] == pytest.approx(interval(ours - theirs), rel=1e-12)
         assert contrast["interval_over"] == over
     file = comparison.cells[0].path / "train" / "eval.parquet"
-    ids, scores, _ = read_eval(file)
-    write_eval(file, ["other", *ids[1:]], scores)
+    table = read_columns(file, "id", "nll_sum", "n_tokens", "n_correct")
+    scores = RowScores(table["nll_sum"], table["n_tokens"], table["n_correct"])
+    write_eval(file, ["other", *table["id"][1:]], scores)
     (contrast,) = build_table(comparison, figures)["contrasts"]
     assert contrast["interval_over"] == "seeds"
 

@@ -4,13 +4,12 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.tables import read_eval, write_eval
+from sftmix.common.tables import read_columns, write_table
 from sftmix.tools.verify.window import window_of
 from tests.tiny import metrics
 from tests.tools.verify.runs import certified, differing, made, one_bit_of_a_weight, replaced, unfinished, with_line
@@ -171,8 +170,9 @@ def test_a_changed_row_is_found_even_where_all_records_were_mended(copy, sftmix)
 
 
 def other_eval(file: Path) -> None:
-    ids, scores, brier = read_eval(file)
-    write_eval(file, ids, replace(scores, nll_sum=scores.nll_sum * (1 + 1e-15)), brier)
+    table = read_columns(file, "id", "nll_sum", "n_tokens", "n_correct", "brier_sum")
+    ids, _ = table.pop("id"), table.pop("metadata")
+    write_table(file, ids, **table | {"nll_sum": table["nll_sum"] * (1 + 1e-15)})
 
 
 FIGURES = {
