@@ -272,7 +272,7 @@ def test_a_directory_is_never_given_to_datasets(name, write, tmp_path, monkeypat
 
 
 def texts_of(prepared) -> list[str]:
-    return [document.messages[0].content for document in prepared.train.documents()]
+    return [document.messages[0].content for document in prepared.train.read()]
 
 
 def test_text_files_are_documents(write, read):
