@@ -47,15 +47,11 @@ SCHEMA = pa.schema(
         ("weights", pa.list_(pa.float32())),
         ("truncated", pa.bool_()),
         ("n_targets", pa.int32()),
-        ("offset", pa.int64()),
         ("starts", _NUMBERS),
     ]
 )
-"""Windows of plain text have the source, label and columns of their first document; `offset` is the window's place
-among its tokens, and `starts` are the places where the documents begin. In other rows both are null."""
-
-MAX_CUT = 0.05
-"""Largest share of the training examples that may be cut without a warning."""
+"""Windows of plain text have the source, label and columns of their first document, and `starts`, the places where the
+documents begin, which is null in other rows."""
 
 
 class EncodedDataset(Sequence[Encoded]):
@@ -133,11 +129,8 @@ class EncodedDataset(Sequence[Encoded]):
 
     def examples(self, rows: Int64 | slice = slice(None)) -> Iterator[Example]:
         """Read the text of these rows; by default of all, in file order."""
-        for row in rows_of(self._table.select([*dict(EXAMPLE), "offset"]), np.arange(len(self))[rows]):
-            example = example_of(row)
-            if self.is_text:
-                example = replace(example, source=f"{example.source}, from token {row['offset']}")
-            yield replace(example, columns={}) if self.packed else example
+        for row in rows_of(self._table.select([*dict(EXAMPLE)]), np.arange(len(self))[rows]):
+            yield replace(example_of(row), columns={}) if self.packed else example_of(row)
 
     def content_hashes(self) -> list[str]:
         """Return the hash of each row's turns, 16 hex digits, in file order; rows of the same text have the same."""
@@ -172,11 +165,6 @@ def encode(
     report.take(prepared.report)
     train, found = job.side(prepared.train, limit=prepared.options.limit, keep=keep)
     report.take(found)
-    if (cut := found.counts.get("truncated", 0)) > MAX_CUT * len(train):
-        report.notes.append(
-            f"warning: {cut / len(train):.0%} of the training examples are cut at data.max_length = {max_length}, and "
-            "trained without their end: raise data.max_length, or leave such rows out"
-        )
     job.refuse_losses(found)
     held_out = None
     if prepared.eval is not None:

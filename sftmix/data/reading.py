@@ -40,9 +40,6 @@ SCHEMA = pa.schema([*EXAMPLE, ("content", pa.uint64())])
 DOCUMENTS_AT_ONCE = 16
 """Documents that are in memory until they are written; each may have 64 MiB."""
 
-SHOWN = 20
-"""Bad rows that an error message lists."""
-
 
 def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport]:
     """Return the checked rows of data.train or data.eval, and the report; from the cache if all is as it was."""
@@ -74,7 +71,7 @@ class RowReader:
         self.label_field = options.label_field if train else None
         self.sources, self.lines = expand(as_list(options.train if train else options.eval), option, options.format)
         columns = Columns(options.columns)
-        form = TEXT if holds_text(self.sources, options.format, option) else options.format
+        form = TEXT if holds_text(self.sources, options.format) else options.format
         last = options.trained_turns == "last"
         self.converter = Converter(columns, form, options.roles, self.label_field, last)
         marks = [self.labels[source.entry] for source in self.sources] if self.labels else self.label_field
@@ -84,7 +81,6 @@ class RowReader:
         self.key = key_of("rows", content, places, options.skip_bad, option)
         self.content_key = key_of("rows", content)
         self.report = DataReport()
-        self.bad: list[str] = []
         self.times = Counter[str]()  # how often each id came before
 
     @property
@@ -99,9 +95,9 @@ class RowReader:
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:
             _check_present(columns, self.label_field)
-        if self.bad and not self.options.skip_bad:
-            problem = f"{counted(self.report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
-            raise DataError("\n".join([problem, *self.bad]))
+        if (bad := self.report.counts.get("bad_row")) and not self.options.skip_bad:
+            problem = f"{counted(bad, 'bad row')} (data.skip_bad drops and counts them); the first:"
+            raise DataError("\n".join([problem, *self.report.first["bad_row"]]))
         if not count:
             raise DataError("\n".join([f"{self.option}: no usable row is left", *self.report.lines()]))
         if unread:
@@ -119,8 +115,6 @@ class RowReader:
                     record = self._record(source, place, value)
                 except BadRow as problem:
                     self.report.add("bad_row", f"{place}: {problem}")
-                    self.bad.append(f"{place}: {problem}")
-                    del self.bad[SHOWN:]
                     continue
                 if record is not None:
                     yield record

@@ -174,23 +174,23 @@ def windows(documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed:
 
     documents  (document, token ids)
     packed     a window may hold several documents; else each document is cut alone, and its last window may be shorter
-    Yields (first document, offset of the first token in this document, tokens, places where documents begin).
+    Yields (first document, tokens, places where documents begin).
     """
     ids, starts = list[int](), list[int]()
     for document, tokens in documents:
         at = 0
         while at < len(tokens):
             if not ids:
-                first, offset = document, at
+                first = document
             starts.append(len(ids))
             piece = tokens[at : at + length - len(ids)]
             ids += piece
             at += len(piece)
             if len(ids) == length or not (packed or at < len(tokens)):
-                yield first, offset, ids, starts
+                yield first, ids, starts
                 ids, starts = [], []
     if ids:
-        yield first, offset, ids, starts
+        yield first, ids, starts
 
 
 def encode_windows(
@@ -214,11 +214,11 @@ def encode_windows(
             yield document, [*bos, *ids, *eos]
 
     counts = Counter[str]()
-    for document, offset, ids, starts in windows(tokens(), length, packed):
+    for document, ids, starts in windows(tokens(), length, packed):
         bounds = itertools.pairwise([*starts, len(ids)])
         spans = [(start + 1, end) for start, end in bounds if start + 1 < end]
         if not spans:
-            report.add("no_target", f"{document.source}, token {offset}")
+            report.add("no_target", document.source)
             continue
         # The id is a hash of the tokens: other windows (by length, tokenizer or order of documents) have other ids,
         # so no file about them is taken for one about these.
@@ -227,4 +227,4 @@ def encode_windows(
         suffix = f"#{counts[name]}" if counts[name] else ""
         counts[name] += 1
         example = replace(document, id=name + suffix, messages=(Message(TEXT, encoder.decode(ids), True),))
-        yield _tokens_of(example, ids, spans, truncated=False, offset=offset, starts=starts)
+        yield _tokens_of(example, ids, spans, truncated=False, starts=starts)
