@@ -107,7 +107,6 @@ class TemplateLayout:
     """What a template writes around a response.
 
     source    the template, with the defaults that the exported one has
-    listed    it takes contents as lists of parts
     key       the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
     asked, prompt, plain, thinking  a question as it renders it, with its prompt, with an answer, with a thought or ""
     notices   sentences that the user should read
@@ -117,8 +116,6 @@ class TemplateLayout:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, notice: str = "") -> None:
         self.tokenizer, self.source = tokenizer, source
         self.notices = [notice] * bool(notice)
-        self.listed = False
-        self.listed = ANSWER not in self.tried(*PROBE)  # SmolVLM
         self.asked = self.rendered(*PROBE[:1])
         self.prompt = self.rendered(*PROBE[:1], prompt=True)
         self.plain = self.rendered(*PROBE)
@@ -137,7 +134,7 @@ class TemplateLayout:
 
     def rendered(self, *turns: Mapping[str, Any], **more: Any) -> str:
         """Render turns; prompt and tools may be given. Raises TemplateRefusal."""
-        return render(self.tokenizer, self.source, turns, listed=self.listed, **more)
+        return render(self.tokenizer, self.source, turns, **more)
 
     def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
         """Render turns; "" if the template refuses them."""
@@ -281,8 +278,8 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     whose prompt closes the thought that rows have.
     """
     layout = TemplateLayout(tokenizer, source)
-    if ANSWER not in layout.plain or "{'type'" in layout.plain:
-        raise ConfigError("data.template: the template does not write the content of an assistant turn")
+    if ANSWER not in layout.plain:
+        raise ConfigError("data.template: the template does not write the content of an assistant turn, a text")
     if (bos := tokenizer.bos_token) and layout.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     tagged = not thinks and _GENERATION.search(source)

@@ -89,8 +89,6 @@ class ChatTemplate(Renderer):
         if "strftime_now" in source:
             self.notices.append("The template writes the date: 26 July 2024 is used on every day.")
         self.notices += layout.notices
-        ends = tokenizer.convert_tokens_to_ids([layout.end, layout.call_end])
-        self._ends = tuple(dict.fromkeys(ends))
 
     @property
     def template(self) -> str:
@@ -100,7 +98,8 @@ class ChatTemplate(Renderer):
     @property
     def ends(self) -> tuple[int, ...]:
         """The id that ends a response, and the one that ends a call, if it is another."""
-        return self._ends
+        ends = self.tokenizer.convert_tokens_to_ids([self.layout.end, self.layout.call_end])
+        return tuple(dict.fromkeys(ends))
 
     # ------------------------------------------------------------------------------------------- conversations
 
@@ -135,10 +134,8 @@ class ChatTemplate(Renderer):
         tools  functions that the assistant may call, in which special tokens are text
         Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
-        layout = self.layout
-        text = render(self.tokenizer, layout.source, chat, prompt=prompt, listed=layout.listed, tools=tools)
-        given = json.dumps([chat, tools], ensure_ascii=False) if MARK_IN_ESCAPES in text else ""
-        if text.count(MARK_IN_ESCAPES) > given.count(MARK_IN_ESCAPES):
+        text = render(self.tokenizer, self.layout.source, chat, prompt=prompt, tools=tools)
+        if MARK_IN_ESCAPES in text:
             raise TemplateRefusal("it writes a row in escapes, in which special tokens cannot be told from text")
         return text
 

@@ -179,7 +179,7 @@ def stored(example: Example) -> Record:
     return {
         "id": example.id,
         "source": example.source,
-        "messages": json.dumps([astuple(message) for message in example.messages], ensure_ascii=False),
+        "messages": json.dumps([_plain(message) for message in example.messages], ensure_ascii=False),
         "label": example.label,
         "columns": json.dumps(example.columns),
         "prompting": json.dumps(example.tools, ensure_ascii=False),
@@ -191,6 +191,12 @@ def example_of(row: Record) -> Example:
     messages = tuple(Message(*fields) for fields in json.loads(row["messages"]))
     columns, tools = json.loads(row["columns"]), json.loads(row["prompting"])
     return Example(row["id"], messages, row["source"], row["label"], columns, tuple(tools))
+
+
+def _plain(message: Message) -> tuple[Any, ...]:
+    """Return the fields of a turn; those that most turns lack are left out at the end."""
+    fields = astuple(message)
+    return fields if any(fields[4:]) else fields[:4]
 
 
 def short_hash(content: bytes) -> str:

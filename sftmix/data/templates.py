@@ -84,20 +84,16 @@ def render(
     chat: Chat,
     *,
     prompt: bool = False,
-    listed: bool = False,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Render a conversation as transformers does.
 
     prompt  with the generation prompt
-    listed  contents are handed over as lists of parts
     tools   the functions that the assistant may call
     Raises TemplateRefusal if the template or its syntax fails.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    if listed:
-        chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat]
     renders: Any = render_jinja_template
     given = {"chat_template": on_the_same_day(template), "add_generation_prompt": prompt, "tools": list(tools) or None}
     try:
