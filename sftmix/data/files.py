@@ -7,7 +7,6 @@ reading.
 import csv
 import itertools
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -97,11 +96,6 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
         _check_names(header)
-        if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
-            raise BadRow(
-                f":1: the only column is {quoted(header[0])}: fields are separated by commas, not by {other[0]!r}; "
-                "save the file anew"
-            )
         while True:
             place = f":{reader.line_num + 1}"
             try:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, TemplateRefusal
-from sftmix.data.templates import defaults, render
+from sftmix.data.templates import defaults, on_the_same_day, token_roles
 from sftmix.data.thoughts import (
     INLINE,
     OPENING,
@@ -132,9 +132,21 @@ class TemplateLayout:
                 self.key, self.thinking = key, text
                 break
 
-    def rendered(self, *turns: Mapping[str, Any], **more: Any) -> str:
-        """Render turns; prompt and tools may be given. Raises TemplateRefusal."""
-        return render(self.tokenizer, self.source, turns, **more)
+    def rendered(self, *turns: Mapping[str, Any], prompt: bool = False, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails.
+
+        prompt  with the generation prompt
+        tools   the functions that the assistant may call
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        given: Any = {"conversations": [turns], "tools": list(tools) or None, **token_roles(self.tokenizer)}
+        template = on_the_same_day(self.source)
+        try:
+            texts = render_jinja_template(chat_template=template, add_generation_prompt=prompt, **given)[0]
+        except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
+            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+        return str(texts[0])
 
     def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
         """Render turns; "" if the template refuses them."""

@@ -14,7 +14,7 @@ from sftmix.common.errors import ConfigError, TemplateRefusal
 from sftmix.common.renderer import Renderer
 from sftmix.data.layout import layout_of, with_text_arguments, written_behind
 from sftmix.data.spellings import SpecialSpellings
-from sftmix.data.templates import Chat, chosen, decode, defaults, reads, render, token_roles
+from sftmix.data.templates import Chat, chosen, decode, defaults, reads, token_roles
 from sftmix.data.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
 from sftmix.data.values import MARK
 from sftmix.options import SpecialTokens, Thoughts
@@ -134,7 +134,7 @@ class ChatTemplate(Renderer):
         tools  functions that the assistant may call, in which special tokens are text
         Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
-        text = render(self.tokenizer, self.layout.source, chat, prompt=prompt, tools=tools)
+        text = self.layout.rendered(*chat, prompt=prompt, tools=tools)
         if MARK_IN_ESCAPES in text:
             raise TemplateRefusal("it writes a row in escapes, in which special tokens cannot be told from text")
         return text

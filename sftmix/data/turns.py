@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.fields import CALL_ROLE, ROLES, listed
+from sftmix.common.fields import CALL_ROLE, ROLES
 from sftmix.common.plain import spelling
 from sftmix.common.shown import quoted, visible
 from sftmix.data.calls import CALL_FIELDS, TOOLS, call_answered, calls_of
@@ -76,11 +76,9 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
     waiting: list[dict[str, Any]] | None = None
     for place, turn in enumerate(turns):
         where = f"{field}[{place}]"
-        if not isinstance(turn, Mapping):
-            raise BadRow(f"{where} must be an object, found {quoted(turn)}: {REMEDY}")
+        if not isinstance(turn, Mapping) or not {"role", "from"} & without_null(turn).keys():
+            raise BadRow(f"{where} must be an object with a role, found {quoted(turn)}: {REMEDY}")
         turn = without_null(turn)
-        if not turn.keys() & {"role", "from"}:
-            raise BadRow(f"{where} has no role, but {listed(turn)}: {REMEDY}")
         if any(filled(turn.get(name)) for name in TOOLS):
             raise BadRow(f"{where} lists functions; they are the row's, in a field `tools`")
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
