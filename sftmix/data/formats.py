@@ -101,7 +101,8 @@ class Converter:
         source  the row's place, `file:line`
         label   the label of the example; None or empty: it has none
         """
-        form = self._form_of(row)
+        name = recognise(row, self.columns.formats) if self.form == "auto" else self.form
+        form = FORMATS[name] if isinstance(name, str) else name
         is_text = isinstance(form, PlainText)
         lists = [key for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)]
         row = {**row, **{key: parsed(row[key], key) for key in lists}}
@@ -127,12 +128,6 @@ class Converter:
         self.unread.update(sorted(unread))
         tools = () if is_text else tools_of(row)
         return Example(own_id, tuple(messages), source, label, columns, tools)
-
-    def _form_of(self, row: Fields) -> RowFormat:
-        """Return the format of a row."""
-        if not isinstance(self.form, str):
-            return self.form
-        return FORMATS[recognise(row, self.columns.formats) if self.form == "auto" else self.form]
 
     def _with_row(self, messages: Any, form: RowFormat, row: Fields) -> list[Message]:
         """Return the turns that a format has read, with the row's system turn and weight, if they are a conversation.

@@ -97,14 +97,12 @@ class SpecialSpellings:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts with `as_text` parts; no token is added. Raises ConfigError for a tokenizer without a twin."""
         found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [
-            self._by_twin(text) if MARK in text else ids for text, ids in zip(texts, found["input_ids"], strict=True)
-        ]
-
-    def _by_twin(self, rendered: str) -> list[int]:
-        """Tokenise a text by the twin: the special tokens, which are the template's own, are respelt; marks go."""
-        text = self._whole_or_mark.sub(lambda found: self._respelt.get(found[1], ""), rendered)
-        return self._twin.encode(text, add_special_tokens=False).ids
+        ids = list(found["input_ids"])
+        for place, rendered in enumerate(texts):
+            if MARK in rendered:  # the twin respells the special tokens, which are the template's own; marks go
+                text = self._whole_or_mark.sub(lambda match: self._respelt.get(match[1], ""), rendered)
+                ids[place] = self._twin.encode(text, add_special_tokens=False).ids
+        return ids
 
     @cached_property
     def _twin(self) -> Tokenizer:

@@ -80,7 +80,7 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     if type(encoder.renderer) is not ChatTemplate:
         for example, turns in zip(examples, found, strict=True):
             _check_turns(encoder, example, turns)
-    return [_refused(turns, encoder.end_ids) or _masked(turns, max_length) for turns in found]
+    return [_masked(turns, encoder.end_ids, max_length) for turns in found]
 
 
 def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
@@ -102,25 +102,19 @@ def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
         )
 
 
-def _refused(turns: Sequence[RenderedTurn], ends: Sequence[int]) -> Outcome | None:
-    """Return the outcome of an example that cannot be trained on as it is, or None.
+def _masked(turns: Sequence[RenderedTurn], ends: Sequence[int], max_length: int) -> Outcome:
+    """Return the first max_length tokens of an example, and the spans of its responses in them; or why it has none.
 
     A conversation of several turns is split unless it begins with the tokens of every prompt and of every turn.
     """
-    reasons = {reason for turn in turns for reason in turn.reasons}
+    texts = [turn.ids for turn in turns]
+    ids, reasons = texts[-1], sorted(set().union(*(turn.reasons for turn in turns)))
     if lost := [reason for reason in LOST if reason in reasons]:
         return Outcome(lost[:1])
-    texts = [turn.ids for turn in turns]
-    if len(turns) > 1 and (reasons & APART or any(texts[-1][: len(ids)] != ids for ids in texts)):
+    if len(turns) > 1 and (APART.intersection(reasons) or any(ids[: len(text)] != text for text in texts)):
         return Outcome([SPLIT])
-    if any(ids[-1] not in ends for ids in texts):
+    if any(text[-1] not in ends for text in texts):
         return Outcome(["no_end_of_turn"])
-    return None
-
-
-def _masked(turns: Sequence[RenderedTurn], max_length: int) -> Outcome:
-    """Return the first max_length tokens of an example, and the spans of its responses in them."""
-    ids, reasons = turns[-1].ids, sorted({reason for turn in turns for reason in turn.reasons})
     spans = list[tuple[int, int]]()
     weights = list[float]()
     for turn in turns:

@@ -115,23 +115,14 @@ def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> M
         weight *= shares.pop()
         parts = []
     more = {"tool_calls": calls} if calls else {}
-    answer = _behind_thought(text, thought, where, weighed=bool(parts)) if thought or parts else text
-    return Message(role, answer, weight != 0 and role == "assistant", weight, thought, more, tuple(parts))
-
-
-def _behind_thought(text: str, thought: str, where: str, *, weighed: bool) -> str:
-    """Return a content without the thought that a field has as well.
-
-    weighed  its parts have weights of their own, which are of its characters
-    """
-    inline, answer = divided(text)
-    if weighed and answer != text:
+    inline, answer = divided(text) if thought or parts else ("", text)
+    if parts and answer != text:  # their weights are of its characters
         raise BadRow(
             f"{where} has a thought in a content whose parts have flags or weights; put it into {THOUGHT_FIELDS[0]}"
         )
     if inline and inline != thought.strip():
         raise BadRow(f"{where} has one thought in a field and another in its content; leave one out")
-    return answer
+    return Message(role, answer, weight != 0 and role == "assistant", weight, thought, more, tuple(parts))
 
 
 def is_parts(content: Any) -> bool:
