@@ -109,11 +109,6 @@ class Converter:
         used = {*form.fields, "id", self.label_field}
         if not is_text:
             used |= {"system", *TOOLS}
-            if self.label_field != "label" and spelling(row.get("label")) == "false":
-                raise BadRow(
-                    "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
-                    "keeps those of data.train"
-                )
         unread = _unread(row, used if is_text else {*used, "weight", "loss_weight"}, form.turns)
         messages = form.read(row, roles=self.roles or {})
         label = None if label in (None, "") else _name(label, self.label_field or "data.labels")
@@ -137,6 +132,11 @@ class Converter:
         if not messages or any(not isinstance(turn, Message) for turn in messages):
             raise ContractError(
                 f"data.format {form} returned {quoted(messages)}; allowed: a list of Message, not empty"
+            )
+        if self.label_field != "label" and spelling(row.get("label")) == "false":
+            raise BadRow(
+                "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
+                "keeps those of data.train"
             )
         system = [Message("system", field_text(row, "system"))] if row.get("system", "") != "" else []
         weight = weight_of(row)

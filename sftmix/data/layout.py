@@ -291,7 +291,9 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     """
     layout = TemplateLayout(tokenizer, source)
     if ANSWER not in layout.plain:
-        raise ConfigError("data.template: the template does not write the content of an assistant turn, which is a text")
+        raise ConfigError(
+            "data.template: the template does not write the content of an assistant turn, which is a text"
+        )
     if (bos := tokenizer.bos_token) and layout.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     tagged = not thinks and _GENERATION.search(source)

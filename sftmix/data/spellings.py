@@ -99,10 +99,14 @@ class SpecialSpellings:
         found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         ids = list(found["input_ids"])
         for place, rendered in enumerate(texts):
-            if MARK in rendered:  # the twin respells the special tokens, which are the template's own; marks go
-                text = self._whole_or_mark.sub(lambda match: self._respelt.get(match[1], ""), rendered)
-                ids[place] = self._twin.encode(text, add_special_tokens=False).ids
+            if MARK in rendered:
+                ids[place] = self._by_twin(rendered)
         return ids
+
+    def _by_twin(self, rendered: str) -> list[int]:
+        """Tokenise a text by the twin: the special tokens, which are the template's own, are respelt; marks go."""
+        text = self._whole_or_mark.sub(lambda found: self._respelt.get(found[1], ""), rendered)
+        return self._twin.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def _twin(self) -> Tokenizer:

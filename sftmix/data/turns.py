@@ -99,13 +99,11 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
 
 def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> Message:
     """Read one turn, with its calls and its thought."""
-    calls = calls_of(turn, content if role == CALL_ROLE else None, where, place)
+    more = calls_of(turn, content if role == CALL_ROLE else None, where, place)
     if role == CALL_ROLE:
         role, content = "assistant", ""
-    if role == "tool" and not isinstance(content, str) and not is_parts(content):
-        content = json.dumps(parsed(content, f"{where}.content"), ensure_ascii=False)
     thought = _thought(turn, where)
-    if role != "assistant" and (calls or thought):
+    if role != "assistant" and (more or thought):
         raise BadRow(f"{where} has a thought or a call of a function, and is {role}'s, not the assistant's")
     weight = _weight(turn, where, role)
     parts = _parts(content, f"{where}.content", role)
@@ -114,7 +112,6 @@ def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> M
     if len(shares) == 1:
         weight *= shares.pop()
         parts = []
-    more = {"tool_calls": calls} if calls else {}
     inline, answer = divided(text) if thought or parts else ("", text)
     if parts and answer != text:  # their weights are of its characters
         raise BadRow(
@@ -133,6 +130,8 @@ def is_parts(content: Any) -> bool:
 
 def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
     """Return the texts of a content, each with its weight; a text is one part."""
+    if role == "tool" and not isinstance(content, str) and not is_parts(content):
+        content = json.dumps(parsed(content, what), ensure_ascii=False)
     parts = []
     whole = [{"type": "text", "text": "" if content is None else content}]
     for number, part in enumerate(content if isinstance(content, list) else whole):

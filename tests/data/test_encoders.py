@@ -162,7 +162,10 @@ def test_no_stop_token_at_all_is_refused():
         ("{{ raise_exception('only system turns') }}", "only system turns"),
         ("{{ messages.__class__.__mro__ }}", "cannot render"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not write the content"),
-        ("{% for m in messages %}{{ m.content[0].text }}{% endfor %}", "does not write the content .*, which is a text"),
+        (
+            "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
+            "does not write the content .*, which is a text",
+        ),
         ("{{ '<s><s>' }}{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}", "BOS token twice"),
     ],
 )
