@@ -28,8 +28,8 @@ def tools_of(row: Fields) -> tuple[dict[str, Any], ...]:
     return tuple({"type": "function", "function": _function(tool, name, "parameters")} for tool in tools)
 
 
-def calls_of(turn: Fields, content: Any, where: str, place: int) -> list[dict[str, Any]]:
-    """Return the calls of a turn in OpenAI's form, their arguments as objects; [] if it has none. Raises BadRow.
+def calls_of(turn: Fields, content: Any, where: str, place: int) -> dict[str, Any]:
+    """Return {tool_calls: ...} of a turn in OpenAI's form, with arguments as objects; {} without calls. Raises BadRow.
 
     content  of a turn that is a call, or several; else None
     place    the turn's place in the row; ids that the row lacks are made from it
@@ -43,7 +43,7 @@ def calls_of(turn: Fields, content: Any, where: str, place: int) -> list[dict[st
         own = parsed(call, name).get("id") or made
         function = {"name": function["name"], "arguments": function["arguments"]}
         found.append({"id": checked_text(own, f"{name}: id"), "type": "function", "function": function})
-    return found
+    return {"tool_calls": found} if found else {}
 
 
 def _only(fields: Fields, where: str) -> tuple[str, Any]:

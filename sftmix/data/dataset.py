@@ -18,13 +18,13 @@ from sftmix.data.encoder import Encoder
 from sftmix.data.renderer import LOST
 from sftmix.data.report import DataReport
 from sftmix.data.store import (
-    AT_ONCE,
     EXAMPLE,
     Conversations,
     Prepared,
     Record,
     content_hash,
     example_of,
+    examples_of,
     get_or_build,
     key_of,
     open_rows,
@@ -47,15 +47,11 @@ SCHEMA = pa.schema(
         ("weights", pa.list_(pa.float32())),
         ("truncated", pa.bool_()),
         ("n_targets", pa.int32()),
-        ("offset", pa.int64()),
         ("starts", _NUMBERS),
     ]
 )
-"""Windows of plain text have the source, label and columns of their first document; `offset` is the window's place
-among its tokens, and `starts` are the places where the documents begin. In other rows both are null."""
-
-MAX_CUT = 0.05
-"""Largest share of the training examples that may be cut without a warning."""
+"""Windows of plain text have the source, label and columns of their first document, and `starts`, the places where the
+documents begin, which is null in other rows."""
 
 
 class EncodedDataset(Sequence[Encoded]):
@@ -133,11 +129,8 @@ class EncodedDataset(Sequence[Encoded]):
 
     def examples(self, rows: Int64 | slice = slice(None)) -> Iterator[Example]:
         """Read the text of these rows; by default of all, in file order."""
-        for row in rows_of(self._table.select([*dict(EXAMPLE), "offset"]), np.arange(len(self))[rows]):
-            example = example_of(row)
-            if self.is_text:
-                example = replace(example, source=f"{example.source}, from token {row['offset']}")
-            yield replace(example, columns={}) if self.packed else example
+        for row in rows_of(self._table.select([*dict(EXAMPLE)]), np.arange(len(self))[rows]):
+            yield replace(example_of(row), columns={}) if self.packed else example_of(row)
 
     def content_hashes(self) -> list[str]:
         """Return the hash of each row's turns, 16 hex digits, in file order; rows of the same text have the same."""
@@ -172,11 +165,6 @@ def encode(
     report.take(prepared.report)
     train, found = job.side(prepared.train, limit=prepared.options.limit, keep=keep)
     report.take(found)
-    if (cut := found.counts.get("truncated", 0)) > MAX_CUT * len(train):
-        report.notes.append(
-            f"warning: {cut / len(train):.0%} of the training examples are cut at data.max_length = {max_length}, and "
-            "trained without their end: raise data.max_length, or leave such rows out"
-        )
     job.refuse_losses(found)
     held_out = None
     if prepared.eval is not None:
@@ -223,28 +211,37 @@ class _Encoding(NamedTuple):
         self, directory: Path, rows: Conversations, limit: int | None, selected: frozenset[str] | None
     ) -> Record:
         """Write the tokens of one side, and return its report for the cache."""
-        options, is_text = self.prepared.options, self.prepared.text
         report = DataReport(max_length=self.max_length)
-        if not is_text:
-            stored = self._tokenised(rows, selected, report)
-        else:
-            packed = options.packing is not False
-            windows = encode_windows(self.encoder, rows, self.max_length, packed, report, self.progress)
-            kept = (window for window in windows if selected is None or window["id"] in selected)
-            stored = itertools.islice(kept, limit)
-        report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
-        if is_text and report.train == limit:
+        unit = " documents" if rows.is_text else " rows"
+        with progress_bar("Tokenising", total=len(rows.records), unit=unit, delay=1, enabled=self.progress) as bar:
+            examples = self._examples(rows, selected, bar)
+            given = examples, self.encoder, self.max_length, report
+            stored: Iterator[Record]
+            if rows.is_text:
+                windows = encode_windows(*given, packed=self.prepared.options.packing is not False)
+                kept = (window for window in windows if selected is None or window["id"] in selected)
+                stored = itertools.islice(kept, limit)
+            else:
+                stored = tokenise(*given, splits=selected is None)
+            report.train = write_rows(directory / "tokens.arrow", SCHEMA, stored)
+        if rows.is_text and report.train == limit:
             report.notes.append(f"no more than the first {limit:,} training windows are used (data.limit)")
         return report.to_dict()
 
-    def _tokenised(self, rows: Conversations, selected: frozenset[str] | None, report: DataReport) -> Iterator[Record]:
-        """Yield the tokens of conversations, some of which are in memory together."""
+    def _examples(self, rows: Conversations, selected: frozenset[str] | None, bar: Any) -> Iterator[Example]:
+        """Yield the documents, or the examples of conversations that are selected.
+
+        They also decide which conversations are one example, so that a reference has the examples of the target.
+        """
         whole = self.prepared.options.multi_turn == "whole"
-        with progress_bar("Tokenising", total=len(rows.records), unit=" rows", delay=1, enabled=self.progress) as bar:
-            for at in range(0, len(rows.records), AT_ONCE):
-                records = rows.records[at : at + AT_ONCE]
-                yield from tokenise(rows, whole, self.encoder, self.max_length, selected, records, report)
-                bar.update(len(records))
+        for row in rows.read():
+            bar.update()
+            if rows.is_text:
+                yield row
+                continue
+            for example in examples_of(row, whole=whole and (selected is None or row.id in selected)):
+                if selected is None or example.id in selected:
+                    yield example
 
     def refuse_losses(self, found: DataReport) -> None:
         """Raise DataError if the template fails for too many training examples."""

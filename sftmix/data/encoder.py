@@ -20,7 +20,7 @@ from sftmix.data.renderer import ChatTemplate
 from sftmix.data.spellings import SpecialSpellings
 from sftmix.data.store import get_or_build, identity, key_of
 from sftmix.data.templates import NAMED, backend_text, chosen, decode, on_the_same_day, token_roles
-from sftmix.data.trial import LETTERS, trouble_with
+from sftmix.data.trial import trouble_with
 from sftmix.options import DataOptions, SpecialTokens, Thoughts
 from sftmix.types import Int64, Message
 
@@ -134,10 +134,6 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, options: DataOptions, *, thi
 
 def _try_out(name: str, source: str, variables: dict[str, str], cache_dir: str | None) -> None:
     """Try a template out in a process of its own, once for each cache, unless it is ours; ConfigError for trouble."""
-    if len(source) > LETTERS:
-        raise ConfigError(
-            f"data.template: {name}: it has {len(source):,} characters; at most {LETTERS:,} are tried out"
-        )
 
     def build(directory: Path) -> dict[str, Any]:
         if trouble := trouble_with(on_the_same_day(source), variables):

@@ -102,18 +102,14 @@ class Converter:
         source  the row's place, `file:line`
         label   the label of the example; None or empty: it has none
         """
-        form = self._form_of(row)
+        name = recognise(row, self.columns.formats) if self.form == "auto" else self.form
+        form = FORMATS[name] if isinstance(name, str) else name
         is_text = isinstance(form, PlainText)
         lists = [key for key in LISTS.intersection(form.turns) if isinstance(row.get(key), str)]
         row = {**row, **{key: parsed(row[key], key) for key in lists}}
         used = {*form.fields, "id", self.label_field}
         if not is_text:
             used |= {"system", *TOOLS}
-            if self.label_field != "label" and spelling(row.get("label")) == "false":
-                raise BadRow(
-                    "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
-                    "keeps those of data.train"
-                )
         unread = _unread(row, used if is_text else {*used, "weight", "loss_weight"}, form.turns)
         messages = form.read(row, roles=self.roles or {})
         label = None if label in (None, "") else _name(label, self.label_field or "data.labels")
@@ -129,12 +125,6 @@ class Converter:
         tools = () if is_text else tools_of(row)
         return Example(own_id, tuple(messages), source, label, columns, tools)
 
-    def _form_of(self, row: Fields) -> RowFormat:
-        """Return the format of a row."""
-        if not isinstance(self.form, str):
-            return self.form
-        return FORMATS[recognise(row, self.columns.formats) if self.form == "auto" else self.form]
-
     def _with_row(self, messages: Any, form: RowFormat, row: Fields) -> list[Message]:
         """Return the turns that a format has read, with the row's system turn and weight, if they are a conversation.
 
@@ -143,6 +133,11 @@ class Converter:
         if not messages or any(not isinstance(turn, Message) for turn in messages):
             raise ContractError(
                 f"data.format {form} returned {quoted(messages)}; allowed: a list of Message, not empty"
+            )
+        if self.label_field != "label" and spelling(row.get("label")) == "false":
+            raise BadRow(
+                "label is false, so its answer is a bad one: data.skip_bad drops such rows; data.label_field label "
+                "keeps those of data.train"
             )
         system = [Message("system", field_text(row, "system"))] if row.get("system", "") != "" else []
         weight = weight_of(row)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, TemplateRefusal
-from sftmix.data.templates import defaults, render
+from sftmix.data.templates import defaults, on_the_same_day, token_roles
 from sftmix.data.thoughts import (
     INLINE,
     OPENING,
@@ -107,7 +107,6 @@ class TemplateLayout:
     """What a template writes around a response.
 
     source    the template, with the defaults that the exported one has
-    listed    it takes contents as lists of parts
     key       the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
     asked, prompt, plain, thinking  a question as it renders it, with its prompt, with an answer, with a thought or ""
     notices   sentences that the user should read
@@ -117,8 +116,6 @@ class TemplateLayout:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, notice: str = "") -> None:
         self.tokenizer, self.source = tokenizer, source
         self.notices = [notice] * bool(notice)
-        self.listed = False
-        self.listed = ANSWER not in self.tried(*PROBE)  # SmolVLM
         self.asked = self.rendered(*PROBE[:1])
         self.prompt = self.rendered(*PROBE[:1], prompt=True)
         self.plain = self.rendered(*PROBE)
@@ -135,9 +132,21 @@ class TemplateLayout:
                 self.key, self.thinking = key, text
                 break
 
-    def rendered(self, *turns: Mapping[str, Any], **more: Any) -> str:
-        """Render turns; prompt and tools may be given. Raises TemplateRefusal."""
-        return render(self.tokenizer, self.source, turns, listed=self.listed, **more)
+    def rendered(self, *turns: Mapping[str, Any], prompt: bool = False, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Render turns as transformers does. Raises TemplateRefusal if the template or its syntax fails.
+
+        prompt  with the generation prompt
+        tools   the functions that the assistant may call
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        given: Any = {"conversations": [turns], "tools": list(tools) or None, **token_roles(self.tokenizer)}
+        template = on_the_same_day(self.source)
+        try:
+            texts = render_jinja_template(chat_template=template, add_generation_prompt=prompt, **given)[0]
+        except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
+            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+        return str(texts[0])
 
     def tried(self, *turns: Mapping[str, Any], **more: Any) -> str:
         """Render turns; "" if the template refuses them."""
@@ -281,8 +290,10 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     whose prompt closes the thought that rows have.
     """
     layout = TemplateLayout(tokenizer, source)
-    if ANSWER not in layout.plain or "{'type'" in layout.plain:
-        raise ConfigError("data.template: the template does not write the content of an assistant turn")
+    if ANSWER not in layout.plain:
+        raise ConfigError(
+            "data.template: the template does not write the content of an assistant turn, which is a text"
+        )
     if (bos := tokenizer.bos_token) and layout.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     tagged = not thinks and _GENERATION.search(source)

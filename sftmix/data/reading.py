@@ -15,7 +15,7 @@ from sftmix.common.progress import progress_bar
 from sftmix.common.shown import counted, quoted, visible
 from sftmix.data.formats import Columns, Converter
 from sftmix.data.report import DataReport
-from sftmix.data.sources import Source, expand, holds_text
+from sftmix.data.sources import expand, holds_text
 from sftmix.data.store import (
     AT_ONCE,
     EXAMPLE,
@@ -31,6 +31,7 @@ from sftmix.data.store import (
     write_rows,
 )
 from sftmix.data.thoughts import answers, thinks
+from sftmix.data.values import without_null
 from sftmix.options import DataOptions
 from sftmix.types import Example
 
@@ -39,9 +40,6 @@ SCHEMA = pa.schema([*EXAMPLE, ("content", pa.uint64())])
 
 DOCUMENTS_AT_ONCE = 16
 """Documents that are in memory until they are written; each may have 64 MiB."""
-
-SHOWN = 20
-"""Bad rows that an error message lists."""
 
 
 def read_side(option: str, options: DataOptions, progress: bool) -> tuple[Conversations, DataReport]:
@@ -74,7 +72,7 @@ class RowReader:
         self.label_field = options.label_field if train else None
         self.sources, self.lines = expand(as_list(options.train if train else options.eval), option, options.format)
         columns = Columns(options.columns)
-        form = TEXT if holds_text(self.sources, options.format, option) else options.format
+        form = TEXT if holds_text(self.sources, options.format) else options.format
         last = options.trained_turns == "last"
         self.converter = Converter(columns, form, options.roles, self.label_field, last)
         marks = [self.labels[source.entry] for source in self.sources] if self.labels else self.label_field
@@ -84,7 +82,6 @@ class RowReader:
         self.key = key_of("rows", content, places, options.skip_bad, option)
         self.content_key = key_of("rows", content)
         self.report = DataReport()
-        self.bad: list[str] = []
         self.times = Counter[str]()  # how often each id came before
 
     @property
@@ -99,9 +96,9 @@ class RowReader:
         columns, unread = self.converter.columns, self.converter.unread
         if self.option == "data.train" and columns.present:
             _check_present(columns, self.label_field)
-        if self.bad and not self.options.skip_bad:
-            problem = f"{counted(self.report.counts['bad_row'], 'bad row')} (data.skip_bad drops and counts them):"
-            raise DataError("\n".join([problem, *self.bad]))
+        if (bad := self.report.counts.get("bad_row")) and not self.options.skip_bad:
+            problem = f"{counted(bad, 'bad row')} (data.skip_bad drops and counts them); the first:"
+            raise DataError("\n".join([problem, *self.report.first["bad_row"]]))
         if not count:
             raise DataError("\n".join([f"{self.option}: no usable row is left", *self.report.lines()]))
         if unread:
@@ -112,33 +109,47 @@ class RowReader:
     def _records(self, bar: Any) -> Iterator[Record]:
         """Yield the records of all sources; count the rows, and name those that are none."""
         for source in self.sources:
+            label = self.labels[source.entry] if self.labels else None
             for place, value in source.rows():
                 self.report.rows += 1
                 bar.update()
                 try:
-                    record = self._record(source, place, value)
+                    row = self.converter.columns.renamed(value)
+                    if self.label_field is not None:
+                        label = without_null(value).get(self.label_field)
+                    yield from self._record(self.converter.example(row, place, label))
                 except BadRow as problem:
                     self.report.add("bad_row", f"{place}: {problem}")
-                    self.bad.append(f"{place}: {problem}")
-                    del self.bad[SHOWN:]
-                    continue
-                if record is not None:
-                    yield record
 
-    def _record(self, source: Source, place: str, value: Any) -> Record | None:
-        """Return the record of a row, or None; raise BadRow for what is none."""
-        row = self.converter.columns.renamed(value)
-        label = self.labels[source.entry] if self.labels else None
-        if self.label_field is not None:
-            given = value.get(self.label_field)
-            label = given if given == given else None  # NaN, as tables have it for a missing one
-        example = self.converter.example(row, place, label)
-        record = stored_once(example, self.report, self.times)
-        if record is not None and example.messages[0].role == "system":
-            self.report.add("system", place)
-        if record is not None and thinks(example):
-            self.report.add("thought", place)
-        return record
+    def _record(self, example: Example) -> Iterator[Record]:
+        """Yield the record of a row, or nothing for one without any response; count what is to be said of it.
+
+        Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that
+        an earlier row has.
+        """
+        trained = [turn for turn in example.messages if turn.trained]
+        empty = [turn for turn in trained if not (visible(turn.content) if self.is_text else answers(turn))]
+        for _ in empty:
+            self.report.add("empty_document" if self.is_text else "empty_response", example.source)
+        if example.messages[-1].role in ("user", "tool"):
+            self.report.add("unanswered", example.source)
+        if len(empty) == len(trained):
+            return
+        content = short_hash(trained[0].content.encode()) if self.is_text else content_hash(example.messages)
+        name = example.id or id_of(example, content)
+        repeats = self.times[name]
+        self.times[name] += 1
+        if repeats:
+            if example.id:
+                raise BadRow(
+                    f"the id {quoted(name)} is taken by an earlier row; data.columns '{{id: null}}' reads no ids"
+                )
+            name += f"#{repeats}"
+        if example.messages[0].role == "system":
+            self.report.add("system", example.source)
+        if thinks(example):
+            self.report.add("thought", example.source)
+        yield stored(replace(example, id=name)) | {"content": int(content, 16)}
 
 
 def _check_present(columns: Columns, label_field: str | None) -> None:
@@ -149,29 +160,3 @@ def _check_present(columns: Columns, label_field: str | None) -> None:
                 f"data.columns, data.label_field: no row of data.train has the field {column!r} (for {name}); the "
                 f"fields there are {listed(columns.present)}"
             )
-
-
-def stored_once(example: Example, report: DataReport, times: Counter[str]) -> Record | None:
-    """Return the record of a row, None for one without any response; count empty responses.
-
-    Its id is its own, or a hash of its content with `#k` for the k-th repetition. Raises BadRow for an own id that an
-    earlier row has.
-    """
-    trained = [turn for turn in example.messages if turn.trained]
-    is_text = example.messages[0].role == TEXT
-    empty = [turn for turn in trained if not (visible(turn.content) if is_text else answers(turn))]
-    for _ in empty:
-        report.add("empty_document" if is_text else "empty_response", example.source)
-    if example.messages[-1].role in ("user", "tool"):
-        report.add("unanswered", example.source)
-    if len(empty) == len(trained):
-        return None
-    content = short_hash(trained[0].content.encode()) if is_text else content_hash(example.messages)
-    name = example.id or id_of(example, content)
-    repeats = times[name]
-    times[name] += 1
-    if repeats:
-        if example.id:
-            raise BadRow(f"the id {quoted(name)} is taken by an earlier row; data.columns '{{id: null}}' reads no ids")
-        name += f"#{repeats}"
-    return stored(replace(example, id=name)) | {"content": int(content, 16)}

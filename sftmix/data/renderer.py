@@ -14,7 +14,7 @@ from sftmix.common.errors import ConfigError, TemplateRefusal
 from sftmix.common.renderer import Renderer
 from sftmix.data.layout import layout_of, with_text_arguments, written_behind
 from sftmix.data.spellings import SpecialSpellings
-from sftmix.data.templates import Chat, chosen, decode, defaults, reads, render, token_roles
+from sftmix.data.templates import Chat, chosen, decode, defaults, reads, token_roles
 from sftmix.data.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
 from sftmix.data.values import MARK
 from sftmix.options import SpecialTokens, Thoughts
@@ -89,8 +89,6 @@ class ChatTemplate(Renderer):
         if "strftime_now" in source:
             self.notices.append("The template writes the date: 26 July 2024 is used on every day.")
         self.notices += layout.notices
-        ends = tokenizer.convert_tokens_to_ids([layout.end, layout.call_end])
-        self._ends = tuple(dict.fromkeys(ends))
 
     @property
     def template(self) -> str:
@@ -100,7 +98,8 @@ class ChatTemplate(Renderer):
     @property
     def ends(self) -> tuple[int, ...]:
         """The id that ends a response, and the one that ends a call, if it is another."""
-        return self._ends
+        ends = self.tokenizer.convert_tokens_to_ids([self.layout.end, self.layout.call_end])
+        return tuple(dict.fromkeys(ends))
 
     # ------------------------------------------------------------------------------------------- conversations
 
@@ -135,10 +134,8 @@ class ChatTemplate(Renderer):
         tools  functions that the assistant may call, in which special tokens are text
         Raises TemplateRefusal, also for a template that writes the mark of a special token in escapes.
         """
-        layout = self.layout
-        text = render(self.tokenizer, layout.source, chat, prompt=prompt, listed=layout.listed, tools=tools)
-        given = json.dumps([chat, tools], ensure_ascii=False) if MARK_IN_ESCAPES in text else ""
-        if text.count(MARK_IN_ESCAPES) > given.count(MARK_IN_ESCAPES):
+        text = self.layout.rendered(*chat, prompt=prompt, tools=tools)
+        if MARK_IN_ESCAPES in text:
             raise TemplateRefusal("it writes a row in escapes, in which special tokens cannot be told from text")
         return text
 
@@ -176,7 +173,7 @@ class ChatTemplate(Renderer):
 
         before  the turns in front of it
         """
-        last = self.turn(message, last=True)
+        layout, last = self.layout, self.turn(message, last=True)
         prompt = self.render(before, prompt=True, tools=example.tools)
         rendered = self.render([*before, last], prompt=False, tools=example.tools)
         thought, answer = map(self.spellings.as_text, self.divided(message))
@@ -184,29 +181,25 @@ class ChatTemplate(Renderer):
         if not rendered.startswith(without_thought_tags(prompt)):
             reasons.append("composed")
         question = before[-1]["content"] if before else ""
-        written = written_behind(prompt, rendered, question, self.layout.closing, thinks=bool(thought))
+        written = written_behind(prompt, rendered, question, layout.closing, thinks=bool(thought))
+        # A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes
+        # an empty thought in front of one in the content: '<think></think><think>\nSky'.
+        lost = written is None or (thought and (layout.key is None or closing_at_head(written)))
+        written = written or ""
         if last.get("tool_calls"):
-            text = self._with_calls(prompt, written or "", thought)
+            if not _holds(written, thought):  # EXAONE 4 leaves it out there
+                written = self._begun(prompt, thought) + written.removeprefix(closing_at_head(written))
+            text = _ended(written, 0, {layout.call_end, layout.end}, layout.call_end)
             if not (_holds(text, answer) and _holds_calls(text, last)):
                 reasons.append("calls_lost")
-        elif written is not None and (place := self._place(written, thought, answer)) >= 0:
-            text = _ended(written, place, {self.layout.end}, self.layout.ending)
+        elif not lost and (place := _place_behind(written, thought, answer)) >= 0:
+            text = _ended(written, place, {layout.end}, layout.ending)
         else:
-            text = self._begun(prompt, thought) + answer + self.layout.ending
+            text = self._begun(prompt, thought) + answer + layout.ending
             reasons.append("composed")
         if MARK in prompt + text:
             reasons.append("spelt_special")
         return Written(prompt, text, self._weights(message, text, answer), reasons)
-
-    def _place(self, written: str, thought: str, answer: str) -> int:
-        """Return where the answer ends in what the template writes behind a prompt; -1 if the row is not in it.
-
-        A template without a key for thoughts may seem to write a short one, in other words. Kimi-K2-Thinking writes an
-        empty thought in front of one in the content: '<think></think><think>\nSky'.
-        """
-        if thought and (self.layout.key is None or closing_at_head(written)):
-            return -1
-        return _place_behind(written, thought, answer)
 
     def _begun(self, prompt: str, thought: str) -> str:
         """Return what we put between a prompt and the answer.
@@ -220,12 +213,6 @@ class ChatTemplate(Renderer):
         if thought:  # Kimi-K2-Thinking: '<think></think>' is in front of an answer without one
             return lead.removeprefix(closing_at_head(lead)) + layout.thought_tag + thought + layout.closing
         return lead
-
-    def _with_calls(self, prompt: str, written: str, thought: str) -> str:
-        """Return a response with calls, behind the thought, which EXAONE 4 leaves out there."""
-        if not _holds(written, thought):
-            written = self._begun(prompt, thought) + written.removeprefix(closing_at_head(written))
-        return _ended(written, 0, {self.layout.call_end, self.layout.end}, self.layout.call_end)
 
     def _left_out(self, example: Example, before: Chat, prompt: str) -> list[str]:
         """Return what the template leaves out of the prompt: functions, calls, their results, other turns."""

@@ -170,17 +170,9 @@ def name_parts(name: str) -> tuple[str, str | None, str | None]:
     return (match[1], match[2], match[3]) if match else (name, None, None)
 
 
-def holds_text(sources: Sequence[Source], form: RowFormat | str, option: str) -> bool:
+def holds_text(sources: Sequence[Source], form: RowFormat | str) -> bool:
     """True if the sources hold documents, by data.format or since all are text files; False if conversations.
 
-    Raises DataError for a text file where conversations are read.
+    A text file among rows has no field of a conversation, and is a bad row.
     """
-    if form == TEXT:
-        return True
-    names = {source.name.lower().endswith(".txt"): source.name for source in sources}
-    if True in names and (form != "auto" or False in names):
-        raise DataError(
-            f"{option}: {names[True]} is a text file, and the others are read as conversations (data.format {form}): "
-            "a run takes one kind; data.format text reads all files as text"
-        )
-    return True in names
+    return form == TEXT or (form == "auto" and all(source.name.lower().endswith(".txt") for source in sources))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,15 +59,12 @@ class SpecialSpellings:
                 self.ids[spelling] = number
         self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._normalize = getattr(getattr(self._backend, "normalizer", None), "normalize_str", str)
-        # Grouped by their first two characters: some tokenizers have a thousand, which begin with the same one. A
-        # longer one is before one that it begins with. A single character cannot be broken: a mark behind it
-        # says that it is text.
-        groups = []
-        for start, group in itertools.groupby(sorted(self.ids, reverse=True), key=lambda spelling: spelling[:2]):
-            ends = "|".join(re.escape(spelling[2:]) for spelling in group)
-            groups.append(f"{re.escape(start)}(?:{ends})")
-        either = "|".join(groups) or r"(?!)"
-        self._begins = re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
+        # Some tokenizers have a thousand: they are tried where one of their first characters is. A longer one is before
+        # one that it begins with. A single character cannot be broken: a mark behind it says that it is text.
+        first = "".join({spelling[0] for spelling in self.ids})
+        spellings = "|".join(map(re.escape, sorted(self.ids, reverse=True)))
+        either = f"(?=[{re.escape(first)}])(?:{spellings})" if self.ids else r"(?!)"
+        self._begins = re.compile(f"(?={either})(.)", re.DOTALL)
         self._whole_or_mark = re.compile(f"({either})(?!{MARK})|{MARK}")
         self._respelt = {spelling: spelling[0] + MARK + spelling[1:] for spelling in self.ids}
         # The forms in which the tokenizer looks for them in normalised text: `<|IM_END|>` in small letters.
@@ -101,9 +97,11 @@ class SpecialSpellings:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts with `as_text` parts; no token is added. Raises ConfigError for a tokenizer without a twin."""
         found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [
-            self._by_twin(text) if MARK in text else ids for text, ids in zip(texts, found["input_ids"], strict=True)
-        ]
+        ids = list(found["input_ids"])
+        for place, rendered in enumerate(texts):
+            if MARK in rendered:
+                ids[place] = self._by_twin(rendered)
+        return ids
 
     def _by_twin(self, rendered: str) -> list[int]:
         """Tokenise a text by the twin: the special tokens, which are the template's own, are respelt; marks go."""

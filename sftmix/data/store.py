@@ -163,11 +163,11 @@ def open_rows(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def rows_of(table: pa.Table, rows: Int64) -> Iterator[Record]:
-    """Read whole rows in the given order; neighbours are read together."""
+def rows_of(table: pa.Table, rows: Int64, at_once: int = AT_ONCE) -> Iterator[Record]:
+    """Read whole rows in the given order; at most `at_once` neighbours are read together."""
     for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
-        for start in range(0, len(run), AT_ONCE):
-            part = run[start : start + AT_ONCE]
+        for start in range(0, len(run), at_once):
+            part = run[start : start + at_once]
             yield from table.slice(int(part[0]), len(part)).to_pylist()
 
 
@@ -264,19 +264,14 @@ class Conversations:
         """Read one column (id, source, label, columns as JSON, content) of this side."""
         return self._table[column].take(self.records).to_pylist()
 
-    def read(self, records: Int64) -> Iterator[Example]:
-        """Read these records as their rows have them, with empty responses, and turns behind the last trained one."""
-        return map(example_of, rows_of(self._table, records))
+    def read(self) -> Iterator[Example]:
+        """Read the rows with empty responses, and turns behind the last trained one; documents one at a time."""
+        return map(example_of, rows_of(self._table, self.records, 1 if self.is_text else AT_ONCE))
 
     def examples(self, *, whole: bool) -> Iterator[Example]:
         """Read the conversations of this side as examples; without `whole`, each of their trained turns is one."""
-        for row in self.read(self.records):
+        for row in self.read():
             yield from examples_of(row, whole=whole)
-
-    def documents(self) -> Iterator[Example]:
-        """Read the documents of this side, one at a time."""
-        for place in range(len(self.records)):
-            yield from self.read(self.records[place : place + 1])
 
 
 class Prepared(NamedTuple):

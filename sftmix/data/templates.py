@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sftmix.common.errors import ConfigError, TemplateRefusal
+from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_text
 from sftmix.common.places import place_of
 from sftmix.types import Int64
@@ -72,39 +72,8 @@ def chosen(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[st
     source = template_source(name)
     if name in NAMED:
         source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
-        if "eos_token" in source and tokenizer.eos_token is None:
-            raise ConfigError("data.template: this tokenizer has no eos token, with which the template ends a response")
         source = ("{{ bos_token }}" if written_bos(tokenizer) else "") + source
     return name, source
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    chat: Chat,
-    *,
-    prompt: bool = False,
-    listed: bool = False,
-    tools: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """Render a conversation as transformers does.
-
-    prompt  with the generation prompt
-    listed  contents are handed over as lists of parts
-    tools   the functions that the assistant may call
-    Raises TemplateRefusal if the template or its syntax fails.
-    """
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    if listed:
-        chat = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat]
-    renders: Any = render_jinja_template
-    given = {"chat_template": on_the_same_day(template), "add_generation_prompt": prompt, "tools": list(tools) or None}
-    try:
-        texts = renders([chat], **given, **token_roles(tokenizer))[0]
-    except Exception as error:  # a template may raise anything: RecursionError, OverflowError, MemoryError, ...
-        raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
-    return str(texts[0])
 
 
 def defaults(variables: Mapping[str, Any]) -> str:

@@ -20,24 +20,23 @@ import numpy as np
 
 from sftmix.common.errors import ContractError, TemplateRefusal
 from sftmix.common.fields import TEXT
-from sftmix.common.progress import progress_bar
 from sftmix.common.shown import quoted
 from sftmix.data.encoder import Encoder
 from sftmix.data.renderer import APART, LOST, ChatTemplate
 from sftmix.data.report import DataReport
-from sftmix.data.store import AT_ONCE, Conversations, Record, examples_of, short_hash, stored
+from sftmix.data.store import AT_ONCE, Record, examples_of, short_hash, stored
 from sftmix.data.templates import written_bos
-from sftmix.types import Example, Int64, Message, RenderedTurn
+from sftmix.types import Example, Message, RenderedTurn
 
 
-def _tokens_of(example: Example, ids: Sequence[int], spans: Sequence[tuple[int, int]]) -> Record:
+def _tokens_of(example: Example, ids: Sequence[int], spans: Sequence[tuple[int, int]], **more: Any) -> Record:
     """Return the row to store of an example: its values, its token ids, and [start, end) of each response in them."""
     return {
         **stored(example),
         "input_ids": ids,
         "spans": list(itertools.chain(*spans)),
-        "truncated": False,
         "n_targets": sum(end - start for start, end in spans),
+        **more,
     }
 
 
@@ -81,7 +80,7 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example], max_length: i
     if type(encoder.renderer) is not ChatTemplate:
         for example, turns in zip(examples, found, strict=True):
             _check_turns(encoder, example, turns)
-    return [_refused(turns, encoder.end_ids) or _masked(turns, max_length) for turns in found]
+    return [_masked(turns, encoder.end_ids, max_length) for turns in found]
 
 
 def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
@@ -103,25 +102,19 @@ def _check_turns(encoder: Encoder, example: Example, turns: Any) -> None:
         )
 
 
-def _refused(turns: Sequence[RenderedTurn], ends: Sequence[int]) -> Outcome | None:
-    """Return the outcome of an example that cannot be trained on as it is, or None.
+def _masked(turns: Sequence[RenderedTurn], ends: Sequence[int], max_length: int) -> Outcome:
+    """Return the first max_length tokens of an example, and the spans of its responses in them; or why it has none.
 
     A conversation of several turns is split unless it begins with the tokens of every prompt and of every turn.
     """
-    reasons = {reason for turn in turns for reason in turn.reasons}
+    texts = [turn.ids for turn in turns]
+    ids, reasons = texts[-1], sorted(set().union(*(turn.reasons for turn in turns)))
     if lost := [reason for reason in LOST if reason in reasons]:
         return Outcome(lost[:1])
-    texts = [turn.ids for turn in turns]
-    if len(turns) > 1 and (reasons & APART or any(texts[-1][: len(ids)] != ids for ids in texts)):
+    if len(turns) > 1 and (APART.intersection(reasons) or any(ids[: len(text)] != text for text in texts)):
         return Outcome([SPLIT])
-    if any(ids[-1] not in ends for ids in texts):
+    if any(text[-1] not in ends for text in texts):
         return Outcome(["no_end_of_turn"])
-    return None
-
-
-def _masked(turns: Sequence[RenderedTurn], max_length: int) -> Outcome:
-    """Return the first max_length tokens of an example, and the spans of its responses in them."""
-    ids, reasons = turns[-1].ids, sorted({reason for turn in turns for reason in turn.reasons})
     spans = list[tuple[int, int]]()
     weights = list[float]()
     for turn in turns:
@@ -143,48 +136,28 @@ def _masked(turns: Sequence[RenderedTurn], max_length: int) -> Outcome:
 
 
 def tokenise(
-    conversations: Conversations,
-    whole: bool,
-    encoder: Encoder,
-    max_length: int,
-    selected: frozenset[str] | None,
-    records: Int64,
-    report: DataReport,
-) -> list[Record]:
-    """Tokenise some records; return the rows of their examples to store, and add what is to be said to the report.
+    examples: Iterator[Example], encoder: Encoder, max_length: int, report: DataReport, *, splits: bool
+) -> Iterator[Record]:
+    """Tokenise examples in their order; yield the rows to store, and add what is to be said to the report.
 
-    whole     True if conversations are examples, False if each of their trained turns is one
-    selected  None, or the ids of the examples to keep; others are neither stored nor counted. They also decide which
-              conversations are split, so that a reference has the examples of the target, whatever its own template.
+    splits  the turns of a conversation that must be split take its place; else it has no row: the ids of its turns are
+            not among those that a reference is asked for
     """
-    rows = list[Record]()
-
-    def add(examples: list[Example]) -> None:
-        """Tokenise every example, in file order; the turns of a conversation that must be split take its place."""
-        # Conversations with many turns make long lists, so they are taken in pieces, which bounds the memory.
-        for at in range(0, len(examples), AT_ONCE):
-            part = examples[at : at + AT_ONCE]
-            for example, outcome in zip(part, encode_examples(encoder, part, max_length), strict=True):
-                name, reasons = f"{example.id} ({example.source})", outcome.reasons
-                if reasons == [SPLIT] and selected is not None:  # the ids of its turns are not among the selected ones
-                    reasons = ["split_alone"]
-                for reason in reasons:
-                    report.add(reason, name + outcome.detail)
-                if reasons == [SPLIT]:
-                    add(list(examples_of(example, whole=False)))
-                if outcome.ids:
-                    row = _tokens_of(example, outcome.ids, outcome.spans)
-                    row["truncated"] = "truncated" in reasons
-                    if set(outcome.weights) != {1.0}:
-                        report.add("weighted", name)
-                        row["weights"] = outcome.weights
-                    rows.append(row)
-
-    examples = list[Example]()
-    for record in conversations.read(records):
-        examples += examples_of(record, whole=whole and (selected is None or record.id in selected))
-    add(examples if selected is None else [example for example in examples if example.id in selected])
-    return rows
+    while part := list(itertools.islice(examples, AT_ONCE)):
+        for example, outcome in zip(part, encode_examples(encoder, part, max_length), strict=True):
+            name, reasons = f"{example.id} ({example.source})", outcome.reasons
+            if reasons == [SPLIT] and not splits:
+                reasons = ["split_alone"]
+            for reason in reasons:
+                report.add(reason, name + outcome.detail)
+            if reasons == [SPLIT]:
+                yield from tokenise(examples_of(example, whole=False), encoder, max_length, report, splits=splits)
+            if outcome.ids:
+                row = _tokens_of(example, outcome.ids, outcome.spans, truncated="truncated" in reasons)
+                if set(outcome.weights) != {1.0}:
+                    report.add("weighted", name)
+                    row["weights"] = outcome.weights
+                yield row
 
 
 # ------------------------------------------------------------------------------------------------ documents
@@ -195,29 +168,29 @@ def windows(documents: Iterable[tuple[Any, Sequence[int]]], length: int, packed:
 
     documents  (document, token ids)
     packed     a window may hold several documents; else each document is cut alone, and its last window may be shorter
-    Yields (first document, offset of the first token in this document, tokens, places where documents begin).
+    Yields (first document, tokens, places where documents begin).
     """
     ids, starts = list[int](), list[int]()
     for document, tokens in documents:
         at = 0
         while at < len(tokens):
             if not ids:
-                first, offset = document, at
+                first = document
             starts.append(len(ids))
             piece = tokens[at : at + length - len(ids)]
             ids += piece
             at += len(piece)
             if len(ids) == length or not (packed or at < len(tokens)):
-                yield first, offset, ids, starts
+                yield first, ids, starts
                 ids, starts = [], []
     if ids:
-        yield first, offset, ids, starts
+        yield first, ids, starts
 
 
 def encode_windows(
-    encoder: Encoder, side: Conversations, length: int, packed: bool, report: DataReport, progress: bool
+    documents: Iterable[Example], encoder: Encoder, length: int, report: DataReport, *, packed: bool
 ) -> Iterator[Record]:
-    """Make the windows of the training or of the held-out documents, as `sftmix.data.dataset` stores them.
+    """Make the windows of documents, as `sftmix.data.dataset` stores them.
 
     The report counts documents that spell special tokens, and windows without a target.
     """
@@ -226,28 +199,26 @@ def encode_windows(
 
     def tokens() -> Iterator[tuple[Example, list[int]]]:
         """Tokenise each document in one call: with BOS before its first character, and eos behind its last."""
-        for document in side.documents():
+        for document in documents:
             text = document.messages[0].content
             content = encoder.spellings.as_text(text)
             if content != text:
                 report.add("spelt_in_document", document.source)
             (ids,) = encoder.spellings.tokenize([content])
             yield document, [*bos, *ids, *eos]
-            bar.update()
 
     counts = Counter[str]()
-    with progress_bar("Tokenising", total=len(side.records), unit=" documents", delay=1, enabled=progress) as bar:
-        for document, offset, ids, starts in windows(tokens(), length, packed):
-            bounds = itertools.pairwise([*starts, len(ids)])
-            spans = [(start + 1, end) for start, end in bounds if start + 1 < end]
-            if not spans:
-                report.add("no_target", f"{document.source}, token {offset}")
-                continue
-            # The id is a hash of the tokens: other windows (by length, tokenizer or order of documents) have other ids,
-            # so no file about them is taken for one about these.
-            numbers = np.array([len(ids), *ids, len(starts), *starts], dtype="<i8")
-            name = short_hash(numbers.tobytes())
-            suffix = f"#{counts[name]}" if counts[name] else ""
-            counts[name] += 1
-            example = replace(document, id=name + suffix, messages=(Message(TEXT, encoder.decode(ids), True),))
-            yield _tokens_of(example, ids, spans) | {"offset": offset, "starts": starts}
+    for document, ids, starts in windows(tokens(), length, packed):
+        bounds = itertools.pairwise([*starts, len(ids)])
+        spans = [(start + 1, end) for start, end in bounds if start + 1 < end]
+        if not spans:
+            report.add("no_target", document.source)
+            continue
+        # The id is a hash of the tokens: other windows (by length, tokenizer or order of documents) have other ids,
+        # so no file about them is taken for one about these.
+        numbers = np.array([len(ids), *ids, len(starts), *starts], dtype="<i8")
+        name = short_hash(numbers.tobytes())
+        suffix = f"#{counts[name]}" if counts[name] else ""
+        counts[name] += 1
+        example = replace(document, id=name + suffix, messages=(Message(TEXT, encoder.decode(ids), True),))
+        yield _tokens_of(example, ids, spans, truncated=False, starts=starts)

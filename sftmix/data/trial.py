@@ -56,7 +56,7 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
     [PROBE[0], CALL, _RESULT],
     [PROBE[0], _THOUGHT],
 ]
-"""What is rendered of rows: turns, a system turn, calls and results, thoughts; contents also as lists of parts."""
+"""What is rendered of rows: turns, a system turn, calls and results, thoughts."""
 
 
 def trouble_with(template: str, variables: dict[str, str]) -> str | None:
@@ -95,10 +95,7 @@ def _main() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         size = pages * resource.getpagesize() + (MEGABYTES << 20)
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    listed = [
-        [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in chat] for chat in CONVERSATIONS
-    ]
-    for chat, prompt, tools in itertools.product(CONVERSATIONS + listed, (False, True), (None, TOOLS)):
+    for chat, prompt, tools in itertools.product(CONVERSATIONS, (False, True), (None, TOOLS)):
         options = {"chat_template": request["template"], "add_generation_prompt": prompt, "tools": tools}
         try:
             texts = render_jinja_template([chat], **options, **request["variables"])[0]  # beside places not asked for

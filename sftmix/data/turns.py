@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sftmix.common.fields import CALL_ROLE, ROLES, listed
+from sftmix.common.fields import CALL_ROLE, ROLES
 from sftmix.common.plain import spelling
 from sftmix.common.shown import quoted, visible
 from sftmix.data.calls import CALL_FIELDS, TOOLS, call_answered, calls_of
@@ -76,11 +76,9 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
     waiting: list[dict[str, Any]] | None = None
     for place, turn in enumerate(turns):
         where = f"{field}[{place}]"
-        if not isinstance(turn, Mapping):
-            raise BadRow(f"{where} must be an object, found {quoted(turn)}: {REMEDY}")
+        if not isinstance(turn, Mapping) or not {"role", "from"} & without_null(turn).keys():
+            raise BadRow(f"{where} must be an object with a role, found {quoted(turn)}: {REMEDY}")
         turn = without_null(turn)
-        if not turn.keys() & {"role", "from"}:
-            raise BadRow(f"{where} has no role, but {listed(turn)}: {REMEDY}")
         if any(filled(turn.get(name)) for name in TOOLS):
             raise BadRow(f"{where} lists functions; they are the row's, in a field `tools`")
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
@@ -101,13 +99,11 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
 
 def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> Message:
     """Read one turn, with its calls and its thought."""
-    calls = calls_of(turn, content if role == CALL_ROLE else None, where, place)
+    more = calls_of(turn, content if role == CALL_ROLE else None, where, place)
     if role == CALL_ROLE:
         role, content = "assistant", ""
-    if role == "tool" and not isinstance(content, str) and not is_parts(content):
-        content = json.dumps(parsed(content, f"{where}.content"), ensure_ascii=False)
     thought = _thought(turn, where)
-    if role != "assistant" and (calls or thought):
+    if role != "assistant" and (more or thought):
         raise BadRow(f"{where} has a thought or a call of a function, and is {role}'s, not the assistant's")
     weight = _weight(turn, where, role)
     parts = _parts(content, f"{where}.content", role)
@@ -116,24 +112,14 @@ def _message(turn: Fields, role: str, content: Any, where: str, place: int) -> M
     if len(shares) == 1:
         weight *= shares.pop()
         parts = []
-    more = {"tool_calls": calls} if calls else {}
-    answer = _behind_thought(text, thought, where, weighed=bool(parts)) if thought or parts else text
-    return Message(role, answer, weight != 0 and role == "assistant", weight, thought, more, tuple(parts))
-
-
-def _behind_thought(text: str, thought: str, where: str, *, weighed: bool) -> str:
-    """Return a content without the thought that a field has as well.
-
-    weighed  its parts have weights of their own, which are of its characters
-    """
-    inline, answer = divided(text)
-    if weighed and answer != text:
+    inline, answer = divided(text) if thought or parts else ("", text)
+    if parts and answer != text:  # their weights are of its characters
         raise BadRow(
             f"{where} has a thought in a content whose parts have flags or weights; put it into {THOUGHT_FIELDS[0]}"
         )
     if inline and inline != thought.strip():
         raise BadRow(f"{where} has one thought in a field and another in its content; leave one out")
-    return answer
+    return Message(role, answer, weight != 0 and role == "assistant", weight, thought, more, tuple(parts))
 
 
 def is_parts(content: Any) -> bool:
@@ -144,6 +130,8 @@ def is_parts(content: Any) -> bool:
 
 def _parts(content: Any, what: str, role: str) -> list[tuple[str, float]]:
     """Return the texts of a content, each with its weight; a text is one part."""
+    if role == "tool" and not isinstance(content, str) and not is_parts(content):
+        content = json.dumps(parsed(content, what), ensure_ascii=False)
     parts = []
     whole = [{"type": "text", "text": "" if content is None else content}]
     for number, part in enumerate(content if isinstance(content, list) else whole):

@@ -25,12 +25,15 @@ def test_turns_in_a_text(field):
     ("row", "reason"),
     [
         ({"messages": "u: hello"}, "messages is 'u: hello', which is not JSON"),
-        ({"messages": '{"a": 1}'}, "messages[0] has no role, but 'a'"),
+        ({"messages": '{"a": 1}'}, "messages[0] must be an object with a role, found {'a': 1}"),
         (
             {"messages": [{"input": "u", "output": "a"}]},
-            "messages[0] has no role, but 'input', 'output': write turns as",
+            "messages[0] must be an object with a role, found {'input': 'u', 'output': 'a'}: write turns as",
         ),
-        ({"conversations": ["u", "a"]}, "conversations[0] must be an object, found 'u': write turns as {role"),
+        (
+            {"conversations": ["u", "a"]},
+            "conversations[0] must be an object with a role, found 'u': write turns as {role",
+        ),
         (
             {"messages": [{**CHAT[0], "functions": json.dumps([FUNCTION])}, CHAT[1]]},
             "messages[0] lists functions; they are the row's, in a field `tools`",

@@ -280,17 +280,17 @@ def test_options_that_cannot_be(rows, more, message, write, read):
 def test_text_and_conversations_do_not_mix(write, read):
     text, chat = write("a.txt", "Text.\n"), write("b.jsonl", [{"instruction": "a", "output": "b"}])
     for names, more, message in (
-        ([text, chat], {}, r"a\.txt is a text file, and the others are read as conversations"),
-        ([chat, text], {"skip_bad": True}, r"a\.txt is a text file.*: a run takes one kind"),
+        ([text, chat], {}, r"a\.txt: format not recognised from the fields 'text' .*, which data\.format text reads"),
         ([text], {"eval": [chat]}, r"data.train or data.eval holds plain text, the other conversations"),
         (
             [text],
             {"format": "alpaca"},
-            r"a\.txt is a text file, .*\(data\.format alpaca\).*; data\.format text reads all files as text",
+            r"a\.txt: field 'instruction' is missing or null; there are 'text'",
         ),
     ):
         with pytest.raises(DataError, match=message):
             read(*names, **more)
+    assert read(chat, text, skip_bad=True).report.counts == {"bad_row": 1}
 
 
 @pytest.mark.parametrize(

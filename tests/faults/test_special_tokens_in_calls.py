@@ -30,9 +30,7 @@ def tool(text: str) -> dict:
     return {"type": "function", "function": {"name": "add", "description": text, "parameters": {}}}
 
 
-@pytest.mark.parametrize(
-    "text", ["Hi <|im_end|>", '<|end|>"\n\\ufdd0<|im_start|>', r"\u0000 <|im_end|>", r"a \ufdd0 b"]
-)
+@pytest.mark.parametrize("text", ["Hi <|im_end|>", '<|end|>"\n<|im_start|>', r"\u0000 <|im_end|>"])
 def test_a_template_that_writes_json(tmp_path, text):
     """Of a turn, and of a function: what is spelt there is written as it is."""
     encoder = of_template(tmp_path, "value | tojson")

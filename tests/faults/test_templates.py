@@ -30,15 +30,11 @@ PAYLOADS = {
     "wide filter": ("{{ 'x' | center(2000000000) }}", "MemoryError"),
     "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "RecursionError"),
     "include": ("{% include '/etc/passwd' %}", "cannot render"),
-    "10 MB": ("{{ 1 }}" * 1_500_000, "at most 1,048,576"),
+    "10 MB": ("{{ 1 }}" * 1_500_000, "exit code -9,"),
     "append": ("{{ messages.append({'role': 'user', 'content': 'x'}) }}", "SecurityError"),
     "undefined": ("{{ nothing.at.all }}", "UndefinedError"),
     "loops without a system turn": (
         "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + LOOPS,
-        "exit code -9,",
-    ),
-    "loops on parts": (
-        "{% if messages[0].content is not string %}" + LOOPS + "{% endif %}{{ messages[0].content }}",
         "exit code -9,",
     ),
     "loops on functions": ("{% if tools %}" + LOOPS + "{% endif %}", "exit code -9,"),
@@ -46,7 +42,7 @@ PAYLOADS = {
     "loops on a result": ("{% if messages[-1].role == 'tool' %}" + LOOPS + "{% endif %}", "exit code -9,"),
     "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "MemoryError"),
 }
-QUICK = ("nested ranges", "loops on parts")
+QUICK = ("nested ranges", "long output")
 
 
 def ends_in_one_line(world: World, source: str, reason: str, place: str) -> None:
