@@ -27,6 +27,7 @@ from sftmix.config.schema import component_bases, import_class, is_list, option_
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from sftmix.tools.compare import TableOptions
 from sftmix.tools.listing.command import nested_bases
+from sftmix.tools.runs.words import add_options
 from tests.tiny import Tiny, make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,7 +162,8 @@ def known_options() -> set[str]:
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
     for module in {command.module for command in COMMANDS.values()}:
-        getattr(importlib.import_module(module), "add_options", lambda _: None)(parser)
+        if options := getattr(importlib.import_module(module), "Options", None):
+            add_options(parser, options)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
     of_launchers |= {"signal", "signals"}

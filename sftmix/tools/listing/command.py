@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import re
+from dataclasses import KW_ONLY, dataclass
 
 from sftmix.cli.help import formatted, option_rows
 from sftmix.common.errors import ConfigError, ContractError
@@ -20,14 +21,16 @@ With a name, show one with its options.
   sftmix components my.Pairs --check      does it keep the contract of its kind?"""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
-    parser.add_argument(
-        "--check", action="store_true", help="run the checks of sftmix.testing on it, with its defaults"
-    )
+@dataclass
+class Options:
+    name: str | None = None
+    """NAME: a component"""
+    _: KW_ONLY
+    check: bool = False
+    """run the checks of sftmix.testing on it, with its defaults"""
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Print every component under the option that chooses it, one line each; or one with its docstring and options.
 
     A short name that several components have shows all of them.
