@@ -10,7 +10,7 @@ from benchmarks.evidence.prepare import digest, parts_of
 from benchmarks.evidence.real.rows import PROMPTS, SIZES
 from sftmix.cli.parsing import read_arguments
 from sftmix.tools.compare import Comparison
-from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.compare.command import CompareOptions, comparison_of
 from sftmix.tools.compare.plan import differing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ PILOTS = ("pilot", "gemma-pilot")
 
 
 def comparison(config: str) -> Comparison:
-    return comparison_of(read_arguments(["--config", config, "--out", "o"], table_options()))
+    return comparison_of(read_arguments(["--config", config, "--out", "o"], CompareOptions))
 
 
 @cache
