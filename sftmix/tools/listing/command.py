@@ -7,10 +7,10 @@ from dataclasses import KW_ONLY, dataclass
 
 from sftmix.cli.help import formatted, option_rows
 from sftmix.common.errors import ConfigError, ContractError
-from sftmix.components.base import Renderer, RowFormat
+from sftmix.components.base import Renderer, RowFormat, Schedule
 from sftmix.components.component import Component
 from sftmix.components.listing import as_shipped, catalogue
-from sftmix.config.schema import chosen_by, component_bases, component_in, find_component, import_class, options_of
+from sftmix.config.schema import chosen_by, component_bases, find_component, import_class
 from sftmix.tools.runs.shown import rendered
 
 ABOUT = """List the components that can be swapped, one line each by the option that chooses them.
@@ -19,6 +19,10 @@ With a name, show one with its options.
   sftmix components
   sftmix components SFTMix
   sftmix components my.Pairs --check      does it keep the contract of its kind?"""
+
+
+NESTED: dict[str, type[Component]] = {"objective.mu": Schedule}
+"""Option -> base class of the components that only options of shipped components take."""
 
 
 @dataclass
@@ -35,7 +39,7 @@ def main(args: Options) -> None:
 
     A short name that several components have shows all of them.
     """
-    places, shipped = component_bases() | nested_bases(), dict(catalogue())
+    places, shipped = component_bases() | NESTED, dict(catalogue())
     if args.check and not args.name:
         raise ConfigError("--check is for one component: name it, as in `sftmix components my.Pairs --check`")
     if not args.name:
@@ -71,15 +75,3 @@ def check_component(cls: type[Component], base: type[Component]) -> str:
     except AssertionError as error:
         raise ContractError(f"{cls.__name__}: {error}") from error
     return f"{cls.__name__} keeps the contract of {base.__name__} (sftmix.testing.check_{kind})"
-
-
-def nested_bases() -> dict[str, type[Component]]:
-    """Return option -> base class for kinds that only options of shipped components take (`objective.mu`)."""
-    bases, nested = component_bases(), dict[str, type[Component]]()
-    for field, base in bases.items():
-        for shipped in dict(catalogue())[base.__name__]:
-            for name, option in options_of(import_class(shipped.path)).items():
-                inner = component_in(option.annotation)
-                if inner and inner not in (*bases.values(), *nested.values()):
-                    nested[f"{field}.{name}"] = inner
-    return nested

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,14 +37,6 @@ SHOWN = """\
       {prompt:.70}
       -> {response:.70}"""
 """A row on the terminal."""
-
-
-class Rows(NamedTuple):
-    """N rows: the examples, a model's dynamics of them or None, and the hardest tokens of each, or nothing."""
-
-    examples: list[Any]
-    dynamics: TrainingDynamics | None = None
-    hard: Sequence[str] = ()
 
 
 @dataclass
@@ -82,12 +74,12 @@ def main(args: Options) -> None:
         if args.model:
             rows = _of_run(_scored(args, args.model, Path(args.out or scratch) / "scores"))
         else:
-            rows = _of_run(run) if run else Rows(list(prepare(_options(args), 0).train.examples(whole=False)))
-    if args.by and not any(example.label for example in rows.examples):
+            rows = _of_run(run) if run else (list(prepare(_options(args), 0).train.examples(whole=False)), None, ())
+    if args.by and not any(example.label for example in rows[0]):
         raise ConfigError(
             "--by label: the rows have no label; name its field: --data.label_field of a run, --label_field for files"
         )
-    table = _ranked(rows, args)
+    table = _ranked(*rows, args)
     if out := args.out or (run and run / "suspects"):
         for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):
             with placing(Path(out) / f"suspects.{ending}") as staging:
@@ -145,54 +137,58 @@ def _options(args: Options) -> DataOptions:
     )
 
 
-def _of_run(run: Path) -> Rows:
-    """Return the training rows of a run, and what its reference said of them, if it has got that far."""
+def _of_run(run: Path) -> tuple[list[Any], TrainingDynamics | None, Sequence[str]]:
+    """Return the training rows of a run, its dynamics of them if it has got that far, and their hardest tokens."""
     from sftmix.common.tables import read_dynamics
     from sftmix.tools.runs.rows import rows_of_run
 
     check_finished(run)
     _, rows = rows_of_run(run, progress=True)
-    train, path, hard = rows.data.train, run / "confidence" / "dynamics.parquet", []
+    train, path = rows.data.train, run / "confidence" / "dynamics.parquet"
     dynamics = read_dynamics(path).of(train.ids) if path.exists() else None
+    return list(train.examples()), dynamics, _hard_tokens(rows, dynamics)
+
+
+def _hard_tokens(rows: Any, dynamics: TrainingDynamics | None) -> Sequence[str]:
+    """Return the hardest tokens of each training row; nothing if the reference did not read it as these tokens."""
     if dynamics is None or dynamics.token_nll is None:
         say("the run has no NLL of tokens (--reference.token_nll true), so the texts alone count")
-        return Rows(list(train.examples()), dynamics)
-    for encoded, nll in zip(train, dynamics.token_nll, strict=True):
+        return ()
+    hard = []
+    for encoded, nll in zip(rows.data.train, dynamics.token_nll, strict=True):
         ids = encoded.input_ids[1:][encoded.target[1:]]
         if nll.shape[1] not in (0, len(ids)):  # 0: this row was not scored
             counts = f"{nll.shape[1]} tokens, the target as {len(ids)}"
             say(f"no tokens are named hard: the reference reads {encoded.id} as {counts}")
-            return Rows(list(train.examples()), dynamics)
+            return ()
         hardest = ids[np.argsort(-nll[-1])[:5]]
         hard.append(" | ".join(str(rows.encoder.tokenizer.decode([one])).strip() for one in hardest.tolist()))
-    return Rows(list(train.examples()), dynamics, hard)
+    return hard
 
 
-def _ranked(rows: Rows, args: Options) -> Any:
+def _ranked(examples: list[Any], dynamics: TrainingDynamics | None, hard: Sequence[str], args: Options) -> Any:
     """Return the rows as a table, the most suspicious first."""
     import pandas as pd
 
-    questions = [
-        next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in rows.examples
-    ]
-    responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in rows.examples]
-    texts = signals.SuspectRows(questions, responses, rows.dynamics, args.embedding)
-    ids, labels = [one.id for one in rows.examples], [one.label for one in rows.examples]
-    later = [sum(turn.role == "assistant" for turn in one.messages) > 1 for one in rows.examples]
+    questions = [next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in examples]
+    responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
+    texts = signals.SuspectRows(questions, responses, dynamics, args.embedding)
+    ids, labels = [one.id for one in examples], [one.label for one in examples]
+    later = [sum(turn.role == "assistant" for turn in one.messages) > 1 for one in examples]
     groups = [f"{turn} {label if args.by else None}" for turn, label in zip(later, labels, strict=True)]
     kinds = _kinds(args.signals or default_signals(texts))
     ranks, counted = signals.ranked(texts, kinds, groups)
     nearest = signals.best_fits(texts)
     columns = {
         "id": ids,
-        "source": [one.source for one in rows.examples],
+        "source": [one.source for one in examples],
         "label": labels,
         "score": counted.max(axis=1),
         "signal": counted.idxmax(axis=1),
         **ranks,
         "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
         "compared_with": [ids[other] for other in nearest],
-        "hard_tokens": rows.hard or "",
+        "hard_tokens": hard or "",
         "prompt": questions,
         "response": responses,
     }
