@@ -24,7 +24,7 @@ from sftmix.components.component import Component
 from sftmix.components.listing import catalogue
 from sftmix.config import RunConfig
 from sftmix.config.schema import component_bases, group_in, import_class, options_of
-from sftmix.tools.listing.command import nested_bases
+from sftmix.tools.listing.command import NESTED
 
 TARGET = Path(__file__).with_name("configuration.md")
 
@@ -75,7 +75,7 @@ def configuration() -> str:
             continue
         parts.append(f"## `{option}`: {base.__name__}\n\n{docs[option]} Default: {_default_class(option)}.\n")
         parts += [_component(option, import_class(component.path), classes) for component in shipped[base.__name__]]
-    for option, base in nested_bases().items():
+    for option, base in NESTED.items():
         parts.append(f"## `{option}` and its like: {base.__name__}\n\n{_first_line(base)}\n")
         parts += [_component(option, import_class(component.path), classes) for component in shipped[base.__name__]]
     return "\n".join(parts)

@@ -26,7 +26,8 @@ from sftmix.components.listing import catalogue
 from sftmix.config.schema import component_bases, import_class, is_list, option_hints, options_of
 from sftmix.options import LoraOptions, ReferenceModel, ReferenceTraining
 from sftmix.tools.compare import TableOptions
-from sftmix.tools.listing.command import nested_bases
+from sftmix.tools.listing.command import NESTED
+from sftmix.tools.runs.words import add_options
 from tests.tiny import Tiny, make_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,13 +162,14 @@ def known_options() -> set[str]:
     }
     parser = argparse.ArgumentParser(conflict_handler="resolve")
     for module in {command.module for command in COMMANDS.values()}:
-        getattr(importlib.import_module(module), "add_options", lambda _: None)(parser)
+        if options := getattr(importlib.import_module(module), "Options", None):
+            add_options(parser, options)
     own |= {flag.removeprefix("--") for flag in parser._option_string_actions}
     of_launchers = {"nnodes", "nproc_per_node", "max_restarts", "rdzv_backend", "rdzv_endpoint", "rdzv_id"}
     of_launchers |= {"signal", "signals"}
     lists = {f"{key}+" for key, hint in option_hints().items() if is_list(hint)}
     shipped = {component.path: base for base, found in catalogue() for component in found}
-    of_base = {base.__name__: option for option, base in (component_bases() | nested_bases()).items()}
+    of_base = {base.__name__: option for option, base in (component_bases() | NESTED).items()}
     components = {f"{of_base[b]}.{name}" for path, b in shipped.items() for name in options_of(import_class(path))}
     groups = (("model", ReferenceModel), ("training", ReferenceTraining), ("model.lora", LoraOptions))
     nested = {f"reference.{group}.{f.name}" for group, cls in groups for f in fields(cls)}

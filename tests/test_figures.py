@@ -26,7 +26,7 @@ KERNELS = "functional/kernels.py"
 TWICE = {
     "Perplexity": "the confidence of a run, and the signal of wrong rows",
     "PairSampler": "ours, and torch's kind for other trainers",
-    "add_options": "each tool has its own, for the command line",
+    "Options": "each tool has its own, for the command line",
 }
 """Public names in two rooms, and why."""
 

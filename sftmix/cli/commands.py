@@ -1,13 +1,9 @@
 """The commands by name. Each imports its modules when it runs, so that `--help` and wrong options need no torch."""
 
-import argparse
-import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
-from typing import NamedTuple, NoReturn
-
-from sftmix.common.errors import ConfigError
-from sftmix.common.places import unwritable
+from typing import NamedTuple
 
 
 class Command(NamedTuple):
@@ -50,33 +46,12 @@ COMMANDS = {
 
 
 def call(name: str, argv: Sequence[str]) -> None:
-    """Run a command with the words after its name; one without a configuration gets them parsed.
-
-    Raises ConfigError for places that cannot be written.
-    """
+    """Run a command with the words after its name; one that reads no options of a run gets them as its own."""
     command = import_module(COMMANDS[name].module)
-    if not hasattr(command, "add_options"):  # it reads options of a run
+    if not hasattr(command, "Options"):  # it reads options of a run
         return command.main(name, argv)
-    form = argparse.RawDescriptionHelpFormatter
-    parser = WordsParser(f"sftmix {name}", description=command.ABOUT, formatter_class=form, allow_abbrev=False)
-    command.add_options(parser)
-    args = parser.parse_args(argv)
-    for option in () if name == "track" else ("to", "out"):  # whose --to names a tracker
-        if place := getattr(args, option, None):
-            path = os.path.expanduser(place)
-            setattr(args, option, path)
-            if problem := unwritable(path):
-                raise ConfigError(f"--{option}: {place!r} {problem}")
-    if not getattr(args, "trust", False):
-        return command.main(args)
-    from sftmix.config.schema import trusting  # not for a help
+    from sftmix.config.schema import trusting  # not for the overview
 
-    with trusting(None):
+    args = import_module("sftmix.tools.runs.words").read_words(name, command, argv)
+    with trusting(None) if getattr(args, "trust", False) else nullcontext():
         command.main(args)
-
-
-class WordsParser(argparse.ArgumentParser):
-    """An argparse parser that raises ConfigError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")

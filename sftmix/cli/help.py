@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,14 +47,9 @@ OF_TARGET = """\
 """The options that matter most, a line each: of the model and the rows, of all training, and of the target's alone."""
 
 
-class OwnOption(NamedTuple):
-    """An option of one command, beside the options of RunConfig. An option of type bool is a flag."""
-
-    name: str
-    annotation: Any
-    default: Any
-    metavar: str
-    doc: str
+@dataclasses.dataclass
+class NoOptions:
+    """The options of a command that has those of a run alone."""
 
 
 class HelpRow(NamedTuple):
@@ -65,13 +60,13 @@ class HelpRow(NamedTuple):
     doc: str
 
 
-def help_text(name: str, about: str, topic: str, options: Sequence[OwnOption] = ()) -> str:
+def help_text(name: str, about: str, topic: str, owner: type = NoOptions) -> str:
     """Return the help of a command; raise ConfigError for an unknown topic.
 
-    topic    "": the options that matter; all: every option; or the key of an option, with those inside it
-    options  the command's own options, besides RunConfig's
+    topic  "": the options that matter; all: every option; or the key of an option, with those inside it
+    owner  dataclass of the command's own options, besides RunConfig's
     """
-    own = [HelpRow(o.name, o.metavar, o.doc + _default(o.default, o.doc)) for o in options]
+    own = list(option_rows(owner, ""))
     rows = [
         *own,
         HelpRow("config", "FILE|recipe:NAME", "Options from a YAML file or a shipped recipe; other options win."),

@@ -5,16 +5,15 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from sftmix.cli.help import OwnOption, help_text
+from sftmix.cli.help import NoOptions, help_text
 from sftmix.common.errors import ConfigError
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
 from sftmix.config.merge import Tree, build, merge
 from sftmix.config.read import OF_COMPARE, config_file, merge_file
-from sftmix.config.schema import is_list, option_hints
+from sftmix.config.schema import is_list, option_hints, options_of
 from sftmix.config.values import Word
 
 
@@ -40,27 +39,27 @@ class Arguments:
 
 
 def configuration(
-    name: str, about: str, argv: Sequence[str], options: Sequence[OwnOption] = (), *, needs_out: bool = True
-) -> tuple[RunConfig, SimpleNamespace]:
-    """Return the RunConfig of a command line, validated, and the command's own options.
+    name: str, about: str, argv: Sequence[str], owner: type = NoOptions, *, needs_out: bool = True
+) -> tuple[RunConfig, Any]:
+    """Return the RunConfig of a command line, validated, and the command's own options, of the dataclass `owner`.
 
     --help and --print_config end here; the latter also prints a configuration that is not complete.
     """
-    arguments = read_arguments(argv, options)
+    arguments = read_arguments(argv, owner)
     if arguments.help is not None:
-        print(help_text(name, about, arguments.help, options), end="")
+        print(help_text(name, about, arguments.help, owner), end="")
         raise SystemExit
-    config, _, values = parse(arguments, options)
+    config, _, values = parse(arguments, owner)
     if arguments.print_config:
         print_config(config.plain())
     validate(config, needs_out=needs_out)
     return config, values
 
 
-def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> tuple[RunConfig, Tree, SimpleNamespace]:
+def parse(arguments: Arguments, owner: type = NoOptions) -> tuple[RunConfig, Tree, Any]:
     """Apply the files of a command line in their order, then its options; raise ConfigError for what does not fit.
 
-    Returns the configuration, the tree that it was made from, and the values of the command's own options.
+    Returns the configuration, the tree that it was made from, and the command's own options, of the dataclass `owner`.
     """
     epochs, steps = (arguments.options.get(f"training.{name}", "null") for name in ("epochs", "max_steps"))
     if "null" not in (epochs, steps):
@@ -68,7 +67,7 @@ def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> tuple[RunC
             f"--training.epochs {epochs} and --training.max_steps {steps} exclude each other: a run ends after its "
             "epochs or after its steps; leave one out"
         )
-    known = {option.name: option for option in options}
+    known = options_of(owner)
     tree: Tree = {}
     applied = set[Path]()
     own = (arguments.options, *arguments.callbacks)
@@ -77,7 +76,7 @@ def parse(arguments: Arguments, options: Sequence[OwnOption] = ()) -> tuple[RunC
         tree = merge_file(tree, file, applied, known, one_run=OF_COMPARE not in known, trust=trust)
     for words in own:
         tree = merge(tree, words, known)
-    values = SimpleNamespace(**{option.name: tree.get(option.name, option.default) for option in options})
+    values = owner(**{name: tree[name] for name in known if name in tree})
     config = build(tree)
     config.out = config.out and os.path.expanduser(config.out)
     return config, tree, values
@@ -97,15 +96,15 @@ _FLAGS = ("print_config", "trust")
 """Options that no value follows."""
 
 
-def read_arguments(argv: Sequence[str], options: Sequence[OwnOption] = ()) -> Arguments:
+def read_arguments(argv: Sequence[str], owner: type = NoOptions) -> Arguments:
     """Read the words of a command line; an option without a value has the value true. ConfigError for stray words.
 
-    options  the command's own options, besides RunConfig's
+    owner  dataclass of the command's own options, besides RunConfig's
     """
     arguments = Arguments()
     words = deque(argv)
     seen = [""]
-    hints = {**option_hints(), **{option.name: option.annotation for option in options}}
+    hints = {**option_hints(), **{name: option.annotation for name, option in options_of(owner).items()}}
     while words:
         word = words.popleft()
         name, equals, value = ("--help" if word == "-h" else word).partition("=")

@@ -16,7 +16,7 @@ from benchmarks.evidence.known_truth import ARMS, keep
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.files import read_json, write_json
 from sftmix.common.tables import write_eval, write_table
-from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.compare.command import CompareOptions, comparison_of
 from sftmix.tools.compare.plan import DIVERGED
 from sftmix.tools.quickstart import make_rows, write_jsonl
 from sftmix.types import RowScores
@@ -49,7 +49,7 @@ def test_corrupted_rows_have_a_wrong_response_of_their_family_at_larger_shares_t
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_the_tables_are_those_of_the_plan(path):
-    made = comparison_of(read_arguments(["--config", str(path), "--out", "o"], table_options()))
+    made = comparison_of(read_arguments(["--config", str(path), "--out", "o"], CompareOptions))
     made.validate()
     assert (list(made.variants), made.options.seeds) == (["NTP", "SFTMix", "RandomSplit"], list(range(1, 11)))
     assert made.options.fresh_reference

@@ -16,7 +16,7 @@ from benchmarks.evidence.tiers import read_tier
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.tables import write_dynamics, write_eval, write_split
 from sftmix.tools.compare import Comparison
-from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.compare.command import CompareOptions, comparison_of
 from sftmix.tools.compare.statistics import seeds_needed
 from sftmix.types import RowScores, Split, TrainingDynamics
 
@@ -31,7 +31,7 @@ PLANNED = [("SFTMix", other) for other in ("NTP", "RandomSplit", "LengthMatched"
 @cache
 def table(name: str) -> Comparison:
     words = ["--config", str(FOLDER / f"{name}.yaml"), "--out", "o"]
-    return comparison_of(read_arguments(words, table_options()))
+    return comparison_of(read_arguments(words, CompareOptions))
 
 
 @pytest.mark.parametrize("name", ["shuffled", *TIERS, *PILOTS])

@@ -11,7 +11,7 @@ from benchmarks.evidence.real.rows import PROMPTS, SIZES
 from sftmix.cli.parsing import read_arguments
 from sftmix.common.plain import differing
 from sftmix.tools.compare import Comparison
-from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.compare.command import CompareOptions, comparison_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "evidence" / "real"
@@ -23,7 +23,7 @@ PILOTS = ("pilot", "gemma-pilot")
 
 
 def comparison(config: str) -> Comparison:
-    return comparison_of(read_arguments(["--config", config, "--out", "o"], table_options()))
+    return comparison_of(read_arguments(["--config", config, "--out", "o"], CompareOptions))
 
 
 @cache

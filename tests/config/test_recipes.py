@@ -6,7 +6,7 @@ from sftmix.cli.parsing import read_arguments
 from sftmix.config.checks import validate
 from sftmix.config.read import config_file, read_config, read_layers, recipes
 from sftmix.tools.compare import Comparison
-from sftmix.tools.compare.command import comparison_of, table_options
+from sftmix.tools.compare.command import CompareOptions, comparison_of
 from sftmix.tools.compare.statistics import seeds_needed
 
 ALL = {name: read_layers(config_file(f"recipe:{name}")) for name in recipes()}
@@ -17,7 +17,7 @@ WITHOUT_TWIN = {"quickstart", "smollm2-135m"}  # small themselves
 
 
 def table(name: str) -> Comparison:
-    return comparison_of(read_arguments(["--config", f"recipe:{name}", "--out", "o"], table_options()))
+    return comparison_of(read_arguments(["--config", f"recipe:{name}", "--out", "o"], CompareOptions))
 
 
 def test_every_recipe_has_a_small_twin_that_is_made_from_it():

@@ -43,7 +43,7 @@ from sftmix.common.files import read_json, read_steps, write_json  # noqa: E402
 from sftmix.common.rng import stable_hash  # noqa: E402
 from sftmix.config import RunConfig  # noqa: E402
 from sftmix.config.read import from_plain  # noqa: E402
-from sftmix.tools.compare.command import comparison_of, table_options  # noqa: E402
+from sftmix.tools.compare.command import CompareOptions, comparison_of  # noqa: E402
 
 FOLDER, WORK = Path(__file__).resolve().parent, Path("runs/regularises")
 LONGEST = 128
@@ -78,7 +78,7 @@ class Study:
     def __init__(self, work: Path, out: Path, options: Sequence[str] = ()) -> None:
         self.work, self.out = work, out
         words = ["--config", str(FOLDER / "arms.yaml"), "--out", "none", *options]
-        self.variants: Mapping[str, RunConfig] = comparison_of(read_arguments(words, table_options())).variants
+        self.variants: Mapping[str, RunConfig] = comparison_of(read_arguments(words, CompareOptions)).variants
 
     def config(self, arm: str, seed: int, *, held_out: str = "watch") -> Plain:
         """Return an arm at a seed, on its own rows and the scores of its reference."""

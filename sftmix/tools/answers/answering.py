@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogit
 
 from sftmix.common.errors import DataError, TemplateRefusal
 from sftmix.common.rng import generator
-from sftmix.tools.answers.options import AnswerOptions, Question
+from sftmix.tools.answers.options import AnswerOptions, Question, Sampling
 from sftmix.tools.runs.loaded import LoadedModel
 from sftmix.tools.runs.models import Functions, Turns
 
@@ -66,7 +66,7 @@ def answered(
 def asked(
     loaded: LoadedModel,
     messages: Turns,
-    options: AnswerOptions,
+    options: Sampling,
     name: str,
     tools: Functions = (),
 ) -> tuple[list[int], int]:
@@ -90,7 +90,7 @@ def generated(
     prompts: Mapping[Key, list[int]],
     n: int,
     temperature: float,
-    options: AnswerOptions,
+    options: Sampling,
     streamer: Any = None,
 ) -> list[list[int]]:
     """Return at most n ids after each prompt, through the first stop id.

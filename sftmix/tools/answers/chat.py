@@ -1,15 +1,15 @@
 """`chat`: a conversation with one finished model, or with two side by side, in a terminal."""
 
-import argparse
 import contextlib
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sftmix.cli.say import say
 from sftmix.common.shown import as_lines
-from sftmix.tools.answers.options import AnswerOptions, add_sampling, sampling
+from sftmix.tools.answers.options import Sampling
 from sftmix.tools.runs.read import read_json_if_there
 from sftmix.tools.runs.results import at
 
@@ -22,34 +22,33 @@ ABOUT = """Talk to a finished model in the terminal, by the chat template and th
 The line /reset forgets the conversation. Ctrl-C stops an answer and takes the turn back. Ctrl-D ends."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
-    parser.add_argument(
-        "--beside", metavar="NAME", help="a second model: baseline or base of the run, another run or a model"
-    )
-    add_sampling(parser)
+@dataclass
+class Options(Sampling):
+    place: str
+    """RUN_OR_MODEL: run directory, model directory or hub id"""
+    beside: str | None = field(default=None, kw_only=True)
+    """NAME: a second model: baseline or base of the run, another run or a model"""
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Load the models and talk until the user ends it."""
     from sftmix.tools.runs.models import finished_models
 
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a line that is no text in this encoding
-    options = sampling(args)
     names = ["target", *([args.beside] if args.beside else [])]
     models = finished_models(args.place, names)
     say(f"chat: {', '.join(model.name for model in models)}; /reset forgets the conversation, Ctrl-D ends")
     summaries = [read_json_if_there(model.run / "summary.json") for model in models if model.run]
     rows = max((at(summary, "data.counts.system") or 0 for summary in summaries), default=0)
-    if rows and not options.system:
+    if rows and not args.system:
         say(f"{rows:,} of its rows had a system turn, and this conversation has none: --system TEXT or FILE gives one")
     from sftmix.tools.runs.loaded import load_finished
 
-    chat([load_finished(model, options.dtype) for model in models], options)
+    chat([load_finished(model, args.dtype) for model in models], args)
 
 
-def chat(models: Sequence[Any], options: AnswerOptions) -> None:
+def chat(models: Sequence[Any], options: Sampling) -> None:
     """Answer each line of stdin with every LoadedModel, until the lines end; /reset forgets all turns before.
 
     A turn for whose answer the context of one of them has no room is answered by none, and forgotten. Raises DataError
@@ -74,7 +73,7 @@ def chat(models: Sequence[Any], options: AnswerOptions) -> None:
                 print("\nthe turn is taken back")
 
 
-def _answered(models: Sequence[Any], conversations: Sequence[Any], options: AnswerOptions) -> list[Any]:
+def _answered(models: Sequence[Any], conversations: Sequence[Any], options: Sampling) -> list[Any]:
     """Show what each model answers, and return the conversations with it; none if one of the models has no room.
 
     All models or none: they are compared, so all must have been asked the same.

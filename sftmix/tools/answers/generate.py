@@ -1,12 +1,11 @@
 """`generate`: finished models answer a file of prompts."""
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sftmix.cli.say import say
 from sftmix.common.appended import append_batch, read_batches
@@ -18,9 +17,9 @@ from sftmix.common.plain import as_list
 from sftmix.common.progress import progress_bar
 from sftmix.options import DataOptions
 from sftmix.pipeline.stages import differences
-from sftmix.tools.answers.options import AnswerOptions, Question, add_sampling, sampling
+from sftmix.tools.answers.options import AnswerOptions, Question
 from sftmix.tools.runs.models import FinishedModel, finished_models
-from sftmix.tools.runs.read import add_trust, read_finished, read_json_if_there
+from sftmix.tools.runs.read import Trust, read_finished, read_json_if_there
 from sftmix.tools.runs.shown import write_jsonl
 
 FASTCHAT = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1}
@@ -36,45 +35,29 @@ ABOUT = """Let finished models answer a file of prompts; the same command contin
 docs/evaluation.md shows how the official judges take these files."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", metavar="RUN_OR_MODEL", help="run directory, model directory or hub id")
-    add_trust(parser)
-    parser.add_argument(
-        "--prompts",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="file, directory or hub id of prompts, in the format of training rows or of the tool [held-out rows]",
-    )
-    parser.add_argument(
-        "--to", required=True, metavar="PATH", help="file to write; of other formats than rows a directory"
-    )
-    parser.add_argument(
-        "--models",
-        default="target",
-        metavar="NAMES",
-        help="target, baseline, base, and other runs and models, with commas between them [%(default)s]",
-    )
-    parser.add_argument(
-        "--format",
-        choices=("rows", "alpaca_eval", "mt_bench"),
-        default="rows",
-        help="rows - one line for each prompt, with the answers of all models; prompts are rows of any format; "
-        "alpaca_eval - AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's; "
-        "mt_bench - MT-Bench: model_answer/MODEL.jsonl as FastChat reads it; prompts are its question.jsonl "
-        "[%(default)s]",
-    )
-    add_sampling(parser)
-    parser.add_argument("--batch_size", type=int, default=AnswerOptions.batch_size, metavar="N", help="[%(default)s]")
+@dataclass
+class Options(AnswerOptions, Trust):
+    place: str
+    """RUN_OR_MODEL: run directory, model directory or hub id"""
+    _: KW_ONLY
+    prompts: list[str] = field(default_factory=list)
+    """FILE: file, directory or hub id of prompts, in the format of training rows or of the tool [held-out rows]"""
+    to: str
+    """PATH: file to write; of other formats than rows a directory"""
+    models: str = "target"
+    """NAMES: target, baseline, base, and other runs and models, with commas between them [%(default)s]"""
+    format: Literal["rows", "alpaca_eval", "mt_bench"] = "rows"
+    """rows - one line for each prompt, with the answers of all models; prompts are rows of any format; alpaca_eval -
+    AlpacaEval: MODEL.json for each model; prompts are a file of outputs, such as the reference's; mt_bench - MT-Bench:
+    model_answer/MODEL.jsonl as FastChat reads it; prompts are its question.jsonl [%(default)s]"""
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Let models answer questions, write the files of a format and print their names; say how the answers ended.
 
     The same call continues what was interrupted. Raises ConfigError if an existing file was made from other inputs,
     DataError for a bad row.
     """
-    options = sampling(args)
     form = args.format
     to = Path(args.to)
     finished = finished_models(args.place, args.models.split(","))
@@ -86,13 +69,13 @@ def main(args: argparse.Namespace) -> None:
         questions = read_questions(args.prompts, data.columns, data.roles, mt_bench=form == "mt_bench")
     else:
         questions = _held_out(finished[0].name, run)
-    _apply(options, questions)
+    _apply(args, questions)
     if form != "rows":
-        _answer_for_judge(form, to, finished, questions, options)
+        _answer_for_judge(form, to, finished, questions, args)
     elif to.is_dir():
         raise ConfigError(f"--to {to} is a directory; with --format rows it names a file, as {to}/answers.jsonl")
     else:
-        answer_file(to, finished, questions, form, options)
+        answer_file(to, finished, questions, form, args)
         print(to)
 
 
@@ -233,16 +216,14 @@ def inputs_of(
     """Return all that decides the answers, in types that JSON can write; ConfigError for a model that is not there."""
     from sftmix.tools.runs.loaded import encoder_of, weights_of
 
-    inputs = {
+    return {
         "format": form,
-        **asdict(options),
+        **{name: getattr(options, name) for name in AnswerOptions.__dataclass_fields__ if name != "batch_size"},
         "prompts": sha256_json([[question.plain(), question.temperature] for question in questions]),
         "models": {
             model.name: {"weights": weights_of(model), "encoder": encoder_of(model).fingerprint} for model in models
         },
     }
-    del inputs["batch_size"]  # which changes no answer
-    return inputs
 
 
 def answer_file(

@@ -1,6 +1,5 @@
 """Questions, and the options of an answer, for the commands that make some; their help needs no library."""
 
-import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import decoded
-from sftmix.tools.runs.models import DTYPES, Functions
+from sftmix.tools.runs.models import Dtype, Functions
 
 
 @dataclass
@@ -40,26 +39,23 @@ class Question:
         return {"id": self.id, "messages": list(self.messages), "reference": self.reference, **more}
 
 
-@dataclass
-class AnswerOptions:
-    """How models answer; ConfigError for an option that is out of its range.
+@dataclass(kw_only=True)
+class Sampling:
+    """How models answer; ConfigError for an option that is out of its range. `system` may be the name of a file."""
 
-    max_new_tokens  most tokens of an answer
-    temperature     divisor of the logits; 0 takes the likeliest token; None: 0, or what the format says of a question
-    top_p           only the likeliest tokens that hold this share of the probability are drawn; 1: all
-    seed            of the draws
-    batch_size      prompts that are answered at once; it changes no token where sums do not depend on it
-    dtype           of the weights, auto: as they are stored
-    system          system turn before conversations that have none
-    """
-
+    batch_size = 1
     max_new_tokens: int = 512
+    """N: most tokens of an answer [%(default)s]"""
     temperature: float | None = None
+    """X: 0 takes the likeliest token [0; mt_bench: as FastChat, by the category]"""
     top_p: float = 1.0
+    """X: draw from the likeliest tokens with this share of the probability [%(default)s]"""
     seed: int = 42
-    batch_size: int = 16
-    dtype: str = "auto"
+    """N: seed of the draws [%(default)s]"""
+    dtype: Dtype = "auto"
+    """of the weights; auto: as stored [%(default)s]"""
     system: str | None = None
+    """TEXT|FILE: system turn before conversations that have none, or the file that holds it"""
 
     def __post_init__(self) -> None:
         if (
@@ -71,27 +67,13 @@ class AnswerOptions:
                 "allowed are --max_new_tokens and --batch_size from 1, --temperature from 0 (greedy) to 10, --top_p "
                 "above 0, up to 1"
             )
+        if self.system and os.path.isfile(self.system):
+            self.system = decoded(Path(self.system).read_bytes()).strip()
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add the options that every command with answers takes."""
-    for name, kind, metavar, about in (
-        ("max_new_tokens", int, "N", "most tokens of an answer [%(default)s]"),
-        ("temperature", float, "X", "0 takes the likeliest token [0; mt_bench: as FastChat, by the category]"),
-        ("top_p", float, "X", "draw from the likeliest tokens with this share of the probability [%(default)s]"),
-        ("seed", int, "N", "seed of the draws [%(default)s]"),
-        ("system", _text, "TEXT|FILE", "system turn before conversations that have none, or the file that holds it"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, default=getattr(AnswerOptions, name), metavar=metavar, help=about)
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as stored [%(default)s]")
+@dataclass(kw_only=True)
+class AnswerOptions(Sampling):
+    """How models answer many questions: batch_size changes no token where sums do not depend on it."""
 
-
-def _text(value: str) -> str:
-    """Return the text of a file, or the value itself if it names none."""
-    return decoded(Path(value).read_bytes()).strip() if os.path.isfile(value) else value
-
-
-def sampling(args: argparse.Namespace) -> AnswerOptions:
-    """Return the options of answers on a command line."""
-    names = AnswerOptions.__dataclass_fields__
-    return AnswerOptions(**{name: value for name, value in vars(args).items() if name in names})
+    batch_size: int = 16
+    """N: prompts that are answered at once [%(default)s]"""

@@ -2,15 +2,17 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
-from sftmix.cli.help import help_text, option_docs
-from sftmix.cli.parsing import Arguments, OwnOption, parse, print_config, read_arguments
+from sftmix.cli.help import help_text
+from sftmix.cli.parsing import Arguments, parse, print_config, read_arguments
 from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.plain import differing
 from sftmix.common.shown import counted
 from sftmix.config.merge import build, merge
+from sftmix.config.schema import options_of
 from sftmix.tools.compare import Comparison, TableOptions, compare
 from sftmix.tools.compare.plan import OF_THE_TABLE, is_over, shown_options
 from sftmix.tools.compare.statistics import seeds_needed
@@ -26,15 +28,21 @@ Stages of equal inputs are made once (the reference is trained and scored once);
   torchrun --nproc_per_node 8 -m sftmix compare --config recipe:table5-role --out runs/table5"""
 
 
+@dataclass(kw_only=True)
+class CompareOptions(TableOptions):
+    variants: dict[str, Any] = field(default_factory=dict)
+    """{NAME: {option: value}} of each variant; usually in a file."""
+    list: bool = False
+    """Show what would be run, and exit."""
+
+
 def main(name: str, argv: Sequence[str]) -> None:
     """Parse and check every run, then run the table, or only print it (--list, --print_config, --help)."""
-    flag = OwnOption("list", bool, False, "", "Show what would be run, and exit.")
-    options = [*table_options(), flag]
-    arguments = read_arguments(argv, options)
+    arguments = read_arguments(argv, CompareOptions)
     if arguments.help is not None:
-        print(help_text(name, ABOUT, arguments.help, options), end="")
+        print(help_text(name, ABOUT, arguments.help, CompareOptions), end="")
         return
-    only_list = merge({}, {"list": arguments.options.pop("list", False)}, {"list": flag})["list"]
+    only_list = merge({}, {"list": arguments.options.pop("list", False)}, options_of(CompareOptions))["list"]
     comparison = comparison_of(arguments)
     comparison.validate()
     say(listing(comparison), sys.stdout if only_list else None)
@@ -66,24 +74,13 @@ def listing(comparison: Comparison) -> str:
     )
 
 
-def table_options() -> list[OwnOption]:
-    """List the options of the table beside those of a run: `variants`, and the fields of TableOptions."""
-    docs, default = option_docs(TableOptions), TableOptions()
-    return [
-        OwnOption("variants", dict, {}, "{NAME: ...}", "Option: value of each variant; usually in a file."),
-        *(
-            OwnOption(name, hint, getattr(default, name), "" if hint is bool else "VALUE", docs[name])
-            for name, hint in get_type_hints(TableOptions).items()
-        ),
-    ]
-
-
 def comparison_of(arguments: Arguments) -> Comparison:
     """Read the table of a command line; --print_config ends here."""
-    config, tree, values = parse(arguments, table_options())
+    config, tree, values = parse(arguments, CompareOptions)
     table, base = vars(values), config.plain()
+    del table["list"]
     variants = {}
-    for name, given in table["variants"].items():
+    for name, given in table.pop("variants").items():
         options = given or {}
         try:
             if not isinstance(options, Mapping):
@@ -97,7 +94,6 @@ def comparison_of(arguments: Arguments) -> Comparison:
     for option in arguments.options:
         if all(option.rstrip("+") in options for options in changed):
             say(f"note: --{option} changes nothing here: every variant sets it to something else")
-    del table["variants"]
     comparison = Comparison(out=config.out or "", variants=variants, options=TableOptions(**table))
     if arguments.print_config:
         print_config({**base, **table, "variants": comparison.plain_variants()})

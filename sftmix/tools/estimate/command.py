@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sftmix.cli.parsing import OwnOption, configuration
-from sftmix.tools.estimate.gpus import GPUS, MFU
+from sftmix.cli.parsing import configuration
+from sftmix.tools.estimate.gpus import MFU
 from sftmix.tools.runs.shown import rendered
 
 ABOUT = """Say what `run` with these options will need: memory of each device, hours of each stage and of the whole.
@@ -18,24 +19,24 @@ Rows are read and tokenised; of the models only the config is read, so it takes 
 Hours are FLOPs / (peak x MFU); what GPUs send each other is not counted. --mfu is a guess until a run of yours on such
 a machine has been measured."""
 
-_OPTIONS = (
-    OwnOption("gpu", str | None, None, "NAME", f"{', '.join(GPUS)} or cpu; null: this machine."),
-    OwnOption(
-        "gpus",
-        int | None,
-        None,
-        "N",
-        "How many; null: as many as this machine has; of a named kind 8, of cpu 1.",
-    ),
-    OwnOption("mfu", float, MFU, "X", "Share of the peak that token slots reach, padding included, in (0, 1]."),
-    OwnOption("tflops", float | None, None, "X", "Peak of one device in TFLOP/s, in place of the known one."),
-    OwnOption("json", bool, False, "", "Print JSON instead of a table."),
-)
+
+@dataclass(kw_only=True)
+class EstimateOptions:
+    gpu: str | None = None
+    """B200, H200, H100, A100-80GB, A100-40GB, L40S, RTX-4090 or cpu; null: this machine."""
+    gpus: int | None = None
+    """How many; null: as many as this machine has; of a named kind 8, of cpu 1."""
+    mfu: float = MFU
+    """Share of the peak that token slots reach, padding included, in (0, 1]."""
+    tflops: float | None = None
+    """Peak of one device in TFLOP/s, in place of the known one; null: that one."""
+    json: bool = False
+    """Print JSON instead of a table."""
 
 
 def main(name: str, argv: Sequence[str]) -> None:
     """Parse, estimate, print."""
-    config, values = configuration(name, ABOUT, argv, _OPTIONS, needs_out=False)
+    config, values = configuration(name, ABOUT, argv, EstimateOptions, needs_out=False)
     from sftmix.tools.runs.start import check_names_given
 
     check_names_given(config)

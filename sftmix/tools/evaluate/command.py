@@ -1,15 +1,14 @@
 """`evaluate`: benchmarks on the models of a run by lm-eval, in one table."""
 
-import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
 from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.places import unwritable
-from sftmix.tools.evaluate.harness import find_tasks, measure_tasks
+from sftmix.tools.evaluate.harness import Options, find_tasks, measure_tasks
 from sftmix.tools.evaluate.table import MODELS, write_tables
-from sftmix.tools.runs.models import DTYPES, finished_models
+from sftmix.tools.runs.models import finished_models
 from sftmix.tools.runs.read import is_run
 
 ABOUT = """Measure the models of a run on benchmarks, by lm-eval: one table of tasks x models with standard errors.
@@ -22,27 +21,7 @@ Results go to RUN/evaluation; what is there with the same settings is not measur
 Tasks are lm-eval's, by name, and files of --include_path. It needs lm-eval: pip install 'sftmix[eval]'."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", metavar="RUN", help="run directory or model")
-    parser.add_argument("--tasks", required=True, metavar="A,B", help="names of tasks, with commas between them")
-    parser.add_argument("--models", metavar="A,B", help="models of the run [base, baseline if there is one, target]")
-    parser.add_argument("--to", metavar="DIR", help="directory of the results [RUN/evaluation]; needed for a model")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
-    parser.add_argument("--num_fewshot", type=int, metavar="N", help="solved questions in the prompt [the task's own]")
-    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="prompts at a time [%(default)s]")
-    parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of the few-shot examples [%(default)s]")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are stored")
-    parser.add_argument(
-        "--apply_chat_template",
-        action="store_true",
-        help="ask in the chat template of the training, few-shot examples as turns",
-    )
-    parser.add_argument(
-        "--include_path", type=Path, metavar="DIR", help="task files of your own, as lm-eval reads them"
-    )
-
-
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Measure models on what they were not measured on, and print the table of all results there."""
     run = Path(args.place).expanduser()
     of_run = is_run(run)
@@ -70,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     say(f"all results: {place}, table.md and table.json among them")
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def _check_numbers(args: Options) -> None:
     """Raise ConfigError for a number out of range."""
     for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
         if (value := getattr(args, name)) is not None and value < least:

@@ -1,11 +1,11 @@
 """Tasks of lm-eval on one model: each is measured once, and its result is a file."""
 
-import argparse
 import json
 import re
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,46 @@ from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError, DataError, DifferenceError
 from sftmix.common.files import hashed, sha256_file, sha256_json, write_json
 from sftmix.tools.evaluate.table import Score
-from sftmix.tools.runs.models import FinishedModel
+from sftmix.tools.runs.models import Dtype, FinishedModel
 from sftmix.tools.runs.read import read_json_if_there
 
 
-def find_tasks(names: Sequence[str], include: Path | None) -> tuple[Any, list[Path]]:
+@dataclass
+class Options:
+    place: str
+    """RUN: run directory or model"""
+    _: KW_ONLY
+    tasks: str
+    """A,B: names of tasks, with commas between them"""
+    models: str | None = None
+    """A,B: models of the run [base, baseline if there is one, target]"""
+    to: str | None = None
+    """DIR: directory of the results [RUN/evaluation]; needed for a model"""
+    limit: int | None = None
+    """N: only the first N questions of each task"""
+    num_fewshot: int | None = None
+    """N: solved questions in the prompt [the task's own]"""
+    batch_size: int = 8
+    """N: prompts at a time [%(default)s]"""
+    seed: int = 1234
+    """N: of the few-shot examples [%(default)s]"""
+    dtype: Dtype = "auto"
+    """of the weights; auto: as they are stored"""
+    apply_chat_template: bool = False
+    """ask in the chat template of the training, few-shot examples as turns"""
+    include_path: str | None = None
+    """DIR: task files of your own, as lm-eval reads them"""
+
+
+def find_tasks(names: Sequence[str], include: str | None) -> tuple[Any, list[Path]]:
     """Return lm-eval's TaskManager that loads the tasks of these names; ConfigError for unknown names.
 
     include   directory of a user's task files, and of rows and code that they may read
     Beside it is the list of the files in it, on which results depend. lm-eval's own task files, thousands, are read
     only if one of the names may be among them.
     """
-    files = sorted(path for path in include.rglob("*") if path.is_file() and path.suffix != ".pyc") if include else []
+    found = Path(include).rglob("*") if include else ()
+    files = sorted(path for path in found if path.is_file() and path.suffix != ".pyc")
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=include, include_defaults=False)
@@ -44,7 +72,7 @@ def measure_tasks(
     manager: Any,
     files: Sequence[Path],
     place: Path,
-    args: argparse.Namespace,
+    args: Options,
 ) -> str:
     """Measure the tasks that this model was not measured on with these settings; load it only if there are some.
 
@@ -116,7 +144,7 @@ def _load(manager: Any, names: Iterable[str]) -> None:
             ) from error
 
 
-def _settings(files: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]:
+def _settings(files: Sequence[Path], args: Options) -> dict[str, Any]:
     """Return all that the numbers of a task depend on, beside the model."""
     from lm_eval import __version__
 
@@ -131,7 +159,7 @@ def _settings(files: Sequence[Path], args: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def _asked(harness: Any, task: str, manager: Any, args: argparse.Namespace) -> dict[str, Any]:
+def _asked(harness: Any, task: str, manager: Any, args: Options) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
     return simple_evaluate(

@@ -1,12 +1,8 @@
-"""The plugin of axolotl, `plugins: [sftmix.tools.integrations.axolotl.SFTMixPlugin]`, and its command `sftmix`."""
+"""The plugin of axolotl, `plugins: [sftmix.tools.integrations.axolotl.SFTMixPlugin]`."""
 
-import sys
-
-import click
 from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel
 
-from sftmix.cli import main
 from sftmix.tools.integrations import DynamicsCallback, SFTMixArguments, SFTMixTrainer
 
 
@@ -53,10 +49,3 @@ class SFTMixPlugin(BasePlugin):
 
     def add_callbacks_post_trainer(self, cfg, trainer):
         return [DynamicsCallback(trainer.train_dataset, cfg.sftmix_dynamics)] if cfg.sftmix_dynamics else []
-
-
-@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
-@click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def command(words: tuple[str, ...]) -> None:
-    """Confidence, split and report of SFTMix: `axolotl sftmix WORDS` is `sftmix WORDS`."""
-    sys.exit(main(list(words)))

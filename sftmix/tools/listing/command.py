@@ -3,13 +3,14 @@
 import argparse
 import inspect
 import re
+from dataclasses import KW_ONLY, dataclass
 
 from sftmix.cli.help import formatted, option_rows
 from sftmix.common.errors import ConfigError, ContractError
-from sftmix.components.base import Renderer, RowFormat
+from sftmix.components.base import Renderer, RowFormat, Schedule
 from sftmix.components.component import Component
 from sftmix.components.listing import as_shipped, catalogue
-from sftmix.config.schema import chosen_by, component_bases, component_in, find_component, import_class, options_of
+from sftmix.config.schema import chosen_by, component_bases, find_component, import_class
 from sftmix.tools.runs.shown import rendered
 
 ABOUT = """List the components that can be swapped, one line each by the option that chooses them.
@@ -20,19 +21,25 @@ With a name, show one with its options.
   sftmix components my.Pairs --check      does it keep the contract of its kind?"""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a component")
-    parser.add_argument(
-        "--check", action="store_true", help="run the checks of sftmix.testing on it, with its defaults"
-    )
+NESTED: dict[str, type[Component]] = {"objective.mu": Schedule}
+"""Option -> base class of the components that only options of shipped components take."""
 
 
-def main(args: argparse.Namespace) -> None:
+@dataclass
+class Options:
+    name: str | None = None
+    """NAME: a component"""
+    _: KW_ONLY
+    check: bool = False
+    """run the checks of sftmix.testing on it, with its defaults"""
+
+
+def main(args: Options) -> None:
     """Print every component under the option that chooses it, one line each; or one with its docstring and options.
 
     A short name that several components have shows all of them.
     """
-    places, shipped = component_bases() | nested_bases(), dict(catalogue())
+    places, shipped = component_bases() | NESTED, dict(catalogue())
     if args.check and not args.name:
         raise ConfigError("--check is for one component: name it, as in `sftmix components my.Pairs --check`")
     if not args.name:
@@ -68,15 +75,3 @@ def check_component(cls: type[Component], base: type[Component]) -> str:
     except AssertionError as error:
         raise ContractError(f"{cls.__name__}: {error}") from error
     return f"{cls.__name__} keeps the contract of {base.__name__} (sftmix.testing.check_{kind})"
-
-
-def nested_bases() -> dict[str, type[Component]]:
-    """Return option -> base class for kinds that only options of shipped components take (`objective.mu`)."""
-    bases, nested = component_bases(), dict[str, type[Component]]()
-    for field, base in bases.items():
-        for shipped in dict(catalogue())[base.__name__]:
-            for name, option in options_of(import_class(shipped.path)).items():
-                inner = component_in(option.annotation)
-                if inner and inner not in (*bases.values(), *nested.values()):
-                    nested[f"{field}.{name}"] = inner
-    return nested

@@ -1,6 +1,6 @@
 """`quickstart`: the recipe and the NTP baseline on rows and a model made on the spot, and a table of the results."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 ABOUT = """See the whole recipe work in under three minutes on two CPU cores, without any download.
@@ -12,12 +12,15 @@ end shows whatever came out.
   sftmix quickstart"""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="runs/quickstart", metavar="DIR", help="where to write [%(default)s]")
-    parser.add_argument("--seed", type=int, default=42, metavar="N", help="seed of everything [%(default)s]")
+@dataclass(kw_only=True)
+class Options:
+    out: str = "runs/quickstart"
+    """DIR: where to write [%(default)s]"""
+    seed: int = 42
+    """N: seed of everything [%(default)s]"""
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Make model and rows, run recipe:quickstart with the baseline on them, and print the table.
 
     A second call on the same directory reads what is there.

@@ -1,13 +1,13 @@
 """`report`: the page of a run, or of a table."""
 
-import argparse
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import as_written
 from sftmix.common.places import is_there, unwritable
 from sftmix.config.read import TABLE
-from sftmix.tools.runs.read import add_trust, refuse_no_run
+from sftmix.tools.runs.read import Trust, refuse_no_run
 
 ABOUT = """Write one HTML page that shows what the method saw in the data and what came out; it needs no network.
 For a run it also writes report/examples.parquet: every example with its text, confidence, group and losses.
@@ -19,51 +19,42 @@ For a run it also writes report/examples.parquet: every example with its text, c
 It needs plotly and scikit-learn: pip install 'sftmix[report]'."""
 
 
-ON_MAP = 400
-"""Examples on the map of hidden states."""
+@dataclass
+class Options(Trust):
+    run: str
+    """RUN: finished run directory, or a table's"""
+    _: KW_ONLY
+    to: str | None = None
+    """FILE: the page [RUN/report/report.html]"""
+    map: int = 400
+    """N: examples on the map of hidden states of a run, half from each end; 0 loads no model [%(default)s]"""
+    score: bool = False
+    """pass all training examples through the base model and the trained ones, for the table"""
+    margin: float | None = None
+    """X: of a table: shade the differences from -X to X, which do not matter"""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="finished run directory, or a table's")
-    add_trust(parser)
-    parser.add_argument("--to", metavar="FILE", help="the page [RUN/report/report.html]")
-    parser.add_argument(
-        "--map",
-        type=int,
-        default=ON_MAP,
-        metavar="N",
-        help="examples on the map of hidden states of a run, half from each end; 0 loads no model [%(default)s]",
-    )
-    parser.add_argument(
-        "--score",
-        action="store_true",
-        help="pass all training examples through the base model and the trained ones, for the table",
-    )
-    parser.add_argument(
-        "--margin", type=float, metavar="X", help="of a table: shade the differences from -X to X, which do not matter"
-    )
-
-
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Write the page and say where it is."""
-    _check(args)
+    run = Path(args.run)
+    _check(args, run)
     try:
         from sftmix.tools.report.write import write_report
     except ModuleNotFoundError as error:
         raise ConfigError(f"report needs {error.name}, which is not installed: pip install 'sftmix[report]'") from None
-    with as_written(f"a file of {args.run}"):
-        for path in write_report(args.run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
+    with as_written(f"a file of {run}"):
+        for path in write_report(run, args.to, map_size=args.map, score_all=args.score, margin=args.margin):
             print(path)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: Options, run: Path) -> None:
     """Raise ConfigError for what is certain of options and directories, before plotly and torch are imported."""
     if args.map and args.map < 10:
         raise ConfigError(f"--map is {args.map}; allowed: 0, for no map, or 10 and above")
-    table = is_there(args.run / TABLE)
+    table = is_there(run / TABLE)
     if args.margin is not None and not (table and args.margin > 0):
         raise ConfigError(f"--margin is {args.margin:g}; it is above 0, and for the report of a table")
     if not table:
-        refuse_no_run(args.run)
-    if problem := unwritable(args.run / "report", folder=True):
-        raise ConfigError(f"{args.run} {problem}: of a run the table of examples is written there")
+        refuse_no_run(run)
+    if problem := unwritable(run / "report", folder=True):
+        raise ConfigError(f"{run} {problem}: of a run the table of examples is written there")

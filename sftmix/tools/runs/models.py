@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import refuse_links
@@ -11,7 +11,7 @@ from sftmix.model.paths import model_place, named
 from sftmix.pipeline.stages import is_finished
 from sftmix.tools.runs.read import as_started, is_run, read_finished
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Dtypes in which the weights of a finished model are loaded or exported; auto: as they are stored."""
 Turns = Sequence[Mapping[str, Any]]
 """Turns of a conversation, {role: ..., content: ..., ...}."""

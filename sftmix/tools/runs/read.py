@@ -1,9 +1,9 @@
 """Files of runs as tools read them: configurations, from anyone and anywhere, and whether a run is what it wrote."""
 
-import argparse
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,12 @@ def check_finished(run: Path) -> None:
         is_finished(stage, weights=False)
 
 
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add --trust, which `sftmix.cli.commands` reads."""
-    parser.add_argument("--trust", action="store_true", help="import the classes of its own that its config.yaml names")
+@dataclass(kw_only=True)
+class Trust:
+    """The option of a command that `sftmix.cli.commands` reads."""
+
+    trust: bool = False
+    """import the classes of its own that its config.yaml names"""
 
 
 def read_finished(run: Path) -> RunConfig:

@@ -1,13 +1,14 @@
-"""What a run says at its end: the figures of summary.json in words, and where to look next."""
+"""What a run says at its end: the figures of summary.json in words (results.txt), and where to look next."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.shown import short
 from sftmix.config.merge import CLASS
+from sftmix.tools.runs.shown import rendered
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
 
@@ -17,32 +18,22 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: boo
 
     own  whether the configuration names classes that are not of this package
     """
-    out, trained = Path(out), until == "train"
-    lines = ["", *held_out(summary)]
-    if len(lines) == 1 and trained and summary.get("stages"):
-        lines.append("held-out NLL: not measured, since no rows are held out; --data.eval_fraction 0.05 does so")
-    if trained and (share := at(summary, "confounds.mixed_token_share")):
-        lines.append(f"Mixup: {share:.0%} of the response tokens were mixed with a token of the other of their pair")
-    if effective := summary.get("mu_effective"):
-        lines.append(f"mu_effective {effective:.2f}: the weight of Mixup per token, with NTP's as 1")
-    lines += _groups(summary)
+    out = Path(out)
     seconds = {name: at(summary, f"stages.{name}.wall_seconds") for name in STAGES}
-    if timed := [f"{name} {timedelta(seconds=round(taken))}" for name, taken in seconds.items() if taken]:
-        lines.append(f"time: {', '.join(timed)}")
-    lines += [f"note: {remark}" for remark in summary.get("remarks", ())]
-    stage = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
-    if files := [str(out / name) for name in (stage, "summary.json") if (out / name).exists()]:
-        lines.append(f"see {', '.join(files)}")
-    return [*lines, "Next:", *_commands(out, until, " --trust" if own else "")]
-
-
-def _groups(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one line for each group of the split that has examples."""
-    for name, group in (summary.get("confidence") or {}).items():
-        if group["examples"]:
-            median = group.get("confidence_median")
-            what = "" if median is None else f", median confidence {short(median, digits=3)}"
-            yield f"{name}: {group['examples']:,} examples{what}"
+    made = {"reference": "confidence/dynamics.parquet", "train": "train/model"}.get(until, f"{until}/{until}.parquet")
+    return rendered(
+        "runs/results.txt",
+        summary={"remarks": (), **dict.fromkeys(("stages", "mu_effective", "confidence")), **summary},
+        until=until,
+        held_out=held_out(summary),
+        mixed=at(summary, "confounds.mixed_token_share"),
+        times={name: timedelta(seconds=round(taken)) for name, taken in seconds.items() if taken},
+        files=[str(out / name) for name in (made, "summary.json") if (out / name).exists()],
+        place=shlex.quote(str(out)),
+        config=shlex.quote(str(out / "config.yaml")),
+        trust=" --trust" if own else "",
+        short=short,
+    ).splitlines()
 
 
 def names_own_classes(plain: Any) -> bool:
@@ -52,18 +43,6 @@ def names_own_classes(plain: Any) -> bool:
     if not isinstance(plain, Mapping):
         return False
     return not str(plain.get(CLASS, "sftmix.")).startswith("sftmix.") or any(map(names_own_classes, plain.values()))
-
-
-def _commands(out: Path, until: str, trust: str) -> Iterator[str]:
-    """Yield the commands that go on from a stage."""
-    place = shlex.quote(str(out))
-    if until == "train":
-        yield f"  sftmix chat {place}  # talk to the model"
-        yield f"  sftmix report {place}{trust}  # what it saw, and what came out"
-        return
-    if until == "confidence":
-        yield f"  sftmix suspects {place}{trust}  # rows to read first"
-    yield f"  sftmix run --config {shlex.quote(str(out / 'config.yaml'))} --out {place}{trust}  # goes on from here"
 
 
 def held_out(summary: Mapping[str, Any]) -> list[str]:

@@ -1,15 +1,15 @@
 """`export`, and the model cards that other commands leave behind."""
 
-import argparse
 import os
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import remove_leftovers
 from sftmix.common.places import is_there
-from sftmix.tools.runs.models import DTYPES
-from sftmix.tools.runs.read import add_trust, refuse_no_run
+from sftmix.tools.runs.models import Dtype
+from sftmix.tools.runs.read import Trust, refuse_no_run
 
 ABOUT = """Write a checkpoint of a run as a Hugging Face model directory: weights, tokenizer, template, stop ids.
 
@@ -21,31 +21,26 @@ For a run with adapters it writes the adapters, as PEFT does, or with --merge th
 is written beside the weights. `hf upload OWNER/NAME my-model` puts it on the hub."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory")
-    add_trust(parser)
-    parser.add_argument("--to", required=True, metavar="DIR", help="directory to write; it must not exist yet")
-    parser.add_argument("--step", type=int, metavar="N", help="optimizer step of the checkpoint [the newest]")
-    parser.add_argument(
-        "--best",
-        action="store_true",
-        help="the weights of the best held-out evaluation, of a run with --checkpoint.keep_best true",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="auto",
-        help="dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]",
-    )
-    parser.add_argument("--merge", action="store_true", help="put the adapters of a LoRA run into the model's weights")
-    parser.add_argument(
-        "--license",
-        metavar="NAME",
-        help="licence of the model, for its card; it follows from that of the base model and the data",
-    )
+@dataclass
+class Options(Trust):
+    run: str
+    """RUN: run directory"""
+    _: KW_ONLY
+    to: str
+    """DIR: directory to write; it must not exist yet"""
+    step: int | None = None
+    """N: optimizer step of the checkpoint [the newest]"""
+    best: bool = False
+    """the weights of the best held-out evaluation, of a run with --checkpoint.keep_best true"""
+    dtype: Dtype = "auto"
+    """dtype of the weights; auto: as the base model was stored, adapters float32 [%(default)s]"""
+    merge: bool = False
+    """put the adapters of a LoRA run into the model's weights"""
+    license: str | None = None
+    """NAME: licence of the model, for its card; it follows from that of the base model and the data"""
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Write the model with its card, and print the place."""
     from sftmix.common.files import BEST, CHECKPOINTS, read_steps, steps_in
     from sftmix.pipeline.stages import is_finished, origin

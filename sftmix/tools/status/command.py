@@ -1,9 +1,9 @@
 """`status`: the progress of a run or a table, from its files alone; it may be on another machine, or finished."""
 
-import argparse
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ CONTINUED = (None, INTERRUPTED, Stopped.exit_code, NoSpaceError.exit_code)
 _COLUMNS = ["stage", "state", "steps", "loss", "NTP", "Mixup", "lr", "tokens/s", "left"]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+@dataclass
+class Options:
+    runs: list[str]
+    """RUN: run directories"""
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Print the state of each directory; raise the error of those that are neither runs nor tables, or damaged."""
     problems = list[SFTMixError]()
     for run in args.runs:

@@ -1,15 +1,14 @@
 """`suspects`: the rows that are most likely wrong, by signals of their texts and of a model's losses."""
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError
@@ -18,7 +17,7 @@ from sftmix.common.places import unwritable
 from sftmix.config.schema import find_component
 from sftmix.options import DataOptions
 from sftmix.pipeline.stages import write_manifest
-from sftmix.tools.runs.read import add_trust, check_finished, is_run
+from sftmix.tools.runs.read import Trust, check_finished, is_run
 from sftmix.tools.suspects import signals
 from sftmix.types import TrainingDynamics
 
@@ -40,33 +39,32 @@ SHOWN = """\
 """A row on the terminal."""
 
 
-class Rows(NamedTuple):
-    """N rows: the examples, a model's dynamics of them or None, and the hardest tokens of each, or nothing."""
+@dataclass
+class Options(Trust):
+    rows: list[str]
+    """RUN|FILE: a run directory, or files of rows"""
+    _: KW_ONLY
+    model: str | None = None
+    """MODEL: directory or hub id of a model that scores files of rows"""
+    top: int = 50
+    """N: rows to print [50]; the files hold all"""
+    by: Literal["label"] | None = None
+    """rank each row among those of its label"""
+    label_field: str | None = None
+    """NAME: of files of rows: the field that is the label"""
+    data__roles: dict[str, str] | None = None
+    """MAP: of files: as of `run`"""
+    data__skip_bad: bool | None = None
+    """VALUE: of files: as of `run`"""
+    signals: list[str] = field(default_factory=list)
+    """NAME: signals, of which the first orders [by what is known]"""
+    embedding: Literal["auto", "tfidf", "minilm"] = "auto"
+    """of texts [auto]"""
+    out: str | None = None
+    """DIR: folder of suspects.csv and suspects.parquet [RUN/suspects]"""
 
-    examples: list[Any]
-    dynamics: TrainingDynamics | None = None
-    hard: Sequence[str] = ()
 
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("rows", nargs="+", metavar="RUN|FILE", help="a run directory, or files of rows")
-    add_trust(parser)
-    parser.add_argument("--model", metavar="MODEL", help="directory or hub id of a model that scores files of rows")
-    parser.add_argument("--top", type=int, default=50, metavar="N", help="rows to print [50]; the files hold all")
-    parser.add_argument("--by", choices=["label"], help="rank each row among those of its label")
-    parser.add_argument("--label_field", metavar="NAME", help="of files of rows: the field that is the label")
-    parser.add_argument("--data.roles", dest="roles", type=yaml.safe_load, metavar="MAP", help="of files: as of `run`")
-    parser.add_argument(
-        "--data.skip_bad", dest="skip_bad", type=yaml.safe_load, choices=(True, False), help="of files: as of `run`"
-    )
-    parser.add_argument(
-        "--signals", nargs="+", metavar="NAME", help="signals, of which the first orders [by what is known]"
-    )
-    parser.add_argument("--embedding", choices=("auto", "tfidf", "minilm"), default="auto", help="of texts [auto]")
-    parser.add_argument("--out", metavar="DIR", help="folder of suspects.csv and suspects.parquet [RUN/suspects]")
-
-
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Print the first rows, and write all of them as CSV and Parquet: those that stand out come first."""
     run = Path(args.rows[0]) if is_run(args.rows[0]) else None
     _check(args, run)
@@ -74,14 +72,14 @@ def main(args: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         if args.model:
-            rows = _of_run(_scored(args, Path(args.out or scratch) / "scores"))
+            rows = _of_run(_scored(args, args.model, Path(args.out or scratch) / "scores"))
         else:
-            rows = _of_run(run) if run else Rows(list(prepare(_options(args), 0).train.examples(whole=False)))
-    if args.by and not any(example.label for example in rows.examples):
+            rows = _of_run(run) if run else (list(prepare(_options(args), 0).train.examples(whole=False)), None, ())
+    if args.by and not any(example.label for example in rows[0]):
         raise ConfigError(
             "--by label: the rows have no label; name its field: --data.label_field of a run, --label_field for files"
         )
-    table = _ranked(rows, args)
+    table = _ranked(*rows, args)
     if out := args.out or (run and run / "suspects"):
         for ending, write in (("csv", table.to_csv), ("parquet", table.to_parquet)):
             with placing(Path(out) / f"suspects.{ending}") as staging:
@@ -95,17 +93,17 @@ def main(args: argparse.Namespace) -> None:
         say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
 
 
-def _check(args: argparse.Namespace, run: Path | None) -> None:
+def _check(args: Options, run: Path | None) -> None:
     """Raise ConfigError for what is certain of the options, before rows are read and scored."""
     if run and (len(args.rows) > 1 or args.model):
         more = f"--model {args.model}" if args.model else " ".join(args.rows)
         raise ConfigError(f"suspects takes one run, or files of rows with or without --model, and not {run} and {more}")
-    of_files = {"label_field": args.label_field, "data.roles": args.roles, "data.skip_bad": args.skip_bad}
+    of_files = {"label_field": args.label_field, "data.roles": args.data__roles, "data.skip_bad": args.data__skip_bad}
     if run and (given := [f"--{name} {value}" for name, value in of_files.items() if value is not None]):
         raise ConfigError(f"{' and '.join(given)} is for files of rows; {run} has its own rows as it read them")
     if args.top < 1:
         raise ConfigError(f"--top is {args.top}; allowed: 1 and above")
-    _kinds(args.signals or ())
+    _kinds(args.signals)
     if args.by and not (run or args.label_field):
         raise ConfigError("--by label: files of rows have no label until --label_field names its field")
     signals.sentence_model(args.embedding)
@@ -115,7 +113,7 @@ def _check(args: argparse.Namespace, run: Path | None) -> None:
         raise ConfigError(f"{run} {problem}: --out DIR")
 
 
-def _scored(args: argparse.Namespace, run: Path) -> Path:
+def _scored(args: Options, model: str, run: Path) -> Path:
     """Let the model score the rows with their prompts and without, in a run directory; one that has them is kept."""
     from sftmix.components.reference import FromCheckpoints
     from sftmix.config import RunConfig
@@ -124,67 +122,73 @@ def _scored(args: argparse.Namespace, run: Path) -> Path:
 
     config = RunConfig(
         out=str(run),
-        model=ModelOptions(path=args.model),
+        model=ModelOptions(path=model),
         data=_options(args),
-        reference=FromCheckpoints(paths=[args.model], token_nll=True, response_alone=True),
+        reference=FromCheckpoints(paths=[model], token_nll=True, response_alone=True),
     )
     recipe.run(config, until="confidence")
     return run
 
 
-def _options(args: argparse.Namespace) -> DataOptions:
+def _options(args: Options) -> DataOptions:
     """Return the options under which files of rows are read."""
-    return DataOptions(train=args.rows, label_field=args.label_field, roles=args.roles, skip_bad=bool(args.skip_bad))
+    return DataOptions(
+        train=args.rows, label_field=args.label_field, roles=args.data__roles, skip_bad=bool(args.data__skip_bad)
+    )
 
 
-def _of_run(run: Path) -> Rows:
-    """Return the training rows of a run, and what its reference said of them, if it has got that far."""
+def _of_run(run: Path) -> tuple[list[Any], TrainingDynamics | None, Sequence[str]]:
+    """Return the training rows of a run, its dynamics of them if it has got that far, and their hardest tokens."""
     from sftmix.common.tables import read_dynamics
     from sftmix.tools.runs.rows import rows_of_run
 
     check_finished(run)
     _, rows = rows_of_run(run, progress=True)
-    train, path, hard = rows.data.train, run / "confidence" / "dynamics.parquet", []
+    train, path = rows.data.train, run / "confidence" / "dynamics.parquet"
     dynamics = read_dynamics(path).of(train.ids) if path.exists() else None
+    return list(train.examples()), dynamics, _hard_tokens(rows, dynamics)
+
+
+def _hard_tokens(rows: Any, dynamics: TrainingDynamics | None) -> Sequence[str]:
+    """Return the hardest tokens of each training row; nothing if the reference did not read it as these tokens."""
     if dynamics is None or dynamics.token_nll is None:
         say("the run has no NLL of tokens (--reference.token_nll true), so the texts alone count")
-        return Rows(list(train.examples()), dynamics)
-    for encoded, nll in zip(train, dynamics.token_nll, strict=True):
+        return ()
+    hard = []
+    for encoded, nll in zip(rows.data.train, dynamics.token_nll, strict=True):
         ids = encoded.input_ids[1:][encoded.target[1:]]
         if nll.shape[1] not in (0, len(ids)):  # 0: this row was not scored
             counts = f"{nll.shape[1]} tokens, the target as {len(ids)}"
             say(f"no tokens are named hard: the reference reads {encoded.id} as {counts}")
-            return Rows(list(train.examples()), dynamics)
+            return ()
         hardest = ids[np.argsort(-nll[-1])[:5]]
         hard.append(" | ".join(str(rows.encoder.tokenizer.decode([one])).strip() for one in hardest.tolist()))
-    return Rows(list(train.examples()), dynamics, hard)
+    return hard
 
 
-def _ranked(rows: Rows, args: argparse.Namespace) -> Any:
+def _ranked(examples: list[Any], dynamics: TrainingDynamics | None, hard: Sequence[str], args: Options) -> Any:
     """Return the rows as a table, the most suspicious first."""
     import pandas as pd
 
-    questions = [
-        next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in rows.examples
-    ]
-    responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in rows.examples]
-    texts = signals.SuspectRows(questions, responses, rows.dynamics, args.embedding)
-    ids, labels = [one.id for one in rows.examples], [one.label for one in rows.examples]
-    later = [sum(turn.role == "assistant" for turn in one.messages) > 1 for one in rows.examples]
+    questions = [next((turn.content for turn in one.messages[::-1] if turn.role == "user"), "") for one in examples]
+    responses = ["\n".join(turn.content for turn in one.messages if turn.trained) for one in examples]
+    texts = signals.SuspectRows(questions, responses, dynamics, args.embedding)
+    ids, labels = [one.id for one in examples], [one.label for one in examples]
+    later = [sum(turn.role == "assistant" for turn in one.messages) > 1 for one in examples]
     groups = [f"{turn} {label if args.by else None}" for turn, label in zip(later, labels, strict=True)]
     kinds = _kinds(args.signals or default_signals(texts))
     ranks, counted = signals.ranked(texts, kinds, groups)
     nearest = signals.best_fits(texts)
     columns = {
         "id": ids,
-        "source": [one.source for one in rows.examples],
+        "source": [one.source for one in examples],
         "label": labels,
         "score": counted.max(axis=1),
         "signal": counted.idxmax(axis=1),
         **ranks,
         "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
         "compared_with": [ids[other] for other in nearest],
-        "hard_tokens": rows.hard or "",
+        "hard_tokens": hard or "",
         "prompt": questions,
         "response": responses,
     }

@@ -4,7 +4,6 @@ What is sent is metrics.jsonl, line by line, so that both ways give the same. No
 room, and each client is imported when it is used.
 """
 
-import argparse
 import atexit
 import contextlib
 import sys
@@ -12,8 +11,9 @@ import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import read_json, read_object, write_text
@@ -284,15 +284,18 @@ It reads files only, so it works while a run goes on, after it has ended, and wh
   sftmix track runs/first --to wandb --project my-project"""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory")
-    parser.add_argument("--to", required=True, choices=TRACKERS, help="the tracker; its package must be installed")
-    parser.add_argument(
-        "--project", default="sftmix", metavar="NAME", help="project of the tracker [%(default)s]; tensorboard has none"
-    )
+@dataclass
+class Options:
+    run: str
+    """RUN: run directory"""
+    _: KW_ONLY
+    to: Literal["swanlab", "tensorboard", "trackio", "wandb"]
+    """the tracker; its package must be installed"""
+    project: str = "sftmix"
+    """NAME: project of the tracker [%(default)s]; tensorboard has none"""
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Send the rows that a tracker lacks of a run, and the figures of its summary; say how many these were.
 
     The run may be finished, interrupted, or going on in another process. Raises ConfigError for what is no run and for

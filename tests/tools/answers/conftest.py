@@ -1,15 +1,15 @@
 """A finished run and its models, loaded once, and `generate` as it is called."""
 
-import argparse
 import copy
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from sftmix.tools.answers.generate import add_options, main
+from sftmix.tools.answers import generate as command
 from sftmix.tools.runs.loaded import LoadedModel, load_finished
 from sftmix.tools.runs.models import finished_models
+from sftmix.tools.runs.words import read_words
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +32,8 @@ def lively(target) -> LoadedModel:
 @pytest.fixture(scope="session")
 def generate() -> Callable[..., None]:
     """Function: answer the prompts of a run or a model, by the words of the command."""
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return lambda place, to, *words: main(parser.parse_args([str(place), "--to", str(to), *map(str, words)]))
+
+    def answer(place, to, *words) -> None:
+        command.main(read_words("generate", command, [str(place), "--to", str(to), *map(str, words)]))
+
+    return answer

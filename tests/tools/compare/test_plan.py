@@ -12,7 +12,7 @@ from sftmix.components.objectives import NTP
 from sftmix.components.reference import TrainedReference
 from sftmix.config.read import from_plain
 from sftmix.tools.compare import Comparison, compare
-from sftmix.tools.compare.command import comparison_of, listing, table_options
+from sftmix.tools.compare.command import CompareOptions, comparison_of, listing
 
 COMPLETE = {"model": {"path": "m"}, "data": {"train": ["a.json"], "eval_fraction": 0.1}, "out": "o", "seeds": [1, 2]}
 Table = Callable[..., Comparison]
@@ -25,7 +25,7 @@ def table(tmp_path) -> Table:
     def make(*words: str, **keys: object) -> Comparison:
         path = tmp_path / "table.yaml"
         path.write_text(yaml.safe_dump({**COMPLETE, **keys}, sort_keys=False))
-        return comparison_of(read_arguments(["--config", str(path), *words], table_options()))
+        return comparison_of(read_arguments(["--config", str(path), *words], CompareOptions))
 
     return make
 
@@ -96,11 +96,11 @@ def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_l
     path = tmp_path / "compare.yaml"
     path.write_text(yaml.safe_dump(made.plain(), sort_keys=False))
     words = ["--config", str(path), "--out", "o"]
-    again = comparison_of(read_arguments(words, table_options()))
+    again = comparison_of(read_arguments(words, CompareOptions))
     assert again.options == made.options
     assert [cell.plain for cell in again.cells] == [cell.plain for cell in made.cells]
     words += ["--training.learning_rate", "0.1", "--data.train+", "b", "--metric", "x"]
-    comparison_of(read_arguments(words, table_options()))
+    comparison_of(read_arguments(words, CompareOptions))
     named = re.findall(r"note: (\S+) changes nothing here", capsys.readouterr().err)
     assert sorted(named) == ["--data.train+", "--training.learning_rate"]
 
@@ -115,7 +115,7 @@ def test_the_printed_table_is_read_back_equal(table, tmp_path, capsys):
         table("--print_config", variants=variants, **base)
     path = tmp_path / "printed.yaml"
     path.write_text(capsys.readouterr().out)
-    again = comparison_of(read_arguments(["--config", str(path)], table_options()))
+    again = comparison_of(read_arguments(["--config", str(path)], CompareOptions))
     assert (again.out, again.options) == (made.out, made.options)
     assert [cell.plain for cell in again.cells] == [cell.plain for cell in made.cells]
 

@@ -2,13 +2,12 @@
 
 import importlib
 import sys
-import tomllib
 from types import ModuleType
 
 import pytest
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer
 
-from tests.tiny import ROOT, make_tiny
+from tests.tiny import make_tiny
 from tests.tools.integrations.test_trainers import Mixed, same, trained, trainer_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
@@ -57,9 +56,6 @@ def test_it_trains_alike(axolotl, tmp_path):
     _, right = trained(Mixed, tiny, tmp_path / "trl", keep, **options)
     same(found, right, "loss", "grad_norm")
     assert plugin.add_callbacks_post_trainer(Values(options), None) == []
-
-    commands = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["axolotl.cli_commands"]
-    assert commands == {"sftmix": f"{axolotl.__name__}:{axolotl.command.name}"}
 
 
 @pytest.mark.parametrize("keys", [{"sftmix_mu": 0.2}, {"sftmix_split": ""}, {"sftmix_spilt": "split.parquet"}])

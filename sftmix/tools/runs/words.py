@@ -1,0 +1,60 @@
+"""The words of a command that reads no configuration -> its options, an object of the dataclass `Options` there."""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from sftmix.cli.help import option_docs
+from sftmix.common.errors import ConfigError
+from sftmix.common.places import unwritable
+from sftmix.config.merge import merge
+from sftmix.config.schema import is_list, options_of
+from sftmix.config.values import choices
+
+
+class WordsParser(argparse.ArgumentParser):
+    """An argparse parser that raises ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def read_words(name: str, command: Any, argv: Sequence[str]) -> Any:
+    """Return the options of a command, a module with `Options` and ABOUT; --help ends here.
+
+    Raises ConfigError for places that cannot be written.
+    """
+    form = argparse.RawDescriptionHelpFormatter
+    parser = WordsParser(f"sftmix {name}", description=command.ABOUT, formatter_class=form, allow_abbrev=False)
+    add_options(parser, command.Options)
+    options = command.Options(**merge({}, vars(parser.parse_args(argv)), options_of(command.Options)))
+    for option in {"to", "out"} & vars(options).keys() if name != "track" else ():  # whose --to names a tracker
+        if place := getattr(options, option):
+            path = os.path.expanduser(place)
+            setattr(options, option, path)
+            if problem := unwritable(path):
+                raise ConfigError(f"--{option}: {place!r} {problem}")
+    return options
+
+
+def add_options(parser: argparse.ArgumentParser, owner: type) -> None:
+    """Add the fields of a dataclass to a parser: keywords of its constructor as options, the others as words.
+
+    `group__name` is the option --group.name, and `from_` is --from. The docstring of a field is its help, after the
+    form of the value: `FILE: the page`.
+    """
+    docs = option_docs(owner)
+    for name, option in options_of(owner).items():
+        key, hint, needed = name.rstrip("_").replace("__", "."), option.annotation, option.default is option.empty
+        form, doc = re.findall(r"(?:([A-Z_|,]+): )?(.*)", docs[name])[0]
+        if hint is bool:
+            parser.add_argument(f"--{key}", dest=name, action="store_true", help=doc)
+            continue
+        value = {"help": doc, "metavar": form or "|".join(choices(hint)), "default": option.default}
+        count = "+" if is_list(hint) else None
+        if option.kind is option.KEYWORD_ONLY:
+            parser.add_argument(f"--{key}", dest=name, required=needed, nargs=count, **value)
+        else:
+            parser.add_argument(name, nargs=count if needed else "?", **value)
