@@ -46,10 +46,9 @@ _NAMES = {
     "others.perturbations": ("NEFTune",),
     "others.places": ("CutMix", "EmbeddingMixup", "ManifoldMixup", "MixtureDivergence"),
     "others.reweighting": ("DFT", "IRDRO", "LabelSmoothing"),
-    "others.s2l": ("S2L",),
     "others.schedules": ("AfterFraction", "Constant", "Cosine", "Linear"),
     "others.selectors": ("Longest", "Random", "ScoreAtLeast", "WithLabel"),
-    "others.tokens": ("ASFT", "EAFT", "PriFT", "ProFit", "Rho1", "TailSFT"),
+    "others.tokens": ("ASFT", "EAFT", "PriFT", "ProFit", "Rho1"),
     "listing": ("Shipped", "catalogue"),
 }
 __all__ = [name for names in _NAMES.values() for name in names]

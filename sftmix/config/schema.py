@@ -124,7 +124,6 @@ MOVED = {
         ("confidence", "confidences", "Correctness IFD LearningPercentage LowVariability"),
         ("optimizers", "optimizers8bit", "AdamW8bit"),
         ("pairing", "pairings", "ConfidenceGapPairs LengthMatchedPairs LevelPairs"),
-        ("selection", "s2l", "S2L"),
         ("selection", "selectors", "Longest Random ScoreAtLeast WithLabel"),
     )
     for name in names.split()
