@@ -1,4 +1,5 @@
-"""The public names of this package for type checkers, which cannot see names that are imported on first use."""
+"""The public names of this package: for type checkers, which cannot see names that are imported on first use, and for
+`__init__.py`, which imports them so."""
 
 from sftmix.components.base import Callback as Callback
 from sftmix.components.base import CallbackResult as CallbackResult
