@@ -3,8 +3,10 @@
 import importlib
 import sys
 
+from sftmix.components import catalogue
 from tests.tiny import ROOT
 
+catalogue()  # as a command does: the shipped classes are there first
 EXAMPLES = str(ROOT / "docs" / "examples")
 
 sys.path.insert(0, EXAMPLES)
