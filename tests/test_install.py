@@ -115,14 +115,15 @@ def test_the_citation_names_paper_and_software():
 
 @pytest.mark.parametrize("package", ["sftmix", "sftmix.components"])
 def test_type_checkers_see_every_public_name(package):
-    """Names that are imported on first use stand in a file of their own for them."""
+    """Names that are imported on first use stand in a file of their own for them, which components read as well."""
     module = importlib.import_module(package)
     stub = ast.parse(Path(str(module.__file__) + "i").read_text(encoding="utf-8"))
     seen = {
         a.asname: s.module for s in stub.body if isinstance(s, ast.ImportFrom) for a in s.names if a.asname == a.name
     }
-    prefix = "" if package == "sftmix" else f"{package}."
-    places = (
-        module._PUBLIC if package == "sftmix" else {n: place for place, names in module._NAMES.items() for n in names}
-    )
-    assert seen == {name: f"{prefix}{place}" for name, place in places.items()}
+    assert {*seen} == {*module.__all__} - {"__version__"}
+    assert {*seen} <= {*dir(module)}
+    for name, place in seen.items():
+        assert getattr(module, name) is getattr(importlib.import_module(place), name)
+    if package == "sftmix":
+        assert seen == module._PUBLIC

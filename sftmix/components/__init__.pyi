@@ -1,4 +1,5 @@
-"""The public names of this package for type checkers, which cannot see names that are imported on first use."""
+"""The public names of this package: for type checkers, which cannot see names that are imported on first use, and for
+`__init__.py`, which imports them so."""
 
 from sftmix.components.base import Callback as Callback
 from sftmix.components.base import CallbackResult as CallbackResult
@@ -48,7 +49,6 @@ from sftmix.components.others.places import MixtureDivergence as MixtureDivergen
 from sftmix.components.others.reweighting import DFT as DFT
 from sftmix.components.others.reweighting import IRDRO as IRDRO
 from sftmix.components.others.reweighting import LabelSmoothing as LabelSmoothing
-from sftmix.components.others.s2l import S2L as S2L
 from sftmix.components.others.schedules import AfterFraction as AfterFraction
 from sftmix.components.others.schedules import Constant as Constant
 from sftmix.components.others.schedules import Cosine as Cosine
@@ -62,7 +62,6 @@ from sftmix.components.others.tokens import EAFT as EAFT
 from sftmix.components.others.tokens import PriFT as PriFT
 from sftmix.components.others.tokens import ProFit as ProFit
 from sftmix.components.others.tokens import Rho1 as Rho1
-from sftmix.components.others.tokens import TailSFT as TailSFT
 from sftmix.components.pairing import AnyPairs as AnyPairs
 from sftmix.components.pairing import RandomPairs as RandomPairs
 from sftmix.components.pairing import SameGroupPairs as SameGroupPairs

@@ -90,23 +90,15 @@ class TrainingDynamics:
 
     def _of_rows(self, ids: Sequence[str], rows: Int64) -> TrainingDynamics:
         """Return the dynamics of these rows, which get these ids; row -1 has n_tokens 0, and no numbers."""
-        alone, known, states = self.alone_nll_sum, rows >= 0, self.states
-        each = known[:, None]
-
-        def of_tokens(nll: Sequence[Float32] | None) -> Sequence[Float32] | None:
-            return None if nll is None else [nll[row] if row >= 0 else nll[row][:, :0] for row in rows]
-
-        tokens: dict[str, Any] = {name: of_tokens(getattr(self, name)) for name in OF_TOKENS}
-        return replace(
-            self,
-            ids=list(ids),
-            nll_sum=np.where(each, self.nll_sum[rows], 0.0),
-            n_tokens=np.where(known, self.n_tokens[rows], 0),
-            n_correct=np.where(each, self.n_correct[rows], 0),
-            alone_nll_sum=None if alone is None else np.where(each, alone[rows], 0.0),
-            states=None if states is None else np.where(each, states[rows], np.float16(0)),
-            **tokens,
-        )
+        columns = dict[str, Any]()
+        for name in ("nll_sum", "n_tokens", "n_correct", "alone_nll_sum", "states"):
+            if (numbers := getattr(self, name)) is not None:
+                none = np.zeros_like(numbers, shape=(1, *numbers.shape[1:]))
+                columns[name] = np.concatenate([numbers, none])[rows]
+        for name in OF_TOKENS:
+            if (tokens := getattr(self, name)) is not None:
+                columns[name] = [tokens[row] if row >= 0 else tokens[row][:, :0] for row in rows]
+        return replace(self, ids=list(ids), **columns)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def directory(tmp_path_factory) -> Path:
         ("components no_such.Thing", "no Component 'no_such.Thing': No module named 'no_such'."),
         ("components my_parts.Unknown", "the types in my_parts.Unknown.__init__ cannot be read"),
         ("run --splitter my_parts.Tail", f"splitter: no Splitter {TAIL}"),
-        ("run --objective my_parts.Tail", "has no attribute 'Tail'. Did you mean TailSFT? There are NTP, SFTMix, "),
+        ("run --objective my_parts.Rho", "has no attribute 'Rho'. Did you mean Rho1? There are NTP, SFTMix, "),
         ("run --splitter no_such.Medin", "No module named 'no_such'. Did you mean Median? There are Median, "),
         ("run --splitter my_parts.NotOne", SUBCLASS),
         ("run --splitter my_draft.Half", "no Splitter 'my_draft.Half': invalid syntax (my_draft.py, line 2)"),

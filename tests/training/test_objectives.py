@@ -26,10 +26,10 @@ from sftmix.components import (
     ProFit,
     Rho1,
     SFTMix,
-    TailSFT,
 )
 from sftmix.testing import check_objective
 from sftmix.types import BatchNLL, TrainingDynamics
+from tests.components.examples import EXAMPLES, TailSFT
 from tests.fast import some_fast
 from tests.toy import VOCABULARY, toy_model
 from tests.training.test_step import (
@@ -299,9 +299,10 @@ def test_another_loss_of_a_global_batch_cut_up_is_the_formula(objective, formula
     assert_same(found, value_and_gradients(model, formula(objective, Rows(model, lambdas))))
 
 
-@pytest.mark.parametrize("name", some_fast(["PriFT", "ASFT", "Rho1", "TailSFT"], every=4))
-def test_a_run_trains_by_a_stored_reference(name, finished, sftmix, tmp_path):
+@pytest.mark.parametrize("name", some_fast(["PriFT", "ASFT", "Rho1", "tail_sft.TailSFT"], every=4))
+def test_a_run_trains_by_a_stored_reference(name, finished, sftmix, tmp_path, monkeypatch):
     """Its start measures the memory of a step on a row that is cut short, which has the last of the stored tokens."""
+    monkeypatch.syspath_prepend(EXAMPLES)
     shown = ["--model.path", str(finished.tiny.model), "--data.train", str(finished.tiny.train)]
     small = ["--training.max_steps", "2", "--checkpoint.every", "0"]
     reference = tmp_path / "reference"

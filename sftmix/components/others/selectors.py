@@ -1,7 +1,7 @@
 """Selectors: parts of the examples by length, score, label or chance (arXiv 2410.05248, section 5.5)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,10 @@ class ScoreAtLeast(Selector):
         self.field, self.threshold = field, threshold
 
     def select(self, scores: Scores, *, seed: int) -> Rows:
-        column = _column({"n_tokens": scores.n_tokens.tolist(), **scores.columns}, self.field)
+        columns = {"n_tokens": scores.n_tokens.tolist(), **scores.columns}
+        require(self.field in columns, "selector.field", self.field, f"a field of the rows: {', '.join(columns)}")
         try:
+            column = columns[self.field]
             values = np.array([-math.inf if value in (None, "") else float(value) for value in column])
             if np.isnan(values).any():
                 raise ValueError(f"example {scores.id[np.isnan(values).argmax()]} has nan")
@@ -74,11 +76,6 @@ class WithLabel(Selector):
     def select(self, scores: Scores, *, seed: int) -> Rows:
         values = check_labels("selector.labels", self.labels, scores)
         return np.flatnonzero([label in self.labels for label in values])
-
-
-def _column(columns: Mapping[str, Sequence[Any]], field: str) -> Sequence[Any]:
-    require(field in columns, "selector.field", field, f"a field of the rows: {', '.join(columns)}")
-    return columns[field]
 
 
 def _first(k: int, keys: Sequence[Any]) -> Rows:

@@ -1,13 +1,13 @@
 """Objectives that weigh each response token, by the model's own probabilities or a stored reference's.
 
 A stored reference is confidence/dynamics.parquet of `sftmix confidence --reference.token_nll true`, made of the same
-rows with the same tokenizer, template and length. PriFT, ASFT and TailSFT take its first checkpoint (the model
-before training, if 0 is among reference.checkpoints), Rho1 its last.
+rows with the same tokenizer, template and length. PriFT and ASFT take its first checkpoint (the model before
+training, if 0 is among reference.checkpoints), Rho1 its last.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -19,10 +19,10 @@ from sftmix.common.places import place_of
 from sftmix.common.tables import existing_file, read_dynamics
 from sftmix.common.transfer import send
 from sftmix.components.base import Objective
-from sftmix.components.component import Need, require
+from sftmix.components.component import require
 from sftmix.components.objectives import NTP
 from sftmix.components.view import LossView, SFTLoss
-from sftmix.types import Batch, Plan, Tensor, TrainingDynamics
+from sftmix.types import Batch, Plan, Tensor
 
 
 class TokenWeights(Objective):
@@ -97,15 +97,19 @@ class StoredReference(TokenWeights):
         return [existing_file("objective.dynamics", self.dynamics)]
 
     @cached_property
-    def stored(self) -> tuple[TrainingDynamics, dict[str, int]]:
-        """The dynamics in the file, and the place of each example in them."""
+    def stored(self) -> Mapping[str, Any]:
+        """The NLL of each example's tokens in the file, [C, n], by id; DataError if it has none."""
         dynamics = read_dynamics(place_of(self.dynamics))
-        return dynamics, {name: place for place, name in enumerate(dynamics.ids)}
+        if dynamics.token_nll is None:
+            raise DataError(
+                f"objective.dynamics: {self.dynamics} has no NLL of tokens; write it with --reference.token_nll true"
+            )
+        return dict(zip(dynamics.ids, dynamics.token_nll, strict=True))
 
     def check(self, sizes: Mapping[str, int], **of_run: Any) -> None:
         """Raise DataError for a file without what is read of it, ConfigError for one with other tokens."""
         super().check(sizes, **of_run)
-        stored = self.sizes()
+        stored = {name: nll.shape[1] for name, nll in self.stored.items()}
         wrong = [name for name, size in sizes.items() if stored.get(name, 0) != size]
         if wrong:
             raise ConfigError(
@@ -114,30 +118,14 @@ class StoredReference(TokenWeights):
                 "same rows, with the same tokenizer, template and length, or leave these out (data.exclude)"
             )
 
-    def sizes(self) -> dict[str, int]:
-        """Return how many response tokens of each example the file has."""
-        (_, places), token_nll = self.stored, self.token_nll
-        return {name: len(token_nll[place][0]) for name, place in places.items()}
-
-    @property
-    def token_nll(self) -> Sequence[Any]:
-        """The NLL of each example's tokens, f32[C, n]; DataError if the file has none."""
-        dynamics, _ = self.stored
-        if dynamics.token_nll is None:
-            raise DataError(
-                f"objective.dynamics: {self.dynamics} has no NLL of tokens; write it with --reference.token_nll true"
-            )
-        return dynamics.token_nll
-
     def reference_nll(self, batch: Batch, checkpoint: int = 0) -> Tensor:
         """Return f64[T], the NLL of each response token at a checkpoint, of rows that `check` has seen."""
         import torch
 
-        (_, places), token_nll = self.stored, self.token_nll
         # `check` has seen that all rows have as many: one that was cut to measure memory has its last tokens.
         nll = []
         for name, example in zip(batch.ids, batch.examples, strict=True):
-            of_row = token_nll[places[name]][checkpoint]
+            of_row = self.stored[name][checkpoint]
             nll.append(of_row[len(of_row) - int(example.target[1:].sum()) :])
         return send(torch.from_numpy(np.concatenate(nll).astype(np.float64)), batch.labels.device)
 
@@ -204,49 +192,6 @@ class Rho1(StoredReference):
             kept = math.ceil(self.share * len(rank) - 1e-9)
             trained.append((rank < kept).to(excess) * (len(rank) / max(kept, 1)))
         return torch.cat(trained)
-
-
-class TailSFT(StoredReference):
-    """TailSFT: of each global batch, the examples whose mean NLL has fallen most since the reference are left out.
-
-    As in the example of TRL (huggingface/trl #7212), round(share G) of the G examples are left out, at least one stays,
-    and the NTP sum is divided by the tokens that stay. Each step costs one more forward pass.
-    """
-
-    needs = frozenset({Need.BATCH_NLL})
-
-    def __init__(self, *, dynamics: str, share: float = 0.5, mixup: Objective | None = None):
-        """
-        dynamics: a dynamics.parquet; the NLL of each response is enough.
-        share: share of the examples that are left out, from 0 (NTP) to below 1.
-        mixup: the objective whose NTP is weighed, such as SFTMix with its options; null: NTP, without pairs.
-        """
-        super().__init__(dynamics=dynamics, mixup=mixup)
-        require(0 <= share < 1, "objective.share", share, "from 0 to below 1")
-        self.share = share
-
-    def plan(self, batch: Batch, **at: Any) -> Plan:
-        import torch
-
-        nll = batch.batch_nll
-        assert nll is not None
-        dynamics, places = self.stored
-        rows = [places[name] for name in nll.ids]
-        before = torch.as_tensor(dynamics.nll_sum[rows, 0] / dynamics.n_tokens[rows])
-        # Rounded, as before the first step all have fallen by nothing but the rounding of a forward.
-        fallen = (before - nll.nll_sum / nll.n_tokens).round(decimals=4).tolist()
-        order = sorted(range(len(fallen)), key=lambda k: (-fallen[k], nll.ids[k]))
-        left_out = nll.rows[order[: round(self.share * len(fallen))]]
-        batch = replace(batch, ntp_weight=batch.ntp_weight * ~torch.isin(batch.rows, left_out[: len(fallen) - 1]))
-        return super().plan(batch, **at)
-
-    def sizes(self) -> dict[str, int]:
-        """Return how many response tokens the losses of each example are of: the file may hold no single ones."""
-        dynamics, places = self.stored
-        return {name: int(dynamics.n_tokens[place]) for name, place in places.items()}
-
-    def factors(self, view: LossView, batch: Batch) -> Tensor:
-        return view.hidden.new_ones(len(batch.labels))
 
 
 def _nll(view: LossView, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from sftmix.components.reference import TrainedReference
 from sftmix.config.read import from_plain
 from sftmix.tools.compare import Comparison, compare
 from sftmix.tools.compare.command import CompareOptions, comparison_of, listing
+from tests.components.examples import TailSFT
 
 COMPLETE = {"model": {"path": "m"}, "data": {"train": ["a.json"], "eval_fraction": 0.1}, "out": "o", "seeds": [1, 2]}
 Table = Callable[..., Comparison]
@@ -108,7 +109,11 @@ def test_what_a_table_writes_down_is_read_back_equal_and_overrides_the_command_l
 def test_the_printed_table_is_read_back_equal(table, tmp_path, capsys):
     """The base is printed with the defaults of its component, which are no options of a variant's component."""
     base = {"objective": {"class_path": "Rho1", "dynamics": "d"}, "reference.model.max_length": 9}
-    variants = {"rho": None, "tail": {"objective": "TailSFT"}, "none": {"reference.model": None, "callbacks": []}}
+    variants = {
+        "rho": None,
+        "tail": {"objective": f"{TailSFT.__module__}.TailSFT"},
+        "none": {"reference.model": None, "callbacks": []},
+    }
     made = table(variants=variants, **base)
     assert made.variants["tail"].objective.spec()["init_args"]["share"] == 0.5
     with pytest.raises(SystemExit):
