@@ -12,7 +12,6 @@ EXAMPLES = str(ROOT / "docs" / "examples")
 sys.path.insert(0, EXAMPLES)
 ByConfidence = importlib.import_module("curriculum").ByConfidence
 LossSpikeGuard = importlib.import_module("loss_spikes").LossSpikeGuard
-S2L = importlib.import_module("s2l").S2L
 Shares = importlib.import_module("shares").Shares
 TailSFT = importlib.import_module("tail_sft").TailSFT
 sys.path.remove(EXAMPLES)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.plain import spelling
 from sftmix.common.tables import write_dynamics
-from sftmix.components import All, Longest, QualityLabel, Random, ScoreAtLeast, WithLabel
+from sftmix.components import S2L, All, Longest, QualityLabel, Random, ScoreAtLeast, WithLabel
 from sftmix.components.contracts import check_selection
 from sftmix.types import TrainingDynamics
-from tests.components.examples import S2L, Shares
+from tests.components.examples import Shares
 from tests.components.tables import scores
 
 

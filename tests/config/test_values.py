@@ -225,7 +225,7 @@ def test_a_component_names_each_of_its_options(cls, taken):
 
 
 MOVED = ["endpoint.FromSGLang", "mixing.MeasureMixing", "optimizers.AdamW8bit", "perturbations.NEFTune"]
-MOVED += ["places.CutMix", "reweighting.IRDRO", "tokens.Rho1"]
+MOVED += ["places.CutMix", "reweighting.IRDRO", "selection.S2L", "tokens.Rho1"]
 MOVED += ["confidence.IFD", "pairing.LevelPairs", "schedules.Linear", "selection.Random"]
 
 

@@ -1,8 +1,4 @@
-"""A selector that chooses the examples by the losses of a small model.
-
-Copy it to where `sftmix` is started: `--selector s2l.S2L --selector.k 1000
---selector.dynamics runs/small/confidence/dynamics.parquet`.
-"""
+"""S2L: a choice of the examples by the losses of a small model."""
 
 import warnings
 
@@ -11,7 +7,7 @@ import numpy as np
 from sftmix.common.places import place_of
 from sftmix.common.rng import generator
 from sftmix.common.tables import existing_file, read_dynamics
-from sftmix.components import Selector
+from sftmix.components.base import Selector
 from sftmix.components.component import require
 from sftmix.types import Rows, Scores
 
