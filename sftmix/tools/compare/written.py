@@ -1,4 +1,4 @@
-"""The files of a table: table.json, and table.md for people."""
+"""The files of a table: table.json, and table.md and table.tex for people."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +27,10 @@ CONTRASTS = ["contrast", "seeds", "difference", "95% interval", "over", "p", "p 
 
 
 def write_result(directory: Path, table: Table) -> Table:
-    """Write table.json and table.md; return the table."""
+    """Write table.json, table.md and table.tex; return the table."""
     write_json(directory / "table.json", table)
     write_text(directory / "table.md", markdown(table))
+    write_text(directory / "table.tex", latex(table))
     return table
 
 
@@ -98,6 +99,17 @@ def rows_by_seed(table: Table) -> list[list[str]]:
     found = [{run["seed"]: run["metrics"].get(metric) for run in variant["runs"]} for variant in variants.values()]
     rows = [[str(seed), *(_or_dash(one.get(seed), "{:.4f}") for one in found)] for seed in table["options"]["seeds"]]
     return [["seed", *variants], *rows]
+
+
+def latex(table: Table) -> str:
+    """Return the figures of each variant as a LaTeX table of booktabs, a row for each variant."""
+    import pandas as pd
+
+    variants = table["variants"]
+    names = [name for name in dict.fromkeys([table["metric"], *SHOWN]) if name in _known(table)]
+    cells = [[_figure(variant, name) for name in names] for variant in variants.values()]
+    text = pd.DataFrame(cells, list(variants), names).to_latex(escape=True, column_format="l" + "r" * len(names))
+    return str(text).replace("±", r"$\pm$")
 
 
 def _or_dash(value: Any, form: str) -> str:

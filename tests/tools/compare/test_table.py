@@ -190,6 +190,7 @@ def test_the_files_say_the_same(tmp_path):
     assert read_json(tmp_path / "table.json") == json.loads(json.dumps(table))
     assert (tmp_path / "table.md").read_text() == markdown(table)
     assert re.search(r"^\| 2 +\| 0\.6667 \| 0\.6667 \|$", (tmp_path / "table.md").read_text(), re.M)
+    assert re.search(r"^A & 0\.5\S* \$\\pm\$ 0\.24 ", (tmp_path / "table.tex").read_text(), re.M)
 
 
 # ----------------------------------------------------------------------------------------------- whole tables
@@ -241,7 +242,7 @@ def test_the_table_holds_what_the_runs_say(ran):
     off = [values[f"SFTMix/seed-{seed}"] - values[f"NTP/seed-{seed}"] for seed in (1, 2)]
     assert (contrast["differences"], contrast["p"]) == (pytest.approx(off), 0.5 if off[0] * off[1] > 0 else 1.0)
     assert (contrast["interval_over"], contrast["inputs_that_differ"]) == ("seeds and examples", ["objective"])
-    files = {"table.md", "table.json", "compare.yaml", "STATUS.json", ".lock"}
+    files = {"table.md", "table.tex", "table.json", "compare.yaml", "STATUS.json", ".lock"}
     assert {p.name for p in ran.out.iterdir()} == {*files, *VARIANTS}
     assert (ran.out / "table.md").read_text() in ran.printed
     once = (" rows read: ", "computing in fp32 on cpu ", "; ranks: 1\n")
