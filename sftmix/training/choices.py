@@ -18,7 +18,7 @@ from sftmix.options.training import DEFAULT_MICRO_BATCH
 from sftmix.training.footprint import Count, Footprint, kept_by_forward, layers_of, slots_of
 from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
 from sftmix.training.memory import room
-from sftmix.training.parallel import PADDED_TOKENS, check_compiler, prepare_layers, unwrap
+from sftmix.training.parallel import PADDED_TOKENS, check_compiler, pads, prepare_layers, unwrap
 from sftmix.training.step import StepSetup
 
 USABLE = 0.9
@@ -78,7 +78,7 @@ def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions
     if options.limits(kind)[1] == "auto":
         most = slots_of(setup, DEFAULT_MICRO_BATCH if math.isinf(free) else sys.maxsize)
         tokens = max(fitting(most=most, recompute=recompute), slots_of(setup, 1))
-        if not unwrap(setup.module).padding_free:
+        if pads(setup.module, stage.data.lengths):
             tokens = min(tokens, PADDED_TOKENS)
     return replace(options, activation_checkpointing=recompute, micro_batch_tokens=tokens)
 

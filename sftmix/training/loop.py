@@ -103,7 +103,7 @@ class TrainingLoop:
                 stage.name, total=self.total, unit="step", done=self.step, enabled=world.is_main, rate="{postfix}"
             ) as bar,
             StopSignal() as signal,
-            few_plans(),
+            few_plans(self.module, stage.data.lengths),
             self.store.finishing(),
         ):
             metrics = log.last

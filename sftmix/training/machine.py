@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import sftmix
+from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.options import LAYOUT, TrainingOptions
 
@@ -69,10 +70,18 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextmanager
 def adding_in_order(wanted: bool | Literal["auto"]) -> Iterator[None]:
-    """Switch torch's deterministic algorithms on or off, and back again; auto: leave them as they are."""
+    """Switch torch's deterministic algorithms on or off, and back again; auto: leave them as they are.
+
+    Raises ConfigError if CUDA has started without WORKSPACE, and they are wanted.
+    """
     own = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    if wanted is True and not torch.cuda.is_initialized():  # else torch refuses the first matmul without the variable
-        os.environ.setdefault(WORKSPACE, ":4096:8")
+    if wanted is True and WORKSPACE not in os.environ:
+        if torch.cuda.is_initialized():
+            raise ConfigError(
+                f"training.deterministic true needs the variable {WORKSPACE}=:4096:8 before CUDA starts, and it has "
+                "started: set it in the environment of the process"
+            )
+        os.environ[WORKSPACE] = ":4096:8"
     if wanted != "auto":
         torch.use_deterministic_algorithms(wanted)
     try:

@@ -28,6 +28,7 @@ from sftmix.model.packing import attending, attention_of, check_attention, is_sk
 from sftmix.model.varlen import VARLEN
 from sftmix.options import TrainingOptions
 from sftmix.training.module import TrainingModule
+from sftmix.types import Int64
 
 PADDED_TOKENS = 16_384
 """Most padded token slots of a micro-batch under training.micro_batch_tokens auto. A pass costs a GPU about as much as
@@ -67,12 +68,17 @@ def autocast(wrapped: nn.Module, precision: str, device: torch.device) -> torch.
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def pads(wrapped: nn.Module, lengths: Int64) -> bool:
+    """Return True if rows of these lengths i64[N] are padded in a micro-batch: they differ, and share no line."""
+    return not unwrap(wrapped).padding_free and len({*lengths.tolist()}) > 1
+
+
 @contextlib.contextmanager
-def few_plans() -> Iterator[None]:
-    """Leave out cuDNN's attention: it plans anew for each (batch, length), 160 ms on an H200, and lengths differ."""
+def few_plans(wrapped: nn.Module, lengths: Int64) -> Iterator[None]:
+    """Leave out cuDNN's attention while rows are padded: it plans anew for each (batch, length), 160 ms on an H200."""
     cuda = torch.backends.cuda
     before = cuda.cudnn_sdp_enabled()
-    cuda.enable_cudnn_sdp(False)
+    cuda.enable_cudnn_sdp(before and not pads(wrapped, lengths))
     try:
         yield
     finally:

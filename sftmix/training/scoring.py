@@ -79,7 +79,7 @@ class Scorer:
         rounds = range(0, len(batches), world.size)
         with (
             eval_mode(module, world, self.precision) as target,
-            few_plans(),
+            few_plans(module, lengths),
             progress_bar(self.progress, total=len(rounds), unit=" batches", enabled=world.is_main, leave=False) as bar,
         ):
             began, said = time.monotonic(), not world.is_main

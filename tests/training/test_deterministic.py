@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sftmix.cli import main
+from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components import NTP, SFTMix
 from sftmix.training.loop import train
@@ -69,8 +70,9 @@ def test_cublas_is_given_memory_before_it_starts(monkeypatch):
         assert os.environ[WORKSPACE] == ":16:8"
     monkeypatch.delenv(WORKSPACE)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with adding_in_order(True):
-        assert WORKSPACE not in os.environ  # torch asks for it, and cuBLAS would not read it any more
+    error = "training.deterministic true needs the variable CUBLAS_WORKSPACE_CONFIG=:4096:8 before CUDA starts"
+    with pytest.raises(ConfigError, match=error), adding_in_order(True):
+        pass
     assert not torch.are_deterministic_algorithms_enabled()
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -208,12 +209,16 @@ def allowed(request):
     torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-@pytest.mark.parametrize("padding_free", [False, True])
-def test_cudnn_plans_for_no_shapes(tmp_path, allowed, padding_free):
-    kernels, data, options = Kernels(), toy_rows(UNLIKE), {"padding_free": padding_free}
+@pytest.mark.parametrize(
+    ("rows", "padding_free", "shapes_repeat"),
+    [(UNLIKE, False, False), (ALIKE, False, True), (UNLIKE, True, True)],
+    ids=["padded", "of one length", "padding-free"],
+)
+def test_cudnn_plans_for_no_padded_shapes(tmp_path, allowed, rows, padding_free, shapes_repeat):
+    kernels, data, options = Kernels(), toy_rows(rows), {"padding_free": padding_free}
     units = [(Slot(0),), (Slot(1),)]
     train(toy_stage(tmp_path, [units] * 2, data=data, options=options, callbacks=[kernels]), World())
-    assert kernels.seen == [False] * 2
+    assert kernels.seen == [allowed and shapes_repeat] * 2
     module, seen = TrainingModule(toy_model()), []
     module.padding_free = padding_free
 
@@ -222,8 +227,8 @@ def test_cudnn_plans_for_no_shapes(tmp_path, allowed, padding_free):
         return [batch.rows]
 
     Scorer(world=World()).columns(module, data, measure)
-    assert seen == [False]
-    with pytest.raises(RuntimeError), few_plans():
+    assert seen == [allowed and shapes_repeat]
+    with pytest.raises(RuntimeError), few_plans(module, np.array([1, 2])):
         raise RuntimeError
 
 
