@@ -27,7 +27,7 @@ from sftmix.data.thoughts import (
     opened_by,
     without_thought_tags,
 )
-from sftmix.data.trial import AND_NOW, CALL, PROBE, SYSTEM, TOOLS
+from sftmix.data.trial import AND_NOW, CALL, PROBE, SYSTEM, TOOLS, as_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +107,7 @@ class TemplateLayout:
     """What a template writes around a response.
 
     source    the template, with the defaults that the exported one has
+    listed    it takes contents as lists of parts
     key       the key of a turn by which it takes a thought; "": within the content; None: it leaves thoughts out
     asked, prompt, plain, thinking  a question as it renders it, with its prompt, with an answer, with a thought or ""
     notices   sentences that the user should read
@@ -116,6 +117,8 @@ class TemplateLayout:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, notice: str = "") -> None:
         self.tokenizer, self.source = tokenizer, source
         self.notices = [notice] * bool(notice)
+        self.listed = False
+        self.listed = ANSWER not in self.tried(*PROBE)  # SmolVLM
         self.asked = self.rendered(*PROBE[:1])
         self.prompt = self.rendered(*PROBE[:1], prompt=True)
         self.plain = self.rendered(*PROBE)
@@ -140,7 +143,8 @@ class TemplateLayout:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        given: Any = {"conversations": [turns], "tools": list(tools) or None, **token_roles(self.tokenizer)}
+        chat = [{**turn, "content": as_parts(turn["content"])} for turn in turns] if self.listed else turns
+        given: Any = {"conversations": [chat], "tools": list(tools) or None, **token_roles(self.tokenizer)}
         template = on_the_same_day(self.source)
         try:
             texts = render_jinja_template(chat_template=template, add_generation_prompt=prompt, **given)[0]
@@ -290,10 +294,8 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
     whose prompt closes the thought that rows have.
     """
     layout = TemplateLayout(tokenizer, source)
-    if ANSWER not in layout.plain:
-        raise ConfigError(
-            "data.template: the template does not write the content of an assistant turn, which is a text"
-        )
+    if ANSWER not in layout.plain or "{'type'" in layout.plain:
+        raise ConfigError("data.template: the template does not write the content of an assistant turn")
     if (bos := tokenizer.bos_token) and layout.plain.startswith(2 * bos):
         raise ConfigError("data.template: the template writes the BOS token twice at the beginning")
     tagged = not thinks and _GENERATION.search(source)

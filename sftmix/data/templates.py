@@ -72,6 +72,8 @@ def chosen(tokenizer: PreTrainedTokenizerBase, template: str | None) -> tuple[st
     source = template_source(name)
     if name in NAMED:
         source = source.replace("END", "'<|im_end|>'" if "<|im_end|>" in tokenizer.get_vocab() else "eos_token")
+        if "eos_token" in source and tokenizer.eos_token is None:
+            raise ConfigError("data.template: this tokenizer has no eos token, with which the template ends a response")
         source = ("{{ bos_token }}" if written_bos(tokenizer) else "") + source
     return name, source
 

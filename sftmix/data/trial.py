@@ -56,7 +56,12 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
     [PROBE[0], CALL, _RESULT],
     [PROBE[0], _THOUGHT],
 ]
-"""What is rendered of rows: turns, a system turn, calls and results, thoughts."""
+"""What is rendered of rows: turns, a system turn, calls and results, thoughts; contents also as lists of parts."""
+
+
+def as_parts(content: str) -> list[dict[str, str]]:
+    """Return a content as the list of parts that some templates take alone."""
+    return [{"type": "text", "text": content}]
 
 
 def trouble_with(template: str, variables: dict[str, str]) -> str | None:
@@ -95,7 +100,8 @@ def _main() -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         size = pages * resource.getpagesize() + (MEGABYTES << 20)
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    for chat, prompt, tools in itertools.product(CONVERSATIONS, (False, True), (None, TOOLS)):
+    listed = [[{**turn, "content": as_parts(turn["content"])} for turn in chat] for chat in CONVERSATIONS]
+    for chat, prompt, tools in itertools.product(CONVERSATIONS + listed, (False, True), (None, TOOLS)):
         options = {"chat_template": request["template"], "add_generation_prompt": prompt, "tools": tools}
         try:
             texts = render_jinja_template([chat], **options, **request["variables"])[0]  # beside places not asked for

@@ -150,7 +150,7 @@ def test_no_stop_token_at_all_is_refused():
     tokenizer.eos_token = None
     with pytest.raises(ConfigError, match="would never stop"):
         make_encoder(tokenizer)
-    with pytest.raises(ConfigError, match="'eos_token' is undefined"):
+    with pytest.raises(ConfigError, match="no eos token"):
         make_encoder(tokenizer, "alpaca")
     assert make_encoder(tokenizer, "chatml").stop_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
 
@@ -162,10 +162,6 @@ def test_no_stop_token_at_all_is_refused():
         ("{{ raise_exception('only system turns') }}", "only system turns"),
         ("{{ messages.__class__.__mro__ }}", "cannot render"),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not write the content"),
-        (
-            "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
-            "does not write the content .*, which is a text",
-        ),
         ("{{ '<s><s>' }}{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}", "BOS token twice"),
     ],
 )

@@ -75,6 +75,7 @@ STRUCTURES = {
     "no_system": Structure(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + chatml(FIELD), in_front, False
     ),
+    "parts": Structure(chatml(FIELD).replace("m.content", "m.content[0].text"), in_front),
     "header_behind_more_space": Structure(chatml(FIELD).replace("<|im_start|>{{", SPACE + "<|im_start|>{{"), in_front),
     "header_behind_less_space": Structure(chatml(FIELD).replace("<|im_start|>a", "\n  <|im_start|>a"), in_front),
     "header_in_words": Structure(
@@ -132,6 +133,8 @@ def test_what_follows_the_served_prompt_is_trained(structure, kind, exchanges, s
             add_generation_prompt=True,
             return_dict=False,
         )
+        if structure == "parts":
+            served = encoder.renderer.prompt(before)
         ((start, end),) = found.spans
         assert found.ids[:start] == served
         assert end == len(found.ids)

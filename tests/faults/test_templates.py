@@ -37,12 +37,16 @@ PAYLOADS = {
         "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + LOOPS,
         "exit code -9,",
     ),
+    "loops on parts": (
+        "{% if messages[0].content is not string %}" + LOOPS + "{% endif %}{{ messages[0].content }}",
+        "exit code -9,",
+    ),
     "loops on functions": ("{% if tools %}" + LOOPS + "{% endif %}", "exit code -9,"),
     "loops on a thought": ("{% if messages[-1].thinking %}" + LOOPS + "{% endif %}", "exit code -9,"),
     "loops on a result": ("{% if messages[-1].role == 'tool' %}" + LOOPS + "{% endif %}", "exit code -9,"),
     "long output": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "MemoryError"),
 }
-QUICK = ("nested ranges", "long output")
+QUICK = ("nested ranges", "loops on parts")
 
 
 def ends_in_one_line(world: World, source: str, reason: str, place: str) -> None:
