@@ -102,7 +102,7 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     positions = torch.cat([torch.arange(n, device=device) for n in _DOCUMENTS]).view(ids.shape)
     places: dict[str, Any] = {}
     if varlen:
-        remedy = "Set another model.attention (sdpa, eager), or none."
+        remedy = "Leave model.attention out, or set sdpa or eager."
         if problem := unfit(decoder.config):
             return f"model.path: {name} has {problem}, which attention {VARLEN} cannot compute. {remedy}"
         starts = torch.tensor([0, *_DOCUMENTS], device=device).cumsum(0, dtype=torch.int32)

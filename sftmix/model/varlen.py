@@ -4,11 +4,13 @@ transformers knows it as model.attention varlen. On CUDA it is flash attention i
 mask stands in for the kernel, so that all else is the same on a CPU. For torch.compile neither breaks a graph.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import varlen
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -20,12 +22,16 @@ FAMILIES = """apertus arcee cohere cohere2 ernie4_5 exaone4 gemma gemma3_text gl
 helium hunyuan_v1_dense llama ministral mistral mixtral olmo olmo2 olmo3 olmoe phi phi3 qwen2 qwen3 qwen3_moe
 smollm3 starcoder2"""
 """Model types with an attention that the kernel has: causal, scaled, at most with a window (docs/limits.md)."""
+GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
+"""What says that heads of queries share keys; the kernel of torch 2.11 finds it by itself."""
 WIDEST = 256
 """Largest width of a head, of which the kernel takes multiples of 8."""
 
 
 def unfit(config: PretrainedConfig) -> str | None:
     """Return what the kernel does not have of the attention that a decoder's config describes; None if it has all."""
+    if cap := getattr(config, "attn_logit_softcapping", None):
+        return f"a soft cap of {cap:g} in its attention"
     if config.model_type not in FAMILIES.split():
         return f"the type {config.model_type}"
     if dropout := getattr(config, "attention_dropout", None):
@@ -90,11 +96,9 @@ AttentionMaskInterface.register(VARLEN, _mask)
 def _kernel(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, scale: float | None, window: int | None
 ) -> Any:
-    from torch.nn.attention.varlen import varlen_attn
-
     sides = (-1 if window is None else window - 1, 0)  # how far a token sees before and after itself
-    about: Any = {"scale": scale, "window_size": sides, "enable_gqa": True}
-    return varlen_attn(q, k, v, starts, starts, longest, longest, **about)
+    about: Any = {"scale": scale, "window_size": sides, **GROUPED}
+    return varlen.varlen_attn(q, k, v, starts, starts, longest, longest, **about)
 
 
 def _stand_in(

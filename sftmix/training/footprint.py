@@ -7,8 +7,8 @@ and no storage.
 
 import bisect
 import math
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import FSDPModule
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sftmix.batches.collate import collate, to_device
@@ -56,25 +58,53 @@ def kept_by_forward(setup: StepSetup, length: int, within: AbstractContextManage
     sharded, device = isinstance(module, FSDPModule), next(module.parameters()).device
     batch, plan = to_device((batch, plan), device)
     weights = set() if sharded else {one.untyped_storage()._cdata for one in target.parameters()}
-    found: dict[int, torch.UntypedStorage] = {}
-
-    def note(saved: torch.Tensor) -> torch.Tensor:
-        storage = saved.untyped_storage()
-        found[storage._cdata] = storage
-        return saved.detach()  # an output would hold the graph that holds it, and so the weights, for ever
-
     with (
         within,
         eval_mode(module, replace(setup.world, device=device), setup.precision),
         torch.enable_grad(),
         torch.compiler.set_stance("force_eager"),
-        saved_tensors_hooks(note, lambda saved: saved),
+        noting_kept(target.model) as found,
     ):
-        out = target(batch, plan, loss=objective.loss)
-    reshard(module)  # weights that were gathered have no storage then
-    kept = sum(storage.nbytes() for key, storage in found.items() if key not in weights)
-    del out
+        target(batch, plan, loss=objective.loss)
+    reshard(module)
+    kept = 0
+    for key, (_, size) in found.items():
+        left = torch.UntypedStorage._new_with_weak_ptr(key)
+        if key not in weights and (left is None or left.nbytes()):  # weights that were gathered have no bytes by now
+            kept += size
     return kept
+
+
+@contextmanager
+def noting_kept(model: PreTrainedModel) -> Iterator[dict[int, tuple[StorageWeakRef, int]]]:
+    """Note each storage that is kept for the backward, and its bytes; what a layer keeps is then let go.
+
+    If layers are to be computed again there is no room for what all of them keep. Losses need what is outside layers:
+    they differentiate in their forward.
+    """
+    found: dict[int, tuple[StorageWeakRef, int]] = {}
+    in_layer = False
+
+    def note(saved: torch.Tensor) -> torch.Tensor | None:
+        storage = saved.untyped_storage()
+        found[storage._cdata] = StorageWeakRef(storage), storage.nbytes()  # so that no later storage has this key
+        return None if in_layer else saved.detach()  # an output would hold the graph that holds it
+
+    def enter(*_: Any) -> None:
+        nonlocal in_layer
+        in_layer = True
+
+    def leave(*_: Any) -> None:
+        nonlocal in_layer
+        in_layer = False
+
+    hooks: list[RemovableHandle] = []
+    for layer in layers_of(model):
+        hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
+    with saved_tensors_hooks(note, lambda saved: saved):
+        yield found
+    for hook in hooks:
+        hook.remove()
 
 
 def unit_of(setup: StepSetup) -> int:

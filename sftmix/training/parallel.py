@@ -167,10 +167,10 @@ def _shares_rows(
     else:
         raise ConfigError(problem)
     model.get_decoder().config._attn_implementation = name
-    if world.is_main and (first or name != own):
+    if world.is_main and (first or is_skipping(None, world.device)):
         print(
-            f"micro-batches are {'not ' * one_row}padded, with attention {name}, as training.padding_free is "
-            f"{str(options.padding_free).lower()}: {first or 'it keeps the examples of a row apart'}",
+            f"micro-batches are {'not ' * one_row}padded, with attention {name} (training.padding_free "
+            f"{str(options.padding_free).lower()}){': ' * bool(first)}{first or ''}",
             flush=True,
         )
     return one_row

@@ -278,10 +278,10 @@ class KilledBehind:
     after: bool
 
     def __call__(self) -> None:
-        from sftmix.training import checkpoint
+        from sftmix.training import checkpoint, part
 
         checkpoint.CheckpointStore.behind = True
-        write = checkpoint.save_file
+        write = part.save_file
 
         def writes(tensors, file: Path, metadata) -> None:
             if "step-00000009" not in str(file):
@@ -292,7 +292,7 @@ class KilledBehind:
                 time.sleep(0.002)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        checkpoint.save_file = writes
+        part.save_file = writes
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Attention varlen: each document by itself, its gradients, and what it refuses by name."""
 
 import inspect
+import re
 from unittest.mock import patch
 
 import pytest
@@ -93,7 +94,8 @@ def test_the_kernel_gets_causal_windows(window, sides, monkeypatch):
 
 
 UNFIT = {
-    "another family": ("Gemma2", {}, "the type gemma2"),
+    "soft caps": ("Gemma2", {}, "a soft cap of 50 in its attention"),
+    "another family": ("Gemma2", {"attn_logit_softcapping": None}, "the type gemma2"),
     "dropout": ("Llama", {"attention_dropout": 0.1}, "an attention dropout of 0.1"),
     "wide": ("Llama", {"head_dim": 264}, r"heads of width 264"),
     "odd": ("Llama", {"head_dim": 12}, r"heads of width 12 \(allowed: a multiple of 8, at most 256\)"),
@@ -117,10 +119,12 @@ def test_what_it_cannot_compute_is_refused_by_name_and_padded_under_auto(kind, c
     with AS_ON_CUDA:
         assert not fed(model).padding_free
     assert (attention_of(model), model.training) == (own, False)
-    assert ("micro-batches are padded, with attention sdpa" in capsys.readouterr().out) is (own == "sdpa")
+    why = f": model.path: .* has {name}" if own == "sdpa" else ""
+    line = rf"micro-batches are padded, with attention {own} \(training.padding_free auto\)"
+    assert re.search(line + why, capsys.readouterr().out)
     model.config._attn_implementation = "varlen"
     for asked in ("auto", True, False):
-        with pytest.raises(ConfigError, match=rf"{name}(.|\n)*Set another model.attention \(sdpa, eager\)"):
+        with pytest.raises(ConfigError, match=rf"{name}(.|\n)*Leave model.attention out, or set sdpa or eager"):
             fed(model, "varlen", padding_free=asked)
         assert (attention_of(model), model.training) == ("varlen", False)
 
@@ -178,8 +182,8 @@ def test_what_the_user_named_is_kept(attention, options, chosen, capsys):
     with AS_ON_CUDA:
         one_row = fed(model, attention, **options).padding_free
     assert (attention_of(model), one_row) == chosen
-    line = "micro-batches are not padded, with attention varlen, as training.padding_free is "
-    assert (line in capsys.readouterr().out) is (attention is None and one_row)
+    line = f"micro-batches are {'not ' * one_row}padded, with attention {chosen[0]} (training.padding_free "
+    assert line in capsys.readouterr().out
 
 
 def test_a_model_that_was_built_with_another_attention_keeps_it():
@@ -194,7 +198,7 @@ def test_padding_free_true_takes_the_own_attention_if_varlen_does_not_fit(capsys
     with AS_ON_CUDA:
         assert fed(model, padding_free=True).padding_free
     assert attention_of(model) == "sdpa"
-    assert "with attention sdpa, as training.padding_free is true: model.path: Llama" in capsys.readouterr().out
+    assert "with attention sdpa (training.padding_free true): model.path: Llama" in capsys.readouterr().out
 
 
 def test_on_a_cpu_nothing_is_chosen():

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from sftmix.batches.order import Slot
 from sftmix.common.errors import ConfigError
 from sftmix.common.world import World
 from sftmix.components.others.places import EmbeddingMixup
+from sftmix.model.layers import decoder_layers
 from sftmix.training import memory
 from sftmix.training.choices import USABLE, settled
 from sftmix.training.footprint import Footprint
@@ -47,6 +49,16 @@ def test_what_a_slot_keeps_is_measured(stage, precision):
             sizes.pop(parameter.untyped_storage().data_ptr(), None)
         assert sum(sizes.values()) == pytest.approx(constant + ids.numel() * each, rel=0.1)
         del out
+
+
+def test_what_a_layer_keeps_is_let_go_before_the_next_one(stage):
+    """A model whose layers must be computed again has no room for what all of them keep."""
+    first, last = decoder_layers(stage.model)
+    noted, gone = [], []
+    first.mlp.c_fc.register_forward_hook(lambda *about: noted.append(StorageWeakRef(about[-1].untyped_storage())))
+    last.register_forward_pre_hook(lambda *_: gone.append(noted[-1].expired()))
+    assert Footprint(setup_of(stage)).kept[1] > 0
+    assert gone == [True, True]
 
 
 def test_all_passes_of_an_objective_count(stage):

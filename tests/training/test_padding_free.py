@@ -102,7 +102,7 @@ def test_auto_pads_where_examples_would_not_be_kept_apart(capsys, monkeypatch):
     """On a CPU there is no attention for which auto means padding-free: the probe is asked as on a GPU."""
     monkeypatch.setattr("sftmix.training.parallel.is_skipping", lambda attention, device: True)
     assert not fed(leaky()).padding_free
-    line = "micro-batches are padded, with attention eager, as training.padding_free is auto: model.path: OPT"
+    line = "micro-batches are padded, with attention eager (training.padding_free auto): model.path: OPT"
     assert line in capsys.readouterr().out
 
 
