@@ -392,8 +392,7 @@ def test_every_field_of_a_run_is_documented(first):
     text = prose(ROOT / "docs" / "run-directory.md")
     logs = [(first / stage / "metrics.jsonl").read_text() for stage in ("reference", "train")]
     metrics = [json.loads(line) for log in logs for line in log.splitlines()]
-    summary = json.loads((first / "summary.json").read_text())
-    status = json.loads((first / "STATUS.json").read_text())
+    summary, status = (json.loads((first / name).read_text()) for name in ("summary.json", "STATUS.json"))
     named = {*chain.from_iterable(metrics), *summary, *chain.from_iterable(summary["stages"].values()), *status}
     assert not {name for name in named if f"`{name}`" not in text}
     assert {p.name for p in first.iterdir() if p.name != ".lock"} == set(

@@ -44,7 +44,7 @@ def run(finished, tmp_path) -> Path:
         ),
         ("config.yaml", f"? *a\n: {BOMB}", 2, "cannot read the configuration", [EXPORT]),
         ("config.yaml", "? [a, b]\n: 1\n", 2, "found unhashable key", [EXPORT]),
-        ("config.yaml", "seed: 1" + ":59" * 200 + ".5\n", 2, "cannot read the configuration", [EXPORT]),
+        ("config.yaml", "seed: 1" + ":59" * 200 + ".5\n", 2, "is not allowed; allowed: a whole number", [EXPORT]),
         (
             "train/metrics.jsonl",
             '{"step": 1, "time": 1.0}\n{oops}\n',
