@@ -88,7 +88,9 @@ def main(args: Options) -> None:
     responses = dict(zip(table["id"], table["response"], strict=True))
     in_a_line = {key: {r"\s+": " "} for key in ("hard_tokens", "prompt", "response")}  # ids stay as they are
     for line in table.head(args.top).replace(in_a_line, regex=True).to_dict("records"):
-        say(SHOWN.format(why=_reason(line, responses[line["compared_with"]]), **line), sys.stdout)
+        nearer = " ".join(responses[line["compared_with"]].split())
+        why = f"nearer: {nearer:.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
+        say(SHOWN.format(why=why, **line), sys.stdout)
     if out:
         say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
 
@@ -186,7 +188,6 @@ def _ranked(examples: list[Any], dynamics: TrainingDynamics | None, hard: Sequen
         "score": counted.max(axis=1),
         "signal": counted.idxmax(axis=1),
         **ranks,
-        "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
         "compared_with": [ids[other] for other in nearest],
         "hard_tokens": hard or "",
         "prompt": questions,
@@ -214,9 +215,3 @@ def _kinds(names: Sequence[str]) -> list[Any]:
         shipped.get(name) or find_component(signals.Signal, name, "--signals", [*shipped])
         for name in dict.fromkeys(names)
     ]
-
-
-def _reason(line: dict[str, Any], nearer: str) -> str:
-    """Return what a line on the terminal says of the row's first signal; `nearer`: the response that fits better."""
-    why = f"nearer: {' '.join(nearer.split()):.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
-    return f"{why}  repeats {line['duplicate_of']}" if line["duplicate_of"] else why
