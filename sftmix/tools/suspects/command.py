@@ -85,14 +85,19 @@ def main(args: Options) -> None:
             with placing(Path(out) / f"suspects.{ending}") as staging:
                 write(staging, index=False)
         write_manifest(Path(out), ["suspects.parquet"])
+    _print(table, args.top)
+    if out:
+        say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
+
+
+def _print(table: Any, top: int) -> None:
+    """Print the first rows of a table, each with what its first signal says of it."""
     responses = dict(zip(table["id"], table["response"], strict=True))
     in_a_line = {key: {r"\s+": " "} for key in ("hard_tokens", "prompt", "response")}  # ids stay as they are
-    for line in table.head(args.top).replace(in_a_line, regex=True).to_dict("records"):
+    for line in table.head(top).replace(in_a_line, regex=True).to_dict("records"):
         nearer = " ".join(responses[line["compared_with"]].split())
         why = f"nearer: {nearer:.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
         say(SHOWN.format(why=why, **line), sys.stdout)
-    if out:
-        say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
 
 
 def _check(args: Options, run: Path | None) -> None:
