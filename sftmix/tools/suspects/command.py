@@ -102,12 +102,12 @@ def _print(table: Any, top: int) -> None:
 
 def _check(args: Options, run: Path | None) -> None:
     """Raise ConfigError for what is certain of the options, before rows are read and scored."""
-    if run and (len(args.rows) > 1 or args.model):
-        more = f"--model {args.model}" if args.model else " ".join(args.rows)
-        raise ConfigError(f"suspects takes one run, or files of rows with or without --model, and not {run} and {more}")
-    of_files = {"label_field": args.label_field, "data.roles": args.data__roles, "data.skip_bad": args.data__skip_bad}
-    if run and (given := [f"--{name} {value}" for name, value in of_files.items() if value is not None]):
-        raise ConfigError(f"{' and '.join(given)} is for files of rows; {run} has its own rows as it read them")
+    of_files = (args.model, args.label_field, args.data__roles, args.data__skip_bad)
+    if run and (len(args.rows) > 1 or of_files != (None,) * 4):
+        raise ConfigError(
+            f"{run} is a run, with rows as it read them: other rows, --model, --label_field, --data.roles and "
+            "--data.skip_bad are for files of rows; leave them out"
+        )
     if args.top < 1:
         raise ConfigError(f"--top is {args.top}; allowed: 1 and above")
     _kinds(args.signals)

@@ -208,3 +208,9 @@ def test_what_is_not_there_is_named(sftmix, rows, words, key):
     done = sftmix("suspects", str(rows), *words)
     assert done.code in (2, 3)
     assert key in done.err
+
+
+@pytest.mark.parametrize("words", [("--model", "m"), ("--data.skip_bad", "false"), ("other.jsonl",)])
+def test_a_run_takes_no_options_of_files(finished, sftmix, words):
+    done = sftmix("suspects", str(finished.path), *words)
+    assert (done.code, "is a run, with rows as it read them" in done.err) == (2, True), done.err
