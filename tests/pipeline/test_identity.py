@@ -151,8 +151,9 @@ def test_an_adopted_run_tells_its_configuration_and_is_exported(finished, tmp_pa
     assert (tmp_path / "second" / "train" / "adopted.json").exists()
     assert read_back(capsys.readouterr().out) == []
     assert read_config(tmp_path / "second" / "config.yaml").out == str(tmp_path / "second")
-    exported = [export_run(tmp_path / name, tmp_path / f"model-{name}") for name in ("first", "second")]
-    weights = [(path / "model.safetensors").read_bytes() for path in exported]
+    steps = [export_run(tmp_path / name, tmp_path / f"model-{name}") for name in ("first", "second")]
+    assert steps[0] == steps[1] > 0
+    weights = [(tmp_path / f"model-{name}" / "model.safetensors").read_bytes() for name in ("first", "second")]
     assert weights[0] == weights[1]
 
 

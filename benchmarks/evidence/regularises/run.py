@@ -154,7 +154,8 @@ class Study:
         world = World(device=accelerator())
         config, rows = read_rows(from_plain(plain | {"out": str(place)}), world)
         shutil.rmtree(best := place / "train" / "best-model", ignore_errors=True)
-        models = {"last": place / "train" / "model", "best": export_run(place, best, best=True)}
+        export_run(place, best, best=True)
+        models = {"last": place / "train" / "model", "best": best}
         found: Plain = {}
         columns: dict[str, Any] = {}
         for when, model in models.items():

@@ -84,14 +84,10 @@ def _answered(models: Sequence[Any], conversations: Sequence[Any], options: Samp
 
     names = [f"{model.name}: " if len(models) > 1 else "" for model in models]
     prompts = [asked(*one, options, "chat") for one in zip(models, conversations, strict=True)]
-    full = [
-        f"{name}the conversation has {len(prompt)} tokens, of {model.context}: /reset begins anew"
-        for model, name, (prompt, room) in zip(models, names, prompts, strict=True)
-        if not room
-    ]
-    if full:
-        print(*full, sep="\n")
-        return []
+    for model, (prompt, room) in zip(models, prompts, strict=True):
+        if not room:
+            print(f"the conversation has {len(prompt)} tokens, of {model.context} of {model.name}: /reset begins anew")
+            return []
     answered = []
     for model, name, messages, (prompt, room) in zip(models, names, conversations, prompts, strict=True):
         print(name, end="")

@@ -3,14 +3,13 @@
 import json
 import re
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
 from sftmix.cli.say import say
-from sftmix.common.errors import ConfigError, DataError, DifferenceError
+from sftmix.common.errors import ConfigError, DataError
 from sftmix.common.files import hashed, sha256_file, sha256_json, write_json
 from sftmix.tools.evaluate.table import Score
 from sftmix.tools.runs.models import Dtype, FinishedModel
@@ -80,7 +79,8 @@ def measure_tasks(
     and `scores`, as `scores_of` gives them; `all`, every metric that lm-eval gave; and `finished`, Unix seconds.
 
     manager, files  as `find_tasks` gives them
-    Returns the identity of the model. Raises DataError for rows that cannot be fetched.
+    Returns the identity of the model. Raises DataError for rows that cannot be fetched, DifferenceError for a result
+    that is not as it was written.
     """
     from sftmix.tools.runs.loaded import encoder_of, load_finished, weights_of
 
@@ -91,7 +91,7 @@ def measure_tasks(
     for task in dict.fromkeys(names):
         name = ".".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in (task, model.name))
         file = place / f"{name}.{sha256_json([model.name, identity, settings])[:12]}.json"
-        if is_whole(file):
+        if read_json_if_there(file):
             say(f"{task}, {model.name}: there already")
         else:
             missing[task] = file
@@ -114,15 +114,6 @@ def measure_tasks(
         }
         write_json(file, hashed(entry))
     return identity
-
-
-def is_whole(file: Path) -> bool:
-    """Return False for a result that is not there, or not as it was written, and is measured again."""
-    try:
-        return bool(read_json_if_there(file))
-    except DifferenceError as error:
-        warnings.warn(f"{error}; it is measured again", stacklevel=2)
-        return False
 
 
 def _load(manager: Any, names: Iterable[str]) -> None:

@@ -20,13 +20,13 @@ def export_run(
     best: bool = False,
     dtype: str = "auto",
     merge: bool = False,
-) -> Path:
-    """Write a checkpoint of the train stage of a run as a Hugging Face model directory.
+) -> int | None:
+    """Write a checkpoint of the train stage of a run as a Hugging Face model directory; return its step.
 
     checkpoint  its step; None: the newest one
     best        the weights of the best held-out evaluation, which a run with checkpoint.keep_best keeps
     merge       for a run with adapters: the whole model with the adapters in its weights, which loads without PEFT; for
-                a finished run without checkpoints, the adapters of train/model
+                a finished run without checkpoints, the adapters of train/model, whose step is None
     Raises ConfigError if there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
     if it is damaged, DifferenceError if train/model is.
     """

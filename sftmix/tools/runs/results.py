@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sftmix.common.shown import short
-from sftmix.config.merge import CLASS
+from sftmix.config.merge import merge
+from sftmix.config.schema import ForeignClassError, trusting
 from sftmix.tools.runs.shown import rendered
 
 STAGES = ("reference", "confidence", "split", "train", "baseline", "base")
@@ -36,13 +37,14 @@ def results(out: str | Path, summary: Mapping[str, Any], until: str, *, own: boo
     ).splitlines()
 
 
-def names_own_classes(plain: Any) -> bool:
+def names_own_classes(plain: Mapping[str, Any]) -> bool:
     """Return whether a configuration in plain form names a class that is not of this package."""
-    if isinstance(plain, list):
-        return any(map(names_own_classes, plain))
-    if not isinstance(plain, Mapping):
-        return False
-    return not str(plain.get(CLASS, "sftmix.")).startswith("sftmix.") or any(map(names_own_classes, plain.values()))
+    try:
+        with trusting():
+            merge({}, plain)
+    except ForeignClassError:
+        return True
+    return False
 
 
 def held_out(summary: Mapping[str, Any]) -> list[str]:

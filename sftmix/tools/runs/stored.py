@@ -15,8 +15,8 @@ from sftmix.training.module import TrainingModule
 
 def export_stored(
     config: RunConfig, encoder: Encoder, source: Path, to: Path, *, step: int | None, dtype: str, merge: bool
-) -> Path:
-    """Write what a run has stored as a Hugging Face directory.
+) -> int | None:
+    """Write what a run has stored as a Hugging Face directory; return the step, None for a directory of adapters.
 
     encoder  of the run's training
     source   a folder of checkpoints, of which `step` counts, or the newest one; or a directory of adapters
@@ -34,13 +34,16 @@ def export_stored(
         while True:
             steps = store.steps()
             try:
-                store.load(steps[0] if step is None else step, module, None)
+                chosen = steps[0] if step is None else step
+                store.load(chosen, module, None)
                 break
             except Exception:  # a run beside this may have removed it, whichever file was missed first
                 if step is not None or store.steps() == steps:
                     raise
+        step = chosen
     if merge:
         merge_adapters(model)
     exported = export_dtype(config.model, dtype, merged=merge)
     round_weights(config, module, exported)
-    return export_weights(config, encoder, model, full_weights(module), to, exported)
+    export_weights(config, encoder, model, full_weights(module), to, exported)
+    return step

@@ -42,21 +42,19 @@ class Options(Trust):
 
 def main(args: Options) -> None:
     """Write the model with its card, and print the place."""
-    from sftmix.common.files import BEST, CHECKPOINTS, read_steps, steps_in
-    from sftmix.pipeline.stages import is_finished, origin
+    from sftmix.common.files import read_steps
+    from sftmix.pipeline.stages import is_finished
     from sftmix.tools.runs.export import export_run
     from sftmix.tools.runs.read import check_finished
 
-    run, step, final = Path(args.run), args.step, Path(args.to)
+    run, final = Path(args.run), Path(args.to)
     refuse_no_run(run)
     check_finished(run)
     if is_there(final):
         raise ConfigError(f"{final} exists; name a directory that does not")
     remove_leftovers(final.parent, final.name)  # of an export that was killed
     to = final.with_name(f".tmp-{final.name}.{os.getpid()}")
-    export_run(run, to, checkpoint=step, best=args.best, dtype=args.dtype, merge=args.merge)
-    steps_dir = origin(run / "train") / (BEST if args.best else CHECKPOINTS)
-    step = step or max(steps_in(steps_dir), default=None)  # None: merged from the model after the last step
+    step = export_run(run, to, checkpoint=args.step, best=args.best, dtype=args.dtype, merge=args.merge)
     if is_finished(run / "train") and step == read_steps(run / "train")[-1]["step"]:
         step = None
     measured = step is None and not args.merge and args.dtype == "auto"

@@ -85,22 +85,29 @@ def main(args: Options) -> None:
             with placing(Path(out) / f"suspects.{ending}") as staging:
                 write(staging, index=False)
         write_manifest(Path(out), ["suspects.parquet"])
-    responses = dict(zip(table["id"], table["response"], strict=True))
-    in_a_line = {key: {r"\s+": " "} for key in ("hard_tokens", "prompt", "response")}  # ids stay as they are
-    for line in table.head(args.top).replace(in_a_line, regex=True).to_dict("records"):
-        say(SHOWN.format(why=_reason(line, responses[line["compared_with"]]), **line), sys.stdout)
+    _print(table, args.top)
     if out:
         say(f"{len(table):,} rows in {out}/suspects.csv and suspects.parquet; data.exclude takes a file of ids")
 
 
+def _print(table: Any, top: int) -> None:
+    """Print the first rows of a table, each with what its first signal says of it."""
+    responses = dict(zip(table["id"], table["response"], strict=True))
+    in_a_line = {key: {r"\s+": " "} for key in ("hard_tokens", "prompt", "response")}  # ids stay as they are
+    for line in table.head(top).replace(in_a_line, regex=True).to_dict("records"):
+        nearer = " ".join(responses[line["compared_with"]].split())
+        why = f"nearer: {nearer:.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
+        say(SHOWN.format(why=why, **line), sys.stdout)
+
+
 def _check(args: Options, run: Path | None) -> None:
     """Raise ConfigError for what is certain of the options, before rows are read and scored."""
-    if run and (len(args.rows) > 1 or args.model):
-        more = f"--model {args.model}" if args.model else " ".join(args.rows)
-        raise ConfigError(f"suspects takes one run, or files of rows with or without --model, and not {run} and {more}")
-    of_files = {"label_field": args.label_field, "data.roles": args.data__roles, "data.skip_bad": args.data__skip_bad}
-    if run and (given := [f"--{name} {value}" for name, value in of_files.items() if value is not None]):
-        raise ConfigError(f"{' and '.join(given)} is for files of rows; {run} has its own rows as it read them")
+    of_files = (args.model, args.label_field, args.data__roles, args.data__skip_bad)
+    if run and (len(args.rows) > 1 or of_files != (None,) * 4):
+        raise ConfigError(
+            f"{run} is a run, with rows as it read them: other rows, --model, --label_field, --data.roles and "
+            "--data.skip_bad are for files of rows; leave them out"
+        )
     if args.top < 1:
         raise ConfigError(f"--top is {args.top}; allowed: 1 and above")
     _kinds(args.signals)
@@ -186,7 +193,6 @@ def _ranked(examples: list[Any], dynamics: TrainingDynamics | None, hard: Sequen
         "score": counted.max(axis=1),
         "signal": counted.idxmax(axis=1),
         **ranks,
-        "duplicate_of": [ids[first] if first >= 0 else "" for first in signals.duplicates(texts)],
         "compared_with": [ids[other] for other in nearest],
         "hard_tokens": hard or "",
         "prompt": questions,
@@ -214,9 +220,3 @@ def _kinds(names: Sequence[str]) -> list[Any]:
         shipped.get(name) or find_component(signals.Signal, name, "--signals", [*shipped])
         for name in dict.fromkeys(names)
     ]
-
-
-def _reason(line: dict[str, Any], nearer: str) -> str:
-    """Return what a line on the terminal says of the row's first signal; `nearer`: the response that fits better."""
-    why = f"nearer: {' '.join(nearer.split()):.40}" if line["signal"] == "Mismatch" else line["hard_tokens"]
-    return f"{why}  repeats {line['duplicate_of']}" if line["duplicate_of"] else why

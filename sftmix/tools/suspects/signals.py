@@ -226,12 +226,3 @@ def ranked(rows: SuspectRows, kinds: Sequence[type[Signal]], groups: Sequence[st
     stands_out = scores - scores.groupby(np.array(groups)).transform("median") > [kind.limit for kind in kinds]
     first = scores.columns == scores.columns[0]
     return percentile, (percentile + stands_out).where(stands_out | first, 0.0)
-
-
-def duplicates(rows: SuspectRows) -> Rows:
-    """Return i64[N], the first earlier row whose prompt and response are both nearly the same (cosine), or -1."""
-    parts, (prompts, responses) = [], rows.vectors
-    for (start, one, _), (_, other, _) in zip(cosines(prompts, prompts), cosines(responses, responses), strict=True):
-        earlier = np.tril(np.minimum(one, other) >= 0.95, start - 1)
-        parts.append(np.where(earlier.any(1), earlier.argmax(1), -1))
-    return np.concatenate(parts)

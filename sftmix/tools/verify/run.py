@@ -169,7 +169,8 @@ class Replay(RunContext):
         if stage != window.stage:
             if stage not in TRAINED:
                 made = make()
-                world.on_main(lambda: self._compare_stage(stage, made))
+                files = [f"{stage}/{file}" for file in made.files]
+                world.on_main(lambda: self._compare_made(stage, files, made.figures, stage))
             return read()
         newest = window.checkpoint(max(window.checkpoints, default=0)) / "state.json"
         file = window.run / stage / "figures.json" if window.finished else newest
@@ -222,21 +223,22 @@ class Replay(RunContext):
                 self.findings += findings_of("weights", name, full_weights(loop.module), replayed)
         return replace(result, figures={**result.figures, "steps": window.last})
 
-    def _compare_stage(self, stage: str, made: Made) -> None:
-        """Compare files and figures of a stage that trains nothing; later stages read the run's files."""
-        run, here = self.window.run, self.directory.path
-        for file in made.files:
-            name = f"{stage}/{file}"
+    def _compare_made(self, stage: str, files: Sequence[str], figures: Mapping[str, Any], where: str) -> None:
+        """Compare files and figures that were made again; later stages read the run's files."""
+        run, here, trained = self.window.run, self.directory.path, stage in TRAINED
+        relative = 0.0 if trained else ROUNDING
+        recorded = read_json(run / stage / "figures.json")
+        names = (figures if trained else {**recorded, **figures}).keys() - OF_PROCESS
+        expected, replayed = (_by_name({name: of.get(name) for name in sorted(names)}) for of in (recorded, figures))
+        self.findings += findings_of("figures", where, expected, replayed, dict.fromkeys(replayed, relative))
+        for name in files:
             expected, replayed = _content(run / name), _content(here / name)
             if stage == "selection":  # the rows here are those that the run selected: select from all rows
                 replayed = {"id": pd.Series(selected_ids(self.config, self.rows.whole))}
-            kind = "split" if name.endswith(".parquet") and stage != "base" else "figures"
-            self.findings += findings_of(kind, name, expected, replayed, dict.fromkeys(replayed, ROUNDING))
+            kind = "split" if name.endswith(".parquet") and stage != "base" and not trained else "figures"
+            place = "summary.json, gathered again from the figures of the run's stages" if name == SUMMARY else name
+            self.findings += findings_of(kind, place, expected, replayed, dict.fromkeys(replayed, relative))
             _link(run / name, here / name)
-        recorded = _content(run / stage / "figures.json")
-        replayed = _by_name(made.figures)
-        expected = {name: value for name, value in recorded.items() if name not in OF_PROCESS}
-        self.findings += findings_of("figures", stage, expected, replayed, dict.fromkeys(replayed, ROUNDING))
 
     def _compare_outputs(self, measured: Mapping[str, Any], files: Sequence[str]) -> None:
         """Compare the exported model, what the stage measured of the last weights, and the summary, gathered again."""
@@ -255,19 +257,10 @@ class Replay(RunContext):
             what = f"{name}: step {window.last} has no checkpoint; a window up to this step compares it"
             findings.append(Finding("model", None, what))
         if self.exact and window.finished and (window.stage == "reference" or held or at_end):
-            self._compare_figures(measured, files)
-
-    def _compare_figures(self, measured: Mapping[str, Any], files: Sequence[str]) -> None:
-        """Compare what was measured of the last weights; a replay in part has counted its own steps alone."""
-        window, here = self.window, self.directory.path
-        in_part = window.start > 0 or window.end < window.last
-        names = sorted(measured.keys() - OF_PROCESS - (self.trained.keys() if in_part else set()))
-        recorded = read_json(window.run / window.stage / "figures.json")
-        expected, replayed = ({name: figures.get(name) for name in names} for figures in (recorded, measured))
-        self.findings += findings_of("figures", "measured again", expected, replayed)
-        for file in files:
-            where = "summary.json, gathered again from the figures of the run's stages" if file == SUMMARY else file
-            self.findings += findings_of("figures", where, _content(window.run / file), _content(here / file))
+            in_part = window.start > 0 or not at_end  # it has counted its own steps alone
+            compared = measured.keys() - (self.trained.keys() if in_part else set())
+            measured = {name: value for name, value in measured.items() if name in compared}
+            self._compare_made(window.stage, files, measured, "measured again")
 
     def certificate(self) -> dict[str, Any]:
         """Return all findings about the steps of the window, as `--json` prints them.

@@ -1,12 +1,10 @@
 """The steps of a run that are made again: which ones, from which checkpoint, and to which one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
@@ -15,11 +13,10 @@ from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import origin
 from sftmix.tools.runs.read import as_started, refuse_no_run
 
-if TYPE_CHECKING:
-    from sftmix.training.machine import Machine  # which imports torch
-
 TRAINED = ("train", "reference", "baseline")
 """Stages that have steps."""
+Machine = dict[str, Any]
+"""As in `sftmix.training.machine`, which imports torch."""
 NEAR = 50
 """Most steps that are made again to reach weights of the run, if no number of steps is given."""
 STEPS = 10

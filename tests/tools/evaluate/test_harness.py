@@ -7,9 +7,8 @@ import torch
 import yaml
 
 from sftmix.common.errors import ConfigError
-from sftmix.common.files import hashed, write_json
 from sftmix.data.templates import ALPACA
-from sftmix.tools.evaluate.harness import find_tasks, harness_of, is_whole, scores_of
+from sftmix.tools.evaluate.harness import find_tasks, harness_of, scores_of
 from sftmix.tools.runs.loaded import load_finished
 from sftmix.tools.runs.models import FinishedModel
 from tests.tools.evaluate.bench import BENCHMARKS, HEAD, asked, question, write_rows
@@ -70,19 +69,6 @@ def alpaca(finished, tmp_path_factory):
 @pytest.fixture
 def harness(alpaca):
     return harness_of(alpaca, batch_size=2, chat=True)
-
-
-def test_a_result_that_was_changed_is_measured_again(tmp_path):
-    file, result = tmp_path / "t.m.000000000000.json", {"task": "t", "scores": {"t": {"value": 0.25}}}
-    assert not is_whole(file)
-    for written in (result, hashed(result)):  # the first is as of a version without hashes
-        write_json(file, written)
-        assert is_whole(file)
-    text = file.read_text()
-    for damaged in (text.replace("0.25", "0.75"), text[:30], ""):
-        file.write_text(damaged)
-        with pytest.warns(UserWarning, match=r"t\.m\.000000000000\.json is not as a run writes it .*is measured again"):
-            assert not is_whole(file)
 
 
 def test_the_prompt_is_that_of_the_training(alpaca, harness):

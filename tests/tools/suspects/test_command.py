@@ -49,7 +49,6 @@ def test_a_file_without_any_model(sftmix, rows, tmp_path):
     assert pd.read_parquet(tmp_path / "out" / "suspects.parquet")["id"].tolist() == [line["id"] for line in table]
     for line in table:
         assert (line["signal"], line["score"]) == ("Mismatch", line["Mismatch"]), "no row repeats its prompt"
-    assert {line["id"]: line["duplicate_of"] for line in table if line["duplicate_of"]} == {"row-12": "row-4"}
     nearest = {line["id"]: line["compared_with"] for line in table}
     assert (nearest["row-2"], nearest["row-9"], nearest["row-4"]) == ("row-9", "row-2", "row-12")
     topic = TOPICS[2 if first.split()[2] == "row-2" else 9]
@@ -210,3 +209,9 @@ def test_what_is_not_there_is_named(sftmix, rows, words, key):
     done = sftmix("suspects", str(rows), *words)
     assert done.code in (2, 3)
     assert key in done.err
+
+
+@pytest.mark.parametrize("words", [("--model", "m"), ("--data.skip_bad", "false"), ("other.jsonl",)])
+def test_a_run_takes_no_options_of_files(finished, sftmix, words):
+    done = sftmix("suspects", str(finished.path), *words)
+    assert (done.code, "is a run, with rows as it read them" in done.err) == (2, True), done.err

@@ -109,17 +109,6 @@ def test_percentiles_are_of_the_own_group_and_nan_is_lowest():
     assert signals.percentiles(scores, list("aaabbb")).tolist() == pytest.approx([0.5, 5 / 6, 1 / 6, 1 / 6, 0.5, 5 / 6])
 
 
-@pytest.mark.parametrize("at_once", [3, 1000])
-def test_a_near_duplicate_is_near_in_prompt_and_response(at_once, monkeypatch):
-    monkeypatch.setattr(signals, "AT_ONCE", at_once)
-    texts = SuspectRows(
-        [*PROMPTS, PROMPTS[1].upper(), PROMPTS[5], "Another."],
-        [*RESPONSES, RESPONSES[1], "Nobody knows.", RESPONSES[0]],
-        embedding="tfidf",
-    )
-    assert signals.duplicates(texts).tolist() == [-1] * 7 + [1, -1, -1]
-
-
 class Far(signals.Signal):
     """The number that a response is; one that is 5 above the median stands out."""
 
