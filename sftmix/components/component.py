@@ -11,6 +11,7 @@ from sftmix.common.component import check_labels as check_labels
 from sftmix.common.component import code_of as code_of
 from sftmix.common.component import files_of as files_of
 from sftmix.common.component import missing_package as missing_package
+from sftmix.common.component import parts_of as parts_of
 from sftmix.common.component import plain as plain
 from sftmix.common.component import require as require
 from sftmix.common.component import require_one_of as require_one_of
