@@ -64,10 +64,8 @@ def converted(value: Any, hint: Any) -> Any:
     word of the command line spells another value. Raises NoValueError.
     """
     if hint is Any:
-        if isinstance(value, dict):
-            return {name: converted(inner, Any) for name, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [converted(inner, Any) for inner in value]
+        if isinstance(value, (dict, list, tuple)):
+            return _collection(dict if isinstance(value, dict) else list, (), value)
         if type(value) not in _PLAIN:
             raise NoValueError(value)
         return from_yaml(value) if isinstance(value, Word) else value
