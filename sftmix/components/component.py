@@ -7,11 +7,11 @@ import os
 
 from sftmix.common.component import Component as Component
 from sftmix.common.component import Need as Need
+from sftmix.common.component import all_parts as all_parts
 from sftmix.common.component import check_labels as check_labels
 from sftmix.common.component import code_of as code_of
 from sftmix.common.component import files_of as files_of
 from sftmix.common.component import missing_package as missing_package
-from sftmix.common.component import parts_of as parts_of
 from sftmix.common.component import plain as plain
 from sftmix.common.component import require as require
 from sftmix.common.component import require_one_of as require_one_of

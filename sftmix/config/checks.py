@@ -10,7 +10,7 @@ from sftmix.common.plain import differing, spelling
 from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.component import Component, Need, missing_package, parts_of, plain
+from sftmix.components.component import Component, Need, all_parts, missing_package, plain
 from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
 from sftmix.options import (
@@ -194,7 +194,7 @@ def _needs(config: RunConfig) -> Iterator[str]:
     online = config.is_single_run()
     if pairs is not None:
         yield from _of_pairing(config, pairs)
-    for part in parts_of([*vars(config).values()]):
+    for part in all_parts([*vars(config).values()]):
         if problem := missing_package(part):
             yield f"{part.option} {part} {problem}, or choose another".lstrip()
     available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
