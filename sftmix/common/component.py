@@ -106,7 +106,7 @@ def missing_package(component: Component) -> str:
     return ""
 
 
-def _parts(options: Any) -> Iterator[Component]:
+def all_parts(options: Any) -> Iterator[Component]:
     """Yield all components in an option's value, with those among their own options."""
     if isinstance(options, Component):
         yield options
@@ -114,17 +114,17 @@ def _parts(options: Any) -> Iterator[Component]:
     if isinstance(options, Mapping):
         options = [*options.values()]
     for value in options if isinstance(options, (list, tuple)) else ():
-        yield from _parts(value)
+        yield from all_parts(value)
 
 
 def files_of(options: Any) -> list[str]:
     """Return the `files()` of all components in an option's value, with those among their own options."""
-    return [os.fspath(name) for part in _parts(options) for name in part.files()]
+    return [os.fspath(name) for part in all_parts(options) for name in part.files()]
 
 
 def code_of(options: Any) -> dict[str, str]:
     """Return import path -> hash of the source, of all their classes that are neither the package's nor Python's."""
-    classes = [cls for part in _parts(options) for cls in type(part).__mro__]
+    classes = [cls for part in all_parts(options) for cls in type(part).__mro__]
     foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in _NOT_FOREIGN]
     return {f"{cls.__module__}.{cls.__qualname__}": _source(cls) for cls in foreign}
 

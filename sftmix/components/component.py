@@ -7,6 +7,7 @@ import os
 
 from sftmix.common.component import Component as Component
 from sftmix.common.component import Need as Need
+from sftmix.common.component import all_parts as all_parts
 from sftmix.common.component import check_labels as check_labels
 from sftmix.common.component import code_of as code_of
 from sftmix.common.component import files_of as files_of

@@ -10,7 +10,7 @@ from sftmix.common.plain import differing, spelling
 from sftmix.common.shown import counted
 from sftmix.components.base import Optimizer, PairSampler
 from sftmix.components.callbacks import Evaluate
-from sftmix.components.component import Component, Need, missing_package, plain
+from sftmix.components.component import Component, Need, all_parts, missing_package, plain
 from sftmix.config.merge import merge
 from sftmix.config.run_config import RunConfig
 from sftmix.options import (
@@ -194,10 +194,9 @@ def _needs(config: RunConfig) -> Iterator[str]:
     online = config.is_single_run()
     if pairs is not None:
         yield from _of_pairing(config, pairs)
-    for name in ("reference", "selector", "splitter", "perturbation"):
-        component = getattr(config, name)
-        if component and (problem := missing_package(component)):
-            yield f"{name} {component} {problem}, or choose another"
+    for part in all_parts([*vars(config).values()]):
+        if problem := missing_package(part):
+            yield f"{part.option} {part} {problem}, or choose another".lstrip()
     available = {Need.BATCH_NLL, *([] if config.training.activation_checkpointing is True else [Need.STATES])}
     available |= {*([] if pairs is None else [Need.PAIRS]), *([] if online else [Need.FIRST_SPLIT])}
     by = f"reference {config.reference}" if online else "this run"
@@ -255,5 +254,3 @@ def _missing(name: str, component: Component, available: Container[Need], by: st
         if need not in available:
             remedy = _REMEDIES.get(need, "nothing can give it, so take it out of `needs`")
             yield f"{name} {component} needs {need}, which {by} does not give; {remedy}"
-    if problem := missing_package(component):
-        yield f"{name} {component} {problem}, or leave it out"

@@ -141,9 +141,7 @@ def import_class(path: str) -> type:
 def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     package, here = module.partition(".")[0], str(Path.cwd().resolve())
-    # The directory is at the end of sys.path since an earlier class was found there.
-    unknown = package not in sys.modules and sys.path[-1] != here and find_spec(package) is None
-    if unknown and PathFinder.find_spec(package, [here]):
+    if package not in sys.modules and find_spec(package) is None and PathFinder.find_spec(package, [here]):
         sys.path.append(here)
     try:
         owner: Any = importlib.import_module(module)

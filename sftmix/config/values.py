@@ -64,10 +64,8 @@ def converted(value: Any, hint: Any) -> Any:
     word of the command line spells another value. Raises NoValueError.
     """
     if hint is Any:
-        if isinstance(value, dict):
-            return {name: converted(inner, Any) for name, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [converted(inner, Any) for inner in value]
+        if isinstance(value, (dict, list, tuple)):
+            return _collection(dict if isinstance(value, dict) else list, (), value)
         if type(value) not in _PLAIN:
             raise NoValueError(value)
         return from_yaml(value) if isinstance(value, Word) else value
@@ -163,12 +161,12 @@ def _fault(value: Any, hint: Any) -> str:
     """Say why a value is not allowed: above all why YAML makes no collection of a text that was to be one."""
     if value is None or value is True:
         return f" is {'true' if value else 'null'}, or has no value"
+    if str in alternatives(hint) and not isinstance(value, (str, list, dict)):
+        return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     if type(value) not in _PLAIN:
         return f" is {value!r}, a {type(value).__name__}; give float(), int(), str() or list() of it"
     if problem := not_utf8(str(value)):
         return f" is {problem}"
-    if str in alternatives(hint) and not isinstance(value, (str, list, dict)):
-        return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     try:
         load(str(value))
     except ValueError as error:

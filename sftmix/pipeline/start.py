@@ -7,7 +7,6 @@ from typing import Literal
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.places import is_there, place_of
-from sftmix.common.plain import as_list
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference
@@ -57,8 +56,8 @@ def check_directory(config: RunConfig) -> None:
     for file in (directory / name for name in ("config.yaml", "summary.json")):
         if is_there(file) and not any(directory.glob("*/inputs.json")):  # which a run writes before any other
             raise ConfigError(f"out: no run wrote {file}, and this one would replace it; name another directory")
-    read = {"model.path": config.model.path, "reference.model.path": config_of_reference(config).model.path}
-    read |= {f"data.{key}": name for key in ("train", "eval") for name in as_list(getattr(config.data, key) or [])}
-    for key, name in read.items():
+    read = [("model.path", config.model.path), ("reference.model.path", config_of_reference(config).model.path)]
+    read += [(f"data.{key}", name) for key in ("train", "eval") for name in getattr(config.data, key) or []]
+    for key, name in read:
         if is_there(directory) and is_there(place := place_of(name)) and os.path.samefile(place, directory):
             raise ConfigError(f"out: {directory} is {key} as well, whose files a run would add to; name another one")

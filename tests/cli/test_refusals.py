@@ -120,7 +120,7 @@ def test_a_run_is_not_made_in_the_directory_of_its_inputs(key, tiny, tmp_path, s
     shutil.copy(tiny.train, rows)
     place = {"model.path": tiny.model, "data.train": rows}[key]
     before = contents(place)
-    words = with_rows(list(tiny.bare), "--data.train", str(rows))
+    words = [*with_rows(list(tiny.bare), "--data.train", str(rows)), "--data.train+", str(tiny.train)]
     done = sftmix("run", *words, "--splitter", "RandomSplit", "--out", f"{place}/../{place.name}")
     assert (done.code, f"is {key} as well" in done.err) == (2, True), done.err
     assert contents(place) == before
