@@ -6,6 +6,7 @@ alike: both see the same ids, and there is never a second BOS. Special tokens th
 
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from sftmix.common.errors import ConfigError, TemplateRefusal
 from sftmix.common.renderer import Renderer
 from sftmix.data.layout import layout_of, with_text_arguments, written_behind
 from sftmix.data.spellings import SpecialSpellings
-from sftmix.data.templates import Chat, chosen, decode, defaults, reads, token_roles
+from sftmix.data.templates import Chat, chosen, decode, defaults, token_roles
 from sftmix.data.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
 from sftmix.data.values import MARK
 from sftmix.options import SpecialTokens, Thoughts
@@ -69,7 +70,7 @@ class ChatTemplate(Renderer):
         self.name, source = chosen(tokenizer, self.chosen)
         options = self.template_options or {}
         given = {"messages", *inspect.signature(render_jinja_template).parameters, *token_roles(tokenizer)}
-        if unread := [key for key in options if key in given or not reads(source, key)]:
+        if unread := [key for key in options if key in given or not re.search(rf"\b{re.escape(key)}\b", source)]:
             raise ConfigError(
                 f"data.template_options names {', '.join(unread)}, which the template ({self.name}) does not read as a "
                 "variable of its own; correct the name, or leave it out"
@@ -110,7 +111,7 @@ class ChatTemplate(Renderer):
         """
         layout = self.layout
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
-        if layout.text_arguments and turn.get("tool_calls"):
+        if layout.call[1] and turn.get("tool_calls"):
             turn = with_text_arguments(turn)
         if message.role == "assistant":
             thought, answer = self.divided(message)
