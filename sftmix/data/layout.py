@@ -50,8 +50,8 @@ def text_before(text: str, marker: str) -> str:
     return text.rpartition(marker)[0]
 
 
-def common_start(one: str, other: str) -> str:
-    """Return the characters that both texts begin with."""
+def common_start(one: Any, other: Any) -> Any:
+    """Return what two texts, or two lists of ids, both begin with."""
     return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
 
 
