@@ -50,8 +50,8 @@ def text_before(text: str, marker: str) -> str:
     return text.rpartition(marker)[0]
 
 
-def common_start(one: str, other: str) -> str:
-    """Return the characters that both texts begin with."""
+def common_start(one: Any, other: Any) -> Any:
+    """Return what two texts, or two lists of ids, both begin with."""
     return commonprefix([one, other])  # noqa: RUF071  # of characters, as is meant
 
 
@@ -114,9 +114,9 @@ class TemplateLayout:
     Raises TemplateRefusal for a template that cannot render a question and an answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str, notice: str = "") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         self.tokenizer, self.source = tokenizer, source
-        self.notices = [notice] * bool(notice)
+        self.notices = list[str]()
         self.listed = False
         self.listed = ANSWER not in self.tried(*PROBE)  # SmolVLM
         self.asked = self.rendered(*PROBE[:1])
@@ -215,7 +215,9 @@ class TemplateLayout:
         eos is taken before any other, if the template writes it behind every answer (Command R7B). Raises ConfigError
         if there is no eos either.
         """
-        inside = self.marks(self.answer_lead + text_before(self._thinking_behind, ANSWER) + text_before(*self._call))
+        inside = self.marks(
+            self.answer_lead + text_before(self._thinking_behind, ANSWER) + text_before(self.call[0], ARGUMENT)
+        )
         ends = [mark for mark in self.marks(self._tail) if mark not in inside]
         eos = self.tokenizer.eos_token
         between = self.tried(*PROBE, AND_NOW).rpartition(ANSWER)[2] or self._tail
@@ -244,32 +246,24 @@ class TemplateLayout:
 
     # ---------------------------------------------------------------------------------------------- calls
 
-    def call(self, as_text: bool) -> str:
-        """Return what is written from a call on; "" if the template does not write it, or not as JSON.
-
-        as_text  its arguments are given as JSON text
-        """
+    @cached_property
+    def call(self) -> tuple[str, bool]:
+        """What is written from a call on, "" if it is not, or not as JSON; True if it takes arguments as JSON text."""
         asked = self.tried(*PROBE[:1], tools=TOOLS, prompt=True)
-        rendered = self.tried(*PROBE[:1], with_text_arguments(CALL) if as_text else CALL, tools=TOOLS)
-        written = rendered[len(common_start(asked, rendered)) :]
-        return written if FUNCTION in written and ARGUMENT in written and "{'" not in written else ""
-
-    @cached_property
-    def text_arguments(self) -> bool:
-        """The arguments of a call are given as JSON text."""
-        return not self.call(as_text=False) and bool(self.call(as_text=True))
-
-    @cached_property
-    def _call(self) -> tuple[str, str]:
-        return self.call(as_text=self.text_arguments), ARGUMENT
+        for as_text, call in enumerate([CALL, with_text_arguments(CALL)]):
+            rendered = self.tried(*PROBE[:1], call, tools=TOOLS)
+            written = rendered[len(common_start(asked, rendered)) :]
+            if FUNCTION in written and ARGUMENT in written and "{'" not in written:
+                return written, bool(as_text)
+        return "", False
 
     @cached_property
     def call_end(self) -> str:
         """The token behind a call, or else `end`: Gemma 4 ends an answer with '<turn|>', a call '<|tool_response>'."""
-        call, argument = self._call
+        call = self.call[0]
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        within = self.marks(text_before(call, argument))
-        ends = [mark for mark in self.marks(call.rpartition(argument)[2]) if mark in special and mark not in within]
+        within = self.marks(text_before(call, ARGUMENT))
+        ends = [mark for mark in self.marks(call.rpartition(ARGUMENT)[2]) if mark in special and mark not in within]
         return self.end if self.end in ends or not ends else ends[-1]
 
 
@@ -312,6 +306,7 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
 def _switched(layout: TemplateLayout, thinks: bool) -> Iterator[TemplateLayout]:
     """Yield the template with each of the variables that may switch thinking."""
     for name in dict.fromkeys(_SWITCHES.findall(layout.source)):
-        notice = f"The template is used and exported with {name} {json.dumps(thinks)}."
         with suppress(TemplateRefusal):
-            yield TemplateLayout(layout.tokenizer, defaults({name: thinks}) + layout.source, notice)
+            switched = TemplateLayout(layout.tokenizer, defaults({name: thinks}) + layout.source)
+            switched.notices.append(f"The template is used and exported with {name} {json.dumps(thinks)}.")
+            yield switched

@@ -15,7 +15,7 @@ from sftmix.common.progress import progress_bar
 from sftmix.common.shown import counted, quoted, visible
 from sftmix.data.formats import Columns, Converter
 from sftmix.data.report import DataReport
-from sftmix.data.sources import expand, holds_text
+from sftmix.data.sources import expand
 from sftmix.data.store import (
     AT_ONCE,
     EXAMPLE,
@@ -72,7 +72,9 @@ class RowReader:
         self.label_field = options.label_field if train else None
         self.sources, self.lines = expand(as_list(options.train if train else options.eval), option, options.format)
         columns = Columns(options.columns)
-        form = TEXT if holds_text(self.sources, options.format) else options.format
+        # A text file among rows has no field of a conversation, and is a bad row.
+        texts = options.format == "auto" and all(source.name.lower().endswith(".txt") for source in self.sources)
+        form = TEXT if texts else options.format
         last = options.trained_turns == "last"
         self.converter = Converter(columns, form, options.roles, self.label_field, last)
         marks = [self.labels[source.entry] for source in self.sources] if self.labels else self.label_field

@@ -6,15 +6,16 @@ alike: both see the same ids, and there is never a second BOS. Special tokens th
 
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sftmix.common.errors import ConfigError, TemplateRefusal
 from sftmix.common.renderer import Renderer
-from sftmix.data.layout import layout_of, with_text_arguments, written_behind
+from sftmix.data.layout import common_start, layout_of, with_text_arguments, written_behind
 from sftmix.data.spellings import SpecialSpellings
-from sftmix.data.templates import Chat, chosen, decode, defaults, reads, token_roles
+from sftmix.data.templates import Chat, chosen, decode, defaults, token_roles
 from sftmix.data.thoughts import INLINE, closing_at_head, divided, opened_by, without_thought_tags
 from sftmix.data.values import MARK
 from sftmix.options import SpecialTokens, Thoughts
@@ -69,7 +70,7 @@ class ChatTemplate(Renderer):
         self.name, source = chosen(tokenizer, self.chosen)
         options = self.template_options or {}
         given = {"messages", *inspect.signature(render_jinja_template).parameters, *token_roles(tokenizer)}
-        if unread := [key for key in options if key in given or not reads(source, key)]:
+        if unread := [key for key in options if key in given or not re.search(rf"\b{re.escape(key)}\b", source)]:
             raise ConfigError(
                 f"data.template_options names {', '.join(unread)}, which the template ({self.name}) does not read as a "
                 "variable of its own; correct the name, or leave it out"
@@ -110,7 +111,7 @@ class ChatTemplate(Renderer):
         """
         layout = self.layout
         turn: dict[str, Any] = {"role": message.role, "content": message.content, **message.more}
-        if layout.text_arguments and turn.get("tool_calls"):
+        if layout.call[1] and turn.get("tool_calls"):
             turn = with_text_arguments(turn)
         if message.role == "assistant":
             thought, answer = self.divided(message)
@@ -165,8 +166,8 @@ class ChatTemplate(Renderer):
         """Return the trained turns of a conversation as text."""
         example = replace(example, tools=self.spellings.as_text(example.tools))
         chat = [self.turn(message) for message in example.messages]
-        places = [place for place, message in enumerate(example.messages) if message.trained]
-        return [self._response(example, chat[:place], example.messages[place]) for place in places]
+        turns = enumerate(example.messages)
+        return [self._response(example, chat[:place], message) for place, message in turns if message.trained]
 
     def _response(self, example: Example, before: Chat, message: Message) -> Written:
         """Put a response behind its prompt: as the template writes it there, or else from its parts.
@@ -216,8 +217,8 @@ class ChatTemplate(Renderer):
 
     def _left_out(self, example: Example, before: Chat, prompt: str) -> list[str]:
         """Return what the template leaves out of the prompt: functions, calls, their results, other turns."""
-        names = [str(tool.get("function", tool).get("name")) for tool in example.tools]
-        lost = set() if all(name in prompt for name in names) else {"tools_lost"}
+        written = all(tool["function"]["name"] in prompt for tool in example.tools)
+        lost = set() if written else {"tools_lost"}
         for other in before:
             if not _holds_calls(prompt, other):
                 lost.add("calls_lost")
@@ -273,7 +274,7 @@ class ChatTemplate(Renderer):
     def _within(self, through: str, ids: list[int]) -> int:
         """Return how many of the ids say no more than a text: a token across its end belongs to the next part."""
         (part,) = self.spellings.tokenize([through])
-        n = next((n for n, pair in enumerate(zip(part, ids, strict=False)) if pair[0] != pair[1]), len(part))
+        n = len(common_start(part, ids))
         text = decode(self.tokenizer, part)  # in the whole, the beginning of a word may be another token
         longer = (k for k in range(n, len(ids)) if not text.startswith(decode(self.tokenizer, ids[: k + 1])))
         return next(longer, len(ids))

@@ -168,11 +168,3 @@ def name_parts(name: str) -> tuple[str, str | None, str | None]:
     """Take NAME:SUBSET@SPLIT apart; subset and split may be left out, as with a file or directory of that very name."""
     match = None if place_of(name).exists() else _PARTS.match(name)
     return (match[1], match[2], match[3]) if match else (name, None, None)
-
-
-def holds_text(sources: Sequence[Source], form: RowFormat | str) -> bool:
-    """True if the sources hold documents, by data.format or since all are text files; False if conversations.
-
-    A text file among rows has no field of a conversation, and is a bad row.
-    """
-    return form == TEXT or (form == "auto" and all(source.name.lower().endswith(".txt") for source in sources))

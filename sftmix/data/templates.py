@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,11 +84,6 @@ def defaults(variables: Mapping[str, Any]) -> str:
         given = "none" if value is None else json.dumps(value, ensure_ascii=False)
         lines.append(f"{{%- if {name} is not defined %}}{{%- set {name} = {given} %}}{{%- endif %}}")
     return "".join(lines)
-
-
-def reads(template: str, name: str) -> bool:
-    """False if a template cannot read a variable of this name: it is not written there."""
-    return re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
 def on_the_same_day(template: str) -> str:

@@ -32,7 +32,7 @@ FOLLOWS = {
 
 PART_TYPES = ("text", "image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
 """Types of the parts of a content. Only text is read."""
-REMEDY = "write turns as {role: ..., content: ...}; data.columns names the fields of rows alone"
+REMEDY = "write turns as {role: ..., content: ...}; data.roles adds roles, data.columns names the fields of rows alone"
 TURN_FIELDS = (
     *("role", "content", "from", "value", "weight", "loss_weight", "name", "tool_call_id"),
     *(*THOUGHT_FIELDS, *CALL_FIELDS, *FLAGS),
@@ -74,18 +74,16 @@ def turns_of(value: Any, field: str, roles: Mapping[str, str] | None = None) -> 
     known = {**ROLES, **(roles or {})}
     messages = []
     waiting: list[dict[str, Any]] | None = None
-    for place, turn in enumerate(turns):
+    for place, given in enumerate(turns):
         where = f"{field}[{place}]"
-        if not isinstance(turn, Mapping) or not {"role", "from"} & without_null(turn).keys():
-            raise BadRow(f"{where} must be an object with a role, found {quoted(turn)}: {REMEDY}")
-        turn = without_null(turn)
-        if any(filled(turn.get(name)) for name in TOOLS):
-            raise BadRow(f"{where} lists functions; they are the row's, in a field `tools`")
+        turn = without_null(given) if isinstance(given, Mapping) else {}
         role_key, content_key = ("role", "content") if "role" in turn else ("from", "value")
         role = known.get(str(turn.get(role_key)))
         if role is None:
-            named = quoted(turn.get(role_key))
-            raise BadRow(f"{where}.{role_key} is {named}; known: {', '.join(known)}; data.roles adds some")
+            named = f"{where}.{role_key} is {quoted(turn.get(role_key))} in {quoted(given)}"
+            raise BadRow(f"{named}; known: {', '.join(known)}; {REMEDY}")
+        if any(filled(turn.get(name)) for name in TOOLS):
+            raise BadRow(f"{where} lists functions; they are the row's, in a field `tools`")
         message = _message(turn, role, turn.get(content_key), where, place)
         if content_key not in turn and not message.more:
             raise BadRow(f"{where} has no {content_key!r}, or null")

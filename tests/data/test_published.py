@@ -25,14 +25,14 @@ def test_turns_in_a_text(field):
     ("row", "reason"),
     [
         ({"messages": "u: hello"}, "messages is 'u: hello', which is not JSON"),
-        ({"messages": '{"a": 1}'}, "messages[0] must be an object with a role, found {'a': 1}"),
+        ({"messages": '{"a": 1}'}, "messages[0].from is None in {'a': 1}; known: system, "),
         (
             {"messages": [{"input": "u", "output": "a"}]},
-            "messages[0] must be an object with a role, found {'input': 'u', 'output': 'a'}: write turns as",
+            "messages[0].from is None in {'input': 'u', 'output': 'a'}; known: system, ",
         ),
         (
             {"conversations": ["u", "a"]},
-            "conversations[0] must be an object with a role, found 'u': write turns as {role",
+            "conversations[0].from is None in 'u'; known: system, ",
         ),
         (
             {"messages": [{**CHAT[0], "functions": json.dumps([FUNCTION])}, CHAT[1]]},

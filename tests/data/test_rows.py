@@ -65,7 +65,7 @@ BAD_LINES = {
     ),
     "missing messages": (b'{"message": 1}', "format not recognised from the fields 'message'"),
     "empty messages": (b'{"messages": []}', "messages must be a list of turns, found []"),
-    "a turn is text": (b'{"messages": ["Hi"]}', "must be an object"),
+    "a turn is text": (b'{"messages": ["Hi"]}', "messages[0].from is None in 'Hi'; known: "),
     "no content": (b'{"messages": [{"role": "user"}]}', "has no 'content'"),
     "blank user": (turns(("user", " \n"), ("assistant", "a")), "turn 1 (user) is empty"),
     "unknown role": (turns(("user", "Hi"), ("critic", "a")), "'critic'"),
