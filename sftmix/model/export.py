@@ -14,9 +14,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sftmix.common.files import fresh_directory, naming_full_disk, read_text, sync_path, write_text
 from sftmix.common.progress import without_bars_of_transformers
 from sftmix.model.adapters import adapter_config, write_adapters
-from sftmix.model.load import model_config, processor_files, say_once
+from sftmix.model.load import file_beside, model_config, say_once
 from sftmix.model.probes import export_problems
 from sftmix.model.rounding import kept_in_float32
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""Files beside a model that also takes images, without which no server loads it."""
 
 
 def export_model(
@@ -39,22 +42,23 @@ def export_model(
     stop_ids       end-of-turn ids, in addition to the eos ids of the tokenizer and of the model's generation_config
     chat_template  the Jinja template the model was trained with; None: the tokenizer's own
     """
-    stored = model.parameters() if adapter_config(model) is None else (state_dict or model.state_dict()).values()
+    weights, adapted = state_dict or model.state_dict(), adapter_config(model) is not None
+    stored = weights.values() if adapted else model.parameters()
     with naming_full_disk(path, sum(x.numel() for x in stored) * dtype.itemsize):
         temporary = fresh_directory(path)
         try:
             generation = _generation_config(model, tokenizer, stop_ids)
-            weights = state_dict or model.state_dict()
-            if adapter_config(model) is None:
-                _write_model(model, temporary, weights, dtype, generation)
-                if base and model_config(base).model_type == model.config.model_type:  # else a model of text alone
-                    for file in processor_files(base):
-                        shutil.copy(file, temporary)
-            else:
+            if adapted:
                 write_adapters(model, weights, temporary, base=base, dtype=dtype)
                 generation.save_pretrained(temporary)
+            else:
+                _write_model(model, temporary, weights, dtype, generation)
+                if base and model_config(base).model_type == model.config.model_type:  # else a model of text alone
+                    for name in PROCESSOR_FILES:
+                        if file := file_beside(base, name):
+                            shutil.copy(file, temporary)
             _write_tokenizer(tokenizer, temporary, chat_template)
-            for problem in export_problems(model, tokenizer, temporary, base if adapter_config(model) else ""):
+            for problem in export_problems(model, tokenizer, temporary, base if adapted else ""):
                 say_once(f"{path}: {problem}")
             for file in filter(Path.is_file, temporary.rglob("*")):  # some chat templates have a directory of their own
                 sync_path(file)

@@ -129,12 +129,6 @@ def file_beside(path: str | Path, file: str) -> Path | None:
     return Path(found) if found else None
 
 
-def processor_files(path: str | Path) -> list[Path]:
-    """Return the files beside a model that also takes images, without which no server loads it."""
-    names = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-    return [file for name in names if (file := file_beside(path, name))]
-
-
 def files_of_model(path: str | Path) -> Path:
     """Return the directory with the files of a model that was loaded; for a hub id it has the name of the commit."""
     name, _ = model_place(path)

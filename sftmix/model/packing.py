@@ -19,6 +19,11 @@ from sftmix.model.varlen import DEVICES, VARLEN, unfit
 _DOCUMENTS = (7, 4, 5, 6, 10, 9, 7)
 """Lengths of the documents in the probe: three lines of 16 tokens, as padding is also one; padding-free, one of 48."""
 
+_REMEDY = (
+    "Set another model.attention (sdpa, eager) or none, or training.padding_free to false (micro-batches are padded); "
+    "of plain text data.packing to false (each example is a piece of one document)."
+)
+
 
 def is_skipping(attention: str | None, device: torch.device) -> bool:
     """Return True if this attention does no work between documents on this device; None: the one chosen there.
@@ -93,21 +98,16 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
     attention = attention_of(model)
     varlen = attention == VARLEN
     name = f"{type(model).__name__} ({model.config.model_type}, attention {attention})"
-    option = "data.packing to false (each example is a piece of one document)"
-    if padding_free:
-        option = "training.padding_free to false (micro-batches are padded)"
-    remedy = f"Set {option}, or another model.attention (sdpa, eager)."
     decoder, device = model.get_decoder(), model.device
     ids = probe_ids(model, *((1, 48) if padding_free else (3, 16)))
     positions = torch.cat([torch.arange(n, device=device) for n in _DOCUMENTS]).view(ids.shape)
     places: dict[str, Any] = {}
     if varlen:
-        remedy = "Leave model.attention out, or set sdpa or eager."
         if problem := unfit(decoder.config):
-            return f"model.path: {name} has {problem}, which attention {VARLEN} cannot compute. {remedy}"
+            return f"model.path: {name} has {problem}, which attention {VARLEN} cannot compute. {_REMEDY}"
         starts = torch.tensor([0, *_DOCUMENTS], device=device).cumsum(0, dtype=torch.int32)
         places = {"cu_seq_lens_q": starts, "max_length_q": max(_DOCUMENTS)}
-    with probing(model, f"{name} does not take packed documents", remedy):
+    with probing(model, f"{name} does not take packed documents", _REMEDY):
         inputs = {"input_ids": ids, "attention_mask": None, "position_ids": positions, **places}
         packed = decoder(**inputs, use_cache=False).last_hidden_state
         with attending(model, "eager" if varlen else attention):
@@ -115,12 +115,12 @@ def packing_problem(model: PreTrainedModel, *, padding_free: bool = False) -> st
             alone = [decoder(input_ids=one, use_cache=False).last_hidden_state[0] for one in singles]
     precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else packed.dtype
     if varlen and device.type == "cuda" and precision.itemsize > 2:
-        return f"model.path: attention {VARLEN} computes in half precision, and {name} in {precision}. {remedy}"
+        return f"model.path: attention {VARLEN} computes in half precision, and {name} in {precision}. {_REMEDY}"
     if varlen and precision == torch.float64:
         precision = torch.float32  # as eager attention has
     if difference := apart(packed.flatten(0, 1), torch.cat(alone), precision):
         return (
             f"model.path: {name} does not keep packed documents apart: their hidden states differ {difference} from "
-            f"those of each document alone. {remedy}"
+            f"those of each document alone. {_REMEDY}"
         )
     return None

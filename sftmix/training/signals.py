@@ -27,16 +27,15 @@ class StopSignal:
         if threading.current_thread() is threading.main_thread():  # in other threads the caller handles signals
             for number in {signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)}:  # Windows has one of them
                 self._previous[number] = signal.signal(number, self._arrived)
-        around = (getattr(handler, "__self__", None) for handler in self._previous.values())
-        self._around = [one for one in around if isinstance(one, StopSignal)]
-        self.received |= any(one.received for one in self._around)
+        around = getattr(self._previous.get(signal.SIGTERM), "__self__", None)
+        self._around = around if isinstance(around, StopSignal) else StopSignal()
+        self.received |= self._around.received
         return self
 
     def __exit__(self, *error: Any) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        for one in self._around:  # an error within is what came of it
-            one.received |= self.received and not any(error)
+        self._around.received |= self.received and not any(error)  # an error within is what came of it
 
     def _arrived(self, *_: object) -> None:
         self.received = True

@@ -124,7 +124,7 @@ def test_what_it_cannot_compute_is_refused_by_name_and_padded_under_auto(kind, c
     assert re.search(line + why, capsys.readouterr().out)
     model.config._attn_implementation = "varlen"
     for asked in ("auto", True, False):
-        with pytest.raises(ConfigError, match=rf"{name}(.|\n)*Leave model.attention out, or set sdpa or eager"):
+        with pytest.raises(ConfigError, match=rf"{name}(.|\n)*Set another model.attention \(sdpa, eager\) or none"):
             fed(model, "varlen", padding_free=asked)
         assert (attention_of(model), model.training) == ("varlen", False)
 
