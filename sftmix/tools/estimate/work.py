@@ -15,11 +15,13 @@ from sftmix.common.errors import ConfigError
 from sftmix.common.rng import generator
 from sftmix.common.world import World, accelerator
 from sftmix.components.base import Objective
+from sftmix.components.callbacks import Evaluate
 from sftmix.components.component import Need
 from sftmix.components.objectives import NTP
 from sftmix.config import RunConfig
 from sftmix.config.checks import refuse_sharded
 from sftmix.data import EncodedDataset
+from sftmix.measure.model import sample_rows
 from sftmix.model.packing import is_skipping
 from sftmix.options import LoraOptions, ReferenceModel, TrainingOptions, inherit, reference_lora
 from sftmix.pipeline.reference import rows_of_reference
@@ -112,13 +114,22 @@ class Work(NamedTuple):
     name: str
     model: FakeModel
     options: TrainingOptions
-    read: Float64 = np.zeros(3)
+    read: Float64
     trained: Float64 = np.zeros(3)
     computed: Float64 = np.zeros(3)
     steps: int = 0
     memory: Footprint | None = None
     slots: int = 0
     micro_batches: float = 0.0
+
+
+def _evaluations(config: RunConfig, order: TrainingOrder) -> int:
+    """Return how often the held-out rows are scored: by each Evaluate, and once after the training."""
+    evaluations = 1
+    for one in config.callbacks:
+        if isinstance(one, Evaluate):
+            evaluations += order.total_steps // one.every if one.every else len(order.ends)
+    return evaluations
 
 
 def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
@@ -140,13 +151,18 @@ def _reference(config: RunConfig, rows: RunRows, machine: Machine) -> Work:
 
 
 def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
-    """The stages in their order: reference (if the run has one), train, baseline (if it is wanted).
+    """The stages in their order: reference (if the run has one), train, baseline (if it is wanted), base.
 
-    What measures a model is not counted: the base's losses, held-out rows, callbacks. Pairs are random ones of all
-    rows. Only the attributes of the reference count; none of its code is run.
+    Evaluations are Evaluate's, and one after the training: what a user's own callback does is not known. Pairs
+    are random ones of all rows. Only the attributes of the reference count; none of its code is run.
     """
-    data, options, model = rows.data.train, config.training, config.model
-    pairing, n = config.resolved_pairing(), len(data)
+    data = rows.data.train
+    held_out = rows.data.eval
+    options = config.training
+    path = config.model.path
+    lora = config.model.lora
+    n = len(data)
+    pairing = config.resolved_pairing()
     stages = []
     if pairing and config.uses_dynamics() and {Need.TRAINING, Need.SCORING} & config.reference.needs:
         stages.append(_reference(config, rows, machine))
@@ -156,13 +172,18 @@ def plan(config: RunConfig, rows: RunRows, machine: Machine) -> list[Work]:
         return shuffled[: n // 2 * 2].reshape(-1, 2) if pairing else None
 
     order = TrainingOrder(n, pairs, options=options, seed=config.seed)
+    base = read = amount_of(data, sample_rows(data.ids))
+    if held_out is not None:
+        base = base + amount_of(held_out)  # both are one array until here
+        read = read + _evaluations(config, order) * amount_of(held_out)
     arms: dict[str, Objective] = {"train": config.objective, **({"baseline": NTP()} if config.with_baseline else {})}
     for name, objective in arms.items():
-        work = Work(name, _fake(model.path, config, model.lora, options, machine, trains=True), options)
+        work = Work(name, _fake(path, config, lora, options, machine, trains=True), options, read)
         work = _trained(work, config, objective, data, order, machine, order.total_steps)
-        # Each batch may be read before it is trained on.
-        stages.append(work._replace(read=work.trained * (Need.BATCH_NLL in objective.needs)))
-    return stages
+        before = work.trained * (Need.BATCH_NLL in objective.needs)  # each batch is read before it is trained on
+        stages.append(work._replace(read=read + before))
+    untrained = _fake(path, config, lora.without_adapters(), options, machine, trains=False)
+    return [*stages, Work("base", untrained, options, base)]
 
 
 def _fake(

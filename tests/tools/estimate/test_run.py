@@ -46,18 +46,20 @@ def test_stages_steps_and_tokens_are_those_of_the_run(finished):
     given = config(finished.tiny, with_baseline=True, reference=TrainedReference(checkpoints=2))
     whole = estimate(given, CPU)
     stages, tokens = whole["stages"], whole["tokens"]
-    assert list(stages) == ["reference", "train", "baseline"]
+    assert list(stages) == ["reference", "train", "baseline", "base"]
     for name in ("reference", "train", "baseline"):
         done = metrics(finished.path, name)
         assert stages[name]["steps"] == len(done)
         assert stages[name]["training_tokens"] == sum(line["tokens"] for line in done) == 3 * tokens
-    reference, train, baseline = stages.values()
+    reference, train, baseline, base = stages.values()
     assert reference["scored_tokens"] == 2 * tokens
     mixed, alone = train.pop("memory_bytes"), baseline.pop("memory_bytes")
     assert mixed["peak"] >= alone["peak"]
     assert train == baseline
     assert train["training_slots"] > train["training_tokens"]  # rows of unlike length are padded
-    assert (train["trained"], train["scoring_flops"]) == (train["numbers"], 0)
+    assert [base[key] for key in ("trained", "steps", "training_tokens")] == [0, 0, 0]
+    assert (base["memory_bytes"]["optimizer"], train["trained"]) == (0, train["numbers"])
+    assert 0 < base["scoring_flops"] < train["scoring_flops"]  # as the arms, without an evaluation of each epoch
     flops = sum(stage["training_flops"] + stage["scoring_flops"] for stage in stages.values())
     assert whole["device_hours"] == pytest.approx(flops / (0.1e12 * 0.5) / 3600)
     assert whole["times_plain"] == pytest.approx(flops / train["training_flops"])
@@ -69,7 +71,7 @@ def test_hours_in_fp32_need_its_peak(tiny):
     for options, known in (({}, False), ({"tflops": 67.0}, True)):
         whole = estimate(given, machine(**options))
         found = [whole["device_hours"], *(stage["device_hours"] for stage in whole["stages"].values())]
-        assert [hours is not None for hours in found] == [known] * 2
+        assert [hours is not None for hours in found] == [known] * 3
 
 
 def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
@@ -87,7 +89,7 @@ def test_the_command_prints_a_table_or_json(finished, sftmix, monkeypatch):
     assert "What lowers" not in printed
     monkeypatch.setitem(GPUS, "H100", (989, 1e-6))
     printed = sftmix(*words, "--gpu", "H100", "--gpus", "4").out
-    assert "warning: train: more than the " in printed
+    assert "warning: train, base: more than the " in printed
     assert printed.count("What lowers activations") == 1
 
 

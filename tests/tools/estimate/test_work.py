@@ -10,6 +10,7 @@ from sftmix.batches.collate import token_slots
 from sftmix.batches.deal import deal
 from sftmix.batches.order import TrainingOrder
 from sftmix.common.world import World
+from sftmix.components.callbacks import Evaluate
 from sftmix.components.objectives import NTP
 from sftmix.components.others.reweighting import IRDRO
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
@@ -47,7 +48,7 @@ def test_the_reference_stops_at_its_last_checkpoint(tiny, checkpoints, share, pa
     """29 rows of 8 a step, three epochs: 12 steps."""
     stages = planned(tiny, reference=TrainedReference(checkpoints=checkpoints))
     reference, tokens = stages["reference"], tokens_of(tiny)
-    assert list(stages) == ["reference", "train"]
+    assert list(stages) == ["reference", "train", "base"]
     assert (reference.steps, stages["train"].steps) == (12 * share, 12)
     assert reference.trained[0] == pytest.approx(3 * share * tokens)
     assert reference.read[0] == passes * tokens
@@ -63,7 +64,7 @@ def test_references_that_train_nothing_and_those_of_other_models(finished):
     more = planned(tiny, reference=FromCheckpoints(paths=[str(tiny.model)] * 40))["reference"]
     assert more.read[0] == 20 * read.read[0], "more models than steps"
     for reference in (Online(), FromFile(path=str(ready))):
-        assert list(planned(tiny, reference=reference)) == ["train"]
+        assert list(planned(tiny, reference=reference)) == ["train", "base"]
     model = ReferenceModel(path=str(tiny.model), lora=LoraOptions(r=4))
     assert planned(tiny, reference=TrainedReference(model=model))["reference"].model.lora.r == 4
 
@@ -72,8 +73,21 @@ def test_an_objective_that_reads_each_batch_first_pays_for_it(tiny):
     plain = planned(tiny, **ALONE)["train"]
     stages = planned(tiny, **ALONE | {"objective": IRDRO()}, with_baseline=True)
     train, baseline = stages["train"], stages["baseline"]
-    assert train.read.tolist() == pytest.approx(train.trained.tolist())
-    assert baseline.read.tolist() == plain.read.tolist() == [0, 0, 0]
+    assert (train.read - plain.read).tolist() == pytest.approx(train.trained.tolist())
+    assert baseline.read.tolist() == plain.read.tolist()
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "evaluations"),
+    some_fast([([Evaluate()], 3), ([], 0), ([Evaluate(every=5)], 2), ([Evaluate(), Evaluate(every=1)], 15)], every=2),
+)
+def test_evaluations_are_those_of_the_callbacks(tiny, callbacks, evaluations):
+    """12 steps in three epochs; one evaluation after them, and one of the base model."""
+    sample = planned(tiny, **ALONE, data={"eval": None}, callbacks=[])["train"].read[0]
+    stages = planned(tiny, **ALONE, callbacks=callbacks)
+    held_out = stages["base"].read[0] - sample
+    assert min(sample, held_out) > 0
+    assert stages["train"].read[0] - sample == pytest.approx(held_out * (1 + evaluations))
 
 
 def test_steps_are_of_the_run_s_micro_batches(tiny):
