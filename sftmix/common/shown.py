@@ -5,13 +5,21 @@ counts are in words.
 """
 
 import re
-import unicodedata
 
 QUOTED_CHARACTERS = 80
 """Most characters of a value that a message quotes."""
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """A control character, or one that changes the direction of the text behind it."""
+
+SEEN = re.compile(
+    r"[^\s\x00-\x1f\x7f-\x9f"
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    r"\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+    r"\u2800\ufff9-\ufffb]"
+)
+"""A character that shows something: no white space, no control character, none of Default_Ignorable_Code_Point (the
+second and third line, of DerivedCoreProperties.txt of Unicode), not the blank of braille or an annotation's mark."""
 
 
 def quoted(value: object) -> str:
@@ -21,8 +29,8 @@ def quoted(value: object) -> str:
 
 
 def visible(text: str) -> bool:
-    """Return True if a text has more than white space and characters without width."""
-    return any(not character.isspace() and unicodedata.category(character) != "Cf" for character in text)
+    """Return True if a text has a character that is seen."""
+    return SEEN.search(text) is not None
 
 
 def printable(text: str) -> str:

@@ -53,6 +53,9 @@ SCHEMA = pa.schema(
 """Windows of plain text have the source, label and columns of their first document, and `starts`, the places where the
 documents begin, which is null in other rows."""
 
+MAX_CUT = 0.05
+"""Largest share of the training examples that may be cut without a warning."""
+
 
 class EncodedDataset(Sequence[Encoded]):
     """N tokenised examples in file order; `dataset[row]` reads one of them from the Arrow file.
@@ -165,6 +168,11 @@ def encode(
     report.take(prepared.report)
     train, found = job.side(prepared.train, limit=prepared.options.limit, keep=keep)
     report.take(found)
+    if (cut := found.counts.get("truncated", 0)) > MAX_CUT * len(train):
+        report.notes.append(
+            f"warning: {cut / len(train):.0%} of the training examples are cut at data.max_length = {max_length}, and "
+            "trained without their end: raise data.max_length, or leave such rows out"
+        )
     job.refuse_losses(found)
     held_out = None
     if prepared.eval is not None:

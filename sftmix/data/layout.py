@@ -16,6 +16,7 @@ from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from sftmix.common.errors import ConfigError, TemplateRefusal
+from sftmix.common.shown import quoted
 from sftmix.data.templates import defaults, on_the_same_day, token_roles
 from sftmix.data.thoughts import (
     INLINE,
@@ -299,6 +300,11 @@ def layout_of(tokenizer: PreTrainedTokenizerBase, source: str, *, thinks: bool |
         raise ConfigError(
             "data.template: the generation prompt closes the thought that responses of the rows have: leave thoughts "
             "out (data.thoughts drop), or choose a template (or data.template_options) whose prompt does not end so"
+        )
+    if layout.prompt == layout.asked and layout.answer_lead.strip():
+        layout.notices.append(
+            f"The template has no generation prompt: {quoted(layout.answer_lead)} is trained before each answer, since "
+            "the model has to write it. With another template, such as data.template chatml, the prompt has it."
         )
     return layout
 

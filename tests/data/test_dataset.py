@@ -159,6 +159,7 @@ def test_rows_without_response_tokens_are_dropped_counted_and_named(write, load,
     assert len(data.train) == 4
     assert data.train.truncated.tolist() == [False, False, False, True]
     assert data.train.n_targets.min() > 0
+    assert any(line.startswith("warning: 25% of the training examples are cut") for line in data.report.lines())
     named = f"1 example dropped: no trained token of a response within data.max_length = 64: long ({path}:4)"
     assert named in data.report.lines()
     with pytest.raises(

@@ -108,6 +108,9 @@ def test_a_jinja_file(small, write):
     # It has no generation prompt: the header that comes before every response is trained.
     assert encoder.renderer.render(CHAT[:2], prompt=True).endswith("Hi<|im_end|>\n")
     assert encoder.renderer.layout.answer_lead == "<|im_start|>assistant\n"
+    (notice,) = encoder.notices
+    assert "no generation prompt: '<|im_start|>assistant\\n' is trained before each answer" in notice
+    assert "data.template chatml" in notice
 
 
 def test_a_byte_order_mark_is_no_part_of_a_template(small, write):
@@ -136,6 +139,7 @@ def test_a_header_without_a_generation_prompt_is_the_response_s():
     encoder = make_encoder(chatml_tokenizer(source))
     assert encoder.renderer.render(CHAT[1:2], prompt=True) == "Q: Hi\n"
     assert (encoder.renderer.layout.answer_lead, encoder.renderer.layout.ending) == ("A: ", "<|end|>")
+    assert any("no generation prompt: 'A: ' is trained" in notice for notice in encoder.notices)
 
 
 def test_a_template_without_end_of_turn_gets_eos():

@@ -208,8 +208,8 @@ def test_empty_cells_of_csv_are_spelt_alike_in_all_columns(write, read):
     assert prepared.report.counts == {"empty_response": 1}
 
 
-@pytest.mark.parametrize("blank", ["\u200b", "\ufeff \u2060\n", "\u200e\u00ad"])
-def test_characters_without_width_alone_are_an_empty_text(write, read, refused, blank):
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff \u2060\n", "\u200e\u00ad", "\ufe0f", "\u3164", "\u2800"])
+def test_characters_that_show_nothing_alone_are_an_empty_text(write, read, refused, blank):
     rows = [{"instruction": "a", "output": blank}, {"instruction": "a", "input": blank, "output": "b\u200b"}]
     prepared = read(write("rows.jsonl", rows))
     assert prepared.report.counts == {"empty_response": 1}
