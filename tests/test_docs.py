@@ -46,7 +46,6 @@ PROGRAMS = {
     "mkdocs",
     ".ci/run",
     ".ci/versions",
-    ".ci/dist",
 }
 PROGRAMS |= {".ci/dist", "git", "cd", "hf", "accelerate", "transformers", "vllm", "llama-server"}
 

@@ -1,9 +1,12 @@
 """The command line as a process of its own: what it imports, and from where it starts."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from sftmix.cli import print_logs_as_lines
 from sftmix.cli.commands import COMMANDS
@@ -32,6 +35,27 @@ print("ok")
 """
     done = process("-c", script)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+ALLOCATOR = """
+import os, sys
+from sftmix.cli import main
+assert main(["--version"]) == 0
+assert "torch" not in sys.modules
+print({name: value for name, value in os.environ.items() if name.endswith("ALLOC_CONF")})
+"""
+
+
+@pytest.mark.parametrize("own", [None, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"])
+def test_the_allocator_has_expandable_segments_unless_the_user_set_it(monkeypatch, own):
+    """Before torch is imported, which reads the variable then."""
+    for name in [name for name in os.environ if name.endswith("ALLOC_CONF")]:
+        monkeypatch.delenv(name)
+    if own is not None:
+        monkeypatch.setenv(own, "max_split_size_mb:512")
+    expected = {own: "max_split_size_mb:512"} if own else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    done = process("-c", ALLOCATOR)
+    assert (done.returncode, done.stdout.splitlines()[1:]) == (0, [str(expected)]), done.stderr
 
 
 def test_python_m_sftmix_is_the_command_from_any_directory(tmp_path, monkeypatch):

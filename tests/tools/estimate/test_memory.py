@@ -182,6 +182,19 @@ def test_gradients_of_micro_batches_before_are_whole_under_fsdp_and_in_ddp_s_buc
     assert (ddp["gradients"], alone["gradients"]) == (4 * NUMBERS, 0)
 
 
+def test_gradients_that_are_reduced_in_every_micro_batch_are_shards(path):
+    """No rank holds the whole gradient between micro-batches; one micro-batch has none before it in any case."""
+    reduced = {"parallel": "fsdp", "reduce_each_micro_batch": True}
+    assert [estimated(path, SLOTS, micro_batches=n, **reduced)["gradients"] for n in (1, 2)] == [0, NUMBERS]
+
+
+def test_weights_that_are_kept_after_the_forward_are_those_of_all_layers(path):
+    """In bf16; the layer of the backward, and the next one, are there in either case."""
+    freed, kept = (estimated(path, SLOTS, parallel="fsdp", reshard_after_forward=freed) for freed in (True, False))
+    differences = {name: kept[name] - freed[name] for name in kept if kept[name] != freed[name]}
+    assert differences == {"working": 2 * LAYERS * LAYER}
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_tied_head_is_one_weight(tmp_path, count):
     tied = small_llama(tmp_path, tie_word_embeddings=True)
