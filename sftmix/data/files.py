@@ -5,7 +5,9 @@ reading.
 """
 
 import csv
+import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from sftmix.common.files import decoded
 from sftmix.common.shown import quoted
 
 MAX_ROW = 16 << 20
-"""Most characters in a row: a cell of CSV with an open quote would take in all of the file."""
+"""Most characters in a row, and bytes in a line of JSON: a cell of CSV with an open quote would take in all of it."""
 
 MAX_TEXT_BYTES = 64 << 20
 """Size of the largest text file: it is one document, which is tokenised in one call, in some 150 times its size."""
@@ -44,14 +46,23 @@ def _json(path: Path) -> Iterator[Row]:
 def _lines(path: Path) -> Iterator[Row]:
     """Rows of a JSONL file; blank lines, CRLF and a UTF-8 byte order mark are fine."""
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
+        for number in itertools.count(1):
+            if not (line := file.readline(MAX_ROW + 1)):
+                return
+            row: Any = None
+            if len(line) > MAX_ROW:
+                row = BadRow(f"a line of over {MAX_ROW:,} bytes")
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_ROW)
+            elif not line.strip():
+                continue
+            else:
                 try:
                     row = _JSON.decode(decoded(line).rstrip())
                 except (ValueError, RecursionError) as error:  # not UTF-8, syntax, a number of too many digits
                     begins = line.strip().removeprefix(b"\xef\xbb\xbf") in (b"{", b"[")
                     row = BadRow(f"not valid JSON in UTF-8: {error}{_OVER_LINES if begins else ''}")
-                yield f":{number}", row
+            yield f":{number}", row
 
 
 def _array(path: Path) -> Iterator[Row]:
@@ -86,6 +97,11 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.reader(file, strict=True)
         header = next(reader, [])
         _check_names(header)
+        if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
+            raise BadRow(
+                f":1: the only column is {quoted(header[0])}: fields are separated by commas, not by {other[0]!r}; "
+                "save the file anew"
+            )
         while True:
             place = f":{reader.line_num + 1}"
             try:

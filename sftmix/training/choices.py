@@ -18,7 +18,7 @@ from sftmix.options.training import DEFAULT_MICRO_BATCH
 from sftmix.training.footprint import Count, Footprint, kept_by_forward, layers_of, slots_of
 from sftmix.training.machine import DECIDED, Machine, decided_before, machine_of
 from sftmix.training.memory import room
-from sftmix.training.parallel import PADDED_TOKENS, check_compiler, pads, prepare_layers, unwrap
+from sftmix.training.parallel import PADDED_TOKENS, check_compiler, pads, prepare_layers, resolve_parallel, unwrap
 from sftmix.training.step import StepSetup
 
 USABLE = 0.9
@@ -32,7 +32,8 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     """Put a decision in the place of each auto of the stage, and prepare its layers so. All ranks call it.
 
     A stage that goes on, on the machine that was recorded last, has what was decided there. On a CPU layers are neither
-    recomputed nor compiled. Says what was decided, and what length groups cost a GPU.
+    recomputed nor compiled. Whether examples share a row was decided with the module; it is written down here. Says
+    what was decided, and what length groups cost a GPU.
 
     recorded  the machines that made the steps so far
     """
@@ -40,7 +41,12 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     kind = world.device.type
     if options.limits(kind)[1] == "auto":
         options = replace(options, micro_batch_tokens="auto")
-    options = replace(options, **world.share(decided_before(recorded, machine_of(world, options))))
+    laid_out: dict[str, Any] = {
+        "padding_free": unwrap(setup.module).padding_free,
+        "parallel": resolve_parallel(options.parallel, world),
+    }
+    machine = machine_of(world, replace(options, **laid_out))
+    options = replace(options, **world.share(decided_before(recorded, machine)))
     auto = [name for name in DECIDED if getattr(options, name) == "auto"]
     if "micro_batch_tokens" in auto or (kind != "cpu" and "activation_checkpointing" in auto):
         options = world.share(settled(setup, Footprint(setup), room(setup)))
@@ -55,7 +61,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
             f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost a "
             "GPU more than the padding of short rows; leave it out, or set training.padding_free true"
         )
-    options = replace(options, activation_checkpointing=options.activation_checkpointing is True)
+    options = replace(options, **laid_out, activation_checkpointing=options.activation_checkpointing is True)
     setup.stage = replace(stage, options=options)
     prepare_layers(unwrap(setup.module).model, options)
 

@@ -32,6 +32,7 @@ PAIRS = [(Slot(0), Slot(1)), (Slot(2), Slot(3))]
 GPU = World(device=torch.device("cuda", 0))
 AUTO = {"activation_checkpointing": "auto", "compile": "auto"}
 OFF = {"activation_checkpointing": False, "compile": False}
+LAID_OUT = {"padding_free": False, "parallel": "none"}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler's own
 
@@ -57,11 +58,11 @@ def setup_of(stage, world: World | None = None) -> StepSetup:
 
 
 def test_on_a_cpu_both_are_off_and_recorded(stage, capsys):
-    """Also where the micro-batch does not fit; and a record from before there was auto is the same."""
+    """Also where the micro-batch does not fit."""
     assert (stage.options.activation_checkpointing, stage.options.compile) == ("auto", "auto")
     result = train(stage, World())
     (machine,) = result.figures["machines"]
-    assert machine == {"after": 0, **machine_of(World(), replace(stage.options, **OFF))}
+    assert machine == {"after": 0, **machine_of(World(), replace(stage.options, **OFF, **LAID_OUT))}
     assert "layers" not in capsys.readouterr().out
 
 
@@ -110,7 +111,7 @@ def test_what_the_machine_recorded_last_had_is_kept_on_it_alone():
 
 def test_a_stage_goes_on_with_what_was_chosen(stage, monkeypatch):
     on_a_gpu(monkeypatch, 1.0)
-    recorded = [{"after": 0, **choices.machine_of(GPU, stage.options), **OFF, "micro_batch_tokens": 64}]
+    recorded = [{"after": 0, **choices.machine_of(GPU, replace(stage.options, **LAID_OUT)), **OFF, "micro_batch_tokens": 64}]
     assert chosen(setup_of(stage, GPU), recorded).activation_checkpointing is False
     assert chosen(setup_of(stage, GPU)).activation_checkpointing is True
 
