@@ -23,7 +23,7 @@ from sftmix.options import DataOptions, ModelOptions, ReferenceTraining, Trainin
 from sftmix.training.checkpoint import CheckpointStore
 from sftmix.training.step import build_optimizer
 from tests.forked import on_ranks
-from tests.toy import toy_model
+from tests.toy import rounding, toy_model
 from tests.trained import Trained, assert_exact, assert_near
 
 TRAINING = TrainingOptions(learning_rate=0.01, weight_decay=0.2, betas=(0.8, 0.95))
@@ -74,7 +74,8 @@ def test_adamw_is_the_rule_by_hand():
                 expected[p] = expected[p] * (1 - 0.01 * decay) - 0.01 * first[p] / (1 - 0.8**step) / root
             optimizer.step()
         for p, value in expected.items():
-            torch.testing.assert_close(p.detach().double(), value, rtol=0, atol=1e-6)
+            limit = rounding(p.detach(), 2 * 3)  # each step takes the decay off, then adds
+            torch.testing.assert_close(p.detach().double(), value, rtol=0, atol=limit)
 
 
 class Made(TorchDispatchMode):

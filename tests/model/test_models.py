@@ -31,6 +31,8 @@ TINY = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+SUMS = 2 * (5 * 32 + 48)
+"""Numbers that one state of such a model is the sum of: in two layers, over its inputs for q, k, v, o and the MLP."""
 GPT2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 2}
 
 # Scales and caps far from 1, so that leaving one out shows. Random heads are small: the caps are, too.

@@ -17,12 +17,12 @@ from sftmix.options import DataOptions
 from sftmix.training.checkpoint import full_weights
 from sftmix.training.loop import train
 from tests.tiny import Tiny, make_tiny
-from tests.toy import logged, toy_stage
+from tests.toy import logged, rounding, toy_stage
 
 MICRO, ACCUMULATION, STEPS = 4, 2, 3
 WINDOW = MICRO * ACCUMULATION
 ADAMW = {"learning_rate": 0.003, "weight_decay": 0.1, "max_grad_norm": 0.5}
-EPS = 1e-4  # AdamW's own 1e-8 turns the rounding of gradients near 0 into whole steps
+EPS = 0.04  # as the largest gradients: AdamW's own 1e-8 turns the rounding of those near 0 into whole steps
 
 
 @pytest.fixture(scope="module")
@@ -132,5 +132,8 @@ def test_trl_sft_trainer_is_ours(tiny, data, ours, tmp_path):
     assert len(logged) == STEPS
     assert ours.loss == pytest.approx([m["loss"] for m in logged], rel=2e-6)
     assert ours.norm == pytest.approx([m["grad_norm"] for m in logged], rel=2e-6)
+    tokens = sum(len(data[row].input_ids) for row in order_of(data))  # a gradient is a sum over those of a step
+    of_steps = rounding(torch.tensor(ADAMW["learning_rate"]), tokens)
     for name, weight in ours.weights.items():
-        torch.testing.assert_close(weight, trainer.model.state_dict()[name], rtol=0, atol=1e-6)
+        limit = rounding(weight, 2 * STEPS) + of_steps  # each step takes the decay off, then adds
+        torch.testing.assert_close(weight, trainer.model.state_dict()[name], rtol=0, atol=limit)
