@@ -95,12 +95,15 @@ def _write_model(
     for config in (saved.config, *filter(None, parts)):
         config.dtype = dtype
         rope = getattr(config, "rope_parameters", None) or {}
-        if "rope_theta" in rope:  # of all layers: transformers 4 would take it for 10,000
-            vars(config).update(
-                rope_theta=rope["rope_theta"],
-                partial_rotary_factor=rope.get("partial_rotary_factor", 1.0),
-                rope_scaling=None if rope["rope_type"] == "default" else rope | {"type": rope["rope_type"]},
-            )
+        if config.model_type in ("gemma3_text", "gemma3n_text", "olmo3"):
+            config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
+            rope = rope["full_attention"]
+        if "rope_theta" in rope:  # transformers 4 would take it for 10,000
+            base, part = rope["rope_theta"], rope.get("partial_rotary_factor", 1.0)
+            scaling = None if rope["rope_type"] == "default" else rope | {"type": rope["rope_type"]}
+            vars(config).update(rope_theta=base, partial_rotary_factor=part, rope_scaling=scaling)
+            if "gpt_neox" in config.model_type:
+                vars(config).update(rotary_emb_base=base, rotary_pct=part)
     saved.config.save_pretrained(path)
 
 

@@ -74,8 +74,8 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         elif not isinstance(model, kind):
             yield (
                 f"these are adapters of {type(model).__name__}, which AutoModelForCausalLM loads; config.json of the "
-                f"base model names {kind.__name__}, whose modules may have other names. A server that loads it would "
-                "leave them out without a word: export with --merge for it"
+                f"base model names {kind.__name__}. Their names were not compared: a server that loads it leaves out "
+                "adapters that have no module of their name there, without a word. Export with --merge for it"
             )
     except Exception as error:  # no training ends for the sake of what others do
         yield f"it cannot be read as its files say: {error}"

@@ -147,3 +147,32 @@ def test_transformers_4_finds_the_base_of_rope(tokenizer, tmp_path, capsys, rope
     with torch.no_grad():
         assert torch.equal(load_model(out)(ids).logits, model(ids).logits)
     assert not capsys.readouterr().err
+
+
+LINEAR = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+LOCAL = {"rope_type": "default", "rope_theta": 3e3}
+LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
+TWO_BASES = LAYERS | {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": LOCAL}}
+ONE_BASE = LAYERS | {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": LOCAL | {"rope_theta": 1e6}}}
+HALF = {"rope_parameters": LOCAL | {"partial_rotary_factor": 0.5}}
+OF_4 = {
+    "gemma3_text": (TWO_BASES, {"rope_theta": 1e6, "rope_local_base_freq": 3e3}, LINEAR),
+    "olmo3": (ONE_BASE, {"rope_theta": 1e6}, LINEAR),
+    "gpt_neox": (HALF, {"rotary_emb_base": 3e3, "rotary_pct": 0.5}, None),
+}
+"""Options, what the configuration classes of transformers 4.57.1 read of them, and their rope_scaling."""
+
+
+@pytest.mark.parametrize("family", OF_4)
+def test_transformers_4_finds_rope_under_the_names_of_the_type(tokenizer, tmp_path, capsys, family):
+    options, names, scaling = OF_4[family]
+    model = random_model(AutoConfig.for_model(family, **TINY | options))
+    capsys.readouterr()
+    out = export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32)
+    written = json.loads((out / "config.json").read_text())
+    assert {name: written[name] for name in names} == names
+    assert written["rope_scaling"] == (scaling and scaling | {"type": "linear"})
+    ids = torch.arange(48).view(1, -1)
+    with torch.no_grad():
+        assert torch.equal(load_model(out)(ids).logits, model(ids).logits)
+    assert not capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -182,7 +183,7 @@ def harness_of(loaded: Any, batch_size: int, *, chat: bool = False) -> Any:
     harness = HFLM(
         pretrained=loaded.model,
         tokenizer=tokenizer,
-        batch_size=batch_size if loaded.together else 1,
+        batch_size=batch_size if loaded.together >= (loaded.context or sys.maxsize) else 1,
         max_length=loaded.context,
         add_bos_token=False if chat else None,
     )

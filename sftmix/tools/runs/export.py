@@ -30,6 +30,7 @@ def export_run(
     Raises ConfigError if there is no such checkpoint, `to` exists or there is nothing to merge, CheckpointError
     if it is damaged, DifferenceError if train/model is.
     """
+    run, to = run.absolute(), to.absolute()  # `as_started` moves relative names
     if is_there(to):
         raise ConfigError(f"{to} exists; name a directory that does not")
     config = read_finished(run)
@@ -55,4 +56,4 @@ def export_run(
     if made_from(run)["data"]["template"] == TEXT:  # then the tokenizer keeps its own, or none
         encoder = replace(encoder, renderer=None)
     with as_started(run):
-        return export_stored(config, encoder, stored.absolute(), to, step=checkpoint, dtype=dtype, merge=merge)
+        return export_stored(config, encoder, stored, to, step=checkpoint, dtype=dtype, merge=merge)

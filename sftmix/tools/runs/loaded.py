@@ -148,10 +148,12 @@ def encoder_of(finished: FinishedModel) -> Encoder:
 def longest_together(model: Any, name: str) -> int:
     """Return the length of rows up to which a batch changes no answer, and say it; 0 if padding on the left does.
 
-    A recurrent state, a convolution or a window of compressed tokens may see padding: a prompt is continued beside a
-    longer one, and alone.
+    A recurrent state, a convolution or a window of compressed tokens may see padding: a prompt that fills the longest
+    such window (DeepSeek-V4's) is continued beside a longer one, and alone.
     """
-    ids, mask = probe_ids(model, 2, 12), torch.ones(2, 12, dtype=torch.int64, device=model.device)
+    windows = getattr(model.config, "compress_rates", {"": 0})
+    ids = probe_ids(model, 2, 12 + max(windows.values()))
+    mask = torch.ones_like(ids)
     mask[1, :7] = 0
     options = GenerationConfig(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
     with probing(model, f"{name} does not generate"):

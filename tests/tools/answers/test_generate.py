@@ -92,6 +92,12 @@ def test_the_batch_changes_no_token_of_models_that_see_padding_or_longer_rows(ta
     assert loaded.together == longest
 
 
+def test_the_probe_fills_the_longest_window_of_compressed_tokens():
+    layers = {"layer_types": ["heavily_compressed_attention"] * 2, "vocab_size": 97}  # of 128 tokens each
+    model = random_model(transformers.DeepseekV4Config(**OTHERS["DeepseekV4"] | layers))
+    assert longest_together(model, "windows") == 0
+
+
 def test_a_model_that_sees_padding_is_loaded_to_answer_one_by_one(target, tmp_path, capsys):
     shape = {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "context_length": 128}
     config = transformers.RwkvConfig(vocab_size=len(target.encoder.tokenizer), **shape)
@@ -100,6 +106,9 @@ def test_a_model_that_sees_padding_is_loaded_to_answer_one_by_one(target, tmp_pa
     loaded = load_finished(FinishedModel("rwkv", str(tmp_path), None))
     assert harness_of(loaded, 4).batch_size == 1
     assert harness_of(target, 4).batch_size == 4
+    assert harness_of(target._replace(context=None), 4).batch_size == 4
+    assert harness_of(target._replace(context=256, together=32), 4).batch_size == 1  # LongRoPE's border
+    assert harness_of(target._replace(context=32, together=32), 4).batch_size == 4  # lm-eval cuts at the context
     assert (
         "model rwkv: a batch changes answers, so prompts of more than 0 tokens are answered alone"
         in capsys.readouterr().err

@@ -2,18 +2,21 @@
 
 import importlib
 import json
+import re
+import shutil
 import sys
 
 import datasets
 import numpy as np
 import pytest
 from datasets import Dataset
+from tokenizers.processors import Sequence, TemplateProcessing
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
 from sftmix.common.tables import write_split
-from sftmix.data import prepare
+from sftmix.data import encode, make_encoder, prepare
 from sftmix.options import DataOptions
 from sftmix.tools.integrations import DynamicsCallback, groups_of, row_ids
 from sftmix.types import UNPAIRED, Split
@@ -69,6 +72,35 @@ def test_the_examples_rows_have_the_ids_of_sftmix(tiny, tmp_path, monkeypatch):
     )
     assert row_ids(trainer.train_dataset) == ours
     assert ours[29:] == [f"{ours[3]}#1", f"{ours[bare]}#1"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_template_of_the_page_writes_what_the_script_trains(tiny, tmp_path, monkeypatch, before):
+    """With `bos_token` for a tokenizer that puts one before plain text, without for others, which add none here."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    shutil.copytree(tiny.train.parent, tmp_path / "rows", ignore=lambda _, names: {*names} - {tiny.train.name})
+    tokenizer = AutoTokenizer.from_pretrained(tiny.model)
+    plain = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, tokenizer.bos_token_id)]
+    )
+    tokenizer.backend_tokenizer.post_processor = plain if before else Sequence([])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert (tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id) is before
+    page = (ROOT / "docs" / "trl.md").read_text(encoding="utf-8")
+    (template,) = re.findall(r"^`(.*bos_token.*)`$", page, re.MULTILINE)
+    jinja = tmp_path / "prompts.jinja"
+    jinja.write_text(template if before else template.replace("{{ bos_token }}", ""), encoding="utf-8")
+    encoder = make_encoder(tokenizer, str(jinja))
+    ours = encode(prepare(DataOptions(train=[str(tmp_path / "rows")]), 0), encoder, max_length=128).train
+    trainer = SFTTrainer(
+        str(tiny.model),
+        example.SFTMixConfig(str(tmp_path / "out"), report_to=[], bf16=False, use_cpu=True, max_length=128),
+        train_dataset=example.prompts(str(tmp_path / "rows")),
+        processing_class=tokenizer,
+    )
+    theirs = [(list(row["input_ids"]), [y != -100 for y in row["labels"]]) for row in trainer.train_dataset]
+    assert theirs == [(list(one.input_ids), list(one.target)) for one in ours]
 
 
 def sharded(world, path):

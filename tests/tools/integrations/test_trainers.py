@@ -192,6 +192,12 @@ def test_one_process_with_several_gpus_is_refused(tiny, tmp_path, monkeypatch):
         trainer_of(Mixed, tiny, tmp_path)
 
 
+@pytest.mark.parametrize("alpha", [0, -0.5])
+def test_an_alpha_without_a_distribution_is_named(tiny, tmp_path, alpha):
+    with pytest.raises(ConfigError, match=rf"sftmix_alpha is {alpha}; allowed: above 0"):
+        trainer_of(Mixed, tiny, tmp_path, sftmix_alpha=alpha)
+
+
 def test_it_needs_a_split_and_rows_by_number(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"sftmix_split is '', which is no file"):
         trainer_of(Mixed, tiny, tmp_path, sftmix_split="")

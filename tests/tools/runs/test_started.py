@@ -77,11 +77,11 @@ def decoy(project, tmp_path) -> Path:
 
 def read(kind: str, run: Path, to: Path, cwd: Path) -> tuple[int, str, dict[str, bytes]]:
     """Let a command read a run from a directory: exit code, what it printed, and what it wrote."""
-    to.parent.mkdir(exist_ok=True)
+    (cwd / to.parent).mkdir(exist_ok=True)
     words = [{"RUN": str(run), "TO": str(to)}.get(word, word) for word in READERS[kind]]
     done = in_this_process(*words, cwd=cwd)
     printed = (done.stdout + done.stderr).replace(str(run), "RUN").replace(str(to), "TO")
-    return done.returncode, printed, contents(to.parent)
+    return done.returncode, printed, contents(cwd / to.parent)
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -92,6 +92,22 @@ def test_what_is_read_does_not_depend_on_the_working_directory(kind, project, mo
     assert here[0] == elsewhere[0] == 0, (here[1], elsewhere[1])
     assert here[2] == elsewhere[2]
     assert read(kind, Path(os.path.relpath(run, decoy)), tmp_path / "c" / "to", cwd=decoy)[2] == here[2]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_relative_run_is_not_another_one_of_the_directory_where_it_was_started(kind, project, tmp_path):
+    """From PLACE/sub `../runs/lora` is a run that was started in PLACE, where that name is another run."""
+    place = Path(shutil.copytree(project, tmp_path / "place"))
+    record = place / "runs" / "lora" / "started.json"
+    record.write_text(record.read_text().replace(str(project), str(place)))
+    other = Path(shutil.copytree(place / "runs" / "lora", tmp_path / "runs" / "lora"))
+    (other / "train/model/chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (place / "sub").mkdir()
+    whole = read(kind, place / "runs" / "lora", tmp_path / "a" / "to", cwd=tmp_path)
+    relative = read(kind, Path("../runs/lora"), Path("../to/to"), cwd=place / "sub")
+    assert whole[0] == relative[0] == 0, (whole[1], relative[1])
+    assert relative[2] == whole[2]
+    assert "cannot be read" not in relative[1]
 
 
 def test_a_merged_model_is_that_base_with_its_adapters(moved, decoy, tmp_path):
