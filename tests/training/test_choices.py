@@ -111,7 +111,8 @@ def test_what_the_machine_recorded_last_had_is_kept_on_it_alone():
 
 def test_a_stage_goes_on_with_what_was_chosen(stage, monkeypatch):
     on_a_gpu(monkeypatch, 1.0)
-    recorded = [{"after": 0, **choices.machine_of(GPU, replace(stage.options, **LAID_OUT)), **OFF, "micro_batch_tokens": 64}]
+    before = choices.machine_of(GPU, replace(stage.options, **LAID_OUT))
+    recorded = [{"after": 0, **before, **OFF, "micro_batch_tokens": 64}]
     assert chosen(setup_of(stage, GPU), recorded).activation_checkpointing is False
     assert chosen(setup_of(stage, GPU)).activation_checkpointing is True
 
