@@ -162,7 +162,8 @@ def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
 def _fault(value: Any, hint: Any) -> str:
     """Say why a value is not allowed: above all why YAML makes no collection of a text that was to be one."""
     if value is None or value is True:
-        return f" is {'true' if value else 'null'}, or has no value"
+        read = "true, as on and yes are to YAML without quotes" if value else "null"
+        return f" is {read}, or has no value"
     if type(value) not in _PLAIN:
         return f" is {value!r}, a {type(value).__name__}; give float(), int(), str() or list() of it"
     if problem := not_utf8(str(value)):
