@@ -49,7 +49,7 @@ defaults are the paper's where it names one. `out`, `model.path` and `data.train
 - `null` is written as `null`; numbers are decimal (`010` is 10, and `1:30` is no number), and keys are always text.
   Variables as `$SCRATCH` in paths are for the shell: in a file they are not replaced. Keys `x-...` at the top of a file
   are ignored: they are places for anchors.
-- Of `training.epochs` and `training.max_steps` the steps decide.
+- Of `training.epochs` and `training.max_steps` the steps decide. One file, variant or command line sets one of them.
 - An unknown option, class or value is exit code 2 and names the nearest one that exists.
 """
 

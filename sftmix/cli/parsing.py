@@ -61,12 +61,6 @@ def parse(arguments: Arguments, owner: type = NoOptions) -> tuple[RunConfig, Tre
 
     Returns the configuration, the tree that it was made from, and the command's own options, of the dataclass `owner`.
     """
-    epochs, steps = (arguments.options.get(f"training.{name}", "null") for name in ("epochs", "max_steps"))
-    if "null" not in (epochs, steps):
-        raise ConfigError(
-            f"--training.epochs {epochs} and --training.max_steps {steps} exclude each other: a run ends after its "
-            "epochs or after its steps; leave one out"
-        )
     known = options_of(owner)
     tree: Tree = {}
     applied = set[Path]()

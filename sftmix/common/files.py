@@ -21,6 +21,8 @@ from sftmix.common.errors import ConfigError, DifferenceError, NoSpaceError
 
 MANIFEST = "MANIFEST.json"
 
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""How a file system answers what it does not have, as locks or the sync of a directory."""
 _LARGEST = 1 << 26
 """Most bytes of a file of a run directory that is read at once."""
 
@@ -267,7 +269,7 @@ def sync_path(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # of a file system that syncs no directory (some of networks, FUSE)
+        if error.errno not in NOT_SUPPORTED:  # of a file system that syncs no directory (some of networks, FUSE)
             raise
     finally:
         os.close(descriptor)

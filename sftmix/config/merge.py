@@ -25,7 +25,16 @@ from sftmix.config.schema import (
     listed_components,
     options_of,
 )
-from sftmix.config.values import NoValueError, converted, from_yaml, no_option_of, not_allowed, unknown_option, words_of
+from sftmix.config.values import (
+    NoValueError,
+    converted,
+    from_yaml,
+    no_option_of,
+    not_allowed,
+    unknown_option,
+    words_of,
+)
+from sftmix.options import TrainingOptions
 
 CLASS, ARGS = "class_path", "init_args"
 
@@ -40,7 +49,10 @@ def merge(tree: Tree, values: Mapping[str, Any], more: Mapping[str, Any] | None 
     of    the name of the file, for messages
     """
     try:
-        return _merge_options(tree, values, {**options_of(RunConfig), **(more or {})}, "")
+        known = {**options_of(RunConfig), **(more or {})}
+        of_training = {key: value for key, value in values.items() if key.startswith("training")}
+        _refuse_both(_merge_options({}, of_training, known, "").get("training", {}))
+        return _merge_options(tree, values, known, "")
     except ConfigError as error:
         raise type(error)(f"{of}: {error}" if of else str(error)) from error
 
@@ -51,6 +63,21 @@ def build(tree: Tree) -> RunConfig:
 
 
 # ------------------------------------------------------------------------------------------------ merging
+
+
+def _refuse_both(given: Tree) -> None:
+    """Raise ConfigError if one layer says in two ways when a training ends, unless it has all options of the group.
+
+    No person wrote that, but a run or --print_config: they write `max_steps` beside the default of `epochs`.
+
+    given  the options of `training` in the layer
+    """
+    epochs, steps = given.get("epochs"), given.get("max_steps")
+    if None not in (epochs, steps) and len(given) < len(options_of(TrainingOptions)):
+        raise ConfigError(
+            f"training.epochs {epochs} and training.max_steps {steps} exclude each other: a run ends after its epochs "
+            "or after its steps; leave one out"
+        )
 
 
 def _order(item: tuple[str, Any]) -> tuple[int, bool]:

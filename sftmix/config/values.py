@@ -160,7 +160,8 @@ def not_allowed(key: str, hint: Any, value: Any) -> ConfigError:
 def _fault(value: Any, hint: Any) -> str:
     """Say why a value is not allowed: above all why YAML makes no collection of a text that was to be one."""
     if value is None or value is True:
-        return f" is {'true' if value else 'null'}, or has no value"
+        read = "true, as on and yes are to YAML without quotes" if value else "null"
+        return f" is {read}, or has no value"
     if str in alternatives(hint) and not isinstance(value, (str, list, dict)):
         return f": {value!r} is no text to YAML; put it in quotes"  # a number, or a word that is none, as `no`
     if type(value) not in _PLAIN:

@@ -123,7 +123,7 @@ def get_or_build(cache_dir: str | None, name: str, build: Callable[[Path], Recor
         kind = NoSpaceError if is_full(error) else ConfigError
         raise kind(
             f"cannot write the tokenisation cache under {root}: {error.strerror or error}. "
-            "Free some space there, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
+            "Mend that, or choose another place with --data.cache_dir or $SFTMIX_CACHE."
         ) from error
 
 

@@ -1,10 +1,12 @@
 """The rows."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sftmix.common.fields import ROLES, column_problems
+from sftmix.common.places import path_problem
 from sftmix.common.plain import PlainFields, as_list
 from sftmix.common.renderer import Renderer
 from sftmix.common.row_format import RowFormat
@@ -103,6 +105,8 @@ class DataOptions(PlainFields):
             if getattr(self, name) != getattr(DataOptions, name):
                 yield f"data.renderer and data.{name} exclude each other: leave one out, or give the class an option"
         yield from out_of_range("data", self, _DATA)
+        if problem := path_problem(cache := self.cache_dir or os.environ.get("SFTMIX_CACHE", "")):
+            yield f"data.cache_dir, or $SFTMIX_CACHE: {cache!r} cannot be the directory of the cache: it {problem}"
 
     def _problems_of_files(self) -> Iterator[str]:
         """Yield a sentence if a file of rows is missing, has no name, no label, or is trained on and held out."""

@@ -81,6 +81,8 @@ def _files(known: Known, *components: Component | None) -> Any:
     Raise what `files()` raises on every rank.
     """
     names, code = files_of(components), code_of(components)
+    if known.world is UNKNOWN:  # code needs no ranks
+        return dict.fromkeys(map(_from_here, names), UNKNOWN) | code
     return known.world.from_main(lambda: {_from_here(name): _fingerprint(name) for name in names} | code)
 
 

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from sftmix.common.errors import INTERRUPTED, ConfigError, DifferenceError, InUseError, NoSpaceError
-from sftmix.common.files import read_json, remove_leftovers, write_json
+from sftmix.common.files import NOT_SUPPORTED, read_json, remove_leftovers, write_json
 from sftmix.common.places import PathLike, path_problem
 from sftmix.config.read import STARTED
 
@@ -27,7 +27,7 @@ class Hold:
 
     def __init__(self, path: PathLike) -> None:
         self.path, self._main = Path(path), os.environ.get("RANK", "0") == "0"
-        self._lock = FileLock(self.path / ".lock")
+        self._lock: FileLock | SoftFileLock = FileLock(self.path / ".lock")
         self._status: dict[str, Any] = {
             "stage": "start",
             "step": 0,
@@ -50,7 +50,7 @@ class Hold:
             raise ConfigError(f"out: {str(self.path)!r} cannot be a run directory: it {problem}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
+            self._take_lock()
         except Timeout:
             raise InUseError(
                 f"another process is using {self.path}; wait for it, or choose another --out (where a file system has "
@@ -65,6 +65,16 @@ class Hold:
             if earlier["stage"] not in ("start", "data"):  # as before a command begins to make its first stage
                 self._earlier = earlier
         return self
+
+    def _take_lock(self) -> None:
+        """Take the lock; if the file system has none, a second file stands for it, as FileLock does after ENOSYS."""
+        try:
+            self._lock.acquire(blocking=False)
+        except OSError as error:
+            if error.errno not in NOT_SUPPORTED:
+                raise
+            self._lock = SoftFileLock(self.path / ".lock.held")
+            self._lock.acquire(blocking=False)
 
     def __exit__(self, *raised: Any) -> None:
         """Note the error that ended the command, if any, and give the lock back."""

@@ -40,7 +40,7 @@ from sftmix.training.checkpoint import full_weights
 from sftmix.training.machine import adding_in_order, machine_of
 from sftmix.training.parallel import check_compiler, resolve_precision
 from sftmix.training.scoring import held_out_metrics
-from sftmix.training.signals import StopAtOnce
+from sftmix.training.signals import StopAtOnce, StopLater
 from sftmix.types import NOT_COUNTED, Scores, Split, TrainingDynamics
 
 
@@ -67,6 +67,7 @@ def run(
     with (
         adding_in_order(config.training.deterministic),
         contextlib.nullcontext(world) if world else start_world(config.training.timeout) as ranks,
+        StopLater(),
         RunDirectory(config.out or "", ranks, pool=pool) as directory,
         StopAtOnce() as stop,
     ):

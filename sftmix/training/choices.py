@@ -54,8 +54,7 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
             say(f"training.micro_batch_tokens auto is {options.micro_batch_tokens}")
         if "activation_checkpointing" in auto and options.activation_checkpointing:
             say("layers are computed again in the backward: the micro-batch does not fit without that")
-    if options.compile == "auto":
-        options = replace(options, compile=kind == "cuda" and _compiles(setup, say))
+    options = replace(options, compile=_compiles(setup, options.compile, say))
     if kind != "cpu" and (options.length_groups or 1) > 1:
         say(
             f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost a "
@@ -89,15 +88,22 @@ def settled(setup: StepSetup, memory: Footprint, free: float) -> TrainingOptions
     return replace(options, activation_checkpointing=recompute, micro_batch_tokens=tokens)
 
 
-def _compiles(setup: StepSetup, say: Callable[[str], object]) -> bool:
-    """Return True if layers are to be compiled on CUDA: for enough work, and if nothing speaks against it."""
-    flops = flops_of(setup)
-    if flops <= WORTH_COMPILING:
+def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object]) -> bool:
+    """Return True if layers are to be compiled: as asked, or (auto) on CUDA for enough work, if they become one graph.
+
+    Says what speaks against it, also where it was asked for: what breaks a graph runs as it is.
+    """
+    flops, auto = flops_of(setup), asked == "auto"
+    if not asked or (auto and (setup.world.device.type != "cuda" or flops <= WORTH_COMPILING)):
         return False
     problem = compile_problem(setup)
-    how = f"not compiled: {problem}" if problem else f"compiled, for {flops:.1e} FLOPs of training on each GPU"
-    say(f"layers are {how} (training.compile auto)")
-    return problem is None
+    compiled = problem is None or not auto
+    if problem or auto:
+        why = problem or f"{flops:.1e} FLOPs of training on each GPU"
+        name, other = type(unwrap(setup.module).model).__name__, str(not compiled).lower()
+        how = "compiled" if compiled else "not compiled"
+        say(f"layers of {name} are {how} (training.compile {str(asked).lower()}; {other} does the other): {why}")
+    return compiled
 
 
 def flops_of(setup: StepSetup) -> float:

@@ -79,4 +79,19 @@ class StopAtOnce(StopSignal):
         raise Stopped(_STOPPED)
 
 
+class StopLater(StopSignal):
+    """A handler around a run directory: what ended its work is written into STATUS.json before a signal counts.
+
+    torchrun ends all ranks so when one fails, of which another may have heard before: the signal arrives as it ends.
+    """
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__()
+        if self.received and not any(error):  # nothing came of it
+            signal.raise_signal(signal.SIGTERM)
+
+    def _arrived(self, *_: object) -> None:
+        self.received = True
+
+
 _STOPPED = "stopped by a signal; what was finished is kept, the same command continues"

@@ -151,6 +151,7 @@ PROBLEMS = [
         {"training.reshard_after_forward": False, "training.parallel": "ddp"},
         "use --training.parallel fsdp, or leave resh",
     ),
+    ({"data.cache_dir": "${SCR}/c"}, "'${SCR}/c' cannot be the directory of the cache: it holds a variable"),
     ({"training.learning_rate": 0.0}, "training.learning_rate is 0.0; allowed: above 0"),
     ({"training.learning_rate": float("nan")}, "training.learning_rate is nan; allowed: above 0"),
     ({"training.epochs": 0}, "training.epochs is 0.0; allowed: above 0"),

@@ -143,6 +143,11 @@ def test_a_recipe_is_a_base_by_its_name(write):
         ({"a.yaml": "base: b.yaml", "b.yaml": "{"}, ["cannot read the configuration", "b.yaml"]),
         ({"a.yaml": "variants: {x: {}}"}, ["a.yaml", "`variants`", "compare --config"]),
         ({"a.yaml": "base: recipe:table5-role"}, ["recipe:table5-role", "`variants`", "compare --config"]),
+        (
+            {"a.yaml": "training: {epochs: 2, max_steps: 5}"},
+            ["a.yaml: training.epochs 2.0 and training.max_steps 5 ex"],
+        ),
+        ({"a.yaml": "training: {epochs: 2}\ntraining.max_steps: 5"}, ["a.yaml: training.epochs 2.0 and training.m"]),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(write, files, words):
@@ -152,6 +157,16 @@ def test_what_cannot_be_is_refused_by_name(write, files, words):
             read(paths[0])
         for word in words:
             assert word in str(error.value)
+
+
+def test_epochs_and_steps_of_two_layers_and_of_a_written_file_go_together(write):
+    """The later layer decides, and a file that a run wrote has every option."""
+    base = write("base.yaml", "training.max_steps: 5")
+    write("over.yaml", "base: base.yaml\ntraining: {epochs: 2, max_steps: null}")
+    assert read_config(base.with_name("over.yaml")).training.max_steps is None
+    config = on_the_command_line("--config", str(base), "--training.epochs", "2")
+    assert (config.training.epochs, config.training.max_steps) == (2.0, 5)
+    assert read_config(write("written.yaml", config.yaml())) == config
 
 
 def test_keys_that_are_merged_and_aliases_do_not_stand_twice(write):

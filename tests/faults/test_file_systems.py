@@ -1,4 +1,4 @@
-"""File systems that lack something: no locks (flock answers ENOSYS), no fsync of directories (EINVAL)."""
+"""File systems that lack something: locks (flock answers ENOSYS or ENOTSUP), fsync of directories (EINVAL, ENOTSUP)."""
 
 import errno
 import fcntl
@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from sftmix.cli import main
-from sftmix.common.errors import NoSpaceError
+from sftmix.common.errors import ConfigError, InUseError, NoSpaceError
 from sftmix.data import store
+from sftmix.pipeline.lock import Hold
 from tests.tiny import weights
 
 
@@ -36,6 +37,20 @@ def test_a_lock_that_a_killed_process_left_is_named(monkeypatch, tiny, tmp_path,
     assert f"{tmp_path / 'run' / '.lock'} of a killed one stays" in capsys.readouterr().err
 
 
+def test_a_run_is_held_where_locks_are_not_supported(monkeypatch, tmp_path):
+    """As some file systems of networks answer: like ENOSYS, by a file that is there."""
+    monkeypatch.setattr(fcntl, "flock", fails(errno.ENOTSUP))
+    with Hold(tmp_path) as hold:
+        hold.status()
+        with (
+            pytest.raises(InUseError, match=r"the file .*\.lock\.held of a killed one stays: delete it"),
+            Hold(tmp_path),
+        ):
+            pass
+    with Hold(tmp_path):
+        pass
+
+
 def test_who_waits_for_rows_says_for_what(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(store, "PATIENCE", 0.1)
     with (tmp_path / ".rows.lock").open("w") as held:
@@ -43,6 +58,18 @@ def test_who_waits_for_rows_says_for_what(monkeypatch, tmp_path, capsys):
         Timer(0.5, held.close).start()
         store.get_or_build(str(tmp_path), "rows", lambda _: {})
     assert f"waiting for a process that makes {tmp_path / 'rows'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP])
+def test_a_directory_is_committed_where_none_can_be_synced(code, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "fsync", fails(code))
+    assert store.get_or_build(str(tmp_path), "rows", lambda _: {"n": 1})[1] == {"n": 1}
+
+
+def test_another_error_of_the_disk_does_not_ask_for_space(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "fsync", fails(errno.EROFS))
+    with pytest.raises(ConfigError, match=r"Read-only file system\. Mend that, or choose another place with"):
+        store.get_or_build(str(tmp_path), "rows", lambda _: {})
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ Everything goes through the command line, in this process; the fixture `finished
 """
 
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -19,12 +20,14 @@ from sftmix.batches.order import TrainingOrder
 from sftmix.common.files import read_json
 from sftmix.common.rng import stable_hash
 from sftmix.common.tables import read_split
-from sftmix.components import NTP, Callback, CallbackResult, Median, RandomPairs
+from sftmix.components import NTP, Callback, CallbackResult, Median, RandomPairs, RandomSplit
 from sftmix.components.contracts import MEASURED, OWN_OF_STAGE, OWN_OF_STEP
 from sftmix.config.read import read_config
 from sftmix.model.paths import PICKLES
 from sftmix.options import TrainingOptions
+from sftmix.pipeline.lock import Hold
 from sftmix.pipeline.recipe import run
+from sftmix.training.signals import StopLater
 from sftmix.types import Scores
 from tests.tiny import SHORT, contents, groups, metrics, status, table, weights
 
@@ -193,6 +196,38 @@ def test_a_callback_may_stop_before_the_first_step(finished, tmp_path, dtype):
     summary = run(replace(config, model=replace(config.model, dtype=dtype), with_baseline=False))
     assert summary["stages"]["train"]["steps"] == 0
     assert summary["eval_nll_after"] == pytest.approx(summary["eval_nll_before"], abs=0.02)
+
+
+class Fails(RandomSplit):
+    """It ends the run by an error that nobody foresaw."""
+
+    def split(self, scores, *, seed):
+        raise RuntimeError("this split fails")
+
+
+def test_a_signal_that_comes_while_a_run_ends_does_not_hide_how(finished, tmp_path, monkeypatch):
+    """As of torchrun, which ends all ranks when one fails: this rank may be about to note its error."""
+
+    def note(self, real=Hold.status, **fields):
+        if fields.get("exit_code"):
+            signal.raise_signal(signal.SIGTERM)
+        real(self, **fields)
+
+    def end(*_):
+        raise SystemExit("as the default of SIGTERM, which ends the process")
+
+    monkeypatch.setattr(Hold, "status", note)
+    config = replace(read_config(finished.path / "config.yaml"), out=str(tmp_path / "run"), splitter=Fails())
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(RuntimeError, match="this split fails"):
+            run(config, until="split")
+        assert status(tmp_path / "run")["exit_code"] == 1
+        assert signal.getsignal(signal.SIGTERM) is end
+        with pytest.raises(SystemExit), StopLater():
+            signal.raise_signal(signal.SIGTERM)  # nothing came of it within
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # ------------------------------------------------------------------------------------- lengths

@@ -1,12 +1,14 @@
 """Questions, and the options of an answer, for the commands that make some; their help needs no library."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import decoded
+from sftmix.common.shown import quoted
 from sftmix.tools.runs.models import Dtype, Functions
 
 
@@ -69,6 +71,11 @@ class Sampling:
             )
         if self.system and os.path.isfile(self.system):
             self.system = decoded(Path(self.system).read_bytes()).strip()
+        elif self.system and re.fullmatch(r"\S*[/\\]\S*|\S+\.\w{1,5}", self.system):
+            raise ConfigError(
+                f"--system {quoted(self.system)}: there is no such file; name one that is there, or write a text with "
+                "a blank in it"
+            )
 
 
 @dataclass(kw_only=True)

@@ -55,11 +55,12 @@ def compare(comparison: Comparison) -> Table:
     with holding(out):  # what is certain of any run without a model is refused before torch is imported
         _refuse_changed(cells, out)
     from sftmix.common.world import start_world
+    from sftmix.training.signals import StopLater
 
     summaries = {}
     say_rows = cache(print)  # equal rows are printed once
     timeout = max(config.training.timeout for config in comparison.variants.values())
-    with start_world(timeout) as world, RunDirectory(out, world) as directory:
+    with start_world(timeout) as world, StopLater(), RunDirectory(out, world) as directory:
         plan = yaml.safe_dump(comparison.plain(), sort_keys=False, allow_unicode=True)
         world.on_main(lambda: write_text(out / TABLE, plan))
         for done, cell in enumerate(cells):

@@ -22,6 +22,7 @@ from sftmix.cli import main
 from sftmix.common.files import read_json, write_json
 from sftmix.common.tables import read_columns, write_eval
 from sftmix.components.objectives import NTP
+from sftmix.components.pairing import RandomPairs
 from sftmix.config import RunConfig
 from sftmix.options import ModelOptions
 from sftmix.tools.compare import Comparison, TableOptions
@@ -273,6 +274,24 @@ def test_an_unfinished_table_continues_and_a_refused_change_leaves_it(ran, finis
     assert f"move {out / 'SFTMix'} away: the others stay" in changed.err
     assert {file: file.read_bytes() for file in files} == files
     assert [file.stat().st_mtime_ns for file in models] == before
+
+
+class Mine(RandomPairs):
+    """A class of one's own."""
+
+
+@pytest.mark.slow
+def test_after_an_edit_of_a_class_the_runs_to_move_are_named_at_the_start(finished, sftmix, tmp_path):
+    variants = {"NTP": {"objective": "NTP"}, "mine": {"pairing": f"{__name__}.Mine"}}
+    assert sftmix(*words(finished, tmp_path, variants, seeds="[1]")).code == 0
+    inputs = tmp_path / "table" / "mine" / "seed-1" / "train" / "inputs.json"
+    write_json(inputs, {**read_json(inputs), "files": {f"{__name__}.Mine": "of an earlier text of the class"}})
+    changed = sftmix(*words(finished, tmp_path, variants, seeds="[1, 2]"))
+    assert (changed.code, "variant mine, seed 1" in changed.err) == (2, True), changed.err
+    assert f"move {tmp_path / 'table' / 'mine'} away: the others stay" in changed.err
+    assert not (tmp_path / "table" / "NTP" / "seed-2").exists()
+    (tmp_path / "table" / "mine").rename(tmp_path / "earlier")
+    assert sftmix(*words(finished, tmp_path, variants, seeds="[1, 2]")).code == 0
 
 
 @pytest.mark.slow
