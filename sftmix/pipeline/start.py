@@ -67,7 +67,8 @@ def is_ours(file: Path) -> bool:
 
 def _refuse_foreign(directory: Path) -> None:
     """Raise ConfigError for a directory that no run began in and that holds a name a run writes at its top."""
-    stages = {name: {file.name for file in (directory / name).glob("[!.]*")} for name in STAGE_INPUTS}
+    there = [name for name in STAGE_INPUTS if is_there(directory / name)]
+    stages = {name: {file.name for file in (directory / name).glob("[!.]*")} for name in there}
     copied = any(inside > {"inputs.json"} for inside in stages.values())  # stages of another run
     names = [] if copied or is_ours(directory / STARTED) else ["config.yaml", "summary.json", *_KEYS, *stages]
     for place in filter(is_there, (directory / name for name in names)):
