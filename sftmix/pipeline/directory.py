@@ -78,12 +78,12 @@ class RunDirectory(Hold):
                 return True
             self.starts_work()
             remove_leftovers(directory)
-            written = directory / "inputs.json"
-            if not written.exists() or differences(read_json(written), inputs):  # the checkpoints know its hash
-                write_json(written, inputs)
             here = os.getcwd()
             relative = os.path.relpath(here, self.path.resolve())
             write_json(self.path / STARTED, {"directory": here, "relative": relative})
+            written = directory / "inputs.json"
+            if not written.exists() or differences(read_json(written), inputs):  # the checkpoints know its hash
+                write_json(written, inputs)
             write_text(self.path / "config.yaml", configuration)
             self.status(stage=stage, step=0, total_steps=0, doing="")
             for source in (sibling / stage for sibling in self.pool):

@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from sftmix.common.errors import ConfigError
+from sftmix.common.errors import ConfigError, DifferenceError
+from sftmix.common.files import read_json
 from sftmix.common.places import is_there, place_of
 from sftmix.components.selection import All
 from sftmix.config import RunConfig
+from sftmix.config.read import STARTED
 from sftmix.pipeline.inputs import STAGE_INPUTS, Known, config_of_reference
 from sftmix.pipeline.stages import refuse_others
 
@@ -50,12 +53,35 @@ def refuse_other_inputs(known: Known, stages: Sequence[str], directory: Path) ->
         refuse_others(directory / stage, STAGE_INPUTS[stage](known))
 
 
+_KEYS = {"STATUS.json": "stage", STARTED: "directory"}
+"""Files that a run writes before any other, each with a name in it."""
+
+
+def is_ours(file: Path) -> bool:
+    """Return True if a file of `_KEYS` is one that a run, or a table, wrote."""
+    with suppress(DifferenceError, KeyError):
+        return bool(read_json(file, **{_KEYS[file.name]: str}))
+    return False
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Raise ConfigError for a directory that no run began in and that holds a name a run writes at its top."""
+    there = [name for name in STAGE_INPUTS if is_there(directory / name)]
+    stages = {name: {file.name for file in (directory / name).glob("[!.]*")} for name in there}
+    copied = any(inside > {"inputs.json"} for inside in stages.values())  # stages of another run
+    names = [] if copied or is_ours(directory / STARTED) else ["config.yaml", "summary.json", *_KEYS, *stages]
+    for place in filter(is_there, (directory / name for name in names)):
+        if stages.get(place.name) or not (place.is_dir() or is_ours(place)):  # a kill may leave an empty directory
+            raise ConfigError(
+                f"out: no run wrote {place}, as {directory} has no {STARTED} of one, and this run would write there; "
+                "name another directory, --out runs/NAME"
+            )
+
+
 def check_directory(config: RunConfig) -> None:
     """Raise ConfigError for a directory with files that a run would replace, or that the run reads its inputs from."""
     directory = Path(config.out or "")
-    for file in (directory / name for name in ("config.yaml", "summary.json")):
-        if is_there(file) and not any(directory.glob("*/inputs.json")):  # which a run writes before any other
-            raise ConfigError(f"out: no run wrote {file}, and this one would replace it; name another directory")
+    _refuse_foreign(directory)
     read = [("model.path", config.model.path), ("reference.model.path", config_of_reference(config).model.path)]
     read += [(f"data.{key}", name) for key in ("train", "eval") for name in getattr(config.data, key) or []]
     for key, name in read:

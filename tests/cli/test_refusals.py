@@ -103,14 +103,46 @@ def test_a_refused_command_leaves_a_finished_run_as_it_was(finished, copied, sft
     assert contents(copied) == before
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
-def test_a_file_that_no_run_wrote_is_not_replaced(name, tiny, tmp_path, sftmix):
-    """As with `--config config.yaml --out .`."""
-    (tmp_path / name).write_text("seed: 3\n")
+FOREIGN = ("config.yaml", "summary.json", "STATUS.json", "started.json", "split/split.parquet", "train/MANIFEST.json")
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, "train/metrics.jsonl", "train/inputs.json", "base"])
+def test_a_file_that_no_run_wrote_is_not_replaced(name, tiny, tmp_path, without_torch):
+    """As with `--config config.yaml --out .`; refused at the start, before a reference is trained."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"seed": 3}\n')
     before = contents(tmp_path)
-    done = sftmix("run", *tiny.bare, "--splitter", "RandomSplit", "--out", str(tmp_path))
-    assert (done.code, f"out: no run wrote {tmp_path / name}" in done.err) == (2, True), done.err
+    done = without_torch("run", *tiny.bare, "--splitter", "RandomSplit", "--out", str(tmp_path))
+    place = tmp_path / (name if name in FOREIGN[:4] else name.partition("/")[0])
+    assert (done.code, f"out: no run wrote {place}," in done.err) == (2, True), done.err
     assert contents(tmp_path) == before
+
+
+def test_a_table_does_not_replace_a_file_either(tiny, tmp_path, without_torch):
+    """As with `compare --config compare.yaml --out .`."""
+    for name in ("STATUS.json", "compare.yaml"):
+        out = tmp_path / name.partition(".")[0]
+        out.mkdir()
+        (out / name).write_text('{"variants": {"NTP": {"objective": "NTP"}}}\n')
+        before = contents(out)
+        variants = ("--variants", "{NTP: {objective: NTP}}", "--seeds", "[1]")
+        done = without_torch("compare", *tiny.options, *variants, "--out", str(out))
+        assert (done.code, f"holds {name}, which no table wrote" in done.err) == (2, True), done.err
+        assert contents(out) == before
+
+
+def test_a_run_that_was_refused_before_its_first_stage_can_be_started(finished, tmp_path, sftmix):
+    """Its STATUS.json is there alone; and a process that was killed early may have left an empty stage."""
+    out = tmp_path / "run"
+    words = ("reference", *finished.tiny.options, *SHORT, "--out", str(out))
+    assert sftmix(*words, "--data.template", "no-such-template").code != 0
+    assert [file.name for file in out.glob("[!.]*")] == ["STATUS.json"]
+    (out / "reference").mkdir()
+    assert sftmix(*words).code == 0
+    (out / "started.json").unlink()
+    (out / "config.yaml").unlink()
+    (out / "summary.json").unlink()
+    assert sftmix(*words).code == 0, "a stage that was copied from another run is read back"
 
 
 @pytest.mark.parametrize("key", ["model.path", "data.train"])

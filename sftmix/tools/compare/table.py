@@ -18,9 +18,10 @@ import yaml
 from sftmix.cli.say import say
 from sftmix.common.errors import ConfigError, LossLeapError, NonFiniteError, SFTMixError, Stopped
 from sftmix.common.files import read_json, write_json, write_text
-from sftmix.config.read import TABLE, from_plain
+from sftmix.config.read import STARTED, TABLE, from_plain
 from sftmix.pipeline.directory import RunDirectory
 from sftmix.pipeline.stages import origin
+from sftmix.pipeline.start import is_ours
 from sftmix.tools.compare.contrasts import contrast_of
 from sftmix.tools.compare.plan import DIVERGED, Cell, Comparison, has_diverged, is_over
 from sftmix.tools.compare.statistics import (
@@ -49,8 +50,9 @@ def compare(comparison: Comparison) -> Table:
     if not comparison.out:
         raise ConfigError("out is missing: name the directory of the table, --out runs/NAME")
     cells, out = comparison.cells, Path(comparison.out)
-    foreign = {file.name for file in out.glob("[!.]*")} - {"STATUS.json"}
-    if foreign and not (out / TABLE).exists():
+    status = is_ours(out / "STATUS.json")
+    foreign = {file.name for file in out.glob("[!.]*")} - ({"STATUS.json"} if status else set())
+    if foreign and not ((out / TABLE).exists() and (status or any(out.glob(f"*/*/{STARTED}")))):
         raise ConfigError(f"{out} holds {min(foreign)}, which no table wrote; choose another --out")
     with holding(out):  # what is certain of any run without a model is refused before torch is imported
         _refuse_changed(cells, out)
