@@ -87,9 +87,9 @@ def test_a_variable_in_the_name_of_a_run_directory_is_refused(place):
 
 def test_epochs_and_steps_of_one_command_line_exclude_each_other(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("training: {epochs: 2, max_steps: 5}\n")  # as config.yaml of a run has both
+    path.write_text("training: {max_steps: 5}\n")
     epochs, steps = ["--training.epochs", "1"], ["--training.max_steps", "9"]
-    with pytest.raises(ConfigError, match=r"--training\.epochs 1 and --training\.max_steps 9 exclude each other"):
+    with pytest.raises(ConfigError, match=r"training\.epochs 1\.0 and training\.max_steps 9 exclude each other"):
         parse(read_arguments([*epochs, *steps]))
     for words in (epochs, steps, [*epochs, "--training.max_steps", "null"]):
         parse(read_arguments(["--config", str(path), *words]))
