@@ -12,8 +12,10 @@ import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,12 +35,15 @@ from sftmix.training.memory import PeakMemory
 from sftmix.training.module import TrainingModule
 from sftmix.training.scoring import Scorer
 
-TRL = ("trl_default", "trl_random", "trl_grouped", "trl_best")
+TRL = ("trl_default", "trl_random", "trl_grouped", "trl_best", "trl_liger")
 OURS = ("ours_ntp", "ours_sftmix")
 
 CLIP, DECAY = 1.0, 0.1
 """Largest gradient norm and weight decay of every contestant; the learning rate is constant, because both count the
 steps of a warm-up from different ends."""
+
+LOGGED = 10
+"""Steps whose mean loss TRL's trainer logs as it comes."""
 
 
 @dataclass
@@ -53,10 +58,9 @@ class Turns:
         self.clock.lap()
 
     def done(self, *, again: bool) -> None:
-        """Report the end of a step; wait for the next message, if there is one."""
-        self.line.send(self.clock.lap())
-        if again:
-            self.wait()
+        """Report the end of a step, and if there is another; wait for the next message, after the last one as well."""
+        self.line.send((self.clock.lap(), again))
+        self.wait()
 
 
 def contestant(name: str, line: Connection, args: Namespace) -> None:
@@ -81,7 +85,16 @@ def training_rows(args: Namespace) -> tuple[RowSubset, RowSubset]:
 
 def attention(name: str, args: Namespace) -> str | None:
     """Return the attention implementation: TRL keeps padding-free batches apart by flash attention only."""
-    return "flash_attention_2" if name == "trl_best" and args.device == "cuda" else None
+    return "flash_attention_2" if name in ("trl_best", "trl_liger") and args.device == "cuda" else None
+
+
+def missing(name: str, args: Namespace) -> str | None:
+    """Return what a contestant needs and does not have here."""
+    if name == "trl_liger" and args.device != "cuda":
+        return "needs a GPU"
+    packages = ["flash_attn"] * (attention(name, args) is not None) + ["liger_kernel"] * (name == "trl_liger")
+    absent = [package for package in packages if find_spec(package) is None]
+    return f"needs {' and '.join(absent)}" if absent else None
 
 
 def _losses(model: PreTrainedModel, sides: dict[str, RowSubset], args: Namespace) -> dict[str, float]:
@@ -109,16 +122,17 @@ def memory_above(model: PreTrainedModel, args: Namespace, figures: dict[str, Any
 
 
 class Announce(Callback):
-    """A callback that waits before each step and reports after it."""
+    """A callback that waits before each step and reports after it; it keeps the NTP losses."""
 
     def __init__(self, turns: Turns) -> None:
-        self._turns = turns
+        self._turns, self.losses = turns, list[float]()
 
     def on_stage_start(self, state: StageState) -> CallbackResult | None:
         self._turns.wait()
         return None
 
     def on_step_end(self, state: StageState) -> CallbackResult | None:
+        self.losses.append(state.metrics["ntp"])
         self._turns.done(again=state.step < state.total_steps)
         return None
 
@@ -138,14 +152,16 @@ def our_run(
         max_grad_norm=CLIP,
     )
     world = World(device=torch.device(args.device))
-    figures: dict[str, float] = {}
-    stage = replace(ntp_stage(model, data, options, world, directory), callbacks=[Announce(turns)])
+    figures: dict[str, Any] = {}
+    announce = Announce(turns)
+    stage = replace(ntp_stage(model, data, options, world, directory), callbacks=[announce])
     if name == "ours_sftmix":
         stage = replace(stage, objective=SFTMix())
     with memory_above(model, args, figures):
         module = train(stage, world).module
     tokens, slots = tokens_and_slots(stage, world, module, stage.order.ends[0])  # the first epoch
-    return model, {**figures, "tokens": tokens, "slots": slots}
+    means = {at: fmean(announce.losses[at - LOGGED : at]) for at in range(LOGGED, len(announce.losses) + 1, LOGGED)}
+    return model, {**figures, "tokens": tokens, "slots": slots, "losses": means}
 
 
 # --------------------------------------------------------------------------------------------- TRL's
@@ -162,6 +178,8 @@ def trl_options(name: str, args: Namespace) -> dict[str, Any]:
     grouped = {**plain, "train_sampling_strategy": "group_by_length"}
     if name == "trl_grouped":
         return grouped
+    if name == "trl_liger":
+        return {**plain, "packing": True, "use_liger_kernel": True}
     if args.device == "cuda":
         whole = {"per_device_train_batch_size": args.trl_best_micro_batch_size}
         return {**plain, **whole, "padding_free": True, "max_length": None}
@@ -184,10 +202,14 @@ def trl_run(
 
     disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers warns about names that TRL uses
+    encoded = [data[row] for row in range(len(data))]
     own = {"max_length": args.max_length, **trl_options(name, args)}
+    if "packing" in own:  # rows are packed up to max_length; a step has about as many tokens as those of the others
+        tokens = args.global_batch_size * fmean(len(each.input_ids) for each in encoded)
+        own["per_device_train_batch_size"] = max(1, round(tokens / args.max_length))
+        own["gradient_accumulation_steps"] = 1
     arguments = SFTConfig(
         output_dir=str(directory),
-        gradient_accumulation_steps=args.global_batch_size // own["per_device_train_batch_size"],
         num_train_epochs=args.epochs,
         learning_rate=args.learning_rate,
         lr_scheduler_type="constant",
@@ -198,10 +220,9 @@ def trl_run(
         report_to=[],
         disable_tqdm=True,
         seed=0,
-        **own,
+        **{"gradient_accumulation_steps": args.global_batch_size // own["per_device_train_batch_size"], **own},
     )
     figures: dict[str, Any] = {}
-    encoded = [data[row] for row in range(len(data))]
     labels = [np.where(e.target, e.input_ids, -100).tolist() for e in encoded]  # -100: no loss
     rows = Dataset.from_dict({"input_ids": [e.input_ids.tolist() for e in encoded], "labels": labels})
     with memory_above(model, args, figures):
@@ -214,7 +235,9 @@ def trl_run(
         )
         counted = trainer.data_collator = Counted(trainer.data_collator)
         trainer.train()
-    return model, {**figures, "tokens": counted.tokens // args.epochs, "slots": counted.slots // args.epochs}
+    losses = {one["step"]: one["loss"] for one in trainer.state.log_history if "loss" in one}
+    counts = {"tokens": counted.tokens // args.epochs, "slots": counted.slots // args.epochs}
+    return model, {**figures, **counts, "losses": losses}
 
 
 class Counted:

@@ -3,10 +3,11 @@
     python -m benchmarks.first_gpu_hour --minutes 60       parts that have a result are skipped: call it again to go on
     python -m benchmarks.first_gpu_hour --tiny             a rehearsal on a CPU, of some minutes
 
-Needs one GPU, torch, the package and what it depends on; for the first part the packages of `sftmix[test]`, and TRL for
-its own. Nothing is downloaded: weights and rows are random. Each part is a process of its own, with the rest of the
-minutes as its limit: one that crashes or runs out of memory is noted with the end of its output, and tried again by the
-next call. Writes <date>-<part>-<device>.json for each part, and issue.md: what was measured, beside public figures.
+Needs one GPU, torch, the package and what it depends on; for the first part the packages of `sftmix[test]`, and TRL
+for its own. Nothing is downloaded: weights and rows are random. Each part is a process of its own, which starts if its
+minutes are left and is stopped when all are over: one that crashes or runs out of memory is noted with the end of its
+output, and tried again by the next call. Writes <date>-<part>-<device>.json for each part, and issue.md: what was
+measured, beside public figures.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import LlamaConfig
@@ -43,35 +44,60 @@ SHAPES["3b"] |= {"num_attention_heads": 24, "num_key_value_heads": 8}
 LOSS = "loss --dtype bfloat16 --rows 8192 --rounds 20"
 STEP = "step --rows {0}/long.jsonl --random --precision bf16 --limit 64 --max_length 2048 --global_batch_size 16 "
 STEP += "--micro_batch_size 4 --steps 20 --warm_up 4 --layouts "
-SHORT = "--model {0}/1b --rows {0}/rows.jsonl --max_length 512 --global_batch_size 32 --micro_batch_size"
+OWN = "step --random --precision bf16 --total 4875 --steps 20 --warm_up 8 --model {0}/1b --layouts defaults "
+OWN += "'defaults, deterministic'"
+"""Nothing of the layout is set; three epochs of Alpaca have so many steps, by which compile auto decides."""
+SHORT = "--rows {0}/rows.jsonl --limit 1000 --max_length 512 --global_batch_size 32"
 OURS = "--data.train {0}/rows.jsonl --data.limit 512 --data.max_length 512 --data.eval_fraction 0.1 --out {0}/run "
+LORA = f"step --random --precision bf16 --steps 8 --warm_up 2 --model {{0}}/3b {SHORT} --layouts 'LoRA, base "
+
+
+class Part(NamedTuple):
+    """Minutes that it takes at most on an H100, about, and its words, with the place of models and rows for {0}."""
+
+    minutes: float
+    words: str
+
+
 PARTS = {
-    "tests": "pytest -o addopts= --import-mode=importlib -m gpu -q -rfEs --tb=short",
-    "loss-4096x151936": f"{LOSS} --head 4096x151936",
-    "loss-4096x128256": f"{LOSS} --head llama-3.1-8b",
-    "step-1b": f"{STEP} padded --model {{0}}/1b",
-    "step-1b-short": f"{STEP} padding-free {SHORT} 32",
-    "step-1b-short-padded": f"{STEP} padded {SHORT} 8",
-    "step-1b-compiled": f"{STEP} 'length groups, compiled' --model {{0}}/1b",
-    "step-3b": f"{STEP} padded --model {{0}}/3b --activation_checkpointing",
-    "loss-2048x248320": f"{LOSS} --head 2048x248320 --rows 16384 --rounds 10",
-    "run": f"run {OURS} --model.path {{0}}/small --training.epochs 2 --reference.checkpoints 2 --checkpoint.every 10 "
-    "--training.global_batch_size 32 --training.micro_batch_size 8",
-    "one-rank": "one_rank --model {0}/small --rows {0}/rows.jsonl",
-    "trl": "trl_compare --model {0}/small --rows {0}/rows.jsonl --precision bf16 "
-    "--contestants trl_random trl_grouped ours_ntp ours_sftmix",
-    "estimate": "estimate --source {0}/small --rows {0}/rows.jsonl --hidden_size 1024 --layers 16 "
-    "--settings 'as it is' 'recomputed activations' LoRA",
-    "step-small": f"{STEP} padded --model {{0}}/small",
+    "defaults-alpaca": Part(2, f"{OWN} {SHORT}"),
+    "defaults-2048": Part(
+        2,
+        f"{OWN} --rows {{0}}/long.jsonl --limit 64 --max_length 2048 --global_batch_size 16",
+    ),
+    "trl": Part(
+        3,
+        "trl_compare --model {0}/small --rows {0}/rows.jsonl --precision bf16 --limit 960 --epochs 1 "
+        "--contestants trl_default trl_grouped trl_liger ours_ntp ours_sftmix",
+    ),
+    "loss-4096x151936": Part(1, f"{LOSS} --head 4096x151936"),
+    "tests": Part(1, "pytest -o addopts= --import-mode=importlib -m gpu -q -rfEs --tb=short"),
+    "one-rank": Part(3, "one_rank --model {0}/small --rows {0}/rows.jsonl"),
+    "lora-bfloat16": Part(1, f"{LORA}bfloat16'"),
+    "lora-float32": Part(1, f"{LORA}float32'"),
+    "loss-4096x128256": Part(1, f"{LOSS} --head llama-3.1-8b"),
+    "run": Part(
+        3,
+        f"run {OURS} --model.path {{0}}/small --training.epochs 2 --reference.checkpoints 2 --checkpoint.every 10",
+    ),
+    "estimate": Part(
+        3,
+        "estimate --source {0}/small --rows {0}/rows.jsonl --hidden_size 1024 --layers 16 "
+        "--settings 'as it is' 'recomputed activations' LoRA",
+    ),
+    "step-1b": Part(3, f"{STEP} padded --model {{0}}/1b"),
+    "step-1b-compiled": Part(3, f"{STEP} 'length groups, compiled' --model {{0}}/1b"),
+    "step-3b": Part(4, f"{STEP} padded --model {{0}}/3b --activation_checkpointing"),
+    "loss-2048x248320": Part(2, f"{LOSS} --head 2048x248320 --rows 16384 --rounds 10"),
+    "step-small": Part(2, f"{STEP} padded --model {{0}}/small"),
 }
-"""The parts in the order of their worth: the words of each, with the place of models and rows for {0}."""
+"""The parts in the order of their worth; the first eight, which are the main ones, take 14 minutes."""
 TINY = {
     "loss": "--quick --head smollm2-135m --rows 8 --rounds 2 --dtype float32",
-    "step": "--quick --precision fp32 --limit 16 --max_length 48 --global_batch_size 4 --micro_batch_size 2 --steps 2 "
-    "--warm_up 1 --layouts padded",
+    "step": "--quick --limit 16 --max_length 48 --global_batch_size 4 --micro_batch_size 2 --steps 2 --warm_up 1",
     "run": "--data.limit 24 --data.max_length 48",
     "one_rank": "--quick",
-    "trl_compare": "--quick --precision fp32 --limit 32 --held_out 8 --max_length 48 --epochs 1",
+    "trl_compare": "--quick --limit 32 --held_out 8 --max_length 48",
     "estimate": "--quick --limit 32 --max_length 48 --hidden_size 128 --layers 2 --steps 2 --settings 'as it is'",
 }
 PUBLIC = {
@@ -89,7 +115,7 @@ PUBLIC = {
 
 
 def make_inputs(place: Path, *, tiny: bool) -> None:
-    """Write the tokenizer, the models (weights of the small one alone) and rows of 2,100 and of up to 512 words."""
+    """Write the tokenizer, the models (weights of the small one alone) and rows: 2,100 words, Alpaca's lengths."""
     source = str(place / "tokenizer")
     make_tokenizer([WORDS]).save_pretrained(source)
     LlamaConfig(max_position_embeddings=4096).save_pretrained(source)
@@ -98,11 +124,11 @@ def make_inputs(place: Path, *, tiny: bool) -> None:
             shape = {"vocabulary": 1000, "hidden_size": 128, "num_hidden_layers": 2}
         random_llama(source, place / name, weights=name == "small", **shape)
     write_rows(place / "long.jsonl", 64, shortest=2100, longest=2100)
-    write_rows(place / "rows.jsonl", 640, shortest=32, longest=512)
+    write_rows(place / "rows.jsonl", 1120, alpaca=True)
 
 
 def command(name: str, place: Path, device: str) -> list[str]:
-    program, *words = shlex.split(PARTS[name].format(place))
+    program, *words = shlex.split(PARTS[name].words.format(place))
     if device == "cpu":
         words += shlex.split(TINY.get(program, ""))
     if program == "pytest":
@@ -165,7 +191,10 @@ def told(name: str, report: dict[str, Any] | None) -> str:
         )
     if name == "trl":
         found = {pair: ratio["speed by seconds"] for pair, ratio in report["ratios"].items()}
-        return "tokens/s " + "; ".join(f"{pair} {_with_spread(ratio)}" for pair, ratio in found.items())
+        made = {who: f["real_tokens_per_second"]["median"] for who, f in report["contestants"].items()}
+        said = [*(f"{who} {rate:,.0f} tokens/s" for who, rate in made.items())]
+        said += [f"{who} skipped: {reason}" for who, reason in report["skipped"].items()]
+        return "; ".join([*said, *(f"{pair} {_with_spread(ratio)}" for pair, ratio in found.items())])
     if name == "estimate":
         found = {setting: f["estimated / measured"] for setting, f in report["settings"].items()}
         return "estimated / measured peak " + "; ".join(f"{setting} {ratio}" for setting, ratio in found.items())
@@ -176,11 +205,15 @@ def _with_spread(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.3f} ({ratio['q1']:.3f} to {ratio['q3']:.3f}, n {ratio['n']})"
 
 
+def _card(figures: dict[str, float]) -> str:
+    return f", {figures['mhz']:.0f} MHz, {figures['watts']:.0f} W" if "mhz" in figures else ""
+
+
 def _of_loss(report: dict[str, Any]) -> str:
     results, pair, found = report["results"], "fused_sftmix / fused_ntp", []
     for name, f in results.items():
         share = f" ({results['gemm']['seconds'] / f['seconds']:.0%} of it matmuls)" if "gemm" in results else ""
-        found.append(f"{name} {1e3 * f['seconds']:.1f} ms{share}, {f['peak_mib'] / 1024:.1f} GiB")
+        found.append(f"{name} {1e3 * f['seconds']:.1f} ms{share}, {f['peak_mib'] / 1024:.1f} GiB{_card(f)}")
     found += [f"{name}: {error}" for name, error in report["errors"].items()]
     if pair in report:
         found.append(f"{pair} {_with_spread(report[pair]['spread'])}")
@@ -190,14 +223,17 @@ def _of_loss(report: dict[str, Any]) -> str:
 def _of_step(report: dict[str, Any]) -> str:
     speed = report["real_tokens_per_second"]
     found = [f"scoring {speed['scoring']:,.0f} tokens/s"]
+    for layout, made in report["chosen"].items():
+        found.append(f"{layout}: {', '.join(f'{option} {value}' for option, value in made.items())}")
     for name, rate in report["gflops"].items():
         calls, share = report["a step, profiled"][name]["calls"], report["mfu"][name]
         found.append(
             f"{name} {speed[name]:,.0f} tokens/s, {rate / 1e3:.0f} TFLOP/s ({share:.1%} of the best matmul's), "
             f"{report['peak_gib'][name]:.1f} GiB, {calls.get('cudaStreamSynchronize', 0)} waits of the host"
+            f"{_card(report['clock and power'].get(name, {}))}"
         )
-    (ratio,) = report["sftmix / ntp, step by step"].values()
-    return "; ".join([*found, f"sftmix / ntp {_with_spread(ratio)}"])
+    ratios = report["sftmix / ntp, step by step"].items()
+    return "; ".join([*found, *(f"sftmix / ntp, {layout} {_with_spread(ratio)}" for layout, ratio in ratios)])
 
 
 def issue(found: dict[str, dict[str, Any] | None], machine: dict[str, Any]) -> str:
@@ -236,9 +272,9 @@ def main() -> int:
             make_inputs(Path(directory), tiny=args.tiny)
         for number, name in enumerate(todo, 1):
             left = end - time.monotonic()
-            if left <= 0:
-                break
-            print(f"{number}/{len(todo)} {name}: at most {left / 60:.0f} minutes", flush=True)
+            if left <= (0 if args.tiny else 60 * PARTS[name].minutes):  # a shorter one may fit
+                continue
+            print(f"{number}/{len(todo)} {name}: {PARTS[name].minutes} minutes, at most {left / 60:.0f}", flush=True)
             report = {**machine, "part": name, **attempt(name, Path(directory), args, left)}
             found[name] = {**report, "seconds_in_all": round(time.monotonic() - end + left, 1)}
             text = json.dumps(found[name], indent=1) + "\n"

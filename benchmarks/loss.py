@@ -7,15 +7,14 @@
 Forward and backward of the mean loss to hidden states and head. The contestants take turns in random order, round after
 round, so that a busy machine disturbs them alike; each one's memory, above the memory before, is that of the GPU's
 allocator, or on a CPU of a process of its own. On a GPU its clock (MHz) and power (watts) in these turns are noted. The
-heads of torch, TRL, Liger and cut-cross-entropy take part if they are there; what raises an error, as where memory does
-not suffice, is named and left out. `gemm` is the three matmuls alone that every
-head needs (logits, their way back to hidden states and head) at our chunk size: no loss can be faster. The logits of
-`naive_ntp` are float32, as those of transformers.
+heads of torch, TRL, Liger (also with sums in float32, as ours has them) and cut-cross-entropy take part if they are
+there; what raises an error, as where memory does not suffice, is named and left out. `gemm` is the three matmuls alone
+that every head needs (logits, their way back to hidden states and head) at our chunk size: no loss can be faster. The
+logits of `naive_ntp` are float32, as those of transformers.
 Prints one JSON object and writes it to benchmarks/results/<date>-loss-<head>-<dtype>-<device>.json.
 """
 
 import argparse
-import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,7 +30,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.measure import Card, held, rounded, timed  # noqa: E402
+from benchmarks.measure import Card, held, in_turns, rounded  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from sftmix.functional import chunked_loss, reference_sft_loss, sft_loss  # noqa: E402
 from sftmix.functional.fused import default_chunk_size  # noqa: E402
@@ -46,9 +45,10 @@ HEADS = {  # hidden size, vocabulary (from the configurations of the models on t
     "4096x151936": (4096, 151_936),
     "2048x248320": (2048, 248_320),
 }
-VARIANTS = ["gemm", "naive_sftmix", "naive_ntp", "torch_ntp", "trl_ntp", "liger_ntp", "cce_ntp"]
+VARIANTS = ["gemm", "naive_sftmix", "naive_ntp", "torch_ntp", "trl_ntp", "liger_ntp", "liger_float32_ntp", "cce_ntp"]
 VARIANTS += ["chunked_ntp", "fused_ntp", "fused_sftmix"]
-PACKAGES = {"trl_ntp": "trl", "liger_ntp": "liger-kernel", "cce_ntp": "cut-cross-entropy"}
+LIGERS = ("liger_ntp", "liger_float32_ntp")
+PACKAGES = {"trl_ntp": "trl", "cce_ntp": "cut-cross-entropy", **dict.fromkeys(LIGERS, "liger-kernel")}
 CE = partial(F.cross_entropy, reduction="none")
 QUICK = {"rows": 64, "rounds": 2}
 TRL_TILE = 32_768
@@ -84,10 +84,11 @@ def trl_ntp(given: Inputs) -> torch.Tensor:
     return -ChunkedLogProbFunction.apply(hidden, weight, None, labels, 1.0, TRL_TILE, None, 1.0, ())[0].mean()
 
 
-def liger_ntp(given: Inputs) -> torch.Tensor:
+def liger_ntp(given: Inputs, **options: Any) -> torch.Tensor:
+    """Liger's sums of the head's gradient have its dtype, ours are float32: as its accum_dtype makes them."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-    return LigerFusedLinearCrossEntropyLoss()(given.weight, given.hidden, given.labels)
+    return LigerFusedLinearCrossEntropyLoss(**options)(given.weight, given.hidden, given.labels)
 
 
 def cce_ntp(given: Inputs) -> torch.Tensor:
@@ -128,6 +129,7 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
         "torch_ntp": lambda: F.linear_cross_entropy(given.hidden, given.weight, given.labels),
         "trl_ntp": lambda: trl_ntp(given),
         "liger_ntp": lambda: liger_ntp(given),
+        "liger_float32_ntp": lambda: liger_ntp(given, accum_dtype=torch.float32),
         "cce_ntp": lambda: cce_ntp(given),
         "chunked_ntp": lambda: chunked_loss(given.hidden, CE, given.labels, weight=given.weight).loss / rows,
         "fused_ntp": lambda: ours(sft_loss, given, args.chunk_size, mixed=False),
@@ -136,7 +138,7 @@ def contestants(args: argparse.Namespace, rows: int) -> dict[str, Callable[[], N
     missing = {name: not installed(name) for name in PACKAGES}
     missing["torch_ntp"] = not hasattr(F, "linear_cross_entropy")
     if args.device != "cuda":
-        missing |= {"liger_ntp": True, "cce_ntp": True}
+        missing |= dict.fromkeys((*LIGERS, "cce_ntp"), True)
 
     def synchronised(run: Callable[[], None]) -> Callable[[], None]:
         def timed() -> None:
@@ -167,13 +169,9 @@ def measure_time(args: argparse.Namespace, card: Card) -> tuple[dict[str, dict[s
             errors[name] = repr(error)[:200]
             del variants[name]
     rounds: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in variants}
-    turns = list(variants)
-    for number in range(args.rounds):
-        random.Random(number).shuffle(turns)
-        for name in turns:
-            card.turn = name
-            for key, value in timed(variants[name])[1].items():
-                rounds[name][key].append(value)
+    for _, name, _, took in in_turns(variants, card, args.rounds):
+        for key, value in took.items():
+            rounds[name][key].append(value)
     return rounds, errors
 
 
@@ -239,7 +237,7 @@ def main() -> None:
     compared += [("fused_ntp", other) for other in results if other.endswith("_ntp") and other != "fused_ntp"]
     figures: dict[str, Any] = {"results": results, "errors": errors}
     figures |= {f"{a} / {b}": ratio(rounds, peaks, a, b) for a, b in compared if a in results}
-    there = [package for name, package in PACKAGES.items() if installed(name)]
+    there = sorted({package for name, package in PACKAGES.items() if installed(name)})
     publish("loss", args, figures, variant=f"{args.head}-{args.dtype}", packages=there)
 
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import random
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -80,6 +82,24 @@ class Card:
         """Return the medians of MHz and watts in the turns of one contestant."""
         read = self._read[turn]
         return {"mhz": median(mhz for mhz, _ in read), "watts": median(watts for _, watts in read)} if read else {}
+
+
+def in_turns(
+    contestants: Mapping[str, Callable[[], T]], card: Card, rounds: int = sys.maxsize
+) -> Iterator[tuple[int, str, T, dict[str, float]]]:
+    """Let contestants take turns, in an order of chance in each round; yield round, name, result and time.
+
+    Whom the caller takes out of `contestants` meanwhile has no more turns; without any there are no more rounds.
+    """
+    for number in range(rounds):
+        if not contestants:
+            return
+        turns = sorted(contestants)
+        random.Random(number).shuffle(turns)
+        for name in turns:
+            card.turn = name
+            yield number, name, *timed(contestants[name])
+            card.turn = None
 
 
 def held(device: str) -> int:

@@ -3,29 +3,34 @@
     python benchmarks/trl_compare.py                           base-7m on 480 Alpaca rows, every contestant, 3 epochs
     python benchmarks/trl_compare.py --quick
 
-Contestants (see contestants.py; they take turns, step by step, each in a process of its own):
+Contestants (see contestants.py; they take turns in random order, step by step, each in a process of its own):
     trl_default   SFTConfig as it comes, with its own precision and checkpointing: not comparable, but typical
     trl_random    the same in our precision and without checkpointing: random batches
     trl_grouped   and with train_sampling_strategy group_by_length
+    trl_liger     the same, packed to max_length, with Liger's kernels; skipped without a GPU, Liger or flash attention
     trl_best      and with what is fastest on the device: CPU smaller micro-batches; CUDA padding_free
     ours_ntp      NTP, in the order of SFTMix
     ours_sftmix   SFTMix on random halves: a reference for the halves costs extra (pipeline.py)
 
-Speed is real tokens per second of whole epochs, so every contestant has done the same work; one value per epoch.
+Speed is real tokens per second of whole epochs, so every contestant has done the same work; one value per epoch. Losses
+are the means of ten steps, as TRL logs them: of NTP's term, without Mixup. On a GPU its clock and power are noted.
 """
 
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from functools import partial
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.contestants import OURS, TRL, contestant  # noqa: E402
+from benchmarks.contestants import OURS, TRL, contestant, missing  # noqa: E402
+from benchmarks.measure import Card, in_turns  # noqa: E402
 from benchmarks.report import parse, parser, publish, spread  # noqa: E402
 from benchmarks.stages import random_llama  # noqa: E402
 
@@ -35,7 +40,7 @@ NLLS = ("train_nll", "held_out_nll")
 QUICK = {"limit": 64, "held_out": 16, "epochs": 1, "max_length": 128}
 
 
-def race(args: Namespace) -> tuple[dict[str, list[dict[str, float]]], dict[str, dict[str, float]]]:
+def race(args: Namespace, card: Card) -> tuple[dict[str, list[dict[str, float]]], dict[str, dict[str, Any]]]:
     """Return the figures of every step of every contestant, and the last message of each."""
     context = get_context("spawn")
     lines, processes = {}, []
@@ -45,17 +50,24 @@ def race(args: Namespace) -> tuple[dict[str, list[dict[str, float]]], dict[str, 
         processes[-1].start()
         theirs.close()
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in lines}
+
+    def turn(line: Connection) -> tuple[dict[str, float], bool]:
+        line.send("go")
+        return line.recv()
+
+    turns = {name: partial(turn, line) for name, line in lines.items()}
     try:
-        for _ in range(args.epochs * (args.limit // args.global_batch_size)):
-            for name, line in lines.items():
-                line.send("go")
-                steps[name].append(line.recv())
+        for _, name, (figures_of_step, again), _ in in_turns(turns, card):
+            steps[name].append(figures_of_step)
+            if not again:
+                del turns[name]
     except (EOFError, OSError):  # one has crashed; the others wait, and take SIGTERM for a wish to stop after a step
         for process in processes:
             process.kill()
         raise
     figures = {}
     for (name, line), process in zip(lines.items(), processes, strict=True):
+        line.send("end")
         figures[name] = line.recv()
         process.join()
     return steps, figures
@@ -66,14 +78,16 @@ def by_epoch(steps: Sequence[Mapping[str, float]], key: str, epochs: int) -> lis
     return [sum(step[key] for step in steps[k * size : (k + 1) * size]) for k in range(epochs)]
 
 
-def summary(steps: list[dict[str, float]], figures: dict[str, float], epochs: int) -> dict[str, Any]:
+def summary(steps: list[dict[str, float]], figures: dict[str, Any], epochs: int) -> dict[str, Any]:
     tokens = figures["tokens"]
     return {
         "real_tokens_per_second": spread([tokens / s for s in by_epoch(steps, "seconds", epochs)], 1),
         "real_tokens_per_cpu_second": spread([tokens / s for s in by_epoch(steps, "cpu_seconds", epochs)], 1),
+        "seconds_per_step": spread([step["seconds"] for step in steps]),
         "real tokens / slots": round(tokens / figures["slots"], 4),
         **{key: round(figures[key], 1) for key in ("peak_mib_above_the_loaded_model", "peak_mib")},
         **{key: round(figures[key], 5) for key in NLLS if key in figures},
+        "losses": {step: round(loss, 4) for step, loss in figures["losses"].items()},
     }
 
 
@@ -106,22 +120,27 @@ def main() -> None:
     options.add_argument("--max_length", type=int, default=512)
     options.add_argument("--epochs", type=int, default=3)
     options.add_argument("--global_batch_size", type=int, default=32)
-    options.add_argument("--micro_batch_size", type=int, default=8, help="ours; the default")
+    options.add_argument("--micro_batch_size", type=int, help="ours; default: what it chooses")
     options.add_argument("--trl_micro_batch_size", type=int, default=8, help="of TRL but trl_best; its default")
     options.add_argument("--trl_best_micro_batch_size", type=int, default=4)
     options.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options.add_argument("--learning_rate", type=float, default=1e-4)
     options.add_argument("--contestants", nargs="+", default=[*TRL, *OURS], choices=[*TRL, *OURS])
     args = parse(options, QUICK)
+    skipped = {name: reason for name in args.contestants if (reason := missing(name, args))}
+    args.contestants = [name for name in args.contestants if name not in skipped]
     if args.limit % args.global_batch_size:
         options.error(f"--limit {args.limit} is not a multiple of --global_batch_size {args.global_batch_size}")
     with tempfile.TemporaryDirectory() as directory:
         wide = random_llama(args.model, Path(directory), vocabulary=args.vocabulary) if args.vocabulary else args.model
-        steps, figures = race(Namespace(**{**vars(args), "model": wide}))
-    found = {name: summary(steps[name], figures[name], args.epochs) for name in args.contestants}
+        with Card(args.device) as card:
+            steps, figures = race(Namespace(**{**vars(args), "model": wide}), card)
+    found = {
+        name: {**summary(steps[name], figures[name], args.epochs), **card.figures(name)} for name in args.contestants
+    }
     pairs = [(ours, theirs) for ours in OURS for theirs in TRL if {ours, theirs} <= set(found)]
     ratios = {f"{ours} / {theirs}": against(ours, theirs, steps, found, args.epochs) for ours, theirs in pairs}
-    results = {"contestants": found, "ratios": ratios}
+    results = {"contestants": found, "skipped": skipped, "ratios": ratios}
     publish("trl_compare", args, results, variant=variant(options, args), packages=("transformers", "trl"))
 
 

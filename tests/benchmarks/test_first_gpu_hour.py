@@ -68,7 +68,33 @@ def test_the_options_of_all_parts_are_those_of_the_scripts(tmp_path):
                 given = [word for word in words if word.startswith("--")]
                 assert [word for word in given if f'"{word}"' not in shown[words[1]]] == []
     assert PUBLIC.keys() <= PARTS.keys()
-    assert TINY.keys() <= {words.split()[0] for words in PARTS.values()}
+    assert TINY.keys() <= {part.words.split()[0] for part in PARTS.values()}
+
+
+def test_the_main_parts_come_first_and_take_fifteen_minutes():
+    main = ["defaults-alpaca", "defaults-2048", "trl", "loss-4096x151936"]
+    main += ["tests", "one-rank", "lora-bfloat16", "lora-float32"]
+    assert list(PARTS)[: len(main)] == main
+    assert sum(PARTS[name].minutes for name in main) <= 15
+    assert all(PARTS[name].minutes <= 10 for name in PARTS)
+    for name in ("defaults-alpaca", "defaults-2048"):
+        assert "micro_batch" not in PARTS[name].words
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_steps_with_nothing_but_defaults_and_adapters_on_both_bases_say_what_was_chosen(tmp_path):
+    words = ("--tiny", "--parts", "defaults-alpaca", "lora-bfloat16", "lora-float32")
+    done = hour(tmp_path, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = [json.loads(next(tmp_path.glob(f"*-{name}-cpu.json")).read_text()) for name in words[2:]]
+    chosen = made[0]["chosen"]
+    assert {layout: one["deterministic"] for layout, one in chosen.items()} == {
+        "defaults": "auto",
+        "defaults, deterministic": True,
+    }
+    assert {one["compile"] for one in chosen.values()} == {False}
+    assert made[1]["last loss"].values() == made[2]["last loss"].values()
 
 
 @pytest.mark.long
@@ -90,6 +116,8 @@ STEP = {
     "mfu": {"ntp, padded": 0.55, "sftmix, padded": 0.545},
     "peak_gib": {"ntp, padded": 40.04, "sftmix, padded": 41.0},
     "a step, profiled": {"ntp, padded": {"calls": {"cudaStreamSynchronize": 7}}, "sftmix, padded": {"calls": {}}},
+    "chosen": {"padded": {"compile": True, "attention": "varlen"}},
+    "clock and power": {"ntp, padded": {"mhz": 1485.0, "watts": 699.6}},
     "sftmix / ntp, step by step": {"padded": {"median": 1.01, "q1": 1.008, "q3": 1.013, "n": 20}},
 }
 LOSS = {
@@ -113,9 +141,11 @@ LOSS = {
         (
             "step-1b",
             STEP,
-            "scoring 90,000 tokens/s; ntp, padded 25,000 tokens/s, 400 TFLOP/s (55.0% of the best matmul's), 40.0 GiB, "
-            "7 waits of the host; sftmix, padded 24,750 tokens/s, 396 TFLOP/s (54.5% of the best matmul's), 41.0 GiB, "
-            "0 waits of the host; sftmix / ntp 1.010 (1.008 to 1.013, n 20)",
+            "scoring 90,000 tokens/s; padded: compile True, attention varlen; "
+            "ntp, padded 25,000 tokens/s, 400 TFLOP/s (55.0% of the best matmul's), 40.0 GiB, "
+            "7 waits of the host, 1485 MHz, 700 W; "
+            "sftmix, padded 24,750 tokens/s, 396 TFLOP/s (54.5% of the best matmul's), 41.0 GiB, "
+            "0 waits of the host; sftmix / ntp, padded 1.010 (1.008 to 1.013, n 20)",
         ),
         (
             "run",
@@ -132,8 +162,12 @@ LOSS = {
         ),
         (
             "trl",
-            {"ratios": {"ours / theirs": {"speed by seconds": {"median": 1.2, "q1": 1.1, "q3": 1.3, "n": 3}}}},
-            "tokens/s ours / theirs 1.200 (1.100 to 1.300, n 3)",
+            {
+                "contestants": {"ours": {"real_tokens_per_second": {"median": 24_000.0}}},
+                "skipped": {"trl_liger": "needs liger_kernel"},
+                "ratios": {"ours / theirs": {"speed by seconds": {"median": 1.2, "q1": 1.1, "q3": 1.3, "n": 3}}},
+            },
+            "ours 24,000 tokens/s; trl_liger skipped: needs liger_kernel; ours / theirs 1.200 (1.100 to 1.300, n 3)",
         ),
         (
             "estimate",

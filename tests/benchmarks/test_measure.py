@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.measure import Card
+from benchmarks.measure import Card, in_turns
 
 NVIDIA_SMI = """#!/bin/sh
 while true; do
@@ -42,3 +42,15 @@ def test_a_cpu_has_none():
     with Card("cpu") as card:
         card.turn = "one"
     assert card.figures("one") == {}
+
+
+def test_each_has_a_turn_in_each_round_in_an_order_of_chance_that_is_always_the_same():
+    who = {name: lambda name=name: name for name in "abcd"}
+    turns = [(number, name, result) for number, name, result, _ in in_turns(who, Card("cpu"), 5)]
+    assert turns == [(number, name, result) for number, name, result, _ in in_turns(who, Card("cpu"), 5)]
+    rounds = ["".join(name for number, name, _ in turns if number == k) for k in range(5)]
+    assert {"".join(sorted(order)) for order in rounds} == {"abcd"}
+    assert len({*rounds}) > 1
+    assert all(name == result for _, name, result in turns)
+    for _, name, _, _ in in_turns(who, Card("cpu")):  # to the last one
+        del who[name]
