@@ -1,7 +1,12 @@
 """One rank raises and the others see their connections break: the command's error is the first rank's, at once."""
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +75,46 @@ def test_a_rank_that_torchrun_stops_before_it_sees_a_broken_connection_has_that_
     assert it.returncode == 1
     found = status(tmp_path / "run")
     assert (found["exit_code"], found["message"]) == (1, f"RankError: rank 1: {OWN}"), it.stderr
+
+
+@dataclass(frozen=True)
+class RaisesIn:
+    """A function of a module raises at its call of this number."""
+
+    module: str
+    function: str
+    call: int
+
+    def __call__(self) -> None:
+        module, calls = import_module(self.module), count(1)
+        function: Callable[..., Any] = getattr(module, self.function)
+
+        def raising(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == self.call:
+                raise ValueError("a broken loss")
+            return function(*args, **kwargs)
+
+        setattr(module, self.function, raising)
+
+
+PASSES = {
+    "scoring": (RaisesIn("sftmix.training.scoring", "_scores_of", 2), "--splitter Median"),
+    "evaluation": (RaisesIn("sftmix.training.scoring", "_scores_of", 1), "--splitter RandomSplit"),
+    "losses of the batch": (RaisesIn("sftmix.training.step", "with_batch_nll", 2), "--objective IRDRO"),
+    "probe": (RaisesIn("sftmix.training.parallel", "packing_problem", 1), "--training.padding_free true"),
+    "export": (RaisesIn("sftmix.pipeline.recipe", "full_weights", 1), "--splitter RandomSplit"),
+}
+"""What ranks do together besides steps, and options with which a run does it."""
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", PASSES)
+def test_no_rank_waits_for_one_that_raised_between_steps(tiny, tmp_path, name, parallel):
+    fault, options = PASSES[name]
+    started = time.monotonic()
+    asked = ["run", *tiny.bare, *options.split(), "--training.parallel", parallel, "--out", "run"]
+    it = ended(asked, cwd=tmp_path, faults=[None, fault])
+    assert time.monotonic() - started < 200
+    assert it.codes[1] == 1, it.printed
+    found = status(tmp_path / "run")
+    assert (found["exit_code"], found["message"]) == (1, f"RankError: rank 1: {OWN}"), it.printed
