@@ -87,6 +87,7 @@ def test_the_arm_beside_tier_1_has_another_order_and_nothing_else():
 # ------------------------------------------------------------------------------------------ the scripts
 
 
+@pytest.mark.slow
 def test_a_base_model_like_the_studys_is_made_of_text(shared, tmp_path):
     make_base(shared / "data" / "text", tmp_path)
     places = (tmp_path, shared / "models" / "base-7m")

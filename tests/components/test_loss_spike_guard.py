@@ -75,6 +75,7 @@ def trained(place, steps, *callbacks):
     train(toy_stage(place, [[(Slot(0),), (Slot(1),)]] * steps, data=DATA, options=options, **given), World())
 
 
+@pytest.mark.slow
 def test_a_spike_ends_the_run_resumed_or_not_and_leaves_the_last_checkpoint(tmp_path, capsys):
     told = r"train: step 10 has a loss of [\d.]+, more than 1.5 times the median [\d.]+ of the 6 steps before it"
     with pytest.raises(NonFiniteError, match=told) as whole:

@@ -28,7 +28,6 @@ from sftmix.options import LoraOptions, TrainingOptions
 from sftmix.training.checkpoint import _tensors
 from sftmix.training.parallel import training_module
 from sftmix.training.step import PreparedStep, build_optimizer, plans_of, train_step
-from tests.fast import some_fast
 from tests.tools.estimate.configs import micro_batch
 from tests.toy import Answers, FakeRank, toy_model, toy_setup
 
@@ -172,8 +171,9 @@ def loaded(given: tuple[int, int, Any, bool]) -> tuple[dict[str, np.ndarray], li
         return {name: p.to_local().detach().numpy() for name, p in module.model.named_parameters()}, saved
 
 
-@pytest.mark.parametrize(("size", "parallel"), some_fast([(6, "fsdp"), (16, "hsdp")], every=2))
-@pytest.mark.parametrize("tied", some_fast([False, True], every=2), ids=["own-head", "tied"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "parallel"), [(6, "fsdp"), (16, "hsdp")])
+@pytest.mark.parametrize("tied", [False, True], ids=["own-head", "tied"])
 @pytest.mark.filterwarnings("ignore:Set timeout")
 def test_ranks_load_and_save_every_row_once(size, parallel, tied):
     """Ranks of one process would share torch's cache of meshes, whose places are those of the first."""

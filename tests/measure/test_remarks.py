@@ -39,6 +39,7 @@ def worse(tmp_path_factory, finished) -> Path:
     return place / "run"
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_worse_says_so_and_where_it_was_best(worse):
     summary = read_json(worse / "summary.json")
     evaluations = {m["step"]: m["eval_nll"] for m in metrics(worse) if "eval_nll" in m}

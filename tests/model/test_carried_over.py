@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ def test_weights_that_transformers_passes_over_are_named(tmp_path, capsys):
     assert "left out 1 weights (model.layers.61.eh_proj.weight, ...)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_models_own_layers_are_not_named_as_left_out(tmp_path, capsys):
     """Rules of this family name the layer of multi-token prediction of two models by its number."""
     sizes = {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2}

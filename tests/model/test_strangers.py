@@ -218,6 +218,7 @@ def options(tiny, model, text=""):
     return replace(tiny, model=model).bare
 
 
+@pytest.mark.slow
 def test_a_spare_token_is_no_obstacle(tiny, tmp_path):
     """As `<image_soft_token>` of the text-only Gemma 3; a row that spells it has text, as with all special tokens."""
     model, _ = with_token(tiny, tmp_path / "other", special=True)

@@ -164,9 +164,8 @@ def test_servers_give_the_dynamics_of_their_models(name, path, finished, tiny, s
     assert_dynamics_of(made, tiny, tiny.model, finished.path / "train" / "model")
 
 
-@pytest.mark.parametrize(
-    ("name", "path"), [pytest.param("FromEndpoint", "/v1", marks=pytest.mark.slow), ("FromSGLang", "")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "path"), [("FromEndpoint", "/v1"), ("FromSGLang", "")])
 def test_servers_score_tokens_and_responses_without_their_instructions(name, path, finished, tiny, server, made):
     more = ("--reference.token_nll", "true", "--reference.response_alone", "true", "--confidence", "IFD")
     made("confidence", *tiny.bare, "--reference", name, "--reference.url", f"{server.url}{path}", *more)
@@ -243,6 +242,7 @@ def test_a_killed_run_asks_for_no_row_twice(finished, tiny, server, made):
     assert_dynamics_of(made, tiny, finished.path / "train" / "model")
 
 
+@pytest.mark.slow
 def test_a_server_with_another_tokenizer_is_refused_until_that_is_named(tiny, made, refused):
     path = letters(tiny)
     with Server(path) as server:

@@ -134,6 +134,7 @@ def test_a_project_is_moved_as_a_whole(finished, tmp_path, monkeypatch, capsys):
         run(config(finished.tiny, "run", splitter=OfAProject()), until="split")
 
 
+@pytest.mark.slow
 def test_a_summary_written_again_names_what_trained_the_model(finished, tmp_path, monkeypatch):
     """A finished run that is read back after an update, or on another number of ranks, was not made by that."""
     made = config(finished.tiny, tmp_path / "run", objective=NTP())
@@ -269,6 +270,7 @@ def test_a_signal_outside_the_loop_is_told_and_the_same_command_continues(finish
     assert sftmix(*words, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_mu_effective_of_a_run_with_a_schedule_that_ends_at_zero(finished, tmp_path):
     """The mean of mu over what was mixed, times N_ntp / N_mix of the steps that mixed."""
     summary = run(config(finished.tiny, tmp_path / "run", objective=SFTMix(mu=Linear(start=0.4, end=0.0))))

@@ -85,6 +85,7 @@ def test_a_window_of_two_epochs_is_the_last_two(finished, made):
     assert mixed(run, 3) == [depths(run, [1, 2], 3).sum()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", some_fast([3, 6, 9], every=3))
 def test_a_continued_single_run_is_the_uninterrupted_one(finished, single, tmp_path, made, step):
     """From a checkpoint in the first epoch (4 steps), in the second, and just after it."""
@@ -132,6 +133,7 @@ class BreakOnce(Perturbation):
         return e * torch.tensor(factor)[:, None, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", ["1", "null"])
 def test_a_loss_that_is_not_finite_leaves_its_example_unpaired(finished, made, window):
     words = options(finished.tiny, "--training.micro_batch_size", "8", "--training.length_groups", "1")

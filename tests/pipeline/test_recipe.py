@@ -170,6 +170,7 @@ class NotesItsSeed(Median):
         return super().split(scores, seed=seed)
 
 
+@pytest.mark.slow
 def test_each_epoch_of_a_single_run_is_split_with_its_seed(tiny, made):
     words = ["--reference", "Online", "--splitter", f"{__name__}.NotesItsSeed", "--training.max_steps", "6"]
     made("train", *tiny.bare, *words, "--seed", "7")
@@ -258,6 +259,7 @@ def stored_dtypes(model: Path) -> set[str]:
         return {str(file.get_tensor(name).dtype) for name in file.keys()}  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_a_model_stored_in_bfloat16_is_exported_in_bfloat16_and_trained_in_float32(tiny, tmp_path, made, sftmix):
     """T19, T20: master weights stay float32 (the checkpoint has them), the files have the dtype their config says."""
     AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.bfloat16).save_pretrained(tiny.model)

@@ -311,7 +311,8 @@ def test_an_online_reference_without_a_whole_epoch_is_refused_before_it_is_train
     assert not (tmp_path / "run" / "reference" / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize(("places", "steps"), [("[0]", 0), pytest.param("[0, 0.5]", 6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("places", "steps"), [("[0]", 0), ("[0, 0.5]", 6)])
 def test_a_reference_stops_after_its_last_scoring(tiny, made, places, steps):
     """The schedule is that of the whole run, so what is scored is what a reference trained to its end has there."""
     scored = []
@@ -324,6 +325,7 @@ def test_a_reference_stops_after_its_last_scoring(tiny, made, places, steps):
     assert read_json(run / "reference" / "figures.json")["steps"] == steps
 
 
+@pytest.mark.slow
 def test_a_stopped_reference_is_continued_where_it_stopped(tiny, made):
     """With and without a checkpoint at its last step: it is trained up to its last scoring and no further."""
     words = ["reference", *tiny.bare, "--checkpoint.every", "2", "--checkpoint.keep", "9", "--reference.checkpoints"]

@@ -154,6 +154,7 @@ def test_a_graph_break_is_named_and_short_stages_are_not_compiled(stage, monkeyp
     assert all(parameter.grad is None for parameter in stage.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_the_seconds_of_compiling_are_said_and_in_the_figures(stage, monkeypatch, capsys, compile):
     """Without compiled layers there are none, also if something else was compiled in this process."""

@@ -76,6 +76,7 @@ def moving(directory: Path, options: CheckpointOptions, *more: Callback, steps: 
     return full_weights(done.module), sorted(steps_in(directory / "checkpoints"))
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock_change_no_number_and_the_end_has_one(tmp_path):
     none, _ = moving(tmp_path / "none", CheckpointOptions(every=0))
     clocked, saved = moving(tmp_path / "clocked", BY_CLOCK)

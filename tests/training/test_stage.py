@@ -166,6 +166,7 @@ def test_a_share_of_the_steps_so_far_may_be_skipped(tmp_path, monkeypatch):
         broken(tmp_path / "more", [0], steps=4)
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_on_after_a_resume(tmp_path):
     """In a row, and altogether; after a finite one, the row is over, resumed or not."""
     bad = [1, 2, 4, 5, 6]

@@ -46,6 +46,7 @@ def test_what_is_not_there_is_named_with_the_remedy(finished, tmp_path):
             finished_models(place, [name])
 
 
+@pytest.mark.slow
 def test_a_relative_run_is_looked_up_here_and_not_where_it_was_started(tiny, tmp_path, monkeypatch):
     """Where it was started another run has that name, and another chat template."""
     template, here = tmp_path / "other.jinja", tmp_path / "here"
@@ -143,6 +144,7 @@ def adapted(finished, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_adapters_from_elsewhere_are_those_of_their_base(adapted, finished, tmp_path):
     """The same adapters on other weights are another model."""
     base = shutil.copytree(finished.tiny.model, tmp_path / "base")

@@ -266,7 +266,7 @@ def test_an_unfinished_table_continues_and_a_refused_change_leaves_it(ran, finis
     ours, theirs = (read_json(place / "table.json")["contrasts"][0] for place in (out, ran.out))
     assert ours["differences"] == theirs["differences"]
     files = {file: file.read_bytes() for file in out.glob("*.*") if file.name != "STATUS.json"}
-    assert len(files) == 4
+    assert len(files) == 5
     changed = sftmix(*words(finished, tmp_path, {**VARIANTS, "SFTMix": {"objective.mu": 0.7}}))
     assert (changed.code, "variant SFTMix, seed 1" in changed.err) == (2, True), changed.err
     assert "objective.mu: 0.2 -> 0.7" in changed.err

@@ -174,6 +174,7 @@ def test_a_step_on_a_gpu_took_what_is_estimated(tmp_path):
 # ------------------------------------------------------------------------------------------------- parts
 
 
+@pytest.mark.slow
 def test_gradients_of_micro_batches_before_are_whole_under_fsdp_and_in_ddp_s_buckets(path):
     one, several = (estimated(path, SLOTS, micro_batches=n) for n in (1, 2))
     assert (one["gradients"], several["gradients"]) == (0, 4 * NUMBERS)

@@ -65,6 +65,7 @@ def test_stages_steps_and_tokens_are_those_of_the_run(finished):
     assert whole["times_plain"] == pytest.approx(flops / train["training_flops"])
 
 
+@pytest.mark.slow
 def test_hours_in_fp32_need_its_peak(tiny):
     """The data sheets' is of bf16, several times that of fp32."""
     given = config(tiny, splitter=RandomSplit())
@@ -188,6 +189,7 @@ def test_four_bit_layers_are_counted_as_bitsandbytes_stores_them(path):
     assert read.stored_bytes == fake.stored_bytes - 4 * fake.numbers.whole.trained
 
 
+@pytest.mark.slow
 def test_a_base_in_bfloat16_is_counted_as_a_run_keeps_it(path, tmp_path):
     load_model(path).bfloat16().save_pretrained(tmp_path)
     for lora in (LORA, NO_LORA):

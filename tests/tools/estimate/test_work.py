@@ -69,6 +69,7 @@ def test_references_that_train_nothing_and_those_of_other_models(finished):
     assert planned(tiny, reference=TrainedReference(model=model))["reference"].model.lora.r == 4
 
 
+@pytest.mark.slow
 def test_an_objective_that_reads_each_batch_first_pays_for_it(tiny):
     plain = planned(tiny, **ALONE)["train"]
     stages = planned(tiny, **ALONE | {"objective": IRDRO()}, with_baseline=True)
@@ -113,6 +114,7 @@ def test_the_largest_micro_batch_is_the_one_with_the_most_slots(tiny, groups):
     assert work.computed[0] / work.trained[0] == pytest.approx(sum(slots) / (3 * data.lengths.sum()))
 
 
+@pytest.mark.slow
 def test_the_largest_micro_batch_has_the_longest_row_wherever_it_is_drawn(tiny):
     """One of 601 rows, of which four a step make 151 steps: two in three of them are dealt."""
     rows = [{"instruction": f"{number}", "output": "one"} for number in range(600)]
