@@ -145,7 +145,7 @@ def models(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("parallel", "ranks"), [("fsdp", 2), ("hsdp", 4)])
+@pytest.mark.parametrize(("parallel", "ranks"), [("fsdp", 2), pytest.param("hsdp", 4, marks=pytest.mark.long)])
 def test_ranks_start_from_the_weights_of_a_plain_load(models, parallel, ranks):
     on_ranks(ranks_start_from_the_same, str(models), parallel, ranks=ranks)
 
