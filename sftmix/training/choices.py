@@ -93,13 +93,15 @@ def _compiles(setup: StepSetup, asked: bool | str, say: Callable[[str], object])
 
     Says what speaks against it, also where it was asked for: what breaks a graph runs as it is.
     """
-    flops, auto = flops_of(setup), asked == "auto"
-    if not asked or (auto and (setup.world.device.type != "cuda" or flops <= WORTH_COMPILING)):
+    auto = asked == "auto"
+    if not asked or asked != setup.stage.options.compile:  # the machine that was recorded last has decided
+        return bool(asked)
+    if auto and (setup.world.device.type != "cuda" or flops_of(setup) <= WORTH_COMPILING):
         return False
     problem = compile_problem(setup)
     compiled = problem is None or not auto
     if problem or auto:
-        why = problem or f"{flops:.1e} FLOPs of training on each GPU"
+        why = problem or f"{flops_of(setup):.1e} FLOPs of training on each GPU"
         name, other = type(unwrap(setup.module).model).__name__, str(not compiled).lower()
         how = "compiled" if compiled else "not compiled"
         say(f"layers of {name} are {how} (training.compile {str(asked).lower()}; {other} does the other): {why}")

@@ -8,7 +8,7 @@ and no storage.
 import bisect
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.fsdp import FSDPModule
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from sftmix.batches.collate import collate, to_device
@@ -98,13 +97,12 @@ def noting_kept(model: PreTrainedModel) -> Iterator[dict[int, tuple[StorageWeakR
         nonlocal in_layer
         in_layer = False
 
-    hooks: list[RemovableHandle] = []
-    for layer in layers_of(model):
-        hooks += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
-    with saved_tensors_hooks(note, lambda saved: saved):
+    with ExitStack() as hooks:
+        for layer in layers_of(model):
+            hooks.enter_context(layer.register_forward_pre_hook(enter))
+            hooks.enter_context(layer.register_forward_hook(leave))
+        hooks.enter_context(saved_tensors_hooks(note, lambda saved: saved))
         yield found
-    for hook in hooks:
-        hook.remove()
 
 
 def unit_of(setup: StepSetup) -> int:

@@ -1,13 +1,19 @@
 """The help: what matters on one screen, the rest on demand, and only what a command reads."""
 
 import re
+from typing import get_args, get_type_hints
 
 import pytest
 
 from sftmix.cli.commands import COMMANDS
-from sftmix.cli.help import OF_REFERENCE, OF_ROWS, OF_TARGET
+from sftmix.cli.help import OF_REFERENCE, OF_ROWS, OF_TARGET, option_docs
 from sftmix.config import RunConfig
 from sftmix.config.schema import component_bases, option_hints
+from sftmix.tools import trackers
+from sftmix.tools.estimate.command import EstimateOptions
+from sftmix.tools.estimate.gpus import GPUS
+from sftmix.tools.verify import command as verify
+from sftmix.tools.verify import window
 
 OF_A_RUN = ("run", "reference", "confidence", "split", "train", "compare", "estimate", "preview")
 
@@ -107,3 +113,11 @@ def test_components_lists_all_and_shows_one(sftmix):
     assert re.search(r"--objective\.mu VALUE .*\n.*\[0\.2\]", shown)
     assert sftmix("components", "sftmix.components.objectives.SFTMix").out == shown
     assert sftmix("components", "FromFile").out.count("chosen by --") == 3
+
+
+def test_what_a_docstring_repeats_of_a_module_is_what_stands_there():
+    """The help is read from docstrings, which hold no values."""
+    of_verify = option_docs(verify.Options)["steps"]
+    assert f"{window.STEPS} if they are over {window.NEAR} away" in of_verify
+    assert option_docs(EstimateOptions)["gpu"].startswith(f"{', '.join(GPUS)} or cpu;")
+    assert set(get_args(get_type_hints(trackers.Options)["to"])) == set(trackers.TRACKERS)

@@ -13,7 +13,7 @@ from sftmix.tools.compare.statistics import interval, mean_sd, per_example, sign
 from sftmix.types import Float64
 
 SIGNS = (1, -1, -1, 1)
-"""Of the arms of a contrast: A - B, or (A - B) - (C - D), which holds two controls beside each other."""
+"""The signs of the arms of a contrast: A - B, or (A - B) - (C - D), which holds two controls beside each other."""
 RATIOS = {"eval_nll_after": "nll_sum", "eval_accuracy": "n_correct", "calibration.brier": "brier_sum"}
 """Metrics that are a sum over examples / the number of response tokens, with the numerator's column of eval.parquet."""
 

@@ -4,13 +4,12 @@ import json
 import sys
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal
 
 from sftmix.cli.say import say
 from sftmix.common.errors import DifferenceError
 from sftmix.tools.runs.read import Trust
 from sftmix.tools.runs.shown import rendered
-from sftmix.tools.verify.window import refuse_too_few_ranks, window_of
+from sftmix.tools.verify.window import Trained, refuse_too_few_ranks, window_of
 
 ABOUT = """Check that a result is what its configuration says: make some steps of a run again, from one of its
 checkpoints, and compare files, rows, model, examples, losses and weights with what the run wrote. Nothing is written
@@ -28,7 +27,7 @@ class Options(Trust):
     run: str
     """RUN: run directory, finished or not"""
     _: KW_ONLY
-    stage: Literal["train", "reference", "baseline"] = "train"
+    stage: Trained = "train"
     """whose steps [%(default)s]"""
     from_: int | None = None
     """STEP: step with a checkpoint, or 0: the model before training [the last with weights to compare after it]"""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sftmix.common.errors import ConfigError
 from sftmix.common.files import CHECKPOINTS, MANIFEST, read_json, read_steps, step_path, steps_in
@@ -13,8 +13,9 @@ from sftmix.pipeline.inputs import config_of_reference
 from sftmix.pipeline.stages import origin
 from sftmix.tools.runs.read import as_started, refuse_no_run
 
-TRAINED = ("train", "reference", "baseline")
+Trained = Literal["train", "reference", "baseline"]
 """Stages that have steps."""
+TRAINED = get_args(Trained)
 Machine = dict[str, Any]
 """As in `sftmix.training.machine`, which imports torch."""
 NEAR = 50
