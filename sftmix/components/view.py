@@ -49,6 +49,7 @@ class LossView:
         rule: Callable[[Tensor, Tensor], Tensor] | None = None,
         label_smoothing: float = 0.0,
         stats: bool = False,
+        entropy: bool = False,
     ) -> SFTLoss:
         """Return the fused NTP + Mixup loss of a plan (`sftmix.functional.sft_loss`).
 
@@ -66,6 +67,7 @@ class LossView:
             rule=rule,
             label_smoothing=label_smoothing,
             stats=stats,
+            entropy=entropy,
             alone=plan.alone,
             **self._formula,
         )

@@ -45,12 +45,14 @@ class SFTLoss(NamedTuple):
     nll      [T], -log p of the label in nats, never smoothed
     mixup    [M], cross entropy of the mixed prediction with the mixed label, nats, in the order of `pairs`
     correct  bool[T], True if the label is the argmax (None unless stats)
+    entropy  [T], of the prediction, nats (None unless it is asked for)
     """
 
     loss: Tensor
     nll: Tensor
     mixup: Tensor
     correct: Tensor | None
+    entropy: Tensor | None = None
 
 
 def sft_loss(
@@ -69,6 +71,7 @@ def sft_loss(
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
     stats: bool = False,
+    entropy: bool = False,
     alone: Tensor | None = None,
 ) -> SFTLoss:
     """Compute NTP and Mixup of T token rows through the LM head, without ever holding [T, V] logits.
@@ -87,7 +90,7 @@ def sft_loss(
     rule             (nll [R], entropy [R]) -> factor [R] of the weights of R rows: elementwise, detached
     label_smoothing  in [0, 1), the share of the NTP target that is spread evenly over V, in the loss only
     chunk_size       rows of logits alive at once, >= 1 (a pair needs two); None chooses from V
-    stats            also return correct
+    stats, entropy   also return correct, or the entropy
     alone            i64, the rows in no pair, from a caller who has checked labels and pairs; None checks them and
                      finds these rows, for which the host waits
 
@@ -117,15 +120,16 @@ def sft_loss(
     if alone is None:
         # A wrong index would otherwise read another row, or crash a GPU.
         for name, index, limit in (("labels", labels, vocabulary), ("pairs", pairs, rows)):
-            if index.numel() and (int(index.min()) < 0 or int(index.max()) >= limit):
+            if not ((index >= 0) & (index < limit)).all():
                 raise ValueError(f"{name} must lie in [0, {limit}), got {index.min()} to {index.max()}.")
         alone = rows_alone(pairs, rows)
     elif len(alone) + 2 * many < rows:
         raise ValueError(f"alone has {len(alone)} rows; with {many} pairs of {rows} rows it needs more.")
-    head = Pass(hidden, weight, bias, softcap, scale, label_smoothing, rule, stats)
+    head = Pass(hidden, weight, bias, softcap, scale, label_smoothing, rule, stats, entropy)
     size = chunk_size or default_chunk_size(vocabulary, weight.device)
     loss, figures, mixup = head.loss(labels, pairs, lam, row_weight, pair_weight, alone, size)
-    return SFTLoss(head.attach(loss), figures.nll, mixup, figures.correct if stats else None)
+    asked = figures.correct if stats else None, figures.entropy if entropy else None
+    return SFTLoss(head.attach(loss), figures.nll, mixup, *asked)
 
 
 def reference_sft_loss(
@@ -144,6 +148,7 @@ def reference_sft_loss(
     label_smoothing: float = 0.0,
     chunk_size: int | None = None,
     stats: bool = False,
+    entropy: bool = False,
 ) -> SFTLoss:
     """Compute the formula as the paper writes it, under plain autograd, for tests and benchmarks to compare with.
 
@@ -163,8 +168,8 @@ def reference_sft_loss(
     if label_smoothing:  # 0 times the -inf of a masked token would be NaN
         ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
     w_T = row_weight
+    entropy_T = -torch.special.xlogy(logp_TV.exp(), logp_TV.exp()).sum(-1).detach()
     if rule is not None:  # 0 stays 0, whatever the rule returns
-        entropy_T = -(logp_TV.exp() * logp_TV).sum(-1).detach()
         w_T = torch.where(row_weight == 0, 0.0, row_weight * rule(nll_T.detach(), entropy_T))
 
     (i, j), lam_M1 = pairs.unbind(1), lam.detach().to(kind)[:, None]
@@ -175,7 +180,7 @@ def reference_sft_loss(
 
     loss = (w_T.detach() * ntp_T).sum() + (pair_weight.detach() * mixup_M).sum()
     correct_T = logp_TV.argmax(-1) == labels if stats else None
-    return SFTLoss(loss, nll_T.detach(), mixup_M.detach(), correct_T)
+    return SFTLoss(loss, nll_T.detach(), mixup_M.detach(), correct_T, entropy_T if entropy else None)
 
 
 class SFTMixLoss(nn.Module):

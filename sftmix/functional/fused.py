@@ -39,6 +39,7 @@ class Figures(NamedTuple):
     weight: Tensor  # 0 unless it is the first use of its row
     nll: Tensor
     correct: Tensor
+    entropy: Tensor  # of the prediction, nats; 0 unless it is asked for
     ntp: Tensor  # nll with label smoothing
 
     def part(self, index: slice | Tensor) -> Figures:
@@ -89,7 +90,7 @@ class Pass:
     """One pass through the LM head: its inputs, cast for the matmuls, its settings, and the gradients so far.
 
     rule   as of `sft_loss`
-    stats  True to compute correct as well
+    stats  True to compute correct as well, entropy True to compute the entropy
     """
 
     hidden: Tensor
@@ -100,6 +101,7 @@ class Pass:
     smoothing: float = 0.0
     rule: Callable[[Tensor, Tensor], Tensor] | None = None
     stats: bool = False
+    entropy: bool = False
 
     def __post_init__(self) -> None:
         # Grad mode and autocast are read here: in the pass both are off, as autocast would round more than matmuls.
@@ -124,7 +126,7 @@ class Pass:
 
     def plain(self, pairs: Tensor) -> bool:
         """Whether the Triton kernels compute all that is asked for."""
-        return not (self.rule or self.smoothing or (self.stats if self.trains else len(pairs)))
+        return not (self.rule or self.smoothing or (self.stats or self.entropy if self.trains else len(pairs)))
 
     def start(self, *weights: Tensor, chunks: int, repeats: bool) -> None:
         """Make room for the gradients, and choose what lifts those of float16 logits.
@@ -173,8 +175,8 @@ class Pass:
             first = place.new_full(labels.shape, len(row)).scatter_reduce(0, row, place, "amin")
             self.start(row_weight, pair_weight, chunks=len(chunks), repeats=len(row) > len(labels))
             use_weight = torch.where(first[row] == place, row_weight.to(kind)[row] * self.lift, 0.0)
-            nll, ntp = torch.zeros(2, len(row), dtype=kind, device=device)
-            uses = Figures(labels[row], use_weight, nll, torch.zeros_like(row, dtype=torch.bool), ntp)
+            nll, entropy, ntp = torch.zeros(3, len(row), dtype=kind, device=device)
+            uses = Figures(labels[row], use_weight, nll, torch.zeros_like(row, dtype=torch.bool), entropy, ntp)
             of_pairs = (
                 lam.to(kind),
                 pair_weight.to(kind) * self.lift,
@@ -195,7 +197,8 @@ class Pass:
                 start += len(rows)
                 lam_M, weight_M, mixup_M = (x[in_chunk] for x in of_pairs)
                 if kernels is not None:
-                    kernels.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, self.softcap, self.trains)
+                    settings = self.softcap, self.trains, self.entropy
+                    kernels.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, *settings)
                 else:
                     self.differentiate(x_KV, chunk_uses, lam_M, weight_M, mixup_M, height)
                 self.backward(rows, x_KV)
@@ -291,16 +294,19 @@ class Pass:
             uses.correct[hits] = x[hits].argmax(1) == uses.label[hits]
         # losses; x becomes exp(x), so what needs x itself is taken before
         mean = x.mean(1) if self.smoothing else None
-        logits = self.spare["shifted"][: len(x)].copy_(x) if self.rule is not None else x
+        logits = None
+        if self.rule is not None or self.entropy:  # 0 times the -inf of a masked token would be NaN
+            logits = self.spare["shifted"][: len(x)].copy_(x).clamp_(min=torch.finfo(x.dtype).min)
         total = x.exp_().sum(1)
         torch.sub(total.log(), at_label, out=uses.nll)
         uses.ntp.copy_(uses.nll)
         if mean is not None:
             uses.ntp.lerp_(total.log() - mean, self.smoothing)
+        if logits is not None:
+            torch.sub(total.log(), torch.linalg.vecdot(x, logits) / total, out=uses.entropy)
         # the weight by a rule
         if self.rule is not None:
-            entropy = total.log() - torch.linalg.vecdot(x, logits) / total
-            factor = self.rule(uses.nll.clone(), entropy).detach()
+            factor = self.rule(uses.nll.clone(), uses.entropy.clone()).detach()
             if factor.shape != uses.nll.shape:
                 raise ValueError(f"the rule must return one factor per row, not shape {tuple(factor.shape)}.")
             # 0 if the use is not the row's first, whatever the rule returns
@@ -361,13 +367,13 @@ def working_kernels(device: torch.device, dtype: torch.dtype, softcap: float | N
             figures.append([])
             for trains in (True, False):
                 with torch.set_grad_enabled(trains):
-                    one = Pass(hidden, weight, None, softcap, stats=not trains)
+                    one = Pass(hidden, weight, None, softcap, stats=not trains, entropy=not trains)
                 one.kernels = backend
                 m = 2 * trains
                 pairs = rows[: 2 * m].view(m, 2), lam[:m], share, share[:m], rows[2 * m :]
                 _, of_rows, mixup = one.loss(labels, *pairs, chunk_size=4)
                 times = [scaled(g, lam[0], False, backend) for g in one.gradients if g is not None]
-                figures[-1] += [of_rows.nll, of_rows.correct.float(), mixup, *times]
+                figures[-1] += [of_rows.nll, of_rows.correct.float(), of_rows.entropy, mixup, *times]
         rtol, atol = 4 * torch.finfo(dtype).eps, 1e-4 if dtype == torch.float32 else 5e-2
         torch.testing.assert_close(*figures, rtol=rtol, atol=atol)
     except Exception as error:  # a compiler, a driver or a device that fails in its own way

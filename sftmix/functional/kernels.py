@@ -66,6 +66,15 @@ def _joined(k, total, z, inside, softcap: tl.constexpr):
 
 
 @triton.jit
+def _powers(powers, before, had, k, z, inside, softcap: tl.constexpr):
+    """The sum of e log2(e) of each lane with RUN more logits; `before` and `had` are its k and sum without them."""
+    if softcap != 0:
+        z = tl.where(inside, _capped(z, softcap), LOW)
+    power = tl.maximum(tl.reshape(z, (BLOCK // RUN, RUN)) * LOG2E - k[:, None], LOW)  # finite for masked tokens, too
+    return tl.exp2(before - k) * (powers + (before - k) * had) + tl.sum(tl.exp2(power) * power, 1)
+
+
+@triton.jit
 def _of_row(k, total):
     """The k and the sum of all lanes."""
     top = tl.max(k, 0)
@@ -93,22 +102,31 @@ def _store(x, at, gradient, V):
 
 
 @triton.jit
-def _rows(x, label, weight, nll, correct, V, softcap: tl.constexpr, trains: tl.constexpr):
-    """Fill `nll`; then write gradients over x if it trains, else fill `correct`."""
+def _rows(
+    x, label, weight, nll, correct, entropy, V, softcap: tl.constexpr, trains: tl.constexpr, with_entropy: tl.constexpr
+):
+    """Fill `nll`; then write gradients over x if it trains, else fill `correct`, and `entropy` if it is asked for."""
     row = tl.program_id(0).to(tl.int64)
     x += row * V
     y = tl.load(label + row).to(tl.int32)
     own = _logits(x, y, V)
     k, total = _none()
-    high, early = k, k
+    high, early, powers = k, k, total
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
         z = _logits(x, at, V)
+        before, had = k, total
         k, total = _joined(k, total, z, at < V, softcap)
+        if with_entropy:
+            powers = _powers(powers, before, had, k, z, at < V, softcap)
         if not trains:
             high, early = _highest(high, z), _highest(early, tl.where(at < y, z, LOW))
+    before, had = k, total
     k, total = _of_row(k, total)
     tl.store(nll + row, _nll(own, k, total, softcap))
+    if with_entropy:
+        powers = tl.sum(tl.exp2(before - k) * (powers + (before - k) * had), 0)
+        tl.store(entropy + row, tl.log(total) - powers / total / LOG2E)
     if trains:
         share = tl.load(weight + row) / total
         tl.debug_barrier()
@@ -187,20 +205,22 @@ def differentiate(
     mixup: Tensor,
     softcap: float | None,
     trains: bool,
+    with_entropy: bool = False,
 ) -> None:
     """Turn logits x [K, V] into gradients, in place; fill nll, ntp and mixup. The first rows are the columns of pairs.
 
     uses  `fused.Figures` of the K rows
     lam, pair_weight, mixup  f32[M], 2 M <= K
     trains  False: only fill nll, ntp and correct; M is 0
+    with_entropy  also fill entropy, without gradients
     """
     pairs, vocabulary, cap = len(lam), x.shape[1], softcap or 0.0
     with torch.cuda.device_of(x):  # Triton launches on the current device, wherever the tensors are
         if pairs:
             _pairs[(pairs,)](x, *uses[:3], lam, pair_weight, mixup, pairs, vocabulary, cap, num_warps=WARPS)
         if len(alone := x[2 * pairs :]):
-            of_alone = uses.part(slice(2 * pairs, None))[:4]
-            _rows[(len(alone),)](alone, *of_alone, vocabulary, cap, trains, num_warps=WARPS)
+            of_alone = uses.part(slice(2 * pairs, None))[:5]
+            _rows[(len(alone),)](alone, *of_alone, vocabulary, cap, trains, with_entropy, num_warps=WARPS)
     uses.ntp.copy_(uses.nll)
 
 

@@ -102,23 +102,20 @@ class Scorer:
 def _scores_of(module: TrainingModule, batch: Batch, keep: Sequence[str]) -> list[Column]:
     """Return sums and numbers of the B examples of a batch, and what is kept of them, in the order of `keep`."""
     view = ModelView(module, lambda: module.hidden_states(batch))
-    out = view.sft_loss(batch, scoring_plan(batch), stats=True)
+    out = view.sft_loss(batch, scoring_plan(batch), stats=True, entropy="entropy" in keep)
     assert out.correct is not None
     columns: list[Column] = [sum_by_slot(out.nll, batch), batch.n_tokens, sum_by_slot(out.correct, batch)]
+    by_name = {"token_nll": out.nll, "entropy": out.entropy}
     for name in keep:
-        if name == "token_nll":
-            columns.append(split_by_slot(out.nll.float(), batch))
-        elif name == "states":
+        if name == "states":
             mean = sum_by_slot(view.hidden, batch) / batch.n_tokens.clamp(min=1)[:, None]
             columns.append(mean.to(torch.float16))
         else:
-            figures = view.figures(_entropy if name == "entropy" else _margin)
+            figures = by_name.get(name)
+            if figures is None:
+                figures = view.figures(_margin)
             columns.append(split_by_slot(figures.float(), batch))
     return columns
-
-
-def _entropy(logits: torch.Tensor) -> torch.Tensor:
-    return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()
 
 
 def _margin(logits: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,11 @@ from tests.functional.loss_checks import call, close, dft, make_case, same
 @pytest.mark.parametrize("stats", [False, True])
 def test_empty_and_tiny_inputs_keep_the_graph(rows, pairs, stats):
     case = make_case(0, rows=rows, pairs=pairs)
-    got = case.run(sft_loss, stats=stats)
-    same(got, case.run(reference_sft_loss, stats=stats))
+    got = case.run(sft_loss, stats=stats, entropy=stats)
+    same(got, case.run(reference_sft_loss, stats=stats, entropy=stats))
     assert got.result.loss.grad_fn is not None
     assert got.hidden is not None
-    assert (got.result.correct is not None) is stats
+    assert [got.result.correct is not None, got.result.entropy is not None] == [stats, stats]
     if rows == 0:
         assert got.result.loss.item() == 0.0
         assert float(got.weight.abs().sum()) == 0.0
@@ -178,7 +178,7 @@ def test_the_blocks_of_a_chunk_change_no_bit_under_autocast(monkeypatch):
     for cells in (fused.CPU_BLOCK_CELLS, 7, 21):
         monkeypatch.setattr(fused, "CPU_BLOCK_CELLS", cells)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            results.append(case.run(sft_loss))
+            results.append(case.run(sft_loss, entropy=True))
     one, *several = (tree_leaves([list(x.result), x.hidden, x.weight, x.bias]) for x in results)
     assert all(torch.equal(a, b) for other in several for a, b in zip(one, other, strict=True))
 
