@@ -28,8 +28,9 @@ settings.load_profile("ci")
 torch.set_num_threads(1)  # tensors are tiny here: a second thread costs more than it gives, above all on a busy machine
 
 
-def pytest_collection_finish() -> None:
-    """Leave libraries and collected tests out of garbage collection, which a run does after each of its models."""
+@pytest.fixture(scope="module", autouse=True)
+def _short_collections() -> None:
+    """Leave what is there out of garbage collection, which a run does before each of its models."""
     gc.collect()
     gc.freeze()
 

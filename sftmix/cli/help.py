@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from sftmix.config import RunConfig
@@ -134,6 +134,7 @@ Components (reference ... callbacks) are chosen by short name or import path (--
 and take options of their own (--objective.mu 0.1); `components` lists them, `components NAME` shows one."""
 
 
+@cache
 def option_docs(owner: Any) -> dict[str, str]:
     """Return option -> text: for a dataclass the docstring below the field, for a component the constructor's lines.
 

@@ -51,9 +51,7 @@ def is_list(hint: Any) -> bool:
     return any(typing.get_origin(kind) is list for kind in alternatives(hint))
 
 
-_type_hints = cache(typing.get_type_hints)
-
-
+@cache
 def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     """Return the options of a group or of a component class: its constructor's parameters, with their types resolved.
 
@@ -62,7 +60,7 @@ def options_of(owner: Any) -> dict[str, inspect.Parameter]:
     """
     named, parameters = f"{owner.__module__}.{owner.__qualname__}.__init__", inspect.signature(owner).parameters
     try:
-        hints = _type_hints(owner.__init__)
+        hints = typing.get_type_hints(owner.__init__)
     except (NameError, AttributeError, TypeError) as error:
         raise ConfigError(f"the types in {named} cannot be read, and they are its options: {error}") from error
     for parameter in parameters.values():

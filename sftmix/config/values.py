@@ -6,7 +6,6 @@ A message has the key, the value, what is allowed, and the nearest name.
 import collections.abc
 import types
 from contextlib import suppress
-from dataclasses import is_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from sftmix.common.errors import ConfigError, nearest, told
@@ -95,17 +94,18 @@ def _type_of(hint: Any) -> Any:
 
 def _as(kind: Any, value: Any) -> Any:
     """Return the value as one type without alternatives; raise ValueError, or NoValueError of an item of a list."""
-    origin, parsed = _type_of(kind), from_yaml(value)
+    origin = _type_of(kind)
     if origin in (dict, list, tuple, collections.abc.Sequence):
         return _collection(origin, get_args(kind), value)
+    if kind is str and type(value) in (str, Word):
+        return value.encode().decode()  # which raises for what no file of a run can hold
+    if kind is types.NoneType and value in (None, "null", "~"):
+        return None
+    parsed = from_yaml(value)
     if origin is Literal:
         for word in get_args(kind):
             if repr(word) in (repr(value), repr(parsed)):  # by which 1 is neither true nor 1.0
                 return word
-    elif kind is str and type(value) in (str, Word):
-        return value.encode().decode()  # which raises for what no file of a run can hold
-    elif kind is types.NoneType and value in (None, "null", "~"):
-        return None
     elif kind is bool and isinstance(parsed, bool):
         return parsed
     elif kind in (int, float) and type(parsed) in (str, int, kind):
@@ -140,8 +140,8 @@ def words_of(hint: Any) -> list[str]:
     """List in words what a type hint allows, but for components: `float | Schedule | None` -> a number, null."""
     words = choices(hint)
     for kind in alternatives(hint):
-        if is_dataclass(kind):
-            words.append(f"a group of options {{{', '.join(options_of(kind))}}}")
+        if group := group_in(kind):
+            words.append(f"a group of options {{{', '.join(options_of(group))}}}")
         elif component_in(kind) is None:
             words.append(_WORDS.get(_type_of(kind), f"{kind}, which no option can have"))
     return [word for word in words if word]

@@ -51,7 +51,9 @@ def no_global_draws() -> Iterator[None]:
     """Check that the global random states are the same afterwards."""
 
     def states():
-        return random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist()
+        of_numpy: Any = np.random.get_state()
+        _, numbers, *place = of_numpy
+        return random.getstate(), numbers.tobytes(), place, torch.random.get_rng_state().numpy().tobytes()
 
     before, loaded = states(), len(sys.modules)
     yield

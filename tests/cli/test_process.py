@@ -10,6 +10,7 @@ import pytest
 
 from sftmix.cli import print_logs_as_lines
 from sftmix.cli.commands import COMMANDS
+from tests.logs import logged
 from tests.tiny import ROOT
 
 
@@ -74,9 +75,10 @@ def test_a_working_directory_that_was_removed_is_said(tmp_path):
         assert done.stderr == "error: the working directory was removed; change to one that is there\n"
 
 
-def test_no_log_line_of_a_library_controls_the_terminal(monkeypatch, caplog):
+def test_no_log_line_of_a_library_controls_the_terminal(monkeypatch):
     """Escape codes of seven and of eight bits, in the message and in what it quotes."""
     monkeypatch.setattr(logging, "_logRecordFactory", logging.getLogRecordFactory())
     print_logs_as_lines()
-    logging.getLogger("transformers.of_a_library").warning("\x1b]52;c;aGk=\x07 %s %d\n", "\x9b2J", 3)
-    assert caplog.messages == [r"\x1b]52;c;aGk=\x07 \x9b2J 3" + "\n"]
+    with logged("transformers.of_a_library") as messages:
+        logging.getLogger("transformers.of_a_library").warning("\x1b]52;c;aGk=\x07 %s %d\n", "\x9b2J", 3)
+    assert messages == [r"\x1b]52;c;aGk=\x07 \x9b2J 3" + "\n"]

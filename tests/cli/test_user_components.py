@@ -10,6 +10,7 @@ import pytest
 
 from sftmix.config.schema import component_bases, known_components, options_of
 from sftmix.types import Plan
+from tests.fast import some_fast
 from tests.tiny import ROOT
 from tests.tiny import sftmix as process
 
@@ -106,7 +107,7 @@ def directory(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
+    some_fast([
         ("components my_parts.Tail", f"no Component {TAIL}"),
         ("components no_such.Thing", "no Component 'no_such.Thing': No module named 'no_such'."),
         ("components my_parts.Unknown", "the types in my_parts.Unknown.__init__ cannot be read"),
@@ -118,7 +119,7 @@ def directory(tmp_path_factory) -> Path:
         ("run --splitter my_parts.Half", "my_parts.Half is abstract: it lacks split"),
         ("run --splitter my_parts.Needs", "splitter: Needs needs splitter.untyped"),
         ("run --splitter my_parts.Array --splitter.a 3", "splitter.a: '3' is not allowed; allowed: <class 'numpy"),
-    ],
+    ], every=2),
 )  # fmt: skip
 def test_a_wrong_name_or_class_ends_with_one_sentence(directory, words, said):
     done = process(*shlex.split(words), cwd=directory)

@@ -297,8 +297,8 @@ def test_text_and_conversations_do_not_mix(write, read):
     ("name", "rows"),
     some_fast(
         [
-            ("multiturn/sgd_messages_2k.jsonl", 2000),
             ("medical/medquad_4k.jsonl", 4000),
+            ("multiturn/sgd_messages_2k.jsonl", 2000),
             ("alpaca/alpaca_8k.json", 8229),
         ],
         every=3,

@@ -88,7 +88,7 @@ def packed(model):
 
 
 @pytest.mark.parametrize("layout", [{}, {"n_segments": 3}, {"padding_free": True}], ids=str)
-@pytest.mark.parametrize(("family", "attention"), some_fast(CASES, every=2))
+@pytest.mark.parametrize(("family", "attention"), some_fast(CASES, every=3))
 def test_packed_documents_have_the_states_and_gradients_they_have_alone(family, attention, layout):
     """In lines of one window each, and with all windows in one row."""
     model, data = model_of(family, attention), rows()

@@ -1,7 +1,6 @@
 """Models of strangers: odd files, attention, losses and tokenizers are followed, or named."""
 
 import json
-import logging
 import shutil
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from sftmix.tools.answers.options import AnswerOptions
 from sftmix.tools.runs.loaded import load_finished
 from sftmix.tools.runs.models import finished_models
 from tests.data.small_tokenizers import SMALL
+from tests.logs import logged
 from tests.model.test_models import GPT2, TINY, random_model
 from tests.tiny import SHORT, in_this_process
 
@@ -68,33 +68,26 @@ def test_weights_without_a_place_in_the_decoder_are_refused(kind, load, tmp_path
     assert name.removeprefix("transformer.") in str(error.value)
 
 
-def test_other_weights_are_left_out_with_one_line(tmp_path, capsys, caplog):
+def test_other_weights_are_left_out_with_one_line(tmp_path, capsys):
     """transformers' own table is not shown beside it."""
     harmless = "model.layers.0.self_attn.rotary_emb.inv_freq"
     with_weights(model_of("llama"), tmp_path, harmless, *BESIDE)
-    logging.getLogger("transformers").addHandler(caplog.handler)
-    try:
+    with logged("transformers") as messages:
         for _ in range(2):
             load_model(tmp_path)
-    finally:
-        logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert "LOAD REPORT" not in caplog.text
+    assert not [message for message in messages if "LOAD REPORT" in message]
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
     shown = ", ".join(sorted(BESIDE)[:3])
     assert line == f"model.path: {tmp_path}: left out 6 weights ({shown}, ...), no part of LlamaForCausalLM"
 
 
-def test_shapes_of_another_config_are_shown_by_transformers(tmp_path, caplog):
+def test_shapes_of_another_config_are_shown_by_transformers(tmp_path):
     model_of("llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
-    logging.getLogger("transformers").addHandler(caplog.handler)
-    try:
-        with pytest.raises(ConfigError, match="cannot load"):
-            load_model(tmp_path)
-    finally:
-        logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert "MISMATCH" in caplog.text
+    with logged("transformers") as messages, pytest.raises(ConfigError, match="cannot load"):
+        load_model(tmp_path)
+    assert [message for message in messages if "MISMATCH" in message]
 
 
 def test_a_head_of_its_own_stays_one(tmp_path):

@@ -20,6 +20,7 @@ from sftmix.training.dynamics import OnlineLosses
 from sftmix.training.loop import train
 from sftmix.training.module import TrainingModule, attention_inputs
 from sftmix.training.step import prepare_step, train_step
+from tests.fast import some_fast
 from tests.model.test_models import SUMS
 from tests.model.test_packing import CASES, build, model_of
 from tests.toy import FixedOrder, rounding, toy_setup, toy_stage
@@ -58,7 +59,7 @@ def llama(attention: str):
     ids=lambda one: type(one).__name__,
 )
 @pytest.mark.parametrize("padding_free", [True, False])
-@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
+@pytest.mark.parametrize("attention", some_fast(["sdpa", "eager", "varlen"], every=2))
 def test_a_step_reads_its_sums_alone(objective, padding_free, attention):
     """transformers asks whether lines hold padding, or several documents: it is told."""
     model = llama(attention)
@@ -91,7 +92,7 @@ def test_the_nll_of_all_micro_batches_is_read_at_once(tmp_path):
     assert (in_step.places["scoring.py"] - to_ids, in_record.places, in_epoch.places["scoring.py"]) == (2, {}, 2)
 
 
-@pytest.mark.parametrize(("family", "attention"), CASES)
+@pytest.mark.parametrize(("family", "attention"), some_fast(CASES, every=2))
 @pytest.mark.parametrize("padding_free", [False, True])
 @pytest.mark.parametrize("units", [UNITS, UNITS[-1:]])
 def test_what_transformers_is_told_is_what_it_would_read(family, attention, padding_free, units):

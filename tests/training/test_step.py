@@ -182,7 +182,7 @@ CUTS = [
 """Among them token budgets, and rows without padding, whose positions start again."""
 
 
-@pytest.mark.parametrize("cut", some_fast(CUTS, every=2), ids=str)
+@pytest.mark.parametrize("cut", some_fast(CUTS, every=3), ids=str)
 @pytest.mark.parametrize(
     ("data", "mixup_mean", "lambda_per"),
     [(DATA, "own", "pair"), (WEIGHTED, "ntp", "token"), (WEIGHTED, "own", "pair")],

@@ -66,8 +66,10 @@ def read_finished(run: Path) -> RunConfig:
         for key, base in component_bases().items():
             group, _, name = key.rpartition(".")
             options: Any = values.get(group) if group else values
+            if not (isinstance(options, dict) and name in options):
+                continue
             try:
-                merge({}, {key: options[name]} if isinstance(options, dict) and name in options else {})
+                merge({}, {key: options[name]})
             except ForeignClassError:
                 unread[key] = _unread(base, options.pop(name))
         config = build(merge({}, values, of=str(file)))

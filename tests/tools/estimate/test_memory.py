@@ -118,9 +118,12 @@ def two_steps(module: Any, options: TrainingOptions, given: Batch, *modes: Any, 
                 modes[-1].reset_mod_stats()
 
 
-@pytest.mark.parametrize("objective", [NTP(), SFTMix()], ids=["NTP", "SFTMix"])
+@pytest.mark.parametrize(
+    ("objective", "lora"),
+    some_fast([(NTP(), NO_LORA), (SFTMix(), NO_LORA), (SFTMix(), LORA), (NTP(), LORA)], every=2),
+    ids=["NTP-full", "SFTMix-full", "SFTMix-LoRA", "NTP-LoRA"],
+)
 @pytest.mark.parametrize("precision", some_fast(["fp32", "bf16"], every=2))
-@pytest.mark.parametrize("lora", [NO_LORA, LORA], ids=["full", "LoRA"])
 @pytest.mark.parametrize(
     "recompute",
     [pytest.param(False, id="kept"), pytest.param(True, id="recomputed", marks=(pytest.mark.slow, pytest.mark.long))],
