@@ -38,9 +38,11 @@ from sftmix.components.others.endpoint import FromEndpoint as FromEndpoint
 from sftmix.components.others.endpoint import FromSGLang as FromSGLang
 from sftmix.components.others.mixing import MeasureMixing as MeasureMixing
 from sftmix.components.others.optimizers8bit import AdamW8bit as AdamW8bit
+from sftmix.components.others.pairings import AnyPairs as AnyPairs
 from sftmix.components.others.pairings import ConfidenceGapPairs as ConfidenceGapPairs
 from sftmix.components.others.pairings import LengthMatchedPairs as LengthMatchedPairs
 from sftmix.components.others.pairings import LevelPairs as LevelPairs
+from sftmix.components.others.pairings import SameGroupPairs as SameGroupPairs
 from sftmix.components.others.perturbations import NEFTune as NEFTune
 from sftmix.components.others.places import CutMix as CutMix
 from sftmix.components.others.places import EmbeddingMixup as EmbeddingMixup
@@ -63,9 +65,7 @@ from sftmix.components.others.tokens import EAFT as EAFT
 from sftmix.components.others.tokens import PriFT as PriFT
 from sftmix.components.others.tokens import ProFit as ProFit
 from sftmix.components.others.tokens import Rho1 as Rho1
-from sftmix.components.pairing import AnyPairs as AnyPairs
 from sftmix.components.pairing import RandomPairs as RandomPairs
-from sftmix.components.pairing import SameGroupPairs as SameGroupPairs
 from sftmix.components.reference import FromCheckpoints as FromCheckpoints
 from sftmix.components.reference import Online as Online
 from sftmix.components.reference import TrainedReference as TrainedReference

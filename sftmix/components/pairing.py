@@ -7,7 +7,7 @@ import numpy as np
 from sftmix.common.errors import DataError
 from sftmix.common.rng import generator
 from sftmix.components.base import PairSampler
-from sftmix.types import UNPAIRED, Rows, Scores, Split
+from sftmix.types import Rows, Scores, Split
 
 
 class RandomPairs(PairSampler):
@@ -19,30 +19,6 @@ class RandomPairs(PairSampler):
 
     def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
         return between(split.confident, split.unconfident, generator(seed, "pairs", epoch))
-
-
-class SameGroupPairs(PairSampler):
-    """Control: both examples come from the same group, so that confident examples never meet unconfident ones.
-
-    A group with an odd number of examples leaves one out, a different one in every epoch.
-    """
-
-    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        rng = generator(seed, "pairs", epoch)
-        matched = [within(split.rows(group), scores, rng) for group in range(len(split.names))]
-        return rng.permutation(np.concatenate(matched))
-
-
-class AnyPairs(PairSampler):
-    """Control: random pairs of any two examples, whatever their groups (but not the unpaired): Mixup without the split.
-
-    With `--splitter RandomSplit`, no reference is trained. If the number of examples is odd, one is left out, a
-    different one in every epoch.
-    """
-
-    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
-        rng = generator(seed, "pairs", epoch)
-        return within(np.flatnonzero(split.group != UNPAIRED), scores, rng)
 
 
 def between(upper: Rows, lower: Rows, rng: np.random.Generator) -> Rows:

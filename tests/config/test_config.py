@@ -143,6 +143,10 @@ PROBLEMS = [
         "training.length_groups (2) and training.padding_free true exclude each other",
     ),
     (
+        {"reference.training": {"epochs": 1, "max_steps": 9}},
+        "reference.training.epochs 1 and reference.training.max_steps 9 exclude each other",
+    ),
+    (
         {"training.shard_group_size": 2},
         "training.shard_group_size is 2, an option of hsdp, but the stage has parallel auto",
     ),

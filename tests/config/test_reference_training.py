@@ -24,7 +24,6 @@ REPLACED = [
     ({"micro_batch_size": 8}, {"micro_batch_tokens": "auto"}, {"micro_batch_size": None}),
     ({"micro_batch_tokens": "auto"}, {"micro_batch_size": 2}, {"micro_batch_tokens": None}),
     ({"max_steps": 500}, {"epochs": 1.0}, {"max_steps": None}),
-    ({"max_steps": 500}, {"epochs": 1.0, "max_steps": 7}, {}),
     ({"length_groups": 4}, {"padding_free": True}, {"length_groups": None}),
     ({"length_groups": 4}, {"padding_free": "auto"}, {}),
     ({"padding_free": True}, {"length_groups": 4}, {"padding_free": "auto"}),

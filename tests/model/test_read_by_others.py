@@ -47,8 +47,22 @@ def test_adapters_of_a_text_part_with_other_names_get_a_line(composite, tokenize
     add_adapters(model, LoraOptions(r=2), seed=0)
     export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32, base=str(composite))
     told = capsys.readouterr().err
-    assert "adapters of Qwen3_5ForCausalLM" in told
-    assert "base model names Qwen3_5ForConditionalGeneration" in told
+    many = sum(hasattr(part, "base_layer") for part in model.modules())
+    assert f"{many} modules with adapters, such as model.layers.0.linear_attn.out_proj, are of Qwen3_5For" in told
+    assert "Qwen3_5ForConditionalGeneration, which config.json of the base model names, has none" in told
+
+
+def test_adapters_whose_modules_another_class_has_get_none(tokenizer, tmp_path, capsys):
+    """As where config.json names the class of a classifier, whose decoder is the same."""
+    made = random_model(transformers.LlamaConfig(**TINY))
+    made.save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    file.write_text(file.read_text().replace("LlamaForCausalLM", "LlamaForSequenceClassification"))
+    model = load_model(tmp_path / "base")
+    add_adapters(model, LoraOptions(r=2), seed=0)
+    capsys.readouterr()
+    export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32, base=str(tmp_path / "base"))
+    assert not capsys.readouterr().err
 
 
 def test_a_text_part_is_exported_as_a_model_of_text(composite, tokenizer, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Pair samplers that no experiment of the paper has: by length, levels, and distances of confidence."""
+"""Pair samplers that no experiment of the paper has: controls, by length, levels, and distances of confidence."""
 
 import math
 from typing import Literal
@@ -16,6 +16,30 @@ LevelRule = Literal["mirrored", "neighbours", "extremes"]
 SWAP_ROUNDS = 32
 """Rounds in which ConfidenceGapPairs exchanges partners. For gaps up to 0.4, more rounds no longer change the spread of
 the distances; closer to 0.5, some pairs stay as they started, half the ranks apart."""
+
+
+class SameGroupPairs(PairSampler):
+    """Control: both examples come from the same group, so that confident examples never meet unconfident ones.
+
+    A group with an odd number of examples leaves one out, a different one in every epoch.
+    """
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        rng = generator(seed, "pairs", epoch)
+        matched = [within(split.rows(group), scores, rng) for group in range(len(split.names))]
+        return rng.permutation(np.concatenate(matched))
+
+
+class AnyPairs(PairSampler):
+    """Control: random pairs of any two examples, whatever their groups (but not the unpaired): Mixup without the split.
+
+    With `--splitter RandomSplit`, no reference is trained. If the number of examples is odd, one is left out, a
+    different one in every epoch.
+    """
+
+    def pairs(self, split: Split, scores: Scores, *, epoch: int, seed: int) -> Rows:
+        rng = generator(seed, "pairs", epoch)
+        return within(np.flatnonzero(split.group != UNPAIRED), scores, rng)
 
 
 class LengthMatchedPairs(PairSampler):

@@ -16,13 +16,13 @@ from sftmix.components.others.reweighting import IRDRO
 from sftmix.components.reference import FromCheckpoints, FromFile, Online, TrainedReference
 from sftmix.components.splitters import RandomSplit
 from sftmix.config import RunConfig
-from sftmix.options import LoraOptions, ModelOptions, ReferenceModel
+from sftmix.options import LoraOptions, ModelOptions, ReferenceModel, TrainingOptions
 from sftmix.options.training import DEFAULT_MICRO_BATCH
 from sftmix.pipeline.rows import RunRows, read_rows
 from sftmix.tools.estimate.work import Machine, Work, plan
 from sftmix.tools.quickstart import write_jsonl
 from tests.fast import some_fast
-from tests.tools.estimate.configs import CPU, TRAINING, config, machine
+from tests.tools.estimate.configs import CPU, TRAINING, config, machine, small_llama
 
 ALONE: dict[str, Any] = {"objective": NTP(), "splitter": RandomSplit()}
 
@@ -148,6 +148,22 @@ def test_on_a_cpu_auto_is_the_number_of_tokens_that_fits(tiny):
     options = replace(TRAINING, micro_batch_size=None, micro_batch_tokens="auto")
     work, lengths = planned(tiny, **ALONE, training=options)["train"], rows_of(tiny, **ALONE)[1].data.train.lengths
     assert work.options.micro_batch_tokens == DEFAULT_MICRO_BATCH * lengths.max()
+
+
+def test_by_default_a_step_of_short_rows_is_one_pass_and_one_of_long_rows_several(tiny):
+    """On one GPU of 80 GB: 32 rows, of a Llama of 0.9 billion weights."""
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 12, "num_attention_heads": 32}
+    small_llama(tiny.model, empty=True, vocab_size=32_000, max_position_embeddings=2048, **sizes)
+    (tiny.model / "model.safetensors").unlink()
+    found = {}
+    for words in (60, 2000):
+        write_jsonl(tiny.train, [{"instruction": "all", "output": "one " * (words - number)} for number in range(32)])
+        options = TrainingOptions(global_batch_size=32)
+        train = planned(tiny, machine(gpus=1), **ALONE, training=options, data={"eval": None})["train"]
+        assert train.slots / train.computed[0] * train.steps == pytest.approx(1 / train.micro_batches, rel=0.2)
+        found[words] = train.micro_batches
+    assert found[60] == 1
+    assert 2 <= found[2000] <= 16
 
 
 def test_each_rank_waits_for_the_slowest(tiny):
