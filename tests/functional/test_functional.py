@@ -183,6 +183,24 @@ def test_the_blocks_of_a_chunk_change_no_bit_under_autocast(monkeypatch):
     assert all(torch.equal(a, b) for other in several for a, b in zip(one, other, strict=True))
 
 
+def test_a_masked_token_adds_nothing_to_an_entropy():
+    """Its logit is -inf, and its share 0; a rule sees the same."""
+    case = make_case(16, vocabulary=50)
+    case = replace(case, labels=case.labels % 49).without_pairs(case.row_weight)
+    case.bias[49] = -torch.inf
+    seen: list[torch.Tensor] = []
+
+    def rule(nll, entropy):
+        seen.append(entropy)
+        return torch.ones_like(nll)
+
+    got = case.run(sft_loss, rule=rule, entropy=True, frozen=True)
+    expected = torch.special.entr((case.hidden @ case.weight.T + case.bias).softmax(1)).sum(1)
+    close(got.result.entropy, expected)
+    close(torch.cat(seen).sort().values, expected.sort().values)
+    same(got, case.run(reference_sft_loss, rule=rule, entropy=True, frozen=True))
+
+
 def test_default_chunk_size_follows_the_vocabulary():
     sizes = [default_chunk_size(v, torch.device("cpu")) for v in (512, 49_152, 256_000, 10**9)]
     assert sizes == [4096, 682, 131, 64]
