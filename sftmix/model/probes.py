@@ -72,22 +72,28 @@ def export_problems(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         kind = getattr(transformers, (config.architectures or [""])[0], type(model))
         if not base and (problem := _unlike(model, kind, path)):
             yield f"{kind.__name__}, which config.json names, reads another model from it: {problem:.200}"
-        elif base and type(model) is not kind and (names := _homeless(model, kind, config)):
+        elif base and type(model) is not kind and (problem := _homeless(model, kind, config)):
             yield (
-                f"{len(names)} modules with adapters, such as {names[0]}, are of {type(model).__name__}, which "
-                f"AutoModelForCausalLM loads, and {kind.__name__}, which config.json of the base model names, has none "
-                "of their names: a server that loads it leaves them out, without a word. Export with --merge for it"
+                f"these are adapters of {type(model).__name__}, which AutoModelForCausalLM loads, and {kind.__name__}, "
+                f"which config.json of the base model names, {problem}: a server that loads it leaves out adapters "
+                "that have no module of their name there, without a word. Export with --merge for it"
             )
     except Exception as error:  # no training ends for the sake of what others do
         yield f"it cannot be read as its files say: {error}"
 
 
-def _homeless(model: PreTrainedModel, kind: Any, config: PretrainedConfig) -> list[str]:
-    """Return the names of modules with adapters that a model of another class does not have."""
-    with torch.device("meta"):
-        there = {name for name, _ in kind._from_config(config).named_modules()}
-    adapted = [name for name, part in model.named_modules() if hasattr(part, "base_layer")]
-    return [name for name in adapted if ".base_layer" not in name and name not in there]
+def _homeless(model: PreTrainedModel, kind: Any, config: PretrainedConfig) -> str:
+    """Return which modules with adapters a model of another class lacks, or that they cannot be compared; else ""."""
+    try:
+        with torch.device("meta"):
+            there = {name for name, _ in kind._from_config(config).named_modules()}
+    except Exception as error:  # its configuration may be of another kind
+        return f"cannot be made from it to compare their names ({error})"
+    trained = [
+        n for n, part in model.named_modules() if hasattr(part, "base_layer") or hasattr(part, "modules_to_save")
+    ]
+    lost = [name for name in trained if ".base_layer" not in name and name not in there]
+    return f"lacks {len(lost)} of their modules, such as {lost[0]}" if lost else ""
 
 
 def _unlike(model: PreTrainedModel, kind: Any, path: Path) -> str:

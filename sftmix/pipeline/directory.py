@@ -23,7 +23,16 @@ from sftmix.common.files import (
 from sftmix.common.places import PathLike
 from sftmix.config.read import STARTED
 from sftmix.pipeline.lock import Hold
-from sftmix.pipeline.stages import ADOPTED, Inputs, differences, is_finished, origin, refuse_others, write_manifest
+from sftmix.pipeline.stages import (
+    ADOPTED,
+    Inputs,
+    differences,
+    is_finished,
+    origin,
+    read_inputs,
+    refuse_others,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from sftmix.common.world import World
@@ -82,12 +91,12 @@ class RunDirectory(Hold):
             relative = os.path.relpath(here, self.path.resolve())
             write_json(self.path / STARTED, {"directory": here, "relative": relative})
             written = directory / "inputs.json"
-            if not written.exists() or differences(read_json(written), inputs):  # the checkpoints know its hash
+            if not written.exists() or differences(read_inputs(directory), inputs):  # the checkpoints know its hash
                 write_json(written, inputs)
             write_text(self.path / "config.yaml", configuration)
             self.status(stage=stage, step=0, total_steps=0, doing="")
             for source in (sibling / stage for sibling in self.pool):
-                equal = (source / MANIFEST).exists() and not differences(read_json(source / "inputs.json"), inputs)
+                equal = (source / MANIFEST).exists() and not differences(read_inputs(source), inputs)
                 if equal and is_finished(source):
                     for name in read_json(source / MANIFEST, files=dict)["files"]:
                         _link(source / name, directory / name)

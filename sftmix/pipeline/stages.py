@@ -5,7 +5,9 @@ with the hashes of its outputs. A rerun reuses a finished stage whose inputs are
 and refuses both when the inputs differ: nothing is ever recomputed over other work.
 """
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from sftmix.common.errors import ConfigError, DifferenceError
 from sftmix.common.files import MANIFEST, read_json, sha256_file, sync_path, write_json
 from sftmix.common.plain import differing
+from sftmix.config.schema import path_now
 
 Inputs = Mapping[str, Any]
 """What a stage is made from, JSON-able; a value that is not known yet is UNKNOWN."""
@@ -69,7 +72,7 @@ def refuse_others(directory: Path, inputs: Inputs) -> None:
     work = [path for path in directory.glob("*") if path.name not in ("inputs.json", "dynamics.parquet")]
     if not (directory / "inputs.json").exists() or all(path.is_file() and not path.stat().st_size for path in work):
         return
-    different = differences(read_json(directory / "inputs.json"), inputs)
+    different = differences(read_inputs(directory), inputs)
     if words := "; ".join(CONTENTS.get(line.partition(": ")[0], line) for line in different):
         raise ConfigError(f"{directory}: was made with other inputs: {words}. Use another --out, or the old settings")
 
@@ -82,6 +85,15 @@ CONTENTS = {
     "eval": "the held-out rows are others, as the model sees them (data.eval, data.eval_fraction)",
 }
 """Inputs that are hashes, in words that name the options behind them."""
+
+
+_OURS = re.compile(r'(?<=")sftmix\.components\.[\w.]+(?=")')
+"""An import path of ours as a value, which a run of before may have from before a move."""
+
+
+def read_inputs(stage: Path) -> Any:
+    """Return what a stage was made from, in which components of ours have the import paths that they have now."""
+    return json.loads(_OURS.sub(lambda found: path_now(found[0]), json.dumps(read_json(stage / "inputs.json"))))
 
 
 def differences(old: Any, new: Any) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 import sftmix.components
 from sftmix.common.errors import ConfigError
+from sftmix.common.files import write_json
 from sftmix.components import Evaluate, Linear, SFTMix, TrainedReference
 from sftmix.config import RunConfig
 from sftmix.config.checks import validate
@@ -15,6 +16,7 @@ from sftmix.config.read import from_plain
 from sftmix.config.schema import ForeignClassError, import_class, trusting
 from sftmix.config.values import NoValueError, Word, converted
 from sftmix.options import DataOptions, ModelOptions, ReferenceModel, TrainingOptions
+from sftmix.pipeline.stages import differences, read_inputs
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_a_component_names_each_of_its_options(cls, taken):
 
 MOVED = ["endpoint.FromSGLang", "mixing.MeasureMixing", "optimizers.AdamW8bit", "perturbations.NEFTune"]
 MOVED += ["places.CutMix", "reweighting.IRDRO", "selection.S2L", "tokens.Rho1"]
-MOVED += ["confidence.IFD", "pairing.LevelPairs", "schedules.Linear", "selection.Random"]
+MOVED += ["confidence.IFD", "pairing.LevelPairs", "pairing.AnyPairs", "schedules.Linear", "selection.Random"]
 
 
 @pytest.mark.parametrize("path", MOVED)
@@ -236,3 +238,20 @@ def test_a_component_that_moved_is_found_where_older_configurations_have_it(path
         assert import_class(f"sftmix.components.{path}") is getattr(sftmix.components, name)
         with pytest.raises(ForeignClassError):
             import_class(f"of_someone.sftmix.components.{path}")
+
+
+@pytest.mark.parametrize("path", MOVED)
+def test_a_stage_of_a_component_that_moved_is_continued(path, tmp_path):
+    """Its record has the path of before, wherever a component can be."""
+    name = path.rpartition(".")[2]
+    now = getattr(sftmix.components, name)
+    recorded, made = (
+        {"class_path": f"{module}.{name}", "init_args": {"k": 1}}
+        for module in (f"sftmix.components.{path.partition('.')[0]}", now.__module__)
+    )
+    write_json(tmp_path / "inputs.json", {"pairing": recorded, "online": [recorded], "seed": None})
+    old, new = read_inputs(tmp_path), {"pairing": made, "online": [made], "seed": None}
+    assert differences(old, new) == []
+    assert differences(old, new | {"pairing": made | {"init_args": {"k": 2}}}) == ["pairing.k: 1 -> 2"]
+    (other,) = differences(old, new | {"pairing": made | {"class_path": "of_mine.Pairs"}})
+    assert other == f"pairing: {now.__module__}.{name} -> of_mine.Pairs"

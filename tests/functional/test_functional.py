@@ -183,6 +183,15 @@ def test_the_blocks_of_a_chunk_change_no_bit_under_autocast(monkeypatch):
     assert all(torch.equal(a, b) for other in several for a, b in zip(one, other, strict=True))
 
 
+def test_the_kernels_give_no_entropies_of_a_pass_with_gradients():
+    """There torch's passes compute them."""
+    case = make_case(17)
+    for trains, stats in ((True, {"entropy": True}), (True, {"stats": True}), (False, {})):
+        one = fused.Pass(case.hidden.clone().requires_grad_(trains), case.weight, case.bias, **stats)
+        assert one.plain(case.pairs[:0]) is not trains
+    assert fused.Pass(case.hidden, case.weight, case.bias, entropy=True).plain(case.pairs[:0])
+
+
 def test_a_masked_token_adds_nothing_to_an_entropy():
     """Its logit is -inf, and its share 0; a rule sees the same."""
     case = make_case(16, vocabulary=50)

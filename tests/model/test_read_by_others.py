@@ -48,21 +48,40 @@ def test_adapters_of_a_text_part_with_other_names_get_a_line(composite, tokenize
     export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32, base=str(composite))
     told = capsys.readouterr().err
     many = sum(hasattr(part, "base_layer") for part in model.modules())
-    assert f"{many} modules with adapters, such as model.layers.0.linear_attn.out_proj, are of Qwen3_5For" in told
-    assert "Qwen3_5ForConditionalGeneration, which config.json of the base model names, has none" in told
+    assert "these are adapters of Qwen3_5ForCausalLM" in told
+    assert f"lacks {many} of their modules, such as model.layers.0.linear_attn.out_proj: a server" in told
 
 
-def test_adapters_whose_modules_another_class_has_get_none(tokenizer, tmp_path, capsys):
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "named", "lora", "said"),
+    [
+        (transformers.LlamaConfig(**TINY), "LlamaForSequenceClassification", {}, ""),
+        (transformers.MixtralConfig(**TINY, **EXPERTS), "MixtralForSequenceClassification", {}, ""),
+        (transformers.LlamaConfig(**TINY), "GPT2LMHeadModel", {}, "cannot be made from it to compare their names ("),
+        (
+            transformers.LlamaConfig(**TINY),
+            "LlamaForSequenceClassification",
+            {"modules_to_save": ["lm_head"]},
+            "lacks 1 of their modules, such as lm_head",
+        ),
+    ],
+)
+def test_a_line_names_what_another_class_does_not_have(config, named, lora, said, tokenizer, tmp_path, capsys):
     """As where config.json names the class of a classifier, whose decoder is the same."""
-    made = random_model(transformers.LlamaConfig(**TINY))
+    made = random_model(config)
     made.save_pretrained(tmp_path / "base")
     file = tmp_path / "base" / "config.json"
-    file.write_text(file.read_text().replace("LlamaForCausalLM", "LlamaForSequenceClassification"))
+    file.write_text(file.read_text().replace(type(made).__name__, named))
     model = load_model(tmp_path / "base")
-    add_adapters(model, LoraOptions(r=2), seed=0)
+    add_adapters(model, LoraOptions(r=2, **lora), seed=0)
     capsys.readouterr()
     export_model(model, tokenizer, tmp_path / "out", dtype=torch.float32, base=str(tmp_path / "base"))
-    assert not capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert said in told
+    assert bool(said) == bool(told)
 
 
 def test_a_text_part_is_exported_as_a_model_of_text(composite, tokenizer, tmp_path, capsys):

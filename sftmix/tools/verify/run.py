@@ -30,7 +30,7 @@ from sftmix.pipeline.inputs import STAGE_INPUTS, Known
 from sftmix.pipeline.machines import check_same_directory
 from sftmix.pipeline.recipe import enter_base, make_stages
 from sftmix.pipeline.rows import read_rows, selected_ids
-from sftmix.pipeline.stages import differences, is_finished
+from sftmix.pipeline.stages import differences, is_finished, read_inputs
 from sftmix.pipeline.start import stages_entered
 from sftmix.tools.runs.read import as_started
 from sftmix.tools.runs.shown import rendered
@@ -113,7 +113,7 @@ def check_inputs(window: Window, known: Known, stages: Sequence[str]) -> list[Fi
     """Compare the inputs that these stages recorded when they began with the current ones."""
     findings = []
     for stage in stages:
-        for line in differences(read_json(window.run / stage / "inputs.json"), STAGE_INPUTS[stage](known)):
+        for line in differences(read_inputs(window.run / stage), STAGE_INPUTS[stage](known)):
             if known.config.training.precision == "auto" and "precision: " in line:
                 raise ConfigError(
                     f"training.precision auto is another one here than where {stage} was made ({line}), so numbers "
