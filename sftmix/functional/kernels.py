@@ -56,21 +56,24 @@ def _none():
 
 
 @triton.jit
-def _joined(k, total, z, inside, softcap: tl.constexpr):
-    """The k and the sum of each lane with RUN more logits, as far as they are inside the row."""
+def _dealt(z, inside, softcap: tl.constexpr):
+    """Capped logits as lanes of RUN; those that are not inside the row stay LOW."""
     if softcap != 0:
         z = tl.where(inside, _capped(z, softcap), LOW)
-    z = tl.reshape(z, (BLOCK // RUN, RUN))
+    return tl.reshape(z, (BLOCK // RUN, RUN))
+
+
+@triton.jit
+def _joined(k, total, z):
+    """The k and the sum of each lane with RUN more logits."""
     new = tl.maximum(k, tl.max(z, 1) * LOG2E)
     return new, total * tl.exp2(k - new) + tl.sum(tl.exp2(z * LOG2E - new[:, None]), 1)
 
 
 @triton.jit
-def _powers(powers, before, had, k, z, inside, softcap: tl.constexpr):
+def _powers(powers, before, had, k, z):
     """The sum of e log2(e) of each lane with RUN more logits; `before` and `had` are its k and sum without them."""
-    if softcap != 0:
-        z = tl.where(inside, _capped(z, softcap), LOW)
-    power = tl.maximum(tl.reshape(z, (BLOCK // RUN, RUN)) * LOG2E - k[:, None], LOW)  # finite for masked tokens, too
+    power = tl.maximum(z * LOG2E - k[:, None], LOW)  # finite for masked tokens, too
     return tl.exp2(before - k) * (powers + (before - k) * had) + tl.sum(tl.exp2(power) * power, 1)
 
 
@@ -115,10 +118,11 @@ def _rows(
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
         z = _logits(x, at, V)
+        dealt = _dealt(z, at < V, softcap)
         before, had = k, total
-        k, total = _joined(k, total, z, at < V, softcap)
+        k, total = _joined(k, total, dealt)
         if with_entropy:
-            powers = _powers(powers, before, had, k, z, at < V, softcap)
+            powers = _powers(powers, before, had, k, dealt)
         if not trains:
             high, early = _highest(high, z), _highest(early, tl.where(at < y, z, LOW))
     before, had = k, total
@@ -153,9 +157,9 @@ def _pairs(x, label, weight, nll, lam, pair_weight, mixup, M, V, softcap: tl.con
     for start in range(0, V, BLOCK):
         at = start + tl.arange(0, BLOCK)
         a, b = _logits(xi, at, V), _logits(xj, at, V)
-        km, total_m = _joined(km, total_m, lam_i * a + lam_j * b, at < V, softcap)
-        ki, total_i = _joined(ki, total_i, a, at < V, softcap)
-        kj, total_j = _joined(kj, total_j, b, at < V, softcap)
+        km, total_m = _joined(km, total_m, _dealt(lam_i * a + lam_j * b, at < V, softcap))
+        ki, total_i = _joined(ki, total_i, _dealt(a, at < V, softcap))
+        kj, total_j = _joined(kj, total_j, _dealt(b, at < V, softcap))
     ki, total_i = _of_row(ki, total_i)
     kj, total_j = _of_row(kj, total_j)
     km, total_m = _of_row(km, total_m)
