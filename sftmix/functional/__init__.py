@@ -168,7 +168,8 @@ def reference_sft_loss(
     if label_smoothing:  # 0 times the -inf of a masked token would be NaN
         ntp_T = (1 - label_smoothing) * nll_T - label_smoothing * logp_TV.mean(-1)
     w_T = row_weight
-    entropy_T = -torch.special.xlogy(logp_TV.exp(), logp_TV.exp()).sum(-1).detach()
+    if rule is not None or entropy:
+        entropy_T = torch.special.entr(logp_TV.detach().exp()).sum(-1)
     if rule is not None:  # 0 stays 0, whatever the rule returns
         w_T = torch.where(row_weight == 0, 0.0, row_weight * rule(nll_T.detach(), entropy_T))
 
