@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -138,10 +138,10 @@ def compile_problem(setup: StepSetup) -> str | None:
             reason = str(error).strip().partition("\n")[0]
             problems.append(f"{type(layer).__name__} does not become one graph ({reason})")
 
-    hooks = [layer.register_forward_pre_hook(trace, with_kwargs=True) for layer in {*layers[:1], *layers[-1:]}]
-    kept_by_forward(setup, int(setup.stage.data.lengths.max()), nullcontext())
-    for hook in hooks:
-        hook.remove()
+    with ExitStack() as hooks:
+        for layer in {*layers[:1], *layers[-1:]}:
+            hooks.enter_context(layer.register_forward_pre_hook(trace, with_kwargs=True))
+        kept_by_forward(setup, int(setup.stage.data.lengths.max()), nullcontext())
     return next(chain.from_iterable(setup.world.gather(problems)), None)
 
 

@@ -154,6 +154,13 @@ def test_a_graph_break_is_named_and_short_stages_are_not_compiled(stage, monkeyp
     assert all(parameter.grad is None for parameter in stage.model.parameters())
 
 
+def test_an_error_of_the_forward_leaves_no_hook(stage, monkeypatch):
+    monkeypatch.setattr(choices, "kept_by_forward", lambda *given: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        compile_problem(setup_of(stage))
+    assert not [module for module in stage.model.modules() if module._forward_pre_hooks]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_the_seconds_of_compiling_are_said_and_in_the_figures(stage, monkeypatch, capsys, compile):
